@@ -1,0 +1,107 @@
+"""Bytes or a path to a Waveform: 16 kHz, mono, float32. libsndfile decodes, soxr resamples; no ffmpeg is needed."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.errors import LabError
+
+SAMPLE_RATE_HZ = 16_000
+"""What Whisper hears."""
+
+
+class AudioError(LabError):
+    """A clip that cannot be used: `reason` is one word for tables, the message says the detail."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Decoded speech."""
+
+    samples: np.ndarray
+    """float32 [n], mono at SAMPLE_RATE_HZ, nominally within -1 to 1, all finite."""
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / SAMPLE_RATE_HZ
+
+
+def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> Waveform:
+    """Decode wav, flac, mp3 or ogg: channels are averaged, the rate becomes 16 kHz.
+
+    Raises AudioError with reason `missing`, `empty`, `unreadable`, `too_long` (judged by the header, before anything
+    is decoded, and again by what came out of it) or `not_finite`.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(_open(source)) as file:
+            _refuse_long(file.frames / file.samplerate, max_duration_s)
+            # one second more than allowed: a header can understate what follows
+            most = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
+            samples, rate_hz = file.read(most, dtype="float32", always_2d=True), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise AudioError("unreadable", f"not audio that libsndfile can read ({error.error_string.strip(' .')})") from None
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
+    return from_array(samples, rate_hz, max_duration_s)
+
+
+def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float("inf")) -> Waveform:
+    """A Waveform from samples [n] or [n, channels] (float, or integers at full scale) at `rate_hz`.
+
+    Raises AudioError with reason `empty`, `not_finite` or `too_long`.
+    """
+    mono = _mono(_as_float(np.asarray(samples)))
+    if mono.size == 0:
+        raise AudioError("empty", "the clip holds no samples")
+    if not np.isfinite(mono).all():
+        raise AudioError("not_finite", "the clip holds NaN or infinite samples")
+    _refuse_long(len(mono) / rate_hz, max_duration_s)
+    return Waveform(np.ascontiguousarray(_resample(mono, rate_hz), dtype=np.float32))
+
+
+def _open(source: bytes | Path | str) -> io.BytesIO | str:
+    if isinstance(source, bytes):
+        if not source:
+            raise AudioError("empty", "the file has 0 bytes")
+        return io.BytesIO(source)
+    path = Path(source)
+    if not path.is_file():
+        raise AudioError("missing", f"there is no file {path.name}")
+    if path.stat().st_size == 0:
+        raise AudioError("empty", "the file has 0 bytes")
+    return str(path)
+
+
+def _refuse_long(duration_s: float, max_duration_s: float) -> None:
+    if duration_s > max_duration_s:
+        raise AudioError("too_long", f"{duration_s:.1f} s, at most {max_duration_s:g} s can be used")
+
+
+def _as_float(samples: np.ndarray) -> np.ndarray:
+    """Integers become shares of full scale; floats stay."""
+    if np.issubdtype(samples.dtype, np.integer):
+        return samples.astype(np.float32) / np.float32(np.iinfo(samples.dtype).max + 1)
+    return samples.astype(np.float32, copy=False)
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    return samples.mean(axis=1, dtype=np.float32) if samples.ndim == 2 else samples
+
+
+def _resample(mono: np.ndarray, rate_hz: int) -> np.ndarray:
+    if rate_hz == SAMPLE_RATE_HZ:
+        return mono
+    import soxr
+
+    return soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)

@@ -1,0 +1,77 @@
+"""What is kept of a corpus, and why the rest is not: every clip that cannot be used has a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines import audio, features, text
+from pipelines.audio import AudioError, Waveform
+from pipelines.errors import LabError
+from pipelines.features import LogMel
+from pipelines.sources import SPLITS, Example
+
+MAX_LABEL_TOKENS = 448
+"""Positions of Whisper's decoder: a longer label cannot be trained on."""
+
+
+class Rejected(LabError):
+    """An example that cannot be used: `reason` is one word for tables, `detail` says it in full."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An example that passed: what the cache keeps of it."""
+
+    example: Example
+    text: str
+    """The cleaned transcript."""
+    labels: list[int]
+    """Token ids that the decoder is to produce: language, task, no-timestamps, text, end. At most 448."""
+    log_mel: LogMel
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Turns examples into clips, or says why not. `tokenise` maps a clean transcript to label ids."""
+
+    tokenise: Callable[[str], list[int]]
+    n_mels: int
+    min_duration_s: float
+    max_duration_s: float
+    min_peak: float
+
+    def admit(self, example: Example) -> Clip:
+        """Decode, check, extract. Raises Rejected; no other exception for whatever the file holds."""
+        try:
+            return self._clip(example)
+        except AudioError as error:
+            raise Rejected(error.reason, error.detail) from None
+
+    def _clip(self, example: Example) -> Clip:
+        if example.split not in SPLITS:
+            raise Rejected("unknown_split", f"{example.split!r} is none of {', '.join(SPLITS)}")
+        transcript = text.clean(example.text)
+        if not text.normalise(transcript):
+            raise Rejected("no_text", "the transcript holds no letter and no digit")
+        labels = self.tokenise(transcript)
+        if len(labels) > MAX_LABEL_TOKENS:
+            raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
+        waveform = audio.decode(example.audio, self.max_duration_s)
+        self._check(waveform)
+        return Clip(example, transcript, labels, features.extract(waveform, self.n_mels), waveform.duration_s)
+
+    def _check(self, waveform: Waveform) -> None:
+        if waveform.duration_s < self.min_duration_s:
+            raise Rejected("too_short", f"{waveform.duration_s:.4f} s, at least {self.min_duration_s:g} s are needed")
+        peak = float(np.abs(waveform.samples).max())
+        if peak < self.min_peak:
+            raise Rejected("silent", f"the loudest sample is {peak:.1e} of full scale, below {self.min_peak:g}")

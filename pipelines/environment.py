@@ -1,0 +1,157 @@
+"""Where am I: Colab, Kaggle, a Space or a machine of one's own; which device; whether the Hub answers.
+
+Everything here is a returned value. Nothing is decided at import.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipelines.errors import LabError
+
+HUB_TIMEOUT_S = 3.0
+ROOT = Path(__file__).resolve().parent.parent
+_LIGHT = {"espeakng_loader": "espeakng-loader>=0.2.4", "jiwer": "jiwer>=4,<5", "soxr": "soxr>=0.5",
+          "soundfile": "soundfile>=0.12.1", "transformers": "transformers>=5.15,<6", "accelerate": "accelerate>=1.10",
+          "pydantic": "pydantic>=2.7", "filelock": "filelock>=3.12", "matplotlib": "matplotlib>=3.8", "pandas": "pandas>=2.2"}
+"""Module to requirement: all that the three notebooks need besides torch."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a stage needs to know of the machine it runs on."""
+
+    host: str
+    """colab, kaggle, space or local."""
+    device: str
+    """cuda, mps or cpu."""
+    dtype: str
+    """The fastest training precision the device has: bfloat16, float16 or float32."""
+    device_name: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def detect() -> Environment:
+    """Look at the machine. Imports torch (about 1 s)."""
+    import torch
+
+    if torch.cuda.is_available():
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        return Environment(host(), "cuda", dtype, torch.cuda.get_device_name())
+    if torch.backends.mps.is_available():
+        return Environment(host(), "mps", "float32", "Apple GPU")
+    return Environment(host(), "cpu", "float32", f"{torch.get_num_threads()} CPU threads")
+
+
+def host() -> str:
+    """colab, kaggle, space or local, by the variables these places set."""
+    if "COLAB_RELEASE_TAG" in os.environ or "COLAB_GPU" in os.environ:
+        return "colab"
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    return "space" if "SPACE_ID" in os.environ else "local"
+
+
+def runs_folder(named: str | Path = "") -> Path:
+    """Where artefacts go: the folder named, else LAB_RUNS, else `runs/` beside the package."""
+    return Path(named or os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().absolute()
+
+
+def prepare(runs: str | Path = "", *, log: Callable[[str], None] = print) -> Environment:
+    """Make a notebook's machine ready: install what Colab and Kaggle lack, mount Drive if artefacts go there.
+
+    What is installed already, torch, numpy and pandas above all, is pinned for pip, so that nothing is replaced under
+    a running kernel. On a machine of one's own nothing is installed: a missing package is an error that names the
+    command.
+    """
+    lacking = [wanted for module, wanted in _LIGHT.items() if importlib.util.find_spec(module) is None]
+    if lacking and host() not in ("colab", "kaggle"):
+        raise LabError(f"this kernel lacks {', '.join(lacking)}. Run: pip install -r requirements.txt")
+    if lacking:
+        log(f"installing {', '.join(lacking)} ...")
+        _pip_install(lacking)
+    if host() == "colab" and str(runs).startswith("/content/drive"):
+        from google.colab import drive  # exists on Colab alone
+
+        drive.mount("/content/drive")
+    here = detect()
+    log(f"{here.host}: {here.device_name}, training in {here.dtype}; artefacts go to {runs_folder(runs)}")
+    return here
+
+
+def _pip_install(wanted: list[str]) -> None:
+    """Install without touching what is there: every installed package is its own constraint."""
+    installed = sorted(f"{item.name}=={item.version}" for item in importlib.metadata.distributions() if "+" not in item.version)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
+        pins.write("\n".join(installed))
+        pins.flush()
+        done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", pins.name, *wanted],
+                              capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
+        raise LabError(f"could not install {' '.join(wanted)}: {reason}. Run: pip install {' '.join(wanted)}")
+    importlib.invalidate_caches()
+
+
+def cache_folder() -> Path:
+    """Where downloads that every run shares are kept: LAB_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("LAB_CACHE") or Path(base) / "swedish-whisper-lab").expanduser().absolute()
+
+
+@functools.cache
+def hub_reachable(timeout_s: float = HUB_TIMEOUT_S) -> bool:
+    """Whether the Hugging Face Hub answers: asked once per process, decided within `timeout_s`.
+
+    HF_ENDPOINT is honoured, HF_HUB_OFFLINE=1 answers no at once. Name look-ups can hang for longer than any socket's
+    time-out, so the question is put by a thread that is left behind when the time is up.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    answer: list[bool] = []
+    asker = threading.Thread(target=lambda: answer.append(_connects(timeout_s)), daemon=True)
+    asker.start()
+    asker.join(timeout_s)
+    return bool(answer and answer[0])
+
+
+def _connects(timeout_s: float) -> bool:
+    """Whether the Hub answers an HTTP request with anything but a server's or a proxy's refusal."""
+    import httpx
+
+    try:
+        reply = httpx.get(f"{hub_endpoint()}/api/models?limit=1", timeout=timeout_s)
+    except (httpx.HTTPError, OSError, ValueError):
+        return False
+    return reply.status_code < 500 and reply.status_code != 407
+
+
+def hub_endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT, else the public one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def hub_host() -> str:
+    """The Hub's host name, for messages."""
+    return urllib.parse.urlsplit(hub_endpoint()).hostname or hub_endpoint()

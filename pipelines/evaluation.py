@@ -1,0 +1,116 @@
+"""EvalReport: how a model does on a split, on whom, and where it fails. One sealed folder per evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines import decoding, environment, manifest, models, scoring
+from pipelines.cache import FeatureCache
+from pipelines.errors import LabError
+from pipelines.models import ModelRef
+from pipelines.recipe import Recipe, digest
+from pipelines.scoring import Score
+
+CODE = "1"
+"""Version of the code that decodes and scores: raised whenever the same model and cache would give other figures."""
+_SLICES = ("gender", "variant", "origin", "accent", "age")
+"""Columns of the cache by which a report is cut, where the source tells them."""
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """One model on one split."""
+
+    folder: Path
+    model: str
+    """Name and revision; says `q8` where the weights were dequantised."""
+    split: str
+    score: Score
+    """Normalised: case and punctuation set aside."""
+    raw: Score
+    """As written."""
+    predictions: pd.DataFrame
+    """One row per utterance: id, speaker, duration_s, reference, hypothesis, wer, and the slice columns."""
+    seconds: float
+    """Wall-clock seconds of decoding."""
+
+    def slices(self) -> pd.DataFrame:
+        """WER per value of each slice column: slice, value, wer, low, high (95 %), n."""
+        rows = []
+        for column in (name for name in _SLICES if name in self.predictions):
+            for value, part in self.predictions.groupby(column):
+                found = scoring.score(part["reference"].tolist(), part["hypothesis"].tolist(), part["speaker"].tolist())
+                rows.append({"slice": column, "value": value, "wer": found.wer, "low": found.ci95[0],
+                             "high": found.ci95[1], "n": found.n})
+        return pd.DataFrame(rows)
+
+    def worst(self, n: int = 10) -> pd.DataFrame:
+        """The `n` utterances with the most word errors for their length: reference, hypothesis, wer."""
+        return self.predictions.nlargest(n, "wer")[["reference", "hypothesis", "wer", "speaker"]].reset_index(drop=True)
+
+
+def evaluate(recipe: Recipe, cache: FeatureCache, ref: ModelRef, split: str, reports: Path, *,
+             on_start: Callable[[int], None] = lambda n: None, on_clips: Callable[[int], None] = lambda n: None) -> EvalReport:
+    """Decode a split with the model and score it; an evaluation that was made before is read, not made again.
+
+    A model tuned at clip length is decoded so; any other sees the full 30 s, as it was trained.
+    """
+    identity = {**recipe.settings("evaluation"), **models.identity(ref), "language": recipe.language, "split": split,
+                "cache": cache.digest, "context": ref.context, "code.evaluation": CODE}
+    folder = reports / f"{split}-{digest(identity)}"
+    if manifest.problem(folder) is None:
+        return read_report(folder)
+    rows = cache.split(split)
+    if not len(rows):
+        raise LabError(f"the cache {cache.folder} has no {split} clips to score")
+    on_start(len(rows))
+    started = time.monotonic()
+    hypotheses = _decode(recipe, cache, ref, rows, on_clips)
+    return _write(folder, identity, ref, split, _predictions(cache, rows, hypotheses), recipe, time.monotonic() - started)
+
+
+def read_report(folder: Path) -> EvalReport:
+    """A report that was made before."""
+    facts = manifest.require_whole(folder, "report", "Remove it and evaluate again")
+    predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype={"id": str, "speaker": str})
+    return EvalReport(folder, facts["model"], facts["split"], _score(facts["score"]), _score(facts["raw"]),
+                      predictions, facts["seconds"])
+
+
+def _decode(recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]) -> list[str]:
+    settings = recipe.evaluation
+    model = models.load(ref, device=environment.detect().device)
+    return decoding.decode_rows(
+        model, models.load_processor(ref, recipe.language), cache, rows, language=recipe.language,
+        batch_frames=settings.batch_frames, max_new_tokens=settings.max_new_tokens,
+        full_context=ref.context == "full", on_clips=on_clips)
+
+
+def _predictions(cache: FeatureCache, rows: Any, hypotheses: list[str]) -> pd.DataFrame:
+    table = cache.rows.iloc[rows]
+    kept = [name for name in ("id", "speaker", "duration_s", *_SLICES) if name in table]
+    predictions = table[kept].reset_index(drop=True).assign(reference=table["text"].to_numpy(), hypothesis=hypotheses)
+    edits = scoring.count_edits(predictions["reference"].tolist(), hypotheses)
+    return predictions.assign(wer=(edits.word_edits / edits.words).round(4))
+
+
+def _write(folder: Path, identity: dict[str, Any], ref: ModelRef, split: str, predictions: pd.DataFrame,
+           recipe: Recipe, seconds: float) -> EvalReport:
+    texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
+    settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions.to_csv(folder / "predictions.csv", index=False)
+    manifest.seal(folder, kind="report", model=ref.title, quantisation=ref.quantisation, split=split, identity=identity,
+                  score=scoring.score(*texts, **settings).as_dict(),
+                  raw=scoring.score(*texts, normalised=False, **settings).as_dict(), seconds=round(seconds, 2))
+    return read_report(folder)
+
+
+def _score(facts: dict[str, Any]) -> Score:
+    return Score(**{**facts, "ci95": tuple(facts["ci95"])})

@@ -1,0 +1,178 @@
+"""The feedback log: one CSV row for each verdict of a listener, and the recording beside it where they consent.
+
+    <log>.csv           audio, output, flag, username, timestamp, reference, wer, model
+    audio/<random>.wav  recordings that their speakers let us keep
+
+The first five columns are those of Gradio's old flag file. Several threads and processes may append at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import re
+import secrets
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipelines import scoring, text
+from pipelines.audio import Waveform
+from pipelines.errors import LabError
+
+COLUMNS = ("audio", "output", "flag", "username", "timestamp", "reference", "wer", "model")
+FLAGS = ("right", "wrong")
+MAX_CHARS = 2_000
+"""Longer texts are refused: thirty seconds of speech hold some 500 characters."""
+LOCK_TIMEOUT_S = 10.0
+
+_HEADER = ",".join(COLUMNS).encode()
+# What a spreadsheet would run as a formula: at the start of a cell, or after the semicolon that Swedish Excel takes
+# for the separator. Full-width signs count in some locales. An apostrophe in front makes it text.
+_FORMULA = r"(?='*[=+\-@\t\r＝＋－＠])"
+_ARM = re.compile(rf"(^|;\s*){_FORMULA}")
+_DISARM = re.compile(rf"(^|;\s*)'{_FORMULA}")
+_C1_CONTROLS = re.compile(r"[\x80-\x9f]+")
+
+_LOG = logging.getLogger(__name__)
+
+
+def append(log: Path, *, output: str, flag: str, model: str, reference: str = "", username: str = "",
+           recording: Waveform | None = None, now: datetime | None = None) -> dict[str, str]:
+    """Add one verdict to the CSV file `log`, made with its header where it does not exist yet; returns the row.
+
+    `flag` is `right` (the reference is then the output itself) or `wrong` (`reference` is the listener's correction,
+    or empty). `model` is name @ revision. `recording` is kept only if it is given: ask before. `now` is the clock's
+    time unless told.
+    Raises LabError for a text over 2,000 characters, another flag, a log with other columns or one that
+    cannot be written.
+    """
+    if flag not in FLAGS:
+        raise LabError(f"flag must be {' or '.join(FLAGS)}, got {flag!r}")
+    output, username, model = _cleaned("output", output), _cleaned("username", username), _cleaned("model", model)
+    reference = output if flag == "right" else _cleaned("reference", reference)
+    row = {"audio": "", "output": output, "flag": flag, "username": username,
+           "timestamp": (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
+           "reference": reference, "wer": wer(reference, output), "model": model}
+    with _locked(log):
+        size = _prepare(log)
+        row["audio"] = _keep(recording, log.parent / "audio") if recording else ""
+        _write(log, (b"" if size else _HEADER + b"\n") + _line(row))
+    return row
+
+
+def read(log: Path) -> list[dict[str, str]]:
+    """The rows of `log` as they were given to `append`, oldest first; none where there is no log yet.
+
+    Raises LabError for a log with other columns. A row that a crash cut short is left out, with a warning.
+    """
+    if not log.is_file():
+        return []
+    header, *lines = log.read_bytes().split(b"\n")
+    _check_header(log, header)
+    rows = [_parse(line) for line in lines if line.strip()]
+    if None in rows:
+        _LOG.warning("%s: %d rows are not whole and were left out", log, rows.count(None))
+    return [row for row in rows if row is not None]
+
+
+def wer(reference: str, output: str) -> str:
+    """Normalised word error rate with four decimals; empty where the reference holds no word."""
+    if not text.normalise(reference):
+        return ""
+    edits = scoring.count_edits([reference], [output])
+    return f"{edits.word_edits[0] / edits.words[0]:.4f}"
+
+
+def _cleaned(name: str, value: str) -> str:
+    """One line of NFC text that UTF-8 can hold. Raises LabError for more than MAX_CHARS."""
+    if len(value) > MAX_CHARS:
+        raise LabError(f"{name} has {len(value):,} characters, at most {MAX_CHARS:,} are kept: shorten it")
+    return text.clean(_C1_CONTROLS.sub(" ", value.encode("utf-8", "replace").decode()))
+
+
+@contextmanager
+def _locked(log: Path):
+    """Alone with the log, among all threads and processes. What the disk refuses becomes one line."""
+    import filelock
+
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(log.with_name(f".{log.name}.lock"), timeout=LOCK_TIMEOUT_S):
+            yield
+    except filelock.Timeout:
+        raise LabError(f"{log} was locked by another process for {LOCK_TIMEOUT_S:g} s: try again") from None
+    except OSError as error:
+        raise LabError(f"{log} cannot be written ({error.strerror or error}): free space or name another log") from None
+
+
+def _prepare(log: Path) -> int:
+    """Make the log end with a whole line; its size in bytes, 0 where a header is still needed."""
+    content = log.read_bytes() if log.is_file() else b""
+    head, newline, _ = content.partition(b"\n")
+    if not newline and _HEADER.startswith(head) and head != _HEADER:
+        os.truncate(log, 0) if content else None  # a crash cut the header short: nothing is lost
+        return 0
+    _check_header(log, head)
+    tail = content[content.rfind(b"\n") + 1 :]
+    if tail:
+        _mend(log, tail, len(content))
+    return len(content)
+
+
+def _mend(log: Path, tail: bytes, size: int) -> None:
+    """End a last line that has no newline. A torn one goes: an open quote in it would swallow all rows after it."""
+    if tail == _HEADER or _parse(tail) is not None:
+        _write(log, b"\n")
+        return
+    _LOG.warning("%s: dropped a last row that a crash cut short: %r", log, tail)
+    os.truncate(log, size - len(tail))
+
+
+def _check_header(log: Path, header: bytes) -> None:
+    if header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != _HEADER:
+        found = header[:200].decode("utf-8", "replace").strip()
+        raise LabError(f"{log} has the columns {found!r}, expected {_HEADER.decode()!r}: move it away or name another log")
+
+
+def _line(row: dict[str, str]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(_ARM.sub(r"\1'", row[name]) for name in COLUMNS)
+    return out.getvalue().encode()
+
+
+def _parse(line: bytes) -> dict[str, str] | None:
+    """The row in one line of the log, or None where it is not whole."""
+    try:
+        cells = next(csv.reader([line.decode().rstrip("\r")], strict=True))
+    except (csv.Error, UnicodeDecodeError):
+        return None
+    return dict(zip(COLUMNS, (_DISARM.sub(r"\1", cell) for cell in cells), strict=True)) if len(cells) == len(COLUMNS) else None
+
+
+def _write(log: Path, line: bytes) -> None:
+    """Append `line` in one write and flush it to the disk; what was written of it goes again if the disk is full."""
+    with open(log, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(28, "No space left on device")
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def _keep(recording: Waveform, folder: Path) -> str:
+    """Write the recording under a random name; the name as seen from the log. Git never takes the folder in."""
+    import soundfile
+
+    from pipelines.audio import SAMPLE_RATE_HZ
+
+    folder.mkdir(exist_ok=True)
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    name = f"{secrets.token_hex(8)}.wav"
+    soundfile.write(folder / name, recording.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+    return f"{folder.name}/{name}"

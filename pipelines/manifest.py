@@ -1,0 +1,120 @@
+"""Finished folders: an artefact counts only once its manifest, written last, is in place.
+
+A folder without `manifest.json` is unfinished and never used; one with it is whole, and every file in it has a size
+and a sha256. Caches, checkpoints, models and reports are all such folders.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import LabError
+
+MANIFEST = "manifest.json"
+_BLOCK_BYTES = 1 << 20
+
+
+def seal(folder: Path, **facts: Any) -> dict[str, Any]:
+    """Write the manifest of `folder`: size and sha256 of every file in it, and `facts`. Returns the manifest.
+
+    Every file is flushed to the disk before the manifest is, so that a manifest never outlives its files.
+    """
+    files = {path.relative_to(folder).as_posix(): _entry(path) for path in sorted(_files(folder))}
+    manifest = {**facts, "files": files}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def amend(folder: Path, **facts: Any) -> None:
+    """Add facts to the manifest of a sealed folder; its files stay as they are."""
+    write_json(folder / MANIFEST, {**read(folder), **facts})
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest of `folder`, or None where there is none or it is no JSON object."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def problem(folder: Path, *, thorough: bool = True) -> str | None:
+    """What is wrong with `folder` in a few words, or None if it is whole.
+
+    `thorough` reads every byte and compares digests; otherwise sizes alone are compared.
+    """
+    manifest = read(folder)
+    if manifest is None:
+        return "unfinished (it has no manifest)" if folder.exists() else "absent"
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
+        if thorough and sha256(path) != entry["sha256"]:
+            return f"{name} is damaged (its sha256 differs)"
+    return None
+
+
+def require_whole(folder: Path, what: str, mend: str) -> dict[str, Any]:
+    """The manifest of a whole folder; LabError naming `what`, the fault and the `mend` otherwise."""
+    fault = problem(folder)
+    if fault:
+        raise LabError(f"{what} {folder} cannot be used: {fault}. {mend}")
+    return read(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that `path` holds either its old content or all of the new."""
+    aside = path.with_name(f".{path.name}.partial")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        _flush(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's own entries, so that a rename survives a loss of power (not every file system can)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        _flush(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(handle: int) -> None:
+    """fsync where the file system can: network and Drive mounts answer EINVAL or ENOTSUP, and flush on their own."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".partial")
+            and path != folder / MANIFEST]
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        _flush(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

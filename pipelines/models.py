@@ -1,0 +1,235 @@
+"""Find, load and run Whisper weights at the length of a clip.
+
+Weights are looked for in this order: a folder, the Hub's cache on this machine, the Hub, and where the Hub does not
+answer, the registry mirror (mirror.py). They are real or there is an error: never a random initialisation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import environment, manifest, mirror
+from pipelines.errors import LabError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+FULL_POSITIONS = 1500
+"""Encoder positions of Whisper's 30 s window: one for every 20 ms."""
+FRAMES_PER_POSITION = 2
+"""Log-mel frames (10 ms) that the second convolution folds into one position."""
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that lies on this machine, and where it came from."""
+
+    name: str
+    """A Hub id, a mirror's name, the name that a tuned model was given, or the folder."""
+    folder: Path
+    """A Hugging Face folder with weights, tokenizer and feature extractor."""
+    origin: str
+    """folder, hub cache, hub, or the mirror's package."""
+    revision: str
+    """The Hub's commit, a sealed model's digest, or the first digits of the weights' sha256."""
+    quantisation: str | None = None
+    """`q8` where the weights were dequantised from eight bits: every figure made with them says so."""
+    context: str = "full"
+    """`clip` for weights tuned at the length of a clip; `full` for all others, which need the whole 30 s window."""
+    facts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What the model's manifest tells besides: base, language, scores."""
+
+    @property
+    def title(self) -> str:
+        """Name and revision, as reports and the app print them."""
+        return f"{self.name}{f' ({self.quantisation})' if self.quantisation else ''} @ {self.revision}"
+
+
+def resolve(uri: str, *, log: Callable[[str], None] = print) -> ModelRef:
+    """Find the model `uri` and bring it to this machine.
+
+    `uri`: a folder, `hub://owner/name[@revision]`, a Hub id `owner/name[@revision]`, or a mirror's name with `@q8`.
+    Raises LabError with one line that says what to do where the model is not to be had.
+    """
+    if _is_folder(uri):
+        return _local(uri)
+    name, _, revision = uri.removeprefix("hub://").partition("@")
+    if revision == "q8":
+        return _mirrored(uri, log)
+    return _from_hub(uri, name, revision or None, log) or _mirrored(name, log, asked=uri)
+
+
+def load(ref: ModelRef, *, device: str = "cpu", dropout: float = 0.0,
+         spec_augment: bool = False) -> WhisperForConditionalGeneration:
+    """The model in float32 on `device`, able to run at any context up to 30 s (see `allow_short_context`)."""
+    from transformers import WhisperForConditionalGeneration
+
+    _quiet()
+    model, report = WhisperForConditionalGeneration.from_pretrained(
+        ref.folder, dtype="float32", attn_implementation="sdpa", dropout=dropout,
+        apply_spec_augment=spec_augment, output_loading_info=True)
+    if report["missing_keys"] or report.get("mismatched_keys"):
+        lacking = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", [])))
+        raise LabError(f"{ref.folder} lacks weights of a Whisper model ({', '.join(lacking[:3])} ...): "
+                       "it is not a whole checkpoint. Fetch the model again")
+    # from_pretrained makes the sinusoids trainable (facts of transformers 5): they are constants
+    model.model.encoder.embed_positions.requires_grad_(False)
+    allow_short_context(model)
+    return model.to(device)
+
+
+def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:
+    """Tokenizer and feature extractor of a model, set to transcribe `language` without timestamps."""
+    from transformers import WhisperProcessor
+
+    try:
+        return WhisperProcessor.from_pretrained(ref.folder, language=language, task="transcribe")
+    except (OSError, ValueError) as error:
+        raise LabError(f"{ref.folder} has no usable tokenizer and feature extractor: {error}".splitlines()[0]) from None
+
+
+def allow_short_context(model: WhisperForConditionalGeneration) -> None:
+    """Let the encoder take any even number of log-mel frames up to 3000 instead of exactly 3000.
+
+    The sinusoidal positions are sliced for the length of one forward pass and put back after it, so that
+    what is saved is always the whole model. Calling it twice changes nothing.
+    """
+    encoder = model.model.encoder
+    if getattr(encoder, "_takes_short_context", False):
+        return
+    encoder._takes_short_context = True
+    encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
+    encoder.register_forward_hook(_restore, always_call=True)
+
+
+def save(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> None:
+    """Write a complete Hugging Face folder (weights, generation settings, tokenizer, feature extractor), unsealed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # older clients and CTranslate2 look for preprocessor_config.json, which the processor alone no longer writes
+    processor.feature_extractor.save_pretrained(folder)
+
+
+def set_language(model: WhisperForConditionalGeneration, language: str) -> None:
+    """Pin language and task in the generation settings: unpinned, every clip's language is guessed."""
+    model.generation_config.language = language
+    model.generation_config.task = "transcribe"
+    model.generation_config.forced_decoder_ids = None
+
+
+def identity(ref: ModelRef) -> dict[str, str]:
+    """What names these weights: part of the digest of everything made from them."""
+    return {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
+
+
+def _quiet() -> None:
+    """No progress bar for reading 150 MB from the disk: it fills notebooks and logs."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _shorten(encoder: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    frames = (args[0] if args else kwargs["input_features"]).shape[-1]
+    positions = encoder.embed_positions
+    full = positions.weight.shape[0]
+    wanted = frames // FRAMES_PER_POSITION
+    if frames % FRAMES_PER_POSITION or not 0 < wanted <= full:
+        raise ValueError(f"the encoder takes an even number of frames from 2 to {full * FRAMES_PER_POSITION}, got {frames}")
+    encoder._whole_positions = positions.weight.data
+    _set_positions(encoder, encoder._whole_positions[:wanted])
+
+
+def _restore(encoder: torch.nn.Module, args: tuple, output: Any) -> None:
+    whole = encoder.__dict__.pop("_whole_positions", None)
+    if whole is not None:
+        _set_positions(encoder, whole)
+
+
+def _set_positions(encoder: torch.nn.Module, table: torch.Tensor) -> None:
+    """The three places in which a length is kept."""
+    encoder.embed_positions.weight.data = table
+    encoder.embed_positions.num_embeddings = encoder.config.max_source_positions = table.shape[0]
+
+
+def _is_folder(uri: str) -> bool:
+    return uri.startswith((".", "/", "~")) or Path(uri).expanduser().is_dir()
+
+
+def _local(uri: str) -> ModelRef:
+    folder = Path(uri).expanduser()
+    if not (folder / "config.json").is_file():
+        raise LabError(f"no model in {folder}: expected a folder with config.json and model.safetensors")
+    sealed = manifest.read(folder)
+    if sealed is not None:
+        sealed = manifest.require_whole(folder, "model", "Make it again, or name another model")
+    facts = sealed or _mirror_facts(folder) or {}
+    told = {name: value for name, value in facts.items() if name != "files"}
+    return ModelRef(facts.get("name") or uri, folder, "folder", facts.get("digest") or _weights_sha256(folder)[:12],
+                    facts.get("quantisation"), facts.get("context", "full"), told)
+
+
+def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], None]) -> ModelRef | None:
+    """The model from the Hub's cache or the Hub itself; None where neither has it and the Hub does not answer."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True))
+        if _has_weights(folder):
+            return ModelRef(uri, folder, "hub cache", folder.name[:12])
+    except (LocalEntryNotFoundError, ValueError):
+        pass
+    if not environment.hub_reachable():
+        return None
+    log(f"fetching {name} from {environment.hub_host()} ...")
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LabError(f"the Hub refused {name}: {reason}. Check the name and revision; a private or gated "
+                       "model needs HF_TOKEN") from None
+    if not _has_weights(folder):
+        raise LabError(f"{name} on the Hub has no model.safetensors: name a Whisper model in safetensors format")
+    return ModelRef(uri, folder, "hub", folder.name[:12])
+
+
+def _mirrored(name: str, log: Callable[[str], None], asked: str | None = None) -> ModelRef:
+    if name not in mirror.available():
+        raise LabError(f"{asked or name} is not on this machine, and {environment.hub_host()} did not answer within "
+                       f"{environment.HUB_TIMEOUT_S:g} s. Give a folder, connect to the Hub, or take one of "
+                       f"{', '.join(mirror.available())} from the registry mirror")
+    folder = mirror.fetch(name, environment.cache_folder() / "models", log=log)
+    facts = _mirror_facts(folder)
+    return ModelRef(asked or name, folder, "registry mirror", _weights_sha256(folder)[:12], facts.get("quantisation"))
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _weights_sha256(folder: Path) -> str:
+    """The sha256 of the weights: from the folder's manifest where it has one, else from the file."""
+    facts = manifest.read(folder) or _mirror_facts(folder) or {}
+    listed = facts.get("files", {}).get("model.safetensors")
+    weights = folder / "model.safetensors"
+    if isinstance(listed, dict) and listed.get("sha256"):
+        return listed["sha256"]
+    if not weights.is_file():
+        raise LabError(f"no model.safetensors in {folder}: sharded or older weights are not read here; "
+                       "save the model with save_pretrained(..., max_shard_size='20GB')")
+    return manifest.sha256(Path(os.path.realpath(weights)))
+
+
+def _mirror_facts(folder: Path) -> dict[str, Any] | None:
+    """What the mirror noted when it made `folder`, or None for a folder of another origin."""
+    note = folder / mirror.MANIFEST
+    return json.loads(note.read_text("utf-8")) if note.is_file() else None

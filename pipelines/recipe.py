@@ -1,0 +1,246 @@
+"""An experiment as frozen, typed settings: one TOML file, overrides on top, and a digest that names the result.
+
+    recipe = load("tour", overrides={"training.steps": 60})
+
+Unknown names raise and suggest the nearest one: a misspelt override must never train the wrong experiment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.errors import LabError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Settings(BaseModel):
+    """What every group of settings is: frozen, and closed to names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SourceSettings(Settings):
+    """Which speech: see pipelines/sources/."""
+
+    kind: Literal["tour", "folder"] = "tour"
+    """`tour`: synthetic Swedish made at run time. `folder`: your own audio files and a table of transcripts."""
+    path: str = ""
+    """folder: where the audio and its table lie."""
+    train: int = Field(960, ge=1)
+    """tour: number of training utterances."""
+    validation: int = Field(120, ge=1)
+    """tour: number of validation utterances."""
+    test: int = Field(160, ge=1)
+    """tour: number of test utterances."""
+    seed: int = 7
+    """Draws sentences, speakers and splits."""
+
+    @model_validator(mode="after")
+    def _folder_has_a_path(self) -> SourceSettings:
+        if self.kind == "folder" and not self.path:
+            raise ValueError("source.kind is 'folder', so source.path must name the folder")
+        return self
+
+
+class ModelSettings(Settings):
+    """Where training starts from."""
+
+    base: str = "openai/whisper-tiny"
+    """A Hub id, `hub://owner/name@revision`, a folder, or a mirror's quantised model such as `openai/whisper-small@q8`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in encoder and decoder while training."""
+    spec_augment: bool = False
+    """Mask stretches of time and of mel bands while training (SpecAugment, Park et al. 2019)."""
+
+
+class FeatureSettings(Settings):
+    """What is kept of each clip."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """float32 rebuilds the stock extractor's tensor; float16 halves the cache, error at most 5e-4."""
+    min_duration_s: float = Field(0.1, ge=0)
+    """Shorter clips are rejected as `too_short`."""
+    max_duration_s: float = Field(30.0, gt=0, le=30)
+    """Longer clips are rejected as `too_long`: the extractor would cut the sound and keep the whole transcript."""
+    min_peak: float = Field(1e-3, ge=0, le=1)
+    """Clips whose largest sample is below this share of full scale are rejected as `silent`."""
+    shard_clips: int = Field(256, ge=1)
+    """Clips to a shard: the unit that a killed run repeats."""
+
+
+class TrainingSettings(Settings):
+    """How the weights are tuned."""
+
+    steps: int = Field(120, ge=1)
+    """Optimizer steps in all."""
+    batch_size: int = Field(8, ge=1)
+    """Clips to a forward pass."""
+    accumulation: int = Field(1, ge=1)
+    """Forward passes to an optimizer step."""
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the learning rate rises from 0; after them it falls in a line to 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    context: Literal["clip", "full"] = "clip"
+    """`clip`: the encoder sees each batch at the length of its longest clip. `full`: always 30 s, as Whisper was trained."""
+    bucket_batches: int = Field(20, ge=1)
+    """Batches that are sorted by length together before they are cut and shuffled; 1 draws batches without sorting."""
+    eval_every: int = Field(40, ge=1)
+    """Steps between two looks at the validation split, each followed by a checkpoint."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest complete checkpoints that are kept; the best on validation is kept besides."""
+    patience: int = Field(0, ge=0)
+    """Stop after so many validations without a better WER; 0 never stops early."""
+    workers: int = Field(0, ge=0)
+    """Processes that load batches."""
+    seed: int = 42
+
+
+class EvaluationSettings(Settings):
+    """How transcripts are made and scored."""
+
+    batch_frames: int = Field(24_000, ge=3_000)
+    """Most log-mel frames (10 ms each) in one decoding batch, padding counted."""
+    max_new_tokens: int = Field(128, ge=1, le=440)
+    """Tokens after which a transcript is cut."""
+    bootstrap_samples: int = Field(1_000, ge=100)
+    """Resamples behind every 95 % interval."""
+    seed: int = 13
+
+
+class Recipe(Settings):
+    """A whole experiment."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)
+    language: str = Field("sv", pattern=r"^[a-z]{2,3}$")
+    """Whisper's language code: sv, da, nb ..."""
+    source: SourceSettings = SourceSettings()
+    model: ModelSettings = ModelSettings()
+    features: FeatureSettings = FeatureSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def settings(self, *groups: str) -> dict[str, Any]:
+        """The settings as a flat dictionary, `group.name` to value; all of them, or those of `groups`."""
+        dump = self.model_dump(mode="json")
+        return flatten({name: dump[name] for name in groups} if groups else dump)
+
+
+def names() -> list[str]:
+    """The recipes that come with the lab."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load(recipe: str | Path = "tour", overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe by name (see `names`) or by path, and lay `overrides` over it.
+
+    `overrides` may be nested, `{"training": {"steps": 60}}`, or dotted, `{"training.steps": 60}`.
+    Raises LabError for a recipe that does not exist, a name it does not know, or a value out of range.
+    """
+    return resolve({**_read(recipe)}, overrides or {})
+
+
+def resolve(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe made of `settings` (nested) with `overrides` laid over them."""
+    if not isinstance(overrides, Mapping):
+        raise LabError(f"overrides must be a dictionary such as {{'training.steps': 60}}, got {overrides!r}")
+    flat = {**flatten(settings), **flatten(overrides)}
+    _refuse_unknown(flat)
+    try:
+        return Recipe.model_validate(_nest(flat))
+    except ValidationError as error:
+        raise LabError(_in_one_line(error)) from None
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that name everything in `identity` (JSON values only)."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """One line for each field in which two identities differ, sorted by name."""
+    fields = sorted(wanted.keys() | found.keys())
+    return [
+        f"{name}: wanted {wanted.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+        for name in fields
+        if wanted.get(name) != found.get(name)
+    ]
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def known_names() -> list[str]:
+    """Every setting there is, dotted: `training.steps`, ..."""
+    groups = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    return [
+        name if not _is_group(kind) else f"{name}.{inner}"
+        for name, kind in groups.items()
+        for inner in (kind.model_fields if _is_group(kind) else [""])
+    ]
+
+
+def _is_group(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
+
+
+def _read(recipe: str | Path) -> dict[str, Any]:
+    path = Path(recipe) if str(recipe).endswith(".toml") else RECIPES / f"{recipe}.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LabError(f"no recipe {str(recipe)!r}{_suggest(str(recipe), names())}: "
+                       f"the lab has {', '.join(names())}; a file of your own ends in .toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LabError(f"{path.name} is not valid TOML: {error}") from None
+
+
+def _refuse_unknown(flat: Mapping[str, Any]) -> None:
+    known = known_names()
+    for name in flat:
+        if name not in known:
+            raise LabError(f"unknown setting {name!r}{_suggest(name, known)}. "
+                           "All settings: python -m pipelines recipe tour")
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where nothing is near; a bare last part is looked up, too."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    tails = {name.rsplit(".", 1)[-1]: name for name in known}
+    near = near or [tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1)]
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, leaf = name.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[leaf] = value
+    return nested
+
+
+def _in_one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    return f"setting {where}: {first['msg']}, got {first['input']!r}"
