@@ -1,0 +1,32 @@
+"""The Swedish Whisper lab: three pipelines that fine-tune Whisper and put the result in front of people.
+
+Data flows down this list, and imports point up it, never back (tests/test_structure.py reads this very list):
+
+    errors        the one exception for what a user can cause or mend
+    recipe        an experiment as frozen settings: TOML, overrides, digest
+    manifest      finished folders: whole or absent
+    environment   which machine, which device, does the Hub answer
+    audio         bytes or path to Waveform: 16 kHz mono
+    text          transcripts: clean for training, normalise for scoring
+    sources       where Examples come from: tour (synthetic), folder (your own)
+    mirror        real weights from the package registry, where the Hub cannot be reached
+    models        find, load and run Whisper at the length of a clip
+    features      Waveform to log-mel, trimmed without loss
+    curation      what is kept of a corpus, and why the rest is not
+    cache         FeatureCache: shards, manifest
+    batches       cache rows to batches: length buckets, padding
+    decoding      batched generation at clip length
+    scoring       WER and CER with intervals
+    checkpoints   complete-or-absent checkpoints
+    training      recipe and cache to tuned weights
+    evaluation    EvalReport: scores, slices, worst errors
+    transcriber   model to Transcript
+    feedback      what listeners say of a transcript
+    served        which model the app serves
+    figures       tables, pictures, live curves
+    lab           the stages as notebooks and commands call them
+    batch         the three notebooks in order, by papermill
+    doctor        is this machine ready?
+
+Importing the package runs nothing.
+"""

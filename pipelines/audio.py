@@ -50,7 +50,9 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
             most = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
             samples, rate_hz = file.read(most, dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
-        raise AudioError("unreadable", f"not audio that libsndfile can read ({error.error_string.strip(' .')})") from None
+        raise AudioError(
+            "unreadable", f"not audio that libsndfile can read ({error.error_string.strip(' .')})"
+        ) from None
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
     return from_array(samples, rate_hz, max_duration_s)
@@ -67,7 +69,10 @@ def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float(
     if not np.isfinite(mono).all():
         raise AudioError("not_finite", "the clip holds NaN or infinite samples")
     _refuse_long(len(mono) / rate_hz, max_duration_s)
-    return Waveform(np.ascontiguousarray(_resample(mono, rate_hz), dtype=np.float32))
+    samples = np.ascontiguousarray(_resample(mono, rate_hz), dtype=np.float32)
+    if samples.size == 0:
+        raise AudioError("empty", f"{len(mono)} sample(s) at {rate_hz} Hz are less than one at {SAMPLE_RATE_HZ} Hz")
+    return Waveform(samples)
 
 
 def _open(source: bytes | Path | str) -> io.BytesIO | str:

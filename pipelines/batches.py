@@ -23,8 +23,8 @@ def bucketed(lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: in
     """The batches of one epoch: every index exactly once, neighbours in length together, all in random order.
 
     The indices are shuffled, cut into pools of `bucket_batches` batches, each pool is sorted by length and cut into
-    batches, and the batches are shuffled. `seed` and `epoch` alone decide the order: nothing is drawn from global state.
-    The last batch of a pool may be smaller; none is dropped.
+    batches, and the batches are shuffled. `seed` and `epoch` alone decide the order: nothing is drawn from global
+    state. The last batch of a pool may be smaller; none is dropped.
     """
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(lengths))

@@ -1,10 +1,10 @@
 """FeatureCache: trimmed log-mels in shards that are read through the page cache, sealed by a manifest.
 
-    <cache>/build.json            what is being built; checked before an unfinished build goes on
-            shard-00000.bin       frames of its clips one after another, float32 or float16, [n_frames, n_mels]
-            shard-00000.json      one row per clip and per rejected clip; written after the frames: the shard is done
-            rejected.csv          id, split, reason, detail of every clip that was not used
-            manifest.json         identity, counts, size and sha256 of every file; written last: the cache is done
+<cache>/build.json            what is being built; checked before an unfinished build goes on
+        shard-00000.bin       frames of its clips one after another, float32 or float16, [n_frames, n_mels]
+        shard-00000.json      one row per clip and per rejected clip; written after the frames: the shard is done
+        rejected.csv          id, split, reason, detail of every clip that was not used
+        manifest.json         identity, counts, size and sha256 of every file; written last: the cache is done
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FeatureCache:
     identity: dict[str, Any]
     """Flat: everything that made this cache, name to value."""
     rows: pd.DataFrame
-    """One row per clip: id, split, text, speaker, duration_s, frames, pad_value, labels, shard, offset, meta columns."""
+    """One row per clip: id, split, text, speaker, duration_s, frames, pad_value, labels, shard, offset, and meta."""
     counts: dict[str, int]
     """Clips per split, and `rejected`."""
 
@@ -103,21 +103,26 @@ class FeatureCache:
     @cached_property
     def _shards(self) -> dict[int, np.ndarray]:
         dtype = np.dtype(self.identity["features.dtype"])
-        return {int(number): np.memmap(self.folder / _bin(number), dtype, "r").reshape(-1, self.n_mels)
-                for number in np.unique(self._shard_of)}
+        return {
+            int(number): np.memmap(self.folder / _bin(number), dtype, "r").reshape(-1, self.n_mels)
+            for number in np.unique(self._shard_of)
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """Worker processes open the shards themselves."""
         return {name: value for name, value in self.__dict__.items() if name != "_shards"}
 
 
-def open_cache(folder: Path, wanted: Mapping[str, Any] | None = None, *,
-               log: Callable[[str], None] = print) -> FeatureCache:
+def open_cache(
+    folder: Path, wanted: Mapping[str, Any] | None = None, *, log: Callable[[str], None] = print
+) -> FeatureCache:
     """Open a finished cache and verify every byte of it; with `wanted`, refuse one that was made otherwise.
 
     Raises StaleCache naming the fields that differ, LabError for a cache that is unfinished or damaged.
     """
-    sealed = manifest.require_whole(folder, "feature cache", "Run 01_feature_pipeline (or: python -m pipelines features) again")
+    sealed = manifest.require_whole(
+        folder, "feature cache", "Run 01_feature_pipeline (or: python -m pipelines features) again"
+    )
     if wanted is not None:
         _refuse_stale(folder, wanted, sealed["identity"], log)
     shards = [json.loads((folder / _json(number)).read_text("utf-8")) for number in range(sealed["shards"])]
@@ -125,9 +130,16 @@ def open_cache(folder: Path, wanted: Mapping[str, Any] | None = None, *,
     return FeatureCache(folder, sealed["identity"], rows, sealed["counts"])
 
 
-def build(folder: Path, examples: Iterable[Example], admit: Callable[[Example], Clip], identity: Mapping[str, Any], *,
-          shard_clips: int = 256, on_clips: Callable[[int], None] = lambda n: None,
-          log: Callable[[str], None] = print) -> FeatureCache:
+def build(
+    folder: Path,
+    examples: Iterable[Example],
+    admit: Callable[[Example], Clip],
+    identity: Mapping[str, Any],
+    *,
+    shard_clips: int = 256,
+    on_clips: Callable[[int], None] = lambda n: None,
+    log: Callable[[str], None] = print,
+) -> FeatureCache:
     """Make the cache `folder`, or finish it: shards that are done are kept, the manifest is written last.
 
     `identity` is flat and holds `features.dtype` and `features.n_mels`; `on_clips` is told of clips as they are done.
@@ -154,14 +166,18 @@ def is_finished(folder: Path) -> bool:
     return manifest.problem(folder, thorough=False) is None
 
 
-def _refuse_stale(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any], log: Callable[[str], None]) -> None:
+def _refuse_stale(
+    folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any], log: Callable[[str], None]
+) -> None:
     unlike = differences(wanted, found)
     soft = [line for line in unlike if line.startswith(_SOFT_FIELDS)]
     hard = [line for line in unlike if line not in soft]
     if hard:
-        raise StaleCache(f"the cache {folder} (digest {digest(found)}) is not the one this recipe asks for "
-                         f"(digest {digest(wanted)}): {'; '.join(hard)}. Run 01_feature_pipeline with this recipe, "
-                         "or train with the recipe and overrides that made the cache")
+        raise StaleCache(
+            f"the cache {folder} (digest {digest(found)}) is not the one this recipe asks for "
+            f"(digest {digest(wanted)}): {'; '.join(hard)}. Run 01_feature_pipeline with this recipe, "
+            "or train with the recipe and overrides that made the cache"
+        )
     if soft:
         log(f"note: this cache was made with other library versions ({'; '.join(soft)})")
 
@@ -171,7 +187,9 @@ def _only_builder(folder: Path) -> filelock.FileLock:
     try:
         return lock.acquire()
     except filelock.Timeout:
-        raise LabError(f"another process is building the cache {folder} right now: wait for it, then run this again") from None
+        raise LabError(
+            f"another process is building the cache {folder} right now: wait for it, then run this again"
+        ) from None
 
 
 def _start_or_go_on(folder: Path, identity: dict[str, Any], log: Callable[[str], None]) -> None:
@@ -183,9 +201,13 @@ def _start_or_go_on(folder: Path, identity: dict[str, Any], log: Callable[[str],
     except (OSError, ValueError):
         same = False
     if not same:
-        foreign = [path for path in folder.iterdir() if not path.name.startswith((".", "shard-", "build.", "rejected."))]
+        foreign = [
+            path for path in folder.iterdir() if not path.name.startswith((".", "shard-", "build.", "rejected."))
+        ]
         if foreign:
-            raise LabError(f"{folder} holds files that are not a feature cache ({foreign[0].name} ...): name an empty folder")
+            raise LabError(
+                f"{folder} holds files that are not a feature cache ({foreign[0].name} ...): name an empty folder"
+            )
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         manifest.write_json(note, identity)
@@ -213,33 +235,49 @@ def _done_shard(folder: Path, number: int, block: list[Example]) -> dict[str, An
     return shard if whole else None
 
 
-def _write_shard(folder: Path, number: int, block: list[Example], admit: Callable[[Example], Clip],
-                 identity: Mapping[str, Any]) -> dict[str, Any]:
+def _write_shard(
+    folder: Path, number: int, block: list[Example], admit: Callable[[Example], Clip], identity: Mapping[str, Any]
+) -> dict[str, Any]:
     rows, rejected, offset = [], [], 0
     with open(folder / _bin(number), "wb") as file:
         for example in block:
             try:
                 clip = admit(example)
             except Rejected as error:
-                rejected.append({"id": example.id, "split": example.split, "reason": error.reason, "detail": error.detail})
+                rejected.append(
+                    {"id": example.id, "split": example.split, "reason": error.reason, "detail": error.detail}
+                )
                 continue
             file.write(np.ascontiguousarray(clip.log_mel.frames, dtype=identity["features.dtype"]).data)
             rows.append(_row(clip, number, offset))
             offset += len(clip.log_mel.frames)
         file.flush()
         os.fsync(file.fileno())
-    shard = {"examples": _block_digest(block), "sha256": manifest.sha256(folder / _bin(number)),
-             "rows": rows, "rejected": rejected}
+    shard = {
+        "examples": _block_digest(block),
+        "sha256": manifest.sha256(folder / _bin(number)),
+        "rows": rows,
+        "rejected": rejected,
+    }
     manifest.write_json(folder / _json(number), shard)
     return shard
 
 
 def _row(clip: Clip, shard: int, offset: int) -> dict[str, Any]:
     example = clip.example
-    return {"id": example.id, "split": example.split, "text": clip.text, "speaker": example.speaker,
-            "duration_s": round(clip.duration_s, 4), "frames": len(clip.log_mel.frames),
-            "pad_value": clip.log_mel.pad_value, "labels": clip.labels, "shard": shard, "offset": offset,
-            **{name: value for name, value in example.meta.items() if name not in _FIXED}}
+    return {
+        "id": example.id,
+        "split": example.split,
+        "text": clip.text,
+        "speaker": example.speaker,
+        "duration_s": round(clip.duration_s, 4),
+        "frames": len(clip.log_mel.frames),
+        "pad_value": clip.log_mel.pad_value,
+        "labels": clip.labels,
+        "shard": shard,
+        "offset": offset,
+        **{name: value for name, value in example.meta.items() if name not in _FIXED},
+    }
 
 
 _FIXED = ("id", "split", "text", "speaker", "duration_s", "frames", "pad_value", "labels", "shard", "offset")
@@ -253,8 +291,11 @@ def _columns(shards: list[dict[str, Any]]) -> list[str]:
 def _refuse_empty(shards: list[dict[str, Any]]) -> None:
     if not any(shard["rows"] for shard in shards):
         rejected = [row for shard in shards for row in shard["rejected"]]
-        why = f"all {len(rejected)} were rejected, the first as {rejected[0]['reason']}: {rejected[0]['detail']}" if rejected \
+        why = (
+            f"all {len(rejected)} were rejected, the first as {rejected[0]['reason']}: {rejected[0]['detail']}"
+            if rejected
             else "the source yielded no example"
+        )
         raise LabError(f"no clip can be used: {why}. Check the source")
 
 

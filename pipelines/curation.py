@@ -67,7 +67,10 @@ class Gate:
             raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
         waveform = audio.decode(example.audio, self.max_duration_s)
         self._check(waveform)
-        return Clip(example, transcript, labels, features.extract(waveform, self.n_mels), waveform.duration_s)
+        log_mel = features.extract(waveform, self.n_mels)
+        if not np.isfinite(log_mel.pad_value):
+            raise Rejected("not_finite", "samples so large that their power overflows")
+        return Clip(example, transcript, labels, log_mel, waveform.duration_s)
 
     def _check(self, waveform: Waveform) -> None:
         if waveform.duration_s < self.min_duration_s:

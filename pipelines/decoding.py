@@ -16,57 +16,89 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 
-def decode_rows(model: WhisperForConditionalGeneration, processor: WhisperProcessor, cache: FeatureCache,
-                rows: np.ndarray, *, language: str, batch_frames: int, max_new_tokens: int, full_context: bool = False,
-                on_clips: Callable[[int], None] = lambda n: None) -> list[str]:
+def decode_rows(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    *,
+    language: str,
+    batch_frames: int,
+    max_new_tokens: int,
+    full_context: bool = False,
+    on_clips: Callable[[int], None] = lambda n: None,
+) -> list[str]:
     """Transcripts of cache rows, in the order of `rows`; decoded longest first in batches of at most `batch_frames`."""
     collate = Collator(cache, full_context=full_context)
     lengths = np.array([len(cache.log_mel(row).frames) for row in rows])
     transcripts = [""] * len(rows)
     for batch in sorted_batches(np.full_like(lengths, 3_000) if full_context else lengths, batch_frames):
         features = collate([int(rows[i]) for i in batch])["input_features"]
-        for i, transcript in zip(batch, decode(model, processor, features, language=language,
-                                               max_new_tokens=max_new_tokens), strict=True):
+        for i, transcript in zip(
+            batch, decode(model, processor, features, language=language, max_new_tokens=max_new_tokens), strict=True
+        ):
             transcripts[i] = transcript
         on_clips(len(batch))
     return transcripts
 
 
-def decode(model: WhisperForConditionalGeneration, processor: WhisperProcessor, features: torch.Tensor, *,
-           language: str, max_new_tokens: int) -> list[str]:
+def decode(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    features: torch.Tensor,
+    *,
+    language: str,
+    max_new_tokens: int,
+) -> list[str]:
     """Greedy transcripts of `features` float [B, n_mels, T], T even and at most 3000.
 
     Language and task are forced, timestamps are off, and the tokens that the model's generation settings suppress
     stay suppressed. The encoder runs once, at T frames; transformers' own Whisper `generate` would pad to 30 s.
     """
     tokens = generate(model, features, prompt_ids(processor, language), max_new_tokens)
-    return [text.strip() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True,
-                                                                           clean_up_tokenization_spaces=False)]
+    return [
+        text.strip()
+        for text in processor.tokenizer.batch_decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+    ]
 
 
-def generate(model: WhisperForConditionalGeneration, features: torch.Tensor, prompt: list[int],
-             max_new_tokens: int) -> torch.Tensor:
+def generate(
+    model: WhisperForConditionalGeneration, features: torch.Tensor, prompt: list[int], max_new_tokens: int
+) -> torch.Tensor:
     """Token ids int64 [B, at most max_new_tokens], greedy, end tokens as padding."""
     import torch
     from transformers import GenerationConfig, GenerationMixin
 
     known = model.generation_config
     settings = GenerationConfig(
-        max_length=len(prompt) + max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
-        eos_token_id=known.eos_token_id, pad_token_id=known.eos_token_id,
-        decoder_start_token_id=prompt[0], suppress_tokens=known.suppress_tokens,
-        begin_suppress_tokens=known.begin_suppress_tokens)
+        max_length=len(prompt) + max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=known.eos_token_id,
+        pad_token_id=known.eos_token_id,
+        decoder_start_token_id=prompt[0],
+        suppress_tokens=known.suppress_tokens,
+        begin_suppress_tokens=known.begin_suppress_tokens,
+    )
     was_training = model.training
     model.eval()
     with torch.inference_mode(), _autocast(model):
         encoded = model.model.encoder(features.to(model.device, model.dtype))
         start = torch.tensor([prompt], device=model.device).expand(len(features), -1)
         # the general generation loop, not Whisper's override, which pads to 30 s and seeks through segments
-        out = GenerationMixin.generate(model, encoder_outputs=encoded, decoder_input_ids=start,
-                                       attention_mask=torch.ones(encoded[0].shape[:2], device=model.device),
-                                       decoder_attention_mask=torch.ones_like(start), generation_config=settings)
+        out = GenerationMixin.generate(
+            model,
+            encoder_outputs=encoded,
+            decoder_input_ids=start,
+            attention_mask=torch.ones(encoded[0].shape[:2], device=model.device),
+            decoder_attention_mask=torch.ones_like(start),
+            generation_config=settings,
+        )
     model.train(was_training)
-    return out[:, len(prompt):]
+    return out[:, len(prompt) :]
 
 
 def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:
@@ -76,8 +108,10 @@ def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:
     ids = tokenizer.convert_tokens_to_ids(names)
     for name, token in zip(names, ids, strict=True):
         if token is None or token == tokenizer.unk_token_id:
-            raise LabError(f"this model's tokenizer has no {name}: language {language!r} is not one of Whisper's, "
-                           "or the model is not multilingual")
+            raise LabError(
+                f"this model's tokenizer has no {name}: language {language!r} is not one of Whisper's, "
+                "or the model is not multilingual"
+            )
     return ids
 
 

@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +25,18 @@ from pipelines.errors import LabError
 
 HUB_TIMEOUT_S = 3.0
 ROOT = Path(__file__).resolve().parent.parent
-_LIGHT = {"espeakng_loader": "espeakng-loader>=0.2.4", "jiwer": "jiwer>=4,<5", "soxr": "soxr>=0.5",
-          "soundfile": "soundfile>=0.12.1", "transformers": "transformers>=5.15,<6", "accelerate": "accelerate>=1.10",
-          "pydantic": "pydantic>=2.7", "filelock": "filelock>=3.12", "matplotlib": "matplotlib>=3.8", "pandas": "pandas>=2.2"}
+_LIGHT = {
+    "espeakng_loader": "espeakng-loader>=0.2.4",
+    "jiwer": "jiwer>=4,<5",
+    "soxr": "soxr>=0.5",
+    "soundfile": "soundfile>=0.12.1",
+    "transformers": "transformers>=5.15,<6",
+    "accelerate": "accelerate>=1.10",
+    "pydantic": "pydantic>=2.7",
+    "filelock": "filelock>=3.12",
+    "matplotlib": "matplotlib>=3.8",
+    "pandas": "pandas>=2.2",
+}
 """Module to requirement: all that the three notebooks need besides torch."""
 
 
@@ -66,6 +77,11 @@ def host() -> str:
     return "space" if "SPACE_ID" in os.environ else "local"
 
 
+def interactive() -> bool:
+    """Whether somebody sits before this kernel: Colab, Jupyter or an editor, and not papermill."""
+    return host() == "colab" or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+
+
 def runs_folder(named: str | Path = "") -> Path:
     """Where artefacts go: the folder named, else LAB_RUNS, else `runs/` beside the package."""
     return Path(named or os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().absolute()
@@ -95,12 +111,15 @@ def prepare(runs: str | Path = "", *, log: Callable[[str], None] = print) -> Env
 
 def _pip_install(wanted: list[str]) -> None:
     """Install without touching what is there: every installed package is its own constraint."""
-    installed = sorted(f"{item.name}=={item.version}" for item in importlib.metadata.distributions() if "+" not in item.version)
+    installed = sorted(
+        f"{item.name}=={item.version}" for item in importlib.metadata.distributions() if "+" not in item.version
+    )
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
         pins.write("\n".join(installed))
         pins.flush()
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", pins.name, *wanted],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "-c", pins.name, *wanted], capture_output=True, text=True
+        )
     if done.returncode:
         reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
         raise LabError(f"could not install {' '.join(wanted)}: {reason}. Run: pip install {' '.join(wanted)}")
@@ -130,14 +149,14 @@ def hub_reachable(timeout_s: float = HUB_TIMEOUT_S) -> bool:
 
 
 def _connects(timeout_s: float) -> bool:
-    """Whether the Hub answers an HTTP request with anything but a server's or a proxy's refusal."""
-    import httpx
-
+    """Whether the Hub answers an HTTP request; any answer counts but a server's or a proxy's failure."""
     try:
-        reply = httpx.get(f"{hub_endpoint()}/api/models?limit=1", timeout=timeout_s)
-    except (httpx.HTTPError, OSError, ValueError):
+        with urllib.request.urlopen(f"{hub_endpoint()}/api/models?limit=1", timeout=timeout_s):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500 and error.code != 407
+    except (OSError, ValueError):
         return False
-    return reply.status_code < 500 and reply.status_code != 407
 
 
 def hub_endpoint() -> str:

@@ -46,8 +46,16 @@ class EvalReport:
         for column in (name for name in _SLICES if name in self.predictions):
             for value, part in self.predictions.groupby(column):
                 found = scoring.score(part["reference"].tolist(), part["hypothesis"].tolist(), part["speaker"].tolist())
-                rows.append({"slice": column, "value": value, "wer": found.wer, "low": found.ci95[0],
-                             "high": found.ci95[1], "n": found.n})
+                rows.append(
+                    {
+                        "slice": column,
+                        "value": value,
+                        "wer": found.wer,
+                        "low": found.ci95[0],
+                        "high": found.ci95[1],
+                        "n": found.n,
+                    }
+                )
         return pd.DataFrame(rows)
 
     def worst(self, n: int = 10) -> pd.DataFrame:
@@ -55,14 +63,29 @@ class EvalReport:
         return self.predictions.nlargest(n, "wer")[["reference", "hypothesis", "wer", "speaker"]].reset_index(drop=True)
 
 
-def evaluate(recipe: Recipe, cache: FeatureCache, ref: ModelRef, split: str, reports: Path, *,
-             on_start: Callable[[int], None] = lambda n: None, on_clips: Callable[[int], None] = lambda n: None) -> EvalReport:
+def evaluate(
+    recipe: Recipe,
+    cache: FeatureCache,
+    ref: ModelRef,
+    split: str,
+    reports: Path,
+    *,
+    on_start: Callable[[int], None] = lambda n: None,
+    on_clips: Callable[[int], None] = lambda n: None,
+) -> EvalReport:
     """Decode a split with the model and score it; an evaluation that was made before is read, not made again.
 
     A model tuned at clip length is decoded so; any other sees the full 30 s, as it was trained.
     """
-    identity = {**recipe.settings("evaluation"), **models.identity(ref), "language": recipe.language, "split": split,
-                "cache": cache.digest, "context": ref.context, "code.evaluation": CODE}
+    identity = {
+        **recipe.settings("evaluation"),
+        **models.identity(ref),
+        "language": recipe.language,
+        "split": split,
+        "cache": cache.digest,
+        "context": ref.context,
+        "code.evaluation": CODE,
+    }
     folder = reports / f"{split}-{digest(identity)}"
     if manifest.problem(folder) is None:
         return read_report(folder)
@@ -72,24 +95,42 @@ def evaluate(recipe: Recipe, cache: FeatureCache, ref: ModelRef, split: str, rep
     on_start(len(rows))
     started = time.monotonic()
     hypotheses = _decode(recipe, cache, ref, rows, on_clips)
-    return _write(folder, identity, ref, split, _predictions(cache, rows, hypotheses), recipe, time.monotonic() - started)
+    return _write(
+        folder, identity, ref, split, _predictions(cache, rows, hypotheses), recipe, time.monotonic() - started
+    )
 
 
 def read_report(folder: Path) -> EvalReport:
     """A report that was made before."""
     facts = manifest.require_whole(folder, "report", "Remove it and evaluate again")
     predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype={"id": str, "speaker": str})
-    return EvalReport(folder, facts["model"], facts["split"], _score(facts["score"]), _score(facts["raw"]),
-                      predictions, facts["seconds"])
+    return EvalReport(
+        folder,
+        facts["model"],
+        facts["split"],
+        _score(facts["score"]),
+        _score(facts["raw"]),
+        predictions,
+        facts["seconds"],
+    )
 
 
-def _decode(recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]) -> list[str]:
+def _decode(
+    recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
+) -> list[str]:
     settings = recipe.evaluation
     model = models.load(ref, device=environment.detect().device)
     return decoding.decode_rows(
-        model, models.load_processor(ref, recipe.language), cache, rows, language=recipe.language,
-        batch_frames=settings.batch_frames, max_new_tokens=settings.max_new_tokens,
-        full_context=ref.context == "full", on_clips=on_clips)
+        model,
+        models.load_processor(ref, recipe.language),
+        cache,
+        rows,
+        language=recipe.language,
+        batch_frames=settings.batch_frames,
+        max_new_tokens=settings.max_new_tokens,
+        full_context=ref.context == "full",
+        on_clips=on_clips,
+    )
 
 
 def _predictions(cache: FeatureCache, rows: Any, hypotheses: list[str]) -> pd.DataFrame:
@@ -100,15 +141,30 @@ def _predictions(cache: FeatureCache, rows: Any, hypotheses: list[str]) -> pd.Da
     return predictions.assign(wer=(edits.word_edits / edits.words).round(4))
 
 
-def _write(folder: Path, identity: dict[str, Any], ref: ModelRef, split: str, predictions: pd.DataFrame,
-           recipe: Recipe, seconds: float) -> EvalReport:
+def _write(
+    folder: Path,
+    identity: dict[str, Any],
+    ref: ModelRef,
+    split: str,
+    predictions: pd.DataFrame,
+    recipe: Recipe,
+    seconds: float,
+) -> EvalReport:
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
     folder.mkdir(parents=True, exist_ok=True)
     predictions.to_csv(folder / "predictions.csv", index=False)
-    manifest.seal(folder, kind="report", model=ref.title, quantisation=ref.quantisation, split=split, identity=identity,
-                  score=scoring.score(*texts, **settings).as_dict(),
-                  raw=scoring.score(*texts, normalised=False, **settings).as_dict(), seconds=round(seconds, 2))
+    manifest.seal(
+        folder,
+        kind="report",
+        model=ref.title,
+        quantisation=ref.quantisation,
+        split=split,
+        identity=identity,
+        score=scoring.score(*texts, **settings).as_dict(),
+        raw=scoring.score(*texts, normalised=False, **settings).as_dict(),
+        seconds=round(seconds, 2),
+    )
     return read_report(folder)
 
 

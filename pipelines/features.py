@@ -1,7 +1,8 @@
 """Waveform to log-mel, trimmed without loss; the only place that builds a feature extractor.
 
-Whisper's extractor pads every clip to 30 s. What follows the clip's last real frame is one value, `max - 2.0`, so
-the trimmed frames and that value rebuild the padded tensor: a 4 s clip takes 130 kB instead of 960 kB.
+Whisper's extractor pads every clip to 30 s. What follows the clip's last real frame is one value, `max - 2.0`
+(never below that of digital silence), so the trimmed frames and that value rebuild the padded tensor: a 4 s clip takes
+130 kB instead of 960 kB.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ FULL_FRAMES = 3_000
 FULL_SAMPLES = FULL_FRAMES * HOP_SAMPLES
 _LAST_TRIMMABLE = FULL_SAMPLES - WINDOW_SAMPLES // 2
 """From here on the stock extractor reflects real signal at the window's end, and nothing can be trimmed."""
+_SILENCE = np.float32(-1.5)
+"""The extractor's floor: (log10(1e-10) + 4) / 4."""
 _FIRST_TRIMMABLE = WINDOW_SAMPLES // 2 + 1
 """Below this the extractor's reflection at the start needs more samples than the clip has."""
 
@@ -94,8 +97,8 @@ def _real_frames(n_samples: int) -> int:
 
 
 def _pad_value(log_mel: np.ndarray) -> float:
-    """Silence after the clip: the extractor clamps at 8 below the maximum and then divides by 4."""
-    return float(log_mel.max() - np.float32(2.0))
+    """Silence after the clip: the extractor clamps at 8 below the maximum, where that is above its floor, then scales."""
+    return float(np.maximum(log_mel.max() - np.float32(2.0), _SILENCE))
 
 
 def _time_first(log_mel: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines import scoring, text
-from pipelines.audio import Waveform
+from pipelines.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.errors import LabError
 
 COLUMNS = ("audio", "output", "flag", "username", "timestamp", "reference", "wer", "model")
@@ -59,7 +59,12 @@ def append(log: Path, *, output: str, flag: str, model: str, reference: str = ""
     with _locked(log):
         size = _prepare(log)
         row["audio"] = _keep(recording, log.parent / "audio") if recording else ""
-        _write(log, (b"" if size else _HEADER + b"\n") + _line(row))
+        try:
+            _write(log, (b"" if size else _HEADER + b"\n") + _line(row))
+        except OSError:
+            if row["audio"]:
+                (log.parent / row["audio"]).unlink()
+            raise
     return row
 
 
@@ -134,7 +139,8 @@ def _mend(log: Path, tail: bytes, size: int) -> None:
 def _check_header(log: Path, header: bytes) -> None:
     if header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != _HEADER:
         found = header[:200].decode("utf-8", "replace").strip()
-        raise LabError(f"{log} has the columns {found!r}, expected {_HEADER.decode()!r}: move it away or name another log")
+        raise LabError(f"{log} has the columns {found!r}, expected {_HEADER.decode()!r}: "
+                       "move it away or name another log")
 
 
 def _line(row: dict[str, str]) -> bytes:
@@ -149,7 +155,9 @@ def _parse(line: bytes) -> dict[str, str] | None:
         cells = next(csv.reader([line.decode().rstrip("\r")], strict=True))
     except (csv.Error, UnicodeDecodeError):
         return None
-    return dict(zip(COLUMNS, (_DISARM.sub(r"\1", cell) for cell in cells), strict=True)) if len(cells) == len(COLUMNS) else None
+    if len(cells) != len(COLUMNS):
+        return None
+    return {name: _DISARM.sub(r"\1", cell) for name, cell in zip(COLUMNS, cells, strict=True)}
 
 
 def _write(log: Path, line: bytes) -> None:
@@ -169,10 +177,10 @@ def _keep(recording: Waveform, folder: Path) -> str:
     """Write the recording under a random name; the name as seen from the log. Git never takes the folder in."""
     import soundfile
 
-    from pipelines.audio import SAMPLE_RATE_HZ
-
+    wav = io.BytesIO()
+    soundfile.write(wav, recording.samples, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
     folder.mkdir(exist_ok=True)
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     name = f"{secrets.token_hex(8)}.wav"
-    soundfile.write(folder / name, recording.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+    (folder / name).write_bytes(wav.getvalue())
     return f"{folder.name}/{name}"

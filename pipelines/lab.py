@@ -1,8 +1,8 @@
 """The stages as the notebooks and commands call them: each takes a recipe and a URI, and ends with the next URI.
 
     01  features(recipe)             -> FeatureCache     cache.uri
-    02  train(recipe, cache_uri)     -> TrainedModel     model.uri
-        evaluate(recipe, cache_uri, model_uri, split) -> EvalReport
+    02  train(recipe, cache)         -> TrainedModel     model.uri
+        scores(recipe, cache, model.uri) -> the base model's and the tuned model's EvalReport
     03  transcriber(recipe, model_uri) -> Transcriber
 
 What a stage made is noted in `runs/<recipe>/stages.json`, so that a later stage (and `make run`) finds it.
@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines import cache as caches
 from pipelines import decoding, environment, evaluation, manifest, models, training
@@ -27,66 +27,91 @@ from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
-from pipelines.sources import Source
+from pipelines.sources import Example, Source
 from pipelines.sources.catalogue import open_source
 from pipelines.training import Progress, TrainedModel
 from pipelines.transcriber import Transcriber
 
+if TYPE_CHECKING:
+    from transformers import WhisperProcessor
+
 
 def features_identity(recipe: Recipe, source: Source, processor: Any) -> dict[str, Any]:
-    """Flat: everything that decides the rows and frames of the recipe's cache; `library.` fields are told, not enforced."""
+    """Flat: everything that decides the rows and frames of a cache; `library.` fields are told, not enforced."""
     settings = recipe.settings("features")
     settings.pop("features.shard_clips")  # how the work is cut changes no row
     return {
-        **settings, "language": recipe.language, "features.n_mels": processor.feature_extractor.feature_size,
-        "features.vocabulary": _vocabulary_sha256(processor), "code.cache": caches.FORMAT,
+        **settings,
+        "language": recipe.language,
+        "features.n_mels": processor.feature_extractor.feature_size,
+        "features.vocabulary": _vocabulary_sha256(processor),
+        "code.cache": caches.FORMAT,
         **{f"source.{name}": value for name, value in source.identity().items()},
-        **{f"library.{name}": importlib.metadata.version(name) for name in ("transformers", "soxr", "soundfile")}}
+        **{f"library.{name}": importlib.metadata.version(name) for name in ("transformers", "soxr", "soundfile")},
+    }
 
 
-def features(recipe: Recipe, *, runs: str | Path = "", cache_uri: str = "", log: Callable[[str], None] = print) -> FeatureCache:
+def features(
+    recipe: Recipe, *, runs: str | Path = "", cache_uri: str = "", log: Callable[[str], None] = print
+) -> FeatureCache:
     """Stage 01: the recipe's feature cache; made, finished if it was cut off, or opened if it is there.
 
     With `cache_uri` the cache lies in that folder: a finished one is opened if it is what the recipe asks for, and
     refused, naming the fields that differ, if it is not.
     """
     with _stage(recipe, runs, "features") as note:
-        base = models.resolve(recipe.model.base, log=log)
-        processor = models.load_processor(base, recipe.language)
-        source = open_source(recipe.source)
-        identity = features_identity(recipe, source, processor)
+        prepared, source = processor(recipe, log=log), open_source(recipe.source)
+        identity = features_identity(recipe, source, prepared)
         folder = Path(cache_uri).expanduser() if cache_uri else _cache_folder(recipe, runs, identity)
         if caches.is_finished(folder):
             cache = caches.open_cache(folder, identity, log=log)
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
-            cache = _extract(recipe, source, processor, folder, identity, log)
+            cache = _extract(recipe, source, prepared, folder, identity, log)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
     return cache
 
 
-def open_features(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print) -> FeatureCache:
+def open_features(
+    recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print
+) -> FeatureCache:
     """The cache that stage 02 trains on: `cache_uri`, else what stage 01 noted last. A stale one is refused."""
     uri = cache_uri or stages(recipe, runs).get("features", {}).get("cache_uri")
     if not uri:
-        raise LabError(f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
-                       f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri")
-    processor = models.load_processor(models.resolve(recipe.model.base, log=log), recipe.language)
-    return caches.open_cache(Path(uri).expanduser(), features_identity(recipe, open_source(recipe.source), processor), log=log)
+        raise LabError(
+            f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
+            f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
+        )
+    identity = features_identity(recipe, open_source(recipe.source), processor(recipe, log=log))
+    return caches.open_cache(Path(uri).expanduser(), identity, log=log)
 
 
-def train(recipe: Recipe, cache: FeatureCache, *, runs: str | Path = "", progress: Progress | None = None) -> TrainedModel:
+def train(
+    recipe: Recipe, cache: FeatureCache, *, runs: str | Path = "", progress: Progress | None = None
+) -> TrainedModel:
     """Stage 02: tune the recipe's base model on the cache; resumes by itself inside its own run folder."""
     with _stage(recipe, runs, "training") as note:
         base = models.resolve(recipe.model.base, log=(progress or Progress()).on_line)
         trained = training.train(recipe, cache, base, run_folder(recipe, cache, base, runs), progress)
-        note |= {"model_uri": trained.uri, "digest": trained.digest, "best_step": trained.best_step,
-                 "validation_wer": trained.validation["eval_wer"], "training_seconds": trained.seconds}
+        note |= {
+            "model_uri": trained.uri,
+            "digest": trained.digest,
+            "best_step": trained.best_step,
+            "validation_wer": trained.validation["eval_wer"],
+            "training_seconds": trained.seconds,
+        }
     return trained
 
 
-def evaluate(recipe: Recipe, cache: FeatureCache, model_uri: str, split: str = "test", *, runs: str | Path = "",
-             log: Callable[[str], None] = print) -> EvalReport:
+def evaluate(
+    recipe: Recipe,
+    cache: FeatureCache,
+    model_uri: str,
+    split: str = "test",
+    *,
+    runs: str | Path = "",
+    log: Callable[[str], None] = print,
+) -> EvalReport:
     """Score a model on a split of the cache; one that was scored before is read. A tuned model keeps its test score."""
     ref = models.resolve(model_uri, log=log)
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
@@ -96,13 +121,41 @@ def evaluate(recipe: Recipe, cache: FeatureCache, model_uri: str, split: str = "
     return report
 
 
-def transcriber(recipe: Recipe, model_uri: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print) -> Transcriber:
+def scores(
+    recipe: Recipe, cache: FeatureCache, model_uri: str, *, runs: str | Path = "", log: Callable[[str], None] = print
+) -> dict[str, EvalReport]:
+    """Score the recipe's base model and the tuned one on the test split: `before` and `after`. Each is scored once."""
+    with _stage(recipe, runs, "scores") as note:
+        reports = {
+            label: evaluate(recipe, cache, uri, "test", runs=runs, log=log)
+            for label, uri in (("before", recipe.model.base), ("after", model_uri))
+        }
+        note |= {label: str(report.folder) for label, report in reports.items()}
+    return reports
+
+
+def transcriber(
+    recipe: Recipe, model_uri: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print
+) -> Transcriber:
     """Stage 03: the model at `model_uri`, else what stage 02 noted last, ready to transcribe."""
     uri = model_uri or stages(recipe, runs).get("training", {}).get("model_uri")
     if not uri:
-        raise LabError(f"no model for recipe {recipe.name}: run 02_training_pipeline first "
-                       f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri")
+        raise LabError(
+            f"no model for recipe {recipe.name}: run 02_training_pipeline first "
+            f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
+        )
     return Transcriber(models.resolve(uri, log=log), recipe.language)
+
+
+def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
+    """`n` examples of a split, spread over it, so that several speakers are heard."""
+    examples = list(open_source(recipe.source).examples((split,)))
+    return examples[:: max(1, len(examples) // n)][:n]
+
+
+def processor(recipe: Recipe, *, log: Callable[[str], None] = print) -> WhisperProcessor:
+    """Tokenizer and feature extractor of the recipe's base model: what is needed beside a cache that is at hand."""
+    return models.load_processor(models.resolve(recipe.model.base, log=log), recipe.language)
 
 
 def stage_folder(recipe: Recipe, runs: str | Path = "") -> Path:
@@ -123,14 +176,21 @@ def stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
         return {}
 
 
-def _extract(recipe: Recipe, source: Source, processor: Any, folder: Path, identity: dict[str, Any],
-             log: Callable[[str], None]) -> FeatureCache:
+def _extract(
+    recipe: Recipe, source: Source, processor: Any, folder: Path, identity: dict[str, Any], log: Callable[[str], None]
+) -> FeatureCache:
     settings = recipe.features
-    gate = Gate(lambda text: decoding.label_ids(processor, recipe.language, text), identity["features.n_mels"],
-                settings.min_duration_s, settings.max_duration_s, settings.min_peak)
+    gate = Gate(
+        lambda text: decoding.label_ids(processor, recipe.language, text),
+        identity["features.n_mels"],
+        settings.min_duration_s,
+        settings.max_duration_s,
+        settings.min_peak,
+    )
     with _bar("log-mel", None) as step:
-        return caches.build(folder, source.examples(), gate.admit, identity, shard_clips=settings.shard_clips,
-                            on_clips=step, log=log)
+        return caches.build(
+            folder, source.examples(), gate.admit, identity, shard_clips=settings.shard_clips, on_clips=step, log=log
+        )
 
 
 def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) -> Path:

@@ -110,8 +110,11 @@ def _flush(handle: int) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".partial")
-            and path != folder / MANIFEST]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".partial") and path != folder / MANIFEST
+    ]
 
 
 def _entry(path: Path) -> dict[str, Any]:

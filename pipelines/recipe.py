@@ -55,7 +55,7 @@ class ModelSettings(Settings):
     """Where training starts from."""
 
     base: str = "openai/whisper-tiny"
-    """A Hub id, `hub://owner/name@revision`, a folder, or a mirror's quantised model such as `openai/whisper-small@q8`."""
+    """A Hub id, `hub://owner/name@revision`, a folder, or a quantised model such as `openai/whisper-small@q8`."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in encoder and decoder while training."""
     spec_augment: bool = False
@@ -92,7 +92,7 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     context: Literal["clip", "full"] = "clip"
-    """`clip`: the encoder sees each batch at the length of its longest clip. `full`: always 30 s, as Whisper was trained."""
+    """`clip`: the encoder sees each batch at the length of its longest clip. `full`: always 30 s."""
     bucket_batches: int = Field(20, ge=1)
     """Batches that are sorted by length together before they are cut and shuffled; 1 draws batches without sorting."""
     eval_every: int = Field(40, ge=1)
@@ -207,8 +207,10 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LabError(f"no recipe {str(recipe)!r}{_suggest(str(recipe), names())}: "
-                       f"the lab has {', '.join(names())}; a file of your own ends in .toml") from None
+        raise LabError(
+            f"no recipe {str(recipe)!r}{_suggest(str(recipe), names())}: "
+            f"the lab has {', '.join(names())}; a file of your own ends in .toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LabError(f"{path.name} is not valid TOML: {error}") from None
 
@@ -217,8 +219,9 @@ def _refuse_unknown(flat: Mapping[str, Any]) -> None:
     known = known_names()
     for name in flat:
         if name not in known:
-            raise LabError(f"unknown setting {name!r}{_suggest(name, known)}. "
-                           "All settings: python -m pipelines recipe tour")
+            raise LabError(
+                f"unknown setting {name!r}{_suggest(name, known)}. All settings: python -m pipelines recipe tour"
+            )
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -39,7 +39,8 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.ci95
-        return f"WER {self.wer:.3f} (95 % {low:.3f}-{high:.3f}, n = {self.n}, {self.speakers} speakers), CER {self.cer:.3f}"
+        told = f"95 % {low:.3f}-{high:.3f}, n = {self.n}, {self.speakers} speakers"
+        return f"WER {self.wer:.3f} ({told}), CER {self.cer:.3f}"
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,15 @@ class Edits:
         return self.substitutions + self.insertions + self.deletions
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str] | None = None, *,
-          normalised: bool = True, samples: int = 1_000, seed: int = 13) -> Score:
+def score(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    speakers: Sequence[str] | None = None,
+    *,
+    normalised: bool = True,
+    samples: int = 1_000,
+    seed: int = 13,
+) -> Score:
     """Score `hypotheses` against `references`, utterance by utterance.
 
     `speakers` names who says each utterance: utterances of one speaker are not independent, so the bootstrap draws
@@ -72,21 +80,32 @@ def score(references: Sequence[str], hypotheses: Sequence[str], speakers: Sequen
         wer=_ratio(edits.word_edits, edits.words),
         ci95=interval(edits.word_edits, edits.words, blocks, samples=samples, seed=seed),
         cer=_ratio(edits.char_edits, edits.chars),
-        substitutions=int(edits.substitutions.sum()), insertions=int(edits.insertions.sum()),
-        deletions=int(edits.deletions.sum()), words=int(edits.words.sum()),
-        n=len(references), speakers=int(blocks.max()) + 1, normalised=normalised)
+        substitutions=int(edits.substitutions.sum()),
+        insertions=int(edits.insertions.sum()),
+        deletions=int(edits.deletions.sum()),
+        words=int(edits.words.sum()),
+        n=len(references),
+        speakers=int(blocks.max()) + 1,
+        normalised=normalised,
+    )
 
 
 def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, normalised: bool = True) -> Edits:
     """The edits of every utterance by Levenshtein alignment (jiwer), over words and over characters."""
     if len(references) != len(hypotheses) or not len(references):
-        raise LabError(f"scoring needs one transcript per reference and at least one, "
-                       f"got {len(references)} references and {len(hypotheses)} transcripts")
-    rows = [_edits(_form(ref, normalised), _form(hyp, normalised)) for ref, hyp in zip(references, hypotheses, strict=True)]
+        raise LabError(
+            f"scoring needs one transcript per reference and at least one, "
+            f"got {len(references)} references and {len(hypotheses)} transcripts"
+        )
+    rows = [
+        _edits(_form(ref, normalised), _form(hyp, normalised)) for ref, hyp in zip(references, hypotheses, strict=True)
+    ]
     return Edits(*(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True)))
 
 
-def interval(edits: np.ndarray, words: np.ndarray, blocks: np.ndarray, *, samples: int, seed: int) -> tuple[float, float]:
+def interval(
+    edits: np.ndarray, words: np.ndarray, blocks: np.ndarray, *, samples: int, seed: int
+) -> tuple[float, float]:
     """95 % percentile interval of sum(edits) / sum(words), drawing whole blocks with replacement.
 
     `blocks` int64 [n] numbers each utterance's block from 0.
@@ -107,8 +126,14 @@ def _edits(reference: str, hypothesis: str) -> tuple[int, int, int, int, int, in
         raise LabError("a reference without a word cannot be scored: remove that row")
     words = jiwer.process_words(reference, hypothesis)
     chars = jiwer.process_characters(reference, hypothesis)
-    return (words.substitutions, words.insertions, words.deletions, len(reference.split()),
-            chars.substitutions + chars.insertions + chars.deletions, len(reference))
+    return (
+        words.substitutions,
+        words.insertions,
+        words.deletions,
+        len(reference.split()),
+        chars.substitutions + chars.insertions + chars.deletions,
+        len(reference),
+    )
 
 
 def _form(sentence: str, normalised: bool) -> str:

@@ -50,12 +50,13 @@ class Service:
     def hear(self, path: str | None, before: Heard | None = None) -> Heard:
         """Transcribe the file `path`; the transcript `before` is the answer where it was made from the same upload.
 
-        Raises audio.AudioError with reason `missing`, `empty`, `unreadable`, `not_finite`, `silent` or `too_long`.
+        Raises audio.AudioError with reason `no_recording`, `missing`, `empty`, `unreadable`, `not_finite`,
+        `silent` or `too_long`.
         """
         from pipelines import audio
 
         if path is None:
-            raise audio.AudioError("missing", "there is no recording")
+            raise audio.AudioError("no_recording", "nothing was recorded or chosen")
         if before is not None and before.source == path:
             return before
         started = time.monotonic()
@@ -77,8 +78,8 @@ class Service:
         correction = "" if flag == "right" or correction.strip() == heard.text.strip() else correction
         verdict = (flag, correction, keep and heard.recording is not None)
         if verdict != heard.noted:
-            feedback.append(self.log, output=heard.text, flag=flag, model=title(self.transcriber.ref), reference=correction,
-                            username=username, recording=heard.recording if keep else None)
+            feedback.append(self.log, output=heard.text, flag=flag, model=title(self.transcriber.ref),
+                            reference=correction, username=username, recording=heard.recording if keep else None)
         return replace(heard, noted=verdict)
 
 
@@ -98,8 +99,9 @@ def newest_model(runs: Path) -> Path | None:
 
 def card(ref: ModelRef) -> dict[str, str]:
     """What a visitor may know of the model: name, revision, base, quantisation, test. Never a path of this machine."""
-    known = {"name": _public(ref.name, ref.folder), "revision": ref.revision, "base": _public(ref.facts.get("base") or ""),
-             "quantisation": ref.quantisation or "", "test": _test(ref.facts.get("test"))}
+    known = {"name": _public(ref.name, ref.folder), "revision": ref.revision,
+             "base": _public(ref.facts.get("base") or ""), "quantisation": ref.quantisation or "",
+             "test": _test(ref.facts.get("test"))}
     return {name: value for name, value in known.items() if value}
 
 

@@ -6,7 +6,9 @@ import re
 import unicodedata
 
 _QUOTES = "\"“”„»«'‘’"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\u200b\u200e\u200f\u2028\u2029\ufeff]+")
+_SOFT_HYPHEN = "\u00ad"
+"""Where a word may be broken, not where it is: it goes without a trace."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028\u2029\ufeff]+")
 
 
 def clean(text: str) -> str:
@@ -14,7 +16,7 @@ def clean(text: str) -> str:
 
     Nothing that changes a word: case and punctuation are Whisper's to learn.
     """
-    text = _CONTROL.sub(" ", unicodedata.normalize("NFC", text))
+    text = _CONTROL.sub(" ", unicodedata.normalize("NFC", text.replace(_SOFT_HYPHEN, "")))
     text = " ".join(text.split())
     if len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES and not set(text[1:-1]) & set(_QUOTES):
         text = text[1:-1].strip()
@@ -25,8 +27,8 @@ def normalise(text: str) -> str:
     """A transcript for scoring: lower case, words of letters and digits, one space between them.
 
     Punctuation and symbols become spaces; letters keep their marks, so that å, a and ä stay three letters.
-    Numbers stay as they are written.
+    A mark without a letter (an emoji's variation selector) is no word. Numbers stay as they are written.
     """
-    text = unicodedata.normalize("NFC", text).lower()
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.replace(_SOFT_HYPHEN, "")).lower())
     kept = "".join(char if unicodedata.category(char)[0] in "LNM" else " " for char in text)
-    return " ".join(kept.split())
+    return " ".join(word for word in kept.split() if any(unicodedata.category(char)[0] in "LN" for char in word))

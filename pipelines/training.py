@@ -74,7 +74,9 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[st
     return {**settings, **told, "cache": cache.digest, "code.training": CODE}
 
 
-def train(recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, progress: Progress | None = None) -> TrainedModel:
+def train(
+    recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, progress: Progress | None = None
+) -> TrainedModel:
     """Tune `base` on the cache's training split inside the folder `run`; go on where an earlier call was cut off.
 
     The result lies in `run/model`, sealed. A run that is already finished is returned at once. A run folder of another
@@ -92,8 +94,9 @@ def train(recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, progre
         return _train(recipe, cache, base, run, identity, progress)
 
 
-def _train(recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, identity: dict[str, Any],
-           progress: Progress) -> TrainedModel:
+def _train(
+    recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, identity: dict[str, Any], progress: Progress
+) -> TrainedModel:
     name = digest(identity)
     folder = run / "checkpoints"
     last = checkpoints.newest_complete(folder, run_digest=name, log=progress.on_line)
@@ -104,8 +107,9 @@ def _train(recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, ident
     return _finish(trainer, recipe, cache, run, name, base)
 
 
-def _build_trainer(recipe: Recipe, cache: FeatureCache, base: ModelRef, folder: Path, run_digest: str,
-                   progress: Progress) -> Seq2SeqTrainer:
+def _build_trainer(
+    recipe: Recipe, cache: FeatureCache, base: ModelRef, folder: Path, run_digest: str, progress: Progress
+) -> Seq2SeqTrainer:
     import transformers
 
     settings = recipe.training
@@ -118,17 +122,26 @@ def _build_trainer(recipe: Recipe, cache: FeatureCache, base: ModelRef, folder: 
     sampler = BucketSampler(lengths, settings.batch_size, settings.bucket_batches, settings.seed)
     full_context = settings.context == "full"
     trainer = trainer_class()(
-        model=model, args=_arguments(recipe, folder), train_dataset=ClipDataset(cache, rows),
+        model=model,
+        args=_arguments(recipe, folder),
+        train_dataset=ClipDataset(cache, rows),
         eval_dataset=ClipDataset(cache, _rows(cache, "validation")),
-        data_collator=Collator(cache, full_context=full_context), processing_class=processor,
-        compute_loss_func=token_mean_loss, callbacks=[_reporter(sampler, progress)],
-        sampler=sampler, validate=_validator(recipe, cache, processor, full_context), run_digest=run_digest,
-        keep=settings.keep_checkpoints)
+        data_collator=Collator(cache, full_context=full_context),
+        processing_class=processor,
+        compute_loss_func=token_mean_loss,
+        callbacks=[_reporter(sampler, progress)],
+        sampler=sampler,
+        validate=_validator(recipe, cache, processor, full_context),
+        run_digest=run_digest,
+        keep=settings.keep_checkpoints,
+    )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
-def token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+def token_mean_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
     """Cross entropy summed over label tokens and divided by their number in the whole optimizer step.
 
     With accumulation every micro-batch is divided by the same total, so that k small batches give the gradient of one
@@ -136,37 +149,52 @@ def token_mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torc
     """
     import torch.nn.functional as F
 
-    total = F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = F.cross_entropy(
+        outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
 
 
 def trainer_class() -> type[Seq2SeqTrainer]:
-    """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late: transformers takes seconds)."""
+    """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late)."""
     from torch.utils.data import DataLoader
     from transformers import Seq2SeqTrainer
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
     class LabTrainer(Seq2SeqTrainer):
-        def __init__(self, *args: Any, sampler: BucketSampler, validate: Callable, run_digest: str, keep: int, **kwargs: Any):
+        def __init__(
+            self, *args: Any, sampler: BucketSampler, validate: Callable, run_digest: str, keep: int, **kwargs: Any
+        ):
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
             self.clock = time.monotonic()
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             # seconds of training over all sittings: each line adds the time since the line before it
-            now, earlier = time.monotonic(), self.state.log_history[-1].get("seconds", 0.0) if self.state.log_history else 0.0
+            now, earlier = (
+                time.monotonic(),
+                self.state.log_history[-1].get("seconds", 0.0) if self.state.log_history else 0.0,
+            )
             super().log({**logs, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
             self.clock = now
 
         def get_train_dataloader(self) -> DataLoader:
-            loader = DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator,
-                                num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory)
+            loader = DataLoader(
+                self.train_dataset,
+                batch_sampler=self.sampler,
+                collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
             return self.accelerator.prepare(loader)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
             # the decoder's input is made here: the labels themselves go to token_mean_loss and not to the model
             start = self.model.config.decoder_start_token_id
-            inputs = {**inputs, "decoder_input_ids": shift_right(inputs["labels"], start, self.model.config.pad_token_id)}
+            inputs = {
+                **inputs,
+                "decoder_input_ids": shift_right(inputs["labels"], start, self.model.config.pad_token_id),
+            }
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
         def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -198,15 +226,35 @@ def _arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
 
     settings, machine = recipe.training, environment.detect()
     return Seq2SeqTrainingArguments(
-        output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation, learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
-        lr_scheduler_type="linear", optim="adamw_torch_fused", seed=settings.seed,
-        bf16=machine.dtype == "bfloat16", fp16=machine.dtype == "float16", tf32=True if machine.device == "cuda" else None,
-        eval_strategy="steps", eval_steps=settings.eval_every, save_strategy="steps", save_steps=settings.eval_every,
-        metric_for_best_model="wer", greater_is_better=False, logging_steps=max(1, min(10, settings.steps // 12)),
-        dataloader_num_workers=settings.workers, dataloader_pin_memory=machine.device == "cuda",
-        remove_unused_columns=False, report_to="none", disable_tqdm=True, log_level="error", use_cpu=machine.device == "cpu")
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        lr_scheduler_type="linear",
+        optim="adamw_torch_fused",
+        seed=settings.seed,
+        bf16=machine.dtype == "bfloat16",
+        fp16=machine.dtype == "float16",
+        tf32=True if machine.device == "cuda" else None,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_strategy="steps",
+        save_steps=settings.eval_every,
+        metric_for_best_model="wer",
+        greater_is_better=False,
+        logging_steps=max(1, min(10, settings.steps // 12)),
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=machine.device == "cuda",
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        use_cpu=machine.device == "cpu",
+    )
 
 
 def _reporter(sampler: BucketSampler, progress: Progress) -> Any:
@@ -230,12 +278,16 @@ def _reporter(sampler: BucketSampler, progress: Progress) -> Any:
             progress.on_log(_history(state))
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-            progress.on_line(f"step {state.global_step}: validation WER {metrics['eval_wer']:.3f}, loss {metrics['eval_loss']:.3f}")
+            progress.on_line(
+                f"step {state.global_step}: validation WER {metrics['eval_wer']:.3f}, loss {metrics['eval_loss']:.3f}"
+            )
 
     return Reporter()
 
 
-def _validator(recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool) -> Callable[[Any], dict[str, float]]:
+def _validator(
+    recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool
+) -> Callable[[Any], dict[str, float]]:
     """A function from a model to its validation loss and normalised WER."""
     rows = _rows(cache, "validation")
     references = cache.rows["text"].iloc[rows].tolist()
@@ -243,11 +295,20 @@ def _validator(recipe: Recipe, cache: FeatureCache, processor: Any, full_context
 
     def validate(model: Any) -> dict[str, float]:
         hypotheses = decoding.decode_rows(
-            model, processor, cache, rows, language=recipe.language, batch_frames=settings.batch_frames,
-            max_new_tokens=settings.max_new_tokens, full_context=full_context)
+            model,
+            processor,
+            cache,
+            rows,
+            language=recipe.language,
+            batch_frames=settings.batch_frames,
+            max_new_tokens=settings.max_new_tokens,
+            full_context=full_context,
+        )
         edits = scoring.count_edits(references, hypotheses)
-        return {"wer": float(edits.word_edits.sum() / edits.words.sum()),
-                "loss": validation_loss(model, cache, rows, settings.batch_frames, full_context)}
+        return {
+            "wer": float(edits.word_edits.sum() / edits.words.sum()),
+            "loss": validation_loss(model, cache, rows, settings.batch_frames, full_context),
+        }
 
     return validate
 
@@ -265,30 +326,47 @@ def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_fra
         inputs = {name: value.to(model.device) for name, value in collate(rows[batch].tolist()).items()}
         labels = inputs.pop("labels")
         with torch.inference_mode():
-            outputs = model(**inputs, decoder_input_ids=shift_right(labels, config.decoder_start_token_id, config.pad_token_id))
+            outputs = model(
+                **inputs, decoder_input_ids=shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
+            )
             total += float(token_mean_loss(outputs, labels, 1))
         tokens += int((labels != IGNORED).sum())
     model.train(was_training)
     return total / tokens
 
 
-def _finish(trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path, run_digest: str, base: ModelRef) -> TrainedModel:
+def _finish(
+    trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path, run_digest: str, base: ModelRef
+) -> TrainedModel:
     """Write the best weights as the run's model, seal it, and let the checkpoints go."""
     state, folder = trainer.state, run / "model"
     best = state.best_global_step
-    best_model = models.load(ModelRef("best", Path(trainer.args.output_dir) / f"checkpoint-{best}", "folder", str(best)))
+    best_model = models.load(
+        ModelRef("best", Path(trainer.args.output_dir) / f"checkpoint-{best}", "folder", str(best))
+    )
     models.set_language(best_model, recipe.language)
     shutil.rmtree(folder, ignore_errors=True)
     models.save(best_model, trainer.processing_class, folder)
     history = _history(state)
     facts = {
-        "best_step": best, "validation": next(row for row in history if row["step"] == best and "eval_wer" in row),
-        "history": history, "seconds": _seconds(history)}
+        "best_step": best,
+        "validation": next(row for row in history if row["step"] == best and "eval_wer" in row),
+        "history": history,
+        "seconds": _seconds(history),
+    }
     manifest.write_json(folder / "training.json", facts)
     manifest.write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
-    manifest.seal(folder, kind="model", digest=run_digest, name=f"{recipe.name}-{run_digest}", base=base.title,
-                  cache=cache.digest, context=recipe.training.context, quantisation=base.quantisation,
-                  language=recipe.language)
+    manifest.seal(
+        folder,
+        kind="model",
+        digest=run_digest,
+        name=f"{recipe.name}-{run_digest}",
+        base=base.title,
+        cache=cache.digest,
+        context=recipe.training.context,
+        quantisation=base.quantisation,
+        language=recipe.language,
+    )
     shutil.rmtree(trainer.args.output_dir)
     return _finished(run)
 
@@ -302,8 +380,15 @@ def _finished(run: Path) -> TrainedModel | None:
 
 
 def _history(state: Any) -> list[dict[str, float]]:
-    return [{name: row[name] for name in ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_wer", "eval_loss", "seconds")
-             if name in row} for row in state.log_history if "loss" in row or "eval_wer" in row]
+    return [
+        {
+            name: row[name]
+            for name in ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_wer", "eval_loss", "seconds")
+            if name in row
+        }
+        for row in state.log_history
+        if "loss" in row or "eval_wer" in row
+    ]
 
 
 def _seconds(history: list[dict[str, float]]) -> float:
@@ -313,7 +398,9 @@ def _seconds(history: list[dict[str, float]]) -> float:
 def _rows(cache: FeatureCache, split: str) -> np.ndarray:
     rows = cache.split(split)
     if not len(rows):
-        raise LabError(f"the cache {cache.folder} has no {split} clips: training needs a training and a validation split")
+        raise LabError(
+            f"the cache {cache.folder} has no {split} clips: training needs a training and a validation split"
+        )
     return rows
 
 
@@ -325,7 +412,9 @@ def _refuse_other_run(run: Path, identity: dict[str, Any]) -> None:
         return
     unlike = differences(identity, json.loads(note.read_text("utf-8")))
     if unlike:
-        raise LabError(f"{run} belongs to another run: {'; '.join(unlike)}. Name another folder, or go back to that recipe")
+        raise LabError(
+            f"{run} belongs to another run: {'; '.join(unlike)}. Name another folder, or go back to that recipe"
+        )
 
 
 def _only_trainer(run: Path) -> filelock.FileLock:

@@ -55,8 +55,9 @@ class Transcriber:
         log_mel = features.extract(Waveform(samples), self.n_mels)
         frames = padded_frames(len(log_mel.frames)) if self.ref.context == "clip" else FULL_FRAMES
         tensor = torch.from_numpy(log_mel.padded(frames))[None]
-        return decoding.decode(self.model, self.processor, tensor, language=self.language,
-                               max_new_tokens=self.max_new_tokens)[0]
+        return decoding.decode(
+            self.model, self.processor, tensor, language=self.language, max_new_tokens=self.max_new_tokens
+        )[0]
 
 
 def windows(samples: np.ndarray) -> list[np.ndarray]:

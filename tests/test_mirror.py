@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -102,7 +103,9 @@ def toy_config() -> dict:
 
 
 def write_tarball(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
+    """A .tgz whose bytes depend on its contents alone: gzip would note the time, and the integrity would change."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
@@ -111,6 +114,7 @@ def write_tarball(path: Path, files: dict[str, bytes], links: dict[str, str] | N
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname = tarfile.SYMTYPE, target
             archive.addfile(entry)
+    path.write_bytes(gzip.compress(plain.getvalue(), mtime=0))
     return path
 
 
@@ -462,6 +466,7 @@ def test_a_whole_folder_is_returned_without_npm(toy: Toy, built: Path):
     assert toy.fetch(verify=True) == toy.folder
     assert npm_calls(toy.bin) == []
     assert toy.log == []
+    assert [p.name for p in toy.cache.iterdir()] == [FOLDER], "not even a lock: the cache may be read-only"
 
 
 def test_a_folder_of_another_package_version_is_not_whole(toy: Toy, built: Path):
@@ -475,6 +480,14 @@ def test_a_folder_of_another_package_version_is_not_whole(toy: Toy, built: Path)
 def test_a_broken_manifest_is_not_whole(toy: Toy, built: Path, manifest: str):
     install(toy, built)
     (toy.folder / "mirror.json").write_text(manifest)
+    assert not mirror.is_whole(toy.folder, toy.mirror)
+
+
+def test_a_manifest_that_does_not_list_the_weights_is_not_whole(toy: Toy, built: Path):
+    install(toy, built)
+    manifest = json.loads((toy.folder / "mirror.json").read_text())
+    del manifest["files"]["model.safetensors"]
+    (toy.folder / "mirror.json").write_text(json.dumps(manifest))
     assert not mirror.is_whole(toy.folder, toy.mirror)
 
 

@@ -1,0 +1,60 @@
+# make run    the tour: environment, then the three notebooks in order
+# make test   the tests
+# make app    the page, on the model that was made last
+PYTHON ?= python3
+VENV ?= .venv
+RECIPE ?= tour
+BIN := $(VENV)/bin
+export PYTHONUNBUFFERED := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: run app test lint doctor browser test-colab log-base clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+run: $(VENV)/ready
+	$(BIN)/python -m pipelines run --recipe $(RECIPE)
+
+app: $(VENV)/ready
+	$(BIN)/python app.py
+
+test: $(VENV)/ready browser
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+doctor: $(VENV)/ready
+	$(BIN)/python -m pipelines doctor
+
+# the base model's transcripts of the tour's test sentences: what every later model is held against
+log-base: $(VENV)/ready
+	$(BIN)/python -m pipelines features --recipe tour
+	$(BIN)/python -m pipelines evaluate --recipe tour --model openai/whisper-tiny --log log_base.csv
+
+# the notebooks on the toy recipe under the versions that Colab has, torch aside
+test-colab: VENV := .venv-colab
+test-colab: $(VENV)/ready
+	@test -x .venv-colab/bin/python || $(PYTHON) -m venv .venv-colab
+	@echo "installing the versions of Colab ..."
+	.venv-colab/bin/python -m pip install -q --disable-pip-version-check -c tests/constraints-colab.txt -r requirements.txt -r tests/requirements.txt
+	.venv-colab/bin/python -m pytest -q tests/test_notebooks.py
+
+# one environment for everything; made anew when what it holds is named anew
+$(VENV)/ready: requirements.txt constraints.txt tests/requirements.txt
+	@echo "making the environment in $(VENV) (a few minutes, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -r requirements.txt -r tests/requirements.txt
+	@touch $@
+
+# the browser tests want Debian's chromium: installed where we may, skipped by name where we may not
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && echo "installing chromium ..." && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
+	  || echo "no chromium: the browser tests are skipped (install it with: sudo apt-get install chromium)"
+
+clean:
+	rm -rf $(VENV) .venv-colab runs .pytest_cache .ruff_cache

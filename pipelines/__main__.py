@@ -1,0 +1,310 @@
+"""`python -m pipelines …`: one thin sub-command per stage; the functions are those that the notebooks call."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import recipe as recipes
+from pipelines.errors import LabError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune Whisper for Swedish: features, training, evaluation, transcription.",
+)
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name, or a .toml file of your own.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", "-s", metavar="NAME=VALUE", help="Override a setting, e.g. training.steps=60. Repeatable."),
+]
+Runs = Annotated[
+    str, typer.Option("--runs", help="Folder for artefacts; default: LAB_RUNS, else runs/ in the project.")
+]
+CacheUri = Annotated[str, typer.Option("--cache", help="Feature cache; default: the one that `features` made last.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and written, and end.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output; all else goes to standard error.")
+]
+
+
+@app.command()
+def run(
+    recipe: RecipeName = "tour", set_: Overrides = (), runs: Runs = "", dry_run: DryRun = False, as_json: Json = False
+):
+    """Execute the three notebooks in order by papermill.
+
+    Example: python -m pipelines run --recipe tour --set training.steps=60
+    """
+    from pipelines import batch, environment
+
+    settings, overrides = _recipe(recipe, set_)
+    if dry_run:
+        return _plan(
+            as_json, settings, environment.runs_folder(runs) / settings.name, f"execute {', '.join(batch.NOTEBOOKS)}"
+        )
+    summary = batch.run(settings, recipe, overrides, runs=runs, log=_log(as_json), progress=not as_json)
+    _print(as_json, summary, batch.in_words(summary) + "\nNext: make app, then open the address that it prints")
+
+
+@app.command()
+def features(
+    recipe: RecipeName = "tour",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cache: CacheUri = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Stage 01: decode, check, extract and cache the recipe's speech.
+
+    Example: python -m pipelines features --recipe tour
+    """
+    from pipelines import environment, lab
+
+    settings, _ = _recipe(recipe, set_)
+    if dry_run:
+        return _plan(
+            as_json,
+            settings,
+            cache or environment.runs_folder(runs) / "features",
+            f"make a feature cache of the source {settings.source.kind!r}",
+        )
+    made = lab.features(settings, runs=runs, cache_uri=cache, log=_log(as_json))
+    told = {
+        "cache_uri": made.uri,
+        "digest": made.digest,
+        "counts": made.counts,
+        "bytes": made.bytes,
+        "padded_bytes": made.padded_bytes,
+    }
+    _print(
+        as_json,
+        told,
+        f"cache {made.uri}\ndigest {made.digest}, {made.counts}, {made.bytes / 1e6:.1f} MB "
+        f"({made.bytes / made.padded_bytes:.1%} of padded float32)\n"
+        f"Next: python -m pipelines train --recipe {recipe}",
+    )
+
+
+@app.command()
+def train(
+    recipe: RecipeName = "tour",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cache: CacheUri = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Stage 02: tune the recipe's model on a cache; goes on by itself where it was cut off.
+
+    Example: python -m pipelines train --recipe tour --set training.steps=60
+    """
+    from pipelines import lab
+
+    settings, _ = _recipe(recipe, set_)
+    if dry_run:
+        return _plan(
+            as_json,
+            settings,
+            lab.stage_folder(settings, runs),
+            f"train {settings.training.steps} steps from {settings.model.base}",
+        )
+    from pipelines import figures
+
+    opened = lab.open_features(settings, cache, runs=runs, log=_log(as_json))
+    made = lab.train(settings, opened, runs=runs, progress=figures.console_progress(_log(as_json)))
+    told = {
+        "model_uri": made.uri,
+        "digest": made.digest,
+        "best_step": made.best_step,
+        "validation": made.validation,
+        "seconds": made.seconds,
+    }
+    _print(
+        as_json,
+        told,
+        f"model {made.uri}\nbest at step {made.best_step}: validation WER {made.validation['eval_wer']:.3f}\n"
+        f"Next: python -m pipelines evaluate --recipe {recipe}",
+    )
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeName = "tour",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cache: CacheUri = "",
+    model: Annotated[str, typer.Option(help="Model URI; default: the one that `train` made last.")] = "",
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    log: Annotated[
+        Path | None, typer.Option(help="Also write the transcripts as a feedback log (the columns of log_base.csv).")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Score a model on a split of a cache: WER and CER with 95 % intervals.
+
+    Example: python -m pipelines evaluate --recipe tour --model openai/whisper-tiny
+    """
+    from pipelines import feedback, lab
+
+    settings, _ = _recipe(recipe, set_)
+    uri = model or lab.stages(settings, runs).get("training", {}).get("model_uri") or settings.model.base
+    if dry_run:
+        return _plan(as_json, settings, lab.stage_folder(settings, runs) / "reports", f"score {uri} on {split}")
+    report = lab.evaluate(
+        settings,
+        lab.open_features(settings, cache, runs=runs, log=_log(as_json)),
+        uri,
+        split,
+        runs=runs,
+        log=_log(as_json),
+    )
+    if log:
+        feedback.write_log(log, report)
+    told = {
+        "model": report.model,
+        "split": split,
+        "score": report.score.as_dict(),
+        "raw": report.raw.as_dict(),
+        "report": str(report.folder),
+    }
+    _print(
+        as_json,
+        told,
+        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}",
+    )
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3 or ogg.")],
+    model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",
+    language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
+    runs: Runs = "",
+    as_json: Json = False,
+):
+    """Transcribe audio files.
+
+    Example: python -m pipelines transcribe talk.wav --model openai/whisper-tiny
+    """
+    from pipelines import audio, environment, models, served
+    from pipelines.transcriber import Transcriber
+
+    uri, _ = served.choose(model or None, environment.runs_folder(runs))
+    transcriber = Transcriber(models.resolve(uri, log=_log(as_json)), language)
+    told = []
+    for path in files:
+        try:
+            heard = transcriber.transcribe(path)
+            told.append(
+                {
+                    "file": str(path),
+                    "text": heard.text,
+                    "audio_s": round(heard.audio_s, 2),
+                    "elapsed_s": round(heard.elapsed_s, 2),
+                }
+            )
+        except audio.AudioError as error:
+            told.append({"file": str(path), "error": str(error)})
+    lines = [f"{row['file']}: {row.get('text', row.get('error'))}" for row in told]
+    _print(
+        as_json,
+        {"model": transcriber.ref.title, "transcripts": told},
+        "\n".join([f"model {transcriber.ref.title}", *lines]),
+    )
+    if any("error" in row for row in told):
+        raise typer.Exit(1)
+
+
+@app.command()
+def recipe(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a .toml file of your own.")] = "tour",
+    set_: Overrides = (),
+    as_json: Json = False,
+):
+    """Show every setting of a recipe as it would run.
+
+    Example: python -m pipelines recipe tour --set training.steps=60
+    """
+    settings = _recipe(recipe, set_)[0].settings()
+    _print(as_json, settings, "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items()))
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Option(help="Model for the forward pass.")] = "openai/whisper-tiny",
+    as_json: Json = False,
+):
+    """Check this machine: Python, packages, device, disk, audio, Hub, and one real forward pass.
+
+    Example: python -m pipelines doctor
+    """
+    from pipelines import doctor as physician
+
+    checks = physician.examine(model)
+    wrong = [check for check in checks if check.state == "wrong"]
+    lines = [
+        f"{check.state:<6}{check.name:<18}{check.found}" + (f"\n{'':24}-> {check.mend}" if check.mend else "")
+        for check in checks
+    ]
+    verdict = f"{len(wrong)} thing(s) to mend" if wrong else "ready. Next: make run"
+    _print(as_json, {"checks": physician.as_dicts(checks), "ready": not wrong}, "\n".join([*lines, verdict]))
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _recipe(name: str, assignments: list[str]) -> tuple[recipes.Recipe, dict[str, Any]]:
+    """The recipe with `NAME=VALUE` overrides, and the overrides as a dictionary."""
+    overrides = dict(_assignment(text) for text in assignments)
+    return recipes.load(name, overrides), overrides
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """`a.b=1` as ("a.b", 1): the value is JSON where it parses as such, else a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise LabError(f"--set takes NAME=VALUE such as training.steps=60, got {text!r}")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value
+
+
+def _plan(as_json: bool, settings: recipes.Recipe, where: str | Path, what: str) -> None:
+    _print(
+        as_json,
+        {"dry_run": True, "would": what, "writes": str(where), "recipe": settings.settings()},
+        f"would {what}\nwould write below {where}\nnothing was done",
+    )
+
+
+def _log(as_json: bool):
+    return (lambda line: print(line, file=sys.stderr)) if as_json else print
+
+
+def _print(as_json: bool, told: dict[str, Any], words: str) -> None:
+    print(json.dumps(told, ensure_ascii=False) if as_json else words)
+
+
+def main() -> None:
+    """Run a command; what a user can mend is one line on standard error and exit code 1."""
+    try:
+        app()
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

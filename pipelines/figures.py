@@ -1,0 +1,262 @@
+"""What people look at: tables, players, pictures and live curves. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines.cache import FeatureCache
+from pipelines.evaluation import EvalReport
+from pipelines.recipe import Recipe
+from pipelines.sources import Example
+from pipelines.training import Progress
+from pipelines.transcriber import Transcriber
+
+if TYPE_CHECKING:
+    from IPython.display import Audio
+    from matplotlib.figure import Figure
+
+_REDRAW_S = 5.0
+"""Live curves are drawn at most this often: each picture takes time from training."""
+_INK, _ACCENT, _SOFT = "#1f3a5f", "#c8553d", "#8aa1b8"
+
+
+def heard(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.DataFrame:
+    """What each model makes of the same clips, beside what was said."""
+    rows = [
+        {"said": example.text, **{label: model.transcribe(example.audio).text for label, model in transcribers.items()}}
+        for example in examples
+    ]
+    return pd.DataFrame(rows)
+
+
+def recipe_table(recipe: Recipe) -> pd.DataFrame:
+    """Every setting of a recipe, one row each: what will run, before it runs."""
+    return pd.DataFrame(recipe.settings().items(), columns=["setting", "value"]).set_index("setting")
+
+
+def corpus_table(cache: FeatureCache) -> pd.DataFrame:
+    """Clips, speakers, minutes and mean length of every split."""
+    grouped = cache.rows.groupby("split", sort=False)
+    return pd.DataFrame(
+        {
+            "clips": grouped.size(),
+            "speakers": grouped["speaker"].nunique(),
+            "minutes": (grouped["duration_s"].sum() / 60).round(1),
+            "mean clip (s)": grouped["duration_s"].mean().round(2),
+            "distinct sentences": grouped["text"].nunique(),
+        }
+    )
+
+
+def sample_table(cache: FeatureCache, n: int = 8) -> pd.DataFrame:
+    """The first clips of every split, without the columns that are for machines."""
+    shown = cache.rows.drop(columns=["labels", "shard", "offset", "pad_value", "frames"])
+    return shown.groupby("split", sort=False).head(max(1, n // 3)).reset_index(drop=True)
+
+
+def rejected_table(cache: FeatureCache) -> pd.DataFrame:
+    """How many clips were not used, by reason, with one example each."""
+    rejected = cache.rejected
+    return rejected.groupby("reason").agg(clips=("id", "size"), example=("id", "first"), detail=("detail", "first"))
+
+
+def size_table(cache: FeatureCache) -> pd.DataFrame:
+    """The cache beside the padded float32 tensors of the classic recipe."""
+    mb = pd.Series({"padded to 30 s, float32": cache.padded_bytes, "this cache": cache.bytes}) / 1e6
+    return pd.DataFrame({"MB": mb.round(1), "share": (mb / mb.iloc[0]).map("{:.1%}".format)})
+
+
+def player(example: Example) -> Audio:
+    """An audio player for one example, as the source holds it."""
+    from IPython.display import Audio
+
+    data = example.audio if isinstance(example.audio, bytes) else example.audio.read_bytes()
+    return Audio(data=data)
+
+
+def log_mel(cache: FeatureCache, row: int) -> Figure:
+    """The log-mel of one clip: what Whisper sees."""
+    features, told = cache.log_mel(row), cache.rows.iloc[row]
+    figure, axes = _axes(9, 2.6)
+    axes.imshow(
+        features.frames.T,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        extent=(0, len(features.frames) / 100, 0, cache.n_mels),
+    )
+    axes.set(xlabel="time (s)", ylabel="mel band", title=f"“{told['text']}”  {told['speaker']}")
+    return figure
+
+
+def durations(cache: FeatureCache) -> Figure:
+    """How long the clips are, beside the 30 s that the classic recipe computes on for each."""
+    figure, axes = _axes(9, 2.2)
+    axes.hist(cache.rows["duration_s"], bins=40, color=_SOFT)
+    mean = cache.rows["duration_s"].mean()
+    axes.axvline(mean, color=_ACCENT)
+    axes.set(
+        xlabel="clip length (s)",
+        ylabel="clips",
+        title=f"mean {mean:.1f} s: a padded batch is {1 - mean / 30:.0%} silence",
+    )
+    return figure
+
+
+def batch(batch: dict[str, Any]) -> Figure:
+    """One training batch: the clips stacked, each as long as it is, padded to the longest."""
+    features = batch["input_features"]
+    figure, axes = _axes(9, 3.2)
+    stacked = np.concatenate([clip.numpy()[::4] for clip in features])
+    axes.imshow(
+        stacked, origin="upper", aspect="auto", cmap="magma", extent=(0, features.shape[-1] / 100, len(features), 0)
+    )
+    axes.set(
+        xlabel="time (s)",
+        ylabel="clip of the batch",
+        title=f"{len(features)} clips at {features.shape[-1] / 100:.1f} s instead of 30 s",
+    )
+    return figure
+
+
+def curves(history: list[dict[str, float]]) -> Figure:
+    """Training loss, validation loss and validation WER over steps."""
+    figure, (left, right) = _pair(9, 2.8)
+    for axes, name, colour, label in (
+        (left, "loss", _SOFT, "training"),
+        (left, "eval_loss", _INK, "validation"),
+        (right, "eval_wer", _ACCENT, "validation WER"),
+    ):
+        points = [(row["step"], row[name]) for row in history if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
+    left.set(xlabel="step", ylabel="loss per token", ylim=(0, None))
+    right.set(xlabel="step", ylabel="WER", ylim=(0, None))
+    for axes in (left, right):
+        if axes.has_data():
+            axes.legend(frameon=False)
+    return figure
+
+
+def scores(reports: dict[str, EvalReport]) -> Figure:
+    """WER of each report with its 95 % interval."""
+    figure, axes = _axes(9, 0.9 + 0.5 * len(reports))
+    for place, report in enumerate(reversed(reports.values())):
+        low, high = report.score.ci95
+        axes.plot([low, high], [place, place], color=_SOFT, linewidth=5, solid_capstyle="round")
+        axes.plot(report.score.wer, place, "o", color=_ACCENT)
+        axes.annotate(
+            f"{report.score.wer:.3f}", (report.score.wer, place), textcoords="offset points", xytext=(0, 7), ha="center"
+        )
+    axes.set(
+        yticks=range(len(reports)),
+        yticklabels=list(reversed(reports)),
+        xlabel="WER, normalised, with 95 % interval",
+        xlim=(0, None),
+        ylim=(-0.5, len(reports) - 0.3),
+    )
+    return figure
+
+
+def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataFrame:
+    """The tuned model's worst errors, with what the base model made of the same clips."""
+    base = before.predictions.set_index("id")["hypothesis"]
+    worst = after.predictions.nlargest(n, "wer")
+    return pd.DataFrame(
+        {
+            "reference": worst["reference"],
+            "base": worst["id"].map(base),
+            "tuned": worst["hypothesis"],
+            "WER": worst["wer"].round(2),
+        }
+    ).reset_index(drop=True)
+
+
+def score_table(reports: dict[str, EvalReport]) -> pd.DataFrame:
+    """WER and CER of each report, normalised and as written, with intervals."""
+    return pd.DataFrame(
+        {
+            label: {
+                "model": report.model,
+                "WER": f"{report.score.wer:.3f}",
+                "95 %": "{:.3f} to {:.3f}".format(*report.score.ci95),
+                "CER": f"{report.score.cer:.3f}",
+                "WER as written": f"{report.raw.wer:.3f}",
+                "n": report.score.n,
+                "speakers": report.score.speakers,
+                "decoding (s)": report.seconds,
+            }
+            for label, report in reports.items()
+        }
+    ).T
+
+
+def console_progress(log: Callable[[str], None] = print) -> Progress:
+    """A progress bar in steps, and a line for every validation."""
+    return _progress(lambda history: None, log)
+
+
+def live_progress() -> Progress:
+    """For notebooks: a progress bar in steps, and curves that are redrawn in place as the run goes on."""
+    from IPython.display import display
+
+    handle, drawn = display(curves([]), display_id=True), [0.0]
+
+    def redraw(history: list[dict[str, float]]) -> None:
+        if handle and time.monotonic() - drawn[0] > _REDRAW_S:
+            handle.update(curves(history))
+            drawn[0] = time.monotonic()
+
+    return _progress(redraw, print)
+
+
+def _progress(draw: Callable[[list[dict[str, float]]], None], log: Callable[[str], None]) -> Progress:
+    from tqdm.auto import tqdm
+
+    bar = tqdm(unit="step", desc="training")
+
+    def start(step: int, steps: int) -> None:
+        bar.reset(total=steps)
+        bar.update(step)
+
+    def advance(step: int) -> None:
+        bar.update(step - bar.n)
+        if bar.n == bar.total:
+            bar.close()
+
+    return Progress(on_start=start, on_step=advance, on_log=draw, on_line=log)
+
+
+def _axes(width_in: float, height_in: float) -> tuple[Figure, Any]:
+    figure = _figure(width_in, height_in)
+    return figure, _plain(figure.subplots())
+
+
+def _pair(width_in: float, height_in: float) -> tuple[Figure, Any]:
+    figure = _figure(width_in, height_in)
+    return figure, [_plain(axes) for axes in figure.subplots(1, 2)]
+
+
+def _figure(width_in: float, height_in: float) -> Figure:
+    """A figure outside pyplot's registry, that notebooks draw by itself: shown once, and nothing has to be closed."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=110)
+            return file.getvalue()
+
+    return Picture(figsize=(width_in, height_in), layout="constrained")
+
+
+def _plain(axes: Any) -> Any:
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes

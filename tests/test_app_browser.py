@@ -1,0 +1,241 @@
+"""The app as a visitor meets it: a real process, a real model, Debian's Chromium and a microphone that plays a file."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import app
+from pipelines import environment, feedback, text
+from pipelines.sources import espeak
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parent.parent
+SENTENCE = "Vi ska åka till Stockholm på måndag."
+"""whisper-tiny, untuned, hears every word of it."""
+MICROPHONE_HZ = 48_000
+PATIENCE_MS = 60_000
+FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--headless", "--no-sandbox",
+         "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--no-first-run")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The path of a Chromium; without one, skip here and fail in CI."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    mend = "apt-get install chromium && pip install playwright"
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        found = None
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no Chromium or no playwright here. Run: {mend}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """SENTENCE as a 16-bit wav at 48 kHz, which is what Chromium's fake microphone plays."""
+    import soundfile
+    import soxr
+
+    samples, rate_hz = soundfile.read(io.BytesIO(espeak.synthesise(SENTENCE, "sv+m3", 130, 50)), dtype="float32")
+    path = tmp_path_factory.mktemp("microphone") / "spoken.wav"
+    soundfile.write(path, soxr.resample(samples, rate_hz, MICROPHONE_HZ), MICROPHONE_HZ, subtype="PCM_16")
+    return path
+
+
+class Server:
+    """app.py as its own process, on a port of its own."""
+
+    def __init__(self, model: Path, folder: Path):
+        self.log, self.port = folder / "log.csv", environment.free_port()
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.lines: list[str] = []
+        environ = {**os.environ, "TMPDIR": str(self.temporary), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "app.py", "--model", str(model), "--port", str(self.port), "--log", str(self.log)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT)
+        self._ready = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def uploads(self) -> list[Path]:
+        return [path for path in self.temporary.glob("lab-app-*/**/*") if path.is_file()]
+
+    def wait(self, seconds: float = 120) -> None:
+        self._ready.wait(seconds)
+        assert self.process.poll() is None and self._ready.is_set(), "".join(self.lines)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        finally:
+            self.process.kill()
+
+    def _listen(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line.startswith("next: "):
+                self._ready.set()
+
+
+@pytest.fixture(scope="module")
+def server(chromium, tiny_folder, tmp_path_factory):
+    server = Server(tiny_folder, tmp_path_factory.mktemp("server"))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium, spoken):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=[*FLAGS, f"--use-file-for-fake-audio-capture={spoken}%noloop"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page, freshly opened; at the end: nothing came from outside, and the console holds no error."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, permissions=["microphone"])
+    page, requests, errors = context.new_page(), [], []
+    page.set_default_timeout(PATIENCE_MS)
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.address)
+    page.wait_for_selector("#transcribe")
+    yield page
+    context.close()
+    assert [url for url in requests if _leaves(url)] == []
+    assert errors == []
+
+
+def _leaves(url: str) -> bool:
+    parts = urllib.parse.urlsplit(url.removeprefix("blob:"))
+    return parts.scheme not in ("data", "about") and parts.hostname != "127.0.0.1"
+
+
+def _words(sentence: str) -> set[str]:
+    return set(text.normalise(sentence).split())
+
+
+def _transcribed(page) -> str:
+    """Press Transcribe by keyboard and read what appears."""
+    page.focus("#transcribe")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#transcript textarea').value !== ''")
+    return page.input_value("#transcript textarea")
+
+
+def _upload(page, file: Path) -> None:
+    page.click("#recording button[aria-label='Upload file']")
+    page.set_input_files("#recording input[type=file]", file)
+    page.wait_for_selector("#recording button[aria-label='Clear']")
+    page.wait_for_selector("#recording >> text=/0:0\\d/", state="attached")
+
+
+def _record(page, duration_ms: float) -> None:
+    page.click("#recording .record-button")
+    page.wait_for_selector("#recording .stop-button", state="visible")
+    page.wait_for_timeout(duration_ms)
+    page.click("#recording .stop-button")
+    page.wait_for_selector("#recording button[aria-label='Play']")
+
+
+def _spoken_ms(wav: Path) -> float:
+    import soundfile
+
+    return 1_000 * soundfile.info(wav).duration
+
+
+def test_speak_read_and_correct(page, server, spoken):
+    _record(page, _spoken_ms(spoken) + 500)
+    heard = _transcribed(page)
+    assert len(_words(heard) & _words(SENTENCE)) >= 3, heard
+    assert " s of speech in " in page.inner_text("#timing")
+    assert server.uploads == [], "the recording is deleted once it is transcribed"
+    page.wait_for_function("document.querySelector('#correction textarea').value !== ''")
+    page.fill("#correction textarea", SENTENCE)
+    page.fill("#username textarea, #username input", "Åsa")
+    page.check("#keep input")
+    page.click("#wrong")
+    page.wait_for_selector("#thanks >> text=Tack!")
+    if os.environ.get("LAB_SCREENSHOT"):
+        _screenshots(page, Path(os.environ["LAB_SCREENSHOT"]))
+    row = feedback.read(server.log)[-1]
+    assert (row["output"], row["flag"], row["username"], row["reference"]) == (heard, "wrong", "Åsa", SENTENCE)
+    assert row["wer"] == feedback.wer(SENTENCE, heard) and " @ " in row["model"]
+    assert (server.log.parent / row["audio"]).stat().st_size > 40_000
+
+
+def test_upload_and_confirm(page, server, spoken):
+    _upload(page, spoken)
+    heard = _transcribed(page)
+    assert _words(heard) >= {"till", "stockholm"}, heard
+    page.click("#right")
+    page.wait_for_selector("#thanks >> text=Tack!")
+    row = feedback.read(server.log)[-1]
+    assert (row["flag"], row["reference"], row["wer"], row["audio"]) == ("right", heard, "0.0000", "")
+    assert server.uploads == []
+
+
+def test_a_text_file_named_wav_is_one_line(page, server, tmp_path):
+    fake = tmp_path / "letter.wav"
+    fake.write_text("Kära syster, jag skriver till dig.\n" * 40)
+    page.click("#recording button[aria-label='Upload file']")
+    page.set_input_files("#recording input[type=file]", fake)
+    page.wait_for_function("!document.querySelector('#recording input[type=file]')")
+    page.click("#transcribe")
+    toast = page.wait_for_selector(".toast-body.error")
+    assert app.TEXTS["refused"]["unreadable"] in toast.inner_text()
+    everything = page.inner_text("body")
+    assert "Traceback" not in everything and str(server.temporary) not in everything
+    assert "Traceback" not in "".join(server.lines) and server.uploads == []
+
+
+def test_feedback_before_any_transcript_is_a_friendly_warning(page, server):
+    before = feedback.read(server.log)
+    page.click("#wrong")
+    toast = page.wait_for_selector(".toast-body.warning")
+    assert app.TEXTS["nothing_to_judge"] in toast.inner_text()
+    assert feedback.read(server.log) == before
+
+
+def test_the_page_tells_its_model_and_fits_a_phone(page, tiny_folder):
+    page.set_viewport_size({"width": 390, "height": 844})
+    card = page.inner_text("#card")
+    assert "not scored" in card and app.TEXTS["why"]["named"] in card and str(tiny_folder) not in page.content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def _screenshots(page, path: Path) -> None:
+    """The filled page at a desk, at `path`, and on a phone, beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=path, full_page=True)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(300)
+    page.screenshot(path=path.with_stem(f"{path.stem}-phone"), full_page=True)
+    page.set_viewport_size({"width": 1200, "height": 900})

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from pipelines import recipe
+from pipelines.errors import LabError
+from pipelines.recipe import Recipe, differences, digest, flatten, known_names, load, names
+
+ROOT = Path(__file__).parents[1]
+
+
+def refusal(*arguments) -> str:
+    with pytest.raises(LabError) as error:
+        load(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_shipped_recipe_loads_under_its_own_name(name):
+    assert load(name).name == name
+    assert set(flatten(load(name).model_dump())) == set(known_names())
+
+
+def test_there_is_a_tour():
+    assert "tour" in names() and load().name == "tour"
+
+
+@pytest.mark.parametrize("overrides", [
+    {"training": {"steps": 61}, "features": {"dtype": "float16"}}, {"training.steps": 61, "features.dtype": "float16"},
+    {"training.steps": 61, "features": {"dtype": "float16"}}])
+def test_overrides_nested_and_dotted(overrides):
+    changed = load("tour", overrides)
+    assert (changed.training.steps, changed.features.dtype) == (61, "float16")
+    assert changed.training.batch_size == load("tour").training.batch_size
+    assert differences(changed.settings(), load("tour").settings()) == [
+        "features.dtype: wanted float16, found float32", f"training.steps: wanted 61, found {load('tour').training.steps}"]
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nlanguage = "nb"\n[training]\nsteps = 7\n[model]\n', "utf-8")
+    assert (load(path).language, load(str(path)).training.steps) == ("nb", 7)
+    assert load(path, {"training.steps": 8}).training.steps == 8
+
+
+@pytest.mark.parametrize(("overrides", "suggestion"), [
+    ({"training.stesp": 60}, "'training.steps'"), ({"training": {"learning_rat": 1}}, "'training.learning_rate'"),
+    ({"learning_rate": 1}, "'training.learning_rate'"), ({"langauge": "da"}, "'language'"), ({"trianing.steps": 1}, "'training.steps'"),
+    ({"training": 5}, "did you mean 'training."), ({"training.steps.x": 5}, "'training.steps'")])
+def test_a_misspelt_name_is_refused_with_the_nearest(overrides, suggestion):
+    message = refusal("tour", overrides)
+    assert "unknown setting" in message and suggestion in message
+
+
+def test_a_name_near_to_none_is_refused_too():
+    assert "did you mean" not in refusal("tour", {"zzzzzzzz": 1})
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("training.steps", 0), ("training.steps", 1.5), ("training.steps", "many"), ("training.learning_rate", 0),
+    ("training.learning_rate", float("nan")), ("training.learning_rate", float("inf")), ("model.dropout", 1),
+    ("features.max_duration_s", 30.5), ("features.dtype", "int8"), ("evaluation.max_new_tokens", 441), ("language", "Swedish"),
+    ("name", "two words"), ("source.kind", "tape"), ("training.context", None)])
+def test_a_value_out_of_range_is_one_line(name, value):
+    message = refusal("tour", {name: value})
+    assert message.startswith(f"setting {name}: ") and repr(value) in message
+
+
+def test_a_folder_source_needs_its_folder():
+    assert "source.path" in refusal("tour", {"source.kind": "folder"})
+    assert load("tour", {"source.kind": "folder", "source.path": "x"}).source.path == "x"
+
+
+@pytest.mark.parametrize("overrides", ["training.steps=60", ["training.steps"], 5])
+def test_overrides_that_are_no_dictionary(overrides):
+    assert "dictionary" in refusal("tour", overrides)
+
+
+def test_recipes_that_cannot_be_read(tmp_path):
+    assert "did you mean 'tour'" in refusal("tuor")
+    assert "no recipe" in refusal(tmp_path / "nowhere.toml")
+    for name, content in {"broken.toml": b"name = ", "latin.toml": "name = 'å'".encode("cp1252"), "nameless.toml": b"",
+                          "more.toml": b"name = 'x'\n[training]\nstep = 5"}.items():
+        (tmp_path / name).write_bytes(content)
+        assert refusal(tmp_path / name)
+    (tmp_path / "folder.toml").mkdir()
+    assert "folder.toml" in refusal(tmp_path / "folder.toml")
+
+
+def test_settings_are_frozen():
+    for group, field in ((load(), "name"), (load().training, "steps")):
+        with pytest.raises(pydantic.ValidationError):
+            setattr(group, field, getattr(group, field))
+
+
+def test_settings_by_group():
+    assert set(load().settings("training", "name")) == {name for name in known_names() if name.startswith("training.")} | {"name"}
+
+
+def test_known_names_are_those_of_the_model():
+    assert sorted(known_names()) == sorted(flatten(load().model_dump())) and len(set(known_names())) == len(known_names())
+
+
+def other_value(name: str, value):
+    """Another valid value of a setting."""
+    given = {"name": "another", "language": "da", "source.kind": "folder", "features.dtype": "float16", "training.context": "full",
+             "features.max_duration_s": 29.0, "model.spec_augment": True, "model.dropout": 0.1}
+    return given.get(name, value + 1 if isinstance(value, int | float) else value + "x")
+
+
+@pytest.mark.parametrize("name", known_names())
+def test_the_digest_feels_every_setting(name):
+    base = load("tour", {"source.path": "x"})
+    changed = load("tour", {"source.path": "x", name: other_value(name, base.settings()[name])})
+    assert digest(changed.settings()) != digest(base.settings())
+    assert [line.partition(":")[0] for line in differences(base.settings(), changed.settings())] == [name]
+
+
+def test_the_digest_is_the_same_in_every_process():
+    script = "from pipelines.recipe import load, digest; print(digest(load().settings()))"
+    found = {subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed},
+                            capture_output=True, text=True, check=True).stdout.strip() for seed in ("1", "2")}
+    assert found == {digest(load().settings())} and len(found.pop()) == 12
+
+
+def test_the_digest_does_not_feel_order():
+    assert digest({"a": 1, "b": "å"}) == digest({"b": "å", "a": 1}) != digest({"a": "1", "b": "å"})
+
+
+def test_differences():
+    assert differences({"a": 1, "b": 2}, {"b": 2}) == ["a: wanted 1, found nothing"]
+    assert differences({}, {"a": 1}) == ["a: wanted nothing, found 1"] and differences({"a": 1}, {"a": 1}) == []
+
+
+def test_flatten():
+    assert flatten({"a": {"b": {"c": 1}}, "d": 2, "e.f": 3}) == {"a.b.c": 1, "d": 2, "e.f": 3}
+
+
+def test_the_language_and_the_name_are_plain_words():
+    for language in ("sv", "nb", "yue"):
+        assert Recipe(name="x", language=language).language == language
+    assert recipe.RECIPES.is_dir()
