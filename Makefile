@@ -6,6 +6,7 @@ VENV ?= .venv
 RECIPE ?= tour
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
+export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: run app test lint doctor browser test-colab log-base clean

@@ -37,7 +37,7 @@ TEXTS: dict[str, Any] = {
     "lead": "Say something in Swedish, or choose a file, and read what the model heard.",
     "recording": "Your voice",
     "privacy": "Your audio is turned into text on this server and the file is deleted at once; a copy stays in memory "
-               "for at most half an hour, and is stored only if you tick the box below.",
+               "for up to half an hour after your last click, and is stored only if you tick the box below.",
     "transcribe": "Transcribe",
     "transcript": "Transcript",
     "transcript_hint": "The transcript appears here.",
@@ -47,7 +47,7 @@ TEXTS: dict[str, Any] = {
               "why": "Chosen as"},
     "q8": "dequantised from 8 bits (q8)",
     "not_scored": "not scored",
-    "why": {"named": "the model named by --model or MODEL_URI", "newest": "the newest finished run on this machine",
+    "why": {"named": "the model that was asked for", "newest": "the newest finished run on this machine",
             "base": "the base model, as no run on this machine is finished yet"},
     "question": "Was it right?",
     "correction": "If not: what was said?",
@@ -62,6 +62,7 @@ TEXTS: dict[str, Any] = {
     "nothing_to_judge": "There is no transcript yet: record something and press Transcribe first.",
     "text_too_long": "That text is too long to keep: at most 2,000 characters, please.",
     "not_noted": "Your feedback could not be saved just now. Please try again later.",
+    "sorry": "Sorry",
     "failed": "Something went wrong on the server. Please try again.",
     "refused": {
         "no_recording": "Record something or choose a file first.",
@@ -86,6 +87,7 @@ CSS = """
 #head p, #privacy p, #timing p, #card dt {color: var(--muted)}
 #privacy p, #timing p {font-size: .85rem; line-height: 1.45; margin: 0}
 #transcript textarea {font-size: 1.2rem; line-height: 1.55}
+@supports (field-sizing: content) {#transcript textarea {field-sizing: content; height: auto !important}}
 #card {border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); padding: .8rem 1rem}
 #card dl {display: grid; grid-template-columns: 7rem 1fr; gap: .3rem .75rem; margin: 0; font-size: .85rem}
 #card dd {margin: 0; overflow-wrap: anywhere}
@@ -109,9 +111,15 @@ class Buttons:
     def __init__(self, service: Service):
         self.service = service
 
+    def begin(self, recording: dict[str, Any] | None) -> tuple[Any, str, str, None, str, str]:
+        """Another recording, or none: the Transcribe button, and a page without what was said of the last one."""
+        import gradio as gr
+
+        return gr.Button(interactive=recording is not None), "", "", None, "", ""
+
     def transcribe(self, recording: str | None, heard: Heard | None) -> tuple[str, str, Heard]:
         """Transcript, a line with durations, and what the session remembers. The uploaded file is deleted."""
-        with _one_line():
+        with _one_line(TEXTS["failed"]):
             try:
                 heard = self.service.hear(recording, heard)
             finally:
@@ -132,12 +140,12 @@ class Buttons:
 
         from pipelines import feedback
 
-        with _one_line():
+        with _one_line(TEXTS["not_noted"]):
             if heard is None:
-                gr.Warning(TEXTS["nothing_to_judge"], title="")
+                gr.Warning(TEXTS["nothing_to_judge"], title=TEXTS["sorry"])
                 return "", None
             if max(map(len, (heard.text, correction or "", username or ""))) > feedback.MAX_CHARS:
-                gr.Warning(TEXTS["text_too_long"], title="")
+                gr.Warning(TEXTS["text_too_long"], title=TEXTS["sorry"])
                 return "", heard
             heard = self.service.note(heard, flag, correction or "", username or "", keep=bool(keep))
             line = "thanks" if not keep else "thanks_kept" if heard.recording else "thanks_too_long"
@@ -157,7 +165,9 @@ def build(transcriber: Transcriber, log: Path, *, title: str = TEXTS["title"], w
                              elem_id="recording", buttons=[], editable=False,
                              waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"})
         gr.Markdown(TEXTS["privacy"], elem_id="privacy")
-        transcribe = gr.Button(TEXTS["transcribe"], variant="primary", size="lg", elem_id="transcribe")
+        # asleep until the audio has arrived: a recording takes a moment to upload
+        transcribe = gr.Button(TEXTS["transcribe"], variant="primary", size="lg", interactive=False,
+                               elem_id="transcribe")
         transcript = gr.Textbox(label=TEXTS["transcript"], placeholder=TEXTS["transcript_hint"], lines=3, max_lines=12,
                                 interactive=False, buttons=["copy"], elem_id="transcript")
         timing = gr.Markdown("", elem_id="timing")
@@ -166,8 +176,8 @@ def build(transcriber: Transcriber, log: Path, *, title: str = TEXTS["title"], w
         spoken = transcribe.click(buttons.transcribe, [recording, heard], [transcript, timing, heard],
                                   api_name="transcribe", show_progress_on=transcript)
         spoken.success(None, transcript, correction, js="text => text", api_visibility="private")
-        recording.input(lambda: ("", "", None, "", ""), None, [transcript, timing, heard, correction, *verdict],
-                        queue=False, show_progress="hidden", api_visibility="private")
+        recording.change(buttons.begin, recording, [transcribe, transcript, timing, heard, correction, *verdict],
+                         queue=False, preprocess=False, show_progress="hidden", api_visibility="private")
     return demo.queue(default_concurrency_limit=1, max_size=20)
 
 
@@ -176,18 +186,21 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
 
     Raises LabError where the port is taken.
     """
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # else the browser keeps every call; not every 6.x has the argument
     try:
         demo.launch(server_name=host, server_port=port, share=share, theme=_theme(), css=CSS, quiet=True,
                     show_error=False, max_file_size=MAX_UPLOAD, state_session_capacity=_SESSIONS, footer_links=["api"],
-                    prevent_thread_lock=True, run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False)
+                    prevent_thread_lock=True, enable_monitoring=False, ssr_mode=False, pwa=False)
     except OSError as error:
-        raise LabError(f"the page cannot be served at {host or '127.0.0.1'}:{port or 7860} ({error}). "
-                       "Name a free port with --port") from None
+        _LOG.info("%s", error)
+        raise LabError(f"the page cannot be served at {host or '127.0.0.1'}:{port or '7860-7959'}: the port is taken "
+                       "or the address is not this machine's. Name others with --port and --host") from None
     return demo.share_url or demo.local_url
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
+    environment.share_cores()
     options = _options(arguments)
     uri, why = served.choose(options.model or os.environ.get("MODEL_URI"), environment.runs_folder())
     print(f"model: {uri} ({TEXTS['why'][why]})", flush=True)
@@ -276,8 +289,8 @@ def _theme() -> gr.themes.Base:
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
-    """Turn every exception into one line on the page, without a path or a traceback."""
+def _one_line(lab_error: str) -> Iterator[None]:
+    """Turn every exception into one line on the page, without a path or a traceback; a LabError into `lab_error`."""
     import gradio as gr
 
     from pipelines.audio import AudioError
@@ -289,13 +302,13 @@ def _one_line() -> Iterator[None]:
         message = TEXTS["refused"].get(error.reason, TEXTS["refused"]["unreadable"])
     except LabError as error:
         _LOG.warning("%s", error)
-        message = TEXTS["not_noted"]
+        message = lab_error
     except Exception:
         _LOG.exception("a request failed")
         message = TEXTS["failed"]
     else:
         return
-    raise gr.Error(message, title="", print_exception=False)
+    raise gr.Error(message, title=TEXTS["sorry"], print_exception=False)
 
 
 def _discard(upload: str | None) -> None:

@@ -296,6 +296,9 @@ def _print(as_json: bool, told: dict[str, Any], words: str) -> None:
 
 def main() -> None:
     """Run a command; what a user can mend is one line on standard error and exit code 1."""
+    from pipelines import environment
+
+    environment.share_cores()
     try:
         app()
     except LabError as error:

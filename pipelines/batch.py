@@ -57,6 +57,7 @@ def _execute(name: str, folder: Path, parameters: dict[str, Any], progress: bool
             cwd=str(environment.ROOT),
             kernel_name="python3",
             progress_bar=progress,
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log; what cells print stays in the copy
         )
     except papermill.PapermillExecutionError as error:
         raise LabError(

@@ -13,7 +13,7 @@ import csv
 import itertools
 import json
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,8 +31,10 @@ from pipelines.features import FULL_FRAMES, LogMel
 from pipelines.recipe import differences, digest
 from pipelines.sources import Example
 
-FORMAT = "3"
+FORMAT = "4"
 """Version of the code that makes caches: raised whenever the same input would give other rows or frames."""
+_OURS = re.compile(r"(shard-\d{5,}\.(bin|json)|build\.json|rejected\.csv|manifest\.json)|\..+\.partial|\.DS_Store")
+"""Files that a build may remove from its folder."""
 _SOFT_FIELDS = ("library.",)
 """Fields whose difference is told, but does not make a cache stale: the frames are checked by their own sha256."""
 
@@ -123,6 +125,11 @@ def open_cache(
     sealed = manifest.require_whole(
         folder, "feature cache", "Run 01_feature_pipeline (or: python -m pipelines features) again"
     )
+    if not {"identity", "counts", "shards"} <= sealed.keys():
+        raise LabError(
+            f"{folder} is whole, but not a feature cache (it is a {sealed.get('kind', 'folder of another kind')}): "
+            "name the cache that 01_feature_pipeline printed"
+        )
     if wanted is not None:
         _refuse_stale(folder, wanted, sealed["identity"], log)
     shards = [json.loads((folder / _json(number)).read_text("utf-8")) for number in range(sealed["shards"])]
@@ -195,24 +202,27 @@ def _only_builder(folder: Path) -> filelock.FileLock:
 def _start_or_go_on(folder: Path, identity: dict[str, Any], log: Callable[[str], None]) -> None:
     """Keep what an earlier build of the same identity left; remove what any other left."""
     note = folder / "build.json"
+    _refuse_foreign(folder, note)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     try:
         same = json.loads(note.read_text("utf-8")) == identity
     except (OSError, ValueError):
         same = False
     if not same:
-        foreign = [
-            path for path in folder.iterdir() if not path.name.startswith((".", "shard-", "build.", "rejected."))
-        ]
-        if foreign:
-            raise LabError(
-                f"{folder} holds files that are not a feature cache ({foreign[0].name} ...): name an empty folder"
-            )
         for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()
         manifest.write_json(note, identity)
     elif finished := len(list(folder.glob("shard-*.json"))):
         log(f"going on with an unfinished cache: {finished} shard(s) are already there")
+
+
+def _refuse_foreign(folder: Path, note: Path) -> None:
+    """LabError, before anything is removed, for a folder that holds what no build of ours has written."""
+    foreign = [path.name for path in folder.iterdir() if path.is_dir() or not _OURS.fullmatch(path.name)]
+    if not note.exists() and (folder / manifest.MANIFEST).exists():
+        foreign.append(manifest.MANIFEST)  # every build starts with its note: this is another artefact's manifest
+    if foreign:
+        raise LabError(f"{folder} holds files that are not a feature cache ({foreign[0]} ...): name an empty folder")
 
 
 def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

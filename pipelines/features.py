@@ -97,7 +97,7 @@ def _real_frames(n_samples: int) -> int:
 
 
 def _pad_value(log_mel: np.ndarray) -> float:
-    """Silence after the clip: the extractor clamps at 8 below the maximum, where that is above its floor, then scales."""
+    """Silence after the clip: the extractor clamps at 8 below the maximum, or at its floor if that is higher."""
     return float(np.maximum(log_mel.max() - np.float32(2.0), _SILENCE))
 
 

@@ -19,7 +19,9 @@ from pipelines.transcriber import Transcriber
 if TYPE_CHECKING:
     from IPython.display import Audio
     from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
 
+_Draw = Callable[[list[dict[str, float]]], None]
 _REDRAW_S = 5.0
 """Live curves are drawn at most this often: each picture takes time from training."""
 _INK, _ACCENT, _SOFT = "#1f3a5f", "#c8553d", "#8aa1b8"
@@ -34,9 +36,14 @@ def heard(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.D
     return pd.DataFrame(rows)
 
 
-def recipe_table(recipe: Recipe) -> pd.DataFrame:
-    """Every setting of a recipe, one row each: what will run, before it runs."""
-    return pd.DataFrame(recipe.settings().items(), columns=["setting", "value"]).set_index("setting")
+def recipe_table(recipe: Recipe) -> Styler:
+    """Every setting of a recipe, one row for each group: what will run, before it runs."""
+    groups: dict[str, list[str]] = {}
+    for name, value in recipe.settings().items():
+        group, _, leaf = name.rpartition(".")
+        groups.setdefault(group or "recipe", []).append(f"{leaf} = {value}")
+    table = pd.DataFrame({"settings": {group: ",   ".join(told) for group, told in groups.items()}})
+    return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 
 def corpus_table(cache: FeatureCache) -> pd.DataFrame:
@@ -198,7 +205,7 @@ def score_table(reports: dict[str, EvalReport]) -> pd.DataFrame:
 
 def console_progress(log: Callable[[str], None] = print) -> Progress:
     """A progress bar in steps, and a line for every validation."""
-    return _progress(lambda history: None, log)
+    return _progress(lambda history: None, log, lambda history: None)
 
 
 def live_progress() -> Progress:
@@ -212,10 +219,14 @@ def live_progress() -> Progress:
             handle.update(curves(history))
             drawn[0] = time.monotonic()
 
-    return _progress(redraw, print)
+    def finish(history: list[dict[str, float]]) -> None:
+        drawn[0] = float("-inf")
+        redraw(history)
+
+    return _progress(redraw, print, finish)
 
 
-def _progress(draw: Callable[[list[dict[str, float]]], None], log: Callable[[str], None]) -> Progress:
+def _progress(draw: _Draw, log: Callable[[str], None], finish: _Draw) -> Progress:
     from tqdm.auto import tqdm
 
     bar = tqdm(unit="step", desc="training")
@@ -224,12 +235,11 @@ def _progress(draw: Callable[[list[dict[str, float]]], None], log: Callable[[str
         bar.reset(total=steps)
         bar.update(step)
 
-    def advance(step: int) -> None:
-        bar.update(step - bar.n)
-        if bar.n == bar.total:
-            bar.close()
+    def end(history: list[dict[str, float]]) -> None:
+        bar.close()
+        finish(history)
 
-    return Progress(on_start=start, on_step=advance, on_log=draw, on_line=log)
+    return Progress(start, lambda step: bar.update(step - bar.n), draw, log, end)
 
 
 def _axes(width_in: float, height_in: float) -> tuple[Figure, Any]:

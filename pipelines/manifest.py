@@ -54,6 +54,8 @@ def problem(folder: Path, *, thorough: bool = True) -> str | None:
         return "unfinished (it has no manifest)" if folder.exists() else "absent"
     for name, entry in manifest["files"].items():
         path = folder / name
+        if not (isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()):
+            return f"the manifest's entry of {name} is damaged"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:

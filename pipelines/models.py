@@ -24,6 +24,8 @@ FULL_POSITIONS = 1500
 """Encoder positions of Whisper's 30 s window: one for every 20 ms."""
 FRAMES_PER_POSITION = 2
 """Log-mel frames (10 ms) that the second convolution folds into one position."""
+_MEL_MASK_PROB = 0.05
+"""SpecAugment's share of mel bands that begin a masked stretch of ten: as for frames in Whisper's configuration."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 
 
@@ -70,17 +72,25 @@ def load(
     ref: ModelRef, *, device: str = "cpu", dropout: float = 0.0, spec_augment: bool = False
 ) -> WhisperForConditionalGeneration:
     """The model in float32 on `device`, able to run at any context up to 30 s (see `allow_short_context`)."""
+    from safetensors import SafetensorError
     from transformers import WhisperForConditionalGeneration
 
     _quiet()
-    model, report = WhisperForConditionalGeneration.from_pretrained(
-        ref.folder,
-        dtype="float32",
-        attn_implementation="sdpa",
-        dropout=dropout,
-        apply_spec_augment=spec_augment,
-        output_loading_info=True,
-    )
+    try:
+        model, report = WhisperForConditionalGeneration.from_pretrained(
+            ref.folder,
+            dtype="float32",
+            attn_implementation="sdpa",
+            dropout=dropout,
+            apply_spec_augment=spec_augment,
+            output_loading_info=True,
+            # Whisper's own configuration masks stretches of time alone
+            **({"mask_feature_prob": _MEL_MASK_PROB} if spec_augment else {}),
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LabError(
+            f"{ref.folder} does not load as a Whisper model: {_first_line(error)}. Fetch the model again"
+        ) from None
     if report["missing_keys"] or report.get("mismatched_keys"):
         lacking = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", [])))
         raise LabError(
@@ -98,9 +108,12 @@ def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:
     from transformers import WhisperProcessor
 
     try:
-        return WhisperProcessor.from_pretrained(ref.folder, language=language, task="transcribe")
-    except (OSError, ValueError) as error:
-        raise LabError(f"{ref.folder} has no usable tokenizer and feature extractor: {error}".splitlines()[0]) from None
+        processor = WhisperProcessor.from_pretrained(ref.folder, language=language, task="transcribe")
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a tokenizer of no tokens, where its files are absent
+        raise LabError(f"{ref.folder} has no usable tokenizer and feature extractor: {_first_line(error)}") from None
+    # made for WordPiece: in Whisper's byte-pair tokens it would eat spaces, and transformers warns at every call
+    processor.tokenizer.clean_up_tokenization_spaces = False
+    return processor
 
 
 def allow_short_context(model: WhisperForConditionalGeneration) -> None:
@@ -136,6 +149,10 @@ def set_language(model: WhisperForConditionalGeneration, language: str) -> None:
 def identity(ref: ModelRef) -> dict[str, str]:
     """What names these weights: part of the digest of everything made from them."""
     return {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _quiet() -> None:
@@ -211,9 +228,13 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise LabError(
-            f"the Hub refused {name}: {reason}. Check the name and revision; a private or gated model needs HF_TOKEN"
+            f"the Hub refused {name}: {_first_line(error)}. "
+            "Check the name and revision; a private or gated model needs HF_TOKEN"
+        ) from None
+    except Exception as error:  # a connection that breaks off raises the HTTP client's own, and clients have changed
+        raise LabError(
+            f"fetching {name} broke off: {_first_line(error)}. Run this again: what has arrived is kept"
         ) from None
     if not _has_weights(folder):
         raise LabError(f"{name} on the Hub has no model.safetensors: name a Whisper model in safetensors format")

@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Settings(BaseModel):
     """What every group of settings is: frozen, and closed to names it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class SourceSettings(Settings):
@@ -213,6 +213,8 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LabError(f"{path.name} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Name another") from None
 
 
 def _refuse_unknown(flat: Mapping[str, Any]) -> None:

@@ -72,7 +72,7 @@ def score(
 
     `speakers` names who says each utterance: utterances of one speaker are not independent, so the bootstrap draws
     speakers with replacement and takes all their utterances (Bisani & Ney 2004, with speakers as blocks).
-    Raises LabError for no utterance, unequal lengths or a reference without a word.
+    Raises LabError for no utterance, unequal lengths (of speakers, too) or a reference without a word.
     """
     edits = count_edits(references, hypotheses, normalised=normalised)
     blocks = _blocks(speakers, len(references))
@@ -142,6 +142,9 @@ def _form(sentence: str, normalised: bool) -> str:
 
 def _blocks(speakers: Sequence[str] | None, n: int) -> np.ndarray:
     """Block numbers: one per speaker; an utterance without a speaker is a block of its own."""
+    if speakers is not None and len(speakers) != n:
+        raise LabError(f"scoring needs one speaker per reference, got {n} references and {len(speakers)} speakers: "
+                       "name one for each, '' where unknown")
     names = [name or f"\0{i}" for i, name in enumerate(speakers if speakers is not None else [""] * n)]
     return np.unique(names, return_inverse=True)[1]
 

@@ -26,12 +26,13 @@ from pipelines import checkpoints, decoding, environment, manifest, models, scor
 from pipelines.batches import IGNORED, BucketSampler, ClipDataset, Collator
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
+from pipelines.features import FULL_FRAMES
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences, digest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import Seq2SeqTrainer, TrainingArguments
+    from transformers import Seq2SeqTrainer, TrainerState, TrainingArguments
 
 CODE = "1"
 """Version of the code that trains: raised whenever the same recipe and cache would give other weights."""
@@ -48,6 +49,8 @@ class Progress:
     """The whole history so far, one dictionary per log line."""
     on_line: Callable[[str], None] = print
     """A line worth reading."""
+    on_end: Callable[[list[dict[str, float]]], None] = lambda history: None
+    """The whole history, once the run is finished, also where it was finished before."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,9 @@ def train(
         finished = _finished(run)
         if finished:
             progress.on_line(f"this run is finished: {finished.uri}")
-            return finished
-        return _train(recipe, cache, base, run, identity, progress)
+        finished = finished or _train(recipe, cache, base, run, identity, progress)
+    progress.on_end(finished.history)
+    return finished
 
 
 def _train(
@@ -103,7 +107,11 @@ def _train(
     checkpoints.remove_unusable(folder, last)
     progress.on_line(f"going on from {last.name}" if last else f"starting from {base.title}")
     trainer = _build_trainer(recipe, cache, base, folder, name, progress)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    done = _state_of(last) if last else None
+    if done and _is_over(done, recipe):
+        trainer.state = done  # cut off between the last checkpoint and the model: the Trainer would do one step more
+    else:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     return _finish(trainer, recipe, cache, run, name, base)
 
 
@@ -129,7 +137,7 @@ def _build_trainer(
         data_collator=Collator(cache, full_context=full_context),
         processing_class=processor,
         compute_loss_func=token_mean_loss,
-        callbacks=[_reporter(sampler, progress)],
+        callbacks=[_reporter(recipe, sampler, progress)],
         sampler=sampler,
         validate=_validator(recipe, cache, processor, full_context),
         run_digest=run_digest,
@@ -257,8 +265,8 @@ def _arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     )
 
 
-def _reporter(sampler: BucketSampler, progress: Progress) -> Any:
-    """The callback that sets the epoch, looks at validation after the last step, and tells `progress`."""
+def _reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:
+    """The callback that sets the epoch, ends with a look at validation, ends early, and tells `progress`."""
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
@@ -281,8 +289,24 @@ def _reporter(sampler: BucketSampler, progress: Progress) -> Any:
             progress.on_line(
                 f"step {state.global_step}: validation WER {metrics['eval_wer']:.3f}, loss {metrics['eval_loss']:.3f}"
             )
+            if _is_over(state, recipe):
+                control.should_training_stop = True
 
     return Reporter()
+
+
+def _state_of(checkpoint: Path) -> TrainerState:
+    from transformers import TrainerState
+    from transformers.trainer import TRAINER_STATE_NAME
+
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
+def _is_over(state: TrainerState, recipe: Recipe) -> bool:
+    """Whether the last step is done, or as many validations as the recipe has patience for brought no better WER."""
+    wers = [row["eval_wer"] for row in state.log_history if "eval_wer" in row]
+    waited = len(wers) - 1 - wers.index(min(wers)) if wers else 0
+    return state.global_step >= recipe.training.steps or 0 < recipe.training.patience <= waited
 
 
 def _validator(
@@ -322,7 +346,8 @@ def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_fra
     collate, total, tokens = Collator(cache, full_context=full_context), 0.0, 0
     config, was_training = model.config, model.training
     model.eval()
-    for batch in sorted_batches(cache.rows["frames"].to_numpy()[rows], batch_frames):
+    lengths = cache.rows["frames"].to_numpy()[rows]
+    for batch in sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames):
         inputs = {name: value.to(model.device) for name, value in collate(rows[batch].tolist()).items()}
         labels = inputs.pop("labels")
         with torch.inference_mode():
@@ -341,9 +366,9 @@ def _finish(
     """Write the best weights as the run's model, seal it, and let the checkpoints go."""
     state, folder = trainer.state, run / "model"
     best = state.best_global_step
-    best_model = models.load(
-        ModelRef("best", Path(trainer.args.output_dir) / f"checkpoint-{best}", "folder", str(best))
-    )
+    weights = Path(trainer.args.output_dir) / f"checkpoint-{best}"
+    manifest.require_whole(weights, "the best checkpoint", f"Remove {run} and train again")
+    best_model = models.load(ModelRef("best", weights, "folder", str(best)))
     models.set_language(best_model, recipe.language)
     shutil.rmtree(folder, ignore_errors=True)
     models.save(best_model, trainer.processing_class, folder)

@@ -1,8 +1,10 @@
-"""What several test files make: encoded audio, and a signal that sounds like speech to an extractor."""
+"""What several test files make: encoded audio, a signal that sounds like speech, and a toy: model, recipe, cache."""
 
 from __future__ import annotations
 
 import io
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,3 +44,54 @@ def tiny_folder():
     from pipelines import models
 
     return models.resolve("openai/whisper-tiny").folder
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory, tiny_folder) -> Path:
+    """A folder with a Whisper of two layers and random weights, and whisper-tiny's tokenizer and feature extractor.
+
+    It writes nonsense, but what it writes depends on what it hears, and it trains in seconds.
+    """
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("toy") / "toy-whisper"
+    folder.mkdir()
+    for path in [*tiny_folder.glob("*.json"), *tiny_folder.glob("*.txt")]:
+        if path.name not in ("config.json", "manifest.json", "mirror.json", "generation_config.json"):
+            shutil.copyfile(path, folder / path.name)
+    layers = {f"{half}_{what}": 2 for half in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    config = WhisperConfig.from_pretrained(
+        tiny_folder, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, num_hidden_layers=2, init_std=0.2, **layers
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(tiny_folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_recipe() -> Path:
+    """The recipe of an experiment that ends in seconds; its `model.base` is to be set to `toy_model`."""
+    return Path(__file__).with_name("toy.toml")
+
+
+@pytest.fixture(scope="session")
+def toy_settings(toy_recipe, toy_model):
+    """`toy_settings({"training.steps": 4})`: the toy recipe on the toy model, with overrides."""
+    from pipelines import recipe
+
+    def make(overrides: dict | None = None):
+        return recipe.load(toy_recipe, {"model.base": str(toy_model), **(overrides or {})})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_cache(toy_settings, tmp_path_factory):
+    """The toy recipe's feature cache."""
+    from pipelines import lab
+
+    return lab.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"), log=lambda line: None)

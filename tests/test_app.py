@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import app
 from pipelines import feedback, manifest, served
+from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.served import Service
 from pipelines.transcriber import Transcript
@@ -52,7 +54,9 @@ def refusal(action, *arguments):
     with pytest.raises(gr.Error) as caught:
         action(*arguments)
     line = caught.value.message
-    assert "\n" not in line and "/" not in line and "Traceback" not in line
+    assert "\n" not in line
+    assert "/" not in line
+    assert "Traceback" not in line
     assert not caught.value.print_exception
     return line
 
@@ -66,7 +70,8 @@ def test_import_is_instant_and_loads_nothing_heavy():
             "print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     seconds, loaded = json.loads(done.stdout)
-    assert loaded == [] and seconds < 1.0
+    assert loaded == []
+    assert seconds < 1.0
 
 
 def sealed_model(runs, name, finished_s, kind="model"):
@@ -97,16 +102,23 @@ def test_the_base_model_is_chosen_last(tmp_path, runs):
     assert served.choose(None, tmp_path / runs) == ("openai/whisper-tiny", "base")
 
 
+def run_app(*arguments, env=None):
+    return subprocess.run([sys.executable, "app.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
 def test_dry_run_says_which_and_loads_nothing(tmp_path):
     environ = {**os.environ, "LAB_RUNS": str(tmp_path), "MODEL_URI": "hub://me/mine"}
-    done = subprocess.run([sys.executable, "app.py", "--dry-run"], cwd=ROOT, env=environ, capture_output=True, text=True)
+    done = run_app("--dry-run", env=environ)
     first, last = done.stdout.splitlines()
-    assert done.returncode == 0 and first.startswith("model: hub://me/mine (") and last.startswith("next: ")
+    assert done.returncode == 0
+    assert first.startswith("model: hub://me/mine (")
+    assert last.startswith("next: ")
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "app.py", "--model", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    done = run_app("--model", str(tmp_path))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: no model in ")
 
 
@@ -117,7 +129,8 @@ def test_a_transcript_comes_with_its_durations(buttons, spoken):
     text, line, heard = buttons.transcribe(spoken, None)
     assert text == "Hej på dig."
     assert line.startswith("2.1 s of speech in 0.")
-    assert heard.source == spoken and heard.recording.duration_s == pytest.approx(2.1)
+    assert heard.source == spoken
+    assert heard.recording.duration_s == pytest.approx(2.1)
 
 
 def test_the_same_upload_is_transcribed_once(buttons, spoken):
@@ -148,7 +161,7 @@ def test_uploads_are_deleted_even_when_refused_and_other_files_never(buttons, sp
     assert Path(spoken).exists()
 
 
-@pytest.mark.parametrize("reason, make", [
+@pytest.mark.parametrize(("reason", "make"), [
     ("unreadable", lambda wav: b"This is no sound.\n" * 50),
     ("unreadable", lambda wav: wav(np.zeros(1_600, np.float32))[:20]),
     ("empty", lambda wav: b""),
@@ -193,14 +206,16 @@ def rows(buttons):
 def test_feedback_without_a_transcript_is_a_friendly_warning(buttons, warnings):
     assert buttons.right(None, "", True) == ("", None)
     assert buttons.wrong(None, "x", "", False) == ("", None)
-    assert warnings == [app.TEXTS["nothing_to_judge"]] * 2 and rows(buttons) == []
+    assert warnings == [app.TEXTS["nothing_to_judge"]] * 2
+    assert rows(buttons) == []
 
 
 def test_wrong_with_a_correction(buttons, spoken):
     heard = buttons.transcribe(spoken, None)[2]
     thanks, _ = buttons.wrong(heard, "Hej på er.", "Åsa", False)
     [row] = rows(buttons)
-    assert "Tack" in thanks and row["model"] == "train-1 @ abc123"
+    assert "Tack" in thanks
+    assert row["model"] == "train-1 @ abc123"
     assert [row[name] for name in ("audio", "output", "flag", "username", "reference", "wer")] == [
         "", "Hej på dig.", "wrong", "Åsa", "Hej på er.", "0.3333"]
 
@@ -214,9 +229,11 @@ def test_an_unchanged_transcript_is_no_correction(buttons, spoken):
 def test_the_recording_is_kept_only_with_consent(buttons, spoken):
     heard = buttons.transcribe(spoken, None)[2]
     _, heard = buttons.right(heard, "", False)
-    assert rows(buttons)[0]["audio"] == "" and not (buttons.service.log.parent / "audio").exists()
+    assert rows(buttons)[0]["audio"] == ""
+    assert not (buttons.service.log.parent / "audio").exists()
     thanks, _ = buttons.right(heard, "", True)
-    assert (buttons.service.log.parent / rows(buttons)[1]["audio"]).is_file() and "kept" in thanks
+    assert (buttons.service.log.parent / rows(buttons)[1]["audio"]).is_file()
+    assert "kept" in thanks
 
 
 def test_a_double_click_is_one_row_and_a_changed_mind_two(buttons, spoken):
@@ -232,13 +249,15 @@ def test_a_long_recording_is_transcribed_but_not_held(buttons, tmp_path, encoded
     path.write_bytes(encoded(speech(61 * 16_000)))
     heard = buttons.transcribe(str(path), None)[2]
     assert heard.recording is None
-    assert "not kept" in buttons.right(heard, "", True)[0] and rows(buttons)[0]["audio"] == ""
+    assert "not kept" in buttons.right(heard, "", True)[0]
+    assert rows(buttons)[0]["audio"] == ""
 
 
 def test_a_text_that_is_too_long_is_a_warning(buttons, spoken, warnings):
     heard = buttons.transcribe(spoken, None)[2]
     assert buttons.wrong(heard, "a" * 2_001, "", False) == ("", heard)
-    assert warnings == [app.TEXTS["text_too_long"]] and rows(buttons) == []
+    assert warnings == [app.TEXTS["text_too_long"]]
+    assert rows(buttons) == []
 
 
 def test_a_log_that_cannot_be_written_is_one_line(buttons, spoken):
@@ -255,8 +274,11 @@ def test_the_card_tells_the_test_score_and_no_path(tmp_path):
     ref = FakeTranscriber(tmp_path / "train-9" / "model", base=f"{tmp_path}/whisper-x @ 12ab", test=score,
                           quantisation="q8").ref
     page = app._card(served.card(ref), "newest")
-    assert "WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers)" in page and "(q8)" in page
-    assert "train-9" in page and "whisper-x @ 12ab" in page and str(tmp_path) not in page
+    assert "WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers)" in page
+    assert "(q8)" in page
+    assert "train-9" in page
+    assert "whisper-x @ 12ab" in page
+    assert str(tmp_path) not in page
     assert app.TEXTS["why"]["newest"] in page
 
 
@@ -270,11 +292,21 @@ def test_the_page_has_one_public_endpoint_limits_and_no_analytics(tmp_path):
     demo = app.build(FakeTranscriber(tmp_path), tmp_path / "log.csv")
     public = {fn.api_name for fn in demo.fns.values() if fn.api_visibility == "public"}
     assert public == {"transcribe"}
-    assert demo.analytics_enabled is False and demo.delete_cache == (60, 1_800)
+    assert demo.analytics_enabled is False
+    assert demo.delete_cache == (60, 1_800)
     assert (demo._queue.max_size, demo._queue.default_concurrency_limit) == (20, 1)
     assert str(tmp_path) not in json.dumps(demo.get_config_file(), default=str)
 
 
+def test_a_port_that_is_taken_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(LabError, match="--port"):
+            app.launch(app.build(FakeTranscriber(tmp_path), tmp_path / "log.csv"), port=taken.getsockname()[1])
+
+
 def test_the_theme_fetches_no_fonts():
     theme = app._theme()
-    assert theme._stylesheets == [] and "@font-face" not in theme._get_theme_css()
+    assert theme._stylesheets == []
+    assert "@font-face" not in theme._get_theme_css()

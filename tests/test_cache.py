@@ -16,27 +16,45 @@ from pipelines.errors import LabError
 from pipelines.features import FULL_FRAMES, LogMel
 from pipelines.sources import Example
 
-IDENTITY = {"source.kind": "toy", "features.dtype": "float32", "features.n_mels": 8, "library.numpy": "2", "format": "x"}
+IDENTITY = {
+    "source.kind": "toy",
+    "features.dtype": "float32",
+    "features.n_mels": 8,
+    "library.numpy": "2",
+    "format": "x",
+}
 SPLITS = ("train", "train", "validation", "test")
 
 
 def examples(n: int = 12) -> list[Example]:
     """Numbers 3 and 7 cannot be used."""
-    return [Example(str(i), SPLITS[i % 4], f"mening å {i}", b"", f"speaker {i % 3}", {"accent": "skånska"} if i % 2 else {})
-            for i in range(n)]
+    return [
+        Example(str(i), SPLITS[i % 4], f"mening å {i}", b"", f"speaker {i % 3}", {"accent": "skånska"} if i % 2 else {})
+        for i in range(n)
+    ]
 
 
 def admit(example: Example) -> Clip:
     """A clip that depends on nothing but the example's id."""
     if example.id in ("3", "7"):
-        raise Rejected("silent", f"nothing to hear, in {example.id},\n\"at all\"")
+        raise Rejected("silent", f'nothing to hear, in {example.id},\n"at all"')
     rng = np.random.default_rng(zlib.crc32(example.id.encode()))
     frames = rng.standard_normal((int(rng.integers(2, 40)), 8)).astype(np.float32)
-    return Clip(example, example.text.upper(), [1, 2, int(example.id)], LogMel(frames, float(frames.max() - 2)), len(frames) / 100)
+    return Clip(
+        example,
+        example.text.upper(),
+        [1, 2, int(example.id)],
+        LogMel(frames, float(frames.max() - 2)),
+        len(frames) / 100,
+    )
 
 
-def make(folder: Path, admit=admit, rows=None, identity=IDENTITY, shard_clips: int = 4, log=lambda line: None, **more) -> FeatureCache:
-    return build(folder, examples() if rows is None else rows, admit, identity, shard_clips=shard_clips, log=log, **more)
+def make(
+    folder: Path, admit=admit, rows=None, identity=IDENTITY, shard_clips: int = 4, log=lambda line: None, **more
+) -> FeatureCache:
+    return build(
+        folder, examples() if rows is None else rows, admit, identity, shard_clips=shard_clips, log=log, **more
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,23 +78,32 @@ def test_a_round_trip(tmp_path):
     make(tmp_path / "c", on_clips=told.append)
     cache = open_cache(tmp_path / "c", IDENTITY)
     kept = [e for e in examples() if e.id not in ("3", "7")]
-    assert cache.rows["id"].tolist() == [e.id for e in kept] and told == [4, 4, 4]
+    assert cache.rows["id"].tolist() == [e.id for e in kept]
+    assert told == [4, 4, 4]
     for row, example in enumerate(kept):
         clip, found = admit(example), cache.log_mel(row)
-        assert np.array_equal(found.frames, clip.log_mel.frames) and found.pad_value == clip.log_mel.pad_value
+        assert np.array_equal(found.frames, clip.log_mel.frames)
+        assert found.pad_value == clip.log_mel.pad_value
         assert cache.labels(row) == clip.labels
         assert cache.rows.loc[row, ["split", "text", "speaker", "frames"]].tolist() == [
-            example.split, clip.text, example.speaker, len(clip.log_mel.frames)]
+            example.split,
+            clip.text,
+            example.speaker,
+            len(clip.log_mel.frames),
+        ]
     assert cache.rows["accent"].fillna("").tolist() == [e.meta.get("accent", "") for e in kept]
     assert cache.counts == {"train": 6, "validation": 3, "test": 1, "rejected": 2}
-    assert cache.split("test").tolist() == [cache.rows.index[cache.rows["id"] == "11"][0]] and not len(cache.split("dev"))
+    assert cache.split("test").tolist() == [cache.rows.index[cache.rows["id"] == "11"][0]]
+    assert not len(cache.split("dev"))
     assert (cache.n_mels, cache.identity, cache.padded_bytes) == (8, IDENTITY, 10 * FULL_FRAMES * 8 * 4)
 
 
 def test_every_rejected_clip_is_a_row(tmp_path):
     rejected = make(tmp_path / "c").rejected
     assert rejected.to_dict("records") == [
-        {"id": i, "split": "test", "reason": "silent", "detail": f"nothing to hear, in {i},\n\"at all\""} for i in ("3", "7")]
+        {"id": i, "split": "test", "reason": "silent", "detail": f'nothing to hear, in {i},\n"at all"'}
+        for i in ("3", "7")
+    ]
 
 
 @pytest.mark.parametrize(("shard_clips", "shards"), [(1, 12), (5, 3), (6, 2), (100, 1)])
@@ -92,12 +119,14 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "c", admitting(ids, stop_at="9"))
     assert ids == [str(i) for i in range(9)]
-    assert not is_finished(tmp_path / "c") and not (tmp_path / "c" / manifest.MANIFEST).exists()
-    with pytest.raises(LabError, match="unfinished.*again"):
+    assert not is_finished(tmp_path / "c")
+    assert not (tmp_path / "c" / manifest.MANIFEST).exists()
+    with pytest.raises(LabError, match=r"unfinished.*again"):
         open_cache(tmp_path / "c")
     ids.clear()
     make(tmp_path / "c", admitting(ids), log=lines.append)
-    assert ids == ["8", "9", "10", "11"] and "2 shard(s)" in lines[0]
+    assert ids == ["8", "9", "10", "11"]
+    assert "2 shard(s)" in lines[0]
     make(tmp_path / "uninterrupted")
     assert contents(tmp_path / "c") == contents(tmp_path / "uninterrupted")
 
@@ -172,13 +201,15 @@ def test_an_unfinished_build_of_another_identity_is_removed(tmp_path):
         make(tmp_path / "c", admitting([], stop_at="9"))
     ids = []
     cache = make(tmp_path / "c", admitting(ids), rows=examples(3), identity=IDENTITY | {"source.kind": "other"})
-    assert ids == ["0", "1", "2"] and len(list(cache.folder.glob("shard-*"))) == 2
+    assert ids == ["0", "1", "2"]
+    assert len(list(cache.folder.glob("shard-*"))) == 2
 
 
 def test_shards_left_over_from_smaller_shards_are_removed(tmp_path):
     make(tmp_path / "c", shard_clips=1)
     cache = make(tmp_path / "c", shard_clips=6)
-    assert len(list(cache.folder.glob("shard-*"))) == 4 and len(cache.rows) == 10
+    assert len(list(cache.folder.glob("shard-*"))) == 4
+    assert len(cache.rows) == 10
 
 
 @pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00001.json", "rejected.csv", "build.json"])
@@ -187,7 +218,7 @@ def test_a_damaged_byte_is_named(tmp_path, name):
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
-    with pytest.raises(LabError, match=f"{name} is damaged.*again"):
+    with pytest.raises(LabError, match=rf"{name} is damaged.*again"):
         open_cache(folder)
 
 
@@ -196,10 +227,10 @@ def test_a_missing_or_shortened_shard_is_named(tmp_path):
     data = (folder / "shard-00002.bin").read_bytes()
     (folder / "shard-00002.bin").write_bytes(data[:-4])
     assert not is_finished(folder)
-    with pytest.raises(LabError, match="shard-00002.bin has"):
+    with pytest.raises(LabError, match=r"shard-00002.bin has"):
         open_cache(folder)
     (folder / "shard-00002.bin").unlink()
-    with pytest.raises(LabError, match="shard-00002.bin is missing"):
+    with pytest.raises(LabError, match=r"shard-00002.bin is missing"):
         open_cache(folder)
 
 
@@ -217,10 +248,11 @@ def test_a_whole_folder_that_is_no_cache_is_refused(tmp_path):
 
 def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
     folder = make(tmp_path / "c").folder
-    with pytest.raises(StaleCache, match="source.kind: wanted folder, found toy") as error:
+    with pytest.raises(StaleCache, match=r"source.kind: wanted folder, found toy") as error:
         open_cache(folder, IDENTITY | {"source.kind": "folder", "library.numpy": "3"})
-    assert "library.numpy" not in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(StaleCache, match="features.extra: wanted 1, found nothing"):
+    assert "library.numpy" not in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(StaleCache, match=r"features.extra: wanted 1, found nothing"):
         open_cache(folder, IDENTITY | {"features.extra": 1})
 
 
@@ -228,13 +260,25 @@ def test_another_library_version_is_only_noted(tmp_path):
     lines = []
     cache = open_cache(make(tmp_path / "c").folder, IDENTITY | {"library.numpy": "3"}, log=lines.append)
     assert len(cache.rows) == 10
-    assert len(lines) == 1 and "library.numpy: wanted 3, found 2" in lines[0]
+    assert len(lines) == 1
+    assert "library.numpy: wanted 3, found 2" in lines[0]
 
 
-@pytest.mark.parametrize("names", [
-    ["thesis.docx"], ["manifest.json", "model.safetensors"], ["manifest.json"], [".bashrc"], [".git/config"], ["shard-notes.txt"],
-    ["rejected.docx"], ["build.json", "thesis.docx"], ["data/shard-00000.bin"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["thesis.docx"],
+        ["manifest.json", "model.safetensors"],
+        ["manifest.json"],
+        [".bashrc"],
+        [".git/config"],
+        ["shard-notes.txt"],
+        ["rejected.docx"],
+        ["build.json", "thesis.docx"],
+        ["data/shard-00000.bin"],
+    ],
+    ids=" ".join,
+)
 def test_a_foreign_folder_is_left_as_it_is(tmp_path, names):
     for name in names:
         (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +297,9 @@ def test_what_a_kill_while_writing_leaves_is_not_foreign(tmp_path):
 
 
 def test_duplicate_ids_are_refused(tmp_path):
-    with pytest.raises(LabError, match="two examples have the id '3'"):  # a rejected one counts, and one in another shard
+    with pytest.raises(
+        LabError, match="two examples have the id '3'"
+    ):  # a rejected one counts, and one in another shard
         make(tmp_path / "c", rows=[*examples(), Example("3", "train", "x", b"")])
     assert not is_finished(tmp_path / "c")
 
@@ -263,7 +309,8 @@ def test_no_usable_clip_is_refused(tmp_path):
         make(tmp_path / "c", rows=[examples()[3]])
     with pytest.raises(LabError, match="no example"):
         make(tmp_path / "d", rows=[])
-    assert not is_finished(tmp_path / "c") and not is_finished(tmp_path / "d")
+    assert not is_finished(tmp_path / "c")
+    assert not is_finished(tmp_path / "d")
 
 
 def test_a_shard_without_a_usable_clip_is_fine(tmp_path):
@@ -274,10 +321,12 @@ def test_a_shard_without_a_usable_clip_is_fine(tmp_path):
 
 def test_float16_halves_the_frames(tmp_path):
     whole, halved = make(tmp_path / "c"), make(tmp_path / "d", identity=IDENTITY | {"features.dtype": "float16"})
-    assert halved.log_mel(0).frames.dtype == np.float16 and halved.log_mel(0).padded().dtype == np.float32
+    assert halved.log_mel(0).frames.dtype == np.float16
+    assert halved.log_mel(0).padded().dtype == np.float32
     assert np.abs(halved.log_mel(5).frames - whole.log_mel(5).frames).max() < 2e-3
     sizes = [sum(path.stat().st_size for path in cache.folder.glob("*.bin")) for cache in (whole, halved)]
-    assert sizes[0] == 2 * sizes[1] and whole.bytes - halved.bytes > 0
+    assert sizes[0] == 2 * sizes[1]
+    assert whole.bytes - halved.bytes > 0
 
 
 def test_frames_are_a_read_only_view_of_the_file(tmp_path):
@@ -285,7 +334,8 @@ def test_frames_are_a_read_only_view_of_the_file(tmp_path):
     base = frames
     while isinstance(base.base, np.ndarray):
         base = base.base
-    assert isinstance(base, np.memmap) and not frames.flags.writeable
+    assert isinstance(base, np.memmap)
+    assert not frames.flags.writeable
     with pytest.raises(ValueError):
         frames[0, 0] = 1
 
@@ -307,4 +357,5 @@ def test_a_finished_cache_is_not_made_again(tmp_path):
     make(tmp_path / "c")
     before, ids = contents(tmp_path / "c"), []
     make(tmp_path / "c", admitting(ids))
-    assert ids == [] and contents(tmp_path / "c") == before
+    assert ids == []
+    assert contents(tmp_path / "c") == before

@@ -31,7 +31,11 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 def test_seal_notes_step_and_run(tmp_path):
     found = manifest.read(checkpoint(tmp_path, 40))
     assert (found["kind"], found["step"], found["run_digest"], set(found["files"])) == (
-        "checkpoint", 40, "r1", {"weights.bin", "optimizer.bin"})
+        "checkpoint",
+        40,
+        "r1",
+        {"weights.bin", "optimizer.bin"},
+    )
 
 
 def test_listed_by_step_and_nothing_else(tmp_path):
@@ -41,12 +45,14 @@ def test_listed_by_step_and_nothing_else(tmp_path):
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-7").write_text("a file")
     (tmp_path / "checkpoint-8.partial").mkdir()
-    assert steps(tmp_path) == [3, 20, 30, 100] and steps(tmp_path / "nowhere") == []
+    assert steps(tmp_path) == [3, 20, 30, 100]
+    assert steps(tmp_path / "nowhere") == []
 
 
 def test_the_newest_whole_one_is_found_without_a_word(tmp_path):
     checkpoint(tmp_path, 9)
-    assert newest(tmp_path) == (checkpoint(tmp_path, 10), [])
+    latest = checkpoint(tmp_path, 10)
+    assert newest(tmp_path) == (latest, [])
     assert newest(tmp_path / "nowhere") == (None, [])
 
 
@@ -59,15 +65,25 @@ def test_what_cannot_be_used_is_skipped_with_a_line(tmp_path):
     checkpoint(tmp_path, 50, run=None)
     checkpoint(tmp_path, 60, run="r2")
     found, lines = newest(tmp_path)
-    assert found == good and len(lines) == 4
-    for line, words in zip(lines, [("checkpoint-60", "another run (r2)"), ("checkpoint-50", "unfinished"),
-                                   ("checkpoint-40", "optimizer.bin is missing"), ("checkpoint-30", "weights.bin is damaged")], strict=True):
+    assert found == good
+    assert len(lines) == 4
+    for line, words in zip(
+        lines,
+        [
+            ("checkpoint-60", "another run (r2)"),
+            ("checkpoint-50", "unfinished"),
+            ("checkpoint-40", "optimizer.bin is missing"),
+            ("checkpoint-30", "weights.bin is damaged"),
+        ],
+        strict=True,
+    ):
         assert all(word in line for word in words)
 
 
 def test_none_of_them_whole(tmp_path):
     checkpoint(tmp_path, 10, run=None)
-    assert newest(tmp_path)[0] is None and len(newest(tmp_path)[1]) == 1
+    assert newest(tmp_path)[0] is None
+    assert len(newest(tmp_path)[1]) == 1
 
 
 def test_what_lies_after_the_newest_is_removed(tmp_path):
@@ -79,13 +95,23 @@ def test_what_lies_after_the_newest_is_removed(tmp_path):
     assert steps(tmp_path) == []
 
 
-@pytest.mark.parametrize(("keep", "best", "left"), [
-    (2, None, [40, 50]), (1, None, [50]), (2, 20, [20, 40, 50]), (2, 50, [40, 50]), (1, 10, [10, 50]), (9, 20, [10, 20, 30, 40, 50])])
+@pytest.mark.parametrize(
+    ("keep", "best", "left"),
+    [
+        (2, None, [40, 50]),
+        (1, None, [50]),
+        (2, 20, [20, 40, 50]),
+        (2, 50, [40, 50]),
+        (1, 10, [10, 50]),
+        (9, 20, [10, 20, 30, 40, 50]),
+    ],
+)
 def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
     for step in (10, 20, 30, 40, 50):
         checkpoint(tmp_path, step)
     checkpoints.prune(tmp_path, keep=keep, best_step=best)
-    assert steps(tmp_path) == left and all(manifest.problem(path) is None for path in checkpoints.listed(tmp_path))
+    assert steps(tmp_path) == left
+    assert all(manifest.problem(path) is None for path in checkpoints.listed(tmp_path))
 
 
 def test_prune_does_not_count_what_is_unfinished(tmp_path):

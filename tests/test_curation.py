@@ -13,7 +13,10 @@ def tokenise(text: str) -> list[int]:
 
 
 def gate(**settings) -> Gate:
-    return Gate(**{"tokenise": tokenise, "n_mels": 80, "min_duration_s": 0.1, "max_duration_s": 30.0, "min_peak": 1e-3} | settings)
+    return Gate(
+        **{"tokenise": tokenise, "n_mels": 80, "min_duration_s": 0.1, "max_duration_s": 30.0, "min_peak": 1e-3}
+        | settings
+    )
 
 
 @pytest.fixture
@@ -22,7 +25,9 @@ def clip(encoded, speech):
 
     def make(samples=None, rate_hz: int = 16_000, subtype: str = "PCM_16", **fields) -> Example:
         sound = encoded(speech(16_000) if samples is None else samples, rate_hz, subtype=subtype)
-        return Example(**{"id": "a", "split": "train", "text": "Hej på dig.", "audio": sound, "speaker": "anna"} | fields)
+        return Example(
+            **{"id": "a", "split": "train", "text": "Hej på dig.", "audio": sound, "speaker": "anna"} | fields
+        )
 
     return make
 
@@ -30,30 +35,37 @@ def clip(encoded, speech):
 def rejection(example: Example, **settings) -> Rejected:
     with pytest.raises(Rejected) as error:
         gate(**settings).admit(example)
-    assert str(error.value) == f"{error.value.reason}: {error.value.detail}" and "\n" not in str(error.value)
+    assert str(error.value) == f"{error.value.reason}: {error.value.detail}"
+    assert "\n" not in str(error.value)
     return error.value
 
 
 def test_a_good_clip_passes(clip):
     example = clip(text=' "Hej  på dig." ')
     passed = gate().admit(example)
-    assert isinstance(passed, Clip) and passed.example is example
+    assert isinstance(passed, Clip)
+    assert passed.example is example
     assert (passed.text, passed.labels, passed.duration_s) == ("Hej på dig.", [0, 1, 2, 10, 11, 12, 3], 1.0)
     assert passed.log_mel.frames.shape == (102, 80)
 
 
-@pytest.mark.parametrize(("samples", "rate_hz"), [
-    (np.random.default_rng(0).uniform(-0.5, 0.5, (44_100, 2)), 44_100),
-    (np.random.default_rng(0).uniform(-0.5, 0.5, 8_000), 8_000),
-    (np.random.default_rng(0).uniform(-0.5, 0.5, 96_000), 96_000),
-], ids=["stereo", "8 kHz", "96 kHz"])
+@pytest.mark.parametrize(
+    ("samples", "rate_hz"),
+    [
+        (np.random.default_rng(0).uniform(-0.5, 0.5, (44_100, 2)), 44_100),
+        (np.random.default_rng(0).uniform(-0.5, 0.5, 8_000), 8_000),
+        (np.random.default_rng(0).uniform(-0.5, 0.5, 96_000), 96_000),
+    ],
+    ids=["stereo", "8 kHz", "96 kHz"],
+)
 def test_other_shapes_of_sound_pass(clip, samples, rate_hz):
     assert gate().admit(clip(samples, rate_hz)).duration_s == pytest.approx(1.0, abs=0.001)
 
 
 def test_missing(clip, tmp_path):
     error = rejection(clip(audio=tmp_path / "gone.wav"))
-    assert error.reason == "missing" and "gone.wav" in error.detail
+    assert error.reason == "missing"
+    assert "gone.wav" in error.detail
 
 
 def test_empty(clip, tmp_path):
@@ -83,7 +95,8 @@ def test_too_long(clip, speech):
 
 def test_silent(clip, speech):
     error = rejection(clip(speech(16_000, peak=0.9e-3), subtype="FLOAT"))
-    assert error.reason == "silent" and "9.0e-04" in error.detail
+    assert error.reason == "silent"
+    assert "9.0e-04" in error.detail
     assert rejection(clip(np.zeros(16_000))).reason == "silent"
     assert gate().admit(clip(speech(16_000, peak=1.1e-3), subtype="FLOAT"))
 
@@ -101,14 +114,16 @@ def test_no_text(clip, text):
 
 def test_long_label(clip):
     error = rejection(clip(text="ja " * (MAX_LABEL_TOKENS - 3)))
-    assert error.reason == "long_label" and "449 tokens" in error.detail
+    assert error.reason == "long_label"
+    assert "449 tokens" in error.detail
     assert len(gate().admit(clip(text="ja " * (MAX_LABEL_TOKENS - 4))).labels) == MAX_LABEL_TOKENS == 448
 
 
 @pytest.mark.parametrize("split", ["dev", "", "Train", "other"])
 def test_unknown_split(clip, split):
     error = rejection(clip(split=split))
-    assert error.reason == "unknown_split" and repr(split) in error.detail
+    assert error.reason == "unknown_split"
+    assert repr(split) in error.detail
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

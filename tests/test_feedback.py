@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -74,11 +75,12 @@ def test_control_characters_and_line_breaks_are_cleaned(log):
     assert len(log.read_bytes().splitlines()) == 2
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+46 70", "-5 grader", "@a", "'=1", "''+1", "＝1", "a;=1+1", "a; -1", "'hej", ""])
+@pytest.mark.parametrize("cell", ["=1+1", "+46 70", "-5 grader", "@a", "'=1", "''+1", "＝1", "a;=1+1", "a; -1", "'hej",
+                                  ""])
 def test_formulas_are_harmless_in_the_file_and_unharmed_when_read(log, cell):
     add(log, username=cell)
     with open(log, newline="", encoding="utf-8") as file:
-        stored = list(csv.DictReader(file))[0]["username"]
+        stored = next(iter(csv.DictReader(file)))["username"]
     parts = [stored, *stored.split(";")[1:]]
     assert not any(part.strip().startswith(tuple("=+-@\t＝")) for part in parts)
     assert feedback.read(log)[0]["username"] == cell
@@ -153,7 +155,8 @@ def test_a_recording_is_kept_only_when_given(log):
     name = add(log, recording=Waveform(samples))["audio"]
     assert add(log)["audio"] == ""
     kept, rate_hz = soundfile.read(log.parent / name, dtype="float32")
-    assert rate_hz == 16_000 and np.abs(kept - samples).max() < 1e-4
+    assert rate_hz == 16_000
+    assert np.abs(kept - samples).max() < 1e-4
     assert (log.parent / "audio" / ".gitignore").read_text() == "*\n"
 
 
@@ -166,7 +169,8 @@ def test_two_processes_and_four_threads_lose_nothing(log):
             "for i in range(40): feedback.append(Path(sys.argv[1]), output=f'rad {i}', flag='right', model='m', "
             "username=sys.argv[2])")
     processes = [subprocess.Popen([sys.executable, "-c", code, str(log), f"process {n}"], cwd=ROOT) for n in range(2)]
-    threads = [threading.Thread(target=lambda n=n: [add(log, username=f"thread {n}") for _ in range(20)]) for n in range(4)]
+    threads = [threading.Thread(target=lambda n=n: [add(log, username=f"thread {n}") for _ in range(20)])
+               for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -176,3 +180,16 @@ def test_two_processes_and_four_threads_lose_nothing(log):
     assert {name: names.count(name) for name in set(names)} == (
         {f"process {n}": 40 for n in range(2)} | {f"thread {n}": 20 for n in range(4)})
     assert log.read_bytes().count(b"\n") == 161
+
+
+def test_the_first_row_is_written_by_one_at_a_time(log, monkeypatch):
+    """Appenders that all saw an empty log would write a header each: a slow look at the log makes that certain."""
+    look = feedback._prepare
+    monkeypatch.setattr(feedback, "_prepare", lambda log: (look(log), time.sleep(0.02))[0])
+    threads = [threading.Thread(target=add, args=(log,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.read_bytes().count(b"timestamp") == 1
+    assert len(feedback.read(log)) == 4

@@ -22,9 +22,18 @@ def sealed(tmp_path):
 
 def test_seal_names_every_file_and_fact(sealed):
     found = json.loads((sealed / "manifest.json").read_text("utf-8"))
-    assert found == manifest.read(sealed) == {"kind": "toy", "step": 3, "files": {
-        "a.bin": {"bytes": 10, "sha256": hashlib.sha256(b"0123456789").hexdigest()},
-        "inner/å.txt": {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}}}
+    assert (
+        found
+        == manifest.read(sealed)
+        == {
+            "kind": "toy",
+            "step": 3,
+            "files": {
+                "a.bin": {"bytes": 10, "sha256": hashlib.sha256(b"0123456789").hexdigest()},
+                "inner/å.txt": {"bytes": 0, "sha256": hashlib.sha256().hexdigest()},
+            },
+        }
+    )
     assert manifest.problem(sealed) is None
     assert manifest.require_whole(sealed, "toy", "Build it") == found
 
@@ -61,7 +70,8 @@ def test_no_folder_no_manifest_no_sense(sealed, tmp_path):
     assert manifest.problem(tmp_path / "nowhere") == "absent"
     for nonsense in (b"", b"{", b"[]", b"{}", b'{"files": []}', b"\xff\xfe"):
         (sealed / "manifest.json").write_bytes(nonsense)
-        assert manifest.read(sealed) is None and manifest.problem(sealed) == "unfinished (it has no manifest)"
+        assert manifest.read(sealed) is None
+        assert manifest.problem(sealed) == "unfinished (it has no manifest)"
     (sealed / "manifest.json").unlink()
     assert manifest.problem(sealed) == "unfinished (it has no manifest)"
 
@@ -95,7 +105,8 @@ def test_amend_adds_facts_and_keeps_the_rest(sealed):
 def test_write_json_leaves_the_old_or_the_new(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     manifest.write_json(path, {"å": 1})
-    assert json.loads(path.read_text("utf-8")) == {"å": 1} and os.listdir(tmp_path) == ["a.json"]
+    assert json.loads(path.read_text("utf-8")) == {"å": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
     with pytest.raises(TypeError):
         manifest.write_json(path, {"b": 2, "c": object()})
     assert json.loads(path.read_text("utf-8")) == {"å": 1}

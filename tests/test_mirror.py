@@ -568,7 +568,7 @@ npm error errno ENOTFOUND
 npm error network request to https://npm.example.org/toy failed, reason: getaddrinfo ENOTFOUND npm.example.org
 npm error network This is a problem related to network connectivity.
 npm error network If you are behind a proxy, please make sure that the 'proxy' config is set properly.
-npm error A complete log of this run can be found in: /root/.npm/_logs/debug-0.log"""
+npm error A complete log of this run can be found in: /var/lib/npm/_logs/debug-0.log"""
 REFUSED = """npm error code ECONNREFUSED
 npm error FetchError: request to http://10.0.0.7:4873/toy failed, reason: connect ECONNREFUSED 10.0.0.7:4873
 npm error     at ClientRequest.<anonymous> (/usr/lib/node_modules/npm/index.js:130:14)

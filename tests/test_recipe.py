@@ -29,18 +29,26 @@ def test_every_shipped_recipe_loads_under_its_own_name(name):
 
 
 def test_there_is_a_tour():
-    assert "tour" in names() and load().name == "tour"
+    assert "tour" in names()
+    assert load().name == "tour"
 
 
-@pytest.mark.parametrize("overrides", [
-    {"training": {"steps": 61}, "features": {"dtype": "float16"}}, {"training.steps": 61, "features.dtype": "float16"},
-    {"training.steps": 61, "features": {"dtype": "float16"}}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"training": {"steps": 61}, "features": {"dtype": "float16"}},
+        {"training.steps": 61, "features.dtype": "float16"},
+        {"training.steps": 61, "features": {"dtype": "float16"}},
+    ],
+)
 def test_overrides_nested_and_dotted(overrides):
     changed = load("tour", overrides)
     assert (changed.training.steps, changed.features.dtype) == (61, "float16")
     assert changed.training.batch_size == load("tour").training.batch_size
     assert differences(changed.settings(), load("tour").settings()) == [
-        "features.dtype: wanted float16, found float32", f"training.steps: wanted 61, found {load('tour').training.steps}"]
+        "features.dtype: wanted float16, found float32",
+        f"training.steps: wanted 61, found {load('tour').training.steps}",
+    ]
 
 
 def test_a_recipe_of_ones_own(tmp_path):
@@ -50,27 +58,51 @@ def test_a_recipe_of_ones_own(tmp_path):
     assert load(path, {"training.steps": 8}).training.steps == 8
 
 
-@pytest.mark.parametrize(("overrides", "suggestion"), [
-    ({"training.stesp": 60}, "'training.steps'"), ({"training": {"learning_rat": 1}}, "'training.learning_rate'"),
-    ({"learning_rate": 1}, "'training.learning_rate'"), ({"langauge": "da"}, "'language'"), ({"trianing.steps": 1}, "'training.steps'"),
-    ({"training": 5}, "did you mean 'training."), ({"training.steps.x": 5}, "'training.steps'")])
+@pytest.mark.parametrize(
+    ("overrides", "suggestion"),
+    [
+        ({"training.stesp": 60}, "'training.steps'"),
+        ({"training": {"learning_rat": 1}}, "'training.learning_rate'"),
+        ({"learning_rate": 1}, "'training.learning_rate'"),
+        ({"langauge": "da"}, "'language'"),
+        ({"trianing.steps": 1}, "'training.steps'"),
+        ({"training": 5}, "did you mean 'training."),
+        ({"training.steps.x": 5}, "'training.steps'"),
+    ],
+)
 def test_a_misspelt_name_is_refused_with_the_nearest(overrides, suggestion):
     message = refusal("tour", overrides)
-    assert "unknown setting" in message and suggestion in message
+    assert "unknown setting" in message
+    assert suggestion in message
 
 
 def test_a_name_near_to_none_is_refused_too():
     assert "did you mean" not in refusal("tour", {"zzzzzzzz": 1})
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("training.steps", 0), ("training.steps", 1.5), ("training.steps", "many"), ("training.learning_rate", 0),
-    ("training.learning_rate", float("nan")), ("training.learning_rate", float("inf")), ("model.dropout", 1),
-    ("features.max_duration_s", 30.5), ("features.dtype", "int8"), ("evaluation.max_new_tokens", 441), ("language", "Swedish"),
-    ("name", "two words"), ("source.kind", "tape"), ("training.context", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("training.steps", 0),
+        ("training.steps", 1.5),
+        ("training.steps", "many"),
+        ("training.learning_rate", 0),
+        ("training.learning_rate", float("nan")),
+        ("training.learning_rate", float("inf")),
+        ("model.dropout", 1),
+        ("features.max_duration_s", 30.5),
+        ("features.dtype", "int8"),
+        ("evaluation.max_new_tokens", 441),
+        ("language", "Swedish"),
+        ("name", "two words"),
+        ("source.kind", "tape"),
+        ("training.context", None),
+    ],
+)
 def test_a_value_out_of_range_is_one_line(name, value):
     message = refusal("tour", {name: value})
-    assert message.startswith(f"setting {name}: ") and repr(value) in message
+    assert message.startswith(f"setting {name}: ")
+    assert repr(value) in message
 
 
 def test_a_folder_source_needs_its_folder():
@@ -86,8 +118,12 @@ def test_overrides_that_are_no_dictionary(overrides):
 def test_recipes_that_cannot_be_read(tmp_path):
     assert "did you mean 'tour'" in refusal("tuor")
     assert "no recipe" in refusal(tmp_path / "nowhere.toml")
-    for name, content in {"broken.toml": b"name = ", "latin.toml": "name = 'å'".encode("cp1252"), "nameless.toml": b"",
-                          "more.toml": b"name = 'x'\n[training]\nstep = 5"}.items():
+    for name, content in {
+        "broken.toml": b"name = ",
+        "latin.toml": "name = 'å'".encode("cp1252"),
+        "nameless.toml": b"",
+        "more.toml": b"name = 'x'\n[training]\nstep = 5",
+    }.items():
         (tmp_path / name).write_bytes(content)
         assert refusal(tmp_path / name)
     (tmp_path / "folder.toml").mkdir()
@@ -101,17 +137,29 @@ def test_settings_are_frozen():
 
 
 def test_settings_by_group():
-    assert set(load().settings("training", "name")) == {name for name in known_names() if name.startswith("training.")} | {"name"}
+    assert set(load().settings("training", "name")) == {
+        name for name in known_names() if name.startswith("training.")
+    } | {"name"}
 
 
 def test_known_names_are_those_of_the_model():
-    assert sorted(known_names()) == sorted(flatten(load().model_dump())) and len(set(known_names())) == len(known_names())
+    assert sorted(known_names()) == sorted(flatten(load().model_dump()))
+    assert len(set(known_names())) == len(known_names())
 
 
 def other_value(name: str, value):
     """Another valid value of a setting."""
-    given = {"name": "another", "language": "da", "source.kind": "folder", "features.dtype": "float16", "training.context": "full",
-             "features.max_duration_s": 29.0, "model.spec_augment": True, "model.dropout": 0.1}
+    given = {
+        "name": "another",
+        "language": "da",
+        "source.kind": "folder",
+        "features.dtype": "float16",
+        "training.context": "full",
+        "features.max_duration_s": 29.0,
+        "model.spec_augment": True,
+        "model.dropout": 0.1,
+        "features.min_peak": 0.5,
+    }
     return given.get(name, value + 1 if isinstance(value, int | float) else value + "x")
 
 
@@ -125,9 +173,19 @@ def test_the_digest_feels_every_setting(name):
 
 def test_the_digest_is_the_same_in_every_process():
     script = "from pipelines.recipe import load, digest; print(digest(load().settings()))"
-    found = {subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed},
-                            capture_output=True, text=True, check=True).stdout.strip() for seed in ("1", "2")}
-    assert found == {digest(load().settings())} and len(found.pop()) == 12
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert found == {digest(load().settings())}
+    assert len(found.pop()) == 12
 
 
 def test_the_digest_does_not_feel_order():
@@ -136,7 +194,8 @@ def test_the_digest_does_not_feel_order():
 
 def test_differences():
     assert differences({"a": 1, "b": 2}, {"b": 2}) == ["a: wanted 1, found nothing"]
-    assert differences({}, {"a": 1}) == ["a: wanted nothing, found 1"] and differences({"a": 1}, {"a": 1}) == []
+    assert differences({}, {"a": 1}) == ["a: wanted nothing, found 1"]
+    assert differences({"a": 1}, {"a": 1}) == []
 
 
 def test_flatten():

@@ -22,20 +22,28 @@ def test_by_hand():
     assert found.cer == pytest.approx((1 + 4 + 3) / (23 + 10))  # k/h, "där ", "en "
 
 
-@pytest.mark.parametrize(("reference", "hypothesis", "wer", "cer"), [
-    ("ja", "ja", 0, 0), ("ja", "", 1, 1), ("ja", "nej nej nej", 3, 5), ("hål", "hal", 1, 1 / 3), ("a b", "ab", 1, 1 / 3)])
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "wer", "cer"),
+    [
+        ("ja", "ja", 0, 0),
+        ("ja", "", 1, 1),
+        ("ja", "nej nej nej", 3, 5),
+        ("hål", "hal", 1, 1 / 3),
+        ("a b", "ab", 1, 1 / 3),
+    ],
+)
 def test_single_utterances(reference, hypothesis, wer, cer):
-    if (reference, hypothesis) == ("ja", "nej nej nej"):
-        cer = 11 / 2  # every letter of the reference is replaced, nine are added
     found = score([reference], [hypothesis])
     assert (found.wer, found.cer) == (pytest.approx(wer), pytest.approx(cer))
 
 
 def test_normalised_and_raw():
     reference, hypothesis = ["Hej, på dig!"], ["hej på  dig"]
-    assert score(reference, hypothesis).wer == 0 and score(reference, hypothesis).normalised
+    assert score(reference, hypothesis).wer == 0
+    assert score(reference, hypothesis).normalised
     raw = score(reference, hypothesis, normalised=False)
-    assert raw.wer == pytest.approx(2 / 3) and not raw.normalised
+    assert raw.wer == pytest.approx(2 / 3)
+    assert not raw.normalised
 
 
 def test_composed_and_decomposed_letters_are_the_same():
@@ -53,11 +61,13 @@ def test_as_jiwer_scores_the_joined_lists(pairs):
 
 def test_edits_by_utterance():
     edits = count_edits(["a b c", "d"], ["a x c", "d e f"])
-    assert edits.word_edits.tolist() == [1, 2] and edits.words.tolist() == [3, 1] and edits.word_edits.dtype == np.int64
+    assert edits.word_edits.tolist() == [1, 2]
+    assert edits.words.tolist() == [3, 1]
+    assert edits.word_edits.dtype == np.int64
 
 
 def simulate(rng: np.random.Generator, speakers: int, clustered: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edits, words and blocks of 5 utterances a speaker, at a true rate of 0.2; `clustered` draws a rate per speaker."""
+    """Edits, words and blocks of 5 utterances a speaker, at a true rate of 0.2; `clustered`: a rate per speaker."""
     blocks = np.repeat(np.arange(speakers), 5)
     rates = rng.choice([0.05, 0.35], speakers) if clustered else np.full(speakers, 0.2)
     words = rng.integers(4, 12, len(blocks))
@@ -100,11 +110,18 @@ def test_the_seed_decides_the_interval():
     assert interval(edits, words, blocks, samples=200, seed=1) != interval(edits, words, blocks, samples=200, seed=2)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (([], []), "0 references"), ((["a"], []), "1 references and 0 transcripts"), ((["a"], ["a", "b"]), "2 transcripts"),
-    ((["a", "?!"], ["a", "b"]), "without a word"), (([""], ["a"]), "without a word"),
-    ((["a", "b"], ["a", "b"], ["x"]), "1 speakers"), ((["a"], ["a"], ["x", "y"]), "2 speakers"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([], []), "0 references"),
+        ((["a"], []), "1 references and 0 transcripts"),
+        ((["a"], ["a", "b"]), "2 transcripts"),
+        ((["a", "?!"], ["a", "b"]), "without a word"),
+        (([""], ["a"]), "without a word"),
+        ((["a", "b"], ["a", "b"], ["x"]), "1 speakers"),
+        ((["a"], ["a"], ["x", "y"]), "2 speakers"),
+    ],
+)
 def test_what_cannot_be_scored_is_refused(arguments, words):
     with pytest.raises(LabError, match=words):
         score(*arguments)

@@ -61,10 +61,18 @@ def test_a_csv_gives_every_field(corpus):
 HEADER, ROW = CSV.splitlines(keepends=True)
 
 
-@pytest.mark.parametrize("content", [
-    CSV.encode(), codecs.BOM_UTF8 + CSV.encode(), CSV.replace("\n", "\r\n").encode(), CSV.replace("H", "\0H").encode(),
-    (HEADER.upper() + ROW).encode(), (CSV.replace(",", ";").replace("Hej;", "Hej,") + ";;;;;;;\r\n\r\n").encode(),
-], ids=["plain", "bom", "crlf", "nul", "capitals", "semicolons and empty rows"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        CSV.encode(),
+        codecs.BOM_UTF8 + CSV.encode(),
+        CSV.replace("\n", "\r\n").encode(),
+        CSV.replace("e", "e\0").encode(),
+        (HEADER.upper() + ROW).encode(),
+        (CSV.replace(",", ";").replace("Hej;", "Hej,") + ";;;;;;;\r\n\r\n").encode(),
+    ],
+    ids=["plain", "bom", "crlf", "nul", "capitals", "semicolons and empty rows"],
+)
 def test_csv_as_programs_write_it(corpus, content):
     plain = read(corpus({"transcripts.csv": CSV, "c/1.wav": None}))
     assert read(corpus({"transcripts.csv": content})) == plain
@@ -76,7 +84,10 @@ def test_tsv_holds_quotes_and_commas_as_letters(corpus):
 
 
 def test_jsonl(corpus):
-    lines = [{"audio": "1.wav", "transcription": "å\u2028ä", "client_id": 7, "age": None}, {"audio": "2.wav", "transcription": None}]
+    lines = [
+        {"audio": "1.wav", "transcription": "å\u2028ä", "client_id": 7, "age": None},
+        {"audio": "2.wav", "transcription": None},
+    ]
     table = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
     first, second = read(corpus({"metadata.jsonl": table}))
     assert (first.text, first.speaker, first.meta, second.text) == ("å\u2028ä", "7", {}, "")
@@ -90,16 +101,31 @@ def test_every_name_of_a_column(corpus, file, text, speaker):
     assert (example.id, example.text, example.speaker) == ("1", "hej", "anna")
 
 
+def test_jsonl_with_a_nul_byte(corpus):
+    assert [e.text for e in read(corpus({"metadata.jsonl": '{"path": "a.wav", "text": "h\0ej \\u0000"}'}))] == ["hej "]
+
+
 def test_without_a_table_the_text_lies_beside(corpus):
-    folder = corpus({"b/2.FLAC": None, "b/2.txt": codecs.BOM_UTF8 + "två\r\n".encode(), "a.wav": None, "a.txt": "ett",
-                     "c.mp3": None, "readme.txt": "not a clip", "._a.wav": None, ".cache/d.wav": None})
+    folder = corpus(
+        {
+            "b/2.FLAC": None,
+            "b/2.txt": codecs.BOM_UTF8 + "två\r\n".encode(),
+            "a.wav": None,
+            "a.txt": "ett",
+            "c.mp3": None,
+            "readme.txt": "not a clip",
+            "._a.wav": None,
+            ".cache/d.wav": None,
+        }
+    )
     found = [(e.id, e.text.strip()) for e in read(folder)]
     assert found == [("a", "ett"), ("b/2", "två"), ("c", "")]  # c comes too: curation rejects it as no_text
 
 
 def test_a_missing_file_stops_nothing(corpus):
     here, gone = read(corpus({"transcripts.csv": "path,text\na.wav,ett\nb.wav,två\n", "a.wav": None}))
-    assert here.audio.is_file() and not gone.audio.exists()
+    assert here.audio.is_file()
+    assert not gone.audio.exists()
     with pytest.raises(AudioError) as error:
         decode(gone.audio)
     assert error.value.reason == "missing"
@@ -110,33 +136,39 @@ def test_ids_are_unique(corpus):
     assert ids == ["a.wav", "a.mp3", "d/a", "b.1", "å"]
 
 
-@pytest.mark.parametrize(("files", "words"), [
-    ({"transcripts.csv": "path,text\nå.wav,hej\n".encode("cp1252")}, ["UTF-8", "0xe5", "transcripts.csv"]),
-    ({"transcripts.csv": "path,text\na.wav,hej\n".encode("utf-16")}, ["UTF-8", "0xff"]),
-    ({"a.wav": None, "a.txt": "å".encode("cp1252")}, ["UTF-8", "a.txt"]),
-    ({"transcripts.csv": "path,words\na.wav,hej\n"}, ["text or sentence or transcript", "got path, words"]),
-    ({"transcripts.csv": "name|text\na.wav|hej\n"}, ["path or file_name or file or audio", "name|text"]),
-    ({"transcripts.jsonl": '{"path": "a.wav", "text": "x"}\n{"path": "b.wav"}\n'}, ["line 2", "text or sentence"]),
-    ({"transcripts.csv": "path,text\na.wav,x\nb.wav,y\n./a.wav,z\n"}, ["line 4", "'a.wav' again", "line 2"]),
-    ({"transcripts.csv": "path,text\n"}, ["at least one transcript", "no row in transcripts.csv"]),
-    ({"transcripts.csv": ""}, ["at least one transcript"]),
-    ({"transcripts.jsonl": "\n"}, ["at least one transcript"]),
-    ({}, ["at least one transcript", "transcripts.csv"]),
-    ({"a.wav": None, "b.txt": "not beside it"}, ["at least one transcript"]),
-    ({"transcripts.csv": "path,text\na.wav,hej, du\n"}, ["line 2", "2 cells", "got 3", "quotes"]),
-    ({"transcripts.csv": "path,text\na.wav\n"}, ["line 2", "got 1"]),
-    ({"transcripts.csv": 'path,text\na.wav,"hej\nb.wav,du\n'}, ["quotes must be balanced"]),
-    ({"transcripts.csv": 'path,text\na.wav,"hej" du\n'}, ["line 2", "quotes must be balanced"]),
-    ({"transcripts.csv": f"path,text\na.wav,{'x' * 200_000}\n"}, ["line 2", "field larger"]),
-    ({"transcripts.csv": "path,text\n ,hej\n"}, ["line 2", "inside the folder"]),
-    ({"transcripts.jsonl": '{"path": "a.wav", "text": "x"}\n{"path": \n'}, ["line 2", "JSON object"]),
-    ({"transcripts.jsonl": "[" * 100_000}, ["line 1", "JSON object"]),
-    ({"transcripts.jsonl": '["a.wav", "hej"]\n'}, ["line 1", "JSON object"]),
-    ({"transcripts.jsonl": '{"audio": {"path": "a.wav"}, "text": "x"}\n'}, ["line 1", "audio", "plain"]),
-    ({"transcripts.jsonl": '{"path": "a.wav", "text": "\\ud800"}\n'}, ["line 1", "text", "UTF-8"]),
-    ({"transcripts.csv": "path,text\na.wav,x\n", "metadata.csv": "path,text\n"}, ["transcripts.csv and metadata.csv"]),
-    ({"transcripts.csv/a.wav": None}, ["transcripts.csv", "directory"]),
-])
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"transcripts.csv": "path,text\nå.wav,hej\n".encode("cp1252")}, ["UTF-8", "0xe5", "transcripts.csv"]),
+        ({"transcripts.csv": "path,text\na.wav,hej\n".encode("utf-16")}, ["UTF-8", "0xff"]),
+        ({"a.wav": None, "a.txt": "å".encode("cp1252")}, ["UTF-8", "a.txt"]),
+        ({"transcripts.csv": "path,words\na.wav,hej\n"}, ["text or sentence or transcript", "got path, words"]),
+        ({"transcripts.csv": "name|text\na.wav|hej\n"}, ["path or file_name or file or audio", "name|text"]),
+        ({"transcripts.jsonl": '{"path": "a.wav", "text": "x"}\n{"path": "b.wav"}\n'}, ["line 2", "text or sentence"]),
+        ({"transcripts.csv": "path,text\na.wav,x\nb.wav,y\n./a.wav,z\n"}, ["line 4", "'a.wav' again", "line 2"]),
+        ({"transcripts.csv": "path,text\n"}, ["at least one transcript", "no row in transcripts.csv"]),
+        ({"transcripts.csv": ""}, ["at least one transcript"]),
+        ({"transcripts.jsonl": "\n"}, ["at least one transcript"]),
+        ({}, ["at least one transcript", "transcripts.csv"]),
+        ({"a.wav": None, "b.txt": "not beside it"}, ["at least one transcript"]),
+        ({"transcripts.csv": "path,text\na.wav,hej, du\n"}, ["line 2", "2 cells", "got 3", "quotes"]),
+        ({"transcripts.csv": "path,text\na.wav\n"}, ["line 2", "got 1"]),
+        ({"transcripts.csv": 'path,text\na.wav,"hej\nb.wav,du\n'}, ["quotes must be balanced"]),
+        ({"transcripts.csv": 'path,text\na.wav,"hej" du\n'}, ["line 2", "quotes must be balanced"]),
+        ({"transcripts.csv": f"path,text\na.wav,{'x' * 200_000}\n"}, ["line 2", "field larger"]),
+        ({"transcripts.csv": "path,text\n ,hej\n"}, ["line 2", "inside the folder"]),
+        ({"transcripts.jsonl": '{"path": "a.wav", "text": "x"}\n{"path": \n'}, ["line 2", "JSON object"]),
+        ({"transcripts.jsonl": "[" * 100_000}, ["line 1", "JSON object"]),
+        ({"transcripts.jsonl": '["a.wav", "hej"]\n'}, ["line 1", "JSON object"]),
+        ({"transcripts.jsonl": '{"audio": {"path": "a.wav"}, "text": "x"}\n'}, ["line 1", "audio", "plain"]),
+        ({"transcripts.jsonl": '{"path": "a.wav", "text": "\\ud800"}\n'}, ["line 1", "text", "UTF-8"]),
+        (
+            {"transcripts.csv": "path,text\na.wav,x\n", "metadata.csv": "path,text\n"},
+            ["transcripts.csv and metadata.csv"],
+        ),
+        ({"transcripts.csv/a.wav": None}, ["transcripts.csv", "directory"]),
+    ],
+)
 def test_what_cannot_be_used_is_refused_in_one_line(corpus, files, words):
     message = refusal(corpus(files))
     assert all(word in message for word in words), message
@@ -153,8 +185,20 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
     assert refusal(tmp_path).encode()
 
 
-@pytest.mark.parametrize("name", ["/etc/hosts", "../secret.wav", "c/../../secret.wav", "link.wav", "away/secret.wav", "circle",
-                                  "{absolute}", ".", "c/.."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/hosts",
+        "../secret.wav",
+        "c/../../secret.wav",
+        "link.wav",
+        "away/secret.wav",
+        "circle",
+        "{absolute}",
+        ".",
+        "c/..",
+    ],
+)
 def test_paths_stay_inside_the_folder(tmp_path, name):
     inside = tmp_path / "in"
     inside.mkdir()
@@ -164,7 +208,8 @@ def test_paths_stay_inside_the_folder(tmp_path, name):
     (inside / "circle").symlink_to(inside / "circle")
     (inside / "transcripts.csv").write_text(f"path,text\nok.wav,hej\n{name.format(absolute=inside / 'ok.wav')},hej\n")
     message = refusal(inside)
-    assert "transcripts.csv line 3" in message and "inside the folder" in message
+    assert "transcripts.csv line 3" in message
+    assert "inside the folder" in message
 
 
 @pytest.mark.parametrize("link", ["a.wav", "a.txt"])
@@ -199,9 +244,11 @@ def speakers_table(n: int, speaker: str = "s{}") -> str:
 def test_drawn_splits_are_about_80_10_10(corpus):
     n = Counter(e.split for e in read(corpus({"transcripts.csv": speakers_table(6_000)})))
     assert abs(n["train"] / 6_000 - 0.8) < 0.03
-    assert abs(n["validation"] / 6_000 - 0.1) < 0.03 and abs(n["test"] / 6_000 - 0.1) < 0.03
+    assert abs(n["validation"] / 6_000 - 0.1) < 0.03
+    assert abs(n["test"] / 6_000 - 0.1) < 0.03
     files = Counter(e.split for e in read(corpus({"transcripts.csv": speakers_table(2_000, "")})))
-    assert abs(files["train"] / 2_000 - 0.8) < 0.03 and set(files) == set(SPLITS)
+    assert abs(files["train"] / 2_000 - 0.8) < 0.03
+    assert set(files) == set(SPLITS)
 
 
 def test_a_speaker_is_in_one_split_and_files_are_alone_without(corpus):
@@ -218,27 +265,40 @@ def test_adding_a_file_moves_no_other(corpus, speaker):
     before = {e.audio: e.split for e in read(corpus({"transcripts.csv": speakers_table(90, speaker)}))}
     more = "path,text,speaker\n0.mp3,hej,new\n" + speakers_table(120, speaker).partition("\n")[2]
     after = {e.audio: e.split for e in read(corpus({"transcripts.csv": more}))}
-    assert before.items() <= after.items() and len(after) == 121
+    assert before.items() <= after.items()
+    assert len(after) == 121
 
 
 def test_drawn_splits_depend_on_the_seed_and_on_nothing_else(corpus):
     folder = corpus({"transcripts.csv": speakers_table(300)})
-    script = f"from pipelines.sources.folder import FolderSource as F; print([e.split for e in F({str(folder)!r}).examples()])"
-    other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "5"},
-                           capture_output=True, text=True, check=True).stdout.strip()
+    show = f"print([e.split for e in F({str(folder)!r}).examples()])"
+    script = f"from pipelines.sources.folder import FolderSource as F; {show}"
+    other = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "5"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
     assert other == str([e.split for e in read(folder)]) != str([e.split for e in read(folder, seed=8)])
 
 
 def test_identity_names_all_that_matters(corpus):
     folder = corpus({"transcripts.csv": "path,text\na.wav,ett\nb.wav,två\n", "a.wav": "12", "unused.wav": "x"})
     identity = FolderSource(str(folder)).identity()
-    assert identity["kind"] == "folder" and all(isinstance(value, str) for value in identity.values())
+    assert identity["kind"] == "folder"
+    assert all(isinstance(value, str) for value in identity.values())
     assert FolderSource(str(folder)).identity() == identity
     os.utime(folder / "a.wav", (1, 1))
     (folder / "unused.wav").write_text("y")
     assert FolderSource(str(folder)).identity() == identity
     assert FolderSource(str(folder), seed=8).identity() != identity
-    for name, content in {"a.wav": "13", "b.wav": "came", "transcripts.csv": "path,text\na.wav,Ett\nb.wav,två\n"}.items():
+    for name, content in {
+        "a.wav": "13",
+        "b.wav": "came",
+        "transcripts.csv": "path,text\na.wav,Ett\nb.wav,två\n",
+    }.items():
         (folder / name).write_text(content)
         changed = FolderSource(str(folder)).identity()
         assert changed != identity

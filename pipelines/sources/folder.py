@@ -35,9 +35,10 @@ META = ("gender", "age", "accent")
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".aac", ".mp4", ".webm")
 """Audio where there is no table; what libsndfile cannot read is among them, so that it is rejected aloud."""
 HASHED_BYTES = 200_000_000
-"""Below this many bytes of audio in all, `identity` reads every byte; from here on it trusts sizes and times of change."""
-_SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
-                "val": "validation", "dev": "validation", "test": "test"}
+"""Below this many bytes of audio in all, `identity` reads every byte; from here on it trusts sizes and times."""
+_SPLIT_NAMES = (
+    {name: name for name in SPLITS} | {"training": "train"} | dict.fromkeys(("valid", "val", "dev"), "validation")
+)
 Record = tuple[str, dict[str, Any]]
 """Where a row stands, for errors, and its cells by column name."""
 
@@ -54,11 +55,17 @@ class FolderSource:
 
         From HASHED_BYTES on the time of change stands in for the sha256: a copy without its times is another corpus.
         """
-        by_content = sum(_size(example.audio) for example in self._all) < HASHED_BYTES
-        files = (f"{example.audio.relative_to(self._folder)} {_stamp(example.audio, by_content)}" for example in self._all)
+        audio = [example.audio for example in self._all]
+        by_content = sum(os.path.getsize(path) for path in audio if os.path.isfile(path)) < HASHED_BYTES
+        files = (f"{path.relative_to(self._folder)} {_stamp(path, by_content)}" for path in audio)
         rows = (json.dumps([row.id, row.split, row.text, row.speaker, row.meta]) for row in self._all)
-        return {"kind": "folder", "seed": str(self.seed), "table_sha256": _digest(rows),
-                "files_by": "content" if by_content else "size and time", "files_sha256": _digest(sorted(files))}
+        return {
+            "kind": "folder",
+            "seed": str(self.seed),
+            "table_sha256": _digest(rows),
+            "files_by": "content" if by_content else "size and time",
+            "files_sha256": _digest(sorted(files)),
+        }
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """The examples of these splits in the table's order (by path without a table).
@@ -79,8 +86,10 @@ class FolderSource:
         files = _unique([(where, _inside(self._folder, _cell(row, FILE, where), where)) for where, row in records])
         stems = Counter(file.with_suffix("") for file in files)
         has_split = any("split" in row for _, row in records)
-        return [_example(self._folder, file, stems[file.with_suffix("")] == 1, record, None if has_split else self.seed)
-                for file, record in zip(files, records, strict=True)]
+        return [
+            _example(self._folder, file, stems[file.with_suffix("")] == 1, record, None if has_split else self.seed)
+            for file, record in zip(files, records, strict=True)
+        ]
 
 
 def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, seed: int | None) -> Example:
@@ -90,7 +99,8 @@ def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, see
     split = _cell(row, ("split",), where, "").strip()
     split = _SPLIT_NAMES.get(split.lower(), split) if seed is None else _drawn_split(speaker, stem, seed)
     meta = {name: cell for name in META if (cell := _cell(row, (name,), where, "").strip())}
-    return Example(stem if stem_is_unique else file.as_posix(), split, _cell(row, TEXT, where), folder / file, speaker, meta)
+    name = stem if stem_is_unique else file.as_posix()
+    return Example(name, split, _cell(row, TEXT, where), folder / file, speaker, meta)
 
 
 def _drawn_split(speaker: str, stem: str, seed: int) -> str:
@@ -105,7 +115,7 @@ def _records(folder: Path) -> list[Record]:
         raise LabError(f"source.path must name a folder of audio files, got {str(folder)!r}, which is none: correct it")
     tables = [folder / name for name in TABLES if (folder / name).exists()]
     if len(tables) > 1:
-        raise LabError(f"{folder} must hold one table, got {' and '.join(path.name for path in tables)}: keep one of them")
+        raise LabError(f"{folder} must hold one table, got {' and '.join(path.name for path in tables)}: keep one")
     if not tables:
         found = list(_txt_records(folder))
         records, what = found if any(row["text"] for _, row in found) else [], f"no {', '.join(TABLES)} and no .txt"
@@ -127,14 +137,18 @@ def _csv_records(name: str, content: str) -> Iterator[Record]:
     try:
         for cells in filter(any, reader):
             if header and len(cells) != len(header):
-                raise LabError(f"{name} line {reader.line_num}: a row must have the header's {len(header)} cells, "
-                               f"got {len(cells)}: put quotes round a text that holds {delimiter!r}, or write .jsonl")
+                raise LabError(
+                    f"{name} line {reader.line_num}: a row must have the header's {len(header)} cells, "
+                    f"got {len(cells)}: put quotes round a text that holds {delimiter!r}, or write .jsonl"
+                )
             if header:
-                yield f"{name} line {reader.line_num}", dict(zip(header, cells, strict=True))
+                yield f"{name} line {reader.line_num}", dict(zip(header, map(str.strip, cells), strict=True))
             header = header or [cell.strip().lower() for cell in cells]
     except csv.Error as error:
-        raise LabError(f"{name} line {reader.line_num}: quotes must be balanced, got: {error}. "
-                       "Double every quote inside a quoted text, or write .jsonl") from None
+        raise LabError(
+            f"{name} line {reader.line_num}: quotes must be balanced, got: {error}. "
+            "Double every quote inside a quoted text, or write .jsonl"
+        ) from None
 
 
 def _json_records(name: str, content: str) -> Iterator[Record]:
@@ -162,23 +176,23 @@ def _cell(row: dict[str, Any], names: tuple[str, ...], where: str, default: str 
     """The first of the columns `names` that the row has; `default` where it has none, LabError where that is None."""
     name = next((name for name in names if name in row), None)
     if name is None and default is None:
-        raise LabError(f"{where}: one column must be named {' or '.join(names)}, got {', '.join(row)}: rename the right one")
+        raise LabError(f"{where}: a column must be named {' or '.join(names)}, got {', '.join(row)}: rename one")
     value = default if name is None else row[name]
     cell = "" if value is None else str(value).replace("\0", "")
     if isinstance(value, list | dict) or cell != cell.encode(errors="ignore").decode():
-        raise LabError(f"{where}: {name} must be a plain UTF-8 string, got {ascii(cell[:60])}: correct it")
+        raise LabError(f"{where}: {name} must be a plain UTF-8 string, got {cell[:60]!a}: correct it")
     return cell
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     """`name` as a path relative to `folder`; LabError if it leads out of it, through symlinks too."""
-    file = Path(os.path.normpath(name.strip()))
+    file = Path(os.path.normpath(name))
     try:
         stays = (folder / file).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links in a circle lead nowhere
         stays = False
     if not stays or file.is_absolute() or ".." in file.parts or not file.name:
-        raise LabError(f"{where}: a file must be a path inside the folder, got {name!r}: copy it there and correct the row")
+        raise LabError(f"{where}: a file must be a path inside the folder, got {name!r}: copy it there, name it anew")
     return file
 
 
@@ -186,7 +200,7 @@ def _unique(files: list[tuple[str, Path]]) -> list[Path]:
     first: dict[Path, str] = {}
     for where, file in files:
         if first.setdefault(file, where) != where:
-            raise LabError(f"{where}: each file must have one row, got {str(file)!r} again (first: {first[file]}): remove one")
+            raise LabError(f"{where}: a file must have one row, got {str(file)!r} again, as {first[file]}: remove one")
     return list(first)
 
 
@@ -195,17 +209,12 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:
-        raise LabError(f"{path.name} must be UTF-8, got the byte 0x{error.object[error.start]:02x} at {error.start}: "
-                       "save it as UTF-8 (Excel: 'CSV UTF-8')") from None
+        raise LabError(
+            f"{path.name} must be UTF-8, got the byte 0x{error.object[error.start]:02x} at {error.start}: "
+            "save it as UTF-8 (Excel: 'CSV UTF-8')"
+        ) from None
     except OSError as error:
         raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Replace it") from None
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _stamp(path: Path, by_content: bool) -> str:

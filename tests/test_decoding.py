@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import decoding, models
+from pipelines.batches import Collator
+from pipelines.errors import LabError
+from pipelines.models import ModelRef
+
+START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS, END = 50258, 50273, 50359, 50363, 50257
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Toys are faster on one thread than on several that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def toy(toy_model):
+    return models.load(ModelRef("toy", toy_model, "folder", "0"))
+
+
+@pytest.fixture(scope="module")
+def processor(toy_model):
+    return models.load_processor(ModelRef("toy", toy_model, "folder", "0"), "sv")
+
+
+@pytest.fixture(scope="module")
+def rows(toy_cache) -> np.ndarray:
+    return toy_cache.split("test")
+
+
+def decode_rows(model, processor, cache, rows, batch_frames=24_000, **settings) -> list[str]:
+    settings = {"language": "sv", "max_new_tokens": 16, **settings}
+    return decoding.decode_rows(model, processor, cache, rows, batch_frames=batch_frames, **settings)
+
+
+def by_transformers(model, processor, features: torch.Tensor, max_new_tokens: int) -> list[str]:
+    """What transformers' own Whisper generation makes of 30 s windows."""
+    options = {
+        "language": "sv",
+        "task": "transcribe",
+        "max_new_tokens": max_new_tokens,
+        "num_beams": 1,
+        "do_sample": False,
+    }
+    mask = torch.ones(features.shape[0], features.shape[2], dtype=torch.long)
+    out = model.eval().generate(features, attention_mask=mask, return_timestamps=False, **options)
+    return [text.strip() for text in processor.batch_decode(out, skip_special_tokens=True)]
+
+
+def test_at_30_s_the_text_is_that_of_transformers_own_generation(toy_model, processor):
+    toy = models.load(ModelRef("toy", toy_model, "folder", "0"))
+    # a toy writes time stamps in spite of the prompt, and transformers would go on from them to a second window
+    toy.generation_config.suppress_tokens = [*toy.generation_config.suppress_tokens, *range(50364, 51865)]
+    scales = torch.tensor([0.1, 0.3, 1.0, 3.0])[:, None, None]
+    features = scales * torch.randn(4, 80, 3000, generator=torch.Generator().manual_seed(1))
+    ours = decoding.decode(toy, processor, features, language="sv", max_new_tokens=12)
+    assert ours == by_transformers(toy, processor, features, 12)
+    assert len(set(ours)) > 1
+    assert all(ours)
+
+
+@pytest.mark.slow
+def test_the_real_tiny_writes_what_transformers_own_generation_writes(tiny_folder, processor, toy_cache, rows):
+    tiny = models.load(ModelRef("tiny", tiny_folder, "folder", "0"))
+    torch.set_num_threads(2)
+    features = Collator(toy_cache, full_context=True)(rows[:3].tolist())["input_features"]
+    ours = decoding.decode(tiny, processor, features, language="sv", max_new_tokens=60)
+    torch.set_num_threads(1)
+    assert ours == by_transformers(tiny, processor, features, 60)
+    assert all(len(text.split()) > 2 for text in ours)
+
+
+def test_transcripts_come_in_the_order_of_the_rows(toy, processor, toy_cache, rows):
+    told = []
+    # batches of one clip each, longest first: neither their order nor their number may show
+    in_order = decode_rows(toy, processor, toy_cache, rows, batch_frames=1, on_clips=told.append)
+    assert told == [1] * len(rows)
+    assert len(set(in_order)) > 3
+    frames = toy_cache.rows["frames"].to_numpy()[rows]
+    assert list(frames) != sorted(frames, reverse=True)
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    again = decode_rows(toy, processor, toy_cache, rows[shuffled], batch_frames=1)
+    assert again == [in_order[i] for i in shuffled]
+    assert sum(told) == len(rows)
+
+
+def test_a_clip_reads_the_same_alone_and_among_clips_of_its_length(toy, processor, toy_cache, rows):
+    collate = Collator(toy_cache)
+    together = collate(rows[:5].tolist())["input_features"]
+    batch = decoding.decode(toy, processor, together, language="sv", max_new_tokens=12)
+    alone = [decoding.decode(toy, processor, clip[None], language="sv", max_new_tokens=12)[0] for clip in together]
+    assert batch == alone
+    assert len(set(batch)) > 1
+
+
+def test_full_context_gives_every_batch_30_s(toy, processor, toy_cache, rows, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        decoding, "decode", lambda m, p, features, **kw: seen.append(features.shape) or [""] * len(features)
+    )
+    decode_rows(toy, processor, toy_cache, rows, batch_frames=9_000, full_context=True)
+    assert seen == [(3, 80, 3000)] * 4
+    seen.clear()
+    decode_rows(toy, processor, toy_cache, rows, batch_frames=3_000)
+    assert sum(shape[0] for shape in seen) == len(rows)
+    assert all(shape[0] * shape[2] <= 3_000 for shape in seen)
+    assert max(shape[2] for shape in seen) < 1_000
+
+
+def test_the_encoder_runs_once_and_the_model_comes_back_as_it_was(toy, processor, toy_cache, rows):
+    calls = []
+    handle = toy.model.encoder.register_forward_hook(lambda *args: calls.append(1))
+    toy.train()
+    features = Collator(toy_cache)(rows[:2].tolist())["input_features"]
+    decoding.decode(toy, processor, features, language="sv", max_new_tokens=6)
+    handle.remove()
+    assert calls == [1]
+    assert toy.training
+    toy.eval()
+    decoding.decode(toy, processor, features, language="sv", max_new_tokens=2)
+    assert not toy.training
+
+
+def test_dropout_is_off_while_decoding(toy_model, processor, toy_cache, rows):
+    noisy = models.load(ModelRef("toy", toy_model, "folder", "0"), dropout=0.5, spec_augment=True).train()
+    assert decode_rows(noisy, processor, toy_cache, rows[:4]) == decode_rows(noisy, processor, toy_cache, rows[:4])
+
+
+# ---- which tokens
+
+
+def generated(model, processor, cache, rows, max_new_tokens=24) -> torch.Tensor:
+    features = Collator(cache)(rows.tolist())["input_features"]
+    return decoding.generate(model, features, decoding.prompt_ids(processor, "sv"), max_new_tokens)
+
+
+def test_suppressed_tokens_never_appear(toy_model, processor, toy_cache, rows):
+    toy = models.load(ModelRef("toy", toy_model, "folder", "0"))
+    free = generated(toy, processor, toy_cache, rows)
+    wanted = free[free != END].unique().tolist()[:3]
+    toy.generation_config.suppress_tokens = [*toy.generation_config.suppress_tokens, *wanted]
+    held = generated(toy, processor, toy_cache, rows)
+    assert wanted
+    assert not set(held.unique().tolist()) & set(toy.generation_config.suppress_tokens)
+    assert not set(free.unique().tolist()) & set(toy.generation_config.suppress_tokens[: -len(wanted)])
+    toy.generation_config.begin_suppress_tokens = [*toy.generation_config.begin_suppress_tokens, *held[:, 0].tolist()]
+    assert not set(generated(toy, processor, toy_cache, rows)[:, 0].tolist()) & set(held[:, 0].tolist())
+
+
+def test_at_most_as_many_tokens_as_told_and_ends_as_padding(toy, processor, toy_cache, rows):
+    assert generated(toy, processor, toy_cache, rows, 5).shape[1] <= 5
+    out = generated(toy, processor, toy_cache, rows, 40)
+    for tokens in out.tolist():
+        ends = [i for i, token in enumerate(tokens) if token == END]
+        assert not ends or set(tokens[ends[0] :]) == {END}
+    assert START not in out
+
+
+def test_the_prompt_forces_language_and_task(processor):
+    assert decoding.prompt_ids(processor, "sv") == [START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
+    assert decoding.prompt_ids(processor, "da")[1] == processor.tokenizer.convert_tokens_to_ids("<|da|>") != SWEDISH
+
+
+def test_language_reaches_the_decoder(toy, processor, toy_cache, rows, monkeypatch):
+    prompts = []
+    monkeypatch.setattr(
+        decoding,
+        "generate",
+        lambda model, features, prompt, n: prompts.append(prompt) or torch.full((len(features), 1), END),
+    )
+    assert decode_rows(toy, processor, toy_cache, rows[:1], language="nn") == [""]
+    assert prompts == [decoding.prompt_ids(processor, "nn")]
+
+
+@pytest.mark.parametrize("language", ["qq", "swedish", ""])
+def test_an_unknown_language_is_one_line(toy, processor, toy_cache, rows, language):
+    with pytest.raises(LabError, match="is not one of Whisper's") as caught:
+        decode_rows(toy, processor, toy_cache, rows[:1], language=language)
+    assert f"<|{language}|>" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["Hej på dig!", "å ä ö é", "  två  mellanslag ", "<|startoftranscript|>", "200 kr"])
+def test_labels_have_no_start_and_one_end(processor, text):
+    labels = decoding.label_ids(processor, "sv", text)
+    assert labels[:3] == [SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
+    assert labels[-1] == END
+    assert labels.count(END) == 1
+    if "<|" not in text:
+        assert START not in labels
+        assert processor.tokenizer.decode(labels, skip_special_tokens=True) == text
+
+
+def test_labels_are_those_of_the_stock_tokenizer_without_its_start(processor):
+    text = "Det regnar i Göteborg, säger hon."
+    assert [START, *decoding.label_ids(processor, "sv", text)] == processor.tokenizer(text).input_ids
