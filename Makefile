@@ -37,12 +37,15 @@ log-base: $(VENV)/ready
 	$(BIN)/python -m pipelines evaluate --recipe tour --model openai/whisper-tiny --log log_base.csv
 
 # the notebooks on the toy recipe under the versions that Colab has, torch aside
-test-colab: VENV := .venv-colab
-test-colab: $(VENV)/ready
-	@test -x .venv-colab/bin/python || $(PYTHON) -m venv .venv-colab
-	@echo "installing the versions of Colab ..."
-	.venv-colab/bin/python -m pip install -q --disable-pip-version-check -c tests/constraints-colab.txt -r requirements.txt -r tests/requirements.txt
-	.venv-colab/bin/python -m pytest -q tests/test_notebooks.py
+COLAB_VENV ?= .venv-colab
+test-colab: $(COLAB_VENV)/ready
+	$(COLAB_VENV)/bin/python -m pytest -q --durations=5 tests/test_notebooks.py
+
+$(COLAB_VENV)/ready: requirements.txt tests/requirements.txt tests/constraints-colab.txt
+	@echo "making an environment like Colab's in $(COLAB_VENV) (a few minutes, once) ..."
+	@test -x $(COLAB_VENV)/bin/python || $(PYTHON) -m venv $(COLAB_VENV)
+	$(COLAB_VENV)/bin/python -m pip install -q --disable-pip-version-check -c tests/constraints-colab.txt -r requirements.txt -r tests/requirements.txt
+	@touch $@
 
 # one environment for everything; made anew when what it holds is named anew
 $(VENV)/ready: requirements.txt constraints.txt tests/requirements.txt

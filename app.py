@@ -37,18 +37,27 @@ TEXTS: dict[str, Any] = {
     "lead": "Say something in Swedish, or choose a file, and read what the model heard.",
     "recording": "Your voice",
     "privacy": "Your audio is turned into text on this server and the file is deleted at once; a copy stays in memory "
-               "for up to half an hour after your last click, and is stored only if you tick the box below.",
+    "for up to half an hour after your last click, and is stored only if you tick the box below.",
     "transcribe": "Transcribe",
     "transcript": "Transcript",
     "transcript_hint": "The transcript appears here.",
     "took": "{audio_s:.1f} s of speech in {elapsed_s:.2f} s",
     "nothing_heard": "no words heard in {audio_s:.1f} s of sound ({elapsed_s:.2f} s)",
-    "model": {"name": "Model", "revision": "Revision", "base": "Tuned from", "quantisation": "Weights", "test": "Test",
-              "why": "Chosen as"},
+    "model": {
+        "name": "Model",
+        "revision": "Revision",
+        "base": "Tuned from",
+        "quantisation": "Weights",
+        "test": "Test",
+        "why": "Chosen as",
+    },
     "q8": "dequantised from 8 bits (q8)",
     "not_scored": "not scored",
-    "why": {"named": "the model that was asked for", "newest": "the newest finished run on this machine",
-            "base": "the base model, as no run on this machine is finished yet"},
+    "why": {
+        "named": "the model that was asked for",
+        "newest": "the newest finished run on this machine",
+        "base": "the base model, as no run on this machine is finished yet",
+    },
     "question": "Was it right?",
     "correction": "If not: what was said?",
     "correction_hint": "Correct the words, then press Wrong",
@@ -161,23 +170,49 @@ def build(transcriber: Transcriber, log: Path, *, title: str = TEXTS["title"], w
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(60, SESSION_S)) as demo:
         heard = gr.State(None, time_to_live=SESSION_S)
         gr.Markdown(f"# {title}\n{TEXTS['lead']}", elem_id="head")
-        recording = gr.Audio(sources=["microphone", "upload"], type="filepath", label=TEXTS["recording"],
-                             elem_id="recording", buttons=[], editable=False,
-                             waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"})
+        recording = gr.Audio(
+            sources=["microphone", "upload"],
+            type="filepath",
+            label=TEXTS["recording"],
+            elem_id="recording",
+            buttons=[],
+            editable=False,
+            waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"},
+        )
         gr.Markdown(TEXTS["privacy"], elem_id="privacy")
         # asleep until the audio has arrived: a recording takes a moment to upload
-        transcribe = gr.Button(TEXTS["transcribe"], variant="primary", size="lg", interactive=False,
-                               elem_id="transcribe")
-        transcript = gr.Textbox(label=TEXTS["transcript"], placeholder=TEXTS["transcript_hint"], lines=3, max_lines=12,
-                                interactive=False, buttons=["copy"], elem_id="transcript")
+        transcribe = gr.Button(
+            TEXTS["transcribe"], variant="primary", size="lg", interactive=False, elem_id="transcribe"
+        )
+        transcript = gr.Textbox(
+            label=TEXTS["transcript"],
+            placeholder=TEXTS["transcript_hint"],
+            lines=3,
+            max_lines=12,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="transcript",
+        )
         timing = gr.Markdown("", elem_id="timing")
         gr.HTML(_card(served.card(transcriber.ref), why), elem_id="card", padding=False)
         correction, *verdict = _feedback(gr, buttons, heard)
-        spoken = transcribe.click(buttons.transcribe, [recording, heard], [transcript, timing, heard],
-                                  api_name="transcribe", show_progress_on=transcript)
+        spoken = transcribe.click(
+            buttons.transcribe,
+            [recording, heard],
+            [transcript, timing, heard],
+            api_name="transcribe",
+            show_progress_on=transcript,
+        )
         spoken.success(None, transcript, correction, js="text => text", api_visibility="private")
-        recording.change(buttons.begin, recording, [transcribe, transcript, timing, heard, correction, *verdict],
-                         queue=False, preprocess=False, show_progress="hidden", api_visibility="private")
+        recording.change(
+            buttons.begin,
+            recording,
+            [transcribe, transcript, timing, heard, correction, *verdict],
+            queue=False,
+            preprocess=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
     return demo.queue(default_concurrency_limit=1, max_size=20)
 
 
@@ -188,13 +223,28 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
     """
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # else the browser keeps every call; not every 6.x has the argument
     try:
-        demo.launch(server_name=host, server_port=port, share=share, theme=_theme(), css=CSS, quiet=True,
-                    show_error=False, max_file_size=MAX_UPLOAD, state_session_capacity=_SESSIONS, footer_links=["api"],
-                    prevent_thread_lock=True, enable_monitoring=False, ssr_mode=False, pwa=False)
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            theme=_theme(),
+            css=CSS,
+            quiet=True,
+            show_error=False,
+            max_file_size=MAX_UPLOAD,
+            state_session_capacity=_SESSIONS,
+            footer_links=["api"],
+            prevent_thread_lock=True,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+        )
     except OSError as error:
         _LOG.info("%s", error)
-        raise LabError(f"the page cannot be served at {host or '127.0.0.1'}:{port or '7860-7959'}: the port is taken "
-                       "or the address is not this machine's. Name others with --port and --host") from None
+        raise LabError(
+            f"the page cannot be served at {host or '127.0.0.1'}:{port or '7860-7959'}: the port is taken "
+            "or the address is not this machine's. Name others with --port and --host"
+        ) from None
     return demo.share_url or demo.local_url
 
 
@@ -230,13 +280,17 @@ def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="Serve the page that transcribes Swedish speech.")
-    parser.add_argument("--model", help="folder, hub://owner/name[@revision] or Hub id; else MODEL_URI, else the "
-                                        f"newest finished run, else {served.BASE_MODEL}")
+    parser.add_argument(
+        "--model",
+        help="folder, hub://owner/name[@revision] or Hub id; else MODEL_URI, else the "
+        f"newest finished run, else {served.BASE_MODEL}",
+    )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for every network)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public gradio.live link, too")
-    parser.add_argument("--log", type=Path, default=environment.ROOT / "log.csv",
-                        help="feedback log (default: %(default)s)")
+    parser.add_argument(
+        "--log", type=Path, default=environment.ROOT / "log.csv", help="feedback log (default: %(default)s)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say which model would be served, and end")
     return parser.parse_args(arguments)
 
@@ -252,8 +306,14 @@ def _transcriber(uri: str) -> Transcriber:
 def _feedback(gr: Any, buttons: Buttons, heard: gr.State) -> tuple[gr.Textbox, gr.Markdown]:
     """The lower half of the page: the box with the correction, and the line that says thank you."""
     gr.Markdown(f"## {TEXTS['question']}", elem_id="question")
-    correction = gr.Textbox(label=TEXTS["correction"], placeholder=TEXTS["correction_hint"], lines=1, max_lines=8,
-                            max_length=2_000, elem_id="correction")
+    correction = gr.Textbox(
+        label=TEXTS["correction"],
+        placeholder=TEXTS["correction_hint"],
+        lines=1,
+        max_lines=8,
+        max_length=2_000,
+        elem_id="correction",
+    )
     username = gr.Textbox(label=TEXTS["username"], max_length=100, elem_id="username")
     keep = gr.Checkbox(label=TEXTS["keep"], value=False, elem_id="keep", container=False)
     with gr.Row():
@@ -271,8 +331,11 @@ def _card(known: dict[str, str], why: str) -> str:
     shown = {**known, "test": known.get("test", TEXTS["not_scored"]), "why": TEXTS["why"].get(why, why)}
     if "quantisation" in shown:
         shown["quantisation"] = TEXTS.get(shown["quantisation"], shown["quantisation"])
-    rows = [f"<dt>{label}</dt><dd>{html.escape(shown[name])}</dd>"
-            for name, label in TEXTS["model"].items() if name in shown]
+    rows = [
+        f"<dt>{label}</dt><dd>{html.escape(shown[name])}</dd>"
+        for name, label in TEXTS["model"].items()
+        if name in shown
+    ]
     return f"<dl>{''.join(rows)}</dl>"
 
 
@@ -280,12 +343,20 @@ def _theme() -> gr.themes.Base:
     """Calm, and in the system's own fonts: the page fetches nothing from outside."""
     import gradio as gr
 
-    calm = gr.themes.Default(primary_hue="blue", secondary_hue="blue", neutral_hue="slate",
-                             font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-                             font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"])
+    calm = gr.themes.Default(
+        primary_hue="blue",
+        secondary_hue="blue",
+        neutral_hue="slate",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    )
     fill, hover = "*primary_700", "*primary_800"  # white letters need this dark a blue
-    return calm.set(button_primary_background_fill=fill, button_primary_background_fill_hover=hover,
-                    button_primary_background_fill_dark=fill, button_primary_background_fill_hover_dark=hover)
+    return calm.set(
+        button_primary_background_fill=fill,
+        button_primary_background_fill_hover=hover,
+        button_primary_background_fill_dark=fill,
+        button_primary_background_fill_hover_dark=hover,
+    )
 
 
 @contextmanager

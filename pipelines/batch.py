@@ -13,6 +13,8 @@ from pipelines.errors import LabError, missing_package
 from pipelines.recipe import Recipe
 
 NOTEBOOKS = ("01_feature_pipeline", "02_training_pipeline", "03_inference_app")
+_IN_BATCH = {NOTEBOOKS[2]: {"launch": False}}
+"""Nobody sits before the page, even where the command was given in a terminal of Jupyter or an editor."""
 
 
 def run(
@@ -36,7 +38,7 @@ def run(
     for name in NOTEBOOKS:
         log(f"{name} ...")
         started = time.monotonic()
-        _execute(name, folder, shared | handed, progress)
+        _execute(name, folder, shared | handed | _IN_BATCH.get(name, {}), progress)
         seconds[name] = round(time.monotonic() - started, 1)
         handed = _next_uri(name, lab.stages(recipe, runs))
         log(f"{name}: {seconds[name]:.0f} s{''.join(f', {key} {value}' for key, value in handed.items())}")

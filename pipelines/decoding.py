@@ -72,13 +72,14 @@ def generate(
     from transformers import GenerationConfig, GenerationMixin
 
     known = model.generation_config
+    ends = known.eos_token_id  # the trainer of transformers 5.15 makes a list of it
     settings = GenerationConfig(
         max_length=len(prompt) + max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=known.eos_token_id,
-        pad_token_id=known.eos_token_id,
+        eos_token_id=ends,
+        pad_token_id=ends[0] if isinstance(ends, list) else ends,
         decoder_start_token_id=prompt[0],
         suppress_tokens=known.suppress_tokens,
         begin_suppress_tokens=known.begin_suppress_tokens,

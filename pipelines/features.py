@@ -26,12 +26,8 @@ WINDOW_SAMPLES = 400
 FULL_FRAMES = 3_000
 """Frames in Whisper's window of 30 s."""
 FULL_SAMPLES = FULL_FRAMES * HOP_SAMPLES
-_LAST_TRIMMABLE = FULL_SAMPLES - WINDOW_SAMPLES // 2
-"""From here on the stock extractor reflects real signal at the window's end, and nothing can be trimmed."""
 _SILENCE = np.float32(-1.5)
 """The extractor's floor: (log10(1e-10) + 4) / 4."""
-_FIRST_TRIMMABLE = WINDOW_SAMPLES // 2 + 1
-"""Below this the extractor's reflection at the start needs more samples than the clip has."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,8 @@ def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
     """The trimmed log-mel of a clip of 1 to 480,000 samples; `padded()` equals the stock extractor's tensor.
 
     Keeps ceil((N + 200) / 160) frames of N samples: those that any real sample reaches through the 400-sample window.
-    Clips so short or so long that the extractor reflects real signal at its edge are extracted the stock way.
+    The 400 zeros that are appended are enough for the last of them to see silence; where they reach beyond 30 s, the
+    extractor cuts them, as it cuts its own padding, and reflects real signal at the edge, as it does for a stock clip.
     Raises AudioError `empty` or `too_long`.
     """
     samples = waveform.samples
@@ -62,38 +59,26 @@ def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
         raise AudioError("empty", "the clip holds no samples")
     if len(samples) > FULL_SAMPLES:
         raise AudioError("too_long", f"{waveform.duration_s:.1f} s, at most 30 s fit Whisper's window")
-    if not _FIRST_TRIMMABLE <= len(samples) <= _LAST_TRIMMABLE:
-        return _trim_stock(samples, n_mels)
     longer = np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])
-    log_mel = _run(longer, n_mels, padding="do_not_pad")
+    log_mel = _run(longer, n_mels)
     return LogMel(_time_first(log_mel[:, : _real_frames(len(samples))]), _pad_value(log_mel))
 
 
+@functools.lru_cache(maxsize=4)
 def extractor(n_mels: int = 80) -> WhisperFeatureExtractor:
     """The stock extractor, on the CPU, in float32."""
-    return _extractor(n_mels)
-
-
-@functools.lru_cache(maxsize=4)
-def _extractor(n_mels: int) -> WhisperFeatureExtractor:
     from transformers import WhisperFeatureExtractor
 
     return WhisperFeatureExtractor(feature_size=n_mels)
 
 
-def _run(samples: np.ndarray, n_mels: int, padding: str) -> np.ndarray:
-    out = _extractor(n_mels)(samples, sampling_rate=SAMPLE_RATE_HZ, padding=padding, return_tensors="np")
+def _run(samples: np.ndarray, n_mels: int) -> np.ndarray:
+    out = extractor(n_mels)(samples, sampling_rate=SAMPLE_RATE_HZ, padding="do_not_pad", return_tensors="np")
     return out["input_features"][0]
 
 
-def _trim_stock(samples: np.ndarray, n_mels: int) -> LogMel:
-    log_mel = _run(samples, n_mels, padding="max_length")
-    kept = FULL_FRAMES if len(samples) > _LAST_TRIMMABLE else min(FULL_FRAMES, _real_frames(len(samples)))
-    return LogMel(_time_first(log_mel[:, :kept]), float(log_mel[0, -1]) if kept < FULL_FRAMES else _pad_value(log_mel))
-
-
 def _real_frames(n_samples: int) -> int:
-    return math.ceil((n_samples + WINDOW_SAMPLES // 2) / HOP_SAMPLES)
+    return min(FULL_FRAMES, math.ceil((n_samples + WINDOW_SAMPLES // 2) / HOP_SAMPLES))
 
 
 def _pad_value(log_mel: np.ndarray) -> float:

@@ -39,8 +39,17 @@ _C1_CONTROLS = re.compile(r"[\x80-\x9f]+")
 _LOG = logging.getLogger(__name__)
 
 
-def append(log: Path, *, output: str, flag: str, model: str, reference: str = "", username: str = "",
-           recording: Waveform | None = None, now: datetime | None = None) -> dict[str, str]:
+def append(
+    log: Path,
+    *,
+    output: str,
+    flag: str,
+    model: str,
+    reference: str = "",
+    username: str = "",
+    recording: Waveform | None = None,
+    now: datetime | None = None,
+) -> dict[str, str]:
     """Add one verdict to the CSV file `log`, made with its header where it does not exist yet; returns the row.
 
     `flag` is `right` (the reference is then the output itself) or `wrong` (`reference` is the listener's correction,
@@ -53,9 +62,16 @@ def append(log: Path, *, output: str, flag: str, model: str, reference: str = ""
         raise LabError(f"flag must be {' or '.join(FLAGS)}, got {flag!r}")
     output, username, model = _cleaned("output", output), _cleaned("username", username), _cleaned("model", model)
     reference = output if flag == "right" else _cleaned("reference", reference)
-    row = {"audio": "", "output": output, "flag": flag, "username": username,
-           "timestamp": (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
-           "reference": reference, "wer": wer(reference, output), "model": model}
+    row = {
+        "audio": "",
+        "output": output,
+        "flag": flag,
+        "username": username,
+        "timestamp": (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
+        "reference": reference,
+        "wer": wer(reference, output),
+        "model": model,
+    }
     with _locked(log):
         size = _prepare(log)
         row["audio"] = _keep(recording, log.parent / "audio") if recording else ""
@@ -139,8 +155,9 @@ def _mend(log: Path, tail: bytes, size: int) -> None:
 def _check_header(log: Path, header: bytes) -> None:
     if header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != _HEADER:
         found = header[:200].decode("utf-8", "replace").strip()
-        raise LabError(f"{log} has the columns {found!r}, expected {_HEADER.decode()!r}: "
-                       "move it away or name another log")
+        raise LabError(
+            f"{log} has the columns {found!r}, expected {_HEADER.decode()!r}: move it away or name another log"
+        )
 
 
 def _line(row: dict[str, str]) -> bytes:

@@ -143,8 +143,10 @@ def _form(sentence: str, normalised: bool) -> str:
 def _blocks(speakers: Sequence[str] | None, n: int) -> np.ndarray:
     """Block numbers: one per speaker; an utterance without a speaker is a block of its own."""
     if speakers is not None and len(speakers) != n:
-        raise LabError(f"scoring needs one speaker per reference, got {n} references and {len(speakers)} speakers: "
-                       "name one for each, '' where unknown")
+        raise LabError(
+            f"scoring needs one speaker per reference, got {n} references and {len(speakers)} speakers: "
+            "name one for each, '' where unknown"
+        )
     names = [name or f"\0{i}" for i, name in enumerate(speakers if speakers is not None else [""] * n)]
     return np.unique(names, return_inverse=True)[1]
 

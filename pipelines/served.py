@@ -78,8 +78,15 @@ class Service:
         correction = "" if flag == "right" or correction.strip() == heard.text.strip() else correction
         verdict = (flag, correction, keep and heard.recording is not None)
         if verdict != heard.noted:
-            feedback.append(self.log, output=heard.text, flag=flag, model=title(self.transcriber.ref),
-                            reference=correction, username=username, recording=heard.recording if keep else None)
+            feedback.append(
+                self.log,
+                output=heard.text,
+                flag=flag,
+                model=title(self.transcriber.ref),
+                reference=correction,
+                username=username,
+                recording=heard.recording if keep else None,
+            )
         return replace(heard, noted=verdict)
 
 
@@ -99,9 +106,13 @@ def newest_model(runs: Path) -> Path | None:
 
 def card(ref: ModelRef) -> dict[str, str]:
     """What a visitor may know of the model: name, revision, base, quantisation, test. Never a path of this machine."""
-    known = {"name": _public(ref.name, ref.folder), "revision": ref.revision,
-             "base": _public(ref.facts.get("base") or ""), "quantisation": ref.quantisation or "",
-             "test": _test(ref.facts.get("test"))}
+    known = {
+        "name": _public(ref.name, ref.folder),
+        "revision": ref.revision,
+        "base": _public(ref.facts.get("base") or ""),
+        "quantisation": ref.quantisation or "",
+        "test": _test(ref.facts.get("test")),
+    }
     return {name: value for name, value in known.items() if value}
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines import environment
+
+environment.share_cores()  # before torch is imported; the processes that tests start inherit it
+
 
 @pytest.fixture(scope="session")
 def encoded():

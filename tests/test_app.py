@@ -65,9 +65,11 @@ def refusal(action, *arguments):
 
 
 def test_import_is_instant_and_loads_nothing_heavy():
-    code = ("import time; start = time.perf_counter(); import app, sys, json; seconds = time.perf_counter() - start\n"
-            "heavy = ['gradio', 'torch', 'transformers', 'pandas', 'huggingface_hub', 'httpx']\n"
-            "print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))")
+    code = (
+        "import time; start = time.perf_counter(); import app, sys, json; seconds = time.perf_counter() - start\n"
+        "heavy = ['gradio', 'torch', 'transformers', 'pandas', 'huggingface_hub', 'httpx']\n"
+        "print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     seconds, loaded = json.loads(done.stdout)
     assert loaded == []
@@ -161,15 +163,18 @@ def test_uploads_are_deleted_even_when_refused_and_other_files_never(buttons, sp
     assert Path(spoken).exists()
 
 
-@pytest.mark.parametrize(("reason", "make"), [
-    ("unreadable", lambda wav: b"This is no sound.\n" * 50),
-    ("unreadable", lambda wav: wav(np.zeros(1_600, np.float32))[:20]),
-    ("empty", lambda wav: b""),
-    ("empty", lambda wav: wav(np.zeros(0, np.float32))),
-    ("not_finite", lambda wav: wav(np.full(1_600, np.nan, np.float32), subtype="FLOAT")),
-    ("silent", lambda wav: wav(np.zeros(16_000, np.float32))),
-    ("too_long", lambda wav: wav(np.zeros(601 * 1_000, np.float32), 1_000)),
-])
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("unreadable", lambda wav: b"This is no sound.\n" * 50),
+        ("unreadable", lambda wav: wav(np.zeros(1_600, np.float32))[:20]),
+        ("empty", lambda wav: b""),
+        ("empty", lambda wav: wav(np.zeros(0, np.float32))),
+        ("not_finite", lambda wav: wav(np.full(1_600, np.nan, np.float32), subtype="FLOAT")),
+        ("silent", lambda wav: wav(np.zeros(16_000, np.float32))),
+        ("too_long", lambda wav: wav(np.zeros(601 * 1_000, np.float32), 1_000)),
+    ],
+)
 def test_hostile_recordings_are_refused_in_one_line(buttons, tmp_path, encoded, reason, make):
     path = tmp_path / "hostile.wav"
     path.write_bytes(make(encoded))
@@ -217,7 +222,13 @@ def test_wrong_with_a_correction(buttons, spoken):
     assert "Tack" in thanks
     assert row["model"] == "train-1 @ abc123"
     assert [row[name] for name in ("audio", "output", "flag", "username", "reference", "wer")] == [
-        "", "Hej på dig.", "wrong", "Åsa", "Hej på er.", "0.3333"]
+        "",
+        "Hej på dig.",
+        "wrong",
+        "Åsa",
+        "Hej på er.",
+        "0.3333",
+    ]
 
 
 def test_an_unchanged_transcript_is_no_correction(buttons, spoken):
@@ -271,8 +282,9 @@ def test_a_log_that_cannot_be_written_is_one_line(buttons, spoken):
 
 def test_the_card_tells_the_test_score_and_no_path(tmp_path):
     score = {"wer": 0.2541, "ci95": [0.2212, 0.29], "n": 160, "speakers": 12}
-    ref = FakeTranscriber(tmp_path / "train-9" / "model", base=f"{tmp_path}/whisper-x @ 12ab", test=score,
-                          quantisation="q8").ref
+    ref = FakeTranscriber(
+        tmp_path / "train-9" / "model", base=f"{tmp_path}/whisper-x @ 12ab", test=score, quantisation="q8"
+    ).ref
     page = app._card(served.card(ref), "newest")
     assert "WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers)" in page
     assert "(q8)" in page

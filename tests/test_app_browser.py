@@ -22,9 +22,17 @@ SENTENCE = "Vi ska åka till Stockholm på måndag."
 """whisper-tiny, untuned, hears every word of it."""
 MICROPHONE_HZ = 48_000
 PATIENCE_MS = 60_000
-FLAGS = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--headless", "--no-sandbox",
-         "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         "--no-first-run")
+FLAGS = (
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +76,9 @@ class Server:
         self.lines: list[str] = []
         environ = {**os.environ, "TMPDIR": str(self.temporary), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "app.py", "--model", str(model), "--port", str(self.port), "--log", str(self.log)]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         self._ready = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -114,7 +123,8 @@ def browser(chromium, spoken):
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium, args=[*FLAGS, f"--use-file-for-fake-audio-capture={spoken}%noloop"])
+            executable_path=chromium, args=[*FLAGS, f"--use-file-for-fake-audio-capture={spoken}%noloop"]
+        )
         yield browser
         browser.close()
 

@@ -129,4 +129,4 @@ def test_the_clip_is_left_as_it_was(speech):
 
 
 def test_the_stock_extractor_is_built_once():
-    assert extractor() is extractor(80) is not extractor(128)
+    assert extractor(80) is extractor(80) is not extractor(128)

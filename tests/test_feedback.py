@@ -32,9 +32,16 @@ def log(tmp_path):
 def test_a_row_is_written_and_read_back(log):
     row = add(log, reference="hej på er", username="Åsa")
     assert log.read_text("utf-8").splitlines()[0] == "audio,output,flag,username,timestamp,reference,wer,model"
-    assert row == {"audio": "", "output": "hej på dig", "flag": "wrong", "username": "Åsa",
-                   "timestamp": "2026-03-01T12:00:00+00:00", "reference": "hej på er", "wer": "0.3333",
-                   "model": "tiny @ abc"}
+    assert row == {
+        "audio": "",
+        "output": "hej på dig",
+        "flag": "wrong",
+        "username": "Åsa",
+        "timestamp": "2026-03-01T12:00:00+00:00",
+        "reference": "hej på er",
+        "wer": "0.3333",
+        "model": "tiny @ abc",
+    }
     assert feedback.read(log) == [row]
 
 
@@ -75,8 +82,9 @@ def test_control_characters_and_line_breaks_are_cleaned(log):
     assert len(log.read_bytes().splitlines()) == 2
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+46 70", "-5 grader", "@a", "'=1", "''+1", "＝1", "a;=1+1", "a; -1", "'hej",
-                                  ""])
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+46 70", "-5 grader", "@a", "'=1", "''+1", "＝1", "a;=1+1", "a; -1", "'hej", ""]
+)
 def test_formulas_are_harmless_in_the_file_and_unharmed_when_read(log, cell):
     add(log, username=cell)
     with open(log, newline="", encoding="utf-8") as file:
@@ -165,12 +173,15 @@ def test_no_log_reads_as_no_rows(log):
 
 
 def test_two_processes_and_four_threads_lose_nothing(log):
-    code = ("import sys; from pathlib import Path; from pipelines import feedback\n"
-            "for i in range(40): feedback.append(Path(sys.argv[1]), output=f'rad {i}', flag='right', model='m', "
-            "username=sys.argv[2])")
+    code = (
+        "import sys; from pathlib import Path; from pipelines import feedback\n"
+        "for i in range(40): feedback.append(Path(sys.argv[1]), output=f'rad {i}', flag='right', model='m', "
+        "username=sys.argv[2])"
+    )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(log), f"process {n}"], cwd=ROOT) for n in range(2)]
-    threads = [threading.Thread(target=lambda n=n: [add(log, username=f"thread {n}") for _ in range(20)])
-               for n in range(4)]
+    threads = [
+        threading.Thread(target=lambda n=n: [add(log, username=f"thread {n}") for _ in range(20)]) for n in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -178,7 +189,8 @@ def test_two_processes_and_four_threads_lose_nothing(log):
     assert [process.wait(60) for process in processes] == [0, 0]
     names = [row["username"] for row in feedback.read(log)]
     assert {name: names.count(name) for name in set(names)} == (
-        {f"process {n}": 40 for n in range(2)} | {f"thread {n}": 20 for n in range(4)})
+        {f"process {n}": 40 for n in range(2)} | {f"thread {n}": 20 for n in range(4)}
+    )
     assert log.read_bytes().count(b"\n") == 161
 
 
