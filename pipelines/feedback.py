@@ -17,10 +17,14 @@ import secrets
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines import scoring, text
 from pipelines.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.errors import LabError
+
+if TYPE_CHECKING:
+    from pipelines.evaluation import EvalReport
 
 COLUMNS = ("audio", "output", "flag", "username", "timestamp", "reference", "wer", "model")
 FLAGS = ("right", "wrong")
@@ -97,6 +101,31 @@ def read(log: Path) -> list[dict[str, str]]:
     if None in rows:
         _LOG.warning("%s: %d rows are not whole and were left out", log, rows.count(None))
     return [row for row in rows if row is not None]
+
+
+def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> None:
+    """Write the transcripts of a report as a log of its own, as if a listener had judged them against the references.
+
+    `audio` is the clip's id in its source; `flag` is right where no word differs. An existing `log` is replaced whole.
+    """
+    stamp = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    lines = [_HEADER + b"\n"]
+    for told in report.predictions.itertuples():
+        error = wer(told.reference, told.hypothesis)
+        row = {
+            "audio": told.id,
+            "output": _cleaned("output", told.hypothesis),
+            "flag": "right" if float(error or 1) == 0 else "wrong",
+            "username": "",
+            "timestamp": stamp,
+            "reference": told.reference,
+            "wer": error,
+            "model": report.model,
+        }
+        lines.append(_line(row))
+    aside = log.with_name(f".{log.name}.partial")
+    aside.write_bytes(b"".join(lines))
+    os.replace(aside, log)
 
 
 def wer(reference: str, output: str) -> str:

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 
 CODE = "1"
 """Version of the code that trains: raised whenever the same recipe and cache would give other weights."""
+_NOT_OF_THE_WEIGHTS = (
+    "model.base",  # its weights' sha256 stands in its place
+    "training.workers",
+    "training.keep_checkpoints",
+    "evaluation.bootstrap_samples",
+    "evaluation.seed",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class TrainedModel:
 def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
     """Flat: everything that decides the weights. Names the run; resume compares it field by field."""
     settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
-    settings.pop("model.base")
+    for name in _NOT_OF_THE_WEIGHTS:
+        settings.pop(name)
     told = {f"base.{name}": value for name, value in models.identity(base).items()}
     return {**settings, **told, "cache": cache.digest, "code.training": CODE}
 
@@ -179,10 +187,8 @@ def trainer_class() -> type[Seq2SeqTrainer]:
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             # seconds of training over all sittings: each line adds the time since the line before it
-            now, earlier = (
-                time.monotonic(),
-                self.state.log_history[-1].get("seconds", 0.0) if self.state.log_history else 0.0,
-            )
+            now, history = time.monotonic(), self.state.log_history
+            earlier = history[-1].get("seconds", 0.0) if history else 0.0
             super().log({**logs, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
             self.clock = now
 

@@ -8,8 +8,10 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipelines import feedback
@@ -205,3 +207,21 @@ def test_the_first_row_is_written_by_one_at_a_time(log, monkeypatch):
         thread.join()
     assert log.read_bytes().count(b"timestamp") == 1
     assert len(feedback.read(log)) == 4
+
+
+def test_a_report_becomes_a_log_that_reads_back(tmp_path):
+    predictions = pd.DataFrame(
+        {"id": ["a", "b"], "reference": ["Hej du.", "=nej"], "hypothesis": ["hej du", ""], "speaker": ["x", "y"]}
+    )
+    report = SimpleNamespace(predictions=predictions, model="tiny @ 1")
+    log = tmp_path / "log.csv"
+    log.write_text("what was there before\n")
+    feedback.write_log(log, report)
+    rows = feedback.read(log)
+    assert [(row["audio"], row["flag"], row["wer"]) for row in rows] == [
+        ("a", "right", "0.0000"),
+        ("b", "wrong", "1.0000"),
+    ]
+    assert rows[1]["reference"] == "=nej"
+    assert {row["model"] for row in rows} == {"tiny @ 1"}
+    assert not list(tmp_path.glob(".*partial"))

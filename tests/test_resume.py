@@ -1,0 +1,208 @@
+"""A run that is killed, again and again, ends with the very weights of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import manifest
+
+ROOT = Path(__file__).parents[1]
+# 48 clips in batches of 10 make 5 batches, in groups of 2 three steps an epoch, the last of one batch: the checkpoints
+# at 4 and 8 lie inside an epoch, the one at 12 between two, and the run ends inside one
+SETTINGS = {
+    "model.dropout": 0.1,
+    "model.spec_augment": True,
+    "training.steps": 14,
+    "training.batch_size": 10,
+    "training.bucket_batches": 2,
+    "training.accumulation": 2,
+    "training.eval_every": 4,
+    "evaluation.max_new_tokens": 3,
+}
+STARTER = """
+import json, os, sys, traceback
+from pathlib import Path
+
+import torch
+from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor
+
+from pipelines import cache, models, recipe, training
+
+
+def train(job):
+    settings = recipe.load(job["recipe"], job["overrides"])
+    progress = training.Progress(on_step=lambda step: print("done step", step, flush=True),
+                                 on_line=lambda line: print(line, flush=True))
+    training.train(settings, cache.open_cache(Path(job["cache"])), models.resolve(settings.model.base),
+                   Path(job["run"]), progress)
+
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        try:
+            train(job)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def environment() -> dict[str, str]:
+    """One thread each: faster for a toy, and the order of every sum is fixed."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def starter():
+    """A process that has imported everything and forks one trainer for each line it is given."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.stdin.close()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def sit(starter, toy_recipe, toy_model, toy_cache):
+    """`sit(run, kill_when)`: one sitting of a run, killed where told; the lines that it told."""
+
+    def one(run: Path, kill_when: Callable[[Path, str], bool] | None = None, **overrides) -> list[str]:
+        log = run.with_name(f"{run.name}-{time.monotonic_ns()}.log")
+        job = {"recipe": str(toy_recipe), "cache": toy_cache.uri, "run": str(run), "log": str(log)}
+        settings = {**SETTINGS, "model.base": str(toy_model), **overrides}
+        starter.stdin.write(json.dumps({**job, "overrides": settings}) + "\n")
+        starter.stdin.flush()
+        child = int(starter.stdout.readline())
+        if kill_when:
+            watch(lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()), log)
+            os.kill(child, signal.SIGKILL)
+        status = int(starter.stdout.readline())
+        told = log.read_text()
+        assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if kill_when else 0), told
+        return told.splitlines()
+
+    return one
+
+
+def watch(seen: Callable[[], bool], log: Path, patience_s: float = 60) -> None:
+    end = time.monotonic() + patience_s
+    while not seen():
+        assert time.monotonic() < end, log.read_text() if log.exists() else "it never began"
+        time.sleep(0.0005)
+
+
+def sealed(step: int) -> Callable[[Path, str], bool]:
+    return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / manifest.MANIFEST).exists()
+
+
+def being_written(step: int) -> Callable[[Path, str], bool]:
+    """The weights are there, or a part of them; what follows is not."""
+    return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / "model.safetensors").exists()
+
+
+def done(step: int) -> Callable[[Path, str], bool]:
+    return lambda checkpoints, log: f"done step {step}\n" in log
+
+
+def weights_sha256(run: Path) -> str:
+    return manifest.sha256(run / "model" / "model.safetensors")
+
+
+def history(run: Path) -> list[dict]:
+    rows = json.loads((run / "model" / "training.json").read_text())["history"]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def steps(lines: list[str]) -> list[int]:
+    return [int(line.removeprefix("done step ")) for line in lines if line.startswith("done step ")]
+
+
+@pytest.fixture(scope="module")
+def whole(sit, tmp_path_factory) -> Path:
+    """The run that was left alone."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert steps(sit(run)) == list(range(1, 15))
+    return run
+
+
+@pytest.mark.slow
+def test_killed_four_times_and_bit_equal(sit, whole, tmp_path):
+    run = tmp_path / "run"
+    first = sit(run, sealed(4))
+    second = sit(run, done(7))
+    third = sit(run, being_written(8))
+    assert manifest.problem(run / "checkpoints" / "checkpoint-8").startswith("unfinished")
+    fourth = sit(run, sealed(12))
+    last = sit(run)
+    assert first[0].startswith("starting from ")
+    assert second[0] == "going on from checkpoint-4"
+    assert third[0] == "going on from checkpoint-4"
+    assert fourth[:2] == ["skipping checkpoint-8: unfinished (it has no manifest)", "going on from checkpoint-4"]
+    assert last[0] == "going on from checkpoint-12"
+    assert (steps(second)[0], steps(third)[0], steps(last)) == (5, 5, [13, 14])
+    assert not any(line.startswith("starting from") for lines in (second, third, fourth, last) for line in lines)
+    assert weights_sha256(run) == weights_sha256(whole)
+    assert history(run) == history(whole)
+
+
+@pytest.mark.slow
+def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
+    run, workers = tmp_path / "run", {"training.workers": 2}
+    sit(run, done(6), **workers)
+    second = sit(run, being_written(12), **workers)
+    third = sit(run, **workers)
+    assert second[0] == "going on from checkpoint-4"
+    assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "going on from checkpoint-8"]
+    assert weights_sha256(run) == weights_sha256(whole)
+    assert history(run) == history(whole)
+
+
+def test_the_equality_could_fail(sit, whole, tmp_path):
+    """Dropout and SpecAugment do draw: another seed gives other weights."""
+    sit(tmp_path / "run", **{"training.seed": 43})
+    assert weights_sha256(tmp_path / "run") != weights_sha256(whole)
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_was_killed(whole, toy_recipe, toy_model, toy_cache, tmp_path):
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
+    command = [sys.executable, "-m", "pipelines", "train", "--recipe", str(toy_recipe), f"--set=model.base={toy_model}"]
+    command += [*settings, f"--cache={toy_cache.uri}", f"--runs={tmp_path / 'runs'}"]
+    log = tmp_path / "first.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+    pattern = "train-*/checkpoints/checkpoint-4/manifest.json"
+    watch(lambda: any((tmp_path / "runs" / "toy").glob(pattern)), log)
+    process.kill()
+    assert process.wait(30) == -signal.SIGKILL
+    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "starting from" in log.read_text()
+    assert "going on from checkpoint-" in again.stdout
+    assert "starting from" not in again.stdout
+    (run,) = (tmp_path / "runs" / "toy").glob("train-*")
+    assert f"model {run / 'model'}" in again.stdout
+    assert weights_sha256(run) == weights_sha256(whole)
