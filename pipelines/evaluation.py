@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +104,9 @@ def evaluate(
 def read_report(folder: Path) -> EvalReport:
     """A report that was made before."""
     facts = manifest.require_whole(folder, "report", "Remove it and evaluate again")
-    predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype={"id": str, "speaker": str})
+    # a transcript such as 007 is no number
+    texts = dict.fromkeys(("id", "speaker", "reference", "hypothesis", *_SLICES), str)
+    predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=texts)
     return EvalReport(
         folder,
         facts["model"],
@@ -153,7 +156,7 @@ def _write(
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
     folder.mkdir(parents=True, exist_ok=True)
-    predictions.to_csv(folder / "predictions.csv", index=False)
+    predictions.to_csv(folder / "predictions.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
     manifest.seal(
         folder,
         kind="report",

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,7 +118,7 @@ def evaluate(
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
         report = evaluation.evaluate(recipe, cache, ref, split, stage_folder(recipe, runs) / "reports", on_clips=step)
     if split == "test" and ref.facts.get("kind") == "model":
-        manifest.amend(ref.folder, test=report.score.as_dict())
+        _note_score(ref, report)
     return report
 
 
@@ -197,6 +198,14 @@ def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) ->
     """Caches are shared between recipes; library versions stay out of the name, so that an upgrade keeps the cache."""
     lasting = {name: value for name, value in identity.items() if not name.startswith("library.")}
     return environment.runs_folder(runs) / "features" / f"{recipe.source.kind}-{digest(lasting)}"
+
+
+def _note_score(ref: ModelRef, report: EvalReport) -> None:
+    """Tell the score in the model's manifest, whose time stays that of the sealing: the app serves the newest model."""
+    note = ref.folder / manifest.MANIFEST
+    sealed_ns = note.stat().st_mtime_ns
+    manifest.amend(ref.folder, test=report.score.as_dict())
+    os.utime(note, ns=(sealed_ns, sealed_ns))
 
 
 def _vocabulary_sha256(processor: Any) -> str:

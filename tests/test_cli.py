@@ -208,6 +208,7 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     assert train["best_step"] in (4, 8, 12)
     assert len(train["digest"]) == 12
 
+    sealed = snapshot(Path(train["model_uri"]))
     log = tmp_path / "log.csv"
     evaluate = call("evaluate", *toy, "--log", log).told
     assert evaluate["split"] == "test"
@@ -215,6 +216,10 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     low, high = evaluate["score"]["ci95"]
     assert low <= evaluate["score"]["wer"] <= high
     assert evaluate["model"].startswith("toy-"), "without --model, the model that was trained last"
+    manifest = json.loads(Path(train["model_uri"], "manifest.json").read_text("utf-8"))
+    assert manifest["test"]["wer"] == evaluate["score"]["wer"], "the model keeps its test score"
+    times = {name: time_ns for name, (_, time_ns) in snapshot(Path(train["model_uri"])).items()}
+    assert times == {name: time_ns for name, (_, time_ns) in sealed.items()}, "scoring makes no model newer"
     assert len(log.read_text("utf-8").splitlines()) == 13
     validation = call("evaluate", *toy, "--split", "validation").told
     assert (validation["split"], validation["score"]["n"]) == ("validation", 8)
@@ -262,7 +267,7 @@ def test_transcribe_goes_on_after_a_file_that_cannot_be_read(
     ]
     assert (rows[0]["audio_s"], rows[3]["audio_s"]) == (1.0, 1.5)
     assert [f"{row['file']}: {row.get('text', row.get('error'))}" for row in rows] == lines
-    assert call("transcribe", good, last, "--model", toy_model).code == 0
+    assert call("transcribe", good, "--model", toy_model).code == 0
 
 
 def test_transcribe_refuses_a_model_that_is_not_there(call, tmp_path: Path, encoded, speech):

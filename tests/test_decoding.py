@@ -92,6 +92,22 @@ def test_transcripts_come_in_the_order_of_the_rows(toy, processor, toy_cache, ro
     assert sum(told) == len(rows)
 
 
+def test_transcripts_come_in_the_order_of_the_rows_from_batches_of_several(processor, toy_cache, rows, monkeypatch):
+    # the loudest value of a clip stands for its transcript: no padding changes it
+    sizes = []
+
+    def decode(model, processor, features, **settings):
+        sizes.append(len(features))
+        return [str(float(clip.max())) for clip in features]
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    found = decode_rows(None, processor, toy_cache, rows, batch_frames=1_500)
+    assert found == [str(float(toy_cache.log_mel(row).frames.max())) for row in rows]
+    assert len(set(found)) > 6
+    assert max(sizes) > 1
+    assert len(sizes) > 1
+
+
 def test_a_clip_reads_the_same_alone_and_among_clips_of_its_length(toy, processor, toy_cache, rows):
     collate = Collator(toy_cache)
     together = collate(rows[:5].tolist())["input_features"]

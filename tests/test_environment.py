@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import http.server
 import importlib.metadata
@@ -286,6 +287,20 @@ def test_torch_is_never_on_the_list():
     required = (environment.ROOT / "requirements.txt").read_text()
     for wanted in environment._LIGHT.values():
         assert f"\n{wanted}\n" in required, "the notebooks ask for what requirements.txt asks for"
+
+
+def test_everything_that_the_notebooks_import_is_on_the_list():
+    root = environment.ROOT
+    sources = [*root.glob("pipelines/**/*.py"), root / "app.py"]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"pipelines", "app"}
+    with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub"}
+    of_the_kernel, of_colab, of_commands, extras = {"IPython"}, {"google"}, {"typer", "papermill"}, {"onnx"}
+    assert others - with_transformers - of_the_kernel - of_colab - of_commands - extras == environment._LIGHT.keys() - {
+        "accelerate"  # transformers' trainer imports it
+    }
 
 
 def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch):

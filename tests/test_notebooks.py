@@ -227,6 +227,7 @@ def test_in_batch_the_page_is_built_and_not_opened(place: Place, summary: dict[s
     assert built.outputs == []
 
 
+@pytest.mark.slow
 def test_a_second_run_extracts_and_trains_nothing_again(place: Place, summary: dict[str, Any]):
     before = changed(place.runs)
     assert len(before) == 2, "one shard and one model"
@@ -265,6 +266,18 @@ def test_a_stale_cache_is_refused_and_the_field_is_named(place: Place, summary: 
     assert changed(place.runs) == before
 
 
+def test_a_run_that_fails_says_where_in_one_line(place: Place, tmp_path: Path):
+    settings = ("--set", "source.kind=folder", "--set", f"source.path={tmp_path / 'none'}")
+    given = ("--recipe", str(place.recipe), "--set", f"model.base={place.model}", *settings)
+    done = place.command("pipelines", "run", *given, "--runs", str(tmp_path / "runs"), "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    *_, error = done.stderr.splitlines()
+    assert error.startswith(f"error: {FEATURES} stopped in cell ")
+    assert f"The executed copy is {tmp_path / 'runs' / 'toy' / 'notebooks' / FEATURES}.ipynb" in error
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_killed_in_mid_training_it_goes_on_and_ends_with_the_same_weights(
     place: Place, summary: dict[str, Any], tmp_path: Path
 ):

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from pipelines import decoding, evaluation, lab, manifest, models, scoring
+from pipelines.errors import LabError
+from pipelines.evaluation import EvalReport
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Toys are faster on one thread than on several that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base(toy_model):
+    return models.resolve(str(toy_model))
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """`heard(function)`: from now on the model writes `function(row of the cache)`; the settings it was asked with."""
+
+    def plan(write) -> list[dict]:
+        calls = []
+
+        def decode_rows(model, processor, cache, rows, on_clips=lambda n: None, **settings):
+            calls.append(settings)
+            on_clips(len(rows))
+            return [write(cache.rows.iloc[row]) for row in rows]
+
+        monkeypatch.setattr(decoding, "decode_rows", decode_rows)
+        monkeypatch.setattr(models, "load", lambda ref, **kwargs: None)
+        return calls
+
+    return plan
+
+
+@pytest.fixture
+def score(toy_settings, toy_cache, base, tmp_path):
+    """`score()`: the toy's report on test; anything may be another."""
+
+    def make(ref=base, split="test", cache=toy_cache, overrides=None, **told) -> EvalReport:
+        return evaluation.evaluate(toy_settings(overrides), cache, ref, split, tmp_path / "reports", **told)
+
+    return make
+
+
+def same(one: EvalReport, other: EvalReport) -> bool:
+    pd.testing.assert_frame_equal(one.predictions, other.predictions)
+    return dataclasses.replace(one, predictions=None) == dataclasses.replace(other, predictions=None)
+
+
+def test_a_report_is_sealed_read_back_equal_and_made_once(score, toy_cache, monkeypatch):
+    started, told = [], []
+    report = score(on_start=started.append, on_clips=told.append)
+    assert (started, sum(told)) == ([12], 12)
+    assert manifest.problem(report.folder) is None
+    assert same(evaluation.read_report(report.folder), report)
+    rows = toy_cache.rows.iloc[toy_cache.split("test")]
+    assert report.predictions["id"].tolist() == rows["id"].tolist()
+    assert report.predictions["reference"].tolist() == rows["text"].tolist()
+    assert (report.score.n, report.score.speakers, report.split) == (12, rows["speaker"].nunique(), "test")
+    assert report.score.wer > 0.5
+    assert report.seconds > 0
+
+    for module, name in ((decoding, "decode_rows"), (models, "load")):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("decoded again"))
+    assert same(score(on_start=started.append, on_clips=told.append), report)
+    assert (started, sum(told)) == ([12], 12)
+
+
+def test_the_scores_are_those_of_the_predictions(score, heard):
+    heard(lambda row: row["text"].lower().strip(".") if row["gender"] == "female" else row["text"] + " ja")
+    report = score(overrides={"evaluation.bootstrap_samples": 250, "evaluation.seed": 3})
+    texts = [report.predictions[name].tolist() for name in ("reference", "hypothesis", "speaker")]
+    assert report.score == scoring.score(*texts, samples=250, seed=3)
+    assert report.raw == scoring.score(*texts, normalised=False, samples=250, seed=3)
+    males = (report.predictions["gender"] == "male").sum()
+    assert 0 < males < 12
+    assert (report.score.insertions, report.score.substitutions, report.score.deletions) == (males, 0, 0)
+    assert report.raw.substitutions > 0
+    assert report.predictions["wer"].gt(0).tolist() == report.predictions["gender"].eq("male").tolist()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"split": "validation"}, {"overrides": {"evaluation.max_new_tokens": 17}}, {"overrides": {"language": "da"}}],
+)
+def test_what_decides_the_figures_makes_another_report(score, heard, other):
+    calls = heard(lambda row: "ja")
+    folders = {score().folder, score(**other).folder, score().folder, score(**other).folder}
+    assert (len(folders), len(calls)) == (2, 2)
+
+
+def test_another_model_makes_another_report(score, heard, base, toy_model, tmp_path):
+    calls = heard(lambda row: "ja")
+    shutil.copytree(toy_model, tmp_path / "copy")
+    assert score().folder == score(ref=models.resolve(str(tmp_path / "copy"))).folder
+    with open(tmp_path / "copy" / "model.safetensors", "ab") as file:
+        file.write(b"\0")
+    assert score().folder != score(ref=models.resolve(str(tmp_path / "copy"))).folder
+    assert score().folder != score(ref=dataclasses.replace(base, context="clip")).folder
+    assert len(calls) == 3
+
+
+def test_a_damaged_report_is_refused_and_made_again(score, heard):
+    calls = heard(lambda row: row["text"])
+    report = score()
+    table = report.folder / "predictions.csv"
+    table.write_text(table.read_text("utf-8").replace("tour-test-00001", "tour-test-00009"), "utf-8")
+    with pytest.raises(LabError, match=r"report .* predictions.csv is damaged .* Remove it and evaluate again"):
+        evaluation.read_report(report.folder)
+    again = score()
+    assert again.predictions["id"].iloc[0] == "tour-test-00001"
+    assert len(calls) == 2
+    assert manifest.problem(again.folder) is None
+
+
+def test_slices_cut_by_what_the_source_tells(score, heard):
+    heard(lambda row: row["text"] if row["gender"] == "female" else "")
+    slices = score().slices()
+    assert set(slices["slice"]) == {"gender", "variant", "origin"}
+    assert slices.groupby("slice")["n"].sum().tolist() == [12, 12, 12]
+    gender = slices[slices["slice"] == "gender"].set_index("value")
+    assert (gender.loc["female", "wer"], gender.loc["male", "wer"]) == (0, 1)
+    assert (slices["low"] <= slices["wer"]).all()
+    assert (slices["wer"] <= slices["high"]).all()
+    assert set(slices[slices["slice"] == "variant"]["value"]) == {"sv+f2", "sv+f3", "sv+m3", "sv+m6"}
+
+
+def test_worst_first(score, heard):
+    heard(lambda row: " ".join([row["text"], *["ja"] * (int(row["id"][-2:]) % 7)]))
+    report = score()
+    worst = report.worst(5)
+    assert worst["wer"].tolist() == sorted(report.predictions["wer"], reverse=True)[:5]
+    assert worst["wer"].iloc[0] > 0
+    assert list(worst.columns) == ["reference", "hypothesis", "wer", "speaker"]
+    assert all(row.hypothesis.startswith(row.reference) for row in worst.itertuples())
+    assert len(report.worst(100)) == 12
+
+
+def test_quantised_weights_are_named_in_every_report(score, heard, base):
+    heard(lambda row: "ja")
+    assert "q8" not in score().model
+    report = score(ref=dataclasses.replace(base, name="openai/whisper-small", quantisation="q8"))
+    assert report.model == f"openai/whisper-small (q8) @ {base.revision}"
+    assert manifest.read(report.folder)["quantisation"] == "q8"
+    assert evaluation.read_report(report.folder).model == report.model
+
+
+def test_a_model_is_decoded_at_the_length_it_was_trained_at(score, heard, base):
+    calls = heard(lambda row: "ja")
+    score(overrides={"evaluation.max_new_tokens": 9})
+    score(ref=dataclasses.replace(base, context="clip"))
+    assert [call["full_context"] for call in calls] == [True, False]
+    assert (calls[0]["max_new_tokens"], calls[0]["language"], calls[0]["batch_frames"]) == (9, "sv", 24_000)
+
+
+@pytest.mark.parametrize("text", ["", "007", "NA", 'han sa "ja"', "rad\nrad", "rad\rrad", "a,b;c", "å ä ö é", "1.50"])
+def test_transcripts_come_back_from_the_disk_as_they_were(score, heard, text):
+    heard(lambda row: text)
+    report = score()
+    assert report.predictions["hypothesis"].tolist() == [text] * 12
+    assert len(report.slices()) > 5
+
+
+def test_an_empty_split_is_one_line(score, toy_cache):
+    lacking = dataclasses.replace(toy_cache, rows=toy_cache.rows[toy_cache.rows["split"] != "test"])
+    with pytest.raises(LabError, match="has no test clips to score"):
+        score(cache=lacking)
+
+
+# ---- as a stage
+
+
+def test_a_tuned_model_keeps_its_test_score_and_stays_whole(toy_settings, toy_cache, toy_model, heard, tmp_path):
+    calls = heard(lambda row: row["text"])
+    tuned = tmp_path / "tuned"
+    shutil.copytree(toy_model, tuned)
+    manifest.seal(tuned, kind="model", digest="d1", name="toy-d1", context="clip")
+    reports = lab.scores(toy_settings(), toy_cache, str(tuned), runs=tmp_path / "runs", log=lambda line: None)
+    assert [reports[name].model.split()[0] for name in ("before", "after")] == [str(toy_model), "toy-d1"]
+    assert [call["full_context"] for call in calls] == [True, False]
+    assert models.resolve(str(tuned)).facts["test"]["wer"] == reports["after"].score.wer == 0
+    assert not (toy_model / manifest.MANIFEST).exists()
+    noted = lab.stages(toy_settings(), tmp_path / "runs")["scores"]
+    assert noted["after"] == str(reports["after"].folder)
+    lab.scores(toy_settings(), toy_cache, str(tuned), runs=tmp_path / "runs", log=lambda line: None)
+    assert len(calls) == 2
+
+
+def test_a_look_at_validation_is_no_test_score(toy_settings, toy_cache, toy_model, heard, tmp_path):
+    heard(lambda row: row["text"])
+    tuned = tmp_path / "tuned"
+    shutil.copytree(toy_model, tuned)
+    manifest.seal(tuned, kind="model", digest="d1", name="toy-d1", context="clip")
+    lab.evaluate(toy_settings(), toy_cache, str(tuned), "validation", runs=tmp_path / "runs", log=lambda line: None)
+    assert "test" not in models.resolve(str(tuned)).facts
