@@ -12,9 +12,9 @@ from pipelines import manifest
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def seal(folder: Path, *, run_digest: str) -> None:
-    """Mark the checkpoint `folder` as whole: sizes and sha256 of its files, and the run that it belongs to."""
-    manifest.seal(folder, kind="checkpoint", step=step_of(folder), run_digest=run_digest)
+def seal(folder: Path, *, run_digest: str, best_step: int | None) -> None:
+    """Mark the checkpoint `folder` as whole: its files, the run that it belongs to, and the best step so far."""
+    manifest.seal(folder, kind="checkpoint", step=step_of(folder), run_digest=run_digest, best_step=best_step)
 
 
 def newest_complete(folder: Path, *, run_digest: str, log: Callable[[str], None] = print) -> Path | None:
@@ -34,11 +34,16 @@ def remove_unusable(folder: Path, newest: Path | None) -> None:
             shutil.rmtree(checkpoint)
 
 
-def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
-    """Keep the `keep` newest whole checkpoints and the best one; call it after a new one is sealed."""
+def prune(folder: Path, *, keep: int) -> None:
+    """Keep the `keep` newest whole checkpoints and the best one that each of them knows; call it after sealing one.
+
+    Should the newest turn out damaged, the one before it still finds its best.
+    """
     whole = [path for path in listed(folder) if manifest.problem(path, thorough=False) is None]
+    newest = whole[-keep:]
+    best_steps = {manifest.read(path).get("best_step") for path in newest}
     for checkpoint in whole[:-keep]:
-        if step_of(checkpoint) != best_step:
+        if step_of(checkpoint) not in best_steps:
             # the manifest goes first: a kill in the middle leaves an unfinished folder, never a damaged whole one
             (checkpoint / manifest.MANIFEST).unlink()
             shutil.rmtree(checkpoint)

@@ -145,7 +145,8 @@ def transcriber(
             f"no model for recipe {recipe.name}: run 02_training_pipeline first "
             f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
         )
-    return Transcriber(models.resolve(uri, log=log), recipe.language)
+    ref = models.resolve(uri, log=log)
+    return Transcriber(ref, recipe.language, max_new_tokens=recipe.evaluation.max_new_tokens)
 
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:

@@ -222,8 +222,8 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             shutil.rmtree(saved, ignore_errors=True)
             super()._save_checkpoint(model, trial)
-            checkpoints.seal(saved, run_digest=self.run_digest)
-            checkpoints.prune(folder, keep=self.keep, best_step=self.state.best_global_step)
+            checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
+            checkpoints.prune(folder, keep=self.keep)
 
     return LabTrainer
 
@@ -239,7 +239,7 @@ def _arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     from transformers import Seq2SeqTrainingArguments
 
     settings, machine = recipe.training, environment.detect()
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -269,6 +269,9 @@ def _arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         log_level="error",
         use_cpu=machine.device == "cpu",
     )
+    # Trainer would wrap the model in DataParallel on Kaggle's two GPUs: threads that share one context length
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:

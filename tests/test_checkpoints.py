@@ -8,14 +8,14 @@ import pytest
 from pipelines import checkpoints, manifest
 
 
-def checkpoint(folder: Path, step: int, run: str | None = "r1") -> Path:
+def checkpoint(folder: Path, step: int, run: str | None = "r1", best: int | None = None) -> Path:
     """A checkpoint at `step`; unfinished where `run` is None."""
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "weights.bin").write_bytes(b"w" * step)
     (path / "optimizer.bin").write_bytes(b"o" * step)
     if run:
-        checkpoints.seal(path, run_digest=run)
+        checkpoints.seal(path, run_digest=run, best_step=best)
     return path
 
 
@@ -108,17 +108,27 @@ def test_what_lies_after_the_newest_is_removed(tmp_path):
 )
 def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
     for step in (10, 20, 30, 40, 50):
-        checkpoint(tmp_path, step)
-    checkpoints.prune(tmp_path, keep=keep, best_step=best)
+        checkpoint(tmp_path, step, best=best)
+    checkpoints.prune(tmp_path, keep=keep)
     assert steps(tmp_path) == left
     assert all(manifest.problem(path) is None for path in checkpoints.listed(tmp_path))
+
+
+def test_prune_keeps_what_an_older_kept_checkpoint_holds_for_the_best(tmp_path):
+    for step, best in ((10, 10), (20, 10), (30, 30)):
+        checkpoint(tmp_path, step, best=best)
+    checkpoints.prune(tmp_path, keep=2)
+    assert steps(tmp_path) == [10, 20, 30]
+    checkpoint(tmp_path, 40, best=30)
+    checkpoints.prune(tmp_path, keep=2)
+    assert steps(tmp_path) == [30, 40]
 
 
 def test_prune_does_not_count_what_is_unfinished(tmp_path):
     for step in (10, 20, 30):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 40, run=None)
-    checkpoints.prune(tmp_path, keep=2, best_step=None)
+    checkpoints.prune(tmp_path, keep=2)
     assert steps(tmp_path) == [20, 30, 40]
 
 
@@ -132,6 +142,6 @@ def test_prune_cut_short_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "rmtree", killed_on_the_way)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.prune(tmp_path, keep=1, best_step=None)
+        checkpoints.prune(tmp_path, keep=1)
     assert manifest.problem(tmp_path / "checkpoint-10", thorough=False) == "unfinished (it has no manifest)"
     assert newest(tmp_path) == (tmp_path / "checkpoint-20", [])

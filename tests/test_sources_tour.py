@@ -164,7 +164,10 @@ def test_held_out_splits_are_mostly_written_by_hand_and_train_keeps_its_share():
 
 
 def test_plan_is_the_same_in_a_new_process_and_another_for_another_seed():
-    code = "import hashlib; from pipelines.sources.tour import plan; print(hashlib.sha256(repr(plan()).encode()).hexdigest())"
+    code = (
+        "import hashlib; from pipelines.sources.tour import plan; "
+        "print(hashlib.sha256(repr(plan()).encode()).hexdigest())"
+    )
     assert in_a_new_process(code) == hashlib.sha256(repr(plan()).encode()).hexdigest()
     assert [line.text for line in plan(seed=8)] != [line.text for line in plan()]
 
