@@ -22,7 +22,7 @@ app: $(VENV)/ready
 	$(BIN)/python app.py
 
 test: $(VENV)/ready browser
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
