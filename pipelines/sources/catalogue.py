@@ -6,8 +6,12 @@ from pipelines.recipe import SourceSettings
 from pipelines.sources import Source
 
 
-def open_source(settings: SourceSettings) -> Source:
-    """The corpus that a recipe's `[source]` names."""
+def open_source(settings: SourceSettings, language: str = "sv") -> Source:
+    """The corpus that a recipe's `[source]` names; `language` is the recipe's, for corpora of several."""
+    if settings.kind == "common_voice":
+        return _common_voice(settings, language)
+    if settings.kind == "mozilla":
+        return _mozilla(settings, language)
     return {"tour": _tour, "folder": _folder}[settings.kind](settings)
 
 
@@ -21,3 +25,15 @@ def _folder(settings: SourceSettings) -> Source:
     from pipelines.sources.folder import FolderSource
 
     return FolderSource(settings.path, settings.seed)
+
+
+def _common_voice(settings: SourceSettings, language: str) -> Source:
+    from pipelines.sources.common_voice import CommonVoiceSource
+
+    return CommonVoiceSource(settings.path, language, settings.pool, settings.seed)
+
+
+def _mozilla(settings: SourceSettings, language: str) -> Source:
+    from pipelines.sources.mozilla import MozillaSource
+
+    return MozillaSource(settings.dataset, language, settings.pool, settings.seed)
