@@ -61,7 +61,7 @@ def features(
     refused, naming the fields that differ, if it is not.
     """
     with _stage(recipe, runs, "features") as note:
-        prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language)
+        prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
         identity = features_identity(recipe, source, prepared)
         folder = Path(cache_uri).expanduser() if cache_uri else _cache_folder(recipe, runs, identity)
         if caches.is_finished(folder):

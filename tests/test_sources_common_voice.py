@@ -169,14 +169,16 @@ def test_the_folder_gives_the_same_examples(made, tmp_path):
 @pytest.mark.parametrize("path", ["archive", "folder"])
 def test_the_validated_pool_shares_nothing_with_validation_and_test(made, tmp_path, path):
     path = made if path == "archive" else unpack(tmp_path / "folder", toy())
-    source = CommonVoiceSource(str(path), pool="validated")
+    told = []
+    source = CommonVoiceSource(str(path), pool="validated", log=told.append)
     examples = list(source.examples())
     assert sorted(ids(examples, "train")) == sorted([f"train{n}" for n in range(30)] + ["more1", "more2"])
     assert source.selection.left_out == {"speaker": 1, "sentence": 1}
-    assert source.summary() == (
+    assert list(source.examples(("test",)))
+    assert told == [
         "Common Voice 25.0-2026-03-09 sv-SE, pool 'validated': 32 train, 2 validation, 3 test; "
         "left out, because validation or test has it too: 1 by speaker and 1 by sentence"
-    )
+    ]
     held = {e.speaker for e in examples if e.split != "train"}
     assert not held & {e.speaker for e in examples if e.split == "train"}
 
@@ -286,6 +288,18 @@ def test_no_clip_is_read_twice_and_none_before_it_is_asked_for(made, monkeypatch
     assert opened == ["train.tsv", "dev.tsv", "test.tsv"]
     assert len(list(examples)) == 2
     assert opened[3:] == [clip("dev40"), clip("dev41")]
+
+
+@pytest.mark.parametrize("pool", ["train", "train+validation", "validated"])
+def test_the_outline_is_the_examples_without_their_audio(tmp_path, monkeypatch, pool):
+    files = dict(sorted(toy().items(), reverse=True))  # neither the order of the tables nor that of the names
+    files.pop(f"clips/{clip('train3')}")
+    for path in (pack(tmp_path / "a.tar.gz", files), unpack(tmp_path / "folder", files)):
+        source = CommonVoiceSource(str(path), pool=pool)
+        expected = [replace(e, audio=b"") for e in source.examples()]
+        monkeypatch.setattr(archive.Member, "open", None)  # no clip is read for it
+        assert list(source.outline()) == expected
+        monkeypatch.undo()
 
 
 def test_memory_is_that_of_tables_not_of_clips(tmp_path):

@@ -147,7 +147,8 @@ def cache(tmp_path) -> Path:
 
 
 def test_a_download_is_verified_and_read(server, archive, tmp_path, capsys):
-    source = MozillaSource(DATASET)
+    told = []
+    source = MozillaSource(DATASET, log=told.append)
     examples = list(source.examples())
     assert [(e.id, e.split, e.text) for e in examples] == [
         ("0", "validation", "Mening 0."), ("1", "test", "Mening 1."), ("2", "train", "Mening 2.")
@@ -156,7 +157,8 @@ def test_a_download_is_verified_and_read(server, archive, tmp_path, capsys):
     assert kept.read_bytes() == archive
     assert source.identity() == CommonVoiceSource(str(kept)).identity()
     assert source.identity()["release"] == "26.0-2026-06-12"
-    assert source.summary().startswith("Common Voice 26.0")
+    assert told == ["Common Voice 26.0-2026-06-12 sv-SE, pool 'train': 1 train, 1 validation, 1 test"]
+    assert sorted(e.id for e in source.outline()) == ["0", "1", "2"]
     assert sorted(path.name for path in cache(tmp_path).iterdir() if path.name != ".lock") == [NAME, "download.json"]
     assert capsys.readouterr().out == ""  # standard output is for results
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -42,6 +42,8 @@ class Release:
     clips: int
     clips_sha256: str
     """Of names and sizes of all clips in the order of reading."""
+    order: dict[str, int]
+    """An archive's clips to their places in it; empty for a folder, whose order is that of its tables."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class CommonVoiceSource:
     language: str = "sv"
     pool: str = "train"
     seed: int = 7
+    log: Callable[[str], None] = field(default=lambda line: None, compare=False)
+    """Told once what each split holds and how many rows were left out for whose sake."""
 
     def identity(self) -> dict[str, str]:
         """Release, size and sha256 of the tables, options; of the clips the names and sizes in order, not the bytes.
@@ -83,8 +87,8 @@ class CommonVoiceSource:
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """The examples of these splits: an archive's in its order, a folder's in that of the tables.
 
-        A clip that a table names and that is not there comes last, with a path at which there is no file: it is
-        rejected as missing. Raises LabError at once for a release that cannot be used.
+        A clip that a table names and that is not there comes with a path at which there is no file, in an archive
+        after all others: it is rejected as missing. Raises LabError at once for a release that cannot be used.
         """
         if unknown := sorted({*splits} - {*SPLITS}):
             raise LabError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(unknown)}: correct them")
@@ -93,15 +97,9 @@ class CommonVoiceSource:
             _from_folder(self.release, wanted) if self._path.is_dir() else _from_tar(self._path, self.release, wanted)
         )
 
-    def summary(self) -> str:
-        """One line: release, clips in each split, and how many were left out for whose sake."""
-        splits = [split for split, _ in self.selection.rows.values()]
-        counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS)
-        left_out = " and ".join(f"{n} by {why}" for why, n in self.selection.left_out.items() if n)
-        return (
-            f"Common Voice {self.release.name} {self.release.locale}, pool {self.pool!r}: {counts}"
-            + (f"; left out, because validation or test has it too: {left_out}" if left_out else "")
-        )  # fmt: skip
+    def outline(self) -> Iterator[Example]:
+        """The examples of all splits in the same order, without their audio: nothing but the tables is read."""
+        return (_example(split, row, b"") for split, row in self._wanted(SPLITS).values())
 
     @cached_property
     def release(self) -> Release:
@@ -120,7 +118,23 @@ class CommonVoiceSource:
     @cached_property
     def selection(self) -> Selection:
         """Which clip is in which split."""
-        return select(self.release.tables, self.pool, self.seed)
+        chosen = select(self.release.tables, self.pool, self.seed)
+        self.log(self._in_words(chosen))
+        return chosen
+
+    def _wanted(self, splits: tuple[str, ...]) -> dict[str, tuple[str, Row]]:
+        if unknown := sorted({*splits} - {*SPLITS}):
+            raise LabError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(unknown)}: correct them")
+        order, rows = self.release.order, self.selection.rows
+        clips = (clip for clip, (split, _) in rows.items() if split in splits)
+        return {clip: rows[clip] for clip in sorted(clips, key=lambda clip: order.get(clip, len(order)))}
+
+    def _in_words(self, chosen: Selection) -> str:
+        splits = [split for split, _ in chosen.rows.values()]
+        counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS)
+        left_out = " and ".join(f"{n} by {why}" for why, n in chosen.left_out.items() if n)
+        told = f"Common Voice {self.release.name} {self.release.locale}, pool {self.pool!r}: {counts}"
+        return f"{told}; left out, because validation or test has it too: {left_out}" if left_out else told
 
     @property
     def _path(self) -> Path:
@@ -132,7 +146,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.tables: dict[str, Table] = {}
-        self.clips: set[str] = set()
+        self.clips: dict[str, int] = {}
         self.listing = hashlib.sha256()
 
 
@@ -152,7 +166,7 @@ def _tar_release(path: Path, language: str, names: tuple[str, ...]) -> Release:
     _refuse_incomplete(path, names, found.tables)
     release = _release_name([*base.parts, path.name])
     tables = {name: found.tables[name] for name in names}
-    return Release(release, base.name, base, tables, len(found.clips), found.listing.hexdigest())
+    return Release(release, base.name, base, tables, len(found.clips), found.listing.hexdigest(), found.clips)
 
 
 def _see(path: Path, seen: _Seen, member: archive.Member, in_clips: bool, names: tuple[str, ...]) -> None:
@@ -162,7 +176,7 @@ def _see(path: Path, seen: _Seen, member: archive.Member, in_clips: bool, names:
         raise LabError(f"{path.name} must hold each file once, got {str(member.name)!a} twice: download it again")
     if in_clips:
         _refuse_large(path, member)
-        seen.clips.add(name)
+        seen.clips[name] = len(seen.clips)
         seen.listing.update(f"{name} {member.bytes}\n".encode(errors="surrogateescape"))
     elif stem in names:
         seen.tables[stem] = read(name, member.open(), member.name.parent.name)
@@ -198,7 +212,7 @@ def _folder_release(path: Path, language: str, names: tuple[str, ...]) -> Releas
     sizes = sorted(_clip_sizes(path, base / "clips"))
     listing = "".join(f"{name} {size}\n" for name, size in sizes).encode(errors="surrogateescape")
     release = _release_name([base.resolve().parent.name, path.resolve().name])
-    return Release(release, base.name, base, tables, len(sizes), hashlib.sha256(listing).hexdigest())
+    return Release(release, base.name, base, tables, len(sizes), hashlib.sha256(listing).hexdigest(), {})
 
 
 def _from_folder(release: Release, wanted: dict[str, tuple[str, Row]]) -> Iterator[Example]:

@@ -18,8 +18,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +46,8 @@ class MozillaSource:
     language: str = "sv"
     pool: str = "train"
     seed: int = 7
+    log: Callable[[str], None] = field(default=lambda line: None, compare=False)
+    """Told once what each split holds."""
 
     def identity(self) -> dict[str, str]:
         """That of the archive: however it came here, the same release is the same corpus."""
@@ -55,14 +57,14 @@ class MozillaSource:
         """The examples of these splits in the archive's order."""
         return self.corpus.examples(splits)
 
-    def summary(self) -> str:
-        """One line: release, clips in each split, and how many were left out for whose sake."""
-        return self.corpus.summary()
+    def outline(self) -> Iterator[Example]:
+        """The examples of all splits in the same order, without their audio."""
+        return self.corpus.outline()
 
     @cached_property
     def corpus(self) -> CommonVoiceSource:
         """The archive."""
-        return CommonVoiceSource(str(download(self.dataset)), self.language, self.pool, self.seed)
+        return CommonVoiceSource(str(download(self.dataset)), self.language, self.pool, self.seed, self.log)
 
 
 def download(dataset: str, folder: Path | None = None) -> Path:
