@@ -31,10 +31,15 @@ class Settings(BaseModel):
 class SourceSettings(Settings):
     """Which speech: see pipelines/sources/."""
 
-    kind: Literal["tour", "folder"] = "tour"
-    """`tour`: synthetic Swedish made at run time. `folder`: your own audio files and a table of transcripts."""
+    kind: Literal["tour", "folder", "common_voice", "mozilla"] = "tour"
+    """`tour`: synthetic Swedish made at run time. `folder`: your own audio files and a table of transcripts.
+    `common_voice`: an archive of Common Voice, or its folder. `mozilla`: the same from Mozilla Data Collective."""
     path: str = ""
-    """folder: where the audio and its table lie."""
+    """folder: where the audio and its table lie. common_voice: the .tar.gz, or the folder that it unpacks to."""
+    dataset: str = ""
+    """mozilla: the data set's id or slug at Mozilla Data Collective."""
+    pool: Literal["train", "train+validation", "validated"] = "train"
+    """common_voice, mozilla: which clips are trained on (see pipelines/sources/common_voice.py)."""
     train: int = Field(960, ge=1)
     """tour: number of training utterances."""
     validation: int = Field(120, ge=1)
@@ -45,9 +50,13 @@ class SourceSettings(Settings):
     """Draws sentences, speakers and splits."""
 
     @model_validator(mode="after")
-    def _folder_has_a_path(self) -> SourceSettings:
+    def _says_where(self) -> SourceSettings:
         if self.kind == "folder" and not self.path:
             raise ValueError("source.kind is 'folder', so source.path must name the folder")
+        if self.kind == "common_voice" and not self.path:
+            raise ValueError("source.kind is 'common_voice', so source.path must name the archive or its folder")
+        if self.kind == "mozilla" and not self.dataset:
+            raise ValueError("source.kind is 'mozilla', so source.dataset must name the data set's id")
         return self
 
 

@@ -153,6 +153,7 @@ def other_value(name: str, value):
         "name": "another",
         "language": "da",
         "source.kind": "folder",
+        "source.pool": "validated",
         "features.dtype": "float16",
         "training.context": "full",
         "features.max_duration_s": 29.0,
