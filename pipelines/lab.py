@@ -61,7 +61,7 @@ def features(
     refused, naming the fields that differ, if it is not.
     """
     with _stage(recipe, runs, "features") as note:
-        prepared, source = processor(recipe, log=log), open_source(recipe.source)
+        prepared, source = processor(recipe, log=log), open_source(recipe.source, log=log)
         identity = features_identity(recipe, source, prepared)
         folder = Path(cache_uri).expanduser() if cache_uri else _cache_folder(recipe, runs, identity)
         if caches.is_finished(folder):
@@ -83,7 +83,7 @@ def open_features(
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
-    identity = features_identity(recipe, open_source(recipe.source), processor(recipe, log=log))
+    identity = features_identity(recipe, open_source(recipe.source, log=log), processor(recipe, log=log))
     return caches.open_cache(Path(uri).expanduser(), identity, log=log)
 
 
@@ -151,7 +151,7 @@ def transcriber(
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
     """`n` examples of a split, spread over it, so that several speakers are heard."""
-    examples = list(open_source(recipe.source).examples((split,)))
+    examples = list(open_source(recipe.source, log=lambda line: None).examples((split,)))
     return examples[:: max(1, len(examples) // n)][:n]
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pipelines.recipe import SourceSettings
 from pipelines.sources import Source
 
 
-def open_source(settings: SourceSettings) -> Source:
-    """The corpus that a recipe's `[source]` names."""
-    return {"tour": _tour, "folder": _folder}[settings.kind](settings)
+def open_source(settings: SourceSettings, *, log: Callable[[str], None] = print) -> Source:
+    """The corpus that a recipe's `[source]` names; `log` is told what was guessed of it."""
+    if settings.kind == "mix":
+        return _mix(settings, log)
+    if settings.kind in ("hub", "parquet"):
+        return _parquet(settings, log)
+    return {"tour": _tour, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
 
 
 def _tour(settings: SourceSettings) -> Source:
@@ -21,3 +27,35 @@ def _folder(settings: SourceSettings) -> Source:
     from pipelines.sources.folder import FolderSource
 
     return FolderSource(settings.path, settings.seed)
+
+
+def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
+    from pipelines.sources.hub import KNOWN, HubFiles
+    from pipelines.sources.parquet import LocalFiles, ParquetSource
+
+    on_hub = settings.kind == "hub"
+    known = KNOWN.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
+    return ParquetSource(
+        HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path),
+        settings.config or known.get("config", ""),
+        settings.audio_column,
+        settings.text_column or known.get("text_column", ""),
+        settings.speaker_column,
+        settings.splits.model_dump(),
+        log,
+    )
+
+
+def _feedback(settings: SourceSettings) -> Source:
+    from pipelines.sources.feedback import FeedbackSource
+
+    return FeedbackSource(settings.path)
+
+
+def _mix(settings: SourceSettings, log: Callable[[str], None]) -> Source:
+    from pipelines.sources.mix import MixSource, Part
+
+    parts = [
+        Part(part.name, open_source(part, log=log), part.gives, part.weight, part.count) for part in settings.parts
+    ]
+    return MixSource(tuple(parts), settings.seed, log)
