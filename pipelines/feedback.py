@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import scoring, text
+from pipelines import scoring, text, verdicts
 from pipelines.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.errors import LabError
-from pipelines.verdicts import FLAGS, HEADER, check_header, line, parse
+from pipelines.verdicts import FLAGS, HEADER
 from pipelines.verdicts import read as read  # whoever has the writer finds the reader
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def append(
         size = _prepare(log)
         row["audio"] = _keep(recording, log.parent / "audio") if recording else ""
         try:
-            _write(log, (b"" if size else HEADER + b"\n") + line(row))
+            _write(log, (b"" if size else HEADER + b"\n") + verdicts.line(row))
         except OSError:
             if row["audio"]:
                 (log.parent / row["audio"]).unlink()
@@ -97,7 +97,7 @@ def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> Non
             "wer": error,
             "model": report.model,
         }
-        lines.append(line(row))
+        lines.append(verdicts.line(row))
     aside = log.with_name(f".{log.name}.partial")
     aside.write_bytes(b"".join(lines))
     os.replace(aside, log)
@@ -140,7 +140,7 @@ def _prepare(log: Path) -> int:
     if not newline and HEADER.startswith(head) and head != HEADER:
         os.truncate(log, 0) if content else None  # a crash cut the header short: nothing is lost
         return 0
-    check_header(log, head)
+    verdicts.check_header(log, head)
     tail = content[content.rfind(b"\n") + 1 :]
     if tail:
         _mend(log, tail, len(content))
@@ -149,7 +149,7 @@ def _prepare(log: Path) -> int:
 
 def _mend(log: Path, tail: bytes, size: int) -> None:
     """End a last line that has no newline. A torn one goes: an open quote in it would swallow all rows after it."""
-    if tail == HEADER or parse(tail) is not None:
+    if tail == HEADER or verdicts.parse(tail) is not None:
         _write(log, b"\n")
         return
     _LOG.warning("%s: dropped a last row that a crash cut short: %r", log, tail)

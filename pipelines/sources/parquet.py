@@ -28,12 +28,12 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev", "partial-validation"),
     "test": ("test", "partial-test"),
 }
-"""What a split is guessed by, the first first; `partial-` are the heads that the Hub makes of large script data sets."""
+"""What a split is guessed by, the first first; `partial-` are the heads that the Hub converts of large data sets."""
 SWEDISH = ("sv", "sv_se", "sv-se", "swedish")
 NOTHING = "none"
 """As a split's setting: leave it empty."""
 HASHED_BYTES = 200_000_000
-"""Below this many bytes of local Parquet in all, `identity` reads every byte; from here on it trusts sizes and times."""
+"""Below this many bytes of local Parquet, `identity` reads every byte; from here on it trusts sizes and times."""
 _KEYWORDS = {name for guesses in SPLIT_NAMES.values() for name in guesses}
 _NUMBERING = re.compile(r"[-_.]?\d{4,}(-of-\d+)?(-[0-9a-f]{8,})?$")
 """`-00000-of-00010-a09b74b3ef9c3b56`: which part of a split a file is."""
@@ -168,6 +168,9 @@ class ParquetSource:
         if heads := [name for name in layout.names.values() if "partial-" in name]:
             self.log(f"note: {', '.join(heads)} is only the head of the data set that the Hub converted, not all of it")
 
+        if lacking := [split for split in SPLITS if split not in layout.names]:
+            self.log(f"note: {self.files.where} gives no {' and no '.join(lacking)}: mix it with a source that does")
+
     def _opened(self, name: str) -> Any:
         """The file as a pyarrow ParquetFile."""
         try:
@@ -200,7 +203,7 @@ class ParquetSource:
 
 
 class RowExample(Example):
-    """An Example whose sound is read from its row group when it is asked for; another process gets it with its bytes."""
+    """An Example whose sound is read from its row group when it is asked for; pickled, it takes the bytes along."""
 
     def __init__(self, id: str, split: str, text: str, speaker: str, meta: dict[str, str], sound: tuple[_Sounds, int]):
         self.__dict__.update(id=id, split=split, text=text, speaker=speaker, meta=meta, sound=sound)
@@ -279,9 +282,7 @@ def _choose_splits(
     taken = [name for of in chosen.values() for name in of]
     twice = sorted({name for name in taken if taken.count(name) > 1})
     if twice:
-        raise LabError(
-            f"{where}: {twice[0]!r} is named for two splits in source.splits: test rows are never trained on"
-        )
+        raise LabError(f"{where}: {twice[0]!r} is named for two splits in source.splits: no row may serve two")
     if not taken:
         raise LabError(f"{where} has the splits {', '.join(sorted(by_split))}: name one with source.splits.train")
     return {split: of for split, of in chosen.items() if of}
