@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ class FeedbackSource:
     def identity(self) -> dict[str, str]:
         """A digest of the rows as they were understood, and one of the recordings."""
         rows = (json.dumps([row.id, row.text, row.speaker, row.meta]) for row in self._all)
-        files = (sha256(row.audio) if row.audio.is_file() else "absent" for row in self._all)
+        files = (sha256(row.audio) if os.path.isfile(row.audio) else "absent" for row in self._all)
         return {"kind": "feedback", "rows_sha256": _digest(rows), "files_sha256": _digest(files)}
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
@@ -67,7 +68,11 @@ class FeedbackSource:
         """Where a row's recording lies: beside the log, wherever a cell of the log may point."""
         folder = self._log.parent
         file = folder / cell if cell and "\0" not in cell else folder / NOT_KEPT
-        return file if file.resolve().is_relative_to(folder.resolve()) else folder / NOT_KEPT
+        try:
+            stays = file.resolve().is_relative_to(folder.resolve())
+        except (OSError, RuntimeError):  # links in a circle lead nowhere
+            stays = False
+        return file if stays else folder / NOT_KEPT
 
 
 def _digest(lines: Iterator[str]) -> str:

@@ -152,7 +152,6 @@ class HubFiles:
             errors.DisabledRepoError: "was disabled by the Hub: name another data set",
             errors.EntryNotFoundError: f"lost the file {what}: run this again",
             errors.OfflineModeIsEnabled: "cannot be asked for while HF_HUB_OFFLINE is set: unset it",
-            ValueError: f"was answered for by something that is not a Hub: check HF_ENDPOINT ({page})",
         }
         if isinstance(error, errors.RevisionNotFoundError):
             return _NoRevision()
@@ -160,6 +159,8 @@ class HubFiles:
             if isinstance(error, kind):
                 return LabError(f"hub://{self._id} {line}")
         status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is None and isinstance(error, ValueError):
+            return LabError(f"hub://{self._id}: {what} came as no Hub writes it: check HF_ENDPOINT ({page})")
         if status is None:
             return error
         mend = "set HF_TOKEN to a valid token, or unset it" if status == 401 else "check the data set's page"

@@ -177,7 +177,11 @@ class ParquetSource:
             import pyarrow.parquet as parquet
         except ImportError:
             raise missing_package("pyarrow", "pyarrow>=18", "reading Parquet") from None
-        return _read(f"{self.files.where}/{name}", lambda: parquet.ParquetFile(self.files.open(name)))
+        return _read(
+            f"{self.files.where}/{name}",
+            # pre_buffer asks for neighbouring columns at once: over a network every question counts
+            lambda: parquet.ParquetFile(self.files.open(name), pre_buffer=True),
+        )
 
     def _rows(self, split: str, name: str) -> Iterator[Example]:
         layout, file, place = self._layout, self._opened(name), f"{self.files.where}/{name}"
