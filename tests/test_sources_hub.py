@@ -16,7 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import cache as caches
 from pipelines import recipe
+from pipelines.cache import FeatureCache
+from pipelines.curation import Gate
 from pipelines.errors import LabError
 from pipelines.sources import hub
 from pipelines.sources.catalogue import open_source
@@ -346,6 +349,36 @@ def test_what_does_not_pass_is_one_line_after_the_rows_that_came(server, told, m
     assert len(got) == 10 and TOKEN not in str(error.value)
     assert server.faults == []
     assert everything(nst(told)) == ROWS
+
+
+def test_a_cache_that_was_cut_off_fetches_no_finished_sound_again(server, told, tmp_path, encoded, speech):
+    wavs = [encoded(speech(16_000, seed)) for seed in range(12)]
+    sounds = pa.array([{"bytes": wav, "path": ""} for wav in wavs], AUDIO)
+    files = {f"train-0000{n}.parquet": parquet(12, 12 * n, audio=sounds) for n in range(3)}
+    server.sets["jzju/nst"]["main"] = (COMMIT, files)
+    gate = Gate(lambda text: [1], 80, 0.1, 30.0, 1e-3)
+    identity = {"features.dtype": "float32", "features.n_mels": 80}
+
+    def build() -> FeatureCache:
+        return caches.build(tmp_path / "c", nst(told).examples(), gate.admit, identity, shard_clips=4, log=told.append)
+
+    server.fail("train-00002", refuse(403))
+    with pytest.raises(LabError, match="status 403"):
+        build()
+    assert len(list((tmp_path / "c").glob("shard-*.json"))) == 6
+    server.asked.clear()
+    cache = build()
+    assert list(cache.rows["text"]) == [f"mening {i}" for i in range(36)]
+    assert cache.counts == {"train": 36, "rejected": 0}
+    fetched = {file: sum(size for path, size in fetched_bytes(server) if file in path) for file in files}
+    first, second, third = fetched.values()
+    assert max(first, second) < 3 * 2**16, "no more than the end of the file, which tells what is in it, and the text"
+    assert third > 12 * 0.7 * len(wavs[0]) > 3 * 2**16
+
+
+def fetched_bytes(server: Hub) -> list[tuple[str, int]]:
+    ranges = [(path, re.fullmatch(r"bytes=(\d+)-(\d+)", asked)) for path, asked in server.asked]
+    return [(path, int(asked[2]) - int(asked[1]) + 1) for path, asked in ranges if asked]
 
 
 def test_a_server_that_knows_no_ranges(server, told):
