@@ -274,7 +274,10 @@ def test_a_set_that_needs_its_script(server, told):
 def test_a_set_without_parquet(server, told):
     server.sets["kb/empty"] = {"main": (COMMIT, {"README.md": b""})}
     message = refusal(ParquetSource(HubFiles("kb/empty", log=told.append), log=told.append))
-    assert "holds no Parquet at main" in message and "script" not in message
+    assert "holds no Parquet at main, nor at refs/convert/parquet" in message and "script" not in message
+    server.sets["kb/empty"]["v1"] = server.sets["kb/empty"]["main"]
+    message = refusal(ParquetSource(HubFiles("kb/empty@v1", log=told.append), log=told.append))
+    assert "at v1: try source.revision = 'refs/convert/parquet'" in message
 
 
 @pytest.mark.parametrize("name", ["nst", "a/b/c", "jzju/nst ?", "https://huggingface.co/x/y", ""])
@@ -408,12 +411,13 @@ def test_an_error_of_ours_is_not_dressed_up(server, told, monkeypatch):
 
 
 def test_retry_after_is_obeyed_within_bounds():
-    def waits(header: str | None) -> float:
+    def waits(**headers: str) -> float:
         error = Exception()
-        error.response = type("Answer", (), {"headers": {"Retry-After": header} if header else {}})
+        error.response = type("Answer", (), {"headers": {k.replace("_", "-"): v for k, v in headers.items()}})
         return hub._wait_s(error, 3)
 
-    assert (waits("7"), waits("9000"), waits("soon"), waits(None)) == (7.0, hub.MAX_WAIT_S, 4.0, 4.0)
+    assert (waits(Retry_After="7"), waits(Retry_After="9000"), waits(RateLimit='"api";r=0;t=55')) == (7, 60, 55)
+    assert waits(Retry_After="soon") == waits() == 4
     assert hub._wait_s(Exception(), 1) == hub.WAIT_S
 
 

@@ -134,8 +134,48 @@ def test_splits_by_setting(tmp_path, source, refusal, told):
     assert chosen.identity() != source(tmp_path).identity()
     assert "other, test, train, validated" in refusal(tmp_path, splits={"train": "traain"})
     assert "two splits" in refusal(tmp_path, splits={"train": "train", "validation": "train"})
-    assert "two splits" in refusal(tmp_path, splits={"train": "train+test"})
+    assert "two splits" in refusal(tmp_path, splits={"train": "train+test", "test": "test"})
+    assert [e.split for e in source(tmp_path, splits={"train": "train+test"}).examples()] == ["train", "train"]
     assert "source.splits.train" in refusal(tmp_path, splits=dict.fromkeys(("train", "validation", "test"), "none"))
+
+
+def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, told):
+    speakers = [f"s{i % 200}" for i in range(1000)]
+    write(tmp_path / "train.parquet", table(1000, speaker_id=pa.array(speakers)), 100)
+    write(tmp_path / "test.parquet", table(5, 1000, speaker_id=pa.array(["s1"] * 5)))
+    drawn = source(tmp_path, splits={"validation": "20%"})
+    examples = list(drawn.examples())
+    by_split = {split: [e for e in examples if e.split == split] for split in ("train", "validation", "test")}
+    assert len(examples) == 1005 and len(by_split["test"]) == 5
+    assert 120 < len(by_split["validation"]) < 280
+    assert not {e.speaker for e in by_split["train"]} & {e.speaker for e in by_split["validation"]}
+    assert [e.id for e in drawn.examples(("validation",))] == [e.id for e in by_split["validation"]]
+    assert [e.id for e in drawn.examples(("train",))] == [e.id for e in by_split["train"]]
+    assert any("validation = 0.2 of train, test = test" in line for line in told)
+    other = source(tmp_path, splits={"validation": "20%"}, seed=8)
+    assert {e.id for e in other.examples(("validation",))} != {e.id for e in by_split["validation"]}
+    identities = [drawn, other, source(tmp_path, splits={"validation": "30%"}), source(tmp_path)]
+    assert len({str(each.identity()) for each in identities}) == 4
+    assert source(tmp_path, seed=8).identity() == source(tmp_path).identity()
+    assert "100% or more" in refusal(tmp_path, splits={"validation": "60%", "test": "40%"})
+    assert "no training rows" in refusal(tmp_path, splits={"train": "none", "validation": "5%"})
+
+
+def test_rows_are_drawn_one_by_one_where_nobody_knows_who_speaks(tmp_path, source):
+    path = write(tmp_path / "train.parquet", table(400, speaker_id=None), 100)
+    found = [e.split for e in source(path, splits={"validation": "10%", "test": "10 %"}).examples()]
+    assert 15 < found.count("validation") < 70 and 15 < found.count("test") < 70 and len(found) == 400
+
+
+def test_a_mirror_of_common_voice(tmp_path, source, told):
+    votes = {"up_votes": pa.array([2]), "locale": pa.array(["sv-SE"]), "client_id": pa.array(["ab" * 64])}
+    clip = table(1, text=None, speaker_id=None, sentence=pa.array(["Hej."]), path=pa.array(["cv_1.mp3"]), **votes)
+    for split in ("train", "validation", "test", "validated"):
+        write(tmp_path / "sv-SE" / f"{split}-00000-of-00001.parquet", clip)
+        write(tmp_path / "cy" / f"{split}-00000-of-00001.parquet", clip)
+    examples = list(source(tmp_path, splits={"train": "train+validation"}).examples())
+    assert [e.split for e in examples] == ["train", "train", "test"]
+    assert (examples[0].speaker, examples[0].meta) == ("ab" * 64, {"up_votes": "2", "path": "cv_1.mp3"})
 
 
 def test_configurations(tmp_path, source, refusal, told):

@@ -42,6 +42,7 @@ def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
         settings.text_column or known.get("text_column", ""),
         settings.speaker_column,
         settings.splits.model_dump(),
+        settings.seed,
         log,
     )
 

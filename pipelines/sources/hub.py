@@ -82,9 +82,9 @@ class HubFiles:
             listing = self._list(CONVERTED, listing)
         if not listing.sizes:
             raise LabError(
-                f"hub://{self._id} holds no Parquet at {named or 'main'}"
-                + (f" but the loading script {listing.script}, which is not run" if listing.script else "")
-                + f": try source.revision = {CONVERTED!r}, or name another data set"
+                f"hub://{self._id} holds no Parquet at {named or f'main, nor at {CONVERTED}'}"
+                + (f", but the loading script {listing.script}, which is not run" if listing.script else "")
+                + (f": try source.revision = {CONVERTED!r}" if named else ": name another data set")
             )
         self.log(f"hub://{self._id}: revision {listing.revision} is commit {listing.commit}")
         return listing
@@ -230,12 +230,14 @@ def _passes(error: Exception) -> bool:
 
 
 def _wait_s(error: Exception, tried: int) -> float:
-    """What the server asks for (Retry-After), else WAIT_S doubled for each try; at most MAX_WAIT_S."""
+    """What the server asks for (Retry-After, or `RateLimit: "api";r=0;t=55`), else WAIT_S doubled for each try.
+
+    At most MAX_WAIT_S.
+    """
     headers = getattr(getattr(error, "response", None), "headers", {})
-    try:
-        return min(float(headers.get("Retry-After", "")), MAX_WAIT_S)
-    except ValueError:
-        return min(WAIT_S * 2 ** (tried - 1), MAX_WAIT_S)
+    asked = re.fullmatch(r"\s*(\d+)\s*", headers.get("Retry-After", ""))
+    asked = asked or re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+    return min(float(asked[1]) if asked else WAIT_S * 2 ** (tried - 1), MAX_WAIT_S)
 
 
 def _in_words(error: Exception) -> str:

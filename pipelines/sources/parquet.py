@@ -35,6 +35,7 @@ NOTHING = "none"
 HASHED_BYTES = 200_000_000
 """Below this many bytes of local Parquet, `identity` reads every byte; from here on it trusts sizes and times."""
 _KEYWORDS = {name for guesses in SPLIT_NAMES.values() for name in guesses}
+_SHARE = re.compile(r"(\d{1,2}(?:\.\d+)?) ?%")
 _NUMBERING = re.compile(r"[-_.]?\d{4,}(-of-\d+)?(-[0-9a-f]{8,})?$")
 """`-00000-of-00010-a09b74b3ef9c3b56`: which part of a split a file is."""
 
@@ -110,6 +111,8 @@ class Layout:
     meta: tuple[str, ...]
     labels: dict[str, list[str]]
     """Meta columns that hold numbers for names: column to names."""
+    drawn: dict[str, float]
+    """Split of the lab to the share of the training rows, between 0 and 1, that is drawn for it."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ class ParquetSource:
     text_column: str = ""
     speaker_column: str = ""
     splits: Mapping[str, str] = field(default_factory=dict)
-    """Split of the lab to the data set's: `validated`, `train+other`, NOTHING, or empty to guess."""
+    """Split of the lab to the data set's: `validated`, `train+other`, NOTHING, or empty to guess. For validation and
+    test also a share of the training rows, `5%`: `seed` draws it by speaker, or by row where speakers are unknown."""
+    seed: int = 7
     log: Callable[[str], None] = print
 
     def identity(self) -> dict[str, str]:
@@ -130,6 +135,7 @@ class ParquetSource:
         layout = self._layout
         return {
             **self.files.identity(),
+            **({"seed": str(self.seed)} if layout.drawn else {}),
             "config": layout.config,
             **{f"splits.{split}": layout.names.get(split, NOTHING) for split in SPLITS},
             "columns": json.dumps([layout.audio, layout.text, layout.speaker, *layout.meta]),
@@ -138,11 +144,15 @@ class ParquetSource:
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """The examples of these splits: train, validation, test, each in the order of its files and rows.
 
+        Rows that are drawn from train stand where they stood there.
+
         Raises LabError at once for files that cannot be used, and in the middle where one cannot be read.
         """
         layout = self._layout
-        files = [(split, name) for split in SPLITS if split in splits for name in layout.splits.get(split, ())]
-        return (example for split, name in files for example in self._rows(split, name))
+        read = {*splits, *(["train"] if {*splits} & layout.drawn.keys() else [])}
+        files = [(split, name) for split in SPLITS if split in read for name in layout.splits.get(split, ())]
+        rows = (example for split, name in files for example in self._rows(split, name))
+        return (example for example in rows if example.split in splits)
 
     @cached_property
     def _layout(self) -> Layout:
@@ -150,10 +160,16 @@ class ParquetSource:
         if not names:
             raise LabError(f"{self.files.where} must hold Parquet files, got none: name another place")
         config, by_split = _choose_config(self.files.where, names, self.config)
-        chosen = _choose_splits(self.files.where, by_split, self.splits)
+        drawn = _drawn_shares(self.files.where, self.splits)
+        chosen = _choose_splits(self.files.where, by_split, {**self.splits, **dict.fromkeys(drawn, NOTHING)})
+        if drawn and "train" not in chosen:
+            raise LabError(f"{self.files.where} has no training rows to draw from: name some with source.splits.train")
         used = {split: sorted(file for name in of for file in by_split[name]) for split, of in chosen.items()}
         schema = self._opened(next(iter(used.values()))[0]).schema_arrow
-        layout = _columns(self, schema, config, used, {split: "+".join(of) for split, of in chosen.items()})
+        names = {split: "+".join(of) for split, of in chosen.items()}
+        names |= {split: f"{share:.4g} of train" for split, share in drawn.items()}
+        names = {split: names[split] for split in SPLITS if split in names}
+        layout = _columns(self, schema, config, used, names, drawn)
         self._tell(layout, sorted(by_split.keys() - {name for of in chosen.values() for name in of}))
         return layout
 
@@ -169,7 +185,10 @@ class ParquetSource:
             self.log(f"note: {', '.join(heads)} is only the head of the data set that the Hub converted, not all of it")
 
         if lacking := [split for split in SPLITS if split not in layout.names]:
-            self.log(f"note: {self.files.where} gives no {' and no '.join(lacking)}: mix it with a source that does")
+            self.log(
+                f"note: {self.files.where} gives no {' and no '.join(lacking)}: mix it with a source that does, "
+                "or draw it from train (source.splits.validation = '5%')"
+            )
 
     def _opened(self, name: str) -> Any:
         """The file as a pyarrow ParquetFile."""
@@ -195,11 +214,12 @@ class ParquetSource:
             sounds = _Sounds(file, group, layout.audio, place)
             for index, row in enumerate(rows):
                 meta = {column: _named(layout, column, row[column]) for column in layout.meta}
+                id, speaker = f"{stem}:{number}", _string(row[layout.speaker]) if layout.speaker else ""
                 yield RowExample(
-                    f"{stem}:{number}",
-                    split,
+                    id,
+                    _drawn_split(layout.drawn, speaker or id, self.seed) if split == "train" else split,
                     _string(row[layout.text]),
-                    _string(row[layout.speaker]) if layout.speaker else "",
+                    speaker,
                     {column: value for column, value in meta.items() if value},
                     (sounds, index),
                 )
@@ -279,7 +299,10 @@ def _choose_splits(
     where: str, by_split: Mapping[str, list[str]], settings: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
     """Split of the lab to the data set's names for it. No file may serve two splits."""
-    chosen = {split: _named_splits(where, by_split, split, settings.get(split, "")) for split in SPLITS}
+    named = {split: _named_splits(where, by_split, split, settings.get(split, "")) for split in SPLITS}
+    free = [name for name in by_split if not any(name in of for of in named.values())]
+    guessed = {split: _guessed_split(free, split) if not settings.get(split) else () for split in SPLITS}
+    chosen = {split: named[split] or guessed[split] for split in SPLITS}
     free = [name for name in by_split if not any(name in of for of in chosen.values())]
     if not any(chosen.values()) and len(free) == 1 and not settings.get("train"):
         chosen["train"] = (free[0],)
@@ -293,11 +316,8 @@ def _choose_splits(
 
 
 def _named_splits(where: str, by_split: Mapping[str, list[str]], split: str, setting: str) -> tuple[str, ...]:
-    if setting == NOTHING:
+    if setting in ("", NOTHING):
         return ()
-    if not setting:
-        lower = {name.lower(): name for name in by_split}
-        return tuple(lower[guess] for guess in SPLIT_NAMES[split] if guess in lower)[:1]
     asked = tuple(name.strip() for name in setting.split("+"))
     for name in asked:
         if name not in by_split:
@@ -308,8 +328,38 @@ def _named_splits(where: str, by_split: Mapping[str, list[str]], split: str, set
     return asked
 
 
+def _guessed_split(names: list[str], split: str) -> tuple[str, ...]:
+    """The first of the usual names for `split` that is among `names`: those that no setting has claimed."""
+    lower = {name.lower(): name for name in names}
+    return tuple(lower[guess] for guess in SPLIT_NAMES[split] if guess in lower)[:1]
+
+
+def _drawn_shares(where: str, settings: Mapping[str, str]) -> dict[str, float]:
+    """Split to the share of train that its setting asks for: `5%` is 0.05."""
+    matches = {split: _SHARE.fullmatch(settings.get(split, "")) for split in ("validation", "test")}
+    shares = {split: float(match[1]) / 100 for split, match in matches.items() if match}
+    if sum(shares.values()) >= 1:
+        raise LabError(f"{where}: source.splits must leave something of train, got 100% or more: lower them")
+    return shares
+
+
+def _drawn_split(drawn: Mapping[str, float], who: str, seed: int) -> str:
+    """By a hash of who speaks: no other row can change it, and each speaker is wholly in one split."""
+    place = int(hashlib.sha256(f"{seed}\n{who}".encode()).hexdigest()[:12], 16) / 16**12
+    for split, share in drawn.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
+
+
 def _columns(
-    source: ParquetSource, schema: Any, config: str, splits: dict[str, list[str]], names: dict[str, str]
+    source: ParquetSource,
+    schema: Any,
+    config: str,
+    splits: dict[str, list[str]],
+    names: dict[str, str],
+    drawn: dict[str, float],
 ) -> Layout:
     features = _hub_features(schema)
     where, lower = source.files.where, {name.lower(): name for name in schema.names}
@@ -329,6 +379,7 @@ def _columns(
         source.speaker_column or guessed,
         tuple(name for name in meta if name not in (audio, text) and _is_plain(schema.field(name).type)),
         {name: labels for name, labels in kinds.items() if isinstance(labels, list)},
+        drawn,
     )
 
 
