@@ -16,6 +16,7 @@ from pipelines.errors import LabError
 from pipelines.sources import Example
 from pipelines.sources.catalogue import open_source
 from pipelines.sources.parquet import LocalFiles, ParquetSource
+from pipelines.sources.parquet_layout import Wishes
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -45,8 +46,8 @@ def told() -> list[str]:
 
 @pytest.fixture
 def source(told):
-    """`source(path, **settings)`: a local ParquetSource whose log lines land in `told`."""
-    return lambda path, **settings: ParquetSource(LocalFiles(str(path)), log=told.append, **settings)
+    """`source(path, seed=7, **wishes)`: a local ParquetSource whose log lines land in `told`."""
+    return lambda path, seed=7, **wishes: ParquetSource(LocalFiles(str(path)), Wishes(**wishes), seed, told.append)
 
 
 @pytest.fixture
@@ -260,10 +261,17 @@ def test_files_that_cannot_be_used(tmp_path, source, refusal):
 
 
 def test_a_later_file_with_other_columns_is_refused(tmp_path, source):
-    write(tmp_path / "train-0000.parquet", table(1))
+    write(tmp_path / "train-0000.parquet", table(1, age=pa.array([3])))
     write(tmp_path / "train-0001.parquet", table(1, speaker_id=None))
+    assert [e.meta for e in source(tmp_path / "train-0000.parquet").examples()] == [{"age": "3"}]
     with pytest.raises(LabError, match=r"train-0001.parquet must have the columns of the first file, lacks speaker_id"):
         list(source(tmp_path).examples())
+
+
+def test_a_later_file_that_tells_less_is_read(tmp_path, source):
+    write(tmp_path / "train-0000.parquet", table(1, age=pa.array([3])))
+    write(tmp_path / "train-0001.parquet", table(1))
+    assert [e.meta for e in source(tmp_path).examples()] == [{"age": "3"}, {}]
 
 
 def test_damage_in_the_middle_is_an_error_not_an_end(tmp_path, source):

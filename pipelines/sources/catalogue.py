@@ -32,19 +32,19 @@ def _folder(settings: SourceSettings) -> Source:
 def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
     from pipelines.sources.hub import KNOWN, HubFiles
     from pipelines.sources.parquet import LocalFiles, ParquetSource
+    from pipelines.sources.parquet_layout import Wishes
 
     on_hub = settings.kind == "hub"
     known = KNOWN.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
-    return ParquetSource(
-        HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path),
+    wishes = Wishes(
         settings.config or known.get("config", ""),
         settings.audio_column,
         settings.text_column or known.get("text_column", ""),
         settings.speaker_column,
         settings.splits.model_dump(),
-        settings.seed,
-        log,
     )
+    files = HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path)
+    return ParquetSource(files, wishes, settings.seed, log)
 
 
 def _feedback(settings: SourceSettings) -> Source:
