@@ -8,7 +8,8 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     environment   which machine, which device, does the Hub answer
     audio         bytes or path to Waveform: 16 kHz mono
     text          transcripts: clean for training, normalise for scoring
-    sources       where Examples come from: tour (synthetic), folder (your own), common_voice, mozilla
+    verdicts      the rows of a feedback log
+    sources       where Examples come from: tour, folder, common_voice, mozilla, hub, parquet, feedback, mix
     mirror        real weights from the package registry, where the Hub cannot be reached
     models        find, load and run Whisper at the length of a clip
     features      Waveform to log-mel, trimmed without loss

@@ -1,14 +1,10 @@
-"""The feedback log: one CSV row for each verdict of a listener, and the recording beside it where they consent.
+"""Writing the feedback log: one row for each verdict of a listener, and the recording beside it where they consent.
 
-    <log>.csv           audio, output, flag, username, timestamp, reference, wer, model
-    audio/<random>.wav  recordings that their speakers let us keep
-
-The first five columns are those of Gradio's old flag file. Several threads and processes may append at once.
+Several threads and processes may append at once. What a row looks like, and reading, is in pipelines/verdicts.py.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import os
@@ -19,25 +15,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import scoring, text
+from pipelines import scoring, text, verdicts
 from pipelines.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.errors import LabError
+from pipelines.verdicts import FLAGS, HEADER
+from pipelines.verdicts import read as read  # whoever has the writer finds the reader
 
 if TYPE_CHECKING:
     from pipelines.evaluation import EvalReport
 
-COLUMNS = ("audio", "output", "flag", "username", "timestamp", "reference", "wer", "model")
-FLAGS = ("right", "wrong")
 MAX_CHARS = 2_000
 """Longer texts are refused: thirty seconds of speech hold some 500 characters."""
 LOCK_TIMEOUT_S = 10.0
 
-_HEADER = ",".join(COLUMNS).encode()
-# What a spreadsheet would run as a formula: at the start of a cell, or after the semicolon that Swedish Excel takes
-# for the separator. Full-width signs count in some locales. An apostrophe in front makes it text.
-_FORMULA = r"(?='*[=+\-@\t\r＝＋－＠])"
-_ARM = re.compile(rf"(^|;\s*){_FORMULA}")
-_DISARM = re.compile(rf"(^|;\s*)'{_FORMULA}")
 _C1_CONTROLS = re.compile(r"[\x80-\x9f]+")
 
 _LOG = logging.getLogger(__name__)
@@ -80,27 +70,12 @@ def append(
         size = _prepare(log)
         row["audio"] = _keep(recording, log.parent / "audio") if recording else ""
         try:
-            _write(log, (b"" if size else _HEADER + b"\n") + _line(row))
+            _write(log, (b"" if size else HEADER + b"\n") + verdicts.line(row))
         except OSError:
             if row["audio"]:
                 (log.parent / row["audio"]).unlink()
             raise
     return row
-
-
-def read(log: Path) -> list[dict[str, str]]:
-    """The rows of `log` as they were given to `append`, oldest first; none where there is no log yet.
-
-    Raises LabError for a log with other columns. A row that a crash cut short is left out, with a warning.
-    """
-    if not log.is_file():
-        return []
-    header, *lines = log.read_bytes().split(b"\n")
-    _check_header(log, header)
-    rows = [_parse(line) for line in lines if line.strip()]
-    if None in rows:
-        _LOG.warning("%s: %d rows are not whole and were left out", log, rows.count(None))
-    return [row for row in rows if row is not None]
 
 
 def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> None:
@@ -109,7 +84,7 @@ def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> Non
     `audio` is the clip's id in its source; `flag` is right where no word differs. An existing `log` is replaced whole.
     """
     stamp = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-    lines = [_HEADER + b"\n"]
+    lines = [HEADER + b"\n"]
     for told in report.predictions.itertuples():
         error = wer(told.reference, told.hypothesis)
         row = {
@@ -122,7 +97,7 @@ def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> Non
             "wer": error,
             "model": report.model,
         }
-        lines.append(_line(row))
+        lines.append(verdicts.line(row))
     aside = log.with_name(f".{log.name}.partial")
     aside.write_bytes(b"".join(lines))
     os.replace(aside, log)
@@ -162,10 +137,10 @@ def _prepare(log: Path) -> int:
     """Make the log end with a whole line; its size in bytes, 0 where a header is still needed."""
     content = log.read_bytes() if log.is_file() else b""
     head, newline, _ = content.partition(b"\n")
-    if not newline and _HEADER.startswith(head) and head != _HEADER:
+    if not newline and HEADER.startswith(head) and head != HEADER:
         os.truncate(log, 0) if content else None  # a crash cut the header short: nothing is lost
         return 0
-    _check_header(log, head)
+    verdicts.check_header(log, head)
     tail = content[content.rfind(b"\n") + 1 :]
     if tail:
         _mend(log, tail, len(content))
@@ -174,36 +149,11 @@ def _prepare(log: Path) -> int:
 
 def _mend(log: Path, tail: bytes, size: int) -> None:
     """End a last line that has no newline. A torn one goes: an open quote in it would swallow all rows after it."""
-    if tail == _HEADER or _parse(tail) is not None:
+    if tail == HEADER or verdicts.parse(tail) is not None:
         _write(log, b"\n")
         return
     _LOG.warning("%s: dropped a last row that a crash cut short: %r", log, tail)
     os.truncate(log, size - len(tail))
-
-
-def _check_header(log: Path, header: bytes) -> None:
-    if header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != _HEADER:
-        found = header[:200].decode("utf-8", "replace").strip()
-        raise LabError(
-            f"{log} has the columns {found!r}, expected {_HEADER.decode()!r}: move it away or name another log"
-        )
-
-
-def _line(row: dict[str, str]) -> bytes:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(_ARM.sub(r"\1'", row[name]) for name in COLUMNS)
-    return out.getvalue().encode()
-
-
-def _parse(line: bytes) -> dict[str, str] | None:
-    """The row in one line of the log, or None where it is not whole."""
-    try:
-        cells = next(csv.reader([line.decode().rstrip("\r")], strict=True))
-    except (csv.Error, UnicodeDecodeError):
-        return None
-    if len(cells) != len(COLUMNS):
-        return None
-    return {name: _DISARM.sub(r"\1", cell) for name, cell in zip(COLUMNS, cells, strict=True)}
 
 
 def _write(log: Path, line: bytes) -> None:

@@ -17,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,8 @@ def open_features(
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
-    identity = features_identity(recipe, open_source(recipe.source, recipe.language), processor(recipe, log=log))
+    source = open_source(recipe.source, recipe.language, log=log)
+    identity = features_identity(recipe, source, processor(recipe, log=log))
     return caches.open_cache(Path(uri).expanduser(), identity, log=log)
 
 
@@ -150,8 +152,10 @@ def transcriber(
 
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
-    """`n` examples of a split, spread over it, so that several speakers are heard."""
-    examples = list(open_source(recipe.source, recipe.language).examples((split,)))
+    """`n` examples of a split, spread over (the first 2,000 of) it, so that several speakers are heard."""
+    examples = list(
+        islice(open_source(recipe.source, recipe.language, log=lambda line: None).examples((split,)), 2_000)
+    )
     return examples[:: max(1, len(examples) // n)][:n]
 
 

@@ -28,18 +28,44 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+class SplitSettings(Settings):
+    """hub, parquet: the data set's own splits behind the lab's. Empty: guessed by name and told. `none`: left empty.
+    validation, test: `5%` draws so many of the training speakers."""
+
+    train: str = ""
+    """One name, or several as in `train+validated`."""
+    validation: str = ""
+    test: str = ""
+
+
 class SourceSettings(Settings):
     """Which speech: see pipelines/sources/."""
 
-    kind: Literal["tour", "folder", "common_voice", "mozilla"] = "tour"
+    kind: Literal["tour", "folder", "common_voice", "mozilla", "hub", "parquet", "feedback", "mix"] = "tour"
     """`tour`: synthetic Swedish made at run time. `folder`: your own audio files and a table of transcripts.
-    `common_voice`: an archive of Common Voice, or its folder. `mozilla`: the same from Mozilla Data Collective."""
+    `common_voice`: an archive of Common Voice, or its folder. `mozilla`: the same from Mozilla Data Collective.
+    `hub`: a Parquet data set on the Hugging Face Hub. `parquet`: such files on a disk. `feedback`: what listeners
+    corrected in the app. `mix`: several of these, see `parts`."""
     path: str = ""
-    """folder: where the audio and its table lie. common_voice: the .tar.gz, or the folder that it unpacks to."""
+    """folder: where the audio and its table lie. common_voice: the .tar.gz, or the folder that it unpacks to.
+    hub: `owner/name`. parquet: a file or a folder. feedback: the log."""
     dataset: str = ""
     """mozilla: the data set's id or slug at Mozilla Data Collective."""
     pool: Literal["train", "train+validation", "validated"] = "train"
     """common_voice, mozilla: which clips are trained on (see pipelines/sources/common_voice.py)."""
+    revision: str = ""
+    """hub: branch, tag or commit; empty takes main, or the Hub's own conversion where main has no Parquet."""
+    config: str = ""
+    """hub, parquet: the configuration (sv_se); empty takes the only one or the Swedish one."""
+    audio_column: str = ""
+    """hub, parquet: empty takes the only column of audio files."""
+    text_column: str = ""
+    """hub, parquet: empty takes the only column that is called text, sentence, transcription or the like."""
+    speaker_column: str = ""
+    """hub, parquet: empty takes speaker, speaker_id or client_id where there is one."""
+    splits: SplitSettings = SplitSettings()
+    parts: tuple[PartSettings, ...] = ()
+    """mix: the sources, each a table `[[source.parts]]`: the settings of a source, and `name, gives, weight, count`."""
     train: int = Field(960, ge=1)
     """tour: number of training utterances."""
     validation: int = Field(120, ge=1)
@@ -50,14 +76,46 @@ class SourceSettings(Settings):
     """Draws sentences, speakers and splits."""
 
     @model_validator(mode="after")
-    def _says_where(self) -> SourceSettings:
-        if self.kind == "folder" and not self.path:
-            raise ValueError("source.kind is 'folder', so source.path must name the folder")
-        if self.kind == "common_voice" and not self.path:
-            raise ValueError("source.kind is 'common_voice', so source.path must name the archive or its folder")
+    def _has_its_place(self) -> SourceSettings:
+        if self.kind in _PLACES and not self.path:
+            raise ValueError(f"source.kind is {self.kind!r}, so source.path must name {_PLACES[self.kind]}")
         if self.kind == "mozilla" and not self.dataset:
             raise ValueError("source.kind is 'mozilla', so source.dataset must name the data set's id")
+        if (self.kind == "mix") != bool(self.parts):
+            raise ValueError("source.kind 'mix' and source.parts belong together: give both or none")
         return self
+
+
+_PLACES = {
+    "folder": "the folder",
+    "common_voice": "the archive or its folder",
+    "hub": "the data set as owner/name",
+    "parquet": "a Parquet file or a folder of them",
+    "feedback": "the app's log",
+}
+
+
+class PartSettings(SourceSettings):
+    """One source of a mix."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=32)
+    """Goes before the ids of its rows, and stands in their column `origin`."""
+    gives: tuple[Literal["train", "validation", "test"], ...] = Field(("train",), min_length=1)
+    """The splits that are taken from it; the others are not read."""
+    weight: float = Field(0.0, ge=0)
+    """Its share of the training rows, relative to the others'; the mix ends with the first part that does. In all
+    parts that give train, or in none: then every row is taken."""
+    count: int = Field(0, ge=0)
+    """Training rows that are taken, the first in its order; 0 takes them all."""
+
+    @model_validator(mode="after")
+    def _is_no_mix(self) -> PartSettings:
+        if self.kind == "mix":
+            raise ValueError("a part cannot be a mix itself: list its parts here")
+        return self
+
+
+SourceSettings.model_rebuild()
 
 
 class ModelSettings(Settings):
@@ -164,7 +222,8 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe
     if not isinstance(overrides, Mapping):
         raise LabError(f"overrides must be a dictionary such as {{'training.steps': 60}}, got {overrides!r}")
     flat = {**flatten(settings), **flatten(overrides)}
-    _refuse_unknown(flat)
+    _refuse_unknown(flat, known_names())
+    flat |= {name: _parts(name, value) for name, value in flat.items() if name == "source.parts"}
     try:
         return Recipe.model_validate(_nest(flat))
     except ValidationError as error:
@@ -197,14 +256,13 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def known_names() -> list[str]:
-    """Every setting there is, dotted: `training.steps`, ..."""
-    groups = {name: field.annotation for name, field in Recipe.model_fields.items()}
-    return [
-        name if not _is_group(kind) else f"{name}.{inner}"
-        for name, kind in groups.items()
-        for inner in (kind.model_fields if _is_group(kind) else [""])
-    ]
+def known_names(settings: type[Settings] | None = None, prefix: str = "") -> list[str]:
+    """Every setting there is, dotted: `training.steps`, ...; those of one group with `prefix` before them."""
+    names: list[str] = []
+    for name, field in (settings or Recipe).model_fields.items():
+        group = field.annotation
+        names += known_names(group, f"{prefix}{name}.") if _is_group(group) else [f"{prefix}{name}"]
+    return names
 
 
 def _is_group(annotation: Any) -> bool:
@@ -226,8 +284,19 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Name another") from None
 
 
-def _refuse_unknown(flat: Mapping[str, Any]) -> None:
-    known = known_names()
+def _parts(name: str, parts: Any) -> Any:
+    """The parts of a mix, nested again; a misspelt name in one of them is refused like any other."""
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
+        raise LabError(f"setting {name}: must be a list of tables such as [[{name}]], got {parts!r}")
+    flat = [flatten(part) for part in parts]
+    known = known_names(PartSettings)
+    for number, part in enumerate(flat):
+        within = f"{name}.{number}."
+        _refuse_unknown({within + inner: "" for inner in part}, [within + inner for inner in known])
+    return [_nest(part) for part in flat]
+
+
+def _refuse_unknown(flat: Mapping[str, Any], known: list[str]) -> None:
     for name in flat:
         if name not in known:
             raise LabError(

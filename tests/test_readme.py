@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pipelines import recipe
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -202,6 +205,13 @@ def test_every_link_and_picture_exists():
         path, _, anchor = target.partition("#")
         assert (ROOT / path).exists(), f"there is no {path}"
         assert path or anchor in anchors, f"there is no heading #{anchor}"
+
+
+def test_every_recipe_in_it_loads():
+    blocks = re.findall(r"^```toml\n(.*?)^```", text(), flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        recipe.resolve(tomllib.loads(block), {})
 
 
 def test_nothing_is_left_to_be_filled_in():

@@ -8,15 +8,17 @@ from pipelines.recipe import SourceSettings
 from pipelines.sources import Source
 
 
-def open_source(
-    settings: SourceSettings, language: str = "sv", *, log: Callable[[str], None] = lambda line: None
-) -> Source:
-    """The corpus that a recipe's `[source]` names; `language` is the recipe's, `log` is told what was left out."""
+def open_source(settings: SourceSettings, language: str = "sv", *, log: Callable[[str], None] = print) -> Source:
+    """The corpus that a recipe's `[source]` names; `language` is the recipe's, `log` is told what was guessed of it."""
+    if settings.kind == "mix":
+        return _mix(settings, language, log)
+    if settings.kind in ("hub", "parquet"):
+        return _parquet(settings, log)
     if settings.kind == "common_voice":
         return _common_voice(settings, language, log)
     if settings.kind == "mozilla":
         return _mozilla(settings, language, log)
-    return {"tour": _tour, "folder": _folder}[settings.kind](settings)
+    return {"tour": _tour, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
 
 
 def _tour(settings: SourceSettings) -> Source:
@@ -41,3 +43,37 @@ def _mozilla(settings: SourceSettings, language: str, log: Callable[[str], None]
     from pipelines.sources.mozilla import MozillaSource
 
     return MozillaSource(settings.dataset, language, settings.pool, settings.seed, log)
+
+
+def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
+    from pipelines.sources.hub import KNOWN, HubFiles
+    from pipelines.sources.parquet import LocalFiles, ParquetSource
+    from pipelines.sources.parquet_layout import Wishes
+
+    on_hub = settings.kind == "hub"
+    known = KNOWN.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
+    wishes = Wishes(
+        settings.config or known.get("config", ""),
+        settings.audio_column,
+        settings.text_column or known.get("text_column", ""),
+        settings.speaker_column,
+        settings.splits.model_dump(),
+    )
+    files = HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path)
+    return ParquetSource(files, wishes, settings.seed, log)
+
+
+def _feedback(settings: SourceSettings) -> Source:
+    from pipelines.sources.feedback import FeedbackSource
+
+    return FeedbackSource(settings.path)
+
+
+def _mix(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+    from pipelines.sources.mix import MixSource, Part
+
+    parts = [
+        Part(part.name, open_source(part, language, log=log), part.gives, part.weight, part.count)
+        for part in settings.parts
+    ]
+    return MixSource(tuple(parts), settings.seed, log)
