@@ -6,6 +6,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     recipe        an experiment as frozen settings: TOML, overrides, digest
     manifest      finished folders: whole or absent
     environment   which machine, which device, does the Hub answer
+    stores        where finished artefacts are kept: a folder, a drive, the Hub, Hopsworks
     audio         bytes or path to Waveform: 16 kHz mono
     text          transcripts: clean for training, normalise for scoring
     verdicts      the rows of a feedback log

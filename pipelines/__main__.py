@@ -59,6 +59,7 @@ def features(
     set_: Overrides = (),
     runs: Runs = "",
     cache: CacheUri = "",
+    publish: Annotated[str, typer.Option(help="Also copy the cache there: hub://…, hopsworks://… or a folder.")] = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -76,7 +77,7 @@ def features(
             cache or environment.runs_folder(runs) / "features",
             f"make a feature cache of the source {settings.source.kind!r}",
         )
-    made = lab.features(settings, runs=runs, cache_uri=cache, log=_log(as_json))
+    made = lab.features(settings, runs=runs, cache_uri=cache, publish=publish, log=_log(as_json))
     told = {
         "cache_uri": made.uri,
         "digest": made.digest,
@@ -84,6 +85,8 @@ def features(
         "bytes": made.bytes,
         "padded_bytes": made.padded_bytes,
     }
+    if publish:
+        told["published_uri"] = lab.stages(settings, runs)["publication"]["cache_uri"]
     _print(
         as_json,
         told,
@@ -222,6 +225,41 @@ def transcribe(
     )
     if any("error" in row for row in told):
         raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A finished cache or model.")],
+    uri: Annotated[str, typer.Argument(help="hub://owner/name, hopsworks://project/path or a folder.")],
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Copy a finished cache or model to a store, read it back, and print its URI.
+
+    Example: python -m pipelines publish runs/tour/train-1a2b3c4d5e6f/model hub://me/whisper-sv
+    """
+    from pipelines import stores
+
+    if dry_run:
+        told = {"dry_run": True, "would": f"copy {folder} to {uri}", "writes": uri}
+        return _print(as_json, told, f"would {told['would']}\nnothing was done")
+    published = stores.open_store(uri).publish(folder, uri, log=_log(as_json))
+    _print(as_json, {"uri": published}, f"published as {published}")
+
+
+@app.command()
+def fetch(
+    uri: Annotated[str, typer.Argument(help="hub://owner/name[@revision], hopsworks://project/path or a folder.")],
+    as_json: Json = False,
+):
+    """Bring a published cache or model to this machine, verify every byte, and print its folder.
+
+    Example: python -m pipelines fetch hub://me/tour-cache
+    """
+    from pipelines import stores
+
+    folder = stores.open_store(uri).fetch(uri, log=_log(as_json))
+    _print(as_json, {"folder": str(folder)}, str(folder))
 
 
 @app.command()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cache as caches
-from pipelines import decoding, environment, evaluation, manifest, models, training
+from pipelines import decoding, environment, evaluation, manifest, models, stores, training
 from pipelines.cache import FeatureCache
 from pipelines.curation import Gate
 from pipelines.errors import LabError
@@ -54,30 +54,42 @@ def features_identity(recipe: Recipe, source: Source, processor: Any) -> dict[st
 
 
 def features(
-    recipe: Recipe, *, runs: str | Path = "", cache_uri: str = "", log: Callable[[str], None] = print
+    recipe: Recipe,
+    *,
+    runs: str | Path = "",
+    cache_uri: str = "",
+    publish: str = "",
+    log: Callable[[str], None] = print,
 ) -> FeatureCache:
     """Stage 01: the recipe's feature cache; made, finished if it was cut off, or opened if it is there.
 
     With `cache_uri` the cache lies in that folder: a finished one is opened if it is what the recipe asks for, and
-    refused, naming the fields that differ, if it is not.
+    refused, naming the fields that differ, if it is not. One on the Hub or on Hopsworks is fetched. With `publish`
+    the finished cache is copied to that URI.
     """
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
         identity = features_identity(recipe, source, prepared)
-        folder = Path(cache_uri).expanduser() if cache_uri else _cache_folder(recipe, runs, identity)
+        folder = _folder(cache_uri, log) if cache_uri else _cache_folder(recipe, runs, identity)
         if caches.is_finished(folder):
             cache = caches.open_cache(folder, identity, log=log)
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
             cache = _extract(recipe, source, prepared, folder, identity, log)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
+    if publish:
+        with _stage(recipe, runs, "publication") as note:
+            note["cache_uri"] = _publish(cache, publish, log)
     return cache
 
 
 def open_features(
     recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print
 ) -> FeatureCache:
-    """The cache that stage 02 trains on: `cache_uri`, else what stage 01 noted last. A stale one is refused."""
+    """The cache that stage 02 trains on: `cache_uri`, else what stage 01 noted last. A stale one is refused.
+
+    One that is not on this machine's own disk is fetched, and verified, into the lab's cache folder.
+    """
     uri = cache_uri or stages(recipe, runs).get("features", {}).get("cache_uri")
     if not uri:
         raise LabError(
@@ -86,7 +98,7 @@ def open_features(
         )
     source = open_source(recipe.source, recipe.language, log=log)
     identity = features_identity(recipe, source, processor(recipe, log=log))
-    return caches.open_cache(Path(uri).expanduser(), identity, log=log)
+    return caches.open_cache(stores.at_hand(uri, log=log), identity, log=log)
 
 
 def train(
@@ -119,7 +131,7 @@ def evaluate(
     ref = models.resolve(model_uri, log=log)
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
         report = evaluation.evaluate(recipe, cache, ref, split, stage_folder(recipe, runs) / "reports", on_clips=step)
-    if split == "test" and ref.facts.get("kind") == "model":
+    if split == "test" and ref.facts.get("kind") == "model" and ref.origin == "folder":
         _note_score(ref, report)
     return report
 
@@ -203,6 +215,20 @@ def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) ->
     """Caches are shared between recipes; library versions stay out of the name, so that an upgrade keeps the cache."""
     lasting = {name: value for name, value in identity.items() if not name.startswith("library.")}
     return environment.runs_folder(runs) / "features" / f"{recipe.source.kind}-{digest(lasting)}"
+
+
+def _folder(cache_uri: str, log: Callable[[str], None]) -> Path:
+    """Where a cache lies, or is to lie: a path as it is, also on a drive; anything else is fetched."""
+    return stores.at_hand(cache_uri, log=log) if stores.is_remote(cache_uri) else Path(cache_uri).expanduser()
+
+
+def _publish(cache: FeatureCache, uri: str, log: Callable[[str], None]) -> str:
+    """Copy a cache to `uri`; where LAB_FEATURE_GROUP names one, its rows go to that group of the Hopsworks project."""
+    published = stores.open_store(uri).publish(cache.folder, uri, log=log)
+    log(f"published as {published}")
+    if (group := os.environ.get("LAB_FEATURE_GROUP")) and uri.startswith("hopsworks://"):
+        stores.hopsworks.add_rows(published, cache.rows, group, log=log)
+    return published
 
 
 def _note_score(ref: ModelRef, report: EvalReport) -> None:

@@ -96,6 +96,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Flush a file that was written and closed to the disk, where the file system can."""
+    with open(path, "rb") as file:
+        _flush(file.fileno())
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -120,6 +126,5 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        _flush(file.fileno())
+    sync_file(path)
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import environment, manifest, mirror
+from pipelines import environment, manifest, mirror, stores
 from pipelines.errors import LabError
 
 if TYPE_CHECKING:
@@ -57,9 +57,11 @@ class ModelRef:
 def resolve(uri: str, *, log: Callable[[str], None] = print) -> ModelRef:
     """Find the model `uri` and bring it to this machine.
 
-    `uri`: a folder, `hub://owner/name[@revision]`, a Hub id `owner/name[@revision]`, or a mirror's name with `@q8`.
-    Raises LabError with one line that says what to do where the model is not to be had.
+    `uri`: a folder, `hub://owner/name[@revision]`, a Hub id `owner/name[@revision]`, `hopsworks://project/path`, or a
+    mirror's name with `@q8`. Raises LabError with one line that says what to do where the model is not to be had.
     """
+    if uri.startswith("hopsworks://"):
+        return _local(str(stores.at_hand(uri, log=log)))
     if _is_folder(uri):
         return _local(uri)
     name, _, revision = uri.removeprefix("hub://").partition("@")
@@ -219,7 +221,7 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True))
         if _has_weights(folder):
-            return ModelRef(uri, folder, "hub cache", folder.name[:12])
+            return _of_hub(uri, folder, "hub cache")
     except (LocalEntryNotFoundError, ValueError):
         pass
     if not environment.hub_reachable():
@@ -238,7 +240,17 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
         ) from None
     if not _has_weights(folder):
         raise LabError(f"{name} on the Hub has no model.safetensors: name a Whisper model in safetensors format")
-    return ModelRef(uri, folder, "hub", folder.name[:12])
+    return _of_hub(uri, folder, "hub")
+
+
+def _of_hub(uri: str, folder: Path, origin: str) -> ModelRef:
+    """A snapshot of the Hub; one that this lab published tells by its manifest how it was tuned."""
+    if (manifest.read(folder) or {}).get("kind") != "model":
+        return ModelRef(uri, folder, origin, folder.name[:12])
+    sealed = manifest.require_whole(folder, "model", "Publish it again, or name another model")
+    told = {name: value for name, value in sealed.items() if name != "files"}
+    context = sealed.get("context", "full")
+    return ModelRef(uri, folder, origin, folder.name[:12], sealed.get("quantisation"), context, told)
 
 
 def _mirrored(name: str, log: Callable[[str], None], asked: str | None = None) -> ModelRef:

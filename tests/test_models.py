@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
-import urllib.parse
 from pathlib import Path
 
 import pytest
 import torch
+from servers.hub import Hub
 
 from pipelines import environment, manifest, mirror, models
 from pipelines.errors import LabError
@@ -34,6 +32,7 @@ for uri in uris:
     try:
         ref = models.resolve(uri, log=lambda line: None)
         found = {"name": ref.name, "folder": str(ref.folder), "origin": ref.origin, "revision": ref.revision}
+        found["context"] = ref.context
     except errors.LabError as error:
         found = {"error": str(error)}
     told.append({**found, "seconds": time.monotonic() - started})
@@ -57,87 +56,15 @@ def resolve_elsewhere(endpoint: str, home: Path, mirrored: Path, *uris: str, **v
     return json.loads(done.stdout)
 
 
-class Hub:
-    """The part of the Hugging Face Hub that a download speaks to, on loopback: one model, one commit."""
-
-    def __init__(self, name: str, folder: Path, cut: str = ""):
-        hub, self.requests = self, []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self):
-                hub.answer(self, name, folder, cut)
-
-            do_GET = do_HEAD
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, request, name: str, folder: Path, cut: str) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(request.path).path)
-        self.requests.append(path)
-        files = {file.name: file for file in folder.iterdir()}
-        if path == "/api/models":
-            self.reply(request, 200, b"[]")
-        elif path.startswith(f"/api/models/{name}/revision/") and path.rsplit("/", 1)[1] in ("main", COMMIT):
-            self.reply(request, 200, self.info(name, files))
-        elif path == f"/api/models/{name}/tree/{COMMIT}":
-            self.reply(request, 200, self.tree(files))
-        elif path.startswith(f"/{name}/resolve/{COMMIT}/") and path.rsplit("/", 1)[1] in files:
-            self.file(request, files[path.rsplit("/", 1)[1]], cut)
-        else:
-            error = "RevisionNotFound" if f"/{name}/" in path else "RepoNotFound"
-            self.reply(request, 404, b"{}", {"X-Error-Code": error, "X-Error-Message": "no such thing"})
-
-    def info(self, name: str, files: dict[str, Path]) -> bytes:
-        told = {"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0}
-        return json.dumps({**told, "likes": 0, "siblings": [{"rfilename": name} for name in files]}).encode()
-
-    def tree(self, files: dict[str, Path]) -> bytes:
-        return json.dumps(
-            [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": file.stat().st_size,
-                    "oid": hashlib.sha1(name.encode()).hexdigest(),
-                }
-                for name, file in files.items()
-            ]
-        ).encode()
-
-    def file(self, request, file: Path, cut: str) -> None:
-        content = file.read_bytes()
-        head = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(file.name.encode()).hexdigest()}"'}
-        self.reply(request, 200, content, head, sent=content[:100] if file.name == cut else None)
-
-    def reply(self, request, status: int, body: bytes, head: dict | None = None, sent: bytes | None = None) -> None:
-        request.send_response(status)
-        for name, value in {
-            "Content-Length": str(len(body)),
-            "Content-Type": "application/json",
-            **(head or {}),
-        }.items():
-            request.send_header(name, value)
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(body if sent is None else sent)
-        if sent is not None:
-            request.close_connection = True
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+def served_toy(toy_model: Path) -> Hub:
+    server = Hub()
+    server.add("model", "lab/toy", toy_model, COMMIT)
+    return server
 
 
 @pytest.fixture
 def hub(toy_model):
-    server = Hub("lab/toy", toy_model)
+    server = served_toy(toy_model)
     yield server
     server.close()
 
@@ -204,6 +131,15 @@ def test_the_hub_then_its_cache_and_then_never_the_hub_again(hub, mirrored, toy_
     assert len(hub.requests) == asked
 
 
+def test_a_model_that_the_lab_published_tells_how_it_was_tuned(toy_model, mirrored, tmp_path):
+    server = Hub()
+    server.add("model", "lab/tuned", sealed_copy(toy_model, tmp_path / "m"), COMMIT)
+    first, cached = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "hub://lab/tuned", "hub://lab/tuned")
+    server.close()
+    assert (first["origin"], cached["origin"]) == ("hub", "hub cache")
+    assert (first["context"], first["revision"]) == (cached["context"], cached["revision"]) == ("clip", COMMIT[:12])
+
+
 def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
     for found in resolve_elsewhere(
         hub.endpoint, tmp_path, mirrored, "lab/other", "hub://lab/toy@no-such-branch", "a b/c"
@@ -216,12 +152,13 @@ def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
 def test_a_download_that_breaks_off_is_one_line_and_leaves_nothing_that_is_taken_for_a_model(
     toy_model, mirrored, tmp_path
 ):
-    server = Hub("lab/toy", toy_model, cut="model.safetensors")
+    server = served_toy(toy_model)
+    server.fault("GET .*/model.safetensors", "truncate", times=None)
     (found,) = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "lab/toy")
     server.close()
     assert found["error"].startswith("fetching lab/toy broke off")
     assert "\n" not in found["error"]
-    whole = Hub("lab/toy", toy_model)
+    whole = served_toy(toy_model)
     (found,) = resolve_elsewhere(whole.endpoint, tmp_path, mirrored, "lab/toy")
     whole.close()
     assert found["origin"] == "hub"

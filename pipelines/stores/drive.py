@@ -1,0 +1,153 @@
+"""A mounted folder (Google Drive in Colab) as a store: it fills up, goes away in the middle, and shows old listings.
+
+What is written to Drive lands in a buffer of the mount and is uploaded later; a read-back proves that the mount took
+it. Call `drive.flush_and_unmount()` before a Colab machine is given back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import LabError
+from pipelines.stores import sealed
+from pipelines.stores.faults import redact
+from pipelines.stores.local import FolderPlace, finished_below
+
+MOUNT = "/content/drive"
+"""Where Colab mounts Google Drive; LAB_DRIVE names another mount."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_GONE = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN)
+_STALE_TRIES = 3
+
+
+def mount_point() -> Path:
+    """The folder under which the drive is mounted."""
+    return Path(os.environ.get("LAB_DRIVE") or MOUNT)
+
+
+def is_on_drive(uri: str) -> bool:
+    """Whether `uri` is a path below the mount."""
+    return "://" not in uri and Path(uri).expanduser().is_relative_to(mount_point())
+
+
+class DrivePlace(FolderPlace):
+    """A folder below the mount: looked at again where it shows an old state, never made where nothing is mounted."""
+
+    def __init__(self, folder: Path, wait_s: float):
+        super().__init__(folder)
+        self.wait_s = wait_s
+
+    def holds(self, name: str, local: Path, entry: dict[str, Any]) -> bool:
+        return self._seen(name, entry) and super().holds(name, local, entry)
+
+    def sizes(self) -> dict[str, int]:
+        """As listed; a file that the listing names and the drive no longer has is left out."""
+        _require_mounted(self.folder)
+        found = {}
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and not path.name.endswith(".partial"):
+                    found[path.relative_to(self.folder).as_posix()] = path.stat().st_size
+        return found | {name: size for name in self._written if (size := self._size(name)) is not None}
+
+    def put(self, folder: Path, names: Sequence[str]) -> None:
+        for name in names:
+            _require_mounted(self.folder)
+            super().put(folder, [name])
+            self._written.add(name)
+
+    def get(self, name: str, path: Path) -> None:
+        _require_mounted(self.folder)
+        super().get(name, path)
+
+    @property
+    def _written(self) -> set[str]:
+        """Names that this process wrote: a stale listing may not show them yet."""
+        return self.__dict__.setdefault("_names_written", set())
+
+    def _seen(self, name: str, entry: dict[str, Any]) -> bool:
+        """Wait a little until the drive shows a file that this process wrote in its new size."""
+        for again in range(_STALE_TRIES):
+            if self._size(name) == entry["bytes"] or name not in self._written:
+                break
+            time.sleep(self.wait_s * 2**again)
+        return self._size(name) == entry["bytes"]
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return (self.folder / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+
+class DriveStore:
+    """Finished folders on a mounted drive; fetching copies to this machine, where random reads are fast."""
+
+    def __init__(self, wait_s: float = 1.0):
+        self.wait_s = wait_s
+
+    def exists(self, uri: str) -> bool:
+        with _one_line(uri):
+            return sealed.is_whole(self._place(uri))
+
+    def list(self, uri: str) -> list[str]:
+        with _one_line(uri):
+            return finished_below(self._place(uri).folder, uri)
+
+    def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
+        with _one_line(uri, full="this machine's disk"):
+            return sealed.fetch(self._place(uri), uri, log)
+
+    def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
+        with _one_line(uri):
+            sealed.publish(folder, self._place(uri), uri, log)
+        return uri
+
+    def _place(self, uri: str) -> DrivePlace:
+        folder = Path(uri).expanduser()
+        _require_mounted(folder)
+        return DrivePlace(folder, self.wait_s)
+
+
+def _require_mounted(folder: Path) -> None:
+    """LabError where the drive is not mounted: an empty mount point is a folder of this machine that gets lost."""
+    below = folder.relative_to(mount_point()).parts
+    if not below or not (mount_point() / below[0]).is_dir():
+        raise _unmounted(str(folder))
+
+
+def _unmounted(uri: str) -> LabError:
+    return LabError(
+        f"the drive is not mounted (any more) at {mount_point()}, so {uri} is not finished. Mount it "
+        f"(from google.colab import drive; drive.mount({str(mount_point())!r})), then run this again: "
+        "what has arrived is kept"
+    )
+
+
+@contextlib.contextmanager
+def _one_line(uri: str, full: str = "the drive") -> Iterator[None]:
+    """Turn an error of the file system into one line; `full` is what has no room left if there is none."""
+    try:
+        yield
+    except OSError as error:
+        raise _explained(error, uri, full) from None
+
+
+def _explained(error: OSError, uri: str, full: str) -> LabError:
+    if error.errno in _FULL:
+        return LabError(
+            f"{full} is full, so {uri} is not finished. Free some space (on Drive, empty the bin too), "
+            "then run this again: what has arrived is kept"
+        )
+    top = mount_point() / Path(uri).expanduser().relative_to(mount_point()).parts[0]
+    if error.errno in _GONE or not os.path.isdir(top):
+        return _unmounted(uri)
+    return LabError(
+        f"the drive refused {uri}: {redact(error.strerror or str(error))}. Look at the folder, then run this again"
+    )

@@ -1,0 +1,90 @@
+"""A folder of this machine as a store; and folders as places, which Drive is, too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import manifest
+from pipelines.errors import LabError
+from pipelines.stores import sealed
+
+
+class FolderPlace:
+    """A copy of an artefact that is a folder (see sealed.Place)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def sizes(self) -> dict[str, int]:
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.endswith(".partial")]
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
+
+    def holds(self, name: str, local: Path, entry: dict[str, Any]) -> bool:
+        return sealed.is_alike(self.folder / name, entry)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def put(self, folder: Path, names: Sequence[str]) -> None:
+        for name in names:
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = target.with_name(f".{target.name}.partial")
+            self.copy(folder / name, aside)
+            os.replace(aside, target)
+
+    def get(self, name: str, path: Path) -> None:
+        self.copy(self.folder / name, path)
+
+    def remove(self, names: Sequence[str]) -> None:
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a file's content, flushed to the disk where the file system can."""
+        shutil.copyfile(source, target)
+        manifest.sync_file(target)
+
+
+class LocalStore:
+    """Folders of this machine: fetching one verifies it where it lies."""
+
+    def exists(self, uri: str) -> bool:
+        return sealed.is_whole(FolderPlace(_folder(uri)))
+
+    def list(self, uri: str) -> list[str]:
+        return finished_below(_folder(uri), uri)
+
+    def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
+        manifest.require_whole(_folder(uri), "artefact", "Check the path, or make it again")
+        return _folder(uri)
+
+    def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
+        try:
+            sealed.publish(folder, FolderPlace(_folder(uri)), uri, log)
+        except OSError as error:
+            raise LabError(
+                f"{uri} is not finished: {error.strerror or error}. Make room or name another folder, "
+                "then run this again: what has arrived is kept"
+            ) from None
+        return uri
+
+
+def finished_below(folder: Path, uri: str) -> list[str]:
+    """URIs of the whole artefacts directly below `folder`, whose URI is `uri`, sorted by name."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [f"{uri.rstrip('/')}/{name}" for name in names if sealed.is_whole(FolderPlace(folder / name))]
+
+
+def _folder(uri: str) -> Path:
+    return Path(uri).expanduser()

@@ -1,0 +1,1 @@
+"""Loopback servers that the real clients speak to, with faults to order."""

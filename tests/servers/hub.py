@@ -1,0 +1,214 @@
+"""The part of the Hugging Face Hub that its client speaks to: repositories, commits, plain LFS, downloads."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from servers.loopback import Answer, Loopback, Request
+
+LFS_FROM_BYTES = 1000
+"""Files from this size on go to LFS, smaller ones into the commit."""
+_KINDS = r"(?P<kind>model|dataset)s"
+_REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+
+
+@dataclass
+class Repo:
+    """A repository with its history; a commit maps paths to contents."""
+
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    lfs: set[str] = field(default_factory=set)
+    """Paths whose content is kept by LFS."""
+
+    @property
+    def head(self) -> str:
+        return list(self.commits)[-1]
+
+
+class Hub(Loopback):
+    """A Hub of one owner, whose token is `token`; `uploads` are the paths of what was sent to it, in order."""
+
+    def __init__(self, token: str = "hf_" + 30 * "t"):
+        super().__init__()
+        self.token = token
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.objects: dict[str, bytes] = {}
+        self.uploads: list[str] = []
+        """sha256 of LFS objects and paths of committed small files, each as often as its content was sent."""
+        self.corrupt_commits = False
+        """Flip a byte of every LFS object that is uploaded, as a bad disk would."""
+
+    def add(self, kind: str, name: str, folder: Path, commit: str = "", private: bool = False) -> None:
+        """A repository with the files of `folder`."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        self.repos[kind, name] = Repo(private, {commit or _sha1(name.encode()): files}, lfs=set())
+
+    def files(self, kind: str, name: str) -> dict[str, bytes]:
+        """What the main branch of a repository holds."""
+        repo = self.repos[kind, name]
+        return repo.commits[repo.head]
+
+    # ---- what the client asks for
+
+    def answer(self, request: Request) -> None:
+        self._authenticate(request)
+        for pattern, respond in (
+            (r"POST /api/repos/create", self._create),
+            (rf"GET /api/{_KINDS}/{_REPO}(/revision/(?P<revision>[^/]+))?", self._info),
+            (rf"GET /api/{_KINDS}/{_REPO}/tree/(?P<revision>[^/]+)", self._tree),
+            (rf"POST /api/{_KINDS}/{_REPO}/preupload/(?P<revision>[^/]+)", self._preupload),
+            (rf"POST /api/{_KINDS}/{_REPO}/commit/(?P<revision>[^/]+)", self._commit),
+            (rf"POST /((?P<kind>dataset)s/)?{_REPO}\.git/info/lfs/objects/batch", self._batch),
+            (r"PUT /lfs/(?P<oid>\w{64})", self._put),
+            (r"POST /lfs-verify", self._verify),
+            (rf"(GET|HEAD) /((?P<kind>dataset)s/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self._resolve),
+            (rf"GET /api/{_KINDS}", self._listed),
+        ):
+            found = re.fullmatch(pattern, f"{request.method} {request.path}")
+            if found:
+                named = found.groupdict()
+                if "repo" in named:
+                    named["kind"] = named["kind"] or "model"
+                    named["repo"] = self._repo(request, named["kind"], named["repo"])
+                respond(request, **named)
+
+    def _authenticate(self, request: Request) -> None:
+        given = request.headers.get("authorization")
+        if given and given != f"Bearer {self.token}":
+            raise Answer(401, {"error": f"Invalid token {given}"}, {"X-Error-Message": "Invalid credentials"})
+        if not given and request.method != "PUT" and request.method not in ("GET", "HEAD"):
+            raise Answer(401, {"error": "Invalid username or password."})
+
+    def _repo(self, request: Request, kind: str, name: str) -> Repo:
+        repo = self.repos.get((kind, name))
+        known = "authorization" in request.headers
+        if repo is None or (repo.private and not known):
+            raise Answer(404 if known else 401, {"error": "no such thing"}, {"X-Error-Code": "RepoNotFound"})
+        repo.name = name
+        return repo
+
+    def _revision(self, repo: Repo, revision: str | None) -> str:
+        commit = repo.head if revision in (None, "main") else revision
+        if commit not in repo.commits:
+            raise Answer(404, {"error": "no such thing"}, {"X-Error-Code": "RevisionNotFound"})
+        return commit
+
+    def _create(self, request: Request) -> None:
+        told = request.json
+        kind, name = told.get("type") or "model", f"{told['organization']}/{told['name']}"
+        if (kind, name) in self.repos:
+            raise Answer(409, {"error": "You already created this repo", "url": self._url(kind, name)})
+        private = told.get("visibility") == "private" or bool(told.get("private"))
+        self.repos[kind, name] = Repo(private, {_sha1(f"{kind} {name}".encode()): {".gitattributes": b"* text"}})
+        raise Answer(200, {"url": self._url(kind, name), "name": name, "id": name})
+
+    def _url(self, kind: str, name: str) -> str:
+        return f"{self.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
+
+    def _info(self, request: Request, kind: str, repo: Repo, revision: str | None) -> None:
+        commit = self._revision(repo, revision)
+        raise Answer(200, self._told(kind, repo.name, repo, commit))
+
+    def _told(self, kind: str, name: str, repo: Repo, commit: str) -> dict:
+        told = {"_id": "1", "id": name, "modelId": name, "sha": commit, "private": repo.private, "tags": []}
+        siblings = [{"rfilename": path} for path in repo.commits[commit]]
+        return {**told, "downloads": 0, "likes": 0, "siblings": siblings}
+
+    def _listed(self, request: Request, kind: str) -> None:
+        author = request.query.get("author", [""])[0]
+        named = [(name, repo) for (found, name), repo in self.repos.items() if found == kind]
+        seen = [(n, repo) for n, repo in named if "authorization" in request.headers or not repo.private]
+        raise Answer(200, [self._told(kind, n, repo, repo.head) for n, repo in seen if n.startswith(f"{author}/")])
+
+    def _tree(self, request: Request, kind: str, repo: Repo, revision: str) -> None:
+        files = repo.commits[self._revision(repo, revision)]
+        raise Answer(200, [self._entry(repo, path, content) for path, content in files.items()])
+
+    def _entry(self, repo: Repo, path: str, content: bytes) -> dict:
+        entry = {"type": "file", "path": path, "size": len(content), "oid": _git_sha1(content)}
+        if path in repo.lfs:
+            oid = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+        return entry
+
+    def _preupload(self, request: Request, kind: str, repo: Repo, revision: str) -> None:
+        files = repo.commits[self._revision(repo, revision)]
+        told = []
+        for file in request.json["files"]:
+            mode = "lfs" if file["size"] >= LFS_FROM_BYTES else "regular"
+            known = files.get(file["path"])
+            oid = known is not None and (_lfs_oid(known) if file["path"] in repo.lfs else _git_sha1(known))
+            told.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid or None})
+        raise Answer(200, {"files": told})
+
+    def _batch(self, request: Request, kind: str, repo: Repo) -> None:
+        told = []
+        for wanted in request.json["objects"]:
+            actions = {
+                "upload": {"href": f"{self.endpoint}/lfs/{wanted['oid']}?X-Amz-Signature={'5' * 20}"},
+                "verify": {"href": f"{self.endpoint}/lfs-verify"},
+            }
+            told.append({**wanted, **({} if wanted["oid"] in self.objects else {"actions": actions})})
+        raise Answer(200, {"transfer": "basic", "objects": told})
+
+    def _put(self, request: Request, oid: str) -> None:
+        if hashlib.sha256(request.body).hexdigest() != oid:
+            raise Answer(400, {"error": "checksum"})
+        self.uploads.append(oid)
+        damaged = bytes([request.body[0] ^ 1]) + request.body[1:]
+        self.objects[oid] = damaged if self.corrupt_commits else request.body
+        raise Answer(200)
+
+    def _verify(self, request: Request) -> None:
+        raise Answer(200 if request.json["oid"] in self.objects else 404, {})
+
+    def _commit(self, request: Request, kind: str, repo: Repo, revision: str) -> None:
+        files = dict(repo.commits[self._revision(repo, revision)])
+        for line in map(json.loads, request.body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                self.uploads.append(value["path"])
+                files[value["path"]] = base64.b64decode(value["content"])
+                repo.lfs.discard(value["path"])
+            elif line["key"] == "lfsFile":
+                if value["oid"] not in self.objects:
+                    raise Answer(400, {"error": "LFS pointer to what was not uploaded"})
+                files[value["path"]] = self.objects[value["oid"]]
+                repo.lfs.add(value["path"])
+            elif line["key"] == "deletedFile":
+                files.pop(value["path"], None)
+        commit = _sha1(f"{len(repo.commits)} {sorted(files)}".encode() + repo.head.encode())
+        repo.commits[commit] = files
+        url = f"{self._url(kind, repo.name)}/commit/{commit}"
+        raise Answer(200, {"commitUrl": url, "commitOid": commit, "pullRequestUrl": None})
+
+    def _resolve(self, request: Request, kind: str, repo: Repo, revision: str, path: str) -> None:
+        commit = self._revision(repo, revision)
+        content = repo.commits[commit].get(path)
+        if content is None:
+            raise Answer(404, {"error": "no such thing"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+        etag = _lfs_oid(content) if path in repo.lfs else _git_sha1(content)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
+        start = re.match(r"bytes=(\d+)-", request.headers.get("range", ""))
+        if start and int(start[1]):
+            rest = {"Content-Range": f"bytes {start[1]}-{len(content) - 1}/{len(content)}"}
+            raise Answer(206, content[int(start[1]) :], {**headers, **rest})
+        raise Answer(200, content, headers)
+
+
+def _sha1(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+def _git_sha1(content: bytes) -> str:
+    return _sha1(f"blob {len(content)}\0".encode() + content)
+
+
+def _lfs_oid(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,852 @@
+"""One contract for all stores. Hub and Hopsworks run with their real clients against loopback servers (servers/)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import re
+import shutil
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from servers.hopsworks import Hopsworks, self_signed
+from servers.hub import Hub
+
+from pipelines import manifest, stores
+from pipelines.errors import LabError
+from pipelines.stores import drive, faults, hopsworks, hub, local, sealed
+
+FILES = {
+    "shard-00000.bin": bytes(range(256)) * 40,
+    "shard-00001.bin": b"\r\n--x\0" * 1500,
+    "shard-00000.json": b'{"rows": []}',
+    "rejected.csv": b"id,split,reason,detail\n",
+    "notes/deep.bin": b"d" * 3000,
+    "empty.txt": b"",
+}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@dataclasses.dataclass
+class Bench:
+    """A store and what a test may see and spoil of its far side."""
+
+    name: str
+    parent: str
+    """URI below which artefacts are published."""
+    files: Callable[[str], dict[str, bytes]]
+    """Name of an artefact to what lies at its URI."""
+    write: Callable[[str, str, bytes | None], None]
+    """Artefact, file, content: put or (None) remove a file on the far side, past the store."""
+    uploads: Callable[[], int]
+    """How many files have been sent so far."""
+    server: Hub | Hopsworks | None = None
+    secret: str = "hf_never"
+    credential: str = ""
+
+    def uri(self, name: str) -> str:
+        return f"{self.parent}/{name}"
+
+    @property
+    def store(self) -> stores.Store:
+        return stores.open_store(self.parent)
+
+    def exists(self, name: str) -> bool:
+        return self.store.exists(self.uri(name))
+
+    def fetch(self, name: str, log=quiet) -> Path:
+        return self.store.fetch(self.uri(name), log=log)
+
+    def publish(self, folder: Path, name: str, log=quiet) -> str:
+        return self.store.publish(folder, self.uri(name), log=log)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """The clients' pauses between tries take no time."""
+    import hsml.engine.model_engine
+    import huggingface_hub.file_download
+    import huggingface_hub.utils._http
+    from hopsworks_common.core import dataset_api
+
+    for module in (
+        huggingface_hub.utils._http,
+        huggingface_hub.file_download,
+        dataset_api,
+        hsml.engine.model_engine,
+    ):
+        still = types.SimpleNamespace(**{**vars(module.time), "sleep": lambda s: None})
+        monkeypatch.setattr(module, "time", still)
+
+
+@pytest.fixture
+def hub_server(monkeypatch, tmp_path, no_waiting):
+    import huggingface_hub
+
+    server = Hub()
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    yield server
+    server.close()
+    huggingface_hub.close_session()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> tuple[str, str]:
+    return self_signed(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path, certificate, no_waiting):
+    server = Hopsworks(certificate)
+    monkeypatch.setenv("HOPSWORKS_HOST", "127.0.0.1")
+    monkeypatch.setenv("HOPSWORKS_PORT", str(server.port))
+    monkeypatch.setenv("HOPSWORKS_API_KEY", server.key)
+    monkeypatch.setenv("HOPSWORKS_TRUST_STORE_PATH", certificate[0])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    for name in ("HOPSWORKS_PROJECT", "HOPSWORKS_ENGINE", "HOPSWORKS_HOSTNAME_VERIFICATION", "REST_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def lab_cache(monkeypatch, tmp_path) -> Path:
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "lab-cache"))
+    return tmp_path / "lab-cache"
+
+
+def folder_bench(name: str, root: Path, monkeypatch) -> Bench:
+    sent = []
+    copy = local.FolderPlace.copy
+
+    def counted(self, source: Path, target: Path) -> None:
+        copy(self, source, target)
+        sent.extend([target] if target.is_relative_to(root) else [])
+
+    monkeypatch.setattr(local.FolderPlace, "copy", counted)
+
+    def files(artefact: str) -> dict[str, bytes]:
+        return contents(root / artefact)
+
+    def write(artefact: str, file: str, content: bytes | None) -> None:
+        path = root / artefact / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink() if content is None else path.write_bytes(content)
+
+    return Bench(name, str(root), files, write, lambda: len(sent))
+
+
+@pytest.fixture
+def local_bench(tmp_path, monkeypatch) -> Bench:
+    return folder_bench("local", tmp_path / "shelf", monkeypatch)
+
+
+@pytest.fixture
+def drive_bench(tmp_path, monkeypatch) -> Bench:
+    root = tmp_path / "mount" / "MyDrive" / "lab"
+    root.parent.mkdir(parents=True)
+    monkeypatch.setenv("LAB_DRIVE", str(tmp_path / "mount"))
+    monkeypatch.setattr(drive.time, "sleep", lambda seconds: None)
+    return folder_bench("drive", root, monkeypatch)
+
+
+@pytest.fixture
+def hub_bench(hub_server) -> Bench:
+    server = hub_server
+
+    def write(artefact: str, file: str, content: bytes | None) -> None:
+        files = server.files("dataset", f"lab/{artefact}")
+        files.pop(file) if content is None else files.__setitem__(file, content)
+
+    def files(artefact: str) -> dict[str, bytes]:
+        found = server.files("dataset", f"lab/{artefact}") if ("dataset", f"lab/{artefact}") in server.repos else {}
+        return {name: content for name, content in found.items() if name != ".gitattributes"}
+
+    return Bench("hub", "hub://lab", files, write, lambda: len(server.uploads), server, server.token, "HF_TOKEN")
+
+
+@pytest.fixture
+def hopsworks_bench(cluster) -> Bench:
+    def files(artefact: str) -> dict[str, bytes]:
+        root = f"Resources/caches/{artefact}/"
+        return {name.removeprefix(root): found for name, found in cluster.files.items() if name.startswith(root)}
+
+    def write(artefact: str, file: str, content: bytes | None) -> None:
+        path = f"Resources/caches/{artefact}/{file}"
+        cluster.files.pop(path) if content is None else cluster.files.__setitem__(path, content)
+
+    parent = "hopsworks://demo/Resources/caches"
+    sent = cluster.uploads
+    return Bench("hopsworks", parent, files, write, lambda: len(sent), cluster, cluster.key, "HOPSWORKS_API_KEY")
+
+
+@pytest.fixture(params=["local", "drive", "hub", "hopsworks"])
+def bench(request) -> Bench:
+    return request.getfixturevalue(f"{request.param}_bench")
+
+
+@pytest.fixture(params=["hub", "hopsworks"])
+def served(request) -> Bench:
+    """The stores that are servers."""
+    return request.getfixturevalue(f"{request.param}_bench")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def artefact(tmp_path) -> Path:
+    return make_artefact(tmp_path / "made" / "tour")
+
+
+def make_artefact(folder: Path, files: dict[str, bytes] = FILES, **facts) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    manifest.seal(folder, **{"kind": "cache", "digest": "d1", **facts})
+    return folder
+
+
+def one_line(caught, *words: str) -> str:
+    """The message of a LabError, looked at: one line with these words, and nothing of its cause in a traceback."""
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.__cause__ is None and (caught.value.__suppress_context__ or caught.value.__context__ is None)
+    for word in words:
+        assert re.search(word, message), message
+    return message
+
+
+# ---- what every store does
+
+
+def test_a_round_trip_is_byte_identical(bench, artefact):
+    assert not bench.exists("tour")
+    published = bench.publish(artefact, "tour")
+    assert bench.exists("tour")
+    fetched = bench.fetch("tour")
+    assert contents(fetched) == contents(artefact) == bench.files("tour")
+    assert contents(bench.store.fetch(published, log=quiet)) == contents(artefact)
+
+
+def test_the_list_names_what_is_finished_and_nothing_else(bench, artefact):
+    bench.publish(artefact, "b")
+    bench.publish(artefact, "a")
+    bench.publish(artefact, "c")
+    bench.write("c", "manifest.json", None)
+    assert bench.store.list(bench.parent) == [bench.uri("a"), bench.uri("b")]
+
+
+def test_what_is_absent_is_one_clear_line(bench):
+    assert bench.store.list(bench.parent) == []
+    with pytest.raises(LabError) as caught:
+        bench.fetch("nothing")
+    one_line(caught, "nothing", "absent|nothing finished", "Check")
+
+
+def test_an_unfinished_folder_is_not_published(bench, artefact):
+    (artefact / "manifest.json").unlink()
+    with pytest.raises(LabError) as caught:
+        bench.publish(artefact, "tour")
+    one_line(caught, "unfinished .it has no manifest.")
+    assert bench.files("tour") == {}
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "shard-00001.bin", "empty.txt"])
+def test_an_unfinished_remote_is_not_taken_for_whole(bench, artefact, lost):
+    bench.publish(artefact, "tour")
+    bench.write("tour", lost, None)
+    assert not bench.exists("tour")
+    with pytest.raises(LabError):
+        bench.fetch("tour")
+    assert finished(bench) == []
+
+
+def finished(bench: Bench) -> list[Path]:
+    """Folders in the lab's cache that look finished."""
+    import os
+
+    return [path.parent for path in Path(os.environ["LAB_CACHE"]).rglob("manifest.json") if ".partial" not in str(path)]
+
+
+def test_a_size_that_differs_is_not_taken_for_whole(bench, artefact):
+    bench.publish(artefact, "tour")
+    bench.write("tour", "shard-00000.bin", b"short")
+    assert not bench.exists("tour")
+
+
+def test_a_damaged_byte_is_found_and_publishing_again_mends_that_file_alone(bench, artefact):
+    bench.publish(artefact, "tour")
+    bench.write("tour", "shard-00001.bin", b"!" + FILES["shard-00001.bin"][1:])
+    with pytest.raises(LabError) as caught:
+        bench.fetch("tour")
+    one_line(caught, "shard-00001.bin", "damaged")
+    assert finished(bench) == []
+    before = bench.uploads()
+    bench.publish(artefact, "tour")
+    assert bench.uploads() - before <= 2  # the file, and the manifest that was taken away for the time
+    assert contents(bench.fetch("tour")) == contents(artefact)
+
+
+def test_publishing_the_same_again_sends_nothing(bench, artefact):
+    bench.publish(artefact, "tour")
+    before, told = bench.uploads(), []
+    bench.publish(artefact, "tour", told.append)
+    assert bench.uploads() == before
+    assert "whole and the same" in told[0]
+
+
+def test_a_changed_artefact_replaces_the_old_one_and_sends_what_changed(bench, artefact, tmp_path):
+    bench.publish(artefact, "tour")
+    fetched = bench.fetch("tour")
+    old = contents(fetched)
+    changed = {**FILES, "shard-00001.bin": b"new" * 900}
+    del changed["notes/deep.bin"]
+    other = make_artefact(tmp_path / "other", changed, digest="d2")
+    before = bench.uploads()
+    bench.publish(other, "tour")
+    assert bench.uploads() - before == 2  # the shard and the manifest
+    assert bench.files("tour") == contents(other)
+    assert contents(bench.fetch("tour")) == contents(other)
+    assert bench.name == "local" or contents(fetched) == old  # who still reads the old one is not disturbed
+
+
+def test_new_facts_in_the_manifest_send_the_manifest_alone(bench, artefact):
+    bench.publish(artefact, "tour")
+    before = bench.uploads()
+    manifest.amend(artefact, test={"wer": 0.25})
+    bench.publish(artefact, "tour")
+    assert bench.uploads() - before == 1
+    assert manifest.read(bench.fetch("tour"))["test"] == {"wer": 0.25}
+
+
+def test_the_manifest_goes_last(bench, artefact, monkeypatch):
+    order = []
+    for place in (local.FolderPlace, drive.DrivePlace, hub.HubPlace, hopsworks.HopsworksPlace):
+        put = place.put
+        monkeypatch.setattr(
+            place, "put", lambda self, folder, names, put=put: (order.append(list(names)), put(self, folder, names))[1]
+        )
+    bench.publish(artefact, "tour")
+    names = list(dict.fromkeys(name for block in order for name in block))
+    assert set(names) == {*FILES, "manifest.json"}
+    assert names[-1] == "manifest.json"
+    assert ["manifest.json"] in order
+
+
+def test_a_manifest_that_names_files_outside_its_folder_is_refused(bench, artefact, tmp_path):
+    bench.publish(artefact, "tour")
+    told = json.loads((artefact / "manifest.json").read_text())
+    for evil in ("../../evil", "/etc/evil", "a/../../evil", "..\\evil"):
+        entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+        bench.write("tour", "manifest.json", json.dumps({**told, "files": {evil: entry}}).encode())
+        if bench.name != "local":  # there nothing is written anywhere
+            with pytest.raises(LabError, match="names files outside its folder"):
+                bench.fetch("tour")
+        assert not bench.exists("tour")
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": 3}', b'{"files": {"a": {}}}', b"\xff\xfe"])
+def test_a_damaged_manifest_is_no_artefact(bench, artefact, content):
+    bench.publish(artefact, "tour")
+    bench.write("tour", "manifest.json", content)
+    assert not bench.exists("tour")
+    with pytest.raises(LabError):
+        bench.fetch("tour")
+
+
+def test_what_is_at_hand_is_not_fetched_again_and_repaired_if_damaged(bench, artefact):
+    bench.publish(artefact, "tour")
+    fetched = bench.fetch("tour")
+    told = []
+    assert bench.fetch("tour", told.append) == fetched
+    assert told == []
+    if bench.name == "local":
+        return
+    (fetched / "rejected.csv").write_bytes(b"ID,split,reason,detail\n")
+    assert bench.fetch("tour", told.append) == fetched
+    assert told == [f"fetching 1 of 6 files (0.0 MB) from {bench.uri('tour')}"]
+    assert contents(fetched) == contents(artefact)
+
+
+# ---- faults of servers
+
+UPLOADS = {
+    "hub": "PUT /lfs/|POST .*/commit/",
+    "hopsworks": "POST .*/dataset/upload/",
+}
+DOWNLOADS = {"hub": "GET .*/resolve/.*shard-00001.bin", "hopsworks": "GET .*/with_auth/.*shard-00001.bin"}
+SAID = {
+    "401": "does not accept the token",
+    "403": "does not allow this token",
+    "409": "at the same time .409.",
+    "429": "slow down .429..*Wait",
+    "500": "failed .500.",
+    "cut upload": "broke off",
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_an_upload_that_fails_is_one_line_and_a_second_try_finishes_the_rest(served, artefact, kind):
+    first = "PUT /lfs/" if served.name == "hub" else UPLOADS["hopsworks"]
+    served.server.fault(first, "slow", times=2)  # two files pass
+    served.server.fault(UPLOADS[served.name], kind, times=None)
+    with pytest.raises(LabError) as caught:
+        served.publish(artefact, "tour")
+    one_line(caught, SAID[kind])
+    assert not served.exists("tour")
+    assert "manifest.json" not in served.files("tour")
+    passed = served.uploads()
+    assert passed == 2
+    served.server.faults.clear()
+    served.publish(artefact, "tour")
+    assert contents(served.fetch("tour")) == contents(artefact)
+    # an empty file is never sent apart from its commit, everything else once
+    assert served.uploads() == len(FILES) + 1
+
+
+def test_a_failure_of_every_commit_does_not_look_like_success(hub_bench, artefact):
+    hub_bench.server.fault("POST .*/commit/", "500", times=None)
+    with pytest.raises(LabError) as caught:
+        hub_bench.publish(artefact, "tour")
+    one_line(caught, "the Hub failed .500.", "not finished", "Run this again")
+    assert not hub_bench.exists("tour")
+    hub_bench.server.faults.clear()
+    large = sum(len(content) >= 1000 for content in FILES.values())
+    assert hub_bench.uploads() == large
+    hub_bench.publish(artefact, "tour")
+    assert hub_bench.uploads() == len(FILES) + 1
+
+
+@pytest.mark.parametrize("kind", ["401", "403", "429", "500"])
+@pytest.mark.parametrize("doing", ["fetch", "exists", "publish", "list"])
+def test_a_refusal_of_everything_is_one_line(served, artefact, kind, doing):
+    served.publish(artefact, "tour")
+    served.server.fault(r".", kind, times=None)
+    acts = {
+        "fetch": lambda: served.fetch("tour"),
+        "exists": lambda: served.exists("tour"),
+        "publish": lambda: served.publish(artefact, "tour"),
+        "list": lambda: served.store.list(served.parent),
+    }
+    with pytest.raises(LabError) as caught:
+        acts[doing]()
+    one_line(caught, SAID[kind])
+
+
+@pytest.mark.parametrize("kind", ["truncate", "500", "403"])
+def test_a_download_that_fails_leaves_nothing_that_looks_whole_and_the_rest_is_fetched(served, artefact, kind):
+    served.publish(artefact, "tour")
+    served.server.fault(DOWNLOADS[served.name], kind, times=None)
+    with pytest.raises(LabError) as caught:
+        served.fetch("tour")
+    one_line(caught, SAID.get(kind, "broke off|damaged"))
+    assert finished(served) == []
+    served.server.faults.clear()
+    told = []
+    assert contents(served.fetch("tour", told.append)) == contents(artefact)
+    assert not re.search("fetching 6 of 6", told[0])
+
+
+def test_a_byte_that_changes_on_the_way_is_found(served, artefact):
+    served.publish(artefact, "tour")
+    served.server.fault(DOWNLOADS[served.name], "corrupt")
+    with pytest.raises(LabError) as caught:
+        served.fetch("tour")
+    one_line(caught, "shard-00001.bin of .* arrived damaged", "Run this again")
+    assert finished(served) == []
+    assert contents(served.fetch("tour")) == contents(artefact)
+
+
+def test_what_does_not_read_back_does_not_count_as_published(served, artefact):
+    flag = "corrupt_commits" if served.name == "hub" else "corrupt_uploads"
+    setattr(served.server, flag, True)
+    with pytest.raises(LabError) as caught:
+        served.publish(artefact, "tour")
+    one_line(caught, "does not read back")
+    assert not served.exists("tour")
+    setattr(served.server, flag, False)
+    if served.name == "hub":
+        served.server.objects.clear()
+    served.publish(artefact, "tour")
+    assert contents(served.fetch("tour")) == contents(artefact)
+
+
+def test_a_slow_server_is_waited_for(served, artefact):
+    served.server.fault(UPLOADS[served.name], "slow", times=3)
+    served.publish(artefact, "tour")
+    served.server.fault(DOWNLOADS[served.name], "slow")
+    assert contents(served.fetch("tour")) == contents(artefact)
+
+
+def test_a_short_failure_is_ridden_out(hub_bench, artefact):
+    hub_bench.server.fault("PUT /lfs/", "500", times=2)
+    hub_bench.server.fault("PUT /lfs/", "429", times=1, **{"Retry-After": "1"})
+    hub_bench.publish(artefact, "tour")
+    assert hub_bench.exists("tour")
+
+
+def test_nobody_there_is_one_line(served, artefact):
+    served.server.close()
+    with pytest.raises(LabError) as caught:
+        served.publish(artefact, "tour")
+    one_line(caught, "broke off|did not answer")
+
+
+# ---- secrets
+
+
+@pytest.mark.parametrize("kind", ["401", "500", "429", "cut upload"])
+def test_no_token_reaches_a_log_a_message_or_a_file(served, artefact, kind, caplog, capfd, tmp_path):
+    caplog.set_level(logging.DEBUG)
+    for name in ("huggingface_hub", "hopsworks_common", "hsml", "urllib3"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = True
+    told = []
+    served.server.fault(UPLOADS[served.name], kind, times=None)
+    with pytest.raises(LabError) as caught:
+        served.publish(artefact, "tour", told.append)
+    served.server.faults.clear()
+    served.publish(artefact, "tour", told.append)
+    fetched = served.fetch("tour", told.append)
+    shown = capfd.readouterr()
+    everything = [str(caught.value), caplog.text, shown.out, shown.err, *told]
+    assert not [text for text in everything if served.secret in text or "Signature=5" in text]
+    assert served.server.requests
+    on_disk = [path for path in tmp_path.rglob("*") if path.is_file()] + [
+        path for path in fetched.rglob("*") if path.is_file()
+    ]
+    assert not [path for path in on_disk if served.secret.encode() in path.read_bytes()]
+    assert not [name for name, content in served.files("tour").items() if served.secret.encode() in content]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Invalid token Bearer abcdef", "Invalid token Bearer ***"),
+        ("ApiKey abc.def!", "ApiKey ***"),
+        ("https://u:p@host/x", "https://***@host/x"),
+        ("https://h/x?a=1&X-Amz-Signature=abc&b=2", "https://h/x?a=1&X-Amz-Signature=***&b=2"),
+        ("https://h/x?token=abc", "https://h/x?token=***"),
+        ("hf_" + "abcdefgh is bad", "*** is bad"),
+        ("my own-key here", "my *** here"),
+        ("nothing to hide: 12 files", "nothing to hide: 12 files"),
+    ],
+)
+def test_secrets_are_taken_out_of_text(monkeypatch, text, left):
+    monkeypatch.setenv("HOPSWORKS_API_KEY", "own-key")
+    assert faults.redact(text) == left
+
+
+def test_a_missing_key_is_asked_for_by_name_and_nobody_is_prompted(cluster, monkeypatch):
+    monkeypatch.delenv("HOPSWORKS_API_KEY")
+    with pytest.raises(LabError, match="needs an API key: set HOPSWORKS_API_KEY"):
+        stores.open_store("hopsworks://demo/x").exists("hopsworks://demo/Resources/x")
+    assert cluster.requests == []
+
+
+def test_the_clusters_certificate_is_verified(hopsworks_bench, monkeypatch):
+    monkeypatch.delenv("HOPSWORKS_TRUST_STORE_PATH")
+    with pytest.raises(LabError, match=r"(?i)certificate"):
+        hopsworks_bench.exists("tour")
+    assert hopsworks_bench.server.requests == []
+
+
+def test_no_certificate_or_key_is_left_on_the_disk(hopsworks_bench, artefact, lab_cache):
+    hopsworks_bench.publish(artefact, "tour")
+    assert not [path for path in lab_cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+# ---- the Hub
+
+
+def test_repositories_are_private_and_of_the_kind_of_what_they_hold(hub_bench, artefact, tmp_path):
+    model = make_artefact(tmp_path / "model", {"model.safetensors": b"w" * 5000, "config.json": b"{}"}, kind="model")
+    hub_bench.publish(artefact, "tour")
+    hub_bench.publish(model, "whisper-sv")
+    repos = hub_bench.server.repos
+    assert {key: repo.private for key, repo in repos.items()} == {
+        ("dataset", "lab/tour"): True,
+        ("model", "lab/whisper-sv"): True,
+    }
+    assert contents(hub_bench.fetch("whisper-sv")) == contents(model)
+    assert hub_bench.store.list("hub://lab") == ["hub://lab/tour", "hub://lab/whisper-sv"]
+
+
+def test_a_public_data_set_is_refused_unless_it_is_said_aloud(hub_bench, artefact, monkeypatch):
+    hub_bench.publish(artefact, "tour")
+    hub_bench.server.repos["dataset", "lab/tour"].private = False
+    before = hub_bench.uploads()
+    with pytest.raises(LabError, match=r"public data set.*LAB_HUB_PUBLIC=1"):
+        hub_bench.publish(artefact, "tour")
+    assert hub_bench.uploads() == before
+    monkeypatch.setenv("LAB_HUB_PUBLIC", "1")
+    hub_bench.publish(artefact, "tour")
+
+
+def test_a_commit_stays_what_it_was(hub_bench, artefact, tmp_path):
+    first = hub_bench.publish(artefact, "tour")
+    assert re.fullmatch(r"hub://lab/tour@[0-9a-f]{40}", first)
+    other = make_artefact(tmp_path / "other", {"shard-00000.bin": b"o" * 2000}, digest="d2")
+    second = hub_bench.publish(other, "tour")
+    assert second != first
+    assert contents(hub_bench.store.fetch(first, log=quiet)) == contents(artefact)
+    assert contents(hub_bench.store.fetch(second, log=quiet)) == contents(other)
+    with pytest.raises(LabError, match="no such repository .or revision"):
+        hub_bench.store.fetch("hub://lab/tour@nowhere", log=quiet)
+    with pytest.raises(LabError, match="leave out @revision"):
+        hub_bench.store.publish(artefact, "hub://lab/tour@main", log=quiet)
+
+
+def test_without_a_token_a_private_repository_is_not_there_and_the_line_says_so(hub_bench, artefact, monkeypatch):
+    hub_bench.publish(artefact, "tour")
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(LabError, match=r"it is private. .*set HF_TOKEN"):
+        hub_bench.fetch("tour")
+    with pytest.raises(LabError, match=r"does not accept the token.*HF_TOKEN"):
+        hub_bench.publish(artefact, "tour")
+
+
+def test_a_wrong_token_is_not_taken_for_an_absent_repository(hub_bench, artefact, monkeypatch):
+    hub_bench.publish(artefact, "tour")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "wrong" * 6)
+    with pytest.raises(LabError) as caught:
+        hub_bench.exists("tour")
+    assert "wrong" not in one_line(caught, "does not accept the token")
+
+
+def test_many_files_are_committed_in_blocks(hub_bench, artefact, monkeypatch):
+    monkeypatch.setattr(hub, "_COMMIT_FILES", 2)
+    hub_bench.server.fault("POST .*/commit/", "slow", times=2)
+    hub_bench.server.fault("POST .*/commit/", "500", times=1)
+    with pytest.raises(LabError, match="failed .500."):
+        hub_bench.publish(artefact, "tour")
+    assert len(hub_bench.files("tour")) == 4
+    hub_bench.publish(artefact, "tour")
+    assert contents(hub_bench.fetch("tour")) == contents(artefact)
+    assert hub_bench.uploads() == len(FILES) + 1
+
+
+# ---- Hopsworks
+
+
+def test_a_model_goes_to_the_registry_and_stays_where_it_was(hopsworks_bench, tmp_path, capsys):
+    files = {"model.safetensors": b"w" * 5000, "config.json": b"{}", "empty": b""}
+    model = make_artefact(tmp_path / "model", files, kind="model", test={"wer": 0.25, "n": 3})
+    uri = "hopsworks://demo/Models/whisper_sv"
+    first = hopsworks_bench.store.publish(model, uri, log=quiet)
+    assert first == f"{uri}/1"
+    assert contents(model).keys() == {*files, "manifest.json"}
+    server = hopsworks_bench.server
+    assert server.models["whisper_sv_1"]["metrics"] == {"test_wer": 0.25}
+    assert capsys.readouterr().out == ""
+    assert hopsworks_bench.store.publish(model, uri, log=quiet) == first
+    manifest.amend(model, test={"wer": 0.2})
+    assert hopsworks_bench.store.publish(model, uri, log=quiet) == f"{uri}/2"
+    assert manifest.read(hopsworks_bench.store.fetch(first, log=quiet))["test"]["wer"] == 0.25
+    assert manifest.read(hopsworks_bench.store.fetch(uri, log=quiet))["test"]["wer"] == 0.2
+    assert hopsworks_bench.store.exists(uri)
+
+
+def test_a_registration_that_fails_leaves_no_version(hopsworks_bench, tmp_path):
+    model = make_artefact(tmp_path / "model", {"model.safetensors": b"w" * 5000}, kind="model")
+    uri = "hopsworks://demo/Models/whisper_sv"
+    hopsworks_bench.server.fault("PUT .*/modelregistries/", "500")
+    with pytest.raises(LabError, match="Hopsworks failed .500."):
+        hopsworks_bench.store.publish(model, uri, log=quiet)
+    assert not hopsworks_bench.store.exists(uri)
+    assert hopsworks_bench.store.publish(model, uri, log=quiet) == f"{uri}/1"
+
+
+def test_a_row_per_clip_goes_to_the_feature_group(monkeypatch):
+    """With a stand-in for the project: a real feature group needs Kafka."""
+    import pandas as pd
+
+    taken = {}
+
+    class Group:
+        def insert(self, rows):
+            taken["rows"] = rows
+
+    class Features:
+        def get_or_create_feature_group(self, **told):
+            taken.update(told)
+            return Group()
+
+    project = types.SimpleNamespace(get_feature_store=Features)
+    monkeypatch.setattr(hopsworks, "_project", lambda uri: contextlib.nullcontext((project, "x")))
+    rows = pd.DataFrame({"id": ["a"], "split": ["train"], "text": ["hej"], "duration_s": [1.5], "labels": [[1, 2]]})
+    hopsworks.add_rows("hopsworks://demo/Resources/x", rows, "clips", log=quiet)
+    assert taken["name"] == "clips"
+    assert taken["rows"].to_dict("records") == [
+        {"id": "a", "split": "train", "duration_s": 1.5, "transcript": "hej", "path": "hopsworks://demo/Resources/x"}
+    ]
+
+
+@pytest.mark.parametrize("uri", ["hopsworks://demo", "hopsworks://demo/", "hopsworks://demo/Resources/../x"])
+def test_a_uri_without_a_path_is_one_line(cluster, uri):
+    with pytest.raises(LabError, match="expected hopsworks://project/path"):
+        stores.open_store(uri).exists(uri)
+
+
+# ---- a mounted drive
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_drive_is_one_line_and_the_rest_follows_when_there_is_room(drive_bench, artefact, monkeypatch, number):
+    fill_after(monkeypatch, 2, OSError(number, "No space left"))
+    with pytest.raises(LabError) as caught:
+        drive_bench.publish(artefact, "tour")
+    one_line(caught, "the drive is full", "empty the bin", "what has arrived is kept")
+    assert not drive_bench.exists("tour")
+    assert drive_bench.uploads() == 2
+    fill_after(monkeypatch, 99, OSError(number, "No space left"))
+    drive_bench.publish(artefact, "tour")
+    assert drive_bench.uploads() == len(FILES) + 1
+    assert contents(drive_bench.fetch("tour")) == contents(artefact)
+
+
+def fill_after(monkeypatch, n: int, error: OSError, then: Callable[[], None] = lambda: None) -> None:
+    """From the n-th copy on, copying writes half a file, and then `error`."""
+    copied = []
+
+    def copyfile(source, target):
+        copied.append(target)
+        if len(copied) > n:
+            then()
+            with contextlib.suppress(OSError):
+                Path(target).write_bytes(Path(source).read_bytes()[:100])
+            raise error
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(local.shutil, "copyfile", copyfile)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EIO, errno.ENOENT])
+def test_a_drive_that_goes_away_in_the_middle_is_one_line(drive_bench, artefact, tmp_path, monkeypatch, number):
+    mount, aside = tmp_path / "mount" / "MyDrive", tmp_path / "unmounted"
+    fill_after(monkeypatch, 2, OSError(number, "gone"), lambda: mount.rename(aside))
+    with pytest.raises(LabError) as caught:
+        drive_bench.publish(artefact, "tour")
+    one_line(caught, "not mounted .any more.", "drive.mount", "what has arrived is kept")
+    monkeypatch.undo()
+    monkeypatch.setenv("LAB_DRIVE", str(tmp_path / "mount"))
+    with pytest.raises(LabError, match="not mounted"):
+        drive_bench.exists("tour")
+    assert list((tmp_path / "mount").iterdir()) == []  # nothing is written where the drive would be
+    aside.rename(mount)
+    assert not drive_bench.exists("tour")
+    drive_bench.publish(artefact, "tour")
+    assert drive_bench.exists("tour")
+
+
+def test_a_listing_that_lags_behind_is_looked_at_again(drive_bench, artefact, monkeypatch):
+    """For a while the mount neither lists a new file nor tells its size."""
+    looked: dict[str, int] = {}
+    size = drive.DrivePlace._size
+
+    def lagging(self, name):
+        looked[name] = looked.get(name, 0) + 1
+        return None if looked[name] < 3 else size(self, name)
+
+    monkeypatch.setattr(drive.DrivePlace, "_size", lagging)
+    monkeypatch.setattr(local.FolderPlace, "sizes", lambda self: {})
+    drive_bench.publish(artefact, "tour")
+    assert contents(drive_bench.fetch("tour")) == contents(artefact)
+
+
+def test_a_listing_that_stays_behind_is_one_line(drive_bench, artefact, monkeypatch):
+    monkeypatch.setattr(drive.DrivePlace, "_size", lambda self, name: None)
+    with pytest.raises(LabError) as caught:
+        drive_bench.publish(artefact, "tour")
+    one_line(caught, "does not read back", "Run this again")
+    monkeypatch.undo()
+
+
+def test_fetching_to_a_full_machine_is_one_line(drive_bench, artefact, monkeypatch):
+    drive_bench.publish(artefact, "tour")
+    fill_after(monkeypatch, 1, OSError(errno.ENOSPC, "No space left"))
+    with pytest.raises(LabError, match="this machine's disk is full"):
+        drive_bench.fetch("tour")
+    assert finished(drive_bench) == []
+
+
+# ---- URIs
+
+
+@pytest.mark.parametrize(
+    ("uri", "store"),
+    [
+        ("runs/features/tour-1", local.LocalStore),
+        ("~/caches/x", local.LocalStore),
+        ("/content/drive/MyDrive/x", drive.DriveStore),
+        ("/content/drives/x", local.LocalStore),
+        ("hub://me/cache@main", hub.HubStore),
+        ("hopsworks://demo/Resources/x", hopsworks.HopsworksStore),
+    ],
+)
+def test_the_prefix_names_the_store(uri, store):
+    assert type(stores.open_store(uri)) is store
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "gs://x", "https://huggingface.co/me/x"])
+def test_an_unknown_prefix_is_one_line(uri):
+    with pytest.raises(LabError, match=f"no store for {re.escape(uri)}: expected a folder, hub://"):
+        stores.open_store(uri)
+
+
+@pytest.mark.parametrize("uri", ["hub://", "hub://a/b/c", "hub://a b/c", "hub://a/b@"])
+def test_a_hub_uri_that_is_none_is_one_line(uri, hub_server):
+    with pytest.raises(LabError, match="expected hub://owner/name"):
+        stores.open_store(uri).exists(uri)
+    assert hub_server.requests == []
+
+
+def test_a_local_path_is_at_hand_as_it_is(artefact):
+    assert stores.at_hand(str(artefact)) == artefact
+
+
+def test_a_full_disk_is_one_line(local_bench, artefact, monkeypatch):
+    fill_after(monkeypatch, 2, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(LabError) as caught:
+        local_bench.publish(artefact, "tour")
+    one_line(caught, "not finished: No space left")
+    assert not local_bench.exists("tour")
+
+
+def test_a_fetch_that_was_killed_is_no_artefact_and_goes_on(tmp_path, artefact):
+    place = local.FolderPlace(artefact)
+    arrived = []
+
+    class Killed(local.FolderPlace):
+        def get(self, name, path):
+            if len(arrived) == 3:
+                raise KeyboardInterrupt
+            arrived.append(name)
+            super().get(name, path)
+
+    with pytest.raises(KeyboardInterrupt):
+        sealed.fetch(Killed(artefact), "x/tour", quiet, tmp_path / "into")
+    assert not [path for path in (tmp_path / "into").iterdir() if not path.name.startswith(".")]
+    told = []
+    home = sealed.fetch(place, "x/tour", told.append, tmp_path / "into")
+    assert "fetching 3 of 6" in told[0]
+    assert contents(home) == contents(artefact)
+    shutil.rmtree(home)
