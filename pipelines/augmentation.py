@@ -61,7 +61,8 @@ class Variation:
         """The row's log-mel as this epoch hears it; float32 frames of its own."""
         rng = np.random.default_rng([self.seed, epoch, row])
         # all are drawn, whatever is on: one setting does not shift what another draws
-        rate = 1 + self.speed * rng.uniform(-1, 1)
+        drawn = 1 + self.speed * rng.uniform(-1, 1)
+        rate = max(drawn, len(log_mel.frames) / FULL_FRAMES)  # a slow clip past 30 s would lose its end, not its text
         gain_db = self.gain_db * rng.uniform(-1, 1)
         noisy, snr_db = rng.uniform() < self.noise_share, self.noise_snr_db + _NOISE_SPAN_DB * rng.uniform()
         frames = log_mel.frames.astype(np.float32)

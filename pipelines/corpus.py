@@ -38,9 +38,9 @@ _SPEAKER = ("client_id", "speaker", "speaker_id")
 def identity(recipe: Recipe, label_model: Callable[[], ModelRef]) -> dict[str, Any]:
     """Flat: what curation adds to a cache's identity; nothing with the default settings, which change no row."""
     told = recipe.changed("curation")
+    told.pop("curation.label_model", None)  # its weights stand in its place
     if not told:
         return {}
-    told.pop("curation.label_model", None)
     if recipe.curation.held_out:
         told["curation.held_out"] = [_content(path) for path in recipe.curation.held_out]
     if recipe.curation.max_label_cer:
@@ -117,6 +117,7 @@ def finish(
     started = len(cache.rows) + len(rejected)
     gate = selection.gate_counts(started, (row["reason"] for row in rejected))
     dropped = {**(before.dropped if before else {}), **chosen.dropped}
+    _refuse_nothing_left(cache.rows, dropped)
     return Selection(dropped, [*(before.counts if before else []), *gate, *chosen.counts])
 
 
@@ -179,6 +180,16 @@ def _audio_steps(settings: CurationSettings, table: _Table, held_out: HeldOut) -
 def _refuse_leaks(settings: CurationSettings, chosen: Selection) -> None:
     if settings.leaks == "refuse":
         leaks.refuse(chosen.dropped)
+
+
+def _refuse_nothing_left(rows: pd.DataFrame, dropped: dict[str, Drop]) -> None:
+    training = rows["id"][rows["split"] == "train"]
+    if dropped and not (~training.isin(dropped.keys())).any():
+        first = next(iter(dropped.values()))
+        raise LabError(
+            f"curation must leave at least one training clip, got none: {len(dropped)} were dropped, the first as "
+            f"{first.reason}: {first.detail}. Loosen the settings of [curation]"
+        )
 
 
 def _drop_label_errors(most: float, table: _Table, chosen: Selection, hear: Callable[[np.ndarray], list[str]]) -> None:

@@ -30,12 +30,17 @@ class Limits:
     max_silence_share: float = 1.0
     min_snr_db: float = 0.0
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is limited: only then is a clip's audio looked at."""
+        return self != _NONE
+
     def check(self, waveform: Waveform, letters: int) -> None:
         """Raise Rejected for the first limit that the clip, whose transcript has so many letters, does not keep.
 
         Nothing is measured that has no limit: with the defaults this costs a comparison.
         """
-        if self == _NONE:
+        if not self.active:
             return
         self._check_level(waveform.samples)
         self._check_rate(letters / waveform.duration_s)
