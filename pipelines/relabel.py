@@ -17,6 +17,7 @@ from pipelines import decoding, environment, models, scoring
 from pipelines.batches import sorted_batches
 from pipelines.cache import FeatureCache
 from pipelines.curation.leaks import fingerprint
+from pipelines.features import FULL_FRAMES
 from pipelines.models import ModelRef
 from pipelines.recipe import EvaluationSettings, digest
 
@@ -74,8 +75,8 @@ def _decode(
 ) -> dict[str, str]:
     model = models.load(ref, device=environment.detect().device)
     processor = models.load_processor(ref, language)
-    told: dict[str, str] = {}
-    for names in _portions(cache, missing, settings.batch_frames):
+    full_context, told = ref.context == "full", {}
+    for names in _portions(cache, missing, settings.batch_frames, full_context):
         transcripts = decoding.decode_rows(
             model,
             processor,
@@ -84,7 +85,7 @@ def _decode(
             language=language,
             batch_frames=settings.batch_frames,
             max_new_tokens=settings.max_new_tokens,
-            full_context=ref.context == "full",
+            full_context=full_context,
             on_clips=on_clips,
         )
         portion = dict(zip(names, transcripts, strict=True))
@@ -93,11 +94,11 @@ def _decode(
     return told
 
 
-def _portions(cache: FeatureCache, missing: dict[str, int], batch_frames: int) -> list[list[str]]:
+def _portions(cache: FeatureCache, missing: dict[str, int], batch_frames: int, full_context: bool) -> list[list[str]]:
     """The clips, longest first, a few batches at a time: neighbours in length stay together."""
     names = list(missing)
     lengths = cache.rows["frames"].to_numpy()[[missing[name] for name in names]]
-    batches = sorted_batches(lengths, batch_frames)
+    batches = sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames)
     return [
         [names[i] for batch in batches[at : at + _BATCHES] for i in batch] for at in range(0, len(batches), _BATCHES)
     ]
