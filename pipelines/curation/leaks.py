@@ -31,7 +31,7 @@ class HeldOut:
     sentences: dict[str, str] = field(default_factory=dict)
     """Normalised (text.normalise): case and punctuation make no other sentence."""
     audio: dict[str, str] = field(default_factory=dict)
-    """By `fingerprint`."""
+    """By what names a sound: equal names, equal sounds (corpus.py)."""
 
     def add(self, where: str, speaker: str = "", sentence: str = "", audio: str = "") -> None:
         """Hold out a row; what is empty is not known and holds out nothing."""
@@ -78,7 +78,7 @@ class SentenceLeak(Step):
 
 @dataclass
 class AudioLeak(Step):
-    """Training clips whose sound is that of a held-out row; `prints` maps ids to fingerprints."""
+    """Training clips whose sound is that of a held-out row; `prints` maps an id to what names its sound."""
 
     held_out: HeldOut
     prints: Callable[[str], str]
