@@ -17,8 +17,11 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     curation      what is kept of a corpus, and why the rest is not
     cache         FeatureCache: shards, manifest
     batches       cache rows to batches: length buckets, padding
+    augmentation  training clips varied anew in every epoch
     decoding      batched generation at clip length
     scoring       WER and CER with intervals
+    relabel       label errors: what a model hears beside what the transcript says
+    corpus        curation over a whole corpus, before the audio and after it
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
     evaluation    EvalReport: scores, slices, worst errors

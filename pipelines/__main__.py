@@ -82,6 +82,7 @@ def features(
         "cache_uri": made.uri,
         "digest": made.digest,
         "counts": made.counts,
+        "curation": made.curation,
         "bytes": made.bytes,
         "padded_bytes": made.padded_bytes,
     }
@@ -90,7 +91,7 @@ def features(
     _print(
         as_json,
         told,
-        f"cache {made.uri}\ndigest {made.digest}, {made.counts}, {made.bytes / 1e6:.1f} MB "
+        f"{_curation(made.curation)}\ncache {made.uri}\ndigest {made.digest}, {made.counts}, {made.bytes / 1e6:.1f} MB "
         f"({made.bytes / made.padded_bytes:.1%} of padded float32)\n"
         f"Next: python -m pipelines train --recipe {recipe}",
     )
@@ -314,6 +315,14 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip(), json.loads(value)
     except ValueError:
         return name.strip(), value
+
+
+def _curation(counts: list[dict[str, Any]]) -> str:
+    """The steps of curation as lines: what came, what stayed."""
+    return "\n".join(
+        ["curation            before    after  dropped"]
+        + ["  {step:<16}{before:>8}{after:>9}{dropped:>9}".format(**count) for count in counts]
+    )
 
 
 def _plan(as_json: bool, settings: recipes.Recipe, where: str | Path, what: str) -> None:

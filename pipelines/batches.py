@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.cache import FeatureCache
-from pipelines.features import FULL_FRAMES
+from pipelines.features import FULL_FRAMES, LogMel
 
 if TYPE_CHECKING:
     import torch
@@ -101,12 +101,14 @@ class Collator:
         self.cache, self.full_context = cache, full_context
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return self.collate([self.cache.log_mel(row) for row in rows], [self.cache.labels(row) for row in rows])
+
+    def collate(self, log_mels: list[LogMel], labels: list[list[int]]) -> dict[str, torch.Tensor]:
+        """The batch of these clips."""
         import torch
 
-        log_mels = [self.cache.log_mel(row) for row in rows]
         lengths = [len(log_mel.frames) for log_mel in log_mels]
         frames = FULL_FRAMES if self.full_context else padded_frames(max(lengths))
-        labels = [self.cache.labels(row) for row in rows]
         longest = max(map(len, labels))
         return {
             "input_features": torch.from_numpy(np.stack([log_mel.padded(frames) for log_mel in log_mels])),

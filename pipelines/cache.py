@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ import pandas as pd
 
 from pipelines import manifest
 from pipelines.curation import Clip, Rejected
+from pipelines.curation.selection import Selection
 from pipelines.errors import LabError
 from pipelines.features import FULL_FRAMES, LogMel
 from pipelines.recipe import differences, digest
@@ -82,6 +83,11 @@ class FeatureCache:
         """id, split, reason, detail of every clip that was not used."""
         return pd.read_csv(self.folder / "rejected.csv", dtype=str, keep_default_na=False)
 
+    @property
+    def curation(self) -> list[dict[str, Any]]:
+        """What each step of curation did: step, before, after, dropped, changed; empty where none was asked for."""
+        return (manifest.read(self.folder) or {}).get("curation", [])
+
     def split(self, name: str) -> np.ndarray:
         """Row numbers of a split, int64, in the source's order."""
         return np.flatnonzero((self.rows["split"] == name).to_numpy())
@@ -133,8 +139,7 @@ def open_cache(
     if wanted is not None:
         _refuse_stale(folder, wanted, sealed["identity"], log)
     shards = [json.loads((folder / _json(number)).read_text("utf-8")) for number in range(sealed["shards"])]
-    rows = pd.DataFrame([row for shard in shards for row in shard["rows"]], columns=_columns(shards))
-    return FeatureCache(folder, sealed["identity"], rows, sealed["counts"])
+    return FeatureCache(folder, sealed["identity"], _rows(shards, sealed.get("dropped", ())), sealed["counts"])
 
 
 def build(
@@ -144,12 +149,15 @@ def build(
     identity: Mapping[str, Any],
     *,
     shard_clips: int = 256,
+    curate: Callable[[FeatureCache, list[dict[str, str]]], Selection] = lambda cache, rejected: Selection(),
     on_clips: Callable[[int], None] = lambda n: None,
     log: Callable[[str], None] = print,
 ) -> FeatureCache:
     """Make the cache `folder`, or finish it: shards that are done are kept, the manifest is written last.
 
     `identity` is flat and holds `features.dtype` and `features.n_mels`; `on_clips` is told of clips as they are done.
+    `curate` is given the cache before it is sealed, and the rejected; what it drops is no row of the sealed cache
+    (its frames stay in their shard) but a line of `rejected.csv`.
     An unfinished build of another identity is removed. Memory is that of one shard.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,10 +169,16 @@ def build(
             on_clips(len(block))
         _refuse_empty(shards)
         _refuse_twins(shards)
-        _write_rejected(folder / "rejected.csv", shards)
+        rejected = [row for shard in shards for row in shard["rejected"]]
+        whole = FeatureCache(folder, dict(identity), _rows(shards), {})
+        chosen = curate(whole, rejected)
+        rejected += chosen.rows()
+        _write_rejected(folder / "rejected.csv", rejected)
         _remove_leftovers(folder, len(shards))
-        counts = _counts(shards)
-        manifest.seal(folder, identity=dict(identity), digest=digest(identity), counts=counts, shards=len(shards))
+        dropped = [name for name in whole.rows["id"] if name in chosen.dropped]
+        told = {"curation": chosen.table(), "dropped": dropped} if chosen.counts else {}
+        counts = {**_counts(_rows(shards, dropped)), "rejected": len(rejected)}
+        manifest.seal(folder, identity=whole.identity, digest=whole.digest, counts=counts, shards=len(shards), **told)
     return open_cache(folder, log=log)
 
 
@@ -317,11 +331,11 @@ def _refuse_twins(shards: list[dict[str, Any]]) -> None:
         seen.add(row["id"])
 
 
-def _write_rejected(path: Path, shards: list[dict[str, Any]]) -> None:
+def _write_rejected(path: Path, rejected: list[dict[str, str]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["id", "split", "reason", "detail"])
         writer.writeheader()
-        writer.writerows(row for shard in shards for row in shard["rejected"])
+        writer.writerows(rejected)
 
 
 def _remove_leftovers(folder: Path, shards: int) -> None:
@@ -331,11 +345,15 @@ def _remove_leftovers(folder: Path, shards: int) -> None:
             path.unlink()
 
 
-def _counts(shards: list[dict[str, Any]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in (row for shard in shards for row in shard["rows"]):
-        counts[row["split"]] = counts.get(row["split"], 0) + 1
-    return {**counts, "rejected": sum(len(shard["rejected"]) for shard in shards)}
+def _rows(shards: list[dict[str, Any]], dropped: Collection[str] = ()) -> pd.DataFrame:
+    out = set(dropped)
+    rows = [row for shard in shards for row in shard["rows"] if row["id"] not in out]
+    return pd.DataFrame(rows, columns=_columns(shards))
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, int]:
+    """Clips per split, in the order in which the splits come up."""
+    return {name: int(n) for name, n in rows["split"].value_counts(sort=False).items()}
 
 
 def _bin(number: int) -> str:

@@ -66,6 +66,12 @@ def sample_table(cache: FeatureCache, n: int = 8) -> pd.DataFrame:
     return shown.groupby("split", sort=False).head(max(1, n // 3)).reset_index(drop=True)
 
 
+def curation_table(cache: FeatureCache) -> pd.DataFrame:
+    """What each step of curation left: step, clips before and after, dropped, and transcripts that it changed."""
+    columns = ["step", "before", "after", "dropped", "changed"]
+    return pd.DataFrame(cache.curation, columns=columns).set_index("step")
+
+
 def rejected_table(cache: FeatureCache) -> pd.DataFrame:
     """How many clips were not used, by reason, with one example each."""
     rejected = cache.rejected

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cache as caches
-from pipelines import decoding, environment, evaluation, manifest, models, stores, training
+from pipelines import corpus, decoding, environment, evaluation, manifest, models, relabel, stores, training
 from pipelines.cache import FeatureCache
 from pipelines.curation import Gate
+from pipelines.curation.selection import Selection
 from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
 from pipelines.models import ModelRef
@@ -35,6 +36,7 @@ from pipelines.training import Progress, TrainedModel
 from pipelines.transcriber import Transcriber
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import WhisperProcessor
 
 
@@ -48,6 +50,7 @@ def features_identity(recipe: Recipe, source: Source, processor: Any) -> dict[st
         "features.n_mels": processor.feature_extractor.feature_size,
         "features.vocabulary": _vocabulary_sha256(processor),
         "code.cache": caches.FORMAT,
+        **corpus.identity(recipe, lambda: _label_model(recipe)),
         **{f"source.{name}": value for name, value in source.identity().items()},
         **{f"library.{name}": importlib.metadata.version(name) for name in ("transformers", "soxr", "soundfile")},
     }
@@ -75,8 +78,9 @@ def features(
             cache = caches.open_cache(folder, identity, log=log)
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
-            cache = _extract(recipe, source, prepared, folder, identity, log)
+            cache = _extract(recipe, source, prepared, folder, identity, log, runs)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
+        note["curation"] = cache.curation
     if publish:
         with _stage(recipe, runs, "publication") as note:
             note["cache_uri"] = _publish(cache, publish, log)
@@ -195,20 +199,57 @@ def stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
 
 
 def _extract(
-    recipe: Recipe, source: Source, processor: Any, folder: Path, identity: dict[str, Any], log: Callable[[str], None]
+    recipe: Recipe,
+    source: Source,
+    processor: Any,
+    folder: Path,
+    identity: dict[str, Any],
+    log: Callable[[str], None],
+    runs: str | Path,
 ) -> FeatureCache:
-    settings = recipe.features
+    settings, curation = recipe.features, recipe.curation
     gate = Gate(
         lambda text: decoding.label_ids(processor, recipe.language, text),
         identity["features.n_mels"],
         settings.min_duration_s,
         settings.max_duration_s,
         settings.min_peak,
+        corpus.limits(curation),
+        curation.full_stop,
     )
+    held_out = corpus.load_held_out(curation.held_out, gate.n_mels, log)
+    before = corpus.survey(curation, source, held_out)
+
+    def finish(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
+        return corpus.finish(
+            curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs, log)
+        )
+
     with _bar("log-mel", None) as step:
         return caches.build(
-            folder, source.examples(), gate.admit, identity, shard_clips=settings.shard_clips, on_clips=step, log=log
+            folder,
+            corpus.left(source, before),
+            gate.admit,
+            identity,
+            shard_clips=settings.shard_clips,
+            curate=finish,
+            on_clips=step,
+            log=log,
         )
+
+
+def _hear(
+    recipe: Recipe, cache: FeatureCache, rows: np.ndarray, runs: str | Path, log: Callable[[str], None]
+) -> list[str]:
+    """What the label model hears in these rows of the cache."""
+    ref, folder = _label_model(recipe, log), environment.runs_folder(runs) / "label_errors"
+    log(f"asking {ref.title} what it hears in {len(rows)} training clips")
+    with _bar("label errors", len(rows)) as step:
+        return relabel.heard(cache, rows, ref, recipe.language, recipe.evaluation, folder, on_clips=step)
+
+
+def _label_model(recipe: Recipe, log: Callable[[str], None] = lambda line: None) -> ModelRef:
+    return models.resolve(recipe.curation.label_model or recipe.model.base, log=log)
 
 
 def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) -> Path:

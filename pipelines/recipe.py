@@ -144,6 +144,70 @@ class FeatureSettings(Settings):
     """Clips to a shard: the unit that a killed run repeats."""
 
 
+class CurationSettings(Settings):
+    """What is kept of the training split. Validation and test stay as their source has them: they are the measure."""
+
+    leaks: Literal["refuse", "drop", "ignore"] = "refuse"
+    """Training clips that share a speaker, a sentence or the very audio with a validation or test row: `refuse` stops
+    with counts and first examples, `drop` leaves them out, `ignore` trains on them."""
+    held_out: tuple[str, ...] = ()
+    """More rows that must not be trained on: tables (.tsv, .csv) such as another release's `test.tsv`, or caches."""
+    min_up_votes: int = Field(0, ge=0)
+    """Fewer listeners who found sound and text alike: `votes`. Rows that tell no votes pass."""
+    max_down_votes: int = Field(-1, ge=-1)
+    """More listeners who found them unlike: `votes`. -1 sets no limit."""
+    unique_sentences: bool = False
+    """Keep the first of the clips in which one speaker says one sentence; rows without a speaker pass."""
+    unique_audio: bool = False
+    """Keep the first of the clips that sound alike to the last sample, whatever file format they came in."""
+    balance_by: Literal["", "gender", "accent", "age"] = ""
+    """Thin the larger groups of this column; rows whose source does not tell it pass."""
+    balance_ratio: float = Field(1.0, ge=1)
+    """The largest group keeps at most this many clips for each clip of the smallest."""
+    max_per_speaker: int = Field(0, ge=0)
+    """At most so many clips of one speaker; 0 sets no limit."""
+    full_stop: bool = False
+    """Put a full stop after transcripts that end without punctuation: no word changes."""
+    min_chars_per_s: float = Field(0.0, ge=0)
+    """Fewer letters and digits in a second: `slow_speech` (a cut transcript, or a long silence)."""
+    max_chars_per_s: float = Field(0.0, ge=0)
+    """More letters and digits in a second: `fast_speech` (a cut recording). 0 sets no limit."""
+    min_level_dbfs: float = Field(-120.0, ge=-120, le=0)
+    """Clips whose root mean square is lower: `quiet`. -120 sets no limit."""
+    max_clipped_share: float = Field(1.0, ge=0, le=1)
+    """Clips with a larger share of samples at full scale: `clipped`."""
+    max_silence_share: float = Field(1.0, ge=0, le=1)
+    """Clips with a larger share of silence before and after the speech: `silence`."""
+    min_snr_db: float = Field(0.0, ge=0)
+    """Clips with a lower estimate of signal over noise: `noisy`. 0 sets no limit."""
+    max_label_cer: float = Field(0.0, ge=0)
+    """Clips of which `label_model` hears something with a higher character error rate: `label_error`. 0: not asked."""
+    label_model: str = ""
+    """The model that is asked; empty: the recipe's base model."""
+    seed: int = 11
+    """Draws what balance and `max_per_speaker` keep."""
+
+
+class AugmentSettings(Settings):
+    """How training clips are varied, anew in every epoch; see augmentation.py. The defaults leave them as they are."""
+
+    speed: float = Field(0.0, ge=0, le=0.5)
+    """Each clip is played at a rate drawn from 1 - speed to 1 + speed; its pitch moves along."""
+    gain_db: float = Field(0.0, ge=0, le=40)
+    """Each clip is made louder or softer by at most this."""
+    noise_share: float = Field(0.0, ge=0, le=1)
+    """Share of clips that white noise is added to."""
+    noise_snr_db: float = Field(15.0, ge=-10, le=60)
+    """Signal over noise of the loudest noise; it is drawn from here to 20 dB above."""
+    time_masks: int = Field(0, ge=0)
+    """SpecAugment: stretches of time that are masked in each clip, each at most `time_mask_share` of it."""
+    time_mask_share: float = Field(0.1, gt=0, le=0.5)
+    mel_masks: int = Field(0, ge=0)
+    """SpecAugment: stretches of mel bands that are masked in each clip, each at most `mel_mask_bands` wide."""
+    mel_mask_bands: int = Field(10, ge=1, le=40)
+    seed: int = 17
+
+
 class TrainingSettings(Settings):
     """How the weights are tuned."""
 
@@ -194,6 +258,8 @@ class Recipe(Settings):
     source: SourceSettings = SourceSettings()
     model: ModelSettings = ModelSettings()
     features: FeatureSettings = FeatureSettings()
+    curation: CurationSettings = CurationSettings()
+    augment: AugmentSettings = AugmentSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -201,6 +267,15 @@ class Recipe(Settings):
         """The settings as a flat dictionary, `group.name` to value; all of them, or those of `groups`."""
         dump = self.model_dump(mode="json")
         return flatten({name: dump[name] for name in groups} if groups else dump)
+
+    def changed(self, group: str) -> dict[str, Any]:
+        """The settings of `group` that are not at their defaults, flat: what a later group adds to an identity.
+
+        A group whose defaults change nothing leaves the digests of all that was made before it as they are.
+        """
+        plain = type(getattr(self, group))().model_dump(mode="json")
+        told = getattr(self, group).model_dump(mode="json")
+        return {f"{group}.{name}": value for name, value in told.items() if value != plain[name]}
 
 
 def names() -> list[str]:

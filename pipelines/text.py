@@ -23,6 +23,11 @@ def clean(text: str) -> str:
     return text
 
 
+def with_full_stop(text: str) -> str:
+    """A clean transcript with a full stop where it ends in a letter or a digit: no word changes."""
+    return f"{text}." if text and unicodedata.category(text[-1])[0] in "LN" else text
+
+
 def normalise(text: str) -> str:
     """A transcript for scoring: lower case, words of letters and digits, one space between them.
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from pipelines import checkpoints, decoding, environment, manifest, models, scoring
+from pipelines import augmentation, checkpoints, decoding, environment, manifest, models, scoring
 from pipelines.batches import IGNORED, BucketSampler, ClipDataset, Collator
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
@@ -82,7 +82,9 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[st
     for name in _NOT_OF_THE_WEIGHTS:
         settings.pop(name)
     told = {f"base.{name}": value for name, value in models.identity(base).items()}
-    return {**settings, **told, "cache": cache.digest, "code.training": CODE}
+    varied = recipe.changed("augment")
+    varied |= {"code.augmentation": augmentation.CODE} if varied else {}
+    return {**settings, **varied, **told, "cache": cache.digest, "code.training": CODE}
 
 
 def train(
@@ -135,14 +137,19 @@ def _build_trainer(
     processor = models.load_processor(base, recipe.language)
     rows = _rows(cache, "train")
     lengths = cache.rows["frames"].to_numpy()[rows]
-    sampler = BucketSampler(lengths, settings.batch_size, settings.bucket_batches, settings.seed)
     full_context = settings.context == "full"
+    variation = augmentation.Variation(**recipe.augment.model_dump())
+    make_sampler, make_clips, collate = BucketSampler, ClipDataset, Collator(cache, full_context=full_context)
+    if variation:
+        make_sampler, make_clips = augmentation.DrawnSampler, augmentation.DrawnClips
+        collate = augmentation.VaryingCollator(cache, variation, full_context=full_context)
+    sampler = make_sampler(lengths, settings.batch_size, settings.bucket_batches, settings.seed)
     trainer = trainer_class()(
         model=model,
         args=_arguments(recipe, folder),
-        train_dataset=ClipDataset(cache, rows),
+        train_dataset=make_clips(cache, rows),
         eval_dataset=ClipDataset(cache, _rows(cache, "validation")),
-        data_collator=Collator(cache, full_context=full_context),
+        data_collator=collate,
         processing_class=processor,
         compute_loss_func=token_mean_loss,
         callbacks=[_reporter(recipe, sampler, progress)],

@@ -226,8 +226,18 @@ def other_value(name: str, value):
         "model.spec_augment": True,
         "model.dropout": 0.1,
         "features.min_peak": 0.5,
+        "curation.leaks": "drop",
+        "curation.held_out": ["test.tsv"],
+        "curation.balance_by": "gender",
+        "curation.min_level_dbfs": -60.0,
+        "curation.max_clipped_share": 0.1,
+        "curation.max_silence_share": 0.5,
+        **dict.fromkeys(("augment.speed", "augment.noise_share"), 0.1),
+        "augment.time_mask_share": 0.2,
     }
-    return given.get(name, value + 1 if isinstance(value, int | float) else value + "x")
+    if isinstance(value, bool):
+        return not value
+    return given[name] if name in given else value + (1 if isinstance(value, int | float) else "x")
 
 
 @pytest.mark.parametrize("name", [name for name in known_names() if name != "source.parts"])  # they need their kind
@@ -273,3 +283,10 @@ def test_the_language_and_the_name_are_plain_words():
     for language in ("sv", "nb", "yue"):
         assert Recipe(name="x", language=language).language == language
     assert recipe.RECIPES.is_dir()
+
+
+def test_a_group_at_its_defaults_adds_nothing_to_an_identity():
+    assert load().changed("curation") == load().changed("augment") == {}
+    assert load("tour", {"curation.leaks": "drop", "curation.min_snr_db": 0.0}).changed("curation") == {
+        "curation.leaks": "drop"
+    }

@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "model.dropout": 0.1,
     "model.spec_augment": True,
+    "augment.speed": 0.1,
+    "augment.noise_share": 0.5,
+    "augment.mel_masks": 1,
     "training.steps": 14,
     "training.batch_size": 10,
     "training.bucket_batches": 2,

@@ -36,3 +36,7 @@ class Source(Protocol):
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """The examples of these splits, in an order that never changes for one identity."""
+
+    # A source that can tell its rows without reading or making any audio also has
+    #     def outline(self) -> Iterator[Example]: the same examples in the same order, audio b"" or a path
+    # and curation chooses among them before anything is decoded.

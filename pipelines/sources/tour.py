@@ -103,6 +103,10 @@ class TourSource:
             raise LabError(f"Unknown split {', '.join(unknown)}: expected some of {', '.join(SPLITS)}")
         return (_spoken(utterance) for utterance in self.plan() if utterance.split in splits)
 
+    def outline(self) -> Iterator[Example]:
+        """All examples without their audio: nothing is synthesised."""
+        return (_example(utterance, b"") for utterance in self.plan())
+
 
 def plan(train: int = 960, validation: int = 120, test: int = 160, seed: int = 7) -> list[Utterance]:
     """Who says what, and how: a pure function of the sizes, the seed and the sentences. No audio.
@@ -195,11 +199,16 @@ def _spread(bounds: tuple[int, int], count: int, rng: random.Random) -> list[int
 
 
 def _spoken(utterance: Utterance) -> Example:
+    sound = espeak.synthesise(utterance.text, utterance.variant, utterance.rate_wpm, utterance.pitch)
+    return _example(utterance, sound)
+
+
+def _example(utterance: Utterance, sound: bytes) -> Example:
     return Example(
         id=utterance.id,
         split=utterance.split,
         text=utterance.text,
-        audio=espeak.synthesise(utterance.text, utterance.variant, utterance.rate_wpm, utterance.pitch),
+        audio=sound,
         speaker=utterance.speaker,
         meta={
             "gender": utterance.gender,

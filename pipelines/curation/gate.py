@@ -1,29 +1,21 @@
-"""What is kept of a corpus, and why the rest is not: every clip that cannot be used has a reason."""
+"""One example to a clip, or why not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipelines import audio, features, text
 from pipelines.audio import AudioError, Waveform
-from pipelines.errors import LabError
+from pipelines.curation.quality import Limits
+from pipelines.curation.rejection import Rejected
 from pipelines.features import LogMel
 from pipelines.sources import SPLITS, Example
 
 MAX_LABEL_TOKENS = 448
 """Positions of Whisper's decoder: a longer label cannot be trained on."""
-
-
-class Rejected(LabError):
-    """An example that cannot be used: `reason` is one word for tables, `detail` says it in full."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,10 @@ class Gate:
     min_duration_s: float
     max_duration_s: float
     min_peak: float
+    limits: Limits = field(default_factory=Limits)
+    """What training clips must keep to besides."""
+    full_stop: bool = False
+    """Whether training transcripts that end without punctuation get a full stop."""
 
     def admit(self, example: Example) -> Clip:
         """Decode, check, extract. Raises Rejected; no other exception for whatever the file holds."""
@@ -60,13 +56,19 @@ class Gate:
         if example.split not in SPLITS:
             raise Rejected("unknown_split", f"{example.split!r} is none of {', '.join(SPLITS)}")
         transcript = text.clean(example.text)
-        if not text.normalise(transcript):
+        words = text.normalise(transcript)
+        if not words:
             raise Rejected("no_text", "the transcript holds no letter and no digit")
+        training = example.split == "train"
+        if self.full_stop and training:
+            transcript = text.with_full_stop(transcript)
         labels = self.tokenise(transcript)
         if len(labels) > MAX_LABEL_TOKENS:
             raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
         waveform = audio.decode(example.audio, self.max_duration_s)
         self._check(waveform)
+        if training:
+            self.limits.check(waveform, len(words.replace(" ", "")))
         log_mel = features.extract(waveform, self.n_mels)
         if not np.isfinite(log_mel.pad_value):
             raise Rejected("not_finite", "samples so large that their power overflows")
