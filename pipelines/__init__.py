@@ -6,6 +6,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     recipe        an experiment as frozen settings: TOML, overrides, digest
     manifest      finished folders: whole or absent
     environment   which machine, which device, does the Hub answer
+    workers       processes that do one task after another, and may die
     audio         bytes or path to Waveform: 16 kHz mono
     text          transcripts: clean for training, normalise for scoring
     sources       where Examples come from: tour (synthetic), folder (your own)
@@ -13,6 +14,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     models        find, load and run Whisper at the length of a clip
     features      Waveform to log-mel, trimmed without loss
     curation      what is kept of a corpus, and why the rest is not
+    shards        some hundred clips, made in one piece by any process
     cache         FeatureCache: shards, manifest
     batches       cache rows to batches: length buckets, padding
     decoding      batched generation at clip length

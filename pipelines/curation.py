@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from pipelines.sources import SPLITS, Example
 
 MAX_LABEL_TOKENS = 448
 """Positions of Whisper's decoder: a longer label cannot be trained on."""
+
+
+Recall = Callable[[bytes], tuple[LogMel, float] | None]
+"""The log-mel and the duration in seconds of an audio file that was heard before, by its fingerprint; or None."""
 
 
 class Rejected(LabError):
@@ -37,6 +42,10 @@ class Clip:
     """Token ids that the decoder is to produce: language, task, no-timestamps, text, end. At most 448."""
     log_mel: LogMel
     duration_s: float
+    fingerprint: bytes = b""
+    """Of the audio file: what `Recall` finds the log-mel by. Empty where it is not to be found."""
+    reused: bool = False
+    """Whether the log-mel was recalled, not made."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +58,17 @@ class Gate:
     max_duration_s: float
     min_peak: float
 
-    def admit(self, example: Example) -> Clip:
-        """Decode, check, extract. Raises Rejected; no other exception for whatever the file holds."""
+    def admit(self, example: Example, recall: Recall | None = None) -> Clip:
+        """Decode, check, extract. Raises Rejected; no other exception for whatever the file holds.
+
+        What `recall` knows is neither decoded nor checked again: it passed a gate of the same settings.
+        """
         try:
-            return self._clip(example)
+            return self._clip(example, recall)
         except AudioError as error:
             raise Rejected(error.reason, error.detail) from None
 
-    def _clip(self, example: Example) -> Clip:
+    def _clip(self, example: Example, recall: Recall | None) -> Clip:
         if example.split not in SPLITS:
             raise Rejected("unknown_split", f"{example.split!r} is none of {', '.join(SPLITS)}")
         transcript = text.clean(example.text)
@@ -65,12 +77,19 @@ class Gate:
         labels = self.tokenise(transcript)
         if len(labels) > MAX_LABEL_TOKENS:
             raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
-        waveform = audio.decode(example.audio, self.max_duration_s)
+        sound = audio.load(example.audio)
+        fingerprint = audio.fingerprint(sound)
+        known = recall(fingerprint) if recall else None
+        log_mel, duration_s = known or self._hear(sound)
+        return Clip(example, transcript, labels, log_mel, duration_s, fingerprint, known is not None)
+
+    def _hear(self, sound: bytes | Path) -> tuple[LogMel, float]:
+        waveform = audio.decode(sound, self.max_duration_s)
         self._check(waveform)
         log_mel = features.extract(waveform, self.n_mels)
         if not np.isfinite(log_mel.pad_value):
             raise Rejected("not_finite", "samples so large that their power overflows")
-        return Clip(example, transcript, labels, log_mel, waveform.duration_s)
+        return log_mel, waveform.duration_s
 
     def _check(self, waveform: Waveform) -> None:
         if waveform.duration_s < self.min_duration_s:
