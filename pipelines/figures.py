@@ -62,7 +62,8 @@ def corpus_table(cache: FeatureCache) -> pd.DataFrame:
 
 def sample_table(cache: FeatureCache, n: int = 8) -> pd.DataFrame:
     """The first clips of every split, without the columns that are for machines."""
-    shown = cache.rows.drop(columns=["labels", "shard", "offset", "pad_value", "frames"])
+    machine = ["label_offset", "label_count", "shard", "offset", "pad_value", "frames"]
+    shown = cache.rows.drop(columns=machine)
     return shown.groupby("split", sort=False).head(max(1, n // 3)).reset_index(drop=True)
 
 

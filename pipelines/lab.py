@@ -11,12 +11,13 @@ What a stage made is noted in `runs/<recipe>/stages.json`, so that a later stage
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 def features_identity(recipe: Recipe, source: Source, processor: Any) -> dict[str, Any]:
     """Flat: everything that decides the rows and frames of a cache; `library.` fields are told, not enforced."""
     settings = recipe.settings("features")
-    settings.pop("features.shard_clips")  # how the work is cut changes no row
+    for name in ("shard_clips", "workers"):  # how the work is cut and shared out changes no row
+        settings.pop(f"features.{name}")
     return {
         **settings,
         "language": recipe.language,
@@ -78,7 +80,8 @@ def features(
             cache = caches.open_cache(folder, identity, log=log)
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
-            cache = _extract(recipe, source, prepared, folder, identity, log, runs)
+            reuse = _newest_first((environment.runs_folder(runs) / "features").glob("*/"))
+            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         note["curation"] = cache.curation
     if publish:
@@ -204,12 +207,13 @@ def _extract(
     processor: Any,
     folder: Path,
     identity: dict[str, Any],
+    reuse: list[Path],
     log: Callable[[str], None],
     runs: str | Path,
 ) -> FeatureCache:
     settings, curation = recipe.features, recipe.curation
     gate = Gate(
-        lambda text: decoding.label_ids(processor, recipe.language, text),
+        functools.partial(decoding.label_ids, processor, recipe.language),  # a lambda could reach no worker process
         identity["features.n_mels"],
         settings.min_duration_s,
         settings.max_duration_s,
@@ -233,6 +237,8 @@ def _extract(
             identity,
             shard_clips=settings.shard_clips,
             curate=finish,
+            workers=settings.workers,
+            reuse=reuse,
             on_clips=step,
             log=log,
         )
@@ -250,6 +256,10 @@ def _hear(
 
 def _label_model(recipe: Recipe, log: Callable[[str], None] = lambda line: None) -> ModelRef:
     return models.resolve(recipe.curation.label_model or recipe.model.base, log=log)
+
+
+def _newest_first(folders: Iterable[Path]) -> list[Path]:
+    return sorted(folders, key=lambda folder: -folder.stat().st_mtime)
 
 
 def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) -> Path:

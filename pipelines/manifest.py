@@ -10,21 +10,25 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import LabError
 
 MANIFEST = "manifest.json"
-_BLOCK_BYTES = 1 << 20
 
 
-def seal(folder: Path, **facts: Any) -> dict[str, Any]:
+def seal(folder: Path, *, known_sha256: Mapping[str, str] | None = None, **facts: Any) -> dict[str, Any]:
     """Write the manifest of `folder`: size and sha256 of every file in it, and `facts`. Returns the manifest.
 
     Every file is flushed to the disk before the manifest is, so that a manifest never outlives its files.
+    `known_sha256` (file name to digest) names files that were hashed while they were written; others are read.
     """
-    files = {path.relative_to(folder).as_posix(): _entry(path) for path in sorted(_files(folder))}
+    known = known_sha256 or {}
+    names = {path: path.relative_to(folder).as_posix() for path in sorted(_files(folder))}
+    files = {name: _entry(path, known.get(name)) for path, name in names.items()}
     manifest = {**facts, "files": files}
     write_json(folder / MANIFEST, manifest)
     return manifest
@@ -60,9 +64,7 @@ def problem(folder: Path, *, thorough: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
-        if thorough and sha256(path) != entry["sha256"]:
-            return f"{name} is damaged (its sha256 differs)"
-    return None
+    return _damaged(folder, manifest["files"]) if thorough else None
 
 
 def require_whole(folder: Path, what: str, mend: str) -> dict[str, Any]:
@@ -75,13 +77,24 @@ def require_whole(folder: Path, what: str, mend: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` holds either its old content or all of the new."""
+    write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that `path` holds either its old content or all of the new."""
     aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+    with open(aside, "wb") as file:
+        file.write(content)
         file.flush()
         _flush(file.fileno())
     os.replace(aside, path)
     sync_folder(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with open(path, "rb") as file:
+        _flush(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,16 +109,21 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sync_file(path: Path) -> None:
-    """Flush a file that was written and closed to the disk, where the file system can."""
-    with open(path, "rb") as file:
-        _flush(file.fileno())
-
-
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(folder: Path, entries: dict[str, Any]) -> str | None:
+    """The first file whose bytes are not those that were sealed; hashed on all cores."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda name: sha256(folder / name), entries)
+        for (name, entry), found in zip(entries.items(), digests, strict=True):
+            if found != entry["sha256"]:
+                pool.shutdown(wait=False, cancel_futures=True)
+                return f"{name} is damaged (its sha256 differs)"
+    return None
 
 
 def _flush(handle: int) -> None:
@@ -125,6 +143,6 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    sync_file(path)
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+def _entry(path: Path, known_sha256: str | None = None) -> dict[str, Any]:
+    flush(path)
+    return {"bytes": path.stat().st_size, "sha256": known_sha256 or sha256(path)}

@@ -142,6 +142,8 @@ class FeatureSettings(Settings):
     """Clips whose largest sample is below this share of full scale are rejected as `silent`."""
     shard_clips: int = Field(256, ge=1)
     """Clips to a shard: the unit that a killed run repeats."""
+    workers: int = Field(0, ge=0)
+    """Processes that extract side by side; 0 takes every core for a corpus that is large enough. Changes no byte."""
 
 
 class CurationSettings(Settings):

@@ -147,7 +147,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=build_until_number_6, args=(tmp_path / "c",))
     process.start()
     try:
-        while not (tmp_path / "here").exists():
+        while not ((tmp_path / "here").exists() and (tmp_path / "c" / "shard-00000.parquet").exists()):
             assert process.is_alive()
             time.sleep(0.01)
         with pytest.raises(LabError, match="another process is building"):
@@ -175,7 +175,7 @@ def test_a_second_builder_at_once_is_refused(tmp_path):
     assert len(make(tmp_path / "c").rows) == 10  # and the lock is given back
 
 
-@pytest.mark.parametrize("part", ["bin", "json"])
+@pytest.mark.parametrize("part", ["bin", "parquet"])
 def test_an_unfinished_shard_that_was_damaged_is_made_again(tmp_path, part):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "c", admitting([], stop_at="9"))
@@ -212,7 +212,7 @@ def test_shards_left_over_from_smaller_shards_are_removed(tmp_path):
     assert len(cache.rows) == 10
 
 
-@pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00001.json", "rejected.csv", "build.json"])
+@pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00001.parquet", "rejected.csv", "build.json"])
 def test_a_damaged_byte_is_named(tmp_path, name):
     folder = make(tmp_path / "c").folder
     data = bytearray((folder / name).read_bytes())
@@ -290,7 +290,12 @@ def test_a_foreign_folder_is_left_as_it_is(tmp_path, names):
 
 def test_what_a_kill_while_writing_leaves_is_not_foreign(tmp_path):
     (tmp_path / "c").mkdir()
-    for name in (".build.json.partial", ".shard-00000.json.partial", ".manifest.json.partial"):
+    for name in (
+        ".build.json.partial",
+        ".shard-00000.parquet.partial",
+        ".shard-00000.bin.123.partial",
+        ".manifest.json.partial",
+    ):
         (tmp_path / "c" / name).write_text("{")
     assert len(make(tmp_path / "c").rows) == 10
     assert set(contents(tmp_path / "c")) == set(contents(make(tmp_path / "d").folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,10 @@ MAX_LABEL_TOKENS = 448
 """Positions of Whisper's decoder: a longer label cannot be trained on."""
 
 
+Recall = Callable[[bytes], tuple[LogMel, float] | None]
+"""The log-mel and the duration in seconds of an audio file that was heard before, by its fingerprint; or None."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """An example that passed: what the cache keeps of it."""
@@ -29,6 +34,10 @@ class Clip:
     """Token ids that the decoder is to produce: language, task, no-timestamps, text, end. At most 448."""
     log_mel: LogMel
     duration_s: float
+    fingerprint: bytes = b""
+    """Of the audio file: what `Recall` finds the log-mel by. Empty where it is not to be found."""
+    reused: bool = False
+    """Whether the log-mel was recalled, not made."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +54,17 @@ class Gate:
     full_stop: bool = False
     """Whether training transcripts that end without punctuation get a full stop."""
 
-    def admit(self, example: Example) -> Clip:
-        """Decode, check, extract. Raises Rejected; no other exception for whatever the file holds."""
+    def admit(self, example: Example, recall: Recall | None = None) -> Clip:
+        """Decode, check, extract. Raises Rejected; no other exception for whatever the file holds.
+
+        What `recall` knows is neither decoded nor checked again: it passed a gate of the same settings.
+        """
         try:
-            return self._clip(example)
+            return self._clip(example, recall)
         except AudioError as error:
             raise Rejected(error.reason, error.detail) from None
 
-    def _clip(self, example: Example) -> Clip:
+    def _clip(self, example: Example, recall: Recall | None) -> Clip:
         if example.split not in SPLITS:
             raise Rejected("unknown_split", f"{example.split!r} is none of {', '.join(SPLITS)}")
         transcript = text.clean(example.text)
@@ -65,14 +77,22 @@ class Gate:
         labels = self.tokenise(transcript)
         if len(labels) > MAX_LABEL_TOKENS:
             raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
-        waveform = audio.decode(example.audio, self.max_duration_s)
+        limits = self.limits if training else Limits()
+        sound = audio.load(example.audio)
+        fingerprint = audio.fingerprint(sound)
+        # limits look at the transcript and the split, too: what passed them elsewhere may not pass them here
+        known = recall(fingerprint) if recall and limits == Limits() else None
+        log_mel, duration_s = known or self._hear(sound, limits, len(words.replace(" ", "")))
+        return Clip(example, transcript, labels, log_mel, duration_s, fingerprint, known is not None)
+
+    def _hear(self, sound: bytes | Path, limits: Limits, n_letters: int) -> tuple[LogMel, float]:
+        waveform = audio.decode(sound, self.max_duration_s)
         self._check(waveform)
-        if training:
-            self.limits.check(waveform, len(words.replace(" ", "")))
+        limits.check(waveform, n_letters)
         log_mel = features.extract(waveform, self.n_mels)
         if not np.isfinite(log_mel.pad_value):
             raise Rejected("not_finite", "samples so large that their power overflows")
-        return Clip(example, transcript, labels, log_mel, waveform.duration_s)
+        return log_mel, waveform.duration_s
 
     def _check(self, waveform: Waveform) -> None:
         if waveform.duration_s < self.min_duration_s:

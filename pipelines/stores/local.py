@@ -50,7 +50,7 @@ class FolderPlace:
     def copy(self, source: Path, target: Path) -> None:
         """Copy a file's content, flushed to the disk where the file system can."""
         shutil.copyfile(source, target)
-        manifest.sync_file(target)
+        manifest.flush(target)
 
 
 class LocalStore:
