@@ -7,7 +7,9 @@ import contextlib
 import gzip
 import io
 import os
+import pickle
 import tarfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +140,12 @@ def test_an_archive_gives_every_field_of_release_17_and_later(tmp_path):
     }  # fmt: skip
 
 
+def test_a_source_reaches_a_worker_process(made):
+    source = CommonVoiceSource(str(made))
+    identity = source.identity()
+    assert pickle.loads(pickle.dumps(source)).identity() == identity
+
+
 @pytest.mark.parametrize(("columns", "accent"), [(OLD, "accent"), (RELEASE_11, "accents"), (RELEASE_17, "accents")])
 def test_the_columns_of_every_release(tmp_path, columns, accent):
     files = toy(columns)
@@ -181,6 +189,11 @@ def test_the_validated_pool_shares_nothing_with_validation_and_test(made, tmp_pa
     ]
     held = {e.speaker for e in examples if e.split != "train"}
     assert not held & {e.speaker for e in examples if e.split == "train"}
+
+
+def test_speakers_that_nobody_knows_are_not_one(tmp_path):
+    files = {**toy(), "dev.tsv": table(line("dev40", "")), "validated.tsv": table(line("more1", ""), line("dev40", ""))}
+    assert ids(read(pack(tmp_path / "a.tar.gz", files), pool="validated"), "train") == ["more1"]
 
 
 def test_train_and_validation_hold_out_whole_speakers_by_seed(made):
@@ -303,8 +316,6 @@ def test_the_outline_is_the_examples_without_their_audio(tmp_path, monkeypatch, 
 
 
 def test_memory_is_that_of_tables_not_of_clips(tmp_path):
-    import tracemalloc
-
     files = {**toy(), **{f"clips/big{n}.mp3": os.urandom(1 << 20) for n in range(12)}}
     files["train.tsv"] = table(
         *("\t".join(["bo", f"big{n}.mp3", "Mening."]) for n in range(12)), columns=["client_id", "path", "sentence"]
@@ -316,6 +327,24 @@ def test_memory_is_that_of_tables_not_of_clips(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 6 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_number_of_members(tmp_path):
+    path = pack(tmp_path / "a.tar.gz", {f"clips/{n}.mp3": b"" for n in range(4_000)})
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in archive.members(path)) == 4_000
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_second_pass_ends_with_the_last_clip_that_is_wanted(made, monkeypatch):
+    source, seen, original = CommonVoiceSource(str(made)), [], archive.members
+    source.identity()
+    monkeypatch.setattr(archive, "members", lambda path: (seen.append(m.name.name) or m for m in original(path)))
+    assert len(list(source.examples(("train",)))) == 30
+    assert seen[-1] == clip("train29")
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -342,6 +371,7 @@ DEV = line("dev40", "dag", "Hej du.")
         (table(DEV), ["Hej du."]),
         (codecs.BOM_UTF8 + table(DEV), ["Hej du."]),
         (table(DEV).replace(b"\n", b"\r\n"), ["Hej du."]),
+        (table("dag\tx.mp3\tHej du.\r", columns=["client_id", "path", "sentence\r"]), ["Hej du."]),
         (table(DEV).replace(b"Hej", b"H\0ej"), ["Hej du."]),
         (table(DEV).rstrip(b"\n"), ["Hej du."]),
         (table(DEV) + b"\n\n", ["Hej du."]),
@@ -520,6 +550,26 @@ def test_any_damage_to_the_tar_is_refused_or_harmless(made, places):
     path.write_bytes(content)
     with contextlib.suppress(LabError):  # every other exception fails
         read(path)
+
+
+@pytest.mark.parametrize("what", ["header damaged", "cut between members", "cut in a clip"])
+def test_damage_behind_the_tables_is_found_too(tmp_path, what):
+    """tarfile takes the first two for the end of the archive: the clips behind would be missing without a reason."""
+    files = toy()
+    tables = {name: content for name, content in files.items() if name.endswith(".tsv")}
+    path = pack(tmp_path / "a.tar.gz", {**tables, **{name: files[name] for name in files if name not in tables}})
+    content = gzip.decompress(path.read_bytes())
+    place = content.index(f"{BASE}/clips/{clip('train5')}".encode() + b"\0")
+    path.write_bytes(
+        gzip.compress(
+            {
+                "header damaged": content[:place] + b"X" + content[place + 1 :],
+                "cut between members": content[:place],
+                "cut in a clip": content[: place + 520],
+            }[what]
+        )
+    )
+    assert "whole .tar.gz" in refusal(path)
 
 
 def test_an_archive_that_breaks_between_the_passes(made):

@@ -251,8 +251,12 @@ def test_without_a_checksum_a_cut_download_starts_over(server, archive, capfd):
 def test_a_stop_by_the_keyboard_is_one(server, monkeypatch):
     import requests
 
-    def stopped(*args, **kwargs):
-        raise KeyboardInterrupt
+    original = requests.Response.iter_content
+
+    def stopped(self, *args, **kwargs):
+        if "/file" in self.url:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
 
     monkeypatch.setattr(requests.Response, "iter_content", stopped)
     with pytest.raises(KeyboardInterrupt):

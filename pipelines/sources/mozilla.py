@@ -4,8 +4,8 @@
                                      download.json               its size and sha256: written last, once they agree
                                      *.part, *.checksum          the client's, of a download that was cut: it goes on
 
-You need an account, an API key in MDC_API_KEY (on Colab: a secret of that name), and to have agreed to the data set's
-terms on its page. With `download.json` in place neither key nor network are needed; remove the folder to ask for a
+You need an account, an API key in MDC_API_KEY (or in a `.env` file; on Colab: a secret of that name), and to have agreed
+to the data set's terms on its page. With `download.json` in place neither key nor network are needed; remove the folder to ask for a
 newer version. The client (datacollective 0.7) compares neither size nor checksum; this module does.
 """
 
@@ -30,7 +30,7 @@ import filelock
 from pipelines import environment, manifest
 from pipelines.errors import LabError, missing_package
 from pipelines.sources import SPLITS, Example
-from pipelines.sources.common_voice import CommonVoiceSource
+from pipelines.sources.common_voice import CommonVoiceSource, unheard
 
 KEY = "MDC_API_KEY"
 _PAGES = "https://mozilladatacollective.com"
@@ -46,7 +46,7 @@ class MozillaSource:
     language: str = "sv"
     pool: str = "train"
     seed: int = 7
-    log: Callable[[str], None] = field(default=lambda line: None, compare=False)
+    log: Callable[[str], None] = field(default=unheard, compare=False)
     """Told once what each split holds."""
 
     def identity(self) -> dict[str, str]:
