@@ -60,7 +60,7 @@ class CommonVoiceSource:
     - `train+validation`: both, as the blog posts and the first lab have it. So that something other than the test split
       can select, 5 % of these clips are held out as validation by whole speakers, drawn by `seed`.
     - `validated`: every clip that listeners approved, without the speakers and the sentences of validation and test.
-      Twice the clips, since a release puts each sentence into its splits once.
+      A release puts each sentence into its splits once: 55 % of the approved clips of release 25 are in none.
     """
 
     path: str
@@ -94,12 +94,10 @@ class CommonVoiceSource:
         A clip that a table names and that is not there comes with a path at which there is no file, in an archive
         after all others: it is rejected as missing. Raises LabError at once for a release that cannot be used.
         """
-        if unknown := sorted({*splits} - {*SPLITS}):
-            raise LabError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(unknown)}: correct them")
-        wanted = {clip: chosen for clip, chosen in self.selection.rows.items() if chosen[0] in splits}
-        return (
-            _from_folder(self.release, wanted) if self._path.is_dir() else _from_tar(self._path, self.release, wanted)
-        )
+        wanted = self._wanted(splits)
+        if self._path.is_dir():
+            return _from_folder(self.release, wanted)
+        return _from_tar(self._path, self.release, wanted)
 
     def outline(self) -> Iterator[Example]:
         """The examples of all splits in the same order, without their audio: nothing but the tables is read."""
