@@ -334,7 +334,7 @@ def test_memory_does_not_grow_with_the_number_of_members(tmp_path):
     tracemalloc.start()
     try:
         assert sum(1 for _ in archive.members(path)) == 4_000
-        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
 
