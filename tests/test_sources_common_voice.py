@@ -628,3 +628,28 @@ def test_a_folder_without_clips_or_with_a_pipe_for_one(tmp_path):
         decode(pipe.audio)
     (folder / BASE / "clips").rename(folder / "elsewhere")
     assert "folder of clips" in refusal(folder)
+
+
+# --- the whole stage --------------------------------------------------------------------------------------------------
+
+
+def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
+    from pipelines import lab
+
+    sound = encoded(np.repeat(speech(16_000), 3), 48_000, "MP3")
+    files = {name: sound if name.startswith("clips/") else content for name, content in toy().items()}
+    files.pop(f"clips/{clip('train3')}")
+    files[f"clips/{clip('train4')}"] = b"no mp3"
+    chosen = {"source.kind": "common_voice", "source.path": str(pack(tmp_path / "a.tar.gz", files))}
+    told = []
+    cache = lab.features(toy_settings(chosen), runs=tmp_path, log=told.append)
+    assert cache.counts == {"train": 28, "validation": 2, "test": 3, "rejected": 2}
+    assert dict(zip(cache.rejected["id"], cache.rejected["reason"])) == {
+        "common_voice_sv-SE_train3": "missing",
+        "common_voice_sv-SE_train4": "unreadable",
+    }
+    assert set(cache.rows["up_votes"]) == {"3"}
+    assert [line for line in told if line.startswith("Common Voice 25.0")]
+    assert lab.open_features(toy_settings(chosen), runs=tmp_path, log=told.append).digest == cache.digest
+    with pytest.raises(LabError, match="'da'"):
+        lab.features(toy_settings({**chosen, "language": "da"}), runs=tmp_path, log=told.append)
