@@ -7,7 +7,9 @@ import contextlib
 import gzip
 import io
 import os
+import pickle
 import tarfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +140,12 @@ def test_an_archive_gives_every_field_of_release_17_and_later(tmp_path):
     }  # fmt: skip
 
 
+def test_a_source_reaches_a_worker_process(made):
+    source = CommonVoiceSource(str(made))
+    identity = source.identity()
+    assert pickle.loads(pickle.dumps(source)).identity() == identity
+
+
 @pytest.mark.parametrize(("columns", "accent"), [(OLD, "accent"), (RELEASE_11, "accents"), (RELEASE_17, "accents")])
 def test_the_columns_of_every_release(tmp_path, columns, accent):
     files = toy(columns)
@@ -181,6 +189,11 @@ def test_the_validated_pool_shares_nothing_with_validation_and_test(made, tmp_pa
     ]
     held = {e.speaker for e in examples if e.split != "train"}
     assert not held & {e.speaker for e in examples if e.split == "train"}
+
+
+def test_speakers_that_nobody_knows_are_not_one(tmp_path):
+    files = {**toy(), "dev.tsv": table(line("dev40", "")), "validated.tsv": table(line("more1", ""), line("dev40", ""))}
+    assert ids(read(pack(tmp_path / "a.tar.gz", files), pool="validated"), "train") == ["more1"]
 
 
 def test_train_and_validation_hold_out_whole_speakers_by_seed(made):
@@ -303,8 +316,6 @@ def test_the_outline_is_the_examples_without_their_audio(tmp_path, monkeypatch, 
 
 
 def test_memory_is_that_of_tables_not_of_clips(tmp_path):
-    import tracemalloc
-
     files = {**toy(), **{f"clips/big{n}.mp3": os.urandom(1 << 20) for n in range(12)}}
     files["train.tsv"] = table(
         *("\t".join(["bo", f"big{n}.mp3", "Mening."]) for n in range(12)), columns=["client_id", "path", "sentence"]
@@ -316,6 +327,24 @@ def test_memory_is_that_of_tables_not_of_clips(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 6 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_number_of_members(tmp_path):
+    path = pack(tmp_path / "a.tar.gz", {f"clips/{n}.mp3": b"" for n in range(4_000)})
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in archive.members(path)) == 4_000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_second_pass_ends_with_the_last_clip_that_is_wanted(made, monkeypatch):
+    source, seen, original = CommonVoiceSource(str(made)), [], archive.members
+    source.identity()
+    monkeypatch.setattr(archive, "members", lambda path: (seen.append(m.name.name) or m for m in original(path)))
+    assert len(list(source.examples(("train",)))) == 30
+    assert seen[-1] == clip("train29")
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -342,6 +371,7 @@ DEV = line("dev40", "dag", "Hej du.")
         (table(DEV), ["Hej du."]),
         (codecs.BOM_UTF8 + table(DEV), ["Hej du."]),
         (table(DEV).replace(b"\n", b"\r\n"), ["Hej du."]),
+        (table("dag\tx.mp3\tHej du.\r", columns=["client_id", "path", "sentence\r"]), ["Hej du."]),
         (table(DEV).replace(b"Hej", b"H\0ej"), ["Hej du."]),
         (table(DEV).rstrip(b"\n"), ["Hej du."]),
         (table(DEV) + b"\n\n", ["Hej du."]),
@@ -522,6 +552,26 @@ def test_any_damage_to_the_tar_is_refused_or_harmless(made, places):
         read(path)
 
 
+@pytest.mark.parametrize("what", ["header damaged", "cut between members", "cut in a clip"])
+def test_damage_behind_the_tables_is_found_too(tmp_path, what):
+    """tarfile takes the first two for the end of the archive: the clips behind would be missing without a reason."""
+    files = toy()
+    tables = {name: content for name, content in files.items() if name.endswith(".tsv")}
+    path = pack(tmp_path / "a.tar.gz", {**tables, **{name: files[name] for name in files if name not in tables}})
+    content = gzip.decompress(path.read_bytes())
+    place = content.index(f"{BASE}/clips/{clip('train5')}".encode() + b"\0")
+    path.write_bytes(
+        gzip.compress(
+            {
+                "header damaged": content[:place] + b"X" + content[place + 1 :],
+                "cut between members": content[:place],
+                "cut in a clip": content[: place + 520],
+            }[what]
+        )
+    )
+    assert "whole .tar.gz" in refusal(path)
+
+
 def test_an_archive_that_breaks_between_the_passes(made):
     source = CommonVoiceSource(str(made))
     source.identity()
@@ -578,3 +628,28 @@ def test_a_folder_without_clips_or_with_a_pipe_for_one(tmp_path):
         decode(pipe.audio)
     (folder / BASE / "clips").rename(folder / "elsewhere")
     assert "folder of clips" in refusal(folder)
+
+
+# --- the whole stage --------------------------------------------------------------------------------------------------
+
+
+def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
+    from pipelines import lab
+
+    sound = encoded(np.repeat(speech(16_000), 3), 48_000, "MP3")
+    files = {name: sound if name.startswith("clips/") else content for name, content in toy().items()}
+    files.pop(f"clips/{clip('train3')}")
+    files[f"clips/{clip('train4')}"] = b"no mp3"
+    chosen = {"source.kind": "common_voice", "source.path": str(pack(tmp_path / "a.tar.gz", files))}
+    told = []
+    cache = lab.features(toy_settings(chosen), runs=tmp_path, log=told.append)
+    assert cache.counts == {"train": 28, "validation": 2, "test": 3, "rejected": 2}
+    assert dict(zip(cache.rejected["id"], cache.rejected["reason"])) == {
+        "common_voice_sv-SE_train3": "missing",
+        "common_voice_sv-SE_train4": "unreadable",
+    }
+    assert set(cache.rows["up_votes"]) == {"3"}
+    assert [line for line in told if line.startswith("Common Voice 25.0")]
+    assert lab.open_features(toy_settings(chosen), runs=tmp_path, log=told.append).digest == cache.digest
+    with pytest.raises(LabError, match="'da'"):
+        lab.features(toy_settings({**chosen, "language": "da"}), runs=tmp_path, log=told.append)

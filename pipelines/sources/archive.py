@@ -19,7 +19,7 @@ from pipelines.errors import LabError
 
 MAX_HEADER_BYTES = 1 << 20
 """A longer name or pax header is an attack on memory."""
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
 _LONG_HEADERS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,

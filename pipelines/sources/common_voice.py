@@ -28,6 +28,10 @@ MAX_CLIP_BYTES = 1 << 26
 _RELEASE = re.compile(r"cv-corpus-(\d+(?:\.\d+)?(?:-delta)?-\d{4}-\d{2}-\d{2})")
 
 
+def unheard(line: str) -> None:
+    """A log that nobody reads; unlike a lambda it reaches worker processes."""
+
+
 @dataclass(frozen=True)
 class Release:
     """What is known of a release once it has been looked through."""
@@ -56,14 +60,14 @@ class CommonVoiceSource:
     - `train+validation`: both, as the blog posts and the first lab have it. So that something other than the test split
       can select, 5 % of these clips are held out as validation by whole speakers, drawn by `seed`.
     - `validated`: every clip that listeners approved, without the speakers and the sentences of validation and test.
-      Twice the clips, since a release puts each sentence into its splits once.
+      A release puts each sentence into its splits once: 55 % of the approved clips of release 25 are in none.
     """
 
     path: str
     language: str = "sv"
     pool: str = "train"
     seed: int = 7
-    log: Callable[[str], None] = field(default=lambda line: None, compare=False)
+    log: Callable[[str], None] = field(default=unheard, compare=False)
     """Told once what each split holds and how many rows were left out for whose sake."""
 
     def identity(self) -> dict[str, str]:
@@ -90,12 +94,10 @@ class CommonVoiceSource:
         A clip that a table names and that is not there comes with a path at which there is no file, in an archive
         after all others: it is rejected as missing. Raises LabError at once for a release that cannot be used.
         """
-        if unknown := sorted({*splits} - {*SPLITS}):
-            raise LabError(f"splits must be some of {', '.join(SPLITS)}, got {', '.join(unknown)}: correct them")
-        wanted = {clip: chosen for clip, chosen in self.selection.rows.items() if chosen[0] in splits}
-        return (
-            _from_folder(self.release, wanted) if self._path.is_dir() else _from_tar(self._path, self.release, wanted)
-        )
+        wanted = self._wanted(splits)
+        if self._path.is_dir():
+            return _from_folder(self.release, wanted)
+        return _from_tar(self._path, self.release, wanted)
 
     def outline(self) -> Iterator[Example]:
         """The examples of all splits in the same order, without their audio: nothing but the tables is read."""

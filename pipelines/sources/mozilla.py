@@ -4,9 +4,10 @@
                                      download.json               its size and sha256: written last, once they agree
                                      *.part, *.checksum          the client's, of a download that was cut: it goes on
 
-You need an account, an API key in MDC_API_KEY (on Colab: a secret of that name), and to have agreed to the data set's
-terms on its page. With `download.json` in place neither key nor network are needed; remove the folder to ask for a
-newer version. The client (datacollective 0.7) compares neither size nor checksum; this module does.
+You need an account, an API key in MDC_API_KEY (or in a `.env` file; on Colab: a secret of that name), and to have
+agreed to the data set's terms on its page. With `download.json` in place neither key nor network are needed; remove
+the folder to ask for a newer version. The client (datacollective 0.7) compares neither size nor checksum; here both
+are.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import filelock
 from pipelines import environment, manifest
 from pipelines.errors import LabError, missing_package
 from pipelines.sources import SPLITS, Example
-from pipelines.sources.common_voice import CommonVoiceSource
+from pipelines.sources.common_voice import CommonVoiceSource, unheard
 
 KEY = "MDC_API_KEY"
 _PAGES = "https://mozilladatacollective.com"
@@ -46,7 +47,7 @@ class MozillaSource:
     language: str = "sv"
     pool: str = "train"
     seed: int = 7
-    log: Callable[[str], None] = field(default=lambda line: None, compare=False)
+    log: Callable[[str], None] = field(default=unheard, compare=False)
     """Told once what each split holds."""
 
     def identity(self) -> dict[str, str]:
@@ -104,11 +105,14 @@ def _only_downloader(folder: Path) -> filelock.FileLock:
 
 
 def _at_hand(folder: Path) -> Path | None:
-    """The archive that an earlier run verified, if it is still the same file."""
+    """The archive that an earlier run verified, if it is still that file; one of another time is read to see to it."""
     try:
         record = json.loads((folder / _RECORD).read_text("utf-8"))
         archive = folder / record["file"]
-        same = (archive.stat().st_size, archive.stat().st_mtime_ns) == (record["bytes"], record["mtime_ns"])
+        stat = archive.stat()
+        same = stat.st_size == record["bytes"] and (
+            stat.st_mtime_ns == record["mtime_ns"] or manifest.sha256(archive) == record["sha256"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return archive if same else None
@@ -189,67 +193,68 @@ def _client() -> ModuleType:
 @contextlib.contextmanager
 def _named(dataset: str, key: str) -> Iterator[None]:
     """Turn what the client raises into one line. Its own words stay out: they can hold signed addresses."""
-    import requests
-    from datacollective.errors import AuthenticationError, DownloadError, RateLimitError
+    from datacollective.errors import DownloadError
 
-    page = f"{_PAGES}/datasets/{dataset}"
     try:
         yield
-    except AuthenticationError:
-        raise LabError(
-            f"Mozilla Data Collective must accept the key in {KEY}, got 401 (wrong, expired or revoked): "
-            f"make a new one at {_PAGES}/api-reference"
-        ) from None
-    except RateLimitError:
-        raise LabError(
-            "Mozilla Data Collective says: too many requests (429). Wait some minutes, run it again"
-        ) from None
     except DownloadError as error:
         raise _broken(error) from None
-    except requests.HTTPError as error:
-        status = error.response.status_code if error.response is not None else "no status"
-        does = "it has to be bought there" if status == 402 else "run the same command again later"
-        raise LabError(f"Mozilla Data Collective must hand out {page}, got HTTP {status}: {does}") from None
-    except requests.RequestException as error:
-        raise LabError(
-            f"Mozilla Data Collective must answer, got {type(error).__name__}: check the network, run it again"
-        ) from None
-    except FileNotFoundError as error:
-        if error.errno is not None:
-            raise LabError(f"the download must be written, got: {error.strerror}. Set LAB_CACHE elsewhere") from None
-        raise LabError(f"source.dataset must be at Mozilla Data Collective, got {dataset!r}: no {page}") from None
-    except PermissionError as error:
-        if error.errno is not None:
-            raise LabError(
-                f"the cache folder must be writable, got: {error.strerror}. Set LAB_CACHE elsewhere"
-            ) from None
-        raise LabError(
-            f"Mozilla Data Collective refuses this data set to this key (403): agree to its terms at {page}, "
-            f"then run the same command again{_reason(error, key)}"
-        ) from None
-    except OSError as error:
-        if error.errno in _FULL:
-            raise LabError(f"the disk of {environment.cache_folder()} is full: make room, run it again") from None
-        raise LabError(f"the download must be written, got: {error.strerror}. Set LAB_CACHE elsewhere") from None
-    except (RuntimeError, ValueError, ArithmeticError, TypeError, AttributeError) as error:
-        raise LabError(
-            f"Mozilla Data Collective must answer as datacollective 0.7 knows it, got {type(error).__name__}: "
-            "run: pip install -U datacollective"
-        ) from None
+    except (OSError, RuntimeError, ValueError, ArithmeticError, TypeError, AttributeError) as error:
+        raise LabError(_in_one_line(error, dataset, key)) from None
 
 
 def _broken(error: Any) -> BaseException:
     """The LabError for a download that ended early, by its cause; the key that was pressed, where it was that."""
-    cause = error.__cause__
+    cause, there, whole = error.__cause__, error.total_downloaded_bytes, error.total_archive_bytes
     if isinstance(cause, KeyboardInterrupt):
         return KeyboardInterrupt()
     if isinstance(cause, OSError) and cause.errno in _FULL:
-        return LabError(
-            f"the disk of {environment.cache_folder()} is full at {error.total_downloaded_bytes} of "
-            f"{error.total_archive_bytes}: make room, run the same command again"
-        )
-    there, whole = error.total_downloaded_bytes, error.total_archive_bytes
+        return LabError(f"{_disk(cause)} (at {there} of {whole})")
     return LabError(_cut("the archive", there, whole, bool(error.checksum), f" ({type(cause).__name__})"))
+
+
+def _in_one_line(error: Exception, dataset: str, key: str) -> str:
+    import requests
+    from datacollective.errors import AuthenticationError, RateLimitError
+
+    page = f"{_PAGES}/datasets/{dataset}"
+    if isinstance(error, requests.RequestException):
+        return _answered(error, page)
+    if isinstance(error, OSError) and error.errno is not None:  # the client's own have no number
+        return _disk(error)
+    if isinstance(error, AuthenticationError):
+        return (
+            f"Mozilla Data Collective must accept the key in {KEY}, got 401 (wrong, expired or revoked): "
+            f"make a new one at {_PAGES}/api-reference"
+        )
+    if isinstance(error, RateLimitError):
+        return "Mozilla Data Collective says: too many requests (429). Wait some minutes, run the same command again"
+    if isinstance(error, FileNotFoundError):
+        return f"source.dataset must be at Mozilla Data Collective, got {dataset!r}: there is no {page}. Correct it"
+    if isinstance(error, PermissionError):
+        return (
+            f"Mozilla Data Collective refuses this data set to this key (403): agree to its terms at {page}, "
+            f"then run the same command again{_reason(error, key)}"
+        )
+    return (
+        f"Mozilla Data Collective must answer as datacollective 0.7 knows it, got {type(error).__name__}: "
+        "run: pip install -U datacollective"
+    )
+
+
+def _answered(error: Any, page: str) -> str:
+    if error.response is None:
+        return f"Mozilla Data Collective must answer, got {type(error).__name__}: check the network, run it again"
+    status = error.response.status_code
+    does = "it has to be bought there" if status == 402 else "run the same command again later"
+    return f"Mozilla Data Collective must hand out {page}, got HTTP {status}: {does}"
+
+
+def _disk(error: OSError) -> str:
+    where = environment.cache_folder()
+    if error.errno in _FULL:
+        return f"the disk of {where} is full: make room, run the same command again"
+    return f"the download must be written below {where}, got: {error.strerror}. Set LAB_CACHE to another folder"
 
 
 def _reason(error: Exception, key: str) -> str:
