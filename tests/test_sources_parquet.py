@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -95,6 +97,22 @@ def test_sound_is_read_only_when_it_is_asked_for_and_travels_with_a_pickle(tmp_p
     assert [columns for columns in asked if "audio" in columns] == [(2, "audio")]
     there = pickle.loads(pickle.dumps(examples[9]))
     assert type(there) is Example and there.audio == b"sound 9" and there.meta == examples[9].meta
+
+
+def test_any_number_of_threads_may_ask_for_sounds_while_rows_are_read(tmp_path, source):
+    write(tmp_path / "train.parquet", table(2_000), 20)
+    rows, most = source(tmp_path).examples(), 40
+    with ThreadPoolExecutor(8) as threads:
+        blocks = iter(lambda: list(islice(rows, most)), [])
+        sounds = [threads.submit(lambda block=block: [e.audio for e in block]) for block in blocks for _ in range(2)]
+    assert [s for future in sounds[::2] for s in future.result()] == [b"sound %d" % i for i in range(2_000)]
+    assert [future.result() for future in sounds[::2]] == [future.result() for future in sounds[1::2]]
+
+
+def test_the_outline_reads_no_sound(tmp_path, source, monkeypatch):
+    write(tmp_path / "train.parquet", table(10))
+    monkeypatch.setattr("pipelines.sources.parquet._Sounds.__getitem__", lambda *asked: 1 / 0)
+    assert [e.id for e in source(tmp_path).outline()] == [f"train:{n}" for n in range(10)]
 
 
 @pytest.mark.parametrize(
