@@ -62,7 +62,7 @@ def features(
     refused, naming the fields that differ, if it is not.
     """
     with _stage(recipe, runs, "features") as note:
-        prepared, source = processor(recipe, log=log), open_source(recipe.source, log=log)
+        prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
         identity = features_identity(recipe, source, prepared)
         folder = Path(cache_uri).expanduser() if cache_uri else _cache_folder(recipe, runs, identity)
         if caches.is_finished(folder):
@@ -84,7 +84,9 @@ def open_features(
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
-    identity = features_identity(recipe, open_source(recipe.source, log=log), processor(recipe, log=log))
+    identity = features_identity(
+        recipe, open_source(recipe.source, recipe.language, log=log), processor(recipe, log=log)
+    )
     return caches.open_cache(Path(uri).expanduser(), identity, log=log)
 
 
@@ -152,7 +154,7 @@ def transcriber(
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
     """`n` examples of a split, spread over (the first 2,000 of) it, so that several speakers are heard."""
-    examples = list(islice(open_source(recipe.source, log=lambda line: None).examples((split,)), 2_000))
+    examples = list(islice(open_source(recipe.source, recipe.language).examples((split,)), 2_000))
     return examples[:: max(1, len(examples) // n)][:n]
 
 

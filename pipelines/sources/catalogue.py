@@ -8,12 +8,14 @@ from pipelines.recipe import SourceSettings
 from pipelines.sources import Source
 
 
-def open_source(settings: SourceSettings, *, log: Callable[[str], None] = print) -> Source:
-    """The corpus that a recipe's `[source]` names; `log` is told what was guessed of it."""
+def open_source(
+    settings: SourceSettings, language: str = "sv", *, log: Callable[[str], None] = lambda line: None
+) -> Source:
+    """The corpus that a recipe's `[source]` names; `language` is the recipe's, `log` is told what was guessed of it."""
     if settings.kind == "mix":
-        return _mix(settings, log)
+        return _mix(settings, language, log)
     if settings.kind in ("hub", "parquet"):
-        return _parquet(settings, log)
+        return _parquet(settings, language, log)
     return {"tour": _tour, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
 
 
@@ -29,7 +31,7 @@ def _folder(settings: SourceSettings) -> Source:
     return FolderSource(settings.path, settings.seed)
 
 
-def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
+def _parquet(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
     from pipelines.sources.hub import KNOWN, HubFiles
     from pipelines.sources.parquet import LocalFiles, ParquetSource
     from pipelines.sources.parquet_layout import Wishes
@@ -37,11 +39,12 @@ def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
     on_hub = settings.kind == "hub"
     known = KNOWN.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
     wishes = Wishes(
-        settings.config or known.get("config", ""),
+        settings.config,
         settings.audio_column,
         settings.text_column or known.get("text_column", ""),
         settings.speaker_column,
         settings.splits.model_dump(),
+        language,
     )
     files = HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path)
     return ParquetSource(files, wishes, settings.seed, log)
@@ -53,10 +56,11 @@ def _feedback(settings: SourceSettings) -> Source:
     return FeedbackSource(settings.path)
 
 
-def _mix(settings: SourceSettings, log: Callable[[str], None]) -> Source:
+def _mix(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
     from pipelines.sources.mix import MixSource, Part
 
     parts = [
-        Part(part.name, open_source(part, log=log), part.gives, part.weight, part.count) for part in settings.parts
+        Part(part.name, open_source(part, language, log=log), part.gives, part.weight, part.count)
+        for part in settings.parts
     ]
     return MixSource(tuple(parts), settings.seed, log)

@@ -30,7 +30,7 @@ TIMEOUT_S = 30.0
 """Silence after which a connection counts as cut."""
 _PASSING = (408, 429, 500, 502, 503, 504)
 _NAME = re.compile(r"(hub://)?(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
-KNOWN = {"google/fleurs": {"config": "sv_se", "text_column": "raw_transcription"}}
+KNOWN = {"google/fleurs": {"text_column": "raw_transcription"}}
 """Settings of data sets that leave a choice: FLEURS' `raw_transcription` has capitals and punctuation."""
 
 
