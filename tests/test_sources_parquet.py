@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import time
@@ -98,6 +99,8 @@ def test_sound_is_read_only_when_it_is_asked_for_and_travels_with_a_pickle(tmp_p
     assert [columns for columns in asked if "audio" in columns] == [(2, "audio")]
     there = pickle.loads(pickle.dumps(examples[9]))
     assert type(there) is Example and there.audio == b"sound 9" and there.meta == examples[9].meta
+    renamed = dataclasses.replace(examples[9], text="hej")
+    assert (renamed.text, renamed.audio, renamed.id) == ("hej", b"sound 9", examples[9].id)
 
 
 def test_threads_may_ask_for_sounds_while_rows_are_read_and_the_reader_answers_one(tmp_path, source, monkeypatch):

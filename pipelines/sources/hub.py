@@ -104,7 +104,7 @@ class HubFiles:
             raise LabError(f"hub://{self._id} has no revision {revision!r}: correct source.revision") from None
         files = {file.rfilename: file.size for file in info.siblings or ()}
         script = f"{self._id.rpartition('/')[2]}.py"
-        sizes = {name: size for name, size in files.items() if name.endswith(".parquet")}
+        sizes = {name: size or 0 for name, size in files.items() if name.endswith(".parquet")}
         return _Listing(revision, info.sha, sizes, script if script in files else "")
 
     def _fetch(self, url: str, name: str, start: int, stop: int) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from pipelines.errors import LabError, missing_package
@@ -23,6 +24,7 @@ from pipelines.sources.parquet_layout import NOTHING, Layout, Wishes, understand
 
 HASHED_BYTES = 200_000_000
 """Below this many bytes of local Parquet, `identity` reads every byte; from here on it trusts sizes and times."""
+_NOTHING_KNOWN: Mapping[str, str] = MappingProxyType({})
 
 
 class Files(Protocol):
@@ -152,31 +154,50 @@ class ParquetSource:
         for group in range(file.groups):
             sounds = _Sounds(file, group, columns.audio)
             for index, row in enumerate(file.read(group, light).to_pylist()):
-                yield self._example(f"{name.removesuffix('.parquet')}:{number}", split, row, (sounds, index))
+                yield self._example(f"{name.removesuffix('.parquet')}:{number}", split, row, _Sound(sounds, index))
                 number += 1
 
-    def _example(self, id: str, split: str, row: dict[str, Any], sound: tuple[_Sounds, int]) -> RowExample:
+    def _example(self, id: str, split: str, row: dict[str, Any], sound: _Sound) -> RowExample:
         columns, drawn = self._layout.columns, self._layout.drawn
         speaker = _string(row[columns.speaker]) if columns.speaker else ""
         split = _drawn_split(drawn, speaker or id, self.seed) if split == "train" else split
         meta = {column: _named(columns.labels.get(column), column, row.get(column)) for column in columns.meta}
         meta = {column: value for column, value in meta.items() if value}
-        return RowExample(id, split, _string(row[columns.text]), speaker, meta, sound)
+        return RowExample(id, split, _string(row[columns.text]), sound, speaker, meta)
 
 
 class RowExample(Example):
     """An Example whose sound is read from its row group when it is asked for; pickled, it takes the bytes along."""
 
-    def __init__(self, id: str, split: str, text: str, speaker: str, meta: dict[str, str], sound: tuple[_Sounds, int]):
-        self.__dict__.update(id=id, split=split, text=text, speaker=speaker, meta=meta, sound=sound)
+    def __init__(
+        self,
+        id: str,
+        split: str,
+        text: str,
+        audio: bytes | _Sound,
+        speaker: str = "",
+        meta: Mapping[str, str] = _NOTHING_KNOWN,
+    ):
+        self.__dict__.update(id=id, split=split, text=text, sound=audio, speaker=speaker, meta=dict(meta))
 
     @property
     def audio(self) -> bytes:
-        sounds, index = self.__dict__["sound"]
-        return sounds[index]
+        sound = self.__dict__["sound"]
+        return sound if isinstance(sound, bytes) else sound.read()
 
     def __reduce__(self):
         return Example, (self.id, self.split, self.text, self.audio, self.speaker, self.meta)
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """Where the sound of a row lies."""
+
+    sounds: _Sounds
+    index: int
+
+    def read(self) -> bytes:
+        return self.sounds[self.index]
 
 
 class _Sounds:
