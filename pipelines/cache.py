@@ -273,7 +273,8 @@ def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
     block, held = [], 0
     for example in examples:
         block.append(example)
-        held += len(example.audio) if isinstance(example.audio, bytes) else 0
+        sound = vars(example).get("audio")  # an example that reads its sound late holds none yet
+        held += len(sound) if isinstance(sound, bytes) else 0
         if len(block) == size or held >= _BLOCK_BYTES:
             yield block
             block, held = [], 0

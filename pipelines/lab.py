@@ -172,9 +172,7 @@ def transcriber(
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
     """`n` examples of a split, spread over (the first 2,000 of) it, so that several speakers are heard."""
-    examples = list(
-        islice(open_source(recipe.source, recipe.language, log=lambda line: None).examples((split,)), 2_000)
-    )
+    examples = list(islice(open_source(recipe.source, recipe.language).examples((split,)), 2_000))
     return examples[:: max(1, len(examples) // n)][:n]
 
 

@@ -56,7 +56,7 @@ class SourceSettings(Settings):
     revision: str = ""
     """hub: branch, tag or commit; empty takes main, or the Hub's own conversion where main has no Parquet."""
     config: str = ""
-    """hub, parquet: the configuration (sv_se); empty takes the only one or the Swedish one."""
+    """hub, parquet: the configuration (sv_se); empty takes the only one, or that of the recipe's language."""
     audio_column: str = ""
     """hub, parquet: empty takes the only column of audio files."""
     text_column: str = ""

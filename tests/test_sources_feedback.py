@@ -84,6 +84,7 @@ def test_only_training_rows(log, say):
     say("right")
     assert list(FeedbackSource(str(log)).examples(("validation", "test"))) == []
     assert len(list(FeedbackSource(str(log)).examples(("train",)))) == 1
+    assert list(FeedbackSource(str(log)).outline()) == list(FeedbackSource(str(log)).examples())
 
 
 def test_no_cell_leads_out_of_the_folder_of_the_log(log, say, tmp_path, encoded, speech):

@@ -139,6 +139,23 @@ def test_a_source_that_reads_late_stays_late(rows):
     assert rows(Part("a", Source()))[0].id == "a/1"
 
 
+def test_an_outline_is_the_same_rows_without_their_sound(tmp_path):
+    @dataclass(frozen=True)
+    class Outlined(Toy):
+        def examples(self, splits=SPLITS):
+            raise AssertionError("nobody asked for the sound")
+
+        def outline(self):
+            return Toy.examples(self)
+
+    def mix(kind, last):
+        return MixSource((Part("a", kind(30, 5, 4, stray=1), ALL), Part("b", kind(50, 7, 9)), Part("c", last)))
+
+    outlined = mix(Outlined, Outlined(3))
+    assert list(outlined.outline()) == list(mix(Toy, Toy(3)).examples())
+    assert mix(Outlined, Toy(3)).outline is None
+
+
 @pytest.mark.parametrize(
     ("parts", "told"),
     [

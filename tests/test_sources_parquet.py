@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -95,6 +99,37 @@ def test_sound_is_read_only_when_it_is_asked_for_and_travels_with_a_pickle(tmp_p
     assert [columns for columns in asked if "audio" in columns] == [(2, "audio")]
     there = pickle.loads(pickle.dumps(examples[9]))
     assert type(there) is Example and there.audio == b"sound 9" and there.meta == examples[9].meta
+    renamed = dataclasses.replace(examples[9], text="hej")
+    assert (renamed.text, renamed.audio, renamed.id) == ("hej", b"sound 9", examples[9].id)
+
+
+def test_threads_may_ask_for_sounds_while_rows_are_read_and_the_reader_answers_one(tmp_path, source, monkeypatch):
+    write(tmp_path / "train.parquet", table(400), 20)
+    read, inside, asked = pq.ParquetFile.read_row_group, [], []
+
+    def watched(self, group, columns):
+        inside.append(group)
+        alone = len(inside) == 1
+        time.sleep(0.002)
+        inside.pop()
+        asked.append((group, *columns) if alone else "two at once")
+        return read(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", watched)
+    rows = source(tmp_path).examples()
+    with ThreadPoolExecutor(8) as threads:
+        blocks = iter(lambda: list(islice(rows, 10)), [])
+        sounds = [threads.submit(lambda block=block: [e.audio for e in block]) for block in blocks for _ in range(2)]
+    assert [s for future in sounds[::2] for s in future.result()] == [b"sound %d" % i for i in range(400)]
+    assert [future.result() for future in sounds[::2]] == [future.result() for future in sounds[1::2]]
+    assert "two at once" not in asked
+    assert len([what for what in asked if what[1:] == ("audio",)]) == 20
+
+
+def test_the_outline_reads_no_sound(tmp_path, source, monkeypatch):
+    write(tmp_path / "train.parquet", table(10))
+    monkeypatch.setattr("pipelines.sources.parquet._Sounds.__getitem__", lambda *asked: 1 / 0)
+    assert [e.id for e in source(tmp_path).outline()] == [f"train:{n}" for n in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +222,8 @@ def test_configurations(tmp_path, source, refusal, told):
     assert [e.text for e in source(tmp_path, config="da_dk").examples()] == ["mening 5"]
     message = refusal(tmp_path, config="nb_no")
     assert "'da_dk', 'sv_se'" in message and "'nb_no'" in message and "source.config" in message
+    assert [e.text for e in source(tmp_path, language="da").examples()] == ["mening 5"]
+    assert "no source.config" in refusal(tmp_path, language="s")
     (tmp_path / "sv_se").rename(tmp_path / "fi_fi")
     assert "no source.config" in refusal(tmp_path)
 

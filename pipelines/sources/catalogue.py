@@ -8,12 +8,14 @@ from pipelines.recipe import SourceSettings
 from pipelines.sources import Source
 
 
-def open_source(settings: SourceSettings, language: str = "sv", *, log: Callable[[str], None] = print) -> Source:
+def open_source(
+    settings: SourceSettings, language: str = "sv", *, log: Callable[[str], None] = lambda line: None
+) -> Source:
     """The corpus that a recipe's `[source]` names; `language` is the recipe's, `log` is told what was guessed of it."""
     if settings.kind == "mix":
         return _mix(settings, language, log)
     if settings.kind in ("hub", "parquet"):
-        return _parquet(settings, log)
+        return _parquet(settings, language, log)
     if settings.kind == "common_voice":
         return _common_voice(settings, language, log)
     if settings.kind == "mozilla":
@@ -45,7 +47,7 @@ def _mozilla(settings: SourceSettings, language: str, log: Callable[[str], None]
     return MozillaSource(settings.dataset, language, settings.pool, settings.seed, log)
 
 
-def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
+def _parquet(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
     from pipelines.sources.hub import KNOWN, HubFiles
     from pipelines.sources.parquet import LocalFiles, ParquetSource
     from pipelines.sources.parquet_layout import Wishes
@@ -53,11 +55,12 @@ def _parquet(settings: SourceSettings, log: Callable[[str], None]) -> Source:
     on_hub = settings.kind == "hub"
     known = KNOWN.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
     wishes = Wishes(
-        settings.config or known.get("config", ""),
+        settings.config,
         settings.audio_column,
         settings.text_column or known.get("text_column", ""),
         settings.speaker_column,
         settings.splits.model_dump(),
+        language,
     )
     files = HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path)
     return ParquetSource(files, wishes, settings.seed, log)

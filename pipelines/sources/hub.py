@@ -30,7 +30,7 @@ TIMEOUT_S = 30.0
 """Silence after which a connection counts as cut."""
 _PASSING = (408, 429, 500, 502, 503, 504)
 _NAME = re.compile(r"(hub://)?(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
-KNOWN = {"google/fleurs": {"config": "sv_se", "text_column": "raw_transcription"}}
+KNOWN = {"google/fleurs": {"text_column": "raw_transcription"}}
 """Settings of data sets that leave a choice: FLEURS' `raw_transcription` has capitals and punctuation."""
 
 
@@ -104,7 +104,7 @@ class HubFiles:
             raise LabError(f"hub://{self._id} has no revision {revision!r}: correct source.revision") from None
         files = {file.rfilename: file.size for file in info.siblings or ()}
         script = f"{self._id.rpartition('/')[2]}.py"
-        sizes = {name: size for name, size in files.items() if name.endswith(".parquet")}
+        sizes = {name: size or 0 for name, size in files.items() if name.endswith(".parquet")}
         return _Listing(revision, info.sha, sizes, script if script in files else "")
 
     def _fetch(self, url: str, name: str, start: int, stop: int) -> bytes:

@@ -48,6 +48,10 @@ class Part:
     """Training rows that are taken, the first in the source's order; 0 takes them all."""
 
 
+Read = Callable[[Part, tuple[str, ...]], Iterator[Example]]
+"""Gives the rows of a part that belong to these splits."""
+
+
 @dataclass(frozen=True)
 class MixSource:
     """The corpus of all `parts`. With weights, training rows keep these shares, and end where the first part does."""
@@ -76,22 +80,30 @@ class MixSource:
         Raises LabError at once for parts that clash, and at the end for a part with fewer rows than its `count`.
         """
         _check(self.parts)
-        return self._examples(splits)
+        return self._examples(splits, lambda part, wanted: part.source.examples(wanted))
 
-    def _examples(self, splits: tuple[str, ...]) -> Iterator[Example]:
+    @property
+    def outline(self) -> Callable[[], Iterator[Example]] | None:
+        """What gives all examples without their sound; None where a part cannot tell its rows without it."""
+        if not all(getattr(part.source, "outline", None) for part in self.parts):
+            return None
+        _check(self.parts)
+        return lambda: self._examples(SPLITS, _outlined)
+
+    def _examples(self, splits: tuple[str, ...], read: Read) -> Iterator[Example]:
         if "train" in splits:
-            yield from self._interleaved([part for part in self.parts if "train" in part.gives])
+            yield from self._interleaved([part for part in self.parts if "train" in part.gives], read)
         for part in self.parts:
             asked = tuple(split for split in SPLITS if split in part.gives and split in splits)
             if asked not in ((), ("train",)):
                 held_out = asked if asked == SPLITS else tuple(split for split in asked if split != "train")
-                rows = (example for example in part.source.examples(held_out) if example.split != "train")
+                rows = (example for example in read(part, held_out) if example.split != "train")
                 yield from (_from(part, example) for example in rows)
 
-    def _interleaved(self, parts: list[Part]) -> Iterator[Example]:
+    def _interleaved(self, parts: list[Part], read: Read) -> Iterator[Example]:
         """One row at a time of a part drawn by weight; parts without weights are drawn alike until all have ended."""
         rng = random.Random(f"mix {self.seed}")
-        rows = {part.name: _train(part) for part in parts}
+        rows = {part.name: islice(read(part, ("train",)), part.count or None) for part in parts}
         taken = dict.fromkeys(rows, 0)
         while parts:
             part = rng.choices(parts, [part.weight or 1.0 for part in parts])[0]
@@ -121,8 +133,9 @@ def _check(parts: tuple[Part, ...]) -> None:
         raise LabError(f"source.parts must all have a weight or none, got none for {', '.join(lacking)}: add it")
 
 
-def _train(part: Part) -> Iterator[Example]:
-    return islice(part.source.examples(("train",)), part.count or None)
+def _outlined(part: Part, splits: tuple[str, ...]) -> Iterator[Example]:
+    """The outline of a part as its examples would come: rows of no split only where all of SPLITS are asked for."""
+    return (example for example in part.source.outline() if example.split in splits or {*SPLITS} <= {*splits})
 
 
 def _refuse_too_few(part: Part, taken: int) -> None:

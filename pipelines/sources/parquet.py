@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from pipelines.errors import LabError, missing_package
@@ -22,6 +24,7 @@ from pipelines.sources.parquet_layout import NOTHING, Layout, Wishes, understand
 
 HASHED_BYTES = 200_000_000
 """Below this many bytes of local Parquet, `identity` reads every byte; from here on it trusts sizes and times."""
+_NOTHING_KNOWN: Mapping[str, str] = MappingProxyType({})
 
 
 class Files(Protocol):
@@ -103,7 +106,8 @@ class ParquetSource:
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """The examples of these splits: train, validation, test, each in the order of its files and rows.
 
-        Rows that are drawn from train stand where they stood there. Raises LabError at once for files that cannot be used, and in the middle where one cannot be read.
+        Rows that are drawn from train stand where they stood there. Raises LabError at once for files that cannot be
+        used, and in the middle where one cannot be read.
         """
         layout = self._layout
         read = {*splits, *(["train"] if {*splits} & layout.drawn.keys() else [])}
@@ -111,11 +115,13 @@ class ParquetSource:
         rows = (example for split, name in files for example in self._rows(split, name))
         return (example for example in rows if example.split in splits)
 
+    def outline(self) -> Iterator[Example]:
+        """All examples; no sound is read as long as nobody asks for it."""
+        return self.examples()
+
     @cached_property
     def _layout(self) -> Layout:
-        layout = understand(
-            self.files.where, self.files.names(), lambda name: self._opened(name).schema_arrow, self.wishes
-        )
+        layout = understand(self.files.where, self.files.names(), lambda name: self._opened(name).schema, self.wishes)
         self._tell(layout)
         return layout
 
@@ -135,82 +141,109 @@ class ParquetSource:
                 "held-out rows from train (source.splits.validation = '5%')"
             )
 
-    def _opened(self, name: str) -> Any:
-        """The file as a pyarrow ParquetFile."""
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError:
-            raise missing_package("pyarrow", "pyarrow>=18", "reading Parquet") from None
-        return _read(
-            f"{self.files.where}/{name}",
-            # pre_buffer asks for neighbouring columns at once: over a network every question counts
-            lambda: parquet.ParquetFile(self.files.open(name), pre_buffer=True),
-        )
+    def _opened(self, name: str) -> _OpenFile:
+        return _OpenFile(f"{self.files.where}/{name}", self.files.open(name))
 
     def _rows(self, split: str, name: str) -> Iterator[Example]:
-        columns, file, place = self._layout.columns, self._opened(name), f"{self.files.where}/{name}"
+        columns, file = self._layout.columns, self._opened(name)
         needed = [column for column in (columns.text, columns.speaker, columns.audio) if column]
-        if lacking := {*needed} - {*file.schema_arrow.names}:
-            raise LabError(f"{place} must have the columns of the first file, lacks {', '.join(sorted(lacking))}")
-        light = [*needed[:-1], *(column for column in columns.meta if column in file.schema_arrow.names)]
+        if lacking := {*needed} - {*file.schema.names}:
+            raise LabError(f"{file.place} must have the columns of the first file, lacks {', '.join(sorted(lacking))}")
+        light = [*needed[:-1], *(column for column in columns.meta if column in file.schema.names)]
         number = 0
-        for group in range(file.num_row_groups):
-            rows = _read(place, lambda group=group: file.read_row_group(group, columns=light).to_pylist())
-            sounds = _Sounds(file, group, columns.audio, place)
-            for index, row in enumerate(rows):
-                yield self._example(f"{name.removesuffix('.parquet')}:{number}", split, row, (sounds, index))
+        for group in range(file.groups):
+            sounds = _Sounds(file, group, columns.audio)
+            for index, row in enumerate(file.read(group, light).to_pylist()):
+                yield self._example(f"{name.removesuffix('.parquet')}:{number}", split, row, _Sound(sounds, index))
                 number += 1
 
-    def _example(self, id: str, split: str, row: dict[str, Any], sound: tuple[_Sounds, int]) -> RowExample:
+    def _example(self, id: str, split: str, row: dict[str, Any], sound: _Sound) -> RowExample:
         columns, drawn = self._layout.columns, self._layout.drawn
         speaker = _string(row[columns.speaker]) if columns.speaker else ""
         split = _drawn_split(drawn, speaker or id, self.seed) if split == "train" else split
         meta = {column: _named(columns.labels.get(column), column, row.get(column)) for column in columns.meta}
         meta = {column: value for column, value in meta.items() if value}
-        return RowExample(id, split, _string(row[columns.text]), speaker, meta, sound)
+        return RowExample(id, split, _string(row[columns.text]), sound, speaker, meta)
 
 
 class RowExample(Example):
     """An Example whose sound is read from its row group when it is asked for; pickled, it takes the bytes along."""
 
-    def __init__(self, id: str, split: str, text: str, speaker: str, meta: dict[str, str], sound: tuple[_Sounds, int]):
-        self.__dict__.update(id=id, split=split, text=text, speaker=speaker, meta=meta, sound=sound)
+    def __init__(
+        self,
+        id: str,
+        split: str,
+        text: str,
+        audio: bytes | _Sound,
+        speaker: str = "",
+        meta: Mapping[str, str] = _NOTHING_KNOWN,
+    ):
+        self.__dict__.update(id=id, split=split, text=text, sound=audio, speaker=speaker, meta=dict(meta))
 
     @property
     def audio(self) -> bytes:
-        sounds, index = self.__dict__["sound"]
-        return sounds[index]
+        sound = self.__dict__["sound"]
+        return sound if isinstance(sound, bytes) else sound.read()
 
     def __reduce__(self):
         return Example, (self.id, self.split, self.text, self.audio, self.speaker, self.meta)
 
 
+@dataclass(frozen=True)
+class _Sound:
+    """Where the sound of a row lies."""
+
+    sounds: _Sounds
+    index: int
+
+    def read(self) -> bytes:
+        return self.sounds[self.index]
+
+
 class _Sounds:
     """The audio column of one row group, read once, at the first question; it goes with the last of its examples."""
 
-    def __init__(self, file: Any, group: int, column: str, place: str):
-        self._file, self._group, self._column, self._place = file, group, column, place
+    def __init__(self, file: _OpenFile, group: int, column: str):
+        self._file, self._group, self._column = file, group, column
+        self._values, self._lock = None, threading.Lock()
 
     def __getitem__(self, index: int) -> bytes:
         """The bytes of a row; empty where the row has none: curation rejects it."""
+        with self._lock:
+            if self._values is None:
+                self._values = self._file.read(self._group, [self._column]).column(0)
         value = self._values[index].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
         return value or b""
 
-    @cached_property
-    def _values(self) -> Any:
-        return _read(self._place, lambda: self._file.read_row_group(self._group, columns=[self._column]).column(0))
 
+class _OpenFile:
+    """A Parquet file that any number of threads may ask; pyarrow's reader answers one at a time."""
 
-def _read(place: str, action: Callable[[], Any]) -> Any:
-    """What pyarrow gives, or one line where the file is broken."""
-    import pyarrow
+    def __init__(self, place: str, file: Any):
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise missing_package("pyarrow", "pyarrow>=18", "reading Parquet") from None
+        self.place, self._lock = place, threading.Lock()
+        # pre_buffer asks for neighbouring columns at once: over a network every question counts
+        self._file = self._whole(lambda: parquet.ParquetFile(file, pre_buffer=True))
+        self.schema, self.groups = self._file.schema_arrow, self._file.num_row_groups
 
-    try:
-        return action()
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
-        told = str(error).partition("\n")[0][:200]
-        raise LabError(f"{place} must be a whole Parquet file, got: {told}. Replace it") from None
+    def read(self, group: int, columns: list[str]) -> Any:
+        """These columns of a row group as a pyarrow Table."""
+        with self._lock:
+            return self._whole(lambda: self._file.read_row_group(group, columns=columns))
+
+    def _whole(self, action: Callable[[], Any]) -> Any:
+        """What pyarrow gives, or one line where the file is broken."""
+        import pyarrow
+
+        try:
+            return action()
+        except (pyarrow.ArrowException, OSError, EOFError) as error:
+            told = str(error).partition("\n")[0][:200]
+            raise LabError(f"{self.place} must be a whole Parquet file, got: {told}. Replace it") from None
 
 
 def _drawn_split(drawn: Mapping[str, float], who: str, seed: int) -> str:

@@ -21,7 +21,6 @@ SPLIT_NAMES = {
     "test": ("test", "partial-test"),
 }
 """What a split is guessed by, the first first; `partial-` are the heads that the Hub converts of large data sets."""
-SWEDISH = ("sv", "sv_se", "sv-se", "swedish")
 NOTHING = "none"
 """As a split's setting: leave it empty."""
 _KEYWORDS = {name for guesses in SPLIT_NAMES.values() for name in guesses}
@@ -41,6 +40,8 @@ class Wishes:
     splits: Mapping[str, str] = field(default_factory=dict)
     """Split of the lab to the data set's: `validated`, `train+other`, NOTHING, or empty to guess. For validation and
     test also a share of the training rows, `5%`."""
+    language: str = "sv"
+    """Guesses the configuration: `sv`, `sv_se`, `sv-SE`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def understand(where: str, files: list[str], schema_of: Callable[[str], Any], wi
     """
     if not files:
         raise LabError(f"{where} must hold Parquet files, got none: name another place")
-    config, by_split = _choose_config(where, files, wishes.config)
+    config, by_split = _choose_config(where, files, wishes)
     drawn = _drawn_shares(where, wishes.splits)
     chosen = _choose_splits(where, by_split, {**wishes.splits, **dict.fromkeys(drawn, NOTHING)})
     if drawn and "train" not in chosen:
@@ -97,14 +98,15 @@ def understand(where: str, files: list[str], schema_of: Callable[[str], Any], wi
     )
 
 
-def _choose_config(where: str, names: list[str], wanted: str) -> tuple[str, dict[str, list[str]]]:
+def _choose_config(where: str, names: list[str], wishes: Wishes) -> tuple[str, dict[str, list[str]]]:
     """The configuration, and its files by the data set's own names of splits."""
     configs: dict[str, dict[str, list[str]]] = {}
     for name in names:
         config, split = _config_and_split(name)
         configs.setdefault(config, {}).setdefault(split, []).append(name)
-    asked = [wanted.lower()] if wanted else SWEDISH
-    fitting = [config for config in configs if {config.lower(), config.lower().rpartition("/")[2]} & {*asked}]
+    wanted = wishes.config
+    asked = re.compile(re.escape(wanted) if wanted else rf"{wishes.language}([-_]\w+)?", re.IGNORECASE)
+    fitting = [config for config in configs if asked.fullmatch(config) or asked.fullmatch(config.rpartition("/")[2])]
     if not wanted and len(configs) == 1:
         fitting = list(configs)
     if len(fitting) != 1:
