@@ -513,6 +513,14 @@ def test_a_server_that_falls_silent_is_not_waited_for_for_ever(hopsworks_bench, 
     one_line(caught, "broke off", "(?i)timed out")
 
 
+def test_a_manifest_that_does_not_read_back_does_not_count_as_published(served, artefact):
+    served.server.fault("GET .*/(resolve|with_auth)/.*manifest.json", "corrupt")
+    with pytest.raises(LabError) as caught:
+        served.publish(artefact, "tour")
+    one_line(caught, "does not read back", "manifest.json differs")
+    served.publish(artefact, "tour")
+
+
 def test_a_slow_server_is_waited_for(served, artefact):
     served.server.fault(UPLOADS[served.name], "slow", times=3)
     served.publish(artefact, "tour")
@@ -657,6 +665,9 @@ def test_a_wrong_token_is_not_taken_for_an_absent_repository(hub_bench, artefact
     with pytest.raises(LabError) as caught:
         hub_bench.exists("tour")
     assert "wrong" not in one_line(caught, "does not accept the token")
+    hub_bench.server.fault("GET /api/", "401", times=None, **{"X-Error-Code": "RepoNotFound"})
+    with pytest.raises(LabError, match="does not accept the token"):
+        hub_bench.exists("tour")
 
 
 def test_many_files_are_committed_in_blocks(hub_bench, artefact, monkeypatch):
@@ -851,25 +862,23 @@ def test_a_drive_that_goes_away_in_the_middle_is_one_line(drive_bench, artefact,
 
 def test_a_listing_that_lags_behind_is_looked_at_again(drive_bench, artefact, monkeypatch):
     """For a while the mount neither lists a new file nor tells its size."""
-    looked: dict[str, int] = {}
+    waited = []
     size = drive.DrivePlace._size
-
-    def lagging(self, name):
-        looked[name] = looked.get(name, 0) + 1
-        return None if looked[name] < 3 else size(self, name)
-
-    monkeypatch.setattr(drive.DrivePlace, "_size", lagging)
-    monkeypatch.setattr(local.FolderPlace, "sizes", lambda self: {})
-    drive_bench.publish(artefact, "tour")
+    monkeypatch.setattr(drive.time, "sleep", waited.append)
+    monkeypatch.setattr(drive.DrivePlace, "_size", lambda self, name: None if len(waited) < 2 else size(self, name))
+    with monkeypatch.context() as stale:
+        stale.setattr(local.FolderPlace, "sizes", lambda self: {})
+        drive_bench.publish(artefact, "tour")
+    assert waited == [1, 2]
     assert contents(drive_bench.fetch("tour")) == contents(artefact)
 
 
 def test_a_listing_that_stays_behind_is_one_line(drive_bench, artefact, monkeypatch):
     monkeypatch.setattr(drive.DrivePlace, "_size", lambda self, name: None)
+    monkeypatch.setattr(local.FolderPlace, "sizes", lambda self: {})
     with pytest.raises(LabError) as caught:
         drive_bench.publish(artefact, "tour")
     one_line(caught, "does not read back", "Run this again")
-    monkeypatch.undo()
 
 
 def test_fetching_to_a_full_machine_is_one_line(drive_bench, artefact, monkeypatch):
