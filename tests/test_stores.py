@@ -18,7 +18,8 @@ import pytest
 from servers.hopsworks import Hopsworks, self_signed
 from servers.hub import Hub
 
-from pipelines import manifest, stores
+from pipelines import __main__ as cli
+from pipelines import lab, manifest, models, stores
 from pipelines.errors import LabError
 from pipelines.stores import drive, faults, hopsworks, hub, local, sealed
 
@@ -97,6 +98,7 @@ def hub_server(monkeypatch, tmp_path, no_waiting):
     monkeypatch.setenv("HF_TOKEN", server.token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)  # it asks the public Hub
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     yield server
     server.close()
@@ -488,6 +490,37 @@ def test_what_does_not_read_back_does_not_count_as_published(served, artefact):
     assert contents(served.fetch("tour")) == contents(artefact)
 
 
+def test_a_change_that_breaks_off_leaves_the_old_one_or_none_and_never_a_mixture(served, artefact, tmp_path):
+    served.publish(artefact, "tour")
+    same_sizes = {name: content[::-1] for name, content in FILES.items()}
+    other = make_artefact(tmp_path / "other", same_sizes, digest="d2")
+    served.server.fault("DELETE|POST .*/commit/", "slow")  # the old manifest goes
+    served.server.fault("POST .*/commit/|upload/.*", "slow")  # a file, or all of them
+    served.server.fault(UPLOADS[served.name], "500", times=None)
+    with pytest.raises(LabError, match="failed .500."):
+        served.publish(other, "tour")
+    assert not served.exists("tour")
+    served.server.faults.clear()
+    served.publish(other, "tour")
+    assert contents(served.fetch("tour")) == contents(other)
+
+
+def test_a_server_that_falls_silent_is_not_waited_for_for_ever(hopsworks_bench, monkeypatch):
+    monkeypatch.setattr(hopsworks, "_TIMEOUT_S", (10, 0.1))
+    hopsworks_bench.server.fault("GET .*/dataset/", "slow", times=None)
+    with pytest.raises(LabError) as caught:
+        hopsworks_bench.exists("tour")
+    one_line(caught, "broke off", "(?i)timed out")
+
+
+def test_a_manifest_that_does_not_read_back_does_not_count_as_published(served, artefact):
+    served.server.fault("GET .*/(resolve|with_auth)/.*manifest.json", "corrupt")
+    with pytest.raises(LabError) as caught:
+        served.publish(artefact, "tour")
+    one_line(caught, "does not read back", "manifest.json differs")
+    served.publish(artefact, "tour")
+
+
 def test_a_slow_server_is_waited_for(served, artefact):
     served.server.fault(UPLOADS[served.name], "slow", times=3)
     served.publish(artefact, "tour")
@@ -587,6 +620,8 @@ def test_repositories_are_private_and_of_the_kind_of_what_they_hold(hub_bench, a
     }
     assert contents(hub_bench.fetch("whisper-sv")) == contents(model)
     assert hub_bench.store.list("hub://lab") == ["hub://lab/tour", "hub://lab/whisper-sv"]
+    hub_bench.server.fault("GET /api/models/lab/whisper-sv/tree", "403")  # gated: listed, not to be read
+    assert hub_bench.store.list("hub://lab") == ["hub://lab/tour"]
 
 
 def test_a_public_data_set_is_refused_unless_it_is_said_aloud(hub_bench, artefact, monkeypatch):
@@ -630,6 +665,9 @@ def test_a_wrong_token_is_not_taken_for_an_absent_repository(hub_bench, artefact
     with pytest.raises(LabError) as caught:
         hub_bench.exists("tour")
     assert "wrong" not in one_line(caught, "does not accept the token")
+    hub_bench.server.fault("GET /api/", "401", times=None, **{"X-Error-Code": "RepoNotFound"})
+    with pytest.raises(LabError, match="does not accept the token"):
+        hub_bench.exists("tour")
 
 
 def test_many_files_are_committed_in_blocks(hub_bench, artefact, monkeypatch):
@@ -706,6 +744,71 @@ def test_a_uri_without_a_path_is_one_line(cluster, uri):
         stores.open_store(uri).exists(uri)
 
 
+# ---- through the lab
+
+
+def test_a_cache_is_published_and_another_machine_trains_on_it(hub_bench, toy_settings, toy_cache, tmp_path, lab_cache):
+    recipe, uri, told = toy_settings(), "hub://lab/toy-cache", []
+    here, there = tmp_path / "here", tmp_path / "there"
+    made = lab.features(recipe, runs=here, cache_uri=str(toy_cache.folder), publish=uri, log=told.append)
+    assert made.folder == toy_cache.folder
+    assert lab.stages(recipe, here)["features"]["cache_uri"] == made.uri
+    published = lab.stages(recipe, here)["publication"]["cache_uri"]
+    assert re.fullmatch(rf"{uri}@[0-9a-f]{{40}}", published)
+    assert told[-1] == f"published as {published}"
+    assert hub_bench.server.repos["dataset", "lab/toy-cache"].private
+
+    for named in (uri, published):
+        opened = lab.open_features(recipe, named, runs=there, log=quiet)
+        assert opened.folder.is_relative_to(lab_cache)
+        assert opened.digest == made.digest
+        assert contents(opened.folder) == contents(made.folder)
+    again = lab.features(recipe, runs=there, cache_uri=uri, log=quiet)
+    assert again.folder == opened.folder
+    other = toy_settings({"features.dtype": "float16" if recipe.features.dtype == "float32" else "float32"})
+    with pytest.raises(LabError, match="features.dtype"):
+        lab.open_features(other, uri, runs=there, log=quiet)
+
+
+def test_a_cache_on_a_drive_is_trained_on_from_this_machines_disk(drive_bench, toy_settings, toy_cache, lab_cache):
+    drive_bench.publish(toy_cache.folder, "toy")
+    opened = lab.open_features(toy_settings(), drive_bench.uri("toy"), log=quiet)
+    assert opened.folder.is_relative_to(lab_cache)
+    made = lab.features(toy_settings(), cache_uri=drive_bench.uri("toy"), runs=lab_cache / "runs", log=quiet)
+    assert made.uri == drive_bench.uri("toy")  # stage 01 builds and opens where it is told to
+
+
+def test_rows_go_to_the_feature_group_that_is_named(hopsworks_bench, toy_cache, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(hopsworks, "add_rows", lambda uri, rows, group, log: taken.append((uri, len(rows), group)))
+    lab._publish(toy_cache, hopsworks_bench.uri("toy"), quiet)
+    monkeypatch.setenv("LAB_FEATURE_GROUP", "clips")
+    lab._publish(toy_cache, hopsworks_bench.uri("toy"), quiet)
+    assert taken == [(hopsworks_bench.uri("toy"), len(toy_cache.rows), "clips")]
+
+
+def test_a_model_in_the_registry_is_a_model_uri(hopsworks_bench, tmp_path):
+    files = {"model.safetensors": b"w" * 5000, "config.json": b"{}"}
+    model = make_artefact(tmp_path / "model", files, kind="model", name="tuned-d1", context="clip")
+    uri = hopsworks_bench.store.publish(model, "hopsworks://demo/Models/tuned", log=quiet)
+    ref = models.resolve(uri, log=quiet)
+    assert (ref.name, ref.revision, ref.context) == ("tuned-d1", "d1", "clip")
+    assert contents(ref.folder) == contents(model)
+
+
+def test_publish_and_fetch_are_commands(hub_bench, artefact, monkeypatch, capfd):
+    def call(*arguments: object) -> dict:
+        monkeypatch.setattr("sys.argv", ["pipelines", *map(str, arguments), "--json"])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        return json.loads(capfd.readouterr().out)
+
+    assert call("publish", artefact, "hub://lab/tour", "--dry-run")["writes"] == "hub://lab/tour"
+    assert hub_bench.server.requests == []
+    uri = call("publish", artefact, "hub://lab/tour")["uri"]
+    assert contents(Path(call("fetch", uri)["folder"])) == contents(artefact)
+
+
 # ---- a mounted drive
 
 
@@ -759,25 +862,23 @@ def test_a_drive_that_goes_away_in_the_middle_is_one_line(drive_bench, artefact,
 
 def test_a_listing_that_lags_behind_is_looked_at_again(drive_bench, artefact, monkeypatch):
     """For a while the mount neither lists a new file nor tells its size."""
-    looked: dict[str, int] = {}
+    waited = []
     size = drive.DrivePlace._size
-
-    def lagging(self, name):
-        looked[name] = looked.get(name, 0) + 1
-        return None if looked[name] < 3 else size(self, name)
-
-    monkeypatch.setattr(drive.DrivePlace, "_size", lagging)
-    monkeypatch.setattr(local.FolderPlace, "sizes", lambda self: {})
-    drive_bench.publish(artefact, "tour")
+    monkeypatch.setattr(drive.time, "sleep", waited.append)
+    monkeypatch.setattr(drive.DrivePlace, "_size", lambda self, name: None if len(waited) < 2 else size(self, name))
+    with monkeypatch.context() as stale:
+        stale.setattr(local.FolderPlace, "sizes", lambda self: {})
+        drive_bench.publish(artefact, "tour")
+    assert waited == [1, 2]
     assert contents(drive_bench.fetch("tour")) == contents(artefact)
 
 
 def test_a_listing_that_stays_behind_is_one_line(drive_bench, artefact, monkeypatch):
     monkeypatch.setattr(drive.DrivePlace, "_size", lambda self, name: None)
+    monkeypatch.setattr(local.FolderPlace, "sizes", lambda self: {})
     with pytest.raises(LabError) as caught:
         drive_bench.publish(artefact, "tour")
     one_line(caught, "does not read back", "Run this again")
-    monkeypatch.undo()
 
 
 def test_fetching_to_a_full_machine_is_one_line(drive_bench, artefact, monkeypatch):

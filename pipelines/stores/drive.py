@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.errors import LabError
 from pipelines.stores import sealed
@@ -42,42 +41,28 @@ class DrivePlace(FolderPlace):
     def __init__(self, folder: Path, wait_s: float):
         super().__init__(folder)
         self.wait_s = wait_s
-
-    def holds(self, name: str, local: Path, entry: dict[str, Any]) -> bool:
-        return self._seen(name, entry) and super().holds(name, local, entry)
+        self._written: dict[str, int] = {}
+        """Name to size of what this process wrote: the mount may not show it yet."""
 
     def sizes(self) -> dict[str, int]:
-        """As listed; a file that the listing names and the drive no longer has is left out."""
+        """As listed, and what this process wrote; waits a little where that is not shown in its new size."""
         _require_mounted(self.folder)
-        found = {}
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and not path.name.endswith(".partial"):
-                    found[path.relative_to(self.folder).as_posix()] = path.stat().st_size
-        return found | {name: size for name in self._written if (size := self._size(name)) is not None}
+        for again in range(_STALE_TRIES):
+            if all(self._size(name) == size for name, size in self._written.items()):
+                break
+            time.sleep(self.wait_s * 2**again)
+        written = {name: self._size(name) for name in self._written}
+        return super().sizes() | {name: size for name, size in written.items() if size is not None}
 
     def put(self, folder: Path, names: Sequence[str]) -> None:
         for name in names:
             _require_mounted(self.folder)
             super().put(folder, [name])
-            self._written.add(name)
+            self._written[name] = (folder / name).stat().st_size
 
     def get(self, name: str, path: Path) -> None:
         _require_mounted(self.folder)
         super().get(name, path)
-
-    @property
-    def _written(self) -> set[str]:
-        """Names that this process wrote: a stale listing may not show them yet."""
-        return self.__dict__.setdefault("_names_written", set())
-
-    def _seen(self, name: str, entry: dict[str, Any]) -> bool:
-        """Wait a little until the drive shows a file that this process wrote in its new size."""
-        for again in range(_STALE_TRIES):
-            if self._size(name) == entry["bytes"] or name not in self._written:
-                break
-            time.sleep(self.wait_s * 2**again)
-        return self._size(name) == entry["bytes"]
 
     def _size(self, name: str) -> int | None:
         try:

@@ -21,13 +21,16 @@ _SECRET_PATTERNS = (
 )
 _OUR_OWN = (TypeError, AttributeError, NameError, LookupError, ImportError)
 _HIDDEN = "***"
+_MIN_SECRET_CHARACTERS = 6
+"""A shorter value is no token, and taking it out would garble every message."""
 _MAX_DETAIL_CHARACTERS = 200
 
 
 def redact(text: str) -> str:
     """`text` without the tokens that this process knows of, and without what looks like one."""
-    for secret in filter(None, (os.environ.get(name, "").strip() for name in _SECRET_VARIABLES)):
-        text = text.replace(secret, _HIDDEN)
+    for secret in (os.environ.get(name, "").strip() for name in _SECRET_VARIABLES):
+        if len(secret) >= _MIN_SECRET_CHARACTERS:
+            text = text.replace(secret, _HIDDEN)
     for pattern in _SECRET_PATTERNS:
         text = pattern.sub(lambda found: (found[1] if found.re.groups else "") + _HIDDEN, text)
     return text

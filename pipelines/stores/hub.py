@@ -108,8 +108,8 @@ class HubStore:
         with _one_line(uri):
             api = _api()
             infos = {"dataset": api.list_datasets(author=owner), "model": api.list_models(author=owner)}
-            found = [(kind, info.id) for kind in _TYPES for info in infos[kind]]
-            return sorted(f"hub://{repo}" for kind, repo in found if sealed.is_whole(HubPlace(api, repo, kind, "main")))
+            places = [HubPlace(api, info.id, kind, "main") for kind in _TYPES for info in infos[kind]]
+            return sorted(f"hub://{place.repo}" for place in places if _is_whole_and_open(place))
 
     def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
         with _one_line(uri):
@@ -161,6 +161,16 @@ def _find(api: HfApi, uri: str) -> HubPlace | None:
             return place
         found = found or place
     return found
+
+
+def _is_whole_and_open(place: HubPlace) -> bool:
+    """Whether a listed repository holds a finished artefact; one that may be listed but not read does not."""
+    try:
+        return sealed.is_whole(place)
+    except Exception as error:
+        if faults.status_of(error) in (403, 404):
+            return False
+        raise
 
 
 def _refuse_public(api: HfApi, repo: str, kind: str, uri: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,8 +21,13 @@ class FolderPlace:
         self.folder = folder
 
     def sizes(self) -> dict[str, int]:
-        paths = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.endswith(".partial")]
-        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
+        """As listed; a file that is listed and gone when it is looked at is left out."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and not path.name.endswith(".partial"):
+                    found[path.relative_to(self.folder).as_posix()] = path.stat().st_size
+        return found
 
     def holds(self, name: str, local: Path, entry: dict[str, Any]) -> bool:
         return sealed.is_alike(self.folder / name, entry)

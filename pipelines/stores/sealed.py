@@ -66,7 +66,7 @@ def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None]) ->
     place.put(folder, [manifest.MANIFEST])
     if place.read(manifest.MANIFEST) != content:
         raise LabError(f"{uri} does not read back as it was published (manifest.json differs). Run this again")
-    return _remove_extra(place, files, place.sizes())
+    return _remove_extra(place, files, sizes)
 
 
 def is_whole(place: Place) -> bool:
