@@ -124,7 +124,7 @@ class ModelSettings(Settings):
     base: str = "openai/whisper-tiny"
     """A Hub id, `hub://owner/name@revision`, a folder, or a quantised model such as `openai/whisper-small@q8`."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout in encoder and decoder while training. Whisper was trained without, and whisper-tiny does not bear 0.1."""
+    """Dropout in encoder and decoder while training. Whisper had none, and whisper-tiny does not bear 0.1."""
     spec_augment: bool = False
     """Mask stretches of time and of mel bands while training (SpecAugment, Park et al. 2019)."""
 

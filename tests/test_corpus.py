@@ -203,6 +203,17 @@ def _columns(cache: FeatureCache, asked: np.ndarray) -> tuple[list[str], list[st
     return cache.rows["id"].iloc[asked].tolist(), cache.rows["text"].iloc[asked].tolist()
 
 
+def test_sounds_of_one_length_and_loudness_are_told_apart(tmp_path, rows, encoded, speech):
+    endings = [np.concatenate([speech(8_000), 0.1 * speech(8_000, seed)]) for seed in (1, 2, 3)]
+    for n, ending in zip((0, 6, 7), endings, strict=True):
+        rows[n] = replace(rows[n], audio=encoded(ending))
+    rows[8] = replace(rows[8], audio=rows[6].audio)
+    cache = curated(tmp_path / "c", Outlined(rows), unique_audio=True)
+    alike = cache.rows[cache.rows["id"].isin(["test-0", "train-6", "train-7"])]
+    assert alike["pad_value"].nunique() == alike["frames"].nunique() == 1
+    assert reasons(cache) == {"train-8": "duplicate_audio"}
+
+
 def test_curation_is_the_same_every_time(tmp_path, rows, encoded, speech):
     source = Outlined(planted(rows, encoded, speech)[0])
     settings = {"leaks": "drop", "max_per_speaker": 2, "unique_audio": True}

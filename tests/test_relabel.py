@@ -120,7 +120,7 @@ def test_the_stage_drops_training_rows_over_the_threshold_and_asks_once(stage, d
     asked = whole.rows.iloc[train]
     texts = [known[fingerprint(whole.log_mel(row))] for row in train]
     cers = relabel.label_cers(asked["text"].tolist(), texts)
-    most = float(np.median(cers))
+    most = float(np.sort(cers)[5])  # just this much is still allowed
     assert cers.min() <= most < cers.max()
     cache = stage(most)
     assert len(decoded) == 12
