@@ -250,6 +250,14 @@ def test_a_whole_folder_that_is_no_cache_is_refused(tmp_path):
         open_cache(tmp_path)
 
 
+def test_a_cache_of_another_format_is_one_line(tmp_path):
+    folder = make(tmp_path / "c").folder
+    (folder / "shard-00001.parquet").rename(folder / "shard-00001.json")
+    manifest.seal(folder, **{name: value for name, value in manifest.read(folder).items() if name != "files"})
+    with pytest.raises(LabError, match="Another version made it"):
+        open_cache(folder)
+
+
 def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
     folder = make(tmp_path / "c").folder
     with pytest.raises(StaleCache, match=r"source.kind: wanted folder, found toy") as error:
@@ -488,9 +496,10 @@ def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_
     assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
 
 
-def test_a_damaged_shard_lends_nothing(tmp_path):
+@pytest.mark.parametrize("part", ["bin", "parquet"])
+def test_a_damaged_shard_lends_nothing(tmp_path, part):
     make(tmp_path / "old", hearing([]))
-    path = tmp_path / "old" / "shard-00001.bin"
+    path = tmp_path / "old" / f"shard-00001.{part}"
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
