@@ -161,7 +161,13 @@ def open_cache(
         )
     if wanted is not None:
         _refuse_stale(folder, wanted, sealed["identity"], log)
-    return _load(folder, sealed)
+    try:
+        return _load(folder, sealed)
+    except (OSError, ValueError, KeyError) as error:
+        raise LabError(
+            f"{folder} is whole, but this lab (format {FORMAT}) cannot read it: {type(error).__name__}. "
+            "Another version made it: run 01_feature_pipeline again"
+        ) from None
 
 
 def build(
@@ -298,7 +304,7 @@ def _make_shards(
         reused += future.result().reused
         on_clips(n_clips)
 
-    with ThreadPoolExecutor(processes + 1) as threads, _pool(make, processes, log) as pool:
+    with ThreadPoolExecutor(processes + 2) as threads, _pool(make, processes, log) as pool:
         for number, block in enumerate(blocks):
             clips += len(block)
             if shards.is_done(make.folder, number, block):
@@ -306,7 +312,7 @@ def _make_shards(
                 continue
             elsewhere = processes > 1 and not (late and clips <= LARGE_CLIPS)
             waiting.append((len(block), _begin(threads, make, pool if elsewhere else None, Task(number, block))))
-            while len(waiting) > (processes + 1 if elsewhere else 1):
+            while len(waiting) > (processes + 2 if elsewhere else 1):
                 take()
         while waiting:
             take()

@@ -96,16 +96,20 @@ class Known:
     """Frames that finished caches hold, by the fingerprint of the audio file they were made of: a `curation.Recall`.
 
     The caller sees to it that those caches were made with the same settings and code. A shard's bytes are compared
-    with their sha256 before any of them is used; a shard that is damaged or gone is as good as none.
+    with the sha256 in the manifest before any of them is used; a shard that is damaged or gone is as good as none.
     """
 
     def __init__(self, folders: tuple[Path, ...], dtype: str, n_mels: int):
         self._dtype, self._n_mels = dtype, n_mels
+        sealed = {folder: (manifest.read(folder) or {"files": {}})["files"] for folder in folders}
         self._shards = [(folder, number) for folder in folders for number in numbers(folder)]
+        self._sha256 = [sealed[folder].get(bin_name(number), {}).get("sha256") for folder, number in self._shards]
         self._open: dict[int, np.ndarray | None] = {}
         columns = {name: [] for name in ("audio", "shard", "offset", "frames", "pad_value", "duration_s")}
         for place, (folder, number) in enumerate(self._shards):
-            with contextlib.suppress(OSError, ValueError):  # a damaged index recalls nothing
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged index recalls nothing
+                if manifest.sha256(folder / index_name(number)) != sealed[folder][index_name(number)]["sha256"]:
+                    continue
                 table, _ = read(folder, number, [name for name in columns if name != "shard"])
                 columns["audio"].append(np.array(table["audio"].to_pylist(), "S16"))
                 columns["shard"].append(np.full(len(table), place))
@@ -135,7 +139,7 @@ class Known:
         if place not in self._open:
             try:
                 folder, number = self._shards[place]
-                whole = manifest.sha256(folder / bin_name(number)) == read(folder, number, [])[1]["sha256"]
+                whole = manifest.sha256(folder / bin_name(number)) == self._sha256[place]
                 self._open[place] = open_frames(folder, number, self._dtype, self._n_mels) if whole else None
             except (OSError, ValueError):
                 self._open[place] = None

@@ -6,6 +6,7 @@ and the caller's main module is not imported again, so that scripts need no `if 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -61,8 +62,7 @@ class Pool(Generic[Task, Answer]):
         for process in running:
             process.kill()
         for process in running:
-            process.wait()
-            process.stdin.close()
+            _close(process)
 
     def ask(self, task: Task, name: str) -> Answer:
         """`work(task)` as some idle process answers it; waits for one. Several threads may ask at once.
@@ -113,7 +113,7 @@ class Pool(Generic[Task, Answer]):
     def _bury(self, worker: subprocess.Popen | None) -> None:
         if worker is not None:
             worker.kill()
-            worker.wait()
+            _close(worker)
             with self._lock:
                 self._running.discard(worker)
 
@@ -145,6 +145,14 @@ def _exchange(worker: subprocess.Popen, task: Any) -> Any:
     raise LabError(answer) if kind == "refusal" else RuntimeError(f"in a worker process:\n{answer}")
 
 
+def _close(worker: subprocess.Popen) -> None:
+    """Wait for a process that was killed, and give its pipes back; what was not yet sent is lost with it."""
+    worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+
 def _fate(worker: subprocess.Popen) -> str:
     try:
         code = worker.wait(timeout=5)
@@ -164,8 +172,12 @@ def _serve() -> None:
             task = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(_outcome(work, task), answers, protocol=pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+        answer = pickle.dumps(_outcome(work, task), protocol=pickle.HIGHEST_PROTOCOL)
+        try:
+            answers.write(answer)
+            answers.flush()
+        except OSError:  # the parent was killed: nobody is left to tell
+            os._exit(1)
 
 
 def _outcome(work: Callable[[Any], Any], task: Any) -> tuple[str, Any]:

@@ -8,6 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import audio
 from pipelines.audio import AudioError, Waveform, decode, from_array
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000, 96_000)
@@ -189,3 +190,16 @@ def test_as_long_as_allowed_is_not_too_long(encoded):
 def test_what_comes_out_is_measured_too():
     with pytest.raises(AudioError, match="too_long"):
         from_array(tone(8_000, 2.0), 8_000, max_duration_s=1.9)
+
+
+def test_a_fingerprint_names_the_content(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    (tmp_path / "empty.wav").touch()
+    assert audio.load(tmp_path / "a.wav") == audio.load(b"sound") == b"sound"
+    assert audio.fingerprint(b"sound") == audio.fingerprint(tmp_path / "a.wav") != audio.fingerprint(b"other")
+    assert len(audio.fingerprint(b"sound")) == 16
+    assert audio.load(tmp_path / "empty.wav") == tmp_path / "empty.wav"
+    assert audio.load(tmp_path / "gone.wav") == tmp_path / "gone.wav"
+    assert audio.fingerprint(tmp_path / "gone.wav") == audio.fingerprint(tmp_path) == b""
+    monkeypatch.setattr(audio, "_LARGE_BYTES", 5)
+    assert audio.load(tmp_path / "a.wav") == tmp_path / "a.wav"

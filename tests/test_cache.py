@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
+import os
 import pickle
 import time
 import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines import manifest
-from pipelines.cache import FeatureCache, StaleCache, build, is_finished, open_cache
+from pipelines import cache as caches
+from pipelines import lab, manifest, workers
+from pipelines.cache import FeatureCache, StaleCache, build, is_finished, lenders, open_cache
 from pipelines.curation import Clip, Rejected
 from pipelines.errors import LabError
 from pipelines.features import FULL_FRAMES, LogMel
@@ -246,6 +250,14 @@ def test_a_whole_folder_that_is_no_cache_is_refused(tmp_path):
         open_cache(tmp_path)
 
 
+def test_a_cache_of_another_format_is_one_line(tmp_path):
+    folder = make(tmp_path / "c").folder
+    (folder / "shard-00001.parquet").rename(folder / "shard-00001.json")
+    manifest.seal(folder, **{name: value for name, value in manifest.read(folder).items() if name != "files"})
+    with pytest.raises(LabError, match="Another version made it"):
+        open_cache(folder)
+
+
 def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
     folder = make(tmp_path / "c").folder
     with pytest.raises(StaleCache, match=r"source.kind: wanted folder, found toy") as error:
@@ -364,3 +376,171 @@ def test_a_finished_cache_is_not_made_again(tmp_path):
     make(tmp_path / "c", admitting(ids))
     assert ids == []
     assert contents(tmp_path / "c") == before
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DyingOnce:
+    """`admit`, but the process that first comes to number 6 is killed."""
+
+    mark: Path
+
+    def __call__(self, example: Example) -> Clip:
+        if example.id == "6" and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), 9)
+        return admit(example)
+
+
+def test_worker_processes_write_the_same_bytes_and_one_that_dies_costs_its_shard_only(tmp_path):
+    lines, told = [], []
+    make(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, log=lines.append, on_clips=told.append)
+    make(tmp_path / "one")
+    assert contents(tmp_path / "c") == contents(tmp_path / "one")
+    assert lines == ["a worker process died (SIGKILL) over shard 1: another does it again"]
+    assert told == [4, 4, 4]
+
+
+def test_an_interrupted_build_with_workers_goes_on_where_it_was(tmp_path):
+    def cut_off():
+        yield from examples()[:8]
+        while len(list((tmp_path / "c").glob("shard-*.parquet"))) < 2:
+            time.sleep(0.01)
+        yield from examples()[8:10]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "c", rows=cut_off(), workers=2)
+    assert not is_finished(tmp_path / "c")
+    ids = []
+    make(tmp_path / "c", admitting(ids))
+    assert ids == ["8", "9", "10", "11"]
+    make(tmp_path / "one")
+    assert contents(tmp_path / "c") == contents(tmp_path / "one")
+
+
+def test_a_small_corpus_starts_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    monkeypatch.setattr(workers.Pool, "ask", lambda *_: pytest.fail("was asked"))
+    assert len(make(tmp_path / "c", workers=0).rows) == 10
+
+
+def test_a_large_corpus_starts_them_when_it_has_shown_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    monkeypatch.setattr(caches, "LARGE_CLIPS", 8)
+    asked = []
+
+    def ask(pool, task, name):
+        asked.append(task.number)
+        return pickle.loads(pool._work)(task)
+
+    monkeypatch.setattr(workers.Pool, "ask", ask)
+    make(tmp_path / "c", workers=0)
+    assert asked == [2]
+
+
+def test_work_that_cannot_be_sent_is_one_line(tmp_path):
+    with pytest.raises(LabError, match="pickled"):
+        make(tmp_path / "c", admitting([]), workers=2)
+
+
+def test_large_audio_ends_a_shard_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(caches, "_BLOCK_BYTES", 1_000)
+    loud = [replace(example, audio=bytes(600)) for example in examples()]
+    assert len(list(make(tmp_path / "c", rows=loud).folder.glob("*.bin"))) == 6
+
+
+# --- frames that earlier caches hold ----------------------------------------------------------------------------------
+
+
+def hearing(ids: list[str]):
+    """`admit` that notes in `ids` what it had to hear, and recalls what it can."""
+
+    def recalling(example: Example, recall=None) -> Clip:
+        key, clip = hashlib.sha256(example.id.encode()).digest()[:16], admit(example)
+        known = recall(key) if recall else None
+        if known is None:
+            ids.append(example.id)
+            return replace(clip, fingerprint=key)
+        return replace(clip, log_mel=known[0], duration_s=known[1], fingerprint=key, reused=True)
+
+    return recalling
+
+
+NEW = Example("99", "test", "ny mening", b"", "speaker 9")
+
+
+@pytest.mark.parametrize(
+    ("rows", "heard"),
+    [
+        ([*examples(), NEW], ["99"]),
+        ([NEW, *examples()], ["99"]),
+        ([*examples()[:5], NEW, *examples()[5:]], ["99"]),
+        (examples()[1:], []),
+        ([replace(example, text="rättad", split="train") for example in examples()], []),
+    ],
+    ids=["appended", "in front", "inserted", "removed", "corrected"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_path, rows, heard, dtype):
+    identity, ids, lines = IDENTITY | {"features.dtype": dtype}, [], []
+    make(tmp_path / "old", hearing([]), identity=identity)
+    changed = identity | {"source.kind": "one more"}
+    make(tmp_path / "new", hearing(ids), rows, changed, reuse=[tmp_path / "old"], log=lines.append)
+    assert ids == heard
+    used = len(rows) - len(heard) - 2
+    assert lines == [f"{used} of {len(rows)} clips were taken from an earlier cache, the others were decoded"]
+    make(tmp_path / "fresh", hearing([]), rows, changed)
+    assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("part", ["bin", "parquet"])
+def test_a_damaged_shard_lends_nothing(tmp_path, part):
+    make(tmp_path / "old", hearing([]))
+    path = tmp_path / "old" / f"shard-00001.{part}"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    ids = []
+    make(tmp_path / "new", hearing(ids), reuse=[tmp_path / "old"])
+    assert ids == ["4", "5", "6"]
+    make(tmp_path / "fresh", hearing([]))
+    assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
+
+
+def test_only_whole_caches_of_the_same_settings_lend(tmp_path):
+    old = make(tmp_path / "old").folder
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", admitting([], stop_at="9"))
+
+    def lending(**changes):
+        others = [old, tmp_path / "cut", tmp_path / "nowhere"]
+        return lenders(others, {**IDENTITY, **changes}, tmp_path / "new")
+
+    assert lending() == lending(**{"source.kind": "x", "language": "da", "features.vocabulary": "y"}) == [old]
+    for name in ("features.dtype", "features.min_peak", "library.numpy", "code.cache", "curation.snr"):
+        assert lending(**{name: "other"}) == []
+    assert lenders([old], IDENTITY, old) == []
+    (old / "shard-00000.bin").unlink()
+    assert lending() == []
+
+
+def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, encoded, speech, monkeypatch):
+    def add(name: str, seed: int) -> None:
+        (tmp_path / "mine" / f"{name}.wav").write_bytes(encoded(speech(16_000, seed)))
+        (tmp_path / "mine" / f"{name}.txt").write_text(f"Mening {name}.")
+
+    (tmp_path / "mine").mkdir()
+    settings = toy_settings({"source.kind": "folder", "source.path": str(tmp_path / "mine")})
+    for seed, name in enumerate("abc"):
+        add(name, seed)
+    lab.features(settings, runs=tmp_path / "runs", log=lambda line: None)
+    add("b2", 7)
+    lines, decoded, decode = [], [], lab.Gate._hear
+    monkeypatch.setattr(lab.Gate, "_hear", lambda gate, sound: decoded.append(1) or decode(gate, sound))
+    made = lab.features(settings, runs=tmp_path / "runs", log=lines.append)
+    assert made.rows["id"].tolist() == ["a", "b", "b2", "c"]
+    assert len(decoded) == 1
+    assert any(line.startswith("3 of 4 clips were taken") for line in lines)

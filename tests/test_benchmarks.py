@@ -1,0 +1,22 @@
+"""Benchmarks run and say what they promise to say; their figures need a quiet machine and more clips than this."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_feature_benchmark_ends_with_its_figures(tiny_folder, tmp_path):
+    command = [sys.executable, "benchmarks/features.py", "--smoke", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {*result} == {
+        "speedup", "floor_fraction", "bytes_ratio_f32", "bytes_ratio_f16", "reads_per_s", "rss_growth"
+    }  # fmt: skip
+    assert all(value > 0 for value in result.values())
+    assert result["bytes_ratio_f32"] < 1 / 6
+    assert list(tmp_path.iterdir()) == []
