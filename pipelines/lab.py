@@ -17,7 +17,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +40,15 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import WhisperProcessor
 
+_SOURCE = "source."
+"""Prefix of what a source tells of itself, within a cache's identity."""
 
-def features_identity(recipe: Recipe, source: Source, processor: Any) -> dict[str, Any]:
-    """Flat: everything that decides the rows and frames of a cache; `library.` fields are told, not enforced."""
+
+def features_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+    """Flat: everything that decides the rows and frames of a cache; `library.` fields are told, not enforced.
+
+    `source` is what the source tells of itself: `Source.identity()`.
+    """
     settings = recipe.settings("features")
     for name in ("shard_clips", "workers"):  # how the work is cut and shared out changes no row
         settings.pop(f"features.{name}")
@@ -53,7 +59,8 @@ def features_identity(recipe: Recipe, source: Source, processor: Any) -> dict[st
         "features.vocabulary": _vocabulary_sha256(processor),
         "code.cache": caches.FORMAT,
         **corpus.identity(recipe, lambda: _label_model(recipe)),
-        **{f"source.{name}": value for name, value in source.identity().items()},
+        **_source_settings(recipe),
+        **{f"{_SOURCE}{name}": value for name, value in source.items()},
         **{f"library.{name}": importlib.metadata.version(name) for name in ("transformers", "soxr", "soundfile")},
     }
 
@@ -74,7 +81,7 @@ def features(
     """
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
-        identity = features_identity(recipe, source, prepared)
+        identity = features_identity(recipe, source.identity(), prepared)
         folder = _folder(cache_uri, log) if cache_uri else _cache_folder(recipe, runs, identity)
         if caches.is_finished(folder):
             cache = caches.open_cache(folder, identity, log=log)
@@ -103,9 +110,9 @@ def open_features(
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
-    source = open_source(recipe.source, recipe.language, log=log)
-    identity = features_identity(recipe, source, processor(recipe, log=log))
-    return caches.open_cache(stores.at_hand(uri, log=log), identity, log=log)
+    folder = stores.at_hand(uri, log=log)
+    identity = features_identity(recipe, _source_identity(recipe, folder, log), processor(recipe, log=log))
+    return caches.open_cache(folder, identity, log=log)
 
 
 def train(
@@ -197,6 +204,26 @@ def stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
         return json.loads((stage_folder(recipe, runs) / "stages.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def _source_identity(recipe: Recipe, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """What the recipe's source tells of itself; where it is not at hand, what the cache in `folder` noted of it.
+
+    Training wants the cache, not the gigabytes that it was made of: on another machine the note stands in for them,
+    and the source's settings are compared all the same.
+    """
+    try:
+        return open_source(recipe.source, recipe.language, log=log).identity()
+    except LabError as error:
+        noted = (manifest.read(folder) or {}).get("identity", {})
+        log(f"note: the source is not at hand ({error}); what the cache noted of it is taken")
+        return {name.removeprefix(_SOURCE): value for name, value in noted.items() if name.startswith(_SOURCE)}
+
+
+def _source_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that choose from a corpus, where they are not at their defaults; where it lies chooses nothing."""
+    told = recipe.changed("source")
+    return {f"settings.{name}": value for name, value in told.items() if name not in ("source.path", "source.kind")}
 
 
 def _extract(

@@ -1,0 +1,43 @@
+"""The stages between the rooms: what one hands to the next, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from pipelines import lab
+from pipelines.cache import StaleCache
+
+
+@pytest.fixture
+def recordings(tmp_path, encoded, speech):
+    """A folder of six recordings by three speakers, one for each split."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    lines = ["path,text,speaker,split"]
+    for n, split in enumerate(("train", "train", "validation", "validation", "test", "test")):
+        (folder / f"{n}.wav").write_bytes(encoded(speech(8_000, seed=n)))
+        lines.append(f"{n}.wav,mening nummer {n},{split},{split}")
+    (folder / "transcripts.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_training_needs_the_cache_and_not_what_it_was_made_of(recordings, toy_settings, tmp_path):
+    told = {"source.kind": "folder", "source.path": str(recordings)}
+    made = lab.features(toy_settings(told), runs=tmp_path / "runs", log=lambda line: None)
+    shutil.rmtree(recordings)
+    lines: list[str] = []
+    opened = lab.open_features(toy_settings(told), made.uri, runs=tmp_path / "runs", log=lines.append)
+    assert opened.digest == made.digest
+    assert any("not at hand" in line for line in lines)
+    with pytest.raises(StaleCache, match="source.seed"):
+        lab.open_features(toy_settings({**told, "source.seed": 8}), made.uri, runs=tmp_path / "runs")
+
+
+def test_a_source_that_is_at_hand_is_compared(recordings, toy_settings, tmp_path):
+    told = {"source.kind": "folder", "source.path": str(recordings)}
+    made = lab.features(toy_settings(told), runs=tmp_path / "runs", log=lambda line: None)
+    (recordings / "transcripts.csv").write_text("path,text,split\n0.wav,en annan mening,train\n", encoding="utf-8")
+    with pytest.raises(StaleCache, match="source"):
+        lab.open_features(toy_settings(told), made.uri, runs=tmp_path / "runs")
