@@ -83,6 +83,14 @@ def test_speed_of_one_is_the_clip_itself(clip):
     assert np.abs(at_speed(clip.frames, 1.0) - clip.frames).max() < 1e-5
 
 
+def test_a_slowed_clip_has_nothing_where_it_had_no_bandwidth():
+    slow = at_speed(np.ones((100, 80), np.float32), 0.8)
+    assert slow.shape == (125, 80)
+    assert (slow[:, -4:] == -1).all()  # 80 dB below the maximum
+    assert (slow[:, :70] == 1).all()
+    assert (at_speed(np.ones((100, 80), np.float32), 1.25) == 1).all()
+
+
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
