@@ -247,7 +247,7 @@ def main() -> None:
         return print(json.dumps(scaled_here(options.clips, options.workers, options.folder)))
     if options.here == "classic":
         return print(json.dumps(classic_here(options.workers, options.folder)))
-    sizes = SMOKE if options.smoke else Sizes(clips=options.clips, rounds=options.rounds, large=options.large)
+    sizes = SMOKE if options.smoke else Sizes(options.clips, options.classic_clips, options.rounds, large=options.large)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(Path(folder), sizes, options.workers or (1 if options.smoke else workers.cores()))
     print(json.dumps(result))
@@ -258,9 +258,11 @@ def measure(folder: Path, sizes: Sizes, processes: int) -> dict[str, float]:
     examples = corpus(folder / "mp3", 32 if sizes == SMOKE else SENTENCES)
     processor = _processor()
     print(f"{len(examples)} mp3 files, {processes} workers, load {os.getloadavg()[0]:.1f} of {workers.cores()} cores")
-    rounds = [_round(examples, processor, folder, sizes, processes) for _ in range(sizes.rounds)]
-    for number, found in enumerate(rounds, 1):
-        print(f"round {number}: " + ", ".join(f"{name} {value:,.0f}" for name, value in found.items()))
+    rounds = []
+    for number in range(1, sizes.rounds + 1):
+        rounds.append(_round(examples, processor, folder, sizes, processes))
+        told = ", ".join(f"{name} {value:,.0f}" for name, value in rounds[-1].items())
+        print(f"round {number}: {told}; load {os.getloadavg()[0]:.1f}", flush=True)
     _table(rounds)
     ours(examples, min(sizes.clips, 2_000), processor, folder, "float32", processes)
     reads_per_s = reads(folder / "cache", sizes.reads)
@@ -329,6 +331,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="20 seconds: does it run?")
     parser.add_argument("--clips", type=int, default=Sizes.clips, help="clips of a round of ours and of the floor")
+    parser.add_argument("--classic-clips", type=int, default=Sizes.classic_clips)
     parser.add_argument("--rounds", type=int, default=Sizes.rounds)
     parser.add_argument("--large", type=int, default=Sizes.large, help="clips of the large build")
     parser.add_argument("--workers", type=int, default=0, help="0: every core, or one for --smoke")
