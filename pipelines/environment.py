@@ -36,6 +36,7 @@ _LIGHT = {
     "filelock": "filelock>=3.12",
     "matplotlib": "matplotlib>=3.8",
     "pandas": "pandas>=2.2",
+    "pyarrow": "pyarrow>=16",
     "gradio": "gradio>=6.20,<7",
 }
 """Module to requirement: all that the three notebooks need besides torch."""
