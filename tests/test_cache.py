@@ -539,7 +539,7 @@ def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, e
     lab.features(settings, runs=tmp_path / "runs", log=lambda line: None)
     add("b2", 7)
     lines, decoded, decode = [], [], lab.Gate._hear
-    monkeypatch.setattr(lab.Gate, "_hear", lambda gate, sound: decoded.append(1) or decode(gate, sound))
+    monkeypatch.setattr(lab.Gate, "_hear", lambda gate, *told: decoded.append(1) or decode(gate, *told))
     made = lab.features(settings, runs=tmp_path / "runs", log=lines.append)
     assert made.rows["id"].tolist() == ["a", "b", "b2", "c"]
     assert len(decoded) == 1
