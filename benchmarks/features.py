@@ -1,6 +1,6 @@
 """The feature pipeline against the classic recipe and against the floor, on real mp3 at 48 kHz, both sides in one go.
 
-    python benchmarks/features.py            some four minutes, 3 GB of disk for a while
+    python benchmarks/features.py            some six minutes on two quiet cores, 4 GB of disk for a while
     python benchmarks/features.py --smoke    20 seconds: does it run? its figures mean nothing
 
 classic   `datasets.Dataset.map`, the stock extractor, padded float32, `save_to_disk`; the better of 1 and 2 processes
@@ -58,7 +58,8 @@ IDENTITY = {"features.n_mels": 80, "features.dtype": "float32", "source.kind": "
 class Sizes:
     """How much is measured."""
 
-    clips: int = 4_000
+    clips: int = 12_000
+    """Of the order of a Common Voice release: starting the workers counts, and takes seconds."""
     classic_clips: int = 400
     rounds: int = 3
     reads: int = 50_000
