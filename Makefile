@@ -26,7 +26,7 @@ test: $(VENV)/ready browser
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 doctor: $(VENV)/ready
 	$(BIN)/python -m pipelines doctor
