@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -174,13 +173,6 @@ def _connects(timeout_s: float) -> bool:
 def hub_endpoint() -> str:
     """The Hub's address: HF_ENDPOINT, else the public one."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def hub_host() -> str:

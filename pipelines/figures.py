@@ -37,10 +37,12 @@ def heard(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.D
 
 
 def recipe_table(recipe: Recipe) -> Styler:
-    """Every setting of a recipe, one row for each group: what will run, before it runs."""
+    """Every setting of a recipe that says something, one row for each group: what will run, before it runs."""
     groups: dict[str, list[str]] = {}
     for name, value in recipe.settings().items():
         group, _, leaf = name.rpartition(".")
+        if value in ("", []):
+            continue
         groups.setdefault(group or "recipe", []).append(f"{leaf} = {value}")
     table = pd.DataFrame({"settings": {group: ",   ".join(told) for group, told in groups.items()}})
     return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-FULL_POSITIONS = 1500
-"""Encoder positions of Whisper's 30 s window: one for every 20 ms."""
 FRAMES_PER_POSITION = 2
 """Log-mel frames (10 ms) that the second convolution folds into one position."""
 _MEL_MASK_PROB = 0.05

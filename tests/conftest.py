@@ -42,6 +42,17 @@ def speech():
     return make
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Toys are faster on one thread than on several that wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder():
     """The folder of the real openai/whisper-tiny: from this machine, the Hub or the registry mirror."""

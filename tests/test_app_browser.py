@@ -10,9 +10,10 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+from servers.loopback import free_port
 
 import app
-from pipelines import environment, feedback, text
+from pipelines import feedback, text
 from pipelines.sources import espeak
 
 pytestmark = pytest.mark.browser
@@ -70,7 +71,7 @@ class Server:
     """app.py as its own process, on a port of its own."""
 
     def __init__(self, model: Path, folder: Path):
-        self.log, self.port = folder / "log.csv", environment.free_port()
+        self.log, self.port = folder / "log.csv", free_port()
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self.lines: list[str] = []

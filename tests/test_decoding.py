@@ -12,13 +12,7 @@ from pipelines.models import ModelRef
 START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS, END = 50258, 50273, 50359, 50363, 50257
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Toys are faster on one thread than on several that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

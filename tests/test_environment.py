@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from servers.loopback import free_port
 
 from pipelines import environment
 from pipelines.errors import LabError
@@ -94,7 +95,7 @@ def test_a_failing_server_or_proxy_is_not_the_hub(hub: Hub):
 
 
 def test_a_closed_port_is_no_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{environment.free_port()}")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
     assert environment.hub_reachable() is False
     assert time.monotonic() - started < 1
@@ -354,5 +355,5 @@ def test_cache_folder_is_lab_cache_else_the_users(monkeypatch: pytest.MonkeyPatc
 
 
 def test_free_port_can_be_listened_on():
-    with socket.create_server(("127.0.0.1", environment.free_port())) as server:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
         assert server.getsockname()[1] > 0

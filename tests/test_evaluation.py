@@ -5,20 +5,12 @@ import shutil
 
 import pandas as pd
 import pytest
-import torch
 
 from pipelines import decoding, evaluation, lab, manifest, models, scoring
 from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Toys are faster on one thread than on several that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

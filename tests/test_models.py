@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from servers.hub import Hub
+from servers.loopback import free_port
 
 from pipelines import environment, manifest, mirror, models
 from pipelines.errors import LabError
@@ -82,7 +83,7 @@ def mirrored(toy_model, tmp_path_factory) -> Path:
 def dead_endpoint(request):
     """A Hub that is not there: a port where nobody listens, or a socket that takes a connection and never answers."""
     if request.param == "refuses":
-        yield f"http://127.0.0.1:{environment.free_port()}"
+        yield f"http://127.0.0.1:{free_port()}"
     else:
         with socket.socket() as hole:
             hole.bind(("127.0.0.1", 0))
@@ -95,13 +96,7 @@ def toy(toy_model):
     return models.load(ModelRef("toy", toy_model, "folder", "0"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Toys are faster on one thread than on several that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- where a model is found

@@ -28,13 +28,7 @@ class CutOff(BaseException):
     """Like a kill: nothing in the lab or in transformers may catch it."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Toys are faster on one thread than on several that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,13 +16,7 @@ from pipelines.transcriber import Transcriber, windows
 SECOND = 16_000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Toys are faster on one thread than on several that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
