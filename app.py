@@ -216,7 +216,7 @@ def build(transcriber: Transcriber, log: Path, *, title: str = TEXTS["title"], w
     return demo.queue(default_concurrency_limit=1, max_size=20)
 
 
-def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None, share: bool = False) -> str:
+def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None, share: bool | None = False) -> str:
     """Serve the page in the background and return its address. Nothing on it comes from another server.
 
     Raises LabError where the port is taken.
@@ -239,7 +239,7 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
             ssr_mode=False,
             pwa=False,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         _LOG.info("%s", error)
         raise LabError(
             f"the page cannot be served at {host or '127.0.0.1'}:{port or '7860-7959'}: the port is taken "

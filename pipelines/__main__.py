@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +36,13 @@ Json = Annotated[
 ]
 
 
+class ScoredSplit(StrEnum):
+    """Splits that are scored; training clips are not."""
+
+    validation = "validation"
+    test = "test"
+
+
 @app.command()
 def run(
     recipe: RecipeName = "tour", set_: Overrides = (), runs: Runs = "", dry_run: DryRun = False, as_json: Json = False
@@ -50,7 +59,8 @@ def run(
             as_json, settings, environment.runs_folder(runs) / settings.name, f"execute {', '.join(batch.NOTEBOOKS)}"
         )
     summary = batch.run(settings, recipe, overrides, runs=runs, log=_log(as_json), progress=not as_json)
-    _print(as_json, summary, batch.in_words(summary) + "\nNext: make app, then open the address that it prints")
+    model = shlex.quote(summary["model_uri"])
+    _print(as_json, summary, batch.in_words(summary) + f"\nNext: MODEL_URI={model} make app, then open its address")
 
 
 @app.command()
@@ -93,7 +103,7 @@ def features(
         told,
         f"{_curation(made.curation)}\ncache {made.uri}\ndigest {made.digest}, {made.counts}, {made.bytes / 1e6:.1f} MB "
         f"({made.bytes / made.padded_bytes:.1%} of padded float32)\n"
-        f"Next: python -m pipelines train --recipe {recipe}",
+        f"Next: python -m pipelines train {_again(recipe, set_, runs)}",
     )
 
 
@@ -135,7 +145,7 @@ def train(
         as_json,
         told,
         f"model {made.uri}\nbest at step {made.best_step}: validation WER {made.validation['eval_wer']:.3f}\n"
-        f"Next: python -m pipelines evaluate --recipe {recipe}",
+        f"Next: python -m pipelines evaluate {_again(recipe, set_, runs)}",
     )
 
 
@@ -146,9 +156,10 @@ def evaluate(
     runs: Runs = "",
     cache: CacheUri = "",
     model: Annotated[str, typer.Option(help="Model URI; default: the one that `train` made last.")] = "",
-    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    split: Annotated[ScoredSplit, typer.Option(help="What to score.")] = ScoredSplit.test,
     log: Annotated[
-        Path | None, typer.Option(help="Also write the transcripts as a feedback log (the columns of log_base.csv).")
+        Path | None,
+        typer.Option(help="Write the transcripts to this file, with the columns of log_base.csv; replaces it."),
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -160,6 +171,8 @@ def evaluate(
     from pipelines import feedback, lab
 
     settings, _ = _recipe(recipe, set_)
+    if log:
+        feedback.refuse_listeners(log)
     uri = model or lab.stages(settings, runs).get("training", {}).get("model_uri") or settings.model.base
     if dry_run:
         return _plan(as_json, settings, lab.stage_folder(settings, runs) / "reports", f"score {uri} on {split}")
@@ -167,7 +180,7 @@ def evaluate(
         settings,
         lab.open_features(settings, cache, runs=runs, log=_log(as_json)),
         uri,
-        split,
+        split.value,
         runs=runs,
         log=_log(as_json),
     )
@@ -175,7 +188,7 @@ def evaluate(
         feedback.write_log(log, report)
     told = {
         "model": report.model,
-        "split": split,
+        "split": split.value,
         "score": report.score.as_dict(),
         "raw": report.raw.as_dict(),
         "report": str(report.folder),
@@ -239,9 +252,10 @@ def publish(
 
     Example: python -m pipelines publish runs/tour/train-1a2b3c4d5e6f/model hub://me/whisper-sv
     """
-    from pipelines import stores
+    from pipelines import manifest, stores
 
     if dry_run:
+        manifest.require_whole(folder, "artefact", "Name a finished cache or model")
         told = {"dry_run": True, "would": f"copy {folder} to {uri}", "writes": uri}
         return _print(as_json, told, f"would {told['would']}\nnothing was done")
     published = stores.open_store(uri).publish(folder, uri, log=_log(as_json))
@@ -251,14 +265,19 @@ def publish(
 @app.command()
 def fetch(
     uri: Annotated[str, typer.Argument(help="hub://owner/name[@revision], hopsworks://project/path or a folder.")],
+    dry_run: DryRun = False,
     as_json: Json = False,
 ):
     """Bring a published cache or model to this machine, verify every byte, and print its folder.
 
     Example: python -m pipelines fetch hub://me/tour-cache
     """
-    from pipelines import stores
+    from pipelines import environment, stores
 
+    if dry_run:
+        place = environment.cache_folder() / "fetched"
+        told = {"dry_run": True, "would": f"fetch {uri}", "writes": str(place)}
+        return _print(as_json, told, f"would fetch {uri}\nwould write below {place}\nnothing was done")
     folder = stores.open_store(uri).fetch(uri, log=_log(as_json))
     _print(as_json, {"folder": str(folder)}, str(folder))
 
@@ -306,6 +325,12 @@ def _recipe(name: str, assignments: list[str]) -> tuple[recipes.Recipe, dict[str
     return recipes.load(name, overrides), overrides
 
 
+def _again(recipe: str, set_: list[str], runs: str) -> str:
+    """The options that name the same experiment in the next command."""
+    told = ["--recipe", recipe, *(word for assignment in set_ for word in ("--set", assignment))]
+    return shlex.join([*told, *(("--runs", runs) if runs else ())])
+
+
 def _assignment(text: str) -> tuple[str, Any]:
     """`a.b=1` as ("a.b", 1): the value is JSON where it parses as such, else a string."""
     name, equals, value = text.partition("=")
@@ -350,6 +375,11 @@ def main() -> None:
         app()
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"error: {error.filename}: {error.strerror}. Name another place, or make room there", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

@@ -62,9 +62,11 @@ def _execute(name: str, folder: Path, parameters: dict[str, Any], progress: bool
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log; what cells print stays in the copy
         )
     except papermill.PapermillExecutionError as error:
+        # what the lab refuses, it will refuse again; anything else may have been a passing fault
+        next_step = "mend that, then" if error.ename == "LabError" else "to go on,"
         raise LabError(
             f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
-            f"The executed copy is {copy}; run the same command again to go on"
+            f"The executed copy is {copy}; {next_step} run the same command again"
         ) from None
 
 

@@ -140,7 +140,7 @@ def _hub() -> Check:
     return Check(
         "hub",
         "note",
-        f"{host} did not answer within {environment.HUB_TIMEOUT_S:g} s",
+        environment.hub_silence(),
         "the tour takes its weights from the registry mirror; anything else needs the Hub or a folder",
     )
 

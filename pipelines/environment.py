@@ -150,7 +150,7 @@ def hub_reachable(timeout_s: float = HUB_TIMEOUT_S) -> bool:
     HF_ENDPOINT is honoured, HF_HUB_OFFLINE=1 answers no at once. Name look-ups can hang for longer than any socket's
     time-out, so the question is put by a thread that is left behind when the time is up.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if _offline():
         return False
     answer: list[bool] = []
     asker = threading.Thread(target=lambda: answer.append(_connects(timeout_s)), daemon=True)
@@ -173,6 +173,17 @@ def _connects(timeout_s: float) -> bool:
 def hub_endpoint() -> str:
     """The Hub's address: HF_ENDPOINT, else the public one."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_silence() -> str:
+    """Why the Hub is out of reach, for messages."""
+    if _offline():
+        return f"HF_HUB_OFFLINE forbids to ask {hub_host()}"
+    return f"{hub_host()} did not answer within {HUB_TIMEOUT_S:g} s"
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def hub_host() -> str:

@@ -81,8 +81,10 @@ def append(
 def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> None:
     """Write the transcripts of a report as a log of its own, as if a listener had judged them against the references.
 
-    `audio` is the clip's id in its source; `flag` is right where no word differs. An existing `log` is replaced whole.
+    `audio` is the clip's id in its source; `flag` is right where no word differs. An existing `log` is replaced whole,
+    unless it holds what listeners said: LabError then.
     """
+    refuse_listeners(log)
     stamp = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
     lines = [HEADER + b"\n"]
     for told in report.predictions.itertuples():
@@ -101,6 +103,16 @@ def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> Non
     aside = log.with_name(f".{log.name}.partial")
     aside.write_bytes(b"".join(lines))
     os.replace(aside, log)
+
+
+def refuse_listeners(log: Path) -> None:
+    """LabError where `log` is anything but a log that `write_log` wrote: what people said is never replaced."""
+    if log.is_file() and any(
+        row["username"] or row["audio"].startswith(("audio/",)) or not row["audio"] for row in read(log)
+    ):
+        raise LabError(f"{log} holds what listeners said and is not replaced: name another file")
+    if not log.absolute().parent.is_dir():
+        raise LabError(f"there is no folder {log.parent} to write {log.name} into: make it, or name another file")
 
 
 def wer(reference: str, output: str) -> str:

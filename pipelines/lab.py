@@ -22,8 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import audio, corpus, decoding, environment, evaluation, manifest, models, relabel, stores, training
 from pipelines import cache as caches
-from pipelines import corpus, decoding, environment, evaluation, manifest, models, relabel, stores, training
 from pipelines.cache import FeatureCache
 from pipelines.curation import Gate
 from pipelines.curation.selection import Selection
@@ -31,7 +31,7 @@ from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
-from pipelines.sources import Example, Source
+from pipelines.sources import SPLITS, Example, Source
 from pipelines.sources.catalogue import open_source
 from pipelines.training import Progress, TrainedModel
 from pipelines.transcriber import Transcriber
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import WhisperProcessor
 
+MAX_DURATION_S = 30.0
+"""Longer samples are not played: nothing longer is ever trained on."""
 _SOURCE = "source."
 """Prefix of what a source tells of itself, within a cache's identity."""
 
@@ -91,6 +93,11 @@ def features(
             cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         note["curation"] = cache.curation
+    if missing := [split for split in SPLITS if not len(cache.split(split))]:
+        log(
+            f"note: no {' and no '.join(missing)} clips: training selects by validation and ends with the test. "
+            "Add a `split` column, or recordings of more speakers"
+        )
     if publish:
         with _stage(recipe, runs, "publication") as note:
             note["cache_uri"] = _publish(cache, publish, log)
@@ -174,13 +181,26 @@ def transcriber(
             f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
         )
     ref = models.resolve(uri, log=log)
-    return Transcriber(ref, recipe.language, max_new_tokens=recipe.evaluation.max_new_tokens)
+    return Transcriber(ref, recipe.language)
 
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
-    """`n` examples of a split, spread over (the first 2,000 of) it, so that several speakers are heard."""
+    """`n` examples of a split, spread over (the first 2,000 of) it, so that several speakers are heard.
+
+    What cannot be decoded is passed over: it is for looking and listening, and the cache lists what it rejected.
+    """
     examples = list(islice(open_source(recipe.source, recipe.language).examples((split,)), 2_000))
-    return examples[:: max(1, len(examples) // n)][:n]
+    step = max(1, len(examples) // n)
+    spread = [example for start in range(step) for example in examples[start::step]]
+    return list(islice(filter(_decodes, spread), n))
+
+
+def _decodes(example: Example) -> bool:
+    try:
+        audio.decode(example.audio, MAX_DURATION_S)
+    except audio.AudioError:
+        return False
+    return True
 
 
 def processor(recipe: Recipe, *, log: Callable[[str], None] = print) -> WhisperProcessor:
@@ -295,7 +315,9 @@ def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) ->
 
 def _folder(cache_uri: str, log: Callable[[str], None]) -> Path:
     """Where a cache lies, or is to lie: a path as it is, also on a drive; anything else is fetched."""
-    return stores.at_hand(cache_uri, log=log) if stores.is_remote(cache_uri) else Path(cache_uri).expanduser()
+    return (
+        stores.at_hand(cache_uri, log=log) if stores.is_remote(cache_uri) else Path(cache_uri).expanduser().absolute()
+    )
 
 
 def _publish(cache: FeatureCache, uri: str, log: Callable[[str], None]) -> str:

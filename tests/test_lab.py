@@ -41,3 +41,19 @@ def test_a_source_that_is_at_hand_is_compared(recordings, toy_settings, tmp_path
     (recordings / "transcripts.csv").write_text("path,text,split\n0.wav,en annan mening,train\n", encoding="utf-8")
     with pytest.raises(StaleCache, match="source"):
         lab.open_features(toy_settings(told), made.uri, runs=tmp_path / "runs")
+
+
+def test_samples_pass_over_what_cannot_be_decoded(recordings, toy_settings):
+    (recordings / "0.wav").unlink()
+    (recordings / "4.wav").write_bytes(b"no audio")
+    settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
+    assert [example.id for example in lab.samples(settings, 2, "train")] == ["1"]
+    assert [example.id for example in lab.samples(settings, 2, "test")] == ["5"]
+
+
+def test_a_split_without_clips_is_told_at_once(recordings, toy_settings, tmp_path):
+    (recordings / "transcripts.csv").write_text("path,text,split\n0.wav,en mening,train\n", encoding="utf-8")
+    lines: list[str] = []
+    settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
+    lab.features(settings, runs=tmp_path / "runs", log=lines.append)
+    assert any("no validation and no test clips" in line for line in lines)

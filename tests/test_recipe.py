@@ -67,7 +67,7 @@ def test_a_recipe_of_ones_own(tmp_path):
         ({"learning_rate": 1}, "'training.learning_rate'"),
         ({"langauge": "da"}, "'language'"),
         ({"trianing.steps": 1}, "'training.steps'"),
-        ({"training": 5}, "did you mean 'training."),
+        ({"training": 5}, "it is a group, name one of its settings, such as 'training."),
         ({"training.steps.x": 5}, "'training.steps'"),
     ],
 )
