@@ -230,11 +230,13 @@ def _source_identity(recipe: Recipe, folder: Path, log: Callable[[str], None]) -
     """What the recipe's source tells of itself; where it is not at hand, what the cache in `folder` noted of it.
 
     Training wants the cache, not the gigabytes that it was made of: on another machine the note stands in for them,
-    and the source's settings are compared all the same.
+    and the source's settings are compared all the same. A source that lies here but cannot be read is an error.
     """
     try:
         return open_source(recipe.source, recipe.language, log=log).identity()
     except LabError as error:
+        if recipe.source.path and Path(recipe.source.path).expanduser().exists():
+            raise
         noted = (manifest.read(folder) or {}).get("identity", {})
         log(f"note: the source is not at hand ({error}); what the cache noted of it is taken")
         return {name.removeprefix(_SOURCE): value for name, value in noted.items() if name.startswith(_SOURCE)}
@@ -243,6 +245,8 @@ def _source_identity(recipe: Recipe, folder: Path, log: Callable[[str], None]) -
 def _source_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that choose from a corpus, where they are not at their defaults; where it lies chooses nothing."""
     told = recipe.changed("source")
+    if parts := told.get("source.parts"):
+        told["source.parts"] = [{name: value for name, value in part.items() if name != "path"} for part in parts]
     return {f"settings.{name}": value for name, value in told.items() if name not in ("source.path", "source.kind")}
 
 

@@ -323,3 +323,39 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(call, offline, tmp_path: P
     assert "2 thing(s) to mend" in spoken.out
     assert "Traceback" not in spoken.out + spoken.err
     assert TOKEN not in done.out + done.err + spoken.out + spoken.err
+
+
+# --- the smaller commands ---------------------------------------------------------------------------------------------
+
+
+def test_a_dry_fetch_says_where_and_touches_nothing(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    done = call("fetch", "hub://me/tour-cache", "--dry-run")
+    assert (done.code, "would fetch hub://me/tour-cache" in done.out) == (0, True)
+    assert str(tmp_path / "cache") in done.out
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_publish_refuses_what_the_real_one_would(call, tmp_path):
+    done = call("publish", tmp_path / "absent", "hub://me/x", "--dry-run")
+    assert done.code == 1
+    assert "absent" in one_line(done)
+
+
+def test_training_clips_are_not_scored(call):
+    done = call("evaluate", "--split", "train")
+    assert done.code == 2
+    assert "validation" in done.err
+
+
+def test_a_place_that_cannot_be_made_is_one_line(call, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    done = call("features", "--runs", tmp_path / "file" / "runs", "--set", "source.train=2")
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert str(tmp_path / "file") in done.err
+
+
+def test_the_next_command_names_the_same_experiment():
+    told = cli._again("tour", ["source.train=40", "source.path=my files"], "/some runs")
+    assert told == "--recipe tour --set source.train=40 --set 'source.path=my files' --runs '/some runs'"

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import lab
 from pipelines.cache import StaleCache
+from pipelines.errors import LabError
 
 
 @pytest.fixture
@@ -57,3 +58,25 @@ def test_a_split_without_clips_is_told_at_once(recordings, toy_settings, tmp_pat
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
     lab.features(settings, runs=tmp_path / "runs", log=lines.append)
     assert any("no validation and no test clips" in line for line in lines)
+
+
+def test_a_source_that_lies_here_but_cannot_be_read_is_no_absent_one(recordings, toy_settings, tmp_path):
+    settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
+    made = lab.features(settings, runs=tmp_path / "runs", log=lambda line: None)
+    (recordings / "transcripts.csv").write_text("nothing,of,use\n1,2,3\n", encoding="utf-8")
+    with pytest.raises(LabError, match="column"):
+        lab.open_features(settings, made.uri, runs=tmp_path / "runs")
+
+
+def test_where_the_parts_of_a_mix_lie_is_not_part_of_a_cache(recordings, toy_settings, tmp_path):
+    def digest() -> str:
+        part = {"name": "own", "kind": "folder", "path": str(place), "gives": ["train", "validation", "test"]}
+        settings = toy_settings({"source.kind": "mix", "source.parts": [part]})
+        made = lab.features(settings, runs=tmp_path / "runs", log=lambda line: None)
+        assert str(place) not in str(made.identity)
+        return made.digest
+
+    place = recordings
+    before = digest()
+    place = recordings.rename(tmp_path / "moved")
+    assert digest() == before
