@@ -20,7 +20,7 @@ from pipelines.errors import LabError
 from pipelines.training import Progress
 
 START, SWEDISH, END = 50258, 50273, 50257
-VALIDATOR = training._validator
+VALIDATOR = training.validator
 POSITIONS = "model.encoder.embed_positions.weight"
 
 
@@ -54,7 +54,7 @@ def looks():
             seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
             return {"wer": next(coming), "loss": 1.0}
 
-        training._validator = lambda *args: validate
+        training.validator = lambda *args: validate
         return seen
 
     return plan
@@ -64,7 +64,7 @@ def looks():
 def real_looks():
     """Every test leaves the real validation behind."""
     yield
-    training._validator = VALIDATOR
+    training.validator = VALIDATOR
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ def test_patience_ends_a_run_early(fit, looks, tmp_path):
 
     # cut off after the last checkpoint: it stays ended
     looks(wers)
-    with cut_before(training, "_finish"):
+    with cut_before(training, "finish"):
         fit(tmp_path / "again", impatient, cut=True)
     looks([])
     again, lines = fit(tmp_path / "again", impatient)
@@ -396,7 +396,7 @@ def test_a_second_trainer_is_refused_at_once(fit, tmp_path, monkeypatch):
         refused.append(caught.value)
         return {"wer": 0.5, "loss": 1.0}
 
-    monkeypatch.setattr(training, "_validator", lambda *args: validate)
+    monkeypatch.setattr(training, "validator", lambda *args: validate)
     fit(tmp_path / "run", {"training.steps": 2})
     assert len(refused) == 1
 
@@ -503,7 +503,7 @@ def test_cut_off_between_the_last_checkpoint_and_the_model(fit, looks, tmp_path)
     looks([0.5, 0.4])
     wanted, _ = fit(tmp_path / "whole", short)
     looks([0.5, 0.4])
-    with cut_before(training, "_finish"):
+    with cut_before(training, "finish"):
         fit(tmp_path / "run", short, cut=True)
     looks([])
     made, _ = fit(tmp_path / "run", short)

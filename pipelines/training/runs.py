@@ -1,0 +1,121 @@
+"""The folder of a run: what it trains, who trains in it, and the model that it ends with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from pipelines import augmentation, manifest, models
+from pipelines.cache import FeatureCache
+from pipelines.errors import LabError
+from pipelines.models import ModelRef
+from pipelines.recipe import Recipe, differences
+from pipelines.training.progress import history_of, seconds_of
+
+CODE = "2"
+"""Version of the code that trains: raised whenever the same recipe and cache would give other weights."""
+_NOT_OF_THE_WEIGHTS = (
+    "model.base",  # its weights' sha256 stands in its place
+    "training.workers",
+    "training.keep_checkpoints",
+    "evaluation.bootstrap_samples",
+    "evaluation.seed",
+)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished run."""
+
+    uri: str
+    """The model's folder: what 03 takes."""
+    digest: str
+    best_step: int
+    validation: dict[str, Any]
+    """The validation score at the best step (scoring.Score as a dictionary)."""
+    history: list[dict[str, float]] = field(repr=False)
+    """One dictionary per log line: step, and loss, learning_rate, grad_norm or eval_loss, eval_wer."""
+    seconds: float
+    """Wall-clock seconds of training, over all sittings."""
+
+
+def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
+    """Flat: everything that decides the weights. Names the run; resume compares it field by field."""
+    settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
+    for name in _NOT_OF_THE_WEIGHTS:
+        settings.pop(name)
+    told = {f"base.{name}": value for name, value in models.identity(base).items()}
+    varied = recipe.changed("augment")
+    varied |= {"code.augmentation": augmentation.CODE} if varied else {}
+    return {**settings, **varied, **told, "cache": cache.digest, "code.training": CODE}
+
+
+def refuse_other_run(run: Path, identity: dict[str, Any]) -> None:
+    """The run folder's own note of what it trains; written at the first start."""
+    note = run / "run.json"
+    if not note.exists():
+        manifest.write_json(note, identity)
+        return
+    unlike = differences(identity, json.loads(note.read_text("utf-8")))
+    if unlike:
+        raise LabError(
+            f"{run} belongs to another run: {'; '.join(unlike)}. Name another folder, or go back to that recipe"
+        )
+
+
+def only_trainer(run: Path) -> filelock.FileLock:
+    """The lock of a run's folder; use it as a context. LabError where another process holds it."""
+    try:
+        return filelock.FileLock(run / ".lock", timeout=0).acquire()
+    except filelock.Timeout:
+        raise LabError(f"another process trains in {run} right now: wait for it, or stop it first") from None
+
+
+def finish(
+    trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path, run_digest: str, base: ModelRef
+) -> TrainedModel:
+    """Write the best weights as the run's model, seal it, and let the checkpoints go."""
+    state, folder = trainer.state, run / "model"
+    best = state.best_global_step
+    weights = Path(trainer.args.output_dir) / f"checkpoint-{best}"
+    manifest.require_whole(weights, "the best checkpoint", f"Remove {run} and train again")
+    best_model = models.load(ModelRef("best", weights, "folder", str(best)))
+    models.set_language(best_model, recipe.language)
+    shutil.rmtree(folder, ignore_errors=True)
+    models.save(best_model, trainer.processing_class, folder)
+    history = history_of(state)
+    facts = {
+        "best_step": best,
+        "validation": next(row for row in history if row["step"] == best and "eval_wer" in row),
+        "history": history,
+        "seconds": seconds_of(history),
+    }
+    manifest.write_json(folder / "training.json", facts)
+    manifest.write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
+    manifest.seal(
+        folder,
+        kind="model",
+        digest=run_digest,
+        name=f"{recipe.name}-{run_digest}",
+        base=base.title,
+        cache=cache.digest,
+        context=recipe.training.context,
+        quantisation=base.quantisation,
+        language=recipe.language,
+    )
+    shutil.rmtree(trainer.args.output_dir)
+    return finished(run)
+
+
+def finished(run: Path) -> TrainedModel | None:
+    """The run's model, if it is made."""
+    folder = run / "model"
+    if manifest.problem(folder, thorough=False) is not None:
+        return None
+    facts = json.loads((folder / "training.json").read_text("utf-8"))
+    return TrainedModel(str(folder), manifest.read(folder)["digest"], **facts)

@@ -1,0 +1,146 @@
+"""transformers' Seq2SeqTrainer with our batches, our loss, our validation and sealed checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import checkpoints, environment
+from pipelines.batches import IGNORED, BucketSampler
+from pipelines.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Seq2SeqTrainer, TrainingArguments
+
+
+def trainer_class() -> type[Seq2SeqTrainer]:
+    """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late)."""
+    from torch.utils.data import DataLoader
+    from transformers import Seq2SeqTrainer
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    class LabTrainer(Seq2SeqTrainer):
+        def __init__(
+            self, *args: Any, sampler: BucketSampler, validate: Callable, run_digest: str, keep: int, **kwargs: Any
+        ):
+            super().__init__(*args, **kwargs)
+            self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
+            self.clock = time.monotonic()
+
+        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+            # seconds of training over all sittings: each line adds the time since the line before it
+            now, history = time.monotonic(), self.state.log_history
+            earlier = history[-1].get("seconds", 0.0) if history else 0.0
+            super().log({**logs, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
+            self.clock = now
+
+        def get_train_dataloader(self) -> DataLoader:
+            loader = DataLoader(
+                self.train_dataset,
+                batch_sampler=self.sampler,
+                collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+            return self.accelerator.prepare(loader)
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+            # the decoder's input is made here: the labels themselves go to token_mean_loss and not to the model
+            start = self.model.config.decoder_start_token_id
+            inputs = {
+                **inputs,
+                "decoder_input_ids": shift_right(inputs["labels"], start, self.model.config.pad_token_id),
+            }
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+        def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            folder = Path(self.args.output_dir)
+            saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            shutil.rmtree(saved, ignore_errors=True)
+            super()._save_checkpoint(model, trial)
+            checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
+            checkpoints.prune(folder, keep=self.keep)
+
+    return LabTrainer
+
+
+def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
+    """The Trainer's own settings: the recipe's, and what this machine bears."""
+    from transformers import Seq2SeqTrainingArguments
+
+    settings, machine = recipe.training, environment.detect()
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        lr_scheduler_type="linear",
+        optim="adamw_torch_fused",
+        seed=settings.seed,
+        bf16=machine.dtype == "bfloat16",
+        fp16=machine.dtype == "float16",
+        tf32=True if machine.device == "cuda" else None,
+        eval_strategy="steps",
+        eval_steps=settings.eval_every,
+        save_strategy="steps",
+        save_steps=settings.eval_every,
+        metric_for_best_model="wer",
+        greater_is_better=False,
+        logging_steps=max(1, min(10, settings.steps // 12)),
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=machine.device == "cuda",
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        use_cpu=machine.device == "cpu",
+    )
+    # Trainer would wrap the model in DataParallel on Kaggle's two GPUs: threads that share one context length
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def token_mean_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross entropy summed over label tokens and divided by their number in the whole optimizer step.
+
+    With accumulation every micro-batch is divided by the same total, so that k small batches give the gradient of one
+    large batch. `labels` int64 [B, L] with IGNORED where nothing counts.
+    """
+    import torch.nn.functional as F
+
+    total = F.cross_entropy(
+        outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
+
+
+def shift_right(labels: torch.Tensor, start: int, pad: int) -> torch.Tensor:
+    """The decoder's input for `labels` int64 [B, L]: the start token first, IGNORED as padding."""
+    shifted = labels.new_full(labels.shape, start)
+    shifted[:, 1:] = labels[:, :-1]
+    return shifted.masked_fill(shifted == IGNORED, pad)
+
+
+def fix_the_order_of_sums() -> None:
+    """On several CPU threads some gradients are summed in varying order: two runs then differ in their last digits."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time and changes no result here
