@@ -9,8 +9,8 @@ floor     decode, resample, log-mel and nothing else, in as many processes; star
 
 Sides take turns, so that whatever else the machine does falls on all of them; ratios are medians over the rounds.
 The last line is one JSON object: `speedup` (ours in float32 over classic), `floor_fraction`, `bytes_ratio_f32` and
-`bytes_ratio_f16` (ours over classic), `reads_per_s`, and `rss_growth` and `rate_growth` (peak memory and clips per second
-of a large build over a small one).
+`bytes_ratio_f16` (ours over classic), `reads_per_s`, and of a large build over a small one `rss_growth` (peak memory)
+and `rate_growth` (clips per second).
 
 What a 4 s clip costs (one thread of a 2-core machine, load 1 to 2, best of five), and what was tried to lower it:
 

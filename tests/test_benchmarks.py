@@ -15,7 +15,7 @@ def test_the_feature_benchmark_ends_with_its_figures(tiny_folder, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert {*result} == {
-        "speedup", "floor_fraction", "bytes_ratio_f32", "bytes_ratio_f16", "reads_per_s", "rss_growth"
+        "speedup", "floor_fraction", "bytes_ratio_f32", "bytes_ratio_f16", "reads_per_s", "rss_growth", "rate_growth"
     }  # fmt: skip
     assert all(value > 0 for value in result.values())
     assert result["bytes_ratio_f32"] < 1 / 6
