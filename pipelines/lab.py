@@ -73,13 +73,14 @@ def features(
     runs: str | Path = "",
     cache_uri: str = "",
     publish: str = "",
+    ray_address: str = "",
     log: Callable[[str], None] = print,
 ) -> FeatureCache:
     """Stage 01: the recipe's feature cache; made, finished if it was cut off, or opened if it is there.
 
     With `cache_uri` the cache lies in that folder: a finished one is opened if it is what the recipe asks for, and
     refused, naming the fields that differ, if it is not. One on the Hub or on Hopsworks is fetched. With `publish`
-    the finished cache is copied to that URI.
+    the finished cache is copied to that URI. With `ray_address` the machines of a Ray cluster extract (cluster.py).
     """
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
@@ -90,7 +91,7 @@ def features(
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
             reuse = _newest_first((environment.runs_folder(runs) / "features").glob("*/"))
-            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs)
+            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs, ray_address)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         note["curation"] = cache.curation
     if missing := [split for split in SPLITS if not len(cache.split(split))]:
@@ -259,6 +260,7 @@ def _extract(
     reuse: list[Path],
     log: Callable[[str], None],
     runs: str | Path,
+    ray_address: str,
 ) -> FeatureCache:
     settings, curation = recipe.features, recipe.curation
     gate = Gate(
@@ -287,6 +289,7 @@ def _extract(
             shard_clips=settings.shard_clips,
             curate=finish,
             workers=settings.workers,
+            ray_address=ray_address,
             reuse=reuse,
             on_clips=step,
             log=log,
