@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import io
 import itertools
@@ -17,7 +18,9 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import socket
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +30,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipelines import audio, shards
+from pipelines import audio, manifest, shards
 from pipelines.curation import Clip, Rejected
 from pipelines.errors import LabError, missing_package
 from pipelines.shards import Made, Maker, Task
@@ -43,6 +46,8 @@ shard of the one before, nor for the source."""
 CONNECT_S = 5.0
 """Silence after which nothing is at an address: Ray itself waits for minutes."""
 
+_PACKAGE = Path(__file__).parent
+_OWN = _PACKAGE.name
 _ADDRESS = re.compile(r"\[?(?P<host>[\w.:-]+?)\]?:(?P<port>\d+)", re.ASCII)
 
 
@@ -69,7 +74,7 @@ def make_shards(
                 f"the Ray cluster {address} must have CPUs, got none: start a node with --num-cpus=1 or more"
             )
         log(f"Ray cluster {address}: {n_cores} core(s)")
-        work = functools.partial(_make, ray.put(ray.cloudpickle.dumps(make)), dict(versions))
+        work = functools.partial(_make, ray.put(ray.cloudpickle.dumps(make)), {**versions, _OWN: _code_sha256()})
         carried = (_carried(task, make.admit) for task in tasks)
         arrivals = _Arrivals(make.folder, on_clips)
         with ThreadPoolExecutor(2) as threads, arrivals.ended_by_an_error():
@@ -170,24 +175,33 @@ def _joined(address: str) -> Iterator[ModuleType]:
     _refuse_silent(address)
     started_here = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(
-            address,
-            runtime_env={"py_modules": [str(Path(__file__).parent)]},
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            **started_here,
-        )
+        with _own_code() as folder:
+            ray.init(
+                address,
+                runtime_env={"working_dir": folder},
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                **started_here,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LabError(f"the Ray cluster {address} cannot be joined: {told}. Start one: ray start --head") from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False  # the stage shows its own
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs what it raises
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*ray_remote_args")  # goes in 2.64; nothing else sets max_retries yet
             yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_code() -> Iterator[str]:
+    """A folder with a copy of this package alone: Ray sends it to every machine, where it goes before other copies."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(_PACKAGE, Path(folder) / _OWN, ignore=shutil.ignore_patterns("__pycache__"))
+        yield folder
 
 
 def _refuse_silent(address: str) -> None:
@@ -257,6 +271,15 @@ def _admit(admit: Callable[[Example], Clip], example: Example) -> Clip:
 
 def _refuse_other_versions(versions: Mapping[str, str]) -> None:
     for name, wanted in versions.items():
-        found = importlib.metadata.version(name)
+        found = _code_sha256() if name == _OWN else importlib.metadata.version(name)
         if found != wanted:
-            raise LabError(f"it has {name} {found}, and this cache is made with {wanted}")
+            raise LabError(f"it has {name} {found} ({_PACKAGE.parent}), and this cache is made with {wanted}")
+
+
+@functools.cache
+def _code_sha256() -> str:
+    """Of this package: every module's name and content."""
+    code = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        code.update(f"{path.relative_to(_PACKAGE).as_posix()} {manifest.sha256(path)}\n".encode())
+    return code.hexdigest()[:12]

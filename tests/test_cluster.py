@@ -18,15 +18,14 @@ import pytest
 
 from pipelines import __main__ as cli
 from pipelines import cache as caches
-from pipelines import lab
+from pipelines import cluster, lab
 from pipelines.cache import FeatureCache
-from pipelines.curation import Clip, Rejected
+from pipelines.curation import Clip, Gate
 from pipelines.errors import LabError
 from pipelines.features import LogMel
 from pipelines.sources import Example
 
 pytestmark = pytest.mark.slow
-IDENTITY = {"features.dtype": "float32", "features.n_mels": 8}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +39,16 @@ def address():
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     temp = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
+    node["include_log_monitor"] = False  # every process less is seconds less
+    no_spare_workers = {"prestart_worker_first_driver": False}
     sys.modules["ray"].cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    cluster = cluster_utils.Cluster()
+    nodes = cluster_utils.Cluster()
     try:
-        cluster.add_node(**node, temp_dir=temp, include_dashboard=False, no_monitor=True, include_log_monitor=False)
-        cluster.add_node(**node, include_log_monitor=False)
-        yield cluster.address
+        nodes.add_node(**node, temp_dir=temp, include_dashboard=False, no_monitor=True, _system_config=no_spare_workers)
+        nodes.add_node(**node)
+        yield nodes.address
     finally:
-        cluster.shutdown()
+        nodes.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
         for name in settings:
             os.environ.pop(name)
@@ -73,89 +74,91 @@ def files(cache: FeatureCache) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.folder.iterdir()}
 
 
-def test_a_cluster_makes_the_same_cache(address, recordings, toy_settings, tmp_path):
-    settings = toy_settings(
-        {"source.kind": "folder", "source.path": str(recordings), "features.shard_clips": 2, "curation.leaks": "ignore"}
-    )
-    here = lab.features(settings, runs=tmp_path / "here", log=lambda line: None)
-    there = lab.features(settings, runs=tmp_path / "there", ray_address=address, log=lambda line: None)
-    assert set(there.rejected["reason"]) == {"empty", "unreadable", "missing"}
-    assert len(list(there.folder.glob("shard-*.bin"))) == 6
-    assert there.digest == here.digest
-    assert files(there) == files(here)
+def gate_with(trouble: Callable[[Example], None]) -> type[Gate]:
+    """A class, for it travels by value: the lab's gate, and before every clip some `trouble`."""
 
+    class TroubledGate(Gate):
+        def admit(self, example: Example, recall=None) -> Clip:
+            trouble(example)
+            return Gate.admit(self, example, recall)
 
-def admitting(asked: Path, before: Callable[[Example], None] = lambda example: None):
-    """A small gate that notes in the file `asked` whom it is asked for, and where."""
-
-    def admit(example: Example) -> Clip:
-        with open(asked, "a") as file:
-            file.write(f"{example.id} {os.getpid()}\n")
-        before(example)
-        if example.id == "7":
-            raise Rejected("silent", "nothing to hear")
-        frames = np.random.default_rng(int(example.id)).random((int(example.id) + 2, 8), np.float32)
-        return Clip(example, example.text, [1, 2], LogMel(frames, -1.0), len(frames) / 100)
-
-    return admit
-
-
-def build(folder: Path, admit: Callable[[Example], Clip], **more) -> FeatureCache:
-    examples = [Example(str(i), "train", f"mening {i}", b"sound") for i in range(16)]
-    given = {"identity": IDENTITY, "shard_clips": 2, "log": lambda line: None, **more}
-    return caches.build(folder, examples, admit, **given)
+    return TroubledGate
 
 
 def waiting_for(happens: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not happens() and time.monotonic() < until:
         time.sleep(0.02)
 
 
-def test_a_worker_that_is_killed_costs_its_shard_only(address, tmp_path):
-    there, asked, done_before = tmp_path / "there", tmp_path / "asked", tmp_path / "done before"
+def test_a_cluster_makes_the_same_cache_and_a_killed_worker_costs_its_shard_only(
+    address, recordings, toy_settings, tmp_path, monkeypatch
+):
+    features = {"features.shard_clips": 2, "features.workers": 1, "curation.leaks": "ignore"}
+    settings = toy_settings({"source.kind": "folder", "source.path": str(recordings), **features})
+    asked, killed, driver = tmp_path / "asked", tmp_path / "killed", os.getpid()
 
-    def trouble(example: Example) -> None:
-        if example.id in ("0", "2"):  # neither node makes all the shards
-            waiting_for(lambda: len({line.split()[1] for line in asked.read_text().splitlines()}) > 1)
-        if example.id == "11" and not done_before.exists():
-            waiting_for(lambda: len(list(there.glob("shard-*.parquet"))) >= 2)
-            done_before.write_text(" ".join(path.stem for path in there.glob("shard-*.parquet")))
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    told, lines = [], []
-    cache = build(there, admitting(asked, trouble), ray_address=address, on_clips=told.append, log=lines.append)
-    assert len(done_before.read_text().split()) >= 2
-    ids = Counter(line.split()[0] for line in asked.read_text().splitlines())
-    assert {name: times for name, times in ids.items() if times > 1} == {"10": 2, "11": 2}
-    assert sum(told) == 16
-    assert "8 shard(s) were made by 2 machine(s)" in lines
-    assert files(cache) == files(build(tmp_path / "here", admitting(tmp_path / "asked here")))
-
-
-def test_finished_shards_are_not_made_again_and_a_shard_that_kills_all_is_given_up(address, tmp_path):
     def stop(example: Example) -> None:
-        if example.id == "12":
+        if example.id == "2":
             raise KeyboardInterrupt
 
-    def poison(example: Example) -> None:
-        if example.id == "12":
+    def kill_once(example: Example) -> None:
+        with open(asked, "a") as file:
+            file.write(f"{example.id} {os.getpid()}\n")
+        if example.id in ("2", "4"):  # neither node makes all the shards
+            waiting_for(lambda: len({pid for _, pid in lines_of(asked) if pid != str(driver)}) > 1)
+        if example.id == "7" and not killed.exists():
+            waiting_for(lambda: len(list(tmp_path.glob("there/features/*/shard-*.parquet"))) > 1)
+            killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    asked = tmp_path / "asked"
+    here = lab.features(settings, runs=tmp_path / "here", log=quiet)
+    monkeypatch.setattr(lab, "Gate", gate_with(stop))
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "c", admitting(tmp_path / "asked here", stop))
-    with pytest.raises(LabError, match=r"3 workers .* died over one of the shards 6 to 7; .* what is done is kept"):
-        build(tmp_path / "c", admitting(asked, poison), ray_address=address)
-    ids = Counter(line.split()[0] for line in asked.read_text().splitlines())
-    assert ids["12"] == 3
-    assert not ids.keys() & {str(i) for i in range(12)}
+        lab.features(settings, runs=tmp_path / "there", log=quiet)
+    monkeypatch.setattr(lab, "Gate", gate_with(kill_once))
+    told = []
+    there = lab.features(settings, runs=tmp_path / "there", ray_address=address, log=told.append)
+    assert killed.exists()
+    times = Counter(name for name, _ in lines_of(asked))
+    assert times == {**{str(i): 1 for i in range(2, 12)}, "6": 2, "7": 2}
+    assert "5 shard(s) were made by 2 machine(s)" in told
+    assert set(there.rejected["reason"]) == {"empty", "unreadable", "missing"}
+    assert there.digest == here.digest
+    assert len(files(there)) == 6 * 2 + 3
+    assert files(there) == files(here)
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def admit(example: Example) -> Clip:
+    return Clip(example, example.text, [1, 2], LogMel(np.zeros((3, 8), np.float32), -1.0), 0.03)
+
+
+def admit_nobody(example: Example) -> Clip:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(folder: Path, admit: Callable[[Example], Clip] = admit, **more) -> FeatureCache:
+    identity = {"features.dtype": "float32", "features.n_mels": 8, **more.pop("identity", {})}
+    return caches.build(folder, [Example("0", "train", "mening", b"sound")], admit, identity, log=quiet, **more)
+
+
+def test_a_shard_that_kills_whoever_makes_it_is_given_up(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "ATTEMPTS", 1)
+    with pytest.raises(LabError, match=r"1 workers .* died over one of the shards 0 to 0; .* what is done is kept"):
+        build(tmp_path / "c", admit_nobody, ray_address=address)
 
 
 def test_a_machine_with_other_packages_is_refused(address, tmp_path):
-    identity = IDENTITY | {"library.soxr": "0.0"}
-    with pytest.raises(LabError, match=r"it has soxr .* made with 0.0\. .*pip install -c constraints.txt") as error:
-        build(tmp_path / "c", admitting(tmp_path / "asked"), identity=identity, ray_address=address)
+    with pytest.raises(LabError, match=r"it has soxr .* made with 0\.0\. .*pip install -c constraints.txt") as error:
+        build(tmp_path / "c", identity={"library.soxr": "0.0"}, ray_address=address)
     assert "\n" not in str(error.value)
     assert not caches.is_finished(tmp_path / "c")
 
@@ -170,14 +173,14 @@ def test_an_address_that_is_silent_is_one_line(tmp_path):
     pytest.importorskip("ray.data")
     there = f"127.0.0.1:{closed_port()}"
     with pytest.raises(LabError, match=f"no Ray cluster answers at {there} .*: start one there with ray start --head"):
-        build(tmp_path / "c", admitting(tmp_path / "asked"), ray_address=there)
+        build(tmp_path / "c", ray_address=there)
 
 
 @pytest.mark.parametrize("wrong", ["head", "head:", "head:many", "ray://head:10001"])
 def test_an_address_that_is_none_is_one_line(tmp_path, wrong):
     pytest.importorskip("ray.data")
     with pytest.raises(LabError, match="address is host:port, auto or local, got .*: run this on one of the"):
-        build(tmp_path / "c", admitting(tmp_path / "asked"), ray_address=wrong)
+        build(tmp_path / "c", ray_address=wrong)
 
 
 def test_without_ray_the_command_says_how_to_get_it(monkeypatch, toy_recipe, toy_model, tmp_path):
