@@ -50,7 +50,7 @@ _OURS = re.compile(
 """Files that a build may remove from its folder."""
 _SOFT_FIELDS = ("library.",)
 """Fields whose difference is told, but does not make a cache stale: the frames are checked by their own sha256."""
-_FREE_FIELDS = ("source.", "language", "features.vocabulary")
+_FREE_FIELDS = ("source.", "settings.source.", "language", "features.vocabulary")
 """Fields that do not reach the frames of a clip: a cache that differs in these alone lends them."""
 
 

@@ -85,7 +85,7 @@ def features(
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
         identity = features_identity(recipe, source.identity(), prepared)
-        folder = _folder(cache_uri, log) if cache_uri else _cache_folder(recipe, runs, identity)
+        folder = _folder(cache_uri, log) if cache_uri else _cache_folder(runs, identity)
         if caches.is_finished(folder):
             cache = caches.open_cache(folder, identity, log=log)
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
@@ -314,10 +314,13 @@ def _newest_first(folders: Iterable[Path]) -> list[Path]:
     return sorted(folders, key=lambda folder: -folder.stat().st_mtime)
 
 
-def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) -> Path:
-    """Caches are shared between recipes; library versions stay out of the name, so that an upgrade keeps the cache."""
+def _cache_folder(runs: str | Path, identity: dict[str, Any]) -> Path:
+    """Caches are shared between recipes, and between sources that are one corpus, as an archive and its download are.
+
+    Library versions stay out of the name, so that an upgrade keeps the cache.
+    """
     lasting = {name: value for name, value in identity.items() if not name.startswith("library.")}
-    return environment.runs_folder(runs) / "features" / f"{recipe.source.kind}-{digest(lasting)}"
+    return environment.runs_folder(runs) / "features" / f"{identity[f'{_SOURCE}kind']}-{digest(lasting)}"
 
 
 def _folder(cache_uri: str, log: Callable[[str], None]) -> Path:
