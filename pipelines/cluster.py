@@ -183,9 +183,11 @@ def _joined(address: str) -> Iterator[ModuleType]:
                 logging_level=logging.WARNING,
                 **started_here,
             )
-    except (OSError, RuntimeError, ValueError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LabError(f"the Ray cluster {address} cannot be joined: {told}. Start one: ray start --head") from None
+    except Exception as error:  # Ray has a kind for each cause, and a bare one for a machine that is too busy
+        told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise LabError(
+            f"the Ray cluster {address} cannot be joined: {told}. Start one with ray start --head, or try again"
+        ) from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False  # the stage shows its own
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs what it raises
