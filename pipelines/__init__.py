@@ -18,6 +18,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     features      Waveform to log-mel, trimmed without loss
     curation      what is kept of a corpus, and why the rest is not
     shards        some hundred clips, made in one piece by any process
+    cluster       shards made by the machines of a Ray cluster
     cache         FeatureCache: shards, manifest
     batches       cache rows to batches: length buckets, padding
     augmentation  training clips varied anew in every epoch

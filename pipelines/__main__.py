@@ -70,6 +70,12 @@ def features(
     runs: Runs = "",
     cache: CacheUri = "",
     publish: Annotated[str, typer.Option(help="Also copy the cache there: hub://…, hopsworks://… or a folder.")] = "",
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Extract on a Ray cluster: auto (the one that runs here), host:6379, local."
+        ),
+    ] = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -87,7 +93,7 @@ def features(
             cache or environment.runs_folder(runs) / "features",
             f"make a feature cache of the source {settings.source.kind!r}",
         )
-    made = lab.features(settings, runs=runs, cache_uri=cache, publish=publish, log=_log(as_json))
+    made = lab.features(settings, runs=runs, cache_uri=cache, publish=publish, ray_address=cluster, log=_log(as_json))
     told = {
         "cache_uri": made.uri,
         "digest": made.digest,
@@ -332,14 +338,19 @@ def _again(recipe: str, set_: list[str], runs: str) -> str:
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    """`a.b=1` as ("a.b", 1): the value is JSON where it parses as such, else a string."""
+    """`a.b=1` as ("a.b", 1): the value is JSON where it parses as such, else a string.
+
+    A setting that is a string takes the text as it stands, `2024` and `true` included; quotes around it are JSON's.
+    """
     name, equals, value = text.partition("=")
     if not equals:
         raise LabError(f"--set takes NAME=VALUE such as training.steps=60, got {text!r}")
+    name = name.strip()
     try:
-        return name.strip(), json.loads(value)
+        parsed = json.loads(value)
     except ValueError:
-        return name.strip(), value
+        return name, value
+    return name, value if recipes.takes_text(name) and not isinstance(parsed, str) else parsed
 
 
 def _curation(counts: list[dict[str, Any]]) -> str:

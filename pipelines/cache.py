@@ -26,7 +26,7 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from pipelines import manifest, shards, workers
+from pipelines import cluster, manifest, shards, workers
 from pipelines.curation import Clip
 from pipelines.curation.selection import Selection
 from pipelines.errors import LabError
@@ -50,7 +50,7 @@ _OURS = re.compile(
 """Files that a build may remove from its folder."""
 _SOFT_FIELDS = ("library.",)
 """Fields whose difference is told, but does not make a cache stale: the frames are checked by their own sha256."""
-_FREE_FIELDS = ("source.", "language", "features.vocabulary")
+_FREE_FIELDS = ("source.", "settings.source.", "language", "features.vocabulary")
 """Fields that do not reach the frames of a clip: a cache that differs in these alone lends them."""
 
 
@@ -178,6 +178,7 @@ def build(
     *,
     shard_clips: int = 256,
     workers: int = 1,
+    ray_address: str = "",
     reuse: Iterable[Path] = (),
     curate: Curate = lambda cache, rejected: Selection(),
     on_clips: Callable[[int], None] = lambda n: None,
@@ -190,8 +191,9 @@ def build(
     (its frames stay in their shard) but a line of `rejected.csv`.
     `workers` processes make shards side by side, one makes them here, and 0 takes every core once LARGE_CLIPS are
     done; the bytes are the same. With several, `admit` must be something that can be pickled, and no shard is made
-    twice but that of a process that died. `reuse` names other caches: what `lenders` leaves of them lends its frames,
-    and `admit` is then called as `admit(example, recall)`.
+    twice but that of a process that died. With `ray_address` the machines of that Ray cluster make them instead
+    (cluster.py). `reuse` names other caches: what `lenders` leaves of them lends its frames, and `admit` is then called
+    as `admit(example, recall)`; a cluster borrows none.
 
     An unfinished build of another identity is removed. Memory is that of a few blocks of examples. What is returned
     was hashed while it was written; `open_cache` reads it again.
@@ -199,9 +201,14 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     with _only_builder(folder):
         _start_or_go_on(folder, dict(identity), log)
-        known = tuple(lenders(reuse, identity, folder))
+        known = () if ray_address else tuple(lenders(reuse, identity, folder))
         make = Maker(folder, admit, identity["features.dtype"], int(identity["features.n_mels"]), known)
-        n_shards = _make_shards(make, _blocks(examples, shard_clips), workers, on_clips, log)
+        tasks = _Tasks(folder, _blocks(examples, shard_clips), on_clips)
+        if ray_address:
+            cluster.make_shards(make, tasks, ray_address, _libraries(identity), on_clips, log)
+        else:
+            _make_shards(make, tasks, workers, on_clips, log)
+        n_shards = tasks.shards
         _remove_leftovers(folder, n_shards)
         return _load(folder, _seal(folder, n_shards, dict(identity), curate))
 
@@ -288,15 +295,32 @@ def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
         yield block
 
 
+class _Tasks:
+    """The shards that no earlier run has finished, read as they are asked for; `on_clips` is told of the others."""
+
+    def __init__(self, folder: Path, blocks: Iterable[list[Example]], on_clips: Callable[[int], None]):
+        self._folder, self._blocks, self._on_clips = folder, blocks, on_clips
+        self.shards, self.clips = 0, 0
+        """How many were read so far, finished ones included."""
+
+    def __iter__(self) -> Iterator[Task]:
+        for number, block in enumerate(self._blocks):
+            self.shards, self.clips = number + 1, self.clips + len(block)
+            if shards.is_done(self._folder, number, block):
+                self._on_clips(len(block))
+            else:
+                yield Task(number, block)
+
+
 def _make_shards(
-    make: Maker, blocks: Iterable[list[Example]], n: int, on_clips: Callable[[int], None], log: Callable[[str], None]
-) -> int:
-    """Every shard made and published, in any order; returns how many there are.
+    make: Maker, tasks: _Tasks, n: int, on_clips: Callable[[int], None], log: Callable[[str], None]
+) -> None:
+    """Every shard made and published, in any order.
 
     Publishing waits for the disk, and threads do the waiting. At most a few blocks are held at a time.
     """
     processes, late = n or workers.cores(), n == 0
-    number, clips, reused, waiting = -1, 0, 0, deque[tuple[int, Future[Made]]]()
+    reused, waiting = 0, deque[tuple[int, Future[Made]]]()
 
     def take() -> None:
         nonlocal reused
@@ -305,20 +329,15 @@ def _make_shards(
         on_clips(n_clips)
 
     with ThreadPoolExecutor(processes + 2) as threads, _pool(make, processes, log) as pool:
-        for number, block in enumerate(blocks):
-            clips += len(block)
-            if shards.is_done(make.folder, number, block):
-                on_clips(len(block))
-                continue
-            elsewhere = processes > 1 and not (late and clips <= LARGE_CLIPS)
-            waiting.append((len(block), _begin(threads, make, pool if elsewhere else None, Task(number, block))))
+        for task in tasks:
+            elsewhere = processes > 1 and not (late and tasks.clips <= LARGE_CLIPS)
+            waiting.append((len(task.block), _begin(threads, make, pool if elsewhere else None, task)))
             while len(waiting) > (processes + 2 if elsewhere else 1):
                 take()
         while waiting:
             take()
     if make.known:
-        log(f"{reused} of {clips} clips were taken from an earlier cache, the others were decoded")
-    return number + 1
+        log(f"{reused} of {tasks.clips} clips were taken from an earlier cache, the others were decoded")
 
 
 @contextlib.contextmanager
@@ -339,6 +358,12 @@ def _begin(threads: ThreadPoolExecutor, make: Maker, pool: workers.Pool | None, 
         return made
 
     return threads.submit(finish, make(task) if pool is None else None)
+
+
+def _libraries(identity: Mapping[str, Any]) -> dict[str, str]:
+    """The packages whose versions an identity tells."""
+    prefix = "library."
+    return {name.removeprefix(prefix): version for name, version in identity.items() if name.startswith(prefix)}
 
 
 def _seal(folder: Path, n_shards: int, identity: dict[str, Any], curate: Curate) -> dict[str, Any]:

@@ -83,24 +83,25 @@ def features(
     runs: str | Path = "",
     cache_uri: str = "",
     publish: str = "",
+    ray_address: str = "",
     log: Callable[[str], None] = print,
 ) -> FeatureCache:
     """Stage 01: the recipe's feature cache; made, finished if it was cut off, or opened if it is there.
 
     With `cache_uri` the cache lies in that folder: a finished one is opened if it is what the recipe asks for, and
     refused, naming the fields that differ, if it is not. One on the Hub or on Hopsworks is fetched. With `publish`
-    the finished cache is copied to that URI.
+    the finished cache is copied to that URI. With `ray_address` the machines of a Ray cluster extract (cluster.py).
     """
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
         identity = features_identity(recipe, source.identity(), prepared)
-        folder = _folder(cache_uri, log) if cache_uri else _cache_folder(recipe, runs, identity)
+        folder = _folder(cache_uri, log) if cache_uri else _cache_folder(runs, identity)
         if caches.is_finished(folder):
             cache = caches.open_cache(folder, identity, log=log)
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
             reuse = _newest_first((environment.runs_folder(runs) / "features").glob("*/"))
-            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs)
+            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs, ray_address)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         note["curation"] = cache.curation
     if missing := [split for split in SPLITS if not len(cache.split(split))]:
@@ -269,6 +270,7 @@ def _extract(
     reuse: list[Path],
     log: Callable[[str], None],
     runs: str | Path,
+    ray_address: str,
 ) -> FeatureCache:
     settings, curation = recipe.features, recipe.curation
     gate = Gate(
@@ -297,6 +299,7 @@ def _extract(
             shard_clips=settings.shard_clips,
             curate=finish,
             workers=settings.workers,
+            ray_address=ray_address,
             reuse=reuse,
             on_clips=step,
             log=log,
@@ -321,10 +324,13 @@ def _newest_first(folders: Iterable[Path]) -> list[Path]:
     return sorted(folders, key=lambda folder: -folder.stat().st_mtime)
 
 
-def _cache_folder(recipe: Recipe, runs: str | Path, identity: dict[str, Any]) -> Path:
-    """Caches are shared between recipes; library versions stay out of the name, so that an upgrade keeps the cache."""
+def _cache_folder(runs: str | Path, identity: dict[str, Any]) -> Path:
+    """Caches are shared between recipes, and between sources that are one corpus, as an archive and its download are.
+
+    Library versions stay out of the name, so that an upgrade keeps the cache.
+    """
     lasting = {name: value for name, value in identity.items() if not name.startswith("library.")}
-    return environment.runs_folder(runs) / "features" / f"{recipe.source.kind}-{digest(lasting)}"
+    return environment.runs_folder(runs) / "features" / f"{identity[f'{_SOURCE}kind']}-{digest(lasting)}"
 
 
 def _folder(cache_uri: str, log: Callable[[str], None]) -> Path:

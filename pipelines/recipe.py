@@ -342,6 +342,17 @@ def known_names(settings: type[Settings] | None = None, prefix: str = "") -> lis
     return names
 
 
+def takes_text(name: str) -> bool:
+    """Whether the setting with this dotted name is a string, so that `2024` is the text and not the number."""
+    kind: Any = Recipe
+    for part in name.split("."):
+        field = kind.model_fields.get(part) if _is_group(kind) else None
+        if field is None:
+            return False
+        kind = field.annotation
+    return kind is str
+
+
 def _is_group(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Settings)
 

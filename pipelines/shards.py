@@ -69,10 +69,16 @@ class Maker:
         if self.known and self._recall is None:
             self._recall = Known(self.known, self.dtype, self.n_mels)
         aside = self.folder / f".{bin_name(task.number)}.{os.getpid()}.partial"
-        with _one_thread(), open(aside, "wb") as file:
-            return self._write(task, aside, file)
+        with open(aside, "wb") as file:
+            index, reused = self.write(task, file)
+        return Made(task.number, aside, index, reused)
 
-    def _write(self, task: Task, aside: Path, file: Any) -> Made:
+    def write(self, task: Task, file: Any) -> tuple[bytes, int]:
+        """Write the frames of a shard to a binary `file`; its index, and how many clips came from an earlier cache."""
+        with one_thread():
+            return self._write(task, file)
+
+    def _write(self, task: Task, file: Any) -> tuple[bytes, int]:
         rows, rejected, offset, reused, sha256 = [], [], 0, 0, hashlib.sha256()
         for example in task.block:
             try:
@@ -89,7 +95,7 @@ class Maker:
             offset += len(frames)
             reused += clip.reused
         facts = {"examples": block_digest(task.block), "sha256": sha256.hexdigest(), "rejected": rejected}
-        return Made(task.number, aside, _index(rows, facts), reused)
+        return _index(rows, facts), reused
 
 
 class Known:
@@ -251,7 +257,7 @@ def _index(rows: list[dict[str, Any]], facts: dict[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread to a clip: more are slower on so little work, and could sum in another order than a worker does."""
     import torch
 

@@ -520,6 +520,7 @@ def test_only_whole_caches_of_the_same_settings_lend(tmp_path):
         return lenders(others, {**IDENTITY, **changes}, tmp_path / "new")
 
     assert lending() == lending(**{"source.kind": "x", "language": "da", "features.vocabulary": "y"}) == [old]
+    assert lending(**{"settings.source.pool": "validated"}) == [old]  # chooses clips, and changes none
     for name in ("features.dtype", "features.min_peak", "library.numpy", "code.cache", "curation.snr"):
         assert lending(**{name: "other"}) == []
     assert lenders([old], IDENTITY, old) == []

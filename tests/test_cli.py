@@ -192,6 +192,22 @@ def test_recipe_shows_every_setting_as_it_would_run(call):
     assert "training.steps = 7\n" in call("recipe", "--set", "training.steps=7").out
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("source.path=2024", "2024"),
+        ("source.revision=1e5", "1e5"),
+        ("source.splits.validation=null", "null"),
+        ('source.path="2024"', "2024"),
+        ("source.path=a=b", "a=b"),
+        ("training.steps=7", 7),
+        ('curation.held_out=["2024"]', ["2024"]),
+    ],
+)
+def test_a_setting_that_is_text_takes_it_as_it_stands(call, setting: str, value):
+    assert call("recipe", "--set", setting, "--json").told[setting.partition("=")[0]] == value
+
+
 # --- a life -----------------------------------------------------------------------------------------------------------
 
 

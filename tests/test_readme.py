@@ -64,7 +64,7 @@ def check(command: str) -> None:
     if program in OUTSIDE:
         return
     kinds: dict[str, Callable[[list[str]], None]] = {
-        "make": _make, "python": _python, "python3": _python, "papermill": _papermill, "pip": _pip,
+        "make": _make, "python": _python, "python3": _python, "papermill": _papermill, "pip": _pip, "ray": _ray,
     }  # fmt: skip
     assert program in kinds, f"nobody knows whether {program} works"
     kinds[program](arguments)
@@ -146,6 +146,13 @@ def _pip(arguments: list[str]) -> None:
             )
 
 
+def _ray(arguments: list[str]) -> None:
+    scripts = pytest.importorskip("ray.scripts.scripts")
+    name, *rest = arguments
+    assert name in scripts.cli.commands, f"ray has no command {name}"
+    scripts.cli.commands[name].make_context(name, rest)
+
+
 # --- the tests --------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +186,7 @@ def test_a_command_names_what_exists(command: str):
         "papermill notebooks/01_feature_pipeline.ipynb out.ipynb --parametres x",
         "pip install -r requirement.txt",
         "pip install 'onnx>=99'",
+        "ray start --haed",
         "frobnicate",
     ],
 )

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipelines import cache as caches
 from pipelines import recipe
@@ -25,6 +26,7 @@ from pipelines.sources import hub
 from pipelines.sources.catalogue import open_source
 from pipelines.sources.hub import HubFiles, RangeFile
 from pipelines.sources.parquet import ParquetSource
+from pipelines.sources.parquet_layout import Wishes
 
 COMMIT = "c0ffee" * 6 + "abcd"
 CONVERTED = "beef" * 10
@@ -81,7 +83,10 @@ class Hub:
                 return b"no revision"
             commit, files = revisions[match[2] or "main"]
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-            return json.dumps({"id": match[1], "sha": commit, "siblings": siblings}).encode()
+            told = {"id": match[1], "sha": commit, "siblings": siblings}
+            if head := re.match(rb"---\n(.*?)\n---\n", files.get("README.md", b""), re.DOTALL):
+                told["cardData"] = yaml.safe_load(head[1])
+            return json.dumps(told).encode()
         match = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path)
         found = [files for commit, files in self.sets[match[1]].values() if commit == match[2]]
         return found[0].get(match[3])
@@ -263,6 +268,62 @@ def test_fleurs_by_a_recipe(server, told):
     ]
     assert any("no Parquet on main: looking at refs/convert/parquet" in line for line in told)
     assert source.identity() | {"commit": CONVERTED, "config": "sv_se"} == source.identity()
+
+
+CARD = b"""---
+license: cc0-1.0
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "a/*.parquet"
+  - split: dev
+    path:
+    - ./b/**/x.parquet
+    - b/none.parquet
+- config_name: noisy
+  data_files: c/?.parquet
+- config_name: elsewhere
+  data_files: d/*.csv
+- 7
+---
+"""
+
+
+def test_the_card_says_which_file_is_which(server, told):
+    numbered = ("a/one.parquet", "a/two.parquet", "b/1/x.parquet", "c/1.parquet", "a/deep/left_out.parquet")
+    files = {name: parquet(1, start) for start, name in enumerate(numbered)}
+    server.sets["them/odd"] = {"main": (COMMIT, {**files, "README.md": CARD})}
+
+    def read(config: str) -> tuple[str, list]:
+        source = ParquetSource(HubFiles("them/odd", log=told.append), Wishes(config), log=told.append)
+        return source.identity()["config"], [(split, text) for split, text, _ in everything(source)]
+
+    mains = [("train", "mening 0"), ("train", "mening 1"), ("validation", "mening 2")]
+    assert read("default") == ("", mains)
+    assert read("noisy") == ("noisy", [("train", "mening 3")])
+    with pytest.raises(LabError, match="holds the configurations 'default', 'noisy', got no source.config"):
+        read("")
+    del server.sets["them/odd"]["main"][1]["README.md"]
+    with pytest.raises(LabError, match="holds the configurations"):
+        read("default")
+
+
+def test_a_card_that_says_what_the_names_say_changes_no_identity(server, told):
+    before = nst(told).identity()
+    card = b"---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += b"".join(b"  - split: %s\n    path: data/%s-*\n" % (split, split) for split in (b"train", b"test"))
+    server.sets["jzju/nst"]["main"][1]["README.md"] = card + b"---\n"
+    assert nst(told).identity() == before
+    assert everything(nst(told)) == ROWS
+
+
+@pytest.mark.parametrize(
+    "configs", ["{}", "7", "[{config_name: x}]", "[{data_files: [[1], {path: 3}, null]}]", "[{data_files: {a: [b]}}]"]
+)
+def test_a_card_that_makes_no_sense_is_as_good_as_none(server, told, configs):
+    server.sets["jzju/nst"]["main"][1]["README.md"] = f"---\nconfigs: {configs}\n---\n".encode()
+    assert everything(nst(told)) == ROWS
 
 
 def test_a_set_that_needs_its_script(server, told):

@@ -195,6 +195,22 @@ def test_an_archive_put_there_by_hand_is_verified_and_kept(server, archive, tmp_
     assert ("GET", "/file", "") not in server.requests
 
 
+def test_the_cache_of_a_download_is_that_of_its_archive(server, toy_settings, tmp_path):
+    from pipelines import lab
+
+    def cache_folder(**told) -> Path:
+        settings = toy_settings(
+            {"source.dataset": DATASET, **{f"source.{name}": value for name, value in told.items()}}
+        )
+        source = open_source(settings.source, settings.language)
+        return lab._cache_folder(tmp_path, lab.features_identity(settings, source.identity(), lab.processor(settings)))
+
+    downloaded = cache_folder(kind="mozilla")
+    assert downloaded.name.startswith("common_voice-")
+    assert cache_folder(kind="common_voice", path=str(download(DATASET))) == downloaded
+    assert cache_folder(kind="mozilla", pool="train+validation") != downloaded
+
+
 def test_a_recipe_opens_it():
     loaded = recipe.load("tour", {"source.kind": "mozilla", "source.dataset": DATASET, "source.pool": "validated"})
     assert open_source(loaded.source, loaded.language) == MozillaSource(DATASET, "sv", "validated", 7)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from servers.hopsworks import Hopsworks, self_signed
 from servers.hub import Hub
 
@@ -768,6 +769,64 @@ def test_a_cache_is_published_and_another_machine_trains_on_it(hub_bench, toy_se
     other = toy_settings({"features.dtype": "float16" if recipe.features.dtype == "float32" else "float32"})
     with pytest.raises(LabError, match="features.dtype"):
         lab.open_features(other, uri, runs=there, log=quiet)
+
+
+def test_a_published_cache_has_a_card_that_is_no_part_of_it(hub_bench, toy_cache):
+    hub_bench.publish(toy_cache.folder, "toy")
+    card = hub_bench.files("toy")["README.md"].decode()
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["license"], head["language"]) == ("apache-2.0", ["sv"])
+    assert f"Digest {toy_cache.digest}" in card
+    assert "| espeak" not in card and "| source.espeak |" in card
+    assert all(f"| {name} | " in card for name in ("id", "pad_value", "labels", *toy_cache.identity))
+    assert "48 train, 8 validation, 12 test, 0 rejected" in card
+    assert hub_bench.server.repos["dataset", "lab/toy"].private
+    assert "README.md" not in manifest.read(toy_cache.folder)["files"]
+    assert contents(hub_bench.fetch("toy")) == contents(toy_cache.folder)
+    before = hub_bench.uploads()
+    hub_bench.publish(toy_cache.folder, "toy")
+    assert hub_bench.uploads() == before
+
+
+def test_a_card_is_brought_up_to_date_unless_a_person_wrote_it(hub_bench, toy_cache, tmp_path):
+    hub_bench.publish(toy_cache.folder, "toy")
+    changed = shutil.copytree(toy_cache.folder, tmp_path / "changed")
+    manifest.amend(changed, digest="0123456789ab")
+    hub_bench.publish(changed, "toy")
+    assert b"Digest 0123456789ab" in hub_bench.files("toy")["README.md"]
+    hub_bench.write("toy", "README.md", b"my own words")
+    hub_bench.publish(toy_cache.folder, "toy")
+    assert hub_bench.files("toy")["README.md"] == b"my own words"
+
+
+@pytest.mark.parametrize(
+    ("source", "licence"),
+    [
+        ({"kind": "common_voice"}, "cc0-1.0"),
+        ({"kind": "folder"}, "unknown"),
+        ({"kind": "hub", "dataset": "them/speech", "commit": "c1"}, "cc-by-4.0"),
+        ({"kind": "hub", "dataset": "them/gone", "commit": "c1"}, "unknown"),
+        ({"kind": "mix", "parts": "a b", "a.kind": "common_voice", "b.kind": "common_voice"}, "cc0-1.0"),
+        ({"kind": "mix", "parts": "a b", "a.kind": "common_voice", "b.kind": "tour"}, "unknown"),
+    ],
+)
+def test_the_licence_is_that_of_the_source_where_it_is_known(hub_bench, tmp_path, source, licence):
+    (tmp_path / "them").mkdir()
+    hub_bench.server.add("dataset", "them/speech", tmp_path / "them", commit="c1")
+    hub_bench.server.repos["dataset", "them/speech"].card_data = {"license": "cc-by-4.0"}
+    identity = {"language": "sv", "features.dtype": "float32", "features.n_mels": 80, "note": "a | b\nc"}
+    identity |= {f"source.{name}": value for name, value in source.items()}
+    hub_bench.publish(make_artefact(tmp_path / "made", identity=identity, counts={"train": 1}), "cache")
+    card = hub_bench.files("cache")["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["license"] == licence
+    assert ("may not be re-hosted" in card) == ("common_voice" in source.values())
+    assert "| note | `a \\| b c` |" in card
+
+
+def test_a_model_gets_no_card_of_a_cache(hub_bench, tmp_path):
+    files = {"model.safetensors": b"w" * 5000}
+    hub_bench.publish(make_artefact(tmp_path / "model", files, kind="model", identity={}, counts={}), "model")
+    assert "README.md" not in hub_bench.server.files("model", "lab/model")
 
 
 def test_a_cache_on_a_drive_is_trained_on_from_this_machines_disk(drive_bench, toy_settings, toy_cache, lab_cache):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipelines"
 FREE = {"pipelines.__main__"}
 """May import every room and stands in no list: the command line."""
-HEAVY = {"torch", "transformers", "gradio", "hopsworks", "matplotlib"}
+HEAVY = {"torch", "transformers", "gradio", "hopsworks", "matplotlib", "ray"}
 PROMISED = {"README.md", "requirements.txt", "notebooks", "pipelines", "app.py", "log_base.csv", "tests"}
 TOOLS = {"Makefile", "constraints.txt", "pyproject.toml", ".ci", ".gitignore", "LICENSE", "benchmarks", "docs"}
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipelines import environment
 from pipelines.errors import LabError, missing_package
+from pipelines.sources.parquet_layout import Declared
 
 CONVERTED = "refs/convert/parquet"
 """The branch on which the Hub keeps the Parquet that it made of other data sets."""
@@ -52,6 +53,10 @@ class HubFiles:
 
     def names(self) -> list[str]:
         return sorted(self._listing.sizes)
+
+    def declared(self) -> Declared:
+        """What the head of the data set's card says: `configs`, with a pattern of files for each split."""
+        return self._listing.declared
 
     def open(self, name: str) -> io.BufferedIOBase:
         listing = self._listing
@@ -105,7 +110,8 @@ class HubFiles:
         files = {file.rfilename: file.size for file in info.siblings or ()}
         script = f"{self._id.rpartition('/')[2]}.py"
         sizes = {name: size or 0 for name, size in files.items() if name.endswith(".parquet")}
-        return _Listing(revision, info.sha, sizes, script if script in files else "")
+        declared = _declared((info.card_data or {}).get("configs"), sorted(sizes))
+        return _Listing(revision, info.sha, sizes, script if script in files else "", declared)
 
     def _fetch(self, url: str, name: str, start: int, stop: int) -> bytes:
         """Bytes from `start` to before `stop`, all of them."""
@@ -175,6 +181,38 @@ class _Listing:
     """Parquet file to its size in bytes."""
     script: str
     """The loading script, where there is one."""
+    declared: Declared
+
+
+def _declared(configs: Any, names: list[str]) -> Declared:
+    """The `configs` of a card, with those of the files `names` that its patterns fit; whatever is odd in it is left."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for config in configs if isinstance(configs, list) else ():
+        if isinstance(config, dict):
+            patterns = _patterns(config.get("data_files"))
+            files = {split: _fitting(names, of) for split, of in patterns.items()}
+            name = str(config.get("config_name", "default"))
+            found["" if name == "default" else name] = {split: of for split, of in files.items() if of}
+    return {name: splits for name, splits in found.items() if splits}
+
+
+def _patterns(data_files: Any) -> dict[str, list[str]]:
+    """Split to patterns, of every form that the library datasets reads; without splits all is train."""
+    if isinstance(data_files, dict):
+        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
+    told: dict[str, list[str]] = {}
+    for item in data_files if isinstance(data_files, list) else [data_files]:
+        split, path = (item.get("split"), item.get("path")) if isinstance(item, dict) else ("train", item)
+        paths = path if isinstance(path, list) else [path]
+        told.setdefault(str(split), []).extend(one for one in paths if isinstance(one, str))
+    return told
+
+
+def _fitting(names: list[str], patterns: list[str]) -> list[str]:
+    from fsspec.utils import glob_translate
+
+    fits = [re.compile(glob_translate(pattern.removeprefix("./"))) for pattern in patterns]
+    return [name for name in names if any(fit.match(name) for fit in fits)]
 
 
 class _NoRevision(Exception):

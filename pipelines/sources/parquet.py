@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from pipelines.errors import LabError, missing_package
 from pipelines.manifest import sha256
 from pipelines.sources import SPLITS, Example
-from pipelines.sources.parquet_layout import NOTHING, Layout, Wishes, understand
+from pipelines.sources.parquet_layout import NOTHING, Declared, Layout, Wishes, understand
 
 HASHED_BYTES = 200_000_000
 """Below this many bytes of local Parquet, `identity` reads every byte; from here on it trusts sizes and times."""
@@ -38,6 +38,9 @@ class Files(Protocol):
 
     def names(self) -> list[str]:
         """Paths of the Parquet files below the place, with `/`, sorted."""
+
+    def declared(self) -> Declared:
+        """Which file is which configuration and split, where the data set says so; empty where it does not."""
 
     def open(self, name: str) -> Any:
         """Something that pyarrow reads with random access."""
@@ -72,6 +75,9 @@ class LocalFiles:
             raise LabError(f"source.path must name a Parquet file or a folder of them, got {self.path!r}: correct it")
         found = (file.relative_to(path) for file in path.rglob("*.parquet") if file.is_file())
         return sorted(file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts))
+
+    def declared(self) -> Declared:
+        return {}
 
     def open(self, name: str) -> Any:
         return str(self._folder / name)
@@ -121,7 +127,10 @@ class ParquetSource:
 
     @cached_property
     def _layout(self) -> Layout:
-        layout = understand(self.files.where, self.files.names(), lambda name: self._opened(name).schema, self.wishes)
+        files = self.files
+        layout = understand(
+            files.where, files.names(), lambda name: self._opened(name).schema, self.wishes, files.declared()
+        )
         self._tell(layout)
         return layout
 

@@ -73,14 +73,21 @@ class Layout:
     columns: Columns
 
 
-def understand(where: str, files: list[str], schema_of: Callable[[str], Any], wishes: Wishes) -> Layout:
+Declared = Mapping[str, Mapping[str, list[str]]]
+"""What a data set says of itself: configuration to split to files. The configuration `default` has no name here."""
+
+
+def understand(
+    where: str, files: list[str], schema_of: Callable[[str], Any], wishes: Wishes, declared: Declared | None = None
+) -> Layout:
     """The layout of the Parquet `files` at `where`; `schema_of` gives the pyarrow schema of one of them.
 
+    Configurations and splits are those that are `declared`, else guessed by the names of the files.
     Raises LabError, naming the setting, where the wishes do not fit or leave a choice.
     """
     if not files:
         raise LabError(f"{where} must hold Parquet files, got none: name another place")
-    config, by_split = _choose_config(where, files, wishes)
+    config, by_split = _choose_config(where, declared or _guessed_configs(files), wishes)
     drawn = _drawn_shares(where, wishes.splits)
     chosen = _choose_splits(where, by_split, {**wishes.splits, **dict.fromkeys(drawn, NOTHING)})
     if drawn and "train" not in chosen:
@@ -98,19 +105,26 @@ def understand(where: str, files: list[str], schema_of: Callable[[str], Any], wi
     )
 
 
-def _choose_config(where: str, names: list[str], wishes: Wishes) -> tuple[str, dict[str, list[str]]]:
-    """The configuration, and its files by the data set's own names of splits."""
+def _guessed_configs(names: list[str]) -> Declared:
     configs: dict[str, dict[str, list[str]]] = {}
     for name in names:
         config, split = _config_and_split(name)
         configs.setdefault(config, {}).setdefault(split, []).append(name)
+    return configs
+
+
+def _choose_config(where: str, configs: Declared, wishes: Wishes) -> tuple[str, Mapping[str, list[str]]]:
+    """The configuration, and its files by the data set's own names of splits."""
     wanted = wishes.config
     asked = re.compile(re.escape(wanted) if wanted else rf"{wishes.language}([-_]\w+)?", re.IGNORECASE)
-    fitting = [config for config in configs if asked.fullmatch(config) or asked.fullmatch(config.rpartition("/")[2])]
+    names = {config: (config or "default", config.rpartition("/")[2]) for config in configs}
+    fitting = [config for config in configs if any(asked.fullmatch(name) for name in names[config])]
     if not wanted and len(configs) == 1:
         fitting = list(configs)
     if len(fitting) != 1:
-        found = ", ".join(repr(config) for config in sorted(configs)[:12]) + (" ..." if len(configs) > 12 else "")
+        found = ", ".join(repr(config or "default") for config in sorted(configs)[:12]) + (
+            " ..." if len(configs) > 12 else ""
+        )
         got = f"source.config = {wanted!r}" if wanted else "no source.config"
         raise LabError(f"{where} holds the configurations {found}, got {got}: name one of them with source.config")
     return fitting[0], configs[fitting[0]]

@@ -13,13 +13,14 @@ import importlib.util
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import environment, manifest
 from pipelines.errors import LabError, missing_package
-from pipelines.stores import faults, sealed
+from pipelines.stores import card, faults, sealed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -49,8 +50,6 @@ class HubPlace:
         return file.lfs.sha256 == entry["sha256"] if file.lfs else file.blob_id == _git_sha1(local)
 
     def read(self, name: str) -> bytes | None:
-        import tempfile
-
         if name not in self._tree():
             return None
         with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +133,9 @@ class HubStore:
             api, repo = _api(), f"{owner}/{name}"
             api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
             _refuse_public(api, repo, kind, uri)
-            sealed.publish(folder, HubPlace(api, repo, kind, "main"), uri, log)
+            place = HubPlace(api, repo, kind, "main")
+            sealed.publish(folder, place, uri, log)
+            _put_card(place, folder)
             return f"hub://{repo}@{api.repo_info(repo, repo_type=kind).sha}"
 
 
@@ -183,6 +184,31 @@ def _refuse_public(api: HfApi, repo: str, kind: str, uri: str) -> None:
             f"{uri} is a public data set, and features of Common Voice may not be re-hosted. Make it private, "
             "or set LAB_HUB_PUBLIC=1 if the recordings are yours to publish"
         )
+
+
+def _put_card(place: HubPlace, folder: Path) -> None:
+    """Write the card of a feature cache, or bring it up to date; a card that a person wrote stays."""
+    facts = manifest.read(folder) or {}
+    if place.kind != "dataset" or not {"identity", "counts"} <= facts.keys():
+        return
+    wanted = card.of_cache(folder, facts, lambda source: _licence(place.api, source)).encode()
+    found = place.read(card.NAME)
+    if found != wanted and (found is None or card.MARK.encode() in found):
+        with tempfile.TemporaryDirectory() as aside:
+            (Path(aside) / card.NAME).write_bytes(wanted)
+            place.put(Path(aside), [card.NAME])
+
+
+def _licence(api: HfApi, source: dict[str, Any]) -> str | None:
+    """The licence of a source, by its identity; of a data set on the Hub what its own card says."""
+    if source.get("kind") != "hub":
+        return card.LICENCES.get(source.get("kind", ""))
+    try:
+        told = api.dataset_info(source["dataset"], revision=source["commit"]).card_data
+    except Exception:  # a card is no reason to fail: the data set may be gone, or this token may not read it
+        return None
+    licence = told.get("license") if told else None
+    return licence if isinstance(licence, str) else None
 
 
 def _parts(uri: str) -> tuple[str, str, str]:

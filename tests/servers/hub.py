@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from servers.loopback import Answer, Loopback, Request
 
 LFS_FROM_BYTES = 1000
@@ -25,6 +27,8 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     lfs: set[str] = field(default_factory=set)
     """Paths whose content is kept by LFS."""
+    card_data: dict = field(default_factory=dict)
+    """What the Hub read from the head of the card."""
 
     @property
     def head(self) -> str:
@@ -69,6 +73,7 @@ class Hub(Loopback):
             (r"POST /lfs-verify", self._verify),
             (rf"(GET|HEAD) /((?P<kind>dataset)s/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self._resolve),
             (rf"GET /api/{_KINDS}", self._listed),
+            (r"POST /api/validate-yaml", self._validate_card),
         ):
             found = re.fullmatch(pattern, f"{request.method} {request.path}")
             if found:
@@ -118,7 +123,7 @@ class Hub(Loopback):
     def _told(self, kind: str, name: str, repo: Repo, commit: str) -> dict:
         told = {"_id": "1", "id": name, "modelId": name, "sha": commit, "private": repo.private, "tags": []}
         siblings = [{"rfilename": path} for path in repo.commits[commit]]
-        return {**told, "downloads": 0, "likes": 0, "siblings": siblings}
+        return {**told, "downloads": 0, "likes": 0, "siblings": siblings, "cardData": repo.card_data}
 
     def _listed(self, request: Request, kind: str) -> None:
         author = request.query.get("author", [""])[0]
@@ -136,6 +141,12 @@ class Hub(Loopback):
             oid = hashlib.sha256(content).hexdigest()
             entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
         return entry
+
+    def _validate_card(self, request: Request) -> None:
+        """Refuse a card whose head is no YAML mapping, as the client asks before it commits one."""
+        head = yaml.safe_load(request.json["content"].split("---")[1])
+        errors = [] if isinstance(head, dict) else [{"message": "the head of the card is no mapping"}]
+        raise Answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def _preupload(self, request: Request, kind: str, repo: Repo, revision: str) -> None:
         files = repo.commits[self._revision(repo, revision)]
