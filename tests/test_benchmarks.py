@@ -20,3 +20,12 @@ def test_the_feature_benchmark_ends_with_its_figures(tiny_folder, tmp_path):
     assert all(value > 0 for value in result.values())
     assert result["bytes_ratio_f32"] < 1 / 6
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_window_benchmark_scores_clips_and_windows(toy_cache, toy_model):
+    command = [sys.executable, "benchmarks/windows.py", "--cache", toy_cache.uri, str(toy_model)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (found,) = json.loads(done.stdout.splitlines()[-1]).values()
+    assert found["clips"]["n"] == len(toy_cache.split("test")) >= found["windows"]["n"]
+    assert found["clips"]["words"] == found["windows"]["words"]
+    assert found["clips"]["speakers"] == found["windows"]["speakers"]

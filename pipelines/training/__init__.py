@@ -13,6 +13,7 @@ What differs from the stock recipe, and why:
     adapters    what is tuned: all weights, the decoder's alone, or LoRA's
     windows     clips joined to 30 s
     validation  the looks at the validation split
+    card        the finished model's README.md
     runs        the folder of a run: its identity, its lock, its model
 """
 

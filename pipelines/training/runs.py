@@ -15,7 +15,7 @@ from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
-from pipelines.training import adapters
+from pipelines.training import adapters, card
 from pipelines.training.progress import history_of, seconds_of
 
 CODE = "2"
@@ -105,17 +105,18 @@ def finish(
     }
     manifest.write_json(folder / "training.json", facts)
     manifest.write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
-    manifest.seal(
-        folder,
-        kind="model",
-        digest=run_digest,
-        name=f"{recipe.name}-{run_digest}",
-        base=base.title,
-        cache=cache.digest,
-        context=recipe.training.context,
-        quantisation=base.quantisation,
-        language=recipe.language,
-    )
+    told = {
+        "digest": run_digest,
+        "name": f"{recipe.name}-{run_digest}",
+        "base": base.title,
+        "cache": cache.digest,
+        "context": recipe.training.context,
+        "quantisation": base.quantisation,
+        "language": recipe.language,
+        **card.facts_of(recipe, cache, base),
+    }
+    card.write(folder, told)
+    manifest.seal(folder, kind="model", **told)
     shutil.rmtree(trainer.args.output_dir)
     return finished(run)
 
