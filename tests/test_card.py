@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from servers.hub import Hub
 
 from pipelines import lab, manifest, models, stores, training
 from pipelines.training import Progress, card
@@ -125,6 +126,26 @@ def test_a_published_model_has_its_card_and_a_later_score_reaches_it(trained, tm
         stores.open_store(str(copy)).publish(folder, str(copy), log=lambda line: None)
         assert results(copy)["test", "WER, normalised"].metric_value == wer
         assert manifest.problem(copy) is None
+
+
+def test_the_hub_takes_a_model_with_its_card(trained, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    server, folder = Hub(), tmp_path / "model"
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    shutil.copytree(trained[1], folder)
+    told = {"base_model": "openai/whisper-tiny", "test": {"wer": 0.25, "cer": 0.1, "ci95": [0.2, 0.3]}}
+    for facts in ({}, told):
+        card.refresh(folder, **facts)
+        stores.open_store("hub://lab/tuned").publish(folder, "hub://lab/tuned", log=lambda line: None)
+        published = server.files("model", "lab/tuned")
+        assert published[card.FILE] == (folder / card.FILE).read_bytes()
+    assert [request for request in server.requests if "validate-yaml" in request]
+    assert ModelCard(published[card.FILE].decode()).data.base_model == "openai/whisper-tiny"
+    server.close()
+    huggingface_hub.close_session()
 
 
 def test_cut_off_while_the_card_is_exchanged_the_model_is_whole(trained, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ work as they do without it.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,4 +73,6 @@ def _peft() -> Any:
         import peft
     except ImportError:
         raise missing_package("peft", "peft>=0.20", "model.adapter = 'lora'") from None
+    # peft asks transformers for an attribute by the name that it had before
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     return peft
