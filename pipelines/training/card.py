@@ -58,12 +58,12 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def refresh(folder: Path, **facts: Any) -> None:
-    """Add facts to a sealed model's manifest and write its card anew, where it has one."""
-    if (folder / FILE).exists():
-        content = _card(folder, {**manifest.read(folder), **facts}).encode()
-        manifest.replace(folder, FILE, content, **facts)
-    else:  # a model from before there were cards
-        manifest.amend(folder, **facts)
+    """Add facts to a sealed model's manifest and write its card anew, where it has one; told again, nothing changes."""
+    sealed, told = manifest.read(folder), json.loads(json.dumps(facts))
+    if not (folder / FILE).exists():  # a model from before there were cards
+        manifest.amend(folder, **told)
+    elif not (FILE in sealed["files"] and told.items() <= sealed.items()):
+        manifest.replace(folder, FILE, _card(folder, {**sealed, **told}).encode(), **told)
 
 
 def data_of(source: Mapping[str, Any]) -> dict[str, str]:
