@@ -103,8 +103,11 @@ class VaryingCollator(Collator):
         self.variation = variation
 
     def __call__(self, drawn: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        log_mels = [self.variation.apply(self.cache.log_mel(row), epoch, row) for epoch, row in drawn]
-        return self.collate(log_mels, [self.cache.labels(row) for _, row in drawn])
+        return self.collate([self.log_mel(clip) for clip in drawn], [self.cache.labels(row) for _, row in drawn])
+
+    def log_mel(self, drawn: tuple[int, int]) -> LogMel:
+        epoch, row = drawn
+        return self.variation.apply(self.cache.log_mel(row), epoch, row)
 
 
 def at_speed(frames: np.ndarray, rate: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,14 +101,20 @@ class Collator:
         self.cache, self.full_context = cache, full_context
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        return self.collate([self.cache.log_mel(row) for row in rows], [self.cache.labels(row) for row in rows])
+        return self.collate([self.log_mel(row) for row in rows], [self.cache.labels(row) for row in rows])
 
-    def collate(self, log_mels: list[LogMel], labels: list[list[int]]) -> dict[str, torch.Tensor]:
-        """The batch of these clips."""
+    def log_mel(self, row: int) -> LogMel:
+        """The features of one clip."""
+        return self.cache.log_mel(row)
+
+    def collate(
+        self, log_mels: Sequence[LogMel], labels: Sequence[list[int]], *, full_context: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """The batch of these clips; `full_context` for this batch alone."""
         import torch
 
         lengths = [len(log_mel.frames) for log_mel in log_mels]
-        frames = FULL_FRAMES if self.full_context else padded_frames(max(lengths))
+        frames = FULL_FRAMES if self.full_context or full_context else padded_frames(max(lengths))
         longest = max(map(len, labels))
         return {
             "input_features": torch.from_numpy(np.stack([log_mel.padded(frames) for log_mel in log_mels])),

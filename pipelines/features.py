@@ -62,7 +62,7 @@ def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
         raise AudioError("too_long", f"{waveform.duration_s:.1f} s, at most 30 s fit Whisper's window")
     longer = np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])[:FULL_SAMPLES]
     log_mel = _run(longer, n_mels)
-    return LogMel(_time_first(log_mel[:, : _real_frames(len(samples))]), _pad_value(log_mel))
+    return LogMel(_time_first(log_mel[:, : _real_frames(len(samples))]), pad_value(log_mel))
 
 
 @functools.lru_cache(maxsize=4)
@@ -121,7 +121,7 @@ def _real_frames(n_samples: int) -> int:
     return min(FULL_FRAMES, math.ceil((n_samples + WINDOW_SAMPLES // 2) / HOP_SAMPLES))
 
 
-def _pad_value(log_mel: np.ndarray) -> float:
+def pad_value(log_mel: np.ndarray) -> float:
     """Silence after the clip: the extractor clamps at 8 below the maximum, or at its floor if that is higher."""
     return float(np.maximum(log_mel.max() - np.float32(2.0), _SILENCE))
 

@@ -43,7 +43,7 @@ from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
 from pipelines.sources import SPLITS, Example, Source
 from pipelines.sources.catalogue import open_source
-from pipelines.training import Progress, TrainedModel
+from pipelines.training import Progress, TrainedModel, card
 from pipelines.transcriber import Transcriber
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def evaluate(
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
         report = evaluation.evaluate(recipe, cache, ref, split, stage_folder(recipe, runs) / "reports", on_clips=step)
     if split == "test" and ref.facts.get("kind") == "model" and ref.origin == "folder":
-        _note_score(ref, report)
+        _note_score(ref, report, recipe)
     return report
 
 
@@ -349,11 +349,12 @@ def _publish(cache: FeatureCache, uri: str, log: Callable[[str], None]) -> str:
     return published
 
 
-def _note_score(ref: ModelRef, report: EvalReport) -> None:
-    """Tell the score in the model's manifest, whose time stays that of the sealing: the app serves the newest model."""
+def _note_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
+    """Tell the score in the model's manifest and card, at the time of the sealing: the app serves the newest model."""
     note = ref.folder / manifest.MANIFEST
     sealed_ns = note.stat().st_mtime_ns
-    manifest.amend(ref.folder, test=report.score.as_dict())
+    of = card.data_of(recipe.source.model_dump(mode="json"))
+    card.refresh(ref.folder, test=report.score.as_dict(), test_raw=report.raw.as_dict(), test_data=of)
     os.utime(note, ns=(sealed_ns, sealed_ns))
 
 

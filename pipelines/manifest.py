@@ -39,6 +39,18 @@ def amend(folder: Path, **facts: Any) -> None:
     write_json(folder / MANIFEST, {**read(folder), **facts})
 
 
+def replace(folder: Path, name: str, content: bytes, **facts: Any) -> None:
+    """Exchange one file of a sealed folder and add facts to its manifest.
+
+    The folder is whole at every moment: while the file is exchanged, the manifest does not name it.
+    """
+    sealed = {**read(folder), **facts}
+    others = {other: entry for other, entry in sealed["files"].items() if other != name}
+    write_json(folder / MANIFEST, {**sealed, "files": others})
+    write_bytes(folder / name, content)
+    write_json(folder / MANIFEST, {**sealed, "files": dict(sorted({**others, name: _entry(folder / name)}.items()))})
+
+
 def read(folder: Path) -> dict[str, Any] | None:
     """The manifest of `folder`, or None where there is none or it is no JSON object."""
     try:

@@ -127,6 +127,30 @@ class ModelSettings(Settings):
     """Dropout in encoder and decoder while training. Whisper had none, and whisper-tiny does not bear 0.1."""
     spec_augment: bool = False
     """Mask stretches of time and of mel bands while training (SpecAugment, Park et al. 2019)."""
+    freeze_encoder: bool = False
+    """Leave the encoder as it is, without dropout, and tune the decoder alone: less memory, and no step back
+    through the encoder."""
+    adapter: Literal["", "lora"] = ""
+    """`lora`: tune small matrices beside the frozen weights (Hu et al. 2021); they are merged into them at the end.
+    With `freeze_encoder` they lie in the decoder alone."""
+    lora_rank: int = Field(8, ge=1)
+    """lora: inner size of the matrices."""
+    lora_alpha: float = Field(16.0, gt=0)
+    """lora: what they add is scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """lora: dropout before the matrices."""
+    lora_targets: tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ...] = Field(
+        ("q_proj", "v_proj"), min_length=1
+    )
+    """lora: the layers that have them: the attention's four, and the two of the feed-forward part."""
+
+    @model_validator(mode="after")
+    def _has_its_adapter(self) -> ModelSettings:
+        fields = {name: field for name, field in type(self).model_fields.items() if name.startswith("lora_")}
+        told = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if told and not self.adapter:
+            raise ValueError(f"model.{told[0]} is set, so model.adapter must be 'lora'")
+        return self
 
 
 class FeatureSettings(Settings):
@@ -234,9 +258,20 @@ class TrainingSettings(Settings):
     """Newest complete checkpoints that are kept; the best on validation is kept besides."""
     patience: int = Field(0, ge=0)
     """Stop after so many validations without a better WER; 0 never stops early."""
+    window_share: float = Field(0.0, ge=0, le=1)
+    """Share of the training clips that are joined to windows of 30 s, drawn anew in every epoch: for models that are
+    to transcribe long recordings. See training/windows.py."""
+    window_timestamps: bool = False
+    """The transcripts of windows tell when each clip begins and ends, in Whisper's timestamp tokens."""
     workers: int = Field(0, ge=0)
     """Processes that load batches."""
     seed: int = 42
+
+    @model_validator(mode="after")
+    def _has_its_windows(self) -> TrainingSettings:
+        if self.window_timestamps and not self.window_share:
+            raise ValueError("training.window_timestamps is set, so training.window_share must be above 0")
+        return self
 
 
 class EvaluationSettings(Settings):

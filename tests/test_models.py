@@ -14,7 +14,7 @@ import torch
 from servers.hub import Hub
 from servers.loopback import free_port
 
-from pipelines import environment, manifest, mirror, models
+from pipelines import environment, manifest, mirror, models, recipe
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 
@@ -133,6 +133,28 @@ def test_a_model_that_the_lab_published_tells_how_it_was_tuned(toy_model, mirror
     server.close()
     assert (first["origin"], cached["origin"]) == ("hub", "hub cache")
     assert (first["context"], first["revision"]) == (cached["context"], cached["revision"]) == ("clip", COMMIT[:12])
+
+
+@pytest.mark.parametrize("name", ["small", "kb-small"])
+def test_the_baselines_of_the_recipes_come_from_the_hub(name, toy_model, mirrored, tmp_path):
+    base = recipe.load(name).model.base
+    published = tmp_path / "published"
+    shutil.copytree(toy_model, published)
+    for other in ("onnx/encoder.onnx", "ggml-model.bin", "pytorch_model.bin"):  # what such repositories hold besides
+        (published / other).parent.mkdir(exist_ok=True)
+        (published / other).write_bytes(b"not for us")
+    server = Hub()
+    server.add("model", base, published, COMMIT)
+    home = tmp_path / "home"
+    first, cached = resolve_elsewhere(server.endpoint, home, mirrored, f"hub://{base}@{COMMIT}", f"{base}@{COMMIT}")
+    server.close()
+    assert (first["origin"], cached["origin"]) == ("hub", "hub cache")
+    assert (first["revision"], first["context"]) == (COMMIT[:12], "full")
+    folder = Path(first["folder"])
+    assert not [path for path in folder.rglob("*") if path.suffix in (".onnx", ".bin")]
+    ref = ModelRef(first["name"], folder, "hub", first["revision"])
+    assert models.load(ref).config.d_model == 32
+    assert models.identity(ref)["weights_sha256"] == manifest.sha256(toy_model / "model.safetensors")
 
 
 def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):

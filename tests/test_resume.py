@@ -123,7 +123,7 @@ def sealed(step: int) -> Callable[[Path, str], bool]:
 
 def being_written(step: int) -> Callable[[Path, str], bool]:
     """The weights are there, or a part of them; what follows is not."""
-    return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / "model.safetensors").exists()
+    return lambda checkpoints, log: any((checkpoints / f"checkpoint-{step}").glob("*model.safetensors"))
 
 
 def done(step: int) -> Callable[[Path, str], bool]:
@@ -181,6 +181,28 @@ def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
     assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "going on from checkpoint-8"]
     assert weights_sha256(run) == weights_sha256(whole)
     assert history(run) == history(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model.adapter": "lora", "model.lora_dropout": 0.1, "training.learning_rate": 1e-2},
+        {"model.freeze_encoder": True},
+        {"training.window_share": 0.5, "training.window_timestamps": True},
+    ],
+    ids=["lora", "frozen", "windows"],
+)
+def test_other_kinds_of_training_are_killed_and_bit_equal_too(sit, whole, tmp_path, other):
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    sit(alone, **other)
+    sit(run, done(6), **other)
+    second = sit(run, being_written(12), **other)
+    third = sit(run, **other)
+    assert second[0] == "going on from checkpoint-4"
+    assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "going on from checkpoint-8"]
+    assert weights_sha256(run) == weights_sha256(alone) != weights_sha256(whole)
+    assert history(run) == history(alone)
 
 
 def test_the_equality_could_fail(sit, whole, tmp_path):

@@ -10,7 +10,10 @@ What differs from the stock recipe, and why:
 
     progress    what is told while a run goes on
     trainer     Seq2SeqTrainer with our batches, loss and checkpoints
+    adapters    what is tuned: all weights, the decoder's alone, or LoRA's
+    windows     clips joined to 30 s
     validation  the looks at the validation split
+    card        the finished model's README.md
     runs        the folder of a run: its identity, its lock, its model
 """
 
@@ -24,6 +27,7 @@ from pipelines.batches import BucketSampler, ClipDataset, Collator
 from pipelines.cache import FeatureCache
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
+from pipelines.training import adapters, windows
 from pipelines.training.progress import Progress, is_over, reporter
 from pipelines.training.runs import TrainedModel, finish, finished, only_trainer, refuse_other_run, run_identity
 from pipelines.training.trainer import arguments_of, fix_the_order_of_sums, token_mean_loss, trainer_class
@@ -83,32 +87,43 @@ def _build_trainer(
     fix_the_order_of_sums()
     model = models.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
     models.set_language(model, recipe.language)
+    model = adapters.prepare(model, recipe.model)
     processor = models.load_processor(base, recipe.language)
-    rows = rows_of(cache, "train")
-    lengths = cache.rows["frames"].to_numpy()[rows]
-    full_context = settings.context == "full"
-    variation = augmentation.Variation(**recipe.augment.model_dump())
-    make_sampler, make_clips, collate = BucketSampler, ClipDataset, Collator(cache, full_context=full_context)
-    if variation:
-        make_sampler, make_clips = augmentation.DrawnSampler, augmentation.DrawnClips
-        collate = augmentation.VaryingCollator(cache, variation, full_context=full_context)
-    sampler = make_sampler(lengths, settings.batch_size, settings.bucket_batches, settings.seed)
+    sampler, clips, collate = _training_batches(recipe, cache, processor)
     trainer = trainer_class()(
         model=model,
         args=arguments_of(recipe, folder),
-        train_dataset=make_clips(cache, rows),
+        train_dataset=clips,
         eval_dataset=ClipDataset(cache, rows_of(cache, "validation")),
         data_collator=collate,
         processing_class=processor,
         compute_loss_func=token_mean_loss,
         callbacks=[reporter(recipe, sampler, progress)],
         sampler=sampler,
-        validate=validator(recipe, cache, processor, full_context),
+        validate=validator(recipe, cache, processor, settings.context == "full"),
         run_digest=run_digest,
         keep=settings.keep_checkpoints,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def _training_batches(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple[BucketSampler, Any, Any]:
+    """What draws the training clips, what they are, and what makes batches of them."""
+    settings, rows = recipe.training, rows_of(cache, "train")
+    full_context = settings.context == "full"
+    variation = augmentation.Variation(**recipe.augment.model_dump())
+    make_sampler, make_clips, collate = BucketSampler, ClipDataset, Collator(cache, full_context=full_context)
+    if variation:
+        make_sampler, make_clips = augmentation.DrawnSampler, augmentation.DrawnClips
+        collate = augmentation.VaryingCollator(cache, variation, full_context=full_context)
+    order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
+    sampler, clips = make_sampler(*order), make_clips(cache, rows)
+    if settings.window_share:
+        sampler = windows.WindowSampler(*order, share=settings.window_share, drawn=bool(variation))
+        clips, timestamps = windows.WindowClips(clips), settings.window_timestamps
+        collate = windows.WindowCollator(collate, processor, recipe.language, timestamps=timestamps)
+    return sampler, clips, collate
 
 
 def _state_of(checkpoint: Path) -> TrainerState:

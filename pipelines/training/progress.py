@@ -12,6 +12,11 @@ from pipelines.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import TrainerState
 
+_TOLD = (
+    *("step", "epoch", "loss", "grad_norm", "learning_rate"),
+    *("eval_wer", "eval_wer_low", "eval_wer_high", "eval_loss", "seconds"),
+)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -68,11 +73,7 @@ def is_over(state: TrainerState, recipe: Recipe) -> bool:
 def history_of(state: TrainerState) -> list[dict[str, float]]:
     """One dictionary per log line of a TrainerState: step, and what was measured there."""
     return [
-        {
-            name: row[name]
-            for name in ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_wer", "eval_loss", "seconds")
-            if name in row
-        }
+        {name: row[name] for name in _TOLD if name in row}
         for row in state.log_history
         if "loss" in row or "eval_wer" in row
     ]

@@ -15,6 +15,7 @@ from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
+from pipelines.training import adapters, card
 from pipelines.training.progress import history_of, seconds_of
 
 CODE = "2"
@@ -26,6 +27,9 @@ _NOT_OF_THE_WEIGHTS = (
     "evaluation.bootstrap_samples",
     "evaluation.seed",
 )
+_TOLD_WHERE_CHANGED = ("model.freeze_encoder", "model.adapter", "model.lora_", "training.window_")
+"""Settings, or their first letters, that are part of the identity only where they are not at their defaults: the runs
+from before there were any keep their names."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[st
     settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
     for name in _NOT_OF_THE_WEIGHTS:
         settings.pop(name)
+    changed = recipe.changed("model") | recipe.changed("training")
+    settings = {
+        name: value for name, value in settings.items() if name in changed or not name.startswith(_TOLD_WHERE_CHANGED)
+    }
     told = {f"base.{name}": value for name, value in models.identity(base).items()}
     varied = recipe.changed("augment")
     varied |= {"code.augmentation": augmentation.CODE} if varied else {}
@@ -84,7 +92,7 @@ def finish(
     best = state.best_global_step
     weights = Path(trainer.args.output_dir) / f"checkpoint-{best}"
     manifest.require_whole(weights, "the best checkpoint", f"Remove {run} and train again")
-    best_model = models.load(ModelRef("best", weights, "folder", str(best)))
+    best_model = adapters.load_checkpoint(weights, base)
     models.set_language(best_model, recipe.language)
     shutil.rmtree(folder, ignore_errors=True)
     models.save(best_model, trainer.processing_class, folder)
@@ -97,17 +105,18 @@ def finish(
     }
     manifest.write_json(folder / "training.json", facts)
     manifest.write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
-    manifest.seal(
-        folder,
-        kind="model",
-        digest=run_digest,
-        name=f"{recipe.name}-{run_digest}",
-        base=base.title,
-        cache=cache.digest,
-        context=recipe.training.context,
-        quantisation=base.quantisation,
-        language=recipe.language,
-    )
+    told = {
+        "digest": run_digest,
+        "name": f"{recipe.name}-{run_digest}",
+        "base": base.title,
+        "cache": cache.digest,
+        "context": recipe.training.context,
+        "quantisation": base.quantisation,
+        "language": recipe.language,
+        **card.facts_of(recipe, cache, base),
+    }
+    card.write(folder, told)
+    manifest.seal(folder, kind="model", **told)
     shutil.rmtree(trainer.args.output_dir)
     return finished(run)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import checkpoints, environment
 from pipelines.batches import IGNORED, BucketSampler
 from pipelines.recipe import Recipe
+from pipelines.training import adapters
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,9 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
         def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
+            metrics = {
+                f"{metric_key_prefix}_{name}": value for name, value in self.validate(adapters.bare(self.model)).items()
+            }
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics

@@ -19,9 +19,9 @@ from pipelines.training.trainer import shift_right, token_mean_loss
 def validator(
     recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from a model to its validation loss and normalised WER."""
+    """A function from a model to its validation loss, and its normalised WER with the 95 % interval."""
     rows = rows_of(cache, "validation")
-    references = cache.rows["text"].iloc[rows].tolist()
+    references, speakers = (cache.rows[name].iloc[rows].tolist() for name in ("text", "speaker"))
     settings = recipe.evaluation
 
     def validate(model: Any) -> dict[str, float]:
@@ -35,9 +35,13 @@ def validator(
             max_new_tokens=settings.max_new_tokens,
             full_context=full_context,
         )
-        edits = scoring.count_edits(references, hypotheses)
+        draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
+        score = scoring.score(references, hypotheses, speakers, **draw)
+        low, high = score.ci95
         return {
-            "wer": float(edits.word_edits.sum() / edits.words.sum()),
+            "wer": score.wer,
+            "wer_low": low,
+            "wer_high": high,
             "loss": validation_loss(model, cache, rows, settings.batch_frames, full_context),
         }
 

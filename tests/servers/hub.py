@@ -66,6 +66,7 @@ class Hub(Loopback):
             (r"POST /api/repos/create", self._create),
             (rf"GET /api/{_KINDS}/{_REPO}(/revision/(?P<revision>[^/]+))?", self._info),
             (rf"GET /api/{_KINDS}/{_REPO}/tree/(?P<revision>[^/]+)", self._tree),
+            (r"POST /api/validate-yaml", self._validate_card),
             (rf"POST /api/{_KINDS}/{_REPO}/preupload/(?P<revision>[^/]+)", self._preupload),
             (rf"POST /api/{_KINDS}/{_REPO}/commit/(?P<revision>[^/]+)", self._commit),
             (rf"POST /((?P<kind>dataset)s/)?{_REPO}\.git/info/lfs/objects/batch", self._batch),
@@ -157,6 +158,16 @@ class Hub(Loopback):
             oid = known is not None and (_lfs_oid(known) if file["path"] in repo.lfs else _git_sha1(known))
             told.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid or None})
         raise Answer(200, {"files": told})
+
+    def _validate_card(self, request: Request) -> None:
+        """A README.md that is committed has its front matter checked first: ids must be ids, not paths or sentences."""
+        front = yaml.safe_load(request.json["content"].split("---\n")[1])
+        ids = [front.get("base_model") or "a/b", *front.get("datasets", [])]
+        wrong = [name for name in ids if not re.fullmatch(_REPO, name)]
+        named = all(len(front.get(name) or "x") < 65 for name in ("license", "library_name", "pipeline_tag"))
+        if wrong or not named:
+            raise Answer(400, {"errors": [{"message": f"{name} is no id"} for name in wrong], "warnings": []})
+        raise Answer(200, {"errors": [], "warnings": []})
 
     def _batch(self, request: Request, kind: str, repo: Repo) -> None:
         told = []

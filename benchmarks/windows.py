@@ -1,0 +1,93 @@
+"""Single clips and joined windows: how well models transcribe either, on the test split of one cache.
+
+    python benchmarks/windows.py --cache runs/features/tour-... runs/tour/train-.../model openai/whisper-tiny
+
+clips      as `python -m pipelines evaluate` scores them: at clip length for models that were tuned so, else at 30 s
+windows    each speaker's clips joined up to 30 s (pipelines/training/windows.py), decoded at 30 s, one transcript each
+
+Both are normalised WER with 95 % intervals over speakers. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipelines import cache, decoding, environment, models, scoring  # noqa: E402
+from pipelines.batches import Collator  # noqa: E402
+from pipelines.cache import FeatureCache  # noqa: E402
+from pipelines.models import ModelRef  # noqa: E402
+from pipelines.scoring import Score  # noqa: E402
+from pipelines.training import windows  # noqa: E402
+
+BATCH_FRAMES = 24_000
+MAX_NEW_TOKENS = 440
+"""All that the decoder has positions for."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", required=True, help="a feature cache with a test split")
+    parser.add_argument("--language", default="sv")
+    parser.add_argument("models", nargs="+", help="model URIs")
+    told = parser.parse_args(arguments)
+    opened, found = cache.open_cache(Path(told.cache)), {}
+    for uri in told.models:
+        ref = models.resolve(uri)
+        scores = {"clips": clips(opened, ref, told.language), "windows": joined(opened, ref, told.language)}
+        for what, score in scores.items():
+            print(f"{ref.title}  {what:<8} {score}", flush=True)
+        found[ref.title] = {what: score.as_dict() for what, score in scores.items()}
+    print(json.dumps(found))
+
+
+def clips(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
+    """The test clips one by one."""
+    rows = opened.split("test")
+    hypotheses = decoding.decode_rows(
+        models.load(ref, device=environment.detect().device),
+        models.load_processor(ref, language),
+        opened,
+        rows,
+        language=language,
+        batch_frames=BATCH_FRAMES,
+        max_new_tokens=128,
+        full_context=ref.context == "full",
+    )
+    told = opened.rows.iloc[rows]
+    return scoring.score(told["text"].tolist(), hypotheses, told["speaker"].tolist())
+
+
+def joined(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
+    """The test clips of each speaker in windows."""
+    model, processor = models.load(ref, device=environment.detect().device), models.load_processor(ref, language)
+    groups = speakers_windows(opened)
+    collate = windows.WindowCollator(Collator(opened), processor, language)
+    hypotheses, size = [], BATCH_FRAMES // 3_000
+    for start in range(0, len(groups), size):
+        features = collate(groups[start : start + size])["input_features"]
+        hypotheses += decoding.decode(model, processor, features, language=language, max_new_tokens=MAX_NEW_TOKENS)
+    told = [opened.rows.iloc[group] for group in groups]
+    references = [" ".join(rows["text"]) for rows in told]
+    return scoring.score(references, hypotheses, [rows["speaker"].iloc[0] for rows in told])
+
+
+def speakers_windows(opened: FeatureCache) -> list[list[int]]:
+    """The rows of the test split, one list for each window: one speaker's clips, as many as fit."""
+    speakers, groups = opened.rows["speaker"], []
+    for speaker in sorted(set(speakers[opened.split("test")])):
+        rows = [row for row in opened.split("test") if speakers[row] == speaker]
+        while rows:
+            count = windows.fitting([len(opened.log_mel(row).frames) for row in rows])
+            groups.append(rows[:count])
+            rows = rows[count:]
+    return groups
+
+
+if __name__ == "__main__":
+    main()
