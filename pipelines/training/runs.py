@@ -15,6 +15,7 @@ from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
+from pipelines.training.copies import Kept
 from pipelines.training.progress import history_of, seconds_of
 
 CODE = "2"
@@ -42,6 +43,8 @@ class TrainedModel:
     """One dictionary per log line: step, and loss, learning_rate, grad_norm or eval_loss, eval_wer."""
     seconds: float
     """Wall-clock seconds of training, over all sittings."""
+    copies: Kept | None = None
+    """What this sitting left at the URI that checkpoints are copied to, if there is one."""
 
 
 def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def only_trainer(run: Path) -> filelock.FileLock:
 def finish(
     trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path, run_digest: str, base: ModelRef
 ) -> TrainedModel:
-    """Write the best weights as the run's model, seal it, and let the checkpoints go."""
+    """Write the best weights as the run's model, and seal it."""
     state, folder = trainer.state, run / "model"
     best = state.best_global_step
     weights = Path(trainer.args.output_dir) / f"checkpoint-{best}"
@@ -108,7 +111,6 @@ def finish(
         quantisation=base.quantisation,
         language=recipe.language,
     )
-    shutil.rmtree(trainer.args.output_dir)
     return finished(run)
 
 
