@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import errno
 import json
 import os
@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from servers.benches import Bench
+from servers.benches import Bench, contents
 
 from pipelines import checkpoints, manifest, models, training
 from pipelines.errors import LabError
@@ -24,13 +25,8 @@ from pipelines.stores import local
 from pipelines.training import Progress, copies
 
 ROOT = Path(__file__).parents[1]
+IDENTITY = {"training.steps": 6, "cache": "c1", "base.weights_sha256": "w"}
 SETTINGS = {"training.steps": 6, "training.eval_every": 2, "training.batch_size": 2, "evaluation.max_new_tokens": 3}
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class CutOff(BaseException):
-    """Like a kill: nothing in the lab or in transformers may catch it."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,89 +50,6 @@ def served(request) -> Bench:
     return request.getfixturevalue(f"{request.param}_bench")
 
 
-@pytest.fixture(scope="module")
-def base(toy_model):
-    return models.resolve(str(toy_model))
-
-
-@dataclasses.dataclass
-class Sitting:
-    """One sitting of a run, and what it told."""
-
-    made: training.TrainedModel | None
-    lines: list[str]
-    steps: list[int]
-
-    def told(self, words: str) -> list[str]:
-        return [line for line in self.lines if words in line]
-
-
-@pytest.fixture
-def live(monkeypatch) -> list[copies.Copies]:
-    """The copies of every sitting so far."""
-    made = []
-
-    class Watched(copies.Copies):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(training, "Copies", Watched)
-    return made
-
-
-@pytest.fixture
-def arrived(live):
-    """`arrived(4)`: waits until the last sitting's checkpoint-4 is at its URI."""
-    return lambda step: lambda: until(lambda: step in live[-1].kept().steps)
-
-
-@pytest.fixture
-def failed(live):
-    """Waits until a push of the last sitting has failed."""
-    return lambda: until(lambda: live[-1].kept().reason)
-
-
-@pytest.fixture
-def sit(toy_settings, toy_cache, base, monkeypatch, live):
-    """`sit(run, uri)`: train in the folder `run`, with copies at `uri`; the looks at validation find `wers`.
-
-    `at={3: act}` acts when step 3 is done; `cut_at` cuts it off there.
-    """
-
-    def one(
-        run: Path,
-        uri: str = "",
-        *,
-        wers: dict[int, float] | None = None,
-        at: dict[int, Callable[[], object]] | None = None,
-        cut_at: int = 0,
-        **overrides,
-    ) -> Sitting:
-        lines: list[str] = []
-        steps: list[int] = []
-        found = {2: 0.5, 4: 0.4, 6: 0.3, **(wers or {})}
-        monkeypatch.setattr(training, "validator", lambda *args: lambda model: {"wer": found[steps[-1]], "loss": 1.0})
-
-        def on_step(step: int) -> None:
-            steps.append(step)
-            if at and step in at:
-                at[step]()
-            if step == cut_at:
-                raise CutOff
-
-        settings = toy_settings({**SETTINGS, **{name.replace("__", "."): value for name, value in overrides.items()}})
-        progress = Progress(on_step=on_step, on_line=lines.append)
-        try:
-            made = training.train(settings, toy_cache, base, run, progress, uri)
-        except CutOff:
-            made = None
-        assert (made is None) == bool(cut_at)
-        return Sitting(made, lines, steps)
-
-    return one
-
-
 def until(seen: Callable[[], object], patience_s: float = 60) -> None:
     end = time.monotonic() + patience_s
     while not seen():
@@ -144,128 +57,204 @@ def until(seen: Callable[[], object], patience_s: float = 60) -> None:
         time.sleep(0.01)
 
 
-def there(bench: Bench, name: str = "run") -> list[int]:
+def there(bench: Bench) -> list[int]:
     """Steps of the whole checkpoints at the URI."""
-    return sorted(checkpoints.step_of(Path(uri)) for uri in bench.store.list(bench.uri(name)))
+    return sorted(checkpoints.step_of(Path(uri)) for uri in bench.store.list(bench.uri("run")))
 
 
-def weights(made: training.TrainedModel) -> str:
-    return manifest.sha256(Path(made.uri) / "model.safetensors")
+class Run:
+    """A run without a trainer: small checkpoints, sealed, pruned and offered in the order in which training does."""
+
+    def __init__(self, folder: Path, uri: str, keep: int = 2, **identity: Any):
+        folder.mkdir(exist_ok=True)
+        self.folder, self.keep, self.lines = folder / "checkpoints", keep, []
+        self.copies = copies.Copies(uri, folder, IDENTITY | identity, keep, self.lines.append)
+
+    def start(self) -> Path | None:
+        last = checkpoints.newest_complete(self.folder, run_digest="r", log=self.lines.append)
+        return self.copies.go_on_from(last)
+
+    def save(self, step: int, best: int | None = None) -> None:
+        self.write(step, best)
+        self.copies.offer(self.folder / f"checkpoint-{step}")
+
+    def write(self, step: int, best: int | None = None) -> None:
+        checkpoint = self.folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_bytes(f"weights at {step}".encode() * 100)
+        (checkpoint / "optimizer.pt").write_bytes(f"moments at {step}".encode() * 200)
+        checkpoints.seal(checkpoint, run_digest="r", best_step=best or step)
+        checkpoints.prune(self.folder, keep=self.keep)
+
+    def arrived(self, *steps: int) -> None:
+        """Wait until these are at the URI, and all is tidy there."""
+        until(lambda: set(steps) <= {*self.copies.kept().steps} and not self.copies.busy())
+
+    def failed(self) -> None:
+        until(lambda: self.copies.kept().reason)
+
+    def told(self, words: str) -> list[str]:
+        self.copies.tell()
+        return [line for line in self.lines if words in line]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """`start("first", uri)`: the run in a folder of that name, begun."""
+
+    def begin(name: str, uri: str, *args, **kwargs) -> Run:
+        run = Run(tmp_path / name, uri, *args, **kwargs)
+        run.last = run.start()
+        return run
+
+    return begin
 
 
 # ---- what is kept, and gone on from
 
 
-def test_an_empty_machine_goes_on_and_ends_with_the_same_weights(bench, sit, arrived, tmp_path):
-    whole = sit(tmp_path / "whole")
-    first = sit(tmp_path / "first", bench.uri("run"), at={3: arrived(2), 5: arrived(4)}, cut_at=5)
-    assert first.lines[0] == f"no checkpoint at {bench.uri('run')} yet: this run's checkpoints are copied there"
+def test_what_is_kept_is_brought_to_an_empty_machine(bench, start, tmp_path):
+    first = start("first", bench.uri("run"))
+    assert first.last is None
+    assert first.lines == [f"no checkpoint at {bench.uri('run')} yet: this run's checkpoints are copied there"]
+    with first.copies:
+        first.save(2)
+        first.arrived(2)
+        first.save(4, best=2)
     assert first.told(f"checkpoint-2 is kept at {bench.uri('run')} (")
-    shutil.rmtree(tmp_path / "first")
-    shutil.rmtree(tmp_path / "lab-cache", ignore_errors=True)
-
-    second = sit(tmp_path / "second", bench.uri("run"))
-    assert second.told("going on from checkpoint-4")
-    assert second.steps == [5, 6]
-    assert weights(second.made) == weights(whole.made)
-    assert second.lines[-1] == f"kept at {bench.uri('run')}: checkpoint-4 and checkpoint-6"
-    assert second.made.copies == copies.Kept(bench.uri("run"), (4, 6), (), "")
-    assert there(bench) == [4, 6]
-    assert [path.name for path in (tmp_path / "second").iterdir() if path.is_dir()] == ["model"]
-
-
-def test_the_store_keeps_as_many_as_the_recipe_and_the_best(bench, sit, arrived, tmp_path):
-    wait = {step + 1: arrived(step) for step in (2, 4)}
-    made = sit(tmp_path / "run", bench.uri("run"), wers={2: 0.1}, at=wait, training__keep_checkpoints=1).made
-    assert made.best_step == 2
-    assert there(bench) == [2, 6]
-    again = sit(tmp_path / "again", bench.uri("run"), wers={2: 0.1}, training__keep_checkpoints=1)
-    assert again.told("going on from checkpoint-6")
-    assert again.steps == []
-    assert weights(again.made) == weights(made)
-
-
-def test_what_is_newer_on_this_machine_is_gone_on_from_and_copied(hub_bench, sit, arrived, tmp_path):
-    bench = hub_bench
-    sit(tmp_path / "run", bench.uri("run"), at={3: arrived(2)}, cut_at=3)
-    sit(tmp_path / "run", cut_at=5)
-    second = sit(tmp_path / "run", bench.uri("run"), at={5: arrived(4)})
-    assert second.told("going on from checkpoint-4")
-    assert not second.told("fetching")
-    assert there(bench) == [4, 6]
-
-
-def test_a_damaged_newest_copy_is_named_and_the_one_before_it_used(bench, sit, arrived, tmp_path):
-    whole = sit(tmp_path / "whole").made
-    sit(tmp_path / "first", bench.uri("run"), at={3: arrived(2), 5: arrived(4)}, cut_at=5)
+    assert first.lines[-1] == f"kept at {bench.uri('run')}: checkpoint-2 and checkpoint-4"
     assert there(bench) == [2, 4]
-    optimizer = bench.files("run/checkpoint-4")["optimizer.pt"]
-    bench.write("run/checkpoint-4", "optimizer.pt", bytes([optimizer[0] ^ 1]) + optimizer[1:])
-    second = sit(tmp_path / "second", bench.uri("run"))
+
+    second = start("second", bench.uri("run"))
+    assert second.last == second.folder / "checkpoint-4"
+    assert contents(second.folder) == contents(first.folder)
+    assert [path.name for path in second.folder.parent.iterdir()] == ["checkpoints"]
+    before = bench.uploads()
+    with second.copies:
+        pass
+    assert bench.uploads() == before
+
+
+def test_the_store_keeps_as_many_as_the_recipe_and_the_best(bench, start):
+    run = start("run", bench.uri("run"), keep=1)
+    with run.copies:
+        for step in (2, 4, 6):
+            run.save(step, best=2)
+            run.arrived(step)
+    assert there(bench) == [2, 6]
+    assert bench.store.below(bench.uri("run")) == [bench.uri("run/checkpoint-2"), bench.uri("run/checkpoint-6")]
+
+
+def test_newer_checkpoints_of_another_machine_stay(local_bench, start):
+    late, early = (start(name, local_bench.uri("run"), keep=1) for name in ("late", "early"))
+    with early.copies:
+        with late.copies:
+            late.save(8)
+        early.save(2)
+        early.arrived(2)
+        early.save(4)
+    assert there(local_bench) == [4, 8]
+
+
+def test_what_is_newer_on_this_machine_is_gone_on_from_and_copied(hub_bench, start):
+    first = start("run", hub_bench.uri("run"))
+    with first.copies:
+        first.save(2)
+    first.write(4, best=2)  # in a sitting without a URI
+    second = start("run", hub_bench.uri("run"))
+    assert second.last.name == "checkpoint-4"
+    with second.copies:
+        pass
+    assert not second.told("fetching")
+    assert there(hub_bench) == [2, 4]
+
+
+def test_a_damaged_newest_copy_is_named_and_the_one_before_it_used(bench, start):
+    first = start("first", bench.uri("run"))
+    with first.copies:
+        first.save(2)
+        first.arrived(2)
+        first.save(4)
+    bench.write("run/checkpoint-4", "optimizer.pt", bytes(len(b"moments at 4") * 200))
+    second = start("second", bench.uri("run"))
+    assert second.last.name == "checkpoint-2"
     assert second.told(f"skipping checkpoint-4 at {bench.uri('run')}: optimizer.pt of ")
-    assert second.told("going on from checkpoint-2")
-    assert weights(second.made) == weights(whole)
-    assert there(bench) == [4, 6]
-    third = sit(tmp_path / "third", bench.uri("run"))
-    assert third.told("going on from checkpoint-6")
+    with second.copies:
+        second.save(4)
+    assert second.lines[-1] == f"kept at {bench.uri('run')}: checkpoint-2 and checkpoint-4"
+    assert start("third", bench.uri("run")).last.name == "checkpoint-4"
 
 
-def test_a_copy_whose_best_is_not_there_is_skipped(hub_bench, sit, arrived, tmp_path):
+@pytest.mark.parametrize("lost", ["manifest.json", "optimizer.pt"])
+def test_an_unfinished_newest_copy_is_named_and_the_one_before_it_used(bench, start, lost):
+    first = start("first", bench.uri("run"))
+    with first.copies:
+        first.save(2)
+        first.arrived(2)
+        first.save(4)
+    bench.write("run/checkpoint-4", lost, None)
+    second = start("second", bench.uri("run"))
+    assert second.last.name == "checkpoint-2"
+    assert second.lines[0] == f"skipping {bench.uri('run')}/checkpoint-4: unfinished or damaged"
+
+
+def test_a_copy_whose_best_is_not_there_is_skipped(hub_bench, start):
     """The model is made of the best: without it the newest leads nowhere."""
-    bench = hub_bench
-    sit(tmp_path / "first", bench.uri("run"), wers={2: 0.1}, at={5: arrived(4)}, cut_at=5)
-    bench.write("run/checkpoint-2", "manifest.json", None)
-    second = sit(tmp_path / "second", bench.uri("run"), wers={2: 0.1})
-    assert second.lines[:2] == [
-        f"skipping {bench.uri('run')}/checkpoint-2: unfinished or damaged",
-        f"skipping checkpoint-4 at {bench.uri('run')}: it needs checkpoint-2, which is not there",
-    ]
-    assert second.steps[0] == 1
+    first = start("first", hub_bench.uri("run"))
+    with first.copies:
+        for step in (2, 4, 6):
+            first.save(step, best=min(step, 4))
+            first.arrived(step)
+    assert there(hub_bench) == [4, 6]
+    hub_bench.write("run/checkpoint-4", "manifest.json", None)
+    second = start("second", hub_bench.uri("run"))
+    assert second.last is None
+    assert second.told("skipping checkpoint-6 at hub://lab/run: it needs checkpoint-4, which is not there")
+
+
+def test_damage_on_the_way_is_fetched_again(served, start):
+    first = start("first", served.uri("run"))
+    with first.copies:
+        first.save(2)
+    served.server.fault("GET .*/(resolve|with_auth)/.*optimizer.pt", "corrupt", times=1)
+    assert start("second", served.uri("run")).last.name == "checkpoint-2"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
-    [({"training__learning_rate": 2e-3}, "training.learning_rate: wanted 0.002, found 0.001"),
-     ({"model__dropout": 0.1}, "model.dropout: wanted 0.1, found 0.0")],
+    ("field", "named"), [({"training.steps": 8}, "training.steps: wanted 8, found 6"),
+                         ({"cache": "c2"}, "cache: wanted c2, found c1"),
+                         ({"base.weights_sha256": "v"}, "base.weights_sha256: wanted v, found w")],
 )  # fmt: skip
-def test_another_run_at_the_uri_is_refused_and_left_alone(bench, sit, arrived, tmp_path, overrides, named):
-    sit(tmp_path / "run", bench.uri("run"), cut_at=3, at={3: arrived(2)})
+def test_another_run_at_the_uri_is_refused_and_left_alone(bench, start, field, named):
+    first = start("run", bench.uri("run"))
+    with first.copies:
+        first.save(2)
     before = bench.files("run")
-    for run in ("other", "again"):
-        with pytest.raises(LabError, match=rf"run holds another run: {named}\. Name another URI"):
-            sit(tmp_path / run, bench.uri("run"), **overrides)
+    with pytest.raises(LabError, match=rf"run holds another run: {named}\. Name another URI"):
+        start("other", bench.uri("run"), **field)
     assert bench.files("run") == before
-    assert not (tmp_path / "other" / "checkpoints").exists()
 
 
-def test_another_run_that_is_found_late_is_left_alone(hub_bench, sit, arrived, tmp_path):
+def test_another_run_that_is_found_late_is_left_alone(hub_bench, start):
     """The store did not answer at the start, and a checkpoint was on this machine: the thread finds out."""
-    bench = hub_bench
-    sit(tmp_path / "run", bench.uri("run"), cut_at=3, at={3: arrived(2)})
-    before = bench.files("run")
-    other = {"training__learning_rate": 2e-3}
-    sit(tmp_path / "other", cut_at=3, **other)
-    bench.server.fault("GET /api/", "500", times=None)
-    second = sit(tmp_path / "other", bench.uri("run"), at={3: bench.server.faults.clear}, **other)
-    assert second.told("Going on with what is on this machine")
-    assert second.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: hub://lab/run holds another run")
-    assert bench.files("run") == before
+    first = start("run", hub_bench.uri("run"))
+    with first.copies:
+        first.save(2)
+    before = hub_bench.files("run")
+    other = Run(first.folder.parents[1] / "other", hub_bench.uri("run"), cache="c2")
+    other.write(4)
+    hub_bench.server.fault("GET /api/", "500", times=None)
+    assert other.start().name == "checkpoint-4"
+    assert other.told("Going on with what is on this machine")
+    with other.copies:
+        hub_bench.server.faults.clear()
+        other.save(6)
+    assert other.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: hub://lab/run holds another run")
+    assert "cache: wanted c2, found c1" in other.lines[-1]
+    assert hub_bench.files("run") == before
 
 
 # ---- stores that fail
-
-
-def test_a_hub_that_fails_every_commit_does_not_look_like_success(hub_bench, sit, tmp_path):
-    hub_bench.server.fault("POST .*/commit/", "500", times=None)
-    sitting = sit(tmp_path / "run", hub_bench.uri("run"))
-    assert sitting.steps == [1, 2, 3, 4, 5, 6]
-    assert sitting.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub failed (500)")
-    assert sitting.told("waiting up to 15 min until checkpoint-6 is at hub://lab/run")
-    assert sitting.made.copies.steps == ()
-    assert sitting.made.copies.missing == (6,)
-    assert there(hub_bench) == []
-    assert not (tmp_path / "run" / "unsent").exists()
-
 
 SAID = {"401": "does not accept the token", "403": "does not allow this token", "429": "slow down",
         "500": "failed (500)", "cut upload": "broke off"}  # fmt: skip
@@ -273,31 +262,61 @@ UPLOADS = {"hub": "PUT /lfs/|POST .*/commit/", "hopsworks": "POST .*/dataset/upl
 
 
 @pytest.mark.parametrize("kind", SAID)
-def test_a_push_that_fails_is_told_with_its_reason_and_tried_again(served, sit, failed, tmp_path, kind):
+def test_a_push_that_fails_is_told_with_its_reason_and_tried_again(served, start, kind):
+    run = start("run", served.uri("run"))
     served.server.fault(UPLOADS[served.name], kind, times=None)
-    sitting = sit(tmp_path / "run", served.uri("run"), at={3: failed, 4: served.server.faults.clear})
-    (refused,) = sitting.told(f"checkpoint-2 is not kept at {served.uri('run')}: ")
-    assert SAID[kind] in refused
-    assert "\n" not in refused and served.secret not in refused
-    assert sitting.lines[-1].startswith(f"kept at {served.uri('run')}: ")
-    assert there(served)[-1] == 6
+    with run.copies:
+        run.save(2)
+        run.failed()
+        (refused,) = run.told(f"checkpoint-2 is not kept at {served.uri('run')}: ")
+        assert SAID[kind] in refused
+        assert "\n" not in refused and served.secret not in refused
+        run.copies.tell_unsent()
+        assert run.lines[-1] == f"not at {served.uri('run')} yet: checkpoint-2; it will be tried again"
+        served.server.faults.clear()
+        run.save(4, best=2)
+    assert run.lines[-1] == f"kept at {served.uri('run')}: checkpoint-2 and checkpoint-4"
+    assert there(served) == [2, 4]
 
 
-def test_a_drive_that_is_unmounted_in_mid_run_stops_nothing(drive_bench, sit, arrived, tmp_path):
+def test_after_a_while_it_is_tried_again_without_a_new_checkpoint(hub_bench, start, monkeypatch):
+    monkeypatch.setattr(copies, "_PAUSES_S", (0.2,))
+    run = start("run", hub_bench.uri("run"))
+    hub_bench.server.fault("POST .*/commit/", "500", times=1)
+    with run.copies:
+        run.save(2)
+        run.arrived(2)
+        assert len(run.told("is not kept")) == 1
+
+
+def test_a_hub_that_fails_every_commit_does_not_look_like_success(hub_bench, start):
+    hub_bench.server.fault("POST .*/commit/", "500", times=None)
+    run = start("run", hub_bench.uri("run"))
+    with run.copies:
+        run.save(2)
+        run.failed()
+    assert run.told("waiting up to 15 min until checkpoint-2 is at hub://lab/run")
+    assert run.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub failed (500)")
+    kept = run.copies.kept()
+    assert (kept.steps, kept.missing) == ((), (2,))
+    assert there(hub_bench) == []
+    assert not run.copies.aside.exists()
+
+
+def test_a_drive_that_is_unmounted_in_mid_run_stops_nothing(drive_bench, start, tmp_path):
     mount = tmp_path / "mount" / "MyDrive"
-    sitting = sit(
-        tmp_path / "run",
-        drive_bench.uri("run"),
-        at={3: lambda: (arrived(2)(), mount.rename(tmp_path / "unmounted"))},
-    )
-    assert sitting.steps[-1] == 6
-    assert sitting.told("is not kept at") and sitting.told("the drive is not mounted")
-    assert sitting.lines[-1].startswith(f"NOT kept at {drive_bench.uri('run')}: checkpoint-6 (the drive is not mounted")
-    assert sitting.lines[-1].endswith("There is checkpoint-2")
+    run = start("run", drive_bench.uri("run"))
+    with run.copies:
+        run.save(2)
+        run.arrived(2)
+        mount.rename(tmp_path / "unmounted")
+        run.save(4)
+    assert run.lines[-1].startswith(f"NOT kept at {drive_bench.uri('run')}: checkpoint-4 (the drive is not mounted")
+    assert run.lines[-1].endswith("There is checkpoint-2")
     assert not mount.exists()
 
 
-def test_a_store_that_is_full_keeps_what_it_has(drive_bench, sit, arrived, tmp_path, monkeypatch):
+def test_a_store_that_is_full_keeps_what_it_has(drive_bench, start, monkeypatch):
     copyfile = shutil.copyfile
 
     def full(source, target):
@@ -306,95 +325,164 @@ def test_a_store_that_is_full_keeps_what_it_has(drive_bench, sit, arrived, tmp_p
         return copyfile(source, target)
 
     monkeypatch.setattr(local.shutil, "copyfile", full)
-    sitting = sit(tmp_path / "run", drive_bench.uri("run"), at={3: arrived(2)}, training__steps=4)
-    assert sitting.lines[-1].startswith(f"NOT kept at {drive_bench.uri('run')}: checkpoint-4 (the drive is full")
+    run = start("run", drive_bench.uri("run"))
+    with run.copies:
+        run.save(2)
+        run.arrived(2)
+        run.save(4)
+    assert run.lines[-1].startswith(f"NOT kept at {drive_bench.uri('run')}: checkpoint-4 (the drive is full")
     assert there(drive_bench) == [2]
 
 
-def test_an_empty_machine_does_not_start_anew_where_the_store_does_not_answer(served, sit, tmp_path):
+def test_a_client_that_breaks_down_stops_nothing(local_bench, start, monkeypatch):
+    def broken(self, names):
+        raise TypeError("a defect\nof a client")
+
+    with monkeypatch.context() as defect:
+        defect.setattr(local.FolderPlace, "put", lambda self, folder, names: broken(self, names))
+        run = start("run", local_bench.uri("run"))
+        with run.copies:
+            run.save(2)
+            run.failed()
+    assert run.lines[-1] == f"NOTHING of this run is kept at {local_bench.uri('run')}: TypeError: a defect of a client"
+
+
+def test_an_empty_machine_does_not_start_anew_where_the_store_does_not_answer(served, start):
     served.server.fault(r".", "500", times=None)
     with pytest.raises(LabError, match=r"failed .500."):
-        sit(tmp_path / "run", served.uri("run"))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+        start("run", served.uri("run"))
 
 
-def test_training_does_not_wait_for_a_silent_store(hub_bench, sit, tmp_path):
-    """The server answers nothing from the first checkpoint on until training is over."""
+@pytest.fixture
+def silence(hub_bench):
+    """While it is set, the Hub answers nothing."""
     server, silent = hub_bench.server, threading.Event()
     answer = server.answer
 
-    def slow(request):
+    def late(request):
         server.lock.release()
         try:
-            while silent.is_set():
-                time.sleep(0.01)
+            until(lambda: not silent.is_set())
         finally:
             server.lock.acquire()
         answer(request)
 
-    server.answer = slow
-    sitting = sit(tmp_path / "run", hub_bench.uri("run"), at={1: silent.set, 6: silent.clear})
-    assert sitting.told(f"not at {hub_bench.uri('run')} yet: checkpoint-4; checkpoint-2 is being copied")
-    # what was superseded meanwhile is not sent at all
-    assert there(hub_bench) == [2, 6]
-    assert not sitting.told("checkpoint-4 is kept")
+    server.answer = late
+    yield silent
+    silent.clear()
 
 
-def test_the_waiting_at_the_end_is_bounded(hub_bench, sit, tmp_path, monkeypatch):
+def test_what_is_superseded_while_a_silent_store_is_waited_for_is_not_sent(hub_bench, start, silence):
+    run = start("run", hub_bench.uri("run"), keep=1)
+    silence.set()
+    with run.copies:
+        run.save(2)
+        until(run.copies.busy)
+        before = time.monotonic()
+        run.save(4)
+        run.save(6)
+        assert time.monotonic() - before < 1
+        run.copies.tell_unsent()
+        assert run.lines[-1] == "not at hub://lab/run yet: checkpoint-6; checkpoint-2 is being copied"
+        assert not (run.folder / "checkpoint-2").exists(), "pruned here, whole there all the same"
+        silence.clear()
+    assert run.told("checkpoint-2 is kept at hub://lab/run")
+    assert not run.told("checkpoint-4")
+    assert there(hub_bench) == [6]
+
+
+def test_the_waiting_at_the_end_is_bounded(hub_bench, start, silence, monkeypatch):
     monkeypatch.setattr(copies, "PATIENCE_S", 0.5)
-    server, over = hub_bench.server, threading.Event()
-    answer = server.answer
-
-    def silent(request):
-        if request.method != "GET":
-            server.lock.release()
-            over.wait(20)
-            server.lock.acquire()
-        answer(request)
-
-    server.answer = silent
-    sitting = sit(tmp_path / "run", hub_bench.uri("run"))
-    over.set()
-    assert sitting.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the store had not taken it")
+    run = start("run", hub_bench.uri("run"))
+    silence.set()
+    with run.copies:
+        run.save(2)
+    assert run.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the store had not taken it")
 
 
-def test_what_is_unsent_is_told_at_every_log_line(hub_bench, sit, failed, tmp_path):
-    hub_bench.server.fault("POST .*/commit/", "500", times=None)
-    sitting = sit(tmp_path / "run", hub_bench.uri("run"), at={3: failed})
-    assert len(sitting.told("not at hub://lab/run yet: checkpoint-2")) >= 2
-    assert len(sitting.told("not at hub://lab/run yet: checkpoint-4")) >= 2
+def test_an_interrupted_run_does_not_wait(hub_bench, start, silence):
+    run = start("run", hub_bench.uri("run"))
+    silence.set()
+    before = time.monotonic()
+    with contextlib.suppress(KeyboardInterrupt), run.copies:
+        run.save(2)
+        raise KeyboardInterrupt
+    assert time.monotonic() - before < 5
+    assert run.lines[-1] == "NOTHING of this run is kept at hub://lab/run: the run was interrupted"
 
 
-def test_what_is_pruned_here_is_still_whole_while_it_is_sent(local_bench, sit, tmp_path, monkeypatch):
-    """With one checkpoint kept, the trainer prunes the second while its copy is on the way."""
-    copy, busy, go = local.FolderPlace.copy, threading.Event(), threading.Event()
-
-    def slow(self, source, target):
-        if "checkpoint-2" in str(target) and str(target).startswith(local_bench.parent):
-            busy.set()
-            go.wait(20)
-        copy(self, source, target)
-
-    monkeypatch.setattr(local.FolderPlace, "copy", slow)
-
-    def pruned() -> None:
-        assert not (tmp_path / "run" / "checkpoints" / "checkpoint-2").exists()
-        go.set()
-
-    sitting = sit(tmp_path / "run", local_bench.uri("run"), at={3: busy.wait, 5: pruned}, training__keep_checkpoints=1)
-    assert sitting.told("checkpoint-2 is kept at ")
-    assert not sitting.told("is not kept")
-    assert there(local_bench) == [6]
+def test_a_run_that_fails_keeps_its_last_checkpoint(local_bench, start):
+    run = start("run", local_bench.uri("run"))
+    with contextlib.suppress(LabError), run.copies:
+        run.save(2)
+        raise LabError("the loss is not finite")
+    assert there(local_bench) == [2]
 
 
-def test_without_hard_links_it_works_as_well(local_bench, sit, arrived, tmp_path, monkeypatch):
+def test_without_hard_links_it_works_as_well(local_bench, start, monkeypatch):
     def no_links(*args):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(copies.os, "link", no_links)
-    sitting = sit(tmp_path / "run", local_bench.uri("run"), at={5: arrived(4)})
-    assert sitting.lines[-1].startswith("kept at ")
-    assert there(local_bench)[-1] == 6
+    run = start("run", local_bench.uri("run"))
+    with run.copies:
+        run.save(2)
+        run.save(4, best=2)
+    assert there(local_bench) == [2, 4]
+    assert (run.folder / "checkpoint-4").exists()
+
+
+# ---- training
+
+
+@pytest.fixture
+def sit(toy_settings, toy_cache, toy_model, monkeypatch, one_thread):
+    """`sit(run, uri)`: train in the folder `run` with copies at `uri`; the model and the lines told.
+
+    `at={3: act}` acts, with the sitting's copies, when step 3 is done.
+    """
+    live = []
+
+    class Watched(copies.Copies):
+        def __init__(self, *args):
+            super().__init__(*args)
+            live.append(self)
+
+    monkeypatch.setattr(training, "Copies", Watched)
+
+    def one(run: Path, uri: str = "", at: dict[int, Callable] | None = None, **overrides):
+        lines, looks = [], iter((0.5, 0.6, 0.4))
+        monkeypatch.setattr(training, "validator", lambda *args: lambda model: {"wer": next(looks), "loss": 1.0})
+        progress = Progress(on_step=lambda step: (at or {}).get(step, lambda copies: None)(live and live[-1]),
+                            on_line=lines.append)  # fmt: skip
+        settings = toy_settings(SETTINGS | overrides)
+        return training.train(settings, toy_cache, models.resolve(str(toy_model)), run, progress, uri), lines
+
+    return one
+
+
+def test_training_does_not_wait_for_a_silent_store(hub_bench, sit, silence, tmp_path):
+    made, lines = sit(
+        tmp_path / "run",
+        hub_bench.uri("run"),
+        at={1: lambda copies: silence.set(), 6: lambda copies: silence.clear()},
+    )
+    unsent = [line for line in lines if line.startswith("not at hub://lab/run yet: checkpoint-")]
+    assert len(unsent) >= 4, "at every log line"
+    assert "step 6: validation WER 0.400, loss 1.000" in lines
+    assert lines[-1].startswith("kept at hub://lab/run: ")
+    assert made.copies.steps[-1] == 6
+    assert there(hub_bench)[-1] == 6
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["model"]
+
+
+def test_another_run_is_refused_before_it_trains(local_bench, sit, tmp_path):
+    sit(tmp_path / "run", local_bench.uri("run"))
+    with pytest.raises(LabError, match=r"holds another run: model.dropout: wanted 0.1, found 0.0\. Name another URI"):
+        sit(tmp_path / "other", local_bench.uri("run"), **{"model.dropout": 0.1})
+    assert not (tmp_path / "other" / "checkpoints").exists()
+    _, lines = sit(tmp_path / "run", local_bench.uri("run"))
+    assert lines[0].startswith("this run is finished")
 
 
 # ---- the command, killed for real
@@ -402,15 +490,16 @@ def test_without_hard_links_it_works_as_well(local_bench, sit, arrived, tmp_path
 STARTER = """
 import json, os, sys
 
-import torch
+import hopsworks, huggingface_hub, torch
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor
-import hopsworks, huggingface_hub, huggingface_hub.hf_api
 
 from pipelines import __main__ as cli
 from pipelines import figures, lab
+from pipelines.training import copies
 
 huggingface_hub.constants.HF_HUB_OFFLINE = False
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+copies.LAST_PAUSES_S = (0.1,)
 
 for line in sys.stdin:
     job = json.loads(line)
@@ -425,8 +514,6 @@ for line in sys.stdin:
             cli.main()
         except SystemExit as ended:
             os._exit(ended.code or 0)
-        finally:
-            sys.stdout.flush()
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
@@ -454,93 +541,81 @@ def command(starter, toy_recipe, toy_model, tmp_path):
     """`command("train", ..., kill_when=...)`: its exit status and all that it told."""
     settings = {**SETTINGS, "model.base": str(toy_model), "model.dropout": 0.1, "model.spec_augment": True}
 
-    def run(name: str, *arguments: str, kill_when: Callable[[str], object] | None = None) -> tuple[int, str]:
+    def run(name: str, *arguments: str, kill_when: Callable[[], object] | None = None) -> tuple[int, str]:
         log = tmp_path / f"{time.monotonic_ns()}.log"
         given = [name, "--recipe", str(toy_recipe), *(f"--set={key}={value}" for key, value in settings.items())]
-        variables = {key: value for key, value in os.environ.items() if key.startswith(("HF_", "LAB_", "HOPS"))}
-        variables["HOME"] = os.environ["HOME"]
-        job = {"arguments": [*given, *arguments], "log": str(log), "environment": variables}
+        of_stores = {key: value for key, value in os.environ.items() if key.startswith(("HF_", "LAB_", "HOPS", "HOME"))}
+        job = {"arguments": [*given, *arguments], "log": str(log), "environment": of_stores}
         starter.stdin.write(json.dumps(job) + "\n")
         starter.stdin.flush()
         child = int(starter.stdout.readline())
-        if kill_when:
-            until(lambda: log.exists() and kill_when(log.read_text()), 60)
-            os.kill(child, signal.SIGKILL)
-        status = int(starter.stdout.readline())
-        return os.waitstatus_to_exitcode(status), log.read_text()
+        try:
+            if kill_when:
+                until(kill_when, 120)
+        finally:
+            if kill_when:
+                os.kill(child, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(int(starter.stdout.readline()))
+        assert status == (-signal.SIGKILL if kill_when else 0), log.read_text()
+        return log.read_text()
 
     return run
 
 
-def the_run(runs: Path) -> Path:
+def model_of(runs: Path) -> Path:
     (run,) = (runs / "toy").glob("train-*")
-    return run
+    return run / "model"
 
 
 @pytest.mark.slow
-def test_killed_and_everything_local_deleted_it_ends_with_the_same_weights(served, command, tmp_path):
-    """The cache too comes from the store; the second machine has the recipe and the URIs."""
-    here, there_, whole = tmp_path / "here", tmp_path / "there", tmp_path / "whole"
-    cache, uri = served.uri("cache"), served.uri("run")
-    assert command("features", f"--runs={here}", f"--publish={cache}")[0] == 0
-    assert command("train", f"--runs={whole}", f"--cache={cache}")[0] == 0
+def test_killed_and_all_that_was_local_deleted_it_ends_with_the_same_weights(served, command, tmp_path):
+    """The cache too comes from the store: the second machine has the recipe and two URIs."""
+    cache, uri, model = served.uri("cache"), served.uri("run"), served.uri("model")
+    here, elsewhere, whole = (tmp_path / name for name in ("here", "elsewhere", "whole"))
+    command("features", f"--runs={here}", f"--publish={cache}")
+    command("train", f"--runs={whole}", f"--cache={cache}")
 
-    def seen(log: str) -> bool:
-        return served.store.exists(f"{uri}/checkpoint-4")
+    first = command("train", f"--runs={here}", f"--cache={cache}", f"--resume={uri}",
+                    kill_when=lambda: "manifest.json" in served.files("run/checkpoint-4"))  # fmt: skip
+    assert "starting from" in first
+    for folder in (here, tmp_path / "lab-cache"):
+        shutil.rmtree(folder)
 
-    status, told = command("train", f"--runs={here}", f"--cache={cache}", f"--resume={uri}", kill_when=seen)
-    assert status == -signal.SIGKILL, told
-    shutil.rmtree(here)
-    shutil.rmtree(tmp_path / "lab-cache")
-
-    status, told = command("train", f"--runs={there_}", f"--cache={cache}", f"--resume={uri}", f"--publish={uri}-model")
-    assert status == 0, told
+    told = command("train", f"--runs={elsewhere}", f"--cache={cache}", f"--resume={uri}", f"--publish={model}")
     assert "going on from checkpoint-" in told
     assert "starting from" not in told
     assert told.strip().splitlines()[-1].startswith(f"kept at {uri}: ")
-    sums = [manifest.sha256(the_run(runs) / "model" / "model.safetensors") for runs in (whole, there_)]
-    assert sums[0] == sums[1]
-    published = served.store.fetch(f"{uri}-model", log=lambda line: None)
-    assert manifest.sha256(published / "model.safetensors") == sums[0]
-    noted = json.loads((there_ / "toy" / "stages.json").read_text())
-    assert noted["model publication"]["model_uri"].startswith(f"{uri}-model")
+    weights = manifest.sha256(model_of(whole) / "model.safetensors")
+    assert manifest.sha256(model_of(elsewhere) / "model.safetensors") == weights
+    published = served.store.fetch(model, log=lambda line: None)
+    assert manifest.sha256(published / "model.safetensors") == weights
+    noted = json.loads((elsewhere / "toy" / "stages.json").read_text())
+    assert noted["model publication"]["model_uri"].startswith(model)
 
 
 @pytest.mark.slow
-def test_killed_while_it_copies_the_half_is_not_whole(bench, command, toy_cache, tmp_path, monkeypatch):
-    """SIGKILL once a file of the first checkpoint has arrived and its manifest has not."""
-    uri = bench.uri("run")
-
-    def half(log: str) -> bool:
-        files = bench.files("run/checkpoint-2")
-        objects = getattr(bench.server, "objects", {})
-        return bool(files or objects) and "manifest.json" not in files
-
-    if bench.server:
-        last = "manifest.json" if bench.name == "hopsworks" else "commit"
-        bench.server.fault(f"POST .*{last}", "slow", times=None)
-    status, told = command(
-        "train", f"--runs={tmp_path / 'a'}", f"--cache={toy_cache.uri}", f"--resume={uri}", kill_when=half
-    )
-    assert status == -signal.SIGKILL, told
-    if "manifest.json" in bench.files("run/checkpoint-2"):
-        pytest.skip("the copy was whole before the kill came")
-    if bench.server:
-        bench.server.faults.clear()
-    assert there(bench) == []
-    shutil.rmtree(tmp_path / "a")
-    status, told = command("train", f"--runs={tmp_path / 'b'}", f"--cache={toy_cache.uri}", f"--resume={uri}")
-    assert status == 0, told
+def test_killed_while_it_copies_the_half_is_not_whole(served, command, toy_cache, tmp_path):
+    """SIGKILL once something of the first checkpoint has arrived, and its manifest has not."""
+    uri = served.uri("run")
+    served.server.fault("POST .*/(commit|upload)/", "slow", times=None)
+    arguments = ("train", f"--cache={toy_cache.uri}", f"--resume={uri}")
+    sent = served.uploads()
+    command(*arguments, f"--runs={tmp_path / 'a'}", kill_when=lambda: served.uploads() > sent + 1)
+    assert "manifest.json" not in served.files("run/checkpoint-2")
+    assert there(served) == []
+    served.server.faults.clear()
+    told = command(*arguments, f"--runs={tmp_path / 'b'}")
     assert "starting from" in told
-    assert there(bench)[-1] == 6
+    assert there(served)[-1] == 6
+    assert told.strip().splitlines()[-1].startswith(f"kept at {uri}: ")
 
 
-def test_a_hub_that_fails_every_commit_is_the_last_word_of_the_command(
-    hub_bench, command, toy_cache, tmp_path, monkeypatch
-):
-    hub_bench.server.fault("POST .*/commit/", "403", times=None)
-    arguments = ("train", f"--runs={tmp_path}", f"--cache={toy_cache.uri}", f"--resume={hub_bench.uri('run')}")
-    monkeypatch.setenv("LAB_TEST", "1")
-    status, told = command(*arguments)
-    assert status == 0
-    assert told.strip().splitlines()[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub does not")
+@pytest.mark.slow
+def test_a_hub_that_fails_every_commit_is_the_last_word_of_the_command(hub_bench, command, toy_cache, tmp_path):
+    hub_bench.server.fault("POST .*/commit/", "500", times=None)
+    told = command("train", f"--runs={tmp_path}", f"--cache={toy_cache.uri}", "--resume=hub://lab/run")
+    assert (
+        told.strip().splitlines()[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub failed (500)")
+    )
+    assert manifest.problem(model_of(tmp_path)) is None
+    assert there(hub_bench) == []

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -495,9 +496,12 @@ def test_the_clusters_certificate_is_verified(hopsworks_bench, monkeypatch):
     assert hopsworks_bench.server.requests == []
 
 
-def test_no_certificate_or_key_is_left_on_the_disk(hopsworks_bench, artefact, lab_cache):
+def test_no_certificate_or_key_is_left_on_the_disk(hopsworks_bench, artefact, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    before = contents(tmp_path)
     hopsworks_bench.publish(artefact, "tour")
-    assert not [path for path in lab_cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert contents(tmp_path) == before
 
 
 # ---- the Hub

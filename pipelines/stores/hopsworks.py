@@ -16,12 +16,13 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipelines import environment, manifest
+from pipelines import manifest
 from pipelines.errors import LabError, missing_package
 from pipelines.stores import faults, sealed
 
@@ -235,11 +236,13 @@ def _project(uri: str) -> Iterator[tuple[Any, str]]:
         raise LabError(f"expected hopsworks://project/path such as hopsworks://demo/Resources/caches/tour, got {uri}")
     hopsworks = _client(uri)
     try:
-        project = _login(hopsworks, found[1])
-        try:
-            yield project, found[2]
-        finally:
-            hopsworks.logout()  # removes the certificates that a login leaves on the disk
+        # of its own for every login: the certificates there are removed when another process logs out
+        with tempfile.TemporaryDirectory() as certificates:
+            project = _login(hopsworks, found[1], certificates)
+            try:
+                yield project, found[2]
+            finally:
+                hopsworks.logout()
     except Exception as error:
         raise faults.explain(error, store="Hopsworks", uri=uri, credential="HOPSWORKS_API_KEY") from None
 
@@ -261,8 +264,7 @@ def _client(uri: str) -> Any:
     return hopsworks
 
 
-def _login(hopsworks: Any, project: str) -> Any:
-    certificates = os.environ.get("HOPSWORKS_CERT_FOLDER") or str(environment.cache_folder() / "hopsworks" / project)
+def _login(hopsworks: Any, project: str, certificates: str) -> Any:
     with _quiet():
         connected = hopsworks.login(project=project, hostname_verification=True, cert_folder=certificates)
     _limit_waiting()

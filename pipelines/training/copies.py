@@ -203,6 +203,11 @@ class Copies:
             doing = f"checkpoint-{pushing} is being copied" if pushing else "it will be tried again"
             self._tell(f"not at {self.shelf.uri} yet: {_names(unsent)}; {doing}")
 
+    def busy(self) -> bool:
+        """Whether the thread is at work just now."""
+        with self._changed:
+            return self._pushing is not None
+
     def kept(self) -> Kept:
         """How things stand."""
         with self._changed:
@@ -286,6 +291,8 @@ class Copies:
                 self._push(step)
             except Exception as error:  # whatever a store or its client may raise, training goes on
                 self._note_failure(step, error)
+            with self._changed:
+                self._pushing = None
 
     def _next(self) -> int | None:
         """Wait for the next checkpoint to push; None when there will be none."""
@@ -310,7 +317,7 @@ class Copies:
         with self._changed:
             self._there[step] = self._best_of.get(step, step)
             self._let_go(step)
-            self._pushing, self._failures, self._reason = None, 0, ""
+            self._failures, self._reason = 0, ""
             done = not self._unsent()
         self._lines.append(f"checkpoint-{step} is kept at {self.shelf.uri} ({time.monotonic() - started:.1f} s)")
         if done:
@@ -330,7 +337,7 @@ class Copies:
 
     def _note_failure(self, step: int, error: Exception) -> None:
         with self._changed:
-            self._pushing, self._reason = None, _words(error)
+            self._reason = _words(error)
             pauses = LAST_PAUSES_S if self._ending else _PAUSES_S
             self._due = time.monotonic() + pauses[min(self._failures, len(pauses) - 1)]
             self._failures += 1
