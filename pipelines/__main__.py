@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -119,6 +120,14 @@ def train(
     set_: Overrides = (),
     runs: Runs = "",
     cache: CacheUri = "",
+    resume: Annotated[
+        str,
+        typer.Option(
+            help="Copy checkpoints there while training, and go on from the newest one there: hub://…, hopsworks://… "
+            "or a folder. One URI holds one run."
+        ),
+    ] = "",
+    publish: Annotated[str, typer.Option(help="Also copy the model there: hub://…, hopsworks://… or a folder.")] = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -139,7 +148,14 @@ def train(
     from pipelines import figures
 
     opened = lab.open_features(settings, cache, runs=runs, log=_log(as_json))
-    made = lab.train(settings, opened, runs=runs, progress=figures.console_progress(_log(as_json)))
+    made = lab.train(
+        settings,
+        opened,
+        runs=runs,
+        resume=resume,
+        publish=publish,
+        progress=figures.console_progress(_log(as_json)),
+    )
     told = {
         "model_uri": made.uri,
         "digest": made.digest,
@@ -147,11 +163,16 @@ def train(
         "validation": made.validation,
         "seconds": made.seconds,
     }
+    if made.copies:
+        told["copies"] = dataclasses.asdict(made.copies)
+    if publish:
+        told["published_uri"] = lab.stages(settings, runs)["model publication"]["model_uri"]
+    kept = f"\n{made.copies}" if made.copies else ""
     _print(
         as_json,
         told,
         f"model {made.uri}\nbest at step {made.best_step}: validation WER {made.validation['eval_wer']:.3f}\n"
-        f"Next: python -m pipelines evaluate {_again(recipe, set_, runs)}",
+        f"Next: python -m pipelines evaluate {_again(recipe, set_, runs)}{kept}",
     )
 
 

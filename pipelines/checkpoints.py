@@ -51,8 +51,13 @@ def prune(folder: Path, *, keep: int) -> None:
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoint folders below `folder`, whole or not, oldest step first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and is_named(path)]
     return sorted(found, key=step_of)
+
+
+def is_named(path: Path) -> bool:
+    """Whether a path has a checkpoint's name."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def step_of(checkpoint: Path) -> int:

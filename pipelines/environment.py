@@ -98,8 +98,8 @@ def runs_folder(named: str | Path = "") -> Path:
     return Path(named or os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().absolute()
 
 
-def prepare(runs: str | Path = "", *, log: Callable[[str], None] = print) -> Environment:
-    """Make a notebook's machine ready: install what Colab and Kaggle lack, mount Drive if artefacts go there.
+def prepare(runs: str | Path = "", *uris: str, log: Callable[[str], None] = print) -> Environment:
+    """Make a notebook's machine ready: install what Colab and Kaggle lack, mount Drive if it is among `runs` and `uris`.
 
     What is installed already, torch, numpy and pandas above all, is pinned for pip, so that nothing is replaced under
     a running kernel. On a machine of one's own nothing is installed: a missing package is an error that names the
@@ -112,7 +112,7 @@ def prepare(runs: str | Path = "", *, log: Callable[[str], None] = print) -> Env
     if lacking:
         log(f"installing {', '.join(lacking)} ...")
         _pip_install(lacking)
-    if host() == "colab" and str(runs).startswith("/content/drive"):
+    if host() == "colab" and any(str(place).startswith("/content/drive") for place in (runs, *uris)):
         from google.colab import drive  # exists on Colab alone
 
         drive.mount("/content/drive")

@@ -134,12 +134,23 @@ def open_features(
 
 
 def train(
-    recipe: Recipe, cache: FeatureCache, *, runs: str | Path = "", progress: Progress | None = None
+    recipe: Recipe,
+    cache: FeatureCache,
+    *,
+    runs: str | Path = "",
+    resume: str = "",
+    publish: str = "",
+    progress: Progress | None = None,
 ) -> TrainedModel:
-    """Stage 02: tune the recipe's base model on the cache; resumes by itself inside its own run folder."""
+    """Stage 02: tune the recipe's base model on the cache; resumes by itself inside its own run folder.
+
+    With the URI `resume` checkpoints are copied there in the background, and an empty machine goes on from there. With
+    `publish` the finished model is copied to that URI.
+    """
+    progress = progress or Progress()
     with _stage(recipe, runs, "training") as note:
-        base = models.resolve(recipe.model.base, log=(progress or Progress()).on_line)
-        trained = training.train(recipe, cache, base, run_folder(recipe, cache, base, runs), progress)
+        base = models.resolve(recipe.model.base, log=progress.on_line)
+        trained = training.train(recipe, cache, base, run_folder(recipe, cache, base, runs), progress, resume)
         note |= {
             "model_uri": trained.uri,
             "digest": trained.digest,
@@ -147,6 +158,12 @@ def train(
             "validation_wer": trained.validation["eval_wer"],
             "training_seconds": trained.seconds,
         }
+    if publish:
+        with _stage(recipe, runs, "model publication") as note:
+            progress.on_line(f"the model is finished: {trained.uri}")
+            published = stores.open_store(publish).publish(Path(trained.uri), publish, log=progress.on_line)
+            progress.on_line(f"published as {published}")
+            note["model_uri"] = published
     return trained
 
 

@@ -58,7 +58,7 @@ def resolve(uri: str, *, log: Callable[[str], None] = print) -> ModelRef:
     `uri`: a folder, `hub://owner/name[@revision]`, a Hub id `owner/name[@revision]`, `hopsworks://project/path`, or a
     mirror's name with `@q8`. Raises LabError with one line that says what to do where the model is not to be had.
     """
-    if uri.startswith("hopsworks://"):
+    if uri.startswith("hopsworks://") or stores.hub.is_in_a_repository(uri):
         return _local(str(stores.at_hand(uri, log=log)))
     if _is_folder(uri):
         return _local(uri)

@@ -8,6 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from servers.benches import (  # noqa: F401  fixtures
+    certificate,
+    cluster,
+    drive_bench,
+    hopsworks_bench,
+    hub_bench,
+    hub_server,
+    local_bench,
+    no_waiting,
+)
 
 from pipelines import environment
 

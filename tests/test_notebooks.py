@@ -65,7 +65,11 @@ def test_the_parameters_are_tagged_plain_and_the_same_everywhere(path: Path):
     assert len(assigned) == len(tagged(path).source.splitlines()), "nothing but assignments"
     defaults = dict(assigned)
     assert [defaults[name] for name in SHARED] == ['"tour"', "{}", '""']
-    own = {FEATURES: ["cache_uri", "publish"], TRAINING: ["cache_uri"], APP: ["model_uri", "launch"]}
+    own = {
+        FEATURES: ["cache_uri", "publish"],
+        TRAINING: ["cache_uri", "resume", "publish"],
+        APP: ["model_uri", "launch"],
+    }
     assert names[3:] == own[path.stem]
 
 

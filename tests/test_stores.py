@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
 import logging
 import re
 import shutil
+import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from servers.hopsworks import Hopsworks, self_signed
-from servers.hub import Hub
+from servers.benches import Bench, contents, quiet
 
 from pipelines import __main__ as cli
 from pipelines import lab, manifest, models, stores
@@ -34,167 +33,10 @@ FILES = {
 }
 
 
-def quiet(line: str) -> None:
-    pass
-
-
-@dataclasses.dataclass
-class Bench:
-    """A store and what a test may see and spoil of its far side."""
-
-    name: str
-    parent: str
-    """URI below which artefacts are published."""
-    files: Callable[[str], dict[str, bytes]]
-    """Name of an artefact to what lies at its URI."""
-    write: Callable[[str, str, bytes | None], None]
-    """Artefact, file, content: put or (None) remove a file on the far side, past the store."""
-    uploads: Callable[[], int]
-    """How many files have been sent so far."""
-    server: Hub | Hopsworks | None = None
-    secret: str = "hf_never"
-    credential: str = ""
-
-    def uri(self, name: str) -> str:
-        return f"{self.parent}/{name}"
-
-    @property
-    def store(self) -> stores.Store:
-        return stores.open_store(self.parent)
-
-    def exists(self, name: str) -> bool:
-        return self.store.exists(self.uri(name))
-
-    def fetch(self, name: str, log=quiet) -> Path:
-        return self.store.fetch(self.uri(name), log=log)
-
-    def publish(self, folder: Path, name: str, log=quiet) -> str:
-        return self.store.publish(folder, self.uri(name), log=log)
-
-
-@pytest.fixture
-def no_waiting(monkeypatch):
-    """The clients' pauses between tries take no time."""
-    import hsml.engine.model_engine
-    import huggingface_hub.file_download
-    import huggingface_hub.utils._http
-    from hopsworks_common.core import dataset_api
-
-    for module in (
-        huggingface_hub.utils._http,
-        huggingface_hub.file_download,
-        dataset_api,
-        hsml.engine.model_engine,
-    ):
-        still = types.SimpleNamespace(**{**vars(module.time), "sleep": lambda s: None})
-        monkeypatch.setattr(module, "time", still)
-
-
-@pytest.fixture
-def hub_server(monkeypatch, tmp_path, no_waiting):
-    import huggingface_hub
-
-    server = Hub()
-    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-    monkeypatch.setenv("HF_TOKEN", server.token)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)  # it asks the public Hub
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    yield server
-    server.close()
-    huggingface_hub.close_session()
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory) -> tuple[str, str]:
-    return self_signed(tmp_path_factory.mktemp("certificate"))
-
-
-@pytest.fixture
-def cluster(monkeypatch, tmp_path, certificate, no_waiting):
-    server = Hopsworks(certificate)
-    monkeypatch.setenv("HOPSWORKS_HOST", "127.0.0.1")
-    monkeypatch.setenv("HOPSWORKS_PORT", str(server.port))
-    monkeypatch.setenv("HOPSWORKS_API_KEY", server.key)
-    monkeypatch.setenv("HOPSWORKS_TRUST_STORE_PATH", certificate[0])
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    for name in ("HOPSWORKS_PROJECT", "HOPSWORKS_ENGINE", "HOPSWORKS_HOSTNAME_VERIFICATION", "REST_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
-    yield server
-    server.close()
-
-
 @pytest.fixture(autouse=True)
 def lab_cache(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "lab-cache"))
     return tmp_path / "lab-cache"
-
-
-def folder_bench(name: str, root: Path, monkeypatch) -> Bench:
-    sent = []
-    copy = local.FolderPlace.copy
-
-    def counted(self, source: Path, target: Path) -> None:
-        copy(self, source, target)
-        sent.extend([target] if target.is_relative_to(root) else [])
-
-    monkeypatch.setattr(local.FolderPlace, "copy", counted)
-
-    def files(artefact: str) -> dict[str, bytes]:
-        return contents(root / artefact)
-
-    def write(artefact: str, file: str, content: bytes | None) -> None:
-        path = root / artefact / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink() if content is None else path.write_bytes(content)
-
-    return Bench(name, str(root), files, write, lambda: len(sent))
-
-
-@pytest.fixture
-def local_bench(tmp_path, monkeypatch) -> Bench:
-    return folder_bench("local", tmp_path / "shelf", monkeypatch)
-
-
-@pytest.fixture
-def drive_bench(tmp_path, monkeypatch) -> Bench:
-    root = tmp_path / "mount" / "MyDrive" / "lab"
-    root.parent.mkdir(parents=True)
-    monkeypatch.setenv("LAB_DRIVE", str(tmp_path / "mount"))
-    monkeypatch.setattr(drive.time, "sleep", lambda seconds: None)
-    return folder_bench("drive", root, monkeypatch)
-
-
-@pytest.fixture
-def hub_bench(hub_server) -> Bench:
-    server = hub_server
-
-    def write(artefact: str, file: str, content: bytes | None) -> None:
-        files = server.files("dataset", f"lab/{artefact}")
-        files.pop(file) if content is None else files.__setitem__(file, content)
-
-    def files(artefact: str) -> dict[str, bytes]:
-        found = server.files("dataset", f"lab/{artefact}") if ("dataset", f"lab/{artefact}") in server.repos else {}
-        return {name: content for name, content in found.items() if name != ".gitattributes"}
-
-    return Bench("hub", "hub://lab", files, write, lambda: len(server.uploads), server, server.token, "HF_TOKEN")
-
-
-@pytest.fixture
-def hopsworks_bench(cluster) -> Bench:
-    def files(artefact: str) -> dict[str, bytes]:
-        root = f"Resources/caches/{artefact}/"
-        return {name.removeprefix(root): found for name, found in cluster.files.items() if name.startswith(root)}
-
-    def write(artefact: str, file: str, content: bytes | None) -> None:
-        path = f"Resources/caches/{artefact}/{file}"
-        cluster.files.pop(path) if content is None else cluster.files.__setitem__(path, content)
-
-    parent = "hopsworks://demo/Resources/caches"
-    sent = cluster.uploads
-    return Bench("hopsworks", parent, files, write, lambda: len(sent), cluster, cluster.key, "HOPSWORKS_API_KEY")
 
 
 @pytest.fixture(params=["local", "drive", "hub", "hopsworks"])
@@ -206,10 +48,6 @@ def bench(request) -> Bench:
 def served(request) -> Bench:
     """The stores that are servers."""
     return request.getfixturevalue(f"{request.param}_bench")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -386,6 +224,63 @@ def test_what_is_at_hand_is_not_fetched_again_and_repaired_if_damaged(bench, art
     assert bench.fetch("tour", told.append) == fetched
     assert told == [f"fetching 1 of 6 files (0.0 MB) from {bench.uri('tour')}"]
     assert contents(fetched) == contents(artefact)
+
+
+def test_facts_are_told_without_the_files(bench, artefact):
+    assert bench.store.facts(bench.uri("tour")) is None
+    bench.publish(artefact, "tour")
+    assert bench.store.facts(bench.uri("tour")) == manifest.read(artefact)
+    bench.write("tour", "shard-00000.bin", b"short")
+    assert bench.store.facts(bench.uri("tour")) is None
+
+
+def test_what_is_fetched_into_a_folder_is_a_copy_in_it(bench, artefact, tmp_path):
+    bench.publish(artefact, "tour")
+    copy = bench.store.fetch(bench.uri("tour"), into=tmp_path / "into", log=quiet)
+    assert copy.parent == tmp_path / "into"
+    assert contents(copy) == contents(artefact)
+    bench.write("tour", "shard-00001.bin", b"!" + FILES["shard-00001.bin"][1:])
+    shutil.rmtree(copy)
+    with pytest.raises(sealed.Damaged, match=r"shard-00001.bin of .*tour arrived damaged"):
+        bench.store.fetch(bench.uri("tour"), into=tmp_path / "into", log=quiet)
+
+
+def test_artefacts_lie_below_one_another_and_do_not_disturb_each_other(bench, artefact, tmp_path):
+    files = {"model.safetensors": b"w" * 5000, "config.json": b"{}"}
+    below = make_artefact(tmp_path / "below", files, digest="b")
+    bench.publish(below, "tour/b/deep")
+    bench.publish(below, "tour/a")
+    bench.write("tour/half", "model.safetensors", b"half")
+    bench.publish(artefact, "tour")
+    names = [uri.removeprefix(bench.uri("tour/")) for uri in bench.store.below(bench.uri("tour"))]
+    assert {"a", "b", "half"} <= {*names}
+    assert names == sorted(names)
+    assert bench.store.list(bench.uri("tour")) == [bench.uri("tour/a")]
+    assert bench.store.list(bench.uri("tour/b")) == [bench.uri("tour/b/deep")]
+    other = make_artefact(tmp_path / "other", {"shard-00000.bin": b"new" * 900}, digest="d2")
+    bench.publish(other, "tour")
+    assert contents(other).items() <= contents(bench.fetch("tour")).items()
+    assert "notes/deep.bin" not in bench.files("tour")
+    for name in ("tour/a", "tour/b/deep"):
+        assert contents(bench.fetch(name)) == contents(below)
+
+
+def test_what_is_removed_is_gone_and_the_rest_is_not(bench, artefact):
+    bench.publish(artefact, "tour/a")
+    bench.publish(artefact, "tour/b")
+    bench.write("tour/half", "model.safetensors", b"half")
+    for name in ("tour/a", "tour/half", "tour/never"):
+        bench.store.remove(bench.uri(name))
+        assert bench.files(name) == {}
+    assert bench.store.below(bench.uri("tour")) == [bench.uri("tour/b")]
+    assert contents(bench.fetch("tour/b")) == contents(artefact)
+
+
+def test_a_folder_that_holds_other_things_keeps_them(bench, artefact):
+    bench.write("tour", "thesis.txt", b"years of work")
+    bench.publish(artefact, "tour")
+    bench.publish(artefact, "tour")
+    assert bench.files("tour")["thesis.txt"] == b"years of work"
 
 
 # ---- faults of servers
@@ -602,9 +497,12 @@ def test_the_clusters_certificate_is_verified(hopsworks_bench, monkeypatch):
     assert hopsworks_bench.server.requests == []
 
 
-def test_no_certificate_or_key_is_left_on_the_disk(hopsworks_bench, artefact, lab_cache):
+def test_no_certificate_or_key_is_left_on_the_disk(hopsworks_bench, artefact, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    before = contents(tmp_path)
     hopsworks_bench.publish(artefact, "tour")
-    assert not [path for path in lab_cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert contents(tmp_path) == before
 
 
 # ---- the Hub
@@ -671,6 +569,29 @@ def test_a_wrong_token_is_not_taken_for_an_absent_repository(hub_bench, artefact
         hub_bench.exists("tour")
 
 
+def test_the_room_of_what_is_removed_is_given_back(hub_bench, artefact, tmp_path):
+    """The Hub's history keeps large files, and counts them, until they are deleted one by one."""
+    both = {"shared.bin": b"s" * 4000}
+    first = make_artefact(tmp_path / "a", {**both, "own.bin": b"a" * 4000}, kind="checkpoint")
+    second = make_artefact(tmp_path / "b", {**both, "own.bin": b"b" * 4000}, kind="checkpoint")
+    hub_bench.publish(first, "run/checkpoint-1")
+    hub_bench.publish(second, "run/checkpoint-2")
+    assert ("model", "lab/run") in hub_bench.server.repos
+    before = {*hub_bench.server.objects}
+    hub_bench.store.remove(hub_bench.uri("run/checkpoint-1"))
+    assert (
+        before - {*hub_bench.server.objects}
+        == {hashlib.sha256(b"a" * 4000).hexdigest()} | {manifest.sha256(first / "manifest.json")} & before
+    )
+    assert contents(hub_bench.fetch("run/checkpoint-2")) == contents(second)
+
+
+def test_a_repository_is_not_removed(hub_bench, artefact):
+    hub_bench.publish(artefact, "tour")
+    with pytest.raises(LabError, match="only hub://owner/name/path can be removed"):
+        hub_bench.store.remove(hub_bench.uri("tour"))
+
+
 def test_many_files_are_committed_in_blocks(hub_bench, artefact, monkeypatch):
     monkeypatch.setattr(hub, "_COMMIT_FILES", 2)
     hub_bench.server.fault("POST .*/commit/", "slow", times=2)
@@ -712,6 +633,23 @@ def test_a_registration_that_fails_leaves_no_version(hopsworks_bench, tmp_path):
         hopsworks_bench.store.publish(model, uri, log=quiet)
     assert not hopsworks_bench.store.exists(uri)
     assert hopsworks_bench.store.publish(model, uri, log=quiet) == f"{uri}/1"
+
+
+def test_the_registry_takes_models_alone(hopsworks_bench, artefact):
+    with pytest.raises(LabError, match=r"takes models: .* such as hopsworks://demo/Resources/run"):
+        hopsworks_bench.store.publish(artefact, "hopsworks://demo/Models/run/checkpoint-4", log=quiet)
+    assert hopsworks_bench.server.models == {}
+
+
+def test_the_client_is_muted_in_its_own_thread_alone(capsys):
+    import threading
+
+    with hopsworks._quiet():
+        print("of the client")
+        beside = threading.Thread(target=lambda: print("of the training"))
+        beside.start()
+        beside.join()
+    assert capsys.readouterr().out == "of the training\n"
 
 
 def test_a_row_per_clip_goes_to_the_feature_group(monkeypatch):
@@ -855,6 +793,14 @@ def test_a_model_in_the_registry_is_a_model_uri(hopsworks_bench, tmp_path):
     assert contents(ref.folder) == contents(model)
 
 
+def test_a_model_in_a_folder_of_a_repository_is_a_model_uri(hub_bench, tmp_path):
+    files = {"model.safetensors": b"w" * 5000, "config.json": b"{}"}
+    model = make_artefact(tmp_path / "model", files, kind="model", name="tuned-d1", context="clip")
+    published = hub_bench.publish(model, "runs/tuned/model")
+    assert re.fullmatch(r"hub://lab/runs/tuned/model@[0-9a-f]{40}", published)
+    assert contents(models.resolve(published, log=quiet).folder) == contents(model)
+
+
 def test_publish_and_fetch_are_commands(hub_bench, artefact, monkeypatch, capfd):
     def call(*arguments: object) -> dict:
         monkeypatch.setattr("sys.argv", ["pipelines", *map(str, arguments), "--json"])
@@ -972,7 +918,7 @@ def test_an_unknown_prefix_is_one_line(uri):
         stores.open_store(uri)
 
 
-@pytest.mark.parametrize("uri", ["hub://", "hub://a/b/c", "hub://a b/c", "hub://a/b@"])
+@pytest.mark.parametrize("uri", ["hub://", "hub://a/b/../c", "hub://a//b", "hub://a b/c", "hub://a/b@"])
 def test_a_hub_uri_that_is_none_is_one_line(uri, hub_server):
     with pytest.raises(LabError, match="expected hub://owner/name"):
         stores.open_store(uri).exists(uri)

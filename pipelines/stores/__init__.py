@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipelines.errors import LabError
 from pipelines.stores import drive, hopsworks, hub, local
@@ -21,14 +21,26 @@ class Store(Protocol):
     def exists(self, uri: str) -> bool:
         """Whether a finished artefact is at `uri`; an unfinished one does not count."""
 
+    def facts(self, uri: str) -> dict[str, Any] | None:
+        """The manifest of the finished artefact at `uri`, without its files; None where there is none."""
+
+    def below(self, uri: str) -> list[str]:
+        """URIs of the folders directly below `uri`, finished or not, sorted."""
+
     def list(self, uri: str) -> list[str]:
         """URIs of the finished artefacts directly below `uri`, sorted."""
 
-    def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
-        """The folder on this machine that holds the artefact, every byte verified; a cut-off fetch goes on."""
+    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
+        """The folder on this machine that holds the artefact, every byte verified; a cut-off fetch goes on.
+
+        `into` is the folder that a copy is made in, also of a folder. sealed.Damaged where bytes differ.
+        """
 
     def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
         """Copy the sealed `folder` to `uri`, what is missing only, read back. Returns the URI of what was published."""
+
+    def remove(self, uri: str) -> None:
+        """Remove what lies at `uri` and below, finished or not."""
 
 
 _TABLE: tuple[tuple[Callable[[str], bool], Callable[[], Store]], ...] = (
@@ -41,11 +53,13 @@ _TABLE: tuple[tuple[Callable[[str], bool], Callable[[], Store]], ...] = (
 
 
 def open_store(uri: str) -> Store:
-    """The store of `uri`: hub://owner/name[@revision], hopsworks://project/path, or a folder (on a mounted drive)."""
+    """The store of `uri`: hub://owner/name[/path][@revision], hopsworks://project/path, or a folder (on a drive)."""
     for takes, store in _TABLE:
         if takes(uri):
             return store()
-    raise LabError(f"no store for {uri}: expected a folder, hub://owner/name[@revision] or hopsworks://project/path")
+    raise LabError(
+        f"no store for {uri}: expected a folder, hub://owner/name[/path][@revision] or hopsworks://project/path"
+    )
 
 
 def is_remote(uri: str) -> bool:

@@ -12,11 +12,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import LabError
 from pipelines.stores import sealed
 from pipelines.stores.faults import redact
-from pipelines.stores.local import FolderPlace, finished_below
+from pipelines.stores.local import FolderPlace, folders_below
 
 MOUNT = "/content/drive"
 """Where Colab mounts Google Drive; LAB_DRIVE names another mount."""
@@ -81,18 +82,29 @@ class DriveStore:
         with _one_line(uri):
             return sealed.is_whole(self._place(uri))
 
-    def list(self, uri: str) -> list[str]:
+    def facts(self, uri: str) -> dict[str, Any] | None:
         with _one_line(uri):
-            return finished_below(self._place(uri).folder, uri)
+            return sealed.facts(self._place(uri))
 
-    def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
+    def below(self, uri: str) -> list[str]:
+        with _one_line(uri):
+            return folders_below(self._place(uri).folder, uri)
+
+    def list(self, uri: str) -> list[str]:
+        return [found for found in self.below(uri) if self.exists(found)]
+
+    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
         with _one_line(uri, full="this machine's disk"):
-            return sealed.fetch(self._place(uri), uri, log)
+            return sealed.fetch(self._place(uri), uri, log, into)
 
     def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
         with _one_line(uri):
             sealed.publish(folder, self._place(uri), uri, log)
         return uri
+
+    def remove(self, uri: str) -> None:
+        with _one_line(uri):
+            self._place(uri).clear()
 
     def _place(self, uri: str) -> DrivePlace:
         folder = Path(uri).expanduser()

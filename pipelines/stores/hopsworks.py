@@ -10,16 +10,19 @@ HOPSWORKS_HOSTNAME_VERIFICATION=false says otherwise (the client's own default i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import io
 import logging
 import os
 import re
+import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipelines import environment, manifest
+from pipelines import manifest
 from pipelines.errors import LabError, missing_package
 from pipelines.stores import faults, sealed
 
@@ -74,9 +77,18 @@ class HopsworksPlace:
         for name in names:
             self.files.remove(f"{self.path}/{name}")
 
+    def clear(self) -> None:
+        for path in (f"{self.path}/{manifest.MANIFEST}", self.path):
+            try:
+                self.files.remove(path)
+            except Exception as error:
+                if not _is_absent(error):
+                    raise
+
     def folders(self) -> list[str]:
-        """Names of what lies directly below."""
-        return [PurePosixPath(path).name for path in self._list(self.path)]
+        """Names of the folders directly below."""
+        found = self._list(self.path)
+        return [PurePosixPath(path).name for path in found if self.files.get(path)["attributes"].get("dir")]
 
     def _below(self, path: str) -> Iterator[tuple[str, int]]:
         for found in self._list(path):
@@ -121,24 +133,42 @@ class HopsworksStore:
         with _project(uri) as (project, path):
             return sealed.is_whole(_place(project.get_dataset_api(), path))
 
+    def facts(self, uri: str) -> dict[str, Any] | None:
+        with _project(uri) as (project, path):
+            return sealed.facts(_place(project.get_dataset_api(), path))
+
+    def below(self, uri: str) -> list[str]:
+        with _project(uri) as (project, path):
+            names = HopsworksPlace(project.get_dataset_api(), path).folders()
+            return [f"{uri.rstrip('/')}/{name}" for name in sorted(names)]
+
     def list(self, uri: str) -> list[str]:
         with _project(uri) as (project, path):
             files = project.get_dataset_api()
             names = sorted(HopsworksPlace(files, path).folders())
             return [f"{uri.rstrip('/')}/{name}" for name in names if sealed.is_whole(_place(files, f"{path}/{name}"))]
 
-    def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
+    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
         with _project(uri) as (project, path):
-            return sealed.fetch(_place(project.get_dataset_api(), path), uri, log)
+            return sealed.fetch(_place(project.get_dataset_api(), path), uri, log, into)
 
     def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
         """Publish a folder of the project, or below `Models/` a new version of a registered model."""
         manifest.require_whole(folder, "artefact", "Only finished artefacts are published: make it again")
         with _project(uri) as (project, path):
             if _is_registered(path):
+                if manifest.read(folder).get("kind") != "model":
+                    raise LabError(
+                        f"{uri} is in the model registry, which takes models: give anything else a folder of its own, "
+                        f"such as hopsworks://{_URI.fullmatch(uri)[1]}/Resources/{PurePosixPath(path).parts[1]}"
+                    )
                 return _register(project, folder, path, uri, log)
             sealed.publish(folder, HopsworksPlace(project.get_dataset_api(), path), uri, log)
         return uri
+
+    def remove(self, uri: str) -> None:
+        with _project(uri) as (project, path):
+            _place(project.get_dataset_api(), path).clear()
 
 
 def add_rows(uri: str, rows: pd.DataFrame, group: str, *, log: Callable[[str], None] = print) -> None:
@@ -206,11 +236,13 @@ def _project(uri: str) -> Iterator[tuple[Any, str]]:
         raise LabError(f"expected hopsworks://project/path such as hopsworks://demo/Resources/caches/tour, got {uri}")
     hopsworks = _client(uri)
     try:
-        project = _login(hopsworks, found[1])
-        try:
-            yield project, found[2]
-        finally:
-            hopsworks.logout()  # removes the certificates that a login leaves on the disk
+        # of its own for every login: the certificates there are removed when another process logs out
+        with tempfile.TemporaryDirectory() as certificates:
+            project = _login(hopsworks, found[1], certificates)
+            try:
+                yield project, found[2]
+            finally:
+                hopsworks.logout()
     except Exception as error:
         raise faults.explain(error, store="Hopsworks", uri=uri, credential="HOPSWORKS_API_KEY") from None
 
@@ -232,17 +264,30 @@ def _client(uri: str) -> Any:
     return hopsworks
 
 
-def _login(hopsworks: Any, project: str) -> Any:
-    certificates = os.environ.get("HOPSWORKS_CERT_FOLDER") or str(environment.cache_folder() / "hopsworks" / project)
+def _login(hopsworks: Any, project: str, certificates: str) -> Any:
     with _quiet():
         connected = hopsworks.login(project=project, hostname_verification=True, cert_folder=certificates)
     _limit_waiting()
+    _draw_no_bars()
     return connected
+
+
+class _Muted:
+    """Standard output without what this thread writes: others may be in the middle of a line."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _quiet() -> contextlib.redirect_stdout:
     """What the client prints is kept from standard output, which belongs to `--json`."""
-    return contextlib.redirect_stdout(io.StringIO())
+    return contextlib.redirect_stdout(_Muted(sys.stdout))
 
 
 def _limit_waiting() -> None:
@@ -255,6 +300,14 @@ def _limit_waiting() -> None:
             return super().send(request, **{**settings, "timeout": settings.get("timeout") or _TIMEOUT_S})
 
     client._get_instance()._session.mount("https://", Impatient())
+
+
+def _draw_no_bars() -> None:
+    """The client draws a progress bar for every file that it sends, also where that goes on in the background."""
+    import tqdm
+    from hopsworks_common.core import dataset_api
+
+    dataset_api.tqdm = functools.partial(tqdm.tqdm, disable=True)
 
 
 def _is_absent(error: Exception) -> bool:

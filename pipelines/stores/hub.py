@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as a store: data set repositories for caches, model repositories for models, private.
+"""The Hugging Face Hub as a store: data set repositories for caches, model repositories for weights, private.
 
 Files that the Hub keeps by content are uploaded first and committed afterwards, so what a failed try uploaded is not
 uploaded again. Common Voice may not be re-hosted: a public data set repository is refused unless LAB_HUB_PUBLIC=1.
@@ -26,18 +26,21 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-_URI = re.compile(r"hub://([\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?/?")
+_URI = re.compile(r"hub://([\w.-]+)(?:/([\w.-]+)((?:/[\w.-]+)*))?(?:@([\w./-]+))?/?")
 _TYPES = ("dataset", "model")
+_OF_WEIGHTS = ("model", "checkpoint")
+"""Kinds of artefacts that go to model repositories."""
 _COMMIT_FILES = 200
 """Files in one commit: the Hub takes some hundreds, and a commit that fails is lost as a whole."""
 _PUBLIC_ENDPOINT = "https://huggingface.co"
 
 
 class HubPlace:
-    """One repository at one revision (see sealed.Place)."""
+    """One repository, or a folder in it, at one revision (see sealed.Place)."""
 
-    def __init__(self, api: HfApi, repo: str, kind: str, revision: str):
+    def __init__(self, api: HfApi, repo: str, kind: str, revision: str, folder: str = ""):
         self.api, self.repo, self.kind, self.revision = api, repo, kind, revision
+        self.prefix = f"{folder}/" if folder else ""
 
     def sizes(self) -> dict[str, int]:
         return {name: file.size for name, file in self._tree().items()}
@@ -62,20 +65,39 @@ class HubPlace:
 
         for start in range(0, len(names), _COMMIT_FILES):
             block = names[start : start + _COMMIT_FILES]
-            self._commit([CommitOperationAdd(name, folder / name) for name in block], f"Add {len(block)} file(s)")
+            self._commit(
+                [CommitOperationAdd(self.prefix + name, folder / name) for name in block], f"Add {len(block)} file(s)"
+            )
 
     def get(self, name: str, path: Path) -> None:
         """The client resumes a download that was cut off in its folder beside `path`."""
         downloads = path.parent / ".hub"
         arrived = self.api.hf_hub_download(
-            self.repo, name, repo_type=self.kind, revision=self.revision, local_dir=downloads
+            self.repo, self.prefix + name, repo_type=self.kind, revision=self.revision, local_dir=downloads
         )
         os.replace(arrived, path)
 
     def remove(self, names: Sequence[str]) -> None:
         from huggingface_hub import CommitOperationDelete
 
-        self._commit([CommitOperationDelete(name) for name in names], f"Remove {len(names)} file(s)")
+        self._commit([CommitOperationDelete(self.prefix + name) for name in names], f"Remove {len(names)} file(s)")
+
+    def clear(self) -> None:
+        """One commit, and the room of large files that nothing on the branch holds any more: history keeps it else.
+
+        Older commits keep their names, and lose these files.
+        """
+        oids = {file.lfs.sha256 for file in self._tree().values() if file.lfs}
+        self.remove([*self._tree()])
+        held = {file.lfs.sha256 for file in self._listing() if file.lfs}
+        unused = [
+            file for file in self.api.list_lfs_files(self.repo, repo_type=self.kind) if file.file_oid in oids - held
+        ]
+        self.api.permanently_delete_lfs_files(self.repo, unused, rewrite_history=False, repo_type=self.kind)
+
+    def folders(self) -> set[str]:
+        """Names of the folders directly below."""
+        return {name.partition("/")[0] for name in self._tree() if "/" in name}
 
     def _commit(self, operations: list[Any], message: str) -> None:
         self.__dict__.pop("_listed", None)
@@ -86,31 +108,45 @@ class HubPlace:
     def _tree(self) -> dict[str, RepoFile]:
         """Name to what the Hub tells of each file, listed once after every commit."""
         if "_listed" not in self.__dict__:
-            found = self.api.list_repo_tree(self.repo, recursive=True, revision=self.revision, repo_type=self.kind)
-            self._listed = {item.path: item for item in found if hasattr(item, "blob_id")}
+            self._listed = {
+                file.path.removeprefix(self.prefix): file
+                for file in self._listing()
+                if file.path.startswith(self.prefix)
+            }
         return self._listed
+
+    def _listing(self) -> list[RepoFile]:
+        """Every file of the repository."""
+        found = self.api.list_repo_tree(self.repo, recursive=True, revision=self.revision, repo_type=self.kind)
+        return [item for item in found if hasattr(item, "blob_id")]
 
 
 class HubStore:
-    """Sealed folders as Hub repositories, each at `hub://owner/name[@revision]`."""
+    """Sealed folders as Hub repositories, or folders in one, each at `hub://owner/name[/path][@revision]`."""
 
     def exists(self, uri: str) -> bool:
+        return self.facts(uri) is not None
+
+    def facts(self, uri: str) -> dict[str, Any] | None:
         with _one_line(uri):
             place = _find(_api(), uri)
-            return place is not None and sealed.is_whole(place)
+            return None if place is None else sealed.facts(place)
 
-    def list(self, uri: str) -> list[str]:
-        """The finished artefacts of an owner: `hub://owner`."""
-        owner, name, _ = _parts(uri)
-        if name:
-            return [uri] if self.exists(uri) else []
+    def below(self, uri: str) -> list[str]:
+        """Below `hub://owner/name`, the folders of the repository; below `hub://owner`, its repositories."""
+        owner, name, _, _ = _parts(uri)
         with _one_line(uri):
             api = _api()
-            infos = {"dataset": api.list_datasets(author=owner), "model": api.list_models(author=owner)}
-            places = [HubPlace(api, info.id, kind, "main") for kind in _TYPES for info in infos[kind]]
-            return sorted(f"hub://{place.repo}" for place in places if _is_whole_and_open(place))
+            if name:
+                found = {below for place in _places(api, uri) for below in place.folders()}
+                return [f"{uri.rstrip('/')}/{below}" for below in sorted(found)]
+            infos = [*api.list_datasets(author=owner), *api.list_models(author=owner)]
+            return sorted({f"hub://{info.id}" for info in infos})
 
-    def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
+    def list(self, uri: str) -> list[str]:
+        return [found for found in self.below(uri) if _is_whole_and_open(self, found)]
+
+    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
         with _one_line(uri):
             place = _find(_api(), uri)
             if place is None:
@@ -118,38 +154,62 @@ class HubStore:
                     f"nothing finished at {uri}: the Hub has no such repository (or revision), or it is private. "
                     "Check the name; for a private one set HF_TOKEN"
                 )
-            return sealed.fetch(place, uri, log)
+            return sealed.fetch(place, uri, log, into)
 
     def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
         """Publish to the main branch of a repository that is made, private, where there is none.
 
         Returns the URI of the commit, which always means what was published now.
         """
-        owner, name, revision = _parts(uri)
+        owner, name, path, revision = _parts(uri)
         if not name or revision:
-            raise LabError(f"artefacts are published to hub://owner/name, got {uri}: leave out @revision")
-        kind = "model" if (manifest.read(folder) or {}).get("kind") == "model" else "dataset"
+            raise LabError(f"artefacts are published to hub://owner/name[/path], got {uri}: leave out @revision")
+        kind = "model" if (manifest.read(folder) or {}).get("kind") in _OF_WEIGHTS else "dataset"
         with _one_line(uri):
             api, repo = _api(), f"{owner}/{name}"
             api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
             _refuse_public(api, repo, kind, uri)
-            place = HubPlace(api, repo, kind, "main")
+            place = HubPlace(api, repo, kind, "main", path)
             sealed.publish(folder, place, uri, log)
-            _put_card(place, folder)
-            return f"hub://{repo}@{api.repo_info(repo, repo_type=kind).sha}"
+            if not path:
+                _put_card(place, folder)
+            below = f"/{path}" if path else ""
+            return f"hub://{repo}{below}@{api.repo_info(repo, repo_type=kind).sha}"
+
+    def remove(self, uri: str) -> None:
+        """Remove a folder of a repository; a repository itself is not removed by us."""
+        *_, path, revision = _parts(uri)
+        if not path or revision:
+            raise LabError(f"only hub://owner/name/path can be removed, got {uri}: remove a repository on its page")
+        with _one_line(uri):
+            for place in _places(_api(), uri):
+                main = HubPlace(place.api, place.repo, place.kind, "main", path)
+                if main.sizes():
+                    main.clear()
+
+
+def is_in_a_repository(uri: str) -> bool:
+    """Whether `uri` names a folder in a repository: hub://owner/name/path."""
+    return uri.startswith("hub://") and bool(_parts(uri)[2])
 
 
 def _find(api: HfApi, uri: str) -> HubPlace | None:
-    """The repository of either kind that holds an artefact, at the commit that its revision means now; None if absent.
+    """The repository of either kind that holds an artefact at `uri`; None where neither exists."""
+    places = _places(api, uri)
+    return next((place for place in places if manifest.MANIFEST in place.sizes()), places[0] if places else None)
+
+
+def _places(api: HfApi, uri: str) -> list[HubPlace]:
+    """The repositories of either kind that `uri` names, each at the commit that its revision means now.
 
     A revision is resolved once: what is listed, verified and downloaded is of one commit.
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    owner, name, revision = _parts(uri)
+    owner, name, path, revision = _parts(uri)
     if not name:
-        raise LabError(f"{uri} is not an artefact: expected hub://owner/name[@revision]")
-    found = None
+        raise LabError(f"{uri} is not an artefact: expected hub://owner/name[/path][@revision]")
+    found = []
     for kind in _TYPES:
         try:
             info = api.repo_info(f"{owner}/{name}", repo_type=kind, revision=revision or None)
@@ -157,21 +217,20 @@ def _find(api: HfApi, uri: str) -> HubPlace | None:
             if faults.status_of(error) == 401 and api.token:
                 raise  # the Hub answers so for a wrong token, too
             continue
-        place = HubPlace(api, f"{owner}/{name}", kind, info.sha)
-        if any(file.rfilename == manifest.MANIFEST for file in info.siblings or ()):
-            return place
-        found = found or place
+        found.append(HubPlace(api, f"{owner}/{name}", kind, info.sha, path))
     return found
 
 
-def _is_whole_and_open(place: HubPlace) -> bool:
+def _is_whole_and_open(store: HubStore, uri: str) -> bool:
     """Whether a listed repository holds a finished artefact; one that may be listed but not read does not."""
-    try:
-        return sealed.is_whole(place)
-    except Exception as error:
-        if faults.status_of(error) in (403, 404):
-            return False
-        raise
+    with _one_line(uri):
+        try:
+            place = _find(_api(), uri)
+            return place is not None and sealed.is_whole(place)
+        except Exception as error:
+            if faults.status_of(error) in (403, 404):
+                return False
+            raise
 
 
 def _refuse_public(api: HfApi, repo: str, kind: str, uri: str) -> None:
@@ -211,12 +270,12 @@ def _licence(api: HfApi, source: dict[str, Any]) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _parts(uri: str) -> tuple[str, str, str]:
-    """Owner, name and revision of a URI; what it leaves out is empty."""
+def _parts(uri: str) -> tuple[str, str, str, str]:
+    """Owner, name, path and revision of a URI; what it leaves out is empty."""
     found = _URI.fullmatch(uri)
-    if not found:
-        raise LabError(f"expected hub://owner/name[@revision], got {uri}")
-    return found[1], found[2] or "", found[3] or ""
+    if not found or {"..", "."} & {*uri.partition("@")[0].split("/")}:
+        raise LabError(f"expected hub://owner/name[/path][@revision], got {uri}")
+    return found[1], found[2] or "", (found[3] or "").strip("/"), found[4] or ""
 
 
 def _api() -> HfApi:

@@ -53,6 +53,10 @@ class FolderPlace:
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        self.remove([manifest.MANIFEST])
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def copy(self, source: Path, target: Path) -> None:
         """Copy a file's content, flushed to the disk where the file system can."""
         shutil.copyfile(source, target)
@@ -65,10 +69,18 @@ class LocalStore:
     def exists(self, uri: str) -> bool:
         return sealed.is_whole(FolderPlace(_folder(uri)))
 
-    def list(self, uri: str) -> list[str]:
-        return finished_below(_folder(uri), uri)
+    def facts(self, uri: str) -> dict[str, Any] | None:
+        return sealed.facts(FolderPlace(_folder(uri)))
 
-    def fetch(self, uri: str, *, log: Callable[[str], None] = print) -> Path:
+    def below(self, uri: str) -> list[str]:
+        return folders_below(_folder(uri), uri)
+
+    def list(self, uri: str) -> list[str]:
+        return [found for found in self.below(uri) if self.exists(found)]
+
+    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
+        if into is not None:
+            return sealed.fetch(FolderPlace(_folder(uri)), uri, log, into)
         manifest.require_whole(_folder(uri), "artefact", "Check the path, or make it again")
         return _folder(uri)
 
@@ -82,14 +94,17 @@ class LocalStore:
             ) from None
         return uri
 
+    def remove(self, uri: str) -> None:
+        FolderPlace(_folder(uri)).clear()
 
-def finished_below(folder: Path, uri: str) -> list[str]:
-    """URIs of the whole artefacts directly below `folder`, whose URI is `uri`, sorted by name."""
+
+def folders_below(folder: Path, uri: str) -> list[str]:
+    """URIs of the folders directly below `folder`, whose URI is `uri`, sorted by name."""
     try:
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [f"{uri.rstrip('/')}/{name}" for name in names if sealed.is_whole(FolderPlace(folder / name))]
+    return [f"{uri.rstrip('/')}/{name}" for name in names]
 
 
 def _folder(uri: str) -> Path:

@@ -43,7 +43,14 @@ class Place(Protocol):
         """Download one file; the folder of `path` exists."""
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove files that are there."""
+        """Remove files that are there, in this order."""
+
+    def clear(self) -> None:
+        """Remove everything, the manifest first: what a removal that breaks off leaves is unfinished, not damaged."""
+
+
+class Damaged(LabError):
+    """What lies in a store is not what its manifest says."""
 
 
 def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None]) -> None:
@@ -53,11 +60,14 @@ def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None]) ->
     files = entries(content, str(folder))
     sizes = place.sizes()
     missing = _unlike(folder, place, files, sizes)
-    if not missing and place.read(manifest.MANIFEST) == content:
+    before = place.read(manifest.MANIFEST) if manifest.MANIFEST in sizes else None
+    if not missing and before == content:
         log(f"{uri} is there already, whole and the same")
-        return _remove_extra(place, files, sizes)
-    if manifest.MANIFEST in sizes and missing:
-        place.remove([manifest.MANIFEST])  # from here on the copy is not what its old manifest says
+        return
+    # only what the old manifest names is removed: other artefacts may lie below, and in a folder anything else
+    stale = [name for name in _named(before) if name in sizes and name not in files]
+    if before is not None and (missing or stale):
+        place.remove([manifest.MANIFEST, *stale])  # from here on the copy is not what its old manifest says
     if missing:
         n_bytes = sum(files[name]["bytes"] for name in missing)
         log(f"publishing {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) to {uri}")
@@ -66,20 +76,25 @@ def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None]) ->
     place.put(folder, [manifest.MANIFEST])
     if place.read(manifest.MANIFEST) != content:
         raise LabError(f"{uri} does not read back as it was published (manifest.json differs). Run this again")
-    return _remove_extra(place, files, sizes)
 
 
-def is_whole(place: Place) -> bool:
-    """Whether a sealed artefact is there with every file in its size (`fetch` compares every byte)."""
+def facts(place: Place) -> dict[str, Any] | None:
+    """The manifest of a sealed artefact that is there with every file in its size (`fetch` compares every byte)."""
     content = place.read(manifest.MANIFEST)
     if content is None:
-        return False
+        return None
     try:
         files = entries(content, "")
     except LabError:
-        return False
+        return None
     sizes = place.sizes()
-    return all(sizes.get(name) == entry["bytes"] for name, entry in files.items())
+    alike = all(sizes.get(name) == entry["bytes"] for name, entry in files.items())
+    return json.loads(content) if alike else None
+
+
+def is_whole(place: Place) -> bool:
+    """Whether a sealed artefact is there with every file in its size."""
+    return facts(place) is not None
 
 
 def fetch(place: Place, uri: str, log: Callable[[str], None], into: Path | None = None) -> Path:
@@ -140,12 +155,12 @@ def _require_alike(folder: Path, place: Place, files: Entries, names: list[str],
         )
 
 
-def _remove_extra(place: Place, files: Entries, sizes: dict[str, int]) -> None:
-    """Remove what an older artefact left there; stores keep dotted files and cards of their own."""
-    kept = {*files, manifest.MANIFEST, "README.md"}
-    extra = [name for name in sizes if name not in kept and not PurePosixPath(name).name.startswith(".")]
-    if extra:
-        place.remove(extra)
+def _named(content: bytes | None) -> list[str]:
+    """The files that an older manifest names; none where there is none, or a damaged one."""
+    try:
+        return [*entries(content, "")] if content is not None else []
+    except LabError:
+        return []
 
 
 def _complete(place: Place, files: Entries, content: bytes, home: Path, uri: str, log: Callable[[str], None]) -> None:
@@ -162,7 +177,7 @@ def _complete(place: Place, files: Entries, content: bytes, home: Path, uri: str
         place.get(name, aside / name)
         if not is_alike(aside / name, files[name]):
             (aside / name).unlink(missing_ok=True)
-            raise LabError(
+            raise Damaged(
                 f"{name} of {uri} arrived damaged (its size or sha256 differs). Run this again to fetch it anew"
             )
     _keep_only(aside, {*files})

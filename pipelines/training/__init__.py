@@ -15,10 +15,15 @@ What differs from the stock recipe, and why:
     validation  the looks at the validation split
     card        the finished model's README.md
     runs        the folder of a run: its identity, its lock, its model
+    copies      checkpoints kept at a URI, and fetched from it on another machine
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,24 +33,33 @@ from pipelines.cache import FeatureCache
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
 from pipelines.training import adapters, windows
+from pipelines.training.copies import Copies
 from pipelines.training.progress import Progress, is_over, reporter
 from pipelines.training.runs import TrainedModel, finish, finished, only_trainer, refuse_other_run, run_identity
 from pipelines.training.trainer import arguments_of, fix_the_order_of_sums, token_mean_loss, trainer_class
 from pipelines.training.validation import rows_of, validation_loss, validator
 
 if TYPE_CHECKING:
-    from transformers import Seq2SeqTrainer, TrainerState
+    from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
 
 __all__ = ["Progress", "TrainedModel", "run_identity", "token_mean_loss", "train", "validation_loss"]
 
 
 def train(
-    recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, progress: Progress | None = None
+    recipe: Recipe,
+    cache: FeatureCache,
+    base: ModelRef,
+    run: Path,
+    progress: Progress | None = None,
+    resume: str = "",
 ) -> TrainedModel:
     """Tune `base` on the cache's training split inside the folder `run`; go on where an earlier call was cut off.
 
     The result lies in `run/model`, sealed. A run that is already finished is returned at once. A run folder of another
     recipe, cache or base model is refused, naming the fields that differ.
+
+    With the URI `resume` the checkpoints are copied there, too, and the newest one there is gone on from where it is
+    newer than what is on this machine (copies.py).
     """
     progress = progress or Progress()
     identity = run_identity(recipe, cache, base)
@@ -55,30 +69,49 @@ def train(
         model = finished(run)
         if model:
             progress.on_line(f"this run is finished: {model.uri}")
-        model = model or _train(recipe, cache, base, run, identity, progress)
+        model = model or _train(recipe, cache, base, run, identity, progress, resume)
     progress.on_end(model.history)
     return model
 
 
 def _train(
-    recipe: Recipe, cache: FeatureCache, base: ModelRef, run: Path, identity: dict[str, Any], progress: Progress
+    recipe: Recipe,
+    cache: FeatureCache,
+    base: ModelRef,
+    run: Path,
+    identity: dict[str, Any],
+    progress: Progress,
+    resume: str,
 ) -> TrainedModel:
     name = digest(identity)
     folder = run / "checkpoints"
     last = checkpoints.newest_complete(folder, run_digest=name, log=progress.on_line)
+    copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line) if resume else None
+    last = copies.go_on_from(last) if copies else last
     checkpoints.remove_unusable(folder, last)
     progress.on_line(f"going on from {last.name}" if last else f"starting from {base.title}")
-    trainer = _build_trainer(recipe, cache, base, folder, name, progress)
+    trainer = _build_trainer(recipe, cache, base, folder, name, progress, [copies.callback()] if copies else [])
     done = _state_of(last) if last else None
-    if done and is_over(done, recipe):
-        trainer.state = done  # cut off between the last checkpoint and the model: the Trainer would do one step more
-    else:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return finish(trainer, recipe, cache, run, name, base)
+    with copies or contextlib.nullcontext():
+        if done and is_over(done, recipe):
+            trainer.state = (
+                done  # cut off between the last checkpoint and the model: the Trainer would do one step more
+            )
+        else:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        model = finish(trainer, recipe, cache, run, name, base)
+    shutil.rmtree(folder)
+    return dataclasses.replace(model, copies=copies.kept()) if copies else model
 
 
 def _build_trainer(
-    recipe: Recipe, cache: FeatureCache, base: ModelRef, folder: Path, run_digest: str, progress: Progress
+    recipe: Recipe,
+    cache: FeatureCache,
+    base: ModelRef,
+    folder: Path,
+    run_digest: str,
+    progress: Progress,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Seq2SeqTrainer:
     import transformers
 
@@ -98,7 +131,7 @@ def _build_trainer(
         data_collator=collate,
         processing_class=processor,
         compute_loss_func=token_mean_loss,
-        callbacks=[reporter(recipe, sampler, progress)],
+        callbacks=[reporter(recipe, sampler, progress), *callbacks],
         sampler=sampler,
         validate=validator(recipe, cache, processor, settings.context == "full"),
         run_digest=run_digest,

@@ -16,6 +16,7 @@ from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
 from pipelines.training import adapters, card
+from pipelines.training.copies import Kept
 from pipelines.training.progress import history_of, seconds_of
 
 CODE = "2"
@@ -46,6 +47,8 @@ class TrainedModel:
     """One dictionary per log line: step, and loss, learning_rate, grad_norm or eval_loss, eval_wer."""
     seconds: float
     """Wall-clock seconds of training, over all sittings."""
+    copies: Kept | None = None
+    """What this sitting left at the URI that checkpoints are copied to, if there is one."""
 
 
 def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def only_trainer(run: Path) -> filelock.FileLock:
 def finish(
     trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path, run_digest: str, base: ModelRef
 ) -> TrainedModel:
-    """Write the best weights as the run's model, seal it, and let the checkpoints go."""
+    """Write the best weights as the run's model, and seal it."""
     state, folder = trainer.state, run / "model"
     best = state.best_global_step
     weights = Path(trainer.args.output_dir) / f"checkpoint-{best}"
@@ -117,7 +120,6 @@ def finish(
     }
     card.write(folder, told)
     manifest.seal(folder, kind="model", **told)
-    shutil.rmtree(trainer.args.output_dir)
     return finished(run)
 
 

@@ -65,6 +65,8 @@ class Hub(Loopback):
         for pattern, respond in (
             (r"POST /api/repos/create", self._create),
             (rf"GET /api/{_KINDS}/{_REPO}(/revision/(?P<revision>[^/]+))?", self._info),
+            (rf"GET /api/{_KINDS}/{_REPO}/lfs-files", self._lfs_files),
+            (rf"POST /api/{_KINDS}/{_REPO}/lfs-files/batch", self._delete_lfs_files),
             (rf"GET /api/{_KINDS}/{_REPO}/tree/(?P<revision>[^/]+)", self._tree),
             (r"POST /api/validate-yaml", self._validate_card),
             (rf"POST /api/{_KINDS}/{_REPO}/preupload/(?P<revision>[^/]+)", self._preupload),
@@ -186,6 +188,20 @@ class Hub(Loopback):
         damaged = bytes([request.body[0] ^ 1]) + request.body[1:]
         self.objects[oid] = damaged if self.corrupt_commits else request.body
         raise Answer(200)
+
+    def _lfs_files(self, request: Request, kind: str, repo: Repo) -> None:
+        """What the history of a repository keeps, whether a branch still names it or not."""
+        held = {}
+        for files in repo.commits.values():
+            held |= {_lfs_oid(content): path for path, content in files.items() if len(content) >= LFS_FROM_BYTES}
+        told = {"oid": "0", "pushedAt": "2026-01-01T00:00:00.000Z", "ref": "main"}
+        named = [{**told, "fileOid": oid, "filename": path, "size": 1} for oid, path in held.items()]
+        raise Answer(200, [file for file in named if file["fileOid"] in self.objects])
+
+    def _delete_lfs_files(self, request: Request, kind: str, repo: Repo) -> None:
+        for oid in request.json["deletions"]["sha"]:
+            self.objects.pop(oid)
+        raise Answer(200, {})
 
     def _verify(self, request: Request) -> None:
         raise Answer(200 if request.json["oid"] in self.objects else 404, {})

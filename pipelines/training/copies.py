@@ -1,0 +1,356 @@
+"""Copies of a run's checkpoints at a URI: made in the background, gone on from where they are newer than what is here.
+
+    <uri>/checkpoint-40    <uri>/checkpoint-80    ...
+
+One URI holds one run: every copy's manifest tells what it trains (`identity`), field by field. A copy counts once its
+store has read it back. Training never waits for a store and never dies of one: a thread pushes the newest checkpoint,
+and before it the best one that it knows, which the model will be made of; what is superseded meanwhile is not pushed.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import checkpoints, manifest, stores
+from pipelines.errors import LabError
+from pipelines.recipe import differences
+from pipelines.stores.sealed import Damaged
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+PATIENCE_S = 900.0
+"""The longest that a run waits at its end for what is not copied yet."""
+_PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
+"""Until a push that failed is tried again; a new checkpoint is tried at once."""
+LAST_PAUSES_S = (5.0, 15.0, 45.0)
+"""The same at the end of a run; after the last one it is given up."""
+
+
+class OtherRun(LabError):
+    """The URI holds another run."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a run lay at its URI when it ended."""
+
+    uri: str
+    steps: tuple[int, ...]
+    """Checkpoints that are there, whole and read back."""
+    missing: tuple[int, ...]
+    """Those that should be there and are not."""
+    reason: str
+    """Why not: the last refusal."""
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return f"NOTHING of this run is kept at {self.uri}: {self.reason or 'no checkpoint was made'}"
+        if self.missing:
+            return f"NOT kept at {self.uri}: {_names(self.missing)} ({self.reason}). There is {_names(self.steps)}"
+        return f"kept at {self.uri}: {_names(self.steps)}"
+
+
+class Shelf:
+    """The checkpoints of one run below `uri`, as their store has them. Every method may raise LabError."""
+
+    def __init__(self, uri: str, identity: dict[str, Any]):
+        self.uri, self.identity, self.store = uri.rstrip("/"), identity, stores.open_store(uri)
+
+    def look(self, log: Callable[[str], None]) -> dict[int, int]:
+        """Step to best step of every finished checkpoint; OtherRun, naming the fields, where one is of another run."""
+        found = {}
+        for step, uri in self._named():
+            facts = self.store.facts(uri)
+            if facts is None:
+                log(f"skipping {uri}: unfinished or damaged")
+                continue
+            if unlike := differences(self.identity, facts.get("identity") or {}):
+                raise OtherRun(
+                    f"{self.uri} holds another run: {'; '.join(unlike)}. Name another URI, or go back to that recipe"
+                )
+            found[step] = facts.get("best_step") or step
+        return found
+
+    def bring(self, step: int, best: int, there: set[int], folder: Path, log: Callable[[str], None]) -> Path:
+        """Fetch a checkpoint, and the best one that it knows, into `folder`. Damaged where either is not whole."""
+        for needed in dict.fromkeys((best, step)):
+            target = folder / f"checkpoint-{needed}"
+            if manifest.problem(target) is None:
+                continue
+            if needed not in there:
+                raise Damaged(f"it needs checkpoint-{needed}, which is not there")
+            arrived = self._fetch(target.name, folder.parent / "fetched", log)
+            shutil.rmtree(target, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            arrived.rename(target)
+        shutil.rmtree(folder.parent / "fetched", ignore_errors=True)
+        return folder / f"checkpoint-{step}"
+
+    def push(self, checkpoint: Path) -> None:
+        self.store.publish(checkpoint, f"{self.uri}/{checkpoint.name}", log=lambda line: None)
+
+    def tidy(self, kept: set[int], newest: int) -> None:
+        """Remove the older checkpoints but `kept`, finished or not; another machine may be at newer ones."""
+        for step, uri in self._named():
+            if step < newest and step not in kept:
+                self.store.remove(uri)
+
+    def _named(self) -> list[tuple[int, str]]:
+        """Steps and URIs of what is called a checkpoint there, finished or not."""
+        found = ((Path(uri.partition("@")[0]), uri) for uri in self.store.below(self.uri))
+        return sorted((checkpoints.step_of(path), uri) for path, uri in found if checkpoints.is_named(path))
+
+    def _fetch(self, name: str, into: Path, log: Callable[[str], None]) -> Path:
+        try:
+            return self.store.fetch(f"{self.uri}/{name}", into=into, log=log)
+        except Damaged:  # perhaps on the way only
+            return self.store.fetch(f"{self.uri}/{name}", into=into, log=log)
+
+
+class Copies:
+    """The thread that copies one run's checkpoints; a context around training that ends with the last tries."""
+
+    def __init__(self, uri: str, run: Path, identity: dict[str, Any], keep: int, tell: Callable[[str], None]):
+        self.shelf, self.keep, self._tell = Shelf(uri, identity), keep, tell
+        self.folder, self.aside = run / "checkpoints", run / "unsent"
+        self._changed = threading.Condition()
+        self._there: dict[int, int] | None = None
+        """Step to best step of what is at the URI; None until it was looked at."""
+        self._offered: dict[int, Path] = {}
+        """Step to the folder that it is pushed from."""
+        self._best_of: dict[int, int] = {}
+        self._wanted: tuple[int, ...] = ()
+        self._pushing: int | None = None
+        self._reason, self._failures, self._due = "", 0, 0.0
+        self._ending = self._dropped = False
+        self._lines: collections.deque[str] = collections.deque()
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+    def go_on_from(self, last: Path | None) -> Path | None:
+        """The checkpoint to go on from: the newest whole one at the URI, or `last`, which is here, if it is as new.
+
+        Where nothing is here, a store that does not answer is an error: nobody should start anew without noticing.
+        """
+        try:
+            newest = self._bring_newer(last)
+        except OtherRun:
+            raise
+        except LabError as error:
+            if last is None:
+                raise
+            self._tell(f"note: {error}. Going on with what is on this machine")
+            newest = last
+        if newest is None:
+            self._tell(f"no checkpoint at {self.shelf.uri} yet: this run's checkpoints are copied there")
+        else:
+            self.offer(newest)
+        return newest
+
+    def offer(self, checkpoint: Path) -> None:
+        """Have a sealed checkpoint copied, and the best one that it knows; what it supersedes is copied no more."""
+        step = checkpoints.step_of(checkpoint)
+        best = manifest.read(checkpoint).get("best_step") or step
+        with self._changed:
+            self._wanted, self._best_of[step] = tuple(dict.fromkeys((best, step))), best
+            for wanted in self._wanted:
+                if wanted not in (self._there or {}) and wanted not in self._offered:
+                    self._hold(wanted)
+            for superseded in self._offered.keys() - {*self._wanted, self._pushing}:
+                self._let_go(superseded)
+            self._due = 0.0
+            self._changed.notify()
+
+    def callback(self) -> TrainerCallback:
+        """What the trainer calls: at every checkpoint, and to tell what the thread has to say."""
+        from transformers import TrainerCallback
+
+        copies = self
+
+        class Copier(TrainerCallback):
+            def on_save(self, args, state, control, **kwargs):
+                if state.is_world_process_zero:
+                    copies.offer(copies.folder / f"checkpoint-{state.global_step}")
+
+            def on_step_end(self, args, state, control, **kwargs):
+                copies.tell()
+
+            def on_log(self, args, state, control, **kwargs):
+                copies.tell()
+                copies.tell_unsent()
+
+        return Copier()
+
+    def tell(self) -> None:
+        """Tell what happened since the last call; the thread itself tells nothing, so that lines stay whole."""
+        while self._lines:
+            self._tell(self._lines.popleft())
+
+    def tell_unsent(self) -> None:
+        """Tell what is not at the URI yet, if anything."""
+        with self._changed:
+            unsent, pushing = self._unsent(), self._pushing
+        if unsent:
+            doing = f"checkpoint-{pushing} is being copied" if pushing else "it will be tried again"
+            self._tell(f"not at {self.shelf.uri} yet: {_names(unsent)}; {doing}")
+
+    def busy(self) -> bool:
+        """Whether the thread is at work just now."""
+        with self._changed:
+            return self._pushing is not None
+
+    def kept(self) -> Kept:
+        """How things stand."""
+        with self._changed:
+            return Kept(self.shelf.uri, tuple(sorted(self._there or {})), tuple(self._unsent()), self._reason)
+
+    def __enter__(self) -> Copies:
+        self._thread = threading.Thread(target=self._work, name="copies of checkpoints", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """The last tries, within PATIENCE_S; none where the run was interrupted from outside."""
+        waits = kind is None or issubclass(kind, Exception)
+        with self._changed:
+            self._ending, self._dropped = True, not waits
+            self._failures, self._due = 0, 0.0
+            unsent = self._unsent()
+            if not waits:
+                self._reason = self._reason or "the run was interrupted"
+            self._changed.notify()
+        if waits and unsent:
+            self._tell(
+                f"waiting up to {PATIENCE_S / 60:.0f} min until {_names(unsent)} is at {self.shelf.uri} "
+                "(an interrupt ends the waiting, not the run)"
+            )
+        if waits:
+            self._wait(time.monotonic() + PATIENCE_S)
+        with self._changed:
+            self._dropped = True
+        self.tell()
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self._tell(str(self.kept()))
+
+    def _wait(self, until: float) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            while self._thread.is_alive() and time.monotonic() < until:
+                self._thread.join(0.1)
+                self.tell()
+        if self._thread.is_alive():
+            self._reason = self._reason or "the store had not taken it when the waiting was over"
+
+    def _bring_newer(self, last: Path | None) -> Path | None:
+        found, after = self.shelf.look(self._tell), checkpoints.step_of(last) if last else 0
+        newest = last
+        for step in sorted((step for step in found if step > after), reverse=True):
+            try:
+                newest = self.shelf.bring(step, found[step], {*found}, self.folder, self._tell)
+                break
+            except Damaged as error:
+                self._tell(f"skipping checkpoint-{step} at {self.shelf.uri}: {error}")
+        reached = checkpoints.step_of(newest) if newest else 0
+        self._there = {step: best for step, best in found.items() if step <= reached}
+        return newest
+
+    def _hold(self, step: int) -> None:
+        """Keep a checkpoint beyond its pruning, as hard links; where there are none, as long as it is there."""
+        checkpoint, held = self.folder / f"checkpoint-{step}", self.aside / f"checkpoint-{step}"
+        if manifest.problem(checkpoint, thorough=False) is not None:
+            return
+        manifest.amend(checkpoint, identity=self.shelf.identity)
+        try:
+            shutil.copytree(checkpoint, held, copy_function=os.link)
+        except OSError:
+            shutil.rmtree(held, ignore_errors=True)
+            held = checkpoint
+        self._offered[step] = held
+
+    def _let_go(self, step: int) -> None:
+        if (held := self._offered.pop(step)).parent == self.aside:
+            shutil.rmtree(held, ignore_errors=True)
+
+    def _unsent(self) -> list[int]:
+        """What is offered and not at the URI; the best before the newest, which is of no use without it."""
+        return [step for step in self._wanted if step not in (self._there or {}) and step in self._offered]
+
+    # ---- in the thread
+
+    def _work(self) -> None:
+        while (step := self._next()) is not None:
+            try:
+                self._push(step)
+            except Exception as error:  # whatever a store or its client may raise, training goes on
+                self._note_failure(step, error)
+            with self._changed:
+                self._pushing = None
+
+    def _next(self) -> int | None:
+        """Wait for the next checkpoint to push; None when there will be none."""
+        with self._changed:
+            while True:
+                unsent, now = self._unsent(), time.monotonic()
+                over = self._ending and (not unsent or self._failures > len(LAST_PAUSES_S))
+                if over or self._dropped:
+                    return None
+                if unsent and now >= self._due:
+                    self._pushing = unsent[0]
+                    return self._pushing
+                self._changed.wait(self._due - now if unsent else None)
+
+    def _push(self, step: int) -> None:
+        started = time.monotonic()
+        if self._there is None:
+            there = self.shelf.look(lambda line: None)
+            with self._changed:
+                self._there = {found: best for found, best in there.items() if found < step}
+        self.shelf.push(self._offered[step])
+        with self._changed:
+            self._there[step] = self._best_of.get(step, step)
+            self._let_go(step)
+            self._failures, self._reason = 0, ""
+            done = not self._unsent()
+        self._lines.append(f"checkpoint-{step} is kept at {self.shelf.uri} ({time.monotonic() - started:.1f} s)")
+        if done:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """What is kept here is kept there: the newest checkpoints, and the best that each of them knows."""
+        newest = sorted(self._there)[-self.keep :]
+        kept = {*newest} | {self._there[step] for step in newest}
+        try:
+            self.shelf.tidy(kept, newest[-1])
+        except Exception as error:
+            self._lines.append(f"note: older checkpoints stay at {self.shelf.uri}: {_words(error)}")
+        else:
+            with self._changed:
+                self._there = {step: best for step, best in self._there.items() if step in kept}
+
+    def _note_failure(self, step: int, error: Exception) -> None:
+        with self._changed:
+            self._reason = _words(error)
+            pauses = LAST_PAUSES_S if self._ending else _PAUSES_S
+            self._due = time.monotonic() + pauses[min(self._failures, len(pauses) - 1)]
+            self._failures += 1
+            if step not in self._wanted:
+                self._let_go(step)
+        self._lines.append(f"checkpoint-{step} is not kept at {self.shelf.uri}: {self._reason}")
+
+
+def _names(steps: tuple[int, ...] | list[int]) -> str:
+    return " and ".join(f"checkpoint-{step}" for step in steps)
+
+
+def _words(error: Exception) -> str:
+    """An error on one line; what is no LabError tells its kind, too."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, LabError) else f"{type(error).__name__}: {words}"
