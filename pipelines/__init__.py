@@ -14,6 +14,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     sources       where Examples come from: tour, folder, common_voice, mozilla, hub, parquet, feedback, mix
     mirror        real weights from the package registry, where the Hub cannot be reached
     models        find, load and run Whisper at the length of a clip
+    labels        transcripts to the token ids that the decoder is to produce
     features      Waveform to log-mel, trimmed without loss
     curation      what is kept of a corpus, and why the rest is not
     shards        some hundred clips, made in one piece by any process

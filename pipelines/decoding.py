@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.batches import Collator, sorted_batches
 from pipelines.cache import FeatureCache
-from pipelines.errors import LabError
+from pipelines.labels import prompt_ids
 
 if TYPE_CHECKING:
     import torch
@@ -100,30 +100,6 @@ def generate(
         )
     model.train(was_training)
     return out[:, len(prompt) :]
-
-
-def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:
-    """The decoder's first tokens: start of transcript, language, task, no timestamps."""
-    tokenizer = processor.tokenizer
-    names = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
-    ids = tokenizer.convert_tokens_to_ids(names)
-    for name, token in zip(names, ids, strict=True):
-        if token is None or token == tokenizer.unk_token_id:
-            raise LabError(
-                f"this model's tokenizer has no {name}: language {language!r} is not one of Whisper's, "
-                "or the model is not multilingual"
-            )
-    return ids
-
-
-def label_ids(processor: WhisperProcessor, language: str, transcript: str) -> list[int]:
-    """What the decoder is to produce for `transcript`: language, task, no timestamps, text, end.
-
-    The start token is absent: the model puts it in front when it shifts the labels, and a second one, as the 2022
-    collators leave it there under today's tokenizers, ruins the WER.
-    """
-    body = processor.tokenizer(transcript, add_special_tokens=False).input_ids
-    return [*prompt_ids(processor, language)[1:], *body, processor.tokenizer.eos_token_id]
 
 
 def _autocast(model: WhisperForConditionalGeneration) -> torch.autocast:

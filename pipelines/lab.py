@@ -11,7 +11,6 @@ What a stage made is noted in `runs/<recipe>/stages.json`, so that a later stage
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -22,7 +21,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import audio, corpus, decoding, environment, evaluation, manifest, models, relabel, stores, training
+from pipelines import (
+    audio,
+    corpus,
+    environment,
+    evaluation,
+    labels,
+    manifest,
+    models,
+    relabel,
+    stores,
+    training,
+)
 from pipelines import cache as caches
 from pipelines.cache import FeatureCache
 from pipelines.curation import Gate
@@ -262,7 +272,7 @@ def _extract(
 ) -> FeatureCache:
     settings, curation = recipe.features, recipe.curation
     gate = Gate(
-        functools.partial(decoding.label_ids, processor, recipe.language),  # a lambda could reach no worker process
+        labels.labeller(processor, recipe.language),
         identity["features.n_mels"],
         settings.min_duration_s,
         settings.max_duration_s,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import decoding, models
+from pipelines import decoding, labels, models
 from pipelines.batches import Collator
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
@@ -149,7 +149,7 @@ def test_dropout_is_off_while_decoding(toy_model, processor, toy_cache, rows):
 
 def generated(model, processor, cache, rows, max_new_tokens=24) -> torch.Tensor:
     features = Collator(cache)(rows.tolist())["input_features"]
-    return decoding.generate(model, features, decoding.prompt_ids(processor, "sv"), max_new_tokens)
+    return decoding.generate(model, features, labels.prompt_ids(processor, "sv"), max_new_tokens)
 
 
 def test_suppressed_tokens_never_appear(toy_model, processor, toy_cache, rows):
@@ -175,8 +175,8 @@ def test_at_most_as_many_tokens_as_told_and_ends_as_padding(toy, processor, toy_
 
 
 def test_the_prompt_forces_language_and_task(processor):
-    assert decoding.prompt_ids(processor, "sv") == [START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
-    assert decoding.prompt_ids(processor, "da")[1] == processor.tokenizer.convert_tokens_to_ids("<|da|>") != SWEDISH
+    assert labels.prompt_ids(processor, "sv") == [START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
+    assert labels.prompt_ids(processor, "da")[1] == processor.tokenizer.convert_tokens_to_ids("<|da|>") != SWEDISH
 
 
 def test_language_reaches_the_decoder(toy, processor, toy_cache, rows, monkeypatch):
@@ -187,7 +187,7 @@ def test_language_reaches_the_decoder(toy, processor, toy_cache, rows, monkeypat
         lambda model, features, prompt, n: prompts.append(prompt) or torch.full((len(features), 1), END),
     )
     assert decode_rows(toy, processor, toy_cache, rows[:1], language="nn") == [""]
-    assert prompts == [decoding.prompt_ids(processor, "nn")]
+    assert prompts == [labels.prompt_ids(processor, "nn")]
 
 
 @pytest.mark.parametrize("language", ["qq", "swedish", ""])
@@ -200,15 +200,15 @@ def test_an_unknown_language_is_one_line(toy, processor, toy_cache, rows, langua
 
 @pytest.mark.parametrize("text", ["Hej på dig!", "å ä ö é", "  två  mellanslag ", "<|startoftranscript|>", "200 kr"])
 def test_labels_have_no_start_and_one_end(processor, text):
-    labels = decoding.label_ids(processor, "sv", text)
-    assert labels[:3] == [SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
-    assert labels[-1] == END
-    assert labels.count(END) == 1
+    ids = labels.labeller(processor, "sv")(text)
+    assert ids[:3] == [SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
+    assert ids[-1] == END
+    assert ids.count(END) == 1
     if "<|" not in text:
-        assert START not in labels
-        assert processor.tokenizer.decode(labels, skip_special_tokens=True) == text
+        assert START not in ids
+        assert processor.tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
 def test_labels_are_those_of_the_stock_tokenizer_without_its_start(processor):
     text = "Det regnar i Göteborg, säger hon."
-    assert [START, *decoding.label_ids(processor, "sv", text)] == processor.tokenizer(text).input_ids
+    assert [START, *labels.labeller(processor, "sv")(text)] == processor.tokenizer(text).input_ids

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.audio import AudioError, Waveform
-from pipelines.features import FULL_FRAMES, LogMel, extract, extractor
+from pipelines.features import FULL_FRAMES, LogMel, extract, extractor, mel_filters
 
 EDGES = (
     1,
@@ -130,3 +130,8 @@ def test_the_clip_is_left_as_it_was(speech):
 
 def test_the_stock_extractor_is_built_once():
     assert extractor(80) is extractor(80) is not extractor(128)
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_the_filters_are_the_stock_ones_bit_for_bit(n_mels):
+    assert np.array_equal(mel_filters(n_mels), extractor(n_mels).mel_filters)

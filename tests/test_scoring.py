@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import LabError
-from pipelines.scoring import count_edits, interval, score
+from pipelines.scoring import count_edits, difference, interval, score
 
 WORDS = st.lists(st.sampled_from(["hej", "på", "dig", "å", "ä", "ett"]), max_size=6).map(" ".join)
 
@@ -89,6 +89,31 @@ def test_speakers_as_blocks_widen_the_interval_when_errors_cluster():
     alone = interval(edits, words, np.arange(len(edits)), samples=1_000, seed=0)
     by_speaker = interval(edits, words, blocks, samples=1_000, seed=0)
     assert by_speaker[1] - by_speaker[0] > 1.4 * (alone[1] - alone[0])
+
+
+def test_a_difference_by_hand():
+    better, worse = (count_edits(["a b c d", "e f"], heard) for heard in (["a b c d", "e"], ["a b c x", "f"]))
+    delta, (low, high) = difference(better, worse)
+    assert delta == pytest.approx(-1 / 6)
+    assert (low, high) == (pytest.approx(-1 / 4), 0)
+    assert difference(worse, better)[0] == pytest.approx(1 / 6)
+
+
+def test_what_is_hard_for_both_does_not_blur_a_difference():
+    """Speakers differ widely, and one system makes one error more in each utterance of ten words: exactly +0.1."""
+    rng = np.random.default_rng(2)
+    hard = np.repeat(rng.integers(0, 9, 30), 5)
+    texts, speakers = [" ".join("abcdefghij")] * 150, [f"s{i // 5}" for i in range(150)]
+    heard = {extra: [" ".join("x" * (n + extra) + "abcdefghij"[n + extra :]) for n in hard] for extra in (0, 1)}
+    delta, (low, high) = difference(*(count_edits(texts, heard[extra]) for extra in (1, 0)), speakers)
+    assert (delta, low, high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
+    alone = score(texts, heard[0], speakers)
+    assert alone.ci95[1] - alone.ci95[0] > 0.1
+
+
+def test_different_references_are_not_compared():
+    with pytest.raises(LabError, match="same references in the same order"):
+        difference(count_edits(["a b"], ["a b"]), count_edits(["a"], ["a"]))
 
 
 def test_score_draws_speakers():

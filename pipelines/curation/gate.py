@@ -78,7 +78,7 @@ class Gate:
         if len(labels) > MAX_LABEL_TOKENS:
             raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
         limits = self.limits if training else Limits()
-        sound = audio.load(example.audio)
+        sound = example.audio  # once: some sources make it on demand
         fingerprint = audio.fingerprint(sound)
         # limits look at the transcript and the split, too: what passed them elsewhere may not pass them here
         known = recall(fingerprint) if recall and limits == Limits() else None
