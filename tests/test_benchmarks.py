@@ -22,6 +22,15 @@ def test_the_feature_benchmark_ends_with_its_figures(tiny_folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_window_benchmark_scores_clips_and_windows(toy_cache, toy_model):
+    command = [sys.executable, "benchmarks/windows.py", "--cache", toy_cache.uri, str(toy_model)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (found,) = json.loads(done.stdout.splitlines()[-1]).values()
+    assert found["clips"]["n"] == len(toy_cache.split("test")) >= found["windows"]["n"]
+    assert found["clips"]["words"] == found["windows"]["words"]
+    assert found["clips"]["speakers"] == found["windows"]["speakers"]
+
+
 def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     command = [
         sys.executable,
@@ -41,12 +50,3 @@ def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     assert low <= result["wer_ours"] - result["wer_classic"] <= high
     assert min(result["speedup"], result["speedup_4s"], result["eval_speedup"], result["memory_ratio"]) > 0
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_window_benchmark_scores_clips_and_windows(toy_cache, toy_model):
-    command = [sys.executable, "benchmarks/windows.py", "--cache", toy_cache.uri, str(toy_model)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    (found,) = json.loads(done.stdout.splitlines()[-1]).values()
-    assert found["clips"]["n"] == len(toy_cache.split("test")) >= found["windows"]["n"]
-    assert found["clips"]["words"] == found["windows"]["words"]
-    assert found["clips"]["speakers"] == found["windows"]["speakers"]

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from pipelines import decoding, features, models, recipe, training
+from pipelines import features, labels, models, recipe, training
 from pipelines.audio import Waveform
 from pipelines.augmentation import DrawnClips, Variation, VaryingCollator
 from pipelines.batches import IGNORED, Collator
@@ -116,15 +116,15 @@ def test_windows_lie_among_the_batches_and_not_at_an_end():
 # ---- the batches
 
 
-def test_a_batch_of_windows_is_30_s_long_with_the_transcripts_joined(toy_cache, collator):
+def test_a_batch_of_windows_is_30_s_long_with_the_transcripts_joined(toy_cache, collator, processor):
     rows = toy_cache.split("train").tolist()
     lengths = toy_cache.rows["frames"].to_numpy()
     batch = collator()([rows[:3], rows[3:8]])
     assert batch["input_features"].shape == (2, 80, 3000)
-    for mask, labels, window in zip(batch["attention_mask"], batch["labels"], (rows[:3], rows[3:8])):
+    for mask, told, window in zip(batch["attention_mask"], batch["labels"], (rows[:3], rows[3:8])):
         assert int(mask.sum()) == lengths[window].sum()
-        told = [id for id in labels.tolist() if id != IGNORED]
-        tokenizer = collator().processor.tokenizer
+        told = [id for id in told.tolist() if id != IGNORED]
+        tokenizer = processor.tokenizer
         text = " ".join(toy_cache.rows["text"].iloc[window])
         assert told[:3] == [50273, 50359, NO_TIMESTAMPS]
         assert tokenizer.decode(told[3:-1]) == text
@@ -134,34 +134,34 @@ def test_a_batch_of_windows_is_30_s_long_with_the_transcripts_joined(toy_cache, 
     assert np.array_equal(found, np.maximum(first, batch["input_features"][0].min().item()))
 
 
-def test_timestamps_say_where_each_clip_lies(toy_cache, collator):
+def test_timestamps_say_where_each_clip_lies(toy_cache, collator, processor):
     rows = toy_cache.split("train").tolist()[:4]
     lengths, texts = toy_cache.rows["frames"].to_numpy()[rows], toy_cache.rows["text"].iloc[rows].tolist()
-    labels = collator(timestamps=True).window(rows)[1]
-    assert labels[:2] == [50273, 50359]
-    assert NO_TIMESTAMPS not in labels
-    times = [(id - ZERO) * 0.02 for id in labels if id >= ZERO]
+    ids = collator(timestamps=True).window(rows)[1]
+    assert ids[:2] == [50273, 50359]
+    assert NO_TIMESTAMPS not in ids
+    times = [(id - ZERO) * 0.02 for id in ids if id >= ZERO]
     ends = np.cumsum(lengths) * 0.01
     assert len(times) == 8
     assert times[0::2] == pytest.approx([0, *ends[:-1]], abs=0.011)
     assert times[1::2] == pytest.approx(ends, abs=0.011)
-    tokenizer = collator().processor.tokenizer
-    assert tokenizer.decode(labels[2:-1], decode_with_timestamps=True).startswith(f"<|0.00|> {texts[0]}<|")
-    assert tokenizer.decode(labels, skip_special_tokens=True).split() == " ".join(texts).split()
+    tokenizer = processor.tokenizer
+    assert tokenizer.decode(ids[2:-1], decode_with_timestamps=True).startswith(f"<|0.00|> {texts[0]}<|")
+    assert tokenizer.decode(ids, skip_special_tokens=True).split() == " ".join(texts).split()
 
 
 def test_what_goes_beyond_30_seconds_or_the_decoder_is_left_out(toy_cache, collator, monkeypatch):
     rows = toy_cache.split("train").tolist()
     lengths = toy_cache.rows["frames"].to_numpy()[rows]
     made = collator()
-    log_mel, labels = made.window(rows)
+    log_mel, ids = made.window(rows)
     count = windows.fitting(lengths)
     assert count < len(rows)
     assert len(log_mel.frames) == lengths[:count].sum() <= 3000
-    whole = len(labels)
+    whole = len(ids)
     monkeypatch.setattr(windows, "MAX_LABEL_TOKENS", whole - 1)
-    log_mel, labels = made.window(rows)
-    assert len(labels) < whole
+    log_mel, ids = made.window(rows)
+    assert len(ids) < whole
     assert len(log_mel.frames) == lengths[: count - 1].sum()
 
 
@@ -185,7 +185,7 @@ def test_a_window_holds_the_clips_as_this_epoch_hears_them(toy_cache, processor)
 
 def test_the_text_of_a_row_is_the_text_of_its_labels(toy_cache, processor):
     for row in toy_cache.split("train"):
-        assert decoding.label_ids(processor, "sv", toy_cache.rows["text"].iloc[row]) == toy_cache.labels(row)
+        assert labels.labeller(processor, "sv")(toy_cache.rows["text"].iloc[row]) == toy_cache.labels(row)
 
 
 # ---- in a run

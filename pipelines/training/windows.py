@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import decoding
 from pipelines.batches import BucketSampler, ClipDataset, Collator, bucketed
 from pipelines.curation import MAX_LABEL_TOKENS
 from pipelines.features import FULL_FRAMES, LogMel, pad_value
+from pipelines.labels import Labeller, labeller
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class WindowCollator:
     """
 
     def __init__(self, clips: Collator, processor: WhisperProcessor, language: str, *, timestamps: bool = False):
-        self.clips, self.processor, self.language, self.timestamps = clips, processor, language, timestamps
+        self.clips, self.labeller, self.timestamps = clips, labeller(processor, language), timestamps
         self.transcripts = clips.cache.rows["text"].to_numpy()
 
     def __call__(self, batch: list[Any]) -> dict[str, torch.Tensor]:
@@ -104,16 +104,14 @@ class WindowCollator:
         transcripts = [self.transcripts[clip[1] if isinstance(clip, tuple) else clip] for clip in clips]
         lengths = [len(log_mel.frames) for log_mel in log_mels]
         count = fitting(lengths)
-        label = self._with_timestamps if self.timestamps else self._plain
-        while len(labels := label(transcripts[:count], lengths)) > MAX_LABEL_TOKENS and count > 1:
+        while len(labels := self._label(transcripts[:count], lengths)) > MAX_LABEL_TOKENS and count > 1:
             count -= 1
         return join(log_mels[:count]), labels[:MAX_LABEL_TOKENS]
 
-    def _plain(self, transcripts: Sequence[str], lengths: Sequence[int]) -> list[int]:
-        return decoding.label_ids(self.processor, self.language, " ".join(transcripts))
-
-    def _with_timestamps(self, transcripts: Sequence[str], lengths: Sequence[int]) -> list[int]:
-        return label_ids_with_timestamps(self.processor, self.language, transcripts, lengths)
+    def _label(self, transcripts: Sequence[str], lengths: Sequence[int]) -> list[int]:
+        if self.timestamps:
+            return labels_with_timestamps(self.labeller, transcripts, lengths)
+        return self.labeller(" ".join(transcripts))
 
 
 def fitting(lengths: Sequence[int]) -> int:
@@ -128,17 +126,13 @@ def join(log_mels: Sequence[LogMel]) -> LogMel:
     return LogMel(np.maximum(frames, np.float32(floor)), floor)
 
 
-def label_ids_with_timestamps(
-    processor: WhisperProcessor, language: str, transcripts: Sequence[str], lengths: Sequence[int]
-) -> list[int]:
+def labels_with_timestamps(labeller: Labeller, transcripts: Sequence[str], lengths: Sequence[int]) -> list[int]:
     """What the decoder is to produce for clips of `lengths` frames in a row: language, task, then each transcript
     between the times of its start and its end, end. As Whisper was trained, a space goes before each transcript."""
-    tokenizer = processor.tokenizer
-    *head, no_timestamps = decoding.prompt_ids(processor, language)[1:]
-    zero = no_timestamps + 1  # <|0.00|>, and one token more for each 20 ms
-    ids, start = list(head), 0
+    *ids, no_timestamps = labeller.before
+    zero, start = no_timestamps + 1, 0  # <|0.00|>, and one token more for each 20 ms
     for transcript, length in zip(transcripts, lengths):
-        body = tokenizer(f" {transcript}", add_special_tokens=False).input_ids
+        body = labeller.tokenizer.encode(f" {transcript}", add_special_tokens=False).ids
         ids += [zero + start // FRAMES_PER_TIMESTAMP, *body, zero + (start + length) // FRAMES_PER_TIMESTAMP]
         start += length
-    return [*ids, tokenizer.eos_token_id]
+    return [*ids, *labeller.after]
