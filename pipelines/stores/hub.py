@@ -157,7 +157,7 @@ class HubStore:
                 )
             return sealed.fetch(place, uri, log, into)
 
-    def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
         """Publish to the main branch of a repository that is made, private, where there is none.
 
         Returns the URI of the commit, which always means what was published now.
@@ -170,7 +170,7 @@ class HubStore:
             api, repo = _api(), f"{owner}/{name}"
             api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
             _refuse_public(api, repo, kind, uri)
-            sealed.publish(folder, HubPlace(api, repo, kind, "main", path), uri, log)
+            sealed.publish(folder, HubPlace(api, repo, kind, "main", path), uri, log, thorough)
             below = f"/{path}" if path else ""
             return f"hub://{repo}{below}@{api.repo_info(repo, repo_type=kind).sha}"
 
