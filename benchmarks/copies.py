@@ -7,7 +7,7 @@ alone     no copies
 folder    to a folder of this machine
 hub       to a Hub on loopback, in a process of its own (tests/servers): whole checkpoints go over a socket
 
-`overhead` is the median over the rounds of a side's time from the first step to the last over that of `alone`, less one.
+`overhead` is the median over the rounds of a side's time from the first step to the last over that of `alone`, less 1.
 It drowns in the noise of a busy machine, so what is behind it is told, too, in figures that other load hardly moves:
 
 held_s    how long each checkpoint held the trainer's own thread (hard links and a note)
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -80,7 +81,7 @@ def side(uri: str, run: Path, settings: recipe.Recipe, cache: Any, base: models.
 
     progress = Progress(on_start=mark, on_step=mark, on_line=lambda line: None)
     made = training.train(settings, cache, base, run, progress, uri)
-    steps = sorted(after - before for before, after in zip(cpu[1:], cpu[2:]))
+    steps = [after - before for before, after in itertools.pairwise(cpu)]
     found = {"train_s": wall[-1] - wall[0], "step_cpu_s": statistics.median(steps)}
     if uri:
         assert made.copies.steps and not made.copies.missing, str(made.copies)

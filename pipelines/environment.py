@@ -99,7 +99,7 @@ def runs_folder(named: str | Path = "") -> Path:
 
 
 def prepare(runs: str | Path = "", *uris: str, log: Callable[[str], None] = print) -> Environment:
-    """Make a notebook's machine ready: install what Colab and Kaggle lack, mount Drive if it is among `runs` and `uris`.
+    """Make a notebook's machine ready: install what Colab and Kaggle lack, mount Drive if one of the places is there.
 
     What is installed already, torch, numpy and pandas above all, is pinned for pip, so that nothing is replaced under
     a running kernel. On a machine of one's own nothing is installed: a missing package is an error that names the

@@ -79,9 +79,9 @@ def problem(folder: Path, *, thorough: bool = True) -> str | None:
     return _damaged(folder, manifest["files"]) if thorough else None
 
 
-def require_whole(folder: Path, what: str, mend: str) -> dict[str, Any]:
+def require_whole(folder: Path, what: str, mend: str, *, thorough: bool = True) -> dict[str, Any]:
     """The manifest of a whole folder; LabError naming `what`, the fault and the `mend` otherwise."""
-    fault = problem(folder)
+    fault = problem(folder, thorough=thorough)
     if fault:
         raise LabError(f"{what} {folder} cannot be used: {fault}. {mend}")
     return read(folder)

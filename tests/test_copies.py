@@ -38,6 +38,7 @@ def lab_cache(monkeypatch, tmp_path) -> None:
 def in_a_hurry(monkeypatch) -> None:
     """At the end of a run nobody waits long."""
     monkeypatch.setattr(copies, "LAST_PAUSES_S", (0.01, 0.02))
+    monkeypatch.setattr(copies, "SHARE", 1e3)
 
 
 @pytest.fixture(params=["local", "drive", "hub", "hopsworks"])
@@ -391,6 +392,22 @@ def test_what_is_superseded_while_a_silent_store_is_waited_for_is_not_sent(hub_b
     assert there(hub_bench) == [6]
 
 
+def test_between_two_copies_the_thread_rests_until_the_end(local_bench, start, monkeypatch):
+    """One copy took so much of the processor that the next would take more than its share."""
+    monkeypatch.setattr(copies, "SHARE", 1e-9)
+    run = start("run", local_bench.uri("run"))
+    with run.copies:
+        run.save(2)
+        run.arrived(2)
+        run.save(4)
+        time.sleep(0.1)
+        run.copies.tell_unsent()
+        assert run.lines[-1] == f"not at {local_bench.uri('run')} yet: checkpoint-4; it comes next"
+        run.save(6)
+    assert there(local_bench) == [2, 6]
+    assert not run.told("checkpoint-4 is kept")
+
+
 def test_the_waiting_at_the_end_is_bounded(hub_bench, start, silence, monkeypatch):
     monkeypatch.setattr(copies, "PATIENCE_S", 0.5)
     run = start("run", hub_bench.uri("run"))
@@ -499,7 +516,7 @@ from pipelines.training import copies
 
 huggingface_hub.constants.HF_HUB_OFFLINE = False
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-copies.LAST_PAUSES_S = (0.1,)
+copies.LAST_PAUSES_S, copies.SHARE = (0.1,), 1e3
 
 for line in sys.stdin:
     job = json.loads(line)

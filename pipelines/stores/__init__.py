@@ -36,8 +36,11 @@ class Store(Protocol):
         `into` is the folder that a copy is made in, also of a folder. sealed.Damaged where bytes differ.
         """
 
-    def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
-        """Copy the sealed `folder` to `uri`, what is missing only, read back. Returns the URI of what was published."""
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
+        """Copy the sealed `folder` to `uri`, what is missing only, read back. Returns the URI of what was published.
+
+        Without `thorough` the folder itself is not verified byte for byte before.
+        """
 
     def remove(self, uri: str) -> None:
         """Remove what lies at `uri` and below, finished or not."""

@@ -97,9 +97,9 @@ class DriveStore:
         with _one_line(uri, full="this machine's disk"):
             return sealed.fetch(self._place(uri), uri, log, into)
 
-    def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
         with _one_line(uri):
-            sealed.publish(folder, self._place(uri), uri, log)
+            sealed.publish(folder, self._place(uri), uri, log, thorough)
         return uri
 
     def remove(self, uri: str) -> None:

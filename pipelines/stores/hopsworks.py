@@ -152,9 +152,11 @@ class HopsworksStore:
         with _project(uri) as (project, path):
             return sealed.fetch(_place(project.get_dataset_api(), path), uri, log, into)
 
-    def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
         """Publish a folder of the project, or below `Models/` a new version of a registered model."""
-        manifest.require_whole(folder, "artefact", "Only finished artefacts are published: make it again")
+        manifest.require_whole(
+            folder, "artefact", "Only finished artefacts are published: make it again", thorough=thorough
+        )
         with _project(uri) as (project, path):
             if _is_registered(path):
                 if manifest.read(folder).get("kind") != "model":
@@ -163,7 +165,7 @@ class HopsworksStore:
                         f"such as hopsworks://{_URI.fullmatch(uri)[1]}/Resources/{PurePosixPath(path).parts[1]}"
                     )
                 return _register(project, folder, path, uri, log)
-            sealed.publish(folder, HopsworksPlace(project.get_dataset_api(), path), uri, log)
+            sealed.publish(folder, HopsworksPlace(project.get_dataset_api(), path), uri, log, thorough)
         return uri
 
     def remove(self, uri: str) -> None:

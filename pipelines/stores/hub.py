@@ -156,7 +156,7 @@ class HubStore:
                 )
             return sealed.fetch(place, uri, log, into)
 
-    def publish(self, folder: Path, uri: str, *, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
         """Publish to the main branch of a repository that is made, private, where there is none.
 
         Returns the URI of the commit, which always means what was published now.
@@ -170,7 +170,7 @@ class HubStore:
             api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
             _refuse_public(api, repo, kind, uri)
             place = HubPlace(api, repo, kind, "main", path)
-            sealed.publish(folder, place, uri, log)
+            sealed.publish(folder, place, uri, log, thorough)
             if not path:
                 _put_card(place, folder)
             below = f"/{path}" if path else ""

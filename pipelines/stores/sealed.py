@@ -53,9 +53,11 @@ class Damaged(LabError):
     """What lies in a store is not what its manifest says."""
 
 
-def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None]) -> None:
+def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None], thorough: bool = True) -> None:
     """Bring the sealed `folder` to `place`, what is missing only, and read everything back; the manifest goes last."""
-    manifest.require_whole(folder, "artefact", "Only finished artefacts are published: make it again")
+    manifest.require_whole(
+        folder, "artefact", "Only finished artefacts are published: make it again", thorough=thorough
+    )
     content = (folder / manifest.MANIFEST).read_bytes()
     files = entries(content, str(folder))
     sizes = place.sizes()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import checkpoints, manifest, stores
+from pipelines import checkpoints, manifest, stores, workers
 from pipelines.errors import LabError
 from pipelines.recipe import differences
 from pipelines.stores.sealed import Damaged
@@ -34,6 +34,8 @@ _PAUSES_S = (30.0, 60.0, 120.0, 300.0, 600.0)
 """Until a push that failed is tried again; a new checkpoint is tried at once."""
 LAST_PAUSES_S = (5.0, 15.0, 45.0)
 """The same at the end of a run; after the last one it is given up."""
+SHARE = 0.02
+"""Of the machine's processor time: after each copy the thread rests so long that it takes no more while training."""
 
 
 class OtherRun(LabError):
@@ -97,7 +99,8 @@ class Shelf:
         return folder / f"checkpoint-{step}"
 
     def push(self, checkpoint: Path) -> None:
-        self.store.publish(checkpoint, f"{self.uri}/{checkpoint.name}", log=lambda line: None)
+        """Publish a checkpoint that was sealed just now: it is not read once more before, which takes as long again."""
+        self.store.publish(checkpoint, f"{self.uri}/{checkpoint.name}", thorough=False, log=lambda line: None)
 
     def tidy(self, kept: set[int], newest: int) -> None:
         """Remove the older checkpoints but `kept`, finished or not; another machine may be at newer ones."""
@@ -131,7 +134,7 @@ class Copies:
         self._best_of: dict[int, int] = {}
         self._wanted: tuple[int, ...] = ()
         self._pushing: int | None = None
-        self._reason, self._failures, self._due = "", 0, 0.0
+        self._reason, self._failures, self._due, self._rested = "", 0, 0.0, 0.0
         self._ending = self._dropped = False
         self._lines: collections.deque[str] = collections.deque()
         shutil.rmtree(self.aside, ignore_errors=True)
@@ -198,9 +201,10 @@ class Copies:
     def tell_unsent(self) -> None:
         """Tell what is not at the URI yet, if anything."""
         with self._changed:
-            unsent, pushing = self._unsent(), self._pushing
+            unsent, pushing, reason = self._unsent(), self._pushing, self._reason
         if unsent:
-            doing = f"checkpoint-{pushing} is being copied" if pushing else "it will be tried again"
+            waiting = "it will be tried again" if reason else "it comes next"
+            doing = f"checkpoint-{pushing} is being copied" if pushing else waiting
             self._tell(f"not at {self.shelf.uri} yet: {_names(unsent)}; {doing}")
 
     def busy(self) -> bool:
@@ -287,12 +291,14 @@ class Copies:
 
     def _work(self) -> None:
         while (step := self._next()) is not None:
+            started = time.thread_time()
             try:
                 self._push(step)
             except Exception as error:  # whatever a store or its client may raise, training goes on
                 self._note_failure(step, error)
+            rest_s = (time.thread_time() - started) / (SHARE * workers.cores())
             with self._changed:
-                self._pushing = None
+                self._pushing, self._rested = None, time.monotonic() + rest_s
 
     def _next(self) -> int | None:
         """Wait for the next checkpoint to push; None when there will be none."""
@@ -302,10 +308,11 @@ class Copies:
                 over = self._ending and (not unsent or self._failures > len(LAST_PAUSES_S))
                 if over or self._dropped:
                     return None
-                if unsent and now >= self._due:
+                due = self._due if self._ending else max(self._due, self._rested)
+                if unsent and now >= due:
                     self._pushing = unsent[0]
                     return self._pushing
-                self._changed.wait(self._due - now if unsent else None)
+                self._changed.wait(due - now if unsent else None)
 
     def _push(self, step: int) -> None:
         started = time.monotonic()
