@@ -62,29 +62,42 @@ def tiny_folder():
 
 
 @pytest.fixture(scope="session")
-def toy_model(tmp_path_factory, tiny_folder) -> Path:
-    """A folder with a Whisper of two layers and random weights, and whisper-tiny's tokenizer and feature extractor.
-
-    It writes nonsense, but what it writes depends on what it hears, and it trains in seconds.
-    """
+def toy_of_width(tmp_path_factory, tiny_folder):
+    """`toy_of_width(32)`: a folder with a Whisper of two layers and random weights, so many numbers wide, and
+    whisper-tiny's tokenizer and feature extractor."""
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-    folder = tmp_path_factory.mktemp("toy") / "toy-whisper"
-    folder.mkdir()
-    for path in [*tiny_folder.glob("*.json"), *tiny_folder.glob("*.txt")]:
-        if path.name not in ("config.json", "manifest.json", "mirror.json", "generation_config.json"):
-            shutil.copyfile(path, folder / path.name)
-    layers = {f"{half}_{what}": 2 for half in ("encoder", "decoder") for what in ("layers", "attention_heads")}
-    config = WhisperConfig.from_pretrained(
-        tiny_folder, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, num_hidden_layers=2, init_std=0.2, **layers
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig.from_pretrained(tiny_folder)
-    model.save_pretrained(folder)
-    return folder
+    def make(width: int) -> Path:
+        folder = tmp_path_factory.mktemp("toy") / "toy-whisper"
+        folder.mkdir()
+        for path in [*tiny_folder.glob("*.json"), *tiny_folder.glob("*.txt")]:
+            if path.name not in ("config.json", "manifest.json", "mirror.json", "generation_config.json"):
+                shutil.copyfile(path, folder / path.name)
+        layers = {f"{half}_{what}": 2 for half in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+        config = WhisperConfig.from_pretrained(
+            tiny_folder,
+            d_model=width,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            num_hidden_layers=2,
+            init_std=0.2,
+            **layers,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            model = WhisperForConditionalGeneration(config)
+        model.generation_config = GenerationConfig.from_pretrained(tiny_folder)
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_of_width) -> Path:
+    """A Whisper that writes nonsense, but what it writes depends on what it hears, and it trains in seconds."""
+    return toy_of_width(32)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -67,42 +68,54 @@ for line in sys.stdin:
 """
 
 
-def environment() -> dict[str, str]:
-    """One thread each: faster for a toy, and the order of every sum is fixed."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+def environment(threads: int = 1) -> dict[str, str]:
+    """One thread is faster for a toy, and beside other tests."""
+    told = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **told}
 
 
 @pytest.fixture(scope="module")
 def starter():
-    """A process that has imported everything and forks one trainer for each line it is given."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STARTER],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.wait(30)
+    """`starter(threads)`: a process that has imported everything and forks one trainer for each line it is given."""
+
+    @functools.cache
+    def start(threads: int) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STARTER],
+            cwd=ROOT,
+            env=environment(threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    started: list[subprocess.Popen] = []
+    yield start
+    for process in started:
+        process.stdin.close()
+        process.wait(30)
 
 
 @pytest.fixture(scope="module")
 def sit(starter, toy_recipe, toy_model, toy_cache):
     """`sit(run, kill_when)`: one sitting of a run, killed where told; the lines that it told."""
 
-    def one(run: Path, kill_when: Callable[[Path, str], bool] | None = None, **overrides) -> list[str]:
+    def one(
+        run: Path, kill_when: Callable[[Path, str], bool] | None = None, threads: int = 1, **overrides
+    ) -> list[str]:
+        process = starter(threads)
         log = run.with_name(f"{run.name}-{time.monotonic_ns()}.log")
         job = {"recipe": str(toy_recipe), "cache": toy_cache.uri, "run": str(run), "log": str(log)}
         settings = {**SETTINGS, "model.base": str(toy_model), **overrides}
-        starter.stdin.write(json.dumps({**job, "overrides": settings}) + "\n")
-        starter.stdin.flush()
-        child = int(starter.stdout.readline())
+        process.stdin.write(json.dumps({**job, "overrides": settings}) + "\n")
+        process.stdin.flush()
+        child = int(process.stdout.readline())
         if kill_when:
             watch(lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()), log)
             os.kill(child, signal.SIGKILL)
-        status = int(starter.stdout.readline())
+        status = int(process.stdout.readline())
         told = log.read_text()
         assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if kill_when else 0), told
         return told.splitlines()
@@ -187,6 +200,17 @@ def test_the_equality_could_fail(sit, whole, tmp_path):
     """Dropout and SpecAugment do draw: another seed gives other weights."""
     sit(tmp_path / "run", **{"training.seed": 43})
     assert weights_sha256(tmp_path / "run") != weights_sha256(whole)
+
+
+@pytest.mark.slow
+def test_killed_on_two_threads_and_bit_equal(sit, toy_of_width, tmp_path):
+    """A model wide enough for both threads to add to one gradient: unless told, they take turns at random."""
+    sizes = {"training.steps": 3, "training.batch_size": 16, "training.eval_every": 1, "training.accumulation": 1}
+    settings = {**sizes, "model.base": str(toy_of_width(192)), "threads": 2}
+    sit(tmp_path / "whole", **settings)
+    sit(tmp_path / "run", sealed(1), **settings)
+    assert sit(tmp_path / "run", **settings)[0].startswith("going on from checkpoint-")
+    assert weights_sha256(tmp_path / "run") == weights_sha256(tmp_path / "whole")
 
 
 @pytest.mark.slow
