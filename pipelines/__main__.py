@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import recipe as recipes
-from pipelines.errors import LabError
+from pipelines.errors import UNFINISHED, LabError, Unfinished
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -367,12 +367,16 @@ def _print(as_json: bool, told: dict[str, Any], words: str) -> None:
 
 
 def main() -> None:
-    """Run a command; what a user can mend is one line on standard error and exit code 1."""
+    """Run a command; what a user can mend is one line on standard error and exit code 1, or 75 where the same command
+    is to be run again."""
     from pipelines import environment
 
     environment.share_cores()
     try:
         app()
+    except Unfinished as error:
+        print(f"unfinished: {error}", file=sys.stderr)
+        sys.exit(UNFINISHED)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -234,6 +234,8 @@ class TrainingSettings(Settings):
     """Newest complete checkpoints that are kept; the best on validation is kept besides."""
     patience: int = Field(0, ge=0)
     """Stop after so many validations without a better WER; 0 never stops early."""
+    max_hours: float = Field(0.0, ge=0)
+    """End after so many hours of one sitting, with a checkpoint that the next sitting goes on from; 0 sets no limit."""
     workers: int = Field(0, ge=0)
     """Processes that load batches."""
     seed: int = 42

@@ -123,3 +123,22 @@ def toy_cache(toy_settings, tmp_path_factory):
     from pipelines import lab
 
     return lab.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"), log=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def train_toy(toy_settings, toy_cache, toy_model):
+    """`train_toy(run, {"training.steps": 4}, on_step=...)`: the toy trained in the folder `run`; the model, or the
+    LabError that ended it, and the lines told."""
+    from pipelines import models, training
+    from pipelines.errors import LabError
+
+    def train(run: Path, overrides: dict | None = None, **told):
+        lines: list[str] = []
+        recipe = toy_settings({"evaluation.max_new_tokens": 3, **(overrides or {})})
+        progress = training.Progress(on_line=lines.append, **told)
+        try:
+            return training.train(recipe, toy_cache, models.resolve(str(toy_model)), run, progress), lines
+        except LabError as error:
+            return error, lines
+
+    return train

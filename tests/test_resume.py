@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import manifest
+from pipelines import checkpoints, manifest
 
 ROOT = Path(__file__).parents[1]
 # 48 clips in batches of 10 make 5 batches, in groups of 2 three steps an epoch, the last of one batch: the checkpoints
@@ -54,6 +55,7 @@ for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
     if not child:
+        os.setpgid(0, 0)
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -100,10 +102,17 @@ def starter():
 
 @pytest.fixture(scope="module")
 def sit(starter, toy_recipe, toy_model, toy_cache):
-    """`sit(run, kill_when)`: one sitting of a run, killed where told; the lines that it told."""
+    """`sit(run, kill_when)`: one sitting of a run, killed where told; the lines that it told.
+
+    The signal goes to all processes of the sitting; other than SIGKILL, it ends with the exit code of an error.
+    """
 
     def one(
-        run: Path, kill_when: Callable[[Path, str], bool] | None = None, threads: int = 1, **overrides
+        run: Path,
+        kill_when: Callable[[Path, str], bool] | None = None,
+        threads: int = 1,
+        sends: signal.Signals = signal.SIGKILL,
+        **overrides,
     ) -> list[str]:
         process = starter(threads)
         log = run.with_name(f"{run.name}-{time.monotonic_ns()}.log")
@@ -114,13 +123,19 @@ def sit(starter, toy_recipe, toy_model, toy_cache):
         child = int(process.stdout.readline())
         if kill_when:
             watch(lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()), log)
-            os.kill(child, signal.SIGKILL)
+            os.killpg(child, sends)
         status = int(process.stdout.readline())
         told = log.read_text()
-        assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if kill_when else 0), told
+        assert os.waitstatus_to_exitcode(status) == _exit_code(kill_when, sends), told
         return told.splitlines()
 
     return one
+
+
+def _exit_code(kill_when: Callable | None, sends: signal.Signals) -> int:
+    if not kill_when:
+        return 0
+    return -signal.SIGKILL if sends == signal.SIGKILL else 1
 
 
 def watch(seen: Callable[[], bool], log: Path, patience_s: float = 60) -> None:
@@ -192,6 +207,69 @@ def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
     third = sit(run, **workers)
     assert second[0] == "going on from checkpoint-4"
     assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "going on from checkpoint-8"]
+    assert weights_sha256(run) == weights_sha256(whole)
+    assert history(run) == history(whole)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_moments_and_bit_equal(sit, tmp_path):
+    """In start-up, in steps, in validation and in saves, five times each, in random order."""
+    seed = int(os.environ.get("KILL_SEED") or time.time_ns())
+    rng, settings = random.Random(seed), {"training.steps": 24, "training.eval_every": 2}
+    phases = [phase for phase in MOMENTS for _ in range(5)]
+    rng.shuffle(phases)
+    run, told = tmp_path / "run", []
+    for phase in phases:
+        moment = MOMENTS[phase](next_checkpoint(run, every=2), rng)
+        told.append((phase, sit(run, moment, **settings)))
+    last = sit(run, **settings)
+    sit(tmp_path / "whole", **settings)
+    story = f"KILL_SEED={seed}\n" + "\n".join(f"{phase}: {lines}" for phase, lines in told)
+    assert last[0].startswith("going on from checkpoint-"), story
+    assert weights_sha256(run) == weights_sha256(tmp_path / "whole"), story
+    assert history(run) == history(tmp_path / "whole"), story
+
+
+def next_checkpoint(run: Path, every: int) -> int:
+    whole = [path for path in checkpoints.listed(run / "checkpoints") if manifest.problem(path) is None]
+    return checkpoints.step_of(whole[-1]) + every if whole else every
+
+
+def after(seen: Callable[[Path, str], bool], delay_s: float, next_step: int) -> Callable[[Path, str], bool]:
+    """So long after something is seen; at the latest when the checkpoint after the next one is begun."""
+    seen_at: list[float] = []
+
+    def when(folder: Path, log: str) -> bool:
+        if not seen_at and seen(folder, log):
+            seen_at.append(time.monotonic())
+        late = bool(seen_at) and time.monotonic() - seen_at[0] >= delay_s
+        return late or (folder / f"checkpoint-{next_step + 2}").exists()
+
+    return when
+
+
+MOMENTS = {
+    "start-up": lambda step, rng: after(lambda folder, log: True, rng.uniform(0, 1), step),
+    "step": lambda step, rng: after(
+        done(step - 1) if rng.random() < 0.5 else (lambda folder, log: "from" in log), rng.uniform(0, 0.15), step
+    ),
+    "validation": lambda step, rng: after(done(step), rng.uniform(0, 0.15), step),
+    "save": lambda step, rng: after(
+        lambda folder, log: (folder / f"checkpoint-{step}").exists(), rng.uniform(0, 0.6), step
+    ),
+}
+"""Phase to what draws a moment in it, given the step of the next checkpoint."""
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_ends_with_a_checkpoint_and_bit_equal(sit, whole, tmp_path):
+    run, workers = tmp_path / "run", {"training.workers": 2}
+    ended = sit(run, done(4), sends=signal.SIGTERM, **workers)
+    assert "pipelines.errors.Unfinished: SIGTERM ended training after step " in ended[-1]
+    (newest,) = checkpoints.listed(run / "checkpoints")[-1:]
+    assert f"{newest} is kept" in ended[-1]
+    last = sit(run, **workers)
+    assert last[0] == f"going on from {newest.name}"
     assert weights_sha256(run) == weights_sha256(whole)
     assert history(run) == history(whole)
 

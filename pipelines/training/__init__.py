@@ -8,10 +8,12 @@ What differs from the stock recipe, and why:
 - validation decodes in length-sorted batches at clip length (decoding.py) and selects by WER;
 - a checkpoint counts only when sealed, and resume goes on from the newest sealed one of the same run (checkpoints.py).
 
-    progress    what is told while a run goes on
-    trainer     Seq2SeqTrainer with our batches, loss and checkpoints
-    validation  the looks at the validation split
-    runs        the folder of a run: its identity, its lock, its model
+    progress       what is told while a run goes on
+    interruptions  a signal or the time budget ends a sitting with a checkpoint
+    divergence     a loss or gradient that is no number ends a run before it spoils the weights
+    trainer        Seq2SeqTrainer with our batches, loss and checkpoints
+    validation     the looks at the validation split
+    runs           the folder of a run: its identity, its lock, its model
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from pipelines.batches import BucketSampler, ClipDataset, Collator
 from pipelines.cache import FeatureCache
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
+from pipelines.training import divergence, interruptions
+from pipelines.training.divergence import Diverged
 from pipelines.training.progress import Progress, is_over, reporter
 from pipelines.training.runs import TrainedModel, finish, finished, only_trainer, refuse_other_run, run_identity
 from pipelines.training.trainer import arguments_of, fix_the_order_of_sums, token_mean_loss, trainer_class
@@ -64,13 +68,28 @@ def _train(
     last = checkpoints.newest_complete(folder, run_digest=name, log=progress.on_line)
     checkpoints.remove_unusable(folder, last)
     progress.on_line(f"going on from {last.name}" if last else f"starting from {base.title}")
+    divergence.tell_earlier(run, progress.on_line)
     trainer = _build_trainer(recipe, cache, base, folder, name, progress)
     done = _state_of(last) if last else None
     if done and is_over(done, recipe):
         trainer.state = done  # cut off between the last checkpoint and the model: the Trainer would do one step more
     else:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        _fit(trainer, recipe, last, run)
     return finish(trainer, recipe, cache, run, name, base)
+
+
+def _fit(trainer: Seq2SeqTrainer, recipe: Recipe, last: Path | None, run: Path) -> None:
+    """All steps that are left; LabError where they cannot be done, Unfinished where the sitting is to end."""
+    settings = recipe.training
+    try:
+        with interruptions.heeded(trainer, settings.max_hours) as interruption:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except Diverged as error:
+        kept = checkpoints.listed(run / "checkpoints")
+        raise divergence.refused(
+            error, run, str(kept[-1]) if kept else "the base model", settings.learning_rate
+        ) from None
+    interruption.refuse_unfinished()
 
 
 def _build_trainer(

@@ -22,6 +22,7 @@ CODE = "2"
 _NOT_OF_THE_WEIGHTS = (
     "model.base",  # its weights' sha256 stands in its place
     "training.workers",
+    "training.max_hours",
     "training.keep_checkpoints",
     "evaluation.bootstrap_samples",
     "evaluation.seed",

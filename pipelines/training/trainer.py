@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines import checkpoints, environment
 from pipelines.batches import IGNORED, BucketSampler
 from pipelines.recipe import Recipe
+from pipelines.training import interruptions
+from pipelines.training.divergence import Guard
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
             self.clock = time.monotonic()
+            self.guard = Guard(scaled=self.args.fp16)
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             # seconds of training over all sittings: each line adds the time since the line before it
@@ -44,6 +47,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
                 batch_sampler=self.sampler,
                 collate_fn=self.data_collator,
                 num_workers=self.args.dataloader_num_workers,
+                worker_init_fn=interruptions.leave_to_trainer,
                 pin_memory=self.args.dataloader_pin_memory,
             )
             return self.accelerator.prepare(loader)
@@ -57,8 +61,19 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             }
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            self.guard.add(loss)
+            return loss
+
+        def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+            norm = super()._clip_grad_norm(model)
+            self.guard.check(self.state.global_step + 1, norm)
+            return norm
+
         def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
+            self.guard.check_validation(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
@@ -100,6 +115,7 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         save_steps=settings.eval_every,
         metric_for_best_model="wer",
         greater_is_better=False,
+        logging_nan_inf_filter=False,  # it would hide them: see divergence.py
         logging_steps=max(1, min(10, settings.steps // 12)),
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=machine.device == "cuda",
