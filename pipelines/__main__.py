@@ -113,6 +113,13 @@ def train(
     set_: Overrides = (),
     runs: Runs = "",
     cache: CacheUri = "",
+    fork: Annotated[
+        str,
+        typer.Option(help="Start a new run from the weights of another: its folder, a checkpoint or a model, as URI."),
+    ] = "",
+    fast_dev_run: Annotated[
+        bool, typer.Option("--fast-dev-run", help="Two steps, to see that all works; the figures mean nothing.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -122,18 +129,19 @@ def train(
     """
     from pipelines import lab
 
+    set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
     settings, _ = _recipe(recipe, set_)
     if dry_run:
         return _plan(
             as_json,
             settings,
             lab.stage_folder(settings, runs),
-            f"train {settings.training.steps} steps from {settings.model.base}",
+            f"train {settings.training.steps} steps from {fork or settings.model.base}",
         )
     from pipelines import figures
 
     opened = lab.open_features(settings, cache, runs=runs, log=_log(as_json))
-    made = lab.train(settings, opened, runs=runs, progress=figures.console_progress(_log(as_json)))
+    made = lab.train(settings, opened, runs=runs, fork=fork, progress=figures.console_progress(_log(as_json)))
     told = {
         "model_uri": made.uri,
         "digest": made.digest,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def test_a_signal_after_the_last_step_is_passed_on_and_the_next_call_makes_the_m
 def test_a_second_ctrl_c_ends_at_once(train_toy, tmp_path):
     def twice(step: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # two at once count as one
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

@@ -33,8 +33,10 @@ SETTINGS = {
     "training.eval_every": 4,
     "evaluation.max_new_tokens": 3,
 }
+TIMES = ("seconds", "clips_per_s")
+"""What a history tells of the machine, and not of the run."""
 STARTER = """
-import json, os, sys, traceback
+import functools, gc, json, os, sys, traceback
 from pathlib import Path
 
 import torch
@@ -51,8 +53,13 @@ def train(job):
                    Path(job["run"]), progress)
 
 
+models.load_processor = functools.cache(models.load_processor)
 for line in sys.stdin:
     job = json.loads(line)
+    # what every sitting would do again, and what a child need not look through for garbage
+    models.load_processor(models.resolve(job["overrides"]["model.base"]), "sv")
+    gc.collect()
+    gc.freeze()
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
@@ -149,9 +156,13 @@ def sealed(step: int) -> Callable[[Path, str], bool]:
     return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / manifest.MANIFEST).exists()
 
 
+def written(step: int, name: str) -> Callable[[Path, str], bool]:
+    return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / name).exists()
+
+
 def being_written(step: int) -> Callable[[Path, str], bool]:
     """The weights are there, or a part of them; what follows is not."""
-    return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / "model.safetensors").exists()
+    return written(step, "model.safetensors")
 
 
 def done(step: int) -> Callable[[Path, str], bool]:
@@ -164,7 +175,7 @@ def weights_sha256(run: Path) -> str:
 
 def history(run: Path) -> list[dict]:
     rows = json.loads((run / "model" / "training.json").read_text())["history"]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def steps(lines: list[str]) -> list[int]:
@@ -213,10 +224,10 @@ def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times_at_random_moments_and_bit_equal(sit, tmp_path):
-    """In start-up, in steps, in validation and in saves, five times each, in random order."""
+    """In start-up, in steps, in validation, in saves and right after them, four times each, in random order."""
     seed = int(os.environ.get("KILL_SEED") or time.time_ns())
-    rng, settings = random.Random(seed), {"training.steps": 24, "training.eval_every": 2}
-    phases = [phase for phase in MOMENTS for _ in range(5)]
+    rng, settings = random.Random(seed), {"training.steps": 28, "training.eval_every": 2, "training.batch_size": 4}
+    phases = [phase for phase in MOMENTS for _ in range(4)]
     rng.shuffle(phases)
     run, told = tmp_path / "run", []
     for phase in phases:
@@ -225,7 +236,7 @@ def test_killed_twenty_times_at_random_moments_and_bit_equal(sit, tmp_path):
     last = sit(run, **settings)
     sit(tmp_path / "whole", **settings)
     story = f"KILL_SEED={seed}\n" + "\n".join(f"{phase}: {lines}" for phase, lines in told)
-    assert last[0].startswith("going on from checkpoint-"), story
+    assert any(line.startswith("going on from checkpoint-") for line in last), story
     assert weights_sha256(run) == weights_sha256(tmp_path / "whole"), story
     assert history(run) == history(tmp_path / "whole"), story
 
@@ -248,15 +259,16 @@ def after(seen: Callable[[Path, str], bool], delay_s: float, next_step: int) -> 
     return when
 
 
+FILES = ["config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+"""Of a checkpoint, in the order in which they are written; the manifest comes last."""
 MOMENTS = {
     "start-up": lambda step, rng: after(lambda folder, log: True, rng.uniform(0, 1), step),
     "step": lambda step, rng: after(
-        done(step - 1) if rng.random() < 0.5 else (lambda folder, log: "from" in log), rng.uniform(0, 0.15), step
+        done(step - 1) if rng.random() < 0.5 else (lambda folder, log: "from" in log), rng.uniform(0, 0.1), step
     ),
-    "validation": lambda step, rng: after(done(step), rng.uniform(0, 0.15), step),
-    "save": lambda step, rng: after(
-        lambda folder, log: (folder / f"checkpoint-{step}").exists(), rng.uniform(0, 0.6), step
-    ),
+    "validation": lambda step, rng: after(done(step), rng.uniform(0, 0.1), step),
+    "save": lambda step, rng: after(written(step, rng.choice(FILES)), rng.uniform(0, 0.02), step),
+    "sealed": lambda step, rng: after(written(step, manifest.MANIFEST), rng.uniform(0, 0.1), step),
 }
 """Phase to what draws a moment in it, given the step of the next checkpoint."""
 

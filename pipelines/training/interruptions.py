@@ -54,27 +54,22 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self.before = {}
 
-    def refuse_unfinished(self) -> None:
-        """Unfinished where the sitting ended before the run did."""
+    @contextlib.contextmanager
+    def heeded(self, trainer: Any) -> Iterator[None]:
+        """Within, a signal or the end of the time budget ends `trainer.train` with a checkpoint; then Unfinished.
+
+        A signal that came too late to shorten the run is passed on at the end.
+        """
+        trainer.add_callback(_heeder(self))
+        self.listen()
+        try:
+            yield
+        finally:
+            self.hush()
         if self.ended:
             raise Unfinished(self.ended)
-
-
-@contextlib.contextmanager
-def heeded(trainer: Any, max_hours: float) -> Iterator[Interruption]:
-    """Within, a signal or the end of the time budget ends `trainer.train` with a checkpoint.
-
-    A signal that came too late to shorten the run is passed on at the end.
-    """
-    interruption = Interruption(max_hours)
-    trainer.add_callback(_heeder(interruption))
-    interruption.listen()
-    try:
-        yield interruption
-    finally:
-        interruption.hush()
-    if interruption.signal and not interruption.ended:
-        signal.raise_signal(interruption.signal)
+        if self.signal:
+            signal.raise_signal(self.signal)
 
 
 def _heeder(interruption: Interruption) -> Any:

@@ -15,6 +15,7 @@ from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
+from pipelines.training.forks import Fork
 from pipelines.training.progress import history_of, seconds_of
 
 CODE = "2"
@@ -23,6 +24,9 @@ _NOT_OF_THE_WEIGHTS = (
     "model.base",  # its weights' sha256 stands in its place
     "training.workers",
     "training.max_hours",
+    "training.micro_batch",
+    "training.fast_dev_run",
+    "training.tracker",
     "training.keep_checkpoints",
     "evaluation.bootstrap_samples",
     "evaluation.seed",
@@ -45,7 +49,7 @@ class TrainedModel:
     """Wall-clock seconds of training, over all sittings."""
 
 
-def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
+def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork | None = None) -> dict[str, Any]:
     """Flat: everything that decides the weights. Names the run; resume compares it field by field."""
     settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
     for name in _NOT_OF_THE_WEIGHTS:
@@ -53,6 +57,7 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[st
     told = {f"base.{name}": value for name, value in models.identity(base).items()}
     varied = recipe.changed("augment")
     varied |= {"code.augmentation": augmentation.CODE} if varied else {}
+    told |= {f"fork.{name}": value for name, value in fork.lineage.items()} if fork else {}
     return {**settings, **varied, **told, "cache": cache.digest, "code.training": CODE}
 
 
@@ -65,7 +70,8 @@ def refuse_other_run(run: Path, identity: dict[str, Any]) -> None:
     unlike = differences(identity, json.loads(note.read_text("utf-8")))
     if unlike:
         raise LabError(
-            f"{run} belongs to another run: {'; '.join(unlike)}. Name another folder, or go back to that recipe"
+            f"{run} belongs to another run: {'; '.join(unlike)}. Name another folder, go back to "
+            f"that recipe, or start a new run from its weights with --fork {run}"
         )
 
 
@@ -78,7 +84,13 @@ def only_trainer(run: Path) -> filelock.FileLock:
 
 
 def finish(
-    trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path, run_digest: str, base: ModelRef
+    trainer: Any,
+    recipe: Recipe,
+    cache: FeatureCache,
+    run: Path,
+    run_digest: str,
+    base: ModelRef,
+    fork: Fork | None = None,
 ) -> TrainedModel:
     """Write the best weights as the run's model, seal it, and let the checkpoints go."""
     state, folder = trainer.state, run / "model"
@@ -108,6 +120,7 @@ def finish(
         context=recipe.training.context,
         quantisation=base.quantisation,
         language=recipe.language,
+        **({"fork": fork.lineage} if fork else {}),
     )
     shutil.rmtree(trainer.args.output_dir)
     return finished(run)

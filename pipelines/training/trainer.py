@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pipelines import checkpoints, environment
 from pipelines.batches import IGNORED, BucketSampler
 from pipelines.recipe import Recipe
-from pipelines.training import interruptions
+from pipelines.training import interruptions, memory
 from pipelines.training.divergence import Guard
+from pipelines.training.progress import Pace
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +28,18 @@ def trainer_class() -> type[Seq2SeqTrainer]:
 
     class LabTrainer(Seq2SeqTrainer):
         def __init__(
-            self, *args: Any, sampler: BucketSampler, validate: Callable, run_digest: str, keep: int, **kwargs: Any
+            self,
+            *args: Any,
+            sampler: BucketSampler,
+            validate: Callable,
+            run_digest: str,
+            keep: int,
+            micro_batch: int,
+            **kwargs: Any,
         ):
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
+            self.micro_batch = micro_batch
             self.clock = time.monotonic()
             self.guard = Guard(scaled=self.args.fp16)
 
@@ -38,10 +47,12 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             # seconds of training over all sittings: each line adds the time since the line before it
             now, history = time.monotonic(), self.state.log_history
             earlier = history[-1].get("seconds", 0.0) if history else 0.0
-            super().log({**logs, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
+            pace = {"clips_per_s": round(self.pace.take(), 2)} if "loss" in logs else {}
+            super().log({**logs, **pace, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
             self.clock = now
 
         def get_train_dataloader(self) -> DataLoader:
+            self.pace = Pace()  # the training loop begins with this call
             loader = DataLoader(
                 self.train_dataset,
                 batch_sampler=self.sampler,
@@ -61,9 +72,14 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             }
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
-        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            loss = super().training_step(*args, **kwargs)
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+            forward_backward, losses = super().training_step, []
+            for piece in memory.pieces(inputs, self.micro_batch):
+                with memory.watched(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
+                    losses.append(forward_backward(model, piece, *args, **kwargs))
+            loss = sum(losses)
             self.guard.add(loss)
+            self.pace.add(len(inputs["labels"]))
             return loss
 
         def _clip_grad_norm(self, model: Any) -> torch.Tensor:
@@ -72,7 +88,8 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             return norm
 
         def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
+            with self.pace.paused():
+                metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
             self.guard.check_validation(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -82,9 +99,10 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             folder = Path(self.args.output_dir)
             saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             shutil.rmtree(saved, ignore_errors=True)
-            super()._save_checkpoint(model, trial)
-            checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
-            checkpoints.prune(folder, keep=self.keep)
+            with self.pace.paused():
+                super()._save_checkpoint(model, trial)
+                checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
+                checkpoints.prune(folder, keep=self.keep)
 
     return LabTrainer
 
