@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import recipe as recipes
-from pipelines.errors import LabError
+from pipelines.errors import UNFINISHED, LabError, Unfinished
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -128,6 +128,13 @@ def train(
         ),
     ] = "",
     publish: Annotated[str, typer.Option(help="Also copy the model there: hub://…, hopsworks://… or a folder.")] = "",
+    fork: Annotated[
+        str,
+        typer.Option(help="Start a new run from the weights of another: its folder, a checkpoint or a model, as URI."),
+    ] = "",
+    fast_dev_run: Annotated[
+        bool, typer.Option("--fast-dev-run", help="Two steps, to see that all works; the figures mean nothing.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -137,13 +144,14 @@ def train(
     """
     from pipelines import lab
 
+    set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
     settings, _ = _recipe(recipe, set_)
     if dry_run:
         return _plan(
             as_json,
             settings,
             lab.stage_folder(settings, runs),
-            f"train {settings.training.steps} steps from {settings.model.base}",
+            f"train {settings.training.steps} steps from {fork or settings.model.base}",
         )
     from pipelines import figures
 
@@ -153,6 +161,7 @@ def train(
         opened,
         runs=runs,
         resume=resume,
+        fork=fork,
         publish=publish,
         progress=figures.console_progress(_log(as_json)),
     )
@@ -399,12 +408,16 @@ def _print(as_json: bool, told: dict[str, Any], words: str) -> None:
 
 
 def main() -> None:
-    """Run a command; what a user can mend is one line on standard error and exit code 1."""
+    """Run a command; what a user can mend is one line on standard error and exit code 1, or 75 where the same command
+    is to be run again."""
     from pipelines import environment
 
     environment.share_cores()
     try:
         app()
+    except Unfinished as error:
+        print(f"unfinished: {error}", file=sys.stderr)
+        sys.exit(UNFINISHED)
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import environment, evaluation, lab, manifest
-from pipelines.errors import LabError, missing_package
+from pipelines.errors import LabError, Unfinished, missing_package
 from pipelines.recipe import Recipe
 
 NOTEBOOKS = ("01_feature_pipeline", "02_training_pipeline", "03_inference_app")
@@ -62,6 +62,8 @@ def _execute(name: str, folder: Path, parameters: dict[str, Any], progress: bool
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log; what cells print stays in the copy
         )
     except papermill.PapermillExecutionError as error:
+        if error.ename == Unfinished.__name__:
+            raise Unfinished(f"{name}: {error.evalue}") from None
         # what the lab refuses, it will refuse again; anything else may have been a passing fault
         next_step = "mend that, then" if error.ename == "LabError" else "to go on,"
         raise LabError(

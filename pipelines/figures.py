@@ -141,19 +141,21 @@ def batch(batch: dict[str, Any]) -> Figure:
 
 
 def curves(history: list[dict[str, float]]) -> Figure:
-    """Training loss, validation loss and validation WER over steps."""
-    figure, (left, right) = _pair(9, 2.8)
+    """Training loss, validation loss, validation WER and clips per second over steps."""
+    figure, (left, middle, right) = _row(3, 11, 2.6)
     for axes, name, colour, label in (
         (left, "loss", _SOFT, "training"),
         (left, "eval_loss", _INK, "validation"),
-        (right, "eval_wer", _ACCENT, "validation WER"),
+        (middle, "eval_wer", _ACCENT, "validation WER"),
+        (right, "clips_per_s", _SOFT, "training"),
     ):
         points = [(row["step"], row[name]) for row in history if name in row]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
     left.set(xlabel="step", ylabel="loss per token", ylim=(0, None))
-    right.set(xlabel="step", ylabel="WER", ylim=(0, None))
-    for axes in (left, right):
+    middle.set(xlabel="step", ylabel="WER", ylim=(0, None))
+    right.set(xlabel="step", ylabel="clips per second", ylim=(0, None))
+    for axes in (left, middle, right):
         if axes.has_data():
             axes.legend(frameon=False)
     return figure
@@ -242,13 +244,19 @@ def _progress(draw: _Draw, log: Callable[[str], None], finish: _Draw) -> Progres
 
     def start(step: int, steps: int) -> None:
         bar.reset(total=steps)
-        bar.update(step)
+        bar.initial = bar.n = bar.last_print_n = step  # steps of earlier sittings cost this one no time
+        bar.refresh()
+
+    def tell(history: list[dict[str, float]]) -> None:
+        paces = [row["clips_per_s"] for row in history if "clips_per_s" in row]
+        bar.set_postfix_str(f"{paces[-1]:.3g} clips/s" if paces else "", refresh=False)
+        draw(history)
 
     def end(history: list[dict[str, float]]) -> None:
         bar.close()
         finish(history)
 
-    return Progress(start, lambda step: bar.update(step - bar.n), draw, log, end)
+    return Progress(start, lambda step: bar.update(step - bar.n), tell, log, end, bar.close)
 
 
 def _axes(width_in: float, height_in: float) -> tuple[Figure, Any]:
@@ -256,9 +264,9 @@ def _axes(width_in: float, height_in: float) -> tuple[Figure, Any]:
     return figure, _plain(figure.subplots())
 
 
-def _pair(width_in: float, height_in: float) -> tuple[Figure, Any]:
+def _row(n: int, width_in: float, height_in: float) -> tuple[Figure, Any]:
     figure = _figure(width_in, height_in)
-    return figure, [_plain(axes) for axes in figure.subplots(1, 2)]
+    return figure, [_plain(axes) for axes in figure.subplots(1, n)]
 
 
 def _figure(width_in: float, height_in: float) -> Figure:

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 MAX_DURATION_S = 30.0
 """Longer samples are not played: nothing longer is ever trained on."""
+_REHEARSED = "thrown_away"
+"""Folder of what a rehearsal makes; each one begins by removing it."""
 _SOURCE = "source."
 """Prefix of what a source tells of itself, within a cache's identity."""
 
@@ -140,17 +143,26 @@ def train(
     runs: str | Path = "",
     resume: str = "",
     publish: str = "",
+    fork: str = "",
     progress: Progress | None = None,
 ) -> TrainedModel:
     """Stage 02: tune the recipe's base model on the cache; resumes by itself inside its own run folder.
 
     With the URI `resume` checkpoints are copied there in the background, and an empty machine goes on from there. With
-    `publish` the finished model is copied to that URI.
+    `publish` the finished model is copied to that URI. With `fork`, the URI of a run's folder, a checkpoint or a model,
+    a new run starts from those weights. With the setting `training.fast_dev_run`, two steps are made anew each time, in
+    a folder that no later stage looks into, and nothing is copied anywhere.
     """
     progress = progress or Progress()
+    if recipe.training.fast_dev_run:
+        recipe, cache = _rehearsal(recipe, cache, progress.on_line)
+        resume = publish = ""
+        shutil.rmtree(stage_folder(recipe, runs) / _REHEARSED, ignore_errors=True)
     with _stage(recipe, runs, "training") as note:
         base = models.resolve(recipe.model.base, log=progress.on_line)
-        trained = training.train(recipe, cache, base, run_folder(recipe, cache, base, runs), progress, resume)
+        parent = training.forks.find(fork, base, log=progress.on_line) if fork else None
+        folder = run_folder(recipe, cache, base, runs, parent)
+        trained = training.train(recipe, cache, base, folder, progress, resume, fork=parent)
         note |= {
             "model_uri": trained.uri,
             "digest": trained.digest,
@@ -177,12 +189,19 @@ def evaluate(
     log: Callable[[str], None] = print,
 ) -> EvalReport:
     """Score a model on a split of the cache; one that was scored before is read. A tuned model keeps its test score."""
+    if recipe.training.fast_dev_run:
+        recipe, cache = _rehearsal(recipe, cache, log)
     ref = models.resolve(model_uri, log=log)
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
-        report = evaluation.evaluate(recipe, cache, ref, split, stage_folder(recipe, runs) / "reports", on_clips=step)
+        report = evaluation.evaluate(recipe, cache, ref, split, _reports(recipe, runs), on_clips=step)
     if split == "test" and ref.facts.get("kind") == "model" and ref.origin == "folder":
         _note_score(ref, report, recipe)
     return report
+
+
+def _reports(recipe: Recipe, runs: str | Path) -> Path:
+    rehearsed = _REHEARSED if recipe.training.fast_dev_run else ""
+    return stage_folder(recipe, runs) / rehearsed / "reports"
 
 
 def scores(
@@ -238,20 +257,37 @@ def processor(recipe: Recipe, *, log: Callable[[str], None] = print) -> WhisperP
 
 def stage_folder(recipe: Recipe, runs: str | Path = "") -> Path:
     """Where everything lies that runs of this recipe made."""
-    return environment.runs_folder(runs) / recipe.name
+    return environment.runs_folder(runs) / training.rehearsal.folder_name(recipe)
 
 
-def run_folder(recipe: Recipe, cache: FeatureCache, base: ModelRef, runs: str | Path = "") -> Path:
+def run_folder(
+    recipe: Recipe,
+    cache: FeatureCache,
+    base: ModelRef,
+    runs: str | Path = "",
+    fork: training.Fork | None = None,
+) -> Path:
     """The folder of one training run, named by all that decides its weights."""
-    return stage_folder(recipe, runs) / f"train-{digest(training.run_identity(recipe, cache, base))}"
+    if recipe.training.fast_dev_run:
+        return stage_folder(recipe, runs) / _REHEARSED / "run"
+    return stage_folder(recipe, runs) / f"train-{digest(training.run_identity(recipe, cache, base, fork))}"
 
 
 def stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
-    """What the stages noted: name to facts; empty where none ran."""
+    """What the stages noted: name to facts; empty where none ran. A rehearsal takes the features of the real thing."""
     try:
-        return json.loads((stage_folder(recipe, runs) / "stages.json").read_text("utf-8"))
+        noted = json.loads((stage_folder(recipe, runs) / "stages.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return {}
+        noted = {}
+    if recipe.training.fast_dev_run and "features" not in noted:
+        plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": False})})
+        noted |= {name: facts for name, facts in stages(plain, runs).items() if name == "features"}
+    return noted
+
+
+def _rehearsal(recipe: Recipe, cache: FeatureCache, log: Callable[[str], None]) -> tuple[Recipe, FeatureCache]:
+    log(training.rehearsal.NOTE)
+    return training.rehearsal.shortened(recipe), training.rehearsal.few(cache)
 
 
 def _source_identity(recipe: Recipe, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:

@@ -240,9 +240,12 @@ class TrainingSettings(Settings):
     steps: int = Field(120, ge=1)
     """Optimizer steps in all."""
     batch_size: int = Field(8, ge=1)
-    """Clips to a forward pass."""
+    """Clips to a batch, all at one length."""
+    micro_batch: int = Field(0, ge=0)
+    """Clips of a batch that go through the model at once; 0 takes the batch, and halves where memory runs out.
+    Changes the weights by rounding, and by other draws of dropout."""
     accumulation: int = Field(1, ge=1)
-    """Forward passes to an optimizer step."""
+    """Batches to an optimizer step."""
     learning_rate: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0; after them it falls in a line to 0."""
@@ -263,6 +266,13 @@ class TrainingSettings(Settings):
     to transcribe long recordings. See training/windows.py."""
     window_timestamps: bool = False
     """The transcripts of windows tell when each clip begins and ends, in Whisper's timestamp tokens."""
+    max_hours: float = Field(0.0, ge=0)
+    """End after so many hours of one sitting, with a checkpoint that the next sitting goes on from; 0 sets no limit."""
+    fast_dev_run: bool = False
+    """Two steps and a look at a few clips, in folders of their own: to see that all works. The figures mean nothing."""
+    tracker: Literal["", "trackio", "tensorboard", "wandb", "mlflow"] = ""
+    """Which experiment tracker is told of losses and scores; each needs its package. trackio and tensorboard write to
+    this machine alone."""
     workers: int = Field(0, ge=0)
     """Processes that load batches."""
     seed: int = 42

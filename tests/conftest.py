@@ -72,29 +72,42 @@ def tiny_folder():
 
 
 @pytest.fixture(scope="session")
-def toy_model(tmp_path_factory, tiny_folder) -> Path:
-    """A folder with a Whisper of two layers and random weights, and whisper-tiny's tokenizer and feature extractor.
-
-    It writes nonsense, but what it writes depends on what it hears, and it trains in seconds.
-    """
+def toy_of_width(tmp_path_factory, tiny_folder):
+    """`toy_of_width(32)`: a folder with a Whisper of two layers and random weights, so many numbers wide, and
+    whisper-tiny's tokenizer and feature extractor."""
     import torch
     from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-    folder = tmp_path_factory.mktemp("toy") / "toy-whisper"
-    folder.mkdir()
-    for path in [*tiny_folder.glob("*.json"), *tiny_folder.glob("*.txt")]:
-        if path.name not in ("config.json", "manifest.json", "mirror.json", "generation_config.json"):
-            shutil.copyfile(path, folder / path.name)
-    layers = {f"{half}_{what}": 2 for half in ("encoder", "decoder") for what in ("layers", "attention_heads")}
-    config = WhisperConfig.from_pretrained(
-        tiny_folder, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, num_hidden_layers=2, init_std=0.2, **layers
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig.from_pretrained(tiny_folder)
-    model.save_pretrained(folder)
-    return folder
+    def make(width: int) -> Path:
+        folder = tmp_path_factory.mktemp("toy") / "toy-whisper"
+        folder.mkdir()
+        for path in [*tiny_folder.glob("*.json"), *tiny_folder.glob("*.txt")]:
+            if path.name not in ("config.json", "manifest.json", "mirror.json", "generation_config.json"):
+                shutil.copyfile(path, folder / path.name)
+        layers = {f"{half}_{what}": 2 for half in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+        config = WhisperConfig.from_pretrained(
+            tiny_folder,
+            d_model=width,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            num_hidden_layers=2,
+            init_std=0.2,
+            **layers,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            model = WhisperForConditionalGeneration(config)
+        model.generation_config = GenerationConfig.from_pretrained(tiny_folder)
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_of_width) -> Path:
+    """A Whisper that writes nonsense, but what it writes depends on what it hears, and it trains in seconds."""
+    return toy_of_width(32)
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +133,22 @@ def toy_cache(toy_settings, tmp_path_factory):
     from pipelines import lab
 
     return lab.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"), log=lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def train_toy(toy_settings, toy_cache, toy_model):
+    """`train_toy(run, {"training.steps": 4}, on_step=...)`: the toy trained in the folder `run`; the model, or the
+    LabError that ended it, and the lines told."""
+    from pipelines import models, training
+    from pipelines.errors import LabError
+
+    def train(run: Path, overrides: dict | None = None, **told):
+        lines: list[str] = []
+        recipe = toy_settings({"evaluation.max_new_tokens": 3, **(overrides or {})})
+        progress = training.Progress(on_line=lines.append, **told)
+        try:
+            return training.train(recipe, toy_cache, models.resolve(str(toy_model)), run, progress), lines
+        except LabError as error:
+            return error, lines
+
+    return train

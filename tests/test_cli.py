@@ -252,6 +252,33 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     assert spoken.out.splitlines()[-1].startswith("Next: python -m pipelines evaluate")
 
 
+def test_an_unfinished_run_has_an_exit_code_of_its_own_and_the_same_command_goes_on(
+    call, runs: Path, toy_recipe: Path, toy_model: Path, toy_cache
+):
+    toy = ("--recipe", toy_recipe, "--cache", toy_cache.uri, "--set", f"model.base={toy_model}")
+    hasty = (*toy, "--set", "training.steps=2", "--set", "training.max_hours=1e-9", "--json")
+    ended = call("train", *hasty)
+    assert (ended.code, ended.out) == (75, "")
+    assert "\nunfinished: the time budget of 1e-09 h ended training after step 1 of 2; " in ended.err
+    assert ended.err.endswith("checkpoint-1 is kept. Run the same command or cell again to go on from there\n")
+    made = call("train", *hasty)
+    assert made.told["best_step"] == 2
+    assert "going on from checkpoint-1" in made.err
+
+    fork = ("--fork", made.told["model_uri"], "--set", "training.steps=1", "--json")
+    forked = call("train", *toy, *fork).told
+    assert json.loads(Path(forked["model_uri"], "manifest.json").read_text("utf-8"))["fork"]["step"] == 2
+
+
+def test_a_rehearsal_by_command(call, runs: Path, toy_recipe: Path, toy_model: Path, toy_cache):
+    toy = ("--recipe", toy_recipe, "--cache", toy_cache.uri, "--set", f"model.base={toy_model}")
+    done = call("train", *toy, "--fast-dev-run")
+    assert done.code == 0
+    assert "Its figures mean nothing" in done.out
+    assert "--set training.fast_dev_run=true" in done.out.splitlines()[-1]
+    assert str(runs / "toy-fast-dev-run") in done.out
+
+
 # --- transcribe -------------------------------------------------------------------------------------------------------
 
 

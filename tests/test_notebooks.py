@@ -283,6 +283,20 @@ def test_a_run_that_fails_says_where_in_one_line(place: Place, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_an_unfinished_model_is_not_handed_on(place: Place, summary: dict[str, Any]):
+    hasty = ("--set", "training.seed=43", "--set", "training.max_hours=1e-9")
+    given = ("--recipe", str(place.recipe), "--set", f"model.base={place.model}", *hasty)
+    done = place.command("pipelines", "run", *given)
+    assert done.returncode == 75
+    told = f"unfinished: {TRAINING}: the time budget of 1e-09 h ended training after step 1 of 12; "
+    assert done.stderr.splitlines()[-1].startswith(told)
+    outputs = [output for cell in cells(place.copy(TRAINING)) for output in cell.outputs]
+    (error,) = [output for output in outputs if output.output_type == "error"]
+    assert error.ename == "Unfinished"
+    assert error.evalue in done.stderr
+
+
+@pytest.mark.slow
 def test_killed_in_mid_training_it_goes_on_and_ends_with_the_same_weights(
     place: Place, summary: dict[str, Any], tmp_path: Path
 ):

@@ -222,6 +222,7 @@ def other_value(name: str, value):
         "source.pool": "validated",
         "features.dtype": "float16",
         "training.context": "full",
+        "training.tracker": "trackio",
         "features.max_duration_s": 29.0,
         "model.spec_augment": True,
         "model.dropout": 0.1,

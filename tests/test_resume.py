@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import manifest
+from pipelines import checkpoints, manifest
 
 ROOT = Path(__file__).parents[1]
 # 48 clips in batches of 10 make 5 batches, in groups of 2 three steps an epoch, the last of one batch: the checkpoints
@@ -31,8 +33,10 @@ SETTINGS = {
     "training.eval_every": 4,
     "evaluation.max_new_tokens": 3,
 }
+TIMES = ("seconds", "clips_per_s")
+"""What a history tells of the machine, and not of the run."""
 STARTER = """
-import json, os, sys, traceback
+import functools, gc, json, os, sys, traceback
 from pathlib import Path
 
 import torch
@@ -49,10 +53,16 @@ def train(job):
                    Path(job["run"]), progress)
 
 
+models.load_processor = functools.cache(models.load_processor)
 for line in sys.stdin:
     job = json.loads(line)
+    # what every sitting would do again, and what a child need not look through for garbage
+    models.load_processor(models.resolve(job["overrides"]["model.base"]), "sv")
+    gc.collect()
+    gc.freeze()
     child = os.fork()
     if not child:
+        os.setpgid(0, 0)
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -67,47 +77,72 @@ for line in sys.stdin:
 """
 
 
-def environment() -> dict[str, str]:
-    """One thread each: faster for a toy, and the order of every sum is fixed."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+def environment(threads: int = 1) -> dict[str, str]:
+    """One thread is faster for a toy, and beside other tests."""
+    told = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **told}
 
 
 @pytest.fixture(scope="module")
 def starter():
-    """A process that has imported everything and forks one trainer for each line it is given."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STARTER],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.stdin.close()
-    process.wait(30)
+    """`starter(threads)`: a process that has imported everything and forks one trainer for each line it is given."""
+
+    @functools.cache
+    def start(threads: int) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STARTER],
+            cwd=ROOT,
+            env=environment(threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    started: list[subprocess.Popen] = []
+    yield start
+    for process in started:
+        process.stdin.close()
+        process.wait(30)
 
 
 @pytest.fixture(scope="module")
 def sit(starter, toy_recipe, toy_model, toy_cache):
-    """`sit(run, kill_when)`: one sitting of a run, killed where told; the lines that it told."""
+    """`sit(run, kill_when)`: one sitting of a run, killed where told; the lines that it told.
 
-    def one(run: Path, kill_when: Callable[[Path, str], bool] | None = None, **overrides) -> list[str]:
+    The signal goes to all processes of the sitting; other than SIGKILL, it ends with the exit code of an error.
+    """
+
+    def one(
+        run: Path,
+        kill_when: Callable[[Path, str], bool] | None = None,
+        threads: int = 1,
+        sends: signal.Signals = signal.SIGKILL,
+        **overrides,
+    ) -> list[str]:
+        process = starter(threads)
         log = run.with_name(f"{run.name}-{time.monotonic_ns()}.log")
         job = {"recipe": str(toy_recipe), "cache": toy_cache.uri, "run": str(run), "log": str(log)}
         settings = {**SETTINGS, "model.base": str(toy_model), **overrides}
-        starter.stdin.write(json.dumps({**job, "overrides": settings}) + "\n")
-        starter.stdin.flush()
-        child = int(starter.stdout.readline())
+        process.stdin.write(json.dumps({**job, "overrides": settings}) + "\n")
+        process.stdin.flush()
+        child = int(process.stdout.readline())
         if kill_when:
             watch(lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()), log)
-            os.kill(child, signal.SIGKILL)
-        status = int(starter.stdout.readline())
+            os.killpg(child, sends)
+        status = int(process.stdout.readline())
         told = log.read_text()
-        assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if kill_when else 0), told
+        assert os.waitstatus_to_exitcode(status) == _exit_code(kill_when, sends), told
         return told.splitlines()
 
     return one
+
+
+def _exit_code(kill_when: Callable | None, sends: signal.Signals) -> int:
+    if not kill_when:
+        return 0
+    return -signal.SIGKILL if sends == signal.SIGKILL else 1
 
 
 def watch(seen: Callable[[], bool], log: Path, patience_s: float = 60) -> None:
@@ -119,6 +154,10 @@ def watch(seen: Callable[[], bool], log: Path, patience_s: float = 60) -> None:
 
 def sealed(step: int) -> Callable[[Path, str], bool]:
     return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / manifest.MANIFEST).exists()
+
+
+def written(step: int, name: str) -> Callable[[Path, str], bool]:
+    return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / name).exists()
 
 
 def being_written(step: int) -> Callable[[Path, str], bool]:
@@ -136,7 +175,7 @@ def weights_sha256(run: Path) -> str:
 
 def history(run: Path) -> list[dict]:
     rows = json.loads((run / "model" / "training.json").read_text())["history"]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def steps(lines: list[str]) -> list[int]:
@@ -205,10 +244,85 @@ def test_other_kinds_of_training_are_killed_and_bit_equal_too(sit, whole, tmp_pa
     assert history(run) == history(alone)
 
 
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_moments_and_bit_equal(sit, tmp_path):
+    """In start-up, in steps, in validation, in saves and right after them, four times each, in random order."""
+    seed = int(os.environ.get("KILL_SEED") or time.time_ns())
+    rng, settings = random.Random(seed), {"training.steps": 28, "training.eval_every": 2, "training.batch_size": 4}
+    phases = [phase for phase in MOMENTS for _ in range(4)]
+    rng.shuffle(phases)
+    run, told = tmp_path / "run", []
+    for phase in phases:
+        moment = MOMENTS[phase](next_checkpoint(run, every=2), rng)
+        told.append((phase, sit(run, moment, **settings)))
+    last = sit(run, **settings)
+    sit(tmp_path / "whole", **settings)
+    story = f"KILL_SEED={seed}\n" + "\n".join(f"{phase}: {lines}" for phase, lines in told)
+    assert any(line.startswith("going on from checkpoint-") for line in last), story
+    assert weights_sha256(run) == weights_sha256(tmp_path / "whole"), story
+    assert history(run) == history(tmp_path / "whole"), story
+
+
+def next_checkpoint(run: Path, every: int) -> int:
+    whole = [path for path in checkpoints.listed(run / "checkpoints") if manifest.problem(path) is None]
+    return checkpoints.step_of(whole[-1]) + every if whole else every
+
+
+def after(seen: Callable[[Path, str], bool], delay_s: float, next_step: int) -> Callable[[Path, str], bool]:
+    """So long after something is seen; at the latest when the checkpoint after the next one is begun."""
+    seen_at: list[float] = []
+
+    def when(folder: Path, log: str) -> bool:
+        if not seen_at and seen(folder, log):
+            seen_at.append(time.monotonic())
+        late = bool(seen_at) and time.monotonic() - seen_at[0] >= delay_s
+        return late or (folder / f"checkpoint-{next_step + 2}").exists()
+
+    return when
+
+
+FILES = ["config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+"""Of a checkpoint, in the order in which they are written; the manifest comes last."""
+MOMENTS = {
+    "start-up": lambda step, rng: after(lambda folder, log: True, rng.uniform(0, 1), step),
+    "step": lambda step, rng: after(
+        done(step - 1) if rng.random() < 0.5 else (lambda folder, log: "from" in log), rng.uniform(0, 0.1), step
+    ),
+    "validation": lambda step, rng: after(done(step), rng.uniform(0, 0.1), step),
+    "save": lambda step, rng: after(written(step, rng.choice(FILES)), rng.uniform(0, 0.02), step),
+    "sealed": lambda step, rng: after(written(step, manifest.MANIFEST), rng.uniform(0, 0.1), step),
+}
+"""Phase to what draws a moment in it, given the step of the next checkpoint."""
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_ends_with_a_checkpoint_and_bit_equal(sit, whole, tmp_path):
+    run, workers = tmp_path / "run", {"training.workers": 2}
+    ended = sit(run, done(4), sends=signal.SIGTERM, **workers)
+    assert "pipelines.errors.Unfinished: SIGTERM ended training after step " in ended[-1]
+    (newest,) = checkpoints.listed(run / "checkpoints")[-1:]
+    assert f"{newest} is kept" in ended[-1]
+    last = sit(run, **workers)
+    assert last[0] == f"going on from {newest.name}"
+    assert weights_sha256(run) == weights_sha256(whole)
+    assert history(run) == history(whole)
+
+
 def test_the_equality_could_fail(sit, whole, tmp_path):
     """Dropout and SpecAugment do draw: another seed gives other weights."""
     sit(tmp_path / "run", **{"training.seed": 43})
     assert weights_sha256(tmp_path / "run") != weights_sha256(whole)
+
+
+@pytest.mark.slow
+def test_killed_on_two_threads_and_bit_equal(sit, toy_of_width, tmp_path):
+    """A model wide enough for both threads to add to one gradient: unless told, they take turns at random."""
+    sizes = {"training.steps": 3, "training.batch_size": 16, "training.eval_every": 1, "training.accumulation": 1}
+    settings = {**sizes, "model.base": str(toy_of_width(192)), "threads": 2}
+    sit(tmp_path / "whole", **settings)
+    sit(tmp_path / "run", sealed(1), **settings)
+    assert sit(tmp_path / "run", **settings)[0].startswith("going on from checkpoint-")
+    assert weights_sha256(tmp_path / "run") == weights_sha256(tmp_path / "whole")
 
 
 @pytest.mark.slow

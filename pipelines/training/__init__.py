@@ -8,14 +8,20 @@ What differs from the stock recipe, and why:
 - validation decodes in length-sorted batches at clip length (decoding.py) and selects by WER;
 - a checkpoint counts only when sealed, and resume goes on from the newest sealed one of the same run (checkpoints.py).
 
-    progress    what is told while a run goes on
-    trainer     Seq2SeqTrainer with our batches, loss and checkpoints
-    adapters    what is tuned: all weights, the decoder's alone, or LoRA's
-    windows     clips joined to 30 s
-    validation  the looks at the validation split
-    card        the finished model's README.md
-    runs        the folder of a run: its identity, its lock, its model
-    copies      checkpoints kept at a URI, and fetched from it on another machine
+    progress       what is told while a run goes on
+    interruptions  a signal or the time budget ends a sitting with a checkpoint
+    divergence     a loss or gradient that is no number ends a run before it spoils the weights
+    memory         batches in pieces, where they do not fit
+    forks          a new run from the weights of another
+    trackers       trackio, tensorboard and others are told
+    rehearsal      two steps, to see that all works
+    adapters       what is tuned: all weights, the decoder's alone, or LoRA's
+    windows        clips joined to 30 s
+    trainer        Seq2SeqTrainer with our batches, loss and checkpoints
+    validation     the looks at the validation split
+    card           the finished model's README.md
+    runs           the folder of a run: its identity, its lock, its model
+    copies         checkpoints kept at a URI, and fetched from it on another machine
 """
 
 from __future__ import annotations
@@ -32,8 +38,12 @@ from pipelines.batches import BucketSampler, ClipDataset, Collator
 from pipelines.cache import FeatureCache
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
-from pipelines.training import adapters, windows
+from pipelines.training import adapters, divergence, forks, memory, rehearsal, trackers, windows
 from pipelines.training.copies import Copies
+from pipelines.training.divergence import Diverged
+from pipelines.training.forks import Fork
+from pipelines.training.interruptions import Interruption
+from pipelines.training.memory import OutOfMemory
 from pipelines.training.progress import Progress, is_over, reporter
 from pipelines.training.runs import TrainedModel, finish, finished, only_trainer, refuse_other_run, run_identity
 from pipelines.training.trainer import arguments_of, fix_the_order_of_sums, token_mean_loss, trainer_class
@@ -42,7 +52,17 @@ from pipelines.training.validation import rows_of, validation_loss, validator
 if TYPE_CHECKING:
     from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
 
-__all__ = ["Progress", "TrainedModel", "run_identity", "token_mean_loss", "train", "validation_loss"]
+__all__ = [
+    "Fork",
+    "Progress",
+    "TrainedModel",
+    "forks",
+    "rehearsal",
+    "run_identity",
+    "token_mean_loss",
+    "train",
+    "validation_loss",
+]
 
 
 def train(
@@ -52,24 +72,31 @@ def train(
     run: Path,
     progress: Progress | None = None,
     resume: str = "",
+    *,
+    fork: Fork | None = None,
 ) -> TrainedModel:
     """Tune `base` on the cache's training split inside the folder `run`; go on where an earlier call was cut off.
 
     The result lies in `run/model`, sealed. A run that is already finished is returned at once. A run folder of another
-    recipe, cache or base model is refused, naming the fields that differ.
+    recipe, cache or base model is refused, naming the fields that differ. With `fork` a new run starts from the weights
+    that another one made of `base`. Raises errors.Unfinished where a signal or the time budget ended the sitting.
 
     With the URI `resume` the checkpoints are copied there, too, and the newest one there is gone on from where it is
     newer than what is on this machine (copies.py).
     """
     progress = progress or Progress()
-    identity = run_identity(recipe, cache, base)
+    identity = run_identity(recipe, cache, base, fork)
     run.mkdir(parents=True, exist_ok=True)
     with only_trainer(run):
         refuse_other_run(run, identity)
         model = finished(run)
         if model:
             progress.on_line(f"this run is finished: {model.uri}")
-        model = model or _train(recipe, cache, base, run, identity, progress, resume)
+        try:
+            model = model or _train(recipe, cache, base, run, identity, progress, resume, fork)
+        except BaseException:
+            progress.on_stop()
+            raise
     progress.on_end(model.history)
     return model
 
@@ -82,26 +109,59 @@ def _train(
     identity: dict[str, Any],
     progress: Progress,
     resume: str,
+    fork: Fork | None,
 ) -> TrainedModel:
-    name = digest(identity)
-    folder = run / "checkpoints"
-    last = checkpoints.newest_complete(folder, run_digest=name, log=progress.on_line)
+    name, start = digest(identity), fork.start(base) if fork else base
+    folder, interruption = run / "checkpoints", Interruption(recipe.training.max_hours)
+    divergence.tell_earlier(run, progress.on_line)
     copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line) if resume else None
-    last = copies.go_on_from(last) if copies else last
-    checkpoints.remove_unusable(folder, last)
-    progress.on_line(f"going on from {last.name}" if last else f"starting from {base.title}")
-    trainer = _build_trainer(recipe, cache, base, folder, name, progress, [copies.callback()] if copies else [])
-    done = _state_of(last) if last else None
+    if copies:
+        copies.go_on_from(checkpoints.newest_complete(folder, run_digest=name, log=lambda line: None))
     with copies or contextlib.nullcontext():
-        if done and is_over(done, recipe):
-            trainer.state = (
-                done  # cut off between the last checkpoint and the model: the Trainer would do one step more
-            )
-        else:
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-        model = finish(trainer, recipe, cache, run, name, base)
+        while True:
+            try:
+                trainer = _fit(recipe, cache, start, run, name, progress, interruption, copies)
+                break
+            except OutOfMemory as error:
+                line = memory.halved(run, error)
+            progress.on_line(line)
+            memory.free()
+        model = finish(trainer, recipe, cache, run, name, start, fork)
     shutil.rmtree(folder)
     return dataclasses.replace(model, copies=copies.kept()) if copies else model
+
+
+def _fit(
+    recipe: Recipe,
+    cache: FeatureCache,
+    base: ModelRef,
+    run: Path,
+    run_digest: str,
+    progress: Progress,
+    interruption: Interruption,
+    copies: Copies | None,
+) -> Seq2SeqTrainer:
+    """The trainer that has done every step that was left."""
+    folder = run / "checkpoints"
+    last = checkpoints.newest_complete(folder, run_digest=run_digest, log=progress.on_line)
+    checkpoints.remove_unusable(folder, last)
+    progress.on_line(f"going on from {last.name}" if last else f"starting from {base.title}")
+    trainer = _build_trainer(recipe, cache, base, folder, run_digest, progress, [copies.callback()] if copies else [])
+    done = _state_of(last) if last else None
+    if done and is_over(done, recipe):
+        trainer.state = done  # cut off between the last checkpoint and the model: the Trainer would do one step more
+        return trainer
+    name = f"{recipe.name}-{run_digest}"
+    try:
+        with (
+            trackers.attached(trainer, recipe.training.tracker, name, run, progress.on_line),
+            interruption.heeded(trainer),
+        ):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except Diverged as error:
+        kept = next(reversed(checkpoints.listed(folder)), "the base model")
+        raise divergence.refused(error, run, str(kept), recipe.training.learning_rate) from None
+    return trainer
 
 
 def _build_trainer(
@@ -136,6 +196,7 @@ def _build_trainer(
         validate=validator(recipe, cache, processor, settings.context == "full"),
         run_digest=run_digest,
         keep=settings.keep_checkpoints,
+        micro_batch=memory.micro_batch(folder.parent, settings),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer

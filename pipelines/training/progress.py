@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,9 @@ _TOLD = (
 )
 
 
+_TOLD = ("step", "epoch", "loss", "grad_norm", "learning_rate", "clips_per_s", "eval_wer", "eval_loss", "seconds")
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a training run tells while it goes on; hand in your own to draw it."""
@@ -31,6 +36,49 @@ class Progress:
     """A line worth reading."""
     on_end: Callable[[list[dict[str, float]]], None] = lambda history: None
     """The whole history, once the run is finished, also where it was finished before."""
+    on_stop: Callable[[], None] = lambda: None
+    """The sitting ends without a model; the error follows."""
+
+
+class Pace:
+    """Training clips per second, without the looks at validation and the checkpoints."""
+
+    def __init__(self):
+        self.clips, self.since = 0, time.monotonic()
+
+    def add(self, clips: int) -> None:
+        self.clips += clips
+
+    def take(self) -> float:
+        """The pace since it was taken last."""
+        clips, since = self.clips, self.since
+        self.clips, self.since = 0, time.monotonic()
+        return clips / max(self.since - since, 1e-9)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.since += time.monotonic() - started
+
+
+class TimeLeft:
+    """How long a run has been going on and will still take, of which this sitting made a part."""
+
+    def __init__(self, step: int, seconds: float):
+        self.first, self.seconds_before, self.began = step, seconds, time.monotonic()
+
+    def told(self, step: int, steps: int) -> str:
+        """`12:03 done, 4:10 left`: over all sittings, and by this sitting's own pace with all that it stops for."""
+        here = time.monotonic() - self.began
+        left = here / max(1, step - self.first) * (steps - step)
+        return f"{_clock(self.seconds_before + here)} done, {_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:
@@ -40,6 +88,7 @@ def reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:
     class Reporter(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             progress.on_start(state.global_step, state.max_steps)
+            self.time = TimeLeft(state.global_step, seconds_of(history_of(state)))
 
         def on_epoch_begin(self, args, state, control, **kwargs):
             # not every version of transformers and accelerate passes the epoch on to a batch sampler
@@ -55,7 +104,8 @@ def reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             progress.on_line(
-                f"step {state.global_step}: validation WER {metrics['eval_wer']:.3f}, loss {metrics['eval_loss']:.3f}"
+                f"step {state.global_step}: validation WER {metrics['eval_wer']:.3f}, loss {metrics['eval_loss']:.3f}; "
+                f"{self.time.told(state.global_step, state.max_steps)}"
             )
             if is_over(state, recipe):
                 control.should_training_stop = True

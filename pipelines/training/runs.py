@@ -17,6 +17,7 @@ from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
 from pipelines.training import adapters, card
 from pipelines.training.copies import Kept
+from pipelines.training.forks import Fork
 from pipelines.training.progress import history_of, seconds_of
 
 CODE = "2"
@@ -24,6 +25,10 @@ CODE = "2"
 _NOT_OF_THE_WEIGHTS = (
     "model.base",  # its weights' sha256 stands in its place
     "training.workers",
+    "training.max_hours",
+    "training.micro_batch",
+    "training.fast_dev_run",
+    "training.tracker",
     "training.keep_checkpoints",
     "evaluation.bootstrap_samples",
     "evaluation.seed",
@@ -51,7 +56,7 @@ class TrainedModel:
     """What this sitting left at the URI that checkpoints are copied to, if there is one."""
 
 
-def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
+def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork | None = None) -> dict[str, Any]:
     """Flat: everything that decides the weights. Names the run; resume compares it field by field."""
     settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
     for name in _NOT_OF_THE_WEIGHTS:
@@ -63,6 +68,7 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[st
     told = {f"base.{name}": value for name, value in models.identity(base).items()}
     varied = recipe.changed("augment")
     varied |= {"code.augmentation": augmentation.CODE} if varied else {}
+    told |= {f"fork.{name}": value for name, value in fork.lineage.items()} if fork else {}
     return {**settings, **varied, **told, "cache": cache.digest, "code.training": CODE}
 
 
@@ -75,7 +81,8 @@ def refuse_other_run(run: Path, identity: dict[str, Any]) -> None:
     unlike = differences(identity, json.loads(note.read_text("utf-8")))
     if unlike:
         raise LabError(
-            f"{run} belongs to another run: {'; '.join(unlike)}. Name another folder, or go back to that recipe"
+            f"{run} belongs to another run: {'; '.join(unlike)}. Name another folder, go back to "
+            f"that recipe, or start a new run from its weights with --fork {run}"
         )
 
 
@@ -88,7 +95,13 @@ def only_trainer(run: Path) -> filelock.FileLock:
 
 
 def finish(
-    trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path, run_digest: str, base: ModelRef
+    trainer: Any,
+    recipe: Recipe,
+    cache: FeatureCache,
+    run: Path,
+    run_digest: str,
+    base: ModelRef,
+    fork: Fork | None = None,
 ) -> TrainedModel:
     """Write the best weights as the run's model, and seal it."""
     state, folder = trainer.state, run / "model"
@@ -117,6 +130,7 @@ def finish(
         "quantisation": base.quantisation,
         "language": recipe.language,
         **card.facts_of(recipe, cache, base),
+        **({"fork": fork.lineage} if fork else {}),
     }
     card.write(folder, told)
     manifest.seal(folder, kind="model", **told)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pipelines import checkpoints, environment
 from pipelines.batches import IGNORED, BucketSampler
 from pipelines.recipe import Recipe
-from pipelines.training import adapters
+from pipelines.training import adapters, interruptions, memory
+from pipelines.training.divergence import Guard
+from pipelines.training.progress import Pace
 
 if TYPE_CHECKING:
     import torch
@@ -26,25 +28,37 @@ def trainer_class() -> type[Seq2SeqTrainer]:
 
     class LabTrainer(Seq2SeqTrainer):
         def __init__(
-            self, *args: Any, sampler: BucketSampler, validate: Callable, run_digest: str, keep: int, **kwargs: Any
+            self,
+            *args: Any,
+            sampler: BucketSampler,
+            validate: Callable,
+            run_digest: str,
+            keep: int,
+            micro_batch: int,
+            **kwargs: Any,
         ):
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
+            self.micro_batch = micro_batch
             self.clock = time.monotonic()
+            self.guard = Guard(scaled=self.args.fp16)
 
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             # seconds of training over all sittings: each line adds the time since the line before it
             now, history = time.monotonic(), self.state.log_history
             earlier = history[-1].get("seconds", 0.0) if history else 0.0
-            super().log({**logs, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
+            pace = {"clips_per_s": round(self.pace.take(), 2)} if "loss" in logs else {}
+            super().log({**logs, **pace, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
             self.clock = now
 
         def get_train_dataloader(self) -> DataLoader:
+            self.pace = Pace()  # the training loop begins with this call
             loader = DataLoader(
                 self.train_dataset,
                 batch_sampler=self.sampler,
                 collate_fn=self.data_collator,
                 num_workers=self.args.dataloader_num_workers,
+                worker_init_fn=interruptions.leave_to_trainer,
                 pin_memory=self.args.dataloader_pin_memory,
             )
             return self.accelerator.prepare(loader)
@@ -58,10 +72,26 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             }
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+            forward_backward, losses = super().training_step, []
+            for piece in memory.pieces(inputs, self.micro_batch):
+                with memory.watched(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
+                    losses.append(forward_backward(model, piece, *args, **kwargs))
+            loss = sum(losses)
+            self.guard.add(loss)
+            self.pace.add(len(inputs["labels"]))
+            return loss
+
+        def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+            norm = super()._clip_grad_norm(model)
+            self.guard.check(self.state.global_step + 1, norm)
+            return norm
+
         def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-            metrics = {
-                f"{metric_key_prefix}_{name}": value for name, value in self.validate(adapters.bare(self.model)).items()
-            }
+            with self.pace.paused():
+                found = self.validate(adapters.bare(self.model))
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            self.guard.check_validation(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
@@ -70,9 +100,10 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             folder = Path(self.args.output_dir)
             saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             shutil.rmtree(saved, ignore_errors=True)
-            super()._save_checkpoint(model, trial)
-            checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
-            checkpoints.prune(folder, keep=self.keep)
+            with self.pace.paused():
+                super()._save_checkpoint(model, trial)
+                checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
+                checkpoints.prune(folder, keep=self.keep)
 
     return LabTrainer
 
@@ -103,6 +134,7 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         save_steps=settings.eval_every,
         metric_for_best_model="wer",
         greater_is_better=False,
+        logging_nan_inf_filter=False,  # it would hide them: see divergence.py
         logging_steps=max(1, min(10, settings.steps // 12)),
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=machine.device == "cuda",
