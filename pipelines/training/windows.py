@@ -10,7 +10,7 @@ last of a clip and the first two of the next. The extractor's clamp, 80 dB below
 whole window anew, which is exact: no clip's own clamp was higher.
 
 What it does to the tour (whisper-tiny, 200 steps, one run each; normalised WER on the test split, 95 % intervals over
-16 speakers; windows are one speaker's clips, some 21 s of speech; benchmarks/windows.py):
+16 speakers; windows are one speaker's clips, 20 s on average; benchmarks/windows.py):
 
     window_share    single clips              windows
     0               0.250 (0.215 to 0.287)    0.820 (0.732 to 0.891)
