@@ -8,6 +8,13 @@ The cache keeps log-mels and no waveforms, so it is log-mels that are joined. Th
 joined recordings, each padded with silence to whole frames, but for the frames whose 25 ms reach over a border: the
 last of a clip and the first two of the next. The extractor's clamp, 80 dB below the loudest frame, is laid over the
 whole window anew, which is exact: no clip's own clamp was higher.
+
+What it does to the tour (whisper-tiny, 200 steps, one run each; normalised WER on the test split, 95 % intervals over
+16 speakers; windows are one speaker's clips, 20 s on average; benchmarks/windows.py):
+
+    window_share    single clips              windows
+    0               0.250 (0.215 to 0.287)    0.820 (0.732 to 0.891)
+    0.2             0.239 (0.202 to 0.277)    0.234 (0.196 to 0.278)
 """
 
 from __future__ import annotations
