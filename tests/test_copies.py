@@ -277,6 +277,8 @@ def test_a_push_that_fails_is_told_with_its_reason_and_tried_again(served, start
         served.server.faults.clear()
         run.save(4, best=2)
     assert run.lines[-1] == f"kept at {served.uri('run')}: checkpoint-2 and checkpoint-4"
+    best, newest = run.told(f" is kept at {served.uri('run')} (")
+    assert best.startswith("checkpoint-2 ") and newest.startswith("checkpoint-4 ")
     assert there(served) == [2, 4]
 
 

@@ -320,12 +320,19 @@ def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch
     environment._pip_install(["accelerate>=1.10", "pandas>=2.2"])  # accelerate needs torch: it must stay
 
 
-@pytest.mark.parametrize(("runs", "mounted"), [("/content/drive/MyDrive/lab", ["/content/drive"]), ("runs", [])])
-def test_prepare_mounts_drive_where_artefacts_go_there(monkeypatch: pytest.MonkeyPatch, runs: str, mounted: list[str]):
+@pytest.mark.parametrize(
+    ("places", "mounted"),
+    [
+        (("/content/drive/MyDrive/lab",), ["/content/drive"]),
+        (("", "hub://me/cache", "/content/drive/MyDrive/run"), ["/content/drive"]),
+        (("runs", "hub://me/cache"), []),
+    ],
+)
+def test_prepare_mounts_drive_where_artefacts_go_there(monkeypatch: pytest.MonkeyPatch, places: tuple, mounted: list):
     mounts: list[str] = []
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=SimpleNamespace(mount=mounts.append)))
     monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
-    environment.prepare(runs, log=lambda line: None)
+    environment.prepare(*places, log=lambda line: None)
     assert mounts == mounted
 
 
