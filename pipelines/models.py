@@ -55,8 +55,8 @@ class ModelRef:
 def resolve(uri: str, *, log: Callable[[str], None] = print) -> ModelRef:
     """Find the model `uri` and bring it to this machine.
 
-    `uri`: a folder, `hub://owner/name[@revision]`, a Hub id `owner/name[@revision]`, `hopsworks://project/path`, or a
-    mirror's name with `@q8`. Raises LabError with one line that says what to do where the model is not to be had.
+    `uri`: a folder, `hub://owner/name[/path][@revision]`, a Hub id `owner/name[@revision]`, `hopsworks://project/path`,
+    or a mirror's name with `@q8`. Raises LabError with one line that says what to do where the model is not to be had.
     """
     if uri.startswith("hopsworks://") or stores.hub.is_in_a_repository(uri):
         return _local(str(stores.at_hand(uri, log=log)))
