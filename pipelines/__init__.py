@@ -8,6 +8,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     environment   which machine, which device, does the Hub answer
     stores        where finished artefacts are kept: a folder, a drive, the Hub, Hopsworks
     workers       processes that do one task after another, and may die
+    ranks         processes that train one model together
     audio         bytes or path to Waveform: 16 kHz mono
     text          transcripts: clean for training, normalise for scoring
     verdicts      the rows of a feedback log

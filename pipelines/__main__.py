@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines import ranks
 from pipelines import recipe as recipes
 from pipelines.errors import UNFINISHED, LabError, Unfinished
 
@@ -132,6 +133,11 @@ def train(
         str,
         typer.Option(help="Start a new run from the weights of another: its folder, a checkpoint or a model, as URI."),
     ] = "",
+    cluster: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Train on a Ray cluster: auto (the one running here), host:6379, local."),
+    ] = "",
+    devices: Annotated[int, typer.Option(min=1, help="With --cluster: workers, each with a GPU or a core.")] = 1,
     fast_dev_run: Annotated[
         bool, typer.Option("--fast-dev-run", help="Two steps, to see that all works; the figures mean nothing.")
     ] = False,
@@ -141,30 +147,46 @@ def train(
     """Stage 02: tune the recipe's model on a cache; goes on by itself where it was cut off.
 
     Example: python -m pipelines train --recipe tour --set training.steps=60
+
+    On every GPU of a machine: torchrun --nproc-per-node gpu -m pipelines train --recipe base
     """
+    set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
+    with ranks.joined():
+        _train(
+            recipe,
+            set_,
+            runs,
+            cache,
+            dry_run,
+            as_json,
+            resume=resume,
+            publish=publish,
+            fork=fork,
+            cluster=cluster,
+            devices=devices,
+        )
+
+
+def _train(
+    recipe: str, set_: list[str], runs: str, cache: str, dry_run: bool, as_json: bool, *, publish: str, **how: Any
+) -> None:
     from pipelines import lab
 
-    set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
     settings, _ = _recipe(recipe, set_)
     if dry_run:
         return _plan(
             as_json,
             settings,
             lab.stage_folder(settings, runs),
-            f"train {settings.training.steps} steps from {fork or settings.model.base}",
+            f"train {settings.training.steps} steps from {how['fork'] or settings.model.base}",
         )
     from pipelines import figures
 
     opened = lab.open_features(settings, cache, runs=runs, log=_log(as_json))
-    made = lab.train(
-        settings,
-        opened,
-        runs=runs,
-        resume=resume,
-        fork=fork,
-        publish=publish,
-        progress=figures.console_progress(_log(as_json)),
-    )
+    progress = figures.console_progress(_log(as_json)) if ranks.is_first() else None
+    made = lab.train(settings, opened, runs=runs, publish=publish, progress=progress, **how)
+    if not ranks.is_first():
+        return
     told = {
         "model_uri": made.uri,
         "digest": made.digest,
@@ -400,6 +422,8 @@ def _plan(as_json: bool, settings: recipes.Recipe, where: str | Path, what: str)
 
 
 def _log(as_json: bool):
+    if not ranks.is_first():
+        return lambda line: None
     return (lambda line: print(line, file=sys.stderr)) if as_json else print
 
 
@@ -416,19 +440,22 @@ def main() -> None:
     try:
         app()
     except Unfinished as error:
-        print(f"unfinished: {error}", file=sys.stderr)
-        sys.exit(UNFINISHED)
+        _fail(f"unfinished: {error}", UNFINISHED)
     except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"error: {error}", 1)
     except OSError as error:
         if not error.filename:
             raise
-        print(f"error: {error.filename}: {error.strerror}. Name another place, or make room there", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"error: {error.filename}: {error.strerror}. Name another place, or make room there", 1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def _fail(line: str, code: int) -> None:
+    if ranks.is_first_to_fail():
+        print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipelines import audio, manifest, shards
+from pipelines import manifest, shards
 from pipelines.curation import Clip, Rejected
 from pipelines.errors import LabError, missing_package
 from pipelines.shards import Made, Maker, Task
@@ -46,6 +46,8 @@ shard of the one before, nor for the source."""
 CONNECT_S = 5.0
 """Silence after which nothing is at an address: Ray itself waits for minutes."""
 
+_LARGE_BYTES = 64_000_000
+"""Files from here on do not travel."""
 _PACKAGE = Path(__file__).parent
 _OWN = _PACKAGE.name
 _ADDRESS = re.compile(r"\[?(?P<host>[\w.:-]+?)\]?:(?P<port>\d+)", re.ASCII)
@@ -67,7 +69,7 @@ def make_shards(
     making: another makes it again. Raises LabError for a cluster that cannot be used, and where ATTEMPTS workers died
     over one shard.
     """
-    with _joined(address) as ray:
+    with joined(address) as ray:
         n_cores = int(ray.cluster_resources().get("CPU", 0))
         if not n_cores:
             raise LabError(
@@ -150,8 +152,8 @@ def _carried(task: Task, admit: Callable[[Example], Clip]) -> Task:
     """
 
     def carry(example: Example) -> Example:
-        sound: Any = audio.load(example.audio)
-        if not isinstance(sound, bytes):
+        sound: Any = _read(example.audio)
+        if sound is None:
             try:
                 with shards.one_thread():
                     sound = admit(example)
@@ -162,8 +164,18 @@ def _carried(task: Task, admit: Callable[[Example], Clip]) -> Task:
     return replace(task, block=[carry(example) for example in task.block])
 
 
+def _read(sound: bytes | Path) -> bytes | None:
+    """What is to travel; None for what cannot be read, holds nothing, or is too large to be taken into memory."""
+    if isinstance(sound, bytes):
+        return sound
+    try:
+        return sound.read_bytes() if sound.is_file() and 0 < sound.stat().st_size < _LARGE_BYTES else None
+    except (OSError, ValueError):
+        return None
+
+
 @contextlib.contextmanager
-def _joined(address: str) -> Iterator[ModuleType]:
+def joined(address: str) -> Iterator[ModuleType]:
     """Ray, connected to the cluster at `address`, with `ray.data` imported; left when the context ends."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or Ray Data, asked late, starts a cluster of its own

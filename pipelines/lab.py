@@ -30,6 +30,7 @@ from pipelines import (
     labels,
     manifest,
     models,
+    ranks,
     relabel,
     stores,
     training,
@@ -44,7 +45,7 @@ from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
 from pipelines.sources import SPLITS, Example, Source
 from pipelines.sources.catalogue import open_source
-from pipelines.training import Progress, TrainedModel, card
+from pipelines.training import Progress, TrainedModel, card, fleet
 from pipelines.transcriber import Transcriber
 
 if TYPE_CHECKING:
@@ -131,9 +132,10 @@ def open_features(
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
-    folder = stores.at_hand(uri, log=log)
-    identity = features_identity(recipe, _source_identity(recipe, folder, log), processor(recipe, log=log))
-    return caches.open_cache(folder, identity, log=log)
+    with ranks.first_on_machine():
+        folder = stores.at_hand(uri, log=log)
+        identity = features_identity(recipe, _source_identity(recipe, folder, log), processor(recipe, log=log))
+        return caches.open_cache(folder, identity, log=log)
 
 
 def train(
@@ -144,6 +146,8 @@ def train(
     resume: str = "",
     publish: str = "",
     fork: str = "",
+    cluster: str = "",
+    devices: int = 1,
     progress: Progress | None = None,
 ) -> TrainedModel:
     """Stage 02: tune the recipe's base model on the cache; resumes by itself inside its own run folder.
@@ -151,18 +155,27 @@ def train(
     With the URI `resume` checkpoints are copied there in the background, and an empty machine goes on from there. With
     `publish` the finished model is copied to that URI. With `fork`, the URI of a run's folder, a checkpoint or a model,
     a new run starts from those weights. With the setting `training.fast_dev_run`, two steps are made anew each time, in
-    a folder that no later stage looks into, and nothing is copied anywhere.
+    a folder that no later stage looks into, and nothing is copied anywhere. With `cluster`, a Ray cluster's address,
+    `devices` of its workers train together.
     """
-    progress = progress or Progress()
+    if devices > 1 and not cluster:
+        raise LabError(f"devices={devices} needs a cluster; on one machine: torchrun --nproc-per-node {devices} -m ...")
+    if cluster and ranks.size() > 1:
+        raise LabError("torchrun and --cluster both start processes: leave one of them out")
+    progress = (progress or Progress()) if ranks.is_first() else training.SILENT
     if recipe.training.fast_dev_run:
         recipe, cache = _rehearsal(recipe, cache, progress.on_line)
         resume = publish = ""
-        shutil.rmtree(stage_folder(recipe, runs) / _REHEARSED, ignore_errors=True)
+        ranks.by_first(lambda: shutil.rmtree(stage_folder(recipe, runs) / _REHEARSED, ignore_errors=True))
     with _stage(recipe, runs, "training") as note:
-        base = models.resolve(recipe.model.base, log=progress.on_line)
-        parent = training.forks.find(fork, base, log=progress.on_line) if fork else None
+        with ranks.first_on_machine():
+            base = models.resolve(recipe.model.base, log=progress.on_line)
+            parent = training.forks.find(fork, base, log=progress.on_line) if fork else None
         folder = run_folder(recipe, cache, base, runs, parent)
-        trained = training.train(recipe, cache, base, folder, progress, resume, fork=parent)
+        if cluster:
+            trained = fleet.train(cluster, devices, fleet.Job(recipe, cache, base, folder, resume, parent), progress)
+        else:
+            trained = training.train(recipe, cache, base, folder, progress, resume, fork=parent)
         note |= {
             "model_uri": trained.uri,
             "digest": trained.digest,
@@ -170,7 +183,7 @@ def train(
             "validation_wer": trained.validation["eval_wer"],
             "training_seconds": trained.seconds,
         }
-    if publish:
+    if publish and ranks.is_first():
         with _stage(recipe, runs, "model publication") as note:
             progress.on_line(f"the model is finished: {trained.uri}")
             published = stores.open_store(publish).publish(Path(trained.uri), publish, log=progress.on_line)
@@ -421,6 +434,8 @@ def _stage(recipe: Recipe, runs: str | Path, name: str) -> Iterator[dict[str, An
     """Note what the stage made and how long it took, once it has ended well."""
     started, facts = time.monotonic(), {}
     yield facts
+    if not ranks.is_first():
+        return
     folder = stage_folder(recipe, runs)
     folder.mkdir(parents=True, exist_ok=True)
     facts["seconds"] = round(time.monotonic() - started, 2)

@@ -297,12 +297,12 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"pipelines", "app"}
-    with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub"}
+    with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub", "tokenizers", "fsspec"}
     of_the_kernel, of_colab, of_commands, extras = (
         {"IPython"},
         {"google"},
         {"typer", "papermill"},
-        {"onnx", "hopsworks", "hopsworks_common", "datacollective", "requests", "ray"},
+        {"onnx", "hopsworks", "hopsworks_common", "datacollective", "requests", "ray", "peft"},
     )
     assert others - with_transformers - of_the_kernel - of_colab - of_commands - extras == environment._LIGHT.keys() - {
         "accelerate"  # transformers' trainer imports it

@@ -65,6 +65,7 @@ def check(command: str) -> None:
         return
     kinds: dict[str, Callable[[list[str]], None]] = {
         "make": _make, "python": _python, "python3": _python, "papermill": _papermill, "pip": _pip, "ray": _ray,
+        "torchrun": _torchrun,
     }  # fmt: skip
     assert program in kinds, f"nobody knows whether {program} works"
     kinds[program](arguments)
@@ -146,6 +147,14 @@ def _pip(arguments: list[str]) -> None:
             )
 
 
+def _torchrun(arguments: list[str]) -> None:
+    from torch.distributed.run import parse_args
+
+    told = parse_args(arguments)
+    assert told.module
+    _python(["-m", told.training_script, *told.training_script_args])
+
+
 def _ray(arguments: list[str]) -> None:
     scripts = pytest.importorskip("ray.scripts.scripts")
     name, *rest = arguments
@@ -187,6 +196,7 @@ def test_a_command_names_what_exists(command: str):
         "pip install -r requirement.txt",
         "pip install 'onnx>=99'",
         "ray start --haed",
+        "torchrun --nproc-per-node gpu -m pipelines trian",
         "frobnicate",
     ],
 )

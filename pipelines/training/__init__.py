@@ -12,6 +12,7 @@ What differs from the stock recipe, and why:
     interruptions  a signal or the time budget ends a sitting with a checkpoint
     divergence     a loss or gradient that is no number ends a run before it spoils the weights
     memory         batches in pieces, where they do not fit
+    shares         batches in shares, where several processes train
     forks          a new run from the weights of another
     trackers       trackio, tensorboard and others are told
     rehearsal      two steps, to see that all works
@@ -22,29 +23,31 @@ What differs from the stock recipe, and why:
     card           the finished model's README.md
     runs           the folder of a run: its identity, its lock, its model
     copies         checkpoints kept at a URI, and fetched from it on another machine
+    fleet          the workers of a Ray cluster train together
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import augmentation, checkpoints, models
+from pipelines import augmentation, checkpoints, models, ranks
 from pipelines.batches import BucketSampler, ClipDataset, Collator
 from pipelines.cache import FeatureCache
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
-from pipelines.training import adapters, divergence, forks, memory, rehearsal, trackers, windows
+from pipelines.training import adapters, divergence, forks, memory, rehearsal, shares, trackers, windows
 from pipelines.training.copies import Copies
 from pipelines.training.divergence import Diverged
 from pipelines.training.forks import Fork
 from pipelines.training.interruptions import Interruption
 from pipelines.training.memory import OutOfMemory
-from pipelines.training.progress import Progress, is_over, reporter
+from pipelines.training.progress import SILENT, Progress, is_over, reporter
 from pipelines.training.runs import TrainedModel, finish, finished, only_trainer, refuse_other_run, run_identity
 from pipelines.training.trainer import arguments_of, fix_the_order_of_sums, token_mean_loss, trainer_class
 from pipelines.training.validation import rows_of, validation_loss, validator
@@ -53,9 +56,11 @@ if TYPE_CHECKING:
     from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
 
 __all__ = [
+    "SILENT",
     "Fork",
     "Progress",
     "TrainedModel",
+    "finished",
     "forks",
     "rehearsal",
     "run_identity",
@@ -83,13 +88,22 @@ def train(
 
     With the URI `resume` the checkpoints are copied there, too, and the newest one there is gone on from where it is
     newer than what is on this machine (copies.py).
+
+    Several processes may train together (ranks.py): all must see the run's folder, the first writes and tells, and each
+    gets the model.
     """
-    progress = progress or Progress()
+    progress = (progress or Progress()) if ranks.is_first() else SILENT
     identity = run_identity(recipe, cache, base, fork)
-    run.mkdir(parents=True, exist_ok=True)
-    with only_trainer(run):
+
+    def begin() -> TrainedModel | None:
+        run.mkdir(parents=True, exist_ok=True)
+        held.enter_context(only_trainer(run))
         refuse_other_run(run, identity)
-        model = finished(run)
+        return finished(run)
+
+    with contextlib.ExitStack() as held:
+        model = ranks.by_first(begin)
+        shares.refuse_unseen(run)
         if model:
             progress.on_line(f"this run is finished: {model.uri}")
         try:
@@ -114,8 +128,9 @@ def _train(
     name, start = digest(identity), fork.start(base) if fork else base
     folder, interruption = run / "checkpoints", Interruption(recipe.training.max_hours)
     divergence.tell_earlier(run, progress.on_line)
-    copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line) if resume else None
-    if copies:
+    copies = None
+    if resume and ranks.is_first():
+        copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line)
         copies.go_on_from(checkpoints.newest_complete(folder, run_digest=name, log=lambda line: None))
     with copies or contextlib.nullcontext():
         while True:
@@ -126,8 +141,8 @@ def _train(
                 line = memory.halved(run, error)
             progress.on_line(line)
             memory.free()
-        model = finish(trainer, recipe, cache, run, name, start, fork)
-    shutil.rmtree(folder)
+        model = ranks.by_first(functools.partial(finish, trainer, recipe, cache, run, name, start, fork))
+    ranks.by_first(lambda: shutil.rmtree(folder))
     return dataclasses.replace(model, copies=copies.kept()) if copies else model
 
 
@@ -143,18 +158,25 @@ def _fit(
 ) -> Seq2SeqTrainer:
     """The trainer that has done every step that was left."""
     folder = run / "checkpoints"
-    last = checkpoints.newest_complete(folder, run_digest=run_digest, log=progress.on_line)
-    checkpoints.remove_unusable(folder, last)
+
+    def newest() -> Path | None:
+        found = checkpoints.newest_complete(folder, run_digest=run_digest, log=progress.on_line)
+        checkpoints.remove_unusable(folder, found)
+        return found
+
+    last = ranks.by_first(newest)
     progress.on_line(f"going on from {last.name}" if last else f"starting from {base.title}")
+    if last:
+        shares.tell_other_size(last, progress.on_line)
     trainer = _build_trainer(recipe, cache, base, folder, run_digest, progress, [copies.callback()] if copies else [])
     done = _state_of(last) if last else None
     if done and is_over(done, recipe):
         trainer.state = done  # cut off between the last checkpoint and the model: the Trainer would do one step more
         return trainer
-    name = f"{recipe.name}-{run_digest}"
+    name, tracker = f"{recipe.name}-{run_digest}", recipe.training.tracker if ranks.is_first() else ""
     try:
         with (
-            trackers.attached(trainer, recipe.training.tracker, name, run, progress.on_line),
+            trackers.attached(trainer, tracker, name, run, progress.on_line),
             interruption.heeded(trainer),
         ):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -199,6 +221,8 @@ def _build_trainer(
         micro_batch=memory.micro_batch(folder.parent, settings),
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    if ranks.rank():
+        transformers.set_seed(settings.seed + ranks.rank())  # the weights are drawn; each rank masks clips of its own
     return trainer
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import manifest
+from pipelines import manifest, ranks
 from pipelines.errors import LabError
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ class Guard:
         self.loss = self.loss + loss
 
     def check(self, step: int, norm: torch.Tensor | float) -> None:
-        """Before optimizer step `step`: raises Diverged where the step's loss or its gradient's norm is no number."""
-        loss, norm, self.loss = float(self.loss), float(norm), 0.0
+        """Before optimizer step `step`: raises Diverged where the step's loss or its gradient's norm is no number.
+
+        In all processes that train together, where the loss of one is none.
+        """
+        (loss,), norm, self.loss = ranks.summed(float(self.loss)), float(norm), 0.0
         if not math.isfinite(loss):
             raise Diverged(step, "loss", loss)
         self.skipped_in_a_row = 0 if math.isfinite(norm) else self.skipped_in_a_row + 1
@@ -60,7 +63,8 @@ class Guard:
 
 def refused(error: Diverged, run: Path, kept: str, learning_rate: float) -> LabError:
     """The error for the user; the run's folder remembers it for the next start."""
-    manifest.write_json(run / _NOTE, {"step": error.step, "what": str(error)})
+    if ranks.is_first():
+        manifest.write_json(run / _NOTE, {"step": error.step, "what": str(error)})
     return LabError(
         f"training diverged: {error}. The weights of {kept} are kept, nothing after them. Try half the learning rate "
         f"(training.learning_rate={learning_rate / 2:g}) or more warm-up steps; the same settings again will most "

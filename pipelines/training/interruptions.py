@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines import ranks
 from pipelines.errors import Unfinished
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -77,12 +78,12 @@ def _heeder(interruption: Interruption) -> Any:
 
     class Heeder(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step < state.max_steps and interruption.asked:
+            if state.global_step < state.max_steps and ranks.agreed(interruption.asked):
                 control.should_save = True
 
         def on_save(self, args, state, control, **kwargs):
             # also after a checkpoint that was due: no step is begun that nothing would keep
-            if control.should_training_stop or not (who := interruption.asked):
+            if control.should_training_stop or not (who := ranks.agreed(interruption.asked)):
                 return
             control.should_training_stop = True
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"

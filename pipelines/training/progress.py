@@ -15,12 +15,9 @@ if TYPE_CHECKING:
     from transformers import TrainerState
 
 _TOLD = (
-    *("step", "epoch", "loss", "grad_norm", "learning_rate"),
+    *("step", "epoch", "loss", "grad_norm", "learning_rate", "clips_per_s"),
     *("eval_wer", "eval_wer_low", "eval_wer_high", "eval_loss", "seconds"),
 )
-
-
-_TOLD = ("step", "epoch", "loss", "grad_norm", "learning_rate", "clips_per_s", "eval_wer", "eval_loss", "seconds")
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,10 @@ class Progress:
     """The whole history, once the run is finished, also where it was finished before."""
     on_stop: Callable[[], None] = lambda: None
     """The sitting ends without a model; the error follows."""
+
+
+SILENT = Progress(on_line=lambda line: None)
+"""For the processes that leave telling to the first."""
 
 
 class Pace:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import checkpoints, environment
+from pipelines import checkpoints, environment, ranks
 from pipelines.batches import IGNORED, BucketSampler
 from pipelines.recipe import Recipe
-from pipelines.training import adapters, interruptions, memory
+from pipelines.training import adapters, interruptions, memory, shares
 from pipelines.training.divergence import Guard
 from pipelines.training.progress import Pace
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 def trainer_class() -> type[Seq2SeqTrainer]:
     """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late)."""
+    from accelerate.data_loader import prepare_data_loader
     from torch.utils.data import DataLoader
     from transformers import Seq2SeqTrainer
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -47,21 +49,27 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             # seconds of training over all sittings: each line adds the time since the line before it
             now, history = time.monotonic(), self.state.log_history
             earlier = history[-1].get("seconds", 0.0) if history else 0.0
-            pace = {"clips_per_s": round(self.pace.take(), 2)} if "loss" in logs else {}
+            pace = {"clips_per_s": round(ranks.summed(self.pace.take())[0], 2)} if "loss" in logs else {}
             super().log({**logs, **pace, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
             self.clock = now
 
         def get_train_dataloader(self) -> DataLoader:
             self.pace = Pace()  # the training loop begins with this call
+            collate = self.data_collator
+            if ranks.size() > 1:
+                collate = shares.ShareOf(collate, ranks.rank(), ranks.size())
             loader = DataLoader(
                 self.train_dataset,
                 batch_sampler=self.sampler,
-                collate_fn=self.data_collator,
+                collate_fn=collate,
                 num_workers=self.args.dataloader_num_workers,
                 worker_init_fn=interruptions.leave_to_trainer,
                 pin_memory=self.args.dataloader_pin_memory,
             )
-            return self.accelerator.prepare(loader)
+            if ranks.size() == 1:
+                return self.accelerator.prepare(loader)
+            # the same without sharding: that would deal whole batches to the processes
+            return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
             # the decoder's input is made here: the labels themselves go to token_mean_loss and not to the model
@@ -74,8 +82,11 @@ def trainer_class() -> type[Seq2SeqTrainer]:
 
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
             forward_backward, losses = super().training_step, []
-            for piece in memory.pieces(inputs, self.micro_batch):
-                with memory.watched(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
+            pieces = list(memory.pieces(inputs, self.micro_batch))
+            for piece in pieces:
+                # processes sum their gradients once, after the last piece: others may have another number of them
+                alone = contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(model)
+                with alone, memory.watched(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
                     losses.append(forward_backward(model, piece, *args, **kwargs))
             loss = sum(losses)
             self.guard.add(loss)
@@ -99,11 +110,16 @@ def trainer_class() -> type[Seq2SeqTrainer]:
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             folder = Path(self.args.output_dir)
             saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            shutil.rmtree(saved, ignore_errors=True)
-            with self.pace.paused():
-                super()._save_checkpoint(model, trial)
+
+            def seal() -> None:
                 checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
                 checkpoints.prune(folder, keep=self.keep)
+
+            ranks.by_first(lambda: shutil.rmtree(saved, ignore_errors=True))
+            with self.pace.paused():
+                super()._save_checkpoint(model, trial)
+                ranks.wait()  # each process has written the state of its random numbers
+                ranks.by_first(seal)
 
     return LabTrainer
 
@@ -143,6 +159,7 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         log_level="error",
         use_cpu=machine.device == "cpu",
+        ddp_find_unused_parameters=False,
     )
     # Trainer would wrap the model in DataParallel on Kaggle's two GPUs: threads that share one context length
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import decoding, scoring
+from pipelines import decoding, ranks, scoring
 from pipelines.batches import IGNORED, Collator, sorted_batches
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
@@ -25,16 +25,21 @@ def validator(
     settings = recipe.evaluation
 
     def validate(model: Any) -> dict[str, float]:
-        hypotheses = decoding.decode_rows(
-            model,
-            processor,
-            cache,
-            rows,
-            language=recipe.language,
-            batch_frames=settings.batch_frames,
-            max_new_tokens=settings.max_new_tokens,
-            full_context=full_context,
-        )
+        heard = {}
+        for batch in _own_batches(cache, rows, settings.batch_frames, full_context):
+            told = decoding.decode_rows(
+                model,
+                processor,
+                cache,
+                batch,
+                language=recipe.language,
+                batch_frames=settings.batch_frames,
+                max_new_tokens=settings.max_new_tokens,
+                full_context=full_context,
+            )
+            heard |= dict(zip(batch.tolist(), told, strict=True))
+        heard = ranks.merged(heard)
+        hypotheses = [heard[row] for row in rows.tolist()]
         draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
         score = scoring.score(references, hypotheses, speakers, **draw)
         low, high = score.ci95
@@ -55,9 +60,8 @@ def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_fra
     collate, total, tokens = Collator(cache, full_context=full_context), 0.0, 0
     config, was_training = model.config, model.training
     model.eval()
-    lengths = cache.rows["frames"].to_numpy()[rows]
-    for batch in sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames):
-        inputs = {name: value.to(model.device) for name, value in collate(rows[batch].tolist()).items()}
+    for batch in _own_batches(cache, rows, batch_frames, full_context):
+        inputs = {name: value.to(model.device) for name, value in collate(batch.tolist()).items()}
         labels = inputs.pop("labels")
         with torch.inference_mode():
             outputs = model(
@@ -66,7 +70,15 @@ def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_fra
             total += float(token_mean_loss(outputs, labels, 1))
         tokens += int((labels != IGNORED).sum())
     model.train(was_training)
+    total, tokens = ranks.summed(total, tokens)
     return total / tokens
+
+
+def _own_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> list[np.ndarray]:
+    """The rows of this process, in the batches in which a single one would decode them: padding changes transcripts."""
+    lengths = cache.rows["frames"].to_numpy()[rows]
+    batches = sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames)
+    return [rows[batch] for batch in batches[ranks.rank() :: ranks.size()]]
 
 
 def rows_of(cache: FeatureCache, split: str) -> np.ndarray:
