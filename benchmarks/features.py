@@ -1,6 +1,6 @@
 """The feature pipeline against the classic recipe and against the floor, on real mp3 at 48 kHz, both sides in one go.
 
-    python benchmarks/features.py            some six minutes on two quiet cores, 4 GB of disk for a while
+    python benchmarks/features.py            a quarter of an hour on two quiet cores, 4 GB of disk for a while
     python benchmarks/features.py --smoke    20 seconds: does it run? its figures mean nothing
 
 classic   `datasets.Dataset.map`, the stock extractor, padded float32, `save_to_disk`; the better of 1 and 2 processes
@@ -11,6 +11,10 @@ Sides take turns, so that whatever else the machine does falls on all of them; r
 The last line is one JSON object: `speedup` (ours in float32 over classic), `floor_fraction`, `bytes_ratio_f32` and
 `bytes_ratio_f16` (ours over classic), `reads_per_s`, and of a large build over a small one `rss_growth` (peak memory)
 and `rate_growth` (clips per second).
+
+The classic side gets one compute thread to a process, which is the kindest to it: with the libraries' defaults one
+process made 47 clips/s and two made 24, where it made 34 and 63 so (two cores, idle). The floor was 282 there: where
+cores are slow, decoding is what both sides wait for, and whatever decodes is at most 4.5 times as fast as that classic.
 
 What a 4 s clip costs (one thread of a 2-core machine, load 1 to 2, best of five), and what was tried to lower it:
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +154,53 @@ def train_toy(toy_settings, toy_cache, toy_model):
             return error, lines
 
     return train
+
+
+RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: 127.0.0.1 stays 127.0.0.1
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "240",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+@pytest.fixture(scope="session")
+def ray_address():
+    """A Ray cluster of two nodes with one core each, which listen on the loopback alone.
+
+    One for all tests of a process: a process that was on one cluster waits for ever for the next one to answer.
+    """
+    os.environ.update(RAY)
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    pytest.importorskip("ray.train")
+    temp = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
+    nodes = cluster_utils.Cluster()
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
+    node["include_log_monitor"] = False  # every process less is seconds less
+    head = {"temp_dir": temp, "include_dashboard": False, "no_monitor": True}
+    head["_system_config"] = {"prestart_worker_first_driver": False}
+    try:
+        _add_node(nodes, **node, **head)
+        _add_node(nodes, **node)
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+        shutil.rmtree(temp, ignore_errors=True)
+        for name in RAY:
+            os.environ.pop(name, None)
+
+
+def _add_node(nodes, **told) -> None:
+    """Ray gives a node 30 s to start, which is little on cores that others keep busy, and cannot be told otherwise."""
+    from pipelines import workers
+
+    for left in (2, 1, 0):
+        try:
+            return nodes.add_node(**told)
+        except Exception as error:
+            if "timed out" not in str(error):
+                raise
+            if not left and os.getloadavg()[0] > 2 * workers.cores():
+                pytest.skip(f"Ray's node did not start three times: the load here is {os.getloadavg()[0]:.0f}")
+            if not left:
+                raise

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +16,7 @@ import pytest
 
 from pipelines import __main__ as cli
 from pipelines import cache as caches
-from pipelines import cluster, lab, workers
+from pipelines import cluster, lab
 from pipelines.cache import FeatureCache
 from pipelines.curation import Clip, Gate
 from pipelines.errors import LabError
@@ -28,45 +26,12 @@ from pipelines.sources import Example
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def address():
-    """Two nodes of one core each, which listen on the loopback alone."""
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: 127.0.0.1 stays 127.0.0.1
-    }
-    os.environ.update(settings)
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
+@pytest.fixture
+def address(ray_address):
+    """The cluster; what this file defines travels there by value."""
     sys.modules["ray"].cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    temp = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
-    nodes = cluster_utils.Cluster()
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
-    node["include_log_monitor"] = False  # every process less is seconds less
-    head = {"temp_dir": temp, "include_dashboard": False, "no_monitor": True}
-    head["_system_config"] = {"prestart_worker_first_driver": False}
-    try:
-        add(nodes, **node, **head)
-        add(nodes, **node)
-        yield nodes.address
-    finally:
-        nodes.shutdown()
-        shutil.rmtree(temp, ignore_errors=True)
-        for name in settings:
-            os.environ.pop(name)
-
-
-def add(nodes, **told) -> None:
-    """Ray gives a node 30 s to start, which is little on cores that others keep busy, and cannot be told otherwise."""
-    for left in (2, 1, 0):
-        try:
-            return nodes.add_node(**told)
-        except Exception as error:
-            if "timed out" not in str(error):
-                raise
-            if not left and os.getloadavg()[0] > 2 * workers.cores():
-                pytest.skip(f"Ray's node did not start three times: the load here is {os.getloadavg()[0]:.0f}")
-            if not left:
-                raise
+    yield ray_address
+    sys.modules["ray"].cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture

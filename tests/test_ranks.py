@@ -6,12 +6,10 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -245,38 +243,6 @@ def test_killed_then_asked_to_end_and_the_next_start_ends_with_the_same_weights(
     assert history(run_of(tmp_path)) == history(whole)
 
 
-@pytest.fixture(scope="module")
-def address():
-    """A Ray cluster of one node with two cores, which listens on the loopback alone."""
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: 127.0.0.1 stays 127.0.0.1
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "240",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    os.environ.update(settings)
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    pytest.importorskip("ray.train")
-    temp = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
-    nodes = cluster_utils.Cluster()
-    node = {"num_cpus": 2, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
-    node |= {"include_log_monitor": False, "include_dashboard": False, "no_monitor": True}  # each costs seconds
-    try:
-        for left in (2, 1, 0):
-            try:
-                nodes.add_node(**node, temp_dir=temp, _system_config={"prestart_worker_first_driver": False})
-                break
-            except Exception as error:
-                if not left:
-                    pytest.skip(f"this machine is too busy to start a Ray cluster: {error}")
-        yield nodes.address
-    finally:
-        nodes.shutdown()
-        shutil.rmtree(temp, ignore_errors=True)
-        for name in settings:
-            os.environ.pop(name)
-
-
 def ray_workers() -> list[int]:
     """The processes that train on the cluster, which this process started."""
     found = []
@@ -289,7 +255,7 @@ def ray_workers() -> list[int]:
 
 @pytest.mark.slow
 def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
-    address, whole, toy_settings, cache, tmp_path
+    ray_address, whole, toy_settings, cache, tmp_path
 ):
     lines, killed, ended = [], [], threading.Event()
 
@@ -303,7 +269,7 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
     killer.start()
     settings, progress = toy_settings({**SETTINGS, **DRAWS}), training.Progress(on_line=lines.append)
     try:
-        lab.train(settings, cache, runs=tmp_path, cluster=address, devices=2, progress=progress)
+        lab.train(settings, cache, runs=tmp_path, cluster=ray_address, devices=2, progress=progress)
     finally:
         ended.set()
         killer.join()
@@ -316,9 +282,9 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
 
 
 @pytest.mark.slow
-def test_a_cluster_tells_what_is_wrong_in_one_line(address, toy_settings, cache, tmp_path):
+def test_a_cluster_tells_what_is_wrong_in_one_line(ray_address, toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match=r"has 2 CPU\(s\), and --devices asks for 3: ask for fewer"):
-        lab.train(toy_settings(SETTINGS), cache, runs=tmp_path, cluster=address, devices=3)
+        lab.train(toy_settings(SETTINGS), cache, runs=tmp_path, cluster=ray_address, devices=3)
 
 
 def test_an_error_of_all_is_one_line(sit, tmp_path):
