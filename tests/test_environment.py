@@ -304,9 +304,7 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
         {"typer", "papermill"},
         {"onnx", "hopsworks", "hopsworks_common", "datacollective", "requests", "ray", "peft"},
     )
-    assert others - with_transformers - of_the_kernel - of_colab - of_commands - extras == environment._LIGHT.keys() - {
-        "accelerate"  # transformers' trainer imports it
-    }
+    assert others - with_transformers - of_the_kernel - of_colab - of_commands - extras == environment._LIGHT.keys()
 
 
 def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch):
