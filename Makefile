@@ -22,7 +22,8 @@ app: $(VENV)/ready
 	$(BIN)/python app.py
 
 test: $(VENV)/ready browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 -m "not ray"
+	$(BIN)/python -m pytest -q -m ray tests/test_cluster.py tests/test_ranks.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

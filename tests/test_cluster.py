@@ -23,7 +23,7 @@ from pipelines.errors import LabError
 from pipelines.features import LogMel
 from pipelines.sources import Example
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture

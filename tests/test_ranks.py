@@ -254,6 +254,7 @@ def ray_workers() -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
     ray_address, whole, toy_settings, cache, tmp_path
 ):
@@ -282,6 +283,7 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_cluster_tells_what_is_wrong_in_one_line(ray_address, toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match=r"has 2 CPU\(s\), and --devices asks for 3: ask for fewer"):
         lab.train(toy_settings(SETTINGS), cache, runs=tmp_path, cluster=ray_address, devices=3)
