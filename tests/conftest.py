@@ -168,7 +168,7 @@ RAY = {
 def ray_address():
     """A Ray cluster of two nodes with one core each, which listen on the loopback alone.
 
-    One for all tests of a process: a process that was on one cluster waits for ever for the next one to answer.
+    One for all tests of a process: starting one takes a quarter of a minute.
     """
     os.environ.update(RAY)
     cluster_utils = pytest.importorskip("ray.cluster_utils")
