@@ -1,6 +1,6 @@
 """Training and validation against the classic recipe: same clips, same weights, same number of examples, in one go.
 
-    python benchmarks/training.py            the tour with whisper-tiny: half an hour on two quiet cores
+    python benchmarks/training.py            the tour with whisper-tiny: an hour or so on two slow cores (an estimate)
     python benchmarks/training.py --smoke    a minute: does it run? its figures mean nothing
     python benchmarks/training.py --model FOLDER --batch 16 --steps 200 --speed-only      speed of other weights
 
