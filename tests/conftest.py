@@ -170,10 +170,12 @@ def ray_address():
 
     One for all tests of a process: starting one takes a quarter of a minute.
     """
-    os.environ.update(RAY)
+    temp = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
+    os.makedirs(f"{temp}/ray")  # where a node notes the newest cluster's address; it does not make the folder
+    told = RAY | {"RAY_TMPDIR": temp}
+    os.environ.update(told)
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     pytest.importorskip("ray.train")
-    temp = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     nodes = cluster_utils.Cluster()
     node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
     node["include_log_monitor"] = False  # every process less is seconds less
@@ -186,7 +188,7 @@ def ray_address():
     finally:
         nodes.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
-        for name in RAY:
+        for name in told:
             os.environ.pop(name, None)
 
 
