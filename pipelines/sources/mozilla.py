@@ -186,7 +186,7 @@ def _client() -> ModuleType:
     try:
         import datacollective
     except ImportError:
-        raise missing_package("datacollective", "datacollective>=0.7", "source.kind = 'mozilla'") from None
+        raise missing_package("datacollective", "datacollective>=0.6.4", "source.kind = 'mozilla'") from None
     return datacollective
 
 
