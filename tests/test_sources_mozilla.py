@@ -450,7 +450,7 @@ def test_two_at_once(server, tmp_path, capfd):
 
 def test_a_package_that_is_not_there(server, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "datacollective", None)
-    assert "pip install 'datacollective>=0.7'" in refusal(capfd)
+    assert "pip install 'datacollective>=0.6.4'" in refusal(capfd)
 
 
 # --- Colab ------------------------------------------------------------------------------------------------------------
