@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipelines import decoding, environment, manifest, models, scoring
+from pipelines import decoding, environment, manifest, models, scoring, text
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
@@ -40,6 +42,12 @@ class EvalReport:
     """One row per utterance: id, speaker, duration_s, reference, hypothesis, wer, and the slice columns."""
     seconds: float
     """Wall-clock seconds of decoding."""
+    test_set: str = ""
+    """Digest of what was scored (`test_set`): two reports are comparable where it is the same. Empty in old reports."""
+    normaliser: str = ""
+    """Version of text.normalise behind `score`."""
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """What made the model (`lineage`)."""
 
     def slices(self) -> pd.DataFrame:
         """WER per value of each slice column: slice, value, wer, low, high (95 %), n."""
@@ -115,7 +123,33 @@ def read_report(folder: Path) -> EvalReport:
         _score(facts["raw"]),
         predictions,
         facts["seconds"],
+        facts.get("test_set", ""),
+        facts.get("normaliser", ""),
+        facts.get("lineage", {}),
     )
+
+
+def test_set(predictions: pd.DataFrame) -> str:
+    """Digest of the utterances that were scored: their ids and references, whatever their order. 16 hex digits."""
+    rows = sorted(zip(predictions["id"].tolist(), predictions["reference"].tolist(), strict=True))
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def lineage(ref: ModelRef) -> dict[str, Any]:
+    """What made a model: for one that the lab tuned `digest, base, cache, recipe, settings, seed, best_step, training_seconds,
+    data, machine, versions` (`settings` is the whole recipe, nested); for any other `base` alone.
+    """
+    if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
+        return {"base": ref.title}
+    told, trained = (json.loads((ref.folder / name).read_text("utf-8")) for name in ("recipe.json", "training.json"))
+    return {
+        **{name: ref.facts.get(name) for name in ("digest", "base", "cache", "data", "machine", "versions")},
+        "recipe": told["name"],
+        "settings": told,
+        "seed": told["training"]["seed"],
+        "best_step": trained["best_step"],
+        "training_seconds": trained["seconds"],
+    }
 
 
 def _decode(
@@ -167,6 +201,9 @@ def _write(
         score=scoring.score(*texts, **settings).as_dict(),
         raw=scoring.score(*texts, normalised=False, **settings).as_dict(),
         seconds=round(seconds, 2),
+        test_set=test_set(predictions),
+        normaliser=text.NORMALISER,
+        lineage=lineage(ref),
     )
     return read_report(folder)
 

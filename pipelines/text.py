@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+NORMALISER = "1"
+"""Version of `normalise`: raised whenever the same transcript would come out otherwise."""
 _QUOTES = "\"“”„»«'‘’"
 _SOFT_HYPHEN = "\u00ad"
 """Where a word may be broken, not where it is: it goes without a trace."""

@@ -198,3 +198,21 @@ def test_a_look_at_validation_is_no_test_score(toy_settings, toy_cache, toy_mode
     manifest.seal(tuned, kind="model", digest="d1", name="toy-d1", context="clip")
     lab.evaluate(toy_settings(), toy_cache, str(tuned), "validation", runs=tmp_path / "runs", log=lambda line: None)
     assert "test" not in models.resolve(str(tuned)).facts
+
+
+@pytest.fixture(scope="module")
+def tuned(toy_settings, toy_cache, tmp_path_factory):
+    """The toy, trained for two steps."""
+    runs = tmp_path_factory.mktemp("tuned")
+    return lab.train(toy_settings({"training.steps": 2, "training.eval_every": 2}), toy_cache, runs=runs)
+
+
+def test_a_report_tells_what_was_scored_and_what_made_the_model(score, base, tuned):
+    of_base, of_tuned = score(), score(models.resolve(tuned.uri))
+    assert of_tuned.test_set == of_base.test_set == evaluation.test_set(of_base.predictions.iloc[::-1])
+    other = of_base.predictions.assign(reference=["ett annat ord", *of_base.predictions["reference"][1:]])
+    assert evaluation.test_set(other) != of_base.test_set != score(split="validation").test_set
+    assert of_base.lineage == {"base": base.title}
+    told = of_tuned.lineage
+    assert (told["digest"], told["training_seconds"], told["base"]) == (tuned.digest, tuned.seconds, base.title)
+    assert told["recipe"] == told["settings"]["name"] == "toy"
