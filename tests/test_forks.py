@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -37,7 +36,7 @@ def quiet():
 def parent(train_toy, tmp_path_factory):
     """A run that was stopped after step 3, and the run's folder."""
     run = tmp_path_factory.mktemp("parent") / "run"
-    train_toy(run, SETTINGS, on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None)
+    train_toy(run, SETTINGS, on_step=lambda step: signal.raise_signal(signal.SIGTERM) if step == 3 else None)
     return run
 
 
