@@ -30,6 +30,9 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
     evaluation    EvalReport: scores, slices, worst errors
+    history       experiments.csv: what was ever scored
+    experiments   reports by the names that people give, gathered over seeds
+    comparison    experiments to one table: by how much, how sure, on whom, at what cost
     transcriber   model to Transcript
     feedback      what listeners say of a transcript
     served        which model the app serves

@@ -259,6 +259,45 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Recipes, run folders or report folders; none: what was ever scored."),
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="What all are held against; default: the first.")] = "",
+    runs: Runs = "",
+    out: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", help="Where comparison.json and comparison.png go; default: below the runs."),
+    ] = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Hold experiments on one test set against a baseline: ΔWER with 95 % interval and p, per slice, and the cost.
+
+    Example: python -m pipelines compare tour tour-lora --baseline tour
+    """
+    from pipelines import comparison, environment, figures, history, manifest
+
+    place = environment.runs_folder(runs)
+    if not (experiments or baseline):
+        rows = history.read(place)
+        return _print(as_json, {"experiments": rows}, history.in_words(rows))
+    compared = comparison.compare(experiments or [], baseline, runs=runs, log=_log(as_json))
+    folder = Path(out) if out else place / "comparisons" / compared.digest
+    if dry_run:
+        names = ", ".join(finding.experiment.name for finding in compared.findings)
+        told = {"dry_run": True, "would": f"compare {names}", "writes": str(folder)}
+        return _print(as_json, told, f"would compare {names}\nwould write below {folder}\nnothing was done")
+    folder.mkdir(parents=True, exist_ok=True)
+    told = compared.as_dict()
+    manifest.write_json(folder / "comparison.json", told)
+    manifest.write_bytes(folder / "comparison.png", figures.png(figures.forest(compared)))
+    words = f"{compared.in_words()}\n\ncomparison {folder}\nNext: {told['next']}"
+    _print(as_json, {**told, "folder": str(folder)}, words)
+
+
+@app.command()
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3 or ogg.")],
     model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.cache import FeatureCache
+from pipelines.comparison import Comparison
 from pipelines.evaluation import EvalReport
 from pipelines.recipe import Recipe
 from pipelines.sources import Example
@@ -181,6 +183,28 @@ def scores(reports: dict[str, EvalReport]) -> Figure:
     return figure
 
 
+def forest(comparison: Comparison) -> Figure:
+    """ΔWER of every experiment against the baseline with its 95 % interval, beside the line of no difference."""
+    findings = comparison.findings[1:]
+    figure, axes = _axes(9, 1.2 + 0.5 * len(findings))
+    axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+    for place, finding in enumerate(reversed(findings)):
+        delta = finding.difference.delta
+        colour = _ACCENT if finding.shown else _SOFT
+        if finding.could_show is not None:  # with too few speakers there is no interval
+            axes.plot(finding.difference.ci95, [place, place], color=colour, linewidth=4, solid_capstyle="round")
+        axes.plot(delta, place, "o", color=_INK)
+        axes.annotate(f"{delta:+.3f}", (delta, place), textcoords="offset points", xytext=(0, 8), ha="center")
+    axes.set(
+        yticks=range(len(findings)),
+        yticklabels=[finding.experiment.name for finding in reversed(findings)],
+        xlabel=f"WER less that of {comparison.baseline.name}, with 95 % interval: left of the line is better",
+        ylim=(-0.5, len(findings) - 0.2),
+    )
+    axes.margins(x=0.15)
+    return figure
+
+
 def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataFrame:
     """The tuned model's worst errors, with what the base model made of the same clips."""
     base = before.predictions.set_index("id")["hypothesis"]
@@ -259,6 +283,13 @@ def _progress(draw: _Draw, log: Callable[[str], None], finish: _Draw) -> Progres
     return Progress(start, lambda step: bar.update(step - bar.n), tell, log, end, bar.close)
 
 
+def png(figure: Figure) -> bytes:
+    """A figure as a file's content."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
 def _axes(width_in: float, height_in: float) -> tuple[Figure, Any]:
     figure = _figure(width_in, height_in)
     return figure, _plain(figure.subplots())
@@ -271,15 +302,11 @@ def _row(n: int, width_in: float, height_in: float) -> tuple[Figure, Any]:
 
 def _figure(width_in: float, height_in: float) -> Figure:
     """A figure outside pyplot's registry, that notebooks draw by itself: shown once, and nothing has to be closed."""
-    import io
-
     from matplotlib.figure import Figure
 
     class Picture(Figure):
         def _repr_png_(self) -> bytes:
-            file = io.BytesIO()
-            self.savefig(file, format="png", dpi=110)
-            return file.getvalue()
+            return png(self)
 
     return Picture(figsize=(width_in, height_in), layout="constrained")
 

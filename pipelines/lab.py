@@ -27,6 +27,7 @@ from pipelines import (
     corpus,
     environment,
     evaluation,
+    history,
     labels,
     manifest,
     models,
@@ -209,6 +210,7 @@ def evaluate(
         report = evaluation.evaluate(recipe, cache, ref, split, _reports(recipe, runs), on_clips=step)
     if split == "test" and ref.facts.get("kind") == "model" and ref.origin == "folder":
         _note_score(ref, report, recipe)
+    history.add(report, environment.runs_folder(runs))
     return report
 
 

@@ -1,0 +1,423 @@
+"""Comparison: experiments on one test set, each held against a baseline: by how much, how sure, on whom, at what cost.
+
+An experiment is one recipe on one cache; its reports differ in the seed of training alone. Reports of other test sets
+or normalisers are refused. That no difference was shown is a result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines import environment, experiments
+from pipelines import recipe as recipes
+from pipelines.errors import LabError
+from pipelines.evaluation import EvalReport
+from pipelines.experiments import Experiment
+from pipelines.scoring import Edits
+
+MIN_SPEAKERS = 6
+"""With fewer no interval is told: that all of five speakers gain is chance once in 16 times (p = 0.06)."""
+ALPHA = 0.05
+_NO_SLICE = ("id", "speaker", "reference", "hypothesis")
+"""Columns of text in a report's predictions that cut it into nothing."""
+_NOT_COMPARED = ("name", "training.seed")
+_SAMPLES = 2_000
+_SEED = 13
+
+
+@dataclass(frozen=True)
+class Difference:
+    """WER less the baseline's, in shares: below 0 is better."""
+
+    delta: float
+    ci95: tuple[float, float]
+    p: float
+    """Two-sided: how often chance alone would show as much."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One experiment beside the baseline."""
+
+    experiment: Experiment
+    wer: float
+    ci95: tuple[float, float] | None
+    """None where there are too few speakers."""
+    difference: Difference | None = None
+    """None for the baseline itself."""
+    p_holm: float | None = None
+    """`difference.p` corrected for the number of experiments (Holm 1979)."""
+    speakers: int = 0
+
+    @property
+    def could_show(self) -> float | None:
+        """The smallest difference that this test set could have shown: half the width of the interval."""
+        if self.difference is None or self.speakers < MIN_SPEAKERS:
+            return None
+        low, high = self.difference.ci95
+        return (high - low) / 2
+
+    @property
+    def verdict(self) -> str:
+        """In words: `baseline`, `better`, `worse`, or why neither can be said."""
+        if self.difference is None:
+            return "baseline"
+        if self.speakers < MIN_SPEAKERS:
+            return f"cannot be told from {self.speakers} speaker(s)"
+        low, high = self.difference.ci95
+        if low <= 0 <= high or self.difference.p > ALPHA:
+            return f"no difference shown (from {self.could_show:.3f} on it would have been)"
+        if self.p_holm > ALPHA:
+            return "no difference shown once corrected for the number of comparisons"
+        return "better" if self.difference.delta < 0 else "worse"
+
+    @property
+    def shown(self) -> bool:
+        return self.verdict in ("better", "worse")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Findings on one test set; the first is the baseline."""
+
+    findings: tuple[Finding, ...]
+    slices: pd.DataFrame
+    """One row per experiment and value of a slice: slice, value, n, speakers, experiment, wer, delta, low, high (of
+    delta, 95 %, of this slice alone); None where there are too few speakers, or for the baseline."""
+    runs: Path
+
+    @property
+    def baseline(self) -> Experiment:
+        return self.findings[0].experiment
+
+    @property
+    def report(self) -> EvalReport:
+        """Any of the reports: test set and normaliser are those of all."""
+        return self.baseline.reports[0]
+
+    @property
+    def digest(self) -> str:
+        """Names what is compared with what."""
+        reports = [[report.folder.name for report in finding.experiment.reports] for finding in self.findings]
+        return recipes.digest({"reports": reports})
+
+    def table(self) -> pd.DataFrame:
+        """One row per experiment: seeds, WER and ΔWER with intervals, p, p corrected after Holm, and the verdict."""
+        return pd.DataFrame([_scores(finding) for finding in self.findings]).set_index("experiment")
+
+    def costs(self) -> pd.DataFrame:
+        """One row per experiment: what it was trained on, for how long and where, and which models came of it."""
+        return pd.DataFrame([_cost(finding.experiment) for finding in self.findings]).set_index("experiment")
+
+    def differences(self, experiment: Experiment) -> dict[str, list[Any]]:
+        """Setting to its value in the baseline and in `experiment`, where they differ; none where one is untuned."""
+        if not (experiment.tuned and self.baseline.tuned):
+            return {}
+        ours, theirs = experiment.settings, self.baseline.settings
+        names = sorted(ours.keys() | theirs.keys())
+        return {
+            name: [theirs.get(name), ours.get(name)]
+            for name in names
+            if name not in _NOT_COMPARED and ours.get(name) != theirs.get(name)
+        }
+
+    def slice_table(self) -> pd.DataFrame:
+        """WER of every experiment for each value of a slice with enough speakers, and ΔWER with its interval."""
+        rows = self.slices[self.slices["speakers"] >= MIN_SPEAKERS]
+        told = rows.assign(told=[_slice_cell(row) for row in rows.to_dict("records")])
+        table = told.pivot_table(
+            index=["slice", "value", "n", "speakers"], columns="experiment", values="told", aggfunc="first", sort=False
+        )
+        return table.reset_index(["n", "speakers"]).rename_axis(columns=None)
+
+    def next_step(self) -> str:
+        """What to do now, in one line."""
+        tuned = [finding.experiment for finding in self.findings if finding.experiment.tuned]
+        single = next((experiment for experiment in tuned if len(experiment.seeds) == 1), None)
+        if self.findings[0].speakers < MIN_SPEAKERS:
+            return f"score on a test set with more speakers: at least {MIN_SPEAKERS}, better some dozens"
+        if single:
+            recipe, seed = single.lineages[0]["recipe"], single.seeds[0] + 1
+            return (
+                f"python -m pipelines train --recipe {recipe} --set training.seed={seed}, evaluate with the same "
+                f"option, and compare again: one seed cannot tell the recipe from its luck"
+            )
+        others = self.findings[1:]
+        best = min(self.findings, key=lambda finding: finding.wer)
+        if not any(finding.shown for finding in others):
+            least = min(finding.could_show for finding in others)
+            return f"a larger change, or more test speakers: these could not have shown less than {least:.3f}"
+        return f"read where {best.experiment.name} still fails: {best.experiment.reports[0].folder}"
+
+    def notes(self) -> list[str]:
+        """What a reader has to know besides."""
+        n = len(self.findings) - 1
+        told = []
+        if self.findings[0].speakers < MIN_SPEAKERS:
+            told.append(f"fewer than {MIN_SPEAKERS} test speakers: no interval is told")
+        if n > 1:
+            told.append(f"p (Holm) is corrected for {n} comparisons, intervals are not")
+        if any(len(finding.experiment.seeds) == 1 for finding in self.findings):
+            told.append("one seed: the interval holds the luck of the test speakers, not that of the training")
+        if len(self.slices):
+            told.append("slices are many and uncorrected: they suggest what to test next, and prove nothing")
+        return told
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "test_set": self.report.test_set,
+            "normaliser": self.report.normaliser,
+            "split": self.report.split,
+            "n": self.report.score.n,
+            "speakers": self.findings[0].speakers,
+            "baseline": self.baseline.name,
+            "experiments": [self._finding(finding) for finding in self.findings],
+            "slices": json.loads(self.slices.to_json(orient="records")),
+            "notes": self.notes(),
+            "next": self.next_step(),
+        }
+
+    def in_words(self) -> str:
+        """The tables as plain text, for a terminal."""
+        report = self.report
+        differ = [line for finding in self.findings[1:] for line in self._differ_in_words(finding.experiment)]
+        parts = [
+            f"{report.split} set {report.test_set}: {report.score.n} utterances, {self.findings[0].speakers} speakers; "
+            f"normaliser {report.normaliser}; ΔWER against {self.baseline.name}, below 0 is better",
+            _aligned(self.table()),
+            _aligned(self.costs()),
+            "\n".join(differ),
+            _aligned(self.slice_table()) if (self.slices["speakers"] >= MIN_SPEAKERS).any() else "",
+            "\n".join(f"note: {note}" for note in self.notes()),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def _finding(self, finding: Finding) -> dict[str, Any]:
+        experiment, compared = finding.experiment, finding.difference
+        sure = finding.speakers >= MIN_SPEAKERS
+        return {
+            "experiment": experiment.name,
+            "recipe": experiment.lineages[0].get("recipe"),
+            "seeds": experiment.seeds,
+            "models": experiment.models,
+            "wer": finding.wer,
+            "ci95": finding.ci95,
+            "wer_of_seeds": [report.score.wer for report in experiment.reports],
+            "delta": compared and compared.delta,
+            "delta_ci95": compared.ci95 if compared and sure else None,
+            "p": compared.p if compared and sure else None,
+            "p_holm": finding.p_holm if sure else None,
+            "verdict": finding.verdict,
+            "could_show": finding.could_show,
+            "training_seconds": [
+                told.get("training_seconds") for told in experiment.lineages if experiments.is_tuned(told)
+            ],
+            "machines": _distinct(told.get("machine") for told in experiment.lineages),
+            "data": experiment.lineages[0].get("data"),
+            "cache": experiment.lineages[0].get("cache"),
+            "differences": self.differences(experiment),
+            "reports": [_seen_from(self.runs, report.folder) for report in experiment.reports],
+        }
+
+    def _differ_in_words(self, experiment: Experiment) -> list[str]:
+        told = [
+            f"{name} {json.dumps(theirs, ensure_ascii=False)} -> {json.dumps(ours, ensure_ascii=False)}"
+            for name, (theirs, ours) in self.differences(experiment).items()
+        ]
+        if told:
+            return [f"{experiment.name} differs from {self.baseline.name} in {'; '.join(told)}"]
+        tuned = experiment.tuned and self.baseline.tuned
+        return [f"{experiment.name} and {self.baseline.name} have the same settings"] if tuned else []
+
+
+def compare(
+    named: Sequence[str], baseline: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print
+) -> Comparison:
+    """Hold the experiments `named` against `baseline`, else against the first of them.
+
+    Each name is a report's folder, a run's folder or a recipe (experiments.find). A single tuned experiment is held
+    against the model that it was tuned from, where that was scored, too. Raises LabError where the reports are of
+    different test sets or normalisers, naming the one that differs, or where there is nothing to compare with.
+    """
+    found = [experiments.find(name, runs, log) for name in ([baseline] if baseline else []) + list(named)]
+    reports = list({report.folder.resolve(): report for reports in found for report in reports}.values())
+    if not reports:
+        raise LabError("name what is to be compared: recipes, run folders or report folders")
+    compared = experiments.gather(reports)
+    if len(compared) == 1:
+        reports = [experiments.untuned_beside(reports[0]), *reports]
+        compared = experiments.gather(reports)
+    experiments.require_alike(reports)
+    return Comparison(tuple(_findings(compared)), _slices(compared), environment.runs_folder(runs))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down method (1979), in the order given."""
+    corrected, floor = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(np.argsort(ps, kind="stable")):
+        floor = max(floor, min(1.0, (len(ps) - rank) * ps[place]))
+        corrected[place] = floor
+    return corrected
+
+
+# ---- how they compare
+
+
+def _findings(compared: list[Experiment]) -> Iterator[Finding]:
+    baseline, *others = compared
+    speakers = experiments.ordered(baseline.reports[0])["speaker"].tolist()
+    count = _count(speakers)
+    differences = [_difference(other.edits, baseline.edits, speakers) for other in others]
+    for experiment, difference, corrected in zip(
+        compared, [None, *differences], [None, *holm([found.p for found in differences])], strict=True
+    ):
+        interval = _interval(experiment.edits, speakers) if count >= MIN_SPEAKERS else None
+        yield Finding(experiment, experiment.wer, interval, difference, corrected, count)
+
+
+def _slices(compared: list[Experiment]) -> pd.DataFrame:
+    columns = ["slice", "value", "n", "speakers", "experiment", "wer", "delta", "low", "high"]
+    table = experiments.ordered(compared[0].reports[0])
+    rows = []
+    for column in (name for name in table if _cuts(table[name])):
+        for value, part in table.groupby(column, sort=True):
+            rows += _slice(compared, part.index.to_numpy(), part["speaker"].tolist(), column, value)
+    return pd.DataFrame(rows, columns=columns).astype({"wer": float, "delta": float, "low": float, "high": float})
+
+
+def _cuts(column: pd.Series) -> bool:
+    """Whether a column cuts the test set: text, with more than one value and fewer than there are utterances."""
+    plain = column.name not in _NO_SLICE and not pd.api.types.is_numeric_dtype(column)
+    return plain and 1 < column.nunique() < len(column)
+
+
+def _slice(
+    compared: list[Experiment], rows: np.ndarray, speakers: list[str], column: str, value: str
+) -> Iterator[dict[str, Any]]:
+    baseline = [_some(edits, rows) for edits in compared[0].edits]
+    for experiment in compared:
+        edits = [_some(of_seed, rows) for of_seed in experiment.edits]
+        told = {"slice": column, "value": value, "n": len(rows), "speakers": _count(speakers)}
+        told |= {"experiment": experiment.name, "wer": _mean_wer(edits)}
+        if experiment is not compared[0]:
+            found = _difference(edits, baseline, speakers)
+            sure = told["speakers"] >= MIN_SPEAKERS
+            told |= {"delta": found.delta, **(dict(zip(("low", "high"), found.ci95)) if sure else {})}
+        yield told
+
+
+def _some(edits: Edits, rows: np.ndarray) -> Edits:
+    return Edits(*(getattr(edits, field.name)[rows] for field in fields(edits)))
+
+
+def _count(speakers: Sequence[str]) -> int:
+    """Speakers; an utterance without one is its own."""
+    return len(set(speakers) - {""}) + list(speakers).count("")
+
+
+def _mean_wer(edits: list[Edits]) -> float:
+    return float(np.mean([of_seed.word_edits.sum() / of_seed.words.sum() for of_seed in edits]))
+
+
+def _interval(ours: list[Edits], speakers: list[str]) -> tuple[float, float]:
+    """95 % interval of the WER over speakers and seeds."""
+    return _percentiles(_resampled(ours, speakers, 0))
+
+
+def _difference(ours: list[Edits], theirs: list[Edits], speakers: list[str]) -> Difference:
+    """Mean WER of our seeds less that of theirs; paired over speakers, each side's seeds drawn for themselves."""
+    gained = _resampled(ours, speakers, 0) - _resampled(theirs, speakers, 1)
+    beyond = min((gained <= 0).sum(), (gained >= 0).sum())
+    p = min(1.0, 2 * (beyond + 1) / (len(gained) + 1))
+    return Difference(_mean_wer(ours) - _mean_wer(theirs), _percentiles(gained), p)
+
+
+def _resampled(seeds: list[Edits], speakers: list[str], side: int) -> np.ndarray:
+    """float64 [_SAMPLES]: WER of drawn speakers, the same for both sides, averaged over seeds drawn for each side."""
+    blocks = np.unique([name or f"\0{i}" for i, name in enumerate(speakers)], return_inverse=True)[1]
+    count = int(blocks.max()) + 1
+    drawn = np.random.default_rng(_SEED).integers(count, size=(_SAMPLES, count))
+    sums = [np.bincount(blocks, weights=edits.word_edits, minlength=count)[drawn].sum(axis=1) for edits in seeds]
+    words = np.bincount(blocks, weights=seeds[0].words, minlength=count)[drawn].sum(axis=1)
+    of_seeds = np.random.default_rng([_SEED, side]).integers(len(seeds), size=(len(seeds), _SAMPLES))
+    return (np.stack(sums) / words)[of_seeds, np.arange(_SAMPLES)].mean(axis=0)
+
+
+def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+# ---- how it is told
+
+
+def _scores(finding: Finding) -> dict[str, str]:
+    found, sure = finding.difference, finding.speakers >= MIN_SPEAKERS
+    return {
+        "experiment": finding.experiment.name,
+        "seeds": ", ".join(map(str, finding.experiment.seeds)) or "untuned",
+        "WER": f"{finding.wer:.3f}",
+        "95 %": _span(finding.ci95, "{:.3f}"),
+        "ΔWER": f"{found.delta:+.3f}" if found else "",
+        "95 % of Δ": _span(found.ci95, "{:+.3f}") if found and sure else "",
+        "p": _p(found.p) if found and sure else "",
+        "p (Holm)": _p(finding.p_holm) if found and sure else "",
+        "verdict": finding.verdict,
+    }
+
+
+def _cost(experiment: Experiment) -> dict[str, str]:
+    told = experiment.lineages[0]
+    train = (told.get("data") or {}).get("train") or {}
+    seconds = [lineage["training_seconds"] for lineage in experiment.lineages if experiments.is_tuned(lineage)]
+    return {
+        "experiment": experiment.name,
+        "clips": f"{train['clips']:,}" if train else "",
+        "hours": f"{train['hours']:.2f}" if train else "",
+        "cache": told.get("cache") or "",
+        "training (s)": f"{np.mean(seconds):.0f}" if seconds else "",
+        "machine": ", ".join(_distinct(lineage.get("machine") for lineage in experiment.lineages)),
+        "models": ", ".join(experiment.models),
+    }
+
+
+def _slice_cell(row: Mapping[str, Any]) -> str:
+    if math.isnan(row["delta"]):
+        return f"{row['wer']:.3f}"
+    return f"{row['wer']:.3f} ({_span((row['low'], row['high']), '{:+.3f}')})"
+
+
+def _span(interval: tuple[float, float] | None, form: str) -> str:
+    return f"{form.format(interval[0])} to {form.format(interval[1])}" if interval else ""
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _distinct(values: Any) -> list[Any]:
+    return [value for value in dict.fromkeys(values) if value]
+
+
+def _seen_from(runs: Path, folder: Path) -> str:
+    """A folder below the runs without the place of the runs on this machine."""
+    within = folder.absolute().is_relative_to(runs)
+    return Path(os.path.relpath(folder.absolute(), runs)).as_posix() if within else str(folder)
+
+
+def _aligned(table: pd.DataFrame) -> str:
+    """A table as plain text, its columns aligned to the left."""
+    frame = table.reset_index().fillna("")
+    rows = [frame.columns.tolist(), *frame.astype(str).to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
