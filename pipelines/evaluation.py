@@ -136,8 +136,8 @@ def test_set(predictions: pd.DataFrame) -> str:
 
 
 def lineage(ref: ModelRef) -> dict[str, Any]:
-    """What made a model: for one that the lab tuned `digest, base, cache, recipe, settings, seed, best_step, training_seconds,
-    data, machine, versions` (`settings` is the whole recipe, nested); for any other `base` alone.
+    """What made a model: for one that the lab tuned `digest, base, cache, recipe, settings, seed, best_step,
+    training_seconds, data, machine, versions` (`settings` is the whole recipe, nested); for any other `base` alone.
     """
     if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
         return {"base": ref.title}
