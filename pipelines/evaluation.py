@@ -20,7 +20,7 @@ from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
 from pipelines.scoring import Score
 
-CODE = "1"
+CODE = "2"
 """Version of the code that decodes and scores: raised whenever the same model and cache would give other figures."""
 _SLICES = ("gender", "variant", "origin", "accent", "age")
 """Columns of the cache by which a report is cut, where the source tells them."""
@@ -209,4 +209,4 @@ def _write(
 
 
 def _score(facts: dict[str, Any]) -> Score:
-    return Score(**{**facts, "ci95": tuple(facts["ci95"])})
+    return Score(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
