@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines import environment, experiments
+from pipelines import environment, experiments, scoring
 from pipelines import recipe as recipes
 from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
 from pipelines.experiments import Experiment
-from pipelines.scoring import Edits
+from pipelines.scoring import Difference, Edits, SeedsScore
 
 MIN_SPEAKERS = 6
 """With fewer no interval is told: that all of five speakers gain is chance once in 16 times (p = 0.06)."""
@@ -30,18 +30,6 @@ ALPHA = 0.05
 _NO_SLICE = ("id", "speaker", "reference", "hypothesis")
 """Columns of text in a report's predictions that cut it into nothing."""
 _NOT_COMPARED = ("name", "training.seed")
-_SAMPLES = 2_000
-_SEED = 13
-
-
-@dataclass(frozen=True)
-class Difference:
-    """WER less the baseline's, in shares: below 0 is better."""
-
-    delta: float
-    ci95: tuple[float, float]
-    p: float
-    """Two-sided: how often chance alone would show as much."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +37,25 @@ class Finding:
     """One experiment beside the baseline."""
 
     experiment: Experiment
-    wer: float
-    ci95: tuple[float, float] | None
-    """None where there are too few speakers."""
+    score: SeedsScore
     difference: Difference | None = None
     """None for the baseline itself."""
     p_holm: float | None = None
     """`difference.p` corrected for the number of experiments (Holm 1979)."""
-    speakers: int = 0
+
+    @property
+    def speakers(self) -> int:
+        return self.score.speakers
+
+    @property
+    def sure(self) -> bool:
+        """Whether there are speakers enough for an interval to mean something."""
+        return self.speakers >= MIN_SPEAKERS
 
     @property
     def could_show(self) -> float | None:
         """The smallest difference that this test set could have shown: half the width of the interval."""
-        if self.difference is None or self.speakers < MIN_SPEAKERS:
+        if self.difference is None or not self.sure:
             return None
         low, high = self.difference.ci95
         return (high - low) / 2
@@ -71,7 +65,7 @@ class Finding:
         """In words: `baseline`, `better`, `worse`, or why neither can be said."""
         if self.difference is None:
             return "baseline"
-        if self.speakers < MIN_SPEAKERS:
+        if not self.sure:
             return f"cannot be told from {self.speakers} speaker(s)"
         low, high = self.difference.ci95
         if low <= 0 <= high or self.difference.p > ALPHA:
@@ -143,7 +137,7 @@ class Comparison:
         """What to do now, in one line."""
         tuned = [finding.experiment for finding in self.findings if finding.experiment.tuned]
         single = next((experiment for experiment in tuned if len(experiment.seeds) == 1), None)
-        if self.findings[0].speakers < MIN_SPEAKERS:
+        if not self.findings[0].sure:
             return f"score on a test set with more speakers: at least {MIN_SPEAKERS}, better some dozens"
         if single:
             recipe, seed = single.lineages[0]["recipe"], single.seeds[0] + 1
@@ -152,7 +146,7 @@ class Comparison:
                 f"option, and compare again: one seed cannot tell the recipe from its luck"
             )
         others = self.findings[1:]
-        best = min(self.findings, key=lambda finding: finding.wer)
+        best = min(self.findings, key=lambda finding: finding.score.wer)
         if not any(finding.shown for finding in others):
             least = min(finding.could_show for finding in others)
             return f"a larger change, or more test speakers: these could not have shown less than {least:.3f}"
@@ -162,7 +156,7 @@ class Comparison:
         """What a reader has to know besides."""
         n = len(self.findings) - 1
         told = []
-        if self.findings[0].speakers < MIN_SPEAKERS:
+        if not self.findings[0].sure:
             told.append(f"fewer than {MIN_SPEAKERS} test speakers: no interval is told")
         if n > 1:
             told.append(f"p (Holm) is corrected for {n} comparisons, intervals are not")
@@ -204,15 +198,15 @@ class Comparison:
 
     def _finding(self, finding: Finding) -> dict[str, Any]:
         experiment, compared = finding.experiment, finding.difference
-        sure = finding.speakers >= MIN_SPEAKERS
+        sure = finding.sure
         return {
             "experiment": experiment.name,
             "recipe": experiment.lineages[0].get("recipe"),
             "seeds": experiment.seeds,
             "models": experiment.models,
-            "wer": finding.wer,
-            "ci95": finding.ci95,
-            "wer_of_seeds": [report.score.wer for report in experiment.reports],
+            "wer": finding.score.wer,
+            "ci95": finding.score.ci95 if sure else None,
+            "wers": finding.score.wers,
             "delta": compared and compared.delta,
             "delta_ci95": compared.ci95 if compared and sure else None,
             "p": compared.p if compared and sure else None,
@@ -276,13 +270,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 def _findings(compared: list[Experiment]) -> Iterator[Finding]:
     baseline, *others = compared
     speakers = experiments.ordered(baseline.reports[0])["speaker"].tolist()
-    count = _count(speakers)
-    differences = [_difference(other.edits, baseline.edits, speakers) for other in others]
-    for experiment, difference, corrected in zip(
-        compared, [None, *differences], [None, *holm([found.p for found in differences])], strict=True
-    ):
-        interval = _interval(experiment.edits, speakers) if count >= MIN_SPEAKERS else None
-        yield Finding(experiment, experiment.wer, interval, difference, corrected, count)
+    differences = [scoring.difference_over_seeds(other.edits, baseline.edits, speakers) for other in others]
+    corrected = holm([found.p for found in differences])
+    for experiment, found, p_holm in zip(compared, [None, *differences], [None, *corrected], strict=True):
+        yield Finding(experiment, scoring.score_over_seeds(experiment.edits, speakers), found, p_holm)
 
 
 def _slices(compared: list[Experiment]) -> pd.DataFrame:
@@ -307,12 +298,13 @@ def _slice(
     baseline = [_some(edits, rows) for edits in compared[0].edits]
     for experiment in compared:
         edits = [_some(of_seed, rows) for of_seed in experiment.edits]
-        told = {"slice": column, "value": value, "n": len(rows), "speakers": _count(speakers)}
-        told |= {"experiment": experiment.name, "wer": _mean_wer(edits)}
+        score = scoring.score_over_seeds(edits, speakers)
+        told = {"slice": column, "value": value, "n": len(rows), "speakers": score.speakers}
+        told |= {"experiment": experiment.name, "wer": score.wer}
         if experiment is not compared[0]:
-            found = _difference(edits, baseline, speakers)
-            sure = told["speakers"] >= MIN_SPEAKERS
-            told |= {"delta": found.delta, **(dict(zip(("low", "high"), found.ci95)) if sure else {})}
+            found = scoring.difference_over_seeds(edits, baseline, speakers)
+            low, high = found.ci95 if score.speakers >= MIN_SPEAKERS else (None, None)
+            told |= {"delta": found.delta, "low": low, "high": high}
         yield told
 
 
@@ -325,49 +317,16 @@ def _count(speakers: Sequence[str]) -> int:
     return len(set(speakers) - {""}) + list(speakers).count("")
 
 
-def _mean_wer(edits: list[Edits]) -> float:
-    return float(np.mean([of_seed.word_edits.sum() / of_seed.words.sum() for of_seed in edits]))
-
-
-def _interval(ours: list[Edits], speakers: list[str]) -> tuple[float, float]:
-    """95 % interval of the WER over speakers and seeds."""
-    return _percentiles(_resampled(ours, speakers, 0))
-
-
-def _difference(ours: list[Edits], theirs: list[Edits], speakers: list[str]) -> Difference:
-    """Mean WER of our seeds less that of theirs; paired over speakers, each side's seeds drawn for themselves."""
-    gained = _resampled(ours, speakers, 0) - _resampled(theirs, speakers, 1)
-    beyond = min((gained <= 0).sum(), (gained >= 0).sum())
-    p = min(1.0, 2 * (beyond + 1) / (len(gained) + 1))
-    return Difference(_mean_wer(ours) - _mean_wer(theirs), _percentiles(gained), p)
-
-
-def _resampled(seeds: list[Edits], speakers: list[str], side: int) -> np.ndarray:
-    """float64 [_SAMPLES]: WER of drawn speakers, the same for both sides, averaged over seeds drawn for each side."""
-    blocks = np.unique([name or f"\0{i}" for i, name in enumerate(speakers)], return_inverse=True)[1]
-    count = int(blocks.max()) + 1
-    drawn = np.random.default_rng(_SEED).integers(count, size=(_SAMPLES, count))
-    sums = [np.bincount(blocks, weights=edits.word_edits, minlength=count)[drawn].sum(axis=1) for edits in seeds]
-    words = np.bincount(blocks, weights=seeds[0].words, minlength=count)[drawn].sum(axis=1)
-    of_seeds = np.random.default_rng([_SEED, side]).integers(len(seeds), size=(len(seeds), _SAMPLES))
-    return (np.stack(sums) / words)[of_seeds, np.arange(_SAMPLES)].mean(axis=0)
-
-
-def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
-
-
 # ---- how it is told
 
 
 def _scores(finding: Finding) -> dict[str, str]:
-    found, sure = finding.difference, finding.speakers >= MIN_SPEAKERS
+    found, sure = finding.difference, finding.sure
     return {
         "experiment": finding.experiment.name,
         "seeds": ", ".join(map(str, finding.experiment.seeds)) or "untuned",
-        "WER": f"{finding.wer:.3f}",
-        "95 %": _span(finding.ci95, "{:.3f}"),
+        "WER": f"{finding.score.wer:.3f}",
+        "95 %": _span(finding.score.ci95, "{:.3f}") if sure else "",
         "ΔWER": f"{found.delta:+.3f}" if found else "",
         "95 % of Δ": _span(found.ci95, "{:+.3f}") if found and sure else "",
         "p": _p(found.p) if found and sure else "",

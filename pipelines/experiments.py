@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipelines import environment, evaluation, manifest, scoring
@@ -56,11 +55,6 @@ class Experiment:
         """Word edits of every utterance for each seed, normalised, in the order of `ordered`."""
         tables = [ordered(report) for report in self.reports]
         return [scoring.count_edits(table["reference"].tolist(), table["hypothesis"].tolist()) for table in tables]
-
-    @property
-    def wer(self) -> float:
-        """Mean over the seeds."""
-        return float(np.mean([edits.word_edits.sum() / edits.words.sum() for edits in self.edits]))
 
 
 def find(named: str, runs: str | Path = "", log: Callable[[str], None] = print) -> list[EvalReport]:
