@@ -33,6 +33,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     history       experiments.csv: what was ever scored
     experiments   reports by the names that people give, gathered over seeds
     comparison    experiments to one table: by how much, how sure, on whom, at what cost
+    leaderboard   models ranked on one test set; what was trained on it is struck
     transcriber   model to Transcript
     feedback      what listeners say of a transcript
     served        which model the app serves

@@ -298,6 +298,24 @@ def compare(
 
 
 @app.command()
+def leaderboard(
+    sources: Annotated[
+        list[str], typer.Argument(help="Recipes, run folders, report folders, or models on the Hub (hub://owner/name).")
+    ],
+    runs: Runs = "",
+    as_json: Json = False,
+):
+    """Rank models on the test set and normaliser of the first; one that was trained on the test set is struck.
+
+    Example: python -m pipelines leaderboard tour tour-lora hub://me/whisper-sv
+    """
+    from pipelines import leaderboard as boards
+
+    board = boards.board(sources, runs=runs, log=_log(as_json))
+    _print(as_json, board.as_dict(), f"{board.in_words()}\nNext: {board.next_step()}")
+
+
+@app.command()
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3 or ogg.")],
     model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",

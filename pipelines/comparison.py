@@ -188,10 +188,10 @@ class Comparison:
         parts = [
             f"{report.split} set {report.test_set}: {report.score.n} utterances, {self.findings[0].speakers} speakers; "
             f"normaliser {report.normaliser}; ΔWER against {self.baseline.name}, below 0 is better",
-            _aligned(self.table()),
-            _aligned(self.costs()),
+            aligned(self.table()),
+            aligned(self.costs()),
             "\n".join(differ),
-            _aligned(self.slice_table()) if (self.slices["speakers"] >= MIN_SPEAKERS).any() else "",
+            aligned(self.slice_table()) if (self.slices["speakers"] >= MIN_SPEAKERS).any() else "",
             "\n".join(f"note: {note}" for note in self.notes()),
         ]
         return "\n\n".join(part for part in parts if part)
@@ -253,6 +253,14 @@ def compare(
         compared = experiments.gather(reports)
     experiments.require_alike(reports)
     return Comparison(tuple(_findings(compared)), _slices(compared), environment.runs_folder(runs))
+
+
+def aligned(table: pd.DataFrame) -> str:
+    """A table as plain text, its columns aligned to the left."""
+    frame = table.reset_index().fillna("")
+    rows = [frame.columns.tolist(), *frame.astype(str).to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -372,11 +380,3 @@ def _seen_from(runs: Path, folder: Path) -> str:
     """A folder below the runs without the place of the runs on this machine."""
     within = folder.absolute().is_relative_to(runs)
     return Path(os.path.relpath(folder.absolute(), runs)).as_posix() if within else str(folder)
-
-
-def _aligned(table: pd.DataFrame) -> str:
-    """A table as plain text, its columns aligned to the left."""
-    frame = table.reset_index().fillna("")
-    rows = [frame.columns.tolist(), *frame.astype(str).to_numpy().tolist()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

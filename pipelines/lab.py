@@ -422,7 +422,9 @@ def _note_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
     note = ref.folder / manifest.MANIFEST
     sealed_ns = note.stat().st_mtime_ns
     of = card.data_of(recipe.source.model_dump(mode="json"))
-    card.refresh(ref.folder, test=report.score.as_dict(), test_raw=report.raw.as_dict(), test_data=of)
+    scored = {"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n}
+    told = {"test": report.score.as_dict(), "test_raw": report.raw.as_dict(), "test_data": of, "test_scored": scored}
+    card.refresh(ref.folder, **told)
     os.utime(note, ns=(sealed_ns, sealed_ns))
 
 

@@ -53,8 +53,12 @@ def report(
     tuned: bool = True,
     split: str = "test",
     cache: str = "cache0000001",
+    scored: str = "",
 ) -> evaluation.EvalReport:
-    """A sealed report below `runs/<name>/reports`, as an evaluation leaves it."""
+    """A sealed report below `runs/<name>/reports`, as an evaluation leaves it.
+
+    `cache` is the digest of what the model was trained on, and of what was scored unless `scored` names another.
+    """
     told = recipe.load("tour", {"training.seed": seed, **(settings or {})}).model_copy(update={"name": name})
     model = digest({"recipe": told.settings(), "cache": cache}) if tuned else "1a2b3c"
     folder = runs / name / ("train-" + model if tuned else "base")
@@ -69,6 +73,12 @@ def report(
     table = rows() if table is None else table
     written = [(write or wrong(2))(row) for row in table.itertuples()]
     predictions = table.assign(hypothesis=written, wer=0.0)
-    identity = {**told.settings("evaluation"), "model": model, "split": split, "cache": cache, "context": "clip"}
+    identity = {
+        **told.settings("evaluation"),
+        "model": model,
+        "split": split,
+        "cache": scored or cache,
+        "context": "clip",
+    }
     place = runs / name / "reports" / f"{split}-{digest(identity | {'set': evaluation.test_set(predictions)})}"
     return evaluation._write(place, identity, ref, split, predictions, told, 1.5)
