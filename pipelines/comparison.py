@@ -94,6 +94,11 @@ class Comparison:
         return self.findings[0].experiment
 
     @property
+    def best(self) -> Experiment:
+        """That of the lowest WER, shown to be lower or not."""
+        return min(self.findings, key=lambda finding: finding.score.wer).experiment
+
+    @property
     def report(self) -> EvalReport:
         """Any of the reports: test set and normaliser are those of all."""
         return self.baseline.reports[0]
@@ -124,6 +129,16 @@ class Comparison:
             if name not in _NOT_COMPARED and ours.get(name) != theirs.get(name)
         }
 
+    def changes(self) -> pd.DataFrame:
+        """One row per setting in which experiments differ from the baseline, one column per experiment."""
+        tuned = [finding.experiment for finding in self.findings if finding.experiment.tuned]
+        names = sorted({name for experiment in tuned for name in self.differences(experiment)})
+        told = {
+            experiment.name: [json.dumps(experiment.settings.get(name), ensure_ascii=False) for name in names]
+            for experiment in tuned
+        }
+        return pd.DataFrame(told, index=pd.Index(names, name="setting"))
+
     def slice_table(self) -> pd.DataFrame:
         """WER of every experiment for each value of a slice with enough speakers, and ΔWER with its interval."""
         rows = self.slices[self.slices["speakers"] >= MIN_SPEAKERS]
@@ -146,11 +161,10 @@ class Comparison:
                 f"option, and compare again: one seed cannot tell the recipe from its luck"
             )
         others = self.findings[1:]
-        best = min(self.findings, key=lambda finding: finding.score.wer)
         if not any(finding.shown for finding in others):
             least = min(finding.could_show for finding in others)
             return f"a larger change, or more test speakers: these could not have shown less than {least:.3f}"
-        return f"read where {best.experiment.name} still fails: {best.experiment.reports[0].folder}"
+        return f"read where {self.best.name} still fails: {self.best.reports[0].folder}"
 
     def notes(self) -> list[str]:
         """What a reader has to know besides."""
@@ -184,13 +198,12 @@ class Comparison:
     def in_words(self) -> str:
         """The tables as plain text, for a terminal."""
         report = self.report
-        differ = [line for finding in self.findings[1:] for line in self._differ_in_words(finding.experiment)]
         parts = [
             f"{report.split} set {report.test_set}: {report.score.n} utterances, {self.findings[0].speakers} speakers; "
             f"normaliser {report.normaliser}; ΔWER against {self.baseline.name}, below 0 is better",
             aligned(self.table()),
             aligned(self.costs()),
-            "\n".join(differ),
+            aligned(self.changes()) if len(self.changes()) else "",
             aligned(self.slice_table()) if (self.slices["speakers"] >= MIN_SPEAKERS).any() else "",
             "\n".join(f"note: {note}" for note in self.notes()),
         ]
@@ -222,16 +235,6 @@ class Comparison:
             "differences": self.differences(experiment),
             "reports": [_seen_from(self.runs, report.folder) for report in experiment.reports],
         }
-
-    def _differ_in_words(self, experiment: Experiment) -> list[str]:
-        told = [
-            f"{name} {json.dumps(theirs, ensure_ascii=False)} -> {json.dumps(ours, ensure_ascii=False)}"
-            for name, (theirs, ours) in self.differences(experiment).items()
-        ]
-        if told:
-            return [f"{experiment.name} differs from {self.baseline.name} in {'; '.join(told)}"]
-        tuned = experiment.tuned and self.baseline.tuned
-        return [f"{experiment.name} and {self.baseline.name} have the same settings"] if tuned else []
 
 
 def compare(

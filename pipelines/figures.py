@@ -197,7 +197,7 @@ def forest(comparison: Comparison) -> Figure:
         axes.annotate(f"{delta:+.3f}", (delta, place), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set(
         yticks=range(len(findings)),
-        yticklabels=[finding.experiment.name for finding in reversed(findings)],
+        yticklabels=[f"{finding.experiment.name}\n{finding.verdict.split(' (')[0]}" for finding in reversed(findings)],
         xlabel=f"WER less that of {comparison.baseline.name}, with 95 % interval: left of the line is better",
         ylim=(-0.5, len(findings) - 0.2),
     )
