@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import evaluation, recipe
+from pipelines import evaluation, manifest, recipe, scoring, text
 from pipelines.models import ModelRef
 from pipelines.recipe import digest
 
@@ -81,4 +81,20 @@ def report(
         "context": "clip",
     }
     place = runs / name / "reports" / f"{split}-{digest(identity | {'set': evaluation.test_set(predictions)})}"
-    return evaluation._write(place, identity, ref, split, predictions, told, 1.5)
+    place.mkdir(parents=True, exist_ok=True)
+    predictions.to_csv(place / "predictions.csv", index=False)
+    texts = [predictions[column].tolist() for column in ("reference", "hypothesis", "speaker")]
+    manifest.seal(
+        place,
+        kind="report",
+        model=ref.title,
+        split=split,
+        identity=identity,
+        score=scoring.score(*texts).as_dict(),
+        raw=scoring.score(*texts, normalised=False).as_dict(),
+        seconds=1.5,
+        test_set=evaluation.test_set(predictions),
+        normaliser=text.NORMALISER,
+        lineage=evaluation.lineage(ref),
+    )
+    return evaluation.read_report(place)
