@@ -25,6 +25,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     augmentation  training clips varied anew in every epoch
     decoding      batched generation at clip length
     scoring       WER and CER with intervals
+    metric        the same as a metric of evaluate, for other people's code
     relabel       label errors: what a model hears beside what the transcript says
     corpus        curation over a whole corpus, before the audio and after it
     checkpoints   complete-or-absent checkpoints
