@@ -31,6 +31,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
     evaluation    EvalReport: scores, slices, worst errors
+    ledger        every scoring of a test split, counted
     transcriber   model to Transcript
     feedback      what listeners say of a transcript
     served        which model the app serves
