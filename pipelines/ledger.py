@@ -85,9 +85,14 @@ def note(
         "test_set": report.test_set,
     }
     log = runs / NAME
-    with _locked(log):
-        if made or not any(_same(row, other, "report", "test_set") for other in read(log)):
-            _append(log, row)
+
+    def lacking() -> bool:
+        return made or not any(_same(row, other, "report", "test_set") for other in read(log))
+
+    if lacking():
+        with _locked(log):
+            if lacking():
+                _append(log, row)
     return _count(read(log), row)
 
 

@@ -76,7 +76,9 @@ def test_a_tuned_model_is_one_model_for_every_recipe_and_a_base_is_not(noted):
 
 def test_a_report_that_is_read_is_no_scoring(noted, tmp_path):
     noted("m", "toy/reports/test-1")
+    (tmp_path / f".{NAME}.lock").unlink()
     assert counts(noted("m", "toy/reports/test-1", made=False)) == (1, 1, 1)
+    assert not (tmp_path / f".{NAME}.lock").exists(), "nothing is written"
     assert counts(noted("m", "toy/reports/test-1")) == (2, 2, 1), "made anew, it is one"
     assert counts(noted("m", "toy/reports/test-7", made=False)) == (3, 3, 1), "unknown to the log, it was one"
 
