@@ -94,7 +94,7 @@ def test_a_line_that_a_crash_cut_short_harms_no_other(noted, tmp_path, torn):
     assert torn in (tmp_path / NAME).read_bytes(), "nothing is taken away"
 
 
-@pytest.mark.parametrize("cut", range(1, 140, 9))
+@pytest.mark.parametrize("cut", [1, 30, 60, 100, 139])
 def test_however_much_of_the_first_line_reached_the_disk(noted, tmp_path, cut):
     noted()
     content = (tmp_path / NAME).read_bytes()
