@@ -25,11 +25,13 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     augmentation  training clips varied anew in every epoch
     decoding      batched generation at clip length
     scoring       WER and CER with intervals
+    metric        the same as a metric of evaluate, for other people's code
     relabel       label errors: what a model hears beside what the transcript says
     corpus        curation over a whole corpus, before the audio and after it
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
     evaluation    EvalReport: scores, slices, worst errors
+    ledger        every scoring of a test split, counted
     history       experiments.csv: what was ever scored
     experiments   reports by the names that people give, gathered over seeds
     comparison    experiments to one table: by how much, how sure, on whom, at what cost

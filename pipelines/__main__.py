@@ -226,7 +226,7 @@ def evaluate(
 
     Example: python -m pipelines evaluate --recipe tour --model openai/whisper-tiny
     """
-    from pipelines import feedback, lab
+    from pipelines import environment, feedback, lab, ledger
 
     settings, _ = _recipe(recipe, set_)
     if log:
@@ -251,6 +251,8 @@ def evaluate(
         "raw": report.raw.as_dict(),
         "report": str(report.folder),
     }
+    if looks := ledger.looks(environment.runs_folder(runs), report):
+        told["looks"] = looks.as_dict()
     _print(
         as_json,
         told,

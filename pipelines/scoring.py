@@ -172,12 +172,14 @@ def interval(
 ) -> tuple[float, float]:
     """95 % interval of sum(edits) / sum(words), drawing whole blocks with replacement.
 
-    `blocks` int64 [n] numbers each utterance's block from 0. The percentiles of the resamples are moved away from the
-    ratio by sqrt(k / (k - 1)) t / z, for k blocks: without it 16 speakers give intervals that cover too seldom, as the
-    bootstrap knows neither that it divides by k instead of k - 1 nor that the spread itself is a guess (Hesterberg
-    2015, "What Teachers Should Know About the Bootstrap"; there the levels of the percentiles are moved, which ends at
-    the most extreme of few speakers). With one block nothing is known, and the interval is a point. `noise` float
-    [samples] is added to the resamples: what else may move the ratio.
+    `blocks` int64 [n] numbers each utterance's block from 0. `noise` float [samples] is added to the resamples: what
+    else may move the ratio. With one block nothing is known, and the interval is a point.
+
+    The percentiles of the resamples are moved away from the ratio by sqrt(k / (k - 1)) t / z, for k blocks: without it
+    16 speakers give intervals that cover too seldom, as the bootstrap knows neither that it divides by k instead of
+    k - 1 nor that the spread itself is a guess (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"; there
+    the levels of the percentiles are moved, which ends at the most extreme of few speakers). Where a few speakers are
+    far worse than all others, it still covers less: 92 % with 16, 88 % with 8.
     """
     count = int(blocks.max()) + 1
     block_edits = np.bincount(blocks, weights=edits, minlength=count)

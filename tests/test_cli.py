@@ -237,8 +237,10 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     times = {name: time_ns for name, (_, time_ns) in snapshot(Path(train["model_uri"])).items() if name != "README.md"}
     assert times.items() <= {name: time_ns for name, (_, time_ns) in sealed.items()}.items(), "it makes no model newer"
     assert len(log.read_text("utf-8").splitlines()) == 13
+    assert [evaluate["looks"][name] for name in ("scorings", "of_model", "models")] == [1, 1, 1]
     validation = call("evaluate", *toy, "--split", "validation").told
     assert (validation["split"], validation["score"]["n"]) == ("validation", 8)
+    assert "looks" not in validation
 
     before, started = snapshot(runs), time.monotonic()
     assert call("features", *toy).told == features

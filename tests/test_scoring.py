@@ -112,6 +112,18 @@ def test_the_percentiles_alone_would_cover_too_seldom():
     assert coverage(found, 0.25) < 0.9
 
 
+@pytest.mark.parametrize(("speakers", "least"), [(8, 0.84), (16, 0.88), (40, 0.90)])
+def test_where_a_few_speakers_are_far_worse_than_the_others_it_covers_less(speakers, least):
+    """As `interval` says: most speakers near 0, some at half of all words wrong."""
+    rng, found = np.random.default_rng(speakers), []
+    blocks = np.repeat(np.arange(speakers), 10)
+    for _ in range(400):
+        words = rng.integers(4, 12, len(blocks))
+        edits = rng.binomial(words, rng.beta(0.5, 4.5, speakers)[blocks])
+        found.append(interval(edits, words, blocks, samples=300, seed=1))
+    assert least <= coverage(found, 0.1) <= 0.97
+
+
 def test_no_rate_is_below_0_and_one_speaker_tells_nothing_of_others():
     found = score(["a b"] * 3, ["a b", "a b", "a c"], ["x", "y", "z"])
     assert (found.ci95[0], found.cer_ci95[0]) == (0, 0)
