@@ -29,7 +29,8 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     corpus        curation over a whole corpus, before the audio and after it
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
-    evaluation    EvalReport: scores, slices, worst errors
+    report        what a report tells: slices, confusions, calibration; and its page
+    evaluation    EvalReport: scores and predictions of a model on a split
     transcriber   model to Transcript
     feedback      what listeners say of a transcript
     served        which model the app serves
