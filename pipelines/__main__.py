@@ -222,7 +222,7 @@ def evaluate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Score a model on a split of a cache: WER and CER with 95 % intervals.
+    """Score a model on a split of a cache: WER and CER with 95 % intervals, and a page that tells where it fails.
 
     Example: python -m pipelines evaluate --recipe tour --model openai/whisper-tiny
     """
@@ -250,11 +250,13 @@ def evaluate(
         "score": report.score.as_dict(),
         "raw": report.raw.as_dict(),
         "report": str(report.folder),
+        "page": str(report.page),
     }
     _print(
         as_json,
         told,
-        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}",
+        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}\n"
+        f"Next: open {report.page} in a browser: on whom it fails, and where",
     )
 
 
