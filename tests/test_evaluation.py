@@ -295,3 +295,6 @@ def test_a_notebook_shows_slices_and_where_the_page_lies(score, heard):
     assert f'href="{os.path.relpath(report.page, environment.ROOT / "notebooks")}"' in shown
     assert "sv+f2" in shown
     assert "0.000 to 0.000" in shown
+    hostile = dataclasses.replace(report, predictions=report.predictions.assign(gender="<i>x</i>"))
+    assert "&lt;i&gt;x" in figures.slices(hostile).to_html()
+    assert "<i>" not in figures.slices(hostile).to_html()
