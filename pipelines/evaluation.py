@@ -182,8 +182,8 @@ def _decode(
 
 def _predictions(cache: FeatureCache, rows: Any, heard: list[Heard]) -> pd.DataFrame:
     table = cache.rows.iloc[rows].reset_index(drop=True)
-    kept = [name for name in ("id", "speaker", "duration_s", *slices.TOLD) if name in table]
-    predictions = table[kept].join(slices.columns(cache, rows))
+    told = [name for name in slices.TOLD if name in table]
+    predictions = table[["id", "speaker", "duration_s"]].join(table[told].fillna("")).join(slices.columns(cache, rows))
     predictions = predictions.assign(
         reference=table["text"],
         hypothesis=[one.text for one in heard],

@@ -134,6 +134,16 @@ def test_slices_cut_by_what_the_source_tells(score, heard):
     assert set(slices[slices["slice"] == "variant"]["value"]) == {"sv+f2", "sv+f3", "sv+m3", "sv+m6"}
 
 
+def test_what_the_source_does_not_tell_of_some_is_a_slice_of_its_own(score, heard, toy_cache):
+    heard(lambda row: row["text"])
+    accents = [None, "Gotland", float("nan")] * len(toy_cache.rows)
+    cache = dataclasses.replace(toy_cache, rows=toy_cache.rows.assign(accent=accents[: len(toy_cache.rows)]))
+    report = score(cache=cache)
+    accent = report.slices().query("slice == 'accent'").set_index("value")
+    assert accent["n"].to_dict() == {"": 8, "Gotland": 4}
+    assert "not told" in report.page.read_text("utf-8")
+
+
 def test_worst_first(score, heard):
     heard(lambda row: " ".join([row["text"], *["ja"] * (int(row["id"][-2:]) % 7)]))
     report = score()
