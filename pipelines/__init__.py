@@ -30,7 +30,8 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     corpus        curation over a whole corpus, before the audio and after it
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
-    evaluation    EvalReport: scores, slices, worst errors
+    report        what a report tells: slices, confusions, calibration; and its page
+    evaluation    EvalReport: scores and predictions of a model on a split
     ledger        every scoring of a test split, counted
     history       experiments.csv: what was ever scored
     experiments   reports by the names that people give, gathered over seeds

@@ -222,7 +222,7 @@ def evaluate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Score a model on a split of a cache: WER and CER with 95 % intervals.
+    """Score a model on a split of a cache: WER and CER with 95 % intervals, and a page that tells where it fails.
 
     Example: python -m pipelines evaluate --recipe tour --model openai/whisper-tiny
     """
@@ -250,13 +250,15 @@ def evaluate(
         "score": report.score.as_dict(),
         "raw": report.raw.as_dict(),
         "report": str(report.folder),
+        "page": str(report.page),
     }
     if looks := ledger.looks(environment.runs_folder(runs), report):
         told["looks"] = looks.as_dict()
     _print(
         as_json,
         told,
-        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}",
+        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}\n"
+        f"Next: open {report.page} in a browser: on whom it fails, and where",
     )
 
 

@@ -143,6 +143,7 @@ class Comparison:
         """WER of every experiment for each value of a slice with enough speakers, and ΔWER with its interval."""
         rows = self.slices[self.slices["speakers"] >= MIN_SPEAKERS]
         told = rows.assign(told=[_slice_cell(row) for row in rows.to_dict("records")])
+        told["value"] = told["value"].replace("", "not told")
         table = told.pivot_table(
             index=["slice", "value", "n", "speakers"], columns="experiment", values="told", aggfunc="first", sort=False
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pipelines import environment
 from pipelines.cache import FeatureCache
 from pipelines.comparison import Comparison
 from pipelines.evaluation import EvalReport
@@ -203,6 +206,21 @@ def forest(comparison: Comparison) -> Figure:
     )
     axes.margins(x=0.15)
     return figure
+
+
+def slices(report: EvalReport) -> Styler:
+    """WER by slice with its 95 % interval, below a link to the report's page."""
+    table = report.slices().replace({"value": {"": "not told"}})
+    table["95 %"] = [f"{low:.3f} to {high:.3f}" for low, high in zip(table.pop("low"), table.pop("high"), strict=True)]
+    styled = table.style.hide(axis="index").format({"wer": "{:.3f}"}, escape="html")
+    return styled.set_caption(_link(report)) if report.page else styled
+
+
+def _link(report: EvalReport) -> str:
+    """A link as a notebook of the folder `notebooks` follows it, and where the page lies, for anywhere else."""
+    place = html.escape(str(report.page))
+    href = html.escape(os.path.relpath(report.page, environment.ROOT / "notebooks"))
+    return f'<a href="{href}" target="_blank">The whole report</a>: {place}'
 
 
 def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataFrame:

@@ -231,6 +231,7 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     assert evaluate["score"]["n"] == evaluate["raw"]["n"] == 12
     low, high = evaluate["score"]["ci95"]
     assert low <= evaluate["score"]["wer"] <= high
+    assert Path(evaluate["page"]).read_text("utf-8").startswith("<!doctype html>")
     assert evaluate["model"].startswith("toy-"), "without --model, the model that was trained last"
     manifest = json.loads(Path(train["model_uri"], "manifest.json").read_text("utf-8"))
     assert manifest["test"]["wer"] == evaluate["score"]["wer"], "the model keeps its test score"
