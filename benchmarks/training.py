@@ -134,13 +134,13 @@ def compared(cache: FeatureCache, classic: Side, ours: Side) -> dict[str, Any]:
     for name, side in (("classic", classic), ("ours", ours)):
         print(f"{name:8}{scoring.score(texts, side.transcripts, speakers)}")
     edits = [scoring.count_edits(texts, side.transcripts) for side in (ours, classic)]
-    delta, (low, high) = scoring.difference(*edits, speakers)
-    print(f"ours less classic: {delta:+.3f} (95 % {low:+.3f} to {high:+.3f}, paired, by speaker)")
+    found = scoring.difference(*edits, speakers)
+    print(f"ours less classic: {found}, paired")
     wer_ours, wer_classic = (float(side.word_edits.sum() / side.words.sum()) for side in edits)
     return {
         "wer_classic": round(wer_classic, 4),
         "wer_ours": round(wer_ours, 4),
-        "delta_wer_ci95": [round(low, 4), round(high, 4)],
+        "delta_wer_ci95": [round(limit, 4) for limit in found.ci95],
     }
 
 

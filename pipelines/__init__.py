@@ -25,11 +25,18 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     augmentation  training clips varied anew in every epoch
     decoding      batched generation at clip length
     scoring       WER and CER with intervals
+    metric        the same as a metric of evaluate, for other people's code
     relabel       label errors: what a model hears beside what the transcript says
     corpus        curation over a whole corpus, before the audio and after it
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
-    evaluation    EvalReport: scores, slices, worst errors
+    report        what a report tells: slices, confusions, calibration; and its page
+    evaluation    EvalReport: scores and predictions of a model on a split
+    ledger        every scoring of a test split, counted
+    history       experiments.csv: what was ever scored
+    experiments   reports by the names that people give, gathered over seeds
+    comparison    experiments to one table: by how much, how sure, on whom, at what cost
+    leaderboard   models ranked on one test set; what was trained on it is struck
     transcriber   model to Transcript
     feedback      what listeners say of a transcript
     served        which model the app serves

@@ -222,11 +222,11 @@ def evaluate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Score a model on a split of a cache: WER and CER with 95 % intervals.
+    """Score a model on a split of a cache: WER and CER with 95 % intervals, and a page that tells where it fails.
 
     Example: python -m pipelines evaluate --recipe tour --model openai/whisper-tiny
     """
-    from pipelines import feedback, lab
+    from pipelines import environment, feedback, lab, ledger
 
     settings, _ = _recipe(recipe, set_)
     if log:
@@ -250,12 +250,73 @@ def evaluate(
         "score": report.score.as_dict(),
         "raw": report.raw.as_dict(),
         "report": str(report.folder),
+        "page": str(report.page),
     }
+    if looks := ledger.looks(environment.runs_folder(runs), report):
+        told["looks"] = looks.as_dict()
     _print(
         as_json,
         told,
-        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}",
+        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}\n"
+        f"Next: open {report.page} in a browser: on whom it fails, and where",
     )
+
+
+@app.command()
+def compare(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Recipes, run folders or report folders; none: what was ever scored."),
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="What all are held against; default: the first.")] = "",
+    runs: Runs = "",
+    out: Annotated[
+        str,
+        typer.Option(metavar="FOLDER", help="Where comparison.json and comparison.png go; default: below the runs."),
+    ] = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Hold experiments on one test set against a baseline: ΔWER with 95 % interval and p, per slice, and the cost.
+
+    Example: python -m pipelines compare tour tour-lora --baseline tour
+    """
+    from pipelines import comparison, environment, figures, history, manifest
+
+    place = environment.runs_folder(runs)
+    if not (experiments or baseline):
+        rows = history.read(place)
+        return _print(as_json, {"experiments": rows}, history.in_words(rows))
+    compared = comparison.compare(experiments or [], baseline, runs=runs, log=_log(as_json))
+    folder = Path(out) if out else place / "comparisons" / compared.digest
+    if dry_run:
+        names = ", ".join(finding.experiment.name for finding in compared.findings)
+        told = {"dry_run": True, "would": f"compare {names}", "writes": str(folder)}
+        return _print(as_json, told, f"would compare {names}\nwould write below {folder}\nnothing was done")
+    folder.mkdir(parents=True, exist_ok=True)
+    told = compared.as_dict()
+    manifest.write_json(folder / "comparison.json", told)
+    manifest.write_bytes(folder / "comparison.png", figures.png(figures.forest(compared)))
+    words = f"{compared.in_words()}\n\ncomparison {folder}\nNext: {told['next']}"
+    _print(as_json, {**told, "folder": str(folder)}, words)
+
+
+@app.command()
+def leaderboard(
+    sources: Annotated[
+        list[str], typer.Argument(help="Recipes, run folders, report folders, or models on the Hub (hub://owner/name).")
+    ],
+    runs: Runs = "",
+    as_json: Json = False,
+):
+    """Rank models on the test set and normaliser of the first; one that was trained on the test set is struck.
+
+    Example: python -m pipelines leaderboard tour tour-lora hub://me/whisper-sv
+    """
+    from pipelines import leaderboard as boards
+
+    board = boards.board(sources, runs=runs, log=_log(as_json))
+    _print(as_json, board.as_dict(), f"{board.in_words()}\nNext: {board.next_step()}")
 
 
 @app.command()

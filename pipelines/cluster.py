@@ -76,7 +76,7 @@ def make_shards(
                 f"the Ray cluster {address} must have CPUs, got none: start a node with --num-cpus=1 or more"
             )
         log(f"Ray cluster {address}: {n_cores} core(s)")
-        work = functools.partial(_make, ray.put(ray.cloudpickle.dumps(make)), {**versions, _OWN: _code_sha256()})
+        work = functools.partial(_make, ray.put(ray.cloudpickle.dumps(make)), {**versions, _OWN: code_sha256()})
         carried = (_carried(task, make.admit) for task in tasks)
         arrivals = _Arrivals(make.folder, on_clips)
         with ThreadPoolExecutor(2) as threads, arrivals.ended_by_an_error():
@@ -285,13 +285,13 @@ def _admit(admit: Callable[[Example], Clip], example: Example) -> Clip:
 
 def _refuse_other_versions(versions: Mapping[str, str]) -> None:
     for name, wanted in versions.items():
-        found = _code_sha256() if name == _OWN else importlib.metadata.version(name)
+        found = code_sha256() if name == _OWN else importlib.metadata.version(name)
         if found != wanted:
             raise LabError(f"it has {name} {found} ({_PACKAGE.parent}), and this cache is made with {wanted}")
 
 
 @functools.cache
-def _code_sha256() -> str:
+def code_sha256() -> str:
     """Of this package: every module's name and content."""
     code = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):

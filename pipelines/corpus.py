@@ -107,9 +107,10 @@ def finish(
     """All that curation dropped and counted: `before` the audio, in the gate (`rejected`), and now over the cache.
 
     `hear` maps row numbers to what a model hears in them. Raises LabError for training audio that leaks, where leaks
-    are refused.
+    are refused, and for a recording that is in both validation and test, always.
     """
     table = _Table(cache, {name.partition(":")[0] for name in held_out.audio})
+    _refuse_selection_by_test(table)
     steps = [] if before else _metadata_steps(settings, held_out)
     chosen = selection.select(table.examples, [*steps, *_audio_steps(settings, table, held_out)])
     _refuse_leaks(settings, chosen)
@@ -189,6 +190,18 @@ def _audio_steps(settings: CurationSettings, table: _Table, held_out: HeldOut) -
 def _refuse_leaks(settings: CurationSettings, chosen: Selection) -> None:
     if settings.leaks == "refuse":
         leaks.refuse(chosen.dropped)
+
+
+def _refuse_selection_by_test(table: _Table) -> None:
+    """Training selects by validation: with test recordings in it, it would select on the test split."""
+    names = table.cache.rows.groupby("split")["id"].agg(list)
+    test = {table.fingerprint(name): name for name in names.get("test", [])}
+    both = [(name, test[sound]) for name in names.get("validation", []) if (sound := table.fingerprint(name)) in test]
+    if both:
+        raise LabError(
+            f"validation and test must have no recording in common, got {len(both)}: validation row {both[0][0]} is "
+            f"test row {both[0][1]}. Training would select on the test split: take them out of one of the two"
+        )
 
 
 def _refuse_nothing_left(rows: pd.DataFrame, dropped: dict[str, Drop]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,20 @@ from pipelines.labels import prompt_ids
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A transcript and how sure the model was of it."""
+
+    text: str
+    logprob: float
+    """Mean natural logarithm of the probability of its tokens, the end token among them; what Whisper's own decoder
+    calls avg_logprob. Suppressed tokens have no share in the probabilities. 0 is certainty."""
+    tokens: int
+    """Over how many tokens; without the end token where the transcript was cut at `max_new_tokens`."""
 
 
 def decode_rows(
@@ -29,17 +44,48 @@ def decode_rows(
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
     """Transcripts of cache rows, in the order of `rows`; decoded longest first in batches of at most `batch_frames`."""
+    told = {"language": language, "max_new_tokens": max_new_tokens}
+    return _by_batches(
+        lambda features: decode(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
+    )
+
+
+def hear_rows(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    *,
+    language: str,
+    batch_frames: int,
+    max_new_tokens: int,
+    full_context: bool = False,
+    on_clips: Callable[[int], None] = lambda n: None,
+) -> list[Heard]:
+    """The transcripts of `decode_rows`, each with how sure the model was of it."""
+    told = {"language": language, "max_new_tokens": max_new_tokens}
+    return _by_batches(
+        lambda features: hear(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
+    )
+
+
+def _by_batches(
+    decoded: Callable[[torch.Tensor], list[_T]],
+    cache: FeatureCache,
+    rows: np.ndarray,
+    batch_frames: int,
+    full_context: bool,
+    on_clips: Callable[[int], None],
+) -> list[_T]:
+    """What `decoded` makes of each row, in the order of `rows`."""
     collate = Collator(cache, full_context=full_context)
     lengths = np.array([len(cache.log_mel(row).frames) for row in rows])
-    transcripts = [""] * len(rows)
+    found: dict[int, _T] = {}
     for batch in sorted_batches(np.full_like(lengths, 3_000) if full_context else lengths, batch_frames):
         features = collate([int(rows[i]) for i in batch])["input_features"]
-        for i, transcript in zip(
-            batch, decode(model, processor, features, language=language, max_new_tokens=max_new_tokens), strict=True
-        ):
-            transcripts[i] = transcript
+        found |= zip(batch.tolist(), decoded(features), strict=True)
         on_clips(len(batch))
-    return transcripts
+    return [found[i] for i in range(len(rows))]
 
 
 def decode(
@@ -55,7 +101,38 @@ def decode(
     Language and task are forced, timestamps are off, and the tokens that the model's generation settings suppress
     stay suppressed. The encoder runs once, at T frames; transformers' own Whisper `generate` would pad to 30 s.
     """
-    tokens = generate(model, features, prompt_ids(processor, language), max_new_tokens)
+    return _texts(processor, generate(model, features, prompt_ids(processor, language), max_new_tokens))
+
+
+def hear(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    features: torch.Tensor,
+    *,
+    language: str,
+    max_new_tokens: int,
+) -> list[Heard]:
+    """What `decode` returns, each transcript with how sure the model was of it."""
+    import torch
+
+    steps: list[torch.Tensor] = []
+
+    def watch(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1))  # greedy: the likeliest is the chosen one
+        return scores
+
+    tokens = generate(model, features, prompt_ids(processor, language), max_new_tokens, watch)
+    ended = torch.isin(tokens, torch.tensor(_ends(model), device=tokens.device))
+    own = ended.cumsum(dim=-1) - ended.int() == 0  # up to the first end token; the others are padding
+    counts = own.sum(dim=-1)
+    means = (torch.stack(steps, dim=-1) * own).sum(dim=-1) / counts
+    return [
+        Heard(text, logprob, count)
+        for text, logprob, count in zip(_texts(processor, tokens), means.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def _texts(processor: WhisperProcessor, tokens: torch.Tensor) -> list[str]:
     return [
         text.strip()
         for text in processor.tokenizer.batch_decode(
@@ -64,22 +141,34 @@ def decode(
     ]
 
 
+def _ends(model: WhisperForConditionalGeneration) -> list[int]:
+    ends = model.generation_config.eos_token_id  # the trainer of transformers 5.15 makes a list of it
+    return ends if isinstance(ends, list) else [ends]
+
+
 def generate(
-    model: WhisperForConditionalGeneration, features: torch.Tensor, prompt: list[int], max_new_tokens: int
+    model: WhisperForConditionalGeneration,
+    features: torch.Tensor,
+    prompt: list[int],
+    max_new_tokens: int,
+    watch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Token ids int64 [B, at most max_new_tokens], greedy, end tokens as padding."""
+    """Token ids int64 [B, at most max_new_tokens], greedy, end tokens as padding.
+
+    `watch` is called before each token with those so far and the scores of the next, float [B, vocabulary], suppressed
+    ones at minus infinity; it returns the scores.
+    """
     import torch
     from transformers import GenerationConfig, GenerationMixin
 
     known = model.generation_config
-    ends = known.eos_token_id  # the trainer of transformers 5.15 makes a list of it
     settings = GenerationConfig(
         max_length=len(prompt) + max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=ends,
-        pad_token_id=ends[0] if isinstance(ends, list) else ends,
+        eos_token_id=known.eos_token_id,
+        pad_token_id=_ends(model)[0],
         decoder_start_token_id=prompt[0],
         suppress_tokens=known.suppress_tokens,
         begin_suppress_tokens=known.begin_suppress_tokens,
@@ -97,6 +186,7 @@ def generate(
             attention_mask=torch.ones(encoded[0].shape[:2], device=model.device),
             decoder_attention_mask=torch.ones_like(start),
             generation_config=settings,
+            logits_processor=[watch] if watch else None,
         )
     model.train(was_training)
     return out[:, len(prompt) :]

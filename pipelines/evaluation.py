@@ -1,4 +1,11 @@
-"""EvalReport: how a model does on a split, on whom, and where it fails. One sealed folder per evaluation."""
+"""EvalReport: how a model does on a split, on whom, and where it fails. One sealed folder per evaluation.
+
+<reports>/<split>-<digest>/
+    predictions.csv   one row per utterance: the columns of EvalReport.predictions
+    report.json       all that the page tells, for programs: report/__init__.py
+    report.html       the page: one file, which opens without a network
+    manifest.json     scores, identity, lineage; written last
+"""
 
 from __future__ import annotations
 
@@ -13,17 +20,18 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import decoding, environment, manifest, models, scoring, text
+from pipelines import decoding, environment, manifest, models, report, scoring, text
 from pipelines.cache import FeatureCache
+from pipelines.decoding import Heard
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
+from pipelines.report import clips, page, slices
 from pipelines.scoring import Score
 
-CODE = "1"
+CODE = "2"
 """Version of the code that decodes and scores: raised whenever the same model and cache would give other figures."""
-_SLICES = ("gender", "variant", "origin", "accent", "age")
-"""Columns of the cache by which a report is cut, where the source tells them."""
+_WORST = ["reference", "hypothesis", "wer", "speaker"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,11 @@ class EvalReport:
     raw: Score
     """As written."""
     predictions: pd.DataFrame
-    """One row per utterance: id, speaker, duration_s, reference, hypothesis, wer, and the slice columns."""
+    """One row per utterance: id, speaker, duration_s, reference, hypothesis, wer, the slice columns (slices.COLUMNS),
+    and snr_db, unseen_words, unseen_errors (report/slices.py), logprob and tokens (decoding.Heard). Reports of older
+    versions have fewer."""
     seconds: float
-    """Wall-clock seconds of decoding."""
+    """Wall-clock seconds of decoding; loading the model is not among them, except in reports of older versions."""
     test_set: str = ""
     """Digest of what was scored (`test_set`): two reports are comparable where it is the same. Empty in old reports."""
     normaliser: str = ""
@@ -49,27 +59,24 @@ class EvalReport:
     lineage: dict[str, Any] = field(default_factory=dict)
     """What made the model (`lineage`)."""
 
+    @property
+    def page(self) -> Path | None:
+        """The page that shows it all; None in old reports."""
+        path = self.folder / "report.html"
+        return path if path.is_file() else None
+
+    def details(self) -> dict[str, Any]:
+        """What report.json holds (report/__init__.py); empty in old reports."""
+        path = self.folder / "report.json"
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
     def slices(self) -> pd.DataFrame:
-        """WER per value of each slice column: slice, value, wer, low, high (95 %), n."""
-        rows = []
-        for column in (name for name in _SLICES if name in self.predictions):
-            for value, part in self.predictions.groupby(column):
-                found = scoring.score(part["reference"].tolist(), part["hypothesis"].tolist(), part["speaker"].tolist())
-                rows.append(
-                    {
-                        "slice": column,
-                        "value": value,
-                        "wer": found.wer,
-                        "low": found.ci95[0],
-                        "high": found.ci95[1],
-                        "n": found.n,
-                    }
-                )
-        return pd.DataFrame(rows)
+        """WER per value of each slice column: slice, value, wer, low, high (95 %), n, speakers."""
+        return slices.table(self.predictions)
 
     def worst(self, n: int = 10) -> pd.DataFrame:
-        """The `n` utterances with the most word errors for their length: reference, hypothesis, wer."""
-        return self.predictions.nlargest(n, "wer")[["reference", "hypothesis", "wer", "speaker"]].reset_index(drop=True)
+        """The `n` utterances with the most word errors for their length: reference, hypothesis, wer, speaker."""
+        return self.predictions.nlargest(n, "wer")[_WORST].reset_index(drop=True)
 
 
 def evaluate(
@@ -102,18 +109,15 @@ def evaluate(
     if not len(rows):
         raise LabError(f"the cache {cache.folder} has no {split} clips to score")
     on_start(len(rows))
-    started = time.monotonic()
-    hypotheses = _decode(recipe, cache, ref, rows, on_clips)
-    return _write(
-        folder, identity, ref, split, _predictions(cache, rows, hypotheses), recipe, time.monotonic() - started
-    )
+    heard, speed = _decode(recipe, cache, ref, rows, on_clips)
+    return _write(folder, identity, ref, split, _predictions(cache, rows, heard), recipe, speed)
 
 
 def read_report(folder: Path) -> EvalReport:
     """A report that was made before."""
     facts = manifest.require_whole(folder, "report", "Remove it and evaluate again")
     # a transcript such as 007 is no number
-    texts = dict.fromkeys(("id", "speaker", "reference", "hypothesis", *_SLICES), str)
+    texts = dict.fromkeys(("id", "speaker", "reference", "hypothesis", *slices.COLUMNS), str)
     predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=texts)
     return EvalReport(
         folder,
@@ -154,12 +158,16 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
 
 def _decode(
     recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
-) -> list[str]:
-    settings = recipe.evaluation
-    model = models.load(ref, device=environment.detect().device)
-    return decoding.decode_rows(
+) -> tuple[list[Heard], dict[str, Any]]:
+    """What the model hears, and how fast: decoding_seconds (the model is loaded before), device, threads."""
+    import torch
+
+    settings, here = recipe.evaluation, environment.detect()
+    model, processor = models.load(ref, device=here.device), models.load_processor(ref, recipe.language)
+    started = time.monotonic()
+    heard = decoding.hear_rows(
         model,
-        models.load_processor(ref, recipe.language),
+        processor,
         cache,
         rows,
         language=recipe.language,
@@ -168,14 +176,23 @@ def _decode(
         full_context=ref.context == "full",
         on_clips=on_clips,
     )
+    seconds = max(round(time.monotonic() - started, 2), 0.01)
+    return heard, {"decoding_seconds": seconds, "device": here.device_name, "threads": torch.get_num_threads()}
 
 
-def _predictions(cache: FeatureCache, rows: Any, hypotheses: list[str]) -> pd.DataFrame:
-    table = cache.rows.iloc[rows]
-    kept = [name for name in ("id", "speaker", "duration_s", *_SLICES) if name in table]
-    predictions = table[kept].reset_index(drop=True).assign(reference=table["text"].to_numpy(), hypothesis=hypotheses)
-    edits = scoring.count_edits(predictions["reference"].tolist(), hypotheses)
-    return predictions.assign(wer=(edits.word_edits / edits.words).round(4))
+def _predictions(cache: FeatureCache, rows: Any, heard: list[Heard]) -> pd.DataFrame:
+    table = cache.rows.iloc[rows].reset_index(drop=True)
+    told = [name for name in slices.TOLD if name in table]
+    predictions = table[["id", "speaker", "duration_s"]].join(table[told].fillna("")).join(slices.columns(cache, rows))
+    predictions = predictions.assign(
+        reference=table["text"],
+        hypothesis=[one.text for one in heard],
+        logprob=[round(one.logprob, 5) for one in heard],
+        tokens=[one.tokens for one in heard],
+    )
+    edits = scoring.count_edits(predictions["reference"].tolist(), predictions["hypothesis"].tolist())
+    lost = slices.unseen_errors(report.alignments(predictions), slices.vocabulary(cache))
+    return predictions.assign(wer=(edits.word_edits / edits.words).round(4), unseen_errors=lost)
 
 
 def _write(
@@ -185,28 +202,29 @@ def _write(
     split: str,
     predictions: pd.DataFrame,
     recipe: Recipe,
-    seconds: float,
+    speed: dict[str, Any],
 ) -> EvalReport:
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
+    told = {
+        "model": ref.title,
+        "quantisation": ref.quantisation,
+        "split": split,
+        "score": scoring.score(*texts, **settings).as_dict(),
+        "raw": scoring.score(*texts, normalised=False, **settings).as_dict(),
+        "test_set": test_set(predictions),
+        "normaliser": text.NORMALISER,
+        "lineage": lineage(ref),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     predictions.to_csv(folder / "predictions.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
-    manifest.seal(
-        folder,
-        kind="report",
-        model=ref.title,
-        quantisation=ref.quantisation,
-        split=split,
-        identity=identity,
-        score=scoring.score(*texts, **settings).as_dict(),
-        raw=scoring.score(*texts, normalised=False, **settings).as_dict(),
-        seconds=round(seconds, 2),
-        test_set=test_set(predictions),
-        normaliser=text.NORMALISER,
-        lineage=lineage(ref),
-    )
+    facts = report.facts(predictions, {**told, "language": recipe.language}, speed)
+    manifest.write_json(folder / "report.json", facts)
+    sounds = clips.embedded(recipe.source, recipe.language, split, [worst["id"] for worst in facts["worst"]])
+    (folder / "report.html").write_text(page.render(facts, predictions["wer"], *sounds), "utf-8")
+    manifest.seal(folder, kind="report", identity=identity, seconds=speed["decoding_seconds"], **told)
     return read_report(folder)
 
 
 def _score(facts: dict[str, Any]) -> Score:
-    return Score(**{**facts, "ci95": tuple(facts["ci95"])})
+    return Score(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import io
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pipelines import environment
 from pipelines.cache import FeatureCache
+from pipelines.comparison import Comparison
 from pipelines.evaluation import EvalReport
 from pipelines.recipe import Recipe
 from pipelines.sources import Example
@@ -181,6 +186,43 @@ def scores(reports: dict[str, EvalReport]) -> Figure:
     return figure
 
 
+def forest(comparison: Comparison) -> Figure:
+    """ΔWER of every experiment against the baseline with its 95 % interval, beside the line of no difference."""
+    findings = comparison.findings[1:]
+    figure, axes = _axes(9, 1.2 + 0.5 * len(findings))
+    axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+    for place, finding in enumerate(reversed(findings)):
+        delta = finding.difference.delta
+        colour = _ACCENT if finding.shown else _SOFT
+        if finding.could_show is not None:  # with too few speakers there is no interval
+            axes.plot(finding.difference.ci95, [place, place], color=colour, linewidth=4, solid_capstyle="round")
+        axes.plot(delta, place, "o", color=_INK)
+        axes.annotate(f"{delta:+.3f}", (delta, place), textcoords="offset points", xytext=(0, 8), ha="center")
+    axes.set(
+        yticks=range(len(findings)),
+        yticklabels=[f"{finding.experiment.name}\n{finding.verdict.split(' (')[0]}" for finding in reversed(findings)],
+        xlabel=f"WER less that of {comparison.baseline.name}, with 95 % interval: left of the line is better",
+        ylim=(-0.5, len(findings) - 0.2),
+    )
+    axes.margins(x=0.15)
+    return figure
+
+
+def slices(report: EvalReport) -> Styler:
+    """WER by slice with its 95 % interval, below a link to the report's page."""
+    table = report.slices().replace({"value": {"": "not told"}})
+    table["95 %"] = [f"{low:.3f} to {high:.3f}" for low, high in zip(table.pop("low"), table.pop("high"), strict=True)]
+    styled = table.style.hide(axis="index").format({"wer": "{:.3f}"}, escape="html")
+    return styled.set_caption(_link(report)) if report.page else styled
+
+
+def _link(report: EvalReport) -> str:
+    """A link as a notebook of the folder `notebooks` follows it, and where the page lies, for anywhere else."""
+    place = html.escape(str(report.page))
+    href = html.escape(os.path.relpath(report.page, environment.ROOT / "notebooks"))
+    return f'<a href="{href}" target="_blank">The whole report</a>: {place}'
+
+
 def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataFrame:
     """The tuned model's worst errors, with what the base model made of the same clips."""
     base = before.predictions.set_index("id")["hypothesis"]
@@ -259,6 +301,13 @@ def _progress(draw: _Draw, log: Callable[[str], None], finish: _Draw) -> Progres
     return Progress(start, lambda step: bar.update(step - bar.n), tell, log, end, bar.close)
 
 
+def png(figure: Figure) -> bytes:
+    """A figure as a file's content."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
 def _axes(width_in: float, height_in: float) -> tuple[Figure, Any]:
     figure = _figure(width_in, height_in)
     return figure, _plain(figure.subplots())
@@ -271,15 +320,11 @@ def _row(n: int, width_in: float, height_in: float) -> tuple[Figure, Any]:
 
 def _figure(width_in: float, height_in: float) -> Figure:
     """A figure outside pyplot's registry, that notebooks draw by itself: shown once, and nothing has to be closed."""
-    import io
-
     from matplotlib.figure import Figure
 
     class Picture(Figure):
         def _repr_png_(self) -> bytes:
-            file = io.BytesIO()
-            self.savefig(file, format="png", dpi=110)
-            return file.getvalue()
+            return png(self)
 
     return Picture(figsize=(width_in, height_in), layout="constrained")
 

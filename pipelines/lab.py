@@ -27,7 +27,9 @@ from pipelines import (
     corpus,
     environment,
     evaluation,
+    history,
     labels,
+    ledger,
     manifest,
     models,
     ranks,
@@ -201,14 +203,24 @@ def evaluate(
     runs: str | Path = "",
     log: Callable[[str], None] = print,
 ) -> EvalReport:
-    """Score a model on a split of the cache; one that was scored before is read. A tuned model keeps its test score."""
+    """Score a model on a split of the cache; one that was scored before is read. A tuned model keeps its test score.
+
+    Every scoring of the test split is counted (ledger.py), and the count told; a further one of the same model warns.
+    """
     if recipe.training.fast_dev_run:
         recipe, cache = _rehearsal(recipe, cache, log)
     ref = models.resolve(model_uri, log=log)
+    made: list[int] = []
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
-        report = evaluation.evaluate(recipe, cache, ref, split, _reports(recipe, runs), on_clips=step)
+        report = evaluation.evaluate(
+            recipe, cache, ref, split, _reports(recipe, runs), on_start=made.append, on_clips=step
+        )
+    if split == "test" and not recipe.training.fast_dev_run:
+        looks = ledger.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(made))
+        log((made and looks.warning()) or str(looks))
     if split == "test" and ref.facts.get("kind") == "model" and ref.origin == "folder":
         _note_score(ref, report, recipe)
+    history.add(report, environment.runs_folder(runs))
     return report
 
 
@@ -420,7 +432,9 @@ def _note_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
     note = ref.folder / manifest.MANIFEST
     sealed_ns = note.stat().st_mtime_ns
     of = card.data_of(recipe.source.model_dump(mode="json"))
-    card.refresh(ref.folder, test=report.score.as_dict(), test_raw=report.raw.as_dict(), test_data=of)
+    scored = {"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n}
+    told = {"test": report.score.as_dict(), "test_raw": report.raw.as_dict(), "test_data": of, "test_scored": scored}
+    card.refresh(ref.folder, **told)
     os.utime(note, ns=(sealed_ns, sealed_ns))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,20 @@ class SplitSettings(Settings):
     """One name, or several as in `train+validated`."""
     validation: str = ""
     test: str = ""
+
+    @model_validator(mode="after")
+    def _selects_by_no_test_split(self) -> SplitSettings:
+        for name in self.validation.split("+"):
+            if _TEST.search(name):
+                raise ValueError(
+                    f"source.splits.validation must not be a test split: training selects by it, got {name.strip()!r}. "
+                    "Name another, or draw one from the training speakers with '5%'"
+                )
+        return self
+
+
+_TEST = re.compile(r"(?<![a-z])test(ing)?(?![a-z])", re.IGNORECASE)
+"""What a data set's own test split is called: test, test.clean, partial-test."""
 
 
 class SourceSettings(Settings):

@@ -231,14 +231,17 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     assert evaluate["score"]["n"] == evaluate["raw"]["n"] == 12
     low, high = evaluate["score"]["ci95"]
     assert low <= evaluate["score"]["wer"] <= high
+    assert Path(evaluate["page"]).read_text("utf-8").startswith("<!doctype html>")
     assert evaluate["model"].startswith("toy-"), "without --model, the model that was trained last"
     manifest = json.loads(Path(train["model_uri"], "manifest.json").read_text("utf-8"))
     assert manifest["test"]["wer"] == evaluate["score"]["wer"], "the model keeps its test score"
     times = {name: time_ns for name, (_, time_ns) in snapshot(Path(train["model_uri"])).items() if name != "README.md"}
     assert times.items() <= {name: time_ns for name, (_, time_ns) in sealed.items()}.items(), "it makes no model newer"
     assert len(log.read_text("utf-8").splitlines()) == 13
+    assert [evaluate["looks"][name] for name in ("scorings", "of_model", "models")] == [1, 1, 1]
     validation = call("evaluate", *toy, "--split", "validation").told
     assert (validation["split"], validation["score"]["n"]) == ("validation", 8)
+    assert "looks" not in validation
 
     before, started = snapshot(runs), time.monotonic()
     assert call("features", *toy).told == features

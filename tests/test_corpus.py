@@ -129,6 +129,23 @@ def test_a_leaking_corpus_is_refused_by_default(tmp_path, rows, encoded, speech,
     assert len(curated(tmp_path / "d", kind(one), leaks="ignore").rows) == 30
 
 
+@pytest.mark.parametrize("leaks", ["refuse", "drop", "ignore"])
+def test_a_recording_in_validation_and_test_is_always_refused(tmp_path, rows, encoded, speech, leaks):
+    """Under another name, sentence, speaker and container: training would select on the test split."""
+    again = encoded((speech(8_000, 1) * 32_767).astype(np.int16), format="FLAC")
+    rows[3] = replace(rows[3], audio=again)
+    with pytest.raises(LabError, match="no recording in common, got 1: validation row validation-3 is test row test-1"):
+        curated(tmp_path / "c", Outlined(rows), leaks=leaks)
+    assert not caches.is_finished(tmp_path / "c")
+
+
+def test_one_source_in_two_parts_of_a_mix_is_not_selected_by_and_tested_on(tmp_path, rows):
+    """The same files, called validation in one part and test in the other."""
+    twice = [replace(row, id=f"a/{row.id}", split="validation") for row in rows[:2]]
+    with pytest.raises(LabError, match="no recording in common, got 2: validation row a/test-0 is test row test-0"):
+        curated(tmp_path / "c", Outlined([*rows, *twice]))
+
+
 def test_leaks_of_metadata_are_refused_before_any_audio_is_read(tmp_path, rows):
     leaking = [replace(row, text="Samma.", audio=b"no sound") for row in rows]
     with pytest.raises(LabError, match="26 by leak_sentence"):

@@ -212,3 +212,48 @@ def test_labels_have_no_start_and_one_end(processor, text):
 def test_labels_are_those_of_the_stock_tokenizer_without_its_start(processor):
     text = "Det regnar i Göteborg, säger hon."
     assert [START, *labels.labeller(processor, "sv")(text)] == processor.tokenizer(text).input_ids
+
+
+# ---- how sure
+
+
+def hear_rows(model, processor, cache, rows, batch_frames=24_000, **settings) -> list[decoding.Heard]:
+    settings = {"language": "sv", "max_new_tokens": 16, **settings}
+    return decoding.hear_rows(model, processor, cache, rows, batch_frames=batch_frames, **settings)
+
+
+def teacher_forced(model, processor, features: torch.Tensor, text_tokens: list[int]) -> float:
+    """The mean log-probability of `text_tokens` in one forward pass, over the tokens that may be written."""
+    prompt, known = labels.prompt_ids(processor, "sv"), model.generation_config
+    tokens = torch.tensor([[*prompt, *text_tokens]])
+    with torch.no_grad():
+        logits = model(input_features=features[None], decoder_input_ids=tokens[:, :-1]).logits[0, len(prompt) - 1 :]
+    logits[:, known.suppress_tokens] = float("-inf")
+    logits[0, known.begin_suppress_tokens] = float("-inf")
+    chosen = torch.log_softmax(logits, dim=-1)[range(len(text_tokens)), text_tokens]
+    return float(chosen.mean())
+
+
+def test_the_confidence_is_that_of_a_teacher_forced_forward_pass(toy_model, processor, toy_cache, rows):
+    toy = models.load(ModelRef("toy", toy_model, "folder", "0"))
+    free = generated(toy, processor, toy_cache, rows)
+    rare = min(free[:, 1:].unique().tolist(), key=lambda token: abs(int((free == token).any(dim=1).sum()) - 6))
+    toy.generation_config.eos_token_id = [END, rare]  # the toy knows no end of its own: now some clips have one
+    features = Collator(toy_cache)(rows.tolist())["input_features"]
+    heard = decoding.hear(toy, processor, features, language="sv", max_new_tokens=24)
+    own = [tokens[: tokens.index(rare) + 1] if rare in tokens else tokens for tokens in free.tolist()]
+    assert [one.tokens for one in heard] == [len(tokens) for tokens in own]
+    assert min(map(len, own)) < 24 == max(map(len, own)), "some end, others are cut"
+    for clip, tokens, one in zip(features, own, heard, strict=True):
+        assert one.logprob == pytest.approx(teacher_forced(toy, processor, clip, tokens), abs=2e-5)
+        assert one.logprob < 0
+
+
+def test_what_is_heard_is_what_is_decoded(toy, processor, toy_cache, rows):
+    heard = hear_rows(toy, processor, toy_cache, rows)
+    assert [one.text for one in heard] == decode_rows(toy, processor, toy_cache, rows)
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    alone = hear_rows(toy, processor, toy_cache, rows, batch_frames=1)
+    again = hear_rows(toy, processor, toy_cache, rows[shuffled], batch_frames=1)
+    assert again == [alone[i] for i in shuffled]
+    assert len({one.logprob for one in alone}) > 3

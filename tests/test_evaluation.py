@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
+import os
 import shutil
+import time
 
 import pandas as pd
 import pytest
 
-from pipelines import decoding, evaluation, lab, manifest, models, scoring
+from pipelines import decoding, environment, evaluation, figures, lab, manifest, models, scoring, text
 from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
 
@@ -25,12 +29,12 @@ def heard(monkeypatch):
     def plan(write) -> list[dict]:
         calls = []
 
-        def decode_rows(model, processor, cache, rows, on_clips=lambda n: None, **settings):
+        def hear_rows(model, processor, cache, rows, on_clips=lambda n: None, **settings):
             calls.append(settings)
             on_clips(len(rows))
-            return [write(cache.rows.iloc[row]) for row in rows]
+            return [decoding.Heard(write(cache.rows.iloc[row]), -0.1, 5) for row in rows]
 
-        monkeypatch.setattr(decoding, "decode_rows", decode_rows)
+        monkeypatch.setattr(decoding, "hear_rows", hear_rows)
         monkeypatch.setattr(models, "load", lambda ref, **kwargs: None)
         return calls
 
@@ -65,7 +69,7 @@ def test_a_report_is_sealed_read_back_equal_and_made_once(score, toy_cache, monk
     assert report.score.wer > 0.5
     assert report.seconds > 0
 
-    for module, name in ((decoding, "decode_rows"), (models, "load")):
+    for module, name in ((decoding, "hear_rows"), (models, "load")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("decoded again"))
     assert same(score(on_start=started.append, on_clips=told.append), report)
     assert (started, sum(told)) == ([12], 12)
@@ -121,13 +125,23 @@ def test_a_damaged_report_is_refused_and_made_again(score, heard):
 def test_slices_cut_by_what_the_source_tells(score, heard):
     heard(lambda row: row["text"] if row["gender"] == "female" else "")
     slices = score().slices()
-    assert set(slices["slice"]) == {"gender", "variant", "origin"}
-    assert slices.groupby("slice")["n"].sum().tolist() == [12, 12, 12]
+    assert set(slices["slice"]) == {"gender", "variant", "origin", "duration", "snr", "words"}
+    assert slices.groupby("slice")["n"].sum().tolist() == [12] * 6
     gender = slices[slices["slice"] == "gender"].set_index("value")
     assert (gender.loc["female", "wer"], gender.loc["male", "wer"]) == (0, 1)
     assert (slices["low"] <= slices["wer"]).all()
     assert (slices["wer"] <= slices["high"]).all()
     assert set(slices[slices["slice"] == "variant"]["value"]) == {"sv+f2", "sv+f3", "sv+m3", "sv+m6"}
+
+
+def test_what_the_source_does_not_tell_of_some_is_a_slice_of_its_own(score, heard, toy_cache):
+    heard(lambda row: row["text"])
+    accents = [None, "Gotland", float("nan")] * len(toy_cache.rows)
+    cache = dataclasses.replace(toy_cache, rows=toy_cache.rows.assign(accent=accents[: len(toy_cache.rows)]))
+    report = score(cache=cache)
+    accent = report.slices().query("slice == 'accent'").set_index("value")
+    assert accent["n"].to_dict() == {"": 8, "Gotland": 4}
+    assert "not told" in report.page.read_text("utf-8")
 
 
 def test_worst_first(score, heard):
@@ -216,3 +230,81 @@ def test_a_report_tells_what_was_scored_and_what_made_the_model(score, base, tun
     told = of_tuned.lineage
     assert (told["digest"], told["training_seconds"], told["base"]) == (tuned.digest, tuned.seconds, base.title)
     assert told["recipe"] == told["settings"]["name"] == "toy"
+
+
+# ---- the page and what programs read
+
+
+def test_a_report_holds_its_page_and_the_same_as_json(score, heard, toy_cache, toy_model):
+    heard(lambda row: f"<b>{row['text']}</b>" if row["gender"] == "female" else "hej")
+    report = score()
+    assert set(manifest.read(report.folder)["files"]) == {"predictions.csv", "report.json", "report.html"}
+    facts, page = report.details(), report.page.read_text("utf-8")
+    assert facts["score"]["wer"] == report.score.wer
+    assert facts["slices"] == report.slices().to_dict("records")
+    assert facts["speed"]["decoding_seconds"] == report.seconds
+    assert facts["utterances"] == 12
+    assert [row["id"] for row in facts["worst"]] == report.predictions.nlargest(10, "wer")["id"].tolist()
+    for row in facts["worst"]:
+        assert page.count(row["id"]) >= 2, "told, and heard: the toy's source is at hand"
+    assert page.count("data:audio/flac") == 10
+    assert len(page) < 2_000_000
+    for path in (toy_model, toy_cache.folder, report.folder):
+        assert str(path.parent) not in page + json.dumps(facts), "nothing tells whose machine it was"
+
+
+def test_what_a_model_of_the_labs_own_is_made_of_tells_no_folder(score, tuned, toy_model):
+    report = score(models.resolve(tuned.uri))
+    facts, page = json.dumps(report.details()), report.page.read_text("utf-8")
+    assert toy_model.name in facts, "the base is named"
+    assert str(toy_model.parent) not in facts + page
+    assert str(tuned.uri) not in facts + page
+    assert "training.learning_rate" in page
+
+
+def test_confidence_and_words_come_with_the_predictions(score, toy_cache):
+    predictions = score().predictions
+    assert predictions["logprob"].between(-12, -1e-4).all()
+    assert predictions["logprob"].nunique() > 3
+    assert predictions["tokens"].between(1, 16).all()
+    said = [len(text.normalise(line).split()) for line in predictions["reference"]]
+    assert predictions["unseen_words"].between(0, said).all()
+    assert predictions["unseen_errors"].between(0, predictions["unseen_words"]).all()
+    assert predictions["unseen_errors"].sum() > 0
+    assert predictions["snr_db"].between(5, 80).all()
+
+
+def test_a_report_of_an_older_version_is_read(score, heard, tmp_path):
+    heard(lambda row: "ja")
+    new = score()
+    old = tmp_path / "old"
+    old.mkdir()
+    kept = ["id", "speaker", "duration_s", "gender", "variant", "origin", "reference", "hypothesis", "wer"]
+    new.predictions[kept].to_csv(old / "predictions.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+    told = manifest.read(new.folder)
+    facts = ("model", "quantisation", "split", "identity", "score", "raw", "seconds")
+    manifest.seal(old, kind="report", **{name: told[name] for name in facts})
+    report = evaluation.read_report(old)
+    assert (report.page, report.details(), report.lineage, report.test_set) == (None, {}, {}, "")
+    assert report.score == new.score
+    assert set(report.slices()["slice"]) == {"gender", "variant", "origin"}
+    assert len(report.worst(3)) == 3
+
+
+def test_decoding_is_timed_without_the_loading(score, heard, monkeypatch):
+    heard(lambda row: "ja")
+    monkeypatch.setattr(models, "load", lambda ref, **kwargs: time.sleep(0.4))
+    assert 0 < score().seconds < 0.3
+
+
+def test_a_notebook_shows_slices_and_where_the_page_lies(score, heard):
+    heard(lambda row: row["text"])
+    report = score()
+    shown = figures.slices(report).to_html()
+    assert str(report.page) in shown
+    assert f'href="{os.path.relpath(report.page, environment.ROOT / "notebooks")}"' in shown
+    assert "sv+f2" in shown
+    assert "0.000 to 0.000" in shown
+    hostile = dataclasses.replace(report, predictions=report.predictions.assign(gender="<i>x</i>"))
+    assert "&lt;i&gt;x" in figures.slices(hostile).to_html()
+    assert "<i>" not in figures.slices(hostile).to_html()

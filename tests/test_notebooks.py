@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hand_made
 import nbformat
 import psutil
 import pytest
 
+from pipelines import batch, history
+
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FEATURES, TRAINING, APP = "01_feature_pipeline", "02_training_pipeline", "03_inference_app"
+COMPARISON = "04_compare_experiments"
+"""Reads what the others left; no part of a run."""
 SHARED = ["recipe", "overrides", "runs"]
-"""Parameters that every notebook takes, in this order; what it is handed comes after them."""
+"""Parameters that every notebook of a run takes, in this order; what it is handed comes after them."""
 
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -44,8 +49,9 @@ def links(path: Path) -> list[str]:
 # --- how they are written ---------------------------------------------------------------------------------------------
 
 
-def test_there_are_three_in_order():
-    assert [path.stem for path in PATHS] == [FEATURES, TRAINING, APP]
+def test_there_are_three_in_order_and_one_that_compares():
+    assert [path.stem for path in PATHS] == [FEATURES, TRAINING, APP, COMPARISON]
+    assert batch.NOTEBOOKS == (FEATURES, TRAINING, APP)
 
 
 @each
@@ -61,9 +67,12 @@ def test_the_file_is_valid_and_holds_no_outputs(path: Path):
 def test_the_parameters_are_tagged_plain_and_the_same_everywhere(path: Path):
     assigned = re.findall(r"^(\w+) = (.*)$", tagged(path).source, flags=re.MULTILINE)
     names = [name for name, _ in assigned]
-    assert names[:3] == SHARED
     assert len(assigned) == len(tagged(path).source.splitlines()), "nothing but assignments"
     defaults = dict(assigned)
+    if path.stem == COMPARISON:
+        assert defaults == {"experiments": '["tour"]', "baseline": '""', "runs": '""'}
+        return
+    assert names[:3] == SHARED
     assert [defaults[name] for name in SHARED] == ['"tour"', "{}", '""']
     own = {
         FEATURES: ["cache_uri", "publish"],
@@ -269,6 +278,25 @@ def test_a_stale_cache_is_refused_and_the_field_is_named(place: Place, summary: 
     assert done.returncode != 0
     assert "source.seed: wanted 8, found 7" in done.stderr
     assert changed(place.runs) == before
+
+
+def test_the_comparison_tells_what_helped_and_runs_no_pipeline(place: Place, tmp_path: Path):
+    for name, errors in (("raw", 3), ("better", 2)):
+        history.add(hand_made.report(tmp_path, name, hand_made.wrong(errors)), tmp_path)
+    before = set(tmp_path.rglob("*"))
+    given = ["-p", "runs", str(tmp_path), "-y", "experiments: [raw, better]", "--no-progress-bar"]
+    out = tmp_path / "out.ipynb"
+    done = place.command("papermill", f"notebooks/{COMPARISON}.ipynb", str(out), *given)
+    assert done.returncode == 0, done.stderr
+    outputs = [output for cell in cells(out) for output in cell.outputs]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    data = [output.data for output in outputs if "data" in output]
+    assert sum("image/png" in shown for shown in data) == 1
+    tables = [shown["text/html"] for shown in data if "text/html" in shown]
+    assert len(tables) == 6
+    assert "-0.083" in tables[0] and "<td>better</td>" in tables[0]
+    assert "Next: python -m pipelines train --recipe raw --set training.seed=43" in printed(out)
+    assert set(tmp_path.rglob("*")) - before == {out}
 
 
 def test_a_run_that_fails_says_where_in_one_line(place: Place, tmp_path: Path):

@@ -168,6 +168,20 @@ def test_a_part_that_is_wrong_is_one_line(tmp_path, old, new, told):
     assert told in refusal(path)
 
 
+@pytest.mark.parametrize("named", ["test", "validation+test", "test.clean", "Partial-Test", "cv_test", "dev + testing"])
+def test_a_test_split_is_never_selected_by(tmp_path, named):
+    told = refusal("tour", {"source.kind": "hub", "source.path": "a/b", "source.splits.validation": named})
+    assert "must not be a test split" in told and "\n" not in told
+    part = {"name": "a", "kind": "hub", "path": "a/b", "gives": ["validation"], "splits.validation": named}
+    assert "must not be a test split" in refusal("tour", {"source.kind": "mix", "source.parts": [part]})
+
+
+@pytest.mark.parametrize("named", ["", "none", "5%", "dev", "contest", "latest", "validation+other"])
+def test_other_splits_are_selected_by(named):
+    chosen = {"source.kind": "hub", "source.path": "a/b", "source.splits.validation": named}
+    assert load("tour", {**chosen, "source.splits.test": "test"}).source.splits.validation == named
+
+
 def test_a_mix_has_parts_and_they_are_no_mixes():
     assert "belong together" in refusal("tour", {"source.kind": "mix"})
     inner = {"name": "b", "kind": "tour"}

@@ -175,6 +175,19 @@ def test_splits_by_setting(tmp_path, source, refusal, told):
     assert "source.splits.train" in refusal(tmp_path, splits=dict.fromkeys(("train", "validation", "test"), "none"))
 
 
+def test_a_file_that_a_card_names_for_two_splits_serves_none_of_them_twice(tmp_path):
+    class Carded(LocalFiles):
+        def declared(self):
+            return {"": {"train": ["a.parquet"], "validation": ["b.parquet"], "test": ["b.parquet"]}}
+
+    for number, name in enumerate("ab"):
+        write(tmp_path / f"{name}.parquet", table(1, number))
+    with pytest.raises(LabError, match="b.parquet is declared for validation and for test: no row may serve two"):
+        ParquetSource(Carded(str(tmp_path)), log=str).identity()
+    wishes = Wishes(splits={"validation": "none"})
+    assert [e.split for e in ParquetSource(Carded(str(tmp_path)), wishes, log=str).examples()] == ["train", "test"]
+
+
 def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, told):
     speakers = [f"s{i % 200}" for i in range(1000)]
     write(tmp_path / "train.parquet", table(1000, speaker_id=pa.array(speakers)), 100)

@@ -92,7 +92,8 @@ def understand(
     chosen = _choose_splits(where, by_split, {**wishes.splits, **dict.fromkeys(drawn, NOTHING)})
     if drawn and "train" not in chosen:
         raise LabError(f"{where} has no training rows to draw from: name some with source.splits.train")
-    used = {split: sorted(file for name in of for file in by_split[name]) for split, of in chosen.items()}
+    used = {split: sorted({file for name in of for file in by_split[name]}) for split, of in chosen.items()}
+    _refuse_shared(where, used)
     taken_from = {split: "+".join(of) for split, of in chosen.items()}
     taken_from |= {split: f"{share:.4g} of train" for split, share in drawn.items()}
     return Layout(
@@ -103,6 +104,17 @@ def understand(
         sorted(by_split.keys() - {name for of in chosen.values() for name in of}),
         _columns(where, schema_of(next(iter(used.values()))[0]), wishes),
     )
+
+
+def _refuse_shared(where: str, used: Mapping[str, list[str]]) -> None:
+    """A card may name one file under two splits."""
+    owner: dict[str, str] = {}
+    for split, file in ((split, file) for split, files in used.items() for file in files):
+        if owner.setdefault(file, split) != split:
+            raise LabError(
+                f"{where}: {file} is declared for {owner[file]} and for {split}: no row may serve two; set one of them "
+                f"with source.splits to another split, or to {NOTHING!r}"
+            )
 
 
 def _guessed_configs(names: list[str]) -> Declared:

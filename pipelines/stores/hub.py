@@ -188,6 +188,17 @@ class HubStore:
                     main.clear()
 
 
+def model_card(uri: str) -> Any:
+    """What the head of a model's card tells (huggingface_hub.ModelCardData), without results that cannot be read."""
+    owner, name, path, revision = _parts(uri)
+    with _one_line(uri), tempfile.TemporaryDirectory() as folder:
+        from huggingface_hub import ModelCard
+
+        file = f"{path}/{card.NAME}" if path else card.NAME
+        arrived = _api().hf_hub_download(f"{owner}/{name}", file, revision=revision or None, local_dir=folder)
+        return ModelCard.load(arrived, ignore_metadata_errors=True).data
+
+
 def is_in_a_repository(uri: str) -> bool:
     """Whether `uri` names a folder in a repository: hub://owner/name/path."""
     return uri.startswith("hub://") and bool(_parts(uri)[2])

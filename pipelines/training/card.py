@@ -124,11 +124,13 @@ def _results(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[st
     interval = {"ci95": [best["eval_wer_low"], best["eval_wer_high"]]} if "eval_wer_low" in best else {}
     results = [entry("validation", own, "wer", "WER, normalised", best["eval_wer"], **interval)]
     test, raw, of = facts.get("test"), facts.get("test_raw"), facts.get("test_data") or own
+    scored = facts.get("test_scored") or {}  # test_set, normaliser: what a leaderboard compares by
     if test:
-        results.append(entry("test", of, "wer", "WER, normalised", test["wer"], ci95=list(test["ci95"])))
+        results.append(entry("test", of, "wer", "WER, normalised", test["wer"], ci95=list(test["ci95"]), **scored))
         results.append(entry("test", of, "cer", "CER, normalised", test["cer"]))
     if test and raw:
-        results.append(entry("test", of, "wer", "WER, as written", raw["wer"], ci95=list(raw["ci95"])))
+        plain = {**scored, "normaliser": "none"} if scored else {}
+        results.append(entry("test", of, "wer", "WER, as written", raw["wer"], ci95=list(raw["ci95"]), **plain))
     return results
 
 
