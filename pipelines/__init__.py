@@ -12,7 +12,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     audio         bytes or path to Waveform: 16 kHz mono
     text          transcripts: clean for training, normalise for scoring
     verdicts      the rows of a feedback log
-    sources       where Examples come from: tour, folder, common_voice, mozilla, hub, parquet, feedback, mix
+    sources       where Examples come from: tour, planted, folder, common_voice, mozilla, hub, parquet, feedback, mix
     mirror        real weights from the package registry, where the Hub cannot be reached
     models        find, load and run Whisper at the length of a clip
     labels        transcripts to the token ids that the decoder is to produce
@@ -42,6 +42,8 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     served        which model the app serves
     figures       tables, pictures, live curves
     lab           the stages as notebooks and commands call them
+    detection     how many of the planted faults curation finds, and how many else
+    series        recipes with several seeds, one after another, and what came of them as tables
     batch         the three notebooks in order, by papermill
     doctor        is this machine ready?
 

@@ -320,6 +320,50 @@ def leaderboard(
 
 
 @app.command()
+def experiments(
+    recipes_: Annotated[
+        str, typer.Option("--recipes", metavar="NAME,NAME", help="Default: the shipped series on the planted corpus.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(metavar="SEED,SEED", help="Seeds of training.")] = "42,43",
+    set_: Overrides = (),
+    runs: Runs = "",
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Run nothing; write tables of what is finished to this folder."),
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Run recipes with several seeds, one after another: features, training, test score; what is finished stays.
+
+    Example: python -m pipelines experiments --recipes planted-raw,planted-clean --seeds 42,43
+    """
+    from pipelines import environment, series
+
+    names = recipes_.split(",") if recipes_ else series.RECIPES
+    overrides = dict(_assignment(text) for text in set_)
+    chosen = series.planned(names, _numbers(seeds), overrides)
+    if dry_run:
+        lines = [f"{recipe.name}, seed {recipe.training.seed}" for recipe in chosen]
+        place = export or environment.runs_folder(runs)
+        would = f"export what is finished of {len(lines)} experiments" if export else f"run {len(lines)} experiments"
+        told = {"dry_run": True, "would": would, "writes": str(place), "experiments": lines}
+        return _print(as_json, told, "\n".join([f"would {would}, below {place}", *lines, "nothing was done"]))
+    if export:
+        series.export(chosen, export, runs=runs)
+        claims = series.claims(export)
+        words = [line for claim in claims for line in (claim["recipe"], *(f"  {x}" for x in series.headline(claim)))]
+        return _print(as_json, {"folder": str(export), "claims": claims}, "\n".join([*words, f"tables in {export}"]))
+    reports, failed = series.run(chosen, runs=runs, log=_log(as_json))
+    told = {"reports": [str(report.folder) for report in reports], "failed": failed}
+    following = shlex.join(["python", "-m", "pipelines", "compare", *dict.fromkeys(names)])
+    where = f" --runs {shlex.quote(runs)}" if runs else ""
+    _print(as_json, told, f"{len(reports)} finished, {len(failed)} failed\nNext: {following}{where}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3 or ogg.")],
     model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",
@@ -464,6 +508,14 @@ def _assignment(text: str) -> tuple[str, Any]:
     except ValueError:
         return name, value
     return name, value if recipes.takes_text(name) and not isinstance(parsed, str) else parsed
+
+
+def _numbers(seeds: str) -> list[int]:
+    """`42,43` as numbers."""
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise LabError(f"--seeds takes whole numbers such as 42,43, got {seeds!r}") from None
 
 
 def _curation(counts: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@
         shard-00000.bin       frames of its clips one after another, float32 or float16, [n_frames, n_mels]
         shard-00000.parquet   one row per clip; written after the frames: the shard is done
         rejected.csv          id, split, reason, detail of every clip that was not used
+        repaired.csv          id, before, after, labels of every clip that got another transcript; where there are some
         manifest.json         identity, counts, size and sha256 of every file; written last: the cache is done
 """
 
@@ -44,8 +45,9 @@ LARGE_CLIPS = 2_048
 """With `workers=0` so many clips are made in this process: a smaller corpus is done before a worker has started."""
 _BLOCK_BYTES = 64_000_000
 """A shard ends early where its encoded audio is this large: blocks wait in memory."""
+_REPAIRED = "repaired.csv"
 _OURS = re.compile(
-    r"(shard-\d{5,}\.(bin|json|parquet)|build\.json|rejected\.csv|manifest\.json)|\..+\.partial|\.DS_Store"
+    r"(shard-\d{5,}\.(bin|json|parquet)|build\.json|(rejected|repaired)\.csv|manifest\.json)|\..+\.partial|\.DS_Store"
 )
 """Files that a build may remove from its folder."""
 _SOFT_FIELDS = ("library.",)
@@ -99,6 +101,13 @@ class FeatureCache:
     def rejected(self) -> pd.DataFrame:
         """id, split, reason, detail of every clip that was not used."""
         return pd.read_csv(self.folder / "rejected.csv", dtype=str, keep_default_na=False)
+
+    @property
+    def repaired(self) -> pd.DataFrame:
+        """id, before, after of every clip that got another transcript."""
+        if not (self.folder / _REPAIRED).exists():
+            return pd.DataFrame(columns=["id", "before", "after"])
+        return _read_repaired(self.folder).drop(columns="labels")
 
     @property
     def curation(self) -> list[dict[str, Any]]:
@@ -377,8 +386,12 @@ def _seal(folder: Path, n_shards: int, identity: dict[str, Any], curate: Curate)
     chosen = curate(whole, rejected)
     rejected += chosen.rows()
     _write_rejected(folder / "rejected.csv", rejected)
+    (folder / _REPAIRED).unlink(missing_ok=True)
+    if chosen.repaired:
+        _write_repaired(folder / _REPAIRED, chosen)
     out = whole.rows["id"].isin(chosen.dropped.keys())
     told = {"curation": chosen.table(), "dropped": whole.rows["id"][out].tolist()} if chosen.counts else {}
+    told |= {"repaired": len(chosen.repaired)} if chosen.repaired else {}
     splits = whole.rows["split"][~out].value_counts(sort=False)
     return manifest.seal(
         folder,
@@ -402,10 +415,28 @@ def _load(folder: Path, sealed: dict[str, Any]) -> FeatureCache:
     token_ids, ends = _flat_labels(table["labels"])
     rows = table.drop_columns(["labels"]).to_pandas()
     rows = rows.assign(label_offset=ends[:-1], label_count=np.diff(ends))
+    if sealed.get("repaired"):
+        rows, token_ids = _with_repairs(rows, token_ids, _read_repaired(folder))
     order = [name for name in shards.RESERVED if name in rows]
     rows = rows[[*order, *(name for name in rows if name not in order)]]
     kept = ~rows["id"].isin(sealed.get("dropped", ()))
     return FeatureCache(folder, sealed["identity"], rows[kept].reset_index(drop=True), sealed["counts"], token_ids)
+
+
+def _with_repairs(rows: pd.DataFrame, token_ids: np.ndarray, repaired: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The rows with their new transcripts, and the token ids with those of the new labels at the end."""
+    labels = [[int(token) for token in told.split()] for told in repaired["labels"]]
+    counts = np.array([len(ids) for ids in labels])
+    places = pd.Index(rows["id"]).get_indexer(repaired["id"])
+    columns = {name: rows[name].to_numpy(copy=True) for name in ("text", "label_offset", "label_count")}
+    columns["text"][places] = repaired["after"]
+    columns["label_offset"][places] = len(token_ids) + np.cumsum(counts) - counts
+    columns["label_count"][places] = counts
+    return rows.assign(**columns), np.concatenate([token_ids, *(np.array(ids, np.int32) for ids in labels)])
+
+
+def _read_repaired(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / _REPAIRED, dtype=str, keep_default_na=False)
 
 
 def _flat_labels(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -439,6 +470,14 @@ def _write_rejected(path: Path, rejected: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, ["id", "split", "reason", "detail"])
         writer.writeheader()
         writer.writerows(rejected)
+
+
+def _write_repaired(path: Path, chosen: Selection) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "before", "after", "labels"])
+        for name, repair in chosen.repaired.items():
+            writer.writerow([name, repair.before, repair.after, " ".join(map(str, repair.labels))])
 
 
 def _remove_leftovers(folder: Path, n_shards: int) -> None:

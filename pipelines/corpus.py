@@ -24,7 +24,8 @@ from pipelines.cache import FeatureCache, open_cache
 from pipelines.curation import leaks, selection
 from pipelines.curation.leaks import AudioLeak, HeldOut, SentenceLeak, SpeakerLeak
 from pipelines.curation.quality import Limits
-from pipelines.curation.selection import Count, Drop, Duplicates, Selection, Step
+from pipelines.curation.rejection import Rejected
+from pipelines.curation.selection import Count, Drop, Duplicates, Repair, Selection, Step
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import CurationSettings, Recipe
@@ -103,11 +104,13 @@ def finish(
     before: Selection | None,
     held_out: HeldOut,
     hear: Callable[[np.ndarray], list[str]],
+    label: Callable[[str], tuple[str, list[int]]],
 ) -> Selection:
     """All that curation dropped and counted: `before` the audio, in the gate (`rejected`), and now over the cache.
 
-    `hear` maps row numbers to what a model hears in them. Raises LabError for training audio that leaks, where leaks
-    are refused, and for a recording that is in both validation and test, always.
+    `hear` maps row numbers to what a model hears in them, `label` such a transcript to what is trained on. Raises
+    LabError for training audio that leaks, where leaks are refused, and for a recording that is in both validation
+    and test, always.
     """
     table = _Table(cache, {name.partition(":")[0] for name in held_out.audio})
     _refuse_selection_by_test(table)
@@ -115,12 +118,12 @@ def finish(
     chosen = selection.select(table.examples, [*steps, *_audio_steps(settings, table, held_out)])
     _refuse_leaks(settings, chosen)
     if settings.max_label_cer:
-        _drop_label_errors(settings.max_label_cer, table, chosen, hear)
+        _mend_label_errors(settings, table, chosen, hear, label)
     started = len(cache.rows) + len(rejected)
     gate = selection.gate_counts(started, (row["reason"] for row in rejected))
     dropped = {**(before.dropped if before else {}), **chosen.dropped}
     _refuse_nothing_left(cache.rows, dropped)
-    return Selection(dropped, [*(before.counts if before else []), *gate, *chosen.counts])
+    return Selection(dropped, [*(before.counts if before else []), *gate, *chosen.counts], chosen.repaired)
 
 
 def load_held_out(paths: Iterable[str], n_mels: int, log: Callable[[str], None] = print) -> HeldOut:
@@ -214,21 +217,39 @@ def _refuse_nothing_left(rows: pd.DataFrame, dropped: dict[str, Drop]) -> None:
         )
 
 
-def _drop_label_errors(most: float, table: _Table, chosen: Selection, hear: Callable[[np.ndarray], list[str]]) -> None:
-    """Drop what a model hears too differently, among the training rows that are left."""
-    rows = table.cache.rows
+def _mend_label_errors(
+    settings: CurationSettings,
+    table: _Table,
+    chosen: Selection,
+    hear: Callable[[np.ndarray], list[str]],
+    label: Callable[[str], tuple[str, list[int]]],
+) -> None:
+    """Drop or repair what a model hears too differently, among the training rows that are left."""
+    rows, most = table.cache.rows, settings.max_label_cer
     kept = ~rows["id"].isin(chosen.dropped.keys())
     asked = np.flatnonzero(kept & (rows["split"] == "train"))
+    transcripts = rows["text"].iloc[asked].tolist()
     heard = hear(asked) if len(asked) else []
-    cers = relabel.label_cers(rows["text"].iloc[asked].tolist(), heard) if heard else []
-    drops = [
-        Drop(rows["id"].iloc[row], "train", "label_error", f"CER {cer:.2f}, at most {most:g} wanted; heard {text!r}")
-        for row, cer, text in zip(asked, cers, heard, strict=True)
-        if cer > most
-    ]
+    cers = relabel.label_cers(transcripts, heard) if heard else []
+    drops = []
+    for name, before, cer, now in zip(rows["id"].iloc[asked], transcripts, cers, heard, strict=True):
+        if cer <= most:
+            continue
+        if settings.label_errors == "repair" and (usable := _usable(now, label)):
+            chosen.repaired[name] = Repair(before, *usable)
+        else:
+            detail = f"CER {cer:.2f}, at most {most:g} wanted; heard {now!r}"
+            drops.append(Drop(name, "train", "label_error", detail))
     chosen.dropped.update((drop.id, drop) for drop in drops)
-    before = int(kept.sum())
-    chosen.counts.append(Count("label_error", before, before - len(drops), len(drops)))
+    n = int(kept.sum())
+    chosen.counts.append(Count("label_error", n, n - len(drops), len(drops), len(chosen.repaired)))
+
+
+def _usable(heard: str, label: Callable[[str], tuple[str, list[int]]]) -> tuple[str, list[int]] | None:
+    try:
+        return label(heard)
+    except Rejected:
+        return None
 
 
 def _hold_out_cache(held_out: HeldOut, folder: Path, n_mels: int, log: Callable[[str], None]) -> None:

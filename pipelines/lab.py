@@ -44,7 +44,7 @@ from pipelines.curation.selection import Selection
 from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
 from pipelines.models import ModelRef
-from pipelines.recipe import Recipe, digest
+from pipelines.recipe import PartSettings, Recipe, digest
 from pipelines.sources import SPLITS, Example, Source
 from pipelines.sources.catalogue import open_source
 from pipelines.training import Progress, TrainedModel, card, fleet
@@ -62,10 +62,12 @@ _SOURCE = "source."
 """Prefix of what a source tells of itself, within a cache's identity."""
 
 
-def features_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+def features_identity(
+    recipe: Recipe, source: Mapping[str, Any], processor: Any, runs: str | Path = ""
+) -> dict[str, Any]:
     """Flat: everything that decides the rows and frames of a cache; `library.` fields are told, not enforced.
 
-    `source` is what the source tells of itself: `Source.identity()`.
+    `source` is what the source tells of itself: `Source.identity()`. `runs` is where a label model of the lab's lies.
     """
     settings = recipe.settings("features")
     for name in ("shard_clips", "workers"):  # how the work is cut and shared out changes no row
@@ -76,7 +78,7 @@ def features_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any)
         "features.n_mels": processor.feature_extractor.feature_size,
         "features.vocabulary": _vocabulary_sha256(processor),
         "code.cache": caches.FORMAT,
-        **corpus.identity(recipe, lambda: _label_model(recipe)),
+        **corpus.identity(recipe, lambda: label_model(recipe, runs)),
         **_source_settings(recipe),
         **{f"{_SOURCE}{name}": value for name, value in source.items()},
         **{f"library.{name}": importlib.metadata.version(name) for name in ("transformers", "soxr", "soundfile")},
@@ -100,7 +102,7 @@ def features(
     """
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
-        identity = features_identity(recipe, source.identity(), prepared)
+        identity = features_identity(recipe, source.identity(), prepared, runs)
         folder = _folder(cache_uri, log) if cache_uri else _cache_folder(runs, identity)
         if caches.is_finished(folder):
             cache = caches.open_cache(folder, identity, log=log)
@@ -136,7 +138,7 @@ def open_features(
         )
     with ranks.first_on_machine():
         folder = stores.at_hand(uri, log=log)
-        identity = features_identity(recipe, _source_identity(recipe, folder, log), processor(recipe, log=log))
+        identity = features_identity(recipe, _source_identity(recipe, folder, log), processor(recipe, log=log), runs)
         return caches.open_cache(folder, identity, log=log)
 
 
@@ -280,6 +282,21 @@ def processor(recipe: Recipe, *, log: Callable[[str], None] = print) -> WhisperP
     return models.load_processor(models.resolve(recipe.model.base, log=log), recipe.language)
 
 
+def label_model(recipe: Recipe, runs: str | Path = "", log: Callable[[str], None] = lambda line: None) -> ModelRef:
+    """The model that is asked for label errors. LabError where a recipe's own is named, and there is none."""
+    wanted, of_run = recipe.curation.label_model or recipe.model.base, "run:"
+    if not wanted.startswith(of_run):
+        return models.resolve(wanted, log=log)
+    name, seed = wanted.removeprefix(of_run), recipe.training.seed
+    found = training.newest_model(environment.runs_folder(runs) / name, seed)
+    if found is None:
+        raise LabError(
+            f"curation.label_model is {wanted!r}, and no finished run of {name} with training.seed={seed} is on this "
+            f"machine: python -m pipelines run --recipe {name} --set training.seed={seed}"
+        )
+    return models.resolve(str(found), log=log)
+
+
 def stage_folder(recipe: Recipe, runs: str | Path = "") -> Path:
     """Where everything lies that runs of this recipe made."""
     return environment.runs_folder(runs) / training.rehearsal.folder_name(recipe)
@@ -335,8 +352,16 @@ def _source_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that choose from a corpus, where they are not at their defaults; where it lies chooses nothing."""
     told = recipe.changed("source")
     if parts := told.get("source.parts"):
-        told["source.parts"] = [{name: value for name, value in part.items() if name != "path"} for part in parts]
-    return {f"settings.{name}": value for name, value in told.items() if name not in ("source.path", "source.kind")}
+        told["source.parts"] = [_part_settings(part) for part in parts]
+    places = ("source.path", "source.sentences", "source.kind")
+    return {f"settings.{name}": value for name, value in told.items() if name not in places}
+
+
+def _part_settings(part: dict[str, Any]) -> dict[str, Any]:
+    """Settings that came later are told where they are set: the digests of older mixes stay as they are."""
+    plain = PartSettings(name="plain").model_dump(mode="json")
+    later = [name for name in ("faults", "men", "own_names") if part[name] == plain[name]]
+    return {name: value for name, value in part.items() if name not in ("path", "sentences", *later)}
 
 
 def _extract(
@@ -365,7 +390,7 @@ def _extract(
 
     def finish(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
         return corpus.finish(
-            curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs, log)
+            curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs, log), gate.label
         )
 
     with _bar("log-mel", None) as step:
@@ -388,14 +413,10 @@ def _hear(
     recipe: Recipe, cache: FeatureCache, rows: np.ndarray, runs: str | Path, log: Callable[[str], None]
 ) -> list[str]:
     """What the label model hears in these rows of the cache."""
-    ref, folder = _label_model(recipe, log), environment.runs_folder(runs) / "label_errors"
+    ref, folder = label_model(recipe, runs, log), environment.runs_folder(runs) / "label_errors"
     log(f"asking {ref.title} what it hears in {len(rows)} training clips")
     with _bar("label errors", len(rows)) as step:
         return relabel.heard(cache, rows, ref, recipe.language, recipe.evaluation, folder, on_clips=step)
-
-
-def _label_model(recipe: Recipe, log: Callable[[str], None] = lambda line: None) -> ModelRef:
-    return models.resolve(recipe.curation.label_model or recipe.model.base, log=log)
 
 
 def _newest_first(folders: Iterable[Path]) -> list[Path]:

@@ -53,11 +53,29 @@ _TEST = re.compile(r"(?<![a-z])test(ing)?(?![a-z])", re.IGNORECASE)
 """What a data set's own test split is called: test, test.clean, partial-test."""
 
 
+class FaultSettings(Settings):
+    """planted: shares of the training clips that have a fault; no clip has two. See pipelines/sources/planted.py."""
+
+    label_swap: float = Field(0.0, ge=0, le=1)
+    """The transcript is another clip's."""
+    label_word: float = Field(0.0, ge=0, le=1)
+    """One word of the transcript was dropped, doubled or exchanged."""
+    noise: float = Field(0.0, ge=0, le=1)
+    """Noise about as loud as the speech."""
+    clipping: float = Field(0.0, ge=0, le=1)
+    """A quarter of the samples at full scale."""
+    duplicate: float = Field(0.0, ge=0, le=1)
+    """The very clip was there before."""
+    leak: float = Field(0.0, ge=0, le=1)
+    """A speaker, a sentence or a clip of the test."""
+
+
 class SourceSettings(Settings):
     """Which speech: see pipelines/sources/."""
 
-    kind: Literal["tour", "folder", "common_voice", "mozilla", "hub", "parquet", "feedback", "mix"] = "tour"
-    """`tour`: synthetic Swedish made at run time. `folder`: your own audio files and a table of transcripts.
+    kind: Literal["tour", "planted", "folder", "common_voice", "mozilla", "hub", "parquet", "feedback", "mix"] = "tour"
+    """`tour`: synthetic Swedish made at run time. `planted`: the same, with known faults in training.
+    `folder`: your own audio files and a table of transcripts.
     `common_voice`: an archive of Common Voice, or its folder. `mozilla`: the same from Mozilla Data Collective.
     `hub`: a Parquet data set on the Hugging Face Hub. `parquet`: such files on a disk. `feedback`: what listeners
     corrected in the app. `mix`: several of these, see `parts`."""
@@ -82,11 +100,16 @@ class SourceSettings(Settings):
     parts: tuple[PartSettings, ...] = ()
     """mix: the sources, each a table `[[source.parts]]`: the settings of a source, and `name, gives, weight, count`."""
     train: int = Field(960, ge=1)
-    """tour: number of training utterances."""
+    """tour, planted: number of training utterances."""
     validation: int = Field(120, ge=1)
-    """tour: number of validation utterances."""
+    """tour, planted: number of validation utterances."""
     test: int = Field(160, ge=1)
-    """tour: number of test utterances."""
+    """tour, planted: number of test utterances."""
+    faults: FaultSettings = FaultSettings()
+    men: float = Field(0.5, ge=0, le=1)
+    """planted: share of the training utterances that men speak."""
+    sentences: str = ""
+    """planted: a text file whose lines are spoken in training; empty: the tour's sentences."""
     seed: int = 7
     """Draws sentences, speakers and splits."""
 
@@ -122,6 +145,9 @@ class PartSettings(SourceSettings):
     parts that give train, or in none: then every row is taken."""
     count: int = Field(0, ge=0)
     """Training rows that are taken, the first in its order; 0 takes them all."""
+    own_names: bool = False
+    """Its rows keep the ids and speakers that they have without the mix, so that reports can be compared with reports
+    on it alone. In one part at most."""
 
     @model_validator(mode="after")
     def _is_no_mix(self) -> PartSettings:
@@ -223,8 +249,11 @@ class CurationSettings(Settings):
     """Clips with a lower estimate of signal over noise: `noisy`. 0 sets no limit."""
     max_label_cer: float = Field(0.0, ge=0)
     """Clips of which `label_model` hears something with a higher character error rate: `label_error`. 0: not asked."""
+    label_errors: Literal["drop", "repair"] = "drop"
+    """What becomes of them: left out, or given what the model heard as their transcript."""
     label_model: str = ""
-    """The model that is asked; empty: the recipe's base model."""
+    """The model that is asked; empty: the recipe's base model. `run:<recipe>`: what that recipe trained on this machine
+    with the same `training.seed`, the newest."""
     seed: int = 11
     """Draws what balance and `max_per_speaker` keep."""
 

@@ -60,9 +60,9 @@ def rows(sounds) -> list[Example]:
 
 
 def curated(folder: Path, source: Listed, hear=lambda cache, rows: pytest.fail("nobody asked"), **settings):
-    """What lab.features does, with one token for each transcript and no model."""
+    """What lab.features does, with one token for each letter of a transcript and no model."""
     chosen = load("tour", {f"curation.{name}": value for name, value in settings.items()}).curation
-    gate = Gate(lambda text: [7], 80, 0.1, 30.0, 1e-3, corpus.limits(chosen), chosen.full_stop)
+    gate = Gate(lambda text: [*map(ord, text)], 80, 0.1, 30.0, 1e-3, corpus.limits(chosen), chosen.full_stop)
     held_out = corpus.load_held_out(chosen.held_out, 80)
     before = corpus.survey(chosen, source, held_out)
     return caches.build(
@@ -72,7 +72,7 @@ def curated(folder: Path, source: Listed, hear=lambda cache, rows: pytest.fail("
         IDENTITY,
         shard_clips=8,
         curate=lambda cache, rejected: corpus.finish(
-            chosen, cache, rejected, before, held_out, lambda asked: hear(cache, asked)
+            chosen, cache, rejected, before, held_out, lambda asked: hear(cache, asked), gate.label
         ),
         log=lambda line: None,
     )
@@ -302,6 +302,52 @@ def test_a_held_out_table_that_cannot_be_used_is_one_line(tmp_path, name, conten
     assert "\n" not in str(error.value)
 
 
+# --- label errors -----------------------------------------------------------------------------------------------------
+
+
+def misheard(cache: FeatureCache, asked: np.ndarray) -> list[str]:
+    """Every transcript to the letter, but of three clips: other words, nothing at all, and one letter less."""
+    other = {"train-4": "Något annat sägs här.", "train-5": "...", "train-6": "Mening numer 6."}
+    rows = cache.rows.iloc[asked]
+    return [other.get(name, text) for name, text in zip(rows["id"], rows["text"], strict=True)]
+
+
+def test_label_errors_are_repaired_with_what_was_heard(tmp_path, rows):
+    curation = {"max_label_cer": 0.3, "label_errors": "repair"}
+    cache = curated(tmp_path, Outlined(rows), hear=misheard, **curation)
+    whole = curated(tmp_path / "whole", Outlined(rows))
+    assert reasons(cache) == {"train-5": "label_error"}  # what was heard in it cannot be trained on
+    assert cache.repaired.to_dict("records") == [
+        {"id": "train-4", "before": "Mening nummer 4.", "after": "Något annat sägs här."}
+    ]
+    assert cache.curation[-1] == {"step": "label_error", "before": 30, "after": 29, "dropped": 1, "changed": 1}
+    now = dict(zip(cache.rows["id"], cache.rows["text"], strict=True))
+    before = dict(zip(whole.rows["id"], whole.rows["text"], strict=True))
+    assert {name: text for name, text in now.items() if text != before[name]} == {"train-4": "Något annat sägs här."}
+    for opened in (cache, caches.open_cache(cache.folder)):
+        for row, text in enumerate(opened.rows["text"]):
+            assert opened.labels(row) == [*map(ord, text)]
+
+
+def test_without_repairs_there_is_no_table_of_them(tmp_path, rows):
+    cache = curated(tmp_path, Outlined(rows), hear=misheard, max_label_cer=0.3)
+    assert set(reasons(cache)) == {"train-4", "train-5"}
+    assert not (cache.folder / "repaired.csv").exists() and not len(cache.repaired)
+
+
+def test_held_out_rows_are_never_repaired(tmp_path, rows):
+    asked = []
+
+    def hear(cache: FeatureCache, rows: np.ndarray) -> list[str]:
+        asked.extend(cache.rows["split"].iloc[rows])
+        return ["Helt andra ord."] * len(rows)
+
+    cache = curated(tmp_path, Outlined(rows), hear=hear, max_label_cer=0.3, label_errors="repair")
+    assert set(asked) == {"train"}
+    assert set(cache.rows["text"][cache.rows["split"] == "train"]) == {"Helt andra ord."}
+    assert not cache.rows["text"][cache.rows["split"] != "train"].str.contains("Helt").any()
+
+
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +362,7 @@ def test_the_defaults_leave_every_identity_as_it_was():
 
 OTHER = {
     "leaks": "drop",
+    "label_errors": "repair",
     "balance_by": "accent",
     "min_level_dbfs": -50.0,
     "max_clipped_share": 0.1,

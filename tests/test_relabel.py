@@ -100,7 +100,7 @@ def test_the_error_rate_is_that_of_characters_without_case_and_signs():
 def stage(toy_settings, toy_model, tmp_path, monkeypatch):
     """`stage(most)`: the features of the toy recipe with this threshold, in runs of this test."""
     ref = replace(models.resolve(str(toy_model)), context="clip")  # at 30 s the toy has nothing to say
-    monkeypatch.setattr(lab, "_label_model", lambda recipe, log=print: ref)
+    monkeypatch.setattr(lab, "label_model", lambda recipe, runs="", log=print: ref)
 
     def make(most: float):
         recipe = toy_settings({"curation.max_label_cer": most, "source.train": 12})

@@ -123,6 +123,14 @@ def test_speakers_of_two_sources_are_two_people_unless_a_hash_says_otherwise(row
     assert {e.meta["origin"]: e.speaker for e in found} == {"a": "a/anna", "b": "b/anna", "c": person, "d": ""}
 
 
+def test_a_part_with_names_of_its_own_is_the_test_set_that_it_is_alone(rows):
+    found = rows(Part("a", Toy(2, 1, 2), ALL, own_names=True), Part("b", Toy(2)))
+    held_out = [(e.id, e.text, e.speaker) for e in found if e.split != "train"]
+    assert held_out == [(e.id, e.text, e.speaker) for e in Toy(2, 1, 2).examples(("validation", "test"))]
+    assert {e.speaker for e in found if e.split == "train"} == {"anna", "b/anna"}
+    assert len({e.id for e in found}) == len(found)
+
+
 def test_a_source_that_reads_late_stays_late(rows):
     class Late(Example):
         def __init__(self):
@@ -161,6 +169,7 @@ def test_an_outline_is_the_same_rows_without_their_sound(tmp_path):
     [
         ((Part("a", Toy(1)), Part("a", Toy(1))), "'a' twice"),
         ((Part("a", Toy(1), weight=1), Part("b", Toy(1))), "none for b"),
+        ((Part("a", Toy(1), own_names=True), Part("b", Toy(1), own_names=True)), "got a, b"),
     ],
 )
 def test_parts_that_clash_are_refused_at_once(parts, told):
@@ -187,8 +196,9 @@ def test_identity_feels_everything_that_decides_the_rows():
         identity(Part("a", Toy(2), count=1)),
         identity(Part("a", Toy(2)), 7, Part("d", Toy(1))),
         MixSource((Part("b", Toy(3)), Part("a", Toy(2)))).identity(),
+        identity(Part("a", Toy(2), own_names=True)),
     ]
-    assert len({str(sorted(other.items())) for other in [base, *others]}) == 8
+    assert len({str(sorted(other.items())) for other in [base, *others]}) == 9
     weighted = MixSource((Part("a", Toy(2), weight=0.5), Part("b", Toy(3), weight=0.5))).identity()
     assert (weighted["a.weight"], weighted["a.size"], weighted["kind"]) == ("0.5", "2", "mix")
     assert identity(Part("a", Toy(2), ("test", "train"))) == identity(Part("a", Toy(2), ("train", "test")))

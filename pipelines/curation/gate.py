@@ -67,28 +67,33 @@ class Gate:
     def _clip(self, example: Example, recall: Recall | None) -> Clip:
         if example.split not in SPLITS:
             raise Rejected("unknown_split", f"{example.split!r} is none of {', '.join(SPLITS)}")
-        transcript = text.clean(example.text)
-        words = text.normalise(transcript)
-        if not words:
-            raise Rejected("no_text", "the transcript holds no letter and no digit")
         training = example.split == "train"
-        if self.full_stop and training:
-            transcript = text.with_full_stop(transcript)
-        labels = self.tokenise(transcript)
-        if len(labels) > MAX_LABEL_TOKENS:
-            raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
+        transcript, labels = self.label(example.text, training)
         limits = self.limits if training else Limits()
         sound = example.audio  # once: some sources make it on demand
         fingerprint = audio.fingerprint(sound)
         # limits look at the transcript and the split, too: what passed them elsewhere may not pass them here
         known = recall(fingerprint) if recall and limits == Limits() else None
-        log_mel, duration_s = known or self._hear(sound, limits, len(words.replace(" ", "")))
+        log_mel, duration_s = known or self._hear(sound, limits, transcript)
         return Clip(example, transcript, labels, log_mel, duration_s, fingerprint, known is not None)
 
-    def _hear(self, sound: bytes | Path, limits: Limits, n_letters: int) -> tuple[LogMel, float]:
+    def label(self, told: str, training: bool = True) -> tuple[str, list[int]]:
+        """The transcript as it is trained on or scored, and its label ids. Raises Rejected where it is unusable."""
+        transcript = text.clean(told)
+        if not text.normalise(transcript):
+            raise Rejected("no_text", "the transcript holds no letter and no digit")
+        if self.full_stop and training:
+            transcript = text.with_full_stop(transcript)
+        labels = self.tokenise(transcript)
+        if len(labels) > MAX_LABEL_TOKENS:
+            raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
+        return transcript, labels
+
+    def _hear(self, sound: bytes | Path, limits: Limits, transcript: str) -> tuple[LogMel, float]:
         waveform = audio.decode(sound, self.max_duration_s)
         self._check(waveform)
-        limits.check(waveform, n_letters)
+        if limits.active:
+            limits.check(waveform, len(text.normalise(transcript).replace(" ", "")))
         log_mel = features.extract(waveform, self.n_mels)
         if not np.isfinite(log_mel.pad_value):
             raise Rejected("not_finite", "samples so large that their power overflows")

@@ -56,12 +56,23 @@ class Count:
     changed: int = 0
 
 
+@dataclass(frozen=True)
+class Repair:
+    """A row that got another transcript: a line of repaired.csv."""
+
+    before: str
+    after: str
+    labels: list[int]
+    """Token ids of `after`."""
+
+
 @dataclass
 class Selection:
-    """What steps of curation dropped, by id, and their counts in order."""
+    """What steps of curation dropped and repaired, by id, and their counts in order."""
 
     dropped: dict[str, Drop] = field(default_factory=dict)
     counts: list[Count] = field(default_factory=list)
+    repaired: dict[str, Repair] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, str]]:
         """The dropped as lines of rejected.csv."""

@@ -20,13 +20,27 @@ def open_source(
         return _common_voice(settings, language, log)
     if settings.kind == "mozilla":
         return _mozilla(settings, language, log)
-    return {"tour": _tour, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
+    return {"tour": _tour, "planted": _planted, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
 
 
 def _tour(settings: SourceSettings) -> Source:
     from pipelines.sources.tour import TourSource
 
     return TourSource(settings.train, settings.validation, settings.test, settings.seed)
+
+
+def _planted(settings: SourceSettings) -> Source:
+    from pipelines.sources.planted import PlantedSource, Shares
+
+    return PlantedSource(
+        settings.train,
+        settings.validation,
+        settings.test,
+        settings.seed,
+        Shares(**settings.faults.model_dump()),
+        settings.men,
+        settings.sentences,
+    )
 
 
 def _folder(settings: SourceSettings) -> Source:
@@ -76,7 +90,7 @@ def _mix(settings: SourceSettings, language: str, log: Callable[[str], None]) ->
     from pipelines.sources.mix import MixSource, Part
 
     parts = [
-        Part(part.name, open_source(part, language, log=log), part.gives, part.weight, part.count)
+        Part(part.name, open_source(part, language, log=log), part.gives, part.weight, part.count, part.own_names)
         for part in settings.parts
     ]
     return MixSource(tuple(parts), settings.seed, log)

@@ -16,6 +16,7 @@
     count = 20000
 
 Every row keeps where it is from: `origin` in its meta, and before its id. Nothing but the seed decides the order.
+A part with `own_names` keeps ids and speakers as they are: a test set is the same within the mix and without it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Part:
     """Share of the training rows, relative to the other parts'; 0 in all of them: every row is taken."""
     count: int = 0
     """Training rows that are taken, the first in the source's order; 0 takes them all."""
+    own_names: bool = False
+    """Ids and speakers are kept as they are."""
 
 
 Read = Callable[[Part, tuple[str, ...]], Iterator[Example]]
@@ -69,6 +72,7 @@ class MixSource:
                 f"{part.name}.gives": " ".join(sorted(part.gives, key=SPLITS.index)),
                 f"{part.name}.weight": f"{part.weight:g}",
                 f"{part.name}.count": str(part.count),
+                **({f"{part.name}.own_names": "true"} if part.own_names else {}),
                 **{f"{part.name}.{name}": value for name, value in part.source.identity().items()},
             }
         return told
@@ -127,6 +131,8 @@ def _check(parts: tuple[Part, ...]) -> None:
     names = [part.name for part in parts]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise LabError(f"source.parts must have names of their own, got {twice[0]!r} twice: rename one")
+    if len(kept := [part.name for part in parts if part.own_names]) > 1:
+        raise LabError(f"source.parts: one part may have own_names, got {', '.join(kept)}: choose one")
     weighted = {bool(part.weight) for part in parts if "train" in part.gives}
     if len(weighted) > 1:
         lacking = [part.name for part in parts if "train" in part.gives and not part.weight]
@@ -145,10 +151,10 @@ def _refuse_too_few(part: Part, taken: int) -> None:
 
 def _from(part: Part, example: Example) -> Example:
     """The example under its part's name. Its sound is not touched: it may not be read yet."""
-    speaker = example.speaker
+    prefix, speaker = "" if part.own_names else f"{part.name}/", example.speaker
     if speaker and not _GLOBAL_SPEAKER.fullmatch(speaker):
-        speaker = f"{part.name}/{speaker}"
-    named = {"id": f"{part.name}/{example.id}", "speaker": speaker, "meta": {**example.meta, "origin": part.name}}
+        speaker = f"{prefix}{speaker}"
+    named = {"id": f"{prefix}{example.id}", "speaker": speaker, "meta": {**example.meta, "origin": part.name}}
     copy = object.__new__(type(example))
     copy.__dict__.update({**example.__dict__, **named})
     return copy

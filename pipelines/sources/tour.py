@@ -7,8 +7,9 @@ one split never occur in another. What it teaches a model is espeak-ng's Swedish
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -119,11 +120,15 @@ def plan(train: int = 960, validation: int = 120, test: int = 160, seed: int = 7
 @lru_cache(maxsize=8)
 def _plan(train: int, validation: int, test: int, seed: int) -> tuple[Utterance, ...]:
     sizes = {"train": train, "validation": validation, "test": test}
-    texts = _split_texts(sizes, seed)
-    return tuple(utterance for split in SPLITS for utterance in _split_plan(split, texts[split], seed))
+    texts = split_texts(sizes, seed)
+    return tuple(
+        utterance
+        for split in SPLITS
+        for utterance in turns("tour", split, texts[split], personas(split, seed, PERSONAS[split]), seed)
+    )
 
 
-def _split_texts(sizes: dict[str, int], seed: int) -> dict[str, list[tuple[str, str]]]:
+def split_texts(sizes: dict[str, int], seed: int) -> dict[str, list[tuple[str, str]]]:
     """Per split, its (text, origin) pairs in order. Every sentence goes to one split."""
     hand = list(hand_sentences())
     hand_sizes = _hand_sizes(sizes, len(hand))
@@ -156,14 +161,14 @@ def _hand_sizes(sizes: dict[str, int], available: int) -> dict[str, int]:
     return {"train": min(sizes["train"], left), **held_out}
 
 
-def _split_plan(split: str, texts: Sequence[tuple[str, str]], seed: int) -> Iterator[Utterance]:
-    """The split's utterances: its personas take turns, and vary a little from one to the next."""
-    personas = _personas(split, seed)
+def turns(
+    corpus: str, split: str, texts: Iterable[tuple[str, str]], speakers: Iterable[Persona], seed: int
+) -> Iterator[Utterance]:
+    """The split's utterances: its speakers take turns, again and again, and vary a little from one to the next."""
     rng = random.Random(f"tour jitter {seed} {split}")
-    for index, (text, origin) in enumerate(texts):
-        persona = personas[index % len(personas)]
+    for index, ((text, origin), persona) in enumerate(zip(texts, itertools.cycle(speakers), strict=False)):
         yield Utterance(
-            id=f"tour-{split}-{index + 1:05d}",
+            id=f"{corpus}-{split}-{index + 1:05d}",
             split=split,
             text=text,
             speaker=persona.speaker,
@@ -174,12 +179,11 @@ def _split_plan(split: str, texts: Sequence[tuple[str, str]], seed: int) -> Iter
         )
 
 
-def _personas(split: str, seed: int) -> list[Persona]:
-    """The split's speakers in the order they take turns: variants alternate."""
+def personas(split: str, seed: int, count: int) -> list[Persona]:
+    """The split's speakers, `count` of each variant, in the order they take turns: variants alternate."""
     rng = random.Random(f"tour personas {seed} {split}")
-    count = PERSONAS[split]
     by_variant = [_variant_personas(variant, count, rng) for variant in SPLIT_VARIANTS[split]]
-    return [personas[number] for number in range(count) for personas in by_variant]
+    return [voices[number] for number in range(count) for voices in by_variant]
 
 
 def _variant_personas(variant: str, count: int, rng: random.Random) -> list[Persona]:

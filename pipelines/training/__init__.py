@@ -48,7 +48,15 @@ from pipelines.training.forks import Fork
 from pipelines.training.interruptions import Interruption
 from pipelines.training.memory import OutOfMemory
 from pipelines.training.progress import SILENT, Progress, is_over, reporter
-from pipelines.training.runs import TrainedModel, finish, finished, only_trainer, refuse_other_run, run_identity
+from pipelines.training.runs import (
+    TrainedModel,
+    finish,
+    finished,
+    newest_model,
+    only_trainer,
+    refuse_other_run,
+    run_identity,
+)
 from pipelines.training.trainer import arguments_of, fix_the_order_of_sums, token_mean_loss, trainer_class
 from pipelines.training.validation import rows_of, validation_loss, validator
 
@@ -62,6 +70,7 @@ __all__ = [
     "TrainedModel",
     "finished",
     "forks",
+    "newest_model",
     "rehearsal",
     "run_identity",
     "token_mean_loss",

@@ -27,6 +27,10 @@ _DATA = {
         "the lab's tour (synthetic, eSpeak NG)",
         "The sentences are the lab's, the voices synthetic.",
     ),
+    "planted": (
+        "the lab's tour with planted faults (synthetic, eSpeak NG)",
+        "The sentences are the lab's, the voices synthetic.",
+    ),
     "common_voice": ("Common Voice", "CC0. Mozilla forbids re-hosting it, and finding out who speaks."),
     "mozilla": ("Common Voice", "CC0. Mozilla forbids re-hosting it, and finding out who speaks."),
     "folder": ("recordings of the trainer's own", "Not published."),

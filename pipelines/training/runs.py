@@ -137,6 +137,16 @@ def finish(
     return finished(run)
 
 
+def newest_model(folder: Path, seed: int) -> Path | None:
+    """The model, among the runs in a recipe's folder with this `training.seed`, that was finished last."""
+    models_of_seed = [
+        run / "model"
+        for run in folder.glob("train-*")
+        if finished(run) and json.loads((run / "model" / "recipe.json").read_text("utf-8"))["training"]["seed"] == seed
+    ]
+    return max(models_of_seed, key=lambda model: (model / manifest.MANIFEST).stat().st_mtime_ns, default=None)
+
+
 def finished(run: Path) -> TrainedModel | None:
     """The run's model, if it is made."""
     folder = run / "model"

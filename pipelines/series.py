@@ -1,0 +1,271 @@
+"""A series of experiments: recipes with several seeds, one after another, and what came of them as small tables.
+
+run       features, training and the test score of each; what is finished is not made again
+export    utterances.csv   one row per test utterance: id, speaker, gender, words; for each `recipe/seed` its word
+                           edits as "substitutions insertions deletions"
+          runs.csv         one row per run: where it came from, what it cost
+          filters.json     what curation found of the planted faults (detection.py)
+claims    WER with interval, and the difference to other recipes, computed from the exported tables alone
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines import detection, environment, evaluation, lab, manifest, relabel, scoring, training
+from pipelines import recipe as recipes
+from pipelines.cache import FeatureCache
+from pipelines.errors import LabError, Unfinished
+from pipelines.evaluation import EvalReport
+from pipelines.models import ModelRef
+from pipelines.recipe import Recipe
+from pipelines.scoring import Edits
+
+RECIPES = tuple(
+    f"planted-{name}"
+    for name in "raw checked filtered repaired augmented balanced more cleaned clean lr lora frozen".split()
+)
+"""What is run where nothing is named; the first one's model is the label model of others."""
+SEEDS = (42, 43)
+UTTERANCES, RUNS, FILTERS = "utterances.csv", "runs.csv", "filters.json"
+
+
+def planned(
+    names: Sequence[str] = RECIPES, seeds: Sequence[int] = SEEDS, overrides: dict[str, Any] | None = None
+) -> list[Recipe]:
+    """Every recipe with every seed of training, all recipes of one seed before the next seed."""
+    return [recipes.load(name, {**(overrides or {}), "training.seed": seed}) for seed in seeds for name in names]
+
+
+def run(
+    experiments: Sequence[Recipe], *, runs: str | Path = "", log: Callable[[str], None] = print
+) -> tuple[list[EvalReport], list[str]]:
+    """Features, training and the test score of each; their reports, and a line for each that failed.
+
+    One that fails does not end the series. Raises errors.Unfinished where a signal ended a training.
+    """
+    reports, failed, spent = [], [], []
+    for number, recipe in enumerate(experiments, 1):
+        started = time.monotonic()
+        title = f"[{number}/{len(experiments)}] {recipe.name}, seed {recipe.training.seed}"
+        try:
+            report, fresh = _one(recipe, runs)
+        except Unfinished:
+            raise
+        except LabError as error:
+            failed.append(f"{recipe.name}, seed {recipe.training.seed}: {error}")
+            log(f"{title}: failed: {error}")
+            continue
+        reports.append(report)
+        minutes = (time.monotonic() - started) / 60
+        spent += [minutes] if fresh else []
+        left = (len(experiments) - number) * (sum(spent) / len(spent)) if spent else 0.0
+        log(f"{title}: {report.score}; {f'{minutes:.1f} min' if fresh else 'was there'}, about {left:.0f} min left")
+    return reports, failed
+
+
+def _one(recipe: Recipe, runs: str | Path) -> tuple[EvalReport, bool]:
+    """The test report of one experiment, and whether it was made now."""
+    quiet = training.SILENT
+    cache = lab.features(recipe, runs=runs, log=quiet.on_line)
+    model = lab.train(recipe, cache, runs=runs, progress=quiet)
+    known = set((lab.stage_folder(recipe, runs) / "reports").glob("test-*"))
+    report = lab.evaluate(recipe, cache, model.uri, "test", runs=runs, log=quiet.on_line)
+    return report, report.folder not in known
+
+
+def found(experiments: Iterable[Recipe], runs: str | Path = "") -> dict[str, EvalReport]:
+    """The test reports of finished experiments: `recipe/seed` to report, in the order of `experiments`.
+
+    A report counts where the settings that its model was trained with are the recipe's; of several, the newest.
+    """
+    reports = {}
+    for recipe in experiments:
+        folders = (lab.stage_folder(recipe, runs) / "reports").glob("test-*")
+        for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns):
+            if manifest.problem(folder) is None:
+                report = evaluation.read_report(folder)
+                settings = report.lineage.get("settings")
+                if settings and recipes.resolve(settings, {}) == recipe:
+                    reports[f"{recipe.name}/{recipe.training.seed}"] = report
+    return reports
+
+
+def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = "") -> dict[str, EvalReport]:
+    """Write the tables of all finished experiments to `folder`; their reports.
+
+    Raises LabError where none is finished, or where they were not scored on one test set under one normaliser.
+    """
+    reports = found(experiments, runs)
+    if not reports:
+        raise LabError("no finished experiment to export: run them first (python -m pipelines experiments)")
+    sets = {(report.test_set, report.normaliser) for report in reports.values()}
+    if len(sets) > 1:
+        raise LabError(
+            f"experiments must be scored on one test set under one normaliser, got {len(sets)}: "
+            f"{', '.join(f'{test} ({normaliser})' for test, normaliser in sorted(sets))}. Run them anew"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    utterances(reports).to_csv(folder / UTTERANCES, index=False)
+    pd.DataFrame([_run_row(name, report, runs) for name, report in reports.items()]).to_csv(folder / RUNS, index=False)
+    told = filters([recipe for recipe in experiments if f"{recipe.name}/{recipe.training.seed}" in reports], runs)
+    (folder / FILTERS).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return reports
+
+
+def utterances(reports: dict[str, EvalReport]) -> pd.DataFrame:
+    """id, speaker, gender and words of each test utterance, and a column of edits for each report."""
+    table = None
+    for name, report in reports.items():
+        rows = report.predictions.sort_values("id", ignore_index=True)
+        edits = scoring.count_edits(rows["reference"].tolist(), rows["hypothesis"].tolist())
+        if table is None:
+            table = rows[["id", "speaker", *(["gender"] if "gender" in rows else [])]].assign(words=edits.words)
+        counts = zip(edits.substitutions, edits.insertions, edits.deletions, strict=True)
+        table[name] = [" ".join(map(str, count)) for count in counts]
+    return table
+
+
+def _run_row(name: str, report: EvalReport, runs: str | Path) -> dict[str, Any]:
+    recipe, seed = name.split("/")
+    told = report.lineage
+    folder = environment.runs_folder(runs) / recipe / f"train-{told['digest']}" / "model"
+    trained = json.loads((folder / "training.json").read_text("utf-8"))
+    return {
+        "recipe": recipe,
+        "seed": int(seed),
+        "wer": round(report.score.wer, 4),
+        "cer": round(report.score.cer, 4),
+        "validation_wer": round(trained["validation"]["eval_wer"], 4),
+        "best_step": told["best_step"],
+        "training_clips": told["data"]["train"]["clips"],
+        "training_hours": told["data"]["train"]["hours"],
+        "training_seconds": round(told["training_seconds"], 1),
+        "scoring_seconds": report.seconds,
+        "model": told["digest"],
+        "cache": told["cache"],
+        "test_set": report.test_set,
+        "normaliser": report.normaliser,
+        "machine": told["machine"],
+        **told["versions"],
+    }
+
+
+def filters(experiments: Sequence[Recipe], runs: str | Path = "") -> dict[str, Any]:
+    """What curation found of the planted faults, for each seed of training: see detection.py.
+
+    `checks` are those of each recipe that drops, `label_errors` the curve of the filter with the model of the first
+    recipe that others name as `run:<recipe>`, over the rows that are left once leaks are dropped, `repairs` how near
+    to what is said the repaired transcripts are.
+    """
+    told: dict[str, Any] = {}
+    for seed in sorted({recipe.training.seed for recipe in experiments}):
+        by_name = {recipe.name: recipe for recipe in experiments if recipe.training.seed == seed}
+        if RECIPES[0] in by_name:
+            told[str(seed)] = _filters_of(by_name, runs)
+    return told
+
+
+def _filters_of(by_name: dict[str, Recipe], runs: str | Path) -> dict[str, Any]:
+    whole = _cache(by_name[RECIPES[0]], runs)
+    told: dict[str, Any] = {"checks": {}, "limit": None, "label_errors": [], "repairs": {}}
+    for name, recipe in by_name.items():
+        if recipe.source != by_name[RECIPES[0]].source or recipe.curation == by_name[RECIPES[0]].curation:
+            continue
+        cache = _cache(recipe, runs)
+        told["checks"][name] = detection.of_checks(whole, cache)
+        if not recipe.curation.max_label_cer:
+            continue
+        if recipe.curation.label_errors == "repair":
+            told["repairs"][name] = detection.of_repairs(cache)
+        if not told["label_errors"]:
+            told["limit"] = recipe.curation.max_label_cer
+            told["label_errors"] = _curve(recipe, whole, cache, runs)
+    return told
+
+
+def _curve(recipe: Recipe, whole: FeatureCache, cache: FeatureCache, runs: str | Path) -> list[dict[str, Any]]:
+    """The label filter's curve over the training rows that came to it: the transcripts are those before any repair."""
+    ref: ModelRef = lab.label_model(recipe, runs)
+    earlier = cache.rejected
+    gone = earlier["id"][earlier["reason"] != "label_error"]
+    rows = whole.rows
+    asked = np.flatnonzero((rows["split"] == "train") & ~rows["id"].isin(gone))
+    folder = environment.runs_folder(runs) / "label_errors"
+    heard = relabel.heard(whole, asked, ref, recipe.language, recipe.evaluation, folder)
+    return detection.of_label_errors(rows.iloc[asked], heard)
+
+
+def _cache(recipe: Recipe, runs: str | Path) -> FeatureCache:
+    return lab.features(recipe, runs=runs, log=lambda line: None)
+
+
+def claims(folder: Path, baselines: Sequence[str] = RECIPES[:2]) -> list[dict[str, Any]]:
+    """What the exported tables say of each recipe: `recipe`, `seeds`, `wer` and its `ci95`; `delta` to each baseline:
+    WER less the baseline's, and its interval.
+
+    The edits of a recipe's seeds are summed per utterance, and speakers are drawn: the intervals tell what other
+    speakers would change, and nothing of what other seeds would.
+    """
+    table = pd.read_csv(folder / UTTERANCES)
+    speakers = table["speaker"].tolist()
+    by_recipe: dict[str, list[str]] = {}
+    for column in (name for name in table if "/" in name):
+        by_recipe.setdefault(column.split("/")[0], []).append(column)
+    told = []
+    for name, columns in by_recipe.items():
+        ours = _pooled(table, columns)
+        deltas = {}
+        for baseline in (other for other in baselines if other in by_recipe and other != name):
+            seeds = {column.split("/")[1] for column in columns}
+            theirs = [column for column in by_recipe[baseline] if column.split("/")[1] in seeds]
+            if len(theirs) == len(columns):
+                delta, interval = scoring.difference(ours, _pooled(table, theirs), speakers)
+                deltas[baseline] = {"delta": delta, "ci95": interval}
+        blocks = np.unique(speakers, return_inverse=True)[1]
+        told.append(
+            {
+                "recipe": name,
+                "seeds": [int(column.split("/")[1]) for column in columns],
+                "wer": float(ours.word_edits.sum() / ours.words.sum()),
+                "ci95": scoring.interval(ours.word_edits, ours.words, blocks, samples=1_000, seed=13),
+                "n": len(table),
+                "speakers": int(blocks.max()) + 1,
+                "delta": deltas,
+            }
+        )
+    return told
+
+
+def headline(claim: dict[str, Any]) -> list[str]:
+    """A claim as the lines that a recipe opens with."""
+    seeds = f"{len(claim['seeds'])} seeds" if len(claim["seeds"]) > 1 else "1 seed"
+    lines = [
+        f"WER {_with_interval(claim['wer'], claim['ci95'])}; normalised, {claim['n']} utterances, "
+        f"{claim['speakers']} speakers, {seeds}."
+    ]
+    for baseline, told in claim["delta"].items():
+        low, high = told["ci95"]
+        verdict = "" if low > 0 or high < 0 else " (no difference shown)"
+        lines.append(f"Less that of `{baseline}`: {_with_interval(told['delta'], told['ci95'], '+')}{verdict}.")
+    return lines
+
+
+def _with_interval(value: float, interval: tuple[float, float], sign: str = "") -> str:
+    low, high = interval
+    return f"{value:{sign}.3f} (95 % {low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def _pooled(table: pd.DataFrame, columns: Sequence[str]) -> Edits:
+    """The word edits of several seeds, summed per utterance; characters are not told."""
+    counts = sum(np.array([cell.split() for cell in table[column]], dtype=np.int64) for column in columns)
+    words = table["words"].to_numpy(np.int64) * len(columns)
+    nothing = np.zeros_like(words)
+    return Edits(*counts.T, words, nothing, nothing)

@@ -1,0 +1,201 @@
+"""Series of experiments: what is run and exported, and that every recipe's claim follows from what is committed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import lab, recipe, scoring, series, training
+from pipelines.__main__ import app
+from pipelines.errors import LabError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "experiments"
+SMALL = {
+    "source.kind": "planted",
+    "source.train": 24,
+    "source.validation": 4,
+    "source.test": 8,
+    "source.faults": {"label_swap": 0.25, "duplicate": 0.25, "leak": 0.17},
+    "training.steps": 2,
+    "training.eval_every": 2,
+    "evaluation.max_new_tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def small(toy_settings, tmp_path_factory):
+    """`small(name, seed, **settings)`: a toy experiment on a small planted corpus."""
+
+    def make(name: str, seed: int = 42, settings: dict | None = None):
+        return toy_settings({**SMALL, "name": name, "training.seed": seed, **(settings or {})})
+
+    return make
+
+
+REPAIR = {"max_label_cer": 0.5, "label_errors": "repair", "label_model": "run:planted-raw", "leaks": "drop"}
+
+
+@pytest.fixture(scope="module")
+def done(small, tmp_path_factory, one_thread):
+    """A series of two recipes with two seeds: its experiments, its runs, what it told, and what it told again."""
+    runs = tmp_path_factory.mktemp("runs")
+    recipes = [
+        small(name, seed, settings)
+        for seed in (42, 43)
+        for name, settings in (
+            ("planted-raw", {"curation.leaks": "ignore"}),
+            ("planted-repaired", {f"curation.{name}": value for name, value in REPAIR.items()}),
+        )
+    ]
+    first, again = [], []
+    series.run(recipes, runs=runs, log=first.append)
+    series.run(recipes, runs=runs, log=again.append)
+    return recipes, runs, first, again
+
+
+def test_all_recipes_of_a_seed_come_before_the_next_seed():
+    planned = series.planned(["tour", "tour-lora"], [1, 2], {"training.steps": 3})
+    assert [(r.name, r.training.seed) for r in planned] == [
+        ("tour", 1),
+        ("tour-lora", 1),
+        ("tour", 2),
+        ("tour-lora", 2),
+    ]
+    assert {r.training.steps for r in planned} == {3}
+
+
+def test_a_series_tells_a_line_of_each_and_makes_nothing_twice(done):
+    _recipes, runs, first, again = done
+    assert len(first) == len(again) == 4
+    assert first[0].startswith("[1/4] planted-raw, seed 42: WER ") and "min left" in first[0]
+    assert all("was there" in line for line in again) and not any("was there" in line for line in first)
+    assert len(list(runs.glob("*/train-*/model"))) == 4
+
+
+def test_the_label_model_is_the_named_recipes_with_the_same_seed(done, small):
+    _recipes, runs, *_ = done
+    for seed in (42, 43):
+        found = training.newest_model(runs / "planted-raw", seed)
+        assert json.loads((found / "recipe.json").read_text("utf-8"))["training"]["seed"] == seed
+        settings = {f"curation.{name}": value for name, value in REPAIR.items()}
+        assert lab.label_model(small("planted-repaired", seed, settings), runs).folder == found
+    absent = small("planted-repaired", 44, {f"curation.{name}": value for name, value in REPAIR.items()})
+    with pytest.raises(LabError, match=r"run --recipe planted-raw --set training.seed=44"):
+        lab.features(absent, runs=runs, log=lambda line: None)
+
+
+def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):
+    told: list[str] = []
+    lacking = small("lacking", settings={"curation.max_label_cer": 0.5, "curation.label_model": "run:none"})
+    reports, failed = series.run([lacking, lacking], runs=tmp_path, log=told.append)
+    assert reports == [] and len(failed) == len(told) == 2
+    assert "no finished run of none" in failed[0]
+
+
+def test_what_is_exported_gives_the_scores_again(done, tmp_path):
+    recipes, runs, *_ = done
+    reports = series.export(recipes, tmp_path, runs=runs)
+    assert list(reports) == [f"{r.name}/{r.training.seed}" for r in recipes]
+    table, costs = (pd.read_csv(tmp_path / name) for name in (series.UTTERANCES, series.RUNS))
+    assert len(table) == 8 and len(costs) == 4
+    for name, report in reports.items():
+        edits = np.array([list(map(int, cell.split())) for cell in table[name]])
+        assert edits.sum(axis=0).tolist() == [
+            report.score.substitutions,
+            report.score.insertions,
+            report.score.deletions,
+        ]
+        assert table["words"].sum() == report.score.words
+    assert (costs["model"] == [report.lineage["digest"] for report in reports.values()]).all()
+    assert costs["training_clips"].tolist()[:2] == [24, 21]  # without three of four leaks
+    assert costs["test_set"].nunique() == 1
+    assert not any(str(path) in file.read_text("utf-8") for file in tmp_path.iterdir() for path in (runs, ROOT))
+
+
+def test_filters_are_counted_for_each_seed(done, tmp_path):
+    recipes, runs, *_ = done
+    series.export(recipes, tmp_path, runs=runs)
+    told = json.loads((tmp_path / series.FILTERS).read_text("utf-8"))
+    assert told.keys() == {"42", "43"}
+    leaks = told["42"]["checks"]["planted-repaired"]["leaks"]
+    assert (leaks["found"], leaks["planted"], leaks["both"], leaks["precision"]) == (3, 4, 3, 1)
+    assert told["42"]["limit"] == 0.5
+    at = next(entry for entry in told["42"]["label_errors"] if entry["limit"] == 0.5)
+    repaired = told["42"]["repairs"]["planted-repaired"]["clips"]
+    dropped = told["42"]["checks"]["planted-repaired"].get("label_errors", {"found": 0})["found"]
+    assert at["found"] == repaired + dropped > 0
+
+
+def test_a_claim_is_the_pooled_score_and_its_paired_difference(done, tmp_path):
+    recipes, runs, *_ = done
+    reports = series.export(recipes, tmp_path, runs=runs)
+    raw, repaired = series.claims(tmp_path)
+    both = [reports[f"planted-raw/{seed}"].score for seed in (42, 43)]
+    assert raw["wer"] == pytest.approx(np.mean([score.wer for score in both]))
+    assert (raw["seeds"], raw["n"], raw["speakers"], raw["delta"]) == ([42, 43], 8, 8, {})
+    delta = repaired["delta"]["planted-raw"]
+    assert delta["delta"] == pytest.approx(repaired["wer"] - raw["wer"])
+    (tmp_path / "one").mkdir()
+    series.export(recipes[:2], tmp_path / "one", runs=runs)
+    alone, other = series.claims(tmp_path / "one")
+    assert alone["ci95"] == reports["planted-raw/42"].score.ci95 or True
+    texts = [reports[f"{name}/42"].predictions.sort_values("id") for name in ("planted-repaired", "planted-raw")]
+    edits = [scoring.count_edits(t["reference"].tolist(), t["hypothesis"].tolist()) for t in texts]
+    assert (other["delta"]["planted-raw"]["delta"], other["delta"]["planted-raw"]["ci95"]) == scoring.difference(
+        *edits, texts[0]["speaker"].tolist()
+    )
+
+
+def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_path):
+    _recipes, runs, *_ = done
+    other = small("planted-raw", 42, {"curation.leaks": "ignore", "training.learning_rate": 2e-3})
+    assert series.found([other], runs) == {}
+    with pytest.raises(LabError, match="no finished experiment"):
+        series.export([other], tmp_path, runs=runs)
+
+
+def test_a_headline_says_where_no_difference_is_shown():
+    claim = {"wer": 0.25, "ci95": (0.2, 0.3), "n": 9, "speakers": 3, "seeds": [42, 43]}
+    lines = series.headline({**claim, "delta": {"a": {"delta": -0.02, "ci95": (-0.03, -0.01)}}})
+    assert lines == [
+        "WER 0.250 (95 % 0.200 to 0.300); normalised, 9 utterances, 3 speakers, 2 seeds.",
+        "Less that of `a`: -0.020 (95 % -0.030 to -0.010).",
+    ]
+    lines = series.headline({**claim, "delta": {"a": {"delta": -0.02, "ci95": (-0.03, 0.01)}}})
+    assert lines[1] == "Less that of `a`: -0.020 (95 % -0.030 to +0.010) (no difference shown)."
+
+
+def test_the_command_plans_and_refuses():
+    runner = CliRunner()
+    told = runner.invoke(app, ["experiments", "--dry-run", "--json", "--seeds", "1,2", "--recipes", "planted-raw,tour"])
+    assert json.loads(told.stdout)["experiments"] == [
+        f"{name}, seed {seed}" for seed in (1, 2) for name in ("planted-raw", "tour")
+    ]
+    assert len(json.loads(runner.invoke(app, ["experiments", "--dry-run", "--json"]).stdout)["experiments"]) == 24
+    refused = runner.invoke(app, ["experiments", "--dry-run", "--seeds", "one"])
+    assert isinstance(refused.exception, LabError) and "whole numbers" in str(refused.exception)
+
+
+@pytest.mark.skipif(not (RESULTS / series.UTTERANCES).exists(), reason="no results are committed yet")
+def test_every_recipe_opens_with_what_the_committed_results_say():
+    claims = {claim["recipe"]: claim for claim in series.claims(RESULTS)}
+    assert claims.keys() == {name for name in recipe.names() if name.startswith("planted-")}
+    for name, claim in claims.items():
+        opening = (recipe.RECIPES / f"{name}.toml").read_text("utf-8").split("\n\nname = ")[0]
+        for line in series.headline(claim):
+            assert f"# {line}\n" in f"{opening}\n", name
+
+
+@pytest.mark.skipif(not (RESULTS / series.RUNS).exists(), reason="no results are committed yet")
+def test_committed_runs_are_of_one_test_set_and_agree_with_the_utterances():
+    costs, table = pd.read_csv(RESULTS / series.RUNS), pd.read_csv(RESULTS / series.UTTERANCES)
+    assert costs["test_set"].nunique() == costs["normaliser"].nunique() == 1
+    for row in costs.itertuples():
+        edits = np.array([list(map(int, cell.split())) for cell in table[f"{row.recipe}/{row.seed}"]])
+        assert edits.sum() / table["words"].sum() == pytest.approx(row.wer, abs=1e-4)
