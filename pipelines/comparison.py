@@ -177,6 +177,8 @@ class Comparison:
             told.append(f"p (Holm) is corrected for {n} comparisons, intervals are not")
         if any(len(finding.experiment.seeds) == 1 for finding in self.findings):
             told.append("one seed: the interval holds the luck of the test speakers, not that of the training")
+        if n > 1 and any(len(finding.experiment.seeds) > 1 for finding in self.findings):
+            told.append("how much a seed changes is taken from all experiments together")
         if len(self.slices):
             told.append("slices are many and uncorrected: they suggest what to test next, and prove nothing")
         return told
@@ -282,7 +284,12 @@ def holm(ps: Sequence[float]) -> list[float]:
 def _findings(compared: list[Experiment]) -> Iterator[Finding]:
     baseline, *others = compared
     speakers = experiments.ordered(baseline.reports[0])["speaker"].tolist()
-    differences = [scoring.difference_over_seeds(other.edits, baseline.edits, speakers) for other in others]
+    differences = [
+        scoring.difference_over_seeds(
+            other.edits, baseline.edits, speakers, others=[third.edits for third in others if third is not other]
+        )
+        for other in others
+    ]
     corrected = holm([found.p for found in differences])
     for experiment, found, p_holm in zip(compared, [None, *differences], [None, *corrected], strict=True):
         yield Finding(experiment, scoring.score_over_seeds(experiment.edits, speakers), found, p_holm)

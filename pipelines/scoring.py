@@ -210,6 +210,7 @@ def difference_over_seeds(
     theirs: Sequence[Edits],
     speakers: Sequence[str] | None = None,
     *,
+    others: Sequence[Sequence[Edits]] = (),
     samples: int = 1_000,
     seed: int = 13,
 ) -> Difference:
@@ -221,16 +222,21 @@ def difference_over_seeds(
     the variance, and covers 84 to 88 % where seeds matter. What a run does by chance to single speakers is counted at
     both levels, so that the interval is wide rather than narrow, and `p` large rather than small.
     With one run on each side this is `difference`; two and more on one side stand for the other, too.
+
+    `others` are the runs of further recipes of the same comparison: what they tell of the variance between seeds is
+    pooled in, as in an analysis of variance. Two seeds on each side alone leave two degrees of freedom, and an interval
+    twice as wide as ten do.
     """
-    _refuse_unlike(ours, theirs)
+    _refuse_unlike(ours, theirs, *others)
     sides, words = [np.stack([run.word_edits for run in runs]) for runs in (ours, theirs)], ours[0].words
     blocks = _blocks(speakers, len(words))
     gained = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     wers = [side.sum(axis=1) / words.sum() for side in sides]
+    rest = [np.array([_ratio(run.word_edits, words) for run in runs]) for runs in others]
     return Difference(
         delta=_ratio(gained, words),
-        ci95=interval(gained, words, blocks, samples=samples, seed=seed, noise=_run_noise(wers, samples, seed)),
-        p=_sign_flip_p(sides, blocks, noise=_run_noise(wers, 10 * samples, seed) * words.sum()),
+        ci95=interval(gained, words, blocks, samples=samples, seed=seed, noise=_run_noise(wers, rest, samples, seed)),
+        p=_sign_flip_p(sides, blocks, noise=_run_noise(wers, rest, 10 * samples, seed) * words.sum()),
         speakers=int(blocks.max()) + 1,
         seeds=(len(ours), len(theirs)),
     )
@@ -243,7 +249,7 @@ def score_over_seeds(
     _refuse_unlike(runs)
     edits, words = np.stack([run.word_edits for run in runs]), runs[0].words
     blocks, wers = _blocks(speakers, len(words)), edits.sum(axis=1) / words.sum()
-    noise = _run_noise([wers], samples, seed)
+    noise = _run_noise([wers], [], samples, seed)
     return SeedsScore(
         wer=float(wers.mean()),
         ci95=_of_a_rate(interval(edits.mean(axis=0), words, blocks, samples=samples, seed=seed, noise=noise)),
@@ -260,15 +266,17 @@ def _refuse_unlike(*sides: Sequence[Edits]) -> None:
         raise LabError("systems are compared on the same references in the same order: these are different ones")
 
 
-def _run_noise(sides: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
+def _run_noise(sides: Sequence[np.ndarray], others: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
     """float [draws]: how far the difference of the sides' means (one side: its mean) may lie from that of all seeds.
 
-    `sides` are the WER of each run, float [runs]. Zeros where every side has one run: nothing tells their variance.
+    `sides` are the WER of each run, float [runs]; `others` tell of the variance alone. Zeros where nothing tells it:
+    every recipe has one run.
     """
-    freedom = sum(len(wers) - 1 for wers in sides)
+    told = [*sides, *others]
+    freedom = sum(len(wers) - 1 for wers in told)
     if not freedom:
         return np.zeros(draws)
-    variance = sum(((wers - wers.mean()) ** 2).sum() for wers in sides) / freedom
+    variance = sum(((wers - wers.mean()) ** 2).sum() for wers in told) / freedom
     standard_error = math.sqrt(variance * sum(1 / len(wers) for wers in sides))
     return standard_error * np.random.default_rng([seed, 1]).standard_t(freedom, draws)  # not the speakers' stream
 

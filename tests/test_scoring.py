@@ -247,6 +247,18 @@ def test_seeds_that_matter_are_no_difference_between_recipes(runs):
     assert coverage([one.ci95 for one in found], 0) >= 0.92
 
 
+def test_other_recipes_tell_what_a_seed_changes():
+    """Two seeds of two recipes say little of it; with ten recipes the interval is narrow, and covers as it should."""
+    rng, names = np.random.default_rng(9), [f"s{i // 8}" for i in range(20 * 8)]
+    recipes = [[side for pair in pairs_of(rng, 5, 20, 2, 0.04) for side in pair] for _ in range(120)]
+    alone = [difference_over_seeds(*known[:2], names, samples=200) for known in recipes]
+    pooled = [difference_over_seeds(*known[:2], names, others=known[2:], samples=200) for known in recipes]
+    assert 0.91 <= coverage([one.ci95 for one in pooled], 0)
+    assert np.mean([one.p < 0.05 for one in pooled]) <= 0.09
+    width = [np.mean([one.ci95[1] - one.ci95[0] for one in found]) for found in (pooled, alone)]
+    assert width[0] < 0.75 * width[1]
+
+
 def test_a_difference_between_recipes_is_still_seen():
     rng, names = np.random.default_rng(7), [f"s{i // 8}" for i in range(20 * 8)]
     ours, theirs = two_systems(rng, 20, 3, 0.005)
