@@ -521,8 +521,8 @@ def _numbers(seeds: str) -> list[int]:
 def _curation(counts: list[dict[str, Any]]) -> str:
     """The steps of curation as lines: what came, what stayed."""
     return "\n".join(
-        ["curation            before    after  dropped"]
-        + ["  {step:<16}{before:>8}{after:>9}{dropped:>9}".format(**count) for count in counts]
+        ["curation            before    after  dropped  changed"]
+        + ["  {step:<16}{before:>8}{after:>9}{dropped:>9}{changed:>9}".format(**count) for count in counts]
     )
 
 

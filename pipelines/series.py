@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines import detection, environment, evaluation, lab, manifest, relabel, scoring, training
+from pipelines import comparison, detection, environment, evaluation, lab, manifest, relabel, scoring, training
+from pipelines import experiments as gathered
 from pipelines import recipe as recipes
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError, Unfinished
@@ -106,12 +107,7 @@ def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = ""
     reports = found(experiments, runs)
     if not reports:
         raise LabError("no finished experiment to export: run them first (python -m pipelines experiments)")
-    sets = {(report.test_set, report.normaliser) for report in reports.values()}
-    if len(sets) > 1:
-        raise LabError(
-            f"experiments must be scored on one test set under one normaliser, got {len(sets)}: "
-            f"{', '.join(f'{test} ({normaliser})' for test, normaliser in sorted(sets))}. Run them anew"
-        )
+    gathered.require_alike(list(reports.values()))
     folder.mkdir(parents=True, exist_ok=True)
     utterances(reports).to_csv(folder / UTTERANCES, index=False)
     pd.DataFrame([_run_row(name, report, runs) for name, report in reports.items()]).to_csv(folder / RUNS, index=False)
@@ -208,64 +204,73 @@ def _cache(recipe: Recipe, runs: str | Path) -> FeatureCache:
 
 
 def claims(folder: Path, baselines: Sequence[str] = RECIPES[:2]) -> list[dict[str, Any]]:
-    """What the exported tables say of each recipe: `recipe`, `seeds`, `wer` and its `ci95`; `delta` to each baseline:
-    WER less the baseline's, and its interval.
+    """What the exported tables say of each recipe, by the same functions as `compare`.
 
-    The edits of a recipe's seeds are summed per utterance, and speakers are drawn: the intervals tell what other
-    speakers would change, and nothing of what other seeds would.
+    Each tells `recipe`, `seeds`, `wer` and its `ci95`, `n`, `speakers`, and `against`: for each baseline `delta` (WER
+    less the baseline's), its `ci95`, `p`, and `p_holm`, corrected for the number of recipes.
     """
-    table = pd.read_csv(folder / UTTERANCES)
-    speakers = table["speaker"].tolist()
-    by_recipe: dict[str, list[str]] = {}
-    for column in (name for name in table if "/" in name):
-        by_recipe.setdefault(column.split("/")[0], []).append(column)
+    edits, speakers = _edits(pd.read_csv(folder / UTTERANCES))
+    against = {baseline: _differences(edits, speakers, baseline) for baseline in baselines if baseline in edits}
     told = []
-    for name, columns in by_recipe.items():
-        ours = _pooled(table, columns)
-        deltas = {}
-        for baseline in (other for other in baselines if other in by_recipe and other != name):
-            seeds = {column.split("/")[1] for column in columns}
-            theirs = [column for column in by_recipe[baseline] if column.split("/")[1] in seeds]
-            if len(theirs) == len(columns):
-                delta, interval = scoring.difference(ours, _pooled(table, theirs), speakers)
-                deltas[baseline] = {"delta": delta, "ci95": interval}
-        blocks = np.unique(speakers, return_inverse=True)[1]
+    for recipe, runs in edits.items():
+        score = scoring.score_over_seeds(list(runs.values()), speakers)
         told.append(
             {
-                "recipe": name,
-                "seeds": [int(column.split("/")[1]) for column in columns],
-                "wer": float(ours.word_edits.sum() / ours.words.sum()),
-                "ci95": scoring.interval(ours.word_edits, ours.words, blocks, samples=1_000, seed=13),
-                "n": len(table),
-                "speakers": int(blocks.max()) + 1,
-                "delta": deltas,
+                "recipe": recipe,
+                "seeds": list(runs),
+                "wer": score.wer,
+                "ci95": score.ci95,
+                "n": len(speakers),
+                "speakers": score.speakers,
+                "against": {name: found[recipe] for name, found in against.items() if recipe in found},
             }
         )
     return told
 
 
+def _edits(table: pd.DataFrame) -> tuple[dict[str, dict[int, Edits]], list[str]]:
+    """Word edits per recipe and seed, and the speaker of each utterance. Characters are not told."""
+    words = table["words"].to_numpy(np.int64)
+    nothing = np.zeros_like(words)
+    edits: dict[str, dict[int, Edits]] = {}
+    for column in (name for name in table if "/" in name):
+        recipe, _, seed = column.partition("/")
+        counts = np.array([cell.split() for cell in table[column]], dtype=np.int64)
+        edits.setdefault(recipe, {})[int(seed)] = Edits(*counts.T, words, nothing, nothing)
+    return edits, table["speaker"].tolist()
+
+
+def _differences(edits: dict[str, dict[int, Edits]], speakers: list[str], baseline: str) -> dict[str, dict[str, Any]]:
+    """How far each other recipe is from the baseline; what a seed changes is learnt from all of them."""
+    runs = {recipe: list(by_seed.values()) for recipe, by_seed in edits.items()}
+    theirs = runs.pop(baseline)
+    found = {
+        recipe: scoring.difference_over_seeds(
+            ours, theirs, speakers, others=[third for other, third in runs.items() if other != recipe]
+        )
+        for recipe, ours in runs.items()
+    }
+    corrected = comparison.holm([difference.p for difference in found.values()])
+    return {
+        recipe: {"delta": difference.delta, "ci95": difference.ci95, "p": difference.p, "p_holm": p_holm}
+        for (recipe, difference), p_holm in zip(found.items(), corrected, strict=True)
+    }
+
+
 def headline(claim: dict[str, Any]) -> list[str]:
     """A claim as the lines that a recipe opens with."""
-    seeds = f"{len(claim['seeds'])} seeds" if len(claim["seeds"]) > 1 else "1 seed"
+    low, high = claim["ci95"]
+    n_seeds = len(claim["seeds"])
     lines = [
-        f"WER {_with_interval(claim['wer'], claim['ci95'])}; normalised, {claim['n']} utterances, "
-        f"{claim['speakers']} speakers, {seeds}."
+        f"WER {claim['wer']:.3f} (95 % {low:.3f} to {high:.3f}); normalised, {claim['n']} utterances, "
+        f"{claim['speakers']} speakers, {n_seeds} seed{'s' if n_seeds > 1 else ''}."
     ]
-    for baseline, told in claim["delta"].items():
+    for baseline, told in claim["against"].items():
         low, high = told["ci95"]
-        verdict = "" if low > 0 or high < 0 else " (no difference shown)"
-        lines.append(f"Less that of `{baseline}`: {_with_interval(told['delta'], told['ci95'], '+')}{verdict}.")
+        shown = not low <= 0 <= high and told["p_holm"] <= comparison.ALPHA
+        verdict = ("better" if told["delta"] < 0 else "worse") if shown else "no difference shown"
+        lines.append(
+            f"Against `{baseline}`: {told['delta']:+.3f} (95 % {low:+.3f} to {high:+.3f}, p = {told['p']:.2g}, "
+            f"corrected {told['p_holm']:.2g}): {verdict}."
+        )
     return lines
-
-
-def _with_interval(value: float, interval: tuple[float, float], sign: str = "") -> str:
-    low, high = interval
-    return f"{value:{sign}.3f} (95 % {low:{sign}.3f} to {high:{sign}.3f})"
-
-
-def _pooled(table: pd.DataFrame, columns: Sequence[str]) -> Edits:
-    """The word edits of several seeds, summed per utterance; characters are not told."""
-    counts = sum(np.array([cell.split() for cell in table[column]], dtype=np.int64) for column in columns)
-    words = table["words"].to_numpy(np.int64) * len(columns)
-    nothing = np.zeros_like(words)
-    return Edits(*counts.T, words, nothing, nothing)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import lab, recipe, scoring, series, training
+from pipelines import comparison, lab, recipe, series, training
 from pipelines.__main__ import app
 from pipelines.errors import LabError
 
@@ -132,24 +132,21 @@ def test_filters_are_counted_for_each_seed(done, tmp_path):
     assert at["found"] == repaired + dropped > 0
 
 
-def test_a_claim_is_the_pooled_score_and_its_paired_difference(done, tmp_path):
+def test_a_claim_from_the_tables_is_what_compare_says_of_the_runs(done, tmp_path):
     recipes, runs, *_ = done
     reports = series.export(recipes, tmp_path, runs=runs)
     raw, repaired = series.claims(tmp_path)
     both = [reports[f"planted-raw/{seed}"].score for seed in (42, 43)]
     assert raw["wer"] == pytest.approx(np.mean([score.wer for score in both]))
-    assert (raw["seeds"], raw["n"], raw["speakers"], raw["delta"]) == ([42, 43], 8, 8, {})
-    delta = repaired["delta"]["planted-raw"]
-    assert delta["delta"] == pytest.approx(repaired["wer"] - raw["wer"])
-    (tmp_path / "one").mkdir()
-    series.export(recipes[:2], tmp_path / "one", runs=runs)
-    alone, other = series.claims(tmp_path / "one")
-    assert alone["ci95"] == reports["planted-raw/42"].score.ci95 or True
-    texts = [reports[f"{name}/42"].predictions.sort_values("id") for name in ("planted-repaired", "planted-raw")]
-    edits = [scoring.count_edits(t["reference"].tolist(), t["hypothesis"].tolist()) for t in texts]
-    assert (other["delta"]["planted-raw"]["delta"], other["delta"]["planted-raw"]["ci95"]) == scoring.difference(
-        *edits, texts[0]["speaker"].tolist()
+    assert (raw["seeds"], raw["n"], raw["speakers"], raw["against"]) == ([42, 43], 8, 8, {})
+    baseline, other = comparison.compare(["planted-raw", "planted-repaired"], runs=runs).findings
+    told = repaired["against"]["planted-raw"]
+    assert (told["delta"], told["ci95"], told["p"]) == (
+        other.difference.delta,
+        other.difference.ci95,
+        other.difference.p,
     )
+    assert told["p_holm"] == other.p_holm and raw["ci95"] == baseline.score.ci95
 
 
 def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_path):
@@ -162,13 +159,16 @@ def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_
 
 def test_a_headline_says_where_no_difference_is_shown():
     claim = {"wer": 0.25, "ci95": (0.2, 0.3), "n": 9, "speakers": 3, "seeds": [42, 43]}
-    lines = series.headline({**claim, "delta": {"a": {"delta": -0.02, "ci95": (-0.03, -0.01)}}})
-    assert lines == [
+
+    def against(ci95: tuple[float, float], p_holm: float) -> list[str]:
+        return series.headline({**claim, "against": {"a": {"delta": -0.02, "ci95": ci95, "p": 0.01, "p_holm": p_holm}}})
+
+    assert against((-0.03, -0.01), 0.04) == [
         "WER 0.250 (95 % 0.200 to 0.300); normalised, 9 utterances, 3 speakers, 2 seeds.",
-        "Less that of `a`: -0.020 (95 % -0.030 to -0.010).",
+        "Against `a`: -0.020 (95 % -0.030 to -0.010, p = 0.01, corrected 0.04): better.",
     ]
-    lines = series.headline({**claim, "delta": {"a": {"delta": -0.02, "ci95": (-0.03, 0.01)}}})
-    assert lines[1] == "Less that of `a`: -0.020 (95 % -0.030 to +0.010) (no difference shown)."
+    assert against((-0.03, 0.01), 0.04)[1].endswith("corrected 0.04): no difference shown.")
+    assert against((-0.03, -0.01), 0.06)[1].endswith("corrected 0.06): no difference shown.")
 
 
 def test_the_command_plans_and_refuses():
