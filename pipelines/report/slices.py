@@ -117,7 +117,7 @@ def rate(errors: np.ndarray, of: np.ndarray, speakers: Sequence[str]) -> dict[st
     low, high = scoring.interval(errors, of, blocks, samples=1_000, seed=13)
     return {
         "rate": float(errors.sum() / of.sum()),
-        "low": low,
+        "low": max(0.0, low),
         "high": high,
         "n": len(errors),
         "speakers": int(blocks.max()) + 1,
@@ -136,8 +136,8 @@ def seen_and_unseen(predictions: pd.DataFrame, lost: np.ndarray) -> list[dict[st
     for name, errors, of in (("seen", lost - unseen_lost, words - unseen), ("unseen", unseen_lost, unseen)):
         own = of > 0
         if own.any():
-            speakers = predictions["speaker"][own].tolist()
-            told.append({"words": name, "count": int(of.sum()), **rate(errors[own], of[own], speakers)})
+            found = rate(errors[own], of[own], predictions["speaker"][own].tolist())
+            told.append({"words": name, "count": int(of.sum()), **found, "high": min(1.0, found["high"])})
     return told
 
 
