@@ -27,8 +27,6 @@ from pipelines.scoring import Difference, Edits, SeedsScore
 MIN_SPEAKERS = 6
 """With fewer no interval is told: that all of five speakers gain is chance once in 16 times (p = 0.06)."""
 ALPHA = 0.05
-_NO_SLICE = ("id", "speaker", "reference", "hypothesis")
-"""Columns of text in a report's predictions that cut it into nothing."""
 _NOT_COMPARED = ("name", "training.seed")
 
 
@@ -297,18 +295,13 @@ def _findings(compared: list[Experiment]) -> Iterator[Finding]:
 
 def _slices(compared: list[Experiment]) -> pd.DataFrame:
     columns = ["slice", "value", "n", "speakers", "experiment", "wer", "delta", "low", "high"]
-    table = experiments.ordered(compared[0].reports[0])
-    rows = []
-    for column in (name for name in table if _cuts(table[name])):
-        for value, part in table.groupby(column, sort=True):
+    report = compared[0].reports[0]
+    table, rows = experiments.ordered(report), []
+    for column, values in report.slices().groupby("slice", sort=False)["value"]:
+        for value in values if len(values) > 1 else ():
+            part = table[table[column] == value]
             rows += _slice(compared, part.index.to_numpy(), part["speaker"].tolist(), column, value)
     return pd.DataFrame(rows, columns=columns).astype({"wer": float, "delta": float, "low": float, "high": float})
-
-
-def _cuts(column: pd.Series) -> bool:
-    """Whether a column cuts the test set: text, with more than one value and fewer than there are utterances."""
-    plain = column.name not in _NO_SLICE and not pd.api.types.is_numeric_dtype(column)
-    return plain and 1 < column.nunique() < len(column)
 
 
 def _slice(
@@ -329,11 +322,6 @@ def _slice(
 
 def _some(edits: Edits, rows: np.ndarray) -> Edits:
     return Edits(*(getattr(edits, field.name)[rows] for field in fields(edits)))
-
-
-def _count(speakers: Sequence[str]) -> int:
-    """Speakers; an utterance without one is its own."""
-    return len(set(speakers) - {""}) + list(speakers).count("")
 
 
 # ---- how it is told

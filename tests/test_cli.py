@@ -81,6 +81,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_the_commands_are_the_stages_and_what_helps():
     assert {"run", "features", "train", "evaluate", "transcribe", "recipe", "doctor"} <= set(COMMANDS)
+    assert {"compare", "leaderboard"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -249,6 +250,17 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     assert call("evaluate", *toy).told == evaluate
     assert time.monotonic() - started < 10
     assert snapshot(runs) == before, "a second call makes nothing anew"
+
+    call("evaluate", *toy, "--model", toy_model)
+    compared = call("compare", "toy", "--json").told
+    base, tuned = compared["experiments"]
+    assert (base["experiment"], tuned["experiment"], tuned["models"]) == (str(toy_model), "toy", [train["digest"]])
+    assert tuned["wer"] == pytest.approx(evaluate["score"]["wer"])
+    assert tuned["delta"] == pytest.approx(tuned["wer"] - base["wer"])
+    assert Path(compared["folder"], "comparison.png").is_file()
+    assert [row["model"] for row in call("compare", "--json").told["experiments"]] == [train["digest"]]
+    (ranked,) = call("leaderboard", "toy", "--json").told["ranked"]
+    assert (ranked["status"], ranked["wer"]) == ("valid", evaluate["score"]["wer"])
 
     spoken = call("train", *toy[:-1])
     assert f"model {train['model_uri']}" in spoken.out
