@@ -67,7 +67,7 @@ class Kept:
 
 
 class Shelf:
-    """The checkpoints and the model of one run below `uri`, as their store has them. Every method may raise LabError."""
+    """What of one run lies below `uri`, as its store has it: checkpoints, the model. Every method may raise LabError."""
 
     def __init__(self, uri: str, identity: dict[str, Any]):
         self.uri, self.identity, self.store = uri.rstrip("/"), identity, stores.open_store(uri)
@@ -149,7 +149,8 @@ class Copies:
     def go_on_from(self, last: Path | None) -> Path | None:
         """What to go on from: the newest whole copy at the URI, or `last`, which is here, if it is as new.
 
-        Each is a checkpoint or the finished model, in the run's folder. Where nothing is here, a store that does not answer is an error: nobody should start anew without noticing.
+        Each is a checkpoint or the finished model, in the run's folder. Where nothing is here, a store that does not
+        answer is an error: nobody should start anew without noticing.
         """
         try:
             newest = self._bring_newer(last)
@@ -343,7 +344,7 @@ class Copies:
             self._tidy()
 
     def _tidy(self) -> None:
-        """What is kept here is kept there: the newest checkpoints and the best that each of them knows, or the model."""
+        """What is kept here is kept there: the model, or the newest checkpoints and the best that each knows."""
         newest = [MODEL] if MODEL in self._there else sorted(self._there)[-self.keep :]
         kept = {*newest} | {self._there[step] for step in newest}
         try:
