@@ -67,7 +67,7 @@ class Kept:
 
 
 class Shelf:
-    """What of one run lies below `uri`, as its store has it: checkpoints, the model. Every method may raise LabError."""
+    """What of one run lies below `uri`, as its store has it. Every method may raise LabError."""
 
     def __init__(self, uri: str, identity: dict[str, Any]):
         self.uri, self.identity, self.store = uri.rstrip("/"), identity, stores.open_store(uri)
