@@ -84,7 +84,7 @@ def side(uri: str, run: Path, settings: recipe.Recipe, cache: Any, base: models.
     steps = [after - before for before, after in itertools.pairwise(cpu)]
     found = {"train_s": wall[-1] - wall[0], "step_cpu_s": statistics.median(steps)}
     if uri:
-        assert made.copies.steps and not made.copies.missing, str(made.copies)
+        assert made.copies.there and not made.copies.missing, str(made.copies)
         started = time.process_time()
         copies.Shelf(f"{uri}-sample", {}).push(Timed.sample)
         found |= {"held_s": statistics.median(Timed.held_s), "cpu_s": time.process_time() - started}

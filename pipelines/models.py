@@ -60,7 +60,7 @@ def resolve(uri: str, *, log: Callable[[str], None] = print) -> ModelRef:
     """
     if uri.startswith("hopsworks://") or stores.hub.is_in_a_repository(uri):
         return _local(str(stores.at_hand(uri, log=log)))
-    if _is_folder(uri):
+    if is_folder(uri):
         return _local(uri)
     name, _, revision = uri.removeprefix("hub://").partition("@")
     if revision == "q8":
@@ -187,7 +187,8 @@ def _set_positions(encoder: torch.nn.Module, table: torch.Tensor) -> None:
     encoder.embed_positions.num_embeddings = encoder.config.max_source_positions = table.shape[0]
 
 
-def _is_folder(uri: str) -> bool:
+def is_folder(uri: str) -> bool:
+    """Whether a model's URI is a path of this machine."""
     return uri.startswith((".", "/", "~")) or Path(uri).expanduser().is_dir()
 
 

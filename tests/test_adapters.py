@@ -120,7 +120,7 @@ def test_a_lora_model_is_a_plain_whisper_with_the_adapted_layers_moved(fit, base
     assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in names)
     folder = Path(made.uri)
     assert not list(folder.glob("adapter*"))
-    assert models.resolve(made.uri).facts["base"] == base.title
+    assert models.resolve(made.uri).facts["base"] == f"(a local path) @ {base.revision}"
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["WhisperForConditionalGeneration"]
     losses = [row["loss"] for row in made.history if "loss" in row]

@@ -182,14 +182,29 @@ def test_a_model_from_before_there_were_cards_takes_its_score(tmp_path):
 # ---- what it does not tell
 
 
-def test_no_path_and_no_token_is_in_it(scored, trained, toy_model):
-    _, folder, runs = trained
-    text = (folder / card.FILE).read_text("utf-8")
-    assert str(toy_model) in (folder / "recipe.json").read_text("utf-8")  # there would be one to tell
-    for secret in (str(toy_model), str(runs), str(Path.home()), SECRET):
-        assert secret not in text
-    assert not re.search(r"(?<![\w.:/)])/(?:home|root|tmp|work|Users)/", text)
-    assert 'model.base = "(a local path)"' in text
+def test_no_path_and_no_token_is_in_what_is_published(scored, trained, toy_model):
+    settings, folder, runs = trained
+    assert settings.model.base == str(toy_model)  # there is one to tell
+    texts = {path.name: path.read_text("utf-8") for path in folder.iterdir() if path.suffix in (".json", ".md")}
+    assert texts.keys() >= {card.FILE, "recipe.json", "training.json", "config.json", manifest.MANIFEST}
+    for name, text in texts.items():
+        for secret in (str(toy_model), str(runs), str(Path.home()) + "/", SECRET):
+            assert secret not in text, name
+    assert not re.search(r"(?<![\w.:/)])/(?:home|root|tmp|work|Users)/", texts[card.FILE])
+    assert 'model.base = "(a local path)"' in texts[card.FILE]
+    assert json.loads(texts["recipe.json"])["model"]["base"] == "(a local path)"
+    assert manifest.read(folder)["base"].startswith("(a local path) @ ")
+
+
+def test_the_name_of_a_folder_beside_the_trainer_is_one_too(toy_settings, toy_model, tmp_path, monkeypatch):
+    """No slash in it: it could be a model's name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy_model, tmp_path / "annas")
+    base = models.resolve("annas")
+    assert card.base_of(base) == f"(a local path) @ {base.revision}"
+    told = card.without_places({"model": {"base": "annas"}, "curation": {"label_model": "annas"}})
+    assert "annas" not in str(told)
+    assert card.without_places({"model": {"base": "openai/whisper-tiny"}}) == {"model": {"base": "openai/whisper-tiny"}}
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,11 @@ def until(seen: Callable[[], object], patience_s: float = 60) -> None:
         time.sleep(0.01)
 
 
-def there(bench: Bench) -> list[int]:
-    """Steps of the whole checkpoints at the URI."""
-    return sorted(checkpoints.step_of(Path(uri)) for uri in bench.store.list(bench.uri("run")))
+def there(bench: Bench) -> list[int | str]:
+    """Steps of the whole checkpoints at the URI, and `model`."""
+    names = [Path(uri).name for uri in bench.store.list(bench.uri("run"))]
+    steps = sorted(checkpoints.step_of(Path(name)) for name in names if name != "model")
+    return steps + [name for name in names if name == "model"]
 
 
 class Run:
@@ -89,7 +91,8 @@ class Run:
 
     def arrived(self, *steps: int) -> None:
         """Wait until these are at the URI, and all is tidy there."""
-        until(lambda: set(steps) <= {*self.copies.kept().steps} and not self.copies.busy())
+        names = {f"checkpoint-{step}" for step in steps}
+        until(lambda: names <= {*self.copies.kept().there} and not self.copies.busy())
 
     def failed(self) -> None:
         until(lambda: self.copies.kept().reason)
@@ -301,7 +304,7 @@ def test_a_hub_that_fails_every_commit_does_not_look_like_success(hub_bench, sta
     assert run.told("waiting up to 15 min until checkpoint-2 is at hub://lab/run")
     assert run.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub failed (500)")
     kept = run.copies.kept()
-    assert (kept.steps, kept.missing) == ((), (2,))
+    assert (kept.there, kept.missing) == ((), ("checkpoint-2",))
     assert there(hub_bench) == []
     assert not run.copies.aside.exists()
 
@@ -489,9 +492,9 @@ def test_training_does_not_wait_for_a_silent_store(hub_bench, sit, silence, tmp_
     unsent = [line for line in lines if line.startswith("not at hub://lab/run yet: checkpoint-")]
     assert len(unsent) >= 4, "at every log line"
     assert any(line.startswith("step 6: validation WER 0.400, loss 1.000") for line in lines)
-    assert lines[-1].startswith("kept at hub://lab/run: ")
-    assert made.copies.steps[-1] == 6
-    assert there(hub_bench)[-1] == 6
+    assert lines[-1] == "kept at hub://lab/run: model"
+    assert made.copies.there == ("model",)
+    assert there(hub_bench) == ["model"]
     assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["model"]
 
 
@@ -502,6 +505,47 @@ def test_another_run_is_refused_before_it_trains(local_bench, sit, tmp_path):
     assert not (tmp_path / "other" / "checkpoints").exists()
     _, lines = sit(tmp_path / "run", local_bench.uri("run"))
     assert lines[0].startswith("this run is finished")
+
+
+def test_a_finished_run_sends_the_model_that_is_not_there_and_an_empty_machine_gets_it(hub_bench, sit, tmp_path):
+    """The Hub failed until the end; the next call trains nothing and tries again, and so may the one after it."""
+    hub_bench.server.fault("POST .*/commit/", "500", times=None)
+    made, lines = sit(tmp_path / "run", "hub://lab/run")
+    assert lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub failed (500)")
+    assert (made.copies.there, made.copies.missing) == ((), ("model",))
+    again, lines = sit(tmp_path / "run", "hub://lab/run")
+    assert lines[0] == f"this run is finished: {made.uri}"
+    assert lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub failed (500)")
+    hub_bench.server.faults.clear()
+    again, lines = sit(tmp_path / "run", "hub://lab/run")
+    assert (lines[0], lines[-1]) == (f"this run is finished: {made.uri}", "kept at hub://lab/run: model")
+    assert not any(line.startswith("step ") for line in lines)
+    assert there(hub_bench) == ["model"]
+
+    before = hub_bench.uploads()
+    fetched, lines = sit(tmp_path / "elsewhere", "hub://lab/run")
+    assert not any(line.startswith(("starting", "going on", "step ")) for line in lines)
+    assert lines[-1] == "kept at hub://lab/run: model"
+    assert hub_bench.uploads() == before
+    assert contents(Path(fetched.uri)) == contents(Path(made.uri))
+    assert fetched.validation == made.validation
+    assert again.copies == fetched.copies
+    assert manifest.problem(tmp_path / "elsewhere" / "model") is None
+
+
+def test_a_finished_model_takes_the_place_of_its_checkpoints(local_bench, sit, tmp_path):
+    seen = []
+    sit(tmp_path / "run", local_bench.uri("run"),
+        at={5: lambda copies: until(lambda: seen.extend(there(local_bench)) or 4 in seen)})  # fmt: skip
+    assert local_bench.store.below(local_bench.uri("run")) == [local_bench.uri("run/model")]
+
+
+def test_the_model_of_another_run_at_the_uri_is_refused_by_a_finished_one(local_bench, sit, tmp_path):
+    sit(tmp_path / "run", local_bench.uri("run"))
+    other = {"model.dropout": 0.1}
+    sit(tmp_path / "other", **other)
+    with pytest.raises(LabError, match=r"holds another run: model.dropout: wanted 0.1, found 0.0\. Name another URI"):
+        sit(tmp_path / "other", local_bench.uri("run"), **other)
 
 
 # ---- the command, killed for real
@@ -625,7 +669,7 @@ def test_killed_while_it_copies_the_half_is_not_whole(served, command, toy_cache
     served.server.faults.clear()
     told = command(*arguments, f"--runs={tmp_path / 'b'}")
     assert "starting from" in told
-    assert there(served)[-1] == 6
+    assert there(served) == ["model"]
     assert told.strip().splitlines()[-1].startswith(f"kept at {uri}: ")
 
 

@@ -228,7 +228,8 @@ def test_a_report_tells_what_was_scored_and_what_made_the_model(score, base, tun
     assert evaluation.test_set(other) != of_base.test_set != score(split="validation").test_set
     assert of_base.lineage == {"base": base.title}
     told = of_tuned.lineage
-    assert (told["digest"], told["training_seconds"], told["base"]) == (tuned.digest, tuned.seconds, base.title)
+    plain = f"(a local path) @ {base.revision}"
+    assert (told["digest"], told["training_seconds"], told["base"]) == (tuned.digest, tuned.seconds, plain)
     assert told["recipe"] == told["settings"]["name"] == "toy"
 
 

@@ -61,7 +61,7 @@ def test_a_fork_starts_from_those_weights_and_tells_it(toy_settings, toy_cache, 
     assert alike(Path(made.uri), checkpoint)
     assert not alike(Path(made.uri), toy_model)
     assert manifest.read(Path(made.uri))["fork"] == lineage
-    assert manifest.read(Path(made.uri))["base"] == f"{toy_model} @ {run_digest} step 3"
+    assert manifest.read(Path(made.uri))["base"] == f"(a local path) @ {run_digest} step 3"
     identity = json.loads((Path(made.uri).parent / "run.json").read_text())
     assert {name.removeprefix("fork."): value for name, value in identity.items() if "fork." in name} == lineage
     assert made.history[-1]["step"] == 1, "its steps, optimizer and learning rate begin anew"

@@ -50,6 +50,37 @@ def test_variables_are_set_for_a_while_and_somebodys_own_are_kept(monkeypatch):
     assert "WANDB_RUN_ID" not in os.environ
 
 
+@pytest.mark.parametrize("fails", ["__init__", "on_train_begin", "on_log", "on_save", "on_train_end"])
+def test_a_tracker_that_fails_is_told_no_more_and_training_goes_on(train_toy, tmp_path, monkeypatch, capsys, fails):
+    import transformers
+
+    calls = []
+
+    def event(name):
+        def told(self, *args, **kwargs):
+            print("a tracker's chatter")
+            calls.append(name)
+            if name == fails:
+                raise OSError(28, "No space left\non device")
+
+        return told
+
+    broken = type("Broken", (transformers.TrainerCallback,), {
+        name: event(name) for name in ("__init__", "on_train_begin", "on_log", "on_save", "on_train_end")
+    })  # fmt: skip
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "trackio" else find(name))
+    monkeypatch.setattr(transformers.integrations, "get_reporting_integration_callbacks", lambda names: [broken])
+    made, lines = train_toy(tmp_path / "run", {**SETTINGS, "training.steps": 2, "training.eval_every": 1})
+    assert Path(made.uri).is_dir()
+    assert [line for line in lines if "trackio failed" in line] == [
+        "note: trackio failed and is told no more in this sitting; training goes on "
+        "(OSError: [Errno 28] No space left on device)"
+    ]
+    assert calls.count(fails) == 1 and calls[-1] == fails
+    assert "chatter" not in capsys.readouterr().out
+
+
 TRAIN = """
 import json, os, sys
 from pathlib import Path

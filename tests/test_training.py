@@ -278,7 +278,7 @@ def test_a_model_is_sealed_and_complete(fit, looks, base, toy_cache, tmp_path):
     ref = models.resolve(made.uri)
     assert (ref.context, ref.quantisation, ref.facts["kind"]) == ("clip", None, "model")
     assert ref.facts["cache"] == toy_cache.digest
-    assert ref.facts["base"] == base.title
+    assert ref.facts["base"] == f"(a local path) @ {base.revision}"
     assert ref.name == f"toy-{made.digest}"
     assert ended == [made.history]
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -91,23 +91,29 @@ def train(
 ) -> TrainedModel:
     """Tune `base` on the cache's training split inside the folder `run`; go on where an earlier call was cut off.
 
-    The result lies in `run/model`, sealed. A run that is already finished is returned at once. A run folder of another
+    The result lies in `run/model`, sealed. A run that is already finished is not trained again. A run folder of another
     recipe, cache or base model is refused, naming the fields that differ. With `fork` a new run starts from the weights
     that another one made of `base`. Raises errors.Unfinished where a signal or the time budget ended the sitting.
 
-    With the URI `resume` the checkpoints are copied there, too, and the newest one there is gone on from where it is
-    newer than what is on this machine (copies.py).
+    With the URI `resume` the checkpoints are copied there, too, and at last the model; the newest one there is gone on
+    from where it is newer than what is on this machine (copies.py).
 
     Several processes may train together (ranks.py): all must see the run's folder, the first writes and tells, and each
     gets the model.
     """
     progress = (progress or Progress()) if ranks.is_first() else SILENT
     identity = run_identity(recipe, cache, base, fork)
+    name, folder, copies = digest(identity), run / "checkpoints", None
 
     def begin() -> TrainedModel | None:
+        nonlocal copies
         run.mkdir(parents=True, exist_ok=True)
         held.enter_context(only_trainer(run))
         refuse_other_run(run, identity)
+        if resume:
+            copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line)
+            newest = checkpoints.newest_complete(folder, run_digest=name, log=lambda line: None)
+            copies.go_on_from(run / "model" if finished(run) else newest)
         return finished(run)
 
     with contextlib.ExitStack() as held:
@@ -116,12 +122,16 @@ def train(
         if model:
             progress.on_line(f"this run is finished: {model.uri}")
         try:
-            model = model or _train(recipe, cache, base, run, identity, progress, resume, fork)
+            with copies or contextlib.nullcontext():
+                model = model or _train(recipe, cache, base, run, name, progress, copies, fork)
+                if copies:
+                    copies.offer(Path(model.uri))
+            ranks.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
         except BaseException:
             progress.on_stop()
             raise
     progress.on_end(model.history)
-    return model
+    return dataclasses.replace(model, copies=copies.kept()) if copies else model
 
 
 def _train(
@@ -129,30 +139,22 @@ def _train(
     cache: FeatureCache,
     base: ModelRef,
     run: Path,
-    identity: dict[str, Any],
+    run_digest: str,
     progress: Progress,
-    resume: str,
+    copies: Copies | None,
     fork: Fork | None,
 ) -> TrainedModel:
-    name, start = digest(identity), fork.start(base) if fork else base
-    folder, interruption = run / "checkpoints", Interruption(recipe.training.max_hours)
+    start, interruption = fork.start(base) if fork else base, Interruption(recipe.training.max_hours)
     divergence.tell_earlier(run, progress.on_line)
-    copies = None
-    if resume and ranks.is_first():
-        copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line)
-        copies.go_on_from(checkpoints.newest_complete(folder, run_digest=name, log=lambda line: None))
-    with copies or contextlib.nullcontext():
-        while True:
-            try:
-                trainer = _fit(recipe, cache, start, run, name, progress, interruption, copies)
-                break
-            except OutOfMemory as error:
-                line = memory.halved(run, error)
-            progress.on_line(line)
-            memory.free()
-        model = ranks.by_first(functools.partial(finish, trainer, recipe, cache, run, name, start, fork))
-    ranks.by_first(lambda: shutil.rmtree(folder))
-    return dataclasses.replace(model, copies=copies.kept()) if copies else model
+    while True:
+        try:
+            trainer = _fit(recipe, cache, start, run, run_digest, progress, interruption, copies)
+            break
+        except OutOfMemory as error:
+            line = memory.halved(run, error)
+        progress.on_line(line)
+        memory.free()
+    return ranks.by_first(functools.partial(finish, trainer, recipe, cache, run, run_digest, start, fork))
 
 
 def _fit(

@@ -1,7 +1,8 @@
 """The card of a finished model: its README.md, which the Hub shows and leaderboards read.
 
 It is made of what the model's folder holds (recipe.json, training.json, the manifest's facts), so it can be written
-anew when a test score is added. It names no folder of this machine, and nothing in a recipe can break out of its YAML.
+anew when a test score is added. It names no folder of this machine, nor does what is published beside it; nothing in a
+recipe can break out of its YAML.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines import environment, manifest
+from pipelines import environment, manifest, models
 from pipelines.cache import FeatureCache
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, flatten
@@ -232,7 +234,7 @@ def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapp
 
 def _recipe_lines(recipe: dict[str, Any]) -> str:
     """Every setting, as `python -m pipelines recipe` prints it, without the places on the trainer's machine."""
-    public = flatten(_without_places(recipe))
+    public = flatten(without_places(recipe))
     return "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in public.items())
 
 
@@ -274,14 +276,20 @@ def _hub_id(base: ModelRef) -> str | None:
     return name if base.origin != "folder" and _HUB_ID.fullmatch(name) else None
 
 
-def _without_places(value: Any, name: str = "", kind: str = "") -> Any:
-    """The recipe with a word in the place of every path of the trainer's machine."""
+def base_of(base: ModelRef) -> str:
+    """The base model's title, without a path of the trainer's machine."""
+    return replace(base, name=without_places(base.name, "base")).title
+
+
+def without_places(value: Any, name: str = "", kind: str = "") -> Any:
+    """The recipe (its settings, nested) with a word in the place of every path of the trainer's machine."""
     if isinstance(value, Mapping):
         kind = value.get("kind", kind)
-        return {inner: _without_places(told, inner, kind) for inner, told in value.items()}
+        return {inner: without_places(told, inner, kind) for inner, told in value.items()}
     if isinstance(value, list):
-        return [_without_places(told, name, kind) for told in value]
+        return [without_places(told, name, kind) for told in value]
     local = (name == "path" and kind != "hub") or name == "held_out"
+    local = local or (name in ("base", "label_model") and isinstance(value, str) and models.is_folder(value))
     return _PLACE if isinstance(value, str) and value and (local or _looks_like_a_place(value)) else value
 
 

@@ -1,10 +1,11 @@
 """Copies of a run's checkpoints at a URI: made in the background, gone on from where they are newer than what is here.
 
-    <uri>/checkpoint-40    <uri>/checkpoint-80    ...
+    <uri>/checkpoint-40    <uri>/checkpoint-80    ...    and once the run is finished, in their place:    <uri>/model
 
 One URI holds one run: every copy's manifest tells what it trains (`identity`), field by field. A copy counts once its
 store has read it back. Training never waits for a store and never dies of one: a thread pushes the newest checkpoint,
 and before it the best one that it knows, which the model will be made of; what is superseded meanwhile is not pushed.
+The finished model supersedes them all; a run that is called again once it is finished sends it where it is not there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ LAST_PAUSES_S = (5.0, 15.0, 45.0)
 SHARE = 0.02
 """Of the machine's processor time: after each copy the thread rests so long that it takes no more while training."""
 
+MODEL = 10**9
+"""The finished model among the steps: newer than every checkpoint."""
+
 
 class OtherRun(LabError):
     """The URI holds another run."""
@@ -47,29 +51,29 @@ class Kept:
     """What of a run lay at its URI when it ended."""
 
     uri: str
-    steps: tuple[int, ...]
-    """Checkpoints that are there, whole and read back."""
-    missing: tuple[int, ...]
+    there: tuple[str, ...]
+    """Names of the checkpoints that are there, or of the model, whole and read back."""
+    missing: tuple[str, ...]
     """Those that should be there and are not."""
     reason: str
     """Why not: the last refusal."""
 
     def __str__(self) -> str:
-        if not self.steps:
+        if not self.there:
             return f"NOTHING of this run is kept at {self.uri}: {self.reason or 'no checkpoint was made'}"
         if self.missing:
-            return f"NOT kept at {self.uri}: {_names(self.missing)} ({self.reason}). There is {_names(self.steps)}"
-        return f"kept at {self.uri}: {_names(self.steps)}"
+            return f"NOT kept at {self.uri}: {_and(self.missing)} ({self.reason}). There is {_and(self.there)}"
+        return f"kept at {self.uri}: {_and(self.there)}"
 
 
 class Shelf:
-    """The checkpoints of one run below `uri`, as their store has them. Every method may raise LabError."""
+    """What of one run lies below `uri`, as its store has it. Every method may raise LabError."""
 
     def __init__(self, uri: str, identity: dict[str, Any]):
         self.uri, self.identity, self.store = uri.rstrip("/"), identity, stores.open_store(uri)
 
     def look(self, log: Callable[[str], None]) -> dict[int, int]:
-        """Step to best step of every finished checkpoint; OtherRun, naming the fields, where one is of another run."""
+        """Step to best step of every finished copy; OtherRun, naming the fields, where one is of another run."""
         found = {}
         for step, uri in self._named():
             facts = self.store.facts(uri)
@@ -83,24 +87,27 @@ class Shelf:
             found[step] = facts.get("best_step") or step
         return found
 
-    def bring(self, step: int, best: int, there: set[int], folder: Path, log: Callable[[str], None]) -> Path:
-        """Fetch a checkpoint, and the best one that it knows, into `folder`. Damaged where either is not whole."""
+    def bring(self, step: int, best: int, there: set[int], run: Path, log: Callable[[str], None]) -> Path:
+        """Fetch what was copied, and the best checkpoint that it knows, into the run's folder; where it lies then.
+
+        Damaged where either is not whole.
+        """
         for needed in dict.fromkeys((best, step)):
-            target = folder / f"checkpoint-{needed}"
+            target = _place(run, needed)
             if manifest.problem(target) is None:
                 continue
             if needed not in there:
-                raise Damaged(f"it needs checkpoint-{needed}, which is not there")
-            arrived = self._fetch(target.name, folder.parent / "fetched", log)
+                raise Damaged(f"it needs {target.name}, which is not there")
+            arrived = self._fetch(target.name, run / "fetched", log)
             shutil.rmtree(target, ignore_errors=True)
-            folder.mkdir(exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
             arrived.rename(target)
-        shutil.rmtree(folder.parent / "fetched", ignore_errors=True)
-        return folder / f"checkpoint-{step}"
+        shutil.rmtree(run / "fetched", ignore_errors=True)
+        return _place(run, step)
 
-    def push(self, checkpoint: Path) -> None:
-        """Publish a checkpoint that was sealed just now: it is not read once more before, which takes as long again."""
-        self.store.publish(checkpoint, f"{self.uri}/{checkpoint.name}", thorough=False, log=lambda line: None)
+    def push(self, folder: Path) -> None:
+        """Publish what was sealed just now: it is not read once more before, which takes as long again."""
+        self.store.publish(folder, f"{self.uri}/{folder.name}", thorough=False, log=lambda line: None)
 
     def tidy(self, kept: set[int], newest: int) -> None:
         """Remove the older checkpoints but `kept`, finished or not; another machine may be at newer ones."""
@@ -109,9 +116,9 @@ class Shelf:
                 self.store.remove(uri)
 
     def _named(self) -> list[tuple[int, str]]:
-        """Steps and URIs of what is called a checkpoint there, finished or not."""
+        """Steps and URIs of what is called a checkpoint or the model there, finished or not."""
         found = ((Path(uri.partition("@")[0]), uri) for uri in self.store.below(self.uri))
-        return sorted((checkpoints.step_of(path), uri) for path, uri in found if checkpoints.is_named(path))
+        return sorted((_step(path), uri) for path, uri in found if checkpoints.is_named(path) or path.name == "model")
 
     def _fetch(self, name: str, into: Path, log: Callable[[str], None]) -> Path:
         try:
@@ -125,7 +132,7 @@ class Copies:
 
     def __init__(self, uri: str, run: Path, identity: dict[str, Any], keep: int, tell: Callable[[str], None]):
         self.shelf, self.keep, self._tell = Shelf(uri, identity), keep, tell
-        self.folder, self.aside = run / "checkpoints", run / "unsent"
+        self.run, self.aside = run, run / "unsent"
         self._changed = threading.Condition()
         self._there: dict[int, int] | None = None
         """Step to best step of what is at the URI; None until it was looked at."""
@@ -140,9 +147,10 @@ class Copies:
         shutil.rmtree(self.aside, ignore_errors=True)
 
     def go_on_from(self, last: Path | None) -> Path | None:
-        """The checkpoint to go on from: the newest whole one at the URI, or `last`, which is here, if it is as new.
+        """What to go on from: the newest whole copy at the URI, or `last`, which is here, if it is as new.
 
-        Where nothing is here, a store that does not answer is an error: nobody should start anew without noticing.
+        Each is a checkpoint or the finished model, in the run's folder. Where nothing is here, a store that does not
+        answer is an error: nobody should start anew without noticing.
         """
         try:
             newest = self._bring_newer(last)
@@ -159,10 +167,13 @@ class Copies:
             self.offer(newest)
         return newest
 
-    def offer(self, checkpoint: Path) -> None:
-        """Have a sealed checkpoint copied, and the best one that it knows; what it supersedes is copied no more."""
-        step = checkpoints.step_of(checkpoint)
-        best = manifest.read(checkpoint).get("best_step") or step
+    def offer(self, newest: Path) -> None:
+        """Have a sealed checkpoint copied, and the best one that it knows, or the finished model.
+
+        What it supersedes is copied no more.
+        """
+        step = _step(newest)
+        best = manifest.read(newest).get("best_step") or step
         with self._changed:
             self._wanted, self._best_of[step] = tuple(dict.fromkeys((best, step))), best
             for wanted in self._wanted:
@@ -182,7 +193,7 @@ class Copies:
         class Copier(TrainerCallback):
             def on_save(self, args, state, control, **kwargs):
                 if state.is_world_process_zero:
-                    copies.offer(copies.folder / f"checkpoint-{state.global_step}")
+                    copies.offer(_place(copies.run, state.global_step))
 
             def on_step_end(self, args, state, control, **kwargs):
                 copies.tell()
@@ -204,8 +215,8 @@ class Copies:
             unsent, pushing, reason = self._unsent(), self._pushing, self._reason
         if unsent:
             waiting = "it will be tried again" if reason else "it comes next"
-            doing = f"checkpoint-{pushing} is being copied" if pushing else waiting
-            self._tell(f"not at {self.shelf.uri} yet: {_names(unsent)}; {doing}")
+            doing = f"{_name(pushing)} is being copied" if pushing else waiting
+            self._tell(f"not at {self.shelf.uri} yet: {_and(map(_name, unsent))}; {doing}")
 
     def busy(self) -> bool:
         """Whether the thread is at work just now."""
@@ -215,7 +226,8 @@ class Copies:
     def kept(self) -> Kept:
         """How things stand."""
         with self._changed:
-            return Kept(self.shelf.uri, tuple(sorted(self._there or {})), tuple(self._unsent()), self._reason)
+            there, missing = (tuple(map(_name, steps)) for steps in (sorted(self._there or {}), self._unsent()))
+            return Kept(self.shelf.uri, there, missing, self._reason)
 
     def __enter__(self) -> Copies:
         self._thread = threading.Thread(target=self._work, name="copies of checkpoints", daemon=True)
@@ -234,7 +246,7 @@ class Copies:
             self._changed.notify()
         if waits and unsent:
             self._tell(
-                f"waiting up to {PATIENCE_S / 60:.0f} min until {_names(unsent)} is at {self.shelf.uri} "
+                f"waiting up to {PATIENCE_S / 60:.0f} min until {_and(map(_name, unsent))} is at {self.shelf.uri} "
                 "(an interrupt ends the waiting, not the run)"
             )
         if waits:
@@ -254,29 +266,30 @@ class Copies:
             self._reason = self._reason or "the store had not taken it when the waiting was over"
 
     def _bring_newer(self, last: Path | None) -> Path | None:
-        found, after = self.shelf.look(self._tell), checkpoints.step_of(last) if last else 0
+        found, after = self.shelf.look(self._tell), _step(last) if last else 0
         newest = last
         for step in sorted((step for step in found if step > after), reverse=True):
             try:
-                newest = self.shelf.bring(step, found[step], {*found}, self.folder, self._tell)
+                newest = self.shelf.bring(step, found[step], {*found}, self.run, self._tell)
                 break
             except Damaged as error:
-                self._tell(f"skipping checkpoint-{step} at {self.shelf.uri}: {error}")
-        reached = checkpoints.step_of(newest) if newest else 0
+                self._tell(f"skipping {_name(step)} at {self.shelf.uri}: {error}")
+        reached = _step(newest) if newest else 0
         self._there = {step: best for step, best in found.items() if step <= reached}
         return newest
 
     def _hold(self, step: int) -> None:
         """Keep a checkpoint beyond its pruning, as hard links; where there are none, as long as it is there."""
-        checkpoint, held = self.folder / f"checkpoint-{step}", self.aside / f"checkpoint-{step}"
-        if manifest.problem(checkpoint, thorough=False) is not None:
+        folder, held = _place(self.run, step), self.aside / _name(step)
+        if manifest.problem(folder, thorough=False) is not None:
             return
-        manifest.amend(checkpoint, identity=self.shelf.identity)
+        if manifest.read(folder).get("identity") != self.shelf.identity:  # told again, the model would look newer
+            manifest.amend(folder, identity=self.shelf.identity)
         try:
-            shutil.copytree(checkpoint, held, copy_function=os.link)
+            shutil.copytree(folder, held, copy_function=os.link)
         except OSError:
             shutil.rmtree(held, ignore_errors=True)
-            held = checkpoint
+            held = folder
         self._offered[step] = held
 
     def _let_go(self, step: int) -> None:
@@ -326,13 +339,13 @@ class Copies:
             self._let_go(step)
             self._failures, self._reason = 0, ""
             done = not self._unsent()
-        self._lines.append(f"checkpoint-{step} is kept at {self.shelf.uri} ({time.monotonic() - started:.1f} s)")
+        self._lines.append(f"{_name(step)} is kept at {self.shelf.uri} ({time.monotonic() - started:.1f} s)")
         if done:
             self._tidy()
 
     def _tidy(self) -> None:
-        """What is kept here is kept there: the newest checkpoints, and the best that each of them knows."""
-        newest = sorted(self._there)[-self.keep :]
+        """What is kept here is kept there: the model, or the newest checkpoints and the best that each knows."""
+        newest = [MODEL] if MODEL in self._there else sorted(self._there)[-self.keep :]
         kept = {*newest} | {self._there[step] for step in newest}
         try:
             self.shelf.tidy(kept, newest[-1])
@@ -350,11 +363,23 @@ class Copies:
             self._failures += 1
             if step not in self._wanted:
                 self._let_go(step)
-        self._lines.append(f"checkpoint-{step} is not kept at {self.shelf.uri}: {self._reason}")
+        self._lines.append(f"{_name(step)} is not kept at {self.shelf.uri}: {self._reason}")
 
 
-def _names(steps: tuple[int, ...] | list[int]) -> str:
-    return " and ".join(f"checkpoint-{step}" for step in steps)
+def _name(step: int) -> str:
+    return "model" if step == MODEL else f"checkpoint-{step}"
+
+
+def _step(folder: Path) -> int:
+    return MODEL if folder.name == "model" else checkpoints.step_of(folder)
+
+
+def _place(run: Path, step: int) -> Path:
+    return run / "model" if step == MODEL else run / "checkpoints" / _name(step)
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(names)
 
 
 def _words(error: Exception) -> str:

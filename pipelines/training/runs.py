@@ -120,11 +120,11 @@ def finish(
         "seconds": seconds_of(history),
     }
     manifest.write_json(folder / "training.json", facts)
-    manifest.write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
+    manifest.write_json(folder / "recipe.json", card.without_places(recipe.model_dump(mode="json")))
     told = {
         "digest": run_digest,
         "name": f"{recipe.name}-{run_digest}",
-        "base": base.title,
+        "base": card.base_of(base),
         "cache": cache.digest,
         "context": recipe.training.context,
         "quantisation": base.quantisation,

@@ -1,7 +1,8 @@
 """Experiment trackers by name, through transformers' own callbacks: what a run logs, on a page that stays.
 
 Where the tool can, a resumed run goes on in the same place; trackio and tensorboard keep all on this machine. A tracker
-is told the Trainer's settings and the model's, in which there is no token.
+is told the Trainer's settings and the model's, in which there is no token. One that fails is told no more, and training
+goes on: its server may be gone, its disk full, its package broken.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pipelines.errors import missing_package
 
 PROJECT = "swedish-whisper-lab"
 _PACKAGES = {"trackio": "trackio>=0.21.1", "tensorboard": "tensorboard>=2.15", "wandb": "wandb", "mlflow": "mlflow"}
-_TOLD = ("on_train_begin", "on_log", "on_train_end")
 
 
 @contextlib.contextmanager
@@ -35,7 +35,12 @@ def attached(trainer: Any, tracker: str, name: str, folder: Path, log: Callable[
         raise missing_package(tracker, _PACKAGES[tracker], f"training.tracker = {tracker!r}")
     trainer.args.run_name, trainer.args.project, trainer.args.trackio_static_space_id = name, PROJECT, False
     with _variables(_settings(tracker, name, folder)):
-        callback = _callback(tracker)
+        try:
+            callback = _callback(tracker, log)
+        except Exception as error:
+            log(_lost(tracker, error))
+            yield
+            return
         trainer.add_callback(callback)
         log(f"{tracker} is told of this run as {name}{_where(tracker, folder)}")
         try:
@@ -46,29 +51,46 @@ def attached(trainer: Any, tracker: str, name: str, folder: Path, log: Callable[
             raise
 
 
-def _callback(tracker: str) -> Any:
+def _callback(tracker: str, log: Callable[[str], None]) -> Any:
+    """The tracker's callback; at the first of its calls that fails, `log` is told, and the tracker nothing any more."""
+    from transformers import TrainerCallback
     from transformers.integrations import get_reporting_integration_callbacks
 
-    callback = get_reporting_integration_callbacks([tracker])[0]()
-    for event in _TOLD:
-        setattr(callback, event, _silent(getattr(callback, event)))
+    lost = False
+    with contextlib.redirect_stdout(io.StringIO()):
+        callback = get_reporting_integration_callbacks([tracker])[0]()
+
+    def guarded(tell: Callable) -> Callable:
+        @functools.wraps(tell)
+        def told(*args: Any, **kwargs: Any) -> None:
+            nonlocal lost
+            if lost:
+                return
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    tell(*args, **kwargs)
+            except Exception as error:  # whatever a tracker or its client may raise
+                lost = True
+                log(_lost(tracker, error))
+
+        return told
+
+    for event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
+        if getattr(type(callback), event) is not getattr(TrainerCallback, event):
+            setattr(callback, event, guarded(getattr(callback, event)))
     return callback
 
 
-def _silent(tell: Callable) -> Callable:
-    @functools.wraps(tell)
-    def told(*args: Any, **kwargs: Any) -> Any:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return tell(*args, **kwargs)
-
-    return told
+def _lost(tracker: str, error: Exception) -> str:
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"note: {tracker} failed and is told no more in this sitting; training goes on ({words})"
 
 
 def _settings(tracker: str, name: str, folder: Path) -> dict[str, str]:
     """Variables by which a tracker takes its place and the run that it is to go on with."""
     return {
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
-        "wandb": {"WANDB_PROJECT": PROJECT, "WANDB_RUN_ID": name, "WANDB_RESUME": "allow"},
+        "wandb": {"WANDB_PROJECT": PROJECT, "WANDB_RUN_ID": name, "WANDB_RESUME": "allow", "WANDB_DIR": str(folder)},
         "mlflow": {"MLFLOW_EXPERIMENT_NAME": PROJECT},
     }.get(tracker, {})
 

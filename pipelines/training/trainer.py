@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,9 @@ def trainer_class() -> type[Seq2SeqTrainer]:
     """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late)."""
     from accelerate.data_loader import prepare_data_loader
     from torch.utils.data import DataLoader
-    from transformers import Seq2SeqTrainer
+
+    with contextlib.redirect_stdout(sys.stderr):  # transformers greets whoever has set WANDB_MODE=offline
+        from transformers import Seq2SeqTrainer
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
     class LabTrainer(Seq2SeqTrainer):
