@@ -13,8 +13,8 @@ What it does to the tour (whisper-tiny, 200 steps, one run each; normalised WER 
 16 speakers; windows are one speaker's clips, 20 s on average; benchmarks/windows.py):
 
     window_share    single clips              windows
-    0               0.250 (0.215 to 0.287)    0.820 (0.732 to 0.891)
-    0.2             0.239 (0.202 to 0.277)    0.234 (0.196 to 0.278)
+    0               0.250 (0.211 to 0.292)    0.820 (0.721 to 0.900)
+    0.2             0.239 (0.197 to 0.282)    0.234 (0.191 to 0.283)
 """
 
 from __future__ import annotations
