@@ -98,3 +98,17 @@ def test_utilisation_is_told_of_a_gpu_whose_peak_is_known(training, toy_cache, t
 )  # fmt: skip
 def test_peaks_are_found_by_name(training, device, peak):
     assert training.peak_of(device) == peak
+
+
+def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):
+    command = [sys.executable, "benchmarks/copies.py", "--smoke", "--model", str(toy_model), "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {*result} == {"folder", "hub", "mb", "step_cpu_s", "eval_every", "load", "cores"}
+    for store in ("folder", "hub"):
+        assert {*result[store]} == {"overhead", "held_s", "cpu_s", "bound"}
+        assert min(result[store][name] for name in ("held_s", "cpu_s", "bound")) > 0
+    toy = sum(path.stat().st_size for path in toy_model.glob("*.safetensors")) / 1e6
+    assert result["mb"] > 2 * toy, "a checkpoint with its optimizer, not the model"
+    assert list(tmp_path.iterdir()) == []
