@@ -64,6 +64,8 @@ class Timed(copies.Copies):
     def offer(self, checkpoint: Path) -> None:
         started = time.perf_counter()
         super().offer(checkpoint)
+        if checkpoint.name == "model":
+            return
         Timed.held_s.append(time.perf_counter() - started)
         Timed.sample = self.aside.with_name("sample") / checkpoint.name
         shutil.rmtree(Timed.sample.parent, ignore_errors=True)
@@ -109,9 +111,11 @@ def loopback_hub() -> Iterator[None]:
         server.wait()
 
 
-def measure(folder: Path, steps: int, every: int, rounds: int, smoke: bool) -> dict[str, Any]:
+def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke: bool) -> dict[str, Any]:
     training.Copies = Timed
-    sizes = {"source.train": 32, "source.validation": 8, "source.test": 8} if smoke else {"source.validation": 24}
+    sizes: dict[str, Any] = {"source.validation": 24, "model.base": model}
+    if smoke:
+        sizes |= {"source.train": 32, "source.validation": 8, "source.test": 8, "evaluation.max_new_tokens": 8}
     settings = recipe.load("tour", {**sizes, "training.steps": steps, "training.eval_every": every})
     cache = lab.features(settings, runs=folder / "features", log=lambda line: None)
     base = models.resolve(settings.model.base, log=lambda line: None)
@@ -146,6 +150,7 @@ def result(found: dict[str, list[dict[str, float]]], eval_every: int, sample: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one short round: does it run?")
+    parser.add_argument("--model", default="openai/whisper-tiny")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--every", type=int, default=20, help="steps between two checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
@@ -154,7 +159,8 @@ def main() -> None:
     if options.smoke:
         options.steps, options.every, options.rounds = 4, 2, 1
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        print(json.dumps(measure(Path(folder), options.steps, options.every, options.rounds, options.smoke)))
+        sizes = options.steps, options.every, options.rounds, options.smoke
+        print(json.dumps(measure(Path(folder), options.model, *sizes)))
 
 
 if __name__ == "__main__":

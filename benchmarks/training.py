@@ -16,7 +16,8 @@ trained to the end, with the WER of both on the validation split; and pairs of t
 
 The last line is one JSON object: `speedup` and `speedup_4s` (examples per second, ours over classic), `eval_speedup`,
 `wer_classic`, `wer_ours`, `delta_wer_ci95` (ours less classic, paired, by speaker), `memory_ratio` (peak, ours over
-classic), `device`.
+classic), `device`. On a GPU whose peak is known also `mfu`: the share of it that each side turns into the model's own
+arithmetic (Chowdhery et al. 2022), at the lengths that its batches have, padding counted, recomputation not.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -40,7 +42,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipelines import audio, decoding, environment, lab, models, recipe, scoring, training  # noqa: E402
+from pipelines.batches import bucketed, padded_frames  # noqa: E402
 from pipelines.cache import FeatureCache  # noqa: E402
+from pipelines.features import FULL_FRAMES  # noqa: E402
 from pipelines.recipe import Recipe  # noqa: E402
 from pipelines.sources import SPLITS  # noqa: E402
 from pipelines.sources.tour import TourSource  # noqa: E402
@@ -49,6 +53,18 @@ from pipelines.training import Progress  # noqa: E402
 WARM_STEPS = 2
 """Steps that are not timed: kernels are chosen, memory is fetched."""
 CLASSIC_EVAL_BATCH = 8
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""Dense half-precision matrix FLOP per second by NVIDIA's data sheets, by a word of the device's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +123,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "eval_speedup": round(classic.eval_s / ours.eval_s, 2),
         "memory_ratio": round(ours.peak_mb / classic.peak_mb, 3),
         "device": _device(),
+        **utilisation({"": (short, overrides, classic, ours), "_4s": (longer, joined, classic_4s, ours_4s)}),
         **({} if options.speed_only else compared(short, classic, ours)),
     }
 
@@ -142,6 +159,61 @@ def compared(cache: FeatureCache, classic: Side, ours: Side) -> dict[str, Any]:
         "wer_ours": round(wer_ours, 4),
         "delta_wer_ci95": [round(limit, 4) for limit in found.ci95],
     }
+
+
+def utilisation(corpora: dict[str, tuple[FeatureCache, dict[str, Any], Side, Side]]) -> dict[str, Any]:
+    """`mfu` of both sides on each corpus; nothing without a GPU, or where its peak is not known."""
+    peak = peak_of(_device())
+    if not peak:
+        return {}
+    found = {}
+    for label, (cache, overrides, classic, ours) in corpora.items():
+        given = recipe.load("tour", overrides)
+        for name, side in (("classic", classic), ("ours", ours)):
+            share = side.examples_per_s * flops_per_example(given, cache, full=name == "classic") / peak
+            found[f"{name}{label}"] = round(share, 4)
+            print(f"{name}{label}: {share:.2%} of {peak / 1e12:.0f} TFLOP/s")
+    return {"mfu": found}
+
+
+def peak_of(device: str) -> float:
+    """FLOP per second of the device of this name; 0 where it is not known."""
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device)), 0.0)
+
+
+def flops_per_example(given: Recipe, cache: FeatureCache, full: bool) -> float:
+    """Of one clip's forward and backward pass, on average over an epoch; `full` in batches padded to 30 s."""
+    from transformers import WhisperConfig
+
+    config, settings = (
+        WhisperConfig.from_pretrained(models.resolve(given.model.base, log=_quiet).folder),
+        given.training,
+    )
+    rows = cache.split("train")
+    frames, labels = cache.rows["frames"].to_numpy()[rows], np.array([len(cache.labels(row)) for row in rows])
+    total = 0.0
+    for batch in bucketed(frames, settings.batch_size, 1 if full else settings.bucket_batches, settings.seed, 0):
+        length = FULL_FRAMES if full else padded_frames(int(frames[batch].max()))
+        total += len(batch) * flops(config, length, int(labels[batch].max()))
+    return total / len(rows)
+
+
+def flops(config: Any, n_frames: int, n_tokens: int) -> float:
+    """FLOPs to learn from one clip: of its forward pass, and twice that for the backward pass.
+
+    A matrix of m x n takes 2mn at every position that it is applied to, and attention 4 d for every pair of positions
+    (Kaplan et al. 2020, section 2.1; with attention: Chowdhery et al. 2022, appendix B). In an encoder-decoder the
+    encoder's matrices, and those that make keys and values of its output, apply to its n_frames / 2 positions, the
+    decoder's others to its tokens.
+    """
+    d, positions = config.d_model, n_frames // 2
+    stem = 2 * 3 * d * (config.num_mel_bins * n_frames + d * positions)
+    encoder_layer = positions * (2 * (4 * d * d + 2 * d * config.encoder_ffn_dim) + 4 * d * positions)
+    keys_values = positions * 2 * 2 * d * d
+    matrices = 2 * (6 * d * d + 2 * d * config.decoder_ffn_dim)
+    decoder_layer = keys_values + n_tokens * (matrices + 4 * d * (n_tokens + positions))
+    forward = stem + config.encoder_layers * encoder_layer + config.decoder_layers * decoder_layer
+    return 3.0 * (forward + n_tokens * 2 * d * config.vocab_size)
 
 
 def pairs(folder: Path, sizes: dict[str, int]) -> Path:

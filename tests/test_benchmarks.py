@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from pipelines import models
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,10 +50,65 @@ def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    assert {*result} == {
+    assert {*result} - {"mfu"} == {
         "speedup", "speedup_4s", "eval_speedup", "memory_ratio", "device", "wer_classic", "wer_ours", "delta_wer_ci95"
     }  # fmt: skip
     low, high = result["delta_wer_ci95"]
     assert low <= result["wer_ours"] - result["wer_classic"] <= high
+    assert "mfu" not in result or torch.cuda.is_available()
     assert min(result["speedup"], result["speedup_4s"], result["eval_speedup"], result["memory_ratio"]) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def training():
+    """benchmarks/training.py as a module."""
+    spec = importlib.util.spec_from_file_location("benchmark_of_training", ROOT / "benchmarks" / "training.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("n_frames", "n_tokens"), [(240, 9), (3000, 30)])
+def test_the_formula_counts_what_the_model_computes(training, toy_model, n_frames, n_tokens):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = WhisperConfig.from_pretrained(toy_model, attn_implementation="eager", use_cache=False)
+    model = WhisperForConditionalGeneration(config)
+    models.allow_short_context(model)
+    with FlopCounterMode(display=False) as counted:
+        model(torch.zeros(1, config.num_mel_bins, n_frames), decoder_input_ids=torch.zeros(1, n_tokens, dtype=int))
+    assert 3 * counted.get_total_flops() == pytest.approx(training.flops(config, n_frames, n_tokens), rel=0.01)
+
+
+def test_utilisation_is_told_of_a_gpu_whose_peak_is_known(training, toy_cache, toy_model, monkeypatch):
+    side, given = training.Side(1000.0, 1.0, 1.0, []), {"model.base": str(toy_model)}
+    corpora = {"": (toy_cache, given, side, side)}
+    assert training.utilisation(corpora) == {}
+    monkeypatch.setattr(training, "_device", lambda: "NVIDIA A100-SXM4-40GB")
+    classic, ours = training.utilisation(corpora)["mfu"].values()
+    assert 0 < ours < classic < 1, "at the same pace the longer context is more work"
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [("NVIDIA H200", 989e12), ("Tesla T4", 65e12), ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12),
+     ("NVIDIA H100 PCIe", 756e12), ("Tesla V100-SXM2-16GB", 125e12), ("cpu, 2 cores", 0), ("NVIDIA Foo L400", 0)],
+)  # fmt: skip
+def test_peaks_are_found_by_name(training, device, peak):
+    assert training.peak_of(device) == peak
+
+
+def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):
+    command = [sys.executable, "benchmarks/copies.py", "--smoke", "--model", str(toy_model), "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {*result} == {"folder", "hub", "mb", "step_cpu_s", "eval_every", "load", "cores"}
+    for store in ("folder", "hub"):
+        assert {*result[store]} == {"overhead", "held_s", "cpu_s", "bound"}
+        assert min(result[store][name] for name in ("held_s", "cpu_s", "bound")) > 0
+    toy = sum(path.stat().st_size for path in toy_model.glob("*.safetensors")) / 1e6
+    assert result["mb"] > 2 * toy, "a checkpoint with its optimizer, not the model"
     assert list(tmp_path.iterdir()) == []

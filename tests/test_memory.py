@@ -1,4 +1,7 @@
-"""Memory that runs out in a forward pass: the same batches in pieces, the same loss, a note for the next sitting."""
+"""Memory that runs out in a forward pass: the same batches in pieces, the same loss, a note for the next sitting.
+
+In the optimizer's step likewise; in a look at validation batches become smaller; on a GPU the longest is tried first.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,119 @@ def test_one_clip_that_does_not_fit_ends_the_run_in_one_line(train_toy, room_for
     ended, _ = train_toy(tmp_path / "run", SETTINGS)
     assert str(ended).startswith("memory does not hold one clip at step 1: take a smaller model.base")
     assert json.loads((tmp_path / "run" / "memory.json").read_text()) == {"micro_batch": 1}
+
+
+def test_where_the_optimizer_s_own_numbers_do_not_fit_batches_are_halved_too(train_toy, whole, tmp_path, monkeypatch):
+    step, calls = torch.optim.AdamW.step, []
+
+    def refuse(self, *args, **kwargs):
+        calls.append(len(calls))
+        if len(calls) in (1, 6):  # after the restart the second sitting begins with call 2: step 5 is call 6
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", refuse)
+    made, lines = train_toy(tmp_path / "run", SETTINGS)
+    told = [line for line in lines if line.startswith(("memory ran out", "starting", "going on"))]
+    assert [line.split(". From now on ")[0].split(" from /")[0] for line in told] == [
+        "starting",
+        *("memory ran out: 7 clips did not fit into memory at step 1", "starting"),
+        *("memory ran out: 3 clips did not fit into memory at step 5", "going on from checkpoint-3"),
+    ]
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+    assert made.digest == whole.digest
+
+
+FULL = {"training.steps": 2, "training.eval_every": 1, "training.batch_size": 2, "training.context": "full"}
+"""8 validation clips of 3,000 frames each."""
+
+
+@pytest.fixture
+def looks_at(monkeypatch):
+    """`looks_at(4)`: a device that holds four clips in a look at validation; the sizes of all encoder passes in one."""
+    load = models.load
+
+    def plan(clips: int) -> list[int]:
+        passes: list[int] = []
+
+        def refuse(encoder, args, kwargs):
+            if encoder.training:
+                return
+            passes.append(len(args[0] if args else kwargs["input_features"]))
+            if passes[-1] > clips:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        def small(*args, **kwargs):
+            model = load(*args, **kwargs)
+            model.model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
+            return model
+
+        monkeypatch.setattr(models, "load", small)
+        return passes
+
+    return plan
+
+
+def test_a_look_at_validation_that_does_not_fit_takes_smaller_batches(train_toy, looks_at, tmp_path):
+    wanted, _ = train_toy(tmp_path / "whole", FULL)
+    passes = looks_at(3)
+    made, lines = train_toy(tmp_path / "run", FULL)
+    assert [line for line in lines if "memory" in line] == [
+        "memory ran out in a look at validation: from now on its batches hold at most "
+        f"{frames} frames (evaluation.batch_frames={frames})"
+        for frames in (12_000, 6_000)
+    ]
+    assert passes == [8, 4, *[2] * 16], "two looks, each for transcripts and for the loss"
+    assert json.loads((tmp_path / "run" / "memory.json").read_text()) == {"batch_frames": 6_000}
+    assert losses(made) == pytest.approx(losses(wanted), rel=1e-5, abs=1e-5)
+    assert [row["eval_wer"] for row in made.history if "eval_wer" in row] == [
+        row["eval_wer"] for row in wanted.history if "eval_wer" in row
+    ]
+    assert memory.Room(tmp_path / "run", 24_000, print).frames == 6_000, "the next sitting begins with it"
+
+
+def test_a_look_at_validation_that_cannot_fit_ends_the_run_in_one_line(train_toy, looks_at, tmp_path):
+    looks_at(0)
+    ended, _ = train_toy(tmp_path / "run", FULL)
+    assert str(ended).startswith("memory does not hold 30 s of speech in a look at validation: take a smaller")
+
+
+def test_the_longest_batch_is_tried_before_the_first_step(train_toy, whole, toy_cache, tmp_path, monkeypatch):
+    """A device that holds all but the longest: found at step 1, not when that batch is drawn."""
+    load, shapes = models.load, []
+    longest = -(-int(toy_cache.rows["frames"].to_numpy()[toy_cache.split("train")].max() + 1) // 8) * 8
+
+    def refuse(encoder, args, kwargs):
+        features = args[0] if args else kwargs["input_features"]
+        if encoder.training:
+            shapes.append((len(features), features.shape[-1]))
+            if len(features) * features.shape[-1] >= 7 * longest:
+                raise torch.OutOfMemoryError
+
+    def small(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(models, "load", small)
+    monkeypatch.setattr(memory, "is_tried_first", lambda: True)
+    made, lines = train_toy(tmp_path / "run", SETTINGS)
+    assert [line.split(". From now on ")[0] for line in lines if "memory" in line] == [
+        "memory ran out: 7 clips did not fit into memory at step 1"
+    ]
+    assert shapes[:2] == [(7, longest), (3, longest)]
+    assert max(frames for _, frames in shapes) == longest
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [{}, {"training.window_share": 0.3}])
+def test_what_is_tried_leaves_no_trace(train_toy, tmp_path, monkeypatch, kind):
+    draws = {"model.dropout": 0.1, "model.spec_augment": True, "training.steps": 3, "training.eval_every": 3, **kind}
+    plain, _ = train_toy(tmp_path / "plain", draws)
+    monkeypatch.setattr(memory, "is_tried_first", lambda: True)
+    made, _ = train_toy(tmp_path / "tried", draws)
+    ours, theirs = weights(made), weights(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_beside_other_devices_the_run_ends_and_says_what_to_set():

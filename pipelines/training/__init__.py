@@ -37,8 +37,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import augmentation, checkpoints, models, ranks
-from pipelines.batches import BucketSampler, ClipDataset, Collator
+from pipelines.batches import BucketSampler, ClipDataset, Collator, padded_frames
 from pipelines.cache import FeatureCache
+from pipelines.curation import MAX_LABEL_TOKENS
+from pipelines.features import FULL_FRAMES
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
 from pipelines.training import adapters, divergence, forks, memory, rehearsal, shares, trackers, windows
@@ -168,6 +170,8 @@ def _fit(
     copies: Copies | None,
 ) -> Seq2SeqTrainer:
     """The trainer that has done every step that was left."""
+    import torch
+
     folder = run / "checkpoints"
 
     def newest() -> Path | None:
@@ -191,6 +195,8 @@ def _fit(
             interruption.heeded(trainer),
         ):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except torch.OutOfMemoryError:  # outside of the model: the optimizer's own numbers come with its first step
+        raise memory.ran_out(trainer.micro_batch, trainer.state.global_step + 1, ranks.size()) from None
     except Diverged as error:
         kept = next(reversed(checkpoints.listed(folder)), "the base model")
         raise divergence.refused(error, run, str(kept), recipe.training.learning_rate) from None
@@ -216,6 +222,8 @@ def _build_trainer(
     model = adapters.prepare(model, recipe.model)
     processor = models.load_processor(base, recipe.language)
     sampler, clips, collate = _training_batches(recipe, cache, processor)
+    run, at_once = folder.parent, memory.micro_batch(folder.parent, settings)
+    room = memory.Room(run, recipe.evaluation.batch_frames, progress.on_line)
     trainer = trainer_class()(
         model=model,
         args=arguments_of(recipe, folder),
@@ -226,10 +234,11 @@ def _build_trainer(
         compute_loss_func=token_mean_loss,
         callbacks=[reporter(recipe, sampler, progress), *callbacks],
         sampler=sampler,
-        validate=validator(recipe, cache, processor, settings.context == "full"),
+        validate=validator(recipe, cache, processor, settings.context == "full", room),
         run_digest=run_digest,
         keep=settings.keep_checkpoints,
-        micro_batch=memory.micro_batch(folder.parent, settings),
+        micro_batch=at_once,
+        tried_first=_longest_batches(recipe, cache, sampler, at_once) if memory.is_tried_first() else (),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if ranks.rank():
@@ -253,6 +262,28 @@ def _training_batches(recipe: Recipe, cache: FeatureCache, processor: Any) -> tu
         clips, timestamps = windows.WindowClips(clips), settings.window_timestamps
         collate = windows.WindowCollator(collate, processor, recipe.language, timestamps=timestamps)
     return sampler, clips, collate
+
+
+def _longest_batches(recipe: Recipe, cache: FeatureCache, sampler: BucketSampler, at_once: int) -> list[dict[str, Any]]:
+    """Of each kind of batch that training may draw the largest: silence of that length, and as many tokens."""
+    import torch
+
+    settings, rows = recipe.training, rows_of(cache, "train")
+    clips = min(at_once, -(-settings.batch_size // ranks.size()))
+    longest = padded_frames(int(cache.rows["frames"].to_numpy()[rows].max() / (1 - recipe.augment.speed)) + 1)
+    sizes = [(clips, FULL_FRAMES if settings.context == "full" else longest)]
+    if settings.window_share:
+        sizes.append((min(clips, -(-sampler.windows_per_batch // ranks.size())), FULL_FRAMES))
+    tokens = MAX_LABEL_TOKENS if settings.window_share else max(len(cache.labels(row)) for row in rows)
+    n_mels = cache.log_mel(int(rows[0])).frames.shape[1]
+    return [
+        {
+            "input_features": torch.zeros(n, n_mels, frames),
+            "attention_mask": torch.ones(n, frames, dtype=torch.int64),
+            "labels": torch.zeros(n, tokens, dtype=torch.int64),
+        }
+        for n, frames in sizes
+    ]
 
 
 def _state_of(checkpoint: Path) -> TrainerState:

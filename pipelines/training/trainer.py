@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,12 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             run_digest: str,
             keep: int,
             micro_batch: int,
+            tried_first: Sequence[dict[str, torch.Tensor]] = (),
             **kwargs: Any,
         ):
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
-            self.micro_batch = micro_batch
+            self.micro_batch, self.tried_first = micro_batch, tried_first
             self.clock = time.monotonic()
             self.guard = Guard(scaled=self.args.fp16)
 
@@ -84,6 +85,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+            self._try_first(model, *args, **kwargs)
             forward_backward, losses = super().training_step, []
             pieces = list(memory.pieces(inputs, self.micro_batch))
             for piece in pieces:
@@ -95,6 +97,17 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             self.guard.add(loss)
             self.pace.add(len(inputs["labels"]))
             return loss
+
+        def _try_first(self, model: Any, *args: Any, **kwargs: Any) -> None:
+            """At the first step of a sitting, the longest batches that can come; memory runs out now or never."""
+            batches, self.tried_first = self.tried_first, ()
+            for batch in batches:
+                with (
+                    memory.watched(len(batch["labels"]), self.state.global_step + 1, self.args.world_size),
+                    memory.tried(model, self.optimizer),
+                    self.accelerator.no_sync(model),
+                ):
+                    super().training_step(model, batch, *args, **kwargs)
 
         def _clip_grad_norm(self, model: Any) -> torch.Tensor:
             norm = super()._clip_grad_norm(model)
@@ -157,6 +170,7 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         logging_steps=max(1, min(10, settings.steps // 12)),
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=machine.device == "cuda",
+        accelerator_config={"non_blocking": machine.device == "cuda"},  # pinned batches travel while the GPU computes
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,

@@ -13,48 +13,64 @@ from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
 from pipelines.features import FULL_FRAMES
 from pipelines.recipe import Recipe
+from pipelines.training.memory import Room
 from pipelines.training.trainer import shift_right, token_mean_loss
 
 
 def validator(
-    recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool
+    recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool, room: Room | None = None
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from a model to its validation loss, and its normalised WER with the 95 % interval."""
+    """A function from a model to its validation loss, and its normalised WER with the 95 % interval.
+
+    With `room` its batches become smaller where memory runs out.
+    """
     rows = rows_of(cache, "validation")
     references, speakers = (cache.rows[name].iloc[rows].tolist() for name in ("text", "speaker"))
     settings = recipe.evaluation
 
-    def validate(model: Any) -> dict[str, float]:
+    def fit(work: Callable[[int], Any]) -> Any:
+        return room.fit(work) if room else work(settings.batch_frames)
+
+    def hear(model: Any, batch_frames: int) -> dict[int, str]:
         heard = {}
-        for batch in _own_batches(cache, rows, settings.batch_frames, full_context):
+        for batch in _own_batches(cache, rows, batch_frames, full_context):
             told = decoding.decode_rows(
                 model,
                 processor,
                 cache,
                 batch,
                 language=recipe.language,
-                batch_frames=settings.batch_frames,
+                batch_frames=batch_frames,
                 max_new_tokens=settings.max_new_tokens,
                 full_context=full_context,
             )
             heard |= dict(zip(batch.tolist(), told, strict=True))
-        heard = ranks.merged(heard)
+        return heard
+
+    def validate(model: Any) -> dict[str, float]:
+        was_training = model.training
+        heard = ranks.merged(fit(lambda frames: hear(model, frames)))
         hypotheses = [heard[row] for row in rows.tolist()]
         draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
         score = scoring.score(references, hypotheses, speakers, **draw)
         low, high = score.ci95
-        return {
-            "wer": score.wer,
-            "wer_low": low,
-            "wer_high": high,
-            "loss": validation_loss(model, cache, rows, settings.batch_frames, full_context),
-        }
+        total, tokens = ranks.summed(*fit(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
+        model.train(was_training)  # where memory ran out it was left as it was just then
+        return {"wer": score.wer, "wer_low": low, "wer_high": high, "loss": total / tokens}
 
     return validate
 
 
 def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> float:
     """Mean cross entropy per label token over `rows`, teacher-forced."""
+    total, tokens = ranks.summed(*_summed_loss(model, cache, rows, batch_frames, full_context))
+    return total / tokens
+
+
+def _summed_loss(
+    model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool
+) -> tuple[float, int]:
+    """The cross entropy of this process's share of `rows`, summed, and its label tokens."""
     import torch
 
     collate, total, tokens = Collator(cache, full_context=full_context), 0.0, 0
@@ -70,8 +86,7 @@ def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_fra
             total += float(token_mean_loss(outputs, labels, 1))
         tokens += int((labels != IGNORED).sum())
     model.train(was_training)
-    total, tokens = ranks.summed(total, tokens)
-    return total / tokens
+    return total, tokens
 
 
 def _own_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> list[np.ndarray]:
