@@ -63,11 +63,12 @@ def find(named: str, runs: str | Path = "", log: Callable[[str], None] = print) 
     Of a run's folder, `runs/<recipe>`, or a recipe, the newest test report of a tuned model, and with it those of its
     other seeds. Raises LabError where there is none.
     """
-    if (Path(named) / manifest.MANIFEST).is_file():
-        return [_read(Path(named))]
+    given = Path(named).expanduser()
+    if (given / manifest.MANIFEST).is_file():
+        return [_read(given)]
     name = recipes.load(named).name if named.endswith(".toml") else named
     place = environment.runs_folder(runs)
-    folder = next((found for found in (place / name, Path(name).expanduser()) if found.is_dir()), None)
+    folder = next((found for found in (place / name, given) if found.is_dir()), None)
     if folder is None:
         known = sorted(found.parents[2].name for found in place.glob("*/reports/*/manifest.json"))
         near = difflib.get_close_matches(name, known, n=1)
