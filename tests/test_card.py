@@ -200,6 +200,7 @@ def test_no_path_and_no_token_is_in_it(scored, trained, toy_model):
         {"source.kind": "common_voice", "source.path": "D:\\anna\\cv.tar.gz"},
         {"curation.held_out": ["anna.tsv", "~/anna/other.tsv"]},
         {"curation.label_model": "/data/anna"},
+        {"source.kind": "planted", "source.sentences": "anna.txt"},
         {
             "source.kind": "mix",
             "source.parts": [{"name": "own", "kind": "folder", "path": "anna"}, {"name": "two", "kind": "tour"}],
@@ -271,6 +272,12 @@ def test_data_sets_of_the_hub_are_named_for_its_index(toy_settings, tmp_path):
     assert entry["name"] == "toy-1a2b"
     assert [told["dataset"]["split"] for told in entry["results"]] == ["validation"]
     assert "synthetic-speech" not in front["tags"]
+
+
+def test_the_planted_corpus_is_synthetic_too(toy_settings, tmp_path):
+    found = made_card(tmp_path, toy_settings({"source.kind": "planted"}))
+    assert "synthetic-speech" in found.data.tags
+    assert "Its speech was synthetic" in found.text
 
 
 def test_lora_and_windows_are_told(toy_settings, tmp_path):

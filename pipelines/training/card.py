@@ -265,7 +265,7 @@ def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _synthetic(recipe: dict[str, Any]) -> bool:
-    return all(source["kind"] == "tour" for source in _sources(recipe))
+    return all(source["kind"] in ("tour", "planted") for source in _sources(recipe))
 
 
 def _hub_id(base: ModelRef) -> str | None:
@@ -281,7 +281,7 @@ def _without_places(value: Any, name: str = "", kind: str = "") -> Any:
         return {inner: _without_places(told, inner, kind) for inner, told in value.items()}
     if isinstance(value, list):
         return [_without_places(told, name, kind) for told in value]
-    local = (name == "path" and kind != "hub") or name == "held_out"
+    local = (name == "path" and kind != "hub") or name in ("held_out", "sentences")
     return _PLACE if isinstance(value, str) and value and (local or _looks_like_a_place(value)) else value
 
 
