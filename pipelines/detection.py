@@ -54,9 +54,10 @@ def of_checks(whole: FeatureCache, curated: FeatureCache) -> dict[str, dict[str,
     reasons = curated.rejected.set_index("id")["reason"].reindex(truth.index, fill_value="")
     told = {}
     for check, (dropped_as, faults) in CHECKS.items():
-        if not reasons.isin(dropped_as).any():
+        occurring = [reason for reason in dropped_as if (reasons == reason).any()]
+        if not occurring:
             continue
-        came = ~reasons.isin(_reasons_before(dropped_as))
+        came = ~reasons.isin(_reasons_before(occurring))
         found, kinds = reasons[came].isin(dropped_as), truth[came]
         told[check] = {
             **counted(found, kinds.isin(faults)),

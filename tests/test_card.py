@@ -215,6 +215,7 @@ def test_the_name_of_a_folder_beside_the_trainer_is_one_too(toy_settings, toy_mo
         {"source.kind": "common_voice", "source.path": "D:\\anna\\cv.tar.gz"},
         {"curation.held_out": ["anna.tsv", "~/anna/other.tsv"]},
         {"curation.label_model": "/data/anna"},
+        {"source.kind": "planted", "source.sentences": "anna.txt"},
         {
             "source.kind": "mix",
             "source.parts": [{"name": "own", "kind": "folder", "path": "anna"}, {"name": "two", "kind": "tour"}],
@@ -286,6 +287,12 @@ def test_data_sets_of_the_hub_are_named_for_its_index(toy_settings, tmp_path):
     assert entry["name"] == "toy-1a2b"
     assert [told["dataset"]["split"] for told in entry["results"]] == ["validation"]
     assert "synthetic-speech" not in front["tags"]
+
+
+def test_the_planted_corpus_is_synthetic_too(toy_settings, tmp_path):
+    found = made_card(tmp_path, toy_settings({"source.kind": "planted"}))
+    assert "synthetic-speech" in found.data.tags
+    assert "Its speech was synthetic" in found.text
 
 
 def test_lora_and_windows_are_told(toy_settings, tmp_path):

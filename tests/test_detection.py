@@ -56,6 +56,12 @@ def test_checks_are_counted_over_the_clips_that_came_to_them(caches):
     assert "clipping" not in told
 
 
+def test_a_check_late_in_the_order_is_not_blamed_for_what_was_dropped_before_it(caches):
+    whole, curated = caches
+    whole.rows.loc[whole.rows["id"] == "c4", "planted"] = "duplicate"  # dropped as noisy before audio is compared
+    assert detection.of_checks(whole, curated)["duplicates"]["recall"] == 1
+
+
 def test_the_curve_of_the_label_filter():
     rows = pd.DataFrame(
         {

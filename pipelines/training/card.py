@@ -267,7 +267,7 @@ def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _synthetic(recipe: dict[str, Any]) -> bool:
-    return all(source["kind"] == "tour" for source in _sources(recipe))
+    return all(source["kind"] in ("tour", "planted") for source in _sources(recipe))
 
 
 def _hub_id(base: ModelRef) -> str | None:
@@ -288,7 +288,7 @@ def without_places(value: Any, name: str = "", kind: str = "") -> Any:
         return {inner: without_places(told, inner, kind) for inner, told in value.items()}
     if isinstance(value, list):
         return [without_places(told, name, kind) for told in value]
-    local = (name == "path" and kind != "hub") or name == "held_out"
+    local = (name == "path" and kind != "hub") or name in ("held_out", "sentences")
     local = local or (name in ("base", "label_model") and isinstance(value, str) and models.is_folder(value))
     return _PLACE if isinstance(value, str) and value and (local or _looks_like_a_place(value)) else value
 
