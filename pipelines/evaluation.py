@@ -28,6 +28,7 @@ from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, digest
 from pipelines.report import clips, page, slices
 from pipelines.scoring import Score
+from pipelines.training import card
 
 CODE = "2"
 """Version of the code that decodes and scores: raised whenever the same model and cache would give other figures."""
@@ -144,7 +145,7 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
     training_seconds, data, machine, versions` (`settings` is the whole recipe, nested); for any other `base` alone.
     """
     if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
-        return {"base": ref.title}
+        return {"base": card.base_of(ref)}
     told, trained = (json.loads((ref.folder / name).read_text("utf-8")) for name in ("recipe.json", "training.json"))
     return {
         **{name: ref.facts.get(name) for name in ("digest", "base", "cache", "data", "machine", "versions")},

@@ -28,6 +28,7 @@ from pipelines.evaluation import EvalReport
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe
 from pipelines.scoring import Edits
+from pipelines.training import card
 
 RECIPES = tuple(
     f"planted-{name}"
@@ -94,9 +95,14 @@ def found(experiments: Iterable[Recipe], runs: str | Path = "") -> dict[str, Eva
             if manifest.problem(folder) is None:
                 report = evaluation.read_report(folder)
                 settings = report.lineage.get("settings")
-                if settings and recipes.resolve(settings, {}) == recipe:
+                if settings and _told(recipes.resolve(settings, {})) == _told(recipe):
                     reports[f"{recipe.name}/{recipe.training.seed}"] = report
     return reports
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a model tells it: without the places of a machine."""
+    return card.without_places(recipe.model_dump(mode="json"))
 
 
 def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = "") -> dict[str, EvalReport]:

@@ -150,6 +150,13 @@ def test_runs_that_differ_in_the_seed_alone_are_one_experiment(runs: Path):
     ]
 
 
+@pytest.mark.parametrize(("label_model", "count"), [("run:raw", 1), ("", 2)])
+def test_a_cache_that_each_seed_s_own_model_made_divides_no_experiment(tmp_path: Path, label_model: str, count: int):
+    settings = {"curation.max_label_cer": 0.5, "curation.label_model": label_model}
+    reports = [hand_made.report(tmp_path, seed=seed, settings=settings, cache=f"cache{seed}") for seed in (1, 2)]
+    assert len(experiments.gather(reports)) == count
+
+
 def test_the_wer_of_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path):
     for seed, errors in ((1, 1), (2, 3)):
         hand_made.report(tmp_path, "raw", hand_made.wrong(errors), seed=seed)
