@@ -302,3 +302,7 @@ def test_lora_and_windows_are_told(toy_settings, tmp_path):
     assert "No recording longer than a clip" not in text
     assert "(q8)" in text
     assert "No recording longer than a clip" in made_card(tmp_path, toy_settings(), context="clip").text
+
+
+def test_a_source_of_another_version_is_called_by_its_kind():
+    assert card.data_of({"kind": "not_yet"}) == {"type": "not_yet", "name": "not_yet"}

@@ -77,7 +77,9 @@ def data_of(source: Mapping[str, Any]) -> dict[str, str]:
     kind = source["kind"]
     if kind == "mix":
         return {"type": kind, "name": "a mix of " + "; ".join(data_of(part)["name"] for part in source["parts"])}
-    return {"type": source["path"], "name": source["path"]} if kind == "hub" else {"type": kind, "name": _DATA[kind][0]}
+    if kind == "hub":
+        return {"type": source["path"], "name": source["path"]}
+    return {"type": kind, "name": _DATA.get(kind, (kind,))[0]}
 
 
 def _card(folder: Path, facts: Mapping[str, Any]) -> str:
