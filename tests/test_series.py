@@ -187,10 +187,11 @@ def test_the_command_plans_and_refuses():
 @pytest.mark.skipif(not (RESULTS / series.UTTERANCES).exists(), reason="no results are committed yet")
 def test_every_recipe_opens_with_what_the_committed_results_say():
     claims = {claim["recipe"]: claim for claim in series.claims(RESULTS)}
-    assert claims.keys() == {name for name in recipe.names() if name.startswith("planted-")}
-    for name, claim in claims.items():
+    assert claims.keys() <= set(recipe.names())
+    for name in (name for name in recipe.names() if name.startswith("planted-")):
         opening = (recipe.RECIPES / f"{name}.toml").read_text("utf-8").split("\n\nname = ")[0]
-        for line in series.headline(claim):
+        assert ("(to be measured)" in opening) == (name not in claims), name
+        for line in series.headline(claims[name]) if name in claims else []:
             assert f"# {line}\n" in f"{opening}\n", name
 
 
