@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from enum import StrEnum
@@ -137,7 +138,13 @@ def train(
         str,
         typer.Option(metavar="ADDRESS", help="Train on a Ray cluster: auto (the one running here), host:6379, local."),
     ] = "",
-    devices: Annotated[int, typer.Option(min=1, help="With --cluster: workers, each with a GPU or a core.")] = 1,
+    devices: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="So many processes train together, each with a GPU or on cores; with --cluster, so many workers.",
+        ),
+    ] = 1,
     fast_dev_run: Annotated[
         bool, typer.Option("--fast-dev-run", help="Two steps, to see that all works; the figures mean nothing.")
     ] = False,
@@ -148,8 +155,10 @@ def train(
 
     Example: python -m pipelines train --recipe tour --set training.steps=60
 
-    On every GPU of a machine: torchrun --nproc-per-node gpu -m pipelines train --recipe base
+    On four GPUs of a machine: python -m pipelines train --recipe base --devices 4
     """
+    if devices > 1 and not cluster and not dry_run and "WORLD_SIZE" not in os.environ:
+        raise typer.Exit(ranks.launch(devices, [sys.executable, "-m", "pipelines", *sys.argv[1:]]))
     set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
     with ranks.joined():
         _train(
@@ -163,7 +172,7 @@ def train(
             publish=publish,
             fork=fork,
             cluster=cluster,
-            devices=devices,
+            devices=devices if cluster else 1,
         )
 
 

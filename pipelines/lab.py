@@ -163,7 +163,9 @@ def train(
     `devices` of its workers train together.
     """
     if devices > 1 and not cluster:
-        raise LabError(f"devices={devices} needs a cluster; on one machine: torchrun --nproc-per-node {devices} -m ...")
+        raise LabError(
+            f"devices={devices} needs a cluster; on one machine: python -m pipelines train --devices {devices}"
+        )
     if cluster and ranks.size() > 1:
         raise LabError("torchrun and --cluster both start processes: leave one of them out")
     progress = (progress or Progress()) if ranks.is_first() else training.SILENT

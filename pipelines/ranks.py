@@ -1,4 +1,4 @@
-"""Processes that train one model together, started by torchrun or Ray Train; each is known by its rank, from 0.
+"""Processes that train one model together, each known by its rank, from 0: `launch`, torchrun or Ray Train start them.
 
 In a process that was started alone nothing here does anything: its rank is 0 of 1, and no process group exists.
 What is agreed on travels between CPUs by gloo, gradients between GPUs by NCCL.
@@ -9,20 +9,79 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipelines.errors import LabError, Unfinished
+from pipelines import workers
+from pipelines.errors import UNFINISHED, LabError, Unfinished
 
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long processes wait for the first one, which fetches, verifies and saves; whoever dies is noticed sooner."""
+GRACE_S = 1200.0
+"""How long the others may go on once a process has failed: its peers notice, and the first may have copies to send."""
 _FAILED = "lab/failed"
 
 
 class PeerLost(Unfinished):
     """Another process of the group is gone."""
+
+
+def launch(n: int, command: Sequence[str]) -> int:
+    """Run `command` in `n` processes of this machine that train together; returns the exit code that one would have.
+
+    That is why it is here: torchrun turns every code into 1, so that a batch system cannot tell an unfinished run from
+    a fault; and it ends the other processes when one has ended, also the one that is copying the last checkpoint.
+    SIGTERM and SIGINT are handed on.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    told.setdefault("OMP_NUM_THREADS", str(max(1, workers.cores() // n)))
+    processes: list[subprocess.Popen] = []
+
+    def hand_on(number: int, frame: Any) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for rank in map(str, range(n)):  # in sessions of their own: a terminal's Ctrl-C reaches them once, from here
+            own = told | {"RANK": rank, "LOCAL_RANK": rank}
+            processes.append(subprocess.Popen(command, env=own, start_new_session=True))
+        return _code_of(_ended(processes))
+    finally:
+        for process in processes:
+            process.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(processes: list[subprocess.Popen]) -> list[int]:
+    """Their exit codes, once all have ended; those that stay too long after one has failed are killed."""
+    until = float("inf")
+    while None in (codes := [process.poll() for process in processes]):
+        if until == float("inf") and any(code not in (None, 0, UNFINISHED) for code in codes):
+            until = time.monotonic() + GRACE_S
+        if time.monotonic() > until:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    return codes
+
+
+def _code_of(codes: list[int]) -> int:
+    """One code for all: a fault before UNFINISHED, and that, where the others noticed it, before a signal's."""
+    faults = [code for code in codes if code > 0 and code != UNFINISHED]
+    signals = [128 - code for code in codes if code < 0]  # as a shell has it
+    return next(iter([*faults, *(code for code in codes if code == UNFINISHED), *signals]), 0)
 
 
 def backend(on_gpu: bool) -> str:
@@ -171,7 +230,7 @@ def _start() -> None:
     here, n_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if 0 < n_gpus < here:
         raise LabError(
-            f"{here} processes were started beside {n_gpus} GPU(s): give torchrun --nproc-per-node {n_gpus}, "
+            f"{here} processes were started beside {n_gpus} GPU(s): start {n_gpus} (--devices, --nproc-per-node), "
             "or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     if n_gpus:

@@ -1,4 +1,5 @@
-"""Two processes, started by torchrun or Ray Train, train as one does: same batches, same loss; and one may die."""
+"""Two processes, started by torchrun, Ray Train or `ranks.launch`, train as one does: same batches, same loss; and one
+may die."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ import torch
 
 from pipelines import checkpoints, lab, models, ranks, training
 from pipelines.batches import IGNORED
-from pipelines.errors import LabError
+from pipelines.errors import UNFINISHED, LabError
 from pipelines.training import shares, validation
 
 ROOT = Path(__file__).parents[1]
@@ -88,12 +89,17 @@ def free_port() -> int:
 
 def torchrun(*arguments: str, log: Path) -> subprocess.Popen:
     """Two processes on this machine, in a group of their own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    return started(*command, f"--master-port={free_port()}", *arguments, log=log)
+
+
+def started(*arguments: str, log: Path) -> subprocess.Popen:
+    """Python with these arguments, in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     with open(log, "a") as file:
         return subprocess.Popen(
-            [*command, f"--master-port={free_port()}", *arguments],
+            [sys.executable, *arguments],
             cwd=ROOT,
             env=environment,
             stdout=file,
@@ -102,7 +108,7 @@ def torchrun(*arguments: str, log: Path) -> subprocess.Popen:
         )
 
 
-def ended(process: subprocess.Popen, log: Path, patience_s: float = 300) -> str:
+def ended(process: subprocess.Popen, log: Path, patience_s: float = 900) -> str:
     """What was told until torchrun ended; nothing of it stays behind."""
     children = psutil.Process(process.pid).children()
     try:
@@ -116,16 +122,20 @@ def ended(process: subprocess.Popen, log: Path, patience_s: float = 300) -> str:
 
 @pytest.fixture(scope="module")
 def sit(toy_recipe, toy_model, cache, tmp_path_factory):
-    """`sit(runs, overrides, cut)`: one sitting under torchrun, cut off by `cut` once it has sealed a checkpoint."""
+    """`sit(runs, overrides, cut)`: one sitting under torchrun, or with `devices` as the command starts them; cut off by
+    `cut` once it has sealed a checkpoint."""
 
-    def one(runs: Path, overrides: dict, cut: Callable[[psutil.Process], None] | None = None) -> tuple[int, str]:
+    def one(
+        runs: Path, overrides: dict, cut: Callable[[psutil.Process], None] | None = None, devices: int = 0
+    ) -> tuple[int, str]:
         log = runs / f"{time.monotonic_ns()}.log"
         settings = {**SETTINGS, **overrides, "model.base": str(toy_model)}
         told = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
         command = ["train", f"--recipe={toy_recipe}", f"--cache={cache.uri}", f"--runs={runs}", *told]
-        process = torchrun("-m", "pipelines", *command, log=log)
+        command += [f"--devices={devices}"] if devices else []
+        process = (started if devices else torchrun)("-m", "pipelines", *command, log=log)
         if cut:
-            end, before = time.monotonic() + 200, sealed(runs)
+            end, before = time.monotonic() + 600, sealed(runs)
             while sealed(runs) == before:
                 assert time.monotonic() < end and process.poll() is None, log.read_text()
                 time.sleep(0.01)
@@ -228,12 +238,12 @@ def same_weights(one: Path, other: Path) -> bool:
 
 @pytest.mark.slow
 def test_killed_then_asked_to_end_and_the_next_start_ends_with_the_same_weights(sit, whole, tmp_path):
-    code, told = sit(tmp_path, DRAWS, kill_second)
-    assert code == 1
+    code, told = sit(tmp_path, DRAWS, kill_second, devices=2)
+    assert code == UNFINISHED, told
     assert told.count("unfinished: another process of this run ended. Run the same command again") == 1
     assert not (run_of(tmp_path) / "model").exists()
-    code, told = sit(tmp_path, DRAWS, psutil.Process.terminate)
-    assert code != 0
+    code, told = sit(tmp_path, DRAWS, psutil.Process.terminate, devices=2)
+    assert code == UNFINISHED, told
     assert len(re.findall(r"unfinished: SIGTERM ended training after step \d+ of 12; .* is kept", told)) == 1, told
     code, told = sit(tmp_path, DRAWS)
     assert code == 0, told
@@ -297,8 +307,50 @@ def test_an_error_of_all_is_one_line(sit, tmp_path):
 
 
 def test_devices_without_a_cluster_are_refused(toy_settings, cache, tmp_path):
-    with pytest.raises(LabError, match="needs a cluster; on one machine: torchrun --nproc-per-node 2 -m"):
+    with pytest.raises(LabError, match="needs a cluster; on one machine: python -m pipelines train --devices 2"):
         lab.train(toy_settings(SETTINGS), cache, runs=tmp_path, devices=2)
+
+
+CODES = """
+import os, sys
+code = [{}][int(os.environ["RANK"])]
+os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "one"),
+    [((0, 0), 0), ((75, 75), 75), ((75, -9), 75), ((75, 1), 1), ((130, 75), 130), ((-15, -15), 143), ((0, -9), 137)],
+)
+def test_processes_end_with_one_code(codes, one):
+    assert ranks.launch(2, [sys.executable, "-c", CODES.format(", ".join(map(str, codes)))]) == one
+
+
+def test_who_stays_after_a_fault_of_another_is_killed(monkeypatch):
+    monkeypatch.setattr(ranks, "GRACE_S", 0.2)
+    stays = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '0' else time.sleep(100)"
+    assert ranks.launch(2, [sys.executable, "-c", stays]) == 3
+
+
+def test_a_signal_is_handed_on_to_each_once(tmp_path):
+    hear = """
+import os, signal, sys, time
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+open(f"{sys.argv[1]}/{os.environ['RANK']}", "w").close()
+while not heard:
+    time.sleep(0.01)
+time.sleep(0.3)
+sys.exit(75 if len(heard) == 1 else 1)
+"""
+    launch = f"ranks.launch(2, [sys.executable, '-c', {hear!r}, sys.argv[1]])"
+    main = f"import sys; from pipelines import ranks; sys.exit({launch})"
+    process = started("-c", main, str(tmp_path), log=tmp_path / "log")
+    while not {"0", "1"} <= {path.name for path in tmp_path.iterdir()}:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == UNFINISHED, (tmp_path / "log").read_text()
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------
