@@ -350,7 +350,7 @@ def _cost(experiment: Experiment) -> dict[str, str]:
         "experiment": experiment.name,
         "clips": f"{train['clips']:,}" if train else "",
         "hours": f"{train['hours']:.2f}" if train else "",
-        "cache": told.get("cache") or "",
+        "cache": ", ".join(_distinct(lineage.get("cache") for lineage in experiment.lineages)),
         "training (s)": f"{np.mean(seconds):.0f}" if seconds else "",
         "machine": ", ".join(_distinct(lineage.get("machine") for lineage in experiment.lineages)),
         "models": ", ".join(experiment.models),

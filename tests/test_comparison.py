@@ -340,3 +340,13 @@ def test_a_comparison_that_cannot_be_is_one_line(call):
     code, out, err = call("raw", "nothing")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: no report 'nothing'")
+
+
+def test_seeds_whose_label_model_has_their_seed_are_one_experiment(tmp_path: Path):
+    asks = {"curation.max_label_cer": 0.4, "curation.label_model": "run:raw"}
+    for seed in (42, 43):
+        hand_made.report(tmp_path, "raw", seed=seed, cache="rawcache0001")
+        hand_made.report(tmp_path, "filtered", seed=seed, cache=f"filtered00{seed}", settings=asks)
+    compared = comparison.compare(["raw", "filtered"], runs=tmp_path, log=quiet)
+    assert [finding.experiment.seeds for finding in compared.findings] == [[42, 43], [42, 43]]
+    assert compared.costs().loc["filtered", "cache"] == "filtered0042, filtered0043"
