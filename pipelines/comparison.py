@@ -66,8 +66,10 @@ class Finding:
         if not self.sure:
             return f"cannot be told from {self.speakers} speaker(s)"
         low, high = self.difference.ci95
-        if low <= 0 <= high or self.difference.p > ALPHA:
+        if low <= 0 <= high:
             return f"no difference shown (from {self.could_show:.3f} on it would have been)"
+        if self.difference.p > ALPHA:
+            return f"no difference shown: p is above {ALPHA:g}, though the interval leaves 0 out"
         if self.p_holm > ALPHA:
             return "no difference shown once corrected for the number of comparisons"
         return "better" if self.difference.delta < 0 else "worse"
