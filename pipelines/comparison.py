@@ -265,6 +265,7 @@ def aligned(table: pd.DataFrame) -> str:
     """A table as plain text, its columns aligned to the left."""
     frame = table.reset_index().fillna("")
     rows = [frame.columns.tolist(), *frame.astype(str).to_numpy().tolist()]
+    rows = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
