@@ -155,6 +155,8 @@ def _of_report(report: EvalReport, runs: Path, log: Callable[[str], None]) -> En
     status, why = (
         _checked(report, runs, log) if tuned else (UNVERIFIED, "what its makers trained it on is not known here")
     )
+    if status == VALID and told.get("fork"):
+        status, why = UNVERIFIED, f"it started from run {told['fork']['run']}, whose training data is not checked"
     return Entry(
         model=report.model.partition(" @ ")[0],
         by=f"this lab, recipe {told['recipe']}" if tuned else "its makers",

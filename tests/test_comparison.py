@@ -360,3 +360,10 @@ def test_no_size_is_promised_where_p_alone_forbids_a_conclusion(tmp_path: Path):
     _, five = comparison.compare(["raw", "five"], runs=tmp_path, log=quiet).findings
     assert five.difference.ci95[1] < 0 and abs(five.difference.delta) > five.could_show
     assert five.verdict == "no difference shown: p is above 0.05, though the interval leaves 0 out"
+
+
+def test_a_fork_is_no_other_seed_of_the_recipe(tmp_path: Path):
+    hand_made.report(tmp_path, "raw", seed=42)
+    hand_made.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
+    (report,) = experiments.find("raw", tmp_path, quiet)
+    assert report.lineage["seed"] == 43

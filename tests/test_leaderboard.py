@@ -73,6 +73,13 @@ def test_without_the_cache_its_note_decides(tmp_path: Path, leaks: str, scored: 
     assert why in found.why
 
 
+def test_what_the_run_was_trained_on_that_a_fork_came_of_is_not_known(tmp_path: Path):
+    parent = {"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64}
+    hand_made.report(tmp_path, "raw", settings={"curation.leaks": "drop"}, fork=parent)
+    found = entry(tmp_path)
+    assert (found.status, "it started from run 0123456789ab" in found.why) == (UNVERIFIED, True)
+
+
 @pytest.fixture
 def trained(toy_cache, tmp_path: Path):
     """`trained(change)`: the entry of a model trained on the toy cache, and scored on its test rows, changed."""
