@@ -66,8 +66,10 @@ class Finding:
         if not self.sure:
             return f"cannot be told from {self.speakers} speaker(s)"
         low, high = self.difference.ci95
-        if low <= 0 <= high or self.difference.p > ALPHA:
+        if low <= 0 <= high:
             return f"no difference shown (from {self.could_show:.3f} on it would have been)"
+        if self.difference.p > ALPHA:
+            return f"no difference shown: p is above {ALPHA:g}, though the interval leaves 0 out"
         if self.p_holm > ALPHA:
             return "no difference shown once corrected for the number of comparisons"
         return "better" if self.difference.delta < 0 else "worse"
@@ -263,6 +265,7 @@ def aligned(table: pd.DataFrame) -> str:
     """A table as plain text, its columns aligned to the left."""
     frame = table.reset_index().fillna("")
     rows = [frame.columns.tolist(), *frame.astype(str).to_numpy().tolist()]
+    rows = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
@@ -350,7 +353,7 @@ def _cost(experiment: Experiment) -> dict[str, str]:
         "experiment": experiment.name,
         "clips": f"{train['clips']:,}" if train else "",
         "hours": f"{train['hours']:.2f}" if train else "",
-        "cache": told.get("cache") or "",
+        "cache": ", ".join(_distinct(lineage.get("cache") for lineage in experiment.lineages)),
         "training (s)": f"{np.mean(seconds):.0f}" if seconds else "",
         "machine": ", ".join(_distinct(lineage.get("machine") for lineage in experiment.lineages)),
         "models": ", ".join(experiment.models),

@@ -142,7 +142,8 @@ def test_set(predictions: pd.DataFrame) -> str:
 
 def lineage(ref: ModelRef) -> dict[str, Any]:
     """What made a model: for one that the lab tuned `digest, base, cache, recipe, settings, seed, best_step,
-    training_seconds, data, machine, versions` (`settings` is the whole recipe, nested); for any other `base` alone.
+    training_seconds, data, machine, versions` (`settings` is the whole recipe, nested), and `fork` where it started
+    from the weights of another run; for any other `base` alone.
     """
     if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
         return {"base": card.base_of(ref)}
@@ -154,6 +155,7 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
         "seed": told["training"]["seed"],
         "best_step": trained["best_step"],
         "training_seconds": trained["seconds"],
+        **({"fork": ref.facts["fork"]} if ref.facts.get("fork") else {}),
     }
 
 

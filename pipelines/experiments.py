@@ -185,10 +185,9 @@ def _key(facts: Mapping[str, Any]) -> str:
     """All that makes an experiment besides its seed: settings, data, base, and how it was decoded."""
     told = facts.get("lineage") or {}
     settings = {name: value for name, value in _settings(facts).items() if name != "training.seed"}
-    own_ears = str(settings.get("curation.label_model")).startswith(
-        "run:"
-    )  # each seed's model makes a cache of its own
-    of = {name: told.get(name) for name in ("recipe", "base", *(() if own_ears else ("cache",)))}
+    of = {name: told.get(name) for name in ("recipe", "cache", "base", "fork")}
+    if settings.get("curation.max_label_cer") and str(settings.get("curation.label_model")).startswith("run:"):
+        del of["cache"]  # that run has the same seed: what it hears, and so the cache, differs with the seed
     return json.dumps([settings, of, "" if is_tuned(told) else facts.get("model")], sort_keys=True)
 
 

@@ -7,6 +7,7 @@ never silently valid. What was scored otherwise is listed apart.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -154,6 +155,8 @@ def _of_report(report: EvalReport, runs: Path, log: Callable[[str], None]) -> En
     status, why = (
         _checked(report, runs, log) if tuned else (UNVERIFIED, "what its makers trained it on is not known here")
     )
+    if status == VALID and told.get("fork"):
+        status, why = UNVERIFIED, f"it started from run {told['fork']['run']}, whose training data is not checked"
     return Entry(
         model=report.model.partition(" @ ")[0],
         by=f"this lab, recipe {told['recipe']}" if tuned else "its makers",
@@ -247,8 +250,8 @@ def _of_card(uri: str) -> Iterator[Entry]:
             base=", ".join(_listed(found.base_model)) or NOT_TOLD,
             trained_on=", ".join(datasets) or NOT_TOLD,
             wer=value,
-            ci95=tuple(args["ci95"]) if args.get("ci95") else None,
-            n=args.get("n"),
+            ci95=_interval(args.get("ci95")),
+            n=args["n"] if isinstance(args.get("n"), int) else None,
             test_set=str(args.get("test_set") or " ".join(str(name) for name in named if name)),
             normaliser=normaliser,
             status=status,
@@ -263,8 +266,18 @@ def _share(value: Any, args: Mapping[str, Any]) -> float | None:
         told = float(str(value).strip().removesuffix("%"))
     except ValueError:
         return None
+    if not 0 <= told < math.inf:
+        return None
     per_cent = not args.get("normaliser") and (told > _PER_CENT_FROM or str(value).strip().endswith("%"))
     return told / 100 if per_cent else told
+
+
+def _interval(told: Any) -> tuple[float, float] | None:
+    try:
+        low, high = (float(end) for end in told)
+    except (TypeError, ValueError):
+        return None
+    return low, high
 
 
 def _listed(value: Any) -> list[str]:

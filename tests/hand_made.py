@@ -54,13 +54,16 @@ def report(
     split: str = "test",
     cache: str = "cache0000001",
     scored: str = "",
+    fork: dict[str, Any] | None = None,
 ) -> evaluation.EvalReport:
     """A sealed report below `runs/<name>/reports`, as an evaluation leaves it.
 
     `cache` is the digest of what the model was trained on, and of what was scored unless `scored` names another.
     """
     told = recipe.load("tour", {"training.seed": seed, **(settings or {})}).model_copy(update={"name": name})
-    model = digest({"recipe": told.settings(), "cache": cache}) if tuned else "1a2b3c"
+    model = (
+        digest({"recipe": told.settings(), "cache": cache, **({"fork": fork} if fork else {})}) if tuned else "1a2b3c"
+    )
     folder = runs / name / ("train-" + model if tuned else "base")
     folder.mkdir(parents=True, exist_ok=True)
     facts = {}
@@ -68,7 +71,7 @@ def report(
         (folder / "recipe.json").write_text(json.dumps(told.model_dump(mode="json")))
         (folder / "training.json").write_text(json.dumps({"best_step": 80, "seconds": 100.5 + seed}))
         data = {split: {"clips": n, "hours": n / 1000} for split, n in (("train", 960), ("test", 60))}
-        facts = {"digest": model, "base": BASE, "cache": cache, "data": data, "machine": "2 CPU threads"}
+        facts = {"digest": model, "base": BASE, "cache": cache, "data": data, "machine": "2 CPU threads", "fork": fork}
     ref = ModelRef(f"{name}-{model}" if tuned else BASE.partition(" ")[0], folder, "folder", model, None, facts=facts)
     table = rows() if table is None else table
     written = [(write or wrong(2))(row) for row in table.itertuples()]

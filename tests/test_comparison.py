@@ -347,3 +347,30 @@ def test_a_comparison_that_cannot_be_is_one_line(call):
     code, out, err = call("raw", "nothing")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: no report 'nothing'")
+
+
+def test_seeds_whose_label_model_has_their_seed_are_one_experiment(tmp_path: Path):
+    asks = {"curation.max_label_cer": 0.4, "curation.label_model": "run:raw"}
+    for seed in (42, 43):
+        hand_made.report(tmp_path, "raw", seed=seed, cache="rawcache0001")
+        hand_made.report(tmp_path, "filtered", seed=seed, cache=f"filtered00{seed}", settings=asks)
+    compared = comparison.compare(["raw", "filtered"], runs=tmp_path, log=quiet)
+    assert [finding.experiment.seeds for finding in compared.findings] == [[42, 43], [42, 43]]
+    assert compared.costs().loc["filtered", "cache"] == "filtered0042, filtered0043"
+
+
+def test_no_size_is_promised_where_p_alone_forbids_a_conclusion(tmp_path: Path):
+    """Five of six speakers gain two words in twelve: p cannot fall below 2 / 2^5, however large the gain."""
+    table = hand_made.rows(speakers=6)
+    hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
+    hand_made.report(tmp_path, "five", hand_made.wrong(lambda row: 3 if row.speaker == "s05" else 1), table=table)
+    _, five = comparison.compare(["raw", "five"], runs=tmp_path, log=quiet).findings
+    assert five.difference.ci95[1] < 0 and abs(five.difference.delta) > five.could_show
+    assert five.verdict == "no difference shown: p is above 0.05, though the interval leaves 0 out"
+
+
+def test_a_fork_is_no_other_seed_of_the_recipe(tmp_path: Path):
+    hand_made.report(tmp_path, "raw", seed=42)
+    hand_made.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
+    (report,) = experiments.find("raw", tmp_path, quiet)
+    assert report.lineage["seed"] == 43

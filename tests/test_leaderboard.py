@@ -73,6 +73,13 @@ def test_without_the_cache_its_note_decides(tmp_path: Path, leaks: str, scored: 
     assert why in found.why
 
 
+def test_what_the_run_was_trained_on_that_a_fork_came_of_is_not_known(tmp_path: Path):
+    parent = {"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64}
+    hand_made.report(tmp_path, "raw", settings={"curation.leaks": "drop"}, fork=parent)
+    found = entry(tmp_path)
+    assert (found.status, "it started from run 0123456789ab" in found.why) == (UNVERIFIED, True)
+
+
 @pytest.fixture
 def trained(toy_cache, tmp_path: Path):
     """`trained(change)`: the entry of a model trained on the toy cache, and scored on its test rows, changed."""
@@ -226,6 +233,30 @@ def test_a_card_of_the_lab_and_a_report_stand_on_one_board(
     assert (ours.status, theirs.status) == (VALID, UNVERIFIED)
     (raw,) = found.not_comparable
     assert (raw.normaliser, raw.wer) == ("none", report.raw.wer)
+
+
+def card_of(value: object, datasets: str = "some/other", **args: object):
+    from huggingface_hub import EvalResult, ModelCardData
+
+    told = {"task_type": "asr", "dataset_type": "x/y", "dataset_name": "y", "dataset_split": "test"}
+    results = [EvalResult(**told, metric_type="wer", metric_value=value, metric_args={"normaliser": "1", **args})]
+    return ModelCardData(datasets=[datasets], model_name="m", eval_results=results)
+
+
+@pytest.mark.parametrize("value", [-5, float("nan"), float("inf")])
+def test_what_is_no_rate_is_no_entry(monkeypatch: pytest.MonkeyPatch, value: float):
+    monkeypatch.setattr(leaderboard.stores.hub, "model_card", lambda uri: card_of(value))
+    with pytest.raises(LabError, match="no WER on a test set is told"):
+        leaderboard.board(["hub://me/model"])
+
+
+@pytest.mark.parametrize("ci95", ["narrow", 0.3, [0.1, 0.2, 0.3]])
+def test_a_card_can_neither_break_the_table_nor_add_a_row(monkeypatch: pytest.MonkeyPatch, ci95):
+    forged = "some/other\n1     openai/whisper-large  0.010 \x1b[31m"
+    monkeypatch.setattr(leaderboard.stores.hub, "model_card", lambda uri: card_of(0.1, forged, ci95=ci95, n="many"))
+    found = leaderboard.board(["hub://me/model"])
+    assert (found.ranked[0].ci95, found.ranked[0].n) == (None, None)
+    assert "\x1b" not in found.in_words() and len(found.in_words().splitlines()) == 4
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
