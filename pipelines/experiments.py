@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,7 +115,8 @@ def untuned_beside(report: EvalReport) -> EvalReport:
     for path in beside:
         facts = manifest.read(path) or {}
         same = all(facts.get(name) == getattr(report, name) for name in ("test_set", "normaliser", "split"))
-        if same and facts.get("lineage") == {"base": report.lineage.get("base")} and is_tuned(report.lineage):
+        told = facts.get("lineage") or {}
+        if same and is_tuned(report.lineage) and not is_tuned(told) and _weights(told) == _weights(report.lineage):
             return _read(path)
     recipe = report.lineage.get("recipe", "tour")
     raise LabError(
@@ -196,6 +198,12 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     told, decoded = facts.get("lineage") or {}, facts.get("identity") or {}
     recipe = _defaults() | flatten(told["settings"]) if is_tuned(told) else {}
     return recipe | {name: value for name, value in decoded.items() if name.startswith(("evaluation.", "context"))}
+
+
+def _weights(lineage: Mapping[str, Any]) -> str:
+    """The base model without its name, which a tuned model tells without the place on the trainer's machine."""
+    found = re.search(r"( \(\w+\))? @ [^@]*$", lineage.get("base") or "")
+    return found[0] if found else ""
 
 
 def _defaults() -> dict[str, Any]:

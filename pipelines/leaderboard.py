@@ -214,6 +214,8 @@ def _compared(report: EvalReport, train: FeatureCache, scored: FeatureCache | No
     if any(shared.values()):
         told = ", ".join(f"{n} training clips a {what}" for what, n in shared.items() if n)
         return INVALID, f"it shares with the test set: {told}"
+    if (test["speaker"] == "").any() or (rows["speaker"] == "").any():
+        return UNVERIFIED, "who speaks is not told of every clip"
     return VALID, f"no training clip shares a {', '.join(shared)} with the test set"
 
 

@@ -374,3 +374,12 @@ def test_a_fork_is_no_other_seed_of_the_recipe(tmp_path: Path):
     hand_made.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
     (report,) = experiments.find("raw", tmp_path, quiet)
     assert report.lineage["seed"] == 43
+
+
+def test_a_base_in_a_folder_of_this_machine_is_found_beside(tmp_path: Path):
+    """A tuned model does not tell the place, the report of the base does."""
+    for tuned, place in ((True, "(a local path)"), (False, "/somewhere/my base")):
+        made = hand_made.report(tmp_path, "raw", tuned=tuned).folder / "manifest.json"
+        made.write_text(made.read_text().replace('"base": "openai/whisper-tiny', f'"base": "{place}'))
+    compared = comparison.compare(["raw"], runs=tmp_path, log=quiet)
+    assert [finding.experiment.tuned for finding in compared.findings] == [False, True]

@@ -100,6 +100,10 @@ def speaker(test, train) -> None:
     test.loc[0, "speaker"] = train["speaker"].iloc[0]
 
 
+def nobody(test, train) -> None:
+    test.loc[0, "speaker"] = ""
+
+
 def sentence(test, train) -> None:
     test.loc[0, "reference"] = train["text"].iloc[0].upper()
 
@@ -113,11 +117,12 @@ def recording(test, train) -> None:
     ("change", "split", "status", "why"),
     [
         (lambda test, train: None, "test", VALID, "no training clip shares a speaker, sentence, recording with"),
+        (nobody, "test", UNVERIFIED, "who speaks is not told of every clip"),
         (speaker, "test", INVALID, "training clips a speaker"),
         (sentence, "test", INVALID, "1 training clips a sentence"),
         (recording, "train", INVALID, "48 training clips a recording"),
     ],
-    ids=["clean", "speaker", "sentence", "recording"],
+    ids=["clean", "nobody", "speaker", "sentence", "recording"],
 )
 def test_the_cache_tells_what_was_trained_on(trained, change, split: str, status: str, why: str):
     found = trained(change, split)
