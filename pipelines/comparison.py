@@ -27,6 +27,8 @@ from pipelines.scoring import Difference, Edits, SeedsScore
 MIN_SPEAKERS = 6
 """With fewer no interval is told: that all of five speakers gain is chance once in 16 times (p = 0.06)."""
 ALPHA = 0.05
+FOUND_IN_FOUR_OF_FIVE = 1.43
+"""Half widths of a 95 % interval that a true difference must have: (1.96 + 0.84) / 1.96, of a normal distribution."""
 _NOT_COMPARED = ("name", "training.seed")
 
 
@@ -52,11 +54,11 @@ class Finding:
 
     @property
     def could_show(self) -> float | None:
-        """The smallest difference that this test set could have shown: half the width of the interval."""
+        """The difference that this test set would show four times in five, before any correction of p."""
         if self.difference is None or not self.sure:
             return None
         low, high = self.difference.ci95
-        return (high - low) / 2
+        return FOUND_IN_FOUR_OF_FIVE * (high - low) / 2
 
     @property
     def verdict(self) -> str:
@@ -67,7 +69,7 @@ class Finding:
             return f"cannot be told from {self.speakers} speaker(s)"
         low, high = self.difference.ci95
         if low <= 0 <= high:
-            return f"no difference shown (from {self.could_show:.3f} on it would have been)"
+            return f"no difference shown (one of {self.could_show:.3f} would be, four times in five)"
         if self.difference.p > ALPHA:
             return f"no difference shown: p is above {ALPHA:g}, though the interval leaves 0 out"
         if self.p_holm > ALPHA:
@@ -164,7 +166,7 @@ class Comparison:
         others = self.findings[1:]
         if not any(finding.shown for finding in others):
             least = min(finding.could_show for finding in others)
-            return f"a larger change, or more test speakers: these could not have shown less than {least:.3f}"
+            return f"a larger change, or more test speakers: these find one of {least:.3f} four times in five"
         return f"read where {self.best.name} still fails: {self.best.reports[0].folder}"
 
     def notes(self) -> list[str]:
@@ -179,6 +181,10 @@ class Comparison:
             told.append("one seed: the interval holds the luck of the test speakers, not that of the training")
         if n > 1 and any(len(finding.experiment.seeds) > 1 for finding in self.findings):
             told.append("how much a seed changes is taken from all experiments together")
+        if unknown := int((self.report.predictions["speaker"] == "").sum()):
+            told.append(
+                f"{unknown} utterances tell no speaker: each counts as one of its own, and intervals are too narrow"
+            )
         if len(self.slices):
             told.append("slices are many and uncorrected: they suggest what to test next, and prove nothing")
         return told
@@ -287,7 +293,11 @@ def _findings(compared: list[Experiment]) -> Iterator[Finding]:
     speakers = experiments.ordered(baseline.reports[0])["speaker"].tolist()
     differences = [
         scoring.difference_over_seeds(
-            other.edits, baseline.edits, speakers, others=[third.edits for third in others if third is not other]
+            other.edits,
+            baseline.edits,
+            speakers,
+            others=[third.edits for third in others if third is not other],
+            untuned=(not other.tuned, not baseline.tuned),
         )
         for other in others
     ]
@@ -310,14 +320,15 @@ def _slices(compared: list[Experiment]) -> pd.DataFrame:
 def _slice(
     compared: list[Experiment], rows: np.ndarray, speakers: list[str], column: str, value: str
 ) -> Iterator[dict[str, Any]]:
-    baseline = [_some(edits, rows) for edits in compared[0].edits]
-    for experiment in compared:
-        edits = [_some(of_seed, rows) for of_seed in experiment.edits]
+    cut = [[_some(of_seed, rows) for of_seed in experiment.edits] for experiment in compared]
+    for experiment, edits in zip(compared, cut, strict=True):
         score = scoring.score_over_seeds(edits, speakers)
         told = {"slice": column, "value": value, "n": len(rows), "speakers": score.speakers}
         told |= {"experiment": experiment.name, "wer": score.wer}
         if experiment is not compared[0]:
-            found = scoring.difference_over_seeds(edits, baseline, speakers)
+            others = [third for third in cut[1:] if third is not edits]
+            untuned = not experiment.tuned, not compared[0].tuned
+            found = scoring.difference_over_seeds(edits, cut[0], speakers, others=others, untuned=untuned)
             low, high = found.ci95 if score.speakers >= MIN_SPEAKERS else (None, None)
             told |= {"delta": found.delta, "low": low, "high": high}
         yield told

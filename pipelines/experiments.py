@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import environment, evaluation, manifest, scoring
+from pipelines import environment, evaluation, manifest, scoring, text
 from pipelines import recipe as recipes
 from pipelines.errors import LabError
 from pipelines.evaluation import EvalReport
@@ -141,6 +141,11 @@ def require_alike(reports: list[EvalReport]) -> None:
                     f"utterances), {first.folder} has {wanted} ({first.score.n}). Evaluate both on the same, or leave "
                     "one out"
                 )
+    if first.normaliser != text.NORMALISER:
+        raise LabError(
+            f"{first.folder} was scored under normaliser {first.normaliser}, this version has {text.NORMALISER}: "
+            "remove that folder and evaluate again"
+        )
 
 
 def is_tuned(lineage: Mapping[str, Any]) -> bool:

@@ -211,6 +211,7 @@ def difference_over_seeds(
     speakers: Sequence[str] | None = None,
     *,
     others: Sequence[Sequence[Edits]] = (),
+    untuned: tuple[bool, bool] = (False, False),
     samples: int = 1_000,
     seed: int = 13,
 ) -> Difference:
@@ -225,7 +226,7 @@ def difference_over_seeds(
 
     `others` are the runs of further recipes of the same comparison: what they tell of the variance between seeds is
     pooled in, as in an analysis of variance. Two seeds on each side alone leave two degrees of freedom, and an interval
-    twice as wide as ten do.
+    twice as wide as ten do. `untuned` marks a side that no training made: no seed moves it.
     """
     _refuse_unlike(ours, theirs, *others)
     sides, words = [np.stack([run.word_edits for run in runs]) for runs in (ours, theirs)], ours[0].words
@@ -235,8 +236,10 @@ def difference_over_seeds(
     rest = [np.array([_ratio(run.word_edits, words) for run in runs]) for runs in others]
     return Difference(
         delta=_ratio(gained, words),
-        ci95=interval(gained, words, blocks, samples=samples, seed=seed, noise=_run_noise(wers, rest, samples, seed)),
-        p=_sign_flip_p(sides, blocks, noise=_run_noise(wers, rest, 10 * samples, seed) * words.sum()),
+        ci95=interval(
+            gained, words, blocks, samples=samples, seed=seed, noise=_run_noise(wers, rest, samples, seed, untuned)
+        ),
+        p=_sign_flip_p(sides, blocks, noise=_run_noise(wers, rest, 10 * samples, seed, untuned) * words.sum()),
         speakers=int(blocks.max()) + 1,
         seeds=(len(ours), len(theirs)),
     )
@@ -266,18 +269,25 @@ def _refuse_unlike(*sides: Sequence[Edits]) -> None:
         raise LabError("systems are compared on the same references in the same order: these are different ones")
 
 
-def _run_noise(sides: Sequence[np.ndarray], others: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
+def _run_noise(
+    sides: Sequence[np.ndarray],
+    others: Sequence[np.ndarray],
+    draws: int,
+    seed: int,
+    untuned: Sequence[bool] = (False, False),
+) -> np.ndarray:
     """float [draws]: how far the difference of the sides' means (one side: its mean) may lie from that of all seeds.
 
     `sides` are the WER of each run, float [runs]; `others` tell of the variance alone. Zeros where nothing tells it:
     every recipe has one run.
     """
-    told = [*sides, *others]
+    moved = [wers for wers, fixed in zip(sides, untuned) if not fixed]
+    told = [*moved, *others]
     freedom = sum(len(wers) - 1 for wers in told)
     if not freedom:
         return np.zeros(draws)
     variance = sum(((wers - wers.mean()) ** 2).sum() for wers in told) / freedom
-    standard_error = math.sqrt(variance * sum(1 / len(wers) for wers in sides))
+    standard_error = math.sqrt(variance * sum(1 / len(wers) for wers in moved))
     return standard_error * np.random.default_rng([seed, 1]).standard_t(freedom, draws)  # not the speakers' stream
 
 

@@ -121,8 +121,9 @@ def recording(test, train) -> None:
         (speaker, "test", INVALID, "training clips a speaker"),
         (sentence, "test", INVALID, "1 training clips a sentence"),
         (recording, "train", INVALID, "48 training clips a recording"),
+        (lambda test, train: None, "validation", INVALID, "chosen by 8 utterances of the test set"),
     ],
-    ids=["clean", "nobody", "speaker", "sentence", "recording"],
+    ids=["clean", "nobody", "speaker", "sentence", "recording", "chosen"],
 )
 def test_the_cache_tells_what_was_trained_on(trained, change, split: str, status: str, why: str):
     found = trained(change, split)
