@@ -258,6 +258,91 @@ def test_another_run_that_is_found_late_is_left_alone(hub_bench, start):
     assert hub_bench.files("run") == before
 
 
+@pytest.mark.parametrize("name", ["model", "checkpoint-4", "checkpoint-1000"])
+def test_what_nobody_here_made_is_refused_at_the_start_and_left_alone(bench, start, name):
+    """A classic Trainer's checkpoint has the name and the files of ours, and no note of whose it is."""
+    for file in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+        bench.write(f"run/{name}", file, b"hers")
+    before = bench.files("run")
+    with pytest.raises(
+        copies.OtherRun, match=rf"run/{name} is unfinished and holds files .* name another URI"
+    ) as error:
+        start("run", bench.uri("run"))
+    assert "\n" not in str(error.value)
+    assert bench.files("run") == before
+
+
+def test_what_appears_later_is_neither_written_over_nor_removed(bench, start):
+    run = start("run", bench.uri("run"), keep=1)
+    for name in ("checkpoint-1", "checkpoint-4"):
+        bench.write(f"run/{name}", "model.safetensors", b"hers")
+    foreign = bench.files("run")
+    with run.copies:
+        run.save(2)
+        run.arrived(2)
+        run.save(4)
+        run.failed()
+        assert run.told("run/checkpoint-4 is unfinished and holds files")
+        run.save(6)
+        run.arrived(6)
+    assert there(bench) == [6]
+    assert {
+        name: found for name, found in bench.files("run").items() if not name.startswith("checkpoint-6/")
+    } == foreign
+
+
+def test_a_finished_model_removes_its_own_checkpoints_alone(local_bench, start, tmp_path):
+    """Where only the shelf is asked, whatever the start has seen."""
+    run = start("run", local_bench.uri("run"))
+    with run.copies:
+        run.save(2)
+    for name in ("checkpoint-500", "checkpoint-1000", "model"):
+        local_bench.write(f"run/{name}", "model.safetensors", b"hers")
+    local_bench.write("run/checkpoint-7", "run.json", json.dumps({**IDENTITY, "cache": "c2"}).encode())
+    shutil.copytree(run.folder / "checkpoint-2", tmp_path / "run" / "model")
+    before, shelf = local_bench.files("run"), run.copies.shelf
+    with pytest.raises(copies.OtherRun, match="run/model is unfinished"):
+        shelf.push(tmp_path / "run" / "model")
+    shelf.tidy({copies.MODEL}, copies.MODEL)
+    assert local_bench.files("run") == {
+        name: found for name, found in before.items() if not name.startswith("checkpoint-2/")
+    }
+
+
+def test_what_a_killed_sitting_left_half_pushed_is_known_and_removed(bench, start, monkeypatch):
+    """The note of whose it is comes first: without any other file it is known already."""
+    first = start("first", bench.uri("run"))
+    with first.copies:
+        first.save(2)
+    for name in {*bench.files("run/checkpoint-2")} - {"run.json"}:
+        bench.write("run/checkpoint-2", name, None)
+    second = start("second", bench.uri("run"), keep=1)
+    assert second.last is None
+    assert second.lines[0] == f"skipping {bench.uri('run')}/checkpoint-2: unfinished or damaged"
+    with second.copies:
+        second.save(4)
+    assert {name.partition("/")[0] for name in bench.files("run")} == {"checkpoint-4"}
+
+
+def test_the_note_of_whose_it_is_arrives_first_and_goes_last(drive_bench, start, monkeypatch):
+    """On the Hub all of it is one commit."""
+    run, put, sent, left = start("run", drive_bench.uri("run")), local.FolderPlace.put, [], []
+
+    def watched(self, folder, names):
+        sent.extend(names)
+        put(self, folder, names)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local.FolderPlace, "put", watched)
+        with run.copies:
+            run.save(2)
+    assert (sent[0], sent[-1]) == ("run.json", "manifest.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(local.shutil, "rmtree", lambda folder, **_: left.extend(drive_bench.files("run/checkpoint-2")))
+        drive_bench.store.remove(drive_bench.uri("run/checkpoint-2"))
+    assert left == ["run.json"]
+
+
 # ---- stores that fail
 
 SAID = {"401": "does not accept the token", "403": "does not allow this token", "429": "slow down",

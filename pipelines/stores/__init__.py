@@ -24,6 +24,12 @@ class Store(Protocol):
     def facts(self, uri: str) -> dict[str, Any] | None:
         """The manifest of the finished artefact at `uri`, without its files; None where there is none."""
 
+    def note(self, uri: str) -> dict[str, Any] | None:
+        """What run.json of the artefact at `uri` tells, finished or not: whose it is.
+
+        Empty where there is no file at all; None where there are files, and no such one among them.
+        """
+
     def below(self, uri: str) -> list[str]:
         """URIs of the folders directly below `uri`, finished or not, sorted."""
 

@@ -86,6 +86,10 @@ class DriveStore:
         with _one_line(uri):
             return sealed.facts(self._place(uri))
 
+    def note(self, uri: str) -> dict[str, Any] | None:
+        with _one_line(uri):
+            return sealed.note(self._place(uri))
+
     def below(self, uri: str) -> list[str]:
         with _one_line(uri):
             return folders_below(self._place(uri).folder, uri)

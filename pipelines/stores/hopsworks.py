@@ -137,6 +137,10 @@ class HopsworksStore:
         with _project(uri) as (project, path):
             return sealed.facts(_place(project.get_dataset_api(), path))
 
+    def note(self, uri: str) -> dict[str, Any] | None:
+        with _project(uri) as (project, path):
+            return sealed.note(_place(project.get_dataset_api(), path))
+
     def below(self, uri: str) -> list[str]:
         with _project(uri) as (project, path):
             names = HopsworksPlace(project.get_dataset_api(), path).folders()

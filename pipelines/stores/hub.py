@@ -132,6 +132,12 @@ class HubStore:
             place = _find(_api(), uri)
             return None if place is None else sealed.facts(place)
 
+    def note(self, uri: str) -> dict[str, Any] | None:
+        """Of both kinds of repository: what nobody's note is beside makes the whole nobody's."""
+        with _one_line(uri):
+            told = [sealed.note(place) for place in _places(_api(), uri) if place.sizes()]
+            return None if None in told else next(iter(told), {})
+
     def below(self, uri: str) -> list[str]:
         """Below `hub://owner/name`, the folders of the repository; below `hub://owner`, its repositories."""
         owner, name, _, _ = _parts(uri)

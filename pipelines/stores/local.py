@@ -57,7 +57,7 @@ class FolderPlace:
             (self.folder / name).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        self.remove([manifest.MANIFEST])
+        self.remove([manifest.MANIFEST, *(name for name in self.sizes() if name != sealed.NOTE)])
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def copy(self, source: Path, target: Path) -> None:
@@ -74,6 +74,9 @@ class LocalStore:
 
     def facts(self, uri: str) -> dict[str, Any] | None:
         return sealed.facts(FolderPlace(_folder(uri)))
+
+    def note(self, uri: str) -> dict[str, Any] | None:
+        return sealed.note(FolderPlace(_folder(uri)))
 
     def below(self, uri: str) -> list[str]:
         return folders_below(_folder(uri), uri)

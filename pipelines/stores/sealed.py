@@ -7,6 +7,7 @@ its name when all of it is there and verified.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,11 @@ from pipelines.errors import LabError
 
 Entries = dict[str, dict[str, Any]]
 """File name, with forward slashes, to `bytes` and `sha256`."""
+
+
+NOTE = "run.json"
+"""A file that tells whose an artefact is, where it holds one: it is put first and removed last, so that it is in what a
+push or a removal left that was cut off."""
 
 
 class Place(Protocol):
@@ -46,7 +52,10 @@ class Place(Protocol):
         """Remove files that are there, in this order."""
 
     def clear(self) -> None:
-        """Remove everything, the manifest first: what a removal that breaks off leaves is unfinished, not damaged."""
+        """Remove everything, the manifest first: what a removal that breaks off leaves is unfinished, not damaged.
+
+        NOTE goes last.
+        """
 
 
 class Damaged(LabError):
@@ -71,6 +80,7 @@ def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None], th
     if before is not None and (missing or stale):
         place.remove([manifest.MANIFEST, *stale])  # from here on the copy is not what its old manifest says
     if missing:
+        missing.sort(key=lambda name: name != NOTE)
         n_bytes = sum(files[name]["bytes"] for name in missing)
         log(f"publishing {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) to {uri}")
         place.put(folder, missing)
@@ -92,6 +102,17 @@ def facts(place: Place) -> dict[str, Any] | None:
     sizes = place.sizes()
     alike = all(sizes.get(name) == entry["bytes"] for name, entry in files.items())
     return json.loads(content) if alike else None
+
+
+def note(place: Place) -> dict[str, Any] | None:
+    """What the artefact's NOTE tells, finished or not; {} where no file is there, None where others are without it."""
+    content = place.read(NOTE)
+    if content is None:
+        return None if place.sizes() else {}
+    with contextlib.suppress(ValueError):
+        told = json.loads(content)
+        return told if isinstance(told, dict) and told else None
+    return None
 
 
 def is_whole(place: Place) -> bool:

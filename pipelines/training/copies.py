@@ -2,16 +2,21 @@
 
     <uri>/checkpoint-40    <uri>/checkpoint-80    ...    and once the run is finished, in their place:    <uri>/model
 
-One URI holds one run: every copy's manifest tells what it trains (`identity`), field by field. A copy counts once its
-store has read it back. Training never waits for a store and never dies of one: a thread pushes the newest checkpoint,
-and before it the best one that it knows, which the model will be made of; what is superseded meanwhile is not pushed.
-The finished model supersedes them all; a run that is called again once it is finished sends it where it is not there.
+One URI holds one run: every copy's manifest tells what it trains (`identity`), field by field, and so does its
+run.json, which arrives first: what a push left that was cut off is known by it. What is called a checkpoint or the
+model there and is not known as this run's is never written over nor removed: such a URI is refused.
+
+A copy counts once its store has read it back. Training never waits for a store and never dies of one: a thread pushes
+the newest checkpoint, and before it the best one that it knows, which the model will be made of; what is superseded
+meanwhile is not pushed. The finished model supersedes them all; a run that is called again once it is finished sends it
+where it is not there.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -24,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import checkpoints, manifest, stores, workers
 from pipelines.errors import LabError
 from pipelines.recipe import differences
+from pipelines.stores import sealed
 from pipelines.stores.sealed import Damaged
 
 if TYPE_CHECKING:
@@ -76,15 +82,10 @@ class Shelf:
         """Step to best step of every finished copy; OtherRun, naming the fields, where one is of another run."""
         found = {}
         for step, uri in self._named():
-            facts = self.store.facts(uri)
-            if facts is None:
+            if (facts := self._refuse_other(uri)) is None:
                 log(f"skipping {uri}: unfinished or damaged")
-                continue
-            if unlike := differences(self.identity, facts.get("identity") or {}):
-                raise OtherRun(
-                    f"{self.uri} holds another run: {'; '.join(unlike)}. Name another URI, or go back to that recipe"
-                )
-            found[step] = facts.get("best_step") or step
+            else:
+                found[step] = facts.get("best_step") or step
         return found
 
     def bring(self, step: int, best: int, there: set[int], run: Path, log: Callable[[str], None]) -> Path:
@@ -106,14 +107,40 @@ class Shelf:
         return _place(run, step)
 
     def push(self, folder: Path) -> None:
-        """Publish what was sealed just now: it is not read once more before, which takes as long again."""
+        """Publish what was sealed just now: it is not read once more before, which takes as long again.
+
+        OtherRun where something else lies in its place.
+        """
+        self._refuse_other(f"{self.uri}/{folder.name}")
         self.store.publish(folder, f"{self.uri}/{folder.name}", thorough=False, log=lambda line: None)
 
     def tidy(self, kept: set[int], newest: int) -> None:
-        """Remove the older checkpoints but `kept`, finished or not; another machine may be at newer ones."""
+        """Remove this run's older checkpoints but `kept`, finished or not; another machine may be at newer ones."""
         for step, uri in self._named():
-            if step < newest and step not in kept:
+            if step < newest and step not in kept and self._is_ours(uri):
                 self.store.remove(uri)
+
+    def _refuse_other(self, uri: str) -> dict[str, Any] | None:
+        """The facts of the finished copy at `uri`, None where it is unfinished; OtherRun where it is not this run's."""
+        facts = self.store.facts(uri)
+        found = self.store.note(uri) if facts is None else facts.get("identity") or {}
+        if found is None:
+            raise OtherRun(
+                f"{uri} is unfinished and holds files that are not known as this run's (no {sealed.NOTE} tells so): "
+                "name another URI, or take that folder away if nobody needs it"
+            )
+        unlike = differences(self.identity, found) if found or facts else []
+        if unlike:
+            raise OtherRun(
+                f"{self.uri} holds another run: {'; '.join(unlike)}. Name another URI, or go back to that recipe"
+            )
+        return facts
+
+    def _is_ours(self, uri: str) -> bool:
+        """Whether what lies there, finished or not, tells that it is this run's."""
+        facts = self.store.facts(uri)
+        found = self.store.note(uri) if facts is None else facts.get("identity")
+        return bool(found) and not differences(self.identity, found)
 
     def _named(self) -> list[tuple[int, str]]:
         """Steps and URIs of what is called a checkpoint or the model there, finished or not."""
@@ -283,8 +310,10 @@ class Copies:
         folder, held = _place(self.run, step), self.aside / _name(step)
         if manifest.problem(folder, thorough=False) is not None:
             return
-        if manifest.read(folder).get("identity") != self.shelf.identity:  # told again, the model would look newer
-            manifest.amend(folder, identity=self.shelf.identity)
+        sealed_as, identity = manifest.read(folder), self.shelf.identity
+        if sealed_as.get("identity") != identity or sealed.NOTE not in sealed_as["files"]:
+            # only once: told again, the model would look newer
+            manifest.replace(folder, sealed.NOTE, json.dumps(identity, indent=1).encode(), identity=identity)
         try:
             shutil.copytree(folder, held, copy_function=os.link)
         except OSError:
