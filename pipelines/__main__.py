@@ -349,7 +349,7 @@ def experiments(
     """
     from pipelines import environment, series
 
-    names = recipes_.split(",") if recipes_ else series.RECIPES
+    names = [*dict.fromkeys(name.strip() for name in recipes_.split(","))] if recipes_ else series.RECIPES
     overrides = dict(_assignment(text) for text in set_)
     chosen = series.planned(names, _numbers(seeds), overrides)
     if dry_run:
@@ -365,7 +365,7 @@ def experiments(
         return _print(as_json, {"folder": str(export), "claims": claims}, "\n".join([*words, f"tables in {export}"]))
     reports, failed = series.run(chosen, runs=runs, log=_log(as_json))
     told = {"reports": [str(report.folder) for report in reports], "failed": failed}
-    following = shlex.join(["python", "-m", "pipelines", "compare", *dict.fromkeys(names)])
+    following = shlex.join(["python", "-m", "pipelines", "compare", *names])
     where = f" --runs {shlex.quote(runs)}" if runs else ""
     _print(as_json, told, f"{len(reports)} finished, {len(failed)} failed\nNext: {following}{where}")
     if failed:
@@ -520,9 +520,9 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _numbers(seeds: str) -> list[int]:
-    """`42,43` as numbers."""
+    """`42,43` as numbers, each once."""
     try:
-        return [int(seed) for seed in seeds.split(",")]
+        return [*dict.fromkeys(int(seed) for seed in seeds.split(","))]
     except ValueError:
         raise LabError(f"--seeds takes whole numbers such as 42,43, got {seeds!r}") from None
 

@@ -33,6 +33,8 @@ from pipelines.sources import Example, Source
 
 CODE = "1"
 """Version of the code that curates: raised whenever the same settings would keep other rows."""
+REPAIRS = "2"
+"""The same of repairs where leaks are looked for; version 1 let what was heard be a held-out sentence."""
 _SENTENCE = ("sentence", "text", "transcript", "transcription")
 _SPEAKER = ("client_id", "speaker", "speaker_id")
 
@@ -54,6 +56,8 @@ def identity(recipe: Recipe, label_model: Callable[[], ModelRef]) -> dict[str, A
             "curation.label_model.context": found.context,
             "curation.label_model.max_new_tokens": tokens,
         }
+        if recipe.curation.label_errors == "repair" and recipe.curation.leaks != "ignore":
+            told["code.repairs"] = REPAIRS
     return {**told, "code.curation": CODE}
 
 
@@ -118,7 +122,7 @@ def finish(
     chosen = selection.select(table.examples, [*steps, *_audio_steps(settings, table, held_out)])
     _refuse_leaks(settings, chosen)
     if settings.max_label_cer:
-        _mend_label_errors(settings, table, chosen, hear, label)
+        _mend_label_errors(settings, table, chosen, held_out, hear, label)
     started = len(cache.rows) + len(rejected)
     gate = selection.gate_counts(started, (row["reason"] for row in rejected))
     dropped = {**(before.dropped if before else {}), **chosen.dropped}
@@ -221,10 +225,14 @@ def _mend_label_errors(
     settings: CurationSettings,
     table: _Table,
     chosen: Selection,
+    held_out: HeldOut,
     hear: Callable[[np.ndarray], list[str]],
     label: Callable[[str], tuple[str, list[int]]],
 ) -> None:
-    """Drop or repair what a model hears too differently, among the training rows that are left."""
+    """Drop or repair what a model hears too differently, among the training rows that are left.
+
+    A repair must not bring a leak in: where leaks are looked for, what is heard as a held-out sentence is dropped.
+    """
     rows, most = table.cache.rows, settings.max_label_cer
     kept = ~rows["id"].isin(chosen.dropped.keys())
     asked = np.flatnonzero(kept & (rows["split"] == "train"))
@@ -235,10 +243,13 @@ def _mend_label_errors(
     for name, before, cer, now in zip(rows["id"].iloc[asked], transcripts, cers, heard, strict=True):
         if cer <= most:
             continue
-        if settings.label_errors == "repair" and (usable := _usable(now, label)):
+        usable = _usable(now, label) if settings.label_errors == "repair" else None
+        leaks_from = held_out.where_read(usable[0]) if usable and settings.leaks != "ignore" else None
+        if usable and not leaks_from:
             chosen.repaired[name] = Repair(before, *usable)
         else:
             detail = f"CER {cer:.2f}, at most {most:g} wanted; heard {now!r}"
+            detail += f", which is in {leaks_from}" if leaks_from else ""
             drops.append(Drop(name, "train", "label_error", detail))
     chosen.dropped.update((drop.id, drop) for drop in drops)
     n = int(kept.sum())

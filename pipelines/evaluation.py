@@ -210,7 +210,7 @@ def _write(
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
     told = {
-        "model": ref.title,
+        "model": card.base_of(ref),
         "quantisation": ref.quantisation,
         "split": split,
         "score": scoring.score(*texts, **settings).as_dict(),

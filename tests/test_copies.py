@@ -274,12 +274,12 @@ def test_what_nobody_here_made_is_refused_at_the_start_and_left_alone(bench, sta
 
 def test_what_appears_later_is_neither_written_over_nor_removed(bench, start):
     run = start("run", bench.uri("run"), keep=1)
-    for name in ("checkpoint-1", "checkpoint-4"):
-        bench.write(f"run/{name}", "model.safetensors", b"hers")
-    foreign = bench.files("run")
+    foreign = {f"checkpoint-{step}/model.safetensors": b"hers" for step in (1, 4)}
     with run.copies:
         run.save(2)
         run.arrived(2)
+        for name, content in foreign.items():  # once the Hub has a repository of models
+            bench.write("run", name, content)
         run.save(4)
         run.failed()
         assert run.told("run/checkpoint-4 is unfinished and holds files")

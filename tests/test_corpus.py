@@ -329,6 +329,32 @@ def test_label_errors_are_repaired_with_what_was_heard(tmp_path, rows):
             assert opened.labels(row) == [*map(ord, text)]
 
 
+@pytest.mark.parametrize("kind", [Outlined, Listed])
+@pytest.mark.parametrize("leaks", ["drop", "refuse", "ignore"])
+def test_a_repair_brings_no_held_out_sentence_into_training(tmp_path, rows, kind, leaks):
+    """One is read in the test split, one in a table; the third is nobody's."""
+    table = tmp_path / "held.tsv"
+    table.write_text("sentence\nDet regnar i Lund.\n", "utf-8")
+    other = {"train-4": "MENING nummer 1!", "train-5": "det regnar, i Lund", "train-6": "Något helt annat sägs."}
+    rows = [replace(row, text="Helt fel text här nu.") if row.id in other else row for row in rows]
+
+    def hear(cache: FeatureCache, asked: np.ndarray) -> list[str]:
+        told = cache.rows.iloc[asked]
+        return [other.get(name, text) for name, text in zip(told["id"], told["text"], strict=True)]
+
+    settings = {"max_label_cer": 0.3, "label_errors": "repair", "leaks": leaks, "held_out": [str(table)]}
+    cache = curated(tmp_path / "c", kind(rows), hear=hear, **settings)
+    repaired = set(cache.repaired["id"])
+    if leaks == "ignore":
+        assert repaired == {*other} and not reasons(cache)
+        return
+    assert repaired == {"train-6"}
+    assert reasons(cache) == {"train-4": "label_error", "train-5": "label_error"}
+    first, second = cache.rejected.sort_values("id")["detail"]
+    assert first.endswith("heard 'MENING nummer 1!', which is in test row test-1")
+    assert second.endswith("which is in held.tsv, row 1")
+
+
 def test_without_repairs_there_is_no_table_of_them(tmp_path, rows):
     cache = curated(tmp_path, Outlined(rows), hear=misheard, max_label_cer=0.3)
     assert set(reasons(cache)) == {"train-4", "train-5"}

@@ -226,9 +226,9 @@ def test_a_report_tells_what_was_scored_and_what_made_the_model(score, base, tun
     assert of_tuned.test_set == of_base.test_set == evaluation.test_set(of_base.predictions.iloc[::-1])
     other = of_base.predictions.assign(reference=["ett annat ord", *of_base.predictions["reference"][1:]])
     assert evaluation.test_set(other) != of_base.test_set != score(split="validation").test_set
-    assert of_base.lineage == {"base": base.title}
     told = of_tuned.lineage
     plain = f"(a local path) @ {base.revision}"
+    assert (of_base.model, of_base.lineage) == (plain, {"base": plain}), "whose machine it was is nobody's business"
     assert (told["digest"], told["training_seconds"], told["base"]) == (tuned.digest, tuned.seconds, plain)
     assert told["recipe"] == told["settings"]["name"] == "toy"
 

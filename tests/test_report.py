@@ -330,6 +330,25 @@ def test_nothing_tells_whose_machine_it_was(told):
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [
+        ("file:///home/anna/x", "x"),
+        ("model (q8) @ /home/anna", "model (q8) @ anna"),
+        ("of '/home/anna/x', not ~/y/z", "of 'x', not z"),
+        ("base=C:\\Users\\anna\\x", "base=x"),
+        ("path:/home/anna/my clips/x (q8)", "path:x (q8)"),
+        ("at /a/b/ (q8)", "at b (q8)"),
+        ("/home/anna (work)/x", "x"),
+        ("see https://host/a/b", "see https://host/a/b"),
+        ("openai/whisper-tiny @ 12, hub://me/x/y", "openai/whisper-tiny @ 12, hub://me/x/y"),
+        ("km / h, 24/7, och/eller, </s>, ./x, ../y", "km / h, 24/7, och/eller, </s>, ./x, ../y"),
+    ],
+)
+def test_no_absolute_path_is_left_within_a_string(value, left):
+    assert report.without_folders({"told": [value]}) == {"told": [left]}
+
+
 def page_of(told: dict, *pairs: tuple[str, str], silence: str = "", **columns) -> str:
     facts, predictions = facts_of(told, *pairs, **columns)
     return page.render(facts, predictions["wer"], {"clip-0": "data:audio/flac;base64,AAAA"}, silence)

@@ -180,6 +180,10 @@ def test_the_command_plans_and_refuses():
         f"{name}, seed {seed}" for seed in (1, 2) for name in ("planted-raw", "tour")
     ]
     assert len(json.loads(runner.invoke(app, ["experiments", "--dry-run", "--json"]).stdout)["experiments"]) == 24
+    once = runner.invoke(
+        app, ["experiments", "--dry-run", "--json", "--seeds", "42, 42", "--recipes", "planted-raw, tour,tour"]
+    )
+    assert json.loads(once.stdout)["experiments"] == ["planted-raw, seed 42", "tour, seed 42"]
     refused = runner.invoke(app, ["experiments", "--dry-run", "--seeds", "one"])
     assert isinstance(refused.exception, LabError) and "whole numbers" in str(refused.exception)
 

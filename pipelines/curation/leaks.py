@@ -43,6 +43,10 @@ class HeldOut:
             if value:
                 values.setdefault(value, where)
 
+    def where_read(self, sentence: str) -> str | None:
+        """Where the sentence is held out, whatever its case and punctuation."""
+        return self.sentences.get(text.normalise(sentence))
+
 
 @dataclass
 class SpeakerLeak(Step):
@@ -72,7 +76,7 @@ class SentenceLeak(Step):
             self.held_out.add(f"{example.split} row {example.id}", sentence=example.text)
 
     def verdict(self, example: Example) -> str | None:
-        where = self.held_out.sentences.get(text.normalise(example.text))
+        where = self.held_out.where_read(example.text)
         return where and f"sentence {_shown(example.text)} is in {where}"
 
 

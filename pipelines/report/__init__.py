@@ -36,6 +36,10 @@ FORMAT = 1
 WORST = 10
 """Utterances among the worst that the page shows, with their sound where it is to be had."""
 _ABSOLUTE = re.compile(r"(?:[\\/~]|[A-Za-z]:[\\/])")
+_WITHIN = re.compile(
+    r"(?<![\w/\\.~<-])(?:file:[\\/]+|[A-Za-z]:[\\/]|~[\w.-]*[\\/]|(?:(?<!:)|(?!//))[\\/](?=\S))[^\n\"'<>|,;:()]*", re.I
+)
+"""An absolute path within a string, as far as it may go; no slash of hub://owner/name or of owner/name begins one."""
 
 
 def alignments(predictions: pd.DataFrame) -> list[list[Step]]:
@@ -85,9 +89,15 @@ def without_folders(value: Any) -> Any:
         return {name: without_folders(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_folders(inner) for inner in value]
-    if isinstance(value, str) and _ABSOLUTE.match(value):
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    if isinstance(value, str):
+        return _last_part(value) if _ABSOLUTE.match(value) else _WITHIN.sub(lambda path: _last_part(path[0]), value)
     return value
+
+
+def _last_part(path: str) -> str:
+    """The last part of a path, and a blank where one follows."""
+    bare = path.rstrip("\\/ ")
+    return re.split(r"[\\/]", bare)[-1] + " " * path.endswith(" ")
 
 
 def _lost(steps: list[Step]) -> int:
