@@ -37,6 +37,7 @@ _LIGHT = {
     "pandas": "pandas>=2.2",
     "pyarrow": "pyarrow>=18",
     "gradio": "gradio>=6.20,<7",
+    "jinja2": "jinja2>=3.1",
 }
 """Module to requirement: all that the three notebooks need besides torch."""
 

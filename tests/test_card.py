@@ -104,7 +104,12 @@ def test_a_test_report_is_told_in_the_card_and_the_folder_stays_whole(scored, tr
     assert manifest.problem(folder) is None
     told = results(folder)
     assert told["test", "WER, normalised"].metric_value == scored.score.wer
-    assert told["test", "WER, normalised"].metric_args == {"ci95": list(scored.score.ci95)}
+    assert told["test", "WER, normalised"].metric_args == {
+        "ci95": list(scored.score.ci95),
+        "test_set": scored.test_set,
+        "normaliser": scored.normaliser,
+        "n": scored.score.n,
+    }
     assert told["test", "CER, normalised"].metric_value == scored.score.cer
     assert told["test", "WER, as written"].metric_value == scored.raw.wer
     assert f"| {scored.score.wer:.3f} | {scored.score.ci95[0]:.3f} to {scored.score.ci95[1]:.3f} |" in read(folder).text

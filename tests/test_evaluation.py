@@ -257,7 +257,7 @@ def test_a_report_holds_its_page_and_the_same_as_json(score, heard, toy_cache, t
 def test_what_a_model_of_the_labs_own_is_made_of_tells_no_folder(score, tuned, toy_model):
     report = score(models.resolve(tuned.uri))
     facts, page = json.dumps(report.details()), report.page.read_text("utf-8")
-    assert toy_model.name in facts, "the base is named"
+    assert "(a local path) @ " in facts, "the base is told without its place"
     assert str(toy_model.parent) not in facts + page
     assert str(tuned.uri) not in facts + page
     assert "training.learning_rate" in page

@@ -104,7 +104,15 @@ def test_a_signal_after_the_last_step_is_passed_on_and_the_next_call_makes_the_m
     assert weights_sha256(made) == weights_sha256(whole)
 
 
-def test_a_second_ctrl_c_ends_at_once(train_toy, tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler of SIGINT: where a shell started the tests in the background, the signal is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_ends_at_once(train_toy, tmp_path, ctrl_c):
     def twice(step: int) -> None:
         for _ in range(2):  # raised in this thread: one sent to the process may come late by way of another thread
             signal.raise_signal(signal.SIGINT)

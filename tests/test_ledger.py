@@ -136,8 +136,10 @@ def scored(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(
         decoding,
-        "decode_rows",
-        lambda model, processor, cache, rows, **told: [cache.rows["text"].iloc[r] for r in rows],
+        "hear_rows",
+        lambda model, processor, cache, rows, **told: [
+            decoding.Heard(cache.rows["text"].iloc[row], -0.1, 5) for row in rows
+        ],
     )
     monkeypatch.setattr(models, "load", lambda ref, **told: None)
 

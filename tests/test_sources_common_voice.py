@@ -636,11 +636,13 @@ def test_a_folder_without_clips_or_with_a_pipe_for_one(tmp_path):
 def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
     from pipelines import lab
 
-    sound = encoded(np.repeat(speech(16_000), 3), 48_000, "MP3")
-    files = {name: sound if name.startswith("clips/") else content for name, content in toy().items()}
+    samples = np.repeat(speech(16_000), 3)
+    sound, other = encoded(samples, 48_000, "MP3"), encoded(samples[::-1].copy(), 48_000, "MP3")
+    sounds = {name: other if "dev" in name else sound for name in toy() if name.startswith("clips/")}
+    files = toy() | sounds
     files.pop(f"clips/{clip('train3')}")
     files[f"clips/{clip('train4')}"] = b"no mp3"
-    # one sound for all clips: the leak check would refuse it, and is not the matter here
+    # one sound for training and test: the leak check would refuse it, and is not the matter here
     chosen = {"source.kind": "common_voice", "source.path": str(pack(tmp_path / "a.tar.gz", files))}
     chosen["curation.leaks"] = "ignore"
     told = []
