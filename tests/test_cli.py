@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,17 +243,16 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     assert (validation["split"], validation["score"]["n"]) == ("validation", 8)
     assert "looks" not in validation
 
-    before, started = snapshot(runs), time.monotonic()
+    before = snapshot(runs)
     assert call("features", *toy).told == features
     assert call("train", *toy).told == train
     assert call("evaluate", *toy).told == evaluate
-    assert time.monotonic() - started < 10
     assert snapshot(runs) == before, "a second call makes nothing anew"
 
     call("evaluate", *toy, "--model", toy_model)
     compared = call("compare", "toy", "--json").told
     base, tuned = compared["experiments"]
-    assert (base["experiment"], tuned["experiment"], tuned["models"]) == (str(toy_model), "toy", [train["digest"]])
+    assert (base["experiment"], tuned["experiment"], tuned["models"]) == ("(a local path)", "toy", [train["digest"]])
     assert tuned["wer"] == pytest.approx(evaluate["score"]["wer"])
     assert tuned["delta"] == pytest.approx(tuned["wer"] - base["wer"])
     assert Path(compared["folder"], "comparison.png").is_file()
