@@ -195,7 +195,7 @@ def test_a_tuned_model_keeps_its_test_score_and_stays_whole(toy_settings, toy_ca
     shutil.copytree(toy_model, tuned)
     manifest.seal(tuned, kind="model", digest="d1", name="toy-d1", context="clip")
     reports = lab.scores(toy_settings(), toy_cache, str(tuned), runs=tmp_path / "runs", log=lambda line: None)
-    assert [reports[name].model.split()[0] for name in ("before", "after")] == [str(toy_model), "toy-d1"]
+    assert [reports[name].model.partition(" @ ")[0] for name in ("before", "after")] == ["(a local path)", "toy-d1"]
     assert [call["full_context"] for call in calls] == [True, False]
     assert models.resolve(str(tuned)).facts["test"]["wer"] == reports["after"].score.wer == 0
     assert not (toy_model / manifest.MANIFEST).exists()
