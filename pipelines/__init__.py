@@ -23,7 +23,10 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     cache         FeatureCache: shards, manifest
     batches       cache rows to batches: length buckets, padding
     augmentation  training clips varied anew in every epoch
+    repetition    transcripts that go round in circles
     decoding      batched generation at clip length
+    export        the same weights for CTranslate2, in eight bits or half precision
+    engines       log-mel frames to text: transformers on any device, CTranslate2
     scoring       WER and CER with intervals
     metric        the same as a metric of evaluate, for other people's code
     relabel       label errors: what a model hears beside what the transcript says
@@ -37,7 +40,10 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     experiments   reports by the names that people give, gathered over seeds
     comparison    experiments to one table: by how much, how sure, on whom, at what cost
     leaderboard   models ranked on one test set; what was trained on it is struck
-    transcriber   model to Transcript
+    confidence    the probability that a word is right
+    segmentation  where a recording is spoken, and the windows that are cut from it
+    transcriber   model to Transcript, for a sentence or a whole hour
+    subtitles     a Transcript as txt, srt, vtt, json
     feedback      what listeners say of a transcript
     served        which model the app serves
     figures       tables, pictures, live curves

@@ -1,4 +1,7 @@
-"""Bytes or a path to a Waveform: 16 kHz, mono, float32. libsndfile decodes, soxr resamples; no ffmpeg is needed."""
+"""Bytes or a path to a Waveform: 16 kHz, mono, float32. libsndfile decodes, soxr resamples.
+
+No ffmpeg is needed; where it is installed, `blocks` reads video files and other formats through it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +22,10 @@ from pipelines.errors import LabError
 
 SAMPLE_RATE_HZ = 16_000
 """What Whisper hears."""
+BLOCK_S = 30.0
+"""How much of a long recording is decoded at a time."""
+_FORMATS = "mov,matroska,webm,avi,flv,mpegts,mpeg,asf,aac,mp3,ogg,flac,wav,aiff,caf,amr,3gp,mp4,m4a"
+"""Containers that ffmpeg may open: none that lists other files or addresses."""
 
 
 class AudioError(LabError):
@@ -73,6 +83,75 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
     return from_array(samples, rate_hz, max_duration_s)
+
+
+def blocks(
+    source: bytes | Path | str, max_duration_s: float = float("inf"), block_s: float = BLOCK_S
+) -> Iterator[np.ndarray]:
+    """Decode a recording of any length in constant memory: float32 [n] at 16 kHz, block after block.
+
+    What libsndfile cannot read goes through ffmpeg where that is installed: the first audio track of a video, too.
+    Raises AudioError as `decode` does, when the block with the fault is asked for.
+    """
+    import soundfile
+    import soxr
+
+    try:
+        with _at_hand(source) as place, soundfile.SoundFile(place, closefd=False) as file:
+            _refuse_long(file.frames / file.samplerate, max_duration_s)
+            resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
+            same, seen = file.samplerate == SAMPLE_RATE_HZ, 0
+            while True:
+                read = file.read(int(block_s * file.samplerate), dtype="float32", always_2d=True)
+                seen += len(read)
+                _refuse_long(seen / file.samplerate, max_duration_s)
+                block = _mono(read)
+                if not np.isfinite(block).all():
+                    raise AudioError("not_finite", "the recording holds NaN or infinite samples")
+                yield np.ascontiguousarray(block) if same else resampler.resample_chunk(block, last=not len(read))
+                if not len(read):
+                    break
+    except soundfile.LibsndfileError as error:
+        if shutil.which("ffmpeg") is None:
+            raise AudioError(
+                "unreadable",
+                f"not audio that libsndfile can read ({error.error_string.strip(' .')}); ffmpeg, which reads others "
+                "and video files, is not installed",
+            ) from None
+        yield from _by_ffmpeg(source, max_duration_s, block_s)
+        return
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
+    if not seen:
+        raise AudioError("empty", "the clip holds no samples")
+
+
+def _by_ffmpeg(source: bytes | Path | str, max_duration_s: float, block_s: float) -> Iterator[np.ndarray]:
+    """The first audio track of whatever ffmpeg can read. It opens this one file: no address, no list of other files."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, bytes):  # a file, since mp4 may keep its index at its end
+            file = stack.enter_context(tempfile.NamedTemporaryFile())
+            file.write(source)
+            file.flush()
+            source = file.name
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-format_whitelist", _FORMATS]
+        command += ["-i", f"file:{Path(source).absolute()}", "-map", "0:a:0", "-f", "f32le", "-ac", "1"]
+        process = stack.enter_context(
+            subprocess.Popen(
+                [*command, "-ar", str(SAMPLE_RATE_HZ), "pipe:1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        )
+        stack.callback(process.kill)
+        seen = 0
+        while raw := process.stdout.read(int(block_s * SAMPLE_RATE_HZ) * 4):
+            block = np.frombuffer(raw[: len(raw) // 4 * 4], dtype=np.float32)
+            seen += len(block)
+            _refuse_long(seen / SAMPLE_RATE_HZ, max_duration_s)
+            if not np.isfinite(block).all():
+                raise AudioError("not_finite", "the recording holds NaN or infinite samples")
+            yield block
+        if process.wait() or not seen:
+            raise AudioError("unreadable", "neither libsndfile nor ffmpeg can read audio in it")
 
 
 def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float("inf")) -> Waveform:

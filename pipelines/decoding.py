@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 _T = TypeVar("_T")
+_BLANK = "\u0120"
+"""How a token of Whisper's byte-pair vocabulary writes the blank that it begins with."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Heard:
     calls avg_logprob. Suppressed tokens have no share in the probabilities. 0 is certainty."""
     tokens: int
     """Over how many tokens; without the end token where the transcript was cut at `max_new_tokens`."""
+    words: tuple[tuple[str, float], ...] = ()
+    """The words of `text` as it is split at blanks, each with the natural logarithm of its probability: the sum over
+    its tokens. Empty where nobody asked."""
 
 
 def decode_rows(
@@ -111,25 +116,83 @@ def hear(
     *,
     language: str,
     max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    closely: bool = False,
 ) -> list[Heard]:
-    """What `decode` returns, each transcript with how sure the model was of it."""
+    """What `decode` returns, each transcript with how sure the model was of it.
+
+    Above a `temperature` of 0 tokens are drawn, with a generator that `seed` starts; the probabilities told are those
+    at temperature 1. `closely` adds `words`.
+    """
     import torch
 
     steps: list[torch.Tensor] = []
+    draws = torch.Generator(device=model.device).manual_seed(seed)
 
     def watch(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1))  # greedy: the likeliest is the chosen one
+        told = torch.log_softmax(scores.float(), dim=-1)
+        if temperature:  # the largest of scores with Gumbel noise is a draw from their softmax
+            noise = -torch.empty_like(told).exponential_(generator=draws).log_()
+            scores = told + temperature * noise
+        steps.append(told.gather(-1, scores.argmax(dim=-1, keepdim=True))[:, 0])
         return scores
 
-    tokens = generate(model, features, prompt_ids(processor, language), max_new_tokens, watch)
+    prompt = prompt_ids(processor, language)
+    tokens = generate(model, features, prompt, max_new_tokens, watch)
     ended = torch.isin(tokens, torch.tensor(_ends(model), device=tokens.device))
     own = ended.cumsum(dim=-1) - ended.int() == 0  # up to the first end token; the others are padding
     counts = own.sum(dim=-1)
-    means = (torch.stack(steps, dim=-1) * own).sum(dim=-1) / counts
+    logprobs = torch.stack(steps, dim=-1)
+    means = (logprobs * own).sum(dim=-1) / counts
+    words = [()] * len(features)
+    if closely:
+        spoken = own & ~ended
+        words = [
+            words_of(processor, ids[mask].tolist(), found[mask].tolist())
+            for ids, found, mask in zip(tokens, logprobs, spoken, strict=True)
+        ]
     return [
-        Heard(text, logprob, count)
-        for text, logprob, count in zip(_texts(processor, tokens), means.tolist(), counts.tolist(), strict=True)
+        Heard(*told) for told in zip(_texts(processor, tokens), means.tolist(), counts.tolist(), words, strict=True)
     ]
+
+
+def words_of(processor: WhisperProcessor, ids: list[int], logprobs: list[float]) -> tuple[tuple[str, float], ...]:
+    """The words that `ids` spell, as their text is split at blanks, each with the sum of its tokens' `logprobs`."""
+    tokenizer = processor.tokenizer
+    special, groups = set(tokenizer.all_special_ids), []
+    for token, piece, logprob in zip(ids, tokenizer.convert_ids_to_tokens(ids), logprobs, strict=True):
+        if token in special or token > max(special):  # a time stamp is no word
+            continue
+        if not groups or piece.startswith(_BLANK):
+            groups.append(([], []))
+        groups[-1][0].append(token)
+        groups[-1][1].append(logprob)
+    words: list[tuple[str, float]] = []
+    for tokens, found in groups:
+        parts = tokenizer.decode(tokens, clean_up_tokenization_spaces=False).split()
+        words += [(part, sum(found)) for part in parts]
+    return tuple(words)
+
+
+def no_speech(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, features: torch.Tensor, *, language: str
+) -> list[float]:
+    """The probability that each of `features` holds no speech: that of Whisper's token for it as the very first.
+
+    OpenAI's decoder reads it there, before language and task are told. Tuning on speech alone unlearns it.
+    """
+    import torch
+
+    start, *_, no_timestamps = prompt_ids(processor, language)
+    token = no_timestamps - 1  # <|nospeech|>, which older tokenizers call <|nocaptions|>
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), _autocast(model):
+        first = torch.full((len(features), 1), start, device=model.device)
+        logits = model(features.to(model.device, model.dtype), decoder_input_ids=first).logits[:, 0]
+    model.train(was_training)
+    return torch.softmax(logits.float(), dim=-1)[:, token].tolist()
 
 
 def _texts(processor: WhisperProcessor, tokens: torch.Tensor) -> list[str]:

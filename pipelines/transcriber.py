@@ -1,22 +1,65 @@
-"""ModelRef to Transcript: one class for the notebook, the app and the command line."""
+"""ModelRef to Transcript: one class for the notebook, the app, the API and the command line.
+
+A recording that the model can hear at once is decoded at once, at its own length. A longer one goes through in constant
+memory: blocks of samples, windows of speech (segmentation.py), batches of windows of like length, segments in order.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipelines import audio, decoding, environment, features, models
+from pipelines import audio, confidence, engines, features, repetition, segmentation
 from pipelines.audio import SAMPLE_RATE_HZ, Waveform
-from pipelines.batches import padded_frames
-from pipelines.features import FULL_FRAMES, FULL_SAMPLES
+from pipelines.batches import padded_frames, sorted_batches
+from pipelines.confidence import Calibration
+from pipelines.decoding import Heard
+from pipelines.features import FULL_FRAMES, LogMel
 from pipelines.models import ModelRef
+from pipelines.segmentation import Window
 
-_SEARCH_S = 5
-"""A long recording is cut at the quietest moment of the last seconds before each 30 s are full."""
-_QUIET_S = 0.1
+AHEAD_FRAMES = 12_000
+"""Two minutes of speech are collected, sorted by length and decoded, so that batches hold windows of like length."""
+BATCH_FRAMES = 6_000
+TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Tried in turn for a window whose transcript repeats itself: OpenAI's own steps."""
+_UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
+"""OpenAI's own thresholds: a window that the model holds for silent and is this unsure of holds no words."""
+_SHORTEST_CONTEXT_S = 4.0
+"""A model tuned on single words can hear a short sentence."""
+_FULL_S = FULL_FRAMES / 100
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word, as it is split at blanks."""
+
+    text: str
+    confidence: float
+    """The probability that it is right, 0 to 1: calibrated on the validation split where the model tells how."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What was said in a stretch of a recording."""
+
+    start_s: float
+    end_s: float
+    text: str
+    words: tuple[Word, ...] = ()
+    logprob: float = 0.0
+    """Mean over tokens (decoding.Heard)."""
+
+    @property
+    def confidence(self) -> float:
+        """The share of its words that is expected to be right, 0 to 1."""
+        return sum(word.confidence for word in self.words) / len(self.words) if self.words else 0.0
 
 
 @dataclass(frozen=True)
@@ -27,52 +70,158 @@ class Transcript:
     audio_s: float
     """Duration of the recording."""
     elapsed_s: float
-    """Wall-clock time of decoding, extraction and generation."""
+    """Wall-clock time from recording to text: decoding, extraction, generation."""
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """The share of its words that is expected to be right, 0 to 1."""
+        words = [word for segment in self.segments for word in segment.words]
+        return sum(word.confidence for word in words) / len(words) if words else 0.0
 
 
+@dataclass
+class _Heard:
+    """How much of a recording has come in."""
+
+    samples: int = 0
+
+    def counting(self, blocks: Iterable[np.ndarray], tell: Callable[[float], None]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            self.samples += len(block)
+            yield block
+            tell(self.samples / SAMPLE_RATE_HZ)
+
+
+@dataclass
 class Transcriber:
     """A loaded model that turns recordings into text; safe to call from one thread at a time."""
 
-    def __init__(self, ref: ModelRef, language: str = "sv", *, device: str | None = None, max_new_tokens: int = 224):
-        self.ref, self.language, self.max_new_tokens = ref, language, max_new_tokens
-        self.processor = models.load_processor(ref, language)
-        self.model = models.load(ref, device=device or environment.detect().device)
-        self.n_mels = self.model.config.num_mel_bins
+    ref: ModelRef
+    language: str = "sv"
+    engine: str = "auto"
+    """engines.ENGINES."""
+    device: str = ""
+    compute_type: str = ""
+    threads: int = 0
+    max_new_tokens: int = engines.MAX_NEW_TOKENS
+    log: Callable[[str], None] = field(default=print, repr=False)
 
-    def transcribe(self, recording: bytes | str | Path | Waveform, max_duration_s: float = float("inf")) -> Transcript:
+    def __post_init__(self) -> None:
+        self.loaded = engines.open_engine(
+            self.ref,
+            self.language,
+            self.engine,
+            device=self.device,
+            compute_type=self.compute_type,
+            threads=self.threads,
+            max_new_tokens=self.max_new_tokens,
+            log=self.log,
+        )
+        self.longest_s = longest_window_s(self.ref)
+        self.calibration = Calibration.of(self.ref.facts)
+        self._detector = segmentation.detector()
+
+    def transcribe(
+        self,
+        recording: bytes | str | Path | Waveform,
+        max_duration_s: float = float("inf"),
+        *,
+        on_audio: Callable[[float], None] = lambda seconds: None,
+        on_segment: Callable[[Segment], None] = lambda segment: None,
+    ) -> Transcript:
         """The transcript of a file's bytes, a path or a Waveform of any length.
 
-        Raises audio.AudioError for what is not audio, empty, not finite or longer than `max_duration_s`.
+        `on_audio` is told how many seconds have been read, `on_segment` each segment as soon as it is there. Raises
+        audio.AudioError for what is not audio, empty, not finite or longer than `max_duration_s`.
         """
-        started = time.monotonic()
-        waveform = recording if isinstance(recording, Waveform) else audio.decode(recording, max_duration_s)
-        parts = [self._window(window) for window in windows(waveform.samples)]
-        return Transcript(" ".join(part for part in parts if part), waveform.duration_s, time.monotonic() - started)
+        started, heard, segments = time.monotonic(), _Heard(), []
+        for segment in self._segments(heard.counting(_blocks(recording, max_duration_s), on_audio)):
+            on_segment(segment)
+            segments.append(segment)
+        text = " ".join(segment.text for segment in segments)
+        return Transcript(text, heard.samples / SAMPLE_RATE_HZ, time.monotonic() - started, tuple(segments))
 
-    def _window(self, samples: np.ndarray) -> str:
-        import torch
+    def segments(
+        self, recording: bytes | str | Path | Waveform, max_duration_s: float = float("inf")
+    ) -> Iterator[Segment]:
+        """The segments of a recording in order, each as soon as it is there; in constant memory. Raises AudioError."""
+        return self._segments(_blocks(recording, max_duration_s))
 
-        log_mel = features.extract(Waveform(samples), self.n_mels)
-        frames = padded_frames(len(log_mel.frames)) if self.ref.context == "clip" else FULL_FRAMES
-        tensor = torch.from_numpy(log_mel.padded(frames))[None]
-        return decoding.decode(
-            self.model, self.processor, tensor, language=self.language, max_new_tokens=self.max_new_tokens
-        )[0]
+    def _segments(self, blocks: Iterator[np.ndarray]) -> Iterator[Segment]:
+        head = list(islice(blocks, 2))
+        whole = np.concatenate(head) if head else np.zeros(0, dtype=np.float32)
+        more = next(blocks, None)
+        if more is None and len(whole) <= self.longest_s * SAMPLE_RATE_HZ:
+            yield from self._decode([Window(whole, 0.0)] if len(whole) else [])
+            return
+        come = chain([whole], [] if more is None else [more], blocks)
+        packed_s = self.longest_s if self.ref.context != "clip" else 0.0
+        found = segmentation.windows(come, self._detector, longest_s=self.longest_s, joined_s=packed_s)
+        for group in _groups(found):
+            yield from self._decode(group)
+
+    def _decode(self, windows: list[Window]) -> list[Segment]:
+        """The segments of `windows`, in their order; windows without words have none."""
+        log_mels = [features.extract(Waveform(window.samples), self.loaded.n_mels) for window in windows]
+        heard: dict[int, Heard] = {}
+        lengths = np.array([self._frames(len(log_mel.frames)) for log_mel in log_mels])
+        for batch in sorted_batches(lengths, BATCH_FRAMES) if len(windows) else []:
+            tensor = self._tensor([log_mels[i] for i in batch])
+            heard |= zip(batch.tolist(), self.loaded.hear(tensor), strict=True)
+        told = [self._settled(heard[i], log_mels[i]) for i in range(len(windows))]
+        return [self._segment(window, one) for window, one in zip(windows, told, strict=True) if one.text]
+
+    def _frames(self, n: int) -> int:
+        return padded_frames(n) if self.ref.context == "clip" else FULL_FRAMES
+
+    def _tensor(self, log_mels: list[LogMel]) -> np.ndarray:
+        frames = max(self._frames(len(log_mel.frames)) for log_mel in log_mels)
+        return np.stack([log_mel.padded(frames) for log_mel in log_mels])
+
+    def _settled(self, heard: Heard, log_mel: LogMel) -> Heard:
+        """What is believed of a window: nothing where it is silent, another try where the text goes round in circles."""
+        if heard.logprob < _UNSURE_LOGPROB and self.loaded.no_speech(self._tensor([log_mel]))[0] > _NO_SPEECH:
+            return Heard("", heard.logprob, heard.tokens)
+        for temperature in TEMPERATURES:
+            if not repetition.is_repeating(heard.text):
+                break
+            heard = self.loaded.hear(self._tensor([log_mel]), temperature)[0]
+        return heard if not repetition.is_repeating(heard.text) else _cut(heard)
+
+    def _segment(self, window: Window, heard: Heard) -> Segment:
+        words = tuple(Word(text, self.calibration(logprob)) for text, logprob in heard.words)
+        return Segment(round(window.start_s, 3), round(window.end_s, 3), heard.text, words, heard.logprob)
 
 
-def windows(samples: np.ndarray) -> list[np.ndarray]:
-    """Cut float32 [n] into pieces of at most 30 s, each cut at the quietest tenth of a second of the last five."""
-    pieces, start = [], 0
-    while len(samples) - start > FULL_SAMPLES:
-        end = start + _quietest(samples[start : start + FULL_SAMPLES])
-        pieces.append(samples[start:end])
-        start = end
-    return [*pieces, samples[start:]] if start < len(samples) else pieces
+def longest_window_s(ref: ModelRef) -> float:
+    """The longest window that the model was tuned to hear, as its own manifest tells; 30 s for all others."""
+    told = ref.facts.get("context_s") if ref.context == "clip" else None
+    return min(max(float(told), _SHORTEST_CONTEXT_S), _FULL_S) if told else _FULL_S
 
 
-def _quietest(window: np.ndarray) -> int:
-    """The middle of the quietest tenth of a second near the window's end, in samples from its start."""
-    step = int(_QUIET_S * SAMPLE_RATE_HZ)
-    tail = window[len(window) - _SEARCH_S * SAMPLE_RATE_HZ :]
-    energy = np.square(tail[: len(tail) // step * step], dtype=np.float64).reshape(-1, step).sum(axis=1)
-    return len(window) - len(tail) + int(energy.argmin()) * step + step // 2
+def _cut(heard: Heard) -> Heard:
+    """A transcript that goes round in circles at every temperature, up to where the first circle closes."""
+    kept = repetition.without_repeats(heard.text)
+    return Heard(kept, heard.logprob, heard.tokens, heard.words[: len(kept.split())])
+
+
+def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float) -> Iterator[np.ndarray]:
+    if not isinstance(recording, Waveform):
+        return audio.blocks(recording, max_duration_s)
+    step = int(audio.BLOCK_S * SAMPLE_RATE_HZ)
+    return (recording.samples[at : at + step] for at in range(0, len(recording.samples), step))
+
+
+def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:
+    """Windows in order, collected to some AHEAD_FRAMES; the first group is small, so that something shows soon."""
+    group: list[Window] = []
+    frames, most = 0, AHEAD_FRAMES // 4
+    for window in windows:
+        group.append(window)
+        frames += len(window.samples) // features.HOP_SAMPLES
+        if frames >= most:
+            yield group
+            group, frames, most = [], 0, AHEAD_FRAMES
+    if group:
+        yield group

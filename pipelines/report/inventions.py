@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
+from pipelines.repetition import LONGEST, RATIO, TIMES, compression_ratio, has_run
 
-RATIO = 2.4
-"""Whisper's own threshold (`compression_ratio_threshold`): a text that zlib shrinks
-by more than this repeats itself."""
-_TIMES, _PHRASE = 3, 6
 _WORDS, _LONGER, _SAID, _CER = 3, 3, 0.25, 0.7
 
 DEFINITIONS = {
     "invented": f"At least {_WORDS} words and more than {_CER:.0%} of the letters wrong, where at most {_SAID:.0%} of "
     f"the words were said, or where there are at least {_LONGER} words more than were said. What was merely misheard "
     "keeps more of its letters.",
-    "repeating": f"The same one to {_PHRASE} words {_TIMES} times or more in a row, where the reference has no such "
+    "repeating": f"The same one to {LONGEST} words {TIMES} times or more in a row, where the reference has no such "
     f"run; or text that zlib shrinks to less than 1/{RATIO:g}, Whisper's own threshold.",
     "empty": "No word at all.",
 }
@@ -32,12 +28,6 @@ def kinds(reference: str, hypothesis: str, cer: float) -> list[str]:
     return [name for name, is_so in found.items() if is_so]
 
 
-def compression_ratio(text: str) -> float:
-    """Bytes of a text over its bytes after zlib, as Whisper's decoder computes it."""
-    encoded = text.encode()
-    return len(encoded) / len(zlib.compress(encoded))
-
-
 def _is_invented(said: list[str], written: list[str], cer: float) -> bool:
     if len(written) < _WORDS or cer <= _CER:
         return False
@@ -48,15 +38,4 @@ def _is_invented(said: list[str], written: list[str], cer: float) -> bool:
 def _is_repeating(said: list[str], written: list[str]) -> bool:
     if compression_ratio(" ".join(written)) > RATIO:
         return True
-    return _has_run(written) and not _has_run(said)
-
-
-def _has_run(words: list[str]) -> bool:
-    """Whether one to _PHRASE words come _TIMES times in a row."""
-    for size in range(1, _PHRASE + 1):
-        alike = 0  # neighbours at this distance that are equal, in a row
-        for a, b in zip(words, words[size:], strict=False):
-            alike = alike + 1 if a == b else 0
-            if alike == size * (_TIMES - 1):
-                return True
-    return False
+    return has_run(written) and not has_run(said)

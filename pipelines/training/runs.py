@@ -13,6 +13,7 @@ import filelock
 from pipelines import augmentation, manifest, models
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError
+from pipelines.features import FULL_FRAMES
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
 from pipelines.training import adapters, card
@@ -127,6 +128,7 @@ def finish(
         "base": card.base_of(base),
         "cache": cache.digest,
         "context": recipe.training.context,
+        "context_s": context_s(recipe, cache),
         "quantisation": base.quantisation,
         "language": recipe.language,
         **card.facts_of(recipe, cache, base),
@@ -135,6 +137,13 @@ def finish(
     card.write(folder, told)
     manifest.seal(folder, kind="model", **told)
     return finished(run)
+
+
+def context_s(recipe: Recipe, cache: FeatureCache) -> float:
+    """The longest window that these weights have heard, in seconds: the longest training clip, or a window of 30 s."""
+    if recipe.training.context == "full" or recipe.training.window_share:
+        return FULL_FRAMES / 100
+    return float(cache.rows["duration_s"].iloc[cache.split("train")].max())
 
 
 def newest_model(folder: Path, seed: int) -> Path | None:

@@ -1,0 +1,73 @@
+"""What turns windows of log-mel frames into text, on what this machine has.
+
+    transformers   any device that torch knows: CPU, CUDA, MPS, ZeroGPU
+    ctranslate2    the same weights in eight bits or half precision (export.py): some four times as fast on a CPU
+
+Both decode greedily, at the length of the windows that they are given, and tell how sure they are of each word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from pipelines import environment, export, models
+from pipelines.decoding import Heard
+from pipelines.engines.quantised import CTranslate2
+from pipelines.engines.stock import Transformers
+from pipelines.errors import LabError
+from pipelines.models import ModelRef
+
+ENGINES = ("auto", "transformers", "ctranslate2")
+MAX_NEW_TOKENS = 224
+"""Half of Whisper's context, as OpenAI's decoder has it."""
+
+
+class Engine(Protocol):
+    """A loaded model. Safe to call from one thread at a time."""
+
+    name: str
+    """Engine, device and precision, as tables tell it: `ctranslate2 cpu int8`."""
+    n_mels: int
+
+    def hear(self, features: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+        """What is said in `features`, float32 [B, n_mels, T], T even and at most 3000; with words."""
+
+    def no_speech(self, features: np.ndarray) -> list[float]:
+        """The probability that each of `features` holds no speech (decoding.no_speech)."""
+
+
+def open_engine(
+    ref: ModelRef,
+    language: str = "sv",
+    engine: str = "auto",
+    *,
+    device: str = "",
+    compute_type: str = "",
+    threads: int = 0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    log: Callable[[str], None] = print,
+) -> Engine:
+    """The model, loaded. `auto` is CTranslate2 on a CPU where it is installed, and transformers elsewhere.
+
+    `compute_type`: export.COMPUTE_TYPES, for CTranslate2 alone; by default int8 on a CPU, float16 on a GPU.
+    `threads`: of the CPU; 0 for all cores that this process may use. Raises LabError.
+    """
+    if engine not in ENGINES:
+        raise LabError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    device = device or environment.detect().device
+    if engine == "auto":
+        engine = "ctranslate2" if device == "cpu" and export.installed() else "transformers"
+    if engine == "transformers":
+        if compute_type:
+            raise LabError(f"compute type {compute_type} is for --engine ctranslate2; transformers decodes in float32")
+        return Transformers(ref, language, device, threads, max_new_tokens)
+    if device not in ("cpu", "cuda"):
+        raise LabError(f"CTranslate2 runs on cpu and cuda, not on {device}: take --engine transformers")
+    compute_type = compute_type or ("int8" if device == "cpu" else "float16")
+    folder = export.export(ref, compute_type, log=log)
+    return CTranslate2(
+        folder, models.load_processor(ref, language), language, device, compute_type, threads, max_new_tokens
+    )

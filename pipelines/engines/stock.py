@@ -1,0 +1,43 @@
+"""Decoding by transformers, on whatever device torch has."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipelines import decoding, models
+from pipelines.decoding import Heard
+from pipelines.models import ModelRef
+
+
+class Transformers:
+    """The model in float32 (bfloat16 by autocast on GPUs that have it)."""
+
+    def __init__(self, ref: ModelRef, language: str, device: str, threads: int, max_new_tokens: int):
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.model = models.load(ref, device=device).eval()
+        self.processor = models.load_processor(ref, language)
+        self.language, self.max_new_tokens = language, max_new_tokens
+        self.name = f"transformers {device} {'bfloat16' if decoding.in_bfloat16(self.model) else 'float32'}"
+        self.n_mels = self.model.config.num_mel_bins
+
+    def hear(self, features: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+        import torch
+
+        return decoding.hear(
+            self.model,
+            self.processor,
+            torch.from_numpy(features),
+            language=self.language,
+            max_new_tokens=self.max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            closely=True,
+        )
+
+    def no_speech(self, features: np.ndarray) -> list[float]:
+        import torch
+
+        return decoding.no_speech(self.model, self.processor, torch.from_numpy(features), language=self.language)

@@ -1,0 +1,225 @@
+"""Where a recording is spoken, and the windows that are cut from it: any length in constant memory.
+
+Blocks of samples come in, windows of speech go out. A voice activity detector gives each 32 ms a probability of
+speech; a stretch begins where it reaches 0.5 and ends where it stays below 0.35 for long enough, Silero's own rule.
+What lies between stretches is not decoded at all: no time is spent on it, and nothing can be invented for it. A
+stretch longer than a window is cut at its quietest moment. No sample of speech is in two windows, or in none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.audio import SAMPLE_RATE_HZ
+
+CHUNK_SAMPLES = 512
+"""32 ms: what Silero's detector judges at a time."""
+START, STOP = 0.5, 0.35
+_PAD_S = 0.2
+"""Kept of the silence before and after a stretch, where there is so much."""
+_SHORTEST_S = 0.1
+_SEARCH = 1 / 3
+"""A stretch that fills a window is cut at the quietest moment of this last share of it."""
+_QUIET_S = 0.1
+_STREAMS, _WARM_UP = 16, 40
+"""A block is judged in so many pieces side by side, each after so many chunks (1.3 s) that only warm up its memory."""
+
+
+class Detector(Protocol):
+    """Chunks of samples to probabilities of speech; it remembers what came before, until `reset`."""
+
+    def probabilities(self, samples: np.ndarray) -> np.ndarray:
+        """float32 [n] for `samples`, float32 [n * CHUNK_SAMPLES], which follow those of the last call."""
+
+    def reset(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a recording with speech in it."""
+
+    samples: np.ndarray
+    """float32 [n] at 16 kHz."""
+    start_s: float
+    """Where it begins in the recording."""
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + len(self.samples) / SAMPLE_RATE_HZ
+
+
+class Silero:
+    """Silero's packaged model."""
+
+    def __init__(self) -> None:
+        self._model = _silero()
+        self.reset()
+
+    def reset(self) -> None:
+        self._before = np.zeros(_WARM_UP * CHUNK_SAMPLES, dtype=np.float32)
+
+    def probabilities(self, samples: np.ndarray) -> np.ndarray:
+        import torch
+
+        n = len(samples) // CHUNK_SAMPLES
+        if not n:
+            return np.zeros(0, dtype=np.float32)
+        known = np.concatenate([self._before, samples])
+        each = -(-n // min(_STREAMS, n))
+        streams = -(-n // each)
+        short = streams * each - n
+        known = np.concatenate([known, np.zeros(short * CHUNK_SAMPLES, dtype=np.float32)])
+        pieces = np.lib.stride_tricks.sliding_window_view(known, (each + _WARM_UP) * CHUNK_SAMPLES)
+        pieces = pieces[:: each * CHUNK_SAMPLES]
+        self._model.reset_states()
+        with torch.inference_mode():
+            chunks = torch.from_numpy(pieces.reshape(streams, -1, CHUNK_SAMPLES).copy())
+            told = [self._model(chunks[:, i], SAMPLE_RATE_HZ)[:, 0] for i in range(chunks.shape[1])]
+        heard = known[: len(known) - short * CHUNK_SAMPLES]
+        self._before = heard[-_WARM_UP * CHUNK_SAMPLES :].copy()
+        return torch.stack(told[_WARM_UP:], dim=1).reshape(-1)[:n].numpy()
+
+
+class Everything:
+    """Where no detector is installed: all is speech, and only the cuts at quiet moments are left."""
+
+    def reset(self) -> None:
+        pass
+
+    def probabilities(self, samples: np.ndarray) -> np.ndarray:
+        return np.ones(len(samples) // CHUNK_SAMPLES, dtype=np.float32)
+
+
+def detector() -> Detector:
+    """Silero's where it is installed."""
+    try:
+        import silero_vad  # noqa: F401
+    except ImportError:
+        return Everything()
+    return Silero()
+
+
+def is_packaged() -> bool:
+    """Whether Silero's detector is installed."""
+    return isinstance(detector(), Silero)
+
+
+@functools.cache
+def _silero() -> Any:
+    import silero_vad
+
+    return silero_vad.load_silero_vad()
+
+
+def windows(
+    blocks: Iterable[np.ndarray], detector: Detector, *, longest_s: float, joined_s: float = 0.0, pause_s: float = 0.4
+) -> Iterator[Window]:
+    """The windows of a recording that comes in `blocks` (float32 [n], 16 kHz, any lengths), in order.
+
+    A stretch of speech ends with a pause of `pause_s`. Stretches are joined, with what lies between them, as long as
+    that makes at most `joined_s`; nothing is longer than `longest_s`.
+    """
+    cutter = _Cutter(detector, longest_s, joined_s, pause_s)
+    for block in blocks:
+        yield from cutter.take(block)
+    yield from cutter.end()
+
+
+class _Cutter:
+    """The state between two blocks: samples that may still be needed, and the stretch that is open."""
+
+    def __init__(self, detector: Detector, longest_s: float, joined_s: float, pause_s: float):
+        detector.reset()
+        self.detector = detector
+        self.longest, self.joined = int(longest_s * SAMPLE_RATE_HZ), int(joined_s * SAMPLE_RATE_HZ)
+        self.pause, self.pad = int(pause_s * SAMPLE_RATE_HZ), int(_PAD_S * SAMPLE_RATE_HZ)
+        self.held, self.offset = np.zeros(0, dtype=np.float32), 0  # samples, and the place of the first of them
+        self.judged = 0  # place up to which the detector has looked
+        self.begin: int | None = None  # of the open stretch
+        self.quiet: int | None = None  # where it fell silent, perhaps for good
+        self.last_end = 0  # of what was given out
+        self.waiting: tuple[int, int] | None = None  # a finished stretch that others may join
+
+    def take(self, block: np.ndarray) -> Iterator[Window]:
+        self.held = np.concatenate([self.held, np.asarray(block, dtype=np.float32)])
+        whole = (self.offset + len(self.held) - self.judged) // CHUNK_SAMPLES * CHUNK_SAMPLES
+        yield from self._judge(self._piece(self.judged, self.judged + whole))
+        self._forget()
+
+    def end(self) -> Iterator[Window]:
+        rest = self.offset + len(self.held) - self.judged
+        total = self.judged + rest
+        if rest:
+            last = np.zeros(CHUNK_SAMPLES, dtype=np.float32)
+            last[:rest] = self._piece(self.judged, total)
+            yield from self._judge(last)
+        if self.begin is not None:
+            yield from self._finish(self.quiet or total, total)
+        yield from self._release(total)
+
+    def _judge(self, samples: np.ndarray) -> Iterator[Window]:
+        for probability in self.detector.probabilities(samples):
+            here = self.judged
+            self.judged += CHUNK_SAMPLES
+            if self.begin is None:
+                if self.waiting and self.judged - self.waiting[0] >= self.joined:
+                    yield from self._release(self.judged)  # nothing can join it any more
+                if probability >= START:
+                    self.begin, self.quiet = max(here - self.pad, self.last_end), None
+                continue
+            if probability >= START:
+                self.quiet = None
+            elif probability < STOP and self.quiet is None:
+                self.quiet = here
+            if self.quiet is not None and self.judged - self.quiet >= self.pause:
+                yield from self._finish(self.quiet, self.judged)
+            elif self.judged - self.begin >= self.longest:
+                cut = self.begin + _quietest(self._piece(self.begin, self.begin + self.longest))
+                yield from self._add(self.begin, cut)
+                self.begin = cut
+
+    def _finish(self, spoken_until: int, known_until: int) -> Iterator[Window]:
+        """The open stretch is over."""
+        begin, self.begin = self.begin, None
+        end = min(spoken_until + self.pad, known_until, begin + self.longest)
+        if spoken_until - begin >= int(_SHORTEST_S * SAMPLE_RATE_HZ):
+            yield from self._add(begin, end)
+
+    def _add(self, begin: int, end: int) -> Iterator[Window]:
+        if self.waiting and end - self.waiting[0] <= self.joined:
+            self.waiting = (self.waiting[0], end)
+        else:
+            yield from self._release(end)
+            self.waiting = (begin, end)
+        self.last_end = end
+        if not self.joined:
+            yield from self._release(end)
+
+    def _release(self, known_until: int) -> Iterator[Window]:
+        if self.waiting:
+            begin, end = self.waiting
+            self.waiting = None
+            yield Window(self._piece(begin, min(end, known_until)).copy(), begin / SAMPLE_RATE_HZ)
+
+    def _piece(self, begin: int, end: int) -> np.ndarray:
+        return self.held[begin - self.offset : end - self.offset]
+
+    def _forget(self) -> None:
+        needed = [self.judged - self.pad]
+        needed += [self.begin] if self.begin is not None else []
+        needed += [self.waiting[0]] if self.waiting else []
+        keep = max(min(needed), self.offset)
+        self.held, self.offset = self.held[keep - self.offset :], keep
+
+
+def _quietest(window: np.ndarray) -> int:
+    """The middle of the quietest tenth of a second in the last third of `window`, in samples from its start."""
+    step = int(_QUIET_S * SAMPLE_RATE_HZ)
+    tail = window[int(len(window) * (1 - _SEARCH)) :]
+    energy = np.square(tail[: len(tail) // step * step], dtype=np.float64).reshape(-1, step).sum(axis=1)
+    return len(window) - len(tail) + int(energy.argmin()) * step + step // 2
