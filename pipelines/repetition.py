@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 RATIO = 2.4
-"""Whisper's own threshold (`compression_ratio_threshold`): a text that zlib shrinks by more than this repeats itself."""
+"""Whisper's own threshold (`compression_ratio_threshold`): what zlib shrinks by more than this repeats itself."""
 TIMES, LONGEST = 3, 6
 """A run is the same one to LONGEST words TIMES times or more in a row."""
 

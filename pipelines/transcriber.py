@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipelines import audio, confidence, engines, features, repetition, segmentation
+from pipelines import audio, engines, features, repetition, segmentation
 from pipelines.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.batches import padded_frames, sorted_batches
 from pipelines.confidence import Calibration
@@ -180,7 +179,7 @@ class Transcriber:
         return np.stack([log_mel.padded(frames) for log_mel in log_mels])
 
     def _settled(self, heard: Heard, log_mel: LogMel) -> Heard:
-        """What is believed of a window: nothing where it is silent, another try where the text goes round in circles."""
+        """What is believed of a window: nothing where it is silent, another try where it goes in circles."""
         if heard.logprob < _UNSURE_LOGPROB and self.loaded.no_speech(self._tensor([log_mel]))[0] > _NO_SPEECH:
             return Heard("", heard.logprob, heard.tokens)
         for temperature in TEMPERATURES:

@@ -130,13 +130,9 @@ def voice():
     from pipelines.sources import espeak
 
     said = espeak.synthesise("Vi åker till landet på lördag om det inte regnar.", "sv+m3", 150, 50).samples
-    samples = np.zeros(8 * SECOND, dtype=np.float32)
-    samples[2 * SECOND : 2 * SECOND + len(said)] = said[: 6 * SECOND]
-    return (
-        samples + np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32) * 0.001,
-        2.0,
-        2 + len(said) / SECOND,
-    )
+    samples = np.random.default_rng(0).standard_normal(8 * SECOND).astype(np.float32) * np.float32(0.001)
+    samples[2 * SECOND : 2 * SECOND + len(said)] += said
+    return samples, 2.0, 2 + len(said) / SECOND
 
 
 def test_silero_finds_a_voice_in_noise(voice):

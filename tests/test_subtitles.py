@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -56,7 +57,7 @@ def test_cues_hold_every_word_once_in_order_and_in_time(words, duration_s, start
     if cues:
         assert cues[0][0] == start_s
         assert cues[-1][1] == pytest.approx(start_s + duration_s)
-        assert all(a[1] == b[0] for a, b in zip(cues, cues[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(cues))
 
 
 def test_a_word_longer_than_a_line_stands_alone():

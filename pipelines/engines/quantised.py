@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pipelines.decoding import Heard, words_of
 from pipelines.labels import prompt_ids
 
 if TYPE_CHECKING:
