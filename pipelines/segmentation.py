@@ -138,9 +138,11 @@ class _Cutter:
         self.detector = detector
         self.longest, self.joined = int(longest_s * SAMPLE_RATE_HZ), int(joined_s * SAMPLE_RATE_HZ)
         self.pause, self.pad = int(pause_s * SAMPLE_RATE_HZ), int(_PAD_S * SAMPLE_RATE_HZ)
+        self.shortest = int(_SHORTEST_S * SAMPLE_RATE_HZ)
         self.held, self.offset = np.zeros(0, dtype=np.float32), 0  # samples, and the place of the first of them
         self.judged = 0  # place up to which the detector has looked
         self.begin: int | None = None  # of the open stretch
+        self.onset = 0  # where speech began in it: `begin` less the silence before
         self.quiet: int | None = None  # where it fell silent, perhaps for good
         self.last_end = 0  # of what was given out
         self.waiting: tuple[int, int] | None = None  # a finished stretch that others may join
@@ -170,7 +172,7 @@ class _Cutter:
                 if self.waiting and self.judged - self.waiting[0] >= self.joined:
                     yield from self._release(self.judged)  # nothing can join it any more
                 if probability >= START:
-                    self.begin, self.quiet = max(here - self.pad, self.last_end), None
+                    self.begin, self.onset, self.quiet = max(here - self.pad, self.last_end), here, None
                 continue
             if probability >= START:
                 self.quiet = None
@@ -181,13 +183,13 @@ class _Cutter:
             elif self.judged - self.begin >= self.longest:
                 cut = self.begin + _quietest(self._piece(self.begin, self.begin + self.longest))
                 yield from self._add(self.begin, cut)
-                self.begin = cut
+                self.begin, self.onset = cut, cut - self.shortest  # what is left is speech, however short
 
     def _finish(self, spoken_until: int, known_until: int) -> Iterator[Window]:
         """The open stretch is over."""
         begin, self.begin = self.begin, None
         end = min(spoken_until + self.pad, known_until, begin + self.longest)
-        if spoken_until - begin >= int(_SHORTEST_S * SAMPLE_RATE_HZ):
+        if spoken_until - self.onset >= self.shortest:
             yield from self._add(begin, end)
 
     def _add(self, begin: int, end: int) -> Iterator[Window]:

@@ -127,9 +127,12 @@ def test_without_a_detector_all_is_speech():
 @pytest.fixture(scope="module")
 def voice():
     """Eight seconds of a synthetic voice, and its sentence's place: (samples, start_s, end_s)."""
+    from pipelines import audio
     from pipelines.sources import espeak
 
-    said = espeak.synthesise("Vi åker till landet på lördag om det inte regnar.", "sv+m3", 150, 50).samples
+    said = audio.decode(
+        espeak.synthesise("Vi åker till landet på lördag om det inte regnar.", "sv+m3", 150, 50)
+    ).samples
     samples = np.random.default_rng(0).standard_normal(8 * SECOND).astype(np.float32) * np.float32(0.001)
     samples[2 * SECOND : 2 * SECOND + len(said)] += said
     return samples, 2.0, 2 + len(said) / SECOND
