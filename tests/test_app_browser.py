@@ -225,6 +225,23 @@ def test_upload_and_confirm(page, server, spoken):
     assert server.uploads == []
 
 
+def test_times_unsure_words_and_files_to_download(page, server, spoken):
+    _upload(page, spoken)
+    heard = _transcribed(page)
+    page.wait_for_selector("#details summary")
+    page.click("#details summary") if not page.is_visible("#details li") else None
+    assert page.inner_text("#details li time") == "0:00.0"
+    assert page.inner_text("#details li span").split() == heard.split()
+    for ending in app.DOWNLOADS:
+        with page.expect_download() as download:
+            page.click(f"#downloads button:has-text('.{ending}'):enabled")
+        assert download.value.suggested_filename == f"transcript.{ending}"
+        content = Path(download.value.path()).read_text("utf-8")
+        assert heard.split()[0] in content
+        assert (ending == "txt") == (" --> " not in content)
+    assert server.uploads == []
+
+
 def test_a_text_file_named_wav_is_one_line(page, console_errors, server, tmp_path):
     fake = tmp_path / "letter.wav"
     fake.write_text("Kära syster, jag skriver till dig.\n" * 40)

@@ -68,30 +68,37 @@ def test_in_float32_both_engines_say_the_same_words_as_surely(stock, exact, wind
 
 
 @ct2
-def test_the_real_model_says_the_same_in_float32_and_is_about_as_sure_in_eight_bits(tiny_folder, toy_cache):
+def test_the_real_model_says_the_same_in_float32_and_hears_nearly_the_same_in_eight_bits(tiny_folder, toy_cache):
+    import ctranslate2
+
     tiny = models.resolve(str(tiny_folder))
-    features = Collator(toy_cache, full_context=True)(toy_cache.split("test")[:3].tolist())["input_features"].numpy()
+    features = Collator(toy_cache, full_context=True)(toy_cache.split("test")[:2].tolist())["input_features"]
     stock, exact, quick = (
-        opened(tiny, name, compute_type=kind, max_new_tokens=30).hear(features)
+        opened(tiny, name, compute_type=kind, max_new_tokens=30)
         for name, kind in (("transformers", ""), ("ctranslate2", "float32"), ("ctranslate2", "int8"))
     )
-    assert [heard.text for heard in stock] == [heard.text for heard in exact]
-    assert all(len(heard.words) > 2 for heard in stock)
-    assert [heard.logprob for heard in stock] == pytest.approx([heard.logprob for heard in exact], abs=2e-3)
-    assert [heard.logprob for heard in stock] == pytest.approx([heard.logprob for heard in quick], abs=0.15)
+    mine, theirs = stock.hear(features.numpy()), exact.hear(features.numpy())
+    assert [heard.text for heard in mine] == [heard.text for heard in theirs]
+    assert all(len(heard.words) > 2 for heard in mine)
+    assert [heard.logprob for heard in mine] == pytest.approx([heard.logprob for heard in theirs], abs=2e-3)
+    with torch.inference_mode():
+        wanted = stock.model.model.encoder(features)[0]
+    encoded = torch.from_numpy(np.array(quick.model.encode(ctranslate2.StorageView.from_array(features.numpy()), True)))
+    assert torch.cosine_similarity(wanted.flatten(), encoded.flatten(), dim=0) > 0.97
+
+
+@ct2
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 16])
+def test_no_engine_writes_more_tokens_than_it_may(ref, windows, n):
+    counts = {
+        name: [h.tokens for h in opened(ref, name, max_new_tokens=n).hear(windows)] for name in engines.ENGINES[1:]
+    }
+    assert max(counts["transformers"]) == max(counts["ctranslate2"]) == n
 
 
 @ct2
 def test_both_tell_how_silent_a_window_is(stock, exact, windows):
     assert stock.no_speech(windows) == pytest.approx(exact.no_speech(windows), abs=1e-4)
-
-
-@ct2
-def test_a_transcript_that_is_cut_short_has_no_end_token(ref, windows):
-    for name in ("transformers", "ctranslate2"):
-        for heard in opened(ref, name, max_new_tokens=2).hear(windows):
-            assert heard.tokens == 2
-            assert heard.logprob <= 0
 
 
 @pytest.mark.parametrize("name", ["transformers", pytest.param("ctranslate2", marks=ct2)])

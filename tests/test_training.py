@@ -242,7 +242,8 @@ def test_the_decoder_starts_with_one_start_token(fit, looks, tmp_path, monkeypat
     def watched(*args, **kwargs):
         model = load(*args, **kwargs)
         model.model.decoder.register_forward_pre_hook(
-            lambda decoder, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+            lambda decoder, args, kwargs: seen.append(kwargs["input_ids"]) if decoder.training else None,
+            with_kwargs=True,
         )
         return model
 

@@ -13,6 +13,7 @@ from pipelines.audio import AudioError, Waveform
 from pipelines.confidence import Calibration
 from pipelines.decoding import Heard
 from pipelines.errors import LabError
+from pipelines.sources.tour import TourSource
 from pipelines.transcriber import Transcriber, longest_window_s
 
 SECOND = 16_000
@@ -181,15 +182,15 @@ def test_segments_follow_each_other_and_the_text_is_theirs(scripted, speech):
     assert 7 <= n_windows <= 11
 
 
-def test_a_long_recording_reads_as_its_windows_do(toy, speech):
-    recording = speech(65 * SECOND)
+def test_a_long_recording_is_heard_by_a_real_decoder_in_windows_of_speech(toy):
+    said = [audio.decode(example.audio).samples for example in TourSource(1, 1, 12).examples(("test",))]
+    recording = np.concatenate([part for samples in said for part in (samples, np.zeros(2 * SECOND, np.float32))])
+    assert len(recording) > 35 * SECOND
     windows = list(segmentation.windows([recording], segmentation.detector(), longest_s=30.0))
     heard = toy.transcribe(Waveform(recording))
-    assert [segment.start_s for segment in heard.segments] == [round(window.start_s, 3) for window in windows]
-    parts = [toy.transcribe(Waveform(window.samples)).text for window in windows]
-    # padding to the longest of a batch changes a toy's nonsense: the longest of all is alone in its batch
-    assert len(parts) == len(heard.segments)
-    assert sum(part == segment.text for part, segment in zip(parts, heard.segments, strict=True)) >= 1
+    assert heard.segments
+    assert {segment.start_s for segment in heard.segments} <= {round(window.start_s, 3) for window in windows}
+    assert all(segment.text for segment in heard.segments)
 
 
 def test_a_model_of_30_s_gets_windows_filled_with_speech(scripted, clip_model, speech, monkeypatch):
