@@ -43,6 +43,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     leaderboard   models ranked on one test set; what was trained on it is struck
     segmentation  where a recording is spoken, and the windows that are cut from it
     transcriber   model to Transcript, for a sentence or a whole hour
+    streaming     text while somebody is still speaking
     subtitles     a Transcript as txt, srt, vtt, json
     feedback      what listeners say of a transcript
     served        which model the app serves

@@ -21,6 +21,8 @@ from pipelines.audio import SAMPLE_RATE_HZ
 CHUNK_SAMPLES = 512
 """32 ms: what Silero's detector judges at a time."""
 START, STOP = 0.5, 0.35
+PAUSE_S = 0.4
+"""A stretch of speech ends with so much silence."""
 _PAD_S = 0.2
 """Kept of the silence before and after a stretch, where there is so much."""
 _SHORTEST_S = 0.1
@@ -128,23 +130,28 @@ def _silero() -> Any:
 
 
 def windows(
-    blocks: Iterable[np.ndarray], detector: Detector, *, longest_s: float, joined_s: float = 0.0, pause_s: float = 0.4
+    blocks: Iterable[np.ndarray],
+    detector: Detector,
+    *,
+    longest_s: float,
+    joined_s: float = 0.0,
+    pause_s: float = PAUSE_S,
 ) -> Iterator[Window]:
     """The windows of a recording that comes in `blocks` (float32 [n], 16 kHz, any lengths), in order.
 
     A stretch of speech ends with a pause of `pause_s`. Stretches are joined, with what lies between them, as long as
     that makes at most `joined_s`; nothing is longer than `longest_s`.
     """
-    cutter = _Cutter(detector, longest_s, joined_s, pause_s)
+    cutter = Cutter(detector, longest_s, joined_s, pause_s)
     for block in blocks:
         yield from cutter.take(block)
     yield from cutter.end()
 
 
-class _Cutter:
-    """The state between two blocks: samples that may still be needed, and the stretch that is open."""
+class Cutter:
+    """What `windows` does, for samples that come in bit by bit: it holds those that may still be needed."""
 
-    def __init__(self, detector: Detector, longest_s: float, joined_s: float, pause_s: float):
+    def __init__(self, detector: Detector, longest_s: float, joined_s: float = 0.0, pause_s: float = PAUSE_S):
         detector.reset()
         self.detector = detector
         self.longest, self.joined = int(longest_s * SAMPLE_RATE_HZ), int(joined_s * SAMPLE_RATE_HZ)
@@ -159,12 +166,20 @@ class _Cutter:
         self.waiting: tuple[int, int] | None = None  # a finished stretch that others may join
 
     def take(self, block: np.ndarray) -> Iterator[Window]:
+        """The windows that end with these samples."""
         self.held = np.concatenate([self.held, np.asarray(block, dtype=np.float32)])
         whole = (self.offset + len(self.held) - self.judged) // CHUNK_SAMPLES * CHUNK_SAMPLES
         yield from self._judge(self._piece(self.judged, self.judged + whole))
         self._forget()
 
+    def open_stretch(self) -> tuple[int | None, np.ndarray]:
+        """Where the stretch that is being spoken begins, in samples, and what has come of it; None, and nothing."""
+        if self.begin is None:
+            return None, np.zeros(0, dtype=np.float32)
+        return self.begin, self._piece(self.begin, self.judged).copy()
+
     def end(self) -> Iterator[Window]:
+        """The windows of what is left: no more samples come."""
         rest = self.offset + len(self.held) - self.judged
         total = self.judged + rest
         if rest:

@@ -59,7 +59,7 @@ def test_what_waits_for_others_to_join_it_is_given_out_when_none_can_come():
     speech = spoken(300 * SECOND, (1, 5))
     blocks = (speech[at : at + SECOND] for at in range(0, len(speech), SECOND))
     found, seen = None, 0
-    cutter = segmentation._Cutter(Scripted(), 30.0, 30.0, 0.4)
+    cutter = segmentation.Cutter(Scripted(), 30.0, 30.0)
     for block in blocks:
         seen += 1
         for window in cutter.take(block):
