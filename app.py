@@ -317,7 +317,7 @@ def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the temporary folder goes, too
     with tempfile.TemporaryDirectory(prefix="lab-app-", ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}  # read when Gradio is imported
-        demo = build(_transcriber(uri), options.log, why=why)
+        demo = build(_transcriber(uri, options.engine), options.log, why=why)
         try:
             address = launch(demo, host=options.host, port=options.port, share=options.share)
             print(f"page: {address}")
@@ -334,6 +334,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="folder, hub://owner/name[@revision] or Hub id; else MODEL_URI, else the "
         f"newest finished run, else {served.BASE_MODEL}",
     )
+    parser.add_argument(
+        "--engine", default="auto", help="auto, transformers or ctranslate2 (default: %(default)s)", metavar="ENGINE"
+    )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for every network)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public gradio.live link, too")
@@ -344,12 +347,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _transcriber(uri: str) -> Transcriber:
+def _transcriber(uri: str, engine: str) -> Transcriber:
     from pipelines import models
     from pipelines.transcriber import Transcriber
 
     ref = models.resolve(uri)
-    return Transcriber(ref, ref.facts.get("language") or "sv")
+    return Transcriber(ref, ref.facts.get("language") or "sv", engine)
 
 
 def _feedback(gr: Any, buttons: Buttons, heard: gr.State) -> tuple[gr.Textbox, gr.Markdown]:

@@ -77,6 +77,10 @@ class Server:
         self.lines: list[str] = []
         environ = {**os.environ, "TMPDIR": str(self.temporary), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "app.py", "--model", str(model), "--port", str(self.port), "--log", str(self.log)]
+        command += [
+            "--engine",
+            "transformers",
+        ]  # in eight bits the untuned weights hear still less of a synthetic voice
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
