@@ -221,7 +221,8 @@ def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str,
     against = {baseline: _differences(edits, speakers, baseline) for baseline in baselines if baseline in edits}
     told = []
     for recipe, runs in edits.items():
-        score = scoring.score_over_seeds(list(runs.values()), speakers)
+        rest = [list(third.values()) for other, third in edits.items() if other != recipe]
+        score = scoring.score_over_seeds(list(runs.values()), speakers, others=rest)
         told.append(
             {
                 "recipe": recipe,
