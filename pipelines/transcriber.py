@@ -30,7 +30,7 @@ TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Tried in turn for a window whose transcript repeats itself: OpenAI's own steps."""
 _UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
 """OpenAI's own thresholds: a window that the model holds for silent and is this unsure of holds no words."""
-_SHORTEST_CONTEXT_S = 4.0
+_SHORTEST_CONTEXT_S = 2.0
 """A model tuned on single words can hear a short sentence."""
 _FULL_S = FULL_FRAMES / 100
 

@@ -161,7 +161,7 @@ def test_an_unknown_language_is_one_line(toy_model):
         ("full", {"context_s": 5.0}, 30.0),
         ("clip", {}, 30.0),
         ("clip", {"context_s": 7.5}, 7.5),
-        ("clip", {"context_s": 0.8}, 4.0),
+        ("clip", {"context_s": 0.8}, 2.0),
         ("clip", {"context_s": 99.0}, 30.0),
     ],
 )
