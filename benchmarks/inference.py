@@ -152,10 +152,10 @@ def _silence(seconds: float) -> np.ndarray:
 # ---- the sides
 
 
-def _ours(ref: ModelRef, threads: int) -> tuple[Hear, Hear]:
+def _ours(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]:
     from pipelines.transcriber import Transcriber
 
-    transcriber = Transcriber(ref, LANGUAGE, engine="ctranslate2", threads=threads, log=_quiet)
+    transcriber = Transcriber(ref, LANGUAGE, engine="ctranslate2", threads=threads, max_new_tokens=tokens, log=_quiet)
 
     def hear(samples: np.ndarray) -> str:
         return transcriber.transcribe(Waveform(samples)).text
@@ -163,12 +163,13 @@ def _ours(ref: ModelRef, threads: int) -> tuple[Hear, Hear]:
     return hear, hear
 
 
-def _faster_whisper(ref: ModelRef, threads: int) -> tuple[Hear, Hear]:
+def _faster_whisper(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]:
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     model = WhisperModel(str(export.export(ref, "int8", log=_quiet)), "cpu", compute_type="int8", cpu_threads=threads)
     batched = BatchedInferencePipeline(model)
     asked = {"language": LANGUAGE, "beam_size": 1, "condition_on_previous_text": False, "without_timestamps": True}
+    asked["max_new_tokens"] = tokens
 
     def hear(samples: np.ndarray) -> str:
         return " ".join(segment.text.strip() for segment in model.transcribe(samples, **asked)[0])
@@ -179,12 +180,12 @@ def _faster_whisper(ref: ModelRef, threads: int) -> tuple[Hear, Hear]:
     return hear, hear_long
 
 
-def _transformers(ref: ModelRef, threads: int) -> tuple[Hear, Hear]:
+def _transformers(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]:
     import torch
     from transformers import pipeline
 
     torch.set_num_threads(threads)
-    asked = {"language": LANGUAGE, "task": "transcribe", "num_beams": 1}
+    asked = {"language": LANGUAGE, "task": "transcribe", "num_beams": 1, "max_new_tokens": tokens}
     transcribe = pipeline("automatic-speech-recognition", model=str(ref.folder))
 
     def heard(samples: np.ndarray, **how: Any) -> str:
@@ -201,7 +202,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     ref = models.resolve(options.model, log=_quiet)
     if options.as_tuned:
         ref = replace(ref, context="clip")
-    hear, hear_long = SIDES[options.side](ref, options.threads)
+    hear, hear_long = SIDES[options.side](ref, options.threads, options.tokens)
     clips = list(np.load(options.folder / "clips.npz").values())
     hear(clips[0])
     started = time.perf_counter()
@@ -219,7 +220,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 def _elsewhere(side: str, folder: Path, options: argparse.Namespace, *, long: bool) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--model", options.model]
     command += ["--threads", str(options.threads), *(["--long"] if long else [])]
-    command += ["--as-tuned"] if options.as_tuned else []
+    command += ["--tokens", str(options.tokens), *(["--as-tuned"] if options.as_tuned else [])]
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
     if done.returncode:
@@ -239,6 +240,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30, help="the long recording; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=224, help="most tokens for a window, on every side")
     parser.add_argument("--as-tuned", action="store_true", help="decode at clip length although it was not tuned so")
     parser.add_argument("--speed-only", action="store_true", help="no word error rates")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -246,7 +248,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.smoke:
-        options.clips, options.minutes, options.rounds = 4, 0.5, 1
+        options.clips, options.minutes, options.rounds, options.tokens = 4, 0.5, 1, 12
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,22 @@ def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):
     toy = sum(path.stat().st_size for path in toy_model.glob("*.safetensors")) / 1e6
     assert result["mb"] > 2 * toy, "a checkpoint with its optimizer, not the model"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inference_runs_all_sides_and_ends_with_one_json_object(toy_model, tmp_path):
+    pytest.importorskip("faster_whisper")
+    command = [sys.executable, "benchmarks/inference.py", "--smoke", "--model", str(toy_model)]
+    environ = {**os.environ, "LAB_CACHE": str(tmp_path)}  # where the exported weights land
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    asked = {
+        "speedup_vs_faster_whisper",
+        "speedup_vs_transformers",
+        "longform_speedup",
+        "delta_wer_ci95",
+        "memory_ratio",
+    }
+    assert asked <= told.keys()
+    assert all(told[name] > 0 for name in asked - {"delta_wer_ci95"})
+    assert set(told["wer"]) == {"ours", "faster-whisper", "transformers"}
