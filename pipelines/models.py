@@ -24,7 +24,7 @@ FRAMES_PER_POSITION = 2
 """Log-mel frames (10 ms) that the second convolution folds into one position."""
 _MEL_MASK_PROB = 0.05
 """SpecAugment's share of mel bands that begin a masked stretch of ten: as for frames in Whisper's configuration."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]  # the card: the manifest of a tuned model names it
 
 
 @dataclass(frozen=True)
