@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pipelines.batches import Collator, sorted_batches
-from pipelines.cache import FeatureCache
 from pipelines.labels import prompt_ids
 
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from pipelines.cache import FeatureCache
 
 _T = TypeVar("_T")
 _BLANK = "\u0120"
