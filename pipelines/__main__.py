@@ -374,42 +374,59 @@ def experiments(
 
 @app.command()
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3 or ogg.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE|FOLDER|TABLE...",
+            help="Audio files, folders of them, or one table (csv, tsv, parquet) with a column of audio.",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option(help="The table to write, or a folder; default: beside the input, as <name>.transcribed.csv.")
+    ] = "",
+    audio_column: Annotated[str, typer.Option(help="Default: audio, path, file or file_name.")] = "",
+    reference_column: Annotated[
+        str, typer.Option(help="What was said, for WER; default: text, sentence, transcript_reference or reference.")
+    ] = "",
+    speaker_column: Annotated[str, typer.Option(help="Default: speaker, client_id or speaker_id.")] = "",
+    format_: Annotated[
+        str,
+        typer.Option("--format", metavar="FORM,FORM", help="Also a file beside each recording: txt, srt, vtt, json."),
+    ] = "",
     model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",
     language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
+    engine: Annotated[str, typer.Option(help="auto, transformers or ctranslate2.")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Begin anew, over what an earlier call wrote.")] = False,
     runs: Runs = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Transcribe audio files.
+    """Transcribe audio files, or all rows of a table; a table goes on where it was cut off.
 
     Example: python -m pipelines transcribe talk.wav --model openai/whisper-tiny
+
+    A table, with WER where it tells what was said: python -m pipelines transcribe talks.csv --format srt
     """
-    from pipelines import audio, environment, models, served
+    from pipelines import environment, models, served, transcription
     from pipelines.transcriber import Transcriber
 
-    uri, _ = served.choose(model or None, environment.runs_folder(runs))
-    transcriber = Transcriber(models.resolve(uri, log=_log(as_json)), language)
-    told = []
-    for path in files:
-        try:
-            heard = transcriber.transcribe(path)
-            told.append(
-                {
-                    "file": str(path),
-                    "text": heard.text,
-                    "audio_s": round(heard.audio_s, 2),
-                    "elapsed_s": round(heard.elapsed_s, 2),
-                }
-            )
-        except audio.AudioError as error:
-            told.append({"file": str(path), "error": str(error)})
-    lines = [f"{row['file']}: {row.get('text', row.get('error'))}" for row in told]
-    _print(
-        as_json,
-        {"model": transcriber.ref.title, "transcripts": told},
-        "\n".join([f"model {transcriber.ref.title}", *lines]),
+    job = transcription.plan(
+        inputs,
+        out,
+        audio_column=audio_column,
+        reference_column=reference_column,
+        speaker_column=speaker_column,
+        formats=[name.strip() for name in format_.split(",") if name.strip()],
     )
-    if any("error" in row for row in told):
+    uri, _ = served.choose(model or None, environment.runs_folder(runs))
+    if dry_run:
+        told = {"dry_run": True, "model": uri, **transcription.outline(job)}
+        return _print(as_json, told, f"model {uri}\n{transcription.outline_in_words(told)}")
+    transcriber = Transcriber(models.resolve(uri, log=_log(as_json)), language, engine, log=_log(as_json))
+    summary, results = transcription.run(job, transcriber, again=again, log=_log(as_json))
+    told, words = (say(job, summary, results) for say in (transcription.as_dict, transcription.in_words))
+    _print(as_json, told, words)
+    if summary.errors:
         raise typer.Exit(1)
 
 
