@@ -451,6 +451,37 @@ def publish(
     _print(as_json, {"uri": published}, f"published as {published}")
 
 
+@app.command("publish-space")
+def publish_space(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space; it is made, private, if need be.")],
+    model: Annotated[str, typer.Option(help="hub://owner/name[@revision]; pinned to the commit that this means now.")],
+    hardware: Annotated[str, typer.Option(help="cpu or zerogpu.")] = "cpu",
+    folder: Annotated[
+        Path | None, typer.Option(help="Only write the files of the Space to this folder, which is empty or absent.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Publish the page as a Space of the Hugging Face Hub, with the modules that it needs and its model pinned.
+
+    Example: python -m pipelines publish-space me/swedish --model hub://me/whisper-sv --hardware zerogpu
+    """
+    import tempfile
+
+    from pipelines import space
+
+    found = space.find_model(model)
+    if folder or dry_run:
+        with tempfile.TemporaryDirectory() as aside:
+            written = space.write(Path(aside) / "space" if dry_run else folder, name, found, hardware)
+        told = {"dry_run": dry_run, "model": found.uri, "writes": str(folder or name), "files": written}
+        lines = [f"model {found.uri}", *written, "nothing was done" if dry_run else f"Next: python {folder}/app.py"]
+        return _print(as_json, told, "\n".join(lines))
+    told = {**space.publish(name, found, hardware, log=_log(as_json)), "model": found.uri}
+    secret = "give it a secret HF_TOKEN in its settings, then " if found.private else ""
+    _print(as_json, told, f"model {found.uri}\nspace {name} @ {told['commit']}\nNext: {secret}open {told['url']}")
+
+
 @app.command()
 def fetch(
     uri: Annotated[str, typer.Argument(help="hub://owner/name[@revision], hopsworks://project/path or a folder.")],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pipelines.models import ModelRef
 from pipelines.transcriber import Segment, Transcript, Word
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Ear:
@@ -285,18 +285,24 @@ def test_a_dry_run_counts_and_writes_nothing(talks, capfd):
     assert sorted(talks.parent.rglob("*")) == before
 
 
-def test_a_killed_process_loses_no_row_that_was_done(talks, toy_model, tmp_path, encoded, speech, capfd):
-    names = []
-    for n in range(8):
-        (talks.parent / f"{n}.wav").write_bytes(encoded(speech(8_000 + 1_000 * n, seed=n)))
-        names.append(f"{n}.wav,hej,s{n}")
-    talks.write_text("audio,text,speaker\n" + "\n".join(names) + "\n")
-    told = ("--model", toy_model, "--engine", "transformers")
+def test_a_killed_process_loses_no_row_that_was_done(talks, tmp_path):
+    talks.write_text("audio,text\n" + "".join(f"clips/{(1, 2, 4, 6)[n % 4]}.wav,hej {n}\n" for n in range(200)))
     job = transcription.plan([talks])
-    command = [sys.executable, "-m", "pipelines", "transcribe", *map(str, (talks, *told))]
-    process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stderr=subprocess.DEVNULL)
+    code = f"""
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+from pipelines import transcription
+from test_transcription import Ear
+class Slow(Ear):
+    def transcribe(self, *told, **more):
+        time.sleep(0.02)
+        return super().transcribe(*told, **more)
+transcription.run(transcription.plan([Path({str(talks)!r})]), Slow())
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
-        while transcription.outline(job)["rows_done"] < 2:
+        while transcription.outline(job)["rows_done"] < 3:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -304,17 +310,26 @@ def test_a_killed_process_loses_no_row_that_was_done(talks, toy_model, tmp_path,
         process.kill()
         process.wait()
     done = transcription.outline(job)["rows_done"]
-    assert 2 <= done < 8
+    assert 3 <= done < 200
     assert not job.out.exists()
-    kept = job.partial.read_bytes().splitlines()[: done + 1]
+    ear = Ear()
+    run(talks, ear)
+    assert ear.heard == 200 - done
+    other, _ = run(talks, out=str(tmp_path / "at-once.csv"))
+    assert other.out.read_bytes() == job.out.read_bytes()
 
-    code, out, _ = transcribe(capfd, talks, *told)
-    assert code == 0
-    assert f"going on after {done} of 8 rows" in out
-    assert out.splitlines()[-1] == f"table {job.out}"
-    elsewhere = tmp_path / "elsewhere.csv"
-    code, out, _ = transcribe(capfd, talks, *told, "--out", elsewhere, "--json")
-    assert elsewhere.read_bytes() == job.out.read_bytes()
-    assert json.loads(out) == json.loads(out) | {"rows": 8, "errors": 0, "table": str(elsewhere)}
-    transcripts = [json.loads(line)["transcript"] for line in kept[1:]]
-    assert [row["transcript"] for row in rows(job.out)][:done] == transcripts
+
+def test_a_table_by_command_with_a_real_model(talks, toy_model, encoded, speech, capfd):
+    (talks.parent / "spoken.wav").write_bytes(encoded(speech(6_000)))
+    talks.write_text("audio,text\nspoken.wav,hej\nclips/3.wav,hej\n")
+    out = talks.parent / "x" / "heard.csv"
+    code, said, _ = transcribe(
+        capfd, talks, "--model", toy_model, "--engine", "transformers", "--json", "--out", out, "--format", "srt"
+    )
+    told = json.loads(said)
+    assert (code, told["rows"], told["errors"], told["table"]) == (1, 2, 1, str(out))
+    assert told["engine"].startswith("transformers cpu")
+    first, second = rows(out)
+    assert (first["audio_s"], first["error"], second["transcript"]) == ("0.375", "", "")
+    assert float(first["wer"]) == told["score"]["wer"]
+    assert (talks.parent / "spoken.srt").exists()

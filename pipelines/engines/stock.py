@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from pipelines import decoding, models
@@ -22,6 +24,11 @@ class Transformers:
         self.language, self.max_new_tokens = language, max_new_tokens
         self.name = f"transformers {device} {'bfloat16' if decoding.in_bfloat16(self.model) else 'float32'}"
         self.n_mels = self.model.config.num_mel_bins
+        if (
+            "spaces" in sys.modules
+        ):  # on ZeroGPU the GPU is lent for the length of a call; elsewhere this changes nothing
+            lent = sys.modules["spaces"].GPU
+            self.hear, self.no_speech = lent(self.hear), lent(self.no_speech)
 
     def hear(self, features: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
         import torch
