@@ -422,7 +422,8 @@ def transcribe(
     if dry_run:
         told = {"dry_run": True, "model": uri, **transcription.outline(job)}
         return _print(as_json, told, f"model {uri}\n{transcription.outline_in_words(told)}")
-    transcriber = Transcriber(models.resolve(uri, log=_log(as_json)), language, engine, log=_log(as_json))
+    aside = _log(True)  # standard output is for what was heard
+    transcriber = Transcriber(models.resolve(uri, log=aside), language, engine, log=aside)
     summary, results = transcription.run(job, transcriber, again=again, log=_log(as_json))
     told, words = (say(job, summary, results) for say in (transcription.as_dict, transcription.in_words))
     _print(as_json, told, words)

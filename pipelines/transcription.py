@@ -3,7 +3,7 @@
     talks.csv                       what was asked for
     talks.transcribed.csv.partial   one line of JSON for each row that is done; the first names table, model, settings
     talks.transcribed.csv           made of both when all rows are done: whole or absent
-    talks.transcribed.json          the same names, figures, and the sha256 of the table: it is finished
+    talks.transcribed.csv.json      the same names, figures, and the sha256 of the table: it is finished
 
 A recording that cannot be used is a row with an error. A reference column gives WER, row by row and over all.
 """
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def summary(self) -> Path:
-        return self.out.with_suffix(".json")
+        return self.out.with_name(f"{self.out.name}.json")
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,16 @@ def plan(
     place = Path(out).expanduser() if out else None
     is_table = place is not None and place.suffix.lower() in tables.SUFFIXES and not place.is_dir()
     folder = None if is_table else place
-    if formats and place and not is_table and place.exists() and not place.is_dir():
-        raise LabError(f"--out {place} is neither a table ({', '.join(tables.SUFFIXES)}) nor a folder: name another")
+    if place and not is_table and not place.is_dir() and (place.exists() or place.suffix[1:] in subtitles.FORMATS):
+        raise LabError(f"--out takes a table ({', '.join(tables.SUFFIXES)}) or a folder, got {place}: name another")
     target = place if is_table else _target(inputs, named, folder)
     if named:
         table = tables.open_table(named[0])
     else:
         files = [file for path in inputs for file in (tables.audio_in(path) if path.is_dir() else [path])]
         table = tables.Listing(files, target.absolute().parent if target else None)
+    if named and target.absolute() == named[0].absolute():
+        raise LabError(f"--out {target} is the table itself, which is never replaced: name another file")
     if target and target.suffix.lower() not in table.kinds:
         raise LabError(f"--out must end in {' or '.join(table.kinds)} here, got {target}: name another")
     added = (*COLUMNS, WER)

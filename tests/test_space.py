@@ -251,6 +251,7 @@ def test_on_zerogpu_the_gpu_is_lent_for_decoding(toy_model, speech, monkeypatch)
 # ---- running it
 
 
+@pytest.mark.slow
 def test_the_uploaded_folder_serves_transcripts_where_nothing_else_of_the_lab_is(
     server, toy_model, tmp_path, encoded, speech
 ):

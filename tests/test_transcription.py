@@ -215,13 +215,16 @@ def test_files_write_nothing_unless_asked(talks, tmp_path):
     ("inputs", "options", "complaint"),
     [
         (["talks.csv", "clips/1.wav"], {}, "a table is transcribed alone"),
+        (["talks.csv"], {"out": "TALKS"}, "is the table itself, which is never replaced"),
         (["talks.csv"], {"out": "x.parquet"}, "--out must end in .csv here"),
         (["clips"], {"out": "x.parquet"}, "--out must end in .csv or .tsv here"),
         (["clips/1.wav"], {"formats": ["doc"]}, "--format takes txt, srt, vtt, json, got 'doc'"),
         (["none.csv"], {}, "there is no table"),
+        (["clips/1.wav"], {"out": "talk.srt"}, "--out takes a table (.csv, .tsv, .parquet) or a folder, got talk.srt"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(talks, inputs, options, complaint):
+    options = {name: str(talks) if value == "TALKS" else value for name, value in options.items()}
     with pytest.raises(LabError) as caught:
         transcription.plan([talks.parent / name for name in inputs], **options)
     assert complaint in str(caught.value)
