@@ -407,10 +407,10 @@ def transcribe(
 
     A table, with WER where it tells what was said: python -m pipelines transcribe talks.csv --format srt
     """
-    from pipelines import environment, models, served, transcription
+    from pipelines import environment, models, served, transcripts
     from pipelines.transcriber import Transcriber
 
-    job = transcription.plan(
+    job = transcripts.plan(
         inputs,
         out,
         audio_column=audio_column,
@@ -420,12 +420,12 @@ def transcribe(
     )
     uri, _ = served.choose(model or None, environment.runs_folder(runs))
     if dry_run:
-        told = {"dry_run": True, "model": uri, **transcription.outline(job)}
-        return _print(as_json, told, f"model {uri}\n{transcription.outline_in_words(told)}")
+        told = {"dry_run": True, "model": uri, **transcripts.outline(job)}
+        return _print(as_json, told, f"model {uri}\n{transcripts.outline_in_words(told)}")
     aside = _log(True)  # standard output is for what was heard
     transcriber = Transcriber(models.resolve(uri, log=aside), language, engine, log=aside)
-    summary, results = transcription.run(job, transcriber, again=again, log=_log(as_json))
-    told, words = (say(job, summary, results) for say in (transcription.as_dict, transcription.in_words))
+    summary, results = transcripts.run(job, transcriber, again=again, log=_log(as_json))
+    told, words = (say(job, summary, results) for say in (transcripts.as_dict, transcripts.in_words))
     _print(as_json, told, words)
     if summary.errors:
         raise typer.Exit(1)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipelines import __main__ as cli
-from pipelines import audio, scoring, transcription
+from pipelines import audio, scoring, transcripts
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.transcriber import Segment, Transcript, Word
@@ -65,8 +65,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def run(path: Path, ear: Ear | None = None, again: bool = False, log=lambda line: None, **options):
-    job = transcription.plan([path], **options)
-    return job, transcription.run(job, ear or Ear(), again=again, log=log)[0]
+    job = transcripts.plan([path], **options)
+    return job, transcripts.run(job, ear or Ear(), again=again, log=log)[0]
 
 
 def test_a_table_comes_back_with_transcripts_errors_and_wer(talks):
@@ -85,7 +85,7 @@ def test_a_table_comes_back_with_transcripts_errors_and_wer(talks):
     expected = scoring.score(["Ljud 1.", "ljud nio", "helt fel här"], ["ljud 1", "ljud 2", "ljud 4"], ["a", "a", "b"])
     assert summary.score == json.loads(json.dumps(expected.as_dict()))
     assert summary.score["speakers"] == 2
-    assert str(expected) in transcription.in_words(job, summary, [])
+    assert str(expected) in transcripts.in_words(job, summary, [])
 
 
 def test_without_a_reference_there_is_no_wer(talks):
@@ -100,9 +100,9 @@ def test_without_a_reference_there_is_no_wer(talks):
 def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(talks, Ear(most=2))
-    job = transcription.plan([talks])
+    job = transcripts.plan([talks])
     assert not job.out.exists()
-    assert transcription.outline(job)["rows_done"] == 3
+    assert transcripts.outline(job)["rows_done"] == 3
     with open(job.partial, "ab") as file:
         file.write(b'{"transcript": "ljud')  # as a crash leaves it
     said, ear = [], Ear()
@@ -119,7 +119,7 @@ def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
 def test_lines_that_are_not_whole_are_not_taken_for_rows(talks, damage):
     with pytest.raises(KeyboardInterrupt):
         run(talks, Ear(most=1))
-    job = transcription.plan([talks])
+    job = transcripts.plan([talks])
     with open(job.partial, "ab") as file:
         file.write(damage + b'{"transcript": "not mine", "confidence": 1, "audio_s": 1, "error": null}\n')
     run(talks)
@@ -127,7 +127,7 @@ def test_lines_that_are_not_whole_are_not_taken_for_rows(talks, damage):
 
 
 def test_a_journal_without_its_first_line_is_begun_anew(talks):
-    job = transcription.plan([talks])
+    job = transcripts.plan([talks])
     job.partial.write_bytes(b'{"made_of": {"tab')
     run(talks)
     assert len(rows(job.out)) == 6
@@ -179,12 +179,12 @@ def test_a_table_that_changes_under_way_makes_no_mixture(talks):
 
     with pytest.raises(LabError, match="the table was changed while"):
         run(talks, Meddler())
-    assert not transcription.plan([talks]).out.exists()
+    assert not transcripts.plan([talks]).out.exists()
 
 
 def test_two_at_once_are_refused(talks):
-    job = transcription.plan([talks])
-    with transcription._alone(job.out), pytest.raises(LabError, match="another process is writing"):
+    job = transcripts.plan([talks])
+    with transcripts._alone(job.out), pytest.raises(LabError, match="another process is writing"):
         run(talks)
 
 
@@ -196,18 +196,18 @@ def test_a_folder_is_a_table_beside_it(talks, tmp_path):
     assert job.out == tmp_path / "talks.transcribed.csv"
     assert [row["audio"] for row in rows(job.out)] == [f"talks/clips/{n}.wav" for n in (1, 2, 3, 4, 6)]
     assert summary.errors == 1
-    named = transcription.plan([talks.parent], str(tmp_path / "x" / "out.tsv"))
-    transcription.run(named, Ear(), log=lambda line: None)
+    named = transcripts.plan([talks.parent], str(tmp_path / "x" / "out.tsv"))
+    transcripts.run(named, Ear(), log=lambda line: None)
     assert named.out.read_text("utf-8").splitlines()[1].startswith("../talks/clips/1.wav\tljud 1\t")
 
 
 def test_files_write_nothing_unless_asked(talks, tmp_path):
     clip = talks.parent / "clips" / "1.wav"
-    job = transcription.plan([clip])
-    summary, (result,) = transcription.run(job, Ear())
+    job = transcripts.plan([clip])
+    summary, (result,) = transcripts.run(job, Ear())
     assert (result.name, result.transcript, summary.rows) == (str(clip), "ljud 1", 1)
     assert sorted(path.name for path in clip.parent.iterdir()) == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
-    named = transcription.plan([clip, clip], str(tmp_path / "out"))
+    named = transcripts.plan([clip, clip], str(tmp_path / "out"))
     assert named.out == tmp_path / "out" / "transcribed.csv"
 
 
@@ -226,7 +226,7 @@ def test_files_write_nothing_unless_asked(talks, tmp_path):
 def test_what_cannot_be_planned_is_one_line(talks, inputs, options, complaint):
     options = {name: str(talks) if value == "TALKS" else value for name, value in options.items()}
     with pytest.raises(LabError) as caught:
-        transcription.plan([talks.parent / name for name in inputs], **options)
+        transcripts.plan([talks.parent / name for name in inputs], **options)
     assert complaint in str(caught.value)
 
 
@@ -290,29 +290,29 @@ def test_a_dry_run_counts_and_writes_nothing(talks, capfd):
 
 def test_a_killed_process_loses_no_row_that_was_done(talks, tmp_path):
     talks.write_text("audio,text\n" + "".join(f"clips/{(1, 2, 4, 6)[n % 4]}.wav,hej {n}\n" for n in range(200)))
-    job = transcription.plan([talks])
+    job = transcripts.plan([talks])
     code = f"""
 import sys, time
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
-from pipelines import transcription
-from test_transcription import Ear
+from pipelines import transcripts
+from test_transcripts import Ear
 class Slow(Ear):
     def transcribe(self, *told, **more):
         time.sleep(0.02)
         return super().transcribe(*told, **more)
-transcription.run(transcription.plan([Path({str(talks)!r})]), Slow())
+transcripts.run(transcripts.plan([Path({str(talks)!r})]), Slow())
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
-        while transcription.outline(job)["rows_done"] < 3:
+        while transcripts.outline(job)["rows_done"] < 3:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
-    done = transcription.outline(job)["rows_done"]
+    done = transcripts.outline(job)["rows_done"]
     assert 3 <= done < 200
     assert not job.out.exists()
     ear = Ear()
