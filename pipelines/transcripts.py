@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path, PurePath
@@ -525,7 +525,10 @@ def _alone(out: Path) -> Iterator[None]:
     import filelock
 
     try:
-        with filelock.FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+        place = out.with_name(f".{out.name}.lock")
+        with filelock.FileLock(place, timeout=0):
             yield
+            with suppress(OSError):  # nobody waits for it; Windows does not let it go
+                place.unlink()
     except filelock.Timeout:
         raise LabError(f"another process is writing {out}: wait for it, or name another file with --out") from None

@@ -113,6 +113,8 @@ def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
     other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
     assert other.out.read_bytes() == job.out.read_bytes()
     assert summary == at_once
+    left = {path.name for path in talks.parent.iterdir()}
+    assert left == {"clips", "talks.csv", "talks.transcribed.csv", "talks.transcribed.csv.json"}
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[]\n", b'{"other": 1}\n', b"\n"])
