@@ -21,7 +21,6 @@ from pipelines.models import ModelRef
 from pipelines.transcriber import Segment, Transcript, Word
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Ear:
@@ -184,6 +183,21 @@ def test_a_table_that_changes_under_way_makes_no_mixture(talks):
     assert not transcripts.plan([talks]).out.exists()
 
 
+def test_an_end_between_the_table_and_its_notes_is_mended_by_the_next_call(talks, monkeypatch):
+    def full(*told):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(transcripts.manifest, "write_json", full)
+        with pytest.raises(OSError):
+            run(talks)
+    job = transcripts.plan([talks])
+    assert job.out.exists() and job.partial.exists()
+    ear = Ear()
+    assert run(talks, ear)[1].rows == 6
+    assert (ear.heard, job.partial.exists(), job.summary.exists()) == (0, False, True)
+
+
 def test_two_at_once_are_refused(talks):
     job = transcripts.plan([talks])
     with transcripts._alone(job.out), pytest.raises(LabError, match="another process is writing"):
@@ -324,6 +338,7 @@ transcripts.run(transcripts.plan([Path({str(talks)!r})]), Slow())
     assert other.out.read_bytes() == job.out.read_bytes()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_table_by_command_with_a_real_model(talks, toy_model, encoded, speech, capfd):
     (talks.parent / "spoken.wav").write_bytes(encoded(speech(6_000)))
     talks.write_text("audio,text\nspoken.wav,hej\nclips/3.wav,hej\n")
