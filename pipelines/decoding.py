@@ -66,10 +66,11 @@ def hear_rows(
     batch_frames: int,
     max_new_tokens: int,
     full_context: bool = False,
+    closely: bool = False,
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[Heard]:
-    """The transcripts of `decode_rows`, each with how sure the model was of it."""
-    told = {"language": language, "max_new_tokens": max_new_tokens}
+    """The transcripts of `decode_rows`, each with how sure the model was of it (see `hear`)."""
+    told = {"language": language, "max_new_tokens": max_new_tokens, "closely": closely}
     return _by_batches(
         lambda features: hear(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
     )

@@ -58,7 +58,8 @@ class CTranslate2:
         import ctranslate2
 
         view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features, dtype=np.float32))
-        most = len(self.prompt) + max_new_tokens
+        # CTranslate2 writes at most the half of max_length, and what the prompt but for its last token leaves of it
+        most = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
         return self.model.generate(view, [self.prompt] * len(features), beam_size=1, max_length=most, **how)
 
     def _heard(self, result: Any) -> Heard:

@@ -24,9 +24,8 @@ class Transformers:
         self.language, self.max_new_tokens = language, max_new_tokens
         self.name = f"transformers {device} {'bfloat16' if decoding.in_bfloat16(self.model) else 'float32'}"
         self.n_mels = self.model.config.num_mel_bins
-        if (
-            "spaces" in sys.modules
-        ):  # on ZeroGPU the GPU is lent for the length of a call; elsewhere this changes nothing
+        # on ZeroGPU the GPU is lent for the length of a call; elsewhere this changes nothing
+        if "spaces" in sys.modules:
             lent = sys.modules["spaces"].GPU
             self.hear, self.no_speech = lent(self.hear), lent(self.no_speech)
 
