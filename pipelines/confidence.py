@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import decoding, text
-from pipelines.cache import FeatureCache
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from pipelines.cache import FeatureCache
 
 UNSURE = 0.5
 """A word below this is marked: it is more likely wrong than right."""
