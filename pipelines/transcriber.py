@@ -162,7 +162,7 @@ class Transcriber:
 
     def decode_windows(self, windows: list[Window]) -> list[Segment]:
         """The segments of `windows`, in their order; windows without words have none."""
-        log_mels = [features.extract(Waveform(window.samples), self.loaded.n_mels) for window in windows]
+        log_mels = [self.loaded.log_mel(Waveform(window.samples)) for window in windows]
         heard: dict[int, Heard] = {}
         lengths = np.array([self._frames(len(log_mel.frames)) for log_mel in log_mels])
         for batch in sorted_batches(lengths, BATCH_FRAMES) if len(windows) else []:

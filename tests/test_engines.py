@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import multiprocessing
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ import torch
 from pipelines import engines, export, manifest, models
 from pipelines.batches import Collator
 from pipelines.errors import LabError
+from pipelines.labels import Spelling, prompt_ids
 
+ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
 ct2 = pytest.mark.skipif(not export.installed(), reason="ctranslate2 is not installed")
 
@@ -116,7 +120,6 @@ def test_a_temperature_draws_and_a_seed_repeats(ref, windows, name):
 def test_what_is_drawn_follows_the_probabilities(stock, windows):
     """At temperature 1 the first token of many draws is spread as the model spreads it."""
     from pipelines import decoding
-    from pipelines.labels import prompt_ids
 
     model, processor = stock.model, stock.processor
     one = torch.from_numpy(np.repeat(windows[:1], 400, axis=0))
@@ -130,15 +133,16 @@ def test_what_is_drawn_follows_the_probabilities(stock, windows):
 
 
 def test_words_hold_letters_that_are_several_tokens(stock):
-    from pipelines.decoding import words_of
-
     tokenizer = stock.processor.tokenizer
+    spelling = Spelling(tokenizer.backend_tokenizer)
     text = "Åke äter ö-bär, 1 234 kr – visst? 🙂 naïve"
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    words = words_of(stock.processor, [50258, *ids, 50257], [-5.0, *[-0.5] * len(ids), -5.0])
+    words = spelling.words([50258, *ids, 50257], [-5.0, *[-0.5] * len(ids), -5.0])
     assert [word for word, _ in words] == text.split()
     assert sum(logprob for _, logprob in words) == pytest.approx(-0.5 * len(ids))
-    assert words_of(stock.processor, [], []) == ()
+    assert spelling.text([50258, 50273, *ids, 50257, 50364]) == text
+    assert spelling.words([], []) == ()
+    assert spelling.prompt("sv") == prompt_ids(stock.processor, "sv")
 
 
 # ---- which engine
@@ -233,3 +237,22 @@ def test_two_processes_that_export_at_once_leave_one_whole_folder(toy_model, tmp
     assert [process.exitcode for process in both] == [0, 0]
     assert manifest.problem(tmp_path / "one") is None
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@ct2
+def test_a_transcript_by_ctranslate2_needs_neither_torch_nor_transformers(ref, tmp_path, own_cache, encoded, speech):
+    """They take a second to import, and 400 MB."""
+    export.export(ref, "int8", log=lambda line: None)
+    (tmp_path / "clip.wav").write_bytes(encoded(speech(70 * 16_000)))
+    code = f"""
+import sys
+from pipelines import environment, models
+environment.cache_folder = lambda: __import__("pathlib").Path({str(own_cache)!r})
+from pipelines.transcriber import Transcriber
+heard = Transcriber(models.resolve({str(ref.folder)!r}), max_new_tokens=4).transcribe({str(tmp_path / "clip.wav")!r})
+assert heard.audio_s == 70
+print(*sorted({{"torch", "transformers", "pandas", "pyarrow"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == ""

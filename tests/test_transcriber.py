@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from pipelines import audio, decoding, engines, lab, models, repetition, segmentation, transcriber
+from pipelines import audio, decoding, engines, features, lab, models, repetition, segmentation, transcriber
 from pipelines.audio import AudioError, Waveform
 from pipelines.confidence import Calibration
 from pipelines.decoding import Heard
@@ -50,14 +50,17 @@ class Scripted:
         self.shapes: list[tuple[int, ...]] = []
         self.temperatures: list[float] = []
 
-    def hear(self, features, temperature=0.0, seed=0):
-        self.shapes.append(features.shape)
+    def log_mel(self, waveform):
+        return features.extract_light(waveform)
+
+    def hear(self, windows, temperature=0.0, seed=0):
+        self.shapes.append(windows.shape)
         self.temperatures.append(temperature)
-        texts = [next(self.texts) for _ in features]
+        texts = [next(self.texts) for _ in windows]
         return [Heard(t, self.logprob, 3, tuple((w, self.logprob) for w in t.split())) for t in texts]
 
-    def no_speech(self, features):
-        return [self.silent] * len(features)
+    def no_speech(self, windows):
+        return [self.silent] * len(windows)
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 
-from pipelines import decoding, models
+from pipelines import decoding, features, models
+from pipelines.audio import Waveform
 from pipelines.decoding import Heard
+from pipelines.features import LogMel
 from pipelines.models import ModelRef
 
 
@@ -29,13 +31,16 @@ class Transformers:
             lent = sys.modules["spaces"].GPU
             self.hear, self.no_speech = lent(self.hear), lent(self.no_speech)
 
-    def hear(self, features: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+    def log_mel(self, waveform: Waveform) -> LogMel:
+        return features.extract(waveform, self.n_mels)
+
+    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
         import torch
 
         return decoding.hear(
             self.model,
             self.processor,
-            torch.from_numpy(features),
+            torch.from_numpy(windows),
             language=self.language,
             max_new_tokens=self.max_new_tokens,
             temperature=temperature,
@@ -43,7 +48,7 @@ class Transformers:
             closely=True,
         )
 
-    def no_speech(self, features: np.ndarray) -> list[float]:
+    def no_speech(self, windows: np.ndarray) -> list[float]:
         import torch
 
-        return decoding.no_speech(self.model, self.processor, torch.from_numpy(features), language=self.language)
+        return decoding.no_speech(self.model, self.processor, torch.from_numpy(windows), language=self.language)
