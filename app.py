@@ -299,9 +299,12 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
+    if os.environ.get("SPACES_ZERO_GPU"):
+        import spaces  # noqa: F401  before torch: it stands in for the GPU where none is lent
     environment.share_cores()
     options = _options(arguments)
-    uri, why = served.choose(options.model or os.environ.get("MODEL_URI"), environment.runs_folder())
+    named = options.model or os.environ.get("MODEL_URI") or served.of_space(environment.ROOT)
+    uri, why = served.choose(named, environment.runs_folder())
     print(f"model: {uri} ({TEXTS['why'][why]})", flush=True)
     if options.dry_run:
         print("next: python app.py without --dry-run serves it")

@@ -45,8 +45,11 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     transcriber   model to Transcript, for a sentence or a whole hour
     streaming     text while somebody is still speaking
     subtitles     a Transcript as txt, srt, vtt, json
+    tables        tables of recordings in, the same rows with further columns out
+    transcripts   many recordings to text: row after row, and where it is cut off it goes on
     feedback      what listeners say of a transcript
     served        which model the app serves
+    space         the app as a Space of the Hub, with the modules that it needs
     figures       tables, pictures, live curves
     lab           the stages as notebooks and commands call them
     detection     how many of the planted faults curation finds, and how many else

@@ -377,42 +377,60 @@ def experiments(
 
 @app.command()
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3 or ogg.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE|FOLDER|TABLE...",
+            help="Audio files, folders of them, or one table (csv, tsv, parquet) with a column of audio.",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option(help="The table to write, or a folder; default: beside the input, as <name>.transcribed.csv.")
+    ] = "",
+    audio_column: Annotated[str, typer.Option(help="Default: audio, path, file or file_name.")] = "",
+    reference_column: Annotated[
+        str, typer.Option(help="What was said, for WER; default: text, sentence, transcript_reference or reference.")
+    ] = "",
+    speaker_column: Annotated[str, typer.Option(help="Default: speaker, client_id or speaker_id.")] = "",
+    format_: Annotated[
+        str,
+        typer.Option("--format", metavar="FORM,FORM", help="Also a file beside each recording: txt, srt, vtt, json."),
+    ] = "",
     model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",
     language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
+    engine: Annotated[str, typer.Option(help="auto, transformers or ctranslate2.")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Begin anew, over what an earlier call wrote.")] = False,
     runs: Runs = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Transcribe audio files.
+    """Transcribe audio files, or all rows of a table; a table goes on where it was cut off.
 
     Example: python -m pipelines transcribe talk.wav --model openai/whisper-tiny
+
+    A table, with WER where it tells what was said: python -m pipelines transcribe talks.csv --format srt
     """
-    from pipelines import audio, environment, models, served
+    from pipelines import environment, models, served, transcripts
     from pipelines.transcriber import Transcriber
 
-    uri, _ = served.choose(model or None, environment.runs_folder(runs))
-    transcriber = Transcriber(models.resolve(uri, log=_log(as_json)), language)
-    told = []
-    for path in files:
-        try:
-            heard = transcriber.transcribe(path)
-            told.append(
-                {
-                    "file": str(path),
-                    "text": heard.text,
-                    "audio_s": round(heard.audio_s, 2),
-                    "elapsed_s": round(heard.elapsed_s, 2),
-                }
-            )
-        except audio.AudioError as error:
-            told.append({"file": str(path), "error": str(error)})
-    lines = [f"{row['file']}: {row.get('text', row.get('error'))}" for row in told]
-    _print(
-        as_json,
-        {"model": transcriber.ref.title, "transcripts": told},
-        "\n".join([f"model {transcriber.ref.title}", *lines]),
+    job = transcripts.plan(
+        inputs,
+        out,
+        audio_column=audio_column,
+        reference_column=reference_column,
+        speaker_column=speaker_column,
+        formats=[name.strip() for name in format_.split(",") if name.strip()],
     )
-    if any("error" in row for row in told):
+    uri, _ = served.choose(model or None, environment.runs_folder(runs))
+    if dry_run:
+        told = {"dry_run": True, "model": uri, **transcripts.outline(job)}
+        return _print(as_json, told, f"model {uri}\n{transcripts.outline_in_words(told)}")
+    aside = _log(True)  # standard output is for what was heard
+    transcriber = Transcriber(models.resolve(uri, log=aside), language, engine, log=aside)
+    summary, results = transcripts.run(job, transcriber, again=again, log=_log(as_json))
+    told, words = (say(job, summary, results) for say in (transcripts.as_dict, transcripts.in_words))
+    _print(as_json, told, words)
+    if summary.errors:
         raise typer.Exit(1)
 
 
@@ -435,6 +453,37 @@ def publish(
         return _print(as_json, told, f"would {told['would']}\nnothing was done")
     published = stores.open_store(uri).publish(folder, uri, log=_log(as_json))
     _print(as_json, {"uri": published}, f"published as {published}")
+
+
+@app.command("publish-space")
+def publish_space(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space; it is made, private, if need be.")],
+    model: Annotated[str, typer.Option(help="hub://owner/name[@revision]; pinned to the commit that this means now.")],
+    hardware: Annotated[str, typer.Option(help="cpu or zerogpu.")] = "cpu",
+    folder: Annotated[
+        Path | None, typer.Option(help="Only write the files of the Space to this folder, which is empty or absent.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Publish the page as a Space of the Hugging Face Hub, with the modules that it needs and its model pinned.
+
+    Example: python -m pipelines publish-space me/swedish --model hub://me/whisper-sv --hardware zerogpu
+    """
+    import tempfile
+
+    from pipelines import space
+
+    found = space.find_model(model)
+    if folder or dry_run:
+        with tempfile.TemporaryDirectory() as aside:
+            written = space.write(Path(aside) / "space" if dry_run else folder, name, found, hardware)
+        told = {"dry_run": dry_run, "model": found.uri, "writes": str(folder or name), "files": written}
+        lines = [f"model {found.uri}", *written, "nothing was done" if dry_run else f"Next: python {folder}/app.py"]
+        return _print(as_json, told, "\n".join(lines))
+    told = {**space.publish(name, found, hardware, log=_log(as_json)), "model": found.uri}
+    secret = "give it a secret HF_TOKEN in its settings, then " if found.private else ""
+    _print(as_json, told, f"model {found.uri}\nspace {name} @ {told['commit']}\nNext: {secret}open {told['url']}")
 
 
 @app.command()

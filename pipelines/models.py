@@ -24,7 +24,7 @@ FRAMES_PER_POSITION = 2
 """Log-mel frames (10 ms) that the second convolution folds into one position."""
 _MEL_MASK_PROB = 0.05
 """SpecAugment's share of mel bands that begin a masked stretch of ten: as for frames in Whisper's configuration."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]  # the card: the manifest of a tuned model names it
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
         if _has_weights(folder):
             return _of_hub(uri, folder, "hub cache")
     except (LocalEntryNotFoundError, ValueError):
@@ -227,7 +227,7 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
         return None
     log(f"fetching {name} from {environment.hub_host()} ...")
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise LabError(
             f"the Hub refused {name}: {_first_line(error)}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pipelines.transcriber import Segment, Transcriber
 
 BASE_MODEL = "openai/whisper-tiny"
+SPACE = "space.json"
+"""What tells a Space its model: pipelines/space.py writes it beside app.py."""
 MAX_DURATION_S = 600.0
 """Longer recordings are refused."""
 MIN_PEAK = 1e-3
@@ -99,6 +102,14 @@ def choose(uri: str | None, runs: Path) -> tuple[str, str]:
         return uri, "named"
     newest = newest_model(runs)
     return (str(newest), "newest") if newest else (BASE_MODEL, "base")
+
+
+def of_space(folder: Path) -> str | None:
+    """The URI of the model that this copy of the page was published with; None where it was not published."""
+    try:
+        return json.loads((folder / SPACE).read_text("utf-8"))["model"]
+    except FileNotFoundError:
+        return None
 
 
 def newest_model(runs: Path) -> Path | None:

@@ -316,10 +316,10 @@ def test_transcribe_goes_on_after_a_file_that_cannot_be_read(
     rows = told.told["transcripts"]
     assert [row["file"] for row in rows] == [str(file) for file in files]
     assert [sorted(row) for row in rows] == [
-        ["audio_s", "elapsed_s", "file", "text"],
+        ["audio_s", "confidence", "elapsed_s", "file", "text"],
         ["error", "file"],
         ["error", "file"],
-        ["audio_s", "elapsed_s", "file", "text"],
+        ["audio_s", "confidence", "elapsed_s", "file", "text"],
     ]
     assert (rows[0]["audio_s"], rows[3]["audio_s"]) == (1.0, 1.5)
     assert [f"{row['file']}: {row.get('text', row.get('error'))}" for row in rows] == lines

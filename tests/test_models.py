@@ -157,6 +157,20 @@ def test_the_baselines_of_the_recipes_come_from_the_hub(name, toy_model, mirrore
     assert models.identity(ref)["weights_sha256"] == manifest.sha256(toy_model / "model.safetensors")
 
 
+def test_a_tuned_model_that_was_published_with_its_card_is_found_whole(toy_model, mirrored, tmp_path):
+    (folder := tmp_path / "m").mkdir()
+    for path in toy_model.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "README.md").write_text("# the card")
+    manifest.seal(folder, kind="model", digest="d1", name="toy-d1", context="clip")
+    server = Hub()
+    server.add("model", "lab/tuned", folder, COMMIT)
+    first, cached = (resolve_elsewhere(server.endpoint, tmp_path, mirrored, "hub://lab/tuned")[0] for _ in range(2))
+    server.close()
+    assert (first["origin"], first["context"]) == ("hub", "clip")
+    assert (cached["origin"], cached["context"]) == ("hub cache", "clip")
+
+
 def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
     for found in resolve_elsewhere(
         hub.endpoint, tmp_path, mirrored, "lab/other", "hub://lab/toy@no-such-branch", "a b/c"

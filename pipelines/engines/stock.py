@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from pipelines import decoding, features, models
@@ -24,6 +26,10 @@ class Transformers:
         self.language, self.max_new_tokens = language, max_new_tokens
         self.name = f"transformers {device} {'bfloat16' if decoding.in_bfloat16(self.model) else 'float32'}"
         self.n_mels = self.model.config.num_mel_bins
+        # on ZeroGPU the GPU is lent for the length of a call; elsewhere this changes nothing
+        if "spaces" in sys.modules:
+            lent = sys.modules["spaces"].GPU
+            self.hear, self.no_speech = lent(self.hear), lent(self.no_speech)
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract(waveform, self.n_mels)

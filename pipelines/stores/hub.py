@@ -128,21 +128,21 @@ class HubStore:
         return self.facts(uri) is not None
 
     def facts(self, uri: str) -> dict[str, Any] | None:
-        with _one_line(uri):
-            place = _find(_api(), uri)
+        with one_line(uri):
+            place = _find(client(), uri)
             return None if place is None else sealed.facts(place)
 
     def note(self, uri: str) -> dict[str, Any] | None:
         """Of both kinds of repository: what nobody's note is beside makes the whole nobody's."""
-        with _one_line(uri):
-            told = [sealed.note(place) for place in _places(_api(), uri) if place.sizes()]
+        with one_line(uri):
+            told = [sealed.note(place) for place in _places(client(), uri) if place.sizes()]
             return None if None in told else next(iter(told), {})
 
     def below(self, uri: str) -> list[str]:
         """Below `hub://owner/name`, the folders of the repository; below `hub://owner`, its repositories."""
-        owner, name, _, _ = _parts(uri)
-        with _one_line(uri):
-            api = _api()
+        owner, name, _, _ = parts(uri)
+        with one_line(uri):
+            api = client()
             if name:
                 found = {below for place in _places(api, uri) for below in place.folders()}
                 return [f"{uri.rstrip('/')}/{below}" for below in sorted(found)]
@@ -153,8 +153,8 @@ class HubStore:
         return [found for found in self.below(uri) if _is_whole_and_open(self, found)]
 
     def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
-        with _one_line(uri):
-            place = _find(_api(), uri)
+        with one_line(uri):
+            place = _find(client(), uri)
             if place is None:
                 raise LabError(
                     f"nothing finished at {uri}: the Hub has no such repository (or revision), or it is private. "
@@ -167,12 +167,12 @@ class HubStore:
 
         Returns the URI of the commit, which always means what was published now.
         """
-        owner, name, path, revision = _parts(uri)
+        owner, name, path, revision = parts(uri)
         if not name or revision:
             raise LabError(f"artefacts are published to hub://owner/name[/path], got {uri}: leave out @revision")
         kind = "model" if (manifest.read(folder) or {}).get("kind") in _OF_WEIGHTS else "dataset"
-        with _one_line(uri):
-            api, repo = _api(), f"{owner}/{name}"
+        with one_line(uri):
+            api, repo = client(), f"{owner}/{name}"
             api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
             _refuse_public(api, repo, kind, uri)
             place = HubPlace(api, repo, kind, "main", path)
@@ -184,11 +184,11 @@ class HubStore:
 
     def remove(self, uri: str) -> None:
         """Remove a folder of a repository; a repository itself is not removed by us."""
-        *_, path, revision = _parts(uri)
+        *_, path, revision = parts(uri)
         if not path or revision:
             raise LabError(f"only hub://owner/name/path can be removed, got {uri}: remove a repository on its page")
-        with _one_line(uri):
-            for place in _places(_api(), uri):
+        with one_line(uri):
+            for place in _places(client(), uri):
                 main = HubPlace(place.api, place.repo, place.kind, "main", path)
                 if main.sizes():
                     main.clear()
@@ -196,18 +196,18 @@ class HubStore:
 
 def model_card(uri: str) -> Any:
     """What the head of a model's card tells (huggingface_hub.ModelCardData), without results that cannot be read."""
-    owner, name, path, revision = _parts(uri)
-    with _one_line(uri), tempfile.TemporaryDirectory() as folder:
+    owner, name, path, revision = parts(uri)
+    with one_line(uri), tempfile.TemporaryDirectory() as folder:
         from huggingface_hub import ModelCard
 
         file = f"{path}/{card.NAME}" if path else card.NAME
-        arrived = _api().hf_hub_download(f"{owner}/{name}", file, revision=revision or None, local_dir=folder)
+        arrived = client().hf_hub_download(f"{owner}/{name}", file, revision=revision or None, local_dir=folder)
         return ModelCard.load(arrived, ignore_metadata_errors=True).data
 
 
 def is_in_a_repository(uri: str) -> bool:
     """Whether `uri` names a folder in a repository: hub://owner/name/path."""
-    return uri.startswith("hub://") and bool(_parts(uri)[2])
+    return uri.startswith("hub://") and bool(parts(uri)[2])
 
 
 def _find(api: HfApi, uri: str) -> HubPlace | None:
@@ -223,7 +223,7 @@ def _places(api: HfApi, uri: str) -> list[HubPlace]:
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    owner, name, path, revision = _parts(uri)
+    owner, name, path, revision = parts(uri)
     if not name:
         raise LabError(f"{uri} is not an artefact: expected hub://owner/name[/path][@revision]")
     found = []
@@ -240,9 +240,9 @@ def _places(api: HfApi, uri: str) -> list[HubPlace]:
 
 def _is_whole_and_open(store: HubStore, uri: str) -> bool:
     """Whether a listed repository holds a finished artefact; one that may be listed but not read does not."""
-    with _one_line(uri):
+    with one_line(uri):
         try:
-            place = _find(_api(), uri)
+            place = _find(client(), uri)
             return place is not None and sealed.is_whole(place)
         except Exception as error:
             if faults.status_of(error) in (403, 404):
@@ -287,7 +287,7 @@ def _licence(api: HfApi, source: dict[str, Any]) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _parts(uri: str) -> tuple[str, str, str, str]:
+def parts(uri: str) -> tuple[str, str, str, str]:
     """Owner, name, path and revision of a URI; what it leaves out is empty."""
     found = _URI.fullmatch(uri)
     if not found or {"..", "."} & {*uri.partition("@")[0].split("/")}:
@@ -295,7 +295,7 @@ def _parts(uri: str) -> tuple[str, str, str, str]:
     return found[1], found[2] or "", (found[3] or "").strip("/"), found[4] or ""
 
 
-def _api() -> HfApi:
+def client() -> HfApi:
     """The Hub's client for the endpoint of now, with the token of HF_TOKEN or of `hf auth login`."""
     import huggingface_hub
 
@@ -323,7 +323,7 @@ def _git_sha1(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _one_line(uri: str) -> Iterator[None]:
+def one_line(uri: str) -> Iterator[None]:
     """Whatever the client raises becomes one line: its classes have changed with every release."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise missing_package("huggingface_hub", "huggingface_hub>=1.27", "hub:// URIs")

@@ -15,7 +15,7 @@ from servers.loopback import Answer, Loopback, Request
 
 LFS_FROM_BYTES = 1000
 """Files from this size on go to LFS, smaller ones into the commit."""
-_KINDS = r"(?P<kind>model|dataset)s"
+_KINDS = r"(?P<kind>model|dataset|space)s"
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 
@@ -27,6 +27,8 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     lfs: set[str] = field(default_factory=set)
     """Paths whose content is kept by LFS."""
+    hardware: str = ""
+    """Of a Space: what was asked for last."""
     card_data: dict = field(default_factory=dict)
     """What the Hub read from the head of the card."""
 
@@ -66,15 +68,20 @@ class Hub(Loopback):
             (r"POST /api/repos/create", self._create),
             (rf"GET /api/{_KINDS}/{_REPO}(/revision/(?P<revision>[^/]+))?", self._info),
             (rf"GET /api/{_KINDS}/{_REPO}/lfs-files", self._lfs_files),
+            (rf"GET /api/{_KINDS}/{_REPO}/runtime", self._runtime),
+            (rf"POST /api/{_KINDS}/{_REPO}/hardware", self._hardware),
             (rf"POST /api/{_KINDS}/{_REPO}/lfs-files/batch", self._delete_lfs_files),
             (rf"GET /api/{_KINDS}/{_REPO}/tree/(?P<revision>[^/]+)", self._tree),
             (r"POST /api/validate-yaml", self._validate_card),
             (rf"POST /api/{_KINDS}/{_REPO}/preupload/(?P<revision>[^/]+)", self._preupload),
             (rf"POST /api/{_KINDS}/{_REPO}/commit/(?P<revision>[^/]+)", self._commit),
-            (rf"POST /((?P<kind>dataset)s/)?{_REPO}\.git/info/lfs/objects/batch", self._batch),
+            (rf"POST /((?P<kind>dataset|space)s/)?{_REPO}\.git/info/lfs/objects/batch", self._batch),
             (r"PUT /lfs/(?P<oid>\w{64})", self._put),
             (r"POST /lfs-verify", self._verify),
-            (rf"(GET|HEAD) /((?P<kind>dataset)s/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self._resolve),
+            (
+                rf"(GET|HEAD) /((?P<kind>dataset|space)s/)?{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+                self._resolve,
+            ),
             (rf"GET /api/{_KINDS}", self._listed),
             (r"POST /api/validate-yaml", self._validate_card),
         ):
@@ -114,10 +121,19 @@ class Hub(Loopback):
             raise Answer(409, {"error": "You already created this repo", "url": self._url(kind, name)})
         private = told.get("visibility") == "private" or bool(told.get("private"))
         self.repos[kind, name] = Repo(private, {_sha1(f"{kind} {name}".encode()): {".gitattributes": b"* text"}})
+        self.repos[kind, name].hardware = told.get("hardware", "")
         raise Answer(200, {"url": self._url(kind, name), "name": name, "id": name})
 
     def _url(self, kind: str, name: str) -> str:
-        return f"{self.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        return f"{self.endpoint}/{'' if kind == 'model' else f'{kind}s/'}{name}"
+
+    def _runtime(self, request: Request, kind: str, repo: Repo) -> None:
+        told = {"current": None, "requested": repo.hardware or None}
+        raise Answer(200, {"stage": "BUILDING", "hardware": told, "gcTimeout": None, "storage": None})
+
+    def _hardware(self, request: Request, kind: str, repo: Repo) -> None:
+        repo.hardware = request.json["flavor"]
+        self._runtime(request, kind, repo)
 
     def _info(self, request: Request, kind: str, repo: Repo, revision: str | None) -> None:
         commit = self._revision(repo, revision)
