@@ -12,6 +12,6 @@ A recording is held in memory or in a nameless temporary file, and is gone with 
 
 from pipelines.serving.api import make_app
 from pipelines.serving.desk import Limits
-from pipelines.serving.server import address, listen, serve
+from pipelines.serving.server import address, listen, serve, server_of
 
-__all__ = ["Limits", "address", "listen", "make_app", "serve"]
+__all__ = ["Limits", "address", "listen", "make_app", "serve", "server_of"]

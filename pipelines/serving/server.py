@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 from typing import TYPE_CHECKING
 
 from pipelines.errors import LabError
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
 _GRACE_S = 8
@@ -33,11 +33,11 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Answer requests until SIGTERM or SIGINT; what is being answered then is brought to its end, for some seconds."""
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """The server, not yet running; it ends where `should_exit` is set."""
     import uvicorn
 
-    server = uvicorn.Server(
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             log_level="warning",
@@ -49,8 +49,15 @@ def serve(app: FastAPI, listening: socket.socket) -> None:
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
+
+
+def serve(app: FastAPI, listening: socket.socket) -> None:
+    """Answer requests until SIGTERM or SIGINT; what is being answered then is brought to its end, for some seconds.
+
+    Call it in the main thread.
+    """
+    server, signals = server_of(app), (signal.SIGINT, signal.SIGTERM)
     # uvicorn raises the signal that ended it once more: without a handler that would be a death, not an end
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {sent: signal.signal(sent, server.handle_exit) for sent in signals}
     try:
         server.run(sockets=[listening])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def finish(
         **({"fork": fork.lineage} if fork else {}),
     }
     card.write(folder, told)
-    manifest.seal(folder, kind="model", **told)
+    manifest.seal(folder, kind="model", made=datetime.now(UTC).isoformat(timespec="seconds"), **told)
     return finished(run)
 
 
