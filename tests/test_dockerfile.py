@@ -51,7 +51,7 @@ def test_its_health_is_the_servers():
     (check,) = of("HEALTHCHECK")
     code = json.loads(check[check.index("[") :])[2]
     compile(code, "health", "exec")
-    assert f"http://127.0.0.1:{of('EXPOSE')[0]}/health" in code
+    assert f"'http://127.0.0.1:{of('EXPOSE')[0]}/health'" in code
 
 
 def test_nobody_is_root_when_it_starts():

@@ -193,7 +193,8 @@ def test_what_clients_send_for_nothing_is_let_pass(url, wav):
 )
 @pytest.mark.parametrize("path", [TRANSCRIPTIONS, "/predict"])
 def test_what_is_not_audio_is_refused(url, path, content, code):
-    refusal(httpx.post(url + path, files={"file": ("a.wav", content)}), 400, code=code, param="file")
+    said = refusal(httpx.post(url + path, files={"file": ("a.wav", content)}), 400, code=code, param="file")
+    assert "libsndfile" not in said and "ffmpeg" not in said
 
 
 def test_no_number_is_no_sound(url, encoded):
@@ -390,6 +391,7 @@ def test_with_a_token_nothing_but_health_and_the_description_answers_without_it(
             {},
             {"Authorization": "Bearer other"},
             {"Authorization": TOKEN.encode()},
+            {"Authorization": b"Basic " + TOKEN.encode()},
             {"Authorization": "Bearer"},
         ):
             for path in (TRANSCRIPTIONS, "/predict", "/nowhere"):
@@ -499,6 +501,7 @@ def test_the_api_is_as_its_schema_says(schema, wav, method, path, mode):
 def test_every_address_is_in_the_schema_and_the_other_way_round(schema):
     told = {(result.ok().method.upper(), result.ok().path) for result in schema.get_all_operations()}
     assert told == {("POST", TRANSCRIPTIONS), ("POST", "/predict"), ("GET", "/v1/models"), ("GET", "/health")}
+    assert not re.search("422|ValidationError", json.dumps(schema.raw_schema)), "errors are 400, in OpenAI's shape"
 
 
 # ---- the command
