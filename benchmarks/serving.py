@@ -64,9 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         for example in itertools.islice(TourSource().examples(("test",)), told.clips):
             (clips / f"{example.id}.wav").write_bytes(example.audio)
         with served(told.model, told.engine, max(users)) as (server, known):
-            warm(known["url"], clips)
-            soaked = told.soak_minutes and soak(server, known["url"], clips, max(users), told.soak_minutes * 60)
-            found = soaked or ramp(server, known["url"], clips, users, told.seconds)
+            url = known.pop("url")
+            warm(url, clips)
+            soaked = told.soak_minutes and soak(server, url, clips, max(users), told.soak_minutes * 60)
+            found = soaked or ramp(server, url, clips, users, told.seconds)
     print(json.dumps({**found, **known, "cores": workers.cores(), "load": load}))
 
 

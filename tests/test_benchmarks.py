@@ -67,7 +67,7 @@ def test_the_benchmark_of_the_api_ends_with_its_figures(toy_model):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert {*result} == {"users", "peak_mb", "url", "model", "engine", "cores", "load"}
+    assert {*result} == {"users", "peak_mb", "model", "engine", "cores", "load"}
     assert {*result["users"]} == {"1", "3"}
     for told in result["users"].values():
         assert told["requests"] > 0 and told["failed"] == 0
