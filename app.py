@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from pipelines.served import Heard, Service
-    from pipelines.transcriber import Transcriber
+    from pipelines.transcriber import Segment, Transcriber
 
     Noted = tuple[str, Heard | None]
 
@@ -42,6 +42,11 @@ TEXTS: dict[str, Any] = {
     "transcript": "Transcript",
     "transcript_hint": "The transcript appears here.",
     "took": "{audio_s:.1f} s of speech in {elapsed_s:.2f} s",
+    "unsure": "Marked words are more likely wrong than right: the model is less than half sure of them.",
+    "sure": "The model is more than half sure of every word.",
+    "word": "{confidence:.0%} sure",
+    "details": "When it was said, and how sure the model is",
+    "download": "Download .{ending}",
     "nothing_heard": "no words heard in {audio_s:.1f} s of sound ({elapsed_s:.2f} s)",
     "model": {
         "name": "Model",
@@ -88,6 +93,17 @@ TEXTS: dict[str, Any] = {
 MAX_UPLOAD = "25mb"
 SESSION_S = 1_800
 """Seconds after which a session forgets its recording, and after which an upload nobody transcribed is deleted."""
+DOWNLOADS = ("txt", "srt", "vtt")
+"""Endings of the files that the page offers: subtitles.FORMATS."""
+_SAVE = """files => {
+  if (!files) return
+  const link = document.createElement("a")
+  link.href = URL.createObjectURL(new Blob([files["%s"]], {type: "text/plain;charset=utf-8"}))
+  link.download = "transcript.%s"
+  link.click()
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000)
+}"""
+"""Saves a file that the page has already: nothing of it lies on the server."""
 _SESSIONS = 100  # each may hold a minute of 16 kHz float32, 3.8 MB
 
 CSS = """
@@ -102,6 +118,13 @@ CSS = """
 #card dd {margin: 0; overflow-wrap: anywhere}
 #question h2 {font-size: 1.2rem; margin: .9rem 0 0}
 #thanks:not(:has(p)) {display: none}
+#details summary {cursor: pointer; font-size: .9rem; color: var(--muted)}
+#details ol {list-style: none; margin: .5rem 0 0; padding: 0; max-height: 22rem; overflow-y: auto}
+#details li {display: grid; grid-template-columns: 4.5rem 1fr; gap: .75rem; padding: .2rem 0; line-height: 1.5}
+#details time {color: var(--muted); font-variant-numeric: tabular-nums; font-size: .85rem}
+#details mark {background: none; color: inherit; text-decoration: underline wavy #b45309; text-underline-offset: 3px}
+#details p {font-size: .85rem; color: var(--muted); margin: .4rem 0 0}
+#downloads button {font-size: .85rem}
 :root {--muted: #475569}
 .dark {--muted: #a8b5c7}
 button:focus-visible, input:focus-visible, textarea:focus-visible {
@@ -120,11 +143,26 @@ class Buttons:
     def __init__(self, service: Service):
         self.service = service
 
-    def begin(self, recording: dict[str, Any] | None) -> tuple[Any, str, str, None, str, str]:
+    def begin(self, recording: dict[str, Any] | None) -> tuple[Any, ...]:
         """Another recording, or none: the Transcribe button, and a page without what was said of the last one."""
         import gradio as gr
 
-        return gr.Button(interactive=recording is not None), "", "", None, "", ""
+        nothing = self.details(None)
+        return gr.Button(interactive=recording is not None), "", "", None, "", "", *nothing
+
+    def details(self, heard: Heard | None) -> tuple[Any, ...]:
+        """Segments with times and unsure words as HTML, the files to download, and a button for each of them."""
+        import gradio as gr
+
+        from pipelines import subtitles
+        from pipelines.transcriber import Transcript
+
+        said = bool(heard and heard.segments)
+        files = None
+        if said:
+            transcript = Transcript(heard.text, heard.audio_s, heard.elapsed_s, heard.segments)
+            files = {ending: subtitles.FORMATS[ending](transcript) for ending in DOWNLOADS}
+        return _details(heard.segments if said else ()), files, *[gr.Button(interactive=said) for _ in DOWNLOADS]
 
     def transcribe(self, recording: str | None, heard: Heard | None) -> tuple[str, str, Heard]:
         """Transcript, a line with durations, and what the session remembers. The uploaded file is deleted."""
@@ -194,6 +232,13 @@ def build(transcriber: Transcriber, log: Path, *, title: str = TEXTS["title"], w
             elem_id="transcript",
         )
         timing = gr.Markdown("", elem_id="timing")
+        details = gr.HTML("", elem_id="details", padding=False)
+        files = gr.JSON(None, visible=False)
+        with gr.Row(elem_id="downloads"):
+            downloads = [
+                gr.Button(TEXTS["download"].format(ending=ending), size="sm", interactive=False, min_width=100)
+                for ending in DOWNLOADS
+            ]
         gr.HTML(_card(served.card(transcriber.ref), why), elem_id="card", padding=False)
         correction, *verdict = _feedback(gr, buttons, heard)
         spoken = transcribe.click(
@@ -204,10 +249,14 @@ def build(transcriber: Transcriber, log: Path, *, title: str = TEXTS["title"], w
             show_progress_on=transcript,
         )
         spoken.success(None, transcript, correction, js="text => text", api_visibility="private")
+        told = [details, files, *downloads]
+        spoken.success(buttons.details, heard, told, show_progress="hidden", api_visibility="private")
+        for ending, button in zip(DOWNLOADS, downloads, strict=True):
+            button.click(None, files, None, js=_SAVE % (ending, ending), api_visibility="private")
         recording.change(
             buttons.begin,
             recording,
-            [transcribe, transcript, timing, heard, correction, *verdict],
+            [transcribe, transcript, timing, heard, correction, *verdict, *told],
             queue=False,
             preprocess=False,
             show_progress="hidden",
@@ -268,7 +317,7 @@ def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the temporary folder goes, too
     with tempfile.TemporaryDirectory(prefix="lab-app-", ignore_cleanup_errors=True) as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}  # read when Gradio is imported
-        demo = build(_transcriber(uri), options.log, why=why)
+        demo = build(_transcriber(uri, options.engine), options.log, why=why)
         try:
             address = launch(demo, host=options.host, port=options.port, share=options.share)
             print(f"page: {address}")
@@ -285,6 +334,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="folder, hub://owner/name[@revision] or Hub id; else MODEL_URI, else the "
         f"newest finished run, else {served.BASE_MODEL}",
     )
+    parser.add_argument(
+        "--engine", default="auto", help="auto, transformers or ctranslate2 (default: %(default)s)", metavar="ENGINE"
+    )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for every network)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public gradio.live link, too")
@@ -295,12 +347,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _transcriber(uri: str) -> Transcriber:
+def _transcriber(uri: str, engine: str) -> Transcriber:
     from pipelines import models
     from pipelines.transcriber import Transcriber
 
     ref = models.resolve(uri)
-    return Transcriber(ref, ref.facts.get("language") or "sv")
+    return Transcriber(ref, ref.facts.get("language") or "sv", engine)
 
 
 def _feedback(gr: Any, buttons: Buttons, heard: gr.State) -> tuple[gr.Textbox, gr.Markdown]:
@@ -324,6 +376,32 @@ def _feedback(gr: Any, buttons: Buttons, heard: gr.State) -> tuple[gr.Textbox, g
     right.click(buttons.right, [heard, username, keep], **quiet)
     gr.on([wrong.click, correction.submit], buttons.wrong, [heard, correction, username, keep], **quiet)
     return correction, thanks
+
+
+def _details(segments: tuple[Segment, ...]) -> str:
+    """When each segment was said, with the words marked that are more likely wrong than right; all escaped."""
+    from pipelines.confidence import UNSURE
+
+    if not segments:
+        return ""
+    unsure = any(word.confidence < UNSURE for segment in segments for word in segment.words)
+    lines = "".join(f"<li>{_time(segment.start_s)}<span>{_words(segment, UNSURE)}</span></li>" for segment in segments)
+    note = TEXTS["unsure" if unsure else "sure"]
+    opened = " open" if unsure else ""
+    return f"<details{opened}><summary>{TEXTS['details']}</summary><ol>{lines}</ol><p>{note}</p></details>"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"<time>{int(minutes)}:{rest:04.1f}</time>"
+
+
+def _words(segment: Segment, unsure: float) -> str:
+    told = []
+    for word in segment.words:
+        text, title = html.escape(word.text), TEXTS["word"].format(confidence=word.confidence)
+        told.append(f'<mark title="{title}">{text}</mark>' if word.confidence < unsure else text)
+    return " ".join(told) or html.escape(segment.text)
 
 
 def _card(known: dict[str, str], why: str) -> str:

@@ -1,6 +1,6 @@
 """Training and validation against the classic recipe: same clips, same weights, same number of examples, in one go.
 
-    python benchmarks/training.py            the tour with whisper-tiny: an hour or so on two slow cores (an estimate)
+    python benchmarks/training.py            the tour with whisper-tiny: half an hour on two slow cores
     python benchmarks/training.py --smoke    a minute: does it run? its figures mean nothing
     python benchmarks/training.py --model FOLDER --batch 16 --steps 200 --speed-only      speed of other weights
 
@@ -395,7 +395,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--steps-4s", type=int, default=30, help="steps on the joined clips: speed alone")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--speed-only", action="store_true", help="no word error rates: the weights are not trained")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
     for hidden in ("--side", "--overrides", "--cache"):

@@ -25,6 +25,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     augmentation  training clips varied anew in every epoch
     repetition    transcripts that go round in circles
     decoding      batched generation at clip length
+    confidence    the probability that a word is right, calibrated on the validation split
     export        the same weights for CTranslate2, in eight bits or half precision
     engines       log-mel frames to text: transformers on any device, CTranslate2
     scoring       WER and CER with intervals
@@ -40,9 +41,9 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     experiments   reports by the names that people give, gathered over seeds
     comparison    experiments to one table: by how much, how sure, on whom, at what cost
     leaderboard   models ranked on one test set; what was trained on it is struck
-    confidence    the probability that a word is right
     segmentation  where a recording is spoken, and the windows that are cut from it
     transcriber   model to Transcript, for a sentence or a whole hour
+    streaming     text while somebody is still speaking
     subtitles     a Transcript as txt, srt, vtt, json
     feedback      what listeners say of a transcript
     served        which model the app serves

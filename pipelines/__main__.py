@@ -347,7 +347,7 @@ def experiments(
 
     Example: python -m pipelines experiments --recipes planted-raw,planted-clean --seeds 42,43
     """
-    from pipelines import environment, series
+    from pipelines import environment, figures, series
 
     names = [*dict.fromkeys(name.strip() for name in recipes_.split(","))] if recipes_ else series.RECIPES
     overrides = dict(_assignment(text) for text in set_)
@@ -360,7 +360,10 @@ def experiments(
         return _print(as_json, told, "\n".join([f"would {would}, below {place}", *lines, "nothing was done"]))
     if export:
         series.export(chosen, export, runs=runs)
-        claims = series.claims(export)
+        claims, picture = series.claims(export), export / "experiments.png"
+        if baseline := next((name for name in series.BASELINES if any(c["recipe"] == name for c in claims)), None):
+            found = json.loads((export / series.FILTERS).read_text("utf-8"))
+            picture.write_bytes(figures.png(figures.of_series(claims, baseline, found)))
         words = [line for claim in claims for line in (claim["recipe"], *(f"  {x}" for x in series.headline(claim)))]
         return _print(as_json, {"folder": str(export), "claims": claims}, "\n".join([*words, f"tables in {export}"]))
     reports, failed = series.run(chosen, runs=runs, log=_log(as_json))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.cache import FeatureCache
 from pipelines.features import FULL_FRAMES, LogMel
 
 if TYPE_CHECKING:
     import torch
+
+    from pipelines.cache import FeatureCache
 
 IGNORED = -100
 """Label positions that count in no loss."""

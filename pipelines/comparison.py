@@ -303,7 +303,8 @@ def _findings(compared: list[Experiment]) -> Iterator[Finding]:
     ]
     corrected = holm([found.p for found in differences])
     for experiment, found, p_holm in zip(compared, [None, *differences], [None, *corrected], strict=True):
-        yield Finding(experiment, scoring.score_over_seeds(experiment.edits, speakers), found, p_holm)
+        rest = [third.edits for third in compared if third is not experiment] if experiment.tuned else []
+        yield Finding(experiment, scoring.score_over_seeds(experiment.edits, speakers, others=rest), found, p_holm)
 
 
 def _slices(compared: list[Experiment]) -> pd.DataFrame:

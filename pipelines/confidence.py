@@ -10,14 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import text
+from pipelines import decoding, text
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from pipelines.cache import FeatureCache
 
 UNSURE = 0.5
 """A word below this is marked: it is more likely wrong than right."""
+MOST_CLIPS = 512
+"""Some thousand words fit two numbers well; a long validation split is thinned to so many clips."""
 _FEWEST = 50
 _RIDGE = 1e-3
 _STEPS = 50
@@ -50,6 +57,33 @@ class Calibration:
 
     def as_dict(self) -> dict[str, Any]:
         return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def of_model(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    *,
+    language: str,
+    batch_frames: int,
+    max_new_tokens: int,
+    full_context: bool,
+) -> Calibration:
+    """The calibration of a model on cache rows, those of the validation split: it is decoded once more."""
+    rows = rows[:: max(1, -(-len(rows) // MOST_CLIPS))]
+    heard = decoding.hear_rows(
+        model,
+        processor,
+        cache,
+        rows,
+        language=language,
+        batch_frames=batch_frames,
+        max_new_tokens=max_new_tokens,
+        full_context=full_context,
+        closely=True,
+    )
+    return fit(*judged(cache.rows["text"].iloc[rows].tolist(), [one.words for one in heard]))
 
 
 def judged(references: Sequence[str], heard: Iterable[Sequence[tuple[str, float]]]) -> tuple[np.ndarray, np.ndarray]:

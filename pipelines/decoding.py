@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pipelines.batches import Collator, sorted_batches
-from pipelines.cache import FeatureCache
-from pipelines.labels import prompt_ids
+from pipelines.labels import Spelling, prompt_ids
 
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+    from pipelines.cache import FeatureCache
+
 _T = TypeVar("_T")
-_BLANK = "\u0120"
-"""How a token of Whisper's byte-pair vocabulary writes the blank that it begins with."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,11 @@ def hear_rows(
     batch_frames: int,
     max_new_tokens: int,
     full_context: bool = False,
+    closely: bool = False,
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[Heard]:
-    """The transcripts of `decode_rows`, each with how sure the model was of it."""
-    told = {"language": language, "max_new_tokens": max_new_tokens}
+    """The transcripts of `decode_rows`, each with how sure the model was of it (see `hear`)."""
+    told = {"language": language, "max_new_tokens": max_new_tokens, "closely": closely}
     return _by_batches(
         lambda features: hear(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
     )
@@ -147,32 +147,14 @@ def hear(
     means = (logprobs * own).sum(dim=-1) / counts
     words = [()] * len(features)
     if closely:
-        spoken = own & ~ended
+        spoken, spelling = own & ~ended, Spelling(processor.tokenizer.backend_tokenizer)
         words = [
-            words_of(processor, ids[mask].tolist(), found[mask].tolist())
+            spelling.words(ids[mask].tolist(), found[mask].tolist())
             for ids, found, mask in zip(tokens, logprobs, spoken, strict=True)
         ]
     return [
         Heard(*told) for told in zip(_texts(processor, tokens), means.tolist(), counts.tolist(), words, strict=True)
     ]
-
-
-def words_of(processor: WhisperProcessor, ids: list[int], logprobs: list[float]) -> tuple[tuple[str, float], ...]:
-    """The words that `ids` spell, as their text is split at blanks, each with the sum of its tokens' `logprobs`."""
-    tokenizer = processor.tokenizer
-    special, groups = set(tokenizer.all_special_ids), []
-    for token, piece, logprob in zip(ids, tokenizer.convert_ids_to_tokens(ids), logprobs, strict=True):
-        if token in special or token > max(special):  # a time stamp is no word
-            continue
-        if not groups or piece.startswith(_BLANK):
-            groups.append(([], []))
-        groups[-1][0].append(token)
-        groups[-1][1].append(logprob)
-    words: list[tuple[str, float]] = []
-    for tokens, found in groups:
-        parts = tokenizer.decode(tokens, clean_up_tokenization_spaces=False).split()
-        words += [(part, sum(found)) for part in parts]
-    return tuple(words)
 
 
 def no_speech(

@@ -86,6 +86,8 @@ def _convert(ref: ModelRef, compute_type: str, made: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
     beside = [name for name in _BESIDE if (ref.folder / name).is_file()]
+    if "tokenizer.json" not in beside:
+        raise LabError(f"{ref.folder} has no tokenizer.json: save the model's processor again, with save_pretrained")
     try:
         # the folder, not the model: the converter reads the weights by itself
         TransformersConverter(str(ref.folder), copy_files=beside).convert(str(made), quantization=compute_type)

@@ -65,6 +65,30 @@ def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
     return LogMel(_time_first(log_mel[:, : _real_frames(len(samples))]), pad_value(log_mel))
 
 
+def extract_light(waveform: Waveform, n_mels: int = 80) -> LogMel:
+    """What `extract` gives, within 2e-5, by NumPy alone: torch takes a second to import, and 200 MB."""
+    samples = waveform.samples
+    if not 0 < len(samples) <= FULL_SAMPLES:
+        return extract(waveform, n_mels)  # which says what is wrong
+    longer = np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])[:FULL_SAMPLES]
+    padded = np.pad(longer, WINDOW_SAMPLES // 2, mode="reflect")
+    # torch gives one frame more, which the extractor drops
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[:-1:HOP_SAMPLES]
+    filters, window = _light_filters(n_mels)
+    spectrum = np.fft.rfft(frames * window, axis=1)
+    power = np.square(spectrum.real) + np.square(spectrum.imag)
+    log_mel = np.log10(np.maximum(power.astype(np.float32, copy=False) @ filters, np.float32(1e-10)))
+    log_mel = (np.maximum(log_mel, log_mel.max() - np.float32(8.0)) + np.float32(4.0)) / np.float32(4.0)
+    return LogMel(np.ascontiguousarray(log_mel[: _real_frames(len(samples))], dtype=np.float32), pad_value(log_mel))
+
+
+@functools.lru_cache(maxsize=4)
+def _light_filters(n_mels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mel filters, float32 [201, n_mels], and the periodic Hann window, float32 [400]."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)
+    return mel_filters(n_mels).astype(np.float32), window.astype(np.float32)
+
+
 @functools.lru_cache(maxsize=4)
 def extractor(n_mels: int = 80) -> WhisperFeatureExtractor:
     """The stock extractor, on the CPU, in float32."""

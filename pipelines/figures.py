@@ -6,7 +6,7 @@ import html
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 
 from pipelines import environment
 from pipelines.cache import FeatureCache
-from pipelines.comparison import Comparison
+from pipelines.comparison import ALPHA, Comparison
 from pipelines.evaluation import EvalReport
 from pipelines.recipe import Recipe
 from pipelines.sources import Example
@@ -205,6 +205,45 @@ def forest(comparison: Comparison) -> Figure:
         ylim=(-0.5, len(findings) - 0.2),
     )
     axes.margins(x=0.15)
+    return figure
+
+
+def of_series(claims: Sequence[dict[str, Any]], baseline: str, filters: dict[str, Any]) -> Figure:
+    """What a series of experiments came to, from its exported tables (series.py).
+
+    Left: ΔWER of each recipe against `baseline` with its 95 % interval; dark where a difference is shown after
+    correction for their number. Right: precision and recall of the label-error filter over its limits, one curve for
+    each seed of the model that heard the errors, the limit in use marked.
+    """
+    rows = [(claim["recipe"], claim["against"][baseline]) for claim in claims if baseline in claim["against"]]
+    rows.sort(key=lambda row: -row[1]["delta"])
+    figure, (left, right) = _row(2, 11, 1.4 + 0.36 * len(rows))
+    left.axvline(0, color=_INK, linewidth=1, linestyle="--")
+    for place, (_, told) in enumerate(rows):
+        low, high = told["ci95"]
+        shown = not low <= 0 <= high and told["p_holm"] <= ALPHA
+        left.plot([low, high], [place, place], color=_ACCENT if shown else _SOFT, linewidth=4, solid_capstyle="round")
+        left.plot(told["delta"], place, "o", color=_INK, markersize=4)
+    left.set(
+        yticks=range(len(rows)),
+        yticklabels=[name for name, _ in rows],
+        xlabel=f"WER less that of {baseline}, 95 % interval",
+        ylim=(-0.6, len(rows) - 0.4),
+    )
+    for seed, told in filters.items():
+        curve = [point for point in told["label_errors"] if point["precision"] is not None]
+        right.plot([p["recall"] for p in curve], [p["precision"] for p in curve], label=f"model of seed {seed}")
+        for point in (p for p in curve if p["limit"] == told["limit"]):
+            right.plot(point["recall"], point["precision"], "o", color=_INK)
+            right.annotate(
+                f"CER > {point['limit']:g}",
+                (point["recall"], point["precision"]),
+                textcoords="offset points",
+                xytext=(6, 6),
+            )
+    right.set(xlabel="recall of planted label errors", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    if right.lines:
+        right.legend(frameon=False, loc="lower left")
     return figure
 
 

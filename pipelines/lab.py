@@ -257,7 +257,7 @@ def transcriber(
             f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
         )
     ref = models.resolve(uri, log=log)
-    return Transcriber(ref, recipe.language)
+    return Transcriber(ref, recipe.language, log=log)
 
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:

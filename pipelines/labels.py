@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from pipelines.errors import LabError
 if TYPE_CHECKING:
     import tokenizers
     from transformers import WhisperProcessor
+
+_BLANK = "\u0120"
+"""How a token of Whisper's byte-pair vocabulary writes the blank that it begins with."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,38 @@ class Labeller:
         return [*self.before, *self.tokenizer.encode(transcript, add_special_tokens=False).ids, *self.after]
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """Token ids to text and words, by the tokenizer alone: it needs no transformers either."""
+
+    tokenizer: tokenizers.Tokenizer
+
+    @property
+    def end(self) -> int:
+        """The end token; all ids from here on are special ones and time stamps, and spell nothing."""
+        return self.tokenizer.token_to_id("<|endoftext|>")
+
+    def prompt(self, language: str) -> list[int]:
+        """What `prompt_ids` gives. Raises LabError for a language that is not one of Whisper's."""
+        return [_id_of(name, self.tokenizer.token_to_id(name), language) for name in _prompt(language)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The transcript that `ids` spell, without blanks around it."""
+        return self.tokenizer.decode([token for token in ids if token < self.end]).strip()
+
+    def words(self, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[tuple[str, float], ...]:
+        """The words of `text(ids)`, as it is split at blanks, each with the sum of its tokens' `logprobs`."""
+        end, groups = self.end, []
+        for token, logprob in zip(ids, logprobs, strict=True):
+            if token >= end:
+                continue
+            if not groups or self.tokenizer.id_to_token(token).startswith(_BLANK):
+                groups.append(([], []))
+            groups[-1][0].append(token)
+            groups[-1][1].append(logprob)
+        return tuple((part, sum(found)) for tokens, found in groups for part in self.tokenizer.decode(tokens).split())
+
+
 def labeller(processor: WhisperProcessor, language: str) -> Labeller:
     """The Labeller of a model's processor. Raises LabError for a language that is not one of Whisper's."""
     from tokenizers import Tokenizer
@@ -42,13 +78,20 @@ def labeller(processor: WhisperProcessor, language: str) -> Labeller:
 
 def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:
     """The decoder's first tokens: start of transcript, language, task, no timestamps."""
-    tokenizer = processor.tokenizer
-    names = ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+    tokenizer, names = processor.tokenizer, _prompt(language)
     ids = tokenizer.convert_tokens_to_ids(names)
-    for name, token in zip(names, ids, strict=True):
-        if token is None or token == tokenizer.unk_token_id:
-            raise LabError(
-                f"this model's tokenizer has no {name}: language {language!r} is not one of Whisper's, "
-                "or the model is not multilingual"
-            )
-    return ids
+    known = [None if token == tokenizer.unk_token_id else token for token in ids]
+    return [_id_of(name, token, language) for name, token in zip(names, known, strict=True)]
+
+
+def _prompt(language: str) -> list[str]:
+    return ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
+def _id_of(name: str, token: int | None, language: str) -> int:
+    if token is None:
+        raise LabError(
+            f"this model's tokenizer has no {name}: language {language!r} is not one of Whisper's, "
+            "or the model is not multilingual"
+        )
+    return token

@@ -246,13 +246,22 @@ def difference_over_seeds(
 
 
 def score_over_seeds(
-    runs: Sequence[Edits], speakers: Sequence[str] | None = None, *, samples: int = 1_000, seed: int = 13
+    runs: Sequence[Edits],
+    speakers: Sequence[str] | None = None,
+    *,
+    others: Sequence[Sequence[Edits]] = (),
+    samples: int = 1_000,
+    seed: int = 13,
 ) -> SeedsScore:
-    """Mean WER of several runs of a recipe on the same utterances; its interval as in `difference_over_seeds`."""
-    _refuse_unlike(runs)
+    """Mean WER of several runs of a recipe on the same utterances; interval and `others` as in `difference_over_seeds`.
+
+    Two seeds alone leave one degree of freedom, and an interval that says nothing: give the comparison's other recipes.
+    """
+    _refuse_unlike(runs, *others)
     edits, words = np.stack([run.word_edits for run in runs]), runs[0].words
     blocks, wers = _blocks(speakers, len(words)), edits.sum(axis=1) / words.sum()
-    noise = _run_noise([wers], [], samples, seed)
+    rest = [np.array([_ratio(run.word_edits, words) for run in third]) for third in others]
+    noise = _run_noise([wers], rest, samples, seed)
     return SeedsScore(
         wer=float(wers.mean()),
         ci95=_of_a_rate(interval(edits.mean(axis=0), words, blocks, samples=samples, seed=seed, noise=noise)),

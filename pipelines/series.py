@@ -36,6 +36,8 @@ RECIPES = tuple(
 )
 """What is run where nothing is named; the first one's model is the label model of others."""
 SEEDS = (42, 43)
+BASELINES = ("planted-checked", "planted-raw")
+"""What the others are held against: the fair one, and the careless one."""
 UTTERANCES, RUNS, FILTERS = "utterances.csv", "runs.csv", "filters.json"
 
 
@@ -209,7 +211,7 @@ def _cache(recipe: Recipe, runs: str | Path) -> FeatureCache:
     return lab.features(recipe, runs=runs, log=lambda line: None)
 
 
-def claims(folder: Path, baselines: Sequence[str] = RECIPES[:2]) -> list[dict[str, Any]]:
+def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str, Any]]:
     """What the exported tables say of each recipe, by the same functions as `compare`.
 
     Each tells `recipe`, `seeds`, `wer` and its `ci95`, `n`, `speakers`, and `against`: for each baseline `delta` (WER
@@ -219,7 +221,8 @@ def claims(folder: Path, baselines: Sequence[str] = RECIPES[:2]) -> list[dict[st
     against = {baseline: _differences(edits, speakers, baseline) for baseline in baselines if baseline in edits}
     told = []
     for recipe, runs in edits.items():
-        score = scoring.score_over_seeds(list(runs.values()), speakers)
+        rest = [list(third.values()) for other, third in edits.items() if other != recipe]
+        score = scoring.score_over_seeds(list(runs.values()), speakers, others=rest)
         told.append(
             {
                 "recipe": recipe,

@@ -13,7 +13,7 @@ from pipelines import manifest
 if TYPE_CHECKING:
     from pipelines.audio import Waveform
     from pipelines.models import ModelRef
-    from pipelines.transcriber import Transcriber
+    from pipelines.transcriber import Segment, Transcriber
 
 BASE_MODEL = "openai/whisper-tiny"
 MAX_DURATION_S = 600.0
@@ -38,6 +38,8 @@ class Heard:
     """Held in memory until the visitor consents or leaves; None where it is too long to be held."""
     noted: tuple[str, str, bool] | None = None
     """The verdict that was last given on it: flag, correction, recording kept."""
+    segments: tuple[Segment, ...] = ()
+    """When each part was said, and how sure the model is of each word."""
 
 
 class Service:
@@ -64,9 +66,10 @@ class Service:
         if abs(waveform.samples).max() < MIN_PEAK:
             raise audio.AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
         with self._one_at_a_time:
-            text = self.transcriber.transcribe(waveform).text
+            transcript = self.transcriber.transcribe(waveform)
         held = waveform if waveform.duration_s <= HELD_S else None
-        return Heard(path, text, waveform.duration_s, time.monotonic() - started, held)
+        elapsed_s = time.monotonic() - started
+        return Heard(path, transcript.text, waveform.duration_s, elapsed_s, held, segments=transcript.segments)
 
     def note(self, heard: Heard, flag: str, correction: str = "", username: str = "", *, keep: bool = False) -> Heard:
         """Write the verdict `flag` (right or wrong) on `heard` to the log; the same verdict twice is one row.

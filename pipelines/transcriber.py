@@ -30,7 +30,7 @@ TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Tried in turn for a window whose transcript repeats itself: OpenAI's own steps."""
 _UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
 """OpenAI's own thresholds: a window that the model holds for silent and is this unsure of holds no words."""
-_SHORTEST_CONTEXT_S = 4.0
+_SHORTEST_CONTEXT_S = 2.0
 """A model tuned on single words can hear a short sentence."""
 _FULL_S = FULL_FRAMES / 100
 
@@ -152,17 +152,17 @@ class Transcriber:
         whole = np.concatenate(head) if head else np.zeros(0, dtype=np.float32)
         more = next(blocks, None)
         if more is None and len(whole) <= self.longest_s * SAMPLE_RATE_HZ:
-            yield from self._decode([Window(whole, 0.0)] if len(whole) else [])
+            yield from self.decode_windows([Window(whole, 0.0)] if len(whole) else [])
             return
         come = chain([whole], [] if more is None else [more], blocks)
         packed_s = self.longest_s if self.ref.context != "clip" else 0.0
         found = segmentation.windows(come, self._detector, longest_s=self.longest_s, joined_s=packed_s)
         for group in _groups(found):
-            yield from self._decode(group)
+            yield from self.decode_windows(group)
 
-    def _decode(self, windows: list[Window]) -> list[Segment]:
+    def decode_windows(self, windows: list[Window]) -> list[Segment]:
         """The segments of `windows`, in their order; windows without words have none."""
-        log_mels = [features.extract(Waveform(window.samples), self.loaded.n_mels) for window in windows]
+        log_mels = [self.loaded.log_mel(Waveform(window.samples)) for window in windows]
         heard: dict[int, Heard] = {}
         lengths = np.array([self._frames(len(log_mel.frames)) for log_mel in log_mels])
         for batch in sorted_batches(lengths, BATCH_FRAMES) if len(windows) else []:

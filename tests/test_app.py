@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipelines import feedback, manifest, served
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.served import Service
-from pipelines.transcriber import Transcript
+from pipelines.transcriber import Segment, Transcript, Word
 
 gr = pytest.importorskip("gradio")
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +123,40 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: no model in ")
+
+
+# ---- what is shown of a transcript
+
+
+def test_unsure_words_are_marked_and_nothing_in_them_is_markup():
+    words = (Word("Hej", 0.93), Word("<b>&dig</b>", 0.21))
+    shown = app._details((Segment(61.5, 63.0, "Hej <b>&dig</b>", words),))
+    assert '<mark title="21% sure">&lt;b&gt;&amp;dig&lt;/b&gt;</mark>' in shown
+    assert "<mark" not in shown.split("Hej")[0]
+    assert "<b>" not in shown
+    assert "<time>1:01.5</time>" in shown
+    assert shown.startswith("<details open>")
+    assert app.TEXTS["unsure"] in shown
+
+
+def test_a_transcript_without_unsure_words_is_folded_and_none_shows_nothing():
+    shown = app._details((Segment(0, 1, "Hej", (Word("Hej", 0.93),)),))
+    assert shown.startswith("<details><summary>")
+    assert app.TEXTS["sure"] in shown
+    assert app._details(()) == ""
+
+
+def test_the_files_to_download_are_the_transcript(buttons, spoken):
+    segments = (Segment(0.0, 2.1, "Hej på dig.", (Word("Hej", 0.9),)),)
+    heard = replace(buttons.transcribe(spoken, None)[2], segments=segments)
+    _, files, *saves = buttons.details(heard)
+    assert files["txt"] == "Hej på dig.\n"
+    assert files["srt"].startswith("1\n00:00:00,000 --> 00:00:02,100\nHej på dig.")
+    assert files["vtt"].startswith("WEBVTT")
+    assert [save.interactive for save in saves] == [True] * 3
+    shown, files, *saves = buttons.details(None)
+    assert (shown, files) == ("", None)
+    assert [save.interactive for save in saves] == [False] * 3
 
 
 # ---- transcribing

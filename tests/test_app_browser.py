@@ -77,6 +77,10 @@ class Server:
         self.lines: list[str] = []
         environ = {**os.environ, "TMPDIR": str(self.temporary), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "app.py", "--model", str(model), "--port", str(self.port), "--log", str(self.log)]
+        command += [
+            "--engine",
+            "transformers",
+        ]  # in eight bits the untuned weights hear still less of a synthetic voice
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -222,6 +226,23 @@ def test_upload_and_confirm(page, server, spoken):
     assert page.input_value("#correction textarea") == ""
     row = feedback.read(server.log)[-1]
     assert (row["flag"], row["reference"], row["wer"], row["audio"]) == ("right", heard, "0.0000", "")
+    assert server.uploads == []
+
+
+def test_times_unsure_words_and_files_to_download(page, server, spoken):
+    _upload(page, spoken)
+    heard = _transcribed(page)
+    page.wait_for_selector("#details summary")
+    page.click("#details summary") if not page.is_visible("#details li") else None
+    assert page.inner_text("#details li time") == "0:00.0"
+    assert page.inner_text("#details li span").split() == heard.split()
+    for ending in app.DOWNLOADS:
+        with page.expect_download() as download:
+            page.click(f"#downloads button:has-text('.{ending}'):enabled")
+        assert download.value.suggested_filename == f"transcript.{ending}"
+        content = Path(download.value.path()).read_text("utf-8")
+        assert heard.split()[0] in content
+        assert (ending == "txt") == (" --> " not in content)
     assert server.uploads == []
 
 

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.audio import AudioError, Waveform
-from pipelines.features import FULL_FRAMES, LogMel, extract, extractor, mel_filters
+from pipelines.features import FULL_FRAMES, LogMel, extract, extract_light, extractor, mel_filters
 
 EDGES = (
     1,
@@ -135,3 +135,28 @@ def test_the_stock_extractor_is_built_once():
 @pytest.mark.parametrize("n_mels", [80, 128])
 def test_the_filters_are_the_stock_ones_bit_for_bit(n_mels):
     assert np.array_equal(mel_filters(n_mels), extractor(n_mels).mel_filters)
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 480_000), seed=st.integers(0, 3), peak=st.sampled_from([1e-4, 0.05, 1.0]))
+@example(n=1, seed=0, peak=1.0)
+@example(n=480_000, seed=0, peak=1.0)
+@example(n=479_999, seed=1, peak=0.05)
+def test_without_torch_the_frames_are_the_same_within_rounding(n, seed, peak):
+    samples = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+    samples *= peak / np.abs(samples).max()
+    light, stock = (make(Waveform(samples)) for make in (extract_light, extract))
+    assert light.frames.shape == stock.frames.shape
+    assert light.frames.dtype == np.float32
+    assert np.abs(light.frames - stock.frames).max() < 2e-5
+    assert abs(light.pad_value - stock.pad_value) < 2e-5
+
+
+def test_without_torch_digital_silence_and_speech_are_the_same_and_faults_too(speech):
+    for samples in (np.zeros(16_000, np.float32), speech(64_000)):
+        light, stock = (make(Waveform(samples), 128) for make in (extract_light, extract))
+        assert np.abs(light.frames - stock.frames).max() < 2e-5
+    for n, reason in ((0, "empty"), (480_001, "too_long")):
+        with pytest.raises(AudioError) as caught:
+            extract_light(Waveform(np.zeros(n, np.float32)))
+        assert caught.value.reason == reason

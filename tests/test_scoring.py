@@ -281,6 +281,16 @@ def test_the_score_of_a_recipe_holds_speakers_and_seeds():
     assert "3 runs, 20 speakers" in str(found[0])
 
 
+def test_two_seeds_alone_say_little_and_other_recipes_tell_what_a_seed_changes():
+    names, rng = [f"s{i // 8}" for i in range(20 * 8)], np.random.default_rng(9)
+    recipes = [[two_systems(rng, 20, 2, 0.05)[0] for _ in range(6)] for _ in range(150)]
+    alone = [score_over_seeds(known[0], names, samples=200) for known in recipes]
+    pooled = [score_over_seeds(known[0], names, others=known[1:], samples=200) for known in recipes]
+    assert 0.92 <= coverage([one.ci95 for one in pooled], 0.25)
+    width = [np.mean([one.ci95[1] - one.ci95[0] for one in found]) for found in (pooled, alone)]
+    assert width[0] < 0.6 * width[1]
+
+
 def test_one_run_scores_as_score_does():
     texts, heard, names = ["a b c", "d e", "f"], ["a x c", "d e", ""], ["x", "y", "z"]
     plain, runs = score(texts, heard, names), score_over_seeds([count_edits(texts, heard)], names)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import comparison, lab, recipe, series, training
+from pipelines import comparison, figures, lab, recipe, series, training
 from pipelines.__main__ import app
 from pipelines.errors import LabError
 
@@ -149,6 +149,16 @@ def test_a_claim_from_the_tables_is_what_compare_says_of_the_runs(done, tmp_path
         other.difference.p,
     )
     assert told["p_holm"] == other.p_holm and raw["ci95"] == baseline.score.ci95
+
+
+def test_the_picture_has_a_row_for_each_recipe_and_a_curve_for_each_seed(done, tmp_path):
+    recipes, runs, *_ = done
+    series.export(recipes, tmp_path, runs=runs)
+    filters = json.loads((tmp_path / series.FILTERS).read_text("utf-8"))
+    left, right = figures.of_series(series.claims(tmp_path), "planted-raw", filters).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["planted-repaired"]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["model of seed 42", "model of seed 43"]
+    assert len(right.texts) == 2, "the limit in use is marked on each curve"
 
 
 def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_path):

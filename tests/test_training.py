@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipelines import checkpoints, lab, manifest, models, training
+from pipelines import checkpoints, confidence, lab, manifest, models, training
 from pipelines import recipe as recipes
 from pipelines.batches import IGNORED, Collator
 from pipelines.errors import LabError
@@ -244,7 +244,8 @@ def test_the_decoder_starts_with_one_start_token(fit, looks, tmp_path, monkeypat
     def watched(*args, **kwargs):
         model = load(*args, **kwargs)
         model.model.decoder.register_forward_pre_hook(
-            lambda decoder, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+            lambda decoder, args, kwargs: seen.append(kwargs["input_ids"]) if decoder.training else None,
+            with_kwargs=True,
         )
         return model
 
@@ -562,3 +563,16 @@ def test_as_many_checkpoints_are_kept_as_told_and_the_best(fit, looks, tmp_path,
     fit(tmp_path / "run", {"training.eval_every": 2, "training.keep_checkpoints": keep}, cut_at=11)
     assert steps_at_hand(tmp_path / "run") == left
     assert all(manifest.problem(path) is None for path in checkpoints.listed(tmp_path / "run" / "checkpoints"))
+
+
+def test_a_finished_model_tells_how_much_it_has_heard_at_once_and_how_sure_it_may_be(
+    train_toy, toy_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(confidence, "_FEWEST", 1)
+    wanted = toy_cache.rows["duration_s"].iloc[toy_cache.split("train")].max()
+    for overrides, context_s in (({}, wanted), ({"training.window_share": 0.2}, 30.0)):
+        model, _ = train_toy(tmp_path / str(context_s), {"training.steps": 1, **overrides})
+        told = manifest.read(Path(model.uri))
+        assert told["context_s"] == pytest.approx(context_s)
+        assert told["confidence"]["words"] > 0
+        assert 0 <= told["confidence"]["ece"] <= 1

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from pipelines import decoding, lab, models
+from pipelines import audio, decoding, engines, features, lab, models, repetition, segmentation, transcriber
 from pipelines.audio import AudioError, Waveform
+from pipelines.confidence import Calibration
+from pipelines.decoding import Heard
 from pipelines.errors import LabError
-from pipelines.features import FULL_SAMPLES
-from pipelines.transcriber import Transcriber, windows
+from pipelines.sources.tour import TourSource
+from pipelines.transcriber import Transcriber, longest_window_s
 
 SECOND = 16_000
 
@@ -20,118 +23,74 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def toy(toy_model):
+def clip_model(toy_model):
     """As a tuned model is: at the length of the clip."""
-    return Transcriber(
-        dataclasses.replace(models.resolve(str(toy_model)), context="clip"), device="cpu", max_new_tokens=16
-    )
+    return dataclasses.replace(models.resolve(str(toy_model)), context="clip")
+
+
+@pytest.fixture(scope="module")
+def toy(clip_model):
+    return Transcriber(clip_model, engine="transformers", device="cpu", max_new_tokens=16)
 
 
 @pytest.fixture(scope="module")
 def stock(toy_model):
     """As a base model is: always 30 s."""
-    return Transcriber(models.resolve(str(toy_model)), device="cpu", max_new_tokens=16)
+    return Transcriber(models.resolve(str(toy_model)), engine="transformers", device="cpu", max_new_tokens=16)
+
+
+class Scripted:
+    """An engine that hears what it is told to, and notes what it was given."""
+
+    name, n_mels = "scripted", 80
+
+    def __init__(self, texts=None, logprob: float = -0.1, silent: float = 0.0):
+        self.texts = itertools.cycle(texts) if texts else (f"part {n}" for n in itertools.count())
+        self.logprob, self.silent = logprob, silent
+        self.shapes: list[tuple[int, ...]] = []
+        self.temperatures: list[float] = []
+
+    def log_mel(self, waveform):
+        return features.extract_light(waveform)
+
+    def hear(self, windows, temperature=0.0, seed=0):
+        self.shapes.append(windows.shape)
+        self.temperatures.append(temperature)
+        texts = [next(self.texts) for _ in windows]
+        return [Heard(t, self.logprob, 3, tuple((w, self.logprob) for w in t.split())) for t in texts]
+
+    def no_speech(self, windows):
+        return [self.silent] * len(windows)
 
 
 @pytest.fixture
-def frames(monkeypatch):
-    """The frames that each call of the decoder was given; it hears `part 0`, `part 1`, ..."""
-    seen = []
+def scripted(clip_model, monkeypatch):
+    """`scripted(engine, context_s=8.0)`: a Transcriber around a Scripted engine; without a detector, all is speech."""
+    monkeypatch.setattr(segmentation, "detector", segmentation.Everything)
 
-    def decode(model, processor, features, **settings):
-        seen.append(features.shape[2])
-        return [f"part {len(seen) - 1}" if len(seen) != 2 else ""]
+    def make(engine, ref=None, **facts):
+        monkeypatch.setattr(engines, "open_engine", lambda *args, **kw: engine)
+        return Transcriber(ref or dataclasses.replace(clip_model, facts=facts))
 
-    monkeypatch.setattr(decoding, "decode", decode)
-    return seen
-
-
-# ---- windows
+    return make
 
 
-@settings(deadline=None, max_examples=40)
-@given(n=st.integers(0, 5 * FULL_SAMPLES), seed=st.integers(0, 3))
-@example(n=0, seed=0)
-@example(n=1, seed=0)
-@example(n=FULL_SAMPLES, seed=0)
-@example(n=FULL_SAMPLES + 1, seed=0)
-def test_windows_lose_and_double_no_sample(n, seed):
-    samples = np.random.default_rng(seed).standard_normal(n, dtype=np.float32)
-    pieces = windows(samples)
-    assert np.array_equal(np.concatenate([*pieces, samples[:0]]), samples)
-    assert all(0 < len(piece) <= FULL_SAMPLES for piece in pieces)
-    assert all(len(piece) > 24 * SECOND for piece in pieces[:-1])
+# ---- one window
 
 
-def test_what_fits_is_not_cut():
-    samples = np.ones(FULL_SAMPLES, dtype=np.float32)
-    assert [len(piece) for piece in windows(samples)] == [FULL_SAMPLES]
-    assert windows(samples[:0]) == []
+def test_a_model_hears_at_the_length_it_was_trained_at(scripted, clip_model, speech):
+    for context, frames in (("clip", 208), ("full", 3_000)):
+        engine = Scripted()
+        scripted(engine, dataclasses.replace(clip_model, context=context)).transcribe(Waveform(speech(2 * SECOND)))
+        assert engine.shapes == [(1, 80, frames)]
 
 
-@pytest.mark.parametrize("pause_s", [25.2, 27.0, 29.4])
-def test_a_cut_falls_into_the_pause(speech, pause_s):
-    samples = speech(40 * SECOND) + np.float32(0.05)
-    pause = slice(int(pause_s * SECOND), int((pause_s + 0.3) * SECOND))
-    samples[pause] = 0
-    # an earlier pause lies outside the five seconds that are searched
-    samples[10 * SECOND : 11 * SECOND] = 0
-    first, rest = windows(samples)
-    assert pause.start < len(first) < pause.stop
-    assert first[-400] == rest[400] == 0
-
-
-def test_the_quietest_moment_is_taken_where_there_is_no_pause():
-    samples = np.random.default_rng(0).standard_normal(35 * SECOND).astype(np.float32)
-    samples[28 * SECOND : 28 * SECOND + 4_000] *= 0.2
-    assert 28 * SECOND < len(windows(samples)[0]) < 28 * SECOND + 4_000
-
-
-def test_windows_of_a_recording_follow_each_other(speech):
-    recording = speech(95 * SECOND)
-    pieces = windows(recording)
-    ends = np.cumsum([len(piece) for piece in pieces])
-    assert len(pieces) == 4
-    assert all(25 * SECOND < len(piece) <= FULL_SAMPLES for piece in pieces[:-1])
-    # each cut is the quietest of its own window, not of the first
-    for start, end in zip([0, *ends[:-2]], ends[:-1], strict=True):
-        tail = recording[start + 25 * SECOND : start + 30 * SECOND].reshape(-1, 1_600)
-        quietest = np.square(tail, dtype=np.float64).sum(axis=1).argmin()
-        assert end == start + 25 * SECOND + quietest * 1_600 + 800
-
-
-# ---- transcripts
-
-
-def test_65_seconds_are_three_windows_and_one_text(toy, speech, frames):
-    heard = toy.transcribe(Waveform(speech(65 * SECOND)))
-    assert heard.text == "part 0 part 2"
-    assert heard.audio_s == 65
-    assert 0 < heard.elapsed_s < 60
-    assert len(frames) == 3
-    assert all(2_500 <= count <= 3_000 for count in frames[:2])
-    assert 6_500 <= sum(frames) <= 6_500 + 3 * 16
-    assert all(count % 2 == 0 for count in frames)
-
-
-def test_65_seconds_are_heard_by_a_real_decoder(toy, speech):
-    recording = speech(65 * SECOND)
-    parts = [toy.transcribe(Waveform(piece)).text for piece in windows(recording)]
-    assert toy.transcribe(Waveform(recording)).text == " ".join(part for part in parts if part)
-    assert any(parts)
-
-
-def test_a_model_hears_at_the_length_it_was_trained_at(toy, stock, speech, frames):
-    for transcriber in (toy, stock):
-        transcriber.transcribe(Waveform(speech(2 * SECOND)))
-    assert frames == [208, 3_000]
-
-
-def test_the_app_hears_what_the_evaluation_hears(toy, toy_cache, toy_settings):
+def test_the_app_hears_what_the_evaluation_hears(toy, toy_cache, toy_settings, monkeypatch):
     """The same clips through the audio file and through the feature cache."""
+    monkeypatch.setattr(repetition, "is_repeating", lambda text: False)  # a toy's nonsense goes in circles
     rows = toy_cache.split("test")
     options = {"language": "sv", "batch_frames": 1, "max_new_tokens": 16}
-    cached = decoding.decode_rows(toy.model, toy.processor, toy_cache, rows, **options)
+    cached = decoding.decode_rows(toy.loaded.model, toy.loaded.processor, toy_cache, rows, **options)
     heard = [toy.transcribe(clip.audio).text for clip in lab.samples(toy_settings(), n=12)]
     assert heard == cached
     assert len(set(heard)) > 3
@@ -146,7 +105,26 @@ def test_bytes_a_path_and_a_waveform_are_the_same_recording(toy, speech, encoded
     assert [transcript.audio_s for transcript in heard] == [3] * 4
 
 
-def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, tmp_path, frames):
+def test_a_transcript_tells_its_words_and_how_sure_they_are(toy, speech):
+    heard = toy.transcribe(Waveform(speech(3 * SECOND)))
+    (segment,) = heard.segments
+    assert (segment.start_s, segment.end_s) == (0.0, 3.0)
+    assert [word.text for word in segment.words] == heard.text.split()
+    assert all(0 <= word.confidence <= 1 for word in segment.words)
+    assert heard.confidence == pytest.approx(segment.confidence)
+    assert 0 < heard.elapsed_s < 60
+
+
+def test_confidence_is_calibrated_where_the_model_tells_how(scripted, speech):
+    fitted = Calibration(2.0, -1.0, 500)
+    told = [
+        scripted(Scripted(["hej"], logprob=-0.7), **facts).transcribe(Waveform(speech(SECOND))).confidence
+        for facts in ({}, {"confidence": fitted.as_dict()})
+    ]
+    assert told == pytest.approx([np.exp(-0.7), 1 / (1 + np.exp(1.4 + 1.0))])
+
+
+def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("not audio")
     for recording, reason in {
@@ -155,6 +133,7 @@ def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, t
         tmp_path / "text.wav": "unreadable",
         b"": "empty",
         b"RIFF": "unreadable",
+        encoded(np.zeros(0, dtype=np.float32)): "empty",
         encoded(np.full(SECOND, np.nan, dtype=np.float32), subtype="FLOAT"): "not_finite",
     }.items():
         with pytest.raises(AudioError) as caught:
@@ -163,13 +142,172 @@ def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, t
     with pytest.raises(AudioError) as caught:
         toy.transcribe(encoded(speech(3 * SECOND)), max_duration_s=2)
     assert caught.value.reason == "too_long"
-    assert frames == []
 
 
 def test_an_unknown_language_is_one_line(toy_model):
-    with pytest.raises(LabError) as caught:
-        Transcriber(models.resolve(str(toy_model)), "qq", device="cpu").transcribe(
-            Waveform(np.ones(SECOND, np.float32))
-        )
-    assert "qq" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for engine in ("transformers", "ctranslate2"):
+        with pytest.raises(LabError) as caught:
+            Transcriber(models.resolve(str(toy_model)), "qq", engine=engine, log=lambda line: None).transcribe(
+                Waveform(np.ones(SECOND, np.float32))
+            )
+        assert "qq" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+# ---- long recordings
+
+
+@pytest.mark.parametrize(
+    ("context", "facts", "longest_s"),
+    [
+        ("full", {}, 30.0),
+        ("full", {"context_s": 5.0}, 30.0),
+        ("clip", {}, 30.0),
+        ("clip", {"context_s": 7.5}, 7.5),
+        ("clip", {"context_s": 0.8}, 2.0),
+        ("clip", {"context_s": 99.0}, 30.0),
+    ],
+)
+def test_windows_are_as_long_as_the_model_was_tuned_to_hear(clip_model, context, facts, longest_s):
+    assert longest_window_s(dataclasses.replace(clip_model, context=context, facts=facts)) == longest_s
+
+
+def test_segments_follow_each_other_and_the_text_is_theirs(scripted, speech):
+    engine = Scripted(["ett", "", "två", "tre"])
+    heard = scripted(engine, context_s=10.0).transcribe(Waveform(speech(65 * SECOND)))
+    assert heard.audio_s == 65
+    assert heard.text == " ".join(segment.text for segment in heard.segments)
+    assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(heard.segments))
+    assert "" not in [segment.text for segment in heard.segments], "a window without words is no segment"
+    # no window is longer than what the model was tuned to hear, and none was decoded twice
+    assert max(shape[2] for shape in engine.shapes) <= 1_008
+    n_windows = sum(shape[0] for shape in engine.shapes)
+    assert 7 <= n_windows <= 11
+
+
+def test_a_long_recording_is_heard_by_a_real_decoder_in_windows_of_speech(toy):
+    said = [audio.decode(example.audio).samples for example in TourSource(1, 1, 12).examples(("test",))]
+    recording = np.concatenate([part for samples in said for part in (samples, np.zeros(2 * SECOND, np.float32))])
+    assert len(recording) > 35 * SECOND
+    windows = list(segmentation.windows([recording], segmentation.detector(), longest_s=30.0))
+    heard = toy.transcribe(Waveform(recording))
+    assert heard.segments
+    assert {segment.start_s for segment in heard.segments} <= {round(window.start_s, 3) for window in windows}
+    assert all(segment.text for segment in heard.segments)
+
+
+def test_a_model_of_30_s_gets_windows_filled_with_speech(scripted, clip_model, speech, monkeypatch):
+    monkeypatch.setattr(segmentation, "detector", segmentation.Everything)
+    engine = Scripted()
+    heard = scripted(engine, dataclasses.replace(clip_model, context="full")).transcribe(Waveform(speech(100 * SECOND)))
+    assert {shape[2] for shape in engine.shapes} == {3_000}
+    assert len(heard.segments) in (4, 5)
+
+
+def test_blocks_windows_and_batches_are_never_all_in_memory(scripted):
+    """An hour of noise, made block by block: what is held at any time is a few minutes."""
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    blocks = (rng.standard_normal(30 * SECOND, dtype=np.float32) for _ in range(40))
+    engine = scripted(Scripted(), context_s=10.0)
+    tracemalloc.start()
+    n = sum(1 for _ in engine._segments(blocks))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 120 <= n <= 180
+    minutes_at_once = peak / (60 * SECOND * 4)
+    assert minutes_at_once < 10  # of 20; samples, frames and batches together
+
+
+def test_progress_is_told_as_the_recording_is_read_and_heard(scripted, speech):
+    read, segments = [], []
+    heard = scripted(Scripted(), context_s=5.0).transcribe(
+        Waveform(speech(70 * SECOND)), on_audio=read.append, on_segment=segments.append
+    )
+    assert read[-1] == 70
+    assert read == sorted(read)
+    assert tuple(segments) == heard.segments
+    first = next(scripted(Scripted(), context_s=5.0).segments(Waveform(speech(70 * SECOND))))
+    assert first.start_s == 0.0
+
+
+# ---- what is not believed
+
+
+def test_a_text_that_goes_in_circles_is_decoded_again_warmer(scripted, speech):
+    engine = Scripted(["och då " * 20, "och då " * 20, "det var allt"])
+    heard = scripted(engine).transcribe(Waveform(speech(2 * SECOND)))
+    assert engine.temperatures == [0.0, 0.2, 0.4]
+    assert heard.text == "det var allt"
+
+
+def test_one_that_goes_in_circles_at_every_temperature_is_cut_to_its_first_round(scripted, speech):
+    engine = Scripted(["hej då " + "och sen " * 20])
+    heard = scripted(engine).transcribe(Waveform(speech(2 * SECOND)))
+    assert engine.temperatures == [0.0, *transcriber.TEMPERATURES]
+    assert heard.text == "hej då och sen"
+    assert [word.text for word in heard.segments[0].words] == ["hej", "då", "och", "sen"]
+
+
+@pytest.mark.parametrize(("logprob", "silent", "text"), [(-1.5, 0.9, ""), (-1.5, 0.3, "tack"), (-0.5, 0.9, "tack")])
+def test_words_in_a_silent_window_that_nobody_is_sure_of_are_not_believed(scripted, speech, logprob, silent, text):
+    heard = scripted(Scripted(["tack"], logprob, silent)).transcribe(Waveform(speech(2 * SECOND)))
+    assert heard.text == text
+    assert len(heard.segments) == bool(text)
+
+
+# ---- reading
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 8_000, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_blocks_are_what_decode_reads(encoded, speech, rate_hz, channels):
+    samples = np.stack([speech(7 * rate_hz, seed) for seed in range(channels)], axis=1)
+    content = encoded(samples, rate_hz, subtype="FLOAT")
+    whole = audio.decode(content).samples
+    blocks = np.concatenate(list(audio.blocks(content, block_s=1.0)))
+    assert len(blocks) == len(whole)
+    assert np.abs(blocks - whole).max() < 1e-4
+
+
+def test_a_recording_that_says_less_than_it_holds_is_still_too_long(encoded, speech):
+    with pytest.raises(AudioError) as caught:
+        list(audio.blocks(encoded(speech(9 * SECOND)), max_duration_s=5))
+    assert caught.value.reason == "too_long"
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_a_video_is_heard_by_its_audio_track(encoded, speech, tmp_path, toy):
+    (tmp_path / "a.wav").write_bytes(encoded(speech(3 * SECOND)))
+    video = tmp_path / "film.mp4"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=3", "-i", tmp_path / "a.wav"]
+    subprocess.run([*command, "-c:a", "aac", "-shortest", video], check=True)
+    for source in (video, video.read_bytes()):
+        heard = toy.transcribe(source)
+        assert heard.audio_s == pytest.approx(3, abs=0.2)
+    with pytest.raises(AudioError):
+        list(audio.blocks(video, max_duration_s=1))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@pytest.mark.parametrize(
+    "hostile", ["#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "ffconcat version 1.0\nfile a.wav\n"]
+)
+def test_a_list_of_other_files_is_not_followed(tmp_path, hostile, encoded, speech):
+    (tmp_path / "a.wav").write_bytes(encoded(speech(SECOND)))
+    path = tmp_path / "list.m3u8"
+    path.write_text(hostile)
+    with pytest.raises(AudioError) as caught:
+        list(audio.blocks(path))
+    assert caught.value.reason == "unreadable"
+
+
+def test_without_ffmpeg_a_video_is_refused_and_the_reason_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(100))
+    with pytest.raises(AudioError) as caught:
+        list(audio.blocks(path))
+    assert caught.value.reason == "unreadable"
+    assert "ffmpeg" in str(caught.value)

@@ -8,16 +8,19 @@ Both decode greedily, at the length of the windows that they are given, and tell
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from pipelines import environment, export, models
+from pipelines import environment, export
+from pipelines.audio import Waveform
 from pipelines.decoding import Heard
 from pipelines.engines.quantised import CTranslate2
 from pipelines.engines.stock import Transformers
 from pipelines.errors import LabError
+from pipelines.features import LogMel
 from pipelines.models import ModelRef
 
 ENGINES = ("auto", "transformers", "ctranslate2")
@@ -32,11 +35,14 @@ class Engine(Protocol):
     """Engine, device and precision, as tables tell it: `ctranslate2 cpu int8`."""
     n_mels: int
 
-    def hear(self, features: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
-        """What is said in `features`, float32 [B, n_mels, T], T even and at most 3000; with words."""
+    def log_mel(self, waveform: Waveform) -> LogMel:
+        """The frames of a window of at most 30 s (features.extract, or as good as that)."""
 
-    def no_speech(self, features: np.ndarray) -> list[float]:
-        """The probability that each of `features` holds no speech (decoding.no_speech)."""
+    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+        """What is said in `windows`, float32 [B, n_mels, T], T even and at most 3000; with words."""
+
+    def no_speech(self, windows: np.ndarray) -> list[float]:
+        """The probability that each of `windows` holds no speech (decoding.no_speech)."""
 
 
 def open_engine(
@@ -57,7 +63,7 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise LabError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    device = device or environment.detect().device
+    device = device or _device(engine)
     if engine == "auto":
         engine = "ctranslate2" if device == "cpu" and export.installed() else "transformers"
     if engine == "transformers":
@@ -68,6 +74,13 @@ def open_engine(
         raise LabError(f"CTranslate2 runs on cpu and cuda, not on {device}: take --engine transformers")
     compute_type = compute_type or ("int8" if device == "cpu" else "float16")
     folder = export.export(ref, compute_type, log=log)
-    return CTranslate2(
-        folder, models.load_processor(ref, language), language, device, compute_type, threads, max_new_tokens
-    )
+    return CTranslate2(folder, language, device, compute_type, threads, max_new_tokens)
+
+
+def _device(engine: str) -> str:
+    """cuda, mps or cpu. Where CTranslate2 can tell, torch is not imported for it."""
+    if engine != "transformers" and sys.platform != "darwin" and export.installed():
+        import ctranslate2
+
+        return "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+    return environment.detect().device

@@ -1,49 +1,45 @@
-"""Decoding by CTranslate2: weights in eight bits on a CPU, in half precision on a GPU."""
+"""Decoding by CTranslate2: weights in eight bits on a CPU, in half precision on a GPU. No torch, no transformers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pipelines.decoding import Heard, words_of
-from pipelines.labels import prompt_ids
-
-if TYPE_CHECKING:
-    from transformers import WhisperProcessor
+from pipelines import features
+from pipelines.audio import Waveform
+from pipelines.decoding import Heard
+from pipelines.features import LogMel
+from pipelines.labels import Spelling
 
 
 class CTranslate2:
     """An exported folder (export.py), loaded. It takes windows of any even length, as the tuned weights do."""
 
-    def __init__(
-        self,
-        folder: Path,
-        processor: WhisperProcessor,
-        language: str,
-        device: str,
-        compute_type: str,
-        threads: int,
-        max_new_tokens: int,
-    ):
+    def __init__(self, folder: Path, language: str, device: str, compute_type: str, threads: int, max_new_tokens: int):
         import ctranslate2
+        from tokenizers import Tokenizer
 
-        self.prompt = prompt_ids(processor, language)
+        self.spelling = Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        self.prompt = self.spelling.prompt(language)
         self.model = ctranslate2.models.Whisper(
             str(folder), device=device, compute_type=compute_type, intra_threads=threads
         )
-        self.processor, self.max_new_tokens = processor, max_new_tokens
+        self.max_new_tokens = max_new_tokens
         self.name = f"ctranslate2 {device} {self.model.compute_type}"
         self.n_mels = self.model.n_mels
 
-    def hear(self, features: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+    def log_mel(self, waveform: Waveform) -> LogMel:
+        return features.extract_light(waveform, self.n_mels)
+
+    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
         import ctranslate2
 
         if temperature:
             ctranslate2.set_random_seed(seed)
         results = self._generate(
-            features,
+            windows,
             self.max_new_tokens,
             return_logits_vocab=True,
             sampling_topk=0 if temperature else 1,
@@ -51,26 +47,30 @@ class CTranslate2:
         )
         return [self._heard(result) for result in results]
 
-    def no_speech(self, features: np.ndarray) -> list[float]:
-        return [result.no_speech_prob for result in self._generate(features, 1, return_no_speech_prob=True)]
+    def no_speech(self, windows: np.ndarray) -> list[float]:
+        return [result.no_speech_prob for result in self._generate(windows, 1, return_no_speech_prob=True)]
 
-    def _generate(self, features: np.ndarray, max_new_tokens: int, **how: Any) -> list[Any]:
+    def _generate(self, windows: np.ndarray, max_new_tokens: int, **how: Any) -> list[Any]:
         import ctranslate2
 
-        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features, dtype=np.float32))
-        most = len(self.prompt) + max_new_tokens
-        return self.model.generate(view, [self.prompt] * len(features), beam_size=1, max_length=most, **how)
+        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(windows, dtype=np.float32))
+        # CTranslate2 writes at most the half of max_length, and what the prompt but for its last token leaves of it
+        most = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
+        return self.model.generate(view, [self.prompt] * len(windows), beam_size=1, max_length=most, **how)
 
     def _heard(self, result: Any) -> Heard:
         """The transcript with its probabilities: the logits of each token, the end token's among them, are at hand."""
-        import torch
-
-        ids, end = list(result.sequences_ids[0]), self.processor.tokenizer.eos_token_id
-        chosen = [*ids, end][: len(result.logits[0])]  # without an end token where it was cut
+        ids = list(result.sequences_ids[0])
+        chosen = [*ids, self.spelling.end][: len(result.logits[0])]  # without an end token where it was cut
         if not chosen:
             return Heard("", 0.0, 0)
-        logits = torch.from_numpy(np.stack([np.array(view) for view in result.logits[0]])).float()
-        logprobs = (logits.gather(1, torch.tensor(chosen)[:, None])[:, 0] - logits.logsumexp(dim=1)).tolist()
-        text = self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        words = words_of(self.processor, ids, logprobs[: len(ids)])
-        return Heard(text.strip(), sum(logprobs) / len(logprobs), len(logprobs), words)
+        logprobs = [_logprob(np.array(view), token) for view, token in zip(result.logits[0], chosen, strict=True)]
+        words = self.spelling.words(ids, logprobs[: len(ids)])
+        return Heard(self.spelling.text(ids), sum(logprobs) / len(logprobs), len(logprobs), words)
+
+
+def _logprob(logits: np.ndarray, token: int) -> float:
+    """The log-probability of `token` by logits float [vocabulary]."""
+    logits = logits.astype(np.float32, copy=False)
+    most = logits.max()
+    return float(logits[token] - most - np.log(np.exp(logits - most).sum(dtype=np.float64)))

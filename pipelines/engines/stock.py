@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines import decoding, models
+from pipelines import decoding, features, models
+from pipelines.audio import Waveform
 from pipelines.decoding import Heard
+from pipelines.features import LogMel
 from pipelines.models import ModelRef
 
 
@@ -23,13 +25,16 @@ class Transformers:
         self.name = f"transformers {device} {'bfloat16' if decoding.in_bfloat16(self.model) else 'float32'}"
         self.n_mels = self.model.config.num_mel_bins
 
-    def hear(self, features: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+    def log_mel(self, waveform: Waveform) -> LogMel:
+        return features.extract(waveform, self.n_mels)
+
+    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
         import torch
 
         return decoding.hear(
             self.model,
             self.processor,
-            torch.from_numpy(features),
+            torch.from_numpy(windows),
             language=self.language,
             max_new_tokens=self.max_new_tokens,
             temperature=temperature,
@@ -37,7 +42,7 @@ class Transformers:
             closely=True,
         )
 
-    def no_speech(self, features: np.ndarray) -> list[float]:
+    def no_speech(self, windows: np.ndarray) -> list[float]:
         import torch
 
-        return decoding.no_speech(self.model, self.processor, torch.from_numpy(features), language=self.language)
+        return decoding.no_speech(self.model, self.processor, torch.from_numpy(windows), language=self.language)

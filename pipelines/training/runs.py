@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -11,13 +12,14 @@ from typing import Any
 
 import filelock
 
-from pipelines import augmentation, manifest, models
+from pipelines import augmentation, confidence, manifest, models
 from pipelines.cache import FeatureCache
+from pipelines.confidence import Calibration
 from pipelines.errors import LabError
 from pipelines.features import FULL_FRAMES
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe, differences
-from pipelines.training import adapters, card
+from pipelines.training import adapters, card, memory
 from pipelines.training.copies import Kept
 from pipelines.training.forks import Fork
 from pipelines.training.progress import history_of, seconds_of
@@ -114,6 +116,7 @@ def finish(
     models.set_language(best_model, recipe.language)
     shutil.rmtree(folder, ignore_errors=True)
     models.save(best_model, trainer.processing_class, folder)
+    fitted = _calibrated(best_model, trainer, recipe, cache, run)
     history = history_of(state)
     facts = {
         "best_step": best,
@@ -130,6 +133,7 @@ def finish(
         "cache": cache.digest,
         "context": recipe.training.context,
         "context_s": context_s(recipe, cache),
+        "confidence": fitted.as_dict(),
         "quantisation": base.quantisation,
         "language": recipe.language,
         **card.facts_of(recipe, cache, base),
@@ -145,6 +149,27 @@ def context_s(recipe: Recipe, cache: FeatureCache) -> float:
     if recipe.training.context == "full" or recipe.training.window_share:
         return FULL_FRAMES / 100
     return float(cache.rows["duration_s"].iloc[cache.split("train")].max())
+
+
+def _calibrated(model: Any, trainer: Any, recipe: Recipe, cache: FeatureCache, run: Path) -> Calibration:
+    """How sure the model may be of its words: one more look at validation, on the CPU where the device is full."""
+    import torch
+
+    batch_frames = memory.Room(run, recipe.evaluation.batch_frames, print).frames
+    for device in (trainer.args.device, "cpu"):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return confidence.of_model(
+                model.to(device),
+                trainer.processing_class,
+                cache,
+                cache.split("validation"),
+                language=recipe.language,
+                batch_frames=batch_frames,
+                max_new_tokens=recipe.evaluation.max_new_tokens,
+                full_context=recipe.training.context == "full",
+            )
+        memory.free()
+    return Calibration()
 
 
 def newest_model(folder: Path, seed: int) -> Path | None:
