@@ -50,6 +50,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     feedback      what listeners say of a transcript
     served        which model the app serves
     space         the app as a Space of the Hub, with the modules that it needs
+    serving       an HTTP API in the shape that OpenAI's clients expect
     figures       tables, pictures, live curves
     lab           the stages as notebooks and commands call them
     detection     how many of the planted faults curation finds, and how many else

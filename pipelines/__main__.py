@@ -435,6 +435,62 @@ def transcribe(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",
+    language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
+    engine: Annotated[str, typer.Option(help="auto, transformers or ctranslate2.")] = "auto",
+    host: Annotated[str, typer.Option(help="0.0.0.0 is every network that this machine is on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8000,
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="LAB_API_TOKEN",
+            show_default=False,
+            help="What clients have to send as API key; others on this machine see what is written here, "
+            "so better set the variable.",
+        ),
+    ] = "",
+    max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in millions of bytes.")] = 100.0,
+    max_duration_s: Annotated[float, typer.Option(min=0.1, help="Longest recording.")] = 3600.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="For a request from its first byte to its answer.")] = 600.0,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait while one is decoded.")] = 16,
+    runs: Runs = "",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Serve a model over HTTP, in the shape that OpenAI's clients expect; until Ctrl-C or SIGTERM.
+
+    Example: python -m pipelines serve --model openai/whisper-tiny --port 8000
+    """
+    from pipelines import environment, served
+
+    uri, _ = served.choose(model or None, environment.runs_folder(runs))
+    if dry_run:
+        told = {"dry_run": True, "would": f"serve {uri} on {host} port {port}", "token": bool(token)}
+        return _print(
+            as_json, told, f"would {told['would']}, {'with' if token else 'without'} a token\nnothing was done"
+        )
+    from pipelines import models, serving
+    from pipelines.transcriber import Transcriber
+
+    listening = serving.listen(host, port)
+    transcriber = Transcriber(models.resolve(uri, log=_log(as_json)), language, engine, log=_log(as_json))
+    api = serving.make_app(transcriber, serving.Limits(max_mb, max_duration_s, timeout_s, queue), token)
+    url = serving.address(listening)
+    if not token and host not in ("127.0.0.1", "::1", "localhost"):
+        print("warning: whoever reaches this port may use it; LAB_API_TOKEN sets a token", file=sys.stderr)
+    key = ' -H "Authorization: Bearer $LAB_API_TOKEN"' if token else ""
+    _print(
+        as_json,
+        {"url": url, "model": served.title(transcriber.ref), "engine": transcriber.loaded.name, "token": bool(token)},
+        f"model {served.title(transcriber.ref)} ({transcriber.loaded.name}) at {url}, told about at {url}/docs; "
+        f"Ctrl-C ends it\nNext: curl -F file=@talk.wav{key} {url}/v1/audio/transcriptions",
+    )
+    sys.stdout.flush()  # whoever started this waits for the address
+    serving.serve(api, listening)
+
+
+@app.command()
 def publish(
     folder: Annotated[Path, typer.Argument(help="A finished cache or model.")],
     uri: Annotated[str, typer.Argument(help="hub://owner/name, hopsworks://project/path or a folder.")],

@@ -24,6 +24,10 @@ SAMPLE_RATE_HZ = 16_000
 """What Whisper hears."""
 BLOCK_S = 30.0
 """How much of a long recording is decoded at a time."""
+MAX_RATE_HZ, MAX_CHANNELS = 384_000, 16
+"""What recorders offer. A header that tells more makes hours of samples pass for a second."""
+_BLOCK_VALUES = 1 << 24
+"""Samples of all channels that are decoded at a time at most: 64 MB."""
 _FORMATS = "mov,matroska,webm,avi,flv,mpegts,mpeg,asf,aac,mp3,ogg,flac,wav,aiff,caf,amr,3gp,mp4,m4a"
 """Containers that ffmpeg may open: none that lists other files or addresses."""
 
@@ -72,6 +76,7 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
 
     try:
         with _at_hand(source) as place, soundfile.SoundFile(place, closefd=False) as file:
+            _refuse_unheard_of(file.samplerate, file.channels)
             _refuse_long(file.frames / file.samplerate, max_duration_s)
             # one second more than allowed: a header can understate what follows
             most = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
@@ -98,11 +103,13 @@ def blocks(
 
     try:
         with _at_hand(source) as place, soundfile.SoundFile(place, closefd=False) as file:
+            _refuse_unheard_of(file.samplerate, file.channels)
             _refuse_long(file.frames / file.samplerate, max_duration_s)
+            at_once = min(int(block_s * file.samplerate), _BLOCK_VALUES // file.channels)
             resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
             same, seen = file.samplerate == SAMPLE_RATE_HZ, 0
             while True:
-                read = file.read(int(block_s * file.samplerate), dtype="float32", always_2d=True)
+                read = file.read(at_once, dtype="float32", always_2d=True)
                 seen += len(read)
                 _refuse_long(seen / file.samplerate, max_duration_s)
                 block = _mono(read)
@@ -197,6 +204,14 @@ def _at_hand(source: bytes | Path | str) -> Iterator[io.BytesIO | str | int]:
 def _refuse_long(duration_s: float, max_duration_s: float) -> None:
     if duration_s > max_duration_s:
         raise AudioError("too_long", f"{duration_s:.1f} s, at most {max_duration_s:g} s can be used")
+
+
+def _refuse_unheard_of(rate_hz: int, channels: int) -> None:
+    if rate_hz > MAX_RATE_HZ or channels > MAX_CHANNELS:
+        raise AudioError(
+            "unreadable",
+            f"{channels} channel(s) at {rate_hz} Hz; at most {MAX_CHANNELS} at {MAX_RATE_HZ} Hz can be used",
+        )
 
 
 def _as_float(samples: np.ndarray) -> np.ndarray:

@@ -182,6 +182,24 @@ def test_too_long_is_told_from_the_header(encoded, monkeypatch, format):
     assert reason(data, max_duration_s=1.5) == "too_long"
 
 
+@pytest.mark.parametrize(("rate_hz", "channels"), [(384_001, 1), (16_000, 17)])
+def test_a_header_that_tells_what_no_recorder_offers_is_unreadable(encoded, monkeypatch, rate_hz, channels):
+    """At 2 GHz, hours of silence that pack into a few megabytes would be a second, and taken for one."""
+    data = encoded(np.zeros((2_000, channels), np.float32), rate_hz)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: pytest.fail("was decoded"))
+    assert reason(data) == "unreadable"
+    with pytest.raises(AudioError, match="unreadable"):
+        list(audio.blocks(data))
+
+
+def test_a_block_of_many_channels_is_a_short_one(encoded, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK_VALUES", 16_000)
+    sound = np.repeat(tone(16_000)[:, None], 16, axis=1)
+    blocks = list(audio.blocks(encoded(sound, 16_000, subtype="FLOAT")))
+    assert [len(block) for block in blocks] == [1_000] * 16 + [0]
+    assert np.allclose(np.concatenate(blocks), tone(16_000), atol=1e-6)
+
+
 def test_as_long_as_allowed_is_not_too_long(encoded):
     data = encoded(tone(44_100), 44_100)
     assert len(decode(data, max_duration_s=1.0).samples) == 16_000

@@ -61,6 +61,20 @@ def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_benchmark_of_the_api_ends_with_its_figures(toy_model):
+    if not importlib.util.find_spec("locust"):  # importing it here would exchange this process's threads for greenlets
+        pytest.skip("locust is not installed")
+    command = [sys.executable, "benchmarks/serving.py", "--smoke", "--model", str(toy_model)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {*result} == {"users", "peak_mb", "model", "engine", "cores", "load"}
+    assert {*result["users"]} == {"1", "3"}
+    for told in result["users"].values():
+        assert told["requests"] > 0 and told["failed"] == 0
+        assert 0 < told["p50_s"] <= told["p95_s"] and told["per_s"] > 0
+
+
 @pytest.fixture(scope="module")
 def training():
     """benchmarks/training.py as a module."""

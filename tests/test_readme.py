@@ -14,7 +14,7 @@ from pipelines import recipe
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-OUTSIDE = {"git", "cd", ".", "source", "export"}
+OUTSIDE = {"git", "cd", ".", "source", "export", "curl", "docker"}
 """What a shell knows without the lab."""
 
 

@@ -20,6 +20,7 @@ FREE = {"pipelines.__main__"}
 HEAVY = {"torch", "transformers", "gradio", "hopsworks", "matplotlib", "ray"}
 PROMISED = {"README.md", "requirements.txt", "notebooks", "pipelines", "app.py", "log_base.csv", "tests"}
 TOOLS = {"Makefile", "constraints.txt", "pyproject.toml", ".ci", ".gitignore", "LICENSE", "benchmarks", "docs"}
+TOOLS |= {"Dockerfile", ".dockerignore"}
 
 
 @cache

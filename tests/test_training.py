@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import time
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +280,7 @@ def test_a_model_is_sealed_and_complete(fit, looks, base, toy_cache, tmp_path):
     made, _ = fit(tmp_path / "run", noisy, on_end=ended.append)
     ref = models.resolve(made.uri)
     assert (ref.context, ref.quantisation, ref.facts["kind"]) == ("clip", None, "model")
+    assert abs(datetime.fromisoformat(ref.facts["made"]).timestamp() - time.time()) < 600
     assert ref.facts["cache"] == toy_cache.digest
     assert ref.facts["base"] == f"(a local path) @ {base.revision}"
     assert ref.name == f"toy-{made.digest}"

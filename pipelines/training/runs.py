@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def finish(
         **({"fork": fork.lineage} if fork else {}),
     }
     card.write(folder, told)
-    manifest.seal(folder, kind="model", **told)
+    manifest.seal(folder, kind="model", made=datetime.now(UTC).isoformat(timespec="seconds"), **told)
     return finished(run)
 
 

@@ -1,0 +1,17 @@
+"""An HTTP API that transcribes, in the shape that OpenAI's clients expect.
+
+    shapes   what is answered: transcripts, models, health, errors
+    desk     one decoding at a time, a few that wait, nobody for ever
+    gate     what is asked of a request before its body is believed: token, a free place, size, time
+    api      the addresses
+    page     the API in words, at /docs
+    server   a socket, uvicorn, and a clean end
+
+A recording is held in memory or in a nameless temporary file, and is gone with its request.
+"""
+
+from pipelines.serving.api import make_app
+from pipelines.serving.desk import Limits
+from pipelines.serving.server import address, listen, serve, server_of
+
+__all__ = ["Limits", "address", "listen", "make_app", "serve", "server_of"]
