@@ -66,7 +66,9 @@ def test_what_it_holds_is_pinned_and_nothing_more_than_the_server_needs():
     assert re.fullmatch(r"python:3\.11-slim-\w+", base), "the Python that constraints.txt was made for"
     (run,) = of("RUN")
     assert "-c constraints.txt -r requirements.txt" in run and "--no-cache-dir" in run
-    assert "/cpu" in of("ARG")[0] and '"${TORCH_INDEX}"' in run
+    assert '"${TORCH_INDEX}"' in run and of("ARG") == ["TORCH_INDEX="], (
+        "no index is asked that the builder did not name"
+    )
     text = (ROOT / "pipelines/serving/requirements.txt").read_text("utf-8")
     wanted = {line.strip().lower() for line in text.splitlines() if line and not line.startswith("#")}
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text("utf-8"), flags=re.MULTILINE)
