@@ -1,7 +1,8 @@
 """Decoding against faster-whisper and the transformers pipeline: same weights, same recordings, in one go.
 
     python benchmarks/inference.py --model runs/tour/train-…/model       a tuned whisper-tiny, with word error rates
-    python benchmarks/inference.py --model openai/whisper-small@q8 --speed-only --clips 12
+    python benchmarks/inference.py --model openai/whisper-small@q8 --as-tuned --tokens 24 --speed-only --clips 8 \\
+        --minutes 0                                                          weights of another size, for speed alone
     python benchmarks/inference.py --smoke                               a minute: does it run? its figures mean nothing
 
 ours            Transcriber on CTranslate2: int8 on a CPU, windows at the length of the clip
@@ -170,6 +171,8 @@ def _faster_whisper(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hea
     batched = BatchedInferencePipeline(model)
     asked = {"language": LANGUAGE, "beam_size": 1, "condition_on_previous_text": False, "without_timestamps": True}
     asked["max_new_tokens"] = tokens
+    if ref.context == "clip" and not ref.facts.get("digest"):  # --as-tuned
+        asked["temperature"] = 0.0
 
     def hear(samples: np.ndarray) -> str:
         return " ".join(segment.text.strip() for segment in model.transcribe(samples, **asked)[0])
@@ -201,7 +204,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     """One side in this process: seconds over all clips, seconds of the long recording, peak memory, texts."""
     ref = models.resolve(options.model, log=_quiet)
     if options.as_tuned:
-        ref = replace(ref, context="clip")
+        from pipelines import transcriber
+
+        ref, transcriber.TEMPERATURES = replace(ref, context="clip"), ()
     hear, hear_long = SIDES[options.side](ref, options.threads, options.tokens)
     clips = list(np.load(options.folder / "clips.npz").values())
     hear(clips[0])
@@ -241,7 +246,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=224, help="most tokens for a window, on every side")
-    parser.add_argument("--as-tuned", action="store_true", help="decode at clip length although it was not tuned so")
+    parser.add_argument(
+        "--as-tuned",
+        action="store_true",
+        help="decode at clip length although it was not tuned so: for speed, with --tokens, no second tries",
+    )
     parser.add_argument("--speed-only", action="store_true", help="no word error rates")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
