@@ -63,9 +63,15 @@ def run(
             report, fresh = _one(recipe, runs)
         except Unfinished:
             raise
-        except LabError as error:
-            failed.append(f"{recipe.name}, seed {recipe.training.seed}: {error}")
-            log(f"{title}: failed: {error}")
+        except (
+            LabError,
+            OSError,
+            MemoryError,
+            RuntimeError,
+        ) as error:  # a full disk or memory is this one's fault, too
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            failed.append(f"{recipe.name}, seed {recipe.training.seed}: {reason}")
+            log(f"{title}: failed: {reason}")
             continue
         reports.append(report)
         minutes = (time.monotonic() - started) / 60

@@ -98,6 +98,20 @@ def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):
     assert "no finished run of none" in failed[0]
 
 
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), MemoryError(), RuntimeError("CUDA\nat ...")])
+def test_nor_does_a_fault_of_the_machine(small, tmp_path, monkeypatch, fault):
+    def broken(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(lab, "features", broken)
+    reports, failed = series.run([small("planted-raw", seed) for seed in (42, 43)], runs=tmp_path, log=print)
+    assert reports == [] and len(failed) == 2
+    assert all("\n" not in line and line.startswith("planted-raw, seed 4") for line in failed)
+    monkeypatch.setattr(lab, "features", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a fault of the program is to be seen
+        series.run([small("planted-raw", 42)], runs=tmp_path, log=print)
+
+
 def test_what_is_exported_gives_the_scores_again(done, tmp_path):
     recipes, runs, *_ = done
     reports = series.export(recipes, tmp_path, runs=runs)
