@@ -68,7 +68,7 @@ def run(
             OSError,
             MemoryError,
             RuntimeError,
-        ) as error:  # a full disk or memory is this one's fault, too
+        ) as error:  # the machine's fault
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             failed.append(f"{recipe.name}, seed {recipe.training.seed}: {reason}")
             log(f"{title}: failed: {reason}")
