@@ -298,13 +298,33 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"pipelines", "app"}
     with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub", "tokenizers", "fsspec"}
-    of_the_kernel, of_colab, of_commands, extras = (
+    of_the_kernel, of_colab, of_a_space, of_commands, extras = (
         {"IPython"},
         {"google"},
-        {"typer", "papermill", "datasets", "evaluate"},  # the last two: metric.py, for other people's code
-        {"onnx", "hopsworks", "hopsworks_common", "datacollective", "requests", "ray", "peft"},
+        {"spaces"},
+        {
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "typer",
+            "papermill",
+            "datasets",
+            "evaluate",
+        },  # the last two: metric.py, for other people's code
+        {
+            "onnx",
+            "hopsworks",
+            "hopsworks_common",
+            "datacollective",
+            "requests",
+            "ray",
+            "peft",
+            "ctranslate2",
+            "onnxruntime",
+        },
     )
-    assert others - with_transformers - of_the_kernel - of_colab - of_commands - extras == environment._LIGHT.keys()
+    elsewhere = of_the_kernel | of_colab | of_a_space | of_commands | extras
+    assert others - with_transformers - elsewhere == environment._LIGHT.keys()
 
 
 def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch):

@@ -175,7 +175,7 @@ def test_a_look_at_validation_that_does_not_fit_takes_smaller_batches(train_toy,
         f"{frames} frames (evaluation.batch_frames={frames})"
         for frames in (12_000, 6_000)
     ]
-    assert passes == [8, 4, *[2] * 16], "two looks, each for transcripts and for the loss"
+    assert passes == [8, 4, *[2] * 20], "two looks, each for transcripts and for the loss, and one for the confidences"
     assert json.loads((tmp_path / "run" / "memory.json").read_text()) == {"batch_frames": 6_000}
     assert losses(made) == pytest.approx(losses(wanted), rel=1e-5, abs=1e-5)
     assert [row["eval_wer"] for row in made.history if "eval_wer" in row] == [
