@@ -49,6 +49,12 @@ def test_a_short_pause_does_not_end_a_stretch_and_a_click_is_no_speech():
     assert (found[0].start_s, found[0].end_s) == pytest.approx((1.8, 6.2), abs=0.04)
 
 
+def test_the_silence_between_two_close_stretches_is_in_one_of_them_alone():
+    first, second = cut(spoken(6 * SECOND, (1.0, 2.0), (2.35, 3.5)))
+    assert first.end_s > 2.1
+    assert second.start_s == first.end_s
+
+
 def test_stretches_are_joined_as_far_as_they_fit():
     speech = spoken(60 * SECOND, (1, 5), (6, 10), (11, 15), (16, 20), (40, 44))
     found = cut(speech, joined_s=10.0)
