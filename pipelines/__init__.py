@@ -49,6 +49,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     transcripts   many recordings to text: row after row, and where it is cut off it goes on
     feedback      what listeners say of a transcript
     served        which model the app serves
+    page          the app's words in two languages, its looks, and an open microphone
     space         the app as a Space of the Hub, with the modules that it needs
     serving       an HTTP API in the shape that OpenAI's clients expect
     figures       tables, pictures, live curves

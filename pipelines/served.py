@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from pipelines import manifest
 if TYPE_CHECKING:
     from pipelines.audio import Waveform
     from pipelines.models import ModelRef
-    from pipelines.transcriber import Segment, Transcriber
+    from pipelines.transcriber import Segment, Transcriber, Transcript
 
 BASE_MODEL = "openai/whisper-tiny"
 SPACE = "space.json"
@@ -25,6 +27,10 @@ MIN_PEAK = 1e-3
 """Recordings whose largest sample is below this share of full scale are refused as silent."""
 HELD_S = 60.0
 """Longer recordings are not held in memory for the listener's consent, and so never kept."""
+TURN_S = 60.0
+"""Whoever waits longer for the model is told that it is busy."""
+TIMEOUT_S = 300.0
+"""A recording that takes longer is given up."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,27 @@ class Heard:
 class Service:
     """A transcriber and a feedback log behind the buttons of a page. Any number of threads may call it."""
 
-    def __init__(self, transcriber: Transcriber, log: Path):
+    def __init__(self, transcriber: Transcriber, log: Path, base: Callable[[], Transcriber] | None = None):
+        """`base` loads the model from which this one was tuned, the first time that somebody wants to compare."""
         self.transcriber, self.log = transcriber, log
+        self._load_base, self._base = base, None
         self._one_at_a_time = threading.Lock()
 
-    def hear(self, path: str | None, before: Heard | None = None) -> Heard:
+    @property
+    def can_compare(self) -> bool:
+        """Whether there is a model to hold this one against."""
+        return self._load_base is not None
+
+    def hear(
+        self,
+        path: str | None,
+        before: Heard | None = None,
+        on_progress: Callable[[float], None] = lambda share: None,
+    ) -> Heard:
         """Transcribe the file `path`; the transcript `before` is the answer where it was made from the same upload.
 
-        Raises audio.AudioError with reason `no_recording`, `missing`, `empty`, `unreadable`, `not_finite`,
-        `silent` or `too_long`.
+        `on_progress` is told the share that is done, 0 to 1. Raises audio.AudioError with reason `no_recording`,
+        `missing`, `empty`, `unreadable`, `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
         """
         from pipelines import audio
 
@@ -68,11 +86,38 @@ class Service:
         waveform = audio.decode(path, MAX_DURATION_S)
         if abs(waveform.samples).max() < MIN_PEAK:
             raise audio.AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
-        with self._one_at_a_time:
-            transcript = self.transcriber.transcribe(waveform)
+        with self._turn():
+            transcript = self.transcriber.transcribe(waveform, **_told(waveform.duration_s, on_progress))
         held = waveform if waveform.duration_s <= HELD_S else None
         elapsed_s = time.monotonic() - started
         return Heard(path, transcript.text, waveform.duration_s, elapsed_s, held, segments=transcript.segments)
+
+    def before_tuning(self, heard: Heard) -> tuple[str, Transcript]:
+        """Title of the model from which this one was tuned, and what it hears in the same recording.
+
+        Raises audio.AudioError with reason `no_recording`, `busy` or `too_slow`; LabError where that model is not to
+        be had.
+        """
+        from pipelines import audio
+
+        if heard.recording is None or self._load_base is None:
+            raise audio.AudioError("no_recording", "no recording is held that could be compared")
+        with self._turn():
+            self._base = self._base or self._load_base()
+            return title(self._base.ref), self._base.transcribe(
+                heard.recording, **_told(heard.audio_s, lambda share: None)
+            )
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        from pipelines import audio
+
+        if not self._one_at_a_time.acquire(timeout=TURN_S):
+            raise audio.AudioError("busy", f"the model was not free for {TURN_S:g} s")
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
 
     def note(self, heard: Heard, flag: str, correction: str = "", username: str = "", *, keep: bool = False) -> Heard:
         """Write the verdict `flag` (right or wrong) on `heard` to the log; the same verdict twice is one row.
@@ -94,6 +139,23 @@ class Service:
                 recording=heard.recording if keep else None,
             )
         return replace(heard, noted=verdict)
+
+
+def _told(audio_s: float, on_progress: Callable[[float], None]) -> dict[str, Callable[..., None]]:
+    """What a transcriber is to call on its way: progress goes on, and time that is up ends it."""
+    from pipelines import audio
+
+    ends = time.monotonic() + TIMEOUT_S
+
+    def in_time(seconds: float) -> None:
+        if time.monotonic() > ends:
+            raise audio.AudioError("too_slow", f"not done after {TIMEOUT_S:g} s")
+
+    def on_segment(segment: Segment) -> None:
+        in_time(segment.end_s)
+        on_progress(min(segment.end_s / audio_s, 1.0))
+
+    return {"on_audio": in_time, "on_segment": on_segment}
 
 
 def choose(uri: str | None, runs: Path) -> tuple[str, str]:

@@ -47,7 +47,8 @@ class Stream:
     """One speaker's stream of samples. Not safe for several threads at once."""
 
     def __init__(self, decode: Decode, detector: Detector, *, longest_s: float, every_s: float = 0.5):
-        """`longest_s`: of a window. `every_s`: the open stretch is decoded again after so many seconds of it."""
+        """`longest_s`: of a window. `every_s`: the open stretch is decoded again after so many seconds of it, or after
+        twice as many as the last decoding took, so that a slow model does not fall behind the speaker."""
         self._decode, self._every = decode, int(every_s * SAMPLE_RATE_HZ)
         self._cutter = segmentation.Cutter(detector, longest_s)
         self._segments: tuple[Segment, ...] = ()
@@ -55,6 +56,7 @@ class Stream:
         self._before: list[str] = []
         self._settled: list[str] = []
         self._open_since: int | None = None
+        self._took_s = 0.0
 
     def feed(self, samples: np.ndarray) -> Partial:
         """Take float32 [n] at 16 kHz, and tell what has been heard."""
@@ -66,7 +68,7 @@ class Stream:
         begin, stretch = self._cutter.open_stretch()
         if begin != self._open_since:
             self._open_since, self._before, self._settled, self._decoded_at = begin, [], [], 0
-        if len(stretch) - self._decoded_at >= self._every:
+        if len(stretch) - self._decoded_at >= max(self._every, int(2 * self._took_s * SAMPLE_RATE_HZ)):
             self._decoded_at = len(stretch)
             self._hear(Window(stretch, (begin or 0) / SAMPLE_RATE_HZ))
         return self._told(started)
@@ -82,7 +84,9 @@ class Stream:
         self._open_since, self._before, self._settled, self._decoded_at = None, [], [], 0
 
     def _hear(self, window: Window) -> None:
+        started = time.monotonic()
         words = " ".join(segment.text for segment in self._decode([window])).split()
+        self._took_s = time.monotonic() - started
         agreed = _shared(self._before, words)
         if len(agreed) > len(self._settled) and agreed[: len(self._settled)] == self._settled:
             self._settled = agreed

@@ -6,6 +6,7 @@ memory: blocks of samples, windows of speech (segmentation.py), batches of windo
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class _Heard:
 
 @dataclass
 class Transcriber:
-    """A loaded model that turns recordings into text; safe to call from one thread at a time."""
+    """A loaded model that turns recordings into text. Any number of threads may call it; batches take turns."""
 
     ref: ModelRef
     language: str = "sv"
@@ -119,7 +120,7 @@ class Transcriber:
         )
         self.longest_s = longest_window_s(self.ref)
         self.calibration = Calibration.of(self.ref.facts)
-        self._detector = segmentation.detector()
+        self._one_at_a_time = threading.Lock()
 
     def transcribe(
         self,
@@ -156,12 +157,16 @@ class Transcriber:
             return
         come = chain([whole], [] if more is None else [more], blocks)
         packed_s = self.longest_s if self.ref.context != "clip" else 0.0
-        found = segmentation.windows(come, self._detector, longest_s=self.longest_s, joined_s=packed_s)
+        found = segmentation.windows(come, segmentation.detector(), longest_s=self.longest_s, joined_s=packed_s)
         for group in _groups(found):
             yield from self.decode_windows(group)
 
     def decode_windows(self, windows: list[Window]) -> list[Segment]:
         """The segments of `windows`, in their order; windows without words have none."""
+        with self._one_at_a_time:
+            return self._decode_windows(windows)
+
+    def _decode_windows(self, windows: list[Window]) -> list[Segment]:
         log_mels = [self.loaded.log_mel(Waveform(window.samples)) for window in windows]
         heard: dict[int, Heard] = {}
         lengths = np.array([self._frames(len(log_mel.frames)) for log_mel in log_mels])

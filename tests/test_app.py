@@ -1,11 +1,15 @@
 """The app without a browser: what an import costs, which model it takes, and what its buttons answer."""
 
+import base64
+import io
 import json
 import logging
 import os
 import socket
+import string
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +20,18 @@ import app
 from pipelines import feedback, manifest, served
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
+from pipelines.page import buttons as page_buttons
+from pipelines.page import look, shown, words
+from pipelines.segmentation import Window
 from pipelines.served import Service
+from pipelines.streaming import Partial
 from pipelines.transcriber import Segment, Transcript, Word
 
 gr = pytest.importorskip("gradio")
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = app.TEXTS["refused"]
+WORDS = words.WORDS
+ENGLISH = WORDS["en"]
+PARTS = ENGLISH["refused"]
 
 
 class FakeTranscriber:
@@ -31,16 +41,24 @@ class FakeTranscriber:
         self.ref = ModelRef(str(folder), Path(folder), "folder", "abc123", facts.pop("quantisation", None), facts=facts)
         self.text, self.calls = text, 0
 
-    def transcribe(self, recording):
+    longest_s = 30.0
+
+    def transcribe(self, recording, on_audio, on_segment):
         self.calls += 1
         if isinstance(self.text, Exception):
             raise self.text
+        on_audio(recording.duration_s)
+        for segment in self.decode_windows([Window(recording.samples, 0.0)]):
+            on_segment(segment)
         return Transcript(self.text, recording.duration_s, 0.1)
+
+    def decode_windows(self, windows):
+        return [Segment(w.start_s, w.end_s, self.text) for w in windows]
 
 
 @pytest.fixture
 def buttons(tmp_path):
-    return app.Buttons(Service(FakeTranscriber(tmp_path / "runs" / "train-1" / "model"), tmp_path / "log.csv"))
+    return page_buttons.Buttons(Service(FakeTranscriber(tmp_path / "runs" / "train-1" / "model"), tmp_path / "log.csv"))
 
 
 @pytest.fixture
@@ -129,33 +147,108 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_unsure_words_are_marked_and_nothing_in_them_is_markup():
-    words = (Word("Hej", 0.93), Word("<b>&dig</b>", 0.21))
-    shown = app._details((Segment(61.5, 63.0, "Hej <b>&dig</b>", words),))
-    assert '<mark title="21% sure">&lt;b&gt;&amp;dig&lt;/b&gt;</mark>' in shown
-    assert "<mark" not in shown.split("Hej")[0]
-    assert "<b>" not in shown
-    assert "<time>1:01.5</time>" in shown
-    assert shown.startswith("<details open>")
-    assert app.TEXTS["unsure"] in shown
+    heard = (Word("Hej", 0.93), Word("<b>&dig</b>", 0.21))
+    told = shown.details((Segment(61.5, 63.0, "Hej <b>&dig</b>", heard),), ENGLISH)
+    assert '<mark title="21% sure">&lt;b&gt;&amp;dig&lt;/b&gt;</mark>' in told
+    assert "<mark" not in told.split("Hej")[0]
+    assert "<b>" not in told
+    assert "<time>1:01.5</time>" in told
+    assert 'data-start="61.500" data-end="63.000"' in told
+    assert told.startswith("<details open>")
+    assert ENGLISH["unsure"] in told
 
 
 def test_a_transcript_without_unsure_words_is_folded_and_none_shows_nothing():
-    shown = app._details((Segment(0, 1, "Hej", (Word("Hej", 0.93),)),))
-    assert shown.startswith("<details><summary>")
-    assert app.TEXTS["sure"] in shown
-    assert app._details(()) == ""
+    told = shown.details((Segment(0, 1, "Hej", (Word("Hej", 0.93),)),), ENGLISH)
+    assert told.startswith("<details><summary>")
+    assert ENGLISH["sure"] in told
+    assert shown.details((), ENGLISH) == ""
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0, "0:00.0"), (59.96, "1:00.0"), (61.5, "1:01.5"), (605.04, "10:05.0")])
+def test_a_clock_carries_over(seconds, told):
+    assert shown.clock(seconds) == told
+
+
+def test_side_by_side_marks_what_only_one_of_the_two_heard():
+    told = shown.side_by_side(("base", "Båten gor klockan <sju>."), ("tuned", "båten går klockan"), ENGLISH)
+    assert told.count("<mark>") == 3
+    for word in ("gor", "&lt;sju&gt;.", "går"):
+        assert f"<mark>{word}</mark>" in told
+    assert ENGLISH["differs"] in told
+    same = shown.side_by_side(("base", "Hej!"), ("tuned", "hej"), ENGLISH)
+    assert "<mark>" not in same
+    assert ENGLISH["same"] in same
+    assert ENGLISH["no_words"] in shown.side_by_side(("base", ""), ("tuned", "hej"), ENGLISH)
+
+
+def test_words_that_may_yet_change_are_set_apart():
+    told = shown.live(Partial((Segment(0, 1, "<Hej>"),), "på", "dig &", 2.0, 0.31), ENGLISH)
+    assert "&lt;Hej&gt; på <span>dig &amp;</span>" in told
+    assert "2.0 s heard; the words came 0.3 s after" in told
+
+
+# ---- two languages
+
+
+def leaves(told, path=()):
+    """(path, text) of every word in the dictionary."""
+    for name, value in told.items():
+        yield from leaves(value, (*path, name)) if isinstance(value, dict) else [((*path, name), value)]
+
+
+def test_both_languages_say_all_and_fill_in_the_same_places():
+    english, swedish = (dict(leaves(WORDS[tag])) for tag in ("en", "sv"))
+    assert english.keys() == swedish.keys()
+    for path, said in english.items():
+        places = {name for _, name, _, _ in string.Formatter().parse(said) if name}
+        assert {name for _, name, _, _ in string.Formatter().parse(swedish[path]) if name} == places, path
+    alike = {path[0] for path, said in english.items() if said == swedish[path]}
+    assert alike <= {"title", "model"}, "left untranslated"
+
+
+@pytest.mark.parametrize(
+    ("header", "tag"),
+    [
+        ("sv-SE,sv;q=0.9,en;q=0.8", "sv"),
+        ("en-GB,sv;q=0.9", "en"),
+        ("fi,sv;q=0.5,en;q=0.3", "sv"),
+        ("da;q=0.9, SV", "sv"),
+        ("sv;q=0", "en"),
+        ("sv;q=nonsense", "en"),
+        ("", "en"),
+        ("*," * 5_000 + "sv", "en"),
+    ],
+)
+def test_the_page_begins_in_the_browsers_language(header, tag):
+    assert words.preferred(header) == tag
+
+
+def test_every_component_with_words_is_said_in_both_languages(tmp_path):
+    demo = app.build(FakeTranscriber(tmp_path, base_model="x"), tmp_path / "log.csv")
+    switches = [fn for fn in demo.fns.values() if fn.targets and fn.targets[0][1] == "input" and fn.fn]
+    [switch] = switches
+    [first] = [fn for fn in demo.fns.values() if fn.targets and fn.targets[0][1] == "load" and fn.fn]
+    swedish = switch.fn("sv", None)
+    assert swedish[0] == "sv"
+    assert len(swedish) == len(switch.outputs)
+    assert len(first.fn(None)) == len(first.outputs)
+    assert switch.fn("nonsense", None)[0] == "en"
+    values = json.dumps([told for told in swedish if isinstance(told, dict)], ensure_ascii=False, default=str)
+    for key in ("transcribe", "live_tab", "keep", "wrong", "compare", "live_hint", "correction_hint"):
+        assert WORDS["sv"][key] in values
 
 
 def test_the_files_to_download_are_the_transcript(buttons, spoken):
     segments = (Segment(0.0, 2.1, "Hej på dig.", (Word("Hej", 0.9),)),)
-    heard = replace(buttons.transcribe(spoken, None)[2], segments=segments)
-    _, files, *saves = buttons.details(heard)
+    heard = replace(buttons.transcribe(spoken, None, "en")[2], segments=segments)
+    _, files, *saves, _ = buttons.details(heard, "en")
     assert files["txt"] == "Hej på dig.\n"
     assert files["srt"].startswith("1\n00:00:00,000 --> 00:00:02,100\nHej på dig.")
     assert files["vtt"].startswith("WEBVTT")
     assert [save.interactive for save in saves] == [True] * 3
-    shown, files, *saves = buttons.details(None)
-    assert (shown, files) == ("", None)
+    told, files, *saves, _ = buttons.details(None, "en")
+    assert (told, files) == ("", None)
     assert [save.interactive for save in saves] == [False] * 3
 
 
@@ -163,7 +256,7 @@ def test_the_files_to_download_are_the_transcript(buttons, spoken):
 
 
 def test_a_transcript_comes_with_its_durations(buttons, spoken):
-    text, line, heard = buttons.transcribe(spoken, None)
+    text, line, heard = buttons.transcribe(spoken, None, "en")
     assert text == "Hej på dig."
     assert line.startswith("2.1 s of speech in 0.")
     assert heard.source == spoken
@@ -171,15 +264,15 @@ def test_a_transcript_comes_with_its_durations(buttons, spoken):
 
 
 def test_the_same_upload_is_transcribed_once(buttons, spoken):
-    first = buttons.transcribe(spoken, None)
+    first = buttons.transcribe(spoken, None, "en")
     Path(spoken).unlink()
-    assert buttons.transcribe(spoken, first[2]) == first
+    assert buttons.transcribe(spoken, first[2], "en") == first
     assert buttons.service.transcriber.calls == 1
 
 
 def test_nothing_heard_is_said_plainly(buttons, spoken):
     buttons.service.transcriber.text = ""
-    assert buttons.transcribe(spoken, None)[1].startswith("no words heard in 2.1 s")
+    assert buttons.transcribe(spoken, None, "en")[1].startswith("no words heard in 2.1 s")
 
 
 def test_uploads_are_deleted_even_when_refused_and_other_files_never(buttons, spoken, tmp_path, monkeypatch):
@@ -190,11 +283,11 @@ def test_uploads_are_deleted_even_when_refused_and_other_files_never(buttons, sp
         upload.parent.mkdir(parents=True)
         upload.write_bytes(content)
         try:
-            buttons.transcribe(str(upload), None)
+            buttons.transcribe(str(upload), None, "en")
         except gr.Error:
             pass
         assert not upload.parent.exists()
-    buttons.transcribe(spoken, None)
+    buttons.transcribe(spoken, None, "en")
     assert Path(spoken).exists()
 
 
@@ -213,20 +306,183 @@ def test_uploads_are_deleted_even_when_refused_and_other_files_never(buttons, sp
 def test_hostile_recordings_are_refused_in_one_line(buttons, tmp_path, encoded, reason, make):
     path = tmp_path / "hostile.wav"
     path.write_bytes(make(encoded))
-    assert refusal(buttons.transcribe, str(path), None) == PARTS[reason]
+    assert refusal(buttons.transcribe, str(path), None, "en") == PARTS[reason]
     assert buttons.service.transcriber.calls == 0
 
 
 def test_no_recording_and_a_vanished_one_are_told_apart(buttons, tmp_path):
-    assert refusal(buttons.transcribe, None, None) == PARTS["no_recording"]
-    assert refusal(buttons.transcribe, str(tmp_path / "gone.wav"), None) == PARTS["missing"]
+    assert refusal(buttons.transcribe, None, None, "en") == PARTS["no_recording"]
+    assert refusal(buttons.transcribe, str(tmp_path / "gone.wav"), None, "en") == PARTS["missing"]
 
 
 def test_an_unexpected_failure_shows_nothing_of_the_server(buttons, spoken, caplog):
     buttons.service.transcriber.text = RuntimeError("/secret/path exploded")
     with caplog.at_level(logging.ERROR):
-        assert refusal(buttons.transcribe, spoken, None) == app.TEXTS["failed"]
+        assert refusal(buttons.transcribe, spoken, None, "en") == ENGLISH["failed"]
     assert "/secret/path exploded" in caplog.text
+
+
+def test_whoever_waits_too_long_for_the_model_is_told_that_it_is_busy(buttons, spoken, monkeypatch):
+    monkeypatch.setattr(served, "TURN_S", 0.05)
+    with buttons.service._turn():
+        asked = threading.Thread(target=lambda: said.append(refusal(buttons.transcribe, spoken, None, "sv")))
+        said = []
+        asked.start()
+        asked.join(10)
+    assert said == [WORDS["sv"]["refused"]["busy"]]
+    assert buttons.transcribe(spoken, None, "en")[0] == "Hej på dig."
+
+
+def test_a_recording_that_takes_too_long_is_given_up_and_the_next_one_heard(buttons, spoken, monkeypatch):
+    monkeypatch.setattr(served, "TIMEOUT_S", -1.0)
+    assert refusal(buttons.transcribe, spoken, None, "en") == PARTS["too_slow"]
+    monkeypatch.setattr(served, "TIMEOUT_S", 60.0)
+    assert buttons.transcribe(spoken, None, "en")[0] == "Hej på dig."
+
+
+def test_progress_is_told_in_shares(buttons, spoken):
+    shares = []
+    buttons.transcribe(spoken, None, "en", shares.append)
+    assert shares == [pytest.approx(1.0)]
+
+
+def test_an_example_can_be_chosen_again_and_again(buttons, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    for name in page_buttons.EXAMPLES:
+        upload = tmp_path / "0a1b" / name
+        upload.parent.mkdir(exist_ok=True)
+        upload.write_bytes(Path(page_buttons.example(name)).read_bytes())
+        assert buttons.transcribe(str(upload), None, "en")[0]
+        assert upload.exists(), "another visitor may have it open"
+        upload.write_bytes(Path(spoken_by_a_visitor(tmp_path)).read_bytes())
+        buttons.transcribe(str(upload), None, "en")
+        assert not upload.exists(), "a visitor's own file of that name is deleted"
+
+
+def spoken_by_a_visitor(folder):
+    soundfile = pytest.importorskip("soundfile")
+    path = folder / "own.wav"
+    soundfile.write(path, 0.1 * np.sin(np.arange(16_000, dtype=np.float32) / 20), 16_000)
+    return path
+
+
+# ---- a microphone that is heard while it is open
+
+
+def pieces(folder, samples, rate_hz=48_000, every_s=0.5):
+    """A recording as the browser sends it: each piece with the header of the first, which claims no length."""
+    header = io.BytesIO()
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(header, samples[:0], rate_hz, format="WAV", subtype="PCM_16")
+    whole = (np.clip(samples, -1, 1) * 32_767).astype("<i2")
+    step = int(every_s * rate_hz)
+    for n, at in enumerate(range(0, len(whole), step)):
+        path = folder / f"piece-{n}.wav"
+        path.write_bytes(header.getvalue() + whole[at : at + step].tobytes())
+        yield str(path)
+
+
+def test_an_open_microphone_is_heard_piece_by_piece_and_becomes_one_recording(buttons, tmp_path, speech):
+    import soxr
+
+    samples = soxr.resample(speech(3 * 16_000), 16_000, 48_000)
+    live, told = None, ""
+    for piece in pieces(tmp_path, samples):
+        told, live = buttons.listen(piece, live, "en")
+    assert "Hej på dig." in told
+    text, line, heard, sound, closed = buttons.stop(live, "en")
+    assert (text, closed) == ("Hej på dig.", None)
+    assert line.startswith("3.0 s of speech in ")
+    assert heard.recording.duration_s == pytest.approx(3.0, abs=0.01)
+    whole = soxr.resample(np.float32(samples * 32_767).astype("<i2").astype(np.float32) / 32_768, 48_000, 16_000)
+    n = min(len(whole), len(heard.recording.samples))
+    assert np.abs(whole[:n] - heard.recording.samples[:n]).max() < 1e-3, "no seam between two pieces"
+    soundfile = pytest.importorskip("soundfile")
+    sent = soundfile.read(io.BytesIO(base64.b64decode(sound["url"].partition(",")[2])))[0]
+    assert len(sent) == len(heard.recording.samples)
+    _, heard = buttons.right(heard, "", True, "en")
+    assert (buttons.service.log.parent / rows(buttons)[0]["audio"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "unreadable"),
+        (b"RIFF....WAVE", "unreadable"),
+        (b"RIFF\0\0\0\0WAVEfmt \xff\xff\xff\xff" + b"x" * 20, "unreadable"),
+        (b"RIFF\0\0\0\0WAVEdata\0\0\0\0" + b"x" * 20, "unreadable"),
+        (b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\0\0\x80>\0\0\0\0\0\0\0\0\x10\0data\0\0\0\0xx", "unreadable"),
+        (b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\0\0\0\0\0\0\0\0\x02\0\x10\0data\0\0\0\0xx", "unreadable"),
+    ],
+)
+def test_a_piece_that_is_no_wav_file_is_refused_in_one_line(buttons, tmp_path, content, reason):
+    path = tmp_path / "piece.wav"
+    path.write_bytes(content)
+    assert refusal(buttons.listen, str(path), None, "en") == PARTS[reason]
+
+
+def test_a_microphone_that_sends_nothing_or_silence_is_said_plainly(buttons, tmp_path):
+    assert buttons.stop(None, "en")[0] == ""
+    live = None
+    for piece in pieces(tmp_path, np.zeros(48_000, np.float32)):
+        _, live = buttons.listen(piece, live, "en")
+    assert refusal(buttons.stop, live, "en") == PARTS["silent"]
+
+
+def test_an_open_microphone_is_heard_for_ten_minutes_and_held_for_one(buttons, tmp_path, monkeypatch, speech):
+    from pipelines.page import live as page_live
+
+    monkeypatch.setattr(page_live, "HELD_S", 1.0)
+    monkeypatch.setattr(page_live, "MAX_DURATION_S", 2.0)
+    live = None
+    for piece in list(pieces(tmp_path, speech(int(1.9 * 16_000)), 16_000)):
+        _, live = buttons.listen(piece, live, "en")
+    assert buttons.stop(live, "en")[2].recording is None
+    *first, last = pieces(tmp_path, speech(int(2.2 * 16_000)), 16_000)
+    live = None
+    for piece in first:
+        _, live = buttons.listen(piece, live, "en")
+    assert refusal(buttons.listen, last, live, "en") == PARTS["too_long"]
+
+
+# ---- before and after tuning
+
+
+def test_what_it_heard_before_it_was_tuned(tmp_path, spoken):
+    loads = []
+
+    def load():
+        loads.append(1)
+        return FakeTranscriber(tmp_path / "whisper-x", text="Hey pa dig.")
+
+    tuned = FakeTranscriber(tmp_path / "runs" / "train-1" / "model")
+    buttons = page_buttons.Buttons(Service(tuned, tmp_path / "log.csv", load))
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    assert loads == [], "the other model is loaded only where somebody asks"
+    assert buttons.details(heard, "en")[-1].interactive
+    told = buttons.compare(heard, "en")
+    assert "<mark>Hey</mark> <mark>pa</mark> dig." in told
+    assert "<mark>Hej</mark> <mark>på</mark> dig." in told
+    assert str(tmp_path) not in told
+    buttons.compare(heard, "en")
+    assert loads == [1]
+
+
+def test_without_a_recording_or_another_model_there_is_nothing_to_compare(buttons, spoken, warnings):
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    assert not buttons.details(heard, "en")[-1].interactive
+    assert buttons.compare(None, "en") == ""
+    assert buttons.compare(replace(heard, recording=None), "sv") == ""
+    assert warnings == [ENGLISH["nothing_to_compare"], WORDS["sv"]["nothing_to_compare"]]
+
+
+def test_a_model_before_tuning_that_is_not_to_be_had_is_one_line(tmp_path, spoken):
+    def load():
+        raise LabError("/secret/path is not there")
+
+    buttons = page_buttons.Buttons(Service(FakeTranscriber(tmp_path), tmp_path / "log.csv", load))
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    assert refusal(buttons.compare, heard, "en") == ENGLISH["failed"]
 
 
 # ---- feedback
@@ -244,15 +500,15 @@ def rows(buttons):
 
 
 def test_feedback_without_a_transcript_is_a_friendly_warning(buttons, warnings):
-    assert buttons.right(None, "", True) == ("", None)
-    assert buttons.wrong(None, "x", "", False) == ("", None)
-    assert warnings == [app.TEXTS["nothing_to_judge"]] * 2
+    assert buttons.right(None, "", True, "en") == ("", None)
+    assert buttons.wrong(None, "x", "", False, "en") == ("", None)
+    assert warnings == [ENGLISH["nothing_to_judge"]] * 2
     assert rows(buttons) == []
 
 
 def test_wrong_with_a_correction(buttons, spoken):
-    heard = buttons.transcribe(spoken, None)[2]
-    thanks, _ = buttons.wrong(heard, "Hej på er.", "Åsa", False)
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    thanks, _ = buttons.wrong(heard, "Hej på er.", "Åsa", False, "en")
     [row] = rows(buttons)
     assert "Tack" in thanks
     assert row["model"] == "train-1 @ abc123"
@@ -267,49 +523,49 @@ def test_wrong_with_a_correction(buttons, spoken):
 
 
 def test_an_unchanged_transcript_is_no_correction(buttons, spoken):
-    heard = buttons.transcribe(spoken, None)[2]
-    buttons.wrong(heard, " Hej på dig. ", "", False)
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    buttons.wrong(heard, " Hej på dig. ", "", False, "en")
     assert [rows(buttons)[0][name] for name in ("flag", "reference", "wer")] == ["wrong", "", ""]
 
 
 def test_the_recording_is_kept_only_with_consent(buttons, spoken):
-    heard = buttons.transcribe(spoken, None)[2]
-    _, heard = buttons.right(heard, "", False)
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    _, heard = buttons.right(heard, "", False, "en")
     assert rows(buttons)[0]["audio"] == ""
     assert not (buttons.service.log.parent / "audio").exists()
-    thanks, _ = buttons.right(heard, "", True)
+    thanks, _ = buttons.right(heard, "", True, "en")
     assert (buttons.service.log.parent / rows(buttons)[1]["audio"]).is_file()
     assert "kept" in thanks
 
 
 def test_a_double_click_is_one_row_and_a_changed_mind_two(buttons, spoken):
-    heard = buttons.transcribe(spoken, None)[2]
-    _, heard = buttons.right(heard, "", False)
-    _, heard = buttons.right(heard, "", False)
-    _, heard = buttons.wrong(heard, "Hej", "", False)
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    _, heard = buttons.right(heard, "", False, "en")
+    _, heard = buttons.right(heard, "", False, "en")
+    _, heard = buttons.wrong(heard, "Hej", "", False, "en")
     assert [row["flag"] for row in rows(buttons)] == ["right", "wrong"]
 
 
 def test_a_long_recording_is_transcribed_but_not_held(buttons, tmp_path, encoded, speech):
     path = tmp_path / "long.wav"
     path.write_bytes(encoded(speech(61 * 16_000)))
-    heard = buttons.transcribe(str(path), None)[2]
+    heard = buttons.transcribe(str(path), None, "en")[2]
     assert heard.recording is None
-    assert "not kept" in buttons.right(heard, "", True)[0]
+    assert "not kept" in buttons.right(heard, "", True, "en")[0]
     assert rows(buttons)[0]["audio"] == ""
 
 
 def test_a_text_that_is_too_long_is_a_warning(buttons, spoken, warnings):
-    heard = buttons.transcribe(spoken, None)[2]
-    assert buttons.wrong(heard, "a" * 2_001, "", False) == ("", heard)
-    assert warnings == [app.TEXTS["text_too_long"]]
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    assert buttons.wrong(heard, "a" * 2_001, "", False, "en") == ("", heard)
+    assert warnings == [ENGLISH["text_too_long"]]
     assert rows(buttons) == []
 
 
 def test_a_log_that_cannot_be_written_is_one_line(buttons, spoken):
-    heard = buttons.transcribe(spoken, None)[2]
+    heard = buttons.transcribe(spoken, None, "en")[2]
     buttons.service.log.write_text("other,columns\n")
-    assert refusal(buttons.right, heard, "", False) == app.TEXTS["not_noted"]
+    assert refusal(buttons.right, heard, "", False, "en") == ENGLISH["not_noted"]
 
 
 # ---- the page
@@ -320,19 +576,19 @@ def test_the_card_tells_the_test_score_and_no_path(tmp_path):
     ref = FakeTranscriber(
         tmp_path / "train-9" / "model", base=f"{tmp_path}/whisper-x @ 12ab", test=score, quantisation="q8"
     ).ref
-    page = app._card(served.card(ref), "newest")
+    page = shown.card(served.card(ref), "newest", ENGLISH)
     assert "WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers)" in page
     assert "(q8)" in page
     assert "train-9" in page
     assert "whisper-x @ 12ab" in page
     assert str(tmp_path) not in page
-    assert app.TEXTS["why"]["newest"] in page
+    assert ENGLISH["why"]["newest"] in page
 
 
 def test_the_card_says_not_scored_and_is_escaped(tmp_path):
     ref = ModelRef("<script>alert(1)", tmp_path, "hub", "1")
-    assert app.TEXTS["not_scored"] in app._card(served.card(ref), "base")
-    assert "<script" not in app._card(served.card(ref), "base")
+    assert ENGLISH["not_scored"] in shown.card(served.card(ref), "base", ENGLISH)
+    assert "<script" not in shown.card(served.card(ref), "base", ENGLISH)
 
 
 def test_the_page_has_one_public_endpoint_limits_and_no_analytics(tmp_path):
@@ -354,6 +610,6 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
 
 
 def test_the_theme_fetches_no_fonts():
-    theme = app._theme()
+    theme = look.theme()
     assert theme._stylesheets == []
     assert "@font-face" not in theme._get_theme_css()

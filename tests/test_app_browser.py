@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from servers.loopback import free_port
 
-import app
-from pipelines import feedback, text
+from pipelines import feedback, manifest, text
+from pipelines.page.buttons import DOWNLOADS, EXAMPLES
+from pipelines.page.words import WORDS
 from pipelines.sources import espeak
 
 pytestmark = pytest.mark.browser
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCE = "Vi ska åka till Stockholm på måndag."
 """whisper-tiny, untuned, hears every word of it."""
+ENGLISH, SWEDISH = WORDS["en"], WORDS["sv"]
 MICROPHONE_HZ = 48_000
 PATIENCE_MS = 60_000
 FLAGS = (
@@ -113,8 +115,20 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(chromium, tiny_folder, tmp_path_factory):
-    server = Server(tiny_folder, tmp_path_factory.mktemp("server"))
+def model(tiny_folder, tmp_path_factory):
+    """The same weights as a tuned model that knows where it came from."""
+    folder = tmp_path_factory.mktemp("runs") / "train-1" / "model"
+    folder.mkdir(parents=True)
+    for path in tiny_folder.iterdir():
+        if path.is_file() and path.name != manifest.MANIFEST:
+            os.link(path, folder / path.name)
+    manifest.seal(folder, kind="model", name="tour-1", base_model=str(tiny_folder), base="whisper-tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(chromium, model, tmp_path_factory):
+    server = Server(model, tmp_path_factory.mktemp("server"))
     try:
         server.wait()
         yield server
@@ -236,7 +250,7 @@ def test_times_unsure_words_and_files_to_download(page, server, spoken):
     page.click("#details summary") if not page.is_visible("#details li") else None
     assert page.inner_text("#details li time") == "0:00.0"
     assert page.inner_text("#details li span").split() == heard.split()
-    for ending in app.DOWNLOADS:
+    for ending in DOWNLOADS:
         with page.expect_download() as download:
             page.click(f"#downloads button:has-text('.{ending}'):enabled")
         assert download.value.suggested_filename == f"transcript.{ending}"
@@ -246,13 +260,118 @@ def test_times_unsure_words_and_files_to_download(page, server, spoken):
     assert server.uploads == []
 
 
+def test_a_click_on_a_segment_plays_it(page, spoken):
+    _upload(page, spoken)
+    _transcribed(page)
+    page.wait_for_selector("#player canvas", state="visible")
+    page.wait_for_selector("#details.playable")
+    if not page.is_visible("#details li"):
+        page.click("#details summary")
+    playing = "(() => { const a = document.querySelector('#player audio'); return !a.paused && a.currentTime > 0.1 })()"
+    page.focus("#details .play")
+    page.keyboard.press("Enter")
+    page.wait_for_function(playing)
+    page.wait_for_selector("#details li.now")
+    page.evaluate("document.querySelector('#player audio').pause()")
+    page.click("#player .parts div")
+    page.wait_for_function(playing)
+    drawn = "[...document.querySelector('#player canvas').getContext('2d').getImageData(0, 0, 300, 64).data]"
+    assert page.evaluate(f"{drawn}.some(value => value > 0)"), "a waveform is there"
+    page.click("#recording button[aria-label='Clear']")
+    page.wait_for_selector("#player canvas", state="hidden")
+
+
+def test_words_appear_while_somebody_speaks(page, server, spoken):
+    page.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
+    page.click("#microphone .record-button, #microphone button:has-text('Record')")
+    page.wait_for_function("document.querySelector('#live p')?.innerText.trim()")
+    early = page.inner_text("#live p")
+    page.wait_for_timeout(_spoken_ms(spoken))
+    assert len(page.inner_text("#live p")) >= len(early)
+    assert "after the sound" in page.inner_text("#live small")
+    page.click("#microphone .stop-button, #microphone button:has-text('Stop')")
+    page.wait_for_function("document.querySelector('#transcript textarea').value !== ''")
+    heard = page.input_value("#transcript textarea")
+    assert _words(heard) & _words(SENTENCE), heard
+    page.wait_for_selector("#player canvas", state="visible")
+    page.click("#right")
+    page.wait_for_selector("#thanks >> text=Tack!")
+    assert feedback.read(server.log)[-1]["output"] == heard
+    assert server.uploads == [], "pieces are deleted as they are heard"
+
+
+def test_before_tuning_side_by_side(page, spoken):
+    _upload(page, spoken)
+    heard = _transcribed(page)
+    page.click("#compare:enabled")
+    page.wait_for_selector("#compared dl")
+    assert page.locator("#compared dd").all_inner_texts() == [heard, heard]
+    assert ENGLISH["same"] in page.inner_text("#compared")
+
+
+def test_an_example_is_one_click(page, server):
+    name, said = next(iter(EXAMPLES.items()))
+    for _ in range(2):  # the file is there for the next visitor, too
+        page.click(f"#examples button:has-text('{said}')")
+        assert _transcribed(page)
+        page.click("#recording button[aria-label='Clear']")
+        page.wait_for_function("document.querySelector('#transcript textarea').value === ''")
+    assert {path.name for path in server.uploads} <= {name}
+
+
+def test_in_swedish_where_the_browser_asks_for_it_and_by_a_switch(browser, server, spoken):
+    context = browser.new_context(locale="sv-SE", viewport={"width": 390, "height": 844})
+    try:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(server.address)
+        page.wait_for_selector(f"#transcribe:has-text('{SWEDISH['transcribe']}')")
+        page.wait_for_function("document.documentElement.lang === 'sv'")
+        _upload(page, spoken)
+        _transcribed(page)
+        assert " s tal på " in page.inner_text("#timing")
+        page.wait_for_selector(f"#details summary:has-text('{SWEDISH['details']}')", state="attached")
+        assert page.get_attribute("#player audio", "aria-label") == SWEDISH["player"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.click("#language label:has-text('English')")
+        page.wait_for_selector(f"#transcribe:has-text('{ENGLISH['transcribe']}')")
+        page.wait_for_selector(f"#details summary:has-text('{ENGLISH['details']}')", state="attached")
+        page.wait_for_function("document.documentElement.lang === 'en'")
+        assert page.input_value("#transcript textarea"), "the transcript stays"
+    finally:
+        context.close()
+
+
+def test_nothing_of_the_page_shuts_anybody_out(page, spoken):
+    """axe-core's rules of WCAG 2.1 A and AA, before and after a transcript, light and dark."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def violations():
+        rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+        found = axe.run(page, options=rules).response["violations"]
+        return [(one["id"], node["html"][:200]) for one in found for node in one["nodes"]]
+
+    assert violations() == []
+    _upload(page, spoken)
+    _transcribed(page)
+    page.click("#compare:enabled")
+    page.wait_for_selector("#compared dl")
+    assert violations() == []
+    page.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
+    assert violations() == []
+    page.emulate_media(color_scheme="dark")
+    page.reload()
+    page.wait_for_selector("#transcribe")
+    assert violations() == []
+
+
 def test_a_text_file_named_wav_is_one_line(page, console_errors, server, tmp_path):
     fake = tmp_path / "letter.wav"
     fake.write_text("Kära syster, jag skriver till dig.\n" * 40)
     _upload(page, fake)
     page.click("#transcribe:enabled")
     toast = page.wait_for_selector(".toast-body.error")
-    assert app.TEXTS["refused"]["unreadable"] in toast.inner_text()
+    assert ENGLISH["refused"]["unreadable"] in toast.inner_text()
     everything = page.inner_text("body")
     assert "Traceback" not in everything
     assert str(server.temporary) not in everything
@@ -265,16 +384,16 @@ def test_feedback_before_any_transcript_is_a_friendly_warning(page, server):
     before = feedback.read(server.log)
     page.click("#wrong")
     toast = page.wait_for_selector(".toast-body.warning")
-    assert app.TEXTS["nothing_to_judge"] in toast.inner_text()
+    assert ENGLISH["nothing_to_judge"] in toast.inner_text()
     assert feedback.read(server.log) == before
 
 
-def test_the_page_tells_its_model_and_fits_a_phone(page, tiny_folder):
+def test_the_page_tells_its_model_and_fits_a_phone(page, model):
     page.set_viewport_size({"width": 390, "height": 844})
     card = page.wait_for_selector("#card dl").inner_text()
     assert "not scored" in card
-    assert app.TEXTS["why"]["named"] in card
-    assert str(tiny_folder) not in page.content()
+    assert ENGLISH["why"]["named"] in card
+    assert str(model) not in page.content()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

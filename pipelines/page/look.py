@@ -1,0 +1,211 @@
+"""How the page looks, and the little that it does in the browser. Nothing of it is fetched from elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+CSS = """
+.gradio-container {max-width: 760px !important; margin: 0 auto !important}
+#head h1 {font-size: 1.9rem; letter-spacing: -.01em; margin: .5rem 0 .2rem}
+#head p, #privacy p, #timing p, #card dt, #examples-label p, #live-hint p {color: var(--muted)}
+#privacy p, #timing p, #examples-label p, #live-hint p {font-size: .85rem; line-height: 1.45; margin: 0}
+#language {max-width: 16rem; margin-left: auto}
+#language .wrap {justify-content: flex-end}
+#transcript textarea {font-size: 1.2rem; line-height: 1.55}
+@supports (field-sizing: content) {#transcript textarea {field-sizing: content; height: auto !important}}
+#live {min-height: 4.5rem; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg)}
+#live p {font-size: 1.2rem; line-height: 1.55; margin: 0; padding: .6rem .9rem .2rem}
+#live p span, #live small {color: var(--muted)}
+#live small {padding: 0 .9rem .5rem; display: block; font-variant-numeric: tabular-nums}
+#card {border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); padding: .8rem 1rem}
+#card dl {display: grid; grid-template-columns: 7rem 1fr; gap: .3rem .75rem; margin: 0; font-size: .85rem}
+#card dd {margin: 0; overflow-wrap: anywhere}
+#question h2 {font-size: 1.2rem; margin: .9rem 0 0}
+#thanks:not(:has(p)), #compared:not(:has(dl)) {display: none}
+#details summary {cursor: pointer; font-size: .9rem; color: var(--muted)}
+#details ol {list-style: none; margin: .5rem 0 0; padding: 0; max-height: 22rem; overflow-y: auto}
+#details li {display: grid; grid-template-columns: 4.5rem 1fr; gap: .75rem; padding: .2rem .3rem; line-height: 1.5}
+#details li.now {background: var(--background-fill-secondary); border-radius: var(--radius-md)}
+#details .play {font: inherit; font-size: .85rem; font-variant-numeric: tabular-nums; color: var(--link);
+  text-align: left; background: none; border: 0; padding: 0 .2rem; cursor: pointer; text-decoration: underline;
+  text-underline-offset: 3px}
+#details:not(.playable) .play {color: var(--muted); text-decoration: none; cursor: default}
+mark {background: none !important; color: inherit !important; text-decoration: underline wavy #b45309 !important;
+  text-underline-offset: 3px}
+#details p, #compared p {font-size: .85rem; color: var(--muted); margin: .4rem 0 0}
+#compared h3 {font-size: 1rem; margin: .4rem 0}
+#compared dl {display: grid; grid-template-columns: 1fr 1fr; gap: .3rem 1.25rem; margin: 0;
+  grid-auto-flow: column; grid-template-rows: auto auto}
+#compared dt {font-size: .85rem; color: var(--muted); overflow-wrap: anywhere}
+#compared dd {margin: 0; line-height: 1.55}
+#player figure {margin: .3rem 0}
+#player canvas {width: 100%; height: 64px; display: block}
+#player .parts {position: relative; height: 24px; margin: 2px 0 6px}
+#player .parts div {position: absolute; height: 100%; background: #1d4ed8; opacity: .35; border-radius: 4px;
+  cursor: pointer; min-width: 4px}
+#player .parts div.now, #player .parts div:hover {opacity: .8}
+#player audio {width: 100%; height: 40px}
+#downloads button {font-size: .85rem}
+:root {--muted: #475569; --link: #1d4ed8}
+.dark {--muted: #a8b5c7; --link: #93c5fd}
+button:focus-visible, input:focus-visible, textarea:focus-visible, summary:focus-visible {
+  outline: 3px solid var(--color-accent) !important; outline-offset: 1px
+}
+footer .divider {display: none !important}
+@media (max-width: 480px) {
+  #card dl {grid-template-columns: 5.5rem 1fr}
+  #head h1 {font-size: 1.6rem}
+  #compared dl {grid-template-columns: 1fr; grid-auto-flow: row; grid-template-rows: none}
+}
+"""
+
+SCRIPT = """
+() => {
+  const find = selector => document.querySelector(selector)
+  let address = null, until = null, number = 0
+  const audio = () => find("#player audio")
+  const parts = () => [...document.querySelectorAll("#details li[data-start]")]
+
+  const drawn = (canvas, samples) => {
+    const ratio = window.devicePixelRatio || 1
+    canvas.width = canvas.clientWidth * ratio
+    canvas.height = 64 * ratio
+    const context = canvas.getContext("2d"), n = Math.max(1, Math.floor(canvas.clientWidth / 3))
+    const each = Math.max(1, Math.floor(samples.length / n)), heights = []
+    for (let i = 0; i < n; i++) {
+      let peak = 0
+      for (const sample of samples.subarray(i * each, (i + 1) * each)) peak = Math.max(peak, Math.abs(sample))
+      heights.push(peak)
+    }
+    const loudest = Math.max(0.01, ...heights)
+    context.fillStyle = "#64748b"
+    heights.forEach((height, i) => {
+      const pixels = Math.max(2, height / loudest * 60) * ratio
+      context.fillRect(i * 3 * ratio, (canvas.height - pixels) / 2, 2 * ratio, pixels)
+    })
+  }
+
+  const place = () => {
+    const bars = find("#player .parts"), length = audio()?.duration
+    if (!bars) return
+    bars.replaceChildren()
+    const ready = Number.isFinite(length) && length > 0
+    find("#details")?.classList.toggle("playable", ready)
+    if (!ready) return
+    for (const part of parts()) {
+      const bar = document.createElement("div")
+      const start = Number(part.dataset.start), end = Number(part.dataset.end)
+      bar.style.left = `${100 * start / length}%`
+      bar.style.width = `${Math.max(0, 100 * (Math.min(end, length) - start) / length)}%`
+      bar.title = part.querySelector("time").textContent
+      bar.onclick = () => play(start, end)
+      bars.append(bar)
+    }
+  }
+
+  const play = (start, end) => {
+    const player = audio()
+    if (!player || !player.src) return
+    player.currentTime = start
+    until = end
+    player.play()
+  }
+
+  const follow = () => {
+    const now = audio().currentTime, bars = find("#player .parts").children
+    if (until !== null && now >= until) { audio().pause(); until = null }
+    parts().forEach((part, i) => {
+      const here = now >= Number(part.dataset.start) && now < Number(part.dataset.end) && !audio().paused
+      part.classList.toggle("now", here)
+      bars[i]?.classList.toggle("now", here)
+    })
+  }
+
+  const forget = () => {
+    number++
+    if (address) URL.revokeObjectURL(address)
+    address = until = null
+    const figure = find("#player figure")
+    if (!figure) return
+    figure.hidden = true
+    audio().removeAttribute("src")
+    audio().load()
+    place()
+  }
+
+  const load = async url => {
+    forget()
+    if (!url) return
+    const mine = number
+    try {
+      const blob = await (await fetch(url)).blob()
+      if (mine !== number) return
+      address = URL.createObjectURL(blob)
+      const player = audio()
+      player.src = address
+      player.ondurationchange = place
+      player.ontimeupdate = player.onpause = player.onplay = follow
+      player.onended = () => { until = null; follow() }
+      const context = new OfflineAudioContext(1, 1, 16000)
+      const decoded = await context.decodeAudioData(await blob.arrayBuffer())
+      if (mine !== number) return
+      find("#player figure").hidden = false
+      drawn(find("#player canvas"), decoded.getChannelData(0))
+      place()
+    } catch (error) {
+      if (mine === number) forget()  // a format that this browser cannot play: the transcript stays
+    }
+  }
+
+  const save = (files, ending) => {
+    if (!files) return
+    const link = document.createElement("a")
+    link.href = URL.createObjectURL(new Blob([files[ending]], {type: "text/plain;charset=utf-8"}))
+    link.download = `transcript.${ending}`
+    link.click()
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000)
+  }
+
+  const speak = language => {
+    document.documentElement.lang = language
+    for (const named of document.querySelectorAll(`[data-label-${language}]`))
+      named.setAttribute("aria-label", named.getAttribute(`data-label-${language}`))
+  }
+
+  document.addEventListener("click", event => {
+    const part = event.target.closest?.("#details .play")?.closest("li")
+    if (part) play(Number(part.dataset.start), Number(part.dataset.end))
+  })
+  new MutationObserver(() => {
+    for (const box of document.querySelectorAll("#transcript textarea, #correction textarea"))
+      if (box.lang !== "sv") box.lang = "sv"
+    if (parts().length !== (find("#player .parts")?.children.length ?? 0)) place()
+  }).observe(document.body, {childList: true, subtree: true})
+  window.lab = {load, save, speak}
+}
+"""
+"""Run once by the page. `lab.load(url)` gives the player a recording; `lab.save(files, ending)` saves a file that the
+page has already, so that nothing of it lies on the server; `lab.speak(language)` tells a screen reader the language."""
+
+
+def theme() -> gr.themes.Base:
+    """Calm, and in the system's own fonts."""
+    import gradio as gr
+
+    calm = gr.themes.Default(
+        primary_hue="blue",
+        secondary_hue="blue",
+        neutral_hue="slate",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    )
+    fill, hover = "*primary_700", "*primary_800"  # white letters need this dark a blue
+    return calm.set(
+        button_primary_background_fill=fill,
+        button_primary_background_fill_hover=hover,
+        button_primary_background_fill_dark=fill,
+        button_primary_background_fill_hover_dark=hover,
+    )
