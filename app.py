@@ -66,7 +66,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             with page.add(gr.Tab, lambda words: {"label": words["file_tab"]}):
                 recording, transcribe, examples = _recorder(gr, page)
             with page.add(gr.Tab, lambda words: {"label": words["live_tab"]}):
-                microphone, open_text = _microphone(gr, page)
+                speak, stop, piece, end, open_text = _microphone(gr, page)
         page.add(gr.Markdown, lambda words: {"value": words["privacy"]}, elem_id="privacy")
         transcript = page.add(
             gr.Textbox,
@@ -80,7 +80,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
         timing = gr.Markdown("", elem_id="timing")
         gr.HTML(shown.player(WORDS), elem_id="player", padding=False)
         details = gr.HTML("", elem_id="details", padding=False)
-        files, sound = gr.JSON(None, visible=False), gr.JSON(None, visible=False)
+        files, sent = gr.JSON(None, visible=False), gr.JSON(None, visible=False)
         downloads = _downloads(gr, page, files)
         compare = page.add(
             gr.Button,
@@ -115,27 +115,43 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             api_name="transcribe",
             show_progress_on=transcript,
         )
-        stopped = microphone.stop_recording(
-            buttons.stop, [live, language], [transcript, timing, heard, sound, live], **quiet
+        speak.click(
+            buttons.open,
+            [sent, language],
+            [speak, stop, open_text, live, *fresh],
+            js="async (_, language) => [await window.lab.start(), language]",
+            **quiet,
         )
-        stopped.success(None, sound, None, js="sound => window.lab.load(sound?.url)", api_visibility="private")
+        heard_more = piece.click(
+            buttons.listen,
+            [sent, live, language],
+            [open_text, live],
+            js="(_, live, language) => [window.lab.piece(), live, language]",
+            **quiet,
+        )
+        heard_more.failure(None, None, None, js="() => window.lab.stop()", api_visibility="private")
+        heard_more.then(None, None, None, js="() => window.lab.answered()", api_visibility="private")
+        stop.click(None, None, None, js="() => window.lab.stop()", api_visibility="private")
+        stopped = end.click(
+            buttons.stop,
+            [sent, live, language],
+            [transcript, timing, heard, live],
+            js="(_, live, language) => [window.lab.piece(), live, language]",
+            **quiet,
+        )
+        stopped.then(
+            lambda: (gr.Button(visible=True), gr.Button(visible=False), None),
+            None,
+            [speak, stop, live],
+            js="() => window.lab.closed()",
+            queue=False,
+            **quiet,
+        )
         for done in (spoken, stopped):
             done.success(None, transcript, correction, js="text => text", api_visibility="private")
             done.success(buttons.details, [heard, language], told, **quiet)
         recording.change(buttons.begin, recording, [transcribe, *fresh], queue=False, preprocess=False, **quiet)
         recording.change(None, recording, None, js="file => window.lab.load(file?.url)", api_visibility="private")
-        microphone.start_recording(
-            lambda: ("", None, *buttons._nothing()), None, [open_text, live, *fresh], queue=False, **quiet
-        )
-        microphone.start_recording(None, None, None, js="() => window.lab.load(null)", api_visibility="private")
-        microphone.stream(
-            buttons.listen,
-            [microphone, live, language],
-            [open_text, live],
-            stream_every=0.5,
-            time_limit=served.MAX_DURATION_S,
-            **quiet,
-        )
         for name, button in zip(EXAMPLES, examples, strict=True):
             button.click(lambda name=name: example(name), None, recording, queue=False, **quiet)
         compare.click(buttons.compare, [heard, language], compared, api_visibility="private", show_progress_on=compared)
@@ -164,9 +180,11 @@ class Page:
         """The browser's language to begin with, then that of the switch."""
         gr, components = self.gr, [component for component, _ in self._said]
 
-        def first(request: gr.Request) -> list[Any]:
-            chosen = preferred(request.headers.get("accept-language", "")) if request else "en"
+        def first(request: Any) -> list[Any]:
+            chosen = preferred(request.headers.get("accept-language", ""))
             return [chosen, *([gr.skip()] * len(components) if chosen == "en" else self.words(chosen)), chosen]
+
+        first.__annotations__["request"] = gr.Request  # Gradio looks for it there, and cannot read it as a string
 
         def then(chosen: str, heard: Heard | None) -> list[Any]:
             chosen = chosen if chosen in WORDS else "en"
@@ -205,19 +223,15 @@ def _recorder(gr: Any, page: Page) -> tuple[Any, Any, list[Any]]:
     return recording, transcribe, examples
 
 
-def _microphone(gr: Any, page: Page) -> tuple[Any, Any]:
-    """A microphone that is heard while it is open, and the place where the words appear."""
+def _microphone(gr: Any, page: Page) -> tuple[Any, ...]:
+    """Buttons to speak and to stop, two that only the script presses, and the place where the words appear."""
     page.add(gr.Markdown, lambda words: {"value": words["live_hint"]}, elem_id="live-hint")
-    microphone = page.add(
-        gr.Audio,
-        lambda words: {"label": words["live_recording"]},
-        sources=["microphone"],
-        type="filepath",
-        streaming=True,
-        elem_id="microphone",
-        buttons=[],
+    speak = page.add(gr.Button, lambda words: {"value": words["speak"]}, variant="primary", size="lg", elem_id="speak")
+    stop = page.add(
+        gr.Button, lambda words: {"value": words["stop"]}, variant="stop", size="lg", visible=False, elem_id="stop"
     )
-    return microphone, gr.HTML("", elem_id="live", padding=False)
+    piece, end = gr.Button(elem_id="live-piece"), gr.Button(elem_id="live-end")
+    return speak, stop, piece, end, gr.HTML("", elem_id="live", padding=False)
 
 
 def _downloads(gr: Any, page: Page, files: Any) -> list[Any]:

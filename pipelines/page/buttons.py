@@ -79,27 +79,32 @@ class Buttons:
                 _discard(recording)
             return heard.text, _took(heard, language), heard
 
-    def listen(self, piece: str | None, live: Live | None, language: str) -> tuple[str, Live | None]:
+    def open(self, opened: bool, language: str) -> tuple[Any, ...]:
+        """The microphone is open, or the browser would not: both buttons of the microphone, and a page without text."""
+        import gradio as gr
+
+        if not opened:
+            gr.Warning(WORDS[language]["no_microphone"], title=WORDS[language]["sorry"])
+        return gr.Button(visible=not opened), gr.Button(visible=bool(opened)), "", None, *self._nothing()
+
+    def listen(self, piece: Any, live: Live | None, language: str) -> tuple[str, Live | None]:
         """The next piece from an open microphone: what has been heard by now, and the microphone as it is."""
         from pipelines.page.live import Live
 
         with _one_line(language):
-            try:
-                live = live or Live(self.service.transcriber)
-                return shown.live(live.take(piece), WORDS[language]) if piece else "", live
-            finally:
-                _discard(piece)
+            live = live or Live(self.service.transcriber)
+            return shown.live(live.take(piece), WORDS[language]), live
 
-    def stop(self, live: Live | None, language: str) -> tuple[Any, ...]:
-        """The microphone is closed: transcript, line, what the session remembers, its sound, and no microphone."""
-        from pipelines.page.live import data_url
+    def stop(self, piece: Any, live: Live | None, language: str) -> tuple[Any, ...]:
+        """The microphone is closed, `piece` its last: transcript, line, what the session remembers, no microphone."""
+        from pipelines.page.live import Live
 
         with _one_line(language):
-            if live is None:
-                return "", "", None, None, None
+            live = live or Live(self.service.transcriber)
+            if piece:
+                live.take(piece)
             heard = live.end()
-            sound = {"url": data_url(heard.recording)} if heard.recording else None
-            return heard.text, _took(heard, language), heard, sound, None
+            return heard.text, _took(heard, language), heard, None
 
     def compare(self, heard: Heard | None, language: str) -> str:
         """What the model from which this one was tuned hears in the same recording, beside what this one heard."""

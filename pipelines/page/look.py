@@ -49,6 +49,9 @@ mark {background: none !important; color: inherit !important; text-decoration: u
 #player .parts div.now, #player .parts div:hover {opacity: .8}
 #player audio {width: 100%; height: 40px}
 #downloads button {font-size: .85rem}
+#live-piece, #live-end {display: none}
+#timing:not(:has(p)), #details:not(:has(details)), #player:not(:has(figure:not([hidden]))) {display: none}
+#player:has(figure[hidden]) {position: absolute; visibility: hidden}
 :root {--muted: #475569; --link: #1d4ed8}
 .dark {--muted: #a8b5c7; --link: #93c5fd}
 button:focus-visible, input:focus-visible, textarea:focus-visible, summary:focus-visible {
@@ -175,6 +178,96 @@ SCRIPT = """
       named.setAttribute("aria-label", named.getAttribute(`data-label-${language}`))
   }
 
+  // An open microphone. The page keeps all that it hears and sends what is new as soon as the last answer is there:
+  // where server or network are slow the pieces grow, and nothing is lost.
+  const N = 1024  // samples that come at once
+  const worklet = `registerProcessor("pieces", class extends AudioWorkletProcessor {
+    constructor() { super(); this.held = new Int16Array(${N}); this.n = 0 }
+    process([[channel]]) {
+      for (const sample of channel ?? []) {
+        this.held[this.n++] = Math.max(-32768, Math.min(32767, Math.round(sample * 32768)))
+        if (this.n === this.held.length) { this.port.postMessage(this.held.slice()); this.n = 0 }
+      }
+      return true
+    }
+  })`
+  let microphone = null
+
+  const start = async () => {
+    load(null)
+    let stream = null
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({audio: true})
+      const context = new AudioContext()
+      const module = URL.createObjectURL(new Blob([worklet], {type: "text/javascript"}))
+      await context.audioWorklet.addModule(module)
+      URL.revokeObjectURL(module)
+      const mono = {numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit"}
+      const node = new AudioWorkletNode(context, "pieces", mono)
+      microphone = {stream, context, rate: context.sampleRate, all: [], sent: 0, busy: false, closed: false}
+      const mine = microphone
+      node.port.onmessage = event => { mine.all.push(event.data); mine.newest = performance.now(); send(mine) }
+      context.createMediaStreamSource(stream).connect(node)
+      return true
+    } catch (error) {
+      stream?.getTracks().forEach(track => track.stop())
+      return false
+    }
+  }
+
+  const send = mine => {
+    if (mine !== microphone || mine.busy || mine.closed || (mine.all.length - mine.sent) * N < mine.rate / 2) return
+    mine.busy = true
+    find("#live-piece").click()
+  }
+
+  const piece = () => {
+    const mine = microphone
+    if (!mine) return null
+    const most = mine.closed ? Infinity : Math.ceil(10 * mine.rate / N)
+    const chunks = mine.all.slice(mine.sent, mine.sent + most)
+    mine.sent += chunks.length
+    mine.sentNewest = mine.newest
+    let letters = ""
+    for (const chunk of chunks) letters += String.fromCharCode(...new Uint8Array(chunk.buffer))
+    return chunks.length ? {rate: mine.rate, samples: btoa(letters)} : null
+  }
+
+  const answered = () => {
+    const mine = microphone, late = find("#live small b")
+    if (!mine) return
+    if (late) late.textContent = ((performance.now() - mine.sentNewest) / 1000).toFixed(1)
+    mine.busy = false
+    mine.closed ? finish(mine) : send(mine)
+  }
+
+  const stop = () => {
+    const mine = microphone
+    if (!mine || mine.closed) return
+    mine.closed = true
+    mine.stream.getTracks().forEach(track => track.stop())
+    mine.context.close()
+    if (!mine.busy) finish(mine)
+  }
+
+  const finish = mine => {
+    find("#live-end").click()
+    load(URL.createObjectURL(wav(mine)))
+  }
+
+  const closed = () => { microphone = null }
+
+  const wav = ({all, rate}) => {
+    const header = new DataView(new ArrayBuffer(44)), bytes = all.length * 2 * N
+    const letters = (at, text) => [...text].forEach((letter, i) => header.setUint8(at + i, letter.charCodeAt(0)))
+    letters(0, "RIFF"); header.setUint32(4, 36 + bytes, true); letters(8, "WAVEfmt ")
+    header.setUint32(16, 16, true); header.setUint16(20, 1, true); header.setUint16(22, 1, true)
+    header.setUint32(24, rate, true); header.setUint32(28, 2 * rate, true)
+    header.setUint16(32, 2, true); header.setUint16(34, 16, true)
+    letters(36, "data"); header.setUint32(40, bytes, true)
+    return new Blob([header, ...all], {type: "audio/wav"})
+  }
+
   document.addEventListener("click", event => {
     const part = event.target.closest?.("#details .play")?.closest("li")
     if (part) play(Number(part.dataset.start), Number(part.dataset.end))
@@ -184,11 +277,12 @@ SCRIPT = """
       if (box.lang !== "sv") box.lang = "sv"
     if (parts().length !== (find("#player .parts")?.children.length ?? 0)) place()
   }).observe(document.body, {childList: true, subtree: true})
-  window.lab = {load, save, speak}
+  window.lab = {load, save, speak, start, piece, answered, stop, closed}
 }
 """
 """Run once by the page. `lab.load(url)` gives the player a recording; `lab.save(files, ending)` saves a file that the
-page has already, so that nothing of it lies on the server; `lab.speak(language)` tells a screen reader the language."""
+page has already, so that nothing of it lies on the server; `lab.speak(language)` tells a screen reader the language;
+`lab.start`, `piece`, `answered`, `stop` and `closed` are the open microphone."""
 
 
 def theme() -> gr.themes.Base:

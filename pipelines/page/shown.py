@@ -56,7 +56,9 @@ def live(partial: Partial, words: Words) -> str:
     told = html.escape(certain)
     if partial.open:
         told += f" <span>{html.escape(partial.open)}</span>"
-    line = words["live_line"].format(audio_s=partial.audio_s, latency_s=partial.latency_s)
+    # the script puts in what the visitor waited for, the way there and back included
+    late = f"<b>{partial.latency_s:.1f}</b>"
+    line = words["live_line"].format(audio_s=partial.audio_s, late=late)
     return f'<p lang="sv">{told}</p><small>{line}</small>'
 
 
