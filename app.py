@@ -192,8 +192,8 @@ class Page:
 
         quiet = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         say = {"js": "language => window.lab.speak(language)", "api_visibility": "private"}
-        demo.load(first, None, [language, *components, switch], **quiet).then(None, language, None, **say)
-        switch.input(then, [switch, heard], [language, *components, *told], **quiet).then(None, language, None, **say)
+        demo.load(first, None, [language, *components, switch], **quiet).then(None, switch, None, **say)
+        switch.input(then, [switch, heard], [language, *components, *told], **quiet).then(None, switch, None, **say)
 
 
 def _recorder(gr: Any, page: Page) -> tuple[Any, Any, list[Any]]:

@@ -1,6 +1,6 @@
 """The page as a Space of the Hugging Face Hub: app.py, the modules that it imports, and nothing else of the lab.
 
-    app.py, pipelines/…   as they are here; which modules, their own imports tell
+    app.py, pipelines/…   as they are here; which modules, their own imports tell, and the page's examples
     space.json            the model at its commit: what app.py serves where nobody names another
     requirements.txt      what those modules import of other people's, with the floors of the lab's own
     README.md             front matter: SDK, versions, model, what the build fetches beforehand
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 HARDWARE = {"cpu": "cpu-basic", "zerogpu": "zero-a10g"}
 """What is asked for, and the Hub's name of it."""
 PYTHON = "3.12"
+EXAMPLES = Path("pipelines", "page", "examples")
+"""Recordings that the page offers to those who have nothing to say."""
 _NEVER_CALLED = {"hopsworks", "onnx", "pyarrow", "tqdm", "ray"}
 """Imported by functions that a page with a model of the Hub never calls."""
 _ZEROGPU_TORCH = "torch>=2.8,<2.12"
@@ -86,7 +88,7 @@ def write(folder: Path, name: str, model: Model, hardware: str = "cpu") -> list[
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} is not empty: name an empty folder")
     sources = modules()
-    for path in (*sources, Path("LICENSE")):
+    for path in (*sources, *_examples(), Path("LICENSE")):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(environment.ROOT / path, folder / path)
     manifest.write_json(folder / served.SPACE, {"model": model.uri})
@@ -110,6 +112,10 @@ def publish(name: str, model: Model, hardware: str = "cpu", log: Callable[[str],
                 api.request_space_hardware(name, flavour)  # the Space was there; whatever else it runs on stays
             commit = _commit(api, name, folder, files, log)
     return {"space": name, "commit": commit, "url": f"{environment.hub_endpoint()}/spaces/{name}"}
+
+
+def _examples() -> list[Path]:
+    return sorted(path.relative_to(environment.ROOT) for path in (environment.ROOT / EXAMPLES).iterdir())
 
 
 def modules() -> list[Path]:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 COMMIT = "c0ffee" + 34 * "0"
 NAME = "lab/talk"
 BESIDE = {"app.py", "LICENSE", "README.md", "requirements.txt", "space.json"}
+BESIDE |= {f"pipelines/page/examples/{name}" for name in ("boat.ogg", "bread.ogg", "snow.ogg")}
 """What a Space holds beside modules."""
 
 
@@ -147,7 +148,7 @@ def test_a_second_time_sends_what_differs_and_removes_old_modules(server):
     files = server.files("space", NAME)
     files |= {"pipelines/old.py": b"gone by now", "app.py": b"older", "picture.png": b"theirs"}
     publish(log=said.append)
-    assert said[-1] == f"sending 1 of {len(space.modules()) + 4} files to the Space {NAME}"
+    assert said[-1] == f"sending 1 of {len(space.modules()) + len(BESIDE) - 1} files to the Space {NAME}"
     assert "pipelines/old.py" not in sent(server)
     assert sent(server)["picture.png"] == b"theirs"
     assert sent(server)["app.py"] == (ROOT / "app.py").read_bytes()

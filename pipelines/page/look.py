@@ -49,6 +49,8 @@ mark {background: none !important; color: inherit !important; text-decoration: u
 #player .parts div.now, #player .parts div:hover {opacity: .8}
 #player audio {width: 100%; height: 40px}
 #downloads button {font-size: .85rem}
+button[role=tab].selected {color: var(--link) !important}
+#recording time, #recording .playback span, footer button, footer a {color: var(--muted) !important}
 #live-piece, #live-end {display: none}
 #timing:not(:has(p)), #details:not(:has(details)), #player:not(:has(figure:not([hidden]))) {display: none}
 #player:has(figure[hidden]) {position: absolute; visibility: hidden}
@@ -275,6 +277,8 @@ SCRIPT = """
   new MutationObserver(() => {
     for (const box of document.querySelectorAll("#transcript textarea, #correction textarea"))
       if (box.lang !== "sv") box.lang = "sv"
+    for (const told of document.querySelectorAll("#live, #timing, #compared"))
+      if (told.ariaLive !== "polite") told.ariaLive = "polite"  // a screen reader says what changes there
     if (parts().length !== (find("#player .parts")?.children.length ?? 0)) place()
   }).observe(document.body, {childList: true, subtree: true})
   window.lab = {load, save, speak, start, piece, answered, stop, closed}
