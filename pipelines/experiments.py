@@ -20,6 +20,9 @@ from pipelines.evaluation import EvalReport
 from pipelines.recipe import Recipe, flatten
 from pipelines.scoring import Edits
 
+SAME_DURATION_S = 0.02
+"""Recordings of one id whose durations differ by more are not the same."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -125,6 +128,20 @@ def untuned_beside(report: EvalReport) -> EvalReport:
     )
 
 
+def _require_alike_sound(first: EvalReport, other: EvalReport) -> None:
+    """LabError where the same ids and references stand for other recordings: the durations tell."""
+    ours, theirs = ordered(first), ordered(other)
+    unlike = (ours["duration_s"] - theirs["duration_s"]).abs() > SAME_DURATION_S
+    if unlike.any():
+        row = int(unlike.idxmax())
+        here, there = ours["duration_s"][row], theirs["duration_s"][row]
+        raise LabError(
+            f"only reports of the same recordings can be compared: {ours['id'][row]} lasts {there:.2f} s in "
+            f"{other.folder} and {here:.2f} s in {first.folder} ({int(unlike.sum())} of {len(unlike)} differ). "
+            "Evaluate both on the same, or leave one out"
+        )
+
+
 def require_alike(reports: list[EvalReport]) -> None:
     """LabError, naming the first report that differs, unless all are of one test set and one normaliser."""
     first = reports[0]
@@ -141,6 +158,7 @@ def require_alike(reports: list[EvalReport]) -> None:
                     f"utterances), {first.folder} has {wanted} ({first.score.n}). Evaluate both on the same, or leave "
                     "one out"
                 )
+        _require_alike_sound(first, report)
     if first.normaliser != text.NORMALISER:
         raise LabError(
             f"{first.folder} was scored under normaliser {first.normaliser}, this version has {text.NORMALISER}: "

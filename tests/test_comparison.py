@@ -50,6 +50,14 @@ def compare(*named: object, runs: Path, **told) -> comparison.Comparison:
     return comparison.compare([str(name) for name in named], runs=runs, log=told.pop("log", quiet), **told)
 
 
+def test_other_recordings_under_the_same_names_are_refused(runs: Path, tmp_path: Path):
+    frame = hand_made.rows()
+    frame.loc[7, "duration_s"] += 0.5
+    hand_made.report(runs, "elsewhere", hand_made.wrong(lambda row: 2), table=frame)
+    with pytest.raises(LabError, match=r"only reports of the same recordings .* lasts 3\.50 s .* 3\.00 s .*\(1 of 60"):
+        compare("raw", "elsewhere", runs=runs)
+
+
 # --- what was found ---------------------------------------------------------------------------------------------------
 
 

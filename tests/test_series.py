@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import comparison, figures, lab, recipe, series, training
+from pipelines import comparison, figures, lab, manifest, recipe, series, training
 from pipelines.__main__ import app
 from pipelines.errors import LabError
 
@@ -88,6 +89,23 @@ def test_the_label_model_is_the_named_recipes_with_the_same_seed(done, small):
     absent = small("planted-repaired", 44, {f"curation.{name}": value for name, value in REPAIR.items()})
     with pytest.raises(LabError, match=r"run --recipe planted-raw --set training.seed=44"):
         lab.features(absent, runs=runs, log=lambda line: None)
+
+
+def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, small, tmp_path):
+    _recipes, runs, *_ = done
+    for name in ("one", "other"):
+        shutil.copytree(
+            training.newest_model(runs / "planted-raw", 42).parent, tmp_path / "planted-raw" / f"train-{name}"
+        )
+    assert training.newest_model(tmp_path / "planted-raw", 42), "twice the same is no question"
+    other = tmp_path / "planted-raw" / "train-other" / "model"
+    told = json.loads((other / "recipe.json").read_text("utf-8"))
+    told["training"]["learning_rate"] *= 2
+    (other / "recipe.json").write_text(json.dumps(told))
+    facts = {name: value for name, value in manifest.read(other).items() if name not in ("files", "kind")}
+    manifest.seal(other, kind="model", **facts)
+    with pytest.raises(LabError, match=r"train-one/model and .*train-other/model with other settings"):
+        lab.label_model(small("x", 42, {f"curation.{name}": value for name, value in REPAIR.items()}), tmp_path)
 
 
 def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):

@@ -173,13 +173,22 @@ def _calibrated(model: Any, trainer: Any, recipe: Recipe, cache: FeatureCache, r
 
 
 def newest_model(folder: Path, seed: int) -> Path | None:
-    """The model, among the runs in a recipe's folder with this `training.seed`, that was finished last."""
-    models_of_seed = [
-        run / "model"
-        for run in folder.glob("train-*")
-        if finished(run) and json.loads((run / "model" / "recipe.json").read_text("utf-8"))["training"]["seed"] == seed
-    ]
-    return max(models_of_seed, key=lambda model: (model / manifest.MANIFEST).stat().st_mtime_ns, default=None)
+    """The model, among the runs in a recipe's folder with this `training.seed`, that was finished last.
+
+    LabError where two of them were trained with other settings: which one is meant, nobody can know.
+    """
+    told = {
+        run / "model": json.loads((run / "model" / "recipe.json").read_text("utf-8"))
+        for run in sorted(folder.glob("train-*"))
+        if finished(run)
+    }
+    of_seed = [model for model, recipe in told.items() if recipe["training"]["seed"] == seed]
+    if other := [model for model in of_seed[1:] if told[model] != told[of_seed[0]]]:
+        raise LabError(
+            f"expected one recipe behind the runs with training.seed={seed} in {folder}, got {of_seed[0]} and "
+            f"{other[0]} with other settings: name the model that is meant, or remove one"
+        )
+    return max(of_seed, key=lambda model: (model / manifest.MANIFEST).stat().st_mtime_ns, default=None)
 
 
 def finished(run: Path) -> TrainedModel | None:
