@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from pipelines.recipe import digest
 
 COMPUTE_TYPES = ("int8", "int8_float16", "float16", "float32")
 """How weights are kept and multiplied: int8 for a CPU, int8_float16 and float16 for a GPU, float32 to compare with."""
-_FORMAT = "1"
+_FORMAT = "2"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 
 
@@ -96,6 +97,16 @@ def _convert(ref: ModelRef, compute_type: str, made: Path) -> None:
         raise LabError(
             f"{ref.title} does not convert to CTranslate2: {reason}. Decode it with --engine transformers"
         ) from None
+    _keep_heads_that_exist(ref, made)
+
+
+def _keep_heads_that_exist(ref: ModelRef, made: Path) -> None:
+    """Take out heads for word times that the decoder does not have: asked for those, CTranslate2 ends the process."""
+    model = json.loads((ref.folder / "config.json").read_text("utf-8"))
+    told = json.loads((made / "config.json").read_text("utf-8"))
+    layers, heads = model["decoder_layers"], model["decoder_attention_heads"]
+    known = [[layer, head] for layer, head in told.get("alignment_heads", []) if layer < layers and head < heads]
+    manifest.write_json(made / "config.json", {**told, "alignment_heads": known})
 
 
 def _put(made: Path, folder: Path) -> None:

@@ -53,6 +53,15 @@ class Spelling:
         """The transcript that `ids` spell, without blanks around it."""
         return self.tokenizer.decode([token for token in ids if token < self.end]).strip()
 
+    def ids(self, text: str) -> tuple[list[int], list[int]]:
+        """The tokens of `text`, and which of them begin its words, as it is split at blanks."""
+        ids: list[int] = []
+        firsts: list[int] = []
+        for word in text.split():
+            firsts.append(len(ids))
+            ids += self.tokenizer.encode(f" {word}", add_special_tokens=False).ids
+        return ids, firsts
+
     def words(self, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[tuple[str, float], ...]:
         """The words of `text(ids)`, as it is split at blanks, each with the sum of its tokens' `logprobs`."""
         end, groups = self.end, []

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ AHEAD_FRAMES = 12_000
 BATCH_FRAMES = 6_000
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Tried in turn for a window whose transcript repeats itself: OpenAI's own steps."""
+LONG_S = 6.0
+"""Longer windows become one segment for each sentence."""
 _UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
 """OpenAI's own thresholds: a window that the model holds for silent and is this unsure of holds no words."""
 _SHORTEST_CONTEXT_S = 2.0
@@ -174,7 +176,8 @@ class Transcriber:
             tensor = self._tensor([log_mels[i] for i in batch])
             heard |= zip(batch.tolist(), self.loaded.hear(tensor), strict=True)
         told = [self._settled(heard[i], log_mels[i]) for i in range(len(windows))]
-        return [self._segment(window, one) for window, one in zip(windows, told, strict=True) if one.text]
+        found = zip(windows, log_mels, told, strict=True)
+        return [part for window, log_mel, one in found if one.text for part in self._segments_of(window, log_mel, one)]
 
     def _frames(self, n: int) -> int:
         return padded_frames(n) if self.ref.context == "clip" else FULL_FRAMES
@@ -193,15 +196,35 @@ class Transcriber:
             heard = self.loaded.hear(self._tensor([log_mel]), temperature)[0]
         return heard if not repetition.is_repeating(heard.text) else _cut(heard)
 
-    def _segment(self, window: Window, heard: Heard) -> Segment:
+    def _segments_of(self, window: Window, log_mel: LogMel, heard: Heard) -> list[Segment]:
+        """A window as one segment, a long one sentence by sentence where the engine tells when words begin."""
         words = tuple(Word(text, self.calibration(logprob)) for text, logprob in heard.words)
-        return Segment(round(window.start_s, 3), round(window.end_s, 3), heard.text, words, heard.logprob)
+        start, end = round(window.start_s, 3), round(window.end_s, 3)
+        firsts = _sentences(heard.text) if end - start > LONG_S and len(words) == len(heard.text.split()) else [0]
+        begins: list[float] = []
+        if len(firsts) > 1:
+            (tensor,) = self._tensor([log_mel])
+            begins = self.loaded.word_starts(tensor, min(len(log_mel.frames), tensor.shape[-1]), heard.text)
+        if not begins:
+            return [Segment(start, end, heard.text, words, heard.logprob)]
+        edges = [start, *(round(min(start + begins[first], end), 3) for first in firsts[1:]), end]
+        parts = [words[a:b] for a, b in pairwise([*firsts, len(words)])]
+        return [
+            Segment(a, b, " ".join(word.text for word in part), part, heard.logprob)
+            for (a, b), part in zip(pairwise(edges), parts, strict=True)
+        ]
 
 
 def longest_window_s(ref: ModelRef) -> float:
     """The longest window that the model was tuned to hear, as its own manifest tells; 30 s for all others."""
     told = ref.facts.get("context_s") if ref.context == "clip" else None
     return min(max(float(told), _SHORTEST_CONTEXT_S), _FULL_S) if told else _FULL_S
+
+
+def _sentences(text: str) -> list[int]:
+    """Which words of `text` begin a sentence."""
+    words = text.split()
+    return [0, *(n for n in range(1, len(words)) if words[n - 1].rstrip("\"'”’»)").endswith((".", "?", "!", "…")))]
 
 
 def _cut(heard: Heard) -> Heard:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import multiprocessing
 import subprocess
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import engines, export, manifest, models
+from pipelines import audio, engines, export, manifest, models
 from pipelines.batches import Collator
 from pipelines.errors import LabError
 from pipelines.labels import Spelling, prompt_ids
+from pipelines.sources import espeak
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -256,3 +258,37 @@ print(*sorted({{"torch", "transformers", "pandas", "pyarrow"}} & sys.modules.key
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == ""
+
+
+# ---- when words begin
+
+
+@ct2
+@pytest.mark.parametrize("context", ["full", "clip"])
+def test_words_begin_where_they_are_said(tiny_folder, context):
+    """Sentences with pauses between them, on untuned weights, at 30 s and at the length of the recording."""
+    real = dataclasses.replace(models.resolve(str(tiny_folder)), context=context)
+    engine = opened(real, "ctranslate2", compute_type="float32")
+    said = ["Vi ska åka till Stockholm på måndag.", "Det regnar i dag.", "Hon köper bröd och ost på torget."]
+    pause, parts, begins = np.zeros(9_600, np.float32), [], []
+    for sentence, voice in zip(said, ("sv+m3", "sv+f4", "sv+m7"), strict=True):
+        begins.append(sum(map(len, parts)) / 16_000)
+        parts += [audio.decode(espeak.synthesise(sentence, voice, 140, 50)).samples, pause]
+    log_mel = engine.log_mel(audio.Waveform(np.concatenate(parts)))
+    frames = len(log_mel.frames)
+    window = log_mel.padded(3_000 if context == "full" else frames + frames % 2)
+    starts = engine.word_starts(window, frames, " ".join(said))
+    firsts = np.cumsum([0, *(len(sentence.split()) for sentence in said[:-1])])
+    assert len(starts) == sum(len(sentence.split()) for sentence in said)
+    assert starts == sorted(starts)
+    assert [starts[first] for first in firsts] == pytest.approx(begins, abs=0.35)
+    assert engine.word_starts(window, frames, "") == []
+
+
+@ct2
+def test_heads_that_the_decoder_does_not_have_are_never_asked(ref, exact, windows):
+    """Asked for one, CTranslate2 does not raise: it ends the process."""
+    config = json.loads((ref.folder / "config.json").read_text("utf-8"))
+    heads = json.loads((export.export(ref, "float32") / "config.json").read_text("utf-8"))["alignment_heads"]
+    assert all(layer < config["decoder_layers"] and head < config["decoder_attention_heads"] for layer, head in heads)
+    assert len(exact.word_starts(windows[0], windows.shape[-1], "hej på dig")) == (3 if heads else 0)

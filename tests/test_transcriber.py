@@ -44,7 +44,8 @@ class Scripted:
 
     name, n_mels = "scripted", 80
 
-    def __init__(self, texts=None, logprob: float = -0.1, silent: float = 0.0):
+    def __init__(self, texts=None, logprob: float = -0.1, silent: float = 0.0, times: bool = True):
+        self.times, self.timed = times, []
         self.texts = itertools.cycle(texts) if texts else (f"part {n}" for n in itertools.count())
         self.logprob, self.silent = logprob, silent
         self.shapes: list[tuple[int, ...]] = []
@@ -62,6 +63,11 @@ class Scripted:
     def no_speech(self, windows):
         return [self.silent] * len(windows)
 
+    def word_starts(self, window, frames, text):
+        """A word a second; nothing for those that ask in vain."""
+        self.timed.append((window.shape, frames))
+        return [float(n) for n in range(len(text.split()))] if self.times else []
+
 
 @pytest.fixture
 def scripted(clip_model, monkeypatch):
@@ -76,6 +82,27 @@ def scripted(clip_model, monkeypatch):
 
 
 # ---- one window
+
+
+def test_a_long_window_is_one_segment_for_each_sentence(scripted, speech):
+    engine = Scripted(["Det blåser i dag. Kommer du? Ja visst, sa hon."])
+    heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(12 * SECOND)))
+    told = [(segment.start_s, segment.end_s, segment.text) for segment in heard.segments]
+    assert told == [(0.0, 4.0, "Det blåser i dag."), (4.0, 6.0, "Kommer du?"), (6.0, 12.0, "Ja visst, sa hon.")]
+    assert [len(segment.words) for segment in heard.segments] == [4, 2, 4]
+    assert heard.text == "Det blåser i dag. Kommer du? Ja visst, sa hon."
+    assert engine.timed == [((80, 1_208), 1_202)]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "times"),
+    [("En mening. En till.", 5, True), ("En enda mening, men lång.", 12, True), ("En mening. En till.", 12, False)],
+)
+def test_a_short_one_a_single_sentence_or_an_engine_without_times_stay_whole(scripted, speech, text, seconds, times):
+    engine = Scripted([text], times=times)
+    (segment,) = scripted(engine, context_s=20.0).transcribe(Waveform(speech(seconds * SECOND))).segments
+    assert (segment.start_s, segment.end_s, segment.text) == (0.0, seconds, text)
+    assert len(engine.timed) == (not times)
 
 
 def test_a_model_hears_at_the_length_it_was_trained_at(scripted, clip_model, speech):

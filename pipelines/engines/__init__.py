@@ -41,6 +41,12 @@ class Engine(Protocol):
     def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
         """What is said in `windows`, float32 [B, n_mels, T], T even and at most 3000; with words."""
 
+    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
+        """When each word of `text`, as it is split at blanks, begins in `window` [n_mels, T], in seconds.
+
+        `frames` of it are not padding. Empty where the engine cannot tell.
+        """
+
     def no_speech(self, windows: np.ndarray) -> list[float]:
         """The probability that each of `windows` holds no speech (decoding.no_speech)."""
 

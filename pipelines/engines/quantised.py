@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from pipelines.audio import Waveform
 from pipelines.decoding import Heard
 from pipelines.features import LogMel
 from pipelines.labels import Spelling
+
+_PLACE_S = 0.02
+"""One place of the encoder: two frames."""
 
 
 class CTranslate2:
@@ -29,6 +33,7 @@ class CTranslate2:
         self.max_new_tokens = max_new_tokens
         self.name = f"ctranslate2 {device} {self.model.compute_type}"
         self.n_mels = self.model.n_mels
+        self.can_align = bool(json.loads((folder / "config.json").read_text("utf-8")).get("alignment_heads"))
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
@@ -47,16 +52,24 @@ class CTranslate2:
         )
         return [self._heard(result) for result in results]
 
+    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
+        """By the heads of the decoder that follow the sound, and dynamic time warping: as OpenAI times words."""
+        ids, firsts = self.spelling.ids(text)
+        if not ids or not self.can_align:
+            return []
+        (told,) = self.model.align(_view(window[np.newaxis]), self.prompt, [ids], [frames])
+        begins: dict[int, int] = {}
+        for token, place in told.alignments:
+            begins.setdefault(token, place)
+        return [begins[token] * _PLACE_S for token in firsts] if all(token in begins for token in firsts) else []
+
     def no_speech(self, windows: np.ndarray) -> list[float]:
         return [result.no_speech_prob for result in self._generate(windows, 1, return_no_speech_prob=True)]
 
     def _generate(self, windows: np.ndarray, max_new_tokens: int, **how: Any) -> list[Any]:
-        import ctranslate2
-
-        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(windows, dtype=np.float32))
         # CTranslate2 writes at most the half of max_length, and what the prompt but for its last token leaves of it
         most = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
-        return self.model.generate(view, [self.prompt] * len(windows), beam_size=1, max_length=most, **how)
+        return self.model.generate(_view(windows), [self.prompt] * len(windows), beam_size=1, max_length=most, **how)
 
     def _heard(self, result: Any) -> Heard:
         """The transcript with its probabilities: the logits of each token, the end token's among them, are at hand."""
@@ -67,6 +80,12 @@ class CTranslate2:
         logprobs = [_logprob(np.array(view), token) for view, token in zip(result.logits[0], chosen, strict=True)]
         words = self.spelling.words(ids, logprobs[: len(ids)])
         return Heard(self.spelling.text(ids), sum(logprobs) / len(logprobs), len(logprobs), words)
+
+
+def _view(windows: np.ndarray) -> Any:
+    import ctranslate2
+
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(windows, dtype=np.float32))
 
 
 def _logprob(logits: np.ndarray, token: int) -> float:

@@ -48,6 +48,9 @@ class Transformers:
             closely=True,
         )
 
+    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
+        return []  # its fast attention does not tell where it looks
+
     def no_speech(self, windows: np.ndarray) -> list[float]:
         import torch
 
