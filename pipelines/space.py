@@ -40,7 +40,9 @@ _NEVER_CALLED = {"hopsworks", "onnx", "pyarrow", "tqdm", "ray"}
 """Imported by functions that a page with a model of the Hub never calls."""
 _ZEROGPU_TORCH = "torch>=2.8,<2.12"
 """What ZeroGPU runs."""
-_REQUIREMENT = re.compile(r"^(?:#\s+pip install ')?([A-Za-z][\w.-]*)(\[[\w,]+\])?([<>=!~][^'\s]*)?", re.MULTILINE)
+_REQUIREMENT = re.compile(r"(?:^|')([A-Za-z][\w.-]*)(\[[\w,]+\])?([<>=!~][^'\s]*)?", re.MULTILINE)
+_FOUND_NOT_IMPORTED = {"silero_vad"}
+"""Packages whose files are read."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def requirements(sources: list[Path], hardware: str) -> str:
     listed = (environment.ROOT / "requirements.txt").read_text("utf-8")
     floors = {_module(found[1]): "".join(found.groups("")) for found in _REQUIREMENT.finditer(listed)}
     needed = {name.partition(".")[0] for path in sources for name in _imports(path)} - _NEVER_CALLED
+    needed |= _FOUND_NOT_IMPORTED
     if hardware == "zerogpu":  # a GPU is there: transformers decodes on it
         floors |= {"torch": _ZEROGPU_TORCH, "spaces": "spaces"}
         needed -= {"ctranslate2"}
