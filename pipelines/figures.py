@@ -16,13 +16,15 @@ from pipelines import environment
 from pipelines.cache import FeatureCache
 from pipelines.comparison import ALPHA, Comparison
 from pipelines.evaluation import EvalReport
+from pipelines.page import shown
+from pipelines.page.words import ENGLISH
 from pipelines.recipe import Recipe
 from pipelines.sources import Example
 from pipelines.training import Progress
-from pipelines.transcriber import Transcriber
+from pipelines.transcriber import Transcriber, Transcript
 
 if TYPE_CHECKING:
-    from IPython.display import Audio
+    from IPython.display import HTML, Audio
     from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
@@ -39,6 +41,19 @@ def heard(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.D
         for example in examples
     ]
     return pd.DataFrame(rows)
+
+
+def transcript(transcript: Transcript) -> HTML:
+    """When each part was said, and with a wavy line the words that are more likely wrong than right."""
+    from IPython.display import HTML
+
+    look = "<style>mark {background: none; color: inherit; text-decoration: underline wavy #b45309}</style>"
+    lines = "".join(
+        f"<tr><td>{shown.clock(segment.start_s)}</td>"
+        f"<td style='text-align: left'>{shown.words_of(segment, ENGLISH)}</td></tr>"
+        for segment in transcript.segments
+    )
+    return HTML(f"{look}<table>{lines}</table><p>{transcript.confidence:.0%} sure of the words</p>")
 
 
 def recipe_table(recipe: Recipe) -> Styler:

@@ -158,6 +158,16 @@ def test_unsure_words_are_marked_and_nothing_in_them_is_markup():
     assert ENGLISH["unsure"] in told
 
 
+def test_a_notebook_shows_the_same_marks():
+    from pipelines import figures
+
+    heard = (Word("Hej", 0.93), Word("<b>dig", 0.21))
+    told = figures.transcript(Transcript("Hej <b>dig", 3.0, 0.1, (Segment(61.5, 63.0, "Hej <b>dig", heard),))).data
+    assert 'Hej <mark title="21% sure">&lt;b&gt;dig</mark>' in told
+    assert "1:01.5" in told
+    assert "57% sure of the words" in told
+
+
 def test_a_transcript_without_unsure_words_is_folded_and_none_shows_nothing():
     told = shown.details((Segment(0, 1, "Hej", (Word("Hej", 0.93),)),), ENGLISH)
     assert told.startswith("<details><summary>")

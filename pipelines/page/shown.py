@@ -21,18 +21,18 @@ def details(segments: tuple[Segment, ...], words: Words) -> str:
     if not segments:
         return ""
     unsure = any(word.confidence < UNSURE for segment in segments for word in segment.words)
-    lines = "".join(_line(segment, words, UNSURE) for segment in segments)
+    lines = "".join(_line(segment, words) for segment in segments)
     note = words["unsure" if unsure else "sure"]
     opened = " open" if unsure or len(segments) > 1 else ""
     return f'<details{opened}><summary>{words["details"]}</summary><ol lang="sv">{lines}</ol><p>{note}</p></details>'
 
 
-def _line(segment: Segment, words: Words, unsure: float) -> str:
+def _line(segment: Segment, words: Words) -> str:
     start = clock(segment.start_s)
     return (
         f'<li data-start="{segment.start_s:.3f}" data-end="{segment.end_s:.3f}"><button type="button" class="play" '
         f'title="{words["play"].format(start=start)}" aria-label="{words["play"].format(start=start)}">'
-        f"<time>{start}</time></button><span>{_words(segment, words, unsure)}</span></li>"
+        f"<time>{start}</time></button><span>{words_of(segment, words)}</span></li>"
     )
 
 
@@ -42,11 +42,14 @@ def clock(seconds: float) -> str:
     return f"{tenths // 600}:{tenths // 10 % 60:02d}.{tenths % 10}"
 
 
-def _words(segment: Segment, words: Words, unsure: float) -> str:
+def words_of(segment: Segment, words: Words) -> str:
+    """What was said in a segment; words more likely wrong than right are marked, and tell how sure they are."""
+    from pipelines.confidence import UNSURE
+
     told = []
     for word in segment.words:
         heard, title = html.escape(word.text), words["word"].format(confidence=word.confidence)
-        told.append(f'<mark title="{title}">{heard}</mark>' if word.confidence < unsure else heard)
+        told.append(f'<mark title="{title}">{heard}</mark>' if word.confidence < UNSURE else heard)
     return " ".join(told) or html.escape(segment.text)
 
 
