@@ -1,0 +1,155 @@
+"""The process that does one task: it reads it from standard input, tells JSON lines, and ends when its server does."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import numbers
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from pipelines.errors import LabError, Unfinished
+from pipelines.finetuning.interface import FineTuningInterface
+
+_ROOT = str(Path(__file__).parents[2])
+START = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipelines.finetuning import child; child.main()"
+_PATIENCE_S = 60.0
+"""How long a process waits for the one before it, which ends as soon as its server is gone."""
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process is to do."""
+
+    implementation: FineTuningInterface
+    task: str
+    params: dict[str, Any]
+    logs: dict[str, Any]
+    lock: Path
+    """Held while the work is done: no two processes ever work in one folder."""
+
+
+class Logs(MutableMapping):
+    """The `logs_dict` of a task: every assignment is told to the server."""
+
+    def __init__(self, values: dict[str, Any], tell: Tell):
+        self._values, self._tell = values, tell
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._values[name] = value
+        self.tell()
+
+    def __delitem__(self, name: str) -> None:
+        del self._values[name]
+        self.tell()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def update(self, *values: Any, **more: Any) -> None:
+        """As of a dictionary; told once."""
+        self._values.update(*values, **more)
+        self.tell()
+
+    def tell(self) -> None:
+        self._tell({"logs": plain(self._values)})
+
+
+class Lines(io.TextIOBase):
+    """Standard output while a task runs: each whole line is told."""
+
+    def __init__(self, tell: Tell):
+        self._tell, self._begun = tell, ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *whole, self._begun = (self._begun + text).split("\n")
+        for line in filter(str.strip, whole):
+            self._tell({"line": line})
+        return len(text)
+
+
+def write(work: Work, to: BinaryIO) -> None:
+    """Send work to a process that was started with START."""
+    pickle.dump(sys.path, to)
+    pickle.dump(work, to)
+    to.flush()
+
+
+def main() -> None:
+    """Do the work that comes on standard input; its end ends this process, and all that it started."""
+    told, lock = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Lock()
+    os.dup2(2, 1)  # what a library prints must not come between the lines
+
+    def tell(message: dict[str, Any]) -> None:
+        with lock:
+            told.write(json.dumps(message, allow_nan=False) + "\n")
+            told.flush()
+
+    sys.path[:] = pickle.load(sys.stdin.buffer)
+    work: Work = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    sys.stdout = Lines(tell)
+    tell(_outcome(work, Logs(work.logs, tell)))
+
+
+def _end_with_the_server() -> None:
+    """Standard input is a pipe that only the server holds: it ends when the server does, however that was killed."""
+    while os.read(0, 1):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _outcome(work: Work, logs: Logs) -> dict[str, Any]:
+    alone = filelock.FileLock(work.lock, timeout=_PATIENCE_S)
+    try:
+        alone.acquire()
+    except filelock.Timeout:
+        return {"error": "another process still works in this folder: stop it, then send this again"}
+    try:
+        result = getattr(work.implementation, work.task)(work.params, logs)
+        logs.tell()
+        return {"result": plain(result)}
+    except Unfinished as error:
+        return {"unfinished": str(error)}
+    except LabError as error:
+        return {"error": str(error)}
+    except Exception:
+        traceback.print_exc()
+        return {}
+
+
+def plain(value: Any) -> Any:
+    """JSON values of `value`: what is no finite number is null. Raises TypeError for what is no JSON value."""
+    if isinstance(value, dict):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    raise TypeError(f"logs and results are JSON values, got {type(value).__name__}")
