@@ -89,6 +89,11 @@ class Lines(io.TextIOBase):
             self._tell({"line": line})
         return len(text)
 
+    def end(self) -> None:
+        """Tell what was begun and not ended."""
+        if self._begun:
+            self.write("\n")
+
 
 def write(work: Work, to: BinaryIO) -> None:
     """Send work to a process that was started with START."""
@@ -110,8 +115,10 @@ def main() -> None:
     sys.path[:] = pickle.load(sys.stdin.buffer)
     work: Work = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_the_server, daemon=True).start()
-    sys.stdout = Lines(tell)
-    tell(_outcome(work, Logs(work.logs, tell)))
+    sys.stdout = lines = Lines(tell)
+    outcome = _outcome(work, Logs(work.logs, tell))
+    lines.end()
+    tell(outcome)
 
 
 def _end_with_the_server() -> None:

@@ -68,12 +68,16 @@ class Job:
 class Jobs:
     """The tasks of `implementation`, one at a time, with their state in `folder`. Any thread may call it.
 
-    Raises LabError where another server works in `folder`, or its state cannot be read. `log` is told every line.
+    Raises LabError where another server works in `folder`, its state cannot be read, or the implementation's class is
+    one of the main script, which no other process can import. `log` is told every line.
     """
 
     def __init__(
         self, implementation: FineTuningInterface, folder: Path, log: Callable[[str], None] = lambda line: None
     ):
+        if type(implementation).__module__ == "__main__":
+            name = type(implementation).__name__
+            raise LabError(f"jobs run in processes of their own: put {name} into a module that they can import")
         self.implementation, self.folder, self._log = implementation, folder, log
         folder.mkdir(parents=True, exist_ok=True)
         self._alone = _alone_in(folder)

@@ -198,10 +198,10 @@ class WhisperFineTuning(FineTuningInterface):
 
     def _recipe(self, dataset: str, language: str) -> Recipe:
         """The recipe on a data set; its time budget and rehearsal are the command line's, not a service's."""
-        data = self.datasets[dataset]
-        own = {"max_hours": 0.0, "fast_dev_run": False}
-        changed = {"source": data.source, "curation": data.curation, "language": language}
-        return self.recipe.model_copy(update=changed | {"training": self.recipe.training.model_copy(update=own)})
+        data = self.datasets[_one_of("dataset", dataset, self.datasets)].model_dump(mode="json")
+        settings = self.recipe.model_dump(mode="json") | {name: data[name] for name in ("source", "curation")}
+        own = {"language": language, "training.max_hours": 0.0, "training.fast_dev_run": False}
+        return recipes.resolve(settings, own)
 
     def _cache(self, recipe: Recipe, logs_dict: Mapping[str, Any]) -> FeatureCache:
         return lab.open_features(recipe, logs_dict["cache_uri"], runs=self.folder)
