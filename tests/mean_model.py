@@ -14,7 +14,7 @@ from pipelines.finetuning import FineTuningInterface, Ignored, Parameter
 
 
 class MeanModel(FineTuningInterface):
-    """It writes a checkpoint after every step, as `<steps> <value>`, and every value that it ever had to a diary."""
+    """It writes a checkpoint after every step, as `<steps> <value>`, and before it the step to a diary."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -34,9 +34,9 @@ class MeanModel(FineTuningInterface):
         while step < params.get("steps", 3):
             time.sleep(params.get("pause_s", 0))
             step, value = step + 1, value + (mean - value) / 2
-            manifest.write_json(checkpoint, [step, value])
             with (self.folder / "diary").open("a") as diary:
                 diary.write(f"{os.getpid()} {step}\n")
+            manifest.write_json(checkpoint, [step, value])
             logs_dict.update(step=step, loss=(mean - value) ** 2)
         logs_dict["value"] = value
 

@@ -190,16 +190,16 @@ def test_while_busy_all_but_status_is_ignored_at_once(client):
 
 
 def test_a_task_that_is_waited_for_can_be_cancelled_and_takes_no_longer_than_it_may(tmp_path):
-    with running(tmp_path, limits=serving.Limits(max_mb=1, timeout_s=1.5)) as client, ThreadPoolExecutor() as pool:
+    with running(tmp_path, limits=serving.Limits(max_mb=1, timeout_s=1)) as client, ThreadPoolExecutor() as pool:
         waiting = pool.submit(client.post, "test", {"pause_s": 60})
         until(lambda: client.state() == "Busy testing")
         assert client.post("cancel").json()["cancelled"] == "test"
         ignored(waiting.result(), 409, "test was cancelled")
-        ignored(client.post("test", {"pause_s": 60}), 504, "within 1.5 s")
+        ignored(client.post("test", {"pause_s": 60}), 504, "within 1 s")
         assert client.state() == "Ready"
         client.do("dataset", NUMBERS)
         client.do("train", {"steps": 1})
-        assert client.post("save", {"pause_s": 3}).json() == {"internal_state": "Busy saving", "started": "save"}
+        assert client.post("save", {"pause_s": 1.5}).json() == {"internal_state": "Busy saving", "started": "save"}
         assert client.settled() == "Ready"
         assert (tmp_path / "saved.json").exists(), "it goes on although nobody waits"
 
@@ -233,7 +233,7 @@ def test_an_end_of_the_server_asks_the_job_to_end_and_the_next_one_goes_on(tmp_p
         assert client.settled() == "Ready"
         assert client.status()["step"] == 40
         steps = [int(line.split()[1]) for line in (tmp_path / "diary").read_text().splitlines()]
-        assert steps == list(range(1, 41)), "every step once"
+        assert sorted(set(steps)) == list(range(1, 41)) and len(steps) <= 41, "at most the step that was cut off twice"
         assert "train goes on: the server was ended while it ran" in client.log()
 
 
@@ -392,7 +392,7 @@ def test_many_slow_requests_take_no_state_away(client):
 
 
 def test_a_client_that_listens_does_not_hold_the_server(tmp_path):
-    with running(tmp_path) as client, ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, running(tmp_path) as client:
 
         def listen() -> str:
             with httpx.stream("GET", f"{client.url}/events", timeout=30) as answer:
@@ -402,7 +402,7 @@ def test_a_client_that_listens_does_not_hold_the_server(tmp_path):
         client.do("dataset", NUMBERS)
         ended = time.monotonic()
     assert time.monotonic() - ended < 6
-    assert "id: 2\nevent: line\n" in told.result() and "Busy processing dataset" in told.result()
+    assert "id: 2\nevent: line\n" in told.result() and "dataset is done" in told.result()
 
 
 def test_the_page_runs_its_own_script_alone_and_fetches_nothing(client):

@@ -171,7 +171,8 @@ class _Desk:
         if number > self.jobs.events.last:  # of another log: this one was begun anew
             number = 0
         yield "retry: 2000\n\n"
-        while not request.app.state.server.should_exit:
+        server = getattr(request.app.state, "server", None)
+        while True:
             news = []
             for line in self.jobs.events.after(number):
                 number = line["id"]
@@ -185,6 +186,8 @@ class _Desk:
                 waited_s, news = 0.0, [": still here\n\n"]
             if news:
                 yield "".join(news)
+            if server and server.should_exit:
+                return
             await asyncio.sleep(_LOOK_S)
 
 
@@ -203,7 +206,9 @@ class _Stream(StreamingResponse):
 
 
 async def _settled(job: Job) -> Any:
-    return await asyncio.shield(asyncio.wrap_future(job.done))
+    done = asyncio.wrap_future(job.done)
+    done.add_done_callback(lambda done: done.cancelled() or done.exception())  # also where nobody waits any more
+    return await asyncio.shield(done)
 
 
 async def _asked(request: Request) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import filelock
 
@@ -95,11 +95,12 @@ class Lines(io.TextIOBase):
             self.write("\n")
 
 
-def write(work: Work, to: BinaryIO) -> None:
-    """Send work to a process that was started with START."""
-    pickle.dump(sys.path, to)
-    pickle.dump(work, to)
-    to.flush()
+def packed(work: Work) -> bytes:
+    """Work as a process that was started with START reads it. Raises LabError where it cannot be sent to one."""
+    try:
+        return pickle.dumps(sys.path) + pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise LabError(f"{type(work.implementation).__name__} cannot be pickled ({error})") from None
 
 
 def main() -> None:
@@ -153,8 +154,10 @@ def plain(value: Any) -> Any:
         return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
-    if value is None or isinstance(value, str | bool):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # names of files may hold what is no character
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):

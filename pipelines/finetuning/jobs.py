@@ -168,9 +168,10 @@ class Jobs:
 
     def _start(self, job: Job) -> None:
         """Start the job's process, and a thread that listens to it."""
-        work = child.Work(self.implementation, job.task, job.params, dict(self.logs), self.folder / "job.lock")
+        work = child.Work(self.implementation, job.task, job.params, self.logs, self.folder / "job.lock")
         variables = {name: value for name, value in os.environ.items() if name not in _KEPT_FROM_JOBS}
         try:
+            packed = child.packed(work)
             job.process = subprocess.Popen(
                 [sys.executable, "-c", child.START],
                 stdin=subprocess.PIPE,
@@ -178,15 +179,16 @@ class Jobs:
                 env=variables | {"TQDM_DISABLE": "1"},
                 start_new_session=True,  # Ctrl-C reaches the server alone, and a kill all that the job started
             )
-        except OSError as error:
-            return self._end(job, {"error": f"no process can be started: {error.strerror}"}, 1)
-        self._attending = threading.Thread(target=self._attend, args=(job, job.process, work), daemon=True)
+        except (OSError, LabError) as error:
+            return self._end(job, {"error": f"no process can be started: {error}"}, 1)
+        self._attending = threading.Thread(target=self._attend, args=(job, job.process, packed), daemon=True)
         self._attending.start()
 
-    def _attend(self, job: Job, process: subprocess.Popen, work: child.Work) -> None:
+    def _attend(self, job: Job, process: subprocess.Popen, packed: bytes) -> None:
         told: dict[str, Any] = {}
         with contextlib.suppress(OSError):
-            child.write(work, process.stdin)
+            process.stdin.write(packed)
+            process.stdin.flush()
         for row in process.stdout:
             try:
                 message = json.loads(row)
@@ -251,7 +253,7 @@ class Jobs:
         self.events.add(self._public(line))
 
     def _public(self, text: object) -> str:
-        return without_places(" ".join(str(text).split()), self.folder)
+        return without_places(" ".join(child.plain(str(text)).split()), self.folder)
 
 
 def _alone_in(folder: Path) -> filelock.FileLock:

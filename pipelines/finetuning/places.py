@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines import environment
 
-_PATH = re.compile(r"(?<![\w:/.…~-])(?:~(?:/[^\s/'\"`,;()\[\]]+)+|(?:/[^\s/'\"`,;()\[\]]+){2,})/?")
+_PATH = re.compile(r"(?<![\w:/.~-])(?:[~…](?:/[^\s/'\"`,;()\[\]]+)+|(?:/[^\s/'\"`,;()\[\]]+){2,})/?")
 """An absolute path of two parts or more; the path of a URL is none."""
 
 
 def without_places(text: str, *folders: str | Path) -> str:
     """`text` with every absolute path cut to its last part, and `folders` and those below the lab's own shortened."""
-    for folder in _longest_first([*folders, environment.ROOT, environment.cache_folder(), tempfile.gettempdir()]):
+    for folder in _longest_first([*folders, environment.ROOT, environment.cache_folder()]):
         text = text.replace(folder, "…")
     return _PATH.sub(lambda found: f"…/{found[0].rstrip('/').rpartition('/')[2]}", text)
 

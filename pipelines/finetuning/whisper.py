@@ -14,7 +14,7 @@ import math
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,13 +125,14 @@ class WhisperFineTuning(FineTuningInterface):
     # --- the tasks
 
     def dataset(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> None:
+        logs_dict["progress_percent"] = None  # how many clips there are is known when they are read
         cache = lab.features(self._recipe(**params), runs=self.folder)
         if logs_dict.get("cache_digest") != cache.digest:
             if logs_dict.get("model_uri"):
                 print("the tuned model is set aside: it may have been trained on what is held out here")
             _forget(logs_dict, *_OF_TRAINING, *_OF_DATA)
         clips = {split: len(cache.split(split)) for split in SPLITS}
-        logs_dict.update(params, cache_uri=cache.uri, cache_digest=cache.digest, clips=clips)
+        logs_dict.update(params, cache_uri=cache.uri, cache_digest=cache.digest, clips=clips, progress_percent=100.0)
 
     def train(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> None:
         home = self.folder / "tuned" / params["run"]
@@ -149,12 +150,14 @@ class WhisperFineTuning(FineTuningInterface):
         recipe = self._recipe(params["dataset"], params["language"])
         uri = logs_dict.get("model_uri")
         cache = self._cache(recipe, logs_dict)
-        report = lab.evaluate(recipe, cache, uri or recipe.model.base, params["split"], runs=self.folder)
+        model, split = uri or recipe.model.base, params["split"]
+        tell = _counted(logs_dict, len(cache.split(split)))
+        report = lab.evaluate(recipe, cache, model, split, runs=self.folder, on_clips=tell)
         score = report.score
-        told = {"wer": score.wer, "ci95": list(score.ci95), "clips": score.n, "split": params["split"]}
+        told = {"wer": score.wer, "ci95": list(score.ci95), "clips": score.n, "split": split}
         scores = {**logs_dict.get("scores", {}), "tuned" if uri else "base": told}
-        logs_dict.update(wer=score.wer, scores=scores)
-        print(f"{'the tuned model' if uri else 'the base model'} on {params['split']}: {score}")
+        logs_dict.update(wer=score.wer, scores=scores, progress_percent=100.0)
+        print(f"the {'tuned' if uri else 'base'} model on {split}: {score}")
 
     def test(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         from pipelines.serving.shapes import refused
@@ -254,6 +257,19 @@ def _progress(logs_dict: MutableMapping[str, Any], per_epoch: int) -> training.P
         logs_dict.update({name.removeprefix("eval_"): value for name, value in newest.items()})
 
     return training.Progress(on_start=start, on_step=done, on_log=log)
+
+
+def _counted(logs_dict: MutableMapping[str, Any], clips: int) -> Callable[[int], None]:
+    """A function that is told of clips that were scored, and tells `logs_dict` the share of all."""
+    done = 0
+
+    def tell(n: int) -> None:
+        nonlocal done
+        done += n
+        logs_dict["progress_percent"] = round(100 * done / max(1, clips), 1)
+
+    tell(0)
+    return tell
 
 
 def _forget(logs_dict: MutableMapping[str, Any], *names: str) -> None:
