@@ -8,9 +8,9 @@ import signal
 import time
 from pathlib import Path
 
-from pipelines import manifest
+from pipelines import manifest, serving
 from pipelines.errors import LabError
-from pipelines.finetuning import FineTuningInterface, Ignored, Parameter
+from pipelines.finetuning import FineTuningInterface, Ignored, Parameter, api, jobs
 
 
 class MeanModel(FineTuningInterface):
@@ -80,3 +80,10 @@ class MeanModel(FineTuningInterface):
     def _mean(self) -> float:
         numbers = json.loads((self.folder / "numbers.json").read_text())
         return sum(numbers) / len(numbers)
+
+
+def serve(folder: str) -> None:
+    """What a server process runs: it prints its address, then answers."""
+    work, listening = jobs.Jobs(MeanModel(Path(folder)), Path(folder)), serving.listen("127.0.0.1", 0)
+    print(serving.address(listening), flush=True)
+    serving.serve(api.make_app(work), listening)

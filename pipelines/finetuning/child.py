@@ -1,4 +1,4 @@
-"""The process that does one task: it reads it from standard input, tells JSON lines, and ends when its server does."""
+"""The process that does tasks: it reads them from standard input, tells JSON lines, and ends when its server does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import numbers
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
@@ -104,7 +105,8 @@ def packed(work: Work) -> bytes:
 
 
 def main() -> None:
-    """Do the work that comes on standard input; its end ends this process, and all that it started."""
+    """Do the work that comes on standard input, one piece after another; its end ends the process at once, whatever it
+    does, and all that it started."""
     told, lock = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Lock()
     os.dup2(2, 1)  # what a library prints must not come between the lines
 
@@ -113,26 +115,33 @@ def main() -> None:
             told.write(json.dumps(message, allow_nan=False) + "\n")
             told.flush()
 
-    sys.path[:] = pickle.load(sys.stdin.buffer)
-    work: Work = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    come: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(come,), daemon=True).start()
     sys.stdout = lines = Lines(tell)
-    outcome = _outcome(work, Logs(work.logs, tell))
-    lines.end()
-    tell(outcome)
+    while work := come.get():
+        outcome = _outcome(work, Logs(work.logs, tell))
+        lines.end()
+        tell(outcome)
+    os._exit(1)
 
 
-def _end_with_the_server() -> None:
-    """Standard input is a pipe that only the server holds: it ends when the server does, however that was killed."""
-    while os.read(0, 1):
-        pass
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+def _read(come: queue.SimpleQueue[Work | None]) -> None:
+    """Read work for as long as there is a server: the pipe is its alone, and ends with it, however it was killed."""
+    try:
+        while True:
+            sys.path[:] = pickle.load(sys.stdin.buffer)
+            come.put(pickle.load(sys.stdin.buffer))
+    except EOFError:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    except Exception:  # what cannot be imported here
+        traceback.print_exc()
+        come.put(None)
 
 
 def _outcome(work: Work, logs: Logs) -> dict[str, Any]:
-    alone = filelock.FileLock(work.lock, timeout=_PATIENCE_S)
+    alone = filelock.FileLock(work.lock)
     try:
-        alone.acquire()
+        alone.acquire(timeout=_PATIENCE_S)
     except filelock.Timeout:
         return {"error": "another process still works in this folder: stop it, then send this again"}
     try:
@@ -145,7 +154,9 @@ def _outcome(work: Work, logs: Logs) -> dict[str, Any]:
         return {"error": str(error)}
     except Exception:
         traceback.print_exc()
-        return {}
+        return {"defect": True}
+    finally:
+        alone.release()
 
 
 def plain(value: Any) -> Any:

@@ -46,11 +46,11 @@ class FineTuningInterface(ABC):
     your own. What is assigned to it while a task runs can be told by `status` at once; a value that is changed in
     place is noticed when the task ends.
 
-    `dataset`, `train`, `eval`, `test` and `save` run in a process of their own, one at a time: the object is pickled to
-    it, and the process may be killed at any moment. `dataset`, `train` and `eval` are called again with the same
-    `params` where the server was killed, and then go on where they were. What they print is told to whoever listens,
-    line by line. A LabError is told to the client, with places of this machine left out; of any other exception no more
-    than that there was one.
+    `dataset`, `train`, `eval`, `test` and `save` run in a process apart, one at a time: the object is pickled to it for
+    each, and it may be killed at any moment. It does several tasks in turn, of which `train` is the last. `dataset`,
+    `train` and `eval` are called again with the same `params` where the server was killed, and then go on where they
+    were. What they print is told to whoever listens, line by line. A LabError is told to the client, with places of
+    this machine left out; of any other exception no more than that there was one.
 
     The server sees to the rest: `train` and `eval` are not called before `dataset` has succeeded, and nothing is called
     while a task is running but `status`.

@@ -1,4 +1,4 @@
-"""One job at a time, each in a process of its own; what it is and what it told outlives the server.
+"""One job at a time, in a process apart; what it is and what it told outlives the server.
 
 <folder>/
     state.json    the job that is running, if one is; whether there is a data set; logs_dict. Whole at every moment
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,10 @@ _GRACE_S = 10.0
 """A job has so long to keep what it has when the server is asked to end."""
 _PAUSE_S = 5.0
 """Before a job that asked for another sitting gets one."""
+_IDLE_S = 300.0
+"""A process whose task succeeded waits so long for the next one: its imports alone take seconds."""
+_LAST = ("train",)
+"""Tasks after which a process ends, so that what they held of memory is free."""
 _KEPT_FROM_JOBS = ("LAB_API_TOKEN",)
 """Variables that a job has no use for."""
 
@@ -62,7 +66,57 @@ class Job:
     params: dict[str, Any]
     done: Future = field(default_factory=Future, repr=False)
     """Its result, or Failed."""
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    process: Process | None = field(default=None, repr=False)
+
+
+class Process:
+    """A process that does tasks (child.py), and the job that it has. Raises OSError where none can be started."""
+
+    def __init__(self):
+        variables = {name: value for name, value in os.environ.items() if name not in _KEPT_FROM_JOBS}
+        self.job: Job | None = None
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", child.START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=variables | {"TQDM_DISABLE": "1"},
+            start_new_session=True,  # Ctrl-C reaches the server alone, and a kill all that the job started
+        )
+
+    def send(self, packed: bytes) -> None:
+        """Hand it work; a large recording takes longer than anybody may wait here."""
+        threading.Thread(target=self._send, args=(packed,), daemon=True).start()
+
+    def _send(self, packed: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it ended
+            self.popen.stdin.write(packed)
+            self.popen.stdin.flush()
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What it tells, until it ends."""
+        for row in self.popen.stdout:
+            with contextlib.suppress(ValueError):  # cut off in the middle
+                yield json.loads(row)
+
+    def let_go(self) -> None:
+        """Let it end: it has nothing to do."""
+        with contextlib.suppress(OSError):
+            self.popen.stdin.close()
+
+    def ask_to_end(self, patience_s: float) -> None:
+        """Ask it to keep what it has and to end; kill it when it takes too long."""
+        with contextlib.suppress(ProcessLookupError):
+            self.popen.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(patience_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill it with all that it started, and wait for its end."""
+        if self.popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
 
 
 class Jobs:
@@ -77,7 +131,7 @@ class Jobs:
     ):
         if type(implementation).__module__ == "__main__":
             name = type(implementation).__name__
-            raise LabError(f"jobs run in processes of their own: put {name} into a module that they can import")
+            raise LabError(f"jobs run in a process apart: put {name} into a module that it can import")
         self.implementation, self.folder, self._log = implementation, folder, log
         folder.mkdir(parents=True, exist_ok=True)
         self._alone = _alone_in(folder)
@@ -88,6 +142,7 @@ class Jobs:
         self.job: Job | None = None
         self.events = EventLog(folder / LOG)
         self._lock, self._closing, self._written_s = threading.RLock(), threading.Event(), 0.0
+        self._idle: Process | None = None
         self._attending: threading.Thread | None = None
         if cut_off := kept.get("job"):
             self._go_on(cut_off)
@@ -121,11 +176,11 @@ class Jobs:
                 kind = Ignored if isinstance(error, Ignored) else LabError
                 raise kind(f"{task} was ignored: {self._public(error)}") from None
             self.ready = self.ready and task != "dataset"
-            self.error, self.job = "", Job(task, params)
+            self.error, self.job = "", (job := Job(task, params))
             self._keep()
             self._tell(f"{task} began")
-            self._start(self.job)
-            return self.job
+            self._start(job)
+            return job
 
     def cancel(self, job: Job | None = None) -> str:
         """End the job that is running (or `job`, if that is it) at once; what it was. Ignored where none is."""
@@ -135,7 +190,9 @@ class Jobs:
                 raise Ignored("cancel was ignored: nothing is running")
             self.job = None
             self._keep()
-        _kill(running.process)
+            running.process.job = None
+            self._idle = None if self._idle is running.process else self._idle
+        running.process.kill()
         self._tell(f"{running.task} was cancelled")
         running.done.set_exception(Cancelled(f"{running.task} was cancelled"))
         return running.task
@@ -145,12 +202,9 @@ class Jobs:
         with self._lock:
             self._closing.set()
             job = self.job
+            self._let_idle_go()
         if job and job.process:
-            with contextlib.suppress(ProcessLookupError):
-                job.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job.process.wait(_GRACE_S)
-            _kill(job.process)
+            job.process.ask_to_end(_GRACE_S)
         if self._attending:
             self._attending.join(_GRACE_S)
         with self._lock:
@@ -167,48 +221,72 @@ class Jobs:
         self._start(self.job)
 
     def _start(self, job: Job) -> None:
-        """Start the job's process, and a thread that listens to it."""
+        """Hand the job to the process that waits for one, or to a new one, which a thread listens to."""
         work = child.Work(self.implementation, job.task, job.params, self.logs, self.folder / "job.lock")
-        variables = {name: value for name, value in os.environ.items() if name not in _KEPT_FROM_JOBS}
         try:
             packed = child.packed(work)
-            job.process = subprocess.Popen(
-                [sys.executable, "-c", child.START],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=variables | {"TQDM_DISABLE": "1"},
-                start_new_session=True,  # Ctrl-C reaches the server alone, and a kill all that the job started
-            )
+            job.process, self._idle = self._idle or self._started(), None
         except (OSError, LabError) as error:
             return self._end(job, {"error": f"no process can be started: {error}"}, 1)
-        self._attending = threading.Thread(target=self._attend, args=(job, job.process, packed), daemon=True)
-        self._attending.start()
+        job.process.job = job
+        job.process.send(packed)
 
-    def _attend(self, job: Job, process: subprocess.Popen, packed: bytes) -> None:
-        told: dict[str, Any] = {}
-        with contextlib.suppress(OSError):
-            process.stdin.write(packed)
-            process.stdin.flush()
-        for row in process.stdout:
-            try:
-                message = json.loads(row)
-            except ValueError:  # cut off in the middle
-                continue
+    def _started(self) -> Process:
+        process = Process()
+        self._attending = threading.Thread(target=self._attend, args=(process,), daemon=True)
+        self._attending.start()
+        return process
+
+    def _attend(self, process: Process) -> None:
+        for message in process.messages():
             if "line" in message:
                 self._tell(message["line"])
             elif "logs" in message:
-                self._note(job, message["logs"])
+                self._note(process.job, message["logs"])
             else:
-                told = message
-        code = process.wait()
-        process.stdout.close()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        self._end(job, told, code)
-
-    def _note(self, job: Job, logs: dict[str, Any]) -> None:
+                self._answered(process, message)
+        code = process.popen.wait()
+        process.popen.stdout.close()
+        process.let_go()
         with self._lock:
-            if self.job is job:
+            job, process.job = process.job, None
+            if self._idle is process:
+                self._idle = None
+        if job:
+            self._end(job, {}, code)
+
+    def _answered(self, process: Process, told: dict[str, Any]) -> None:
+        """A task has ended; its process waits for the next one where it is none the worse for it."""
+        with self._lock:
+            job, process.job = process.job, None
+            if job and "result" in told and job.task not in _LAST and not self._closing.is_set():
+                self._idle = process
+                self._tire(process)
+            else:
+                process.let_go()
+        if job:
+            self._end(job, told, 0)
+
+    def _tire(self, process: Process) -> None:
+        """Let a process go that gets nothing to do for too long."""
+
+        def let_go() -> None:
+            with self._lock:
+                if self._idle is process:
+                    self._let_idle_go()
+
+        timer = threading.Timer(_IDLE_S, let_go)
+        timer.daemon = True
+        timer.start()
+
+    def _let_idle_go(self) -> None:
+        if self._idle:
+            self._idle.let_go()
+            self._idle = None
+
+    def _note(self, job: Job | None, logs: dict[str, Any]) -> None:
+        with self._lock:
+            if job and self.job is job:
                 self.logs = logs
                 if time.monotonic() - self._written_s > _BETWEEN_WRITES_S:
                     self._keep()
@@ -276,14 +354,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError):
         raise LabError(f"{path} cannot be read as the state of a worker: remove it to begin anew") from None
     return state
-
-
-def _kill(process: subprocess.Popen | None) -> None:
-    """Kill a process with all that it started, and wait for its end."""
-    if process and process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _fate(task: str, code: int) -> str:
