@@ -42,6 +42,7 @@ class MeanModel(FineTuningInterface):
 
     def eval(self, params, logs_dict):
         how = params.get("how")
+        print(params.get("say", ""))
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "broken":
@@ -75,7 +76,11 @@ class MeanModel(FineTuningInterface):
         return {**params, "run": time.time_ns()} if task == "train" else params
 
     def parameters(self):
-        return {"train": [Parameter("steps", "how many", 3, "number")], "test": [Parameter("audio", "", kind="file")]}
+        return {
+            "train": [Parameter("steps", "how many", 3, "number")],
+            "eval": [Parameter("say", "what the log is told"), Parameter("how", "", choices=("well", "broken"))],
+            "test": [Parameter("audio", "a file", kind="file")],
+        }
 
     def _mean(self) -> float:
         numbers = json.loads((self.folder / "numbers.json").read_text())

@@ -43,7 +43,7 @@ _GRACE_S = 10.0
 _PAUSE_S = 5.0
 """Before a job that asked for another sitting gets one."""
 _IDLE_S = 300.0
-"""A process whose task succeeded waits so long for the next one: its imports alone take seconds."""
+"""A process whose task has ended waits so long for the next one: its imports alone take seconds."""
 _LAST = ("train",)
 """Tasks after which a process ends, so that what they held of memory is free."""
 _KEPT_FROM_JOBS = ("LAB_API_TOKEN",)
@@ -259,7 +259,8 @@ class Jobs:
         """A task has ended; its process waits for the next one where it is none the worse for it."""
         with self._lock:
             job, process.job = process.job, None
-            if job and "result" in told and job.task not in _LAST and not self._closing.is_set():
+            sound = "result" in told or "error" in told
+            if job and sound and job.task not in _LAST and not self._closing.is_set():
                 self._idle = process
                 self._tire(process)
             else:

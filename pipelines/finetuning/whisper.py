@@ -59,7 +59,10 @@ class Parameters(BaseModel):
     split: Literal["test", "validation"] = Field("test", description="what is scored")
     store: str = Field("", max_length=64, description="where the model is saved")
     name: str = Field(
-        "", pattern=r"^([a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*)?$", max_length=64, description="what it is saved as"
+        "",
+        pattern=r"^([a-z0-9][a-z0-9_-]*(\.[a-z0-9_-]+)*)?$",
+        max_length=64,
+        description="its name there; empty: the model's own",
     )
     audio: str | bytes = Field("", description="the recording: a file, in JSON its bytes as base64")
 
@@ -254,7 +257,7 @@ def _progress(logs_dict: MutableMapping[str, Any], per_epoch: int) -> training.P
 
     def log(history: list[dict[str, float]]) -> None:
         newest = {name: row[name] for row in history for name in ("loss", "learning_rate", "eval_wer") if name in row}
-        logs_dict.update({name.removeprefix("eval_"): value for name, value in newest.items()})
+        logs_dict.update({name.removeprefix("eval_"): float(f"{value:.6g}") for name, value in newest.items()})
 
     return training.Progress(on_start=start, on_step=done, on_log=log)
 
@@ -285,7 +288,8 @@ def _asked(params: Mapping[str, Any]) -> Parameters:
         name = str(first["loc"][0])[:40]
         if first["type"] == "extra_forbidden":
             raise LabError(f"there is no parameter {name!r}; there are {', '.join(Parameters.model_fields)}") from None
-        raise LabError(f"{name}: {first['msg']}") from None
+        wanted = "small letters a to z, digits, -, _ and single dots" if name == "name" else first["msg"]
+        raise LabError(f"{name}: {wanted}") from None
 
 
 def _one_of(what: str, name: str, allowed: Mapping[str, Any] | tuple[str, ...]) -> str:
