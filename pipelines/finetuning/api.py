@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -27,9 +27,6 @@ from pipelines.finetuning.interface import ASYNCHRONOUS, TASKS, Ignored
 from pipelines.finetuning.jobs import Cancelled, Failed, Job, Jobs
 from pipelines.serving.desk import Limits
 from pipelines.serving.shapes import Refusal
-
-if TYPE_CHECKING:
-    Refused = Callable[[HTTPException], Response]
 
 _PAGE = Path(__file__).with_name("page.html")
 _NAMES = [*TASKS, "status", "cancel"]

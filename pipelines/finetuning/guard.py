@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -18,9 +18,8 @@ from pipelines.serving.gate import check_token, measured
 from pipelines.serving.shapes import Refusal
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from pipelines.finetuning.api import Refused
 
 _HEADERS = {
     b"cache-control": b"no-store",
@@ -35,7 +34,14 @@ _HEADERS = {
 class Guard:
     """ASGI middleware around the app. The page itself is open to all: it holds nothing of the worker's."""
 
-    def __init__(self, app: ASGIApp, token: str, max_mb: float, hosts: Collection[str], refused: Refused):
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str,
+        max_mb: float,
+        hosts: Collection[str],
+        refused: Callable[[Refusal], Response],
+    ):
         self.app, self.token, self.max_mb, self.refused = app, token.strip(), max_mb, refused
         self.hosts = {"localhost", socket.gethostname().lower(), *map(str.lower, hosts)}
 
