@@ -43,6 +43,8 @@ class MeanModel(FineTuningInterface):
     def eval(self, params, logs_dict):
         how = params.get("how")
         print(params.get("say", ""))
+        if how == "silent":
+            time.sleep(120)
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "broken":
@@ -66,7 +68,8 @@ class MeanModel(FineTuningInterface):
         return {"saved": True}
 
     def status(self, params, logs_dict):
-        return {name: logs_dict.get(name) for name in ("dataset", "step", "loss", "value")}
+        wanted = [params["only"]] if "only" in params else ("dataset", "step", "loss", "value")
+        return {name: logs_dict.get(name) for name in wanted}
 
     def check(self, task, params, logs_dict):
         if task == "save" and "value" not in logs_dict:

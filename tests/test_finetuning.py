@@ -23,6 +23,7 @@ import httpx
 import psutil
 import pytest
 from mean_model import MeanModel
+from test_readme import block_commands, check
 
 from pipelines import lab, manifest, models, serving, training, transcriber
 from pipelines import recipe as recipes
@@ -31,6 +32,7 @@ from pipelines.finetuning import FineTuningInterface, Ignored, api, events, jobs
 from pipelines.finetuning.places import without_places
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "worker.md"
 TOKEN = "hemlig-å"
 LIMITS = serving.Limits(max_mb=1, timeout_s=20)
 NUMBERS = {"numbers": [2.0, 4.0, 9.0]}
@@ -150,6 +152,7 @@ def test_a_life_of_another_model(client, tmp_path):
     assert client.settled() == "Ready"
     assert client.do("eval") == "Ready"
     assert client.status() == {"dataset": "3 numbers", "step": None, "loss": 25.0, "value": None}, "the fresh model"
+    assert client.post("status", {"only": "loss"}).json()["status"] == {"loss": 25.0}
 
     assert client.do("train", json.dumps({"steps": 2})) == "Ready", "parameters may be JSON in a string"
     assert client.status()["value"] == 3.75
@@ -210,6 +213,9 @@ def test_what_goes_wrong_is_a_state_without_places_and_without_a_traceback(clien
     assert failed == "Error: numbers are missing in …/numbers.json and …/secret place/numbers.json"
     ignored(client.post("eval"), 409, "dataset first")
     assert client.do("dataset", NUMBERS) == "Ready", "an error does not last"
+    assert client.do("dataset").startswith("Error: numbers are missing")
+    ignored(client.post("eval"), 409, "dataset first")
+    assert client.do("dataset", NUMBERS) == "Ready"
     assert client.do("eval", {"how": "broken"}) == "Error: eval failed unexpectedly; the worker's own output tells how"
     assert "secret.py" in capfd.readouterr().err, "for the operator"
     assert client.do("eval", {"how": "killed"}) == "Error: eval was killed; most often memory is short"
@@ -281,6 +287,16 @@ def test_a_job_ends_with_a_killed_server_and_the_next_one_goes_on(tmp_path):
         assert client.settled() == "Ready"
         assert client.status()["step"] == 40
     assert sorted(set(steps())) == list(range(1, 41)) and len(steps()) <= 42, "but for what was cut off, once each"
+
+
+def test_a_job_that_says_nothing_ends_with_its_server_too(tmp_path):
+    with process_of(tmp_path) as (server, client):
+        client.do("dataset", NUMBERS)
+        client.post("eval", {"how": "silent", "say": "now"})
+        until(lambda: "now" in client.log())
+        victims = server.children(recursive=True)
+        server.kill()
+        assert victims and gone(victims)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -715,3 +731,8 @@ def test_a_dry_run_says_what_would_be_offered(capsys, monkeypatch, toy_recipe, t
     with pytest.raises(SystemExit):
         cli.main()
     assert "--store takes NAME=URI" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [one for one in block_commands(DOCS.read_text("utf-8")) if "pipelines" in one])
+def test_the_commands_of_its_page_exist(command: str):
+    check(command)

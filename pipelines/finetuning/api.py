@@ -56,7 +56,7 @@ def make_app(jobs: Jobs, limits: Limits | None = None, token: str = "", hosts: C
             return await desk.answer(name, params, limits.timeout_s)
 
     async def status(request: Request) -> Response:
-        return desk.told(200, status=True)
+        return desk.told(200, status={})
 
     async def tasks(request: Request) -> Response:
         offered = jobs.implementation.parameters()
@@ -96,10 +96,11 @@ class _Desk:
     def __init__(self, jobs: Jobs):
         self.jobs, self.requests, self.streams = jobs, 0, 0
 
-    def told(self, code: int, *, status: bool = False, **told: Any) -> JSONResponse:
-        """An answer: the internal state first, then whatever else there is to tell."""
+    def told(self, code: int, *, status: dict[str, Any] | None = None, **told: Any) -> JSONResponse:
+        """An answer: the internal state first, then whatever else there is to tell; with `status`, the parameters of
+        such a request, what the implementation tells of itself."""
         state = {"internal_state": self.jobs.state}
-        return JSONResponse(state | told | ({"status": self.jobs.status()} if status else {}), code)
+        return JSONResponse(state | told | ({} if status is None else {"status": self.jobs.status(status)}), code)
 
     def ignored(self, code: int, reason: object) -> JSONResponse:
         return self.told(code, ignored=True, reason=str(reason))
@@ -124,7 +125,7 @@ class _Desk:
     async def answer(self, task: str, params: dict[str, Any], patience_s: float) -> Response:
         """Do what was asked, or begin it, or say why not."""
         if task == "status":
-            return self.told(200, status=True)
+            return self.told(200, status=params)
         try:
             if task == "cancel":
                 return self.told(200, cancelled=await run_in_threadpool(self.jobs.cancel))
@@ -174,7 +175,7 @@ class _Desk:
             for line in self.jobs.events.after(number):
                 number = line["id"]
                 news.append(f"id: {number}\nevent: line\ndata: {json.dumps(line)}\n\n")
-            status = self.told(200, status=True).body.decode()
+            status = self.told(200, status={}).body.decode()
             if status != shown:
                 shown = status
                 news.append(f"event: status\ndata: {status}\n\n")

@@ -155,11 +155,11 @@ class Jobs:
                 return f"Busy {TASKS[self.job.task]}"
             return f"Error: {self.error}" if self.error else "Ready"
 
-    def status(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    def status(self, params: dict[str, Any]) -> dict[str, Any]:
         """What the implementation tells of itself."""
         with self._lock:
             logs = dict(self.logs)
-        return child.plain(self.implementation.status(params or {}, logs))
+        return child.plain(self.implementation.status(params, logs))
 
     def begin(self, task: str, params: dict[str, Any]) -> Job:
         """Begin a task. Raises Ignored where that cannot be now, LabError where the parameters are wrong."""
@@ -309,10 +309,11 @@ class Jobs:
             self.error = failure if job.task in ASYNCHRONOUS or "error" not in told else ""
             self.ready = self.ready or (job.task == "dataset" and not failure)
             self._keep()
-        self._tell(f"{job.task} failed: {failure}" if failure else f"{job.task} is done")
         if failure:
+            self._tell(failure if failure.startswith(job.task) else f"{job.task} failed: {failure}")
             job.done.set_exception(Failed(failure))
         else:
+            self._tell(f"{job.task} is done")
             job.done.set_result(told["result"])
 
     def _keep(self) -> None:
