@@ -303,6 +303,21 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=10)[1]
 
 
+class Unsendable(MeanModel):
+    """What no other process can be given."""
+
+    def check(self, task, params, logs_dict):
+        self.lock = threading.Lock()
+        return params
+
+
+def test_a_model_that_cannot_be_sent_to_a_process_is_told_and_blocks_nothing(tmp_path):
+    with running(tmp_path, Unsendable(tmp_path)) as client:
+        for _ in range(2):
+            assert client.do("dataset", NUMBERS).startswith("Error: no process can be started: Unsendable")
+        ignored(client.post("cancel"), 409, "nothing is running")
+
+
 def test_a_state_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "state.json").write_text('{"job": {"task": "rm -rf"}}')
     with pytest.raises(LabError, match="cannot be read as the state of a worker: remove it to begin anew"):
@@ -355,6 +370,7 @@ JSON = {"Content-Type": "application/json"}
         (b'{"task": "eval", "parameters": {"a": 1e999}}', "must be a JSON object"),
         (b'{"task": "eval", "parameters": {"a": "\\ud800"}}', "must be a JSON object"),
         (b'{"task": "eval", "parameters": {"a": ' + b"9" * 5_000 + b"}}", "must be a JSON object"),
+        (b'{"task": "eval", "parameters": {"a": ' + b"[" * 40 + b"]" * 40 + b"}}", "at most 32 deep"),
         (b"{}", "task must be one of dataset, train, eval, test, save, status, cancel"),
         (b'{"task": "close"}', "task must be one of"),
         (b'{"task": ["train"]}', "task must be one of"),

@@ -30,6 +30,7 @@ from pipelines.serving.shapes import Refusal
 
 _PAGE = Path(__file__).with_name("page.html")
 _NAMES = [*TASKS, "status", "cancel"]
+_DEEPEST = 32
 _BODY_S = 60.0
 """The body of a request has so long to arrive."""
 _AT_ONCE, _STREAMS = 16, 16
@@ -262,9 +263,15 @@ def _object(text: Any, what: str) -> dict[str, Any]:
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # Python reads more than is JSON
     except (ValueError, TypeError, RecursionError):
         found = None
-    if not isinstance(found, dict):
-        raise Refusal(400, f"{what} must be a JSON object")
+    if not isinstance(found, dict) or _is_deep(found):
+        raise Refusal(400, f"{what} must be a JSON object, and at most {_DEEPEST} deep")
     return found
+
+
+def _is_deep(value: Any, left: int = _DEEPEST) -> bool:
+    """Whether lists and objects are nested deeper than can be written and sent on."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left < 0 or any(_is_deep(one, left - 1) for one in inner)
 
 
 @cache

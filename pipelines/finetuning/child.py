@@ -100,7 +100,7 @@ def packed(work: Work) -> bytes:
     """Work as a process that was started with START reads it. Raises LabError where it cannot be sent to one."""
     try:
         return pickle.dumps(sys.path) + pickle.dumps(work)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except (pickle.PicklingError, AttributeError, TypeError, RecursionError) as error:
         raise LabError(f"{type(work.implementation).__name__} cannot be pickled ({error})") from None
 
 

@@ -179,7 +179,11 @@ class Jobs:
             self.error, self.job = "", (job := Job(task, params))
             self._keep()
             self._tell(f"{task} began")
-            self._start(job)
+            try:
+                self._start(job)
+            except Exception:
+                self.job = None
+                raise
             return job
 
     def cancel(self, job: Job | None = None) -> str:
