@@ -54,6 +54,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     serving       an HTTP API in the shape that OpenAI's clients expect
     figures       tables, pictures, live curves
     lab           the stages as notebooks and commands call them
+    finetuning    fine-tuning as a service: one job at a time over HTTP
     detection     how many of the planted faults curation finds, and how many else
     series        recipes with several seeds, one after another, and what came of them as tables
     batch         the three notebooks in order, by papermill

@@ -206,18 +206,25 @@ def evaluate(
     *,
     runs: str | Path = "",
     log: Callable[[str], None] = print,
+    on_clips: Callable[[int], None] = lambda n: None,
 ) -> EvalReport:
     """Score a model on a split of the cache; one that was scored before is read. A tuned model keeps its test score.
 
     Every scoring of the test split is counted (ledger.py), and the count told; a further one of the same model warns.
+    `on_clips` is told of every batch how many clips it held.
     """
     if recipe.training.fast_dev_run:
         recipe, cache = _rehearsal(recipe, cache, log)
     ref = models.resolve(model_uri, log=log)
     made: list[int] = []
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
+
+        def decoded(n: int) -> None:
+            step(n)
+            on_clips(n)
+
         report = evaluation.evaluate(
-            recipe, cache, ref, split, _reports(recipe, runs), on_start=made.append, on_clips=step
+            recipe, cache, ref, split, _reports(recipe, runs), on_start=made.append, on_clips=decoded
         )
     if split == "test" and not recipe.training.fast_dev_run:
         looks = ledger.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(made))

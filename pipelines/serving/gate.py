@@ -20,33 +20,20 @@ class Gate:
     """ASGI middleware around the app. `heavy` are the addresses whose requests take a place at the desk."""
 
     def __init__(self, app: ASGIApp, desk: Desk, token: str, heavy: set[str]):
-        self.app, self.desk, self.heavy = app, desk, heavy
-        self._token = token.strip().encode()
+        self.app, self.desk, self.token, self.heavy = app, desk, token, heavy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            self._check_token(scope)
+            if scope["path"] not in OPEN:
+                check_token(scope, self.token)
             if scope["path"] in self.heavy and scope["method"] == "POST":
                 await self._in_turn(scope, receive, send)
             else:
                 await self.app(scope, receive, send)
         except Refusal as refusal:
             await refusal.response()(scope, receive, send)
-
-    def _check_token(self, scope: Scope) -> None:
-        if not self._token or scope["path"] in OPEN:
-            return
-        told = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, token = told.partition(b" ")
-        if not hmac.compare_digest(token.strip(), self._token) or scheme.lower() != b"bearer":
-            raise Refusal(
-                401,
-                "this server wants its token: send the header Authorization: Bearer TOKEN",
-                "invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
 
     async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
         timeout_s, answering = self.desk.limits.timeout_s, False
@@ -59,7 +46,7 @@ class Gate:
         with self.desk.place():
             try:
                 async with asyncio.timeout(timeout_s):
-                    await self.app(scope, self._measured(scope, receive), told)
+                    await self.app(scope, measured(scope, receive, self.desk.limits.max_mb), told)
             except TimeoutError:
                 if answering:
                     raise
@@ -69,24 +56,39 @@ class Gate:
                     504, f"not done within {timeout_s:g} s: send a shorter recording", "timeout", headers=headers
                 ) from None
 
-    def _measured(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive` that raises Refusal (413) as soon as more has come than may; what a header says is not believed."""
-        most, come = int(self.desk.limits.max_mb * 1e6), 0
-        too_large = Refusal(
-            413, f"the request is too large: at most {self.desk.limits.max_mb:g} MB", "file_too_large", param="file"
+
+def check_token(scope: Scope, token: str) -> None:
+    """Raises Refusal (401) where `token` is not empty and the request does not send it as bearer."""
+    wanted = token.strip().encode()
+    if not wanted:
+        return
+    told = dict(scope["headers"]).get(b"authorization", b"")
+    scheme, _, sent = told.partition(b" ")
+    if not hmac.compare_digest(sent.strip(), wanted) or scheme.lower() != b"bearer":
+        raise Refusal(
+            401,
+            "this server wants its token: send the header Authorization: Bearer TOKEN",
+            "invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
         )
-        if _content_length(scope) > most:
+
+
+def measured(scope: Scope, receive: Receive, max_mb: float) -> Receive:
+    """`receive` that raises Refusal (413) as soon as more has come than may; what a header says is not believed."""
+    most, come = int(max_mb * 1e6), 0
+    too_large = Refusal(413, f"the request is too large: at most {max_mb:g} MB", "file_too_large", param="file")
+    if _content_length(scope) > most:
+        raise too_large
+
+    async def counted() -> Message:
+        nonlocal come
+        message = await receive()
+        come += len(message.get("body", b""))
+        if come > most:
             raise too_large
+        return message
 
-        async def measured() -> Message:
-            nonlocal come
-            message = await receive()
-            come += len(message.get("body", b""))
-            if come > most:
-                raise too_large
-            return message
-
-        return measured
+    return counted
 
 
 def _content_length(scope: Scope) -> int:

@@ -10,7 +10,7 @@ from pipelines.errors import LabError
 
 if TYPE_CHECKING:
     import uvicorn
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
 _GRACE_S = 8
 """Requests that are being answered when the server is asked to end have so long; Docker kills after 10 s."""
@@ -33,11 +33,12 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_of(app: FastAPI) -> uvicorn.Server:
-    """The server, not yet running; it ends where `should_exit` is set."""
+def server_of(app: Starlette) -> uvicorn.Server:
+    """The server, not yet running; it ends where `should_exit` is set. The app finds it as `app.state.server`: an
+    answer that has no end of its own is to end with it."""
     import uvicorn
 
-    return uvicorn.Server(
+    app.state.server = uvicorn.Server(
         uvicorn.Config(
             app,
             log_level="warning",
@@ -49,9 +50,10 @@ def server_of(app: FastAPI) -> uvicorn.Server:
             timeout_graceful_shutdown=_GRACE_S,
         )
     )
+    return app.state.server
 
 
-def serve(app: FastAPI, listening: socket.socket) -> None:
+def serve(app: Starlette, listening: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT; what is being answered then is brought to its end, for some seconds.
 
     Call it in the main thread.

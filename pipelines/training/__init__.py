@@ -75,6 +75,7 @@ __all__ = [
     "newest_model",
     "rehearsal",
     "run_identity",
+    "steps_per_epoch",
     "token_mean_loss",
     "train",
     "validation_loss",
@@ -246,22 +247,34 @@ def _build_trainer(
     return trainer
 
 
+def steps_per_epoch(recipe: Recipe, cache: FeatureCache) -> int:
+    """The optimizer steps in which every training clip comes once; as in every epoch, the last one may be smaller."""
+    return -(-len(_sampler(recipe, cache)) // recipe.training.accumulation)
+
+
+def _sampler(recipe: Recipe, cache: FeatureCache) -> BucketSampler:
+    """What draws the training clips."""
+    settings, rows = recipe.training, rows_of(cache, "train")
+    order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
+    varied = bool(augmentation.Variation(**recipe.augment.model_dump()))
+    if settings.window_share:
+        return windows.WindowSampler(*order, share=settings.window_share, drawn=varied)
+    return augmentation.DrawnSampler(*order) if varied else BucketSampler(*order)
+
+
 def _training_batches(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple[BucketSampler, Any, Any]:
     """What draws the training clips, what they are, and what makes batches of them."""
     settings, rows = recipe.training, rows_of(cache, "train")
     full_context = settings.context == "full"
     variation = augmentation.Variation(**recipe.augment.model_dump())
-    make_sampler, make_clips, collate = BucketSampler, ClipDataset, Collator(cache, full_context=full_context)
+    clips, collate = ClipDataset(cache, rows), Collator(cache, full_context=full_context)
     if variation:
-        make_sampler, make_clips = augmentation.DrawnSampler, augmentation.DrawnClips
+        clips = augmentation.DrawnClips(cache, rows)
         collate = augmentation.VaryingCollator(cache, variation, full_context=full_context)
-    order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
-    sampler, clips = make_sampler(*order), make_clips(cache, rows)
     if settings.window_share:
-        sampler = windows.WindowSampler(*order, share=settings.window_share, drawn=bool(variation))
         clips, timestamps = windows.WindowClips(clips), settings.window_timestamps
         collate = windows.WindowCollator(collate, processor, recipe.language, timestamps=timestamps)
-    return sampler, clips, collate
+    return _sampler(recipe, cache), clips, collate
 
 
 def _longest_batches(recipe: Recipe, cache: FeatureCache, sampler: BucketSampler, at_once: int) -> list[dict[str, Any]]:
