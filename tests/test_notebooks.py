@@ -114,9 +114,9 @@ def test_every_link_leads_somewhere(path: Path):
 
 
 def test_one_repository_name_is_used_everywhere():
-    readme = (ROOT / "README.md").read_text("utf-8")
+    pages = [page.read_text("utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
     texts = [path.read_text("utf-8") for path in PATHS]
-    named = {name for text in (*texts, readme) for name in re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/blob", text)}
+    named = {name for text in (*texts, *pages) for name in re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/blob", text)}
     cloned = {name for text in texts for name in re.findall(r"https://github\.com/([\w.-]+/[\w.-]+) lab", text)}
     assert len(named) == 1
     assert named == cloned
