@@ -58,7 +58,7 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "", log: Callable[[str
     """
     if form not in FORMS:
         raise LabError(f"an export must be one of {', '.join(FORMS)}, got {form!r}")
-    if ref.facts.get("made_of"):
+    if is_export(ref):
         raise LabError(f"{ref.title} is an export itself: name the model that it was made of")
     format_, _, precision = form.partition("-")
     make = {"ctranslate2": _convert, "onnx": _to_onnx, "safetensors": _cast}[format_]
