@@ -87,37 +87,36 @@ def table(
     Scores are those of lab.evaluate: what was scored before is not decoded again, and a test split's are counted.
     Raises LabError for a form that is none of export.FORMS, and what `export.convert` raises.
     """
-    found: list[tuple[ModelRef, str, EvalReport]] = []
-    for uri in uris:
-        ref = models.resolve(uri, log=log)
-        for form in ("", *forms):
-            there = str(export.convert(ref, form, log=log)) if form else uri
-            report = lab.evaluate(recipe, cache, there, split, runs=runs, log=log)
-            found.append((models.resolve(there, log=log), form, report))
+    places = [  # all of them first: what cannot be made shows before anything is scored
+        (form, str(export.convert(models.resolve(uri, log=log), form, log=log)) if form else uri)
+        for uri in uris
+        for form in ("", *forms)
+    ]
+    reports = [lab.evaluate(recipe, cache, there, split, runs=runs, log=log) for _, there in places]
+    refs = [models.resolve(there, log=log) for _, there in places]
     rows = cache.split(split)
     timed = rows[:: max(1, -(-len(rows) // TIMED_CLIPS))]
-    ms = _speeds(recipe, cache, [ref for ref, _, _ in found], timed, threads, log)
-    made, own = [], found[0][2]
-    for (ref, form, report), (engine, took) in zip(found, ms, strict=True):
-        first = found[0][2]
-        against = own if form else first
-        own = own if form else report
-        alone = report is first
+    speeds = _speeds(recipe, cache, refs, timed, threads, log)
+    made, first, own = [], reports[0], reports[0]
+    for (form, _), ref, report, (engine, ms) in zip(places, refs, reports, speeds, strict=True):
+        own, against = (own, own) if form else (report, first)
+        held: tuple[Any, ...] = (None, None, None)
+        if report is not first:
+            held = (*_compared(recipe, report, against), _compared(recipe, report, first)[0])
+        size_mb = sum(path.stat().st_size for path in ref.folder.iterdir() if path.is_file()) / 1e6
         made.append(
-            Row(
-                report.model,
-                form,
-                str(ref.folder),
-                engine,
-                round(_bytes(ref) / 1e6, 1),
-                report.score,
-                None if alone else _difference(report, against, recipe),
-                None if alone else _agreement(report, against),
-                None if alone else _difference(report, first, recipe),
-                round(took, 1),
-            )
+            Row(report.model, form, str(ref.folder), engine, round(size_mb, 1), report.score, *held, round(ms, 1))
         )
     return made
+
+
+def _compared(recipe: Recipe, report: EvalReport, other: EvalReport) -> tuple[Difference, float]:
+    """The paired difference of two reports on one split, and the share of clips with the very same text."""
+    ours, theirs = (experiments.ordered(one) for one in (report, other))
+    edits = [scoring.count_edits(one["reference"].tolist(), one["hypothesis"].tolist()) for one in (ours, theirs)]
+    draw = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
+    found = scoring.difference(*edits, ours["speaker"].tolist(), **draw)
+    return found, float((ours["hypothesis"] == theirs["hypothesis"]).mean())
 
 
 def in_words(rows: Sequence[Row]) -> str:
@@ -141,23 +140,6 @@ def _line(cells: Any) -> str:
 
 def _told(difference: Difference | None) -> str:
     return "" if difference is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(difference.delta, *difference.ci95)
-
-
-def _difference(report: EvalReport, other: EvalReport, recipe: Recipe) -> Difference:
-    ours, theirs = (experiments.ordered(one) for one in (report, other))
-    edits = [scoring.count_edits(one["reference"].tolist(), one["hypothesis"].tolist()) for one in (ours, theirs)]
-    draw = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
-    return scoring.difference(*edits, ours["speaker"].tolist(), **draw)
-
-
-def _agreement(report: EvalReport, other: EvalReport) -> float:
-    ours, theirs = (experiments.ordered(one)["hypothesis"] for one in (report, other))
-    return float((ours == theirs).mean())
-
-
-def _bytes(ref: ModelRef) -> int:
-    """Of what is in the folder itself."""
-    return sum(path.stat().st_size for path in ref.folder.iterdir() if path.is_file())
 
 
 def _speeds(
@@ -210,7 +192,7 @@ class Proof:
     elapsed_s: float
     """From recording to text, the first time."""
     memory_mb: float
-    """The most that the process held."""
+    """The most that the process held; 0 where the system does not tell."""
     without: tuple[str, ...]
     """Packages that it could not import."""
 
@@ -247,7 +229,7 @@ def production(
 
 
 _SERVING = """
-import json, resource, sys, time
+import json, sys, time
 started = time.monotonic()
 folder, recording, language, *absent = sys.argv[1:]
 sys.modules.update(dict.fromkeys(absent))
@@ -256,7 +238,11 @@ from pipelines.transcriber import Transcriber
 transcriber = Transcriber(models.resolve(folder), language, log=lambda line: None)
 loaded = time.monotonic()
 heard = transcriber.transcribe(recording)
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    import resource
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+except ImportError:  # Windows does not tell it so
+    most = 0
 told = [transcriber.loaded.name, heard.text, loaded - started, heard.elapsed_s, most]
 print(json.dumps(told))
 """
