@@ -36,7 +36,6 @@ TIMED_CLIPS = 40
 """Clips that are decoded one by one for their speed, spread over the split."""
 _ROUNDS = 3
 _SENTENCE = "Det här är ett prov på hur modellen hör."
-_CARD = "README.md"
 _PATIENCE_S = 600
 
 
@@ -217,7 +216,7 @@ def production(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".production-", dir=folder.parent) as place:
         made = export.convert(ref, form, to=Path(place) / "model", log=log)
-        (made / _CARD).write_text(_card(ref, form), "utf-8")
+        (made / card.FILE).write_text(_card(ref, form), "utf-8")
         facts = {name: value for name, value in manifest.read(made).items() if name != "files"}
         manifest.seal(made, **facts)
         spoken = recording or Path(place) / "sentence.wav"
@@ -269,15 +268,14 @@ def prove(folder: Path, recording: Path, language: str = "sv") -> Proof:
 
 def _card(ref: ModelRef, form: str) -> str:
     """A card: the front matter of the model's own but for its scores, and what this folder is."""
-    import yaml
+    from huggingface_hub import ModelCard, ModelCardData
 
-    own = ref.folder / _CARD
-    parts = own.read_text("utf-8").split("---\n", 2) if own.is_file() else []
-    front = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else {}
-    front.pop("model-index", None)
+    own = ref.folder / card.FILE
+    front = ModelCard(own.read_text("utf-8")).data if own.is_file() else ModelCardData()
+    front.eval_results = None
     name = card.base_of(ref).partition(" @ ")[0]
     return (
-        f"---\n{yaml.safe_dump(front, allow_unicode=True, sort_keys=False)}---\n\n# {name}, {form}\n\n"
+        f"---\n{front.to_yaml()}\n---\n\n# {name}, {form}\n\n"
         f"The weights of {name} @ {ref.revision} in the form {form}, with what serving them needs and nothing else:\n\n"
         "```bash\npython -m pipelines serve --model <this folder>\n```\n\nIts scores are not those of the model it was "
         "made of: `python -m pipelines export` holds the two against each other.\n"

@@ -125,16 +125,16 @@ def taught(
         cache = with_transcripts(cache, kept)
     else:
         kept = dict.fromkeys(rows[near].tolist())
+    misheard = int((~near).sum())
+    told = (
+        f"in {misheard} the teacher hears something else (WER above {most:g}), and {len(rows) - misheard - len(kept)}"
+    )
     if not kept:
         raise LabError(
-            f"the teacher hears none of {len(rows)} training clips with a WER of at most {most:g}: raise "
+            f"none of {len(rows)} training clips can be learnt from: {told} give no label. Raise "
             "distillation.max_label_wer, or take a better teacher"
         )
-    log(
-        f"{len(kept)} of {len(rows)} training clips are learnt from ({settings.labels} labels); in "
-        f"{int((~near).sum())} the teacher hears something else (WER above {most:g}), and "
-        f"{int(near.sum()) - len(kept)} give no label"
-    )
+    log(f"{len(kept)} of {len(rows)} training clips are learnt from ({settings.labels} labels); {told} give no label")
     stays = (cache.rows["split"] != "train") | cache.rows.index.isin(list(kept))
     return replace(cache, rows=cache.rows[stays].reset_index(drop=True), counts={**cache.counts, "train": len(kept)})
 
