@@ -248,9 +248,7 @@ def test_transcripts_can_be_learnt_and_the_misheard_left_out_all_the_same(toy_se
 def test_a_teacher_that_hears_nothing_right_is_refused(toy_settings, toy_cache, teacher, hears):
     hears(["något annat än det som sades"] * len(toy_cache.split("train")))
     recipe = toy_settings({**TAUGHT, "distillation.max_label_wer": 0.1})
-    with pytest.raises(
-        LabError, match=r"none of 48 training clips can be learnt from: in 48 the teacher hears something"
-    ):
+    with pytest.raises(LabError, match="none of 48 training clips can be learnt from: in 48 the teacher"):
         distillation.taught(recipe, toy_cache, teacher, Path("unused"), lambda line: None)
 
 
