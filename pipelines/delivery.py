@@ -228,7 +228,7 @@ def production(
 
 
 _SERVING = """
-import json, sys, time
+import json, pathlib, sys, time
 started = time.monotonic()
 folder, recording, language, *absent = sys.argv[1:]
 sys.modules.update(dict.fromkeys(absent))
@@ -237,12 +237,9 @@ from pipelines.transcriber import Transcriber
 transcriber = Transcriber(models.resolve(folder), language, log=lambda line: None)
 loaded = time.monotonic()
 heard = transcriber.transcribe(recording)
-try:
-    import resource
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-except ImportError:  # Windows does not tell it so
-    most = 0
-told = [transcriber.loaded.name, heard.text, loaded - started, heard.elapsed_s, most]
+status = pathlib.Path("/proc/self/status")  # what getrusage tells, a child inherits
+peaks = [line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line] if status.exists() else []
+told = [transcriber.loaded.name, heard.text, loaded - started, heard.elapsed_s, int((peaks or [0])[0])]
 print(json.dumps(told))
 """
 
@@ -261,9 +258,8 @@ def prove(folder: Path, recording: Path, language: str = "sv") -> Proof:
     if told.returncode:
         said = (told.stderr.strip() or "nothing").splitlines()[-1]
         raise LabError(f"a fresh process could not serve the folder, so it was not kept: {said}")
-    engine, text, loading_s, elapsed_s, most = json.loads(told.stdout.splitlines()[-1])
-    memory = most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
-    return Proof(engine, text, round(loading_s, 2), round(elapsed_s, 2), round(memory), absent)
+    engine, text, loading_s, elapsed_s, peak_kib = json.loads(told.stdout.splitlines()[-1])
+    return Proof(engine, text, round(loading_s, 2), round(elapsed_s, 2), round(peak_kib * 1024 / 1e6), absent)
 
 
 def _card(ref: ModelRef, form: str) -> str:

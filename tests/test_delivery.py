@@ -302,6 +302,8 @@ def test_by_command(call, tuned, rows, toy_recipe, toy_model, toy_cache, tmp_pat
     assert not served.exists()
     words = call(*produced)
     assert "in a fresh process, without torch and transformers" in words
+    size = (served / "decoder.onnx").stat().st_size
+    assert size < 1.1 * (tuned / "model.safetensors").stat().st_size, "the embeddings are written twice"
     assert {path.name for path in served.iterdir()} <= NEEDED["onnx"] | BESIDE
     assert opened(served).name == "onnxruntime cpu float32"
 

@@ -138,6 +138,7 @@ def _halves(model: WhisperForConditionalGeneration) -> tuple[torch.nn.Module, to
                 states = fed_forward(layer, states)
                 present.append(torch.stack([keys, values]))
             last = decoder.layer_norm(states[:, -1])
-            return F.linear(last, decoder.embed_tokens.weight), torch.stack(present)
+            # from this side the table of embeddings is used as it is: transposed it would be written a second time
+            return (decoder.embed_tokens.weight @ last.T).T, torch.stack(present)
 
     return Encoder(), Decoder()
