@@ -326,7 +326,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         f"newest finished run, else {served.BASE_MODEL}",
     )
     parser.add_argument(
-        "--engine", default="auto", help="auto, transformers or ctranslate2 (default: %(default)s)", metavar="ENGINE"
+        "--engine",
+        default="auto",
+        help="auto, transformers, ctranslate2 or onnx (default: %(default)s)",
+        metavar="ENGINE",
     )
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for every network)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")

@@ -26,12 +26,13 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     repetition    transcripts that go round in circles
     decoding      batched generation at clip length
     confidence    the probability that a word is right, calibrated on the validation split
-    export        the same weights for CTranslate2, in eight bits or half precision
-    engines       log-mel frames to text: transformers on any device, CTranslate2
+    export        the same weights for CTranslate2, ONNX Runtime, or in half precision
+    engines       log-mel frames to text: transformers on any device, CTranslate2, ONNX Runtime
     scoring       WER and CER with intervals
     metric        the same as a metric of evaluate, for other people's code
     relabel       label errors: what a model hears beside what the transcript says
     corpus        curation over a whole corpus, before the audio and after it
+    distillation  a smaller student: some layers of a tuned teacher, taught to answer as it does
     checkpoints   complete-or-absent checkpoints
     training      recipe and cache to tuned weights
     report        what a report tells: slices, confusions, calibration; and its page
@@ -54,7 +55,11 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     serving       an HTTP API in the shape that OpenAI's clients expect
     figures       tables, pictures, live curves
     lab           the stages as notebooks and commands call them
+<<<<<<< HEAD
     finetuning    fine-tuning as a service: one job at a time over HTTP
+=======
+    delivery      exports held against the model they were made of; the folder that a deployment needs
+>>>>>>> distil
     detection     how many of the planted faults curation finds, and how many else
     series        recipes with several seeds, one after another, and what came of them as tables
     batch         the three notebooks in order, by papermill

@@ -176,24 +176,66 @@ def train(
         )
 
 
+@app.command()
+def distill(
+    recipe: RecipeName = "tour-distil",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cache: CacheUri = "",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="A tuned model's URI, or run:<recipe>: what that recipe makes of the same data; default: the "
+            "recipe's distillation.teacher."
+        ),
+    ] = "",
+    resume: Annotated[
+        str, typer.Option(help="Copy the student's checkpoints there, and go on from the newest one there.")
+    ] = "",
+    publish: Annotated[str, typer.Option(help="Also copy the student there: hub://…, hopsworks://… or a folder.")] = "",
+    fast_dev_run: Annotated[
+        bool, typer.Option("--fast-dev-run", help="Two steps, to see that all works; the figures mean nothing.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Stage 02 for a smaller model: a student with fewer layers, taught by a tuned teacher; that is trained first where
+    the recipe is to make it and has not yet.
+
+    Example: python -m pipelines distill --recipe tour-distil --set distillation.decoder_layers=1
+    """
+    set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
+    set_ = [*set_, f"distillation.teacher={teacher}"] if teacher else set_
+    with ranks.joined():
+        _train(recipe, set_, runs, cache, dry_run, as_json, resume=resume, publish=publish, taught=True)
+
+
 def _train(
-    recipe: str, set_: list[str], runs: str, cache: str, dry_run: bool, as_json: bool, *, publish: str, **how: Any
+    recipe: str,
+    set_: list[str],
+    runs: str,
+    cache: str,
+    dry_run: bool,
+    as_json: bool,
+    *,
+    publish: str,
+    taught: bool = False,
+    **how: Any,
 ) -> None:
     from pipelines import lab
 
     settings, _ = _recipe(recipe, set_)
     if dry_run:
+        start = how.get("fork") or settings.distillation.teacher or settings.model.base
         return _plan(
-            as_json,
-            settings,
-            lab.stage_folder(settings, runs),
-            f"train {settings.training.steps} steps from {how['fork'] or settings.model.base}",
+            as_json, settings, lab.stage_folder(settings, runs), f"train {settings.training.steps} steps from {start}"
         )
     from pipelines import figures
 
     opened = lab.open_features(settings, cache, runs=runs, log=_log(as_json))
     progress = figures.console_progress(_log(as_json)) if ranks.is_first() else None
-    made = lab.train(settings, opened, runs=runs, publish=publish, progress=progress, **how)
+    stage = lab.distil if taught else lab.train
+    made = stage(settings, opened, runs=runs, publish=publish, progress=progress, **how)
     if not ranks.is_first():
         return
     told = {
@@ -398,7 +440,7 @@ def transcribe(
     ] = "",
     model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",
     language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
-    engine: Annotated[str, typer.Option(help="auto, transformers or ctranslate2.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, transformers, ctranslate2 or onnx.")] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Begin anew, over what an earlier call wrote.")] = False,
     runs: Runs = "",
     dry_run: DryRun = False,
@@ -438,7 +480,7 @@ def transcribe(
 def serve(
     model: Annotated[str, typer.Option(help="Model URI; default: the newest finished run, else the base model.")] = "",
     language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
-    engine: Annotated[str, typer.Option(help="auto, transformers or ctranslate2.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, transformers, ctranslate2 or onnx.")] = "auto",
     host: Annotated[str, typer.Option(help="0.0.0.0 is every network that this machine is on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8000,
     token: Annotated[
@@ -625,6 +667,88 @@ def publish_space(
     told = {**space.publish(name, found, hardware, log=_log(as_json)), "model": found.uri}
     secret = "give it a secret HF_TOKEN in its settings, then " if found.private else ""
     _print(as_json, told, f"model {found.uri}\nspace {name} @ {told['commit']}\nNext: {secret}open {told['url']}")
+
+
+@app.command()
+def export(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model URIs; the first is the measure.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="FORM,FORM", help="ctranslate2-int8 (-float16, ...), onnx, safetensors-float16 (-float32)."
+        ),
+    ] = "ctranslate2-int8",
+    recipe: RecipeName = "tour",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cache: CacheUri = "",
+    split: Annotated[
+        ScoredSplit, typer.Option(help="What they are held against each other on; a look at the test split counts.")
+    ] = ScoredSplit.validation,
+    threads: Annotated[int, typer.Option(min=0, help="Of the CPU, for the timing; 0 is all cores.")] = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Make exports of models, and hold each against the model it was made of: WER, agreement, size and speed.
+
+    Example: python -m pipelines export runs/tour/train-1a2b3c4d5e6f/model --to ctranslate2-int8,onnx
+    """
+    from pipelines import delivery, environment, lab
+
+    settings, _ = _recipe(recipe, set_)
+    forms = [name.strip() for name in to.split(",") if name.strip()]
+    if dry_run:
+        what = f"export {', '.join(models)} to {', '.join(forms)} and score all on {split}"
+        return _plan(as_json, settings, environment.cache_folder(), what)
+    opened = lab.open_features(settings, cache, runs=runs, log=_log(as_json))
+    rows = delivery.table(
+        settings, opened, models, forms, split=split.value, runs=runs, threads=threads, log=_log(as_json)
+    )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    following = (
+        f"python -m pipelines production {shlex.quote(models[-1])} --form {forms[-1] if forms else ''} --to FOLDER"
+    )
+    told = {"split": split.value, "n": rows[0].score.n, "load": load, "rows": [row.as_dict() for row in rows]}
+    places = "\n".join(f"{row.form or 'as it is'}: {row.folder}" for row in rows)
+    words = f"{delivery.in_words(rows)}\n\n{split.value}, {rows[0].score.n} clips; load of the machine {load}\n{places}"
+    _print(as_json, told, f"{words}\nNext: {following}")
+
+
+@app.command()
+def production(
+    model: Annotated[str, typer.Argument(help="Model URI.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Empty or absent.")],
+    form: Annotated[
+        str, typer.Option(help="ctranslate2-int8 (-float16, ...), onnx, safetensors-float16 (-float32).")
+    ] = "ctranslate2-int8",
+    language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
+    recording: Annotated[
+        Path | None, typer.Option(help="What the folder has to transcribe; default: a spoken Swedish sentence.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Put what serving a model needs, and nothing else, into a folder, after a fresh process has served it.
+
+    Example: python -m pipelines production runs/tour/train-1a2b3c4d5e6f/model --to served
+    """
+    from pipelines import delivery, models
+
+    if dry_run:
+        told = {"dry_run": True, "would": f"put {model} as {form} into {to}", "writes": str(to)}
+        return _print(as_json, told, f"would {told['would']}\nnothing was done")
+    ref = models.resolve(model, log=_log(as_json))
+    proof = delivery.production(ref, form, to, language=language, recording=recording, log=_log(as_json))
+    files = {path.name: path.stat().st_size for path in sorted(to.expanduser().iterdir())}
+    listed = "\n".join(f"{size / 1e6:9.2f} MB  {name}" for name, size in files.items())
+    absent = f", without {' and '.join(proof.without)}" if proof.without else ""
+    _print(
+        as_json,
+        {"folder": str(to), "files": files, "proof": dataclasses.asdict(proof)},
+        f"{listed}\nserved by {proof.engine} in a fresh process{absent}: {proof.text!r}, loaded after "
+        f"{proof.loading_s} s, {proof.elapsed_s} s for the recording, {proof.memory_mb:.0f} MB\n"
+        f"Next: python -m pipelines serve --model {shlex.quote(str(to))}",
+    )
 
 
 @app.command()

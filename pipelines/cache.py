@@ -18,7 +18,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -416,20 +416,30 @@ def _load(folder: Path, sealed: dict[str, Any]) -> FeatureCache:
     rows = table.drop_columns(["labels"]).to_pandas()
     rows = rows.assign(label_offset=ends[:-1], label_count=np.diff(ends))
     if sealed.get("repaired"):
-        rows, token_ids = _with_repairs(rows, token_ids, _read_repaired(folder))
+        repaired = _read_repaired(folder)
+        places = pd.Index(rows["id"]).get_indexer(repaired["id"])
+        labels = [[int(token) for token in told.split()] for told in repaired["labels"]]
+        rows, token_ids = _with_labels(rows, token_ids, places, repaired["after"].tolist(), labels)
     order = [name for name in shards.RESERVED if name in rows]
     rows = rows[[*order, *(name for name in rows if name not in order)]]
     kept = ~rows["id"].isin(sealed.get("dropped", ()))
     return FeatureCache(folder, sealed["identity"], rows[kept].reset_index(drop=True), sealed["counts"], token_ids)
 
 
-def _with_repairs(rows: pd.DataFrame, token_ids: np.ndarray, repaired: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """The rows with their new transcripts, and the token ids with those of the new labels at the end."""
-    labels = [[int(token) for token in told.split()] for told in repaired["labels"]]
+def with_transcripts(cache: FeatureCache, told: Mapping[int, tuple[str, list[int]]]) -> FeatureCache:
+    """The cache with other transcripts and label ids for the rows that `told` numbers; nothing on the disk changes."""
+    texts, labels = ([pair[i] for pair in told.values()] for i in (0, 1))
+    rows, token_ids = _with_labels(cache.rows, cache.token_ids, np.array([*told], dtype=np.int64), texts, labels)
+    return replace(cache, rows=rows, token_ids=token_ids)
+
+
+def _with_labels(
+    rows: pd.DataFrame, token_ids: np.ndarray, places: np.ndarray, texts: list[str], labels: list[list[int]]
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The rows with new transcripts at `places`, and the token ids with those of the new labels at the end."""
     counts = np.array([len(ids) for ids in labels])
-    places = pd.Index(rows["id"]).get_indexer(repaired["id"])
     columns = {name: rows[name].to_numpy(copy=True) for name in ("text", "label_offset", "label_count")}
-    columns["text"][places] = repaired["after"]
+    columns["text"][places] = texts
     columns["label_offset"][places] = len(token_ids) + np.cumsum(counts) - counts
     columns["label_count"][places] = counts
     return rows.assign(**columns), np.concatenate([token_ids, *(np.array(ids, np.int32) for ids in labels)])

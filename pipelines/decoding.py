@@ -49,7 +49,7 @@ def decode_rows(
 ) -> list[str]:
     """Transcripts of cache rows, in the order of `rows`; decoded longest first in batches of at most `batch_frames`."""
     told = {"language": language, "max_new_tokens": max_new_tokens}
-    return _by_batches(
+    return by_batches(
         lambda features: decode(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
     )
 
@@ -69,12 +69,12 @@ def hear_rows(
 ) -> list[Heard]:
     """The transcripts of `decode_rows`, each with how sure the model was of it (see `hear`)."""
     told = {"language": language, "max_new_tokens": max_new_tokens, "closely": closely}
-    return _by_batches(
+    return by_batches(
         lambda features: hear(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
     )
 
 
-def _by_batches(
+def by_batches(
     decoded: Callable[[torch.Tensor], list[_T]],
     cache: FeatureCache,
     rows: np.ndarray,
@@ -82,7 +82,7 @@ def _by_batches(
     full_context: bool,
     on_clips: Callable[[int], None],
 ) -> list[_T]:
-    """What `decoded` makes of each row, in the order of `rows`."""
+    """What `decoded` makes of each row, in the order of `rows`; it is given batches float32 [B, n_mels, T]."""
     collate = Collator(cache, full_context=full_context)
     lengths = np.array([len(cache.log_mel(row).frames) for row in rows])
     found: dict[int, _T] = {}
@@ -170,7 +170,7 @@ def no_speech(
     token = no_timestamps - 1  # <|nospeech|>, which older tokenizers call <|nocaptions|>
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), _autocast(model):
+    with torch.inference_mode(), autocast(model):
         first = torch.full((len(features), 1), start, device=model.device)
         logits = model(features.to(model.device, model.dtype), decoder_input_ids=first).logits[:, 0]
     model.train(was_training)
@@ -220,7 +220,7 @@ def generate(
     )
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), _autocast(model):
+    with torch.inference_mode(), autocast(model):
         encoded = model.model.encoder(features.to(model.device, model.dtype))
         start = torch.tensor([prompt], device=model.device).expand(len(features), -1)
         # the general generation loop, not Whisper's override, which pads to 30 s and seeks through segments
@@ -237,7 +237,7 @@ def generate(
     return out[:, len(prompt) :]
 
 
-def _autocast(model: WhisperForConditionalGeneration) -> torch.autocast:
+def autocast(model: WhisperForConditionalGeneration) -> torch.autocast:
     """bfloat16 on GPUs that have it: twice the speed at no cost in WER worth naming; float32 elsewhere."""
     import torch
 

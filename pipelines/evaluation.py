@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import decoding, environment, manifest, models, report, scoring, text
+from pipelines import decoding, engines, environment, export, manifest, models, report, scoring, text, workers
 from pipelines.cache import FeatureCache
 from pipelines.decoding import Heard
 from pipelines.errors import LabError
@@ -142,8 +142,8 @@ def test_set(predictions: pd.DataFrame) -> str:
 
 def lineage(ref: ModelRef) -> dict[str, Any]:
     """What made a model: for one that the lab tuned `digest, base, cache, recipe, settings, seed, best_step,
-    training_seconds, data, machine, versions` (`settings` is the whole recipe, nested), and `fork` where it started
-    from the weights of another run; for any other `base` alone.
+    training_seconds, data, machine, versions` (`settings` is the whole recipe, nested), `fork` where it started
+    from the weights of another run, and `teacher` where it was distilled; for any other `base` alone.
     """
     if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
         return {"base": card.base_of(ref)}
@@ -155,7 +155,7 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
         "seed": told["training"]["seed"],
         "best_step": trained["best_step"],
         "training_seconds": trained["seconds"],
-        **({"fork": ref.facts["fork"]} if ref.facts.get("fork") else {}),
+        **{name: ref.facts[name] for name in ("fork", "teacher") if ref.facts.get(name)},
     }
 
 
@@ -166,6 +166,8 @@ def _decode(
     import torch
 
     settings, here = recipe.evaluation, environment.detect()
+    if export.is_export(ref):
+        return _decode_export(recipe, cache, ref, rows, on_clips)
     model, processor = models.load(ref, device=here.device), models.load_processor(ref, recipe.language)
     started = time.monotonic()
     heard = decoding.hear_rows(
@@ -181,6 +183,25 @@ def _decode(
     )
     seconds = max(round(time.monotonic() - started, 2), 0.01)
     return heard, {"decoding_seconds": seconds, "device": here.device_name, "threads": torch.get_num_threads()}
+
+
+def _decode_export(
+    recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
+) -> tuple[list[Heard], dict[str, Any]]:
+    """The same of an export, by the engine that reads it."""
+    settings = recipe.evaluation
+    engine = engines.open_engine(ref, recipe.language, max_new_tokens=settings.max_new_tokens)
+    started = time.monotonic()
+    heard = decoding.by_batches(
+        lambda features: engine.hear(features.numpy()),
+        cache,
+        rows,
+        settings.batch_frames,
+        ref.context == "full",
+        on_clips,
+    )
+    seconds = max(round(time.monotonic() - started, 2), 0.01)
+    return heard, {"decoding_seconds": seconds, "device": engine.name, "threads": workers.cores()}
 
 
 def _predictions(cache: FeatureCache, rows: Any, heard: list[Heard]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
     01  features(recipe)             -> FeatureCache     cache.uri
     02  train(recipe, cache)         -> TrainedModel     model.uri
+        distil(recipe, cache)        -> the same of a student, after its teacher where there is none yet
         scores(recipe, cache, model.uri) -> the base model's and the tuned model's EvalReport
     03  transcriber(recipe, model_uri) -> Transcriber
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import (
     audio,
     corpus,
+    distillation,
     environment,
     evaluation,
     history,
@@ -38,6 +40,7 @@ from pipelines import (
     training,
 )
 from pipelines import cache as caches
+from pipelines import recipe as recipes
 from pipelines.cache import FeatureCache
 from pipelines.curation import Gate
 from pipelines.curation.selection import Selection
@@ -161,7 +164,11 @@ def train(
     a new run starts from those weights. With the setting `training.fast_dev_run`, two steps are made anew each time, in
     a folder that no later stage looks into, and nothing is copied anywhere. With `cluster`, a Ray cluster's address,
     `devices` of its workers train together.
+
+    A recipe that names a teacher trains its student, and raises LabError where that teacher is not trained yet.
     """
+    if recipe.distillation.teacher and fork:
+        raise LabError("a student starts from its teacher's layers: leave out --fork, or distillation.teacher")
     if devices > 1 and not cluster:
         raise LabError(
             f"devices={devices} needs a cluster; on one machine: python -m pipelines train --devices {devices}"
@@ -175,7 +182,7 @@ def train(
         ranks.by_first(lambda: shutil.rmtree(stage_folder(recipe, runs) / _REHEARSED, ignore_errors=True))
     with _stage(recipe, runs, "training") as note:
         with ranks.first_on_machine():
-            base = models.resolve(recipe.model.base, log=progress.on_line)
+            base = starting_model(recipe, cache, runs, progress.on_line)
             parent = training.forks.find(fork, base, log=progress.on_line) if fork else None
         folder = run_folder(recipe, cache, base, runs, parent)
         if cluster:
@@ -196,6 +203,87 @@ def train(
             progress.on_line(f"published as {published}")
             note["model_uri"] = published
     return trained
+
+
+def distil(
+    recipe: Recipe,
+    cache: FeatureCache,
+    *,
+    runs: str | Path = "",
+    progress: Progress | None = None,
+    **how: Any,
+) -> TrainedModel:
+    """`train` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none."""
+    if not recipe.distillation.teacher:
+        raise LabError(
+            f"recipe {recipe.name} names no teacher: take --recipe tour-distil, or give one with --teacher (a model's "
+            "URI, or run:<recipe>) and --set distillation.decoder_layers=2"
+        )
+    log = (progress or Progress()).on_line if ranks.is_first() else lambda line: None
+    own = _recipe_of_teacher(recipe)
+    if own is None or _finished_teacher(own, cache, runs, log):
+        log("the teacher is at hand: none is trained")
+    else:
+        log(f"no finished run of {own.name} on this cache is here: the teacher is trained first")
+        train(own, cache, runs=runs, progress=progress)
+    return train(recipe, cache, runs=runs, progress=progress, **how)
+
+
+def starting_model(
+    recipe: Recipe, cache: FeatureCache, runs: str | Path = "", log: Callable[[str], None] = lambda line: None
+) -> ModelRef:
+    """What training starts from: the recipe's base model, or its teacher. LabError where that is not to be had."""
+    if not recipe.distillation.teacher:
+        return models.resolve(recipe.model.base, log=log)
+    own = _recipe_of_teacher(recipe)
+    uri = recipe.distillation.teacher if own is None else _finished_teacher(own, cache, runs, log)
+    if uri is None:
+        raise LabError(
+            f"distillation.teacher is {recipe.distillation.teacher!r}, and no finished run of it on this cache is on "
+            f"this machine: python -m pipelines distill --recipe {recipe.name} trains it first"
+        )
+    teacher = models.resolve(uri, log=log)
+    distillation.refuse_unfit(recipe, teacher)
+    prepared = models.load_processor(teacher, recipe.language)
+    found = {
+        "features.n_mels": prepared.feature_extractor.feature_size,
+        "features.vocabulary": _vocabulary_sha256(prepared),
+    }
+    if unlike := recipes.differences({name: cache.identity.get(name) for name in found}, found):
+        raise LabError(f"the teacher {teacher.title} cannot read this cache: {'; '.join(unlike)}. Take another teacher")
+    return teacher
+
+
+def _recipe_of_teacher(recipe: Recipe) -> Recipe | None:
+    """The recipe that makes the teacher, on the student's data; None where the teacher is a model's URI."""
+    name, of_run = recipe.distillation.teacher, "run:"
+    if not name.startswith(of_run):
+        return None
+    told = recipes.load(name.removeprefix(of_run))
+    if told.distillation.teacher or told.name == recipe.name:
+        raise LabError(
+            f"distillation.teacher must name a recipe that tunes a whole model under another name, got {name!r}: "
+            f"call the student something else (--set name={recipe.name}-distil), or name another teacher"
+        )
+    kept = {name: getattr(recipe, name) for name in ("language", "source", "features", "curation")}
+    rehearsed = {"fast_dev_run": recipe.training.fast_dev_run}
+    return told.model_copy(
+        update={
+            **kept,
+            "model": told.model.model_copy(update={"base": recipe.model.base}),
+            "training": told.training.model_copy(update=rehearsed),
+        }
+    )
+
+
+def _finished_teacher(own: Recipe, cache: FeatureCache, runs: str | Path, log: Callable[[str], None]) -> str | None:
+    """The model that the teacher's recipe made of this cache; in a rehearsal one that was rehearsed will do."""
+    plain = own.model_copy(update={"training": own.training.model_copy(update={"fast_dev_run": False})})
+    base = models.resolve(own.model.base, log=log)
+    for wanted in (plain, own):
+        if made := training.finished(run_folder(wanted, cache, base, runs)):
+            return made.uri
+    return None
 
 
 def evaluate(
@@ -229,7 +317,8 @@ def evaluate(
     if split == "test" and not recipe.training.fast_dev_run:
         looks = ledger.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(made))
         log((made and looks.warning()) or str(looks))
-    if split == "test" and ref.facts.get("kind") == "model" and ref.origin == "folder":
+    tuned_here = ref.facts.get("kind") == "model" and ref.origin == "folder" and (ref.folder / "recipe.json").is_file()
+    if split == "test" and tuned_here:
         _note_score(ref, report, recipe)
     history.add(report, environment.runs_folder(runs))
     return report
@@ -338,7 +427,7 @@ def stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
 
 def _rehearsal(recipe: Recipe, cache: FeatureCache, log: Callable[[str], None]) -> tuple[Recipe, FeatureCache]:
     log(training.rehearsal.NOTE)
-    return training.rehearsal.shortened(recipe), training.rehearsal.few(cache)
+    return training.rehearsal.shortened(recipe), training.rehearsal.few(cache, bool(recipe.distillation.teacher))
 
 
 def _source_identity(recipe: Recipe, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:

@@ -157,6 +157,8 @@ def _of_report(report: EvalReport, runs: Path, log: Callable[[str], None]) -> En
     )
     if status == VALID and told.get("fork"):
         status, why = UNVERIFIED, f"it started from run {told['fork']['run']}, whose training data is not checked"
+    if status == VALID and set((told.get("teacher") or {}).get("caches", [])) - {told["cache"]}:
+        status, why = UNVERIFIED, "what its teacher was trained on is not checked"
     return Entry(
         model=report.model.partition(" @ ")[0],
         by=f"this lab, recipe {told['recipe']}" if tuned else "its makers",

@@ -40,7 +40,8 @@ class ModelRef:
     revision: str
     """The Hub's commit, a sealed model's digest, or the first digits of the weights' sha256."""
     quantisation: str | None = None
-    """`q8` where the weights were dequantised from eight bits: every figure made with them says so."""
+    """`q8` where the weights were dequantised from eight bits, an export's form: every figure made with them says
+    so."""
     context: str = "full"
     """`clip` for weights tuned at the length of a clip; `full` for all others, which need the whole 30 s window."""
     facts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -148,6 +149,9 @@ def set_language(model: WhisperForConditionalGeneration, language: str) -> None:
 
 def identity(ref: ModelRef) -> dict[str, str]:
     """What names these weights: part of the digest of everything made from them."""
+    made_of = ref.facts.get("made_of")
+    if made_of and not (ref.folder / "model.safetensors").is_file():  # an export in a form of its own
+        return {"weights_sha256": made_of["weights_sha256"], "quantisation": ref.quantisation}
     return {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
 
 

@@ -258,6 +258,36 @@ class CurationSettings(Settings):
     """Draws what balance and `max_per_speaker` keep."""
 
 
+class DistillationSettings(Settings):
+    """A smaller student, taught by a tuned model; see pipelines/distillation.py. Without a teacher: plain tuning."""
+
+    teacher: str = ""
+    """Who teaches, and gives the student its first weights: a model's URI, or `run:<recipe>`: what that recipe's
+    [model], [augment] and [training] make of this recipe's data and `model.base`."""
+    decoder_layers: int = Field(0, ge=0)
+    """The student's decoder layers, spaced as far apart in the teacher's as can be; 0 keeps all."""
+    encoder_layers: int = Field(0, ge=0)
+    """The same of the encoder. With all of them and `model.freeze_encoder` teacher and student share one encoder, which
+    runs once."""
+    temperature: float = Field(2.0, gt=0)
+    """Softens the distributions of both before they are compared."""
+    kl_weight: float = Field(1.0, ge=0)
+    """Weight of the divergence from the teacher's distributions beside the cross entropy, which has 1."""
+    labels: Literal["teacher", "transcript"] = "teacher"
+    """What cross entropy learns: what the teacher hears (pseudo-labels), or the transcripts."""
+    max_label_wer: float = Field(0.5, ge=0)
+    """Training clips in which the teacher hears something with a higher word error rate are left out; 0 keeps all."""
+
+    @model_validator(mode="after")
+    def _has_its_teacher(self) -> DistillationSettings:
+        told = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if told and not self.teacher:
+            raise ValueError(
+                f"distillation.{told[0]} is set, so distillation.teacher must name a model or run:<recipe>"
+            )
+        return self
+
+
 class AugmentSettings(Settings):
     """How training clips are varied, anew in every epoch; see augmentation.py. The defaults leave them as they are."""
 
@@ -351,8 +381,15 @@ class Recipe(Settings):
     features: FeatureSettings = FeatureSettings()
     curation: CurationSettings = CurationSettings()
     augment: AugmentSettings = AugmentSettings()
+    distillation: DistillationSettings = DistillationSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _tunes_what_a_student_has(self) -> Recipe:
+        if self.distillation.teacher and self.model.adapter:
+            raise ValueError("a student's weights are tuned themselves: distillation.teacher excludes model.adapter")
+        return self
 
     def settings(self, *groups: str) -> dict[str, Any]:
         """The settings as a flat dictionary, `group.name` to value; all of them, or those of `groups`."""

@@ -33,6 +33,12 @@ def label_cers(references: list[str], heard: list[str]) -> np.ndarray:
     return edits.char_edits / edits.chars
 
 
+def label_wers(references: list[str], heard: list[str]) -> np.ndarray:
+    """Word error rate of each transcript, normalised, float64 [n]: edits over words of the reference."""
+    edits = scoring.count_edits(references, heard)
+    return edits.word_edits / edits.words
+
+
 def heard(
     cache: FeatureCache,
     rows: np.ndarray,

@@ -237,8 +237,14 @@ def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
         {"model.adapter": "lora", "model.lora_dropout": 0.1, "training.learning_rate": 1e-2},
         {"model.freeze_encoder": True},
         {"training.window_share": 0.5, "training.window_timestamps": True},
+        {
+            "distillation.teacher": "x",
+            "distillation.decoder_layers": 1,
+            "distillation.labels": "transcript",
+            "distillation.max_label_wer": 0,
+        },
     ],
-    ids=["lora", "frozen", "windows"],
+    ids=["lora", "frozen", "windows", "student"],
 )
 def test_other_kinds_of_training_are_killed_and_bit_equal_too(sit, whole, tmp_path, other):
     alone, run = tmp_path / "alone", tmp_path / "run"

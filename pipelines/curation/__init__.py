@@ -11,7 +11,7 @@ any audio is decoded; what needs one clip's audio runs in the gate; what needs a
 (corpus.py). Only training rows are chosen among: validation and test are the measure.
 """
 
-from pipelines.curation.gate import MAX_LABEL_TOKENS, Clip, Gate
+from pipelines.curation.gate import MAX_LABEL_TOKENS, Clip, Gate, labelled
 from pipelines.curation.rejection import Rejected
 
-__all__ = ["MAX_LABEL_TOKENS", "Clip", "Gate", "Rejected"]
+__all__ = ["MAX_LABEL_TOKENS", "Clip", "Gate", "Rejected", "labelled"]

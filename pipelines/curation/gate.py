@@ -79,15 +79,7 @@ class Gate:
 
     def label(self, told: str, training: bool = True) -> tuple[str, list[int]]:
         """The transcript as it is trained on or scored, and its label ids. Raises Rejected where it is unusable."""
-        transcript = text.clean(told)
-        if not text.normalise(transcript):
-            raise Rejected("no_text", "the transcript holds no letter and no digit")
-        if self.full_stop and training:
-            transcript = text.with_full_stop(transcript)
-        labels = self.tokenise(transcript)
-        if len(labels) > MAX_LABEL_TOKENS:
-            raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
-        return transcript, labels
+        return labelled(told, self.tokenise, self.full_stop and training)
 
     def _hear(self, sound: bytes | Path, limits: Limits, transcript: str) -> tuple[LogMel, float]:
         waveform = audio.decode(sound, self.max_duration_s)
@@ -105,3 +97,16 @@ class Gate:
         peak = float(np.abs(waveform.samples).max())
         if peak < self.min_peak:
             raise Rejected("silent", f"the loudest sample is {peak:.1e} of full scale, below {self.min_peak:g}")
+
+
+def labelled(told: str, tokenise: Callable[[str], list[int]], full_stop: bool = False) -> tuple[str, list[int]]:
+    """The transcript, cleaned, and its label ids by `tokenise`. Raises Rejected where it is unusable."""
+    transcript = text.clean(told)
+    if not text.normalise(transcript):
+        raise Rejected("no_text", "the transcript holds no letter and no digit")
+    if full_stop:
+        transcript = text.with_full_stop(transcript)
+    labels = tokenise(transcript)
+    if len(labels) > MAX_LABEL_TOKENS:
+        raise Rejected("long_label", f"{len(labels)} tokens, the decoder has {MAX_LABEL_TOKENS} positions")
+    return transcript, labels

@@ -1,9 +1,10 @@
 """What turns windows of log-mel frames into text, on what this machine has.
 
     transformers   any device that torch knows: CPU, CUDA, MPS, ZeroGPU
-    ctranslate2    the same weights in eight bits or half precision (export.py): some four times as fast on a CPU
+    ctranslate2    the same weights in eight bits or half precision (export/): some four times as fast on a CPU
+    onnx           the same weights as two graphs for ONNX Runtime, on a CPU
 
-Both decode greedily, at the length of the windows that they are given, and tell how sure they are of each word.
+All decode greedily, at the length of the windows that they are given, and tell how sure they are of each word.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 from pipelines import environment, export
 from pipelines.audio import Waveform
 from pipelines.decoding import Heard
+from pipelines.engines.graphs import Onnx
 from pipelines.engines.quantised import CTranslate2
 from pipelines.engines.stock import Transformers
 from pipelines.errors import LabError
 from pipelines.features import LogMel
 from pipelines.models import ModelRef
 
-ENGINES = ("auto", "transformers", "ctranslate2")
+ENGINES = ("auto", "transformers", "ctranslate2", "onnx")
 MAX_NEW_TOKENS = 224
 """Half of Whisper's context, as OpenAI's decoder has it."""
 
@@ -62,13 +64,18 @@ def open_engine(
     max_new_tokens: int = MAX_NEW_TOKENS,
     log: Callable[[str], None] = print,
 ) -> Engine:
-    """The model, loaded. `auto` is CTranslate2 on a CPU where it is installed, and transformers elsewhere.
+    """The model, loaded. `auto` is CTranslate2 on a CPU where it is installed, and transformers elsewhere; of an export
+    (export/) what reads it.
 
     `compute_type`: export.COMPUTE_TYPES, for CTranslate2 alone; by default int8 on a CPU, float16 on a GPU.
     `threads`: of the CPU; 0 for all cores that this process may use. Raises LabError.
     """
     if engine not in ENGINES:
         raise LabError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    own = ref.facts["kind"] if export.is_export(ref) else ""
+    if own and engine not in ("auto", own):
+        raise LabError(f"{ref.title} is an export for --engine {own}, got {engine}: name the model it was made of")
+    engine = own or engine
     device = device or _device(engine)
     if engine == "auto":
         engine = "ctranslate2" if device == "cpu" and export.installed() else "transformers"
@@ -76,8 +83,13 @@ def open_engine(
         if compute_type:
             raise LabError(f"compute type {compute_type} is for --engine ctranslate2; transformers decodes in float32")
         return Transformers(ref, language, device, threads, max_new_tokens)
+    if engine == "onnx":
+        folder = ref.folder if own else export.convert(ref, "onnx", log=log)
+        return Onnx(folder, language, threads, max_new_tokens)
     if device not in ("cpu", "cuda"):
         raise LabError(f"CTranslate2 runs on cpu and cuda, not on {device}: take --engine transformers")
+    if own:
+        return CTranslate2(ref.folder, language, device, compute_type or "default", threads, max_new_tokens)
     compute_type = compute_type or ("int8" if device == "cpu" else "float16")
     folder = export.export(ref, compute_type, log=log)
     return CTranslate2(folder, language, device, compute_type, threads, max_new_tokens)

@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import augmentation, checkpoints, models, ranks
+from pipelines import augmentation, checkpoints, distillation, models, ranks
 from pipelines.batches import BucketSampler, ClipDataset, Collator, padded_frames
 from pipelines.cache import FeatureCache
 from pipelines.curation import MAX_LABEL_TOKENS
@@ -94,6 +94,8 @@ def train(
 ) -> TrainedModel:
     """Tune `base` on the cache's training split inside the folder `run`; go on where an earlier call was cut off.
 
+    Where the recipe names a teacher, `base` is that teacher, and its student is what is tuned (distillation.py).
+
     The result lies in `run/model`, sealed. A run that is already finished is not trained again. A run folder of another
     recipe, cache or base model is refused, naming the fields that differ. With `fork` a new run starts from the weights
     that another one made of `base`. Raises errors.Unfinished where a signal or the time budget ended the sitting.
@@ -148,6 +150,8 @@ def _train(
     fork: Fork | None,
 ) -> TrainedModel:
     start, interruption = fork.start(base) if fork else base, Interruption(recipe.training.max_hours)
+    if recipe.distillation.teacher:
+        cache = distillation.taught(recipe, cache, base, run.parent / "heard", progress.on_line)
     divergence.tell_earlier(run, progress.on_line)
     while True:
         try:
@@ -219,6 +223,8 @@ def _build_trainer(
     transformers.set_seed(settings.seed)
     fix_the_order_of_sums()
     model = models.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
+    if recipe.distillation.teacher:
+        model = distillation.student(model, recipe.distillation)
     models.set_language(model, recipe.language)
     model = adapters.prepare(model, recipe.model)
     processor = models.load_processor(base, recipe.language)
@@ -235,6 +241,7 @@ def _build_trainer(
         compute_loss_func=token_mean_loss,
         callbacks=[reporter(recipe, sampler, progress), *callbacks],
         sampler=sampler,
+        teacher=distillation.teacher_of(recipe, base),
         validate=validator(recipe, cache, processor, settings.context == "full", room),
         run_digest=run_digest,
         keep=settings.keep_checkpoints,

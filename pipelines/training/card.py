@@ -48,7 +48,7 @@ def facts_of(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, A
     """What the card tells that only the training run knows: kept in the model's manifest."""
     hours = cache.rows.groupby("split")["duration_s"].sum() / 3600
     return {
-        "base_model": _hub_id(base),
+        "base_model": _hub_id(base) or (base.facts.get("base_model") if recipe.distillation.teacher else None),
         "data": {
             split: {"clips": int(cache.counts.get(split, 0)), "hours": round(float(hours.get(split, 0.0)), 2)}
             for split in ("train", "validation", "test")
@@ -223,13 +223,14 @@ def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapp
     settings, tuned = recipe["training"], recipe["model"]
     what = {"": "all weights", "lora": "LoRA, merged into the weights"}[tuned["adapter"]]
     frozen = ", the encoder frozen" if tuned["freeze_encoder"] else ""
+    taught = f", by the teacher {_inline(facts['base'])}, whose layers it began with" if facts.get("teacher") else ""
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
     machine = _inline(facts.get("machine") or "an unnamed machine")
     steps = max((row["step"] for row in training["history"]), default=training["best_step"])
     return (
-        f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {what}{frozen}; learning rate "
-        f"{settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, falling in a line to 0; seed "
-        f"{settings['seed']}; the best checkpoint on validation is that of step {training['best_step']}. "
+        f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {what}{frozen}{taught}; learning "
+        f"rate {settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, falling in a line to 0; "
+        f"seed {settings['seed']}; the best checkpoint on validation is that of step {training['best_step']}. "
         f"{training['seconds'] / 60:.1f} minutes on {machine}; {versions}."
     )
 
@@ -291,8 +292,10 @@ def without_places(value: Any, name: str = "", kind: str = "") -> Any:
     if isinstance(value, list):
         return [without_places(told, name, kind) for told in value]
     local = (name == "path" and kind != "hub") or name in ("held_out", "sentences")
-    local = local or (name in ("base", "label_model") and isinstance(value, str) and models.is_folder(value))
-    return _PLACE if isinstance(value, str) and value and (local or _looks_like_a_place(value)) else value
+    if not isinstance(value, str) or not value:
+        return value
+    local = local or (name in ("base", "label_model", "teacher") and models.is_folder(value))
+    return _PLACE if local or _looks_like_a_place(value.removeprefix("run:")) else value
 
 
 def _looks_like_a_place(value: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from pipelines import augmentation, confidence, manifest, models
+from pipelines import augmentation, confidence, distillation, manifest, models
 from pipelines.cache import FeatureCache
 from pipelines.confidence import Calibration
 from pipelines.errors import LabError
@@ -72,8 +72,17 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork
     told = {f"base.{name}": value for name, value in models.identity(base).items()}
     varied = recipe.changed("augment")
     varied |= {"code.augmentation": augmentation.CODE} if varied else {}
+    told |= _of_distillation(recipe)
     told |= {f"fork.{name}": value for name, value in fork.lineage.items()} if fork else {}
     return {**settings, **varied, **told, "cache": cache.digest, "code.training": CODE}
+
+
+def _of_distillation(recipe: Recipe) -> dict[str, Any]:
+    """The teacher's weights stand in its place: they are the base."""
+    told = recipe.changed("distillation")
+    if told.pop("distillation.teacher", None) is None:
+        return {}
+    return {**told, "code.distillation": distillation.CODE}
 
 
 def refuse_other_run(run: Path, identity: dict[str, Any]) -> None:
@@ -138,6 +147,7 @@ def finish(
         "language": recipe.language,
         **card.facts_of(recipe, cache, base),
         **({"fork": fork.lineage} if fork else {}),
+        **({"teacher": distillation.lineage(base)} if recipe.distillation.teacher else {}),
     }
     card.write(folder, told)
     manifest.seal(folder, kind="model", made=datetime.now(UTC).isoformat(timespec="seconds"), **told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import checkpoints, environment, ranks
 from pipelines.batches import IGNORED, BucketSampler
+from pipelines.distillation import Teacher
 from pipelines.recipe import Recipe
 from pipelines.training import adapters, interruptions, memory, shares
 from pipelines.training.divergence import Guard
@@ -36,6 +38,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             self,
             *args: Any,
             sampler: BucketSampler,
+            teacher: Teacher | None,
             validate: Callable,
             run_digest: str,
             keep: int,
@@ -45,7 +48,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
         ):
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
-            self.micro_batch, self.tried_first = micro_batch, tried_first
+            self.micro_batch, self.tried_first, self.teacher = micro_batch, tried_first, teacher
             self.clock = time.monotonic()
             self.guard = Guard(scaled=self.args.fp16)
 
@@ -82,6 +85,8 @@ def trainer_class() -> type[Seq2SeqTrainer]:
                 **inputs,
                 "decoder_input_ids": shift_right(inputs["labels"], start, self.model.config.pad_token_id),
             }
+            if self.teacher:
+                self.compute_loss_func = functools.partial(taught_loss, self.teacher, inputs)
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -197,6 +202,18 @@ def token_mean_loss(
         outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
+
+
+def taught_loss(
+    teacher: Teacher,
+    inputs: dict[str, torch.Tensor],
+    outputs: Any,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """`token_mean_loss`, and what a student's distributions are away from its teacher's."""
+    own = token_mean_loss(outputs, labels, num_items_in_batch)
+    return own + teacher.divergence(inputs, outputs, labels, num_items_in_batch)
 
 
 def shift_right(labels: torch.Tensor, start: int, pad: int) -> torch.Tensor:

@@ -1,0 +1,317 @@
+"""Exports: they say what their model says, tell what they are, and a deployment's folder serves by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines import __main__ as cli
+from pipelines import delivery, distillation, engines, environment, export, lab, manifest, models
+from pipelines.batches import Collator
+from pipelines.errors import LabError
+from pipelines.recipe import DistillationSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ct2 = pytest.mark.skipif(not export.installed(), reason="ctranslate2 is not installed")
+FEW = {"evaluation.max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Exports of the toy land in a folder of the tests; the real weights stay where they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setattr(environment, "cache_folder", lambda: folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def sealed(toy_model, tmp_path_factory):
+    """`sealed(1)`: a finished model at clip length: the toy with so many of its two decoder layers."""
+    ref = models.resolve(str(toy_model))
+
+    def make(decoder_layers: int) -> Path:
+        settings = DistillationSettings(teacher="x", decoder_layers=decoder_layers)
+        folder = tmp_path_factory.mktemp("tuned") / "model"
+        models.save(distillation.student(models.load(ref), settings), models.load_processor(ref, "sv"), folder)
+        (folder / "README.md").write_text("---\nlanguage: sv\nlicense: apache-2.0\nmodel-index: []\n---\n\n# Toy\n")
+        told = {"name": "toy-1a2b", "digest": "1a2b", "context": "clip", "context_s": 4.0, "language": "sv"}
+        told |= {"base": "a @ b", "confidence": {"slope": 2.0, "words": 60}}
+        manifest.seal(folder, kind="model", test={"wer": 0.1}, **told)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tuned(sealed) -> Path:
+    return sealed(1)
+
+
+@pytest.fixture(scope="module")
+def teacher(sealed) -> Path:
+    return sealed(2)
+
+
+@pytest.fixture(scope="module")
+def windows(toy_cache) -> np.ndarray:
+    return Collator(toy_cache)(toy_cache.split("test")[:6].tolist())["input_features"].numpy()
+
+
+def opened(uri, engine="auto", **told):
+    told = {"device": "cpu", "max_new_tokens": 12, "log": lambda line: None, **told}
+    return engines.open_engine(models.resolve(str(uri)), "sv", engine, **told)
+
+
+def converted(tuned: Path, form: str) -> Path:
+    return export.convert(models.resolve(str(tuned)), form, log=lambda line: None)
+
+
+# ---- ONNX
+
+
+@pytest.fixture(scope="module", params=["teacher", "student"])
+def pair(request):
+    """The same weights by transformers and as graphs; of two decoder layers, and of one."""
+    uri = request.getfixturevalue("teacher" if request.param == "teacher" else "tuned")
+    return opened(uri, "transformers"), opened(uri, "onnx")
+
+
+def test_the_graphs_say_the_same_words_as_surely(pair, windows):
+    for one, other in zip(*(engine.hear(windows) for engine in pair), strict=True):
+        assert one.text == other.text
+        assert one.tokens == other.tokens
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert [word for word, _ in one.words] == [word for word, _ in other.words]
+        assert [sure for _, sure in one.words] == pytest.approx([sure for _, sure in other.words], abs=1e-2)
+    assert len({heard.text for heard in pair[1].hear(windows)}) > 2
+
+
+@pytest.mark.parametrize("frames", [2, 240, 3000])
+def test_the_graphs_take_windows_of_any_even_length(pair, frames):
+    sound = np.random.default_rng(0).standard_normal((1, 80, frames)).astype(np.float32)
+    assert [one.text for one in pair[0].hear(sound)] == [one.text for one in pair[1].hear(sound)]
+    told = [engine.no_speech(sound)[0] for engine in pair]
+    assert told[0] == pytest.approx(told[1], rel=1e-3)
+
+
+def test_a_transcript_that_is_cut_has_no_end_token(tuned, windows):
+    for heard in opened(tuned, "onnx", max_new_tokens=2).hear(windows):
+        assert heard.tokens <= 2
+    long = opened(tuned, "onnx", max_new_tokens=2).hear(windows)
+    stock = opened(tuned, "transformers", max_new_tokens=2).hear(windows)
+    assert [one.tokens for one in long] == [one.tokens for one in stock]
+
+
+def test_draws_hang_on_their_seed(tuned, windows):
+    engine = opened(tuned, "onnx")
+    first, again, other = (engine.hear(windows[:2], 1.0, seed) for seed in (1, 1, 2))
+    assert [one.text for one in first] == [one.text for one in again] != [one.text for one in other]
+
+
+# ---- what an export tells of itself
+
+
+@pytest.mark.parametrize("form", ["onnx", "safetensors-float16", pytest.param("ctranslate2-int8", marks=ct2)])
+def test_an_export_is_a_sealed_model_that_says_what_it_is(tuned, form):
+    folder = converted(tuned, form)
+    assert manifest.problem(folder) is None
+    ref = models.resolve(str(folder))
+    label = form.removeprefix("safetensors-")
+    assert (ref.name, ref.context, ref.quantisation) == ("toy-1a2b", "clip", label)
+    assert ref.title == f"toy-1a2b ({label}) @ {ref.revision}"
+    assert ref.revision != "1a2b"
+    assert ref.facts["context_s"] == 4.0
+    assert ref.facts["confidence"] == {"slope": 2.0, "words": 60}
+    assert "test" not in ref.facts, "that score is the float32 model's"
+    assert models.identity(ref) != models.identity(models.resolve(str(tuned)))
+    assert converted(tuned, form) == folder
+    if form != "safetensors-float16":
+        with pytest.raises(LabError, match="is an export itself"):
+            export.convert(ref, "onnx")
+        assert opened(folder).name.startswith({"onnx": "onnxruntime", "ctranslate2-int8": "ctranslate2"}[form])
+        with pytest.raises(LabError, match="name the model it was made of"):
+            opened(folder, "transformers")
+
+
+def test_half_precision_loads_back_as_the_rounded_weights(tuned, windows):
+    folder = converted(tuned, "safetensors-float16")
+    before, after = (load_file(place / "model.safetensors") for place in (tuned, folder))
+    assert before.keys() == after.keys()
+    for name, weights in before.items():
+        assert torch.equal(after[name], weights.half())
+    sizes = [(place / "model.safetensors").stat().st_size for place in (tuned, folder)]
+    assert sizes[1] < 0.55 * sizes[0]
+    model = models.load(models.resolve(str(folder)))
+    assert model.dtype == torch.float32
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
+    assert not (folder / "recipe.json").exists()
+    said = [[one.text for one in opened(place, "transformers").hear(windows)] for place in (tuned, folder)]
+    assert sum(a == b for a, b in zip(*said, strict=True)) >= 4
+
+
+def test_weights_that_half_precision_cannot_hold_are_refused(tuned, tmp_path):
+    from safetensors.torch import save_file
+
+    weights = load_file(tuned / "model.safetensors")
+    weights["model.decoder.layer_norm.weight"][0] = 1e6
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ref = dataclasses.replace(models.resolve(str(tuned)), folder=tmp_path)
+    with pytest.raises(LabError, match=r"float16 cannot hold \(model.decoder.layer_norm.weight\)"):
+        export.convert(ref, "safetensors-float16", to=tmp_path / "half", log=lambda line: None)
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_form_that_there_is_not_is_named(tuned):
+    with pytest.raises(LabError, match=r"an export must be one of ctranslate2-int8, .*onnx.*, got 'tflite'"):
+        export.convert(models.resolve(str(tuned)), "tflite")
+
+
+# ---- held against their source
+
+
+@pytest.fixture(scope="module")
+def rows(tuned, teacher, toy_settings, toy_cache, tmp_path_factory):
+    """The table of the student and of its teacher, with an export each."""
+    runs, uris, quiet = tmp_path_factory.mktemp("runs"), [str(tuned), str(teacher)], lambda line: None
+    recipe = toy_settings(FEW)
+    return delivery.table(recipe, toy_cache, uris, ["onnx"], runs=runs, threads=1, log=quiet), runs, recipe
+
+
+def test_every_export_stands_under_its_model_with_what_it_differs_in(rows, toy_cache, tuned):
+    made, runs, recipe = rows
+    assert [row.form for row in made] == ["", "onnx"] * 2
+    assert all(row.score.n == len(toy_cache.split("validation")) for row in made)
+    assert all(row.ms > 0 for row in made)
+    source, graph, other, others = made
+    assert source.difference is source.agreement is source.first is None
+    assert graph.agreement == 1.0
+    assert graph.difference.delta == 0
+    assert graph.engine == "onnxruntime cpu float32"
+    assert other.agreement < 1, "another model, held against the first"
+    assert others.agreement == 1, "held against its own model, not against the first"
+    assert other.size_mb > source.size_mb
+    assert others.first.delta == other.difference.delta == pytest.approx(other.score.wer - source.score.wer)
+    assert others.difference.delta == 0
+    assert json.loads(json.dumps([row.as_dict() for row in made]))[1]["agreement"] == 1.0
+    words = delivery.in_words(made)
+    assert len(words.splitlines()) == 2 + 4
+    assert len({line.count("|") for line in words.splitlines()}) == 1
+    assert "ΔWER, first model" in words
+    assert "ΔWER, first model" not in delivery.in_words(made[:2])
+    reports = sorted(path.parent for path in runs.glob("*/reports/validation-*/manifest.json"))
+    assert len(reports) == 4, "what is scored is an ordinary report"
+    assert lab.evaluate(recipe, toy_cache, graph.folder, "validation", runs=runs, log=lambda line: None).score == (
+        graph.score
+    )
+
+
+def test_an_exports_look_at_the_test_split_counts_and_leaves_its_model_alone(tuned, toy_settings, toy_cache, tmp_path):
+    before, recipe = (tuned / manifest.MANIFEST).read_bytes(), toy_settings(FEW)
+    for form in ("onnx", "safetensors-float16"):
+        lab.evaluate(recipe, toy_cache, str(converted(tuned, form)), "test", runs=tmp_path, log=lambda line: None)
+    looks = (tmp_path / "test_scorings.csv").read_text().splitlines()
+    assert len(looks) == 3
+    assert "(onnx)" in looks[1]
+    assert (tuned / manifest.MANIFEST).read_bytes() == before
+    assert manifest.problem(converted(tuned, "safetensors-float16")) is None
+
+
+# ---- production
+
+NEEDED = {
+    "onnx": {"encoder.onnx", "decoder.onnx", "config.json", "generation_config.json", "tokenizer.json"},
+    "ctranslate2-int8": {"model.bin", "config.json", "vocabulary.json", "tokenizer.json"},
+    "safetensors-float16": {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"},
+}
+BESIDE = {"README.md", "manifest.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"}
+BESIDE |= {"generation_config.json"}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory, encoded, speech) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "clip.wav"
+    path.write_bytes(encoded(speech(2 * 16_000)))
+    return path
+
+
+@pytest.mark.parametrize("form", ["safetensors-float16", pytest.param("ctranslate2-int8", marks=ct2)])
+def test_a_deployments_folder_holds_what_is_needed_and_serves_in_a_fresh_process(tuned, tmp_path, recording, form):
+    ref, folder = models.resolve(str(tuned)), tmp_path / "served"
+    proof = delivery.production(ref, form, folder, recording=recording, log=lambda line: None)
+    names = {path.name for path in folder.iterdir()}
+    assert NEEDED[form] <= names <= NEEDED[form] | BESIDE
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+    assert proof.without == (() if form == "safetensors-float16" else ("torch", "transformers"))
+    assert proof.memory_mb > 10
+    card = (folder / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "model-index" not in card
+    assert f"# toy-1a2b, {form}" in card
+    assert manifest.problem(folder) is None
+    assert models.resolve(str(folder)).context == "clip"
+    with pytest.raises(LabError, match="must be empty or absent"):
+        delivery.production(ref, form, folder, recording=recording)
+
+
+def test_a_folder_that_does_not_serve_is_not_kept(tuned, tmp_path):
+    (tmp_path / "no.wav").write_bytes(b"this is no sound")
+    with pytest.raises(LabError, match="a fresh process could not serve the folder, so it was not kept: .*AudioError"):
+        delivery.production(
+            models.resolve(str(tuned)), "onnx", tmp_path / "served", recording=tmp_path / "no.wav", log=lambda _: None
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["no.wav"]
+
+
+# ---- by command
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """`call("export", ...)`: what the command prints on standard output."""
+
+    def run(*arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["pipelines", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capfd.readouterr()
+        assert not end.value.code, told.err
+        return told.out
+
+    return run
+
+
+def test_by_command(call, tuned, rows, toy_recipe, toy_model, toy_cache, tmp_path, recording):
+    _, runs, _ = rows
+    known = ["--recipe", toy_recipe, "--set", f"model.base={toy_model}", "--set", "evaluation.max_new_tokens=6"]
+    known += ["--cache", toy_cache.uri, "--runs", runs, "--threads", 1]
+    told = json.loads(call("export", tuned, "--to", "onnx", *known, "--json"))
+    assert [row["form"] for row in told["rows"]] == ["", "onnx"]
+    assert (told["split"], told["rows"][1]["agreement"]) == ("validation", 1.0)
+    served = tmp_path / "served"
+    produced = ("production", tuned, "--form", "onnx", "--to", served, "--recording", recording)
+    assert "nothing was done" in call(*produced, "--dry-run")
+    assert not served.exists()
+    words = call(*produced)
+    assert "in a fresh process, without torch and transformers" in words
+    size = (served / "decoder.onnx").stat().st_size
+    assert size < 1.1 * (tuned / "model.safetensors").stat().st_size, "the embeddings are written twice"
+    assert {path.name for path in served.iterdir()} <= NEEDED["onnx"] | BESIDE
+    assert opened(served).name == "onnxruntime cpu float32"
+
+
+def test_the_page_on_smaller_models_names_what_exists():
+    from test_readme import ROOT, block_commands, check
+
+    commands = block_commands((ROOT / "docs" / "smaller-models.md").read_text("utf-8"))
+    assert len(commands) > 8
+    for command in commands:
+        check(command)
