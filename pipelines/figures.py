@@ -251,6 +251,7 @@ def of_sweep(table: pd.DataFrame, space: dict[str, ParameterSettings], mattered:
     """Each searched setting against the WER of its trials, that first which explains most (sweeps/results.py).
 
     A dot is a trial: the darker, the more steps; its WER is the best up to there, so pale dots would have come lower.
+    What was searched is shaded.
     """
     figure = _figure(3.2 * max(2, len(mattered)), 3.2)
     known = table[table["wer"].notna()]
@@ -265,6 +266,9 @@ def of_sweep(table: pd.DataFrame, space: dict[str, ParameterSettings], mattered:
         axes.title.set_fontsize(9)
         if space[name].kind == "loguniform":
             axes.set_xscale("log")
+            axes.minorticks_off()
+        if space[name].kind != "choice":
+            axes.axvspan(space[name].low, space[name].high, color="#f3f5f7", zorder=0)
         axes.grid(axis="y", color="#e5e8ec")
     panels[0].set(ylabel="validation WER, best so far")
     figure.colorbar(dots, ax=list(panels), label="steps")

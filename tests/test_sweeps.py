@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_readme import block_commands, check
 
 from pipelines import __main__ as cli
 from pipelines import lab, models, sweeps, training
@@ -28,6 +29,7 @@ from pipelines.sweeps import halving, results, space
 from pipelines.sweeps.record import Record, Trial
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "sweeps.md"
 SPACE = {
     "search.space.training.learning_rate": {"kind": "loguniform", "low": 1e-4, "high": 1e-2},
     "search.space.training.warmup_steps": {"kind": "int", "low": 0, "high": 3},
@@ -57,6 +59,7 @@ def quick():
 @pytest.fixture(autouse=True)
 def looks(monkeypatch):
     monkeypatch.setattr(training, "validator", by_loss)
+    monkeypatch.setattr(results, "write_picture", lambda *args: None)  # the first sweep has drawn one
 
 
 def quiet(line: str) -> None:
@@ -286,6 +289,13 @@ def test_a_trial_that_diverged_is_sent_nowhere_and_counts_as_worst():
     assert played([0.0, 0.4, 0.3], hands=1, diverged=(1,)) == [(1, 10), (2, 10), (3, 10), (3, 30), (3, 60)]
 
 
+def test_the_lowest_wer_is_trained_to_the_end_though_its_rung_is_not_full():
+    trials = {1: Trial(1, {}, 60, "finished", {10: 0.5, 60: 0.4}), 2: Trial(2, {}, 30, "paused", {10: 0.5, 30: 0.3})}
+    assert halving.next_move(trials, set(), [10, 30, 60], 3, False) == (2, 60)
+    trials[2] = Trial(2, {}, 30, "paused", {10: 0.5, 30: 0.4})
+    assert halving.next_move(trials, set(), [10, 30, 60], 3, False) is None
+
+
 def test_what_was_cut_off_comes_first():
     trials = {1: Trial(1, {}, 30, looks={10: 0.5}), 2: Trial(2, {}, 10, "paused", {10: 0.1})}
     assert halving.next_move(trials, set(), [10, 30, 60], 2, True) == (1, 30)
@@ -342,7 +352,11 @@ def test_a_sweep_ends_with_table_picture_and_the_best_recipe(whole):
     assert re.search(
         r"trial 1 paused at step 4 of 8: WER [\d.]+; best so far [\d.]+ \(trial 1\); 1 of 3", "\n".join(lines)
     )
-    assert "training.scheduler" in results.in_words(made.table, made.mattered)
+    words = results.in_words(made.table, made.mattered)
+    (rate,) = [row for row in made.mattered if row["setting"] == "training.learning_rate"]
+    better = {1: "smaller", -1: "larger"}[rate["direction"]]
+    assert f"training.learning_rate          {rate['explained']:.2f}  {better} was better" in words
+    assert f"{made.best.wer:.3f}" in words and "nan" not in words.lower()
 
 
 def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
@@ -482,15 +496,13 @@ def test_other_data_than_at_the_beginning_are_refused(whole, fresh_runs, runs):
 
 
 def test_a_run_that_was_paused_has_the_weights_of_one_that_was_not(train_toy, tmp_path):
-    drawn = {"model.dropout": 0.1, "training.steps": 12}
+    drawn = {"model.dropout": 0.1, "training.steps": 8}
     alone, _ = train_toy(tmp_path / "alone", drawn)
     for _ in range(2):
         paused, lines = train_toy_until(train_toy, tmp_path / "run", drawn, 4)
         assert isinstance(paused, training.Paused)
         assert [row["step"] for row in paused.history if "eval_wer" in row] == [4]
     assert lines == ["going on from checkpoint-4"]
-    paused, _ = train_toy_until(train_toy, tmp_path / "run", drawn, 8)
-    assert [row["step"] for row in paused.history if "eval_wer" in row] == [4, 8]
     made, _ = train_toy(tmp_path / "run", drawn)
     one, other = (load_file(Path(model.uri) / "model.safetensors") for model in (alone, made))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -535,13 +547,21 @@ def test_what_a_sweep_cannot_do_is_one_line(given, why, tmp_path):
         cli.app(["sweep", *given, "--runs", str(tmp_path)], standalone_mode=False)
 
 
+@pytest.mark.parametrize("command", block_commands(PAGE.read_text("utf-8")))
+def test_a_command_of_the_page_names_what_exists(command):
+    check(command)
+
+
+def test_the_recipe_of_the_page_can_be_searched():
+    (block,) = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    space.check(recipes.resolve(tomllib.loads(block), {}))
+
+
 # --- your own loop ----------------------------------------------------------------------------------------------------
 
 
 def examples() -> list[str]:
-    return re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs" / "sweeps.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
+    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_the_documented_loop_trains_as_the_trainer_does(toy_settings, train_toy, runs, tmp_path, monkeypatch, capsys):

@@ -29,8 +29,8 @@ def next_move(
 ) -> tuple[int | None, int] | None:
     """The number of the trial that is to go on, None for a new one, and the step to go to. None: nothing is to be done.
 
-    What was cut off comes first. When no trial may begin any more, the best of the highest rung goes on until one is
-    trained to the end, so that there is a result.
+    What was cut off comes first. When nothing else is due, the trial with the lowest WER goes on to the end: it is what
+    the sweep comes to.
     """
     idle = [trial for number, trial in trials.items() if number not in under_way]
     for trial in idle:
@@ -45,7 +45,5 @@ def next_move(
                 return trial.number, following[rung]
     if may_begin:
         return None, rungs[0]
-    if under_way or not waiting or any(trial.state == "finished" for trial in trials.values()):
-        return None
-    best = min(waiting, key=lambda trial: (-trial.target, trial.wer, trial.number))
-    return best.number, following[best.target]
+    best = min(trials.values(), key=lambda trial: (trial.wer, trial.number), default=None)
+    return (best.number, following[best.target]) if best in waiting and not under_way else None

@@ -104,8 +104,10 @@ def in_words(shown: pd.DataFrame, told: Sequence[dict[str, Any]]) -> str:
     """The table and what mattered, as lines for a terminal."""
     short = shown.drop(columns=["run", "reason", "best_step"])
     short.columns = [name.rpartition(".")[2] for name in short]
-    words = ["", "-", "+"]
-    lines = [f"  {row['setting']:<32}{row['explained']:.2f}  {words[row['direction']]}".rstrip() for row in told]
+    for name in [name for name in short if name.startswith("wer")]:
+        short[name] = [f"{wer:.3f}" if wer == wer else "" for wer in short[name].astype(float)]
+    better = {1: "smaller was better", -1: "larger was better", 0: ""}
+    lines = [f"  {row['setting']:<32}{row['explained']:.2f}  {better[row['direction']]}".rstrip() for row in told]
     head = f"share of the WER's ranks that each explains, {told[0]['trials']} trials at step {told[0]['step']}:"
     return "\n".join([short.to_string(index=False, na_rep="", float_format="{:.4g}".format), "", head, *lines])
 

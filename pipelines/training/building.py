@@ -20,7 +20,7 @@ from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.recipe import Recipe
 from pipelines.training import adapters, interruptions, windows
-from pipelines.training.trainer import fix_the_order_of_sums, shift_right, token_mean_loss
+from pipelines.training.trainer import SCHEDULES, fix_the_order_of_sums, shift_right, token_mean_loss
 from pipelines.training.validation import rows_of, validator
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import DataLoader
     from transformers import WhisperProcessor
-
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-"""Our names of them, and transformers'."""
 
 
 @dataclass
@@ -137,7 +134,7 @@ def build_scheduler(recipe: Recipe, optimizer: Any) -> LRScheduler:
 
     settings = recipe.training
     return get_scheduler(
-        _SCHEDULES[settings.scheduler],
+        SCHEDULES[settings.scheduler],
         optimizer,
         num_warmup_steps=settings.warmup_steps,
         num_training_steps=settings.steps,

@@ -97,17 +97,15 @@ def _heeder(interruption: Interruption) -> Any:
             # also after a checkpoint that was due: no step is begun that nothing would keep
             if control.should_training_stop:
                 return
-            who = ranks.agreed(interruption.asked)
-            if not who and 0 < interruption.until <= state.global_step:
+            if who := ranks.agreed(interruption.asked):
+                control.should_training_stop = True
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                interruption.ended = (
+                    f"{who} ended training after step {state.global_step} of {state.max_steps}; {checkpoint} is kept. "
+                    "Run the same command or cell again to go on from there"
+                )
+            elif 0 < interruption.until <= state.global_step:
                 control.should_training_stop = interruption.paused = True
-            if not who:
-                return
-            control.should_training_stop = True
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            interruption.ended = (
-                f"{who} ended training after step {state.global_step} of {state.max_steps}; {checkpoint} is kept. "
-                "Run the same command or cell again to go on from there"
-            )
 
     return Heeder()
 

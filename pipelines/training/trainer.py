@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import Seq2SeqTrainer, TrainingArguments
 
 
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""The recipe's names of them, and transformers'."""
+
+
 def trainer_class() -> type[Seq2SeqTrainer]:
     """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late)."""
     from accelerate.data_loader import prepare_data_loader
@@ -159,6 +163,13 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         max_grad_norm=settings.max_grad_norm,
+        # these six are for the trackers, which tell them: building.py makes optimizer and schedule
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        lr_scheduler_type=SCHEDULES[settings.scheduler],
         seed=settings.seed,
         bf16=machine.dtype == "bfloat16",
         fp16=machine.dtype == "float16",
