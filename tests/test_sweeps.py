@@ -580,6 +580,28 @@ def test_the_documented_loop_trains_as_the_trainer_does(toy_settings, train_toy,
     assert len(printed) == 3
 
 
+@pytest.mark.parametrize("chosen", [{}, {"model.freeze_encoder": True, "training.scheduler": "cosine"}])
+def test_optimizer_and_schedule_are_those_that_transformers_would_build(toy_settings, toy_model, tmp_path, chosen):
+    """So that runs from before there were builders keep their weights, as they keep their names."""
+    from transformers import Trainer
+
+    settings = toy_settings({"training.weight_decay": 0.1, "training.beta2": 0.98, **chosen})
+    model = training.building.build_model(settings, models.resolve(str(toy_model)))
+    stock = Trainer(model, training.trainer.arguments_of(settings, tmp_path), eval_dataset=[0])
+    stock.create_optimizer_and_scheduler(settings.training.steps)
+    ours = training.building.build_optimizer(settings, model)
+    schedule = training.building.build_scheduler(settings, ours)
+    assert type(ours) is type(stock.optimizer)
+    assert len(ours.param_groups) == len(stock.optimizer.param_groups) == 2
+    for one, other in zip(ours.param_groups, stock.optimizer.param_groups, strict=True):
+        assert [id(weights) for weights in one.pop("params")] == [id(weights) for weights in other.pop("params")]
+        assert one == other
+    for _ in range(settings.training.steps):
+        assert schedule.get_last_lr() == stock.lr_scheduler.get_last_lr()
+        for scheduler in (schedule, stock.lr_scheduler):
+            scheduler.step()
+
+
 def test_each_part_may_be_ones_own(toy_settings, toy_cache):
     settings = toy_settings({"evaluation.max_new_tokens": 3})
     linear = torch.nn.Linear(2, 2)
