@@ -618,6 +618,7 @@ def test_each_part_may_be_ones_own(toy_settings, toy_cache):
     assert parts.optimizer.param_groups[0]["params"] == list(linear.parameters())
     assert parts.scheduler.get_last_lr() == [0.25]
     assert parts.loader == [{"x": torch.ones(1)}] and parts.validate(None) == {"wer": 0.5}
+    assert [batch for batch, _ in zip(parts.batches(), range(3))] == parts.loader * 3
     held_out = [row for batch in parts.validation_loader for row in batch["labels"]]
     assert len(held_out) == len(toy_cache.split("validation"))
     with pytest.raises(LabError, match="got 'test'"):

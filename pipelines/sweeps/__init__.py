@@ -171,7 +171,7 @@ def _work_off(recipe: Recipe, record: Record, jobs: _Jobs, workers: crew.Crew, l
             if move is None:
                 break
             trial = _moved(recipe, record, move, log)
-            exhausted = trial is None
+            exhausted = exhausted or trial is None
             if trial and (job := _prepared(recipe, record, jobs, trial, log)):
                 workers.start(job)
                 under_way.add(job.number)

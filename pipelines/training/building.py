@@ -49,11 +49,13 @@ class Parts:
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Training batches on the model's device, epoch after epoch, each epoch in an order of its own; never ends."""
+        device = next(self.model.parameters()).device
         for epoch in itertools.count():
-            if hasattr(self.loader.batch_sampler, "set_epoch"):
-                self.loader.batch_sampler.set_epoch(epoch)
+            sampler = getattr(self.loader, "batch_sampler", None)  # a loader of one's own may have none
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
             for batch in self.loader:
-                yield {name: value.to(self.model.device) for name, value in batch.items()}
+                yield {name: value.to(device) for name, value in batch.items()}
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The trainer's loss of a batch: mean cross entropy per label token; in bfloat16 where the device has it."""
