@@ -61,6 +61,7 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     delivery      exports held against the model they were made of; the folder that a deployment needs
 >>>>>>> distil
     detection     how many of the planted faults curation finds, and how many else
+    sweeps        many trials of one recipe: what its search space holds, early stopping, the best recipe
     series        recipes with several seeds, one after another, and what came of them as tables
     batch         the three notebooks in order, by papermill
     doctor        is this machine ready?

@@ -418,6 +418,57 @@ def experiments(
 
 
 @app.command()
+def sweep(
+    recipe: RecipeName = "tour-search",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cluster: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Trials on a Ray cluster: auto (the one running here), host:6379, local."),
+    ] = "",
+    devices: Annotated[
+        int,
+        typer.Option(
+            min=0, help="With --cluster: so many trials at a time; default: as many as GPUs, or machines without any."
+        ),
+    ] = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Try settings of the recipe's [search] by their WER on the validation split; goes on where it was cut off.
+
+    Example: python -m pipelines sweep --recipe tour-search --set search.trials=4
+    """
+    from pipelines import sweeps
+
+    settings, _ = _recipe(recipe, set_)
+    if devices and not cluster:
+        raise LabError("--devices needs --cluster: without one, one trial at a time trains in this process")
+    if dry_run:
+        plan = sweeps.outline(settings, runs)
+        told = {"dry_run": True, "would": f"try up to {plan['trials']} settings", "writes": plan["folder"], **plan}
+        lines = [f"  {name}: {words}" for name, words in plan["space"].items()]
+        steps = ", ".join(map(str, plan["rungs"]))
+        lines = [f"would {told['would']} ({plan['sampler']}), looked at after {steps} steps", *lines]
+        return _print(as_json, told, "\n".join([*lines, f"would write below {plan['folder']}", "nothing was done"]))
+    made = sweeps.run(settings, runs=runs, cluster=cluster, devices=devices, log=_log(as_json))
+    told = {
+        "folder": str(made.folder),
+        "best": dataclasses.asdict(made.best),
+        "best_recipe": str(made.best_recipe),
+        "trials": [dataclasses.asdict(trial) for trial in made.trials],
+        "mattered": made.mattered,
+    }
+    _print(
+        as_json,
+        told,
+        f"\n{sweeps.results.in_words(made.table, made.mattered)}\n\nbest: trial {made.best.number}, validation WER "
+        f"{made.best.wer:.3f} (flattering: it was chosen by it)\ntable and picture in {made.folder}\n"
+        f"Next: python -m pipelines train {made.options} && python -m pipelines evaluate {made.options}",
+    )
+
+
+@app.command()
 def transcribe(
     inputs: Annotated[
         list[Path],
@@ -781,7 +832,8 @@ def recipe(
 
     Example: python -m pipelines recipe tour --set training.steps=60
     """
-    settings = _recipe(recipe, set_)[0].settings()
+    chosen = _recipe(recipe, set_)[0]
+    settings = chosen.settings() | (recipes.search_settings(chosen) if chosen.search.space else {})
     _print(as_json, settings, "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items()))
 
 

@@ -174,6 +174,18 @@ def _read(sound: bytes | Path) -> bytes | None:
         return None
 
 
+def refuse_unseen(places: Iterable[Path]) -> None:
+    """On a machine of the cluster: LabError where it does not see one of these folders."""
+    import ray
+
+    for place in places:
+        if not place.exists():
+            raise LabError(
+                f"the Ray machine {ray.util.get_node_ip_address()} does not see {place}: keep runs (--runs) and "
+                "weights (LAB_CACHE) on a disk that all machines share"
+            )
+
+
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[ModuleType]:
     """Ray, connected to the cluster at `address`, with `ray.data` imported; left when the context ends."""

@@ -18,7 +18,7 @@ from pipelines.comparison import ALPHA, Comparison
 from pipelines.evaluation import EvalReport
 from pipelines.page import shown
 from pipelines.page.words import ENGLISH
-from pipelines.recipe import Recipe
+from pipelines.recipe import ParameterSettings, Recipe
 from pipelines.sources import Example
 from pipelines.training import Progress
 from pipelines.transcriber import Transcriber, Transcript
@@ -259,6 +259,34 @@ def of_series(claims: Sequence[dict[str, Any]], baseline: str, filters: dict[str
     right.set(xlabel="recall of planted label errors", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     if right.lines:
         right.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def of_sweep(table: pd.DataFrame, space: dict[str, ParameterSettings], mattered: list[dict[str, Any]]) -> Figure:
+    """Each searched setting against the WER of its trials, that first which explains most (sweeps/results.py).
+
+    A dot is a trial: the darker, the more steps; its WER is the best up to there, so pale dots would have come lower.
+    What was searched is shaded.
+    """
+    figure = _figure(3.2 * max(2, len(mattered)), 3.2)
+    known = table[table["wer"].notna()]
+    panels = figure.subplots(1, len(mattered), sharey=True, squeeze=False)[0]
+    for axes, told in zip(panels, mattered, strict=True):
+        name = told["setting"]
+        values = known[name].astype(str) if space[name].kind == "choice" else known[name]
+        dots = _plain(axes).scatter(
+            values, known["wer"], c=known["steps"], cmap="Blues", vmin=0, edgecolors=_INK, zorder=2
+        )
+        axes.set(xlabel=name, title=f"explains {told['explained']:.0%} of ranks at step {told['step']}")
+        axes.title.set_fontsize(9)
+        if space[name].kind == "loguniform":
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        if space[name].kind != "choice":
+            axes.axvspan(space[name].low, space[name].high, color="#f3f5f7", zorder=0)
+        axes.grid(axis="y", color="#e5e8ec")
+    panels[0].set(ylabel="validation WER, best so far")
+    figure.colorbar(dots, ax=list(panels), label="steps")
     return figure
 
 

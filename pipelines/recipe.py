@@ -49,6 +49,8 @@ class SplitSettings(Settings):
         return self
 
 
+_SPACE = "search.space."
+"""Before the dotted name of a searched setting, and the name of what is told of it."""
 _TEST = re.compile(r"(?<![a-z])test(ing)?(?![a-z])", re.IGNORECASE)
 """What a data set's own test split is called: test, test.clean, partial-test."""
 
@@ -322,8 +324,15 @@ class TrainingSettings(Settings):
     """Batches to an optimizer step."""
     learning_rate: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(10, ge=0)
-    """Steps over which the learning rate rises from 0; after them it falls in a line to 0."""
+    """Steps over which the learning rate rises from 0; after them `scheduler` says how it goes on."""
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """After the warm-up the learning rate falls to 0 in a line, falls to 0 in half a cosine, or stays."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's, on matrices alone: biases and layer norms are left out."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW: how slowly the mean of the gradients forgets."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW: how slowly the mean of their squares forgets; Whisper itself was trained with 0.98."""
     max_grad_norm: float = Field(1.0, gt=0)
     context: Literal["clip", "full"] = "clip"
     """`clip`: the encoder sees each batch at the length of its longest clip. `full`: always 30 s."""
@@ -370,6 +379,50 @@ class EvaluationSettings(Settings):
     seed: int = 13
 
 
+class ParameterSettings(Settings):
+    """What a sweep may set one setting to."""
+
+    kind: Literal["choice", "uniform", "loguniform", "int"]
+    """`choice`: one of `values`. `uniform`: any number from `low` to `high`; `loguniform`: the same, drawn by its
+    logarithm, for what spans powers of ten. `int`: a whole number, both ends included."""
+    values: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _has_its_range(self) -> ParameterSettings:
+        if self.kind == "choice":
+            if len(self.values) < 2 or self.low is not None or self.high is not None:
+                raise ValueError("a choice needs two or more `values`, and neither `low` nor `high`")
+            return self
+        if self.values or self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError(f"{self.kind} needs `low` below `high`, and no `values`")
+        if self.kind == "loguniform" and self.low <= 0:
+            raise ValueError("loguniform needs a `low` above 0")
+        if self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("int needs whole numbers")
+        return self
+
+
+class SearchSettings(Settings):
+    """What a sweep tries (see pipelines/sweeps): no part of what a single run is."""
+
+    trials: int = Field(16, ge=1)
+    """How many settings are tried; raised later, the sweep goes on."""
+    sampler: Literal["random", "tpe"] = "random"
+    """`tpe`: Optuna's tree-structured Parzen estimator, which looks where earlier trials did well."""
+    reduction: int = Field(3, ge=1)
+    """ASHA: at each rung one trial of so many goes on, to so many times the steps. 1: all are trained to the end."""
+    min_steps: int = Field(0, ge=0)
+    """ASHA: steps up to the first rung; 0 takes `training.eval_every`, of which every rung is a multiple."""
+    max_hours: float = Field(0.0, ge=0)
+    """No trial is begun after so many hours of training, all trials and sittings together; 0 sets no limit."""
+    seed: int = 19
+    """Draws the settings."""
+    space: dict[str, ParameterSettings] = {}
+    """Each searched setting, by its dotted name, as a table: `[search.space.training.learning_rate]`."""
+
+
 class Recipe(Settings):
     """A whole experiment."""
 
@@ -384,6 +437,8 @@ class Recipe(Settings):
     distillation: DistillationSettings = DistillationSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    search: SearchSettings = Field(SearchSettings(), exclude=True)
+    """Left out of every dump, and so of all identities: a run is the same whether a sweep made it or not."""
 
     @model_validator(mode="after")
     def _tunes_what_a_student_has(self) -> Recipe:
@@ -425,10 +480,14 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe
     if not isinstance(overrides, Mapping):
         raise LabError(f"overrides must be a dictionary such as {{'training.steps': 60}}, got {overrides!r}")
     flat = {**flatten(settings), **flatten(overrides)}
-    _refuse_unknown(flat, known_names())
+    _refuse_unknown(flat, known_names() + _search_names())
     flat |= {name: _parts(name, value) for name, value in flat.items() if name == "source.parts"}
+    space = _space({name: flat.pop(name) for name in [*flat] if name.startswith(_SPACE)})
+    nested = _nest(flat)
+    if space:
+        nested.setdefault("search", {})["space"] = space
     try:
-        return Recipe.model_validate(_nest(flat))
+        return Recipe.model_validate(nested)
     except ValidationError as error:
         raise LabError(_in_one_line(error)) from None
 
@@ -459,10 +518,36 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_toml(recipe: Recipe, opening: str = "") -> str:
+    """The recipe as the file that `load` reads, every setting told; `opening` goes before it as a comment.
+
+    The search is told where there is one.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, value in recipe.settings().items():
+        group, _, leaf = name.rpartition(".")
+        groups.setdefault(group, []).append(f"{leaf} = {_toml(value)}")
+    if recipe.search.space:
+        for name, value in search_settings(recipe).items():
+            group, _, leaf = name.rpartition(".")
+            groups.setdefault(group, []).append(f"{leaf} = {_toml(value)}")
+    comment = [f"# {line}".rstrip() for line in opening.splitlines()]
+    tables = ["\n".join([*([f"[{group}]"] if group else []), *lines]) for group, lines in groups.items()]
+    return "\n\n".join([*(["\n".join(comment)] if comment else []), *tables]) + "\n"
+
+
+def search_settings(recipe: Recipe) -> dict[str, Any]:
+    """What `Recipe.settings` leaves out: the search as a flat dictionary."""
+    told = flatten({"search": recipe.search.model_dump(mode="json", exclude_none=True)})
+    return {name: value for name, value in told.items() if not (name.startswith(_SPACE) and value == [])}
+
+
 def known_names(settings: type[Settings] | None = None, prefix: str = "") -> list[str]:
-    """Every setting there is, dotted: `training.steps`, ...; those of one group with `prefix` before them."""
+    """Every setting of a run, dotted: `training.steps`, ...; those of one group with `prefix` before them."""
     names: list[str] = []
     for name, field in (settings or Recipe).model_fields.items():
+        if field.exclude:
+            continue
         group = field.annotation
         names += known_names(group, f"{prefix}{name}.") if _is_group(group) else [f"{prefix}{name}"]
     return names
@@ -477,6 +562,36 @@ def takes_text(name: str) -> bool:
             return False
         kind = field.annotation
     return kind is str
+
+
+def searchable(name: str) -> bool:
+    """Whether a sweep may set this setting: not the name, not a mix's parts, and nothing that is the measure."""
+    return name not in ("name", "source.parts", "training.fast_dev_run") and not name.startswith("evaluation.")
+
+
+def _search_names() -> list[str]:
+    """The settings of the search, those of every setting that may be searched included."""
+    plain = [name for name in known_names(SearchSettings, "search.") if f"{name}." != _SPACE]
+    inner = known_names(ParameterSettings)
+    return plain + [f"{_SPACE}{name}.{leaf}" for name in known_names() if searchable(name) for leaf in inner]
+
+
+def _space(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`search.space.training.steps.low` and its like, by the settings that they are about."""
+    space: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        setting, _, leaf = name.removeprefix(_SPACE).rpartition(".")
+        space.setdefault(setting, {})[leaf] = value
+    return space
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it; JSON's strings and numbers are TOML's."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _is_group(annotation: Any) -> bool:

@@ -321,6 +321,7 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
             "peft",
             "ctranslate2",
             "onnxruntime",
+            "optuna",
         },
     )
     elsewhere = of_the_kernel | of_colab | of_a_space | of_commands | extras

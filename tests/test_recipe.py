@@ -237,6 +237,8 @@ def other_value(name: str, value):
         "features.dtype": "float16",
         "training.context": "full",
         "training.tracker": "trackio",
+        "training.scheduler": "cosine",
+        **dict.fromkeys(("training.beta1", "training.beta2"), 0.95),
         "features.max_duration_s": 29.0,
         "model.spec_augment": True,
         "model.dropout": 0.1,

@@ -18,6 +18,7 @@ What differs from the stock recipe, and why:
     rehearsal      two steps, to see that all works
     adapters       what is tuned: all weights, the decoder's alone, or LoRA's
     windows        clips joined to 30 s
+    building       model, optimizer, schedule, batches and measure of a recipe: for the trainer, and for your own loop
     trainer        Seq2SeqTrainer with our batches, loss and checkpoints
     validation     the looks at the validation split
     card           the finished model's README.md
@@ -36,20 +37,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import augmentation, checkpoints, distillation, models, ranks
-from pipelines.batches import BucketSampler, ClipDataset, Collator, padded_frames
+from pipelines import checkpoints, distillation, manifest, models, ranks
+from pipelines.batches import BucketSampler, ClipDataset, padded_frames
 from pipelines.cache import FeatureCache
 from pipelines.curation import MAX_LABEL_TOKENS
 from pipelines.features import FULL_FRAMES
 from pipelines.models import ModelRef
-from pipelines.recipe import Recipe, digest
-from pipelines.training import adapters, divergence, forks, memory, rehearsal, shares, trackers, windows
+from pipelines.recipe import Recipe, as_toml, digest
+from pipelines.training import building, divergence, forks, memory, rehearsal, shares, trackers
+from pipelines.training.building import Parts, build
 from pipelines.training.copies import Copies
-from pipelines.training.divergence import Diverged
+from pipelines.training.divergence import Diverged, RunDiverged
 from pipelines.training.forks import Fork
-from pipelines.training.interruptions import Interruption
+from pipelines.training.interruptions import Interruption, Paused
 from pipelines.training.memory import OutOfMemory
-from pipelines.training.progress import SILENT, Progress, is_over, reporter
+from pipelines.training.progress import SILENT, Progress, history_of, is_over, reporter
 from pipelines.training.runs import (
     TrainedModel,
     finish,
@@ -59,7 +61,7 @@ from pipelines.training.runs import (
     refuse_other_run,
     run_identity,
 )
-from pipelines.training.trainer import arguments_of, fix_the_order_of_sums, token_mean_loss, trainer_class
+from pipelines.training.trainer import arguments_of, token_mean_loss, trainer_class
 from pipelines.training.validation import rows_of, validation_loss, validator
 
 if TYPE_CHECKING:
@@ -68,8 +70,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SILENT",
     "Fork",
+    "Parts",
+    "Paused",
     "Progress",
+    "RunDiverged",
     "TrainedModel",
+    "build",
     "finished",
     "forks",
     "newest_model",
@@ -91,6 +97,7 @@ def train(
     resume: str = "",
     *,
     fork: Fork | None = None,
+    until: int = 0,
 ) -> TrainedModel:
     """Tune `base` on the cache's training split inside the folder `run`; go on where an earlier call was cut off.
 
@@ -98,7 +105,8 @@ def train(
 
     The result lies in `run/model`, sealed. A run that is already finished is not trained again. A run folder of another
     recipe, cache or base model is refused, naming the fields that differ. With `fork` a new run starts from the weights
-    that another one made of `base`. Raises errors.Unfinished where a signal or the time budget ended the sitting.
+    that another one made of `base`. Raises errors.Unfinished where a signal or the time budget ended the sitting, and
+    Paused at the first checkpoint from step `until` on that is not the last; `until` is no part of what the run is.
 
     With the URI `resume` the checkpoints are copied there, too, and at last the model; the newest one there is gone on
     from where it is newer than what is on this machine (copies.py).
@@ -119,7 +127,10 @@ def train(
             copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line)
             newest = checkpoints.newest_complete(folder, run_digest=name, log=lambda line: None)
             copies.go_on_from(run / "model" if finished(run) else newest)
-        return finished(run)
+        model = finished(run)
+        if model is None:
+            manifest.write_bytes(run / "recipe.toml", as_toml(recipe).encode())
+        return model
 
     with contextlib.ExitStack() as held:
         model = ranks.by_first(begin)
@@ -128,7 +139,7 @@ def train(
             progress.on_line(f"this run is finished: {model.uri}")
         try:
             with copies or contextlib.nullcontext():
-                model = model or _train(recipe, cache, base, run, name, progress, copies, fork)
+                model = model or _train(recipe, cache, base, run, name, progress, copies, fork, until)
                 if copies:
                     copies.offer(Path(model.uri))
             ranks.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -148,8 +159,9 @@ def _train(
     progress: Progress,
     copies: Copies | None,
     fork: Fork | None,
+    until: int,
 ) -> TrainedModel:
-    start, interruption = fork.start(base) if fork else base, Interruption(recipe.training.max_hours)
+    start, interruption = fork.start(base) if fork else base, Interruption(recipe.training.max_hours, until)
     if recipe.distillation.teacher:
         cache = distillation.taught(recipe, cache, base, run.parent / "heard", progress.on_line)
     divergence.tell_earlier(run, progress.on_line)
@@ -193,6 +205,8 @@ def _fit(
     if done and is_over(done, recipe):
         trainer.state = done  # cut off between the last checkpoint and the model: the Trainer would do one step more
         return trainer
+    if done and 0 < interruption.until <= done.global_step:
+        raise Paused(done.global_step, recipe.training.steps, history_of(done))
     name, tracker = f"{recipe.name}-{run_digest}", recipe.training.tracker if ranks.is_first() else ""
     try:
         with (
@@ -220,15 +234,10 @@ def _build_trainer(
     import transformers
 
     settings = recipe.training
-    transformers.set_seed(settings.seed)
-    fix_the_order_of_sums()
-    model = models.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
-    if recipe.distillation.teacher:
-        model = distillation.student(model, recipe.distillation)
-    models.set_language(model, recipe.language)
-    model = adapters.prepare(model, recipe.model)
+    building.begin(recipe)
+    model = building.build_model(recipe, base)
     processor = models.load_processor(base, recipe.language)
-    sampler, clips, collate = _training_batches(recipe, cache, processor)
+    sampler, clips, collate = building.training_clips(recipe, cache, processor)
     run, at_once = folder.parent, memory.micro_batch(folder.parent, settings)
     room = memory.Room(run, recipe.evaluation.batch_frames, progress.on_line)
     trainer = trainer_class()(
@@ -246,6 +255,9 @@ def _build_trainer(
         run_digest=run_digest,
         keep=settings.keep_checkpoints,
         micro_batch=at_once,
+        make_loader=functools.partial(building.loader_of, recipe),
+        make_optimizer=functools.partial(building.build_optimizer, recipe),
+        make_scheduler=functools.partial(building.build_scheduler, recipe),
         tried_first=_longest_batches(recipe, cache, sampler, at_once) if memory.is_tried_first() else (),
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -256,32 +268,7 @@ def _build_trainer(
 
 def steps_per_epoch(recipe: Recipe, cache: FeatureCache) -> int:
     """The optimizer steps in which every training clip comes once; as in every epoch, the last one may be smaller."""
-    return -(-len(_sampler(recipe, cache)) // recipe.training.accumulation)
-
-
-def _sampler(recipe: Recipe, cache: FeatureCache) -> BucketSampler:
-    """What draws the training clips."""
-    settings, rows = recipe.training, rows_of(cache, "train")
-    order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
-    varied = bool(augmentation.Variation(**recipe.augment.model_dump()))
-    if settings.window_share:
-        return windows.WindowSampler(*order, share=settings.window_share, drawn=varied)
-    return augmentation.DrawnSampler(*order) if varied else BucketSampler(*order)
-
-
-def _training_batches(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple[BucketSampler, Any, Any]:
-    """What draws the training clips, what they are, and what makes batches of them."""
-    settings, rows = recipe.training, rows_of(cache, "train")
-    full_context = settings.context == "full"
-    variation = augmentation.Variation(**recipe.augment.model_dump())
-    clips, collate = ClipDataset(cache, rows), Collator(cache, full_context=full_context)
-    if variation:
-        clips = augmentation.DrawnClips(cache, rows)
-        collate = augmentation.VaryingCollator(cache, variation, full_context=full_context)
-    if settings.window_share:
-        clips, timestamps = windows.WindowClips(clips), settings.window_timestamps
-        collate = windows.WindowCollator(collate, processor, recipe.language, timestamps=timestamps)
-    return _sampler(recipe, cache), clips, collate
+    return -(-len(building.sampler_of(recipe, cache)) // recipe.training.accumulation)
 
 
 def _longest_batches(recipe: Recipe, cache: FeatureCache, sampler: BucketSampler, at_once: int) -> list[dict[str, Any]]:

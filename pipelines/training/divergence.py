@@ -31,6 +31,10 @@ class Diverged(Exception):
         self.step = step
 
 
+class RunDiverged(LabError):
+    """A run that ended so, as its user is told."""
+
+
 class Guard:
     """Watches one run; `scaled` where a scaler of float16 makes gradients overflow now and then, and skips the step."""
 
@@ -61,11 +65,11 @@ class Guard:
             raise Diverged(step, "validation loss", loss)
 
 
-def refused(error: Diverged, run: Path, kept: str, learning_rate: float) -> LabError:
+def refused(error: Diverged, run: Path, kept: str, learning_rate: float) -> RunDiverged:
     """The error for the user; the run's folder remembers it for the next start."""
     if ranks.is_first():
         manifest.write_json(run / _NOTE, {"step": error.step, "what": str(error)})
-    return LabError(
+    return RunDiverged(
         f"training diverged: {error}. The weights of {kept} are kept, nothing after them. Try half the learning rate "
         f"(training.learning_rate={learning_rate / 2:g}) or more warm-up steps; the same settings again will most "
         "likely end the same way, and on a CPU they will for certain"

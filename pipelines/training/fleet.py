@@ -72,12 +72,12 @@ def train(address: str, devices: int, job: Job, progress: Progress | None = None
     """
     progress = progress or Progress()
     with cluster.joined(address) as ray:
-        on_gpu = _refuse_too_small(ray, address, devices)
+        on_gpu = refuse_too_small(ray, address, devices)
         progress.on_line(f"Ray cluster {address}: {devices} worker(s), each with {'a GPU' if on_gpu else 'one core'}")
         ear = ray.remote(num_cpus=0)(Ear).remote()
         notes = job.run / "ray"
         shutil.rmtree(notes, ignore_errors=True)
-        fit = _trainer(functools.partial(_work, replace(job, cache=_light(job.cache)), ear), devices, on_gpu, notes).fit
+        fit = _trainer(functools.partial(_work, replace(job, cache=light(job.cache)), ear), devices, on_gpu, notes).fit
         try:
             _listen(ray, fit, ear, progress)
         finally:
@@ -130,7 +130,7 @@ def _listen(ray: ModuleType, fit: Callable[[], Any], ear: Any, progress: Progres
         ) from failure
 
 
-def _refuse_too_small(ray: ModuleType, address: str, devices: int) -> bool:
+def refuse_too_small(ray: ModuleType, address: str, devices: int) -> bool:
     """Whether the workers get GPUs. LabError where there are fewer devices: Ray would wait for more."""
     there = ray.cluster_resources()
     kind = "GPU" if there.get("GPU") else "CPU"
@@ -142,7 +142,7 @@ def _refuse_too_small(ray: ModuleType, address: str, devices: int) -> bool:
     return kind == "GPU"
 
 
-def _light(cache: FeatureCache) -> FeatureCache:
+def light(cache: FeatureCache) -> FeatureCache:
     """The cache without what it has read so far."""
     return FeatureCache(**{field.name: getattr(cache, field.name) for field in fields(cache)})
 
@@ -155,15 +155,8 @@ def _work(job: Job, ear: Any) -> None:
 
     if ray.get(ear.failed.remote()):
         return
-    for place in (job.run.parent, job.cache.folder, job.base.folder):
-        if not place.exists():
-            error = LabError(
-                f"the Ray machine {ray.util.get_node_ip_address()} does not see {place}: keep runs (--runs) and "
-                "weights (LAB_CACHE) on a disk that all machines share"
-            )
-            ray.get(ear.fail.remote(error))
-            raise error
     try:
+        cluster.refuse_unseen((job.run.parent, job.cache.folder, job.base.folder))
         with ranks.joined():
             training.train(job.recipe, job.cache, job.base, job.run, _telling(ear), job.resume, fork=job.fork)
     except ranks.PeerLost:

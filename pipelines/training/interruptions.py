@@ -1,4 +1,5 @@
 """A run that is asked to end, by a signal or by its time budget: one more step, a checkpoint, and what to do next.
+Or by who called it, at a step: then it pauses at the checkpoint that is due there.
 
 SIGTERM is what batch systems send before they kill, SIGINT what Ctrl-C and a notebook's stop button send. The first one
 is heeded at the end of the optimizer step, or of the look at validation, that is being made; a second one at once.
@@ -16,15 +17,24 @@ from typing import Any
 
 from pipelines import ranks
 from pipelines.errors import Unfinished
+from pipelines.training.progress import history_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interruption:
-    """What asked a sitting to end, and the checkpoint that it ended with."""
+class Paused(Unfinished):
+    """The run came to the step that it was to go to for now; `history` is what was measured up to there."""
 
-    def __init__(self, max_hours: float):
-        self.max_hours = max_hours
+    def __init__(self, step: int, steps: int, history: list[dict[str, float]]):
+        super().__init__(f"paused at step {step} of {steps}, as asked: the same call with a later step goes on")
+        self.history = history
+
+
+class Interruption:
+    """What asked a sitting to end, and the checkpoint that it ended with; `until` is the step to pause at, 0 none."""
+
+    def __init__(self, max_hours: float, until: int = 0):
+        self.max_hours, self.until, self.paused = max_hours, until, False
         self.deadline = time.monotonic() + 3600 * max_hours if max_hours else float("inf")
         self.signal: signal.Signals | None = None
         self.before: dict[signal.Signals, Any] = {}
@@ -71,6 +81,8 @@ class Interruption:
             raise Unfinished(self.ended)
         if self.signal:
             signal.raise_signal(self.signal)
+        if self.paused:
+            raise Paused(trainer.state.global_step, trainer.state.max_steps, history_of(trainer.state))
 
 
 def _heeder(interruption: Interruption) -> Any:
@@ -83,14 +95,17 @@ def _heeder(interruption: Interruption) -> Any:
 
         def on_save(self, args, state, control, **kwargs):
             # also after a checkpoint that was due: no step is begun that nothing would keep
-            if control.should_training_stop or not (who := ranks.agreed(interruption.asked)):
+            if control.should_training_stop:
                 return
-            control.should_training_stop = True
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            interruption.ended = (
-                f"{who} ended training after step {state.global_step} of {state.max_steps}; {checkpoint} is kept. "
-                "Run the same command or cell again to go on from there"
-            )
+            if who := ranks.agreed(interruption.asked):
+                control.should_training_stop = True
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                interruption.ended = (
+                    f"{who} ended training after step {state.global_step} of {state.max_steps}; {checkpoint} is kept. "
+                    "Run the same command or cell again to go on from there"
+                )
+            elif 0 < interruption.until <= state.global_step:
+                control.should_training_stop = interruption.paused = True
 
     return Heeder()
 

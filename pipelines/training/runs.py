@@ -26,7 +26,7 @@ from pipelines.training.progress import history_of, seconds_of
 
 CODE = "2"
 """Version of the code that trains: raised whenever the same recipe and cache would give other weights."""
-_NOT_OF_THE_WEIGHTS = (
+NOT_OF_THE_WEIGHTS = (
     "model.base",  # its weights' sha256 stands in its place
     "training.workers",
     "training.max_hours",
@@ -37,7 +37,11 @@ _NOT_OF_THE_WEIGHTS = (
     "evaluation.bootstrap_samples",
     "evaluation.seed",
 )
-_TOLD_WHERE_CHANGED = ("model.freeze_encoder", "model.adapter", "model.lora_", "training.window_")
+"""Settings that are no part of a run's identity."""
+_TOLD_WHERE_CHANGED = (
+    *("model.freeze_encoder", "model.adapter", "model.lora_"),
+    *("training.window_", "training.scheduler", "training.beta"),
+)
 """Settings, or their first letters, that are part of the identity only where they are not at their defaults: the runs
 from before there were any keep their names."""
 
@@ -63,7 +67,7 @@ class TrainedModel:
 def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork | None = None) -> dict[str, Any]:
     """Flat: everything that decides the weights. Names the run; resume compares it field by field."""
     settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
-    for name in _NOT_OF_THE_WEIGHTS:
+    for name in NOT_OF_THE_WEIGHTS:
         settings.pop(name)
     changed = recipe.changed("model") | recipe.changed("training")
     settings = {

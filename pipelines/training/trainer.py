@@ -15,19 +15,23 @@ from pipelines import checkpoints, environment, ranks
 from pipelines.batches import IGNORED, BucketSampler
 from pipelines.distillation import Teacher
 from pipelines.recipe import Recipe
-from pipelines.training import adapters, interruptions, memory, shares
+from pipelines.training import adapters, memory, shares
 from pipelines.training.divergence import Guard
 from pipelines.training.progress import Pace
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.data import DataLoader
     from transformers import Seq2SeqTrainer, TrainingArguments
+
+
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""The recipe's names of them, and transformers'."""
 
 
 def trainer_class() -> type[Seq2SeqTrainer]:
     """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late)."""
     from accelerate.data_loader import prepare_data_loader
-    from torch.utils.data import DataLoader
 
     with contextlib.redirect_stdout(sys.stderr):  # transformers greets whoever has set WANDB_MODE=offline
         from transformers import Seq2SeqTrainer
@@ -43,12 +47,16 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             run_digest: str,
             keep: int,
             micro_batch: int,
+            make_loader: Callable[[Any, Any, Callable], DataLoader],
+            make_optimizer: Callable[[Any], Any],
+            make_scheduler: Callable[[Any], Any],
             tried_first: Sequence[dict[str, torch.Tensor]] = (),
             **kwargs: Any,
         ):
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
             self.micro_batch, self.tried_first, self.teacher = micro_batch, tried_first, teacher
+            self.make_loader, self.make_optimizer, self.make_scheduler = make_loader, make_optimizer, make_scheduler
             self.clock = time.monotonic()
             self.guard = Guard(scaled=self.args.fp16)
 
@@ -65,18 +73,22 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             collate = self.data_collator
             if ranks.size() > 1:
                 collate = shares.ShareOf(collate, ranks.rank(), ranks.size())
-            loader = DataLoader(
-                self.train_dataset,
-                batch_sampler=self.sampler,
-                collate_fn=collate,
-                num_workers=self.args.dataloader_num_workers,
-                worker_init_fn=interruptions.leave_to_trainer,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
+            loader = self.make_loader(self.sampler, self.train_dataset, collate)
             if ranks.size() == 1:
                 return self.accelerator.prepare(loader)
             # the same without sharding: that would deal whole batches to the processes
             return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
+
+        def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+            if self.optimizer is None:
+                self.optimizer = self.make_optimizer(self.model if model is None else model)
+            return self.optimizer
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if self.lr_scheduler is None:
+                self.lr_scheduler = self.make_scheduler(self.optimizer if optimizer is None else optimizer)
+                self._created_lr_scheduler = True
+            return self.lr_scheduler
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
             # the decoder's input is made here: the labels themselves go to token_mean_loss and not to the model
@@ -155,12 +167,14 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
+        max_grad_norm=settings.max_grad_norm,
+        # these six are for the trackers, which tell them: building.py makes optimizer and schedule
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        lr_scheduler_type="linear",
-        optim="adamw_torch_fused",
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        lr_scheduler_type=SCHEDULES[settings.scheduler],
         seed=settings.seed,
         bf16=machine.dtype == "bfloat16",
         fp16=machine.dtype == "float16",
@@ -173,8 +187,6 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         greater_is_better=False,
         logging_nan_inf_filter=False,  # it would hide them: see divergence.py
         logging_steps=max(1, min(10, settings.steps // 12)),
-        dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=machine.device == "cuda",
         accelerator_config={"non_blocking": machine.device == "cuda"},  # pinned batches travel while the GPU computes
         remove_unused_columns=False,
         report_to="none",

@@ -1,0 +1,73 @@
+"""trials.json: what a sweep has tried and what came of it, written anew, whole, with every change."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines import manifest
+
+FILE = "trials.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of the searched parameters, and how far it has come."""
+
+    number: int
+    """From 1, in the order in which they were begun."""
+    settings: dict[str, Any]
+    target: int
+    """The step that it was sent to last."""
+    state: Literal["begun", "paused", "finished", "diverged", "failed"] = "begun"
+    """`begun`: sent to its target, with no answer yet. `paused`: there, with a checkpoint. `failed`: for another reason
+    than its loss; it is tried again with the next call."""
+    looks: dict[int, float] = field(default_factory=dict)
+    """Step to WER on the validation split."""
+    seconds: float = 0.0
+    """Of training, over all sittings."""
+    run: str = ""
+    """Its folder's name, which its settings, data, base model and the lab's code decide."""
+    reason: str = ""
+    """Why it diverged or failed."""
+
+    @property
+    def steps(self) -> int:
+        """The last step at which it was looked at."""
+        return max(self.looks, default=0)
+
+    @property
+    def wer(self) -> float:
+        """The best so far: that of the weights that are kept. Infinite where there is none."""
+        return self.wer_at(self.steps)
+
+    def wer_at(self, step: int) -> float:
+        """The best up to `step`."""
+        if self.state in ("diverged", "failed"):
+            return math.inf
+        return min((wer for at, wer in self.looks.items() if at <= step), default=math.inf)
+
+    def reached(self, step: int) -> bool:
+        """Whether its WER at `step` is known; a trial that has ended has come to every step."""
+        return self.state in ("finished", "diverged", "failed") or self.steps >= step
+
+
+class Record:
+    """The trials of the sweep in `folder` by number."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / FILE
+        told = json.loads(self.path.read_text("utf-8")) if self.path.exists() else []
+        self.trials = {row["number"]: _trial(row) for row in told}
+
+    def put(self, trial: Trial) -> None:
+        """Note a trial, in the place of what was known of it."""
+        self.trials[trial.number] = trial
+        manifest.write_json(self.path, [asdict(trial) for trial in self.trials.values()])
+
+
+def _trial(row: dict[str, Any]) -> Trial:
+    return Trial(**{**row, "looks": {int(step): wer for step, wer in row["looks"].items()}})
