@@ -72,7 +72,8 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "", log: Callable[[str
         return folder
     if to and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} must be empty or a finished export of {ref.title} in {precision}; name another")
-    log(f"converting {ref.title} to {'CTranslate2, ' + precision if precision in COMPUTE_TYPES else form} (once) ...")
+    told_form = f"CTranslate2, {precision}" if format_ == "ctranslate2" else form
+    log(f"converting {ref.title} to {told_form} (once) ...")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # made beside and moved: of two processes that convert at once, the later one replaces an equal folder
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as place:
