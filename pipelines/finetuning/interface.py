@@ -80,9 +80,10 @@ class FineTuningInterface(ABC):
     def status(self, params: dict[str, Any], logs_dict: Mapping[str, Any]) -> dict[str, Any]:
         """What a client may know: JSON values. Called in the server, at any moment: it has to be quick."""
 
-    def check(self, task: str, params: dict[str, Any], logs_dict: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, task: str, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         """The `params` that `task` is to run with. Called in the server, before anything is begun: it has to be quick.
 
+        What it takes from `logs_dict`, such as the figures of the task before, is no longer told once the task begins.
         Raises LabError for parameters that are wrong, and Ignored for a task that cannot be done now.
         """
         return params

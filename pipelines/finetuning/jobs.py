@@ -170,12 +170,13 @@ class Jobs:
                 raise Ignored(f"{task} was ignored: the worker is ending")
             if task in _NEEDS_DATA and not self.ready:
                 raise Ignored(f"{task} was ignored: there is no data set yet; send the task dataset first")
+            logs = dict(self.logs)
             try:
-                params = self.implementation.check(task, params, dict(self.logs))
+                params = self.implementation.check(task, params, logs)
             except LabError as error:
                 kind = Ignored if isinstance(error, Ignored) else LabError
                 raise kind(f"{task} was ignored: {self._public(error)}") from None
-            self.ready = self.ready and task != "dataset"
+            self.logs, self.ready = logs, self.ready and task != "dataset"
             self.error, self.job = "", (job := Job(task, params))
             self._keep()
             self._tell(f"{task} began")

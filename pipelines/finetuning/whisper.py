@@ -100,7 +100,7 @@ class WhisperFineTuning(FineTuningInterface):
 
     # --- what is asked before a task begins
 
-    def check(self, task: str, params: dict[str, Any], logs_dict: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, task: str, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         asked = _asked(params)
         asked.dataset = asked.dataset or (logs_dict.get("dataset") if task != "dataset" else "") or self.recipe.name
         _one_of("dataset", asked.dataset, self.datasets)
@@ -114,6 +114,7 @@ class WhisperFineTuning(FineTuningInterface):
             raise Ignored("nothing was tuned yet; send the task train first")
         told = asked.model_dump()
         told["audio"] = _audio(asked.audio) if task == "test" else b""
+        _make_room(task, logs_dict)
         return {name: told[name] for name in _NEEDED[task]} | ({"run": secrets.token_hex(4)} if task == "train" else {})
 
     def parameters(self) -> dict[str, list[Parameter]]:
@@ -128,7 +129,6 @@ class WhisperFineTuning(FineTuningInterface):
     # --- the tasks
 
     def dataset(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> None:
-        logs_dict["progress_percent"] = None  # how many clips there are is known when they are read
         cache = lab.features(self._recipe(**params), runs=self.folder)
         if logs_dict.get("cache_digest") != cache.digest:
             if logs_dict.get("model_uri"):
@@ -139,7 +139,7 @@ class WhisperFineTuning(FineTuningInterface):
 
     def train(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> None:
         home = self.folder / "tuned" / params["run"]
-        self._forget_tuned(home, logs_dict)
+        self._remove_all_but(home)
         plain = self._recipe(params["dataset"], params["language"])
         cache = self._cache(plain, logs_dict)
         per_epoch = training.steps_per_epoch(plain, cache)
@@ -212,15 +212,12 @@ class WhisperFineTuning(FineTuningInterface):
     def _cache(self, recipe: Recipe, logs_dict: Mapping[str, Any]) -> FeatureCache:
         return lab.open_features(recipe, logs_dict["cache_uri"], runs=self.folder)
 
-    def _forget_tuned(self, home: Path, logs_dict: MutableMapping[str, Any]) -> None:
+    def _remove_all_but(self, home: Path) -> None:
         """Only one model is kept: a training begins from a fresh one, and goes on in `home` where it was cut off."""
         for other in (self.folder / "tuned").glob("*"):
             if other != home:
                 print("the model of the training before is let go; what was saved stays")
                 shutil.rmtree(other)
-        _forget(logs_dict, *_OF_TRAINING)
-        scores = {name: score for name, score in logs_dict.get("scores", {}).items() if name == "base"}
-        logs_dict.update(scores=scores, progress_percent=0.0)
 
 
 _NEEDED = {
@@ -273,6 +270,15 @@ def _counted(logs_dict: MutableMapping[str, Any], clips: int) -> Callable[[int],
 
     tell(0)
     return tell
+
+
+def _make_room(task: str, logs_dict: MutableMapping[str, Any]) -> None:
+    """Forget what a task that begins will tell anew."""
+    if task == "train":
+        _forget(logs_dict, *_OF_TRAINING)
+        logs_dict["scores"] = {name: score for name, score in logs_dict.get("scores", {}).items() if name == "base"}
+    if task in ("dataset", "eval"):
+        _forget(logs_dict, "progress_percent")
 
 
 def _forget(logs_dict: MutableMapping[str, Any], *names: str) -> None:
