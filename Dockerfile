@@ -1,7 +1,7 @@
 # The HTTP API on a CPU, as a user without rights.
 #
 #   docker build -t whisper-api .
-#   docker run --rm --init -p 8000:8000 -e LAB_API_TOKEN -v whisper-cache:/cache whisper-api --model hub://me/whisper-sv
+#   docker run --rm --init -p 8000:8000 -e LAB_API_TOKEN -e HF_TOKEN -v whisper-cache:/cache whisper-api --model hub://me/whisper-sv
 #
 # What follows the image's name are options of `python -m pipelines serve`; leave --host and --port as they are here.
 # A model of your own: -v "$PWD/runs:/runs:ro" ... --model /runs/tour/train-1a2b3c4d5e6f/model
