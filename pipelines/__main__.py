@@ -435,7 +435,7 @@ def sweep(
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Try settings of the search space in the recipe by their WER on the validation split; goes on where it was cut off.
+    """Try settings of the recipe's search space by their WER on validation; goes on where it was cut off.
 
     Example: python -m pipelines sweep --recipe tour-search --set search.trials=4
     """
