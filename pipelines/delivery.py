@@ -248,13 +248,19 @@ def prove(folder: Path, recording: Path, language: str = "sv") -> Proof:
     """Serve a folder in a fresh process. LabError, with the last thing that it said, where it does not."""
     light = export.is_export(models.resolve(str(folder), log=lambda line: None))
     absent = ("torch", "transformers") if light else ()
-    told = subprocess.run(
-        [sys.executable, "-c", _SERVING, str(folder), str(recording), language, *absent],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=_PATIENCE_S,
-    )
+    try:
+        told = subprocess.run(
+            [sys.executable, "-c", _SERVING, str(folder), str(recording), language, *absent],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise LabError(
+            f"a fresh process did not serve the folder within {_PATIENCE_S:g} s, so it was not kept: try again on an "
+            "idle machine"
+        ) from None
     if told.returncode:
         said = (told.stderr.strip() or "nothing").splitlines()[-1]
         raise LabError(f"a fresh process could not serve the folder, so it was not kept: {said}")

@@ -143,10 +143,12 @@ def test_set(predictions: pd.DataFrame) -> str:
 def lineage(ref: ModelRef) -> dict[str, Any]:
     """What made a model: for one that the lab tuned `digest, base, cache, recipe, settings, seed, best_step,
     training_seconds, data, machine, versions` (`settings` is the whole recipe, nested), `fork` where it started
-    from the weights of another run, and `teacher` where it was distilled; for any other `base` alone.
+    from the weights of another run, and `teacher` where it was distilled; for any other `base` alone, and
+    for an export `made_of`, too.
     """
     if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
-        return {"base": card.base_of(ref)}
+        made_of = {"made_of": f"{ref.name} @ {ref.revision}"} if "made_of" in ref.facts else {}
+        return {"base": card.base_of(ref), **made_of}
     told, trained = (json.loads((ref.folder / name).read_text("utf-8")) for name in ("recipe.json", "training.json"))
     return {
         **{name: ref.facts.get(name) for name in ("digest", "base", "cache", "data", "machine", "versions")},

@@ -113,15 +113,26 @@ def gather(reports: list[EvalReport]) -> list[Experiment]:
 
 
 def untuned_beside(report: EvalReport) -> EvalReport:
-    """The report of the model that the report's model was tuned from, on the same test set: it lies beside."""
+    """The report of the model that the report's model was tuned from, on the same test set: it lies beside.
+
+    Of a student it is that of its teacher.
+    """
+    teacher = (report.lineage.get("teacher") or {}).get("digest")
     beside = [path.parent for path in report.folder.absolute().parent.glob(f"*/{manifest.MANIFEST}")]
     for path in beside:
         facts = manifest.read(path) or {}
         same = all(facts.get(name) == getattr(report, name) for name in ("test_set", "normaliser", "split"))
         told = facts.get("lineage") or {}
+        if same and teacher and told.get("digest") == teacher:
+            return _read(path)
         if same and is_tuned(report.lineage) and not is_tuned(told) and _weights(told) == _weights(report.lineage):
             return _read(path)
     recipe = report.lineage.get("recipe", "tour")
+    if teacher:
+        raise LabError(
+            "a comparison needs two experiments, got one: name another, or score the student's teacher on the same: "
+            f"python -m pipelines evaluate --recipe {recipe} --model <the teacher's folder>"
+        )
     raise LabError(
         "a comparison needs two experiments, got one: name another, or score the model that it was tuned from: "
         f"python -m pipelines evaluate --recipe {recipe} --model {report.lineage.get('base', '').partition(' ')[0]}"

@@ -254,6 +254,9 @@ def starting_model(
     return teacher
 
 
+_FOR = "-for-"
+
+
 def _recipe_of_teacher(recipe: Recipe) -> Recipe | None:
     """The recipe that makes the teacher, on the student's data; None where the teacher is a model's URI."""
     name, of_run = recipe.distillation.teacher, "run:"
@@ -267,9 +270,12 @@ def _recipe_of_teacher(recipe: Recipe) -> Recipe | None:
         )
     kept = {name: getattr(recipe, name) for name in ("language", "source", "features", "curation")}
     rehearsed = {"fast_dev_run": recipe.training.fast_dev_run}
+    other = told.model.base != recipe.model.base or any(getattr(told, name) != value for name, value in kept.items())
     return told.model_copy(
         update={
             **kept,
+            # on other data it is not that recipe's own model, and must not lie where that would be looked for
+            "name": f"{told.name}{_FOR}{recipe.name}"[:64] if other else told.name,
             "model": told.model.model_copy(update={"base": recipe.model.base}),
             "training": told.training.model_copy(update=rehearsed),
         }
@@ -280,7 +286,8 @@ def _finished_teacher(own: Recipe, cache: FeatureCache, runs: str | Path, log: C
     """The model that the teacher's recipe made of this cache; in a rehearsal one that was rehearsed will do."""
     plain = own.model_copy(update={"training": own.training.model_copy(update={"fast_dev_run": False})})
     base = models.resolve(own.model.base, log=log)
-    for wanted in (plain, own):
+    asked = own.model_copy(update={"name": own.name.partition(_FOR)[0]})  # somebody may have trained it so by hand
+    for wanted in (plain, own, asked):
         if made := training.finished(run_folder(wanted, cache, base, runs)):
             return made.uri
     return None

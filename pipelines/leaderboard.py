@@ -159,6 +159,8 @@ def _of_report(report: EvalReport, runs: Path, log: Callable[[str], None]) -> En
         status, why = UNVERIFIED, f"it started from run {told['fork']['run']}, whose training data is not checked"
     if status == VALID and set((told.get("teacher") or {}).get("caches", [])) - {told["cache"]}:
         status, why = UNVERIFIED, "what its teacher was trained on is not checked"
+    if made_of := told.get("made_of"):
+        why = f"an export of {made_of}: that model's own entry tells what it was trained on"
     return Entry(
         model=report.model.partition(" @ ")[0],
         by=f"this lab, recipe {told['recipe']}" if tuned else "its makers",

@@ -169,6 +169,13 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tuned, tmp_path):
     assert not (tmp_path / "half").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("openai/whisper-tiny", "openai/whisper-tiny"), ("/home/anna/secret/own", "own"), ("./a/b", "b")]
+)
+def test_a_manifest_that_travels_tells_no_place(name, told):
+    assert export._without_place(name) == told
+
+
 def test_a_form_that_there_is_not_is_named(tuned):
     with pytest.raises(LabError, match=r"an export must be one of ctranslate2-int8, .*onnx.*, got 'tflite'"):
         export.convert(models.resolve(str(tuned)), "tflite")

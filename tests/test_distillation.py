@@ -357,6 +357,15 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache):
     assert leaderboard._of_report(_report(made, recipe, toy_cache, runs), runs, print).status != leaderboard.INVALID
 
 
+def test_on_other_data_a_teacher_is_not_that_recipes_own_model(home, toy_settings):
+    _runs, recipe = home
+    own = lab._recipe_of_teacher(toy_settings({"name": "mine", "distillation.teacher": "run:tour"}))
+    assert own.name == "tour-for-mine"
+    asks = {"name": "mine", "distillation.teacher": "run:tour", "model.base": recipes.load("tour").model.base}
+    assert lab._recipe_of_teacher(recipes.load("tour", asks)).name == "tour"
+    assert len(lab._recipe_of_teacher(toy_settings({"name": "m" * 64, "distillation.teacher": "run:tour"})).name) == 64
+
+
 def _report(made, recipe, cache, runs):
     return lab.evaluate(recipe, cache, made.uri, "test", runs=runs, log=lambda line: None)
 

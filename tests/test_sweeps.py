@@ -176,12 +176,20 @@ def test_a_search_that_is_wrong_is_one_line(override, why):
         ({"search.space.model.dropout": {"kind": "uniform", "low": 0.1, "high": 2}}, "no trial could have 2.0"),
         ({"search.space.training.steps": {"kind": "int", "low": 2, "high": 8}}, "no common rungs"),
         (SPACE | {"training.fast_dev_run": True}, "means nothing"),
+        ({"search.space.training.workers": {"kind": "int", "low": 0, "high": 1}}, "the same weights"),
     ],
 )
 def test_a_search_that_cannot_be_run_is_refused_before_anything_is_made(override, why, tmp_path):
     with pytest.raises(LabError, match=re.escape(why)):
         sweeps.run(recipes.load("tour", override), runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trials_with_a_teacher_start_from_it(toy_settings, tmp_path):
+    recipe = toy_settings({**SPACE, "name": "student", "distillation.teacher": "run:tour"})
+    jobs = sweeps._Jobs(recipe, "student", tmp_path, print)
+    with pytest.raises(LabError, match="no finished run of it on this cache"):
+        jobs.of(Trial(1, {}, 2))
 
 
 # --- the space --------------------------------------------------------------------------------------------------------

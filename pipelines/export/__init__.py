@@ -79,9 +79,14 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "", log: Callable[[str
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as place:
         made = Path(place) / "model"
         make(ref, precision, made)
-        manifest.seal(made, name=ref.name, revision=ref.revision, made_of=told, **facts)
+        manifest.seal(made, name=_without_place(ref.name), revision=ref.revision, made_of=told, **facts)
         _put(made, folder)
     return folder
+
+
+def _without_place(name: str) -> str:
+    """A model's name; of one that is a path its last part, for a manifest travels."""
+    return Path(name).name if models.is_folder(name) or name.startswith(("/", ".", "~")) else name
 
 
 def installed() -> bool:

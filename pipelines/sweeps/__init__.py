@@ -30,7 +30,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import environment, evaluation, lab, manifest, models, training
+from pipelines import environment, evaluation, lab, manifest, training
 from pipelines import recipe as recipes
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError, Unfinished
@@ -136,7 +136,8 @@ class _Jobs:
     def of(self, trial: Trial) -> Job:
         """LabError where the trial cannot be trained, or where its WER would say nothing beside the others'."""
         recipe = self.settle(trial.settings, **{"training.keep_checkpoints": 1})
-        cache, base = self.cache(recipe), models.resolve(recipe.model.base, log=self.log)
+        cache = self.cache(recipe)
+        base = lab.starting_model(recipe, cache, self.runs, self.log)
         self._refuse_other_validation(cache)
         run = lab.run_folder(recipe, cache, base, self.runs)
         if trial.run not in ("", run.name):

@@ -16,6 +16,7 @@ from pipelines import recipe as recipes
 from pipelines.errors import LabError, missing_package
 from pipelines.recipe import ParameterSettings, Recipe, SearchSettings
 from pipelines.sweeps.record import Trial
+from pipelines.training import runs as training_runs
 
 _ATTEMPTS = 100
 """Draws that may repeat an earlier trial before the space counts as exhausted."""
@@ -35,6 +36,9 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.training.fast_dev_run:
         raise LabError("training.fast_dev_run makes two steps whose WER means nothing: sweep without it")
+    for name in search.space:
+        if name in training_runs.NOT_OF_THE_WEIGHTS and name != "model.base":
+            raise LabError(f"search.space.{name}: every trial would have the same weights; search what changes them")
     for name in ("training.steps", "training.eval_every"):
         if name in search.space and search.reduction > 1:
             raise LabError(f"trials with another {name} have no common rungs: set search.reduction=1, or leave it out")

@@ -219,6 +219,9 @@ def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_FALLS = {"linear": "falling in a line to 0", "cosine": "falling in a half cosine to 0", "constant": "constant"}
+
+
 def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:
     settings, tuned = recipe["training"], recipe["model"]
     what = {"": "all weights", "lora": "LoRA, merged into the weights"}[tuned["adapter"]]
@@ -226,10 +229,11 @@ def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapp
     taught = f", by the teacher {_inline(facts['base'])}, whose layers it began with" if facts.get("teacher") else ""
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
     machine = _inline(facts.get("machine") or "an unnamed machine")
+    falls = _FALLS[settings.get("scheduler", "linear")]
     steps = max((row["step"] for row in training["history"]), default=training["best_step"])
     return (
         f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {what}{frozen}{taught}; learning "
-        f"rate {settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, falling in a line to 0; "
+        f"rate {settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, {falls}; "
         f"seed {settings['seed']}; the best checkpoint on validation is that of step {training['best_step']}. "
         f"{training['seconds'] / 60:.1f} minutes on {machine}; {versions}."
     )
