@@ -52,7 +52,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
     # delete_cache: (seconds between two looks, seconds after which an upload is deleted)
     with gr.Blocks(title=WORDS["en"]["title"], analytics_enabled=False, delete_cache=(60, SESSION_S)) as demo:
         heard, live = gr.State(None, time_to_live=SESSION_S), gr.State(None, time_to_live=SESSION_S)
-        language = gr.State("en")
+        language, chosen = gr.State("en"), gr.State({"number": 0})  # how many recordings were chosen so far
         switch = page.add(
             gr.Radio,
             lambda words: {"label": words["language"]},
@@ -103,25 +103,31 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             recording: str | None,
             heard: Heard | None,
             language: str,
+            chosen: dict[str, int],
             progress=gr.Progress(),
-        ) -> tuple[str, str, Heard]:
-            label = WORDS[language]["transcribing"]
-            return buttons.transcribe(recording, heard, language, lambda share: progress(share, desc=label))
+        ) -> tuple[Any, ...]:
+            label, asked = WORDS[language]["transcribing"], chosen["number"]
+            told = buttons.transcribe(recording, heard, language, lambda share: progress(share, desc=label))
+            # another recording was chosen meanwhile: this answer is not its transcript
+            return told if chosen["number"] == asked else (gr.skip(), gr.skip(), gr.skip())
 
         spoken = transcribe.click(
             transcribed,
-            [recording, heard, language],
+            [recording, heard, language, chosen],
             [transcript, timing, heard],
             api_name="transcribe",
             show_progress_on=transcript,
         )
+        for other in (recording.change, speak.click):
+            other(lambda chosen: chosen.update(number=chosen["number"] + 1), chosen, None, queue=False, **quiet)
         speak.click(
             buttons.open,
             [sent, language],
             [speak, stop, open_text, live, *fresh],
             js="async (_, language) => [await window.lab.start(), language]",
+            queue=False,
             **quiet,
-        )
+        ).failure(None, None, None, js="() => window.lab.closed()", api_visibility="private")
         heard_more = piece.click(
             buttons.listen,
             [sent, live, language],
@@ -129,8 +135,8 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             js="(_, live, language) => [window.lab.piece(), live, language]",
             **quiet,
         )
-        heard_more.failure(None, None, None, js="() => window.lab.stop()", api_visibility="private")
-        heard_more.then(None, None, None, js="() => window.lab.answered()", api_visibility="private")
+        heard_more.failure(None, None, None, js="() => window.lab.failed()", api_visibility="private")
+        heard_more.success(None, None, None, js="() => window.lab.answered()", api_visibility="private")
         stop.click(None, None, None, js="() => window.lab.stop()", api_visibility="private")
         stopped = end.click(
             buttons.stop,
@@ -139,14 +145,15 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             js="(_, live, language) => [window.lab.piece(), live, language]",
             **quiet,
         )
-        stopped.then(
-            lambda: (gr.Button(visible=True), gr.Button(visible=False), None),
-            None,
-            [speak, stop, live],
-            js="() => window.lab.closed()",
-            queue=False,
-            **quiet,
-        )
+        for ended in (stopped.success, stopped.failure):  # `then` does not run after an event that raised
+            ended(
+                lambda: (gr.Button(visible=True), gr.Button(visible=False), None),
+                None,
+                [speak, stop, live],
+                js="() => window.lab.closed()",
+                queue=False,
+                **quiet,
+            )
         for done in (spoken, stopped):
             done.success(None, transcript, correction, js="text => text", api_visibility="private")
             done.success(buttons.details, [heard, language], told, **quiet)
@@ -341,18 +348,18 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _transcriber(uri: str, engine: str) -> Transcriber:
+def _transcriber(uri: str, engine: str, language: str = "") -> Transcriber:
     from pipelines import models
     from pipelines.transcriber import Transcriber
 
     ref = models.resolve(uri)
-    return Transcriber(ref, ref.facts.get("language") or "sv", engine)
+    return Transcriber(ref, language or ref.facts.get("language") or "sv", engine)
 
 
 def _before_tuning(transcriber: Transcriber, engine: str) -> Callable[[], Transcriber] | None:
     """What loads the model from which the page's own was tuned; None where that is not known."""
     base = transcriber.ref.facts.get("base_model")
-    return (lambda: _transcriber(base, engine)) if base else None
+    return (lambda: _transcriber(base, engine, transcriber.language)) if base else None
 
 
 def _feedback(gr: Any, page: Page, buttons: Buttons, heard: Any, language: Any) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import manifest
+from pipelines.errors import LabError
 
 if TYPE_CHECKING:
     from pipelines.audio import Waveform
@@ -58,12 +59,13 @@ class Service:
         """`base` loads the model from which this one was tuned, the first time that somebody wants to compare."""
         self.transcriber, self.log = transcriber, log
         self._load_base, self._base = base, None
+        self._loading = threading.Lock()
         self._one_at_a_time = threading.Lock()
 
     @property
     def can_compare(self) -> bool:
         """Whether there is a model to hold this one against."""
-        return self._load_base is not None
+        return self._load_base is not None or self._base is not None or self._loading.locked()
 
     def hear(
         self,
@@ -86,7 +88,7 @@ class Service:
         waveform = audio.decode(path, MAX_DURATION_S)
         if abs(waveform.samples).max() < MIN_PEAK:
             raise audio.AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
-        with self._turn():
+        with self.turn():
             transcript = self.transcriber.transcribe(waveform, **_told(waveform.duration_s, on_progress))
         held = waveform if waveform.duration_s <= HELD_S else None
         elapsed_s = time.monotonic() - started
@@ -100,16 +102,32 @@ class Service:
         """
         from pipelines import audio
 
-        if heard.recording is None or self._load_base is None:
+        if heard.recording is None or not self.can_compare:
             raise audio.AudioError("no_recording", "no recording is held that could be compared")
-        with self._turn():
-            self._base = self._base or self._load_base()
-            return title(self._base.ref), self._base.transcribe(
-                heard.recording, **_told(heard.audio_s, lambda share: None)
-            )
+        base = self._loaded_base()
+        with self.turn():
+            told = _told(heard.audio_s, lambda share: None)
+            return title(base.ref), base.transcribe(heard.recording, **told)
+
+    def _loaded_base(self) -> Transcriber:
+        """Loaded beside the queue of recordings, which go on meanwhile; what failed once is not tried again."""
+        from pipelines import audio
+
+        if not self._loading.acquire(blocking=False):
+            raise audio.AudioError("busy", "the model before tuning is being loaded")
+        try:
+            if self._base is None:
+                load, self._load_base = self._load_base, None
+                if load is None:
+                    raise LabError("the model before tuning was not to be had")
+                self._base = load()
+            return self._base
+        finally:
+            self._loading.release()
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
+        """The model is this caller's alone. Raises audio.AudioError `busy` after TURN_S."""
         from pipelines import audio
 
         if not self._one_at_a_time.acquire(timeout=TURN_S):

@@ -207,7 +207,10 @@ class Transcriber:
             begins = self.loaded.word_starts(tensor, min(len(log_mel.frames), tensor.shape[-1]), heard.text)
         if not begins:
             return [Segment(start, end, heard.text, words, heard.logprob)]
-        edges = [start, *(round(min(start + begins[first], end), 3) for first in firsts[1:]), end]
+        starts = {first: round(start + begins[first], 3) for first in firsts[1:]}
+        # a sentence without any length would be a subtitle that nobody sees: it stays with the one before it
+        firsts = [0, *(n for m, n in pairwise(firsts) if max(start, starts.get(m, start)) < starts[n] < end)]
+        edges = [start, *(starts[first] for first in firsts[1:]), end]
         parts = [words[a:b] for a, b in pairwise([*firsts, len(words)])]
         return [
             Segment(a, b, " ".join(word.text for word in part), part, heard.logprob)

@@ -336,7 +336,7 @@ def test_an_unexpected_failure_shows_nothing_of_the_server(buttons, spoken, capl
 
 def test_whoever_waits_too_long_for_the_model_is_told_that_it_is_busy(buttons, spoken, monkeypatch):
     monkeypatch.setattr(served, "TURN_S", 0.05)
-    with buttons.service._turn():
+    with buttons.service.turn():
         asked = threading.Thread(target=lambda: said.append(refusal(buttons.transcribe, spoken, None, "sv")))
         said = []
         asked.start()
@@ -414,6 +414,14 @@ def test_an_open_microphone_is_heard_piece_by_piece_and_becomes_one_recording(bu
     assert (buttons.service.log.parent / rows(buttons)[0]["audio"]).is_file()
 
 
+def test_a_piece_that_is_sent_again_is_heard_once(buttons, speech):
+    one, other = ({**piece, "number": n} for n, piece in enumerate(pieces(speech(16_000), 16_000), 1))
+    live = None
+    for piece in (one, one, other, other):
+        _, live = buttons.listen(piece, live, "en")
+    assert buttons.stop(None, live, "en")[2].audio_s == pytest.approx(1.0, abs=0.01)
+
+
 @pytest.mark.parametrize(
     "piece",
     [
@@ -425,7 +433,8 @@ def test_an_open_microphone_is_heard_piece_by_piece_and_becomes_one_recording(bu
         {"rate": True, "samples": "AAAA"},
         {"rate": 10**9, "samples": "AAAA"},
         {"rate": 48_000, "samples": "no base64!"},
-        {"rate": 48_000, "samples": "A" * 8_000_004},
+        {"rate": 48_000, "samples": "A" * 1_600_004},
+        {"rate": 8_000, "samples": "A" * 400_000},
     ],
     ids=str,
 )
@@ -462,7 +471,8 @@ def test_an_open_microphone_is_heard_for_ten_minutes_and_held_for_one(buttons, m
     for piece in first:
         _, live = buttons.listen(piece, live, "en")
     assert refusal(buttons.listen, last, live, "en") == PARTS["too_long"]
-    assert buttons.stop(None, live, "en")[2].audio_s == pytest.approx(2.0, abs=0.1), "what came before is not lost"
+    heard = buttons.stop(last, live, "en")[2]
+    assert heard.audio_s == pytest.approx(2.0, abs=0.1), "what came before is not lost with a piece that is refused"
 
 
 # ---- before and after tuning
@@ -503,6 +513,28 @@ def test_a_model_before_tuning_that_is_not_to_be_had_is_one_line(tmp_path, spoke
     buttons = page_buttons.Buttons(Service(FakeTranscriber(tmp_path), tmp_path / "log.csv", load))
     heard = buttons.transcribe(spoken, None, "en")[2]
     assert refusal(buttons.compare, heard, "en") == ENGLISH["failed"]
+    assert not buttons.details(heard, "en")[-1].interactive, "what failed once is not tried again"
+
+
+def test_while_the_model_before_tuning_is_loaded_recordings_go_on(tmp_path, spoken):
+    loading, go = threading.Event(), threading.Event()
+
+    def load():
+        loading.set()
+        assert go.wait(10)
+        return FakeTranscriber(tmp_path / "x")
+
+    buttons = page_buttons.Buttons(Service(FakeTranscriber(tmp_path), tmp_path / "log.csv", load))
+    heard = buttons.transcribe(spoken, None, "en")[2]
+    asked = threading.Thread(target=lambda: told.append(buttons.compare(heard, "en")))
+    told = []
+    asked.start()
+    assert loading.wait(10)
+    assert buttons.transcribe(spoken, None, "en")[0] == "Hej på dig."
+    assert refusal(buttons.compare, heard, "en") == PARTS["busy"]
+    go.set()
+    asked.join(10)
+    assert "<dl>" in told[0]
 
 
 # ---- feedback

@@ -302,6 +302,39 @@ def test_words_appear_while_somebody_speaks(page, server, spoken):
     assert server.uploads == [], "no piece ever was a file"
 
 
+def test_a_microphone_that_is_closed_at_once_can_be_opened_again(page):
+    page.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
+    page.evaluate(
+        "navigator.mediaDevices.getUserMedia = (real => async how => { window.opened = (window.opened || 0) + 1;"
+        "return window.stream = await real(how) })(navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices))"
+    )
+    page.evaluate("document.querySelector('#speak').click(); document.querySelector('#speak').click()")
+    page.wait_for_selector("#stop", state="visible")
+    page.evaluate("window.lab.piece = () => null")  # as if nothing had come
+    page.click("#stop")
+    toast = page.wait_for_selector(".toast-body.error")
+    assert ENGLISH["refused"]["no_recording"] in toast.inner_text()
+    page.wait_for_selector("#speak", state="visible")
+    assert page.evaluate("[window.opened, window.stream.getTracks().every(track => track.readyState === 'ended')]") == [
+        1,
+        True,
+    ]
+
+
+def test_a_piece_that_fails_is_sent_again_and_nothing_is_lost(page, spoken):
+    page.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
+    page.evaluate(
+        "() => { const real = window.lab.piece; let n = 0; window.lab.piece = () => { const one = real();"
+        "return ++n === 2 ? {...one, rate: 0} : one } }"
+    )
+    page.click("#speak")
+    page.wait_for_timeout(_spoken_ms(spoken) + 2_000)
+    page.click("#stop")
+    page.wait_for_function("document.querySelector('#transcript textarea').value !== ''")
+    length = page.evaluate("document.querySelector('#player audio').duration")
+    assert float(page.inner_text("#timing").split(" s of")[0]) == pytest.approx(length, abs=0.2)
+
+
 def test_before_tuning_side_by_side(page, spoken):
     _upload(page, spoken)
     heard = _transcribed(page)

@@ -357,8 +357,7 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache):
     assert leaderboard._of_report(_report(made, recipe, toy_cache, runs), runs, print).status != leaderboard.INVALID
 
 
-def test_on_other_data_a_teacher_is_not_that_recipes_own_model(home, toy_settings):
-    _runs, recipe = home
+def test_on_other_data_a_teacher_is_not_that_recipes_own_model(toy_settings):
     own = lab._recipe_of_teacher(toy_settings({"name": "mine", "distillation.teacher": "run:tour"}))
     assert own.name == "tour-for-mine"
     asks = {"name": "mine", "distillation.teacher": "run:tour", "model.base": recipes.load("tour").model.base}

@@ -57,7 +57,8 @@ class CTranslate2:
         ids, firsts = self.spelling.ids(text)
         if not ids or not self.can_align:
             return []
-        (told,) = self.model.align(_view(window[np.newaxis]), self.prompt, [ids], [frames])
+        start = self.prompt[:-1]  # align adds the token for "no time stamps" by itself
+        (told,) = self.model.align(_view(window[np.newaxis]), start, [ids], [frames])
         begins: dict[int, int] = {}
         for token, place in told.alignments:
             begins.setdefault(token, place)

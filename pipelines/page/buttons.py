@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,17 +94,20 @@ class Buttons:
 
         with _one_line(language):
             live = live or Live(self.service.transcriber)
-            return shown.live(live.take(piece), WORDS[language]), live
+            with self.service.turn():
+                return shown.live(live.take(piece), WORDS[language]), live
 
     def stop(self, piece: Any, live: Live | None, language: str) -> tuple[Any, ...]:
         """The microphone is closed, `piece` its last: transcript, line, what the session remembers, no microphone."""
+        from pipelines.audio import AudioError
         from pipelines.page.live import Live
 
         with _one_line(language):
             live = live or Live(self.service.transcriber)
-            if piece:
-                live.take(piece)
-            heard = live.end()
+            with self.service.turn():
+                with contextlib.suppress(AudioError):  # what came before it is not lost with it
+                    live.take(piece)
+                heard = live.end()
             return heard.text, _took(heard, language), heard, None
 
     def compare(self, heard: Heard | None, language: str) -> str:

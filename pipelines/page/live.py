@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pipelines.streaming import Partial, Stream
     from pipelines.transcriber import Transcriber
 
-MAX_PIECE = 8_000_000
-"""Letters of base64: half a second has 64,000 of them, and the page sends at most ten seconds at once."""
+MAX_PIECE_S = 12.0
+"""The page sends at most ten seconds at once."""
 
 
 class Live:
@@ -30,10 +30,19 @@ class Live:
         self._held: list[np.ndarray] = []
         self._samples = 0
         self._peak = 0.0
+        self._number: int | None = None
 
     def take(self, piece: Any) -> Partial:
-        """Hear the next piece (samples_of). Raises AudioError: `unreadable`, `too_long`."""
-        return self._feed(self._resampled(*samples_of(piece), last=False))
+        """Hear the next piece (samples_of); one that came before, by its number, is not heard twice.
+
+        Raises AudioError: `unreadable`, `too_long`.
+        """
+        number = piece.get("number") if isinstance(piece, dict) else None
+        if self.told is not None and number is not None and number == self._number:
+            return self.told
+        samples = self._resampled(*samples_of(piece), last=False)
+        self._number = number
+        return self._feed(samples)
 
     def end(self) -> Heard:
         """Nothing more comes. Raises AudioError `no_recording` where nothing came, or `silent`."""
@@ -79,8 +88,8 @@ def samples_of(piece: Any) -> tuple[np.ndarray, int]:
     rate_hz, encoded = (piece.get("rate"), piece.get("samples")) if isinstance(piece, dict) else (None, None)
     if type(rate_hz) is not int or not 8_000 <= rate_hz <= audio.MAX_RATE_HZ or not isinstance(encoded, str):
         raise AudioError("unreadable", "expected a piece {rate, samples}")
-    if len(encoded) > MAX_PIECE:
-        raise AudioError("unreadable", f"a piece of {len(encoded)} letters, at most {MAX_PIECE}")
+    if len(encoded) > MAX_PIECE_S * rate_hz * 2 * 4 / 3 + 4:
+        raise AudioError("unreadable", f"a piece of {len(encoded)} letters, more than {MAX_PIECE_S:g} s of sound")
     try:
         content = base64.b64decode(encoded, validate=True)
     except ValueError:

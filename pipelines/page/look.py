@@ -193,9 +193,12 @@ SCRIPT = """
       return true
     }
   })`
-  let microphone = null
+  let microphone = null, opening = null
 
-  const start = async () => {
+  // two presses open one microphone
+  const start = () => microphone ? true : opening ??= open().finally(() => { opening = null })
+
+  const open = async () => {
     load(null)
     let stream = null
     try {
@@ -206,9 +209,9 @@ SCRIPT = """
       URL.revokeObjectURL(module)
       const mono = {numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit"}
       const node = new AudioWorkletNode(context, "pieces", mono)
-      microphone = {stream, context, rate: context.sampleRate, all: [], sent: 0, busy: false, closed: false}
-      const mine = microphone
-      node.port.onmessage = event => { mine.all.push(event.data); mine.newest = performance.now(); send(mine) }
+      const mine = {stream, context, rate: context.sampleRate, all: [], sent: 0, number: 0, failures: 0}
+      microphone = mine
+      node.port.onmessage = event => { mine.all.push(event.data); mine.newest = performance.now(); goOn(mine) }
       context.createMediaStreamSource(stream).connect(node)
       return true
     } catch (error) {
@@ -217,22 +220,31 @@ SCRIPT = """
     }
   }
 
-  const send = mine => {
-    if (mine !== microphone || mine.busy || mine.closed || (mine.all.length - mine.sent) * N < mine.rate / 2) return
-    mine.busy = true
-    find("#live-piece").click()
+  // send the next piece, or say that there is no more: one request at a time, ten seconds at most
+  const goOn = mine => {
+    if (mine !== microphone || mine.busy || mine.finished) return
+    const rest = (mine.all.length - mine.sent) * N / mine.rate
+    if (mine.closed ? rest > 10 : rest >= 0.5) {
+      mine.busy = true
+      find("#live-piece").click()
+    } else if (mine.closed) {
+      mine.finished = true
+      find("#live-end").click()
+      load(URL.createObjectURL(wav(mine)))
+    }
   }
 
   const piece = () => {
     const mine = microphone
     if (!mine) return null
-    const most = mine.closed ? Infinity : Math.ceil(10 * mine.rate / N)
-    const chunks = mine.all.slice(mine.sent, mine.sent + most)
+    const chunks = mine.all.slice(mine.sent, mine.sent + Math.floor(10 * mine.rate / N))
+    if (!chunks.length) return null
+    mine.before = mine.sent
     mine.sent += chunks.length
     mine.sentNewest = mine.newest
     let letters = ""
     for (const chunk of chunks) letters += String.fromCharCode(...new Uint8Array(chunk.buffer))
-    return chunks.length ? {rate: mine.rate, samples: btoa(letters)} : null
+    return {number: ++mine.number, rate: mine.rate, samples: btoa(letters)}
   }
 
   const answered = () => {
@@ -240,24 +252,41 @@ SCRIPT = """
     if (!mine) return
     if (late) late.textContent = ((performance.now() - mine.sentNewest) / 1000).toFixed(1)
     mine.busy = false
-    mine.closed ? finish(mine) : send(mine)
+    mine.failures = 0
+    goOn(mine)
+  }
+
+  // once more after a second; then the microphone is closed, and what was heard is kept
+  const failed = () => {
+    const mine = microphone
+    if (!mine) return
+    if (++mine.failures > 1) {
+      mine.sent = mine.all.length
+      mine.busy = false
+      return mine.closed ? goOn(mine) : stop()
+    }
+    mine.sent = mine.before
+    mine.number--
+    setTimeout(() => { mine.busy = false; goOn(mine) }, 1000)
+  }
+
+  const shut = mine => {
+    mine.closed = true
+    mine.stream.getTracks().forEach(track => track.stop())
+    if (mine.context.state !== "closed") mine.context.close()
   }
 
   const stop = () => {
     const mine = microphone
     if (!mine || mine.closed) return
-    mine.closed = true
-    mine.stream.getTracks().forEach(track => track.stop())
-    mine.context.close()
-    if (!mine.busy) finish(mine)
+    shut(mine)
+    goOn(mine)
   }
 
-  const finish = mine => {
-    find("#live-end").click()
-    load(URL.createObjectURL(wav(mine)))
+  const closed = () => {
+    if (microphone) shut(microphone)
+    microphone = null
   }
-
-  const closed = () => { microphone = null }
 
   const wav = ({all, rate}) => {
     const header = new DataView(new ArrayBuffer(44)), bytes = all.length * 2 * N
@@ -281,12 +310,12 @@ SCRIPT = """
       if (told.ariaLive !== "polite") told.ariaLive = "polite"  // a screen reader says what changes there
     if (parts().length !== (find("#player .parts")?.children.length ?? 0)) place()
   }).observe(document.body, {childList: true, subtree: true})
-  window.lab = {load, save, speak, start, piece, answered, stop, closed}
+  window.lab = {load, save, speak, start, piece, answered, failed, stop, closed}
 }
 """
 """Run once by the page. `lab.load(url)` gives the player a recording; `lab.save(files, ending)` saves a file that the
 page has already, so that nothing of it lies on the server; `lab.speak(language)` tells a screen reader the language;
-`lab.start`, `piece`, `answered`, `stop` and `closed` are the open microphone."""
+`lab.start`, `piece`, `answered`, `failed`, `stop` and `closed` are the open microphone."""
 
 
 def theme() -> gr.themes.Base:
