@@ -324,8 +324,8 @@ def evaluate(
     if split == "test" and not recipe.training.fast_dev_run:
         looks = ledger.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(made))
         log((made and looks.warning()) or str(looks))
-    tuned_here = ref.facts.get("kind") == "model" and ref.origin == "folder" and (ref.folder / "recipe.json").is_file()
-    if split == "test" and tuned_here:
+    tuned = ref.facts.get("kind") == "model" and "made_of" not in ref.facts  # an export stays as it was made
+    if split == "test" and tuned and ref.origin == "folder":
         _note_score(ref, report, recipe)
     history.add(report, environment.runs_folder(runs))
     return report

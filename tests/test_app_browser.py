@@ -305,12 +305,12 @@ def test_words_appear_while_somebody_speaks(page, server, spoken):
 def test_a_microphone_that_is_closed_at_once_can_be_opened_again(page):
     page.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
     page.evaluate(
-        "navigator.mediaDevices.getUserMedia = (real => async how => { window.opened = (window.opened || 0) + 1;"
-        "return window.stream = await real(how) })(navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices))"
+        "void (navigator.mediaDevices.getUserMedia = (real => async how => { window.opened = (window.opened || 0) + 1;"
+        "return window.stream = await real(how) })(navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)))"
     )
     page.evaluate("document.querySelector('#speak').click(); document.querySelector('#speak').click()")
     page.wait_for_selector("#stop", state="visible")
-    page.evaluate("window.lab.piece = () => null")  # as if nothing had come
+    page.evaluate("void (window.lab.piece = () => null)")  # as if nothing had come
     page.click("#stop")
     toast = page.wait_for_selector(".toast-body.error")
     assert ENGLISH["refused"]["no_recording"] in toast.inner_text()

@@ -341,8 +341,9 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache):
     with pytest.raises(LabError, match=r"no finished run of it .*: python -m pipelines distill --recipe toy-student"):
         lab.train(recipe, toy_cache, runs=runs, progress=progress)
     made = lab.distil(recipe, toy_cache, runs=runs, progress=progress)
-    assert "no finished run of toy on this cache is here: the teacher is trained first" in lines
-    (taught_by,) = (runs / "toy").glob("train-*")
+    own = "toy-for-toy-student"  # trained on other data than the recipe toy says
+    assert f"no finished run of {own} on this cache is here: the teacher is trained first" in lines
+    (taught_by,) = (runs / own).glob("train-*")
     assert Path(made.uri).parents[1] == runs / "toy-student"
     assert manifest.read(Path(made.uri))["teacher"]["digest"] == taught_by.name.removeprefix("train-")
     sealed_ns = (taught_by / "model" / manifest.MANIFEST).stat().st_mtime_ns
