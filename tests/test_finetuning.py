@@ -344,6 +344,7 @@ def test_the_log_is_bounded_and_outlives_a_cut(tmp_path):
         ("model /srv/runs/tour/train-1/model is there", "model …/model is there"),
         ("in '/srv/a b/c.txt', line 3", "in '…/a b/c.txt', line 3"),
         ("no ~/models/x here", "no …/x here"),
+        ("at file:///home/anna/secret/x now", "at …/x now"),
         ("WER/CER of hub://me/whisper-sv, 3 clips/s, see http://127.0.0.1:80/v1/models", None),
         ("steps 1/2/3 and /tmp", None),
     ],
@@ -519,6 +520,32 @@ def tuner(toy_settings, tmp_path):
 
 
 PREPARED = {"dataset": "toy", "language": "sv"}
+
+
+def test_what_is_tuned_can_be_saved_and_tried_where_its_data_is_offered_no_more(tuner):
+    gone = {"dataset": "mine", "language": "fi", "model_uri": "x"}
+    assert tuner.check("save", {}, dict(gone)) == {"store": "fixed", "name": ""}
+    assert tuner.check("test", {"audio": "AAAA"}, dict(gone))["language"] == "sv"
+    with pytest.raises(Ignored, match="is mine:fi; send the task dataset"):
+        tuner.check("train", {}, dict(gone))
+    with pytest.raises(LabError, match="dataset must be one of toy, other"):
+        tuner.check("save", {"dataset": "mine"}, dict(gone))
+
+
+def test_places_with_blanks_are_known_and_words_are_left_alone(toy_settings, tmp_path):
+    drive = "/content/drive/My Drive/anna/models"
+    given = {"drive": f"{drive}/{{name}}", "near": "models/{name}", "hub": "hub://me/{name}"}
+    worker = whisper.WhisperFineTuning(toy_settings(), tmp_path, stores=given)
+    told = without_places(f"publishing models to {drive}/tour-1", *worker.places())
+    assert told == "publishing models to …/tour-1"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"distillation.teacher": "run:tour"}, {"curation.max_label_cer": 0.5, "curation.label_model": "run:a"}]
+)
+def test_recipes_that_need_another_run_are_refused_at_the_start(toy_settings, tmp_path, settings):
+    with pytest.raises(LabError, match="tunes whole models by themselves.*take another recipe"):
+        whisper.WhisperFineTuning(toy_settings(settings), tmp_path)
 
 
 def test_parameters_have_the_defaults_of_the_published_interface(tuner):

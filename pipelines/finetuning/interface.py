@@ -88,6 +88,10 @@ class FineTuningInterface(ABC):
         """
         return params
 
+    def places(self) -> tuple[str, ...]:
+        """Places of this machine that no client is to read of, beside the server's own folder."""
+        return ()
+
     def parameters(self) -> dict[str, list[Parameter]]:
         """Task to the parameters that the page offers for it."""
         return {}

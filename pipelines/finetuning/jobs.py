@@ -338,7 +338,7 @@ class Jobs:
         self.events.add(self._public(line))
 
     def _public(self, text: object) -> str:
-        return without_places(" ".join(child.plain(str(text)).split()), self.folder)
+        return without_places(" ".join(child.plain(str(text)).split()), self.folder, *self.implementation.places())
 
 
 def _alone_in(folder: Path) -> filelock.FileLock:

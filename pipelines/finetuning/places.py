@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines import environment
 
-_PATH = re.compile(r"(?<![\w:/.~-])(?:[~…](?:/[^\s/'\"`,;()\[\]]+)+|(?:/[^\s/'\"`,;()\[\]]+){2,})/?")
+_PATH = re.compile(r"(?:file://|(?<![\w:/.~-]))(?:[~…](?:/[^\s/'\"`,;()\[\]]+)+|(?:/[^\s/'\"`,;()\[\]]+){2,})/?")
 """An absolute path of two parts or more; the path of a URL is none."""
 
 

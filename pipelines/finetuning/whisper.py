@@ -95,6 +95,7 @@ class WhisperFineTuning(FineTuningInterface):
         for name in self.datasets:
             for language in self.languages[name]:
                 _refuse_leaks(self._recipe(name, language))
+                _refuse_runs(self._recipe(name, language))
         for uri in self.stores.values():
             _refuse_place(uri)
 
@@ -102,11 +103,11 @@ class WhisperFineTuning(FineTuningInterface):
 
     def check(self, task: str, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         asked = _asked(params)
-        asked.dataset = asked.dataset or (logs_dict.get("dataset") if task != "dataset" else "") or self.recipe.name
-        _one_of("dataset", asked.dataset, self.datasets)
+        prepared = {} if task == "dataset" else logs_dict
+        # what is prepared may be offered no more: a model that is tuned can be tried and saved all the same
+        asked.dataset = _settled("dataset", asked.dataset, prepared.get("dataset"), self.datasets)
         allowed = self.languages[asked.dataset]
-        prepared = logs_dict.get("language") if task != "dataset" else ""
-        asked.language = _one_of("language", asked.language or prepared or allowed[0], allowed)
+        asked.language = _settled("language", asked.language, prepared.get("language"), allowed)
         asked.store = _one_of("store", asked.store or next(iter(self.stores)), self.stores)
         if task in ("train", "eval"):
             _refuse_other_data(asked, logs_dict)
@@ -182,7 +183,7 @@ class WhisperFineTuning(FineTuningInterface):
     def save(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         folder, name = Path(logs_dict["model_uri"]), params["name"] or logs_dict["model"]
         uri = self.stores[params["store"]].replace(NAME, name)
-        published = stores.open_store(uri).publish(folder, uri)
+        published = stores.open_store(uri).publish(folder, uri, log=lambda line: print(line.replace(uri, "the store")))
         told = {"store": params["store"], "model": logs_dict["model"]}
         told |= {"uri": published} if stores.is_remote(uri) else {"name": Path(uri).name}
         logs_dict["saved"] = told
@@ -199,6 +200,12 @@ class WhisperFineTuning(FineTuningInterface):
             "scores": logs_dict.get("scores", {}),
             "saved": logs_dict.get("saved"),
         }
+
+    def places(self) -> tuple[str, ...]:
+        kept = [uri.partition(NAME)[0] for uri in self.stores.values() if not stores.is_remote(uri)]
+        read = [place for data in self.datasets.values() for place in (data.source.path, data.source.sentences)]
+        known = [Path(place).expanduser() for place in kept + read if place]
+        return tuple(str(place) for place in known if place.is_absolute())
 
     # ---
 
@@ -304,6 +311,11 @@ def _one_of(what: str, name: str, allowed: Mapping[str, Any] | tuple[str, ...]) 
     return name
 
 
+def _settled(what: str, asked: str, prepared: str | None, allowed: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """What was asked for, else what is prepared, else the first that is offered."""
+    return _one_of(what, asked or (prepared if prepared in allowed else "") or next(iter(allowed)), allowed)
+
+
 def _refuse_other_data(asked: Parameters, logs_dict: Mapping[str, Any]) -> None:
     prepared = logs_dict["dataset"], logs_dict["language"]
     if (asked.dataset, asked.language) != prepared:
@@ -315,6 +327,16 @@ def _refuse_leaks(recipe: Recipe) -> None:
         raise LabError(
             f"the worker trains on no held-out speaker, and a data set of recipe {recipe.name} has curation.leaks = "
             "'ignore': set it to drop or refuse"
+        )
+
+
+def _refuse_runs(recipe: Recipe) -> None:
+    """A worker keeps runs of its own, and looks into nobody else's."""
+    if recipe.distillation.teacher or recipe.curation.label_model.startswith("run:"):
+        name = "distillation.teacher" if recipe.distillation.teacher else "curation.label_model = 'run:…'"
+        raise LabError(
+            f"the worker tunes whole models by themselves, and recipe {recipe.name} has {name}: take another recipe, "
+            "or call distill and train on the command line"
         )
 
 
