@@ -275,6 +275,7 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
             quiet=True,
             show_error=False,
             max_file_size=MAX_UPLOAD,
+            allowed_paths=[example(name) for name in EXAMPLES],  # else only those below the working directory
             state_session_capacity=_SESSIONS,
             footer_links=["api"],
             prevent_thread_lock=True,
