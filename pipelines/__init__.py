@@ -55,11 +55,8 @@ Data flows down this list, and imports point up it, never back (tests/test_struc
     serving       an HTTP API in the shape that OpenAI's clients expect
     figures       tables, pictures, live curves
     lab           the stages as notebooks and commands call them
-<<<<<<< HEAD
     finetuning    fine-tuning as a service: one job at a time over HTTP
-=======
     delivery      exports held against the model they were made of; the folder that a deployment needs
->>>>>>> distil
     detection     how many of the planted faults curation finds, and how many else
     sweeps        many trials of one recipe: what its search space holds, early stopping, the best recipe
     series        recipes with several seeds, one after another, and what came of them as tables

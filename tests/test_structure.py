@@ -160,8 +160,9 @@ def test_the_top_level_holds_what_the_design_allows():
     [
         ("a path of somebody's machine", r"(?<![\w.~-])/(?:home|Users|root|work)/[\w.]|[A-Z]:\\+Users\\"),
         ("a token", r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}|sk-[A-Za-z0-9_-]{20,})"),
+        ("what an unfinished merge left", r"^(?:<{7}|>{7}|\|{7}) "),
     ],
-    ids=["path", "token"],
+    ids=["path", "token", "merge"],
 )
 def test_no_file_holds(what: str, pattern: str):
     hits = []
