@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 from pipelines import features
 from pipelines.audio import Waveform
 from pipelines.decoding import Heard
-from pipelines.errors import missing_package
-from pipelines.export.graph import DECODER, ENCODER
+from pipelines.engines import timing
+from pipelines.errors import LabError, missing_package
+from pipelines.export.graph import DECODER, ENCODER, state_names, wants_seven_bits
 from pipelines.features import LogMel
 from pipelines.labels import Spelling
+
+States = dict[str, np.ndarray]
+"""Keys and values by their names in the graphs (export/graph.py)."""
 
 
 class Onnx:
@@ -27,11 +32,15 @@ class Onnx:
         self.prompt = self.spelling.prompt(language)
         self.encoder, self.decoder = (_session(folder / name, threads) for name in (ENCODER, DECODER))
         told = json.loads((folder / "generation_config.json").read_text("utf-8"))
-        self.suppressed = told.get("suppress_tokens") or []
-        self.suppressed_first = told.get("begin_suppress_tokens") or []
+        self.suppressed = np.array(told.get("suppress_tokens") or [], dtype=np.int64)
+        self.suppressed_first = np.array(told.get("begin_suppress_tokens") or [], dtype=np.int64)
         self.max_new_tokens = max_new_tokens
         self.n_mels = self.encoder.get_inputs()[0].shape[1]
-        self.name = "onnxruntime cpu float32"
+        layers = len(self.encoder.get_outputs()) // 2
+        self.heard_names, self.past_names = state_names(layers), state_names(layers, "past_")
+        self.present_names = state_names(layers, "present_")
+        self.can_align = any(output.name == "attention" for output in self.decoder.get_outputs())
+        self.name = f"onnxruntime cpu {_precision(folder)}"
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
@@ -42,38 +51,62 @@ class Onnx:
         ended, chosen = np.zeros(len(windows), dtype=bool), None
         for number in range(self.max_new_tokens):
             logits = step(chosen)
-            logits[:, self.suppressed if number else [*self.suppressed, *self.suppressed_first]] = -np.inf
-            noise = temperature * draws.gumbel(size=logits.shape) if temperature else 0.0
-            chosen = (logits + noise).argmax(axis=-1)
+            logits[:, self.suppressed] = -np.inf
+            if not number:
+                logits[:, self.suppressed_first] = -np.inf
+            drawn = logits + temperature * draws.gumbel(size=logits.shape) if temperature else logits
+            chosen = drawn.argmax(axis=-1)
             ids.append(np.where(ended, -1, chosen))
-            logprobs.append(_log_softmax(logits)[np.arange(len(chosen)), chosen])
+            logprobs.append(_logprobs(logits, chosen))
             ended |= chosen == self.spelling.end
             if ended.all():
                 break
         return [self._heard(*told) for told in zip(np.stack(ids, axis=1), np.stack(logprobs, axis=1), strict=True)]
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        return []  # its graphs do not tell where they look
+        """By the heads of the decoder that follow the sound, and dynamic time warping: as OpenAI times words."""
+        ids, firsts = self.spelling.ids(text)
+        if not ids or not self.can_align:
+            return []
+        heard = self._encoded(window[np.newaxis])
+        told = {"tokens": np.array([[*self.prompt, *ids]]), **self._unwritten(1, heard), **heard}
+        (looks,) = self.decoder.run(["attention"], told)
+        # the row of each token is where the heads look to find the next: from the prompt's last one on, that is the text
+        places = timing.first_places(looks[:, 0, len(self.prompt) - 1 :, : -(-frames // 2)])
+        return [places[n] * timing.PLACE_S for n in firsts]
 
     def no_speech(self, windows: np.ndarray) -> list[float]:
         start, *_, no_timestamps = self.prompt
-        told = _log_softmax(self._steps(windows, [start])(None))
-        return np.exp(told[:, no_timestamps - 1]).tolist()  # <|nospeech|>: see decoding.no_speech
+        logits = self._steps(windows, [start])(None)
+        token = np.full(len(windows), no_timestamps - 1)  # <|nospeech|>: see decoding.no_speech
+        return np.exp(_logprobs(logits, token)).tolist()
 
-    def _steps(self, windows: np.ndarray, prompt: list[int]) -> Any:
+    def _steps(self, windows: np.ndarray, prompt: list[int]) -> Callable[[np.ndarray | None], np.ndarray]:
         """A function from the last tokens int64 [B] (None: the prompt) to the logits float32 [B, vocabulary] of the
         next."""
-        (cross,) = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})
-        past = cross[:, :, :, :, :0]
+        heard = self._encoded(windows)
+        past = self._unwritten(len(windows), heard)
 
         def step(chosen: np.ndarray | None) -> np.ndarray:
             nonlocal past
             tokens = np.array([prompt] * len(windows)) if chosen is None else chosen[:, None]
-            told = {"tokens": tokens.astype(np.int64), "past": past, "cross": cross}
-            logits, past = self.decoder.run(None, told)
+            told = {"tokens": tokens.astype(np.int64), **past, **heard}
+            logits, *present = self.decoder.run(["logits", *self.present_names], told)
+            past = dict(zip(self.past_names, present, strict=True))
             return logits
 
         return step
+
+    def _encoded(self, windows: np.ndarray) -> States:
+        """Keys and values over the recordings."""
+        told = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})
+        return dict(zip(self.heard_names, told, strict=True))
+
+    def _unwritten(self, batch: int, heard: States) -> States:
+        """Keys and values over a text of no tokens yet."""
+        _, heads, width, _ = heard["key_0"].shape
+        none = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
+        return {name: np.zeros(none[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
     def _heard(self, ids: np.ndarray, logprobs: np.ndarray) -> Heard:
         own = ids >= 0
@@ -81,6 +114,17 @@ class Onnx:
         spoken = [token for token in told if token != self.spelling.end]
         words = self.spelling.words(spoken, sure[: len(spoken)])
         return Heard(self.spelling.text(spoken), sum(sure) / len(sure), len(sure), words)
+
+
+def _precision(folder: Path) -> str:
+    """float32 or int8. LabError for weights in eight bits on a processor that would add them wrongly."""
+    told = folder / "manifest.json"
+    made_of = json.loads(told.read_text("utf-8")).get("made_of", {}) if told.is_file() else {}
+    if made_of.get("bits") == 8 and wants_seven_bits():
+        raise LabError(
+            f"{folder} holds weights for processors with VNNI, which this one lacks: make the export on this machine"
+        )
+    return "int8" if made_of.get("bits") else "float32"
 
 
 def _session(path: Path, threads: int) -> Any:
@@ -96,6 +140,7 @@ def _session(path: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    most = logits.max(axis=-1, keepdims=True)
-    return logits - most - np.log(np.exp(logits - most).sum(axis=-1, keepdims=True))
+def _logprobs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The log-probabilities float32 [B] of one token each by logits float32 [B, vocabulary]."""
+    most = logits.max(axis=-1)
+    return logits[np.arange(len(tokens)), tokens] - most - np.log(np.exp(logits - most[:, None]).sum(axis=-1))

@@ -2,7 +2,8 @@
 
     ctranslate2-int8       CTranslate2's own format, weights in eight bits: for a CPU
     ctranslate2-float16    the same in half precision: for a GPU; also -int8_float16, and -float32 to compare with
-    onnx                   two graphs for ONNX Runtime, float32 (graph.py)
+    onnx-int8              two graphs for ONNX Runtime, products in eight bits (graph.py): for a CPU
+    onnx                   the same in float32
     safetensors-float16    a Hugging Face folder with half the bytes, which the lab computes in float32; also -float32
 
 <cache>/ctranslate2/<digest>/
@@ -33,7 +34,9 @@ from pipelines.recipe import digest
 
 COMPUTE_TYPES = ("int8", "int8_float16", "float16", "float32")
 """How CTranslate2 keeps and multiplies weights: int8 for a CPU, int8_float16 and float16 for a GPU."""
-FORMS = (*(f"ctranslate2-{name}" for name in COMPUTE_TYPES), "onnx", "safetensors-float16", "safetensors-float32")
+FORMS = (
+    *(f"ctranslate2-{name}" for name in COMPUTE_TYPES), "onnx", "onnx-int8", "safetensors-float16", "safetensors-float32"
+)  # fmt: skip
 _FORMAT = "2"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 _CONFIGS = ("config.json", "processor_config.json", *_BESIDE)
@@ -62,7 +65,7 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "", log: Callable[[str
         raise LabError(f"{ref.title} is an export itself: name the model that it was made of")
     format_, _, precision = form.partition("-")
     make = {"ctranslate2": _convert, "onnx": _to_onnx, "safetensors": _cast}[format_]
-    _require(format_)
+    _require(form)
     told = _identity(ref, format_, precision)
     folder = Path(to).expanduser() if to else environment.cache_folder() / format_ / digest(told)
     facts, sealed = _facts(ref, form, told), manifest.read(folder) or {}
@@ -103,11 +106,14 @@ def is_export(ref: ModelRef) -> bool:
     return ref.facts.get("kind") in ("ctranslate2", "onnx")
 
 
-def _require(format_: str) -> None:
+def _require(form: str) -> None:
+    format_ = form.partition("-")[0]
     if format_ == "ctranslate2" and not installed():
         raise missing_package("ctranslate2", "ctranslate2>=4.6", "decoding with CTranslate2")
     if format_ == "onnx" and importlib.util.find_spec("onnx") is None:
         raise missing_package("onnx", "onnx>=1.16", "an export to ONNX")
+    if form == "onnx-int8" and importlib.util.find_spec("onnxruntime") is None:
+        raise missing_package("onnxruntime", "onnxruntime>=1.20", "an export to ONNX in eight bits")
 
 
 def _identity(ref: ModelRef, format_: str, precision: str) -> dict[str, Any]:
@@ -119,7 +125,11 @@ def _identity(ref: ModelRef, format_: str, precision: str) -> dict[str, Any]:
             "ctranslate2": importlib.metadata.version("ctranslate2"),
             "code.export": _FORMAT,
         },
-        "onnx": lambda: {"torch": importlib.metadata.version("torch"), "code.export": graph.FORMAT},
+        "onnx": lambda: {
+            "torch": importlib.metadata.version("torch"),
+            "code.export": graph.FORMAT,
+            **({"bits": 7 if graph.wants_seven_bits() else 8} if precision else {}),
+        },
         "safetensors": lambda: {"dtype": precision, "code.export": _FORMAT},
     }[format_]
     return {
@@ -175,9 +185,9 @@ def _keep_heads_that_exist(ref: ModelRef, made: Path) -> None:
 # ---- ONNX, safetensors
 
 
-def _to_onnx(ref: ModelRef, _: str, made: Path) -> None:
+def _to_onnx(ref: ModelRef, precision: str, made: Path) -> None:
     made.mkdir()
-    graph.write(models.load(ref), made)
+    graph.write(models.load(ref), made, int8=precision == "int8", seven_bits=graph.wants_seven_bits())
     _copy_configs(ref, made)
 
 

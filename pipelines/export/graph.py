@@ -1,17 +1,26 @@
 """A Whisper as two ONNX graphs, written out layer by layer so that every length in them may vary.
 
-    encoder.onnx   features float32 [B, n_mels, T]  ->  cross float32 [L, 2, B, heads, T / 2, width]
-    decoder.onnx   tokens int64 [B, n], past float32 [L, 2, B, heads, p, width], cross
-                   ->  logits float32 [B, vocabulary] of the last token, present: past and the n tokens
+    encoder.onnx   features float32 [B, n_mels, T]
+                   ->  key_l float32 [B, heads, width, T / 2], value_l float32 [B, heads, T / 2, width]
+    decoder.onnx   tokens int64 [B, n], past_key_l [B, heads, width, p], past_value_l [B, heads, p, width], key_l, value_l
+                   ->  logits float32 [B, vocabulary] of the last token, present_key_l, present_value_l: past and the n
+                       tokens, attention float32 [A, B, n, T / 2]
 
-`cross` and `past` are keys and values of each of the decoder's L layers: those over the recording are computed once,
-those over the text grow by what each call adds. With p = 0 the decoder takes a whole prompt.
+for each of the decoder's layers l = 0, 1, ... Keys and values over the recording are computed once, those over the text
+grow by what each call adds; with p = 0 the decoder takes a whole prompt. Keys lie as the products take them, so that
+nothing is turned round at every token. `attention` is where the A heads look that follow the sound
+(generation_config.alignment_heads); it is absent where the model names none.
+
+In eight bits every product with weights is one of integers: weights by output channel, what comes in by its own range
+(ONNX Runtime's dynamic quantisation). Convolutions, attention and norms stay in float32.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import platform
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,36 +29,65 @@ from pipelines.errors import LabError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import WhisperForConditionalGeneration
 
-FORMAT = "1"
+FORMAT = "2c"
 """Version of the graphs: raised whenever the same weights would give others."""
 OPSET = 17
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+STATES = ("key", "value")
 
 
-def write(model: WhisperForConditionalGeneration, folder: Path) -> None:
-    """Write both graphs into `folder`. LabError where torch cannot export them."""
+def write(model: WhisperForConditionalGeneration, folder: Path, *, int8: bool = False, seven_bits: bool = False) -> None:
+    """Write both graphs into `folder`, in float32 or with products of `int8`; see `wants_seven_bits`.
+
+    Raises LabError where torch cannot export them.
+    """
     import torch
 
     config = model.eval().requires_grad_(False).config
-    encoder, decoder = _halves(model)
+    encoder, decoder = _halves(model, int8)
+    layers, heads = range(config.decoder_layers), config.decoder_attention_heads
+    width = config.d_model // heads
     features = torch.zeros(2, config.num_mel_bins, 24)
-    heads, layers = config.decoder_attention_heads, config.decoder_layers
-    past = torch.zeros(layers, 2, 2, heads, 3, config.d_model // heads)
-    cross = torch.zeros(layers, 2, 2, heads, 12, config.d_model // heads)
+    written = [torch.zeros(2, heads, *shape) for _ in layers for shape in ((width, 3), (3, width))]
+    heard = [torch.zeros(2, heads, *shape) for _ in layers for shape in ((width, 12), (12, width))]
     tokens = torch.zeros(2, 2, dtype=torch.int64)
-    batch, states = {0: "batch"}, {2: "batch", 4: "length"}
-    _export(
-        encoder, (features,), folder / ENCODER, {"features": {**batch, 2: "frames"}}, {"cross": {**states, 4: "heard"}}
-    )
-    _export(
-        decoder,
-        (tokens, past, cross),
-        folder / DECODER,
-        {"tokens": {**batch, 1: "new"}, "past": {**states, 4: "written"}, "cross": {**states, 4: "heard"}},
-        {"logits": batch, "present": states},
-    )
+    cross, past, present = (_axes(layers, prefix) for prefix in ("", "past_", "present_"))
+    looks = {"attention": {1: "batch", 2: "new", 3: "heard"}} if decoder.followers else {}
+    _export(encoder, (features,), folder / ENCODER, {"features": {0: "batch", 2: "frames"}}, cross)
+    told = {"tokens": {0: "batch", 1: "new"}, **past, **cross}
+    _export(decoder, (tokens, *written, *heard), folder / DECODER, told, {"logits": {0: "batch"}, **present, **looks})
+    if int8:
+        for name in (ENCODER, DECODER):
+            _quantise(folder / name, seven_bits)
+
+
+def wants_seven_bits() -> bool:
+    """Whether this machine needs weights of seven bits for products in eight.
+
+    x86 processors without VNNI add two products of bytes in sixteen bits, which eight-bit weights overflow: wrong sums,
+    and no error (onnxruntime.ai, "Quantize ONNX models", reduce_range).
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return True
+
+
+def state_names(layers: int, prefix: str = "") -> list[str]:
+    """The names of keys and values in the order in which the graphs have them."""
+    return [f"{prefix}{state}_{layer}" for layer in range(layers) for state in STATES]
+
+
+def _axes(layers: range, prefix: str) -> dict[str, dict[int, str]]:
+    """The axes that vary of each layer's keys and values."""
+    length = {"": "heard", "past_": "written", "present_": "known"}[prefix]
+    varies = {"key": {0: "batch", 3: length}, "value": {0: "batch", 2: length}}
+    return {f"{prefix}{state}_{layer}": varies[state] for layer in layers for state in STATES}
 
 
 def _export(module: Any, example: tuple, path: Path, inputs: dict[str, dict], outputs: dict[str, dict]) -> None:
@@ -75,70 +113,141 @@ def _export(module: Any, example: tuple, path: Path, inputs: dict[str, dict], ou
         ) from error
 
 
-def _halves(model: WhisperForConditionalGeneration) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _quantise(path: Path, seven_bits: bool) -> None:
+    """Products with weights in eight bits, in place."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain = path.rename(path.with_suffix(".float32"))
+    known = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a step for graphs that other exporters wrote
+    try:
+        quantize_dynamic(
+            plain,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=seven_bits,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},  # attention multiplies no weights
+        )
+    finally:
+        logging.getLogger().setLevel(known)
+    plain.unlink()
+
+
+def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Module, Any]:
     import torch
     from torch import nn
     from torch.nn import functional as F
 
     own_encoder, own_decoder = model.model.encoder, model.model.decoder
+    d_model, head_count = model.config.d_model, model.config.decoder_attention_heads
+    width = d_model // head_count
 
-    def heads(states: torch.Tensor, attention: nn.Module) -> torch.Tensor:
-        return states.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+    # reshaped by a size that is read once: flatten and unflatten ask for every shape anew, at every token
+    def split(states: torch.Tensor, batch: Any) -> torch.Tensor:
+        return states.reshape(batch, -1, head_count, width).transpose(1, 2)
 
-    def keys_values(attention: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return heads(attention.k_proj(states), attention), heads(attention.v_proj(states), attention)
+    def scaled(part: nn.Linear) -> nn.Linear:
+        """Queries with the scale of attention in their weights."""
+        made = nn.Linear(part.in_features, part.out_features)
+        made.weight, made.bias = nn.Parameter(part.weight * width**-0.5), nn.Parameter(part.bias * width**-0.5)
+        return made.requires_grad_(False)
 
-    def attended(
-        attention: nn.Module, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Any = 0.0
-    ) -> torch.Tensor:
-        queries = heads(attention.q_proj(states) * attention.scaling, attention)
-        weights = F.softmax(queries @ keys.transpose(2, 3) + mask, dim=-1)
-        return attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
+    def joined(*parts: nn.Linear) -> nn.Linear:
+        """Several layers that see the same states, as one product."""
+        made = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+        bias = [torch.zeros(part.out_features) if part.bias is None else part.bias for part in parts]
+        made.weight, made.bias = nn.Parameter(torch.cat([part.weight for part in parts])), nn.Parameter(torch.cat(bias))
+        return made.requires_grad_(False)
+
+    def keys_values(product: nn.Linear, states: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = product(states).split(d_model, dim=-1)
+        return split(keys, batch).transpose(2, 3), split(values, batch)
+
+    def looking(queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        scores = queries @ keys
+        return F.softmax(scores if mask is None else scores + mask, dim=-1)
+
+    def attended(attention: nn.Module, weights: torch.Tensor, values: torch.Tensor, batch: Any) -> torch.Tensor:
+        return attention.out_proj((weights @ values).transpose(1, 2).reshape(batch, -1, d_model))
 
     def fed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
         return states + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(states))))
 
+    def self_product(layer: nn.Module) -> nn.Linear:
+        return joined(scaled(layer.self_attn.q_proj), layer.self_attn.k_proj, layer.self_attn.v_proj)
+
     class Encoder(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder, self.layers = own_encoder, own_decoder.layers
+            self.encoder = own_encoder
+            self.products = nn.ModuleList(self_product(layer) for layer in own_encoder.layers)
+            self.cross = nn.ModuleList(
+                joined(layer.encoder_attn.k_proj, layer.encoder_attn.v_proj) for layer in own_decoder.layers
+            )
 
-        def forward(self, features: torch.Tensor) -> torch.Tensor:
-            encoder = self.encoder
+        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            encoder, batch = self.encoder, features.shape[0]
             states = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).permute(0, 2, 1)
             states = states + encoder.embed_positions.weight[: states.shape[1]]
-            for layer in encoder.layers:
-                normed = layer.self_attn_layer_norm(states)
-                states = states + attended(layer.self_attn, normed, *keys_values(layer.self_attn, normed))
+            for layer, product in zip(encoder.layers, self.products):
+                queries, keys, values = product(layer.self_attn_layer_norm(states)).split(d_model, dim=-1)
+                weights = looking(split(queries, batch), split(keys, batch).transpose(2, 3))
+                states = states + attended(layer.self_attn, weights, split(values, batch), batch)
                 states = fed_forward(layer, states)
             states = encoder.layer_norm(states)
-            return torch.stack([torch.stack(keys_values(layer.encoder_attn, states)) for layer in self.layers])
+            return tuple(state for product in self.cross for state in keys_values(product, states, batch))
 
     class Decoder(nn.Module):
         def __init__(self):
             super().__init__()
             self.decoder = own_decoder
+            self.products = nn.ModuleList(self_product(layer) for layer in own_decoder.layers)
+            self.queries = nn.ModuleList(scaled(layer.encoder_attn.q_proj) for layer in own_decoder.layers)
+            self.followers = [
+                (layer, head)
+                for layer, head in getattr(model.generation_config, "alignment_heads", None) or []
+                if layer < len(own_decoder.layers) and head < head_count
+            ]
+            table = own_decoder.embed_tokens.weight
+            if int8:  # each token's row by its own range; the table by which the words are found is the product's
+                self.scale = nn.Parameter(table.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127, False)
+                self.table = nn.Parameter((table / self.scale).round().to(torch.int8), False)
+                self.words = nn.Parameter(table.T.contiguous(), False)
 
-        def forward(
-            self, tokens: torch.Tensor, past: torch.Tensor, cross: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            decoder, present = self.decoder, []
-            written, new = past.shape[4], tokens.shape[1]
-            places = torch.arange(written + new)
-            later = places[None, :] > places[written:][:, None]
-            mask = later.to(torch.float32) * torch.finfo(torch.float32).min
-            states = decoder.embed_tokens(tokens) + decoder.embed_positions.weight[places[written:]]
-            for layer, (keys, values), heard in zip(decoder.layers, past, cross):
-                normed = layer.self_attn_layer_norm(states)
-                more_keys, more_values = keys_values(layer.self_attn, normed)
-                keys, values = torch.cat([keys, more_keys], dim=2), torch.cat([values, more_values], dim=2)
-                states = states + attended(layer.self_attn, normed, keys, values, mask)
-                normed = layer.encoder_attn_layer_norm(states)
-                states = states + attended(layer.encoder_attn, normed, heard[0], heard[1])
-                states = fed_forward(layer, states)
-                present.append(torch.stack([keys, values]))
-            last = decoder.layer_norm(states[:, -1])
+        def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+            if int8:
+                return self.table[tokens].to(torch.float32) * self.scale[tokens]
+            return self.decoder.embed_tokens(tokens)
+
+        def logits(self, last: torch.Tensor) -> torch.Tensor:
+            if int8:
+                return last @ self.words
             # from this side the table of embeddings is used as it is: transposed it would be written a second time
-            return (decoder.embed_tokens.weight @ last.T).T, torch.stack(present)
+            return (self.decoder.embed_tokens.weight @ last.T).T
+
+        def forward(self, tokens: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            decoder, present, looks = self.decoder, [], {}
+            count, batch = 2 * len(decoder.layers), tokens.shape[0]
+            past, cross = states[:count], states[count:]
+            places = torch.arange(past[1].shape[2] + tokens.shape[1])
+            here = places[past[1].shape[2] :]
+            mask = (places[None, :] > here[:, None]).to(torch.float32) * torch.finfo(torch.float32).min
+            states_ = self.embedded(tokens) + decoder.embed_positions.weight[here]
+            for n, (layer, product) in enumerate(zip(decoder.layers, self.products)):
+                queries, *more = product(layer.self_attn_layer_norm(states_)).split(d_model, dim=-1)
+                keys = torch.cat([past[2 * n], split(more[0], batch).transpose(2, 3)], dim=3)
+                values = torch.cat([past[2 * n + 1], split(more[1], batch)], dim=2)
+                weights = looking(split(queries, batch), keys, mask)
+                states_ = states_ + attended(layer.self_attn, weights, values, batch)
+                queries = self.queries[n](layer.encoder_attn_layer_norm(states_))
+                weights = looking(split(queries, batch), cross[2 * n])
+                looks |= {(n, head): weights[:, head] for at, head in self.followers if at == n}
+                states_ = states_ + attended(layer.encoder_attn, weights, cross[2 * n + 1], batch)
+                states_ = fed_forward(layer, states_)
+                present += [keys, values]
+            told = (self.logits(decoder.layer_norm(states_[:, -1])), *present)
+            return (*told, torch.stack([looks[key] for key in self.followers])) if looks else told
 
     return Encoder(), Decoder()
