@@ -151,7 +151,8 @@ def identity(ref: ModelRef) -> dict[str, str]:
     """What names these weights: part of the digest of everything made from them."""
     made_of = ref.facts.get("made_of")
     if made_of and not (ref.folder / "model.safetensors").is_file():  # an export in a form of its own
-        return {"weights_sha256": made_of["weights_sha256"], "quantisation": ref.quantisation}
+        told = {"weights_sha256": made_of["weights_sha256"], "quantisation": ref.quantisation}
+        return told | {"export": ref.facts["digest"]}  # another version of an engine's form may round otherwise
     return {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
 
 
