@@ -2,7 +2,7 @@
 
     transformers   any device that torch knows: CPU, CUDA, MPS, ZeroGPU
     ctranslate2    the same weights in eight bits or half precision (export/): some four times as fast on a CPU
-    onnx           the same weights as two graphs for ONNX Runtime, on a CPU
+    onnx           the same weights as two graphs for ONNX Runtime, on a CPU: in eight bits twice as fast again
 
 All decode greedily, at the length of the windows that they are given, and tell how sure they are of each word.
 """
@@ -22,6 +22,7 @@ from pipelines.engines.graphs import Onnx
 from pipelines.engines.quantised import CTranslate2
 from pipelines.engines.stock import Transformers
 from pipelines.errors import LabError
+from pipelines.export import graph
 from pipelines.features import LogMel
 from pipelines.models import ModelRef
 
@@ -64,10 +65,11 @@ def open_engine(
     max_new_tokens: int = MAX_NEW_TOKENS,
     log: Callable[[str], None] = print,
 ) -> Engine:
-    """The model, loaded. `auto` is CTranslate2 on a CPU where it is installed, and transformers elsewhere; of an export
-    (export/) what reads it.
+    """The model, loaded. `auto` is the fastest that is installed: on a CPU ONNX Runtime (where the processor has VNNI),
+    CTranslate2 and transformers, in this order; transformers elsewhere; of an export (export/) what reads it.
 
-    `compute_type`: export.COMPUTE_TYPES, for CTranslate2 alone; by default int8 on a CPU, float16 on a GPU.
+    `compute_type`: export.COMPUTE_TYPES for CTranslate2, int8 or float32 for ONNX Runtime; by default int8 on a CPU,
+    float16 on a GPU.
     `threads`: of the CPU; 0 for all cores that this process may use. Raises LabError.
     """
     if engine not in ENGINES:
@@ -78,14 +80,16 @@ def open_engine(
     engine = own or engine
     device = device or _device(engine)
     if engine == "auto":
-        engine = "ctranslate2" if device == "cpu" and export.installed() else "transformers"
+        engine = _fastest(device, compute_type)
     if engine == "transformers":
         if compute_type:
             raise LabError(f"compute type {compute_type} is for --engine ctranslate2; transformers decodes in float32")
         return Transformers(ref, language, device, threads, max_new_tokens)
     if engine == "onnx":
-        folder = ref.folder if own else export.convert(ref, "onnx", log=log)
-        return Onnx(folder, language, threads, max_new_tokens)
+        if compute_type not in ("", "int8", "float32"):
+            raise LabError(f"ONNX Runtime computes in int8 or float32, got {compute_type}: take --engine ctranslate2")
+        form = "onnx" if compute_type == "float32" else "onnx-int8"
+        return Onnx(ref.folder if own else export.convert(ref, form, log=log), language, threads, max_new_tokens)
     if device not in ("cpu", "cuda"):
         raise LabError(f"CTranslate2 runs on cpu and cuda, not on {device}: take --engine transformers")
     if own:
@@ -93,6 +97,15 @@ def open_engine(
     compute_type = compute_type or ("int8" if device == "cpu" else "float16")
     folder = export.export(ref, compute_type, log=log)
     return CTranslate2(folder, language, device, compute_type, threads, max_new_tokens)
+
+
+def _fastest(device: str, compute_type: str) -> str:
+    """The fastest engine that is installed for `device`."""
+    if device != "cpu":
+        return "transformers"
+    if compute_type in ("", "int8") and export.installed("onnx-int8") and not graph.wants_seven_bits():
+        return "onnx"
+    return "ctranslate2" if export.installed() else "transformers"
 
 
 def _device(engine: str) -> str:

@@ -71,7 +71,7 @@ class Onnx:
         heard = self._encoded(window[np.newaxis])
         told = {"tokens": np.array([[*self.prompt, *ids]]), **self._unwritten(1, heard), **heard}
         (looks,) = self.decoder.run(["attention"], told)
-        # the row of each token is where the heads look to find the next: from the prompt's last one on, that is the text
+        # each token's row tells where the heads look to find the next: the prompt's last one finds the text's first
         places = timing.first_places(looks[:, 0, len(self.prompt) - 1 :, : -(-frames // 2)])
         return [places[n] * timing.PLACE_S for n in firsts]
 

@@ -1,7 +1,7 @@
 """When words were said, by where the decoder's heads that follow the sound look: as OpenAI times words.
 
-openai/whisper, `timing.py`: weights normalised over the tokens, smoothed over time by a median, averaged over heads; then
-the cheapest way through tokens and time that never goes back (dynamic time warping).
+openai/whisper, `timing.py`: weights normalised over the tokens, smoothed over time by a median, averaged over heads;
+then the cheapest way through tokens and time that never goes back (dynamic time warping).
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ from pipelines.recipe import digest
 COMPUTE_TYPES = ("int8", "int8_float16", "float16", "float32")
 """How CTranslate2 keeps and multiplies weights: int8 for a CPU, int8_float16 and float16 for a GPU."""
 FORMS = (
-    *(f"ctranslate2-{name}" for name in COMPUTE_TYPES), "onnx", "onnx-int8", "safetensors-float16", "safetensors-float32"
+    *(f"ctranslate2-{name}" for name in COMPUTE_TYPES), "onnx", "onnx-int8",
+    "safetensors-float16", "safetensors-float32",
 )  # fmt: skip
 _FORMAT = "2"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
@@ -92,8 +93,10 @@ def _without_place(name: str) -> str:
     return Path(name).name if models.is_folder(name) or name.startswith(("/", ".", "~")) else name
 
 
-def installed() -> bool:
-    """Whether ctranslate2 can be imported."""
+def installed(form: str = "ctranslate2-int8") -> bool:
+    """Whether the packages for exports in `form` can be imported."""
+    if form.startswith("onnx"):
+        return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     try:
         import ctranslate2  # noqa: F401
     except ImportError:  # absent, or a library that it needs is
