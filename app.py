@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pipelines.served import Heard
     from pipelines.transcriber import Transcriber
 
-MAX_UPLOAD = "25mb"
 SESSION_S = 1_800
 """Seconds after which a session forgets its recording, and after which an upload nobody transcribed is deleted."""
 _SESSIONS = 100  # each may hold a minute of 16 kHz float32, 3.8 MB
@@ -51,7 +50,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
     page = Page(gr)
     # delete_cache: (seconds between two looks, seconds after which an upload is deleted)
     with gr.Blocks(title=WORDS["en"]["title"], analytics_enabled=False, delete_cache=(60, SESSION_S)) as demo:
-        heard, live = gr.State(None, time_to_live=SESSION_S), gr.State(None, time_to_live=SESSION_S)
+        heard = gr.State(None, time_to_live=SESSION_S)
         language, chosen = gr.State("en"), gr.State({"number": 0})  # how many recordings were chosen so far
         switch = page.add(
             gr.Radio,
@@ -66,7 +65,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             with page.add(gr.Tab, lambda words: {"label": words["file_tab"]}):
                 recording, transcribe, examples = _recorder(gr, page)
             with page.add(gr.Tab, lambda words: {"label": words["live_tab"]}):
-                speak, stop, piece, end, open_text = _microphone(gr, page)
+                speak, end = _microphone(gr, page)
         page.add(gr.Markdown, lambda words: {"value": words["privacy"]}, elem_id="privacy")
         transcript = page.add(
             gr.Textbox,
@@ -93,7 +92,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
         compared = gr.HTML("", elem_id="compared", padding=False)
         known = served.card(transcriber.ref)
         page.add(gr.HTML, lambda words: {"value": shown.card(known, why, words)}, elem_id="card", padding=False)
-        correction, thanks = _feedback(gr, page, buttons, heard, language)
+        correction, thanks = _feedback(gr, page, buttons, heard, language, fleeting=served.is_fleeting(log))
 
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         told = [details, files, *downloads, compare]
@@ -120,40 +119,25 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
         )
         for other in (recording.change, speak.click):
             other(lambda chosen: chosen.update(number=chosen["number"] + 1), chosen, None, queue=False, **quiet)
+        # what must outlive a broken connection is between the page's script and the door: Gradio loads the page anew
         speak.click(
             buttons.open,
             [sent, language],
-            [speak, stop, open_text, live, *fresh],
+            fresh,
             js="async (_, language) => [await window.lab.start(), language]",
             queue=False,
             **quiet,
-        ).failure(None, None, None, js="() => window.lab.closed()", api_visibility="private")
-        heard_more = piece.click(
-            buttons.listen,
-            [sent, live, language],
-            [open_text, live],
-            js="(_, live, language) => [window.lab.piece(), live, language]",
-            **quiet,
         )
-        heard_more.failure(None, None, None, js="() => window.lab.failed()", api_visibility="private")
-        heard_more.success(None, None, None, js="() => window.lab.answered()", api_visibility="private")
-        stop.click(None, None, None, js="() => window.lab.stop()", api_visibility="private")
         stopped = end.click(
-            buttons.stop,
-            [sent, live, language],
-            [transcript, timing, heard, live],
-            js="(_, live, language) => [window.lab.piece(), live, language]",
+            buttons.collect,
+            [sent, language],
+            [transcript, timing, heard],
+            js="(_, language) => [window.lab.talk(), language]",
+            trigger_mode="multiple",
             **quiet,
         )
-        for ended in (stopped.success, stopped.failure):  # `then` does not run after an event that raised
-            ended(
-                lambda: (gr.Button(visible=True), gr.Button(visible=False), None),
-                None,
-                [speak, stop, live],
-                js="() => window.lab.closed()",
-                queue=False,
-                **quiet,
-            )
+        stopped.success(None, None, None, js="() => window.lab.collected(true)", api_visibility="private")
+        stopped.failure(None, None, None, js="() => window.lab.collected(false)", api_visibility="private")
         for done in (spoken, stopped):
             done.success(None, transcript, correction, js="text => text", api_visibility="private")
             done.success(buttons.details, [heard, language], told, **quiet)
@@ -163,6 +147,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             button.click(lambda name=name: example(name), None, recording, queue=False, **quiet)
         compare.click(buttons.compare, [heard, language], compared, api_visibility="private", show_progress_on=compared)
         page.speaks(demo, switch, language, lambda heard, language: buttons.details(heard, language), heard, told)
+    demo.talks = buttons.talks
     return demo.queue(default_concurrency_limit=1, max_size=20)
 
 
@@ -230,15 +215,14 @@ def _recorder(gr: Any, page: Page) -> tuple[Any, Any, list[Any]]:
     return recording, transcribe, examples
 
 
-def _microphone(gr: Any, page: Page) -> tuple[Any, ...]:
-    """Buttons to speak and to stop, two that only the script presses, and the place where the words appear."""
+def _microphone(gr: Any, page: Page) -> tuple[Any, Any]:
+    """Buttons to speak and to stop, one that only the script presses, and the place where the words appear."""
     page.add(gr.Markdown, lambda words: {"value": words["live_hint"]}, elem_id="live-hint")
     speak = page.add(gr.Button, lambda words: {"value": words["speak"]}, variant="primary", size="lg", elem_id="speak")
-    stop = page.add(
-        gr.Button, lambda words: {"value": words["stop"]}, variant="stop", size="lg", visible=False, elem_id="stop"
-    )
-    piece, end = gr.Button(elem_id="live-piece"), gr.Button(elem_id="live-end")
-    return speak, stop, piece, end, gr.HTML("", elem_id="live", padding=False)
+    page.add(gr.Button, lambda words: {"value": words["stop"]}, variant="stop", size="lg", elem_id="stop")
+    end = gr.Button(elem_id="live-end")
+    gr.HTML(shown.LIVE, elem_id="live", padding=False)
+    return speak, end
 
 
 def _downloads(gr: Any, page: Page, files: Any) -> list[Any]:
@@ -263,6 +247,12 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
 
     Raises LabError where the port is taken.
     """
+    from gradio.utils import get_upload_folder
+    from starlette.middleware import Middleware
+
+    from pipelines.page import door
+
+    guard = Middleware(door.Door, talks=demo.talks, uploads=Path(get_upload_folder()), kept_s=SESSION_S)
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # else the browser keeps every call; not every 6.x has the argument
     try:
         demo.launch(
@@ -271,10 +261,11 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
             share=share,
             theme=look.theme(),
             css=look.CSS,
-            js=look.SCRIPT,
+            js=look.script(),
             quiet=True,
             show_error=False,
-            max_file_size=MAX_UPLOAD,
+            max_file_size=door.MAX_UPLOAD,
+            app_kwargs={"middleware": [guard]},
             allowed_paths=[example(name) for name in EXAMPLES],  # else only those below the working directory
             state_session_capacity=_SESSIONS,
             footer_links=["api"],
@@ -343,7 +334,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="make a public gradio.live link, too")
     parser.add_argument(
-        "--log", type=Path, default=environment.ROOT / "log.csv", help="feedback log (default: %(default)s)"
+        "--log",
+        type=Path,
+        default=served.usual_log(),
+        help="feedback log; else LAB_LOG in the environment (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say which model would be served, and end")
     return parser.parse_args(arguments)
@@ -363,8 +357,11 @@ def _before_tuning(transcriber: Transcriber, engine: str) -> Callable[[], Transc
     return (lambda: _transcriber(base, engine, transcriber.language)) if base else None
 
 
-def _feedback(gr: Any, page: Page, buttons: Buttons, heard: Any, language: Any) -> tuple[Any, Any]:
-    """The lower half of the page: the box with the correction, and the line that says thank you."""
+def _feedback(gr: Any, page: Page, buttons: Buttons, heard: Any, language: Any, *, fleeting: bool) -> tuple[Any, Any]:
+    """The lower half of the page: the box with the correction, and the line that says thank you.
+
+    `fleeting`: the log is lost when the server starts anew.
+    """
     page.add(gr.Markdown, lambda words: {"value": f"## {words['question']}"}, elem_id="question")
     correction = page.add(
         gr.Textbox,
@@ -376,6 +373,11 @@ def _feedback(gr: Any, page: Page, buttons: Buttons, heard: Any, language: Any) 
     )
     username = page.add(gr.Textbox, lambda words: {"label": words["username"]}, max_length=100, elem_id="username")
     keep = page.add(gr.Checkbox, lambda words: {"label": words["keep"]}, value=False, elem_id="keep", container=False)
+    page.add(
+        gr.Markdown,
+        lambda words: {"value": f"{words['stored']} {words['fleeting']}" if fleeting else words["stored"]},
+        elem_id="stored",
+    )
     with gr.Row():
         right = page.add(gr.Button, lambda words: {"value": words["right"]}, min_width=120, elem_id="right")
         wrong = page.add(gr.Button, lambda words: {"value": words["wrong"]}, min_width=120, elem_id="wrong")

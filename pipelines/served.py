@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import manifest
+from pipelines import environment, manifest
 from pipelines.errors import LabError
 
 if TYPE_CHECKING:
@@ -52,6 +54,44 @@ class Heard:
     """When each part was said, and how sure the model is of each word."""
 
 
+class Line:
+    """Those who want the model, one after another in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[object] = deque()
+        self._moved = threading.Condition()
+
+    def enter(self, timeout_s: float) -> object | None:
+        """A ticket as soon as all before have left; None where that took too long."""
+        ticket = object()
+        with self._moved:
+            self._waiting.append(ticket)
+        return ticket if self._comes(ticket, timeout_s) else None
+
+    def give_way(self, ticket: object, timeout_s: float) -> bool:
+        """Let all others that wait go first, each once; whether one's turn came again in time."""
+        with self._moved:
+            if len(self._waiting) == 1:
+                return True
+            self._waiting.rotate(-1)
+            self._moved.notify_all()
+        return self._comes(ticket, timeout_s)
+
+    def leave(self, ticket: object) -> None:
+        """Make room; nothing where the ticket is no longer valid."""
+        with self._moved:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                self._moved.notify_all()
+
+    def _comes(self, ticket: object, timeout_s: float) -> bool:
+        with self._moved:
+            came = self._moved.wait_for(lambda: self._waiting[0] is ticket, timeout_s)
+        if not came:
+            self.leave(ticket)
+        return came
+
+
 class Service:
     """A transcriber and a feedback log behind the buttons of a page. Any number of threads may call it."""
 
@@ -60,7 +100,7 @@ class Service:
         self.transcriber, self.log = transcriber, log
         self._load_base, self._base = base, None
         self._loading = threading.Lock()
-        self._one_at_a_time = threading.Lock()
+        self._line = Line()
 
     @property
     def can_compare(self) -> bool:
@@ -85,11 +125,10 @@ class Service:
         if before is not None and before.source == path:
             return before
         started = time.monotonic()
-        waveform = audio.decode(path, MAX_DURATION_S)
-        if abs(waveform.samples).max() < MIN_PEAK:
-            raise audio.AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
-        with self.turn():
-            transcript = self.transcriber.transcribe(waveform, **_told(waveform.duration_s, on_progress))
+        waveform = _decoded(path, _in_time(started + TIMEOUT_S))
+        with self.turn() as give_way:
+            told = _told(waveform.duration_s, started + TIMEOUT_S, give_way, on_progress)
+            transcript = self.transcriber.transcribe(waveform, **told)
         held = waveform if waveform.duration_s <= HELD_S else None
         elapsed_s = time.monotonic() - started
         return Heard(path, transcript.text, waveform.duration_s, elapsed_s, held, segments=transcript.segments)
@@ -105,8 +144,8 @@ class Service:
         if heard.recording is None or not self.can_compare:
             raise audio.AudioError("no_recording", "no recording is held that could be compared")
         base = self._loaded_base()
-        with self.turn():
-            told = _told(heard.audio_s, lambda share: None)
+        with self.turn() as give_way:
+            told = _told(heard.audio_s, time.monotonic() + TIMEOUT_S, give_way)
             return title(base.ref), base.transcribe(heard.recording, **told)
 
     def _loaded_base(self) -> Transcriber:
@@ -126,16 +165,21 @@ class Service:
             self._loading.release()
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """The model is this caller's alone. Raises audio.AudioError `busy` after TURN_S."""
+    def turn(self) -> Iterator[Callable[[float], bool]]:
+        """The model is this caller's alone, until it calls what it is given: that lets those who wait go first, and
+        tells whether its turn came again within so many seconds.
+
+        Raises audio.AudioError `busy` after TURN_S.
+        """
         from pipelines import audio
 
-        if not self._one_at_a_time.acquire(timeout=TURN_S):
+        ticket = self._line.enter(TURN_S)
+        if ticket is None:
             raise audio.AudioError("busy", f"the model was not free for {TURN_S:g} s")
         try:
-            yield
+            yield lambda timeout_s: self._line.give_way(ticket, timeout_s)
         finally:
-            self._one_at_a_time.release()
+            self._line.leave(ticket)
 
     def note(self, heard: Heard, flag: str, correction: str = "", username: str = "", *, keep: bool = False) -> Heard:
         """Write the verdict `flag` (right or wrong) on `heard` to the log; the same verdict twice is one row.
@@ -159,21 +203,56 @@ class Service:
         return replace(heard, noted=verdict)
 
 
-def _told(audio_s: float, on_progress: Callable[[float], None]) -> dict[str, Callable[..., None]]:
-    """What a transcriber is to call on its way: progress goes on, and time that is up ends it."""
+def _decoded(path: str, in_time: Callable[[], float]) -> Waveform:
+    """The recording, read block by block: ten minutes at 16 kHz are 38 MB, whatever rate and channels the file has."""
+    import numpy as np
+
     from pipelines import audio
 
-    ends = time.monotonic() + TIMEOUT_S
+    blocks = []
+    for block in audio.blocks(path, MAX_DURATION_S):
+        blocks.append(block)
+        in_time()
+    samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+    if not samples.size:
+        raise audio.AudioError("empty", f"less than one sample at {audio.SAMPLE_RATE_HZ} Hz")
+    if np.abs(samples).max() < MIN_PEAK:
+        raise audio.AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
+    return audio.Waveform(samples)
 
-    def in_time(seconds: float) -> None:
-        if time.monotonic() > ends:
+
+def _in_time(ends_s: float) -> Callable[[], float]:
+    """What tells how many seconds are left until `ends_s` on the monotonic clock, and raises `too_slow` after it."""
+    from pipelines import audio
+
+    def left_s() -> float:
+        left = ends_s - time.monotonic()
+        if left <= 0:
             raise audio.AudioError("too_slow", f"not done after {TIMEOUT_S:g} s")
+        return left
+
+    return left_s
+
+
+def _told(
+    audio_s: float,
+    ends_s: float,
+    give_way: Callable[[float], bool],
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, Callable[..., None]]:
+    """What a transcriber is to call on its way, between two batches: others go first, progress goes on, and time that
+    is up ends it."""
+    left_s = _in_time(ends_s)
+
+    def on_audio(seconds: float) -> None:
+        give_way(left_s())
+        left_s()
 
     def on_segment(segment: Segment) -> None:
-        in_time(segment.end_s)
+        on_audio(segment.end_s)
         on_progress(min(segment.end_s / audio_s, 1.0))
 
-    return {"on_audio": in_time, "on_segment": on_segment}
+    return {"on_audio": on_audio, "on_segment": on_segment}
 
 
 def choose(uri: str | None, runs: Path) -> tuple[str, str]:
@@ -190,6 +269,16 @@ def of_space(folder: Path) -> str | None:
         return json.loads((folder / SPACE).read_text("utf-8"))["model"]
     except FileNotFoundError:
         return None
+
+
+def usual_log() -> Path:
+    """Where feedback goes if nobody names a place: LAB_LOG, else beside app.py."""
+    return Path(os.environ.get("LAB_LOG") or environment.ROOT / "log.csv")
+
+
+def is_fleeting(log: Path) -> bool:
+    """Whether a log is lost when the page starts anew: a Space keeps nothing of what lies beside its app.py."""
+    return "SPACE_ID" in os.environ and log.absolute().is_relative_to(environment.ROOT)
 
 
 def newest_model(runs: Path) -> Path | None:

@@ -240,6 +240,9 @@ def _readme(name: str, model: Model, hardware: str) -> str:
 
 Speak Swedish, or choose a file, and read what was heard. The model is `{model.name}` at commit `{model.commit}`;
 it runs {where}. `space.json` names it; a variable `MODEL_URI` of the Space goes before that.
+
+What listeners say goes to `log.csv` beside `app.py`, which the next restart removes, as the page tells them. Where the
+Space has storage that stays, a variable `LAB_LOG` names a file there, `/data/log.csv` for example.
 {token}
 The code is licensed under the Apache License 2.0; the model has a licence of its own, see its card.
 """

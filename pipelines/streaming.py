@@ -52,6 +52,8 @@ class Stream:
         self._decode, self._every = decode, int(every_s * SAMPLE_RATE_HZ)
         self._cutter = segmentation.Cutter(detector, longest_s)
         self._segments: tuple[Segment, ...] = ()
+        self._finished: list[Window] = []
+        self._ended = False
         self._samples, self._decoded_at = 0, 0
         self._before: list[str] = []
         self._settled: list[str] = []
@@ -59,12 +61,15 @@ class Stream:
         self._took_s = 0.0
 
     def feed(self, samples: np.ndarray) -> Partial:
-        """Take float32 [n] at 16 kHz, and tell what has been heard."""
+        """Take float32 [n] at 16 kHz, and tell what has been heard.
+
+        Where decoding fails the samples are taken nevertheless, and the next call decodes what is still to be decoded.
+        """
         started = time.monotonic()
         self._samples += len(samples)
-        finished = list(self._cutter.take(samples))
-        if finished:
-            self._close(finished)
+        self._finished += self._cutter.take(samples)
+        if self._finished:
+            self._close()
         begin, stretch = self._cutter.open_stretch()
         if begin != self._open_since:
             self._open_since, self._before, self._settled, self._decoded_at = begin, [], [], 0
@@ -74,13 +79,17 @@ class Stream:
         return self._told(started)
 
     def end(self) -> Partial:
-        """Nothing more comes: what is open is final."""
+        """Nothing more comes: what is open is final. Where decoding fails it can be called again."""
         started = time.monotonic()
-        self._close(list(self._cutter.end()))
+        if not self._ended:
+            self._finished += self._cutter.end()
+            self._ended = True
+        self._close()
         return self._told(started)
 
-    def _close(self, finished: list[Window]) -> None:
-        self._segments += tuple(self._decode(finished))
+    def _close(self) -> None:
+        self._segments += tuple(self._decode(self._finished))
+        self._finished = []
         self._open_since, self._before, self._settled, self._decoded_at = None, [], [], 0
 
     def _hear(self, window: Window) -> None:

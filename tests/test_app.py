@@ -4,24 +4,28 @@ import base64
 import json
 import logging
 import os
+import shutil
 import socket
 import string
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from servers.loopback import free_port
 
 import app
 from pipelines import feedback, manifest, segmentation, served
+from pipelines.audio import AudioError
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
 from pipelines.page import buttons as page_buttons
-from pipelines.page import look, shown, words
+from pipelines.page import door, live, look, shown, words
 from pipelines.segmentation import Window
 from pipelines.served import Service
 from pipelines.streaming import Partial
@@ -30,7 +34,7 @@ from pipelines.transcriber import Segment, Transcript, Word
 gr = pytest.importorskip("gradio")
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = words.WORDS
-ENGLISH = WORDS["en"]
+ENGLISH, SWEDISH = WORDS["en"], WORDS["sv"]
 PARTS = ENGLISH["refused"]
 
 
@@ -134,6 +138,14 @@ def test_dry_run_says_which_and_loads_nothing(tmp_path):
     assert done.returncode == 0
     assert first.startswith("model: hub://me/mine (")
     assert last.startswith("next: ")
+
+
+def test_the_log_is_named_by_the_environment_where_no_option_does(monkeypatch):
+    monkeypatch.setenv("LAB_LOG", "/data/log.csv")
+    assert app._options([]).log == Path("/data/log.csv")
+    assert app._options(["--log", "other.csv"]).log == Path("other.csv")
+    monkeypatch.delenv("LAB_LOG")
+    assert app._options([]).log == ROOT / "log.csv"
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
@@ -334,8 +346,11 @@ def test_an_unexpected_failure_shows_nothing_of_the_server(buttons, spoken, capl
     assert "/secret/path exploded" in caplog.text
 
 
-def test_whoever_waits_too_long_for_the_model_is_told_that_it_is_busy(buttons, spoken, monkeypatch):
+def test_whoever_waits_too_long_for_the_model_is_told_that_it_is_busy_and_may_ask_again(
+    buttons, spoken, monkeypatch, tmp_path
+):
     monkeypatch.setattr(served, "TURN_S", 0.05)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # as if it had been uploaded
     with buttons.service.turn():
         asked = threading.Thread(target=lambda: said.append(refusal(buttons.transcribe, spoken, None, "sv")))
         said = []
@@ -350,6 +365,98 @@ def test_a_recording_that_takes_too_long_is_given_up_and_the_next_one_heard(butt
     assert refusal(buttons.transcribe, spoken, None, "en") == PARTS["too_slow"]
     monkeypatch.setattr(served, "TIMEOUT_S", 60.0)
     assert buttons.transcribe(spoken, None, "en")[0] == "Hej på dig."
+
+
+class Batches(FakeTranscriber):
+    """Decodes a recording in three batches; between two of them it tells how far it came, as Transcriber does."""
+
+    def transcribe(self, recording, on_audio, on_segment):
+        for n in range(3):
+            on_audio(float(n))
+            self.log.append(f"batch {n}")
+            self.reached.set()
+            assert self.go_on.wait(10)
+        return Transcript(self.text, recording.duration_s, 0.1)
+
+
+def test_an_open_microphone_is_heard_between_two_batches_of_a_long_recording(tmp_path, spoken, speech):
+    fake = Batches(tmp_path)
+    fake.log, fake.reached, fake.go_on = [], threading.Event(), threading.Event()
+    buttons = page_buttons.Buttons(Service(fake, tmp_path / "log.csv"))
+    recording = threading.Thread(target=lambda: buttons.transcribe(spoken, None, "en"))
+    talking = threading.Thread(target=lambda: (say(buttons, piece(speech(8_000))), fake.log.append("piece")))
+    recording.start()
+    assert fake.reached.wait(10)
+    talking.start()
+    while len(buttons.service._line._waiting) < 2:
+        time.sleep(0.01)
+    fake.go_on.set()
+    talking.join(10)
+    recording.join(10)
+    assert fake.log == ["batch 0", "piece", "batch 1", "batch 2"]
+
+
+def test_a_recording_whose_turn_does_not_come_again_is_given_up(tmp_path, spoken, monkeypatch):
+    fake = Batches(tmp_path)
+    fake.log, fake.reached, fake.go_on, said = [], threading.Event(), threading.Event(), []
+    buttons = page_buttons.Buttons(Service(fake, tmp_path / "log.csv"))
+    monkeypatch.setattr(served, "TIMEOUT_S", 1.0)
+    recording = threading.Thread(target=lambda: said.append(refusal(buttons.transcribe, spoken, None, "en")))
+    recording.start()
+    assert fake.reached.wait(10)
+    threading.Timer(0.1, fake.go_on.set).start()
+    with buttons.service.turn():
+        recording.join(10)
+    assert said == [PARTS["too_slow"]]
+    assert buttons.service._line._waiting == served.deque(), "nobody stands in the line who has gone"
+
+
+def test_those_who_wait_for_the_model_come_in_turn():
+    line, order = served.Line(), []
+
+    def wait(name):
+        ticket = line.enter(10)
+        order.append(name)
+        line.leave(ticket)
+
+    first, threads = line.enter(1), []
+    for n in range(5):
+        threads.append(threading.Thread(target=wait, args=(n,)))
+        threads[-1].start()
+        while len(line._waiting) < n + 2:
+            time.sleep(0.001)
+    assert line.enter(0.01) is None
+    line.leave(first)
+    for thread in threads:
+        thread.join(10)
+    assert order == [0, 1, 2, 3, 4]
+
+
+BOMB = """
+import resource, sys
+from types import SimpleNamespace
+from pipelines import served
+service = served.Service(SimpleNamespace(), None)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    service.hear(sys.argv[1])
+except Exception as error:
+    print(error.reason, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_small_file_that_unpacks_to_much_does_not_take_up_the_memory(tmp_path):
+    """Half a minute of eight channels at 384 kHz: 380 MB as floats, half a megabyte as silence in FLAC."""
+    soundfile = pytest.importorskip("soundfile")
+    path = tmp_path / "bomb.flac"
+    with soundfile.SoundFile(path, "w", 384_000, 8, "PCM_16", format="FLAC") as file:
+        for _ in range(32):
+            file.write(np.zeros((384_000, 8), np.int16))
+    assert path.stat().st_size < 1_000_000
+    done = subprocess.run([sys.executable, "-c", BOMB, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    reason, grown_mb = done.stdout.split()
+    assert reason == "silent", "it was read to its end"
+    assert int(grown_mb) < 200
 
 
 def test_progress_is_told_in_shares(buttons, spoken):
@@ -378,6 +485,17 @@ def spoken_by_a_visitor(folder):
     return path
 
 
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here")
+def test_what_ffmpeg_reads_can_be_transcribed_too(buttons, spoken, tmp_path):
+    for name in ("spoken.m4a", "spoken.mp4"):
+        path = tmp_path / name
+        picture = ["-f", "lavfi", "-i", "color=size=16x16:rate=5", "-shortest"] if name.endswith("mp4") else []
+        subprocess.run(["ffmpeg", "-v", "error", "-i", spoken, *picture, path], check=True)
+        text, line, _ = buttons.transcribe(str(path), None, "en")
+        assert text == "Hej på dig."
+        assert line.startswith("2.")
+
+
 # ---- a microphone that is heard while it is open
 
 
@@ -386,25 +504,46 @@ def all_is_speech(monkeypatch):
     monkeypatch.setattr(segmentation, "is_packaged", lambda: False)
 
 
-def pieces(samples, rate_hz=48_000, every_s=0.5):
-    """A recording as the page sends it."""
-    whole = np.round(samples * 32_768).clip(-32_768, 32_767).astype("<i2")
+TALK = "a-name-nobody-can-guess"
+
+
+def piece(samples, start=0, rate_hz=16_000, last=False, talk=TALK):
+    """Sound as the page sends it."""
+    values = np.round(np.asarray(samples) * 32_768).clip(-32_768, 32_767).astype("<i2")
+    encoded = base64.b64encode(values.tobytes()).decode()
+    return {"talk": talk, "start": start, "rate": rate_hz, "samples": encoded, "last": last}
+
+
+def pieces(samples, rate_hz=16_000, every_s=0.5, talk=TALK):
+    """A whole recording as the page sends it."""
     step = int(every_s * rate_hz)
-    for at in range(0, len(whole), step):
-        yield {"rate": rate_hz, "samples": base64.b64encode(whole[at : at + step].tobytes()).decode()}
+    for at in range(0, len(samples), step):
+        yield piece(samples[at : at + step], at, rate_hz, at + step >= len(samples), talk)
+
+
+def say(buttons, told):
+    return buttons.talks.take(live.piece_of(told))
+
+
+def reason(buttons, told):
+    with pytest.raises(AudioError) as caught:
+        say(buttons, told)
+    return caught.value.reason
 
 
 def test_an_open_microphone_is_heard_piece_by_piece_and_becomes_one_recording(buttons, speech, all_is_speech):
     import soxr
 
     samples = soxr.resample(speech(3 * 16_000), 16_000, 48_000)
-    live, told = None, ""
-    *most, last = pieces(samples)
-    for piece in most:
-        told, live = buttons.listen(piece, live, "en")
-    assert "Hej på dig." in told
-    text, line, heard, closed = buttons.stop(last, live, "en")
-    assert (text, closed) == ("Hej på dig.", None)
+    *most, last = pieces(samples, 48_000)
+    for one in most:
+        partial, taken, ended = say(buttons, one)
+        assert not ended
+    assert partial.text == "Hej på dig."
+    assert taken == 2.5 * 48_000
+    assert say(buttons, last)[1:] == (len(samples), True)
+    text, line, heard = buttons.collect(TALK, "en")
+    assert text == "Hej på dig."
     assert line.startswith("3.0 s of speech in ")
     assert heard.recording.duration_s == pytest.approx(3.0, abs=0.01)
     whole = soxr.resample(samples, 48_000, 16_000)
@@ -412,18 +551,65 @@ def test_an_open_microphone_is_heard_piece_by_piece_and_becomes_one_recording(bu
     assert np.abs(whole[:n] - heard.recording.samples[:n]).max() < 1e-3, "no seam between two pieces"
     _, heard = buttons.right(heard, "", True, "en")
     assert (buttons.service.log.parent / rows(buttons)[0]["audio"]).is_file()
+    assert refusal(buttons.collect, TALK, "en") == PARTS["no_recording"], "it is forgotten once it is fetched"
 
 
-def test_a_piece_that_is_sent_again_is_heard_once(buttons, speech):
-    one, other = ({**piece, "number": n} for n, piece in enumerate(pieces(speech(16_000), 16_000), 1))
-    live = None
-    for piece in (one, one, other, other):
-        _, live = buttons.listen(piece, live, "en")
-    assert buttons.stop(None, live, "en")[2].audio_s == pytest.approx(1.0, abs=0.01)
+def test_whatever_is_sent_again_lost_or_out_of_order_is_heard_once_and_whole(buttons, speech):
+    samples = speech(2 * 16_000)
+    for start, end, taken in [
+        (8_000, 16_000, 0),  # the first one was lost on its way: it is asked for
+        (0, 8_000, 8_000),
+        (0, 8_000, 8_000),  # the answer was lost
+        (0, 12_000, 12_000),  # and meanwhile more was said
+        (20_000, 24_000, 12_000),
+        (12_000, 24_000, 24_000),
+    ]:
+        assert say(buttons, piece(samples[start:end], start))[1] == taken
+    assert say(buttons, piece(samples[28_000:], 28_000, last=True))[1:] == (24_000, False), "a gap is no end"
+    for _ in range(2):  # the answer to the last one was lost, too
+        assert say(buttons, piece(samples[24_000:], 24_000, last=True))[1:] == (32_000, True)
+    heard = buttons.collect(TALK, "en")[2]
+    told = np.round(samples * 32_768).clip(-32_768, 32_767) / 32_768
+    np.testing.assert_allclose(heard.recording.samples, told, atol=1e-6)
+
+
+def test_a_decoding_that_fails_loses_nothing(buttons, speech, monkeypatch, all_is_speech):
+    fake, fails, windows = buttons.service.transcriber, [], []
+    real = fake.decode_windows
+
+    def sometimes(asked):
+        fails.append(1)
+        if len(fails) % 2:
+            raise RuntimeError("the engine hiccups")
+        windows.extend(asked)
+        return real(asked)
+
+    monkeypatch.setattr(fake, "longest_s", 1.0)
+    monkeypatch.setattr(fake, "decode_windows", sometimes)
+    samples, taken, ended, tries = speech(5 * 16_000), 0, False, 0
+    while not ended and (tries := tries + 1) < 100:
+        end = taken + 8_000
+        try:
+            _, taken, ended = say(buttons, piece(samples[taken:end], taken, last=end >= len(samples)))
+        except RuntimeError:
+            pass
+    heard = buttons.collect(TALK, "en")[2]
+    assert heard.audio_s == pytest.approx(5.0, abs=0.01)
+    finished = {round(segment.start_s, 2): segment.end_s for segment in heard.segments}
+    assert len(finished) == len(heard.segments), "no stretch twice"
+    assert sum(segment.end_s - segment.start_s for segment in heard.segments) == pytest.approx(5.0, abs=0.2)
+
+
+def test_two_who_speak_at_once_are_kept_apart(buttons, speech):
+    for one, other in zip(pieces(speech(16_000)), pieces(speech(16_000, seed=1), talk="b" * 16), strict=True):
+        say(buttons, one)
+        say(buttons, other)
+    mine, theirs = (buttons.collect(talk, "en")[2].recording.samples for talk in (TALK, "b" * 16))
+    assert not np.allclose(mine, theirs)
 
 
 @pytest.mark.parametrize(
-    "piece",
+    "told",
     [
         None,
         [],
@@ -435,44 +621,61 @@ def test_a_piece_that_is_sent_again_is_heard_once(buttons, speech):
         {"rate": 48_000, "samples": "no base64!"},
         {"rate": 48_000, "samples": "A" * 1_600_004},
         {"rate": 8_000, "samples": "A" * 400_000},
+        {"rate": 8_000, "samples": "AAAA", "start": -1},
+        {"rate": 8_000, "samples": "AAAA", "start": 0.5},
+        {"rate": 8_000, "samples": "AAAA", "talk": "short"},
+        {"rate": 8_000, "samples": "AAAA", "talk": "a" * 100},
     ],
     ids=str,
 )
-def test_a_piece_that_is_no_sound_is_refused_in_one_line(buttons, piece):
-    assert refusal(buttons.listen, piece, None, "en") == PARTS["unreadable"]
+def test_a_piece_that_is_no_sound_is_refused(buttons, told):
+    if isinstance(told, dict):
+        told = {"talk": TALK, "start": 0, **told}
+    assert reason(buttons, told) == "unreadable"
 
 
 def test_pieces_of_another_rate_are_refused(buttons, speech):
-    _, live = buttons.listen(next(pieces(speech(16_000))), None, "en")
-    assert refusal(buttons.listen, next(pieces(speech(16_000), 44_100)), live, "en") == PARTS["unreadable"]
+    say(buttons, piece(speech(16_000)))
+    assert reason(buttons, piece(speech(16_000), 16_000, 44_100)) == "unreadable"
 
 
 def test_a_microphone_that_sends_nothing_or_silence_is_said_plainly(buttons, warnings):
-    assert refusal(buttons.stop, None, None, "en") == PARTS["no_recording"]
-    live = None
-    for piece in pieces(np.zeros(48_000, np.float32)):
-        _, live = buttons.listen(piece, live, "en")
-    assert refusal(buttons.stop, None, live, "en") == PARTS["silent"]
-    assert not buttons.open(False, "sv")[1].visible
+    assert reason(buttons, piece([], last=True)) == "no_recording"
+    *most, last = pieces(np.zeros(48_000, np.float32))
+    for one in most:
+        say(buttons, one)
+    assert [reason(buttons, last) for _ in range(2)] == ["silent"] * 2
+    buttons.open(False, "sv")
     assert warnings == [WORDS["sv"]["no_microphone"]]
 
 
 def test_an_open_microphone_is_heard_for_ten_minutes_and_held_for_one(buttons, monkeypatch, speech):
-    from pipelines.page import live as page_live
+    monkeypatch.setattr(live, "HELD_S", 1.0)
+    monkeypatch.setattr(live, "MAX_DURATION_S", 2.0)
+    for one in pieces(speech(int(1.9 * 16_000))):
+        say(buttons, one)
+    assert buttons.collect(TALK, "en")[2].recording is None
+    *first, last = pieces(speech(int(2.2 * 16_000)))
+    for one in first:
+        say(buttons, one)
+    assert reason(buttons, last) == "too_long"
+    assert say(buttons, piece([], 32_000, last=True))[1:] == (32_000, True)
+    heard = buttons.collect(TALK, "en")[2]
+    assert heard.audio_s == pytest.approx(2.0, abs=0.01), "what came before is not lost with a piece that is refused"
 
-    monkeypatch.setattr(page_live, "HELD_S", 1.0)
-    monkeypatch.setattr(page_live, "MAX_DURATION_S", 2.0)
-    live = None
-    for piece in pieces(speech(int(1.9 * 16_000)), 16_000):
-        _, live = buttons.listen(piece, live, "en")
-    assert buttons.stop(None, live, "en")[2].recording is None
-    *first, last = pieces(speech(int(2.2 * 16_000)), 16_000)
-    live = None
-    for piece in first:
-        _, live = buttons.listen(piece, live, "en")
-    assert refusal(buttons.listen, last, live, "en") == PARTS["too_long"]
-    heard = buttons.stop(last, live, "en")[2]
-    assert heard.audio_s == pytest.approx(2.0, abs=0.1), "what came before is not lost with a piece that is refused"
+
+def test_a_microphone_of_which_nothing_is_heard_is_forgotten_and_there_are_only_so_many(buttons, monkeypatch, speech):
+    monkeypatch.setattr(live, "MAX_TALKS", 2)
+    first, other, third = "a" * 16, "b" * 16, "c" * 16
+    say(buttons, piece(speech(8_000), talk=first))
+    say(buttons, piece(speech(8_000), talk=other))
+    assert say(buttons, piece(speech(8_000), 8_000, talk=first))[1] == 16_000
+    say(buttons, piece(speech(8_000), talk=third))
+    assert say(buttons, piece(speech(8_000), 16_000, talk=first))[1] == 24_000
+    assert say(buttons, piece(speech(8_000), 8_000, talk=other))[1] == 0, "its page is told to send all of it again"
+    monkeypatch.setattr(live, "FORGOTTEN_S", -1.0)
+    buttons.talks.forget()
+    assert say(buttons, piece(speech(8_000), 24_000, talk=first))[1] == 0
 
 
 # ---- before and after tuning
@@ -614,6 +817,17 @@ def test_a_text_that_is_too_long_is_a_warning(buttons, spoken, warnings):
     assert rows(buttons) == []
 
 
+@pytest.mark.parametrize(
+    ("space", "log", "lost"), [("", "log.csv", 0), ("a/b", "log.csv", 1), ("a/b", "/data/l.csv", 0)]
+)
+def test_the_page_says_what_is_stored_and_whether_it_stays(tmp_path, monkeypatch, space, log, lost):
+    monkeypatch.setenv("SPACE_ID", space) if space else monkeypatch.delenv("SPACE_ID", raising=False)
+    demo = app.build(FakeTranscriber(tmp_path), ROOT / log)
+    [stored] = [block for block in demo.blocks.values() if block.elem_id == "stored"]
+    assert stored.value.startswith(ENGLISH["stored"])
+    assert stored.value.count(ENGLISH["fleeting"]) == lost
+
+
 def test_a_log_that_cannot_be_written_is_one_line(buttons, spoken):
     heard = buttons.transcribe(spoken, None, "en")[2]
     buttons.service.log.write_text("other,columns\n")
@@ -659,6 +873,147 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
         taken.listen()
         with pytest.raises(LabError, match="--port"):
             app.launch(app.build(FakeTranscriber(tmp_path), tmp_path / "log.csv"), port=taken.getsockname()[1])
+
+
+# ---- the door before it
+
+
+@pytest.fixture
+def front(tmp_path, monkeypatch):
+    """The page with a transcriber that hears the same in everything, served; `front.uploads` is its folder."""
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    demo = app.build(FakeTranscriber(tmp_path / "x"), tmp_path / "log.csv")
+    address = app.launch(demo, port=free_port())
+    with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+        yield SimpleNamespace(demo=demo, client=client, uploads=tmp_path / "uploads", address=address)
+    demo.close(verbose=False)
+
+
+def sent(front, content, name="spoken.wav", **headers):
+    return front.client.post("/gradio_api/upload", files={"files": (name, content)}, headers=headers)
+
+
+def files(front):
+    return [path for path in front.uploads.rglob("*") if path.is_file()]
+
+
+def asked(front, path):
+    """What the public endpoint answers for a file at `path`."""
+    call = "/gradio_api/call/transcribe"
+    told = front.client.post(call, json={"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]})
+    return front.client.get(f"{call}/{told.json()['event_id']}").text if told.status_code == 200 else told
+
+
+def test_two_visitors_with_the_same_file_do_not_delete_each_others(front, spoken):
+    content = Path(spoken).read_bytes()
+    (one,), (other,) = (sent(front, content).json() for _ in range(2))
+    assert one != other
+    assert Path(one).name == Path(other).name == "spoken.wav"
+    assert front.demo.upload_file_set >= {one, other}, "what nobody transcribes is deleted by Gradio, in half an hour"
+    heard = []
+    both = [threading.Thread(target=lambda path=path: heard.append(asked(front, path))) for path in (one, other)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(30)
+    assert [("event: complete" in told, "Hej p" in told) for told in heard] == [(True, True)] * 2, heard
+    assert files(front) == []
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/a.wav", "https://127.0.0.1:{port}/a.wav"])
+def test_an_address_in_a_files_place_is_refused_before_anything_is_fetched(front, monkeypatch, address):
+    from gradio import processing_utils
+
+    fetched = []
+
+    async def fetch(url, cache_dir):
+        fetched.append(url)
+        raise OSError
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        path = address.format(port=listening.getsockname()[1])
+        told = asked(front, path)
+        assert told.status_code == 400
+        assert told.json()["detail"] == PARTS["address"]
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+        for n, fn in front.demo.fns.items():  # those that only the page calls, too
+            body = {"fn_index": n, "data": data * len(fn.inputs), "session_hash": "x", "trigger_id": None}
+            for place in ("queue/join", "run/predict"):
+                if fn.inputs:
+                    answer = front.client.post(f"/gradio_api/{place}", json=body, headers={"accept-language": "sv"})
+                    assert (answer.status_code, answer.json()["error"]) == (400, SWEDISH["refused"]["address"])
+        with pytest.raises(TimeoutError):
+            listening.accept()
+    assert fetched == []
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ('[{"a": [{"path": "http://x/a.wav"}]}]', True),
+        ('{"p\\u0061th": "\\u0068ttp://x/a.wav"}', True),
+        ('{"path": " HTTPS://x"}', True),
+        ('{"path": "/tmp/http/a.wav"}', False),
+        ('{"other": "http://x"}', False),
+        ('{"path": 3}', False),
+        ("http://", False),
+        ("[" * 100_000, False),
+    ],
+)
+def test_addresses_are_found_however_they_are_written(body, names):
+    assert door.names_an_address(body.encode()) is names
+
+
+def test_more_than_a_file_at_once_is_refused_while_it_comes(front, monkeypatch):
+    monkeypatch.setattr(door, "MAX_BODY", 300_000)
+    assert sent(front, b"a" * 200_000).status_code == 200
+    told = sent(front, b"a" * 400_000)
+    assert (told.status_code, told.text) == (413, PARTS["too_large"])
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=x", "accept-language": "sv"}
+    parts = (part for part in (head, *[b"a" * 100_000] * 5))
+    told = front.client.post("/gradio_api/upload", content=parts, headers=kind)  # in chunks: no length is told
+    assert (told.status_code, told.text) == (413, SWEDISH["refused"]["too_large"])
+    told = front.client.post("/gradio_api/queue/join", content=b"[" + b" " * 400_000 + b"]")
+    assert (told.status_code, told.json()["detail"]) == (413, PARTS["too_large"])
+
+
+def test_uploads_take_up_only_so_much_of_the_disk(front, monkeypatch):
+    monkeypatch.setattr(door, "MAX_FOLDER", 2_500_000)
+    told = [sent(front, b"few").status_code for _ in range(4)]
+    assert told == [200, 200, 200, 503], "a small file counts as a megabyte"
+    assert sent(front, b"few", **{"accept-language": "sv"}).text == SWEDISH["refused"]["busy"]
+    (front.uploads / "tmpbrokenoff").write_bytes(b"few")
+    (front.uploads / "another").mkdir()
+    (front.uploads / "another" / "page.wav").write_bytes(b"few")
+    assert door.swept(front.uploads, 60) == 4_000_000
+    assert door.swept(front.uploads, -60) == 0
+    assert [path.name for path in files(front)] == ["page.wav"], "uploads of other pages are not touched"
+    assert sent(front, b"few").status_code == 200
+
+
+def test_an_open_microphone_has_a_way_of_its_own(front, speech, monkeypatch):
+    samples = speech(16_000)
+    told = front.client.post("/live", json=piece(samples)).json()
+    assert (told["taken"], told["ended"]) == (16_000, False)
+    assert told["told"].startswith('<p lang="sv">')
+    told = front.client.post("/live", json=piece([], 16_000, last=True)).json()
+    assert told["ended"]
+    assert front.demo.talks.collect(TALK).audio_s == pytest.approx(1.0, abs=0.01)
+    for nonsense in (b"", b"[" * 100_000, b"{}", b"7", b"\xff"):
+        told = front.client.post("/live", content=nonsense, headers={"accept-language": "sv"})
+        assert (told.status_code, told.json()["detail"]) == (400, SWEDISH["refused"]["unreadable"])
+    monkeypatch.setattr(served, "TURN_S", 0.01)
+    with front.demo.talks.service.turn():
+        told = front.client.post("/live", json={**piece(samples), "language": "sv"})
+    assert (told.status_code, told.json()["reason"]) == (503, "busy")
+    assert told.json()["detail"] == SWEDISH["refused"]["busy"]
+    monkeypatch.setattr(front.demo.talks, "take", lambda piece: 1 / 0)
+    told = front.client.post("/live", json=piece(samples))
+    assert (told.status_code, told.json()["detail"]) == (500, ENGLISH["failed"])
 
 
 def test_the_theme_fetches_no_fonts():

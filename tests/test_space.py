@@ -253,28 +253,29 @@ def test_on_zerogpu_the_gpu_is_lent_for_decoding(toy_model, speech, monkeypatch)
 # ---- running it
 
 
-@pytest.mark.slow
-def test_the_uploaded_folder_serves_transcripts_where_nothing_else_of_the_lab_is(
-    server, toy_model, tmp_path, encoded, speech
-):
-    from gradio_client import Client, handle_file
-
+def unpacked(server, folder: Path) -> Path:
+    """What the Hub was sent, as a Space's build lays it out; its model is private."""
     server.repos["model", "lab/toy"].private = True
     publish()
     for name, content in sent(server).items():
-        (tmp_path / "s" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "s" / name).write_bytes(content)
-    (tmp_path / "spoken.wav").write_bytes(encoded(speech(12_000)))
-    places = {"HF_HOME": tmp_path / "hf", "LAB_CACHE": tmp_path / "cache", "TMPDIR": tmp_path}
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def transcribed(python: Path | str, folder: Path, server, spoken: Path) -> tuple[str, list]:
+    """The first line that the page in `folder` prints, and what it hears in `spoken`."""
+    from gradio_client import Client, handle_file
+
+    places = {"HF_HOME": spoken.parent / "hf", "LAB_CACHE": spoken.parent / "cache", "TMPDIR": spoken.parent}
     environ = _environ(
         HF_ENDPOINT=server.endpoint, HF_TOKEN=server.token, **{name: str(path) for name, path in places.items()}
     )
     port, lines, ready = free_port(), [], threading.Event()
     environ |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=tmp_path / "s", env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
+        [python, "app.py"], cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
     def listen():
         for line in process.stdout:
@@ -287,14 +288,42 @@ def test_the_uploaded_folder_serves_transcripts_where_nothing_else_of_the_lab_is
     try:
         assert ready.wait(400) and process.poll() is None, "".join(lines)
         client = Client(f"http://127.0.0.1:{port}", verbose=False)
-        heard = client.predict(handle_file(tmp_path / "spoken.wav"), api_name="/transcribe")
+        return lines[0], client.predict(handle_file(spoken), api_name="/transcribe")
     finally:
         process.terminate()
         try:
             process.wait(30)
         finally:
             process.kill()
-    assert lines[0] == f"model: hub://lab/toy@{COMMIT} (the model that was asked for)\n"
-    ours = Transcriber(models.resolve(str(toy_model)), log=lambda line: None).transcribe(tmp_path / "spoken.wav")
+
+
+def check(first: str, heard: list, toy_model: Path, spoken: Path) -> None:
+    assert first == f"model: hub://lab/toy@{COMMIT} (the model that was asked for)\n"
+    ours = Transcriber(models.resolve(str(toy_model)), log=lambda line: None).transcribe(spoken)
     assert heard[0] == ours.text
     assert "0.8 s" in heard[1]
+
+
+@pytest.fixture
+def spoken(tmp_path, encoded, speech) -> Path:
+    path = tmp_path / "spoken.wav"
+    path.write_bytes(encoded(speech(12_000)))
+    return path
+
+
+@pytest.mark.slow
+def test_the_uploaded_folder_serves_transcripts_where_nothing_else_of_the_lab_is(server, toy_model, tmp_path, spoken):
+    check(*transcribed(sys.executable, unpacked(server, tmp_path / "s"), server, spoken), toy_model, spoken)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("LAB_SPACE_VENV"), reason="installs some gigabytes: LAB_SPACE_VENV=1 wants it")
+def test_its_own_requirements_are_enough(server, toy_model, tmp_path, spoken):
+    """In an environment that holds what the Space's requirements.txt names, and nothing else."""
+    folder, python = unpacked(server, tmp_path / "s"), tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "-r", folder / "requirements.txt"], check=True)
+    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout.split()
+    assert "gradio" in listed
+    assert "datasets" not in listed, "the lab's own environment"
+    check(*transcribed(python, folder, server, spoken), toy_model, spoken)

@@ -1,1 +1,2 @@
-"""What the app shows and says: words in two languages, looks, HTML, and a microphone that is heard while it is open."""
+"""What the app shows and says: words in two languages, looks, HTML; a microphone that is heard while it is open, and
+the door before all of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from pipelines.page import shown
 from pipelines.page.words import WORDS
 
 if TYPE_CHECKING:
-    from pipelines.page.live import Live
     from pipelines.served import Heard, Service
 
     Noted = tuple[str, Heard | None]
@@ -41,7 +39,9 @@ class Buttons:
     """What the buttons do. Whatever goes wrong reaches the page as one line; the details go to the server's log."""
 
     def __init__(self, service: Service):
-        self.service = service
+        from pipelines.page.live import Talks
+
+        self.service, self.talks = service, Talks(service)
 
     def begin(self, recording: dict[str, Any] | None) -> tuple[Any, ...]:
         """Another recording, or none: the Transcribe button, and a page without what was said of the last one."""
@@ -72,43 +72,35 @@ class Buttons:
     def transcribe(
         self, recording: str | None, heard: Heard | None, language: str, on_progress: Any = None
     ) -> tuple[str, str, Heard]:
-        """Transcript, a line with durations, and what the session remembers. The uploaded file is deleted."""
+        """Transcript, a line with durations, and what the session remembers. The uploaded file is deleted, unless the
+        model was busy: then it can be asked for again."""
+        from pipelines.audio import AudioError
+
         with _one_line(language):
+            done = True
             try:
                 heard = self.service.hear(recording, heard, on_progress or (lambda share: None))
+            except AudioError as error:
+                done = error.reason != "busy"
+                raise
             finally:
-                _discard(recording)
+                if done:
+                    _discard(recording)
             return heard.text, _took(heard, language), heard
 
     def open(self, opened: bool, language: str) -> tuple[Any, ...]:
-        """The microphone is open, or the browser would not: both buttons of the microphone, and a page without text."""
+        """The microphone is open, or the browser would not: a page without text."""
         import gradio as gr
 
         if not opened:
             gr.Warning(WORDS[language]["no_microphone"], title=WORDS[language]["sorry"])
-        return gr.Button(visible=not opened), gr.Button(visible=bool(opened)), "", None, *self._nothing()
+        return self._nothing()
 
-    def listen(self, piece: Any, live: Live | None, language: str) -> tuple[str, Live | None]:
-        """The next piece from an open microphone: what has been heard by now, and the microphone as it is."""
-        from pipelines.page.live import Live
-
+    def collect(self, talk: str | None, language: str) -> tuple[str, str, Heard]:
+        """The microphone has ended: transcript, line, what the session remembers."""
         with _one_line(language):
-            live = live or Live(self.service.transcriber)
-            with self.service.turn():
-                return shown.live(live.take(piece), WORDS[language]), live
-
-    def stop(self, piece: Any, live: Live | None, language: str) -> tuple[Any, ...]:
-        """The microphone is closed, `piece` its last: transcript, line, what the session remembers, no microphone."""
-        from pipelines.audio import AudioError
-        from pipelines.page.live import Live
-
-        with _one_line(language):
-            live = live or Live(self.service.transcriber)
-            with self.service.turn():
-                with contextlib.suppress(AudioError):  # what came before it is not lost with it
-                    live.take(piece)
-                heard = live.end()
-            return heard.text, _took(heard, language), heard, None
+            heard = self.talks.collect(str(talk))
+            return heard.text, _took(heard, language), heard
 
     def compare(self, heard: Heard | None, language: str) -> str:
         """What the model from which this one was tuned hears in the same recording, beside what this one heard."""

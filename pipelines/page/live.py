@@ -1,8 +1,16 @@
-"""A microphone that is heard while it is open: pieces of sound in, words out, at the end one Heard. Knows no Gradio."""
+"""Microphones that are heard while they are open: pieces of sound in, words out, at the end one Heard. Knows no Gradio.
+
+The browser keeps all sound, and every piece says where it begins. The answer says how much has been taken, from the
+beginning and without a gap: what was lost on the way is sent again from there, and what came twice is heard once.
+"""
 
 from __future__ import annotations
 
 import base64
+import threading
+import time
+import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +20,16 @@ from pipelines.audio import SAMPLE_RATE_HZ, AudioError, Waveform
 from pipelines.served import HELD_S, MAX_DURATION_S, MIN_PEAK, Heard
 
 if TYPE_CHECKING:
+    from pipelines.served import Service
     from pipelines.streaming import Partial, Stream
     from pipelines.transcriber import Transcriber
 
 MAX_PIECE_S = 12.0
 """The page sends at most ten seconds at once."""
+MAX_TALKS = 100
+"""Each may hold a minute of 16 kHz float32, 3.8 MB."""
+FORGOTTEN_S = 1_800.0
+"""A microphone of which nothing was heard for so long is forgotten."""
 
 
 class Live:
@@ -24,41 +37,54 @@ class Live:
 
     def __init__(self, transcriber: Transcriber):
         self.stream: Stream = streaming.of(transcriber)
+        self.taken = 0
+        """Samples, at the microphone's own rate, that came in."""
+        self.heard: Heard | None = None
+        """What came of it, once it has ended."""
         self.told: Partial | None = None
         self._resampler = None
         self._rate_hz = 0
+        self._ended = False
         self._held: list[np.ndarray] = []
         self._samples = 0
         self._peak = 0.0
-        self._number: int | None = None
 
-    def take(self, piece: Any) -> Partial:
-        """Hear the next piece (samples_of); one that came before, by its number, is not heard twice.
+    def take(self, start: int, samples: np.ndarray, rate_hz: int) -> Partial:
+        """Hear what is new in `samples`, the first of which is number `start` of the recording; nothing where there is
+        a gap before it. What was taken stays taken where decoding fails.
 
         Raises AudioError: `unreadable`, `too_long`.
         """
-        number = piece.get("number") if isinstance(piece, dict) else None
-        if self.told is not None and number is not None and number == self._number:
+        if self._ended:
             return self.told
-        samples = self._resampled(*samples_of(piece), last=False)
-        self._number = number
-        return self._feed(samples)
+        new = samples[self.taken - start :] if start <= self.taken else samples[:0]
+        if self.taken + len(new) > MAX_DURATION_S * rate_hz:
+            raise AudioError("too_long", f"at most {MAX_DURATION_S:g} s can be used")
+        resampled = self._resampled(new, rate_hz, last=False) if len(new) else new
+        self.taken += len(new)
+        self._keep(resampled)
+        self.told = self.stream.feed(resampled)
+        return self.told
 
     def end(self) -> Heard:
-        """Nothing more comes. Raises AudioError `no_recording` where nothing came, or `silent`."""
+        """Nothing more comes; may be asked again. Raises AudioError `no_recording` where nothing came, or `silent`."""
+        if self.heard is not None:
+            return self.heard
         if not self._rate_hz:
             raise AudioError("no_recording", "the microphone sent nothing")
-        tail = self._resampled(np.zeros(0, dtype=np.float32), self._rate_hz, last=True)
-        self._feed(tail[: int(MAX_DURATION_S * SAMPLE_RATE_HZ) - self._samples])
-        told = self.told = self.stream.end()
+        if not self._ended:
+            tail = self._resampled(np.zeros(0, dtype=np.float32), self._rate_hz, last=True)
+            self._ended = True
+            self._keep(tail)
+            self.stream.feed(tail)
         if self._peak < MIN_PEAK:
             raise AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
+        told = self.told = self.stream.end()
         held = Waveform(np.concatenate(self._held)) if self._samples <= HELD_S * SAMPLE_RATE_HZ else None
-        return Heard("", told.text, told.audio_s, told.latency_s, held, segments=told.segments)
+        self.heard = Heard("", told.text, told.audio_s, told.latency_s, held, segments=told.segments)
+        return self.heard
 
-    def _feed(self, samples: np.ndarray) -> Partial:
-        if self._samples + len(samples) > MAX_DURATION_S * SAMPLE_RATE_HZ:
-            raise AudioError("too_long", f"at most {MAX_DURATION_S:g} s can be used")
+    def _keep(self, samples: np.ndarray) -> None:
         self._samples += len(samples)
         if len(samples):
             self._peak = max(self._peak, float(np.abs(samples).max()))
@@ -66,13 +92,11 @@ class Live:
             self._held.append(samples)
         else:
             self._held.clear()
-        self.told = self.stream.feed(samples)
-        return self.told
 
     def _resampled(self, samples: np.ndarray, rate_hz: int, *, last: bool) -> np.ndarray:
         import soxr
 
-        if self._resampler is None:
+        if not self._rate_hz:
             self._rate_hz = rate_hz
             self._resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
         if rate_hz != self._rate_hz:
@@ -80,18 +104,89 @@ class Live:
         return self._resampler.resample_chunk(samples, last=last)
 
 
-def samples_of(piece: Any) -> tuple[np.ndarray, int]:
-    """Mono float32 [n] and the rate in Hz of a piece as the page sends it: {rate: Hz, samples: base64 of int16}.
+@dataclass
+class Piece:
+    """Sound as the page sends it, decoded."""
+
+    talk: str
+    """Whose: a name that the page makes up, and nobody can guess."""
+    start: int
+    """Number of its first sample in the recording."""
+    samples: np.ndarray
+    """Mono float32 [n]."""
+    rate_hz: int
+    last: bool
+    """Whether nothing comes after it."""
+
+
+def piece_of(told: Any) -> Piece:
+    """A piece from what the page sends: {talk, start, rate: Hz, samples: base64 of int16, last}.
 
     Raises AudioError `unreadable` for anything else.
     """
-    rate_hz, encoded = (piece.get("rate"), piece.get("samples")) if isinstance(piece, dict) else (None, None)
+    told = told if isinstance(told, dict) else {}
+    talk, start, rate_hz, encoded = (told.get(name) for name in ("talk", "start", "rate", "samples"))
+    if not isinstance(talk, str) or not 16 <= len(talk) <= 64 or type(start) is not int or start < 0:
+        raise AudioError("unreadable", "expected a piece {talk, start, rate, samples}")
     if type(rate_hz) is not int or not 8_000 <= rate_hz <= audio.MAX_RATE_HZ or not isinstance(encoded, str):
-        raise AudioError("unreadable", "expected a piece {rate, samples}")
+        raise AudioError("unreadable", "expected a piece {talk, start, rate, samples}")
     if len(encoded) > MAX_PIECE_S * rate_hz * 2 * 4 / 3 + 4:
         raise AudioError("unreadable", f"a piece of {len(encoded)} letters, more than {MAX_PIECE_S:g} s of sound")
     try:
         content = base64.b64decode(encoded, validate=True)
     except ValueError:
         raise AudioError("unreadable", "a piece that is not base64") from None
-    return np.frombuffer(content[: len(content) // 2 * 2], dtype="<i2") / np.float32(32_768), rate_hz
+    samples = np.frombuffer(content[: len(content) // 2 * 2], dtype="<i2") / np.float32(32_768)
+    return Piece(talk, start, samples, rate_hz, bool(told.get("last")))
+
+
+class Talks:
+    """The microphones that are open now. Any number of threads may call it."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self._talks: dict[str, tuple[float, Live]] = {}
+        self._lock = threading.Lock()
+        self._sweeping = False
+
+    def take(self, piece: Piece) -> tuple[Partial, int, bool]:
+        """What has been heard by now; how many samples have been taken; whether that was all. Raises AudioError."""
+        with self.service.turn():
+            live = self._of(piece.talk)
+            told = live.take(piece.start, piece.samples, piece.rate_hz)
+            ends = piece.last and live.taken == piece.start + len(piece.samples)
+            if ends:
+                live.end()
+            return told, live.taken, ends
+
+    def collect(self, talk: str) -> Heard:
+        """What came of a microphone that has ended, which is forgotten. Raises AudioError `no_recording`."""
+        with self._lock:
+            _, live = self._talks.pop(talk, (0.0, None))
+        if live is None or live.heard is None:
+            raise AudioError("no_recording", "no such microphone has ended")
+        return live.heard
+
+    def forget(self) -> None:
+        """Drop what nobody has spoken into for long; looks again every minute as long as there is one."""
+        since = time.monotonic() - FORGOTTEN_S
+        with self._lock:
+            self._talks = {talk: kept for talk, kept in self._talks.items() if kept[0] > since}
+            self._sweeping = bool(self._talks)
+            if self._sweeping:
+                again = weakref.WeakMethod(self.forget)  # a timer must not keep what nobody else has any more
+                timer = threading.Timer(60.0, lambda: (call := again()) and call())
+                timer.daemon = True
+                timer.start()
+
+    def _of(self, talk: str) -> Live:
+        with self._lock:
+            _, live = self._talks.pop(talk, (0.0, None))
+            while len(self._talks) >= MAX_TALKS:  # the one that was quiet for longest; its page can send it again
+                del self._talks[next(iter(self._talks))]
+            live = live or Live(self.service.transcriber)
+            self._talks[talk] = time.monotonic(), live
+            sweeping = self._sweeping
+        if not sweeping:
+            self.forget()
+        return live

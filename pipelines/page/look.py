@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
+
+from pipelines import served
+from pipelines.page.words import WORDS
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -10,8 +14,8 @@ if TYPE_CHECKING:
 CSS = """
 .gradio-container {max-width: 760px !important; margin: 0 auto !important}
 #head h1 {font-size: 1.9rem; letter-spacing: -.01em; margin: .5rem 0 .2rem}
-#head p, #privacy p, #timing p, #card dt, #examples-label p, #live-hint p {color: var(--muted)}
-#privacy p, #timing p, #examples-label p, #live-hint p {font-size: .85rem; line-height: 1.45; margin: 0}
+#head p, #privacy p, #stored p, #timing p, #card dt, #examples-label p, #live-hint p {color: var(--muted)}
+#privacy p, #stored p, #timing p, #examples-label p, #live-hint p {font-size: .85rem; line-height: 1.45; margin: 0}
 #language {max-width: 16rem; margin-left: auto}
 #language .wrap {justify-content: flex-end}
 #transcript textarea {font-size: 1.2rem; line-height: 1.55}
@@ -51,7 +55,8 @@ mark {background: none !important; color: inherit !important; text-decoration: u
 #downloads button {font-size: .85rem}
 button[role=tab].selected {color: var(--link) !important}
 #recording time, #recording .playback span, footer button, footer a {color: var(--muted) !important}
-#live-piece, #live-end {display: none}
+#live-end, body.listening #speak, body:not(.listening) #stop, #live-note:empty {display: none}
+#live p#live-note {font-size: .95rem; padding: .4rem .9rem .6rem}
 #timing:not(:has(p)), #details:not(:has(details)), #player:not(:has(figure:not([hidden]))) {display: none}
 #player:has(figure[hidden]) {position: absolute; visibility: hidden}
 :root {--muted: #475569; --link: #1d4ed8}
@@ -181,7 +186,8 @@ SCRIPT = """
   }
 
   // An open microphone. The page keeps all that it hears and sends what is new as soon as the last answer is there:
-  // where server or network are slow the pieces grow, and nothing is lost.
+  // where server or network are slow or away the pieces wait, and nothing is lost. Every piece says where it begins,
+  // every answer how much is there.
   const N = 1024  // samples that come at once
   const worklet = `registerProcessor("pieces", class extends AudioWorkletProcessor {
     constructor() { super(); this.held = new Int16Array(${N}); this.n = 0 }
@@ -209,9 +215,19 @@ SCRIPT = """
       URL.revokeObjectURL(module)
       const mono = {numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit"}
       const node = new AudioWorkletNode(context, "pieces", mono)
-      const mine = {stream, context, rate: context.sampleRate, all: [], sent: 0, number: 0, failures: 0}
+      const mine = {stream, context, rate: context.sampleRate, all: [], sent: 0, talk: talkName(), failures: 0}
       microphone = mine
-      node.port.onmessage = event => { mine.all.push(event.data); mine.newest = performance.now(); goOn(mine) }
+      document.body.classList.add("listening")
+      find("#live-text").replaceChildren()
+      note("")
+      node.port.onmessage = event => {
+        if (mine.closed) return
+        mine.all.push(event.data)
+        mine.newest = performance.now()
+        mine.full = (mine.all.length + 1) * N > lab.longest_s * mine.rate
+        if (mine.full) shut(mine)
+        goOn(mine)
+      }
       context.createMediaStreamSource(stream).connect(node)
       return true
     } catch (error) {
@@ -220,54 +236,90 @@ SCRIPT = """
     }
   }
 
-  // send the next piece, or say that there is no more: one request at a time, ten seconds at most
-  const goOn = mine => {
-    if (mine !== microphone || mine.busy || mine.finished) return
+  const talkName = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), n => n.toString(36)).join("-")
+  const say = name => (WORDS[document.documentElement.lang] ?? WORDS.en)[name]
+  const note = text => {
+    const place = find("#live-note")
+    if (place && place.textContent !== text) place.textContent = text
+  }
+
+  // the next piece, or the last one; one request at a time, ten seconds of sound at most
+  const goOn = async mine => {
+    if (mine.busy || mine.done) return
     const rest = (mine.all.length - mine.sent) * N / mine.rate
-    if (mine.closed ? rest > 10 : rest >= 0.5) {
-      mine.busy = true
-      find("#live-piece").click()
-    } else if (mine.closed) {
-      mine.finished = true
-      find("#live-end").click()
+    if (!mine.closed && rest < 0.5) return
+    if (mine.closed && !mine.loaded) {
+      mine.loaded = true
       load(URL.createObjectURL(wav(mine)))
     }
-  }
-
-  const piece = () => {
-    const mine = microphone
-    if (!mine) return null
-    const chunks = mine.all.slice(mine.sent, mine.sent + Math.floor(10 * mine.rate / N))
-    if (!chunks.length) return null
-    mine.before = mine.sent
-    mine.sent += chunks.length
-    mine.sentNewest = mine.newest
-    let letters = ""
-    for (const chunk of chunks) letters += String.fromCharCode(...new Uint8Array(chunk.buffer))
-    return {number: ++mine.number, rate: mine.rate, samples: btoa(letters)}
-  }
-
-  const answered = () => {
-    const mine = microphone, late = find("#live small b")
-    if (!mine) return
-    if (late) late.textContent = ((performance.now() - mine.sentNewest) / 1000).toFixed(1)
+    mine.busy = true
+    const newest = mine.newest, told = await asked(mine, mine.closed && rest <= 10)
+    if (mine.done) return
+    if (told.taken !== undefined) {
+      mine.failures = 0
+      mine.sent = Math.floor(told.taken / N)
+      note("")
+      heard(told.told, newest)
+      if (told.ended) return collect(mine)
+    } else if (["no_recording", "silent"].includes(told.reason)) {
+      closed(mine)
+      return note(told.detail)
+    } else {
+      await failed(mine, told)
+    }
     mine.busy = false
-    mine.failures = 0
     goOn(mine)
   }
 
-  // once more after a second; then the microphone is closed, and what was heard is kept
-  const failed = () => {
-    const mine = microphone
-    if (!mine) return
-    if (++mine.failures > 1) {
-      mine.sent = mine.all.length
-      mine.busy = false
-      return mine.closed ? goOn(mine) : stop()
+  const asked = async (mine, last) => {
+    const chunks = mine.all.slice(mine.sent, mine.sent + Math.floor(10 * mine.rate / N))
+    let letters = ""
+    for (const chunk of chunks) letters += String.fromCharCode(...new Uint8Array(chunk.buffer))
+    const piece = {talk: mine.talk, start: mine.sent * N, rate: mine.rate, samples: btoa(letters), last,
+      language: document.documentElement.lang}
+    try {
+      const answer = await fetch(`${window.gradio_config?.root ?? ""}/live`, {
+        method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(piece),
+        signal: AbortSignal.timeout(lab.patience_ms)
+      })
+      return await answer.json()
+    } catch (error) {
+      return {reason: "lost", detail: say("lost")}
     }
-    mine.sent = mine.before
-    mine.number--
-    setTimeout(() => { mine.busy = false; goOn(mine) }, 1000)
+  }
+
+  const heard = (told, newest) => {
+    find("#live-text").innerHTML = told  // the server has escaped what is no markup of its own
+    const late = find("#live small b")
+    if (late) late.textContent = ((performance.now() - newest) / 1000).toFixed(1)
+  }
+
+  // the sound stays here: the same once more, later and later, or as soon as the network is back
+  const failed = async (mine, told) => {
+    if (told.reason === "too_long") mine.all.length = mine.sent
+    if (told.reason === "too_long" && !mine.closed) return shut(mine)
+    mine.failures++
+    note(`${told.detail} ${say(mine.closed ? "waiting_closed" : "waiting")}`)
+    const pause = Math.min(10, 2 ** (mine.failures - 1)) * 1000
+    await new Promise(done => { mine.wake = done; setTimeout(done, pause) })
+  }
+  window.addEventListener("online", () => microphone?.wake?.())
+
+  // the server has all: Gradio fetches the transcript
+  const collect = mine => {
+    mine.collecting = true
+    find("#live-end").click()
+  }
+
+  const collected = done => {
+    const mine = microphone
+    if (!mine?.collecting) return
+    if (done) {
+      closed(mine)
+      return note(mine.full ? say("full") : "")
+    }
+    mine.collecting = false  // the server is asked once more whether it has all
+    setTimeout(() => { mine.busy = false; goOn(mine) }, 2000)
   }
 
   const shut = mine => {
@@ -276,16 +328,25 @@ SCRIPT = """
     if (mine.context.state !== "closed") mine.context.close()
   }
 
+  // the first press closes the microphone, and what is still here is sent; a second one waits no longer
   const stop = () => {
     const mine = microphone
-    if (!mine || mine.closed) return
-    shut(mine)
-    goOn(mine)
+    if (!mine) return
+    if (!mine.closed) {
+      shut(mine)
+      mine.wake?.()
+      return goOn(mine)
+    }
+    closed(mine)
+    note(say("given_up"))
   }
 
-  const closed = () => {
-    if (microphone) shut(microphone)
+  const closed = mine => {
+    shut(mine)
+    mine.done = true
+    if (microphone !== mine) return
     microphone = null
+    document.body.classList.remove("listening")
   }
 
   const wav = ({all, rate}) => {
@@ -300,22 +361,49 @@ SCRIPT = """
   }
 
   document.addEventListener("click", event => {
+    if (event.target.closest?.("#stop")) stop()
     const part = event.target.closest?.("#details .play")?.closest("li")
     if (part) play(Number(part.dataset.start), Number(part.dataset.end))
   })
+  window.addEventListener("beforeunload", event => { if (microphone) event.preventDefault() })
+
+  // what Gradio says in English alone
+  const friendly = () => {
+    for (const said of document.querySelectorAll(".toast-message-text")) {
+      const known = Object.keys(RAW).find(name => RAW[name].test(said.textContent))
+      if (known && said.textContent !== say(known)) said.textContent = say(known)
+      const title = said.closest(".toast-body").querySelector(".toast-title")?.firstChild
+      if (known && title && title.nodeValue !== say("sorry")) title.nodeValue = say("sorry")
+    }
+  }
+
   new MutationObserver(() => {
+    friendly()
     for (const box of document.querySelectorAll("#transcript textarea, #correction textarea"))
       if (box.lang !== "sv") box.lang = "sv"
     for (const told of document.querySelectorAll("#live, #timing, #compared"))
       if (told.ariaLive !== "polite") told.ariaLive = "polite"  // a screen reader says what changes there
     if (parts().length !== (find("#player .parts")?.children.length ?? 0)) place()
   }).observe(document.body, {childList: true, subtree: true})
-  window.lab = {load, save, speak, start, piece, answered, failed, stop, closed}
+  const talk = () => microphone?.talk ?? ""
+  const lab = window.lab = {load, save, speak, start, talk, collected, patience_ms: 75000, longest_s: LONGEST_S}
 }
 """
 """Run once by the page. `lab.load(url)` gives the player a recording; `lab.save(files, ending)` saves a file that the
 page has already, so that nothing of it lies on the server; `lab.speak(language)` tells a screen reader the language;
-`lab.start`, `piece`, `answered`, `failed`, `stop` and `closed` are the open microphone."""
+`lab.start`, `talk`, and `collected` are the open microphone. WORDS, RAW and LONGEST_S come from `script`."""
+_RAW = """{
+    too_large: /exceeds? (the )?maximum allowed size/i, busy: /currently busy|Queue is full/i,
+    lost: /Connection to the server was lost|Connection errored out/i
+  }"""
+
+
+def script() -> str:
+    """What the page runs in the browser, with its words."""
+    told = {tag: words["browser"] | {"sorry": words["sorry"]} for tag, words in WORDS.items()}
+    longest_s = int(served.MAX_DURATION_S) - 1  # a second of grace for what is on its way
+    begin = f"() => {{\n  const WORDS = {json.dumps(told)}, LONGEST_S = {longest_s}, RAW = {_RAW}\n"
+    return SCRIPT.replace("() => {\n", begin, 1)
 
 
 def theme() -> gr.themes.Base:

@@ -53,6 +53,10 @@ def words_of(segment: Segment, words: Words) -> str:
     return " ".join(told) or html.escape(segment.text)
 
 
+LIVE = '<div id="live-text"></div><p id="live-note" role="status"></p>'
+"""Where the script puts what is heard of an open microphone, and what it has to say of the connection."""
+
+
 def live(partial: Partial, words: Words) -> str:
     """What is certain, and in grey what may yet change."""
     certain = " ".join(part for part in (*(segment.text for segment in partial.segments), partial.settled) if part)

@@ -18,8 +18,9 @@ ENGLISH: Words = {
     "stop": "Stop",
     "no_microphone": "The browser gives this page no microphone. Allow it beside the address, and try again.",
     "live_line": "{audio_s:.1f} s heard; the words came {late} s after the sound",
-    "privacy": "Your audio is turned into text on this server and the file is deleted at once; a copy stays in memory "
-    "for up to half an hour after your last click, and is stored only if you tick the box below.",
+    "privacy": "Your audio is turned into text on this server. The file is deleted as soon as that is done, and after "
+    "half an hour if you never ask for it; a copy stays in memory for up to half an hour after your last click. The "
+    "recording is stored only if you tick the box below.",
     "examples": "Nothing to say? Take an example (a synthetic voice):",
     "transcribe": "Transcribe",
     "transcribing": "Listening",
@@ -60,6 +61,9 @@ ENGLISH: Words = {
     "correction_hint": "Correct the words, then press Wrong",
     "username": "Your name (optional)",
     "keep": "Keep my recording with this feedback",
+    "stored": "Right and Wrong store the transcript, your correction and your name on this server, with or without "
+    "this tick; the recording only with it.",
+    "fleeting": "This page has no storage that stays: all of it is lost when its Space starts anew.",
     "right": "Right",
     "wrong": "Wrong",
     "flag": {"right": "right", "wrong": "wrong"},
@@ -72,6 +76,16 @@ ENGLISH: Words = {
     "not_noted": "Your feedback could not be saved just now. Please try again later.",
     "sorry": "Sorry",
     "failed": "Something went wrong on the server. Please try again.",
+    "browser": {
+        "lost": "The server cannot be reached.",
+        "waiting": "What you say is kept in this page, and sent as soon as possible.",
+        "waiting_closed": "Your recording is kept in this page, and sent as soon as possible. Stop once more: wait no "
+        "longer.",
+        "given_up": "Not all of it reached the server. Your recording is below, where you can play and save it.",
+        "full": "Ten minutes have been heard, which is all that fits: the microphone is closed.",
+        "busy": "Many people are here just now. Please try again in a moment.",
+        "too_large": "This file is too large: at most 25 MB, please.",
+    },
     "refused": {
         "no_recording": "Record something or choose a file first.",
         "missing": "This recording is no longer on the server. Please record or choose it again.",
@@ -81,6 +95,8 @@ ENGLISH: Words = {
         "silent": "The recording is silent. Is the right microphone chosen and switched on?",
         "too_long": "This recording is longer than 10 minutes. Please choose a shorter one.",
         "busy": "Many people are speaking just now. Your recording is still here: please try again in a moment.",
+        "too_large": "This file is too large: at most 25 MB, please.",
+        "address": "Only a file can be transcribed here, not an address on the web. Please send the file itself.",
         "too_slow": "This took longer than the server may spend on one recording. Please choose a shorter one.",
     },
 }
@@ -97,8 +113,9 @@ SWEDISH: Words = {
     "stop": "Sluta",
     "no_microphone": "Webbläsaren ger sidan ingen mikrofon. Tillåt den bredvid adressen, och försök igen.",
     "live_line": "{audio_s:.1f} s hörda; orden kom {late} s efter ljudet",
-    "privacy": "Ditt ljud blir till text på den här servern och filen tas genast bort; en kopia finns i minnet i högst "
-    "en halvtimme efter ditt senaste klick, och sparas bara om du kryssar i rutan nedan.",
+    "privacy": "Ditt ljud blir till text på den här servern. Filen tas bort så snart det är gjort, och efter en "
+    "halvtimme om du aldrig ber om det; en kopia finns i minnet i högst en halvtimme efter ditt senaste klick. "
+    "Inspelningen sparas bara om du kryssar i rutan nedan.",
     "examples": "Inget att säga? Ta ett exempel (en syntetisk röst):",
     "transcribe": "Skriv ner",
     "transcribing": "Lyssnar",
@@ -139,6 +156,9 @@ SWEDISH: Words = {
     "correction_hint": "Rätta orden och tryck sedan på Fel",
     "username": "Ditt namn (frivilligt)",
     "keep": "Spara min inspelning med svaret",
+    "stored": "Rätt och Fel sparar utskriften, din rättelse och ditt namn på den här servern, med eller utan krysset; "
+    "inspelningen bara med det.",
+    "fleeting": "Sidan har inget utrymme som består: allt går förlorat när dess Space startar om.",
     "right": "Rätt",
     "wrong": "Fel",
     "flag": {"right": "rätt", "wrong": "fel"},
@@ -151,6 +171,16 @@ SWEDISH: Words = {
     "not_noted": "Ditt svar kunde inte sparas just nu. Försök igen senare.",
     "sorry": "Tyvärr",
     "failed": "Något gick fel på servern. Försök igen.",
+    "browser": {
+        "lost": "Servern går inte att nå.",
+        "waiting": "Det du säger finns kvar på sidan och skickas så snart det går.",
+        "waiting_closed": "Inspelningen finns kvar på sidan och skickas så snart det går. Sluta en gång till: "
+        "vänta inte längre.",
+        "given_up": "Allt nådde inte servern. Inspelningen finns nedan, där du kan spela och spara den.",
+        "full": "Tio minuter är hörda, mer får inte plats: mikrofonen är stängd.",
+        "busy": "Många är här just nu. Försök igen om en stund.",
+        "too_large": "Filen är för stor: högst 25 MB.",
+    },
     "refused": {
         "no_recording": "Spela in något eller välj en fil först.",
         "missing": "Inspelningen finns inte längre på servern. Spela in eller välj den igen.",
@@ -160,6 +190,8 @@ SWEDISH: Words = {
         "silent": "Inspelningen är tyst. Är rätt mikrofon vald och påslagen?",
         "too_long": "Inspelningen är längre än 10 minuter. Välj en kortare.",
         "busy": "Många talar just nu. Din inspelning finns kvar: försök igen om en stund.",
+        "too_large": "Filen är för stor: högst 25 MB.",
+        "address": "Bara filer kan skrivas ner här, inte adresser på webben. Skicka själva filen.",
         "too_slow": "Det tog längre tid än servern får lägga på en inspelning. Välj en kortare.",
     },
 }
