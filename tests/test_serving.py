@@ -28,7 +28,7 @@ import pytest
 import soundfile
 from hypothesis import strategies
 
-from pipelines import models, serving
+from pipelines import export, models, serving
 from pipelines import subtitles as written
 from pipelines.errors import LabError
 from pipelines.serving import Limits
@@ -617,7 +617,7 @@ def closure(names):
             todo += [one for one in wanted if "extra ==" not in one]
     return known
 
-allowed = closure(sys.argv[1].split(","))
+allowed = closure(sys.argv[1].split(",")) | {"silero-vad"}  # without what it asks for
 owners = importlib.metadata.packages_distributions()
 norm = lambda name: re.sub(r"[-_.]+", "-", name).lower()
 
@@ -640,11 +640,15 @@ def requirements(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def test_the_command_serves_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
+def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
+    pytest.importorskip("ctranslate2")
+    served = export.convert(
+        models.resolve(str(toy_model)), "ctranslate2-int8", to=tmp_path / "served", log=lambda line: None
+    )
     names = ",".join(
         re.match(r"[\w.-]+", line)[0] for line in requirements(ROOT / "pipelines/serving/requirements.txt")
     )
-    options = ["serve", "--model", str(toy_model), "--port", "0", "--max-duration-s", "60", "--json"]
+    options = ["serve", "--model", str(served), "--port", "0", "--max-duration-s", "60", "--json"]
     environment = {**os.environ, "LAB_API_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "LAB_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", BLOCKED, names, *options]
     with (tmp_path / "err").open("w+") as errors:
@@ -654,6 +658,7 @@ def test_the_command_serves_with_what_the_image_holds_and_ends_cleanly(toy_model
             assert line, (tmp_path / "err").read_text()
             told = json.loads(line)
             assert told.keys() == {"url", "model", "engine", "token"} and told["token"] is True
+            assert told["engine"].startswith("ctranslate2")
             headers = {"Authorization": b"Bearer " + TOKEN.encode()}
             heard = httpx.post(told["url"] + "/predict", content=wav, headers=headers, timeout=60)
             assert heard.json()["duration_s"] == 2.0, heard.text
@@ -666,7 +671,17 @@ def test_the_command_serves_with_what_the_image_holds_and_ends_cleanly(toy_model
         errors.seek(0)
         said = line + rest + errors.read()
     assert "hemlig" not in said and "Traceback" not in said
-    assert {path.name for path in tmp_path.iterdir()} <= {"err", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"err", "cache", "served"}
+
+
+def test_without_torch_a_model_that_is_no_export_is_refused_in_one_line(toy_model, tmp_path):
+    names = ",".join(requirements(ROOT / "pipelines/serving/requirements.txt"))
+    command = [sys.executable, "-c", BLOCKED, names, "serve", "--model", str(toy_model), "--port", "0"]
+    environment = {**os.environ, "LAB_CACHE": str(tmp_path)}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 1
+    assert "making an export" in told.stderr and "needs the package torch" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 def test_a_port_that_is_taken_is_one_line():

@@ -104,6 +104,10 @@ def is_export(ref: ModelRef) -> bool:
 
 
 def _require(format_: str) -> None:
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            # an engine that reads exports needs neither
+            raise missing_package(package, package, "making an export (`production` makes one to be served anywhere)")
     if format_ == "ctranslate2" and not installed():
         raise missing_package("ctranslate2", "ctranslate2>=4.6", "decoding with CTranslate2")
     if format_ == "onnx" and importlib.util.find_spec("onnx") is None:
