@@ -282,8 +282,8 @@ class Parquet:
         import pyarrow.parquet
 
         try:
-            # with a buffer, a group of rows is read as it is asked for; without, a column of it whole
-            with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20) as file:
+            # through a buffer, a group of rows is read as it is asked for: others' files may be one group
+            with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
                 yield file
         except pyarrow.ArrowInvalid as error:
             reason = str(error).splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -140,6 +141,17 @@ def test_sound_in_a_parquet_file_is_read_for_hearing_alone_and_written_in_large_
     sizes = [made.metadata.row_group(number).num_rows for number in range(made.num_row_groups)]
     assert sum(sizes) == n and 3 <= len(sizes) <= 5
     assert made.read(["audio"])["audio"].to_pylist() == sound
+
+
+def test_a_parquet_file_that_is_one_large_group_is_not_held_whole(tmp_path):
+    """As others write them: its sound is read while it is heard."""
+    rng, n = np.random.default_rng(0), 6_000
+    sound = pa.array([rng.bytes(16_000) for _ in range(n)])
+    pq.write_table(pa.table({"audio": sound}), tmp_path / "a.parquet", use_dictionary=False)
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 1
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in open_table(tmp_path / "a.parquet").rows(["audio"])]
+    assert len(held) == n and max(held) < n * 16_000 / 2
 
 
 @pytest.mark.parametrize("columns", ["audio", "audio,text"])

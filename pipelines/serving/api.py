@@ -156,7 +156,7 @@ def _add_transcriptions(api: FastAPI, desk: Desk) -> None:
             list[Granularity],
             Form(
                 alias=_GRANULARITIES,
-                description="`segment`; for `verbose_json` also `word`, where the engine can tell it (CTranslate2).",
+                description="`segment`; for `verbose_json` also `word`, where the engine can tell it.",
             ),
         ] = [Granularity.segment],  # noqa: B006  FastAPI copies it
         stream: Annotated[
