@@ -204,20 +204,13 @@ def transcribe_table(
         begun = None if again else _going_on(job, made_of, retry)
         if begun:
             log(f"going on after {begun.rows} of {n} rows")
+        elif not again and (done := _done(job, made_of, retry)):
+            log(f"{job.out} is there already, made of the same table by the same model")
+            return done
+        elif not again and (earlier := _begun(job.earlier)):
+            log(f"keeping the good ones of {earlier.rows} rows")
         elif not again:
-            if (known := _finished(job)) and not (retry and known["summary"]["errors"]):
-                _refuse_unlike(job.out, known["made_of"], made_of)
-                log(f"{job.out} is there already, made of the same table by the same model")
-                return Summary(**known["summary"])
-            if job.out.exists() and not known:
-                raise LabError(
-                    f"{job.out} exists and was not made by this command, or was changed since: "
-                    "name another file with --out, or replace it with --again"
-                )
-            if earlier := _earlier(job, made_of, known):
-                log(f"keeping the good ones of {earlier.rows} rows")
-            else:
-                _refuse_existing(job, places)
+            _refuse_existing(job, places)
         skip = begun.rows if begun else 0
         with _journal(job.partial, begun, made_of) as file:
             flushed = time.monotonic()
@@ -457,14 +450,25 @@ def _going_on(job: Job, made_of: dict[str, Any], retry: bool) -> _Begun | None:
     return begun
 
 
-def _earlier(job: Job, made_of: dict[str, Any], finished: dict[str, Any] | None) -> _Begun | None:
-    """The lines of an earlier call, where there are any. LabError where they are of something else, or are gone."""
-    earlier = _begun(job.earlier)
-    if earlier:
-        _refuse_unlike(job.out, earlier.made_of, made_of)
-    elif finished:
+def _done(job: Job, made_of: dict[str, Any], retry: bool) -> Summary | None:
+    """The figures of a table that is there already, unless some of its rows are to be tried once more.
+
+    LabError where it is not this command's, or of something else, or the good rows that a retry keeps are gone.
+    """
+    finished, earlier = _finished(job), _begun(job.earlier)
+    if job.out.exists() and not finished:
+        raise LabError(
+            f"{job.out} exists and was not made by this command, or was changed since: "
+            "name another file with --out, or replace it with --again"
+        )
+    for then in (finished["made_of"] if finished else None, earlier.made_of if earlier else None):
+        if then is not None:
+            _refuse_unlike(job.out, then, made_of)
+    if not finished or (retry and finished["summary"]["errors"] and earlier):
+        return None
+    if retry and finished["summary"]["errors"]:
         raise LabError(f"{job.earlier.name}, which held the good rows, is gone: begin anew with --again")
-    return earlier
+    return Summary(**finished["summary"])
 
 
 def _kept(earlier: Path, skip: int) -> Iterator[Result | None]:
