@@ -1,13 +1,15 @@
 # The HTTP API on a CPU, as a user without rights.
 #
 #   docker build -t whisper-api .
-#   docker run --rm --init -p 8000:8000 -e LAB_API_TOKEN -e HF_TOKEN -v whisper-cache:/cache whisper-api --model hub://me/whisper-sv
+#   docker run --rm --init -p 8000:8000 -e LAB_API_TOKEN -v "$PWD/served:/model:ro" whisper-api --model /model
 #
 # What follows the image's name are options of `python -m pipelines serve`; leave --host and --port as they are here.
-# A model of your own: -v "$PWD/runs:/runs:ro" ... --model /runs/tour/train-1a2b3c4d5e6f/model
+# It serves what `python -m pipelines production` writes (here to the folder `served`), by CTranslate2 or ONNX Runtime.
 FROM python:3.11-slim-bookworm
 
-# An index of PyTorch builds without CUDA makes the image a tenth of the size: --build-arg TORCH_INDEX=<its address>
+# Only tuned weights as they are need torch: --build-arg TORCH=yes ... --model hub://me/whisper-sv, with -e HF_TOKEN and
+# -v whisper-cache:/cache. An index of PyTorch builds without CUDA saves gigabytes: --build-arg TORCH_INDEX=<its address>
+ARG TORCH=
 ARG TORCH_INDEX=
 
 ENV LAB_CACHE=/cache \
@@ -19,7 +21,11 @@ ENV LAB_CACHE=/cache \
 
 WORKDIR /app
 COPY constraints.txt pipelines/serving/requirements.txt ./
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt -r requirements.txt \
+# silero-vad asks for torch, which its packaged model does not need
+RUN pip install --no-cache-dir -c constraints.txt -r requirements.txt \
+    && pip install --no-cache-dir --no-deps -c constraints.txt silero-vad \
+    && if [ -n "${TORCH}" ]; then pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
+        -c constraints.txt torch transformers; fi \
     && useradd --system --uid 10001 --no-create-home lab \
     && install -d -o lab /cache /runs
 COPY pipelines pipelines

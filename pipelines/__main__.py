@@ -493,6 +493,10 @@ def transcribe(
     language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
     engine: Annotated[str, typer.Option(help="auto, transformers, ctranslate2 or onnx.")] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Begin anew, over what an earlier call wrote.")] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="Do a table's rows with an error once more, keep the others."),
+    ] = False,
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -520,7 +524,7 @@ def transcribe(
         return _print(as_json, told, f"model {uri}\n{transcripts.outline_in_words(told)}")
     aside = _log(True)  # standard output is for what was heard
     transcriber = Transcriber(models.resolve(uri, log=aside), language, engine, log=aside)
-    summary, results = transcripts.run(job, transcriber, again=again, log=_log(as_json))
+    summary, results = transcripts.run(job, transcriber, again=again, retry=retry_errors, log=_log(as_json))
     told, words = (say(job, summary, results) for say in (transcripts.as_dict, transcripts.in_words))
     _print(as_json, told, words)
     if summary.errors:

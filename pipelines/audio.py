@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ BLOCK_S = 30.0
 """How much of a long recording is decoded at a time."""
 MAX_RATE_HZ, MAX_CHANNELS = 384_000, 16
 """What recorders offer. A header that tells more makes hours of samples pass for a second."""
+PATIENCE_S = 60.0
+"""ffmpeg has so long for each block."""
+DAMAGED = "damaged"
+"""Reason of an AudioError: the recording cannot be read to its end, and what comes before the damage was read."""
 _BLOCK_VALUES = 1 << 24
 """Samples of all channels that are decoded at a time at most: 64 MB."""
 _FORMATS = "mov,matroska,webm,avi,flv,mpegts,mpeg,asf,aac,mp3,ogg,flac,wav,aiff,caf,amr,3gp,mp4,m4a"
@@ -96,29 +101,21 @@ def blocks(
     """Decode a recording of any length in constant memory: float32 [n] at 16 kHz, block after block.
 
     What libsndfile cannot read goes through ffmpeg where that is installed: the first audio track of a video, too.
-    Raises AudioError as `decode` does, when the block with the fault is asked for.
+    Raises AudioError as `decode` does, when the block with the fault is asked for; with reason `damaged` where blocks
+    came before it, and nothing after it can be read.
     """
     import soundfile
-    import soxr
 
+    seen = 0
     try:
-        with _at_hand(source) as place, soundfile.SoundFile(place, closefd=False) as file:
-            _refuse_unheard_of(file.samplerate, file.channels)
-            _refuse_long(file.frames / file.samplerate, max_duration_s)
-            at_once = min(int(block_s * file.samplerate), _BLOCK_VALUES // file.channels)
-            resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
-            same, seen = file.samplerate == SAMPLE_RATE_HZ, 0
-            while True:
-                read = file.read(at_once, dtype="float32", always_2d=True)
-                seen += len(read)
-                _refuse_long(seen / file.samplerate, max_duration_s)
-                block = _mono(read)
-                if not np.isfinite(block).all():
-                    raise AudioError("not_finite", "the recording holds NaN or infinite samples")
-                yield np.ascontiguousarray(block) if same else resampler.resample_chunk(block, last=not len(read))
-                if not len(read):
-                    break
-    except soundfile.LibsndfileError as error:
+        for block in _by_libsndfile(source, max_duration_s, block_s):
+            seen += len(block)
+            yield block
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        if seen:  # another decoder would begin anew, and all would be heard twice
+            raise _damaged(seen) from None
+        if not isinstance(error, soundfile.LibsndfileError):
+            raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
         if shutil.which("ffmpeg") is None:
             raise AudioError(
                 "unreadable",
@@ -127,38 +124,87 @@ def blocks(
             ) from None
         yield from _by_ffmpeg(source, max_duration_s, block_s)
         return
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
     if not seen:
         raise AudioError("empty", "the clip holds no samples")
+
+
+def _damaged(samples: int) -> AudioError:
+    return AudioError(DAMAGED, f"it cannot be read after {samples / SAMPLE_RATE_HZ:.1f} s")
+
+
+def _by_libsndfile(source: bytes | Path | str, max_duration_s: float, block_s: float) -> Iterator[np.ndarray]:
+    import soundfile
+    import soxr
+
+    with _at_hand(source) as place, soundfile.SoundFile(place, closefd=False) as file:
+        _refuse_unheard_of(file.samplerate, file.channels)
+        _refuse_long(file.frames / file.samplerate, max_duration_s)
+        at_once = min(int(block_s * file.samplerate), _BLOCK_VALUES // file.channels)
+        resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
+        same, seen = file.samplerate == SAMPLE_RATE_HZ, 0
+        while True:
+            read = file.read(at_once, dtype="float32", always_2d=True)
+            seen += len(read)
+            _refuse_long(seen / file.samplerate, max_duration_s)
+            block = _finite(_mono(read))
+            yield np.ascontiguousarray(block) if same else resampler.resample_chunk(block, last=not len(read))
+            if not len(read):
+                return
 
 
 def _by_ffmpeg(source: bytes | Path | str, max_duration_s: float, block_s: float) -> Iterator[np.ndarray]:
     """The first audio track of whatever ffmpeg can read. It opens this one file: no address, no list of other files."""
     with contextlib.ExitStack() as stack:
-        if isinstance(source, bytes):  # a file, since mp4 may keep its index at its end
-            file = stack.enter_context(tempfile.NamedTemporaryFile())
-            file.write(source)
-            file.flush()
-            source = file.name
+        place, held = stack.enter_context(_for_ffmpeg(source))
         command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-format_whitelist", _FORMATS]
-        command += ["-i", f"file:{Path(source).absolute()}", "-map", "0:a:0", "-f", "f32le", "-ac", "1"]
+        command += ["-i", f"file:{place}", "-map", "0:a:0", "-f", "f32le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ)]
         process = stack.enter_context(
-            subprocess.Popen(
-                [*command, "-ar", str(SAMPLE_RATE_HZ), "pipe:1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
+            subprocess.Popen([*command, "pipe:1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=held)
         )
         stack.callback(process.kill)
         seen = 0
-        while raw := process.stdout.read(int(block_s * SAMPLE_RATE_HZ) * 4):
+        while raw := _read_in_time(process, int(block_s * SAMPLE_RATE_HZ) * 4):
             block = np.frombuffer(raw[: len(raw) // 4 * 4], dtype=np.float32)
             seen += len(block)
             _refuse_long(seen / SAMPLE_RATE_HZ, max_duration_s)
-            if not np.isfinite(block).all():
-                raise AudioError("not_finite", "the recording holds NaN or infinite samples")
-            yield block
-        if process.wait() or not seen:
+            yield _finite(block)
+        failed = process.wait()
+        if not seen:
             raise AudioError("unreadable", "neither libsndfile nor ffmpeg can read audio in it")
+        if failed:
+            raise _damaged(seen)
+
+
+def _read_in_time(process: subprocess.Popen, n_bytes: int) -> bytes:
+    """As many bytes, or what came before ffmpeg ended or its time for them was up, which ends it."""
+    late = threading.Timer(PATIENCE_S, process.kill)
+    late.daemon = True
+    late.start()
+    try:
+        return process.stdout.read(n_bytes)
+    finally:
+        late.cancel()
+
+
+@contextlib.contextmanager
+def _for_ffmpeg(source: bytes | Path | str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A path that ffmpeg can open, and which open files it has to be handed for that.
+
+    It needs a file, not a pipe: mp4 may keep its index at its end. Where the system can, the file has no name, so that
+    nothing of it is left behind whatever ends this process.
+    """
+    if not isinstance(source, bytes):
+        yield str(Path(source).absolute()), ()
+    elif hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+        with open(os.memfd_create("recording"), "w+b") as file:
+            file.write(source)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}", (file.fileno(),)
+    else:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(source)
+            file.flush()
+            yield file.name, ()
 
 
 def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float("inf")) -> Waveform:
@@ -204,6 +250,12 @@ def _at_hand(source: bytes | Path | str) -> Iterator[io.BytesIO | str | int]:
 def _refuse_long(duration_s: float, max_duration_s: float) -> None:
     if duration_s > max_duration_s:
         raise AudioError("too_long", f"{duration_s:.1f} s, at most {max_duration_s:g} s can be used")
+
+
+def _finite(block: np.ndarray) -> np.ndarray:
+    if not np.isfinite(block).all():
+        raise AudioError("not_finite", "the recording holds NaN or infinite samples")
+    return block
 
 
 def _refuse_unheard_of(rate_hz: int, channels: int) -> None:

@@ -18,6 +18,8 @@ from pipelines.errors import LabError
 
 _Z975 = 1.959964
 """97.5 % quantile of the normal distribution."""
+_DRAWN_AT_ONCE = 1 << 20
+"""Blocks: 8 MB of their numbers, and as much of their edits and words."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,19 @@ def score(
     Raises LabError for no utterance, unequal lengths (of speakers, too) or a reference without a word.
     """
     edits = count_edits(references, hypotheses, normalised=normalised)
-    blocks = _blocks(speakers, len(references))
+    return score_of(edits, speakers, normalised=normalised, samples=samples, seed=seed)
+
+
+def score_of(
+    edits: Edits,
+    speakers: Sequence[str] | None = None,
+    *,
+    normalised: bool = True,
+    samples: int = 1_000,
+    seed: int = 13,
+) -> Score:
+    """`score` of utterances whose edits are counted already; `normalised` says how they were."""
+    blocks = _blocks(speakers, len(edits.words))
     return Score(
         wer=_ratio(edits.word_edits, edits.words),
         ci95=_of_a_rate(interval(edits.word_edits, edits.words, blocks, samples=samples, seed=seed)),
@@ -142,7 +156,7 @@ def score(
         insertions=int(edits.insertions.sum()),
         deletions=int(edits.deletions.sum()),
         words=int(edits.words.sum()),
-        n=len(references),
+        n=len(edits.words),
         speakers=int(blocks.max()) + 1,
         normalised=normalised,
     )
@@ -184,9 +198,11 @@ def interval(
     count = int(blocks.max()) + 1
     block_edits = np.bincount(blocks, weights=edits, minlength=count)
     block_words = np.bincount(blocks, weights=words, minlength=count)
-    drawn = np.random.default_rng(seed).integers(count, size=(samples, count))
-    ratio = _ratio(edits, words)
-    apart = block_edits[drawn].sum(axis=1) / block_words[drawn].sum(axis=1) - ratio
+    draws, at_once = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // count)
+    ratio, apart = _ratio(edits, words), np.empty(samples)
+    for at in range(0, samples, at_once):
+        drawn = draws.integers(count, size=(min(at_once, samples - at), count))
+        apart[at : at + at_once] = block_edits[drawn].sum(axis=1) / block_words[drawn].sum(axis=1) - ratio
     apart *= math.sqrt(count / (count - 1)) * _t975(count - 1) / _Z975 if count > 1 else 1
     low, high = ratio + np.percentile(apart + noise, [2.5, 97.5])
     return float(low), float(high)

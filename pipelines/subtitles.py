@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.transcriber import Segment, Transcript
+from pipelines.transcriber import Segment, Transcript, Word
 
 LINE_CHARS = 42
 """Longest line of a subtitle, and two lines at most: what broadcasters and streaming services ask for."""
@@ -50,13 +50,20 @@ def as_dict(transcript: Transcript, language: str = "sv") -> dict[str, Any]:
                 "start": segment.start_s,
                 "end": segment.end_s,
                 "text": segment.text,
+                "temperature": segment.temperature,
                 "avg_logprob": round(segment.logprob, 4),
+                "no_speech_prob": round(segment.no_speech, 4),
                 "confidence": round(segment.confidence, 4),
-                "words": [{"word": word.text, "confidence": round(word.confidence, 4)} for word in segment.words],
+                "words": [_word(word) for word in segment.words],
             }
             for number, segment in enumerate(transcript.segments)
         ],
     }
+
+
+def _word(word: Word) -> dict[str, Any]:
+    times = {} if word.start_s is None else {"start": word.start_s, "end": word.end_s}
+    return {"word": word.text, **times, "confidence": round(word.confidence, 4)}
 
 
 def verbose_json(transcript: Transcript) -> str:

@@ -30,6 +30,8 @@ REFERENCE = ("text", "sentence", "transcript_reference", "reference")
 SPEAKER = ("speaker", "client_id", "speaker_id")
 _BATCH_ROWS = 64
 """Rows of a Parquet file that are held at a time: recordings may lie in them."""
+_GROUP_BYTES = 16 << 20
+"""Of the groups of rows that are written; readers take them one by one, and small ones slowly."""
 
 Cells = dict[str, Any]
 """Name of a column to its value in a row; None where there is none."""
@@ -47,6 +49,9 @@ class Table(Protocol):
     def digest(self) -> str:
         """Names the content: it changes when the table does."""
 
+    def count(self) -> int:
+        """How many rows there are. LabError as of `rows`."""
+
     def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
         """These columns of every row. LabError for a row that is not one."""
 
@@ -59,9 +64,9 @@ class Recording:
     """One row."""
 
     audio: Path | bytes | None
-    """None where the row names no file."""
+    """None where the row has none."""
     name: str
-    """What the table calls it; empty for sound without a name."""
+    """What the table calls it, or holds instead of it; empty for sound without a name."""
     reference: str = ""
     """What was said, where the table tells."""
     speaker: str = ""
@@ -77,10 +82,24 @@ class Recordings:
     speaker: str | None = None
 
     def __iter__(self) -> Iterator[Recording]:
-        columns = [name for name in (self.audio, self.reference, self.speaker) if name]
-        for cells in self.table.rows(columns):
+        for cells in self.table.rows([self.audio, *self._said]):
             audio, name = _sound(cells[self.audio], self.table.folder)
             yield Recording(audio, name, _text(cells, self.reference), _text(cells, self.speaker))
+
+    def without_audio(self) -> Iterator[Recording]:
+        """What was said in each row, and by whom: the column of audio, which may be most of a table, is not read."""
+        if not self._said:
+            yield from (Recording(None, "") for _ in range(self.count()))
+            return
+        for cells in self.table.rows(self._said):
+            yield Recording(None, "", _text(cells, self.reference), _text(cells, self.speaker))
+
+    def count(self) -> int:
+        return self.table.count()
+
+    @property
+    def _said(self) -> list[str]:
+        return [name for name in (self.reference, self.speaker) if name]
 
 
 def open_table(path: Path) -> Table:
@@ -139,6 +158,9 @@ class Listing:
         known = ((self._name(path), path.stat().st_size if path.is_file() else -1) for path in self.files)
         return hashlib.sha256("".join(f"{name}\t{size}\n" for name, size in known).encode()).hexdigest()
 
+    def count(self) -> int:
+        return len(self.files)
+
     def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
         return ({"audio": self._name(path)} for path in self.files)
 
@@ -150,9 +172,9 @@ class Listing:
         if self.seen_from is None:
             return str(path)
         try:
-            return PurePath(os.path.relpath(path.expanduser(), self.folder)).as_posix()
+            return PurePath(os.path.relpath(at_home(path), self.folder)).as_posix()
         except ValueError:  # on another drive of Windows
-            return str(path.expanduser().absolute())
+            return str(at_home(path).absolute())
 
 
 class TextTable:
@@ -172,6 +194,9 @@ class TextTable:
 
     def digest(self) -> str:
         return manifest.sha256(self.path)
+
+    def count(self) -> int:
+        return sum(1 for _ in self._rows())
 
     def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
         places = {name: self.columns.index(name) for name in columns}
@@ -227,6 +252,10 @@ class Parquet:
     def digest(self) -> str:
         return manifest.sha256(self.path)
 
+    def count(self) -> int:
+        with self._open() as file:
+            return file.metadata.num_rows
+
     def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
         with self._open() as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
@@ -241,10 +270,11 @@ class Parquet:
             fields = [pyarrow.field(n, pyarrow.string() if n in _OF_TEXT else pyarrow.float64()) for n in names]
             schema = pyarrow.schema([*file.schema_arrow, *fields], metadata=file.schema_arrow.metadata)
             with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-                for batch in file.iter_batches(_BATCH_ROWS):
-                    more = [next(added) for _ in range(batch.num_rows)]
+                for batches in _groups(file.iter_batches(_BATCH_ROWS)):
+                    group = pyarrow.Table.from_batches(batches)
+                    more = [next(added) for _ in range(group.num_rows)]
                     arrays = [pyarrow.array([cells[f.name] for cells in more], f.type) for f in fields]
-                    writer.write_batch(pyarrow.record_batch([*batch.columns, *arrays], schema=schema))
+                    writer.write_table(pyarrow.Table.from_arrays([*group.columns, *arrays], schema=schema))
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
@@ -252,11 +282,26 @@ class Parquet:
         import pyarrow.parquet
 
         try:
-            with pyarrow.parquet.ParquetFile(self.path) as file:
+            # through a buffer, a group of rows is read as it is asked for: others' files may be one group
+            with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
                 yield file
         except pyarrow.ArrowInvalid as error:
             reason = str(error).splitlines()[0]
             raise LabError(f"{self.path} cannot be read as Parquet: {reason}. Write it again") from None
+
+
+def _groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
+    """Batches of rows collected to some _GROUP_BYTES."""
+    group: list[Any] = []
+    n_bytes = 0
+    for batch in batches:
+        group.append(batch)
+        n_bytes += batch.nbytes
+        if n_bytes >= _GROUP_BYTES:
+            yield group
+            group, n_bytes = [], 0
+    if group:
+        yield group
 
 
 _OF_TEXT = ("transcript", "error")
@@ -274,11 +319,21 @@ def _column(table: Table, usual: Sequence[str], asked: str, option: str) -> str 
 def _sound(cell: Any, folder: Path) -> tuple[Path | bytes | None, str]:
     """What a cell holds, and what it calls it."""
     if isinstance(cell, dict):
-        name = cell.get("path") or ""
-        return (cell["bytes"], name) if cell.get("bytes") is not None else _sound(name, folder)
+        name, held = cell.get("path"), cell.get("bytes")
+        return (held, str(name or "")) if isinstance(held, bytes) else _sound(name, folder)
     if isinstance(cell, bytes):
         return cell, ""
-    return (folder / Path(cell).expanduser(), str(cell)) if cell else (None, "")
+    if isinstance(cell, str) and cell:
+        return folder / at_home(Path(cell)), cell
+    return None, "" if cell in (None, "") else str(cell)
+
+
+def at_home(path: Path) -> Path:
+    """`path` with what `~` stands for, or as it is where that is nobody's."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _text(cells: Cells, column: str | None) -> str:

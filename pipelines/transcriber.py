@@ -9,17 +9,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pipelines import audio, engines, features, repetition, segmentation
-from pipelines.audio import SAMPLE_RATE_HZ, Waveform
+from pipelines.audio import SAMPLE_RATE_HZ, AudioError, Waveform
 from pipelines.batches import padded_frames, sorted_batches
 from pipelines.confidence import Calibration
 from pipelines.decoding import Heard
+from pipelines.errors import LabError
 from pipelines.features import FULL_FRAMES, LogMel
 from pipelines.models import ModelRef
 from pipelines.segmentation import Window
@@ -45,6 +47,10 @@ class Word:
     text: str
     confidence: float
     """The probability that it is right, 0 to 1: calibrated on the validation split where the model tells how."""
+    start_s: float | None = None
+    """None where nobody asked for the times of words."""
+    end_s: float | None = None
+    """Where the next word begins, or the segment ends."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class Segment:
     words: tuple[Word, ...] = ()
     logprob: float = 0.0
     """Mean over tokens (decoding.Heard)."""
+    temperature: float = 0.0
+    """At which it was decoded: above 0 where its text went in circles at first."""
+    no_speech: float = 0.0
+    """The probability that nobody speaks (decoding.no_speech); 0 where the words left no doubt, so that nobody asked:
+    it costs another run of the encoder."""
 
     @property
     def confidence(self) -> float:
@@ -82,17 +93,48 @@ class Transcript:
         return sum(word.confidence for word in words) / len(words) if words else 0.0
 
 
+class Damaged(AudioError):
+    """A recording that cannot be read to its end: `heard` is the transcript of what comes before the damage."""
+
+    def __init__(self, error: AudioError, heard: Transcript):
+        super().__init__(error.reason, error.detail)
+        self.heard = heard
+
+
 @dataclass
-class _Heard:
-    """How much of a recording has come in."""
+class _Intake:
+    """How much of a recording has come in, and what was wrong with the rest."""
 
     samples: int = 0
+    damage: AudioError | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / SAMPLE_RATE_HZ
 
     def counting(self, blocks: Iterable[np.ndarray], tell: Callable[[float], None]) -> Iterator[np.ndarray]:
-        for block in blocks:
-            self.samples += len(block)
-            yield block
-            tell(self.samples / SAMPLE_RATE_HZ)
+        """The blocks up to their end or to damage, so that what was read is heard before anybody is told of it."""
+        try:
+            for block in blocks:
+                self.samples += len(block)
+                yield block
+                tell(self.seconds)
+        except AudioError as error:
+            if error.reason != audio.DAMAGED:
+                raise
+            self.damage = error
+
+
+class _Settled(NamedTuple):
+    """What is believed of a window, and how it came to that."""
+
+    heard: Heard
+    temperature: float = 0.0
+    no_speech: float = 0.0
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass
@@ -124,6 +166,11 @@ class Transcriber:
         self.calibration = Calibration.of(self.ref.facts)
         self._one_at_a_time = threading.Lock()
 
+    @property
+    def times_words(self) -> bool:
+        """Whether the engine can tell when words begin (Engine.word_starts)."""
+        return getattr(self.loaded, "can_align", False)
+
     def transcribe(
         self,
         recording: bytes | str | Path | Waveform,
@@ -131,53 +178,79 @@ class Transcriber:
         *,
         on_audio: Callable[[float], None] = lambda seconds: None,
         on_segment: Callable[[Segment], None] = lambda segment: None,
+        word_times: bool = False,
     ) -> Transcript:
         """The transcript of a file's bytes, a path or a Waveform of any length.
 
-        `on_audio` is told how many seconds have been read, `on_segment` each segment as soon as it is there. Raises
-        audio.AudioError for what is not audio, empty, not finite or longer than `max_duration_s`.
+        `on_segment` is told each segment as soon as it is there; `on_audio` how many seconds have been read, and the
+        same once more before every batch that is decoded: what it raises ends the work there. `word_times` tells when
+        each word is said, for about the time of decoding once more. Raises audio.AudioError for what is not audio,
+        empty, not finite or longer than `max_duration_s`, Damaged for what can be read only in part, and LabError for
+        `word_times` where the engine cannot tell (`times_words`).
         """
-        started, heard, segments = time.monotonic(), _Heard(), []
-        for segment in self._segments(heard.counting(_blocks(recording, max_duration_s), on_audio)):
+        if word_times and not self.times_words:
+            raise LabError(f"{self.loaded.name} cannot tell when words are said: take --engine ctranslate2")
+        started, intake, segments = time.monotonic(), _Intake(), []
+        blocks = intake.counting(_blocks(recording, max_duration_s), on_audio)
+        for segment in self._segments(blocks, lambda: on_audio(intake.seconds), word_times):
             on_segment(segment)
             segments.append(segment)
         text = " ".join(segment.text for segment in segments)
-        return Transcript(text, heard.samples / SAMPLE_RATE_HZ, time.monotonic() - started, tuple(segments))
+        heard = Transcript(text, intake.seconds, time.monotonic() - started, tuple(segments))
+        if intake.damage:
+            raise Damaged(intake.damage, heard)
+        return heard
 
     def segments(
         self, recording: bytes | str | Path | Waveform, max_duration_s: float = float("inf")
     ) -> Iterator[Segment]:
-        """The segments of a recording in order, each as soon as it is there; in constant memory. Raises AudioError."""
-        return self._segments(_blocks(recording, max_duration_s))
+        """The segments of a recording in order, each as soon as it is there; in constant memory. Raises AudioError,
+        that of a damaged recording after the segments of what comes before."""
+        intake = _Intake()
+        yield from self._segments(intake.counting(_blocks(recording, max_duration_s), lambda seconds: None))
+        if intake.damage:
+            raise intake.damage
 
-    def _segments(self, blocks: Iterator[np.ndarray]) -> Iterator[Segment]:
+    def _segments(
+        self, blocks: Iterator[np.ndarray], go_on: Callable[[], None] = _nothing, word_times: bool = False
+    ) -> Iterator[Segment]:
         head = list(islice(blocks, 2))
         whole = np.concatenate(head) if head else np.zeros(0, dtype=np.float32)
         more = next(blocks, None)
         if more is None and len(whole) <= self.longest_s * SAMPLE_RATE_HZ:
-            yield from self.decode_windows([Window(whole, 0.0)] if len(whole) else [])
+            yield from self.decode_windows([Window(whole, 0.0)] if len(whole) else [], go_on, word_times)
             return
         come = chain([whole], [] if more is None else [more], blocks)
         packed_s = self.longest_s if self.ref.context != "clip" else 0.0
         found = segmentation.windows(come, segmentation.detector(), longest_s=self.longest_s, joined_s=packed_s)
         for group in _groups(found):
-            yield from self.decode_windows(group)
+            yield from self.decode_windows(group, go_on, word_times)
 
-    def decode_windows(self, windows: list[Window]) -> list[Segment]:
-        """The segments of `windows`, in their order; windows without words have none."""
+    def decode_windows(
+        self, windows: list[Window], go_on: Callable[[], None] = _nothing, word_times: bool = False
+    ) -> list[Segment]:
+        """The segments of `windows`, in their order; windows without words have none.
+
+        `go_on` is called before each batch of them and each further try: what it raises ends the work.
+        """
         with self._one_at_a_time:
-            return self._decode_windows(windows)
+            return self._decode_windows(windows, go_on, word_times)
 
-    def _decode_windows(self, windows: list[Window]) -> list[Segment]:
+    def _decode_windows(self, windows: list[Window], go_on: Callable[[], None], word_times: bool) -> list[Segment]:
         log_mels = [self.loaded.log_mel(Waveform(window.samples)) for window in windows]
         heard: dict[int, Heard] = {}
         lengths = np.array([self._frames(len(log_mel.frames)) for log_mel in log_mels])
         for batch in sorted_batches(lengths, BATCH_FRAMES) if len(windows) else []:
+            go_on()
             tensor = self._tensor([log_mels[i] for i in batch])
             heard |= zip(batch.tolist(), self.loaded.hear(tensor), strict=True)
-        told = [self._settled(heard[i], log_mels[i]) for i in range(len(windows))]
-        found = zip(windows, log_mels, told, strict=True)
-        return [part for window, log_mel, one in found if one.text for part in self._segments_of(window, log_mel, one)]
+        told = [self._settled(heard[i], log_mels[i], go_on) for i in range(len(windows))]
+        parts: list[Segment] = []
+        for window, log_mel, one in zip(windows, log_mels, told, strict=True):
+            if one.heard.text:
+                go_on()
+                parts += self._segments_of(window, log_mel, one, word_times)
+        return parts
 
     def _frames(self, n: int) -> int:
         return padded_frames(n) if self.ref.context == "clip" else FULL_FRAMES
@@ -186,36 +259,53 @@ class Transcriber:
         frames = max(self._frames(len(log_mel.frames)) for log_mel in log_mels)
         return np.stack([log_mel.padded(frames) for log_mel in log_mels])
 
-    def _settled(self, heard: Heard, log_mel: LogMel) -> Heard:
+    def _settled(self, heard: Heard, log_mel: LogMel, go_on: Callable[[], None]) -> _Settled:
         """What is believed of a window: nothing where it is silent, another try where it goes in circles."""
-        if heard.logprob < _UNSURE_LOGPROB and self.loaded.no_speech(self._tensor([log_mel]))[0] > _NO_SPEECH:
-            return Heard("", heard.logprob, heard.tokens)
-        for temperature in TEMPERATURES:
+        temperature = silent = 0.0
+        if heard.logprob < _UNSURE_LOGPROB:
+            go_on()
+            silent = self.loaded.no_speech(self._tensor([log_mel]))[0]
+            if silent > _NO_SPEECH:
+                return _Settled(Heard("", heard.logprob, heard.tokens))
+        for warmer in TEMPERATURES:
             if not repetition.is_repeating(heard.text):
                 break
-            heard = self.loaded.hear(self._tensor([log_mel]), temperature)[0]
-        return heard if not repetition.is_repeating(heard.text) else _cut(heard)
+            go_on()
+            temperature, heard = warmer, self.loaded.hear(self._tensor([log_mel]), warmer)[0]
+        return _Settled(heard if not repetition.is_repeating(heard.text) else _cut(heard), temperature, silent)
 
-    def _segments_of(self, window: Window, log_mel: LogMel, heard: Heard) -> list[Segment]:
+    def _segments_of(self, window: Window, log_mel: LogMel, told: _Settled, word_times: bool) -> list[Segment]:
         """A window as one segment, a long one sentence by sentence where the engine tells when words begin."""
+        heard, *how = told
         words = tuple(Word(text, self.calibration(logprob)) for text, logprob in heard.words)
         start, end = round(window.start_s, 3), round(window.end_s, 3)
         firsts = _sentences(heard.text) if end - start > LONG_S and len(words) == len(heard.text.split()) else [0]
         begins: list[float] = []
-        if len(firsts) > 1:
+        if len(firsts) > 1 or word_times:
             (tensor,) = self._tensor([log_mel])
             begins = self.loaded.word_starts(tensor, min(len(log_mel.frames), tensor.shape[-1]), heard.text)
-        if not begins:
-            return [Segment(start, end, heard.text, words, heard.logprob)]
+        if word_times:
+            words = _timed(words, start, end, begins)
+        if len(firsts) == 1 or not begins:
+            return [Segment(start, end, heard.text, words, heard.logprob, *how)]
         starts = {first: round(start + begins[first], 3) for first in firsts[1:]}
         # a sentence without any length would be a subtitle that nobody sees: it stays with the one before it
         firsts = [0, *(n for m, n in pairwise(firsts) if max(start, starts.get(m, start)) < starts[n] < end)]
         edges = [start, *(starts[first] for first in firsts[1:]), end]
         parts = [words[a:b] for a, b in pairwise([*firsts, len(words)])]
         return [
-            Segment(a, b, " ".join(word.text for word in part), part, heard.logprob)
+            Segment(a, b, " ".join(word.text for word in part), part, heard.logprob, *how)
             for (a, b), part in zip(pairwise(edges), parts, strict=True)
         ]
+
+
+def _timed(words: tuple[Word, ...], start_s: float, end_s: float, begins: list[float]) -> tuple[Word, ...]:
+    """Each word up to where the next one begins. Where the engine failed to tell, they share the time by letters."""
+    if len(begins) != len(words):
+        letters = np.cumsum([0, *(len(word.text) + 1 for word in words)])
+        begins = ((end_s - start_s) * letters[:-1] / letters[-1]).tolist() if words else []
+    edges = [*(round(min(start_s + begin, end_s), 3) for begin in begins), end_s]
+    return tuple(replace(word, start_s=a, end_s=b) for word, (a, b) in zip(words, pairwise(edges), strict=True))
 
 
 def longest_window_s(ref: ModelRef) -> float:
@@ -239,8 +329,9 @@ def _cut(heard: Heard) -> Heard:
 def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float) -> Iterator[np.ndarray]:
     if not isinstance(recording, Waveform):
         return audio.blocks(recording, max_duration_s)
+    samples = audio.from_array(recording.samples, SAMPLE_RATE_HZ, max_duration_s).samples
     step = int(audio.BLOCK_S * SAMPLE_RATE_HZ)
-    return (recording.samples[at : at + step] for at in range(0, len(recording.samples), step))
+    return (samples[at : at + step] for at in range(0, len(samples), step))
 
 
 def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:

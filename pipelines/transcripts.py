@@ -4,6 +4,7 @@
     talks.transcribed.csv.partial   one line of JSON for each row that is done; the first names table, model, settings
     talks.transcribed.csv           made of both when all rows are done: whole or absent
     talks.transcribed.csv.json      the same names, figures, and the sha256 of the table: it is finished
+    talks.transcribed.csv.earlier   the lines of the call before, where some have an error: a retry keeps the others
 
 A recording that cannot be used is a row with an error. A reference column gives WER, row by row and over all.
 """
@@ -13,17 +14,21 @@ from __future__ import annotations
 import json
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from pipelines import manifest, scoring, subtitles, tables, text
 from pipelines.audio import AudioError
 from pipelines.errors import LabError
 from pipelines.tables import Recording, Recordings
+from pipelines.transcriber import Damaged
 
 if TYPE_CHECKING:
     from pipelines.transcriber import Transcriber, Transcript
@@ -57,6 +62,10 @@ class Job:
         return self.out.with_name(f"{self.out.name}.partial")
 
     @property
+    def earlier(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.earlier")
+
+    @property
     def summary(self) -> Path:
         return self.out.with_name(f"{self.out.name}.json")
 
@@ -72,6 +81,7 @@ class Result:
     audio_s: float | None = None
     elapsed_s: float = 0.0
     error: str | None = None
+    """A transcript beside it is that of what comes before the damage."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ def plan(
     named = [path for path in inputs if path.suffix.lower() in tables.SUFFIXES and not path.is_dir()]
     if named and len(inputs) > 1:
         raise LabError(f"a table is transcribed alone, got {named[0]} and {len(inputs) - 1} more: call it for each")
-    place = Path(out).expanduser() if out else None
+    place = tables.at_home(Path(out)) if out else None
     is_table = place is not None and place.suffix.lower() in tables.SUFFIXES and not place.is_dir()
     folder = None if is_table else place
     if place and not is_table and not place.is_dir() and (place.exists() or place.suffix[1:] in subtitles.FORMATS):
@@ -135,7 +145,7 @@ def plan(
 
 def _target(inputs: Sequence[Path], named: list[Path], folder: Path | None) -> Path | None:
     """Where the table goes that nobody named: beside the one table or folder; files have none."""
-    one = inputs[0].expanduser()
+    one = tables.at_home(inputs[0])
     if not named and (len(inputs) > 1 or not one.is_dir()):
         return folder / "transcribed.csv" if folder else None
     stem, suffix = (one.stem, one.suffix) if named else (one.absolute().name, ".csv")
@@ -143,12 +153,21 @@ def _target(inputs: Sequence[Path], named: list[Path], folder: Path | None) -> P
 
 
 def run(
-    job: Job, transcriber: Transcriber, *, again: bool = False, log: Callable[[str], None] = print
+    job: Job,
+    transcriber: Transcriber,
+    *,
+    again: bool = False,
+    retry: bool = False,
+    log: Callable[[str], None] = print,
 ) -> tuple[Summary, list[Result]]:
     """The figures; and what was heard, where no table holds it. Raises LabError as `transcribe_table` does."""
+    if again and retry:
+        raise LabError("--again begins anew, --retry-errors keeps what is good: give one of them")
     if job.out is None:
+        if retry:
+            raise LabError("--retry-errors is for tables, and files have none: name one with --out")
         return transcribe_files(job, transcriber, again=again)
-    return transcribe_table(job, transcriber, again=again, log=log), []
+    return transcribe_table(job, transcriber, again=again, retry=retry, log=log), []
 
 
 def transcribe_files(job: Job, transcriber: Transcriber, *, again: bool = False) -> tuple[Summary, list[Result]]:
@@ -156,42 +175,46 @@ def transcribe_files(job: Job, transcriber: Transcriber, *, again: bool = False)
     places = _places(job)
     if not again:
         _refuse_existing(job, places)
-    results = [*_transcribed(job, transcriber, places, sum(1 for _ in job.recordings), 0)]
+    results = [*_transcribed(job, transcriber, places, job.recordings.count(), 0)]
     return _summary(transcriber, results, None), results
 
 
 def transcribe_table(
-    job: Job, transcriber: Transcriber, *, again: bool = False, log: Callable[[str], None] = print
+    job: Job,
+    transcriber: Transcriber,
+    *,
+    again: bool = False,
+    retry: bool = False,
+    log: Callable[[str], None] = print,
 ) -> Summary:
     """Transcribe the rows that are not done yet, then write the table.
 
     Raises LabError where the table that is to be written was made of, or begun with, something else, or is of unknown
-    origin; `again` begins anew in its place. Rows that are done stay done, whatever ends the process.
+    origin; `again` begins anew in its place, `retry` does the rows with an error once more. Rows that are done stay
+    done, whatever ends the process.
     """
-    n = sum(1 for _ in job.recordings)
+    n = job.recordings.count()
     if not n:
         raise LabError("there is no row to transcribe: the table is a header alone")
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with _alone(job.out):
         made_of, places = _made_of(job, transcriber), _places(job)
-        begun = None if again else _begun(job.partial)
+        if again:
+            job.earlier.unlink(missing_ok=True)
+        begun = None if again else _going_on(job, made_of, retry)
         if begun:
-            _refuse_unlike(job.out, begun.made_of, made_of)
             log(f"going on after {begun.rows} of {n} rows")
+        elif not again and (done := _done(job, made_of, retry)):
+            log(f"{job.out} is there already, made of the same table by the same model")
+            return done
+        elif not again and (earlier := _begun(job.earlier)):
+            log(f"keeping the good ones of {earlier.rows} rows")
         elif not again:
-            if known := _finished(job):
-                _refuse_unlike(job.out, known["made_of"], made_of)
-                log(f"{job.out} is there already, made of the same table by the same model")
-                return Summary(**known["summary"])
-            if job.out.exists():
-                raise LabError(
-                    f"{job.out} exists and was not made by this command, or was changed since: "
-                    "name another file with --out, or replace it with --again"
-                )
             _refuse_existing(job, places)
+        skip = begun.rows if begun else 0
         with _journal(job.partial, begun, made_of) as file:
             flushed = time.monotonic()
-            for result in _transcribed(job, transcriber, places, n, begun.rows if begun else 0):
+            for result in _transcribed(job, transcriber, places, n, skip, _kept(job.earlier, skip)):
                 file.write(_line({name: value for name, value in asdict(result).items() if name != "name"}))
                 file.flush()
                 if time.monotonic() - flushed > FLUSH_S:
@@ -207,7 +230,7 @@ def outline(job: Job) -> dict[str, Any]:
     """What would be done and written."""
     found, begun = job.recordings, _begun(job.partial) if job.out else None
     return {
-        "would": f"transcribe {sum(1 for _ in found)} recordings",
+        "would": f"transcribe {found.count()} recordings",
         "writes": str(job.out) if job.out else "",
         "columns": {"audio": found.audio, "reference": found.reference, "speaker": found.speaker},
         "formats": list(job.formats),
@@ -233,19 +256,19 @@ def as_dict(job: Job, summary: Summary, results: Sequence[Result]) -> dict[str, 
     if job.out:
         return {**asdict(summary), "speed": round(summary.speed, 2), "table": str(job.out)}
     heard = ("audio_s", "elapsed_s", "confidence")
-    rows = [
-        {"file": result.name, "error": result.error}
-        if result.error
-        else {"file": result.name, "text": result.transcript, **{name: getattr(result, name) for name in heard}}
-        for result in results
-    ]
+    rows = []
+    for result in results:
+        rows.append({"file": result.name} | ({"error": result.error} if result.error else {}))
+        if result.audio_s is not None:
+            rows[-1] |= {"text": result.transcript, **{name: getattr(result, name) for name in heard}}
     return {"model": summary.model, "engine": summary.engine, "transcripts": rows}
 
 
 def in_words(job: Job, summary: Summary, results: Sequence[Result]) -> str:
     """What people are told; the last line says what came of it."""
     if job.out is None:
-        return "\n".join([f"model {summary.model}", *(f"{one.name}: {one.error or one.transcript}" for one in results)])
+        told = (f"{one.name}: {'; '.join(filter(None, (one.transcript, one.error)))}" for one in results)
+        return "\n".join([f"model {summary.model}", *told])
     lines = [
         f"model {summary.model}, {summary.engine}",
         f"{summary.rows} rows, {summary.errors} with an error: {summary.audio_s:,.1f} s of sound "
@@ -253,37 +276,54 @@ def in_words(job: Job, summary: Summary, results: Sequence[Result]) -> str:
     ]
     if summary.score:
         lines.append(str(scoring.Score(**summary.score)))
-    mend = "; its column `error` says why, --again tries them anew" if summary.errors else ""
+    mend = "; its column `error` says why, --retry-errors tries these rows once more" if summary.errors else ""
     return "\n".join([*lines, f"table {job.out}{mend}"])
 
 
 # ---- one recording after another
 
 
-def _transcribed(job: Job, transcriber: Transcriber, places: list[Path | None], n: int, skip: int) -> Iterator[Result]:
-    """The results from row `skip` on, below a progress bar; subtitle files are written before the row counts."""
+def _transcribed(
+    job: Job,
+    transcriber: Transcriber,
+    places: list[Path | None],
+    n: int,
+    skip: int,
+    kept: Iterable[Result | None] = repeat(None),
+) -> Iterator[Result]:
+    """The results from row `skip` on, below a progress bar; `kept` are those of these rows that are known already."""
     from tqdm.auto import tqdm
 
     with tqdm(total=n, initial=skip, unit="clip", desc="transcribing") as bar:
         pace = _Pace(bar)
-        for number, recording in enumerate(islice(job.recordings, skip, None), skip):
-            try:
-                if recording.audio is None:
-                    raise AudioError("missing", "the row names no file")
-                heard = transcriber.transcribe(recording.audio, on_audio=pace.within)
-            except AudioError as error:
-                yield Result(recording.name, error=" ".join(str(error).split()))
-            else:
-                for form in job.formats:
-                    _write(places[number], form, heard, transcriber.language)
-                yield _result(recording, heard)
-                pace.after(heard.audio_s)
+        rows = zip(islice(job.recordings, skip, None), kept)
+        for number, (recording, known) in enumerate(rows, skip):
+            yield known or _result(job, transcriber, recording, places[number] if places else None, pace)
             bar.update()
 
 
-def _result(recording: Recording, heard: Transcript) -> Result:
+def _result(job: Job, transcriber: Transcriber, recording: Recording, place: Path | None, pace: _Pace) -> Result:
+    """What is heard in one recording; its subtitle files are written before the row counts."""
+    error = None
+    try:
+        if recording.audio is None and not recording.name:
+            raise AudioError("missing", "the row names no file")
+        if recording.audio is None:
+            raise AudioError("unreadable", f"the row holds {recording.name} instead of a path or sound")
+        heard = transcriber.transcribe(recording.audio, on_audio=pace.within)
+    except Damaged as damage:
+        heard, error = damage.heard, _one_line(damage)
+    except AudioError as failure:
+        return Result(recording.name, error=_one_line(failure))
+    for form in job.formats:
+        _write(place, form, heard, transcriber.language)
+    pace.after(heard.audio_s)
     sure = round(heard.confidence, 4) if any(segment.words for segment in heard.segments) else None
-    return Result(recording.name, heard.text, sure, round(heard.audio_s, 3), round(heard.elapsed_s, 3))
+    return Result(recording.name, heard.text, sure, round(heard.audio_s, 3), round(heard.elapsed_s, 3), error)
+
+
+def _one_line(error: AudioError) -> str:
+    return " ".join(str(error).split())
 
 
 class _Pace:
@@ -398,6 +438,47 @@ def _refuse_unlike(out: Path, then: dict[str, Any], now: dict[str, Any]) -> None
         )
 
 
+def _going_on(job: Job, made_of: dict[str, Any], retry: bool) -> _Begun | None:
+    """Where an earlier call was cut off. For `retry` its lines are set aside, to be kept or done once more; where some
+    are aside already, such a retry was cut off, and goes on."""
+    begun = _begun(job.partial)
+    if begun:
+        _refuse_unlike(job.out, begun.made_of, made_of)
+    if begun and retry and not job.earlier.exists():
+        os.replace(job.partial, job.earlier)
+        return None
+    return begun
+
+
+def _done(job: Job, made_of: dict[str, Any], retry: bool) -> Summary | None:
+    """The figures of a table that is there already, unless some of its rows are to be tried once more.
+
+    LabError where it is not this command's, or of something else, or the good rows that a retry keeps are gone.
+    """
+    finished, earlier = _finished(job), _begun(job.earlier)
+    if job.out.exists() and not finished:
+        raise LabError(
+            f"{job.out} exists and was not made by this command, or was changed since: "
+            "name another file with --out, or replace it with --again"
+        )
+    for then in (finished["made_of"] if finished else None, earlier.made_of if earlier else None):
+        if then is not None:
+            _refuse_unlike(job.out, then, made_of)
+    if not finished or (retry and finished["summary"]["errors"] and earlier):
+        return None
+    if retry and finished["summary"]["errors"]:
+        raise LabError(f"{job.earlier.name}, which held the good rows, is gone: begin anew with --again")
+    return Summary(**finished["summary"])
+
+
+def _kept(earlier: Path, skip: int) -> Iterator[Result | None]:
+    """For each row from `skip` on what an earlier call heard in it; None where it did not, or had an error."""
+    begun = _begun(earlier)
+    told = islice(_results(earlier), skip, begun.rows) if begun else ()
+    yield from (result if result.error is None else None for result in told)
+    yield from repeat(None)
+
+
 def _begun(partial: Path) -> _Begun | None:
     """What lies there, up to the last line that is whole; None where not even the first is."""
     lines = _lines(partial)
@@ -463,43 +544,54 @@ def _finish(job: Job, transcriber: Transcriber, made_of: dict[str, Any]) -> Summ
     if job.recordings.table.digest() != made_of["table"]:
         raise LabError("the table was changed while it was transcribed: put it back, or begin anew with --again")
     aside = job.out.with_name(f".{job.out.stem}.partial{job.out.suffix}")
-    job.recordings.table.write(aside, job.columns, _cells(job))
+    tally = _Tally(job)
+    job.recordings.table.write(aside, job.columns, tally.cells())
     manifest.flush(aside)
     os.replace(aside, job.out)
     manifest.sync_folder(job.out.parent)
-    summary = _summary(transcriber, _results(job), _score(job))
+    summary = _summary(transcriber, _results(job.partial), tally.score())
     told = {"summary": asdict(summary), "made_of": made_of, "sha256": manifest.sha256(job.out)}
     manifest.write_json(job.summary, told)
-    job.partial.unlink()
+    if summary.errors:
+        os.replace(job.partial, job.earlier)
+    else:
+        job.earlier.unlink(missing_ok=True)
+        job.partial.unlink()
     return summary
 
 
-def _results(job: Job) -> Iterator[Result]:
-    return (Result(name="", **cells) for cells, _ in islice(_lines(job.partial), 1, None))
+def _results(place: Path) -> Iterator[Result]:
+    return (Result(name="", **cells) for cells, _ in islice(_lines(place), 1, None))
 
 
-def _cells(job: Job) -> Iterator[dict[str, Any]]:
-    """What each row gets."""
-    for recording, result in zip(job.recordings, _results(job), strict=True):
-        cells = {name: getattr(result, name) for name in COLUMNS}
-        yield {**cells, WER: _wer(recording, result)}
+class _Tally:
+    """The cells that each row gets; and of all rows together what scores them: numbers, not their words."""
 
+    def __init__(self, job: Job):
+        self.job = job
+        self._counts = array("q")
+        self._speakers: list[str] = []
+        self._names: dict[str, str] = {}
 
-def _wer(recording: Recording, result: Result) -> float | None:
-    if not _is_scored(recording, result):
-        return None
-    edits = scoring.count_edits([recording.reference], [result.transcript])
-    return round(float(edits.word_edits[0] / edits.words[0]), 4)
+    def cells(self) -> Iterator[dict[str, Any]]:
+        rows = zip(self.job.recordings.without_audio(), _results(self.job.partial), strict=True)
+        for recording, result in rows:
+            yield {name: getattr(result, name) for name in COLUMNS} | {WER: self._wer(recording, result)}
 
+    def _wer(self, recording: Recording, result: Result) -> float | None:
+        if not _is_scored(recording, result):
+            return None
+        edits = scoring.count_edits([recording.reference], [result.transcript])
+        self._counts.extend(int(count[0]) for count in vars(edits).values())
+        self._speakers.append(self._names.setdefault(recording.speaker, recording.speaker))
+        return round(float(edits.word_edits[0] / edits.words[0]), 4)
 
-def _score(job: Job) -> scoring.Score | None:
-    """Of all rows that can be scored; None where there is none."""
-    pairs = zip(job.recordings, _results(job), strict=True)
-    told = [(row.reference, result.transcript, row.speaker) for row, result in pairs if _is_scored(row, result)]
-    if not told:
-        return None
-    references, hypotheses, speakers = zip(*told, strict=True)
-    return scoring.score(references, hypotheses, speakers if job.recordings.speaker else None)
+    def score(self) -> scoring.Score | None:
+        """Of all rows that can be scored, once their cells were made; None where there is none."""
+        if not self._speakers:
+            return None
+        counts = np.array(self._counts).reshape(len(self._speakers), -1).T
+        return scoring.score_of(scoring.Edits(*counts), self._speakers if self.job.recordings.speaker else None)
 
 
 def _is_scored(recording: Recording, result: Result) -> bool:

@@ -17,8 +17,9 @@ from pipelines import __main__ as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = ROOT / "Dockerfile"
-FAST = {"ctranslate2", "silero-vad", "onnxruntime"}
-"""Extras without which the server still runs, but slowly."""
+ENGINES = {"ctranslate2", "onnxruntime", "tokenizers"}
+LARGE = {"torch", "transformers", "silero-vad"}
+"""Gigabytes, the last one by what it asks for: an export is served without."""
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -66,13 +67,17 @@ def test_what_it_holds_is_pinned_and_nothing_more_than_the_server_needs():
     assert re.fullmatch(r"python:3\.11-slim-\w+", base), "the Python that constraints.txt was made for"
     (run,) = of("RUN")
     assert "-c constraints.txt -r requirements.txt" in run and "--no-cache-dir" in run
-    assert '"${TORCH_INDEX}"' in run and of("ARG") == ["TORCH_INDEX="], (
+    assert "pip install --no-cache-dir --no-deps -c constraints.txt silero-vad" in run
+    always, _, asked_for = run.partition('if [ -n "${TORCH}" ]; then')
+    assert "torch" not in always and "-c constraints.txt torch transformers; fi" in asked_for
+    assert '"${TORCH_INDEX}"' in asked_for and of("ARG") == ["TORCH=", "TORCH_INDEX="], (
         "no index is asked that the builder did not name"
     )
     text = (ROOT / "pipelines/serving/requirements.txt").read_text("utf-8")
     wanted = {line.strip().lower() for line in text.splitlines() if line and not line.startswith("#")}
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text("utf-8"), flags=re.MULTILINE)
-    assert wanted <= {name.lower() for name in pinned} and wanted >= FAST
+    assert wanted | LARGE <= {name.lower() for name in pinned}
+    assert wanted >= ENGINES and not wanted & LARGE
 
 
 def test_it_copies_what_there_is_and_the_rest_stays_outside():

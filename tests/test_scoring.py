@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import scoring
 from pipelines.errors import LabError
 from pipelines.scoring import Edits, count_edits, difference, difference_over_seeds, interval, score, score_over_seeds
 
@@ -350,3 +351,11 @@ def test_a_score_prints_and_travels():
     found = score(["a b"], ["a c"], ["x"])
     assert str(found) == "WER 0.500 (95 % 0.500-0.500, n = 1, 1 speakers), CER 0.333"
     assert json.loads(json.dumps(found.as_dict()))["wer"] == 0.5
+
+
+@pytest.mark.parametrize("speakers", [None, ["a", "b", "b", "c", "d"] * 8])
+def test_resamples_that_are_drawn_in_parts_are_the_same(monkeypatch, speakers):
+    told = [f"ord {n} och ett till" for n in range(40)], ["ord och ett annat" if n % 3 else "" for n in range(40)]
+    whole = score(*told, speakers)
+    monkeypatch.setattr(scoring, "_DRAWN_AT_ONCE", 100)
+    assert score(*told, speakers) == whole

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import itertools
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -26,7 +28,7 @@ import pytest
 import soundfile
 from hypothesis import strategies
 
-from pipelines import models, serving
+from pipelines import export, models, serving
 from pipelines import subtitles as written
 from pipelines.errors import LabError
 from pipelines.serving import Limits
@@ -81,11 +83,11 @@ class Held:
     """A transcriber that hears nothing until it is let go; it looks up every 10 ms, as between two segments."""
 
     def __init__(self, like: Transcriber):
-        self.ref, self.language, self.loaded = like.ref, like.language, like.loaded
+        self.ref, self.language, self.loaded, self.times_words = like.ref, like.language, like.loaded, False
         self.let_go, self.begun = threading.Event(), threading.Semaphore(0)
         self.at_once = self.most_at_once = self.abandoned = 0
 
-    def transcribe(self, recording, max_duration_s, *, on_audio, on_segment):
+    def transcribe(self, recording, max_duration_s, *, on_audio, on_segment, word_times):
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self.begun.release()
@@ -146,12 +148,64 @@ def test_openais_client_gets_every_format(client, toy, wav):
     assert segment.avg_logprob == pytest.approx(told.logprob, abs=1e-4)
     assert segment.confidence == pytest.approx(told.confidence, abs=1e-4)
     assert segment.compression_ratio > 0 and segment.seek == 0 and segment.tokens == []
+    assert (segment.temperature, segment.no_speech_prob) == (told.temperature, pytest.approx(told.no_speech, abs=1e-4))
+    assert verbose.words is None
+
+
+class Timing:
+    """An engine that can tell when words begin: one each quarter of a second."""
+
+    can_align = True
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def word_starts(self, window, frames, text):
+        return [0.25 * n for n in range(len(text.split()))]
+
+
+def test_openais_client_gets_words_with_their_times_where_the_engine_tells_them(toy, wav):
+    timing = copy.copy(toy)
+    timing.loaded = Timing(toy.loaded)
+    with running(timing) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        asked = {"file": ("a.wav", wav), "model": "whisper-1", "timestamp_granularities": ["word", "segment"]}
+        told = client.audio.transcriptions.create(response_format="verbose_json", **asked)
+        assert [word.word for word in told.words] == told.text.split()
+        starts = [0.25 * n for n in range(len(told.words))]
+        assert [word.start for word in told.words] == starts
+        assert [word.end for word in told.words] == [*starts[1:], 2.0]
+        with pytest.raises(openai.BadRequestError, match="verbose_json alone") as caught:
+            client.audio.transcriptions.create(response_format="json", **asked)
+        assert caught.value.param == "timestamp_granularities[]"
+
+
+def test_openais_client_is_told_where_words_cannot_be_timed(client, wav):
+    asked = {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
+    with pytest.raises(openai.BadRequestError, match="cannot time words") as caught:
+        client.audio.transcriptions.create(file=("a.wav", wav), model="whisper-1", **asked)
+    assert caught.value.param == "timestamp_granularities[]"
 
 
 def test_openais_client_lists_the_model_and_may_use_its_name(client, wav):
     (model,) = client.models.list().data
     assert (model.id, model.object, model.created) == ("toy-whisper", "model", 1795167000)
     assert client.audio.transcriptions.create(file=("a.wav", wav), model=model.id).text
+    assert client.models.retrieve(model.id) == client.models.retrieve("whisper-1") == model
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("openai/whisper-tiny")
+    assert caught.value.code == "model_not_found"
+
+
+def test_a_model_whose_name_has_a_slash_is_found_by_it(toy):
+    named = copy.copy(toy)
+    named.ref = dataclasses.replace(toy.ref, name="openai/whisper-tiny")
+    with running(named) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        (model,) = client.models.list().data
+        assert model.id == "openai/whisper-tiny"
+        assert client.models.retrieve(model.id) == model
 
 
 def test_openais_client_understands_a_refusal(client, wav):
@@ -173,7 +227,7 @@ def test_openais_client_understands_a_refusal(client, wav):
         ({"temperature": "3"}, "temperature", 400),
         ({"temperature": "nan"}, "temperature", 400),
         ({"response_format": "diarized_json"}, "response_format", 400),
-        ({"timestamp_granularities[]": "word"}, "timestamp_granularities[]", 400),
+        ({"timestamp_granularities[]": "letter"}, "timestamp_granularities[]", 400),
         ({"file": "no file"}, "file", 400),
     ],
 )
@@ -200,6 +254,16 @@ def test_what_is_not_audio_is_refused(url, path, content, code):
 def test_no_number_is_no_sound(url, encoded):
     sound = encoded(np.full(16_000, np.nan, np.float32), subtype="FLOAT")
     assert "NaN" in refusal(httpx.post(url + "/predict", content=sound), 400, code="invalid_audio")
+
+
+def test_a_recording_that_can_be_read_only_in_part_is_refused_and_told_where(url, encoded, speech):
+    content = bytearray(encoded(speech(40 * 16_000), format="FLAC"))
+    at = int(0.9 * len(content))
+    content[at : at + 20_000] = bytes(20_000)
+    for path in (TRANSCRIPTIONS, "/predict"):
+        told = httpx.post(url + path, files={"file": ("a.flac", bytes(content))}, timeout=60)
+        said = refusal(told, 400, code="invalid_audio", param="file")
+        assert said == "the recording is damaged: it cannot be read after 30.0 s"
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "a\0.wav", "/dev/stdin", "å\n.wav", "%2e%2e%2f", "~"])
@@ -371,6 +435,35 @@ def test_who_sends_too_slowly_gives_the_place_back(toy, wav):
         assert httpx.get(url + "/health").json()["waiting"] == 0
 
 
+def sent_slowly(url: str, drops: int, of_bytes: int, every_s: float) -> bytes:
+    """The head of the answer to a request whose body comes drop by drop."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {drops * of_bytes}\r\n\r\n"
+        client.sendall(head.encode())
+        for _ in range(drops):
+            client.sendall(bytes(of_bytes))
+            if select.select([client], [], [], every_s)[0]:  # the answer comes before the end
+                break
+        return client.recv(4096)
+
+
+def test_who_sends_drop_by_drop_holds_no_place(toy, wav):
+    """Long before the time of a request is up: else a few such senders would shut everybody out for as long."""
+    with running(toy, dataclasses.replace(LIMITS, sending_s=0.3, queue=0)) as url, ThreadPoolExecutor() as pool:
+        answer = pool.submit(sent_slowly, url, 100, 10, 0.05)
+        until(lambda: httpx.get(url + "/health").json()["waiting"] == 1)
+        head, _, body = answer.result().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ") and b"x-should-retry: false" in head.lower()
+        assert json.loads(body)["error"]["code"] == "timeout"
+        assert httpx.post(url + "/predict", content=wav).status_code == 200
+
+
+def test_who_sends_much_over_a_slow_line_is_waited_for(toy):
+    with running(toy, dataclasses.replace(LIMITS, sending_s=0.3)) as url:
+        assert sent_slowly(url, 20, 4_000, 0.05).startswith(b"HTTP/1.1 400 "), "zeros are no audio, but all came"
+
+
 def test_who_leaves_is_not_decoded_for(toy, wav):
     slow = Held(toy)
     with running(slow, dataclasses.replace(LIMITS, queue=0)) as url:
@@ -406,7 +499,7 @@ def test_with_a_token_nothing_but_health_and_the_description_answers_without_it(
         assert httpx.post(url + "/predict", content=wav, headers=right).json()["duration_s"] == 2.0
         schema = httpx.get(url + "/openapi.json").json()
         guarded = {path for path, methods in schema["paths"].items() for told in methods.values() if "security" in told}
-        assert guarded == {TRANSCRIPTIONS, "/predict", "/v1/models"}
+        assert guarded == {TRANSCRIPTIONS, "/predict", "/v1/models", "/v1/models/{model}"}
 
 
 def test_who_has_no_token_is_refused_before_the_body_is_read(toy):
@@ -459,7 +552,7 @@ def test_the_page_about_the_api_fetches_nothing(url):
 
 @pytest.fixture(scope="module")
 def schema(url):
-    accepted = [200, 400, 401, 404, 413, 503]  # no schema can say of a binary string that it is to be speech
+    accepted = [200, 400, 401, 404, 408, 413, 503]  # no schema can say of a binary string that it is to be speech
     checks = {"positive_data_acceptance": {"expected-statuses": [str(status) for status in accepted]}}
     config = schemathesis.Config.from_dict({"checks": checks})
     return schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
@@ -475,7 +568,7 @@ OF_ANSWERS = [
     ("method", "path", "mode"),
     [
         *itertools.product(["POST"], [TRANSCRIPTIONS, "/predict"], ["positive", "negative"]),
-        *itertools.product(["GET"], ["/v1/models", "/health"], ["positive"]),
+        *itertools.product(["GET"], ["/v1/models", "/v1/models/{model}", "/health"], ["positive"]),
     ],
 )
 def test_the_api_is_as_its_schema_says(schema, wav, method, path, mode):
@@ -500,7 +593,8 @@ def test_the_api_is_as_its_schema_says(schema, wav, method, path, mode):
 
 def test_every_address_is_in_the_schema_and_the_other_way_round(schema):
     told = {(result.ok().method.upper(), result.ok().path) for result in schema.get_all_operations()}
-    assert told == {("POST", TRANSCRIPTIONS), ("POST", "/predict"), ("GET", "/v1/models"), ("GET", "/health")}
+    facts = {"/v1/models", "/v1/models/{model}", "/health"}
+    assert told == {("POST", TRANSCRIPTIONS), ("POST", "/predict"), *itertools.product(["GET"], facts)}
     assert not re.search("422|ValidationError", json.dumps(schema.raw_schema)), "errors are 400, in OpenAI's shape"
 
 
@@ -523,7 +617,7 @@ def closure(names):
             todo += [one for one in wanted if "extra ==" not in one]
     return known
 
-allowed = closure(sys.argv[1].split(","))
+allowed = closure(sys.argv[1].split(",")) | {"silero-vad"}  # without what it asks for
 owners = importlib.metadata.packages_distributions()
 norm = lambda name: re.sub(r"[-_.]+", "-", name).lower()
 
@@ -546,11 +640,15 @@ def requirements(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def test_the_command_serves_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
+def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
+    pytest.importorskip("ctranslate2")
+    served = export.convert(
+        models.resolve(str(toy_model)), "ctranslate2-int8", to=tmp_path / "served", log=lambda line: None
+    )
     names = ",".join(
         re.match(r"[\w.-]+", line)[0] for line in requirements(ROOT / "pipelines/serving/requirements.txt")
     )
-    options = ["serve", "--model", str(toy_model), "--port", "0", "--max-duration-s", "60", "--json"]
+    options = ["serve", "--model", str(served), "--port", "0", "--max-duration-s", "60", "--json"]
     environment = {**os.environ, "LAB_API_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "LAB_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", BLOCKED, names, *options]
     with (tmp_path / "err").open("w+") as errors:
@@ -560,6 +658,7 @@ def test_the_command_serves_with_what_the_image_holds_and_ends_cleanly(toy_model
             assert line, (tmp_path / "err").read_text()
             told = json.loads(line)
             assert told.keys() == {"url", "model", "engine", "token"} and told["token"] is True
+            assert told["engine"].startswith("ctranslate2")
             headers = {"Authorization": b"Bearer " + TOKEN.encode()}
             heard = httpx.post(told["url"] + "/predict", content=wav, headers=headers, timeout=60)
             assert heard.json()["duration_s"] == 2.0, heard.text
@@ -572,7 +671,17 @@ def test_the_command_serves_with_what_the_image_holds_and_ends_cleanly(toy_model
         errors.seek(0)
         said = line + rest + errors.read()
     assert "hemlig" not in said and "Traceback" not in said
-    assert {path.name for path in tmp_path.iterdir()} <= {"err", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"err", "cache", "served"}
+
+
+def test_without_torch_a_model_that_is_no_export_is_refused_in_one_line(toy_model, tmp_path):
+    names = ",".join(requirements(ROOT / "pipelines/serving/requirements.txt"))
+    command = [sys.executable, "-c", BLOCKED, names, "serve", "--model", str(toy_model), "--port", "0"]
+    environment = {**os.environ, "LAB_CACHE": str(tmp_path)}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 1
+    assert "making an export" in told.stderr and "needs the package torch" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 def test_a_port_that_is_taken_is_one_line():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -122,6 +123,41 @@ def test_other_letters_and_absent_files_are_one_line(tmp_path):
     (tmp_path / "c.parquet").write_bytes(b"PAR0")
     with pytest.raises(LabError, match="cannot be read as Parquet"):
         recordings(open_table(tmp_path / "c.parquet"))
+
+
+def test_sound_in_a_parquet_file_is_read_for_hearing_alone_and_written_in_large_groups(tmp_path, monkeypatch):
+    n = 1_000
+    sound = [{"bytes": bytes([row % 250]) * 1_000, "path": f"{row}.wav"} for row in range(n)]
+    pq.write_table(pa.table({"audio": sound, "text": [f"rad {row}" for row in range(n)]}), tmp_path / "a.parquet")
+    found = recordings(open_table(tmp_path / "a.parquet"))
+    read, rows = [], found.table.rows
+    monkeypatch.setattr(found.table, "rows", lambda columns: read.append(list(columns)) or rows(columns))
+    assert found.count() == n and read == []
+    assert [row.reference for row in found.without_audio()] == [f"rad {row}" for row in range(n)]
+    assert read == [["text"]]
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 300_000)
+    found.table.write(tmp_path / "out.parquet", NAMES, [ADDED[0]] * n)
+    made = pq.ParquetFile(tmp_path / "out.parquet")
+    sizes = [made.metadata.row_group(number).num_rows for number in range(made.num_row_groups)]
+    assert sum(sizes) == n and 3 <= len(sizes) <= 5
+    assert made.read(["audio"])["audio"].to_pylist() == sound
+
+
+def test_a_parquet_file_that_is_one_large_group_is_not_held_whole(tmp_path):
+    """As others write them: its sound is read while it is heard."""
+    rng, n = np.random.default_rng(0), 6_000
+    sound = pa.array([rng.bytes(16_000) for _ in range(n)])
+    pq.write_table(pa.table({"audio": sound}), tmp_path / "a.parquet", use_dictionary=False)
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 1
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in open_table(tmp_path / "a.parquet").rows(["audio"])]
+    assert len(held) == n and max(held) < n * 16_000 / 2
+
+
+@pytest.mark.parametrize("columns", ["audio", "audio,text"])
+def test_rows_are_counted_and_read_without_audio(tmp_path, columns):
+    table = recordings(open_table(written(tmp_path / "a.csv", f"{columns}\n" + f"{columns}\n" * 3)))
+    assert table.count() == len(list(table.without_audio())) == 3
 
 
 def test_files_are_a_table_whose_paths_are_seen_from_it(tmp_path):

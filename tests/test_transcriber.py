@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import shutil
 import subprocess
+import tempfile
 
 import numpy as np
 import pytest
@@ -166,9 +168,14 @@ def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, t
         with pytest.raises(AudioError) as caught:
             toy.transcribe(recording)
         assert caught.value.reason == reason
-    with pytest.raises(AudioError) as caught:
-        toy.transcribe(encoded(speech(3 * SECOND)), max_duration_s=2)
-    assert caught.value.reason == "too_long"
+    for recording in (encoded(speech(3 * SECOND)), Waveform(speech(3 * SECOND))):
+        with pytest.raises(AudioError) as caught:
+            toy.transcribe(recording, max_duration_s=2)
+        assert caught.value.reason == "too_long"
+    for samples, reason in ((np.zeros(0), "empty"), (np.full(SECOND, np.inf), "not_finite")):
+        with pytest.raises(AudioError) as caught:
+            toy.transcribe(Waveform(samples.astype(np.float32)))
+        assert caught.value.reason == reason
 
 
 def test_an_unknown_language_is_one_line(toy_model):
@@ -253,10 +260,64 @@ def test_progress_is_told_as_the_recording_is_read_and_heard(scripted, speech):
         Waveform(speech(70 * SECOND)), on_audio=read.append, on_segment=segments.append
     )
     assert read[-1] == 70
-    assert read == sorted(read)
+    assert {30, 60, 70} <= {*read} and read == sorted(read)
     assert tuple(segments) == heard.segments
     first = next(scripted(Scripted(), context_s=5.0).segments(Waveform(speech(70 * SECOND))))
     assert first.start_s == 0.0
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("windows", ["many", "one"])
+def test_what_is_told_of_progress_may_end_the_work_between_two_batches(scripted, speech, windows):
+    """A time-out has no other place to end it: 70 s are one group of windows, and a single window has no block after
+    it."""
+    engine = Scripted(["och då " * 20])  # would be tried at every temperature
+    stop_after = 2
+
+    def on_audio(seconds):
+        if len(engine.shapes) == stop_after:
+            raise Enough
+
+    seconds = 70 if windows == "many" else 3
+    with pytest.raises(Enough):
+        scripted(engine, context_s=5.0).transcribe(Waveform(speech(seconds * SECOND)), on_audio=on_audio)
+    assert len(engine.shapes) == stop_after
+
+
+# ---- times of words
+
+
+def timing(engine):
+    engine.can_align = True
+    return engine
+
+
+@pytest.mark.parametrize("seconds", [3, 12])
+def test_words_are_timed_where_somebody_asks(scripted, speech, seconds):
+    engine = timing(Scripted(["Det blåser. Kommer du?"]))
+    heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(seconds * SECOND)), word_times=True)
+    words = [(word.text, word.start_s, word.end_s) for segment in heard.segments for word in segment.words]
+    ends = [1, 2, 3, seconds]
+    assert words == list(zip(["Det", "blåser.", "Kommer", "du?"], [0, 1, 2, 3], ends))
+    assert len(heard.segments) == (2 if seconds == 12 else 1)
+    untimed = scripted(engine, context_s=20.0).transcribe(Waveform(speech(3 * SECOND)))
+    assert {(word.start_s, word.end_s) for word in untimed.segments[0].words} == {(None, None)}
+
+
+def test_words_that_could_not_be_timed_share_the_segment_by_letters(scripted, speech):
+    engine = timing(Scripted(["a bcdefg"], times=False))
+    heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(3 * SECOND)), word_times=True)
+    assert [(word.start_s, word.end_s) for word in heard.segments[0].words] == [(0.0, 0.667), (0.667, 3.0)]
+
+
+def test_an_engine_that_cannot_time_words_says_so(scripted, speech, toy):
+    for model in (scripted(Scripted()), toy):
+        assert not model.times_words
+        with pytest.raises(LabError, match="cannot tell when words are said"):
+            model.transcribe(Waveform(speech(SECOND)), word_times=True)
 
 
 # ---- what is not believed
@@ -267,6 +328,9 @@ def test_a_text_that_goes_in_circles_is_decoded_again_warmer(scripted, speech):
     heard = scripted(engine).transcribe(Waveform(speech(2 * SECOND)))
     assert engine.temperatures == [0.0, 0.2, 0.4]
     assert heard.text == "det var allt"
+    assert heard.segments[0].temperature == 0.4
+    calm = scripted(Scripted(["det var allt"])).transcribe(Waveform(speech(2 * SECOND)))
+    assert calm.segments[0].temperature == 0.0
 
 
 def test_one_that_goes_in_circles_at_every_temperature_is_cut_to_its_first_round(scripted, speech):
@@ -282,9 +346,17 @@ def test_words_in_a_silent_window_that_nobody_is_sure_of_are_not_believed(script
     heard = scripted(Scripted(["tack"], logprob, silent)).transcribe(Waveform(speech(2 * SECOND)))
     assert heard.text == text
     assert len(heard.segments) == bool(text)
+    if text:  # nobody asks of words that are sure enough
+        assert heard.segments[0].no_speech == (silent if logprob < -1 else 0.0)
 
 
 # ---- reading
+
+
+needs_ffmpeg = pytest.mark.skipif(
+    shutil.which("ffmpeg") is None and not os.environ.get("CI"), reason="ffmpeg is not installed"
+)
+"""Where all is to be tested, its absence is a failure."""
 
 
 @pytest.mark.parametrize("rate_hz", [16_000, 8_000, 44_100, 48_000])
@@ -304,7 +376,7 @@ def test_a_recording_that_says_less_than_it_holds_is_still_too_long(encoded, spe
     assert caught.value.reason == "too_long"
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@needs_ffmpeg
 def test_a_video_is_heard_by_its_audio_track(encoded, speech, tmp_path, toy):
     (tmp_path / "a.wav").write_bytes(encoded(speech(3 * SECOND)))
     video = tmp_path / "film.mp4"
@@ -317,7 +389,7 @@ def test_a_video_is_heard_by_its_audio_track(encoded, speech, tmp_path, toy):
         list(audio.blocks(video, max_duration_s=1))
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@needs_ffmpeg
 @pytest.mark.parametrize(
     "hostile", ["#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "ffconcat version 1.0\nfile a.wav\n"]
 )
@@ -338,3 +410,78 @@ def test_without_ffmpeg_a_video_is_refused_and_the_reason_told(tmp_path, monkeyp
         list(audio.blocks(path))
     assert caught.value.reason == "unreadable"
     assert "ffmpeg" in str(caught.value)
+
+
+def damaged_flac(encoded, speech, seconds: int = 100, at: float = 0.7) -> bytes:
+    """Cannot be read after some `at` of it."""
+    content = encoded(speech(seconds * SECOND), format="FLAC")
+    place = int(at * len(content))
+    return content[:place] + bytes(20_000) + content[place + 20_000 :]
+
+
+@pytest.mark.parametrize("with_ffmpeg", [False, pytest.param(True, marks=needs_ffmpeg)])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_of_a_damaged_recording_all_is_heard_once_up_to_the_damage(
+    scripted, encoded, speech, tmp_path, monkeypatch, with_ffmpeg, as_file
+):
+    if not with_ffmpeg:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    recording = damaged_flac(encoded, speech)
+    if as_file:
+        (tmp_path / "a.flac").write_bytes(recording)
+        recording = tmp_path / "a.flac"
+    blocks = audio.blocks(recording)
+    assert [len(next(blocks)), len(next(blocks))] == [30 * SECOND] * 2
+    with pytest.raises(AudioError, match="^damaged: it cannot be read after 60.0 s$"):
+        next(blocks)
+    with pytest.raises(transcriber.Damaged) as caught:
+        scripted(Scripted(), context_s=10.0).transcribe(recording)
+    assert (caught.value.reason, caught.value.heard.audio_s) == ("damaged", 60)
+    assert caught.value.heard.segments[-1].end_s == 60
+    told = []
+    with pytest.raises(AudioError, match="damaged"):
+        told.extend(scripted(Scripted(), context_s=10.0).segments(recording))
+    assert tuple(told) == caught.value.heard.segments
+
+
+@needs_ffmpeg
+def test_what_is_damaged_from_the_beginning_is_ffmpegs(encoded, speech):
+    blocks = list(audio.blocks(damaged_flac(encoded, speech, 20, 0.3)))
+    assert 15 * SECOND < sum(map(len, blocks)) < 20 * SECOND
+
+
+FFMPEG = """#!/bin/sh
+dd if=/dev/zero bs=64000 count=31 2>/dev/null
+{then}
+"""
+"""Gives 31 s of silence."""
+
+
+@pytest.mark.parametrize("then", ["exec sleep 60", "exit 3"])
+@pytest.mark.parametrize("first", ["", "exit 3"])
+def test_an_ffmpeg_that_hangs_or_fails_ends_the_recording(tmp_path, monkeypatch, then, first):
+    (tmp_path / "ffmpeg").write_text(FFMPEG.replace("dd", f"{first}\ndd").format(then=then))
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(audio, "PATIENCE_S", 1.0)
+    blocks = audio.blocks(b"a film, perhaps" * 9)
+    if not first:
+        assert len(next(blocks)) == 30 * SECOND
+        assert len(next(blocks)) == SECOND
+    with pytest.raises(AudioError, match="unreadable: neither" if first else "damaged: it cannot be read after 31.0 s"):
+        next(blocks)
+
+
+@needs_ffmpeg
+def test_a_recording_that_ffmpeg_reads_has_no_name_on_the_disk(encoded, speech, tmp_path, monkeypatch):
+    """What has a name stays, where the process is killed."""
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no files without a name")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    blocks = audio.blocks(damaged_flac(encoded, speech, 20, 0.3))
+    assert len(next(blocks)) and not list(tmp_path.iterdir())
+    monkeypatch.delattr(os, "memfd_create")  # as on macOS
+    named = audio.blocks(damaged_flac(encoded, speech, 20, 0.3))
+    assert len(next(named)) == len(next(audio.blocks(damaged_flac(encoded, speech, 20, 0.3))))
+    named.close()
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from pipelines import __main__ as cli
 from pipelines import audio, scoring, transcripts
 from pipelines.errors import LabError
 from pipelines.models import ModelRef
-from pipelines.transcriber import Segment, Transcript, Word
+from pipelines.transcriber import Damaged, Segment, Transcript, Word
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,9 +63,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(path: Path, ear: Ear | None = None, again: bool = False, log=lambda line: None, **options):
+def run(path: Path, ear: Ear | None = None, again=False, retry=False, log=lambda line: None, **options):
     job = transcripts.plan([path], **options)
-    return job, transcripts.run(job, ear or Ear(), again=again, log=log)[0]
+    return job, transcripts.run(job, ear or Ear(), again=again, retry=retry, log=log)[0]
 
 
 def test_a_table_comes_back_with_transcripts_errors_and_wer(talks):
@@ -113,7 +113,8 @@ def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
     assert other.out.read_bytes() == job.out.read_bytes()
     assert summary == at_once
     left = {path.name for path in talks.parent.iterdir()}
-    assert left == {"clips", "talks.csv", "talks.transcribed.csv", "talks.transcribed.csv.json"}
+    of_table = {f"talks.transcribed.csv{ending}" for ending in ("", ".json", ".earlier")}
+    assert left == {"clips", "talks.csv"} | of_table, "two rows have an error: the others are kept for a retry"
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[]\n", b'{"other": 1}\n', b"\n"])
@@ -181,6 +182,135 @@ def test_a_table_that_changes_under_way_makes_no_mixture(talks):
     with pytest.raises(LabError, match="the table was changed while"):
         run(talks, Meddler())
     assert not transcripts.plan([talks]).out.exists()
+
+
+class Picky(Ear):
+    """Cannot hear what `deaf_to` names, as where a drive is not mounted."""
+
+    def __init__(self, *deaf_to: str, **told):
+        super().__init__(**told)
+        self.deaf_to, self.asked = deaf_to, []
+
+    def transcribe(self, recording, **told):
+        self.asked.append(recording.name)
+        if recording.name in self.deaf_to:
+            raise audio.AudioError("missing", f"there is no file {recording.name}")
+        return super().transcribe(recording, **told)
+
+
+def test_rows_with_an_error_are_done_once_more_and_the_others_kept(talks, tmp_path):
+    job, first = run(talks, Picky("2.wav", "4.wav"))
+    assert first.errors == 4
+    assert "--retry-errors" in transcripts.in_words(job, first, []) and "--again" not in transcripts.in_words(
+        job, first, []
+    )
+    said, ear = [], Picky()
+    assert run(talks, ear, log=said.append)[1] == first and not ear.asked, "nobody asked for a retry"
+    _, second = run(talks, ear, retry=True, log=said.append)
+    assert ear.asked == ["2.wav", "3.wav", "4.wav"]
+    assert said[-1] == "keeping the good ones of 6 rows"
+    other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
+    assert other.out.read_bytes() == job.out.read_bytes()
+    assert second == at_once
+
+
+def test_a_retry_that_mends_all_leaves_nothing_behind(talks):
+    talks.write_text("audio\nclips/1.wav\nclips/2.wav\n")
+    run(talks, Picky("2.wav"))
+    assert (talks.parent / "talks.transcribed.csv.earlier").exists()
+    _, summary = run(talks, retry=True)
+    assert summary.errors == 0
+    left = {path.name for path in talks.parent.iterdir()}
+    assert left == {"clips", "talks.csv", "talks.transcribed.csv", "talks.transcribed.csv.json"}
+    ear = Picky()
+    assert run(talks, ear, retry=True)[1] == summary and not ear.asked, "there is nothing to do once more"
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_retry_that_is_cut_off_goes_on(talks, tmp_path, retry):
+    """The first sitting is cut off in row 4, its retry after row 2; what was heard is heard once."""
+    with pytest.raises(KeyboardInterrupt):
+        run(talks, Picky("2.wav", most=1))
+    first = Picky(most=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(talks, first, retry=True)
+    assert first.asked == ["2.wav", "3.wav", "4.wav"], "row 1 was kept, row 4 is where this one ends"
+    last = Picky()
+    job, summary = run(talks, last, retry=retry)
+    assert last.asked == ["4.wav", "6.wav"]
+    other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
+    assert (other.out.read_bytes(), at_once) == (job.out.read_bytes(), summary)
+
+
+def test_a_retry_is_of_the_same_table_and_model(talks):
+    job, _ = run(talks)
+    with pytest.raises(LabError, match="was begun with another model"):
+        run(talks, Ear("r2"), retry=True)
+    with pytest.raises(LabError, match="give one of them"):
+        run(talks, again=True, retry=True)
+    job.earlier.unlink()
+    with pytest.raises(LabError, match="is gone: begin anew with --again"):
+        run(talks, retry=True)
+    _, summary = run(talks, again=True)
+    assert summary.rows == 6
+    job.out.write_text("my own words")
+    with pytest.raises(LabError, match="was changed since"):
+        run(talks, retry=True)
+    with pytest.raises(LabError, match="is for tables"):
+        transcripts.run(transcripts.plan([talks.parent / "clips" / "1.wav"]), Ear(), retry=True)
+
+
+def test_again_keeps_nothing_of_the_call_before(talks):
+    run(talks, Picky("2.wav"))
+    ear = Picky()
+    run(talks, ear, again=True)
+    assert ear.asked == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
+
+
+def test_a_damaged_recording_is_a_row_with_what_was_heard_of_it_and_why_no_more(talks):
+    class Partly(Ear):
+        def transcribe(self, recording, **told):
+            heard = super().transcribe(recording, **told)
+            if recording.name == "4.wav":
+                raise Damaged(audio.AudioError("damaged", "it cannot be read after 0.4 s"), heard)
+            return heard
+
+    job, summary = run(talks, Partly(), formats=["txt"])
+    row = rows(job.out)[3]
+    assert (row["transcript"], row["audio_s"]) == ("ljud 4", "0.4")
+    assert row["error"] == "damaged: it cannot be read after 0.4 s"
+    assert row["wer"] == "", "its reference holds what could not be read, too"
+    assert (talks.parent / "clips/4.txt").read_text() == "ljud 4\n"
+    assert (summary.errors, summary.score["n"]) == (3, 2)
+    files = transcripts.plan([talks.parent / "clips/4.wav"])
+    told = transcripts.run(files, Partly())
+    (said,) = transcripts.as_dict(files, *told)["transcripts"]
+    assert (said["text"], said["error"]) == ("ljud 4", row["error"])
+    assert transcripts.in_words(files, *told).endswith("4.wav: ljud 4; damaged: it cannot be read after 0.4 s")
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_odd_cells_are_rows_with_an_error(talks, kind):
+    clip = str(talks.parent / "clips/1.wav")
+    if kind == "text":
+        cells = ["~no-such-user/a.wav", "a" * 5_000, "\x00.wav", clip]
+        talks.write_text("audio\n" + "\n".join(cells) + "\n")
+        (talks.parent / "clips/~a.wav").write_bytes((talks.parent / "clips/1.wav").read_bytes())
+        _, (heard,) = transcripts.run(transcripts.plan([talks.parent / "clips/~a.wav"]), Ear())
+        assert heard.transcript == "ljud 1"
+        run(talks.parent / "clips")  # it is one of these, too
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        talks = talks.with_suffix(".parquet")
+        parquet.write_table(pyarrow.table({"file": [5, 0, None]}), talks)
+    job = transcripts.plan([talks])
+    summary, _ = transcripts.run(job, Ear(), log=lambda line: None)
+    assert (summary.rows, summary.errors) == ((4, 3) if kind == "text" else (3, 3))
+    if kind == "parquet":
+        told = parquet.read_table(job.out)["error"].to_pylist()
+        assert told[:2] == [f"unreadable: the row holds {n} instead of a path or sound" for n in (5, 0)]
+        assert told[2] == "missing: the row names no file"
 
 
 def test_an_end_between_the_table_and_its_notes_is_mended_by_the_next_call(talks, monkeypatch):

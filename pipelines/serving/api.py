@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi import Path as FromPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AfterValidator
@@ -35,6 +36,7 @@ from pipelines.transcriber import Transcriber, Transcript
 ALIAS = "whisper-1"
 """OpenAI's own name of Whisper, which many clients send without asking."""
 TRANSCRIPTIONS, PREDICT = "/v1/audio/transcriptions", "/predict"
+_GRANULARITIES = "timestamp_granularities[]"
 _SPOOL_BYTES = 1 << 20
 """A larger body goes from memory to a nameless file."""
 
@@ -55,10 +57,11 @@ class Format(StrEnum):
     vtt = "vtt"
 
 
-def _no_words(granularity: str) -> str:
-    if granularity != "segment":
-        raise ValueError("only segment can be had: this server does not time single words")
-    return granularity
+class Granularity(StrEnum):
+    """What is told when it was said."""
+
+    segment = "segment"
+    word = "word"
 
 
 def _whole(stream: bool) -> bool:
@@ -70,6 +73,7 @@ def _whole(stream: bool) -> bool:
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Failure, "description": "Not audio, or a field that is wrong"},
     401: {"model": Failure, "description": "The token is missing or wrong"},
+    408: {"model": Failure, "description": "The request came too slowly"},
     413: {"model": Failure, "description": "Too many bytes, or too long a recording"},
     503: {
         "model": Failure,
@@ -78,6 +82,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     },
     504: {"model": Failure, "description": "Not done in time"},
 }
+_OTHER_MODEL = {"model": Failure, "description": "Another model than the one that is served"}
 _TEXT = {"schema": {"type": "string"}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
@@ -130,7 +135,7 @@ def _add_transcriptions(api: FastAPI, desk: Desk) -> None:
                 "description": "The transcript, in the format that was asked for",
                 "content": {"text/plain": _TEXT, "text/vtt": _TEXT, "application/x-subrip": _TEXT},
             },
-            404: {"model": Failure, "description": "Another model than the one that is served"},
+            404: _OTHER_MODEL,
             **_ERRORS,
         },
         summary="Transcribe a recording (OpenAI's API)",
@@ -148,18 +153,25 @@ def _add_transcriptions(api: FastAPI, desk: Desk) -> None:
             float, Form(ge=0, le=1, description="Accepted, and not used: the likeliest words are taken.")
         ] = 0.0,
         timestamp_granularities: Annotated[
-            list[Annotated[str, AfterValidator(_no_words)]],
-            Form(alias="timestamp_granularities[]", description="Only `segment`: single words are not timed."),
-        ] = ["segment"],  # noqa: B006  FastAPI copies it
+            list[Granularity],
+            Form(
+                alias=_GRANULARITIES,
+                description="`segment`; for `verbose_json` also `word`, where the engine can tell it.",
+            ),
+        ] = [Granularity.segment],  # noqa: B006  FastAPI copies it
         stream: Annotated[
             bool, AfterValidator(_whole), Form(description="Only false: transcripts come whole.")
         ] = False,
     ) -> Response:
         if model not in names:
-            raise Refusal(404, "this model is not served here: GET /v1/models", "model_not_found", param="model")
+            raise _other_model()
         if language.lower() not in ("", hears):
             raise Refusal(400, f"this server hears {hears} only: leave language out", param="language")
-        return _written(await desk.transcribe(file.file, request.receive), response_format, hears)
+        word_times = Granularity.word in timestamp_granularities
+        if word_times:
+            _refuse_word_times(desk.transcriber, response_format)
+        heard = await desk.transcribe(file.file, request.receive, word_times)
+        return _written(heard, response_format, hears, word_times)
 
 
 def _add_predict(api: FastAPI, desk: Desk) -> None:
@@ -189,9 +201,18 @@ def _add_facts(api: FastAPI, desk: Desk) -> None:
 
     @api.get("/v1/models", response_model=Models, responses=denied, summary="The model that is served (OpenAI's API)")
     async def models() -> Models:
-        made = desk.transcriber.ref.facts.get("made")
-        created = int(datetime.fromisoformat(made).timestamp()) if made else 0
-        return Models(data=[Model(id=name_of(desk.transcriber), created=created, owned_by="swedish-whisper-lab")])
+        return Models(data=[_model(desk.transcriber)])
+
+    @api.get(
+        "/v1/models/{model:path}",  # names of the Hub hold a slash
+        response_model=Model,
+        responses={404: _OTHER_MODEL, **denied},
+        summary="The model of this name (OpenAI's API)",
+    )
+    async def one_model(model: Annotated[str, FromPath(description=f"Its name, or {ALIAS}.")]) -> Model:
+        if model not in (ALIAS, name_of(desk.transcriber)):
+            raise _other_model()
+        return _model(desk.transcriber)
 
     @api.get("/health", response_model=Health, summary="Whether the server answers, and what it serves")
     async def health() -> Health:
@@ -210,6 +231,23 @@ def _add_facts(api: FastAPI, desk: Desk) -> None:
 def name_of(transcriber: Transcriber) -> str:
     """What the API calls the model: never a path."""
     return served.card(transcriber.ref)["name"]
+
+
+def _model(transcriber: Transcriber) -> Model:
+    made = transcriber.ref.facts.get("made")
+    created = int(datetime.fromisoformat(made).timestamp()) if made else 0
+    return Model(id=name_of(transcriber), created=created, owned_by="swedish-whisper-lab")
+
+
+def _other_model() -> Refusal:
+    return Refusal(404, "this model is not served here: GET /v1/models", "model_not_found", param="model")
+
+
+def _refuse_word_times(transcriber: Transcriber, response_format: Format) -> None:
+    if response_format is not Format.verbose_json:
+        raise Refusal(400, "times of words are told in verbose_json alone", param=_GRANULARITIES)
+    if not transcriber.times_words:
+        raise Refusal(400, "this server's engine cannot time words: leave word out", param=_GRANULARITIES)
 
 
 def told_of(transcriber: Transcriber) -> dict[str, str]:
@@ -231,15 +269,16 @@ def _scores(told: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _written(transcript: Transcript, response_format: Format, language: str) -> Response:
+def _written(transcript: Transcript, response_format: Format, language: str, word_times: bool) -> Response:
     if response_format is Format.srt:
         return Response(subtitles.srt(transcript), media_type="application/x-subrip")
     if response_format is Format.vtt:
         return Response(subtitles.vtt(transcript), media_type="text/vtt")
     if response_format is Format.text:
         return Response(f"{transcript.text}\n", media_type="text/plain")
-    told = verbose(transcript, language) if response_format is Format.verbose_json else {"text": transcript.text}
-    return JSONResponse(told)
+    if response_format is Format.verbose_json:
+        return JSONResponse(verbose(transcript, language, word_times))
+    return JSONResponse({"text": transcript.text})
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,8 @@ from pipelines.audio import AudioError
 from pipelines.serving.shapes import Refusal, refused
 from pipelines.transcriber import Transcriber, Transcript
 
+SLOWEST_BYTES_PER_S = 10_000
+"""What a poor telephone line carries."""
 _LONGEST_RETRY_S = 60
 
 
@@ -28,6 +30,9 @@ class Limits:
     """The recording in it."""
     timeout_s: float = 600.0
     """From the first byte of a request to its answer: sending it, waiting, decoding."""
+    sending_s: float = 30.0
+    """The body of a request may take so long to come, and a second more for every SLOWEST_BYTES_PER_S of it: who sends
+    drop by drop holds a place that others could use."""
     queue: int = 16
     """Requests that may wait while one is decoded."""
 
@@ -59,15 +64,18 @@ class Desk:
         finally:
             self.taken -= 1
 
-    async def transcribe(self, upload: BinaryIO, receive: Callable[[], Awaitable[dict]]) -> Transcript:
+    async def transcribe(
+        self, upload: BinaryIO, receive: Callable[[], Awaitable[dict]], word_times: bool = False
+    ) -> Transcript:
         """The transcript of `upload`, when its turn has come. Raises Refusal.
 
         `receive` is that of the request, whose body has been read: what it tells next is that the client has left.
-        Where that happens, or this call is cancelled, the decoding ends with the next segment.
+        Where that happens, or this call is cancelled, the decoding ends before the next batch of windows, or the next
+        try of a window; where ffmpeg reads, at the latest when its time for a block (audio.PATIENCE_S) is up.
         """
         abandoned = threading.Event()
         loop = asyncio.get_running_loop()
-        decoding = loop.run_in_executor(self._decoding, self._decode, upload, abandoned)
+        decoding = loop.run_in_executor(self._decoding, self._decode, upload, abandoned, word_times)
         leaving = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait({decoding, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -85,14 +93,16 @@ class Desk:
         """End when the decoding that runs does; what waits is dropped."""
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, upload: BinaryIO, abandoned: threading.Event) -> Transcript:
+    def _decode(self, upload: BinaryIO, abandoned: threading.Event, word_times: bool) -> Transcript:
         def go_on(_: object) -> None:
             if abandoned.is_set():
                 raise _Abandoned
 
         go_on(None)
         upload.seek(0)
-        heard = self.transcriber.transcribe(upload.read(), self.limits.max_duration_s, on_audio=go_on, on_segment=go_on)
+        heard = self.transcriber.transcribe(
+            upload.read(), self.limits.max_duration_s, on_audio=go_on, on_segment=go_on, word_times=word_times
+        )
         self._last_s = heard.elapsed_s
         return heard
 

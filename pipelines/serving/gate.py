@@ -6,12 +6,14 @@ import asyncio
 import hmac
 from typing import TYPE_CHECKING
 
-from pipelines.serving.desk import Desk
+from pipelines.serving.desk import SLOWEST_BYTES_PER_S, Desk
 from pipelines.serving.shapes import Refusal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_NOT_AGAIN = {"x-should-retry": "false"}
+"""OpenAI's clients would otherwise ask for the same once more."""
 OPEN = {"/health", "/openapi.json", "/docs"}
 """Addresses that answer without a token."""
 
@@ -36,7 +38,7 @@ class Gate:
             await refusal.response()(scope, receive, send)
 
     async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
-        timeout_s, answering = self.desk.limits.timeout_s, False
+        limits, answering = self.desk.limits, False
 
         async def told(message: Message) -> None:
             nonlocal answering
@@ -45,16 +47,13 @@ class Gate:
 
         with self.desk.place():
             try:
-                async with asyncio.timeout(timeout_s):
-                    await self.app(scope, measured(scope, receive, self.desk.limits.max_mb), told)
+                async with asyncio.timeout(limits.timeout_s):
+                    await self.app(scope, measured(scope, receive, limits.max_mb, limits.sending_s), told)
             except TimeoutError:
                 if answering:
                     raise
-                # OpenAI's clients would otherwise ask for the same once more
-                headers = {"x-should-retry": "false"}
-                raise Refusal(
-                    504, f"not done within {timeout_s:g} s: send a shorter recording", "timeout", headers=headers
-                ) from None
+                said = f"not done within {limits.timeout_s:g} s: send a shorter recording"
+                raise Refusal(504, said, "timeout", headers=_NOT_AGAIN) from None
 
 
 def check_token(scope: Scope, token: str) -> None:
@@ -73,17 +72,28 @@ def check_token(scope: Scope, token: str) -> None:
         )
 
 
-def measured(scope: Scope, receive: Receive, max_mb: float) -> Receive:
-    """`receive` that raises Refusal (413) as soon as more has come than may; what a header says is not believed."""
-    most, come = int(max_mb * 1e6), 0
+def measured(scope: Scope, receive: Receive, max_mb: float, sending_s: float | None = None) -> Receive:
+    """`receive` that raises Refusal (413) as soon as more has come than may; what a header says is not believed.
+
+    With `sending_s` also (408) where less has come than must by now (desk.Limits).
+    """
+    most, come, coming = int(max_mb * 1e6), 0, sending_s is not None
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     too_large = Refusal(413, f"the request is too large: at most {max_mb:g} MB", "file_too_large", param="file")
     if _content_length(scope) > most:
         raise too_large
 
     async def counted() -> Message:
-        nonlocal come
-        message = await receive()
+        nonlocal come, coming
+        ends = begun + sending_s + come / SLOWEST_BYTES_PER_S if coming else None
+        try:
+            async with asyncio.timeout_at(ends):
+                message = await receive()
+        except TimeoutError:
+            raise Refusal(408, "the request came too slowly", "timeout", headers=_NOT_AGAIN) from None
         come += len(message.get("body", b""))
+        coming = coming and message.get("more_body", False)
         if come > most:
             raise too_large
         return message

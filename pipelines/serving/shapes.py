@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from pipelines import repetition, subtitles
-from pipelines.audio import AudioError
+from pipelines.audio import DAMAGED, AudioError
 from pipelines.transcriber import Transcript
 
 
@@ -46,6 +46,8 @@ def refused(error: AudioError) -> Refusal:
     """The answer to audio that cannot be used. Only durations are told of what the decoder said: it may name places."""
     if error.reason == "too_long":
         return Refusal(413, f"the recording is too long: {error.detail}", "audio_too_long", param="file")
+    if error.reason == DAMAGED:
+        return Refusal(400, f"the recording is damaged: {error.detail}", "invalid_audio", param="file")
     return Refusal(400, _OF_AUDIO.get(error.reason, _UNREADABLE), "invalid_audio", param="file")
 
 
@@ -70,11 +72,20 @@ class Transcription(BaseModel):
     text: str
 
 
-class TimedWord(BaseModel):
-    """A word; it has no times of its own."""
+class Word(BaseModel):
+    """A word; where its time was asked for, with it."""
 
     word: str
+    start: float | None = Field(None, description="Seconds; only where times of words were asked for.")
+    end: float | None = Field(None, description="Seconds: where the next word begins, or the segment ends.")
     confidence: float = Field(ge=0, le=1, description="The probability that the word is right.")
+
+
+class TimedWord(Word):
+    """A word and when it is said."""
+
+    start: float = Field(description="Seconds.")
+    end: float = Field(description="Seconds: where the next word begins, or the segment ends.")
 
 
 class TimedSegment(BaseModel):
@@ -86,12 +97,19 @@ class TimedSegment(BaseModel):
     end: float = Field(description="Seconds.")
     text: str
     tokens: list[int] = Field(description="Always empty: this server keeps no tokens.")
-    temperature: None = Field(description="Always null: it is not kept at which temperature a segment was settled.")
+    temperature: float = Field(
+        ge=0, le=1, description="At which it was decoded: above 0 where its text went in circles at first."
+    )
     avg_logprob: float
     compression_ratio: float
-    no_speech_prob: None = Field(description="Always null: where there is no speech, there is no segment.")
+    no_speech_prob: float = Field(
+        ge=0,
+        le=1,
+        description="Of a segment that was doubted: its first avg_logprob was below -1. 0 for all others, for which it "
+        "is not computed. A segment without speech is left out.",
+    )
     confidence: float = Field(ge=0, le=1, description="The share of its words that is expected to be right.")
-    words: list[TimedWord]
+    words: list[Word]
 
 
 class VerboseTranscription(BaseModel):
@@ -103,6 +121,7 @@ class VerboseTranscription(BaseModel):
     text: str
     confidence: float = Field(ge=0, le=1, description="The share of all words that is expected to be right.")
     segments: list[TimedSegment]
+    words: list[TimedWord] | None = Field(None, description="Of all segments, where times of words were asked for.")
 
 
 class Prediction(BaseModel):
@@ -142,15 +161,15 @@ class Health(BaseModel):
     places: int = Field(description="As many may be at once; the next one is told to come again.")
 
 
-def verbose(transcript: Transcript, language: str) -> dict[str, Any]:
+def verbose(transcript: Transcript, language: str, word_times: bool = False) -> dict[str, Any]:
     """The fields of VerboseTranscription: those of subtitles.as_dict, and the rest of OpenAI's that are known."""
     told = subtitles.as_dict(transcript, language)
     for segment in told["segments"]:
         segment |= {
             "seek": round(segment["start"] * 100),
             "tokens": [],
-            "temperature": None,
             "compression_ratio": round(repetition.compression_ratio(segment["text"]), 4),
-            "no_speech_prob": None,
         }
+    if word_times:
+        told["words"] = [word for segment in told["segments"] for word in segment["words"]]
     return told
