@@ -213,7 +213,11 @@ def distil(
     progress: Progress | None = None,
     **how: Any,
 ) -> TrainedModel:
-    """`train` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none."""
+    """`train` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none.
+
+    With the URI `resume` that teacher's checkpoints and its model are kept at the same URI with `-teacher` after it, so
+    that an empty machine goes on with the very weights that the student began to learn from.
+    """
     if not recipe.distillation.teacher:
         raise LabError(
             f"recipe {recipe.name} names no teacher: take --recipe tour-distil, or give one with --teacher (a model's "
@@ -221,11 +225,16 @@ def distil(
         )
     log = (progress or Progress()).on_line if ranks.is_first() else lambda line: None
     own = _recipe_of_teacher(recipe)
-    if own is None or _finished_teacher(own, cache, runs, log):
+    made = own and _finished_teacher(own, cache, runs, log)
+    if own is None or made:
         log("the teacher is at hand: none is trained")
     else:
         log(f"no finished run of {own.name} on this cache is here: the teacher is trained first")
-        train(own, cache, runs=runs, progress=progress)
+    kept = how.get("resume") and not recipe.training.fast_dev_run
+    if own and (kept or not made):  # one that is finished is only copied, where it is not there yet
+        alike = {name: how[name] for name in ("cluster", "devices") if name in how}
+        resume = f"{how['resume'].rstrip('/')}-teacher" if kept else ""
+        train(made[0] if made else own, cache, runs=runs, progress=progress, resume=resume, **alike)
     return train(recipe, cache, runs=runs, progress=progress, **how)
 
 
@@ -236,14 +245,15 @@ def starting_model(
     if not recipe.distillation.teacher:
         return models.resolve(recipe.model.base, log=log)
     own = _recipe_of_teacher(recipe)
-    uri = recipe.distillation.teacher if own is None else _finished_teacher(own, cache, runs, log)
+    made = own and _finished_teacher(own, cache, runs, log)
+    uri = made[1] if made else None if own else recipe.distillation.teacher
     if uri is None:
         raise LabError(
             f"distillation.teacher is {recipe.distillation.teacher!r}, and no finished run of it on this cache is on "
             f"this machine: python -m pipelines distill --recipe {recipe.name} trains it first"
         )
     teacher = models.resolve(uri, log=log)
-    distillation.refuse_unfit(recipe, teacher)
+    distillation.refuse_unfit(recipe, cache, teacher)
     prepared = models.load_processor(teacher, recipe.language)
     found = {
         "features.n_mels": prepared.feature_extractor.feature_size,
@@ -282,14 +292,17 @@ def _recipe_of_teacher(recipe: Recipe) -> Recipe | None:
     )
 
 
-def _finished_teacher(own: Recipe, cache: FeatureCache, runs: str | Path, log: Callable[[str], None]) -> str | None:
-    """The model that the teacher's recipe made of this cache; in a rehearsal one that was rehearsed will do."""
+def _finished_teacher(
+    own: Recipe, cache: FeatureCache, runs: str | Path, log: Callable[[str], None]
+) -> tuple[Recipe, str] | None:
+    """The recipe that made the teacher of this cache, which may be called otherwise than `own`, and the model's URI; in
+    a rehearsal one that was rehearsed will do."""
     plain = own.model_copy(update={"training": own.training.model_copy(update={"fast_dev_run": False})})
     base = models.resolve(own.model.base, log=log)
     asked = own.model_copy(update={"name": own.name.partition(_FOR)[0]})  # somebody may have trained it so by hand
     for wanted in (plain, own, asked):
         if made := training.finished(run_folder(wanted, cache, base, runs)):
-            return made.uri
+            return wanted, made.uri
     return None
 
 
