@@ -96,12 +96,15 @@ def features(
     publish: str = "",
     ray_address: str = "",
     log: Callable[[str], None] = print,
+    on_clips: Callable[[int, int], None] = lambda n, of: None,
 ) -> FeatureCache:
     """Stage 01: the recipe's feature cache; made, finished if it was cut off, or opened if it is there.
 
     With `cache_uri` the cache lies in that folder: a finished one is opened if it is what the recipe asks for, and
     refused, naming the fields that differ, if it is not. One on the Hub or on Hopsworks is fetched. With `publish`
     the finished cache is copied to that URI. With `ray_address` the machines of a Ray cluster extract (cluster.py).
+    `on_clips` is told of each block of clips that is done how many it held, and how many there are in all; 0 where the
+    source cannot tell before it is read.
     """
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
@@ -112,7 +115,7 @@ def features(
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
             reuse = _newest_first((environment.runs_folder(runs) / "features").glob("*/"))
-            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs, ray_address)
+            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs, ray_address, on_clips)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         note["curation"] = cache.curation
     if missing := [split for split in SPLITS if not len(cache.split(split))]:
@@ -492,6 +495,7 @@ def _extract(
     log: Callable[[str], None],
     runs: str | Path,
     ray_address: str,
+    on_clips: Callable[[int, int], None],
 ) -> FeatureCache:
     settings, curation = recipe.features, recipe.curation
     gate = Gate(
@@ -505,13 +509,19 @@ def _extract(
     )
     held_out = corpus.load_held_out(curation.held_out, gate.n_mels, log)
     before = corpus.survey(curation, source, held_out)
+    n_left = before.counts[0].before - len(before.dropped) if before else 0
 
     def finish(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
         return corpus.finish(
             curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs, log), gate.label
         )
 
-    with _bar("log-mel", None) as step:
+    with _bar("log-mel", n_left or None) as step:
+
+        def done(n: int) -> None:
+            step(n)
+            on_clips(n, n_left)
+
         return caches.build(
             folder,
             corpus.left(source, before),
@@ -522,7 +532,7 @@ def _extract(
             workers=settings.workers,
             ray_address=ray_address,
             reuse=reuse,
-            on_clips=step,
+            on_clips=done,
             log=log,
         )
 
