@@ -229,14 +229,15 @@ def distil(
     log = (progress or Progress()).on_line if ranks.is_first() else lambda line: None
     own = _recipe_of_teacher(recipe)
     made = own and _finished_teacher(own, cache, runs, log)
+    kept = how.get("resume") and not recipe.training.fast_dev_run
+    resume = f"{how['resume'].rstrip('/')}-teacher" if kept else ""
     if own is None or made:
         log("the teacher is at hand: none is trained")
     else:
-        log(f"no finished run of {own.name} on this cache is here: the teacher is trained first")
-    kept = how.get("resume") and not recipe.training.fast_dev_run
-    if own and (kept or not made):  # one that is finished is only copied, where it is not there yet
+        fetched = f", where {resume} has none" if resume else ""
+        log(f"no finished run of {own.name} on this cache is here: the teacher is trained first{fetched}")
+    if own and (resume or not made):  # one that is finished is only copied, where it is not there yet
         alike = {name: how[name] for name in ("cluster", "devices") if name in how}
-        resume = f"{how['resume'].rstrip('/')}-teacher" if kept else ""
         train(made[0] if made else own, cache, runs=runs, progress=progress, resume=resume, **alike)
     return train(recipe, cache, runs=runs, progress=progress, **how)
 

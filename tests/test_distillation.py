@@ -392,7 +392,8 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
         lab.train(recipe, toy_cache, runs=runs, progress=progress)
     made = lab.distil(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
     own = "toy-for-toy-student"  # trained on other data than the recipe toy says
-    assert f"no finished run of {own} on this cache is here: the teacher is trained first" in lines
+    first = f"no finished run of {own} on this cache is here: the teacher is trained first"
+    assert f"{first}, where {kept}-teacher has none" in lines
     (taught_by,) = (runs / own).glob("train-*")
     assert Path(made.uri).parents[1] == runs / "toy-student"
     assert manifest.read(Path(made.uri))["teacher"]["digest"] == taught_by.name.removeprefix("train-")
