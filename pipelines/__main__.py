@@ -190,7 +190,11 @@ def distill(
         ),
     ] = "",
     resume: Annotated[
-        str, typer.Option(help="Copy the student's checkpoints there, and go on from the newest one there.")
+        str,
+        typer.Option(
+            help="Copy the student's checkpoints there, a run:<recipe> teacher's to the same with -teacher behind, "
+            "and go on from the newest ones there."
+        ),
     ] = "",
     publish: Annotated[str, typer.Option(help="Also copy the student there: hub://…, hopsworks://… or a folder.")] = "",
     fast_dev_run: Annotated[

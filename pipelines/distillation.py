@@ -11,6 +11,7 @@ weights, which are the teacher's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import decoding, labels, models, ranks, relabel, text
-from pipelines.batches import IGNORED
+from pipelines import decoding, labels, manifest, models, ranks, relabel, text
+from pipelines.batches import IGNORED, padded_frames
 from pipelines.cache import FeatureCache, with_transcripts
 from pipelines.curation import Rejected, labelled
 from pipelines.curation.leaks import HELD_OUT
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 CODE = "1"
 """Version of the code that distils: raised whenever the same recipe, cache and teacher would give other weights."""
+HEARD = "heard.jsonl"
+"""In a run's folder and in each of its checkpoints: what the teacher heard in each training clip, as relabel.py has it.
+A machine of another kind may hear a clip otherwise; so what a student began to learn goes with it."""
+_LONGER = 1.1
+"""Clips may be so much longer than the longest that a teacher heard: augmentation, too, stretches them by as much."""
 
 
 # ---- the student
@@ -81,42 +87,52 @@ def _rename_alignment_heads(settings: Any, chosen: list[int]) -> None:
 # ---- what it learns from
 
 
-def refuse_unfit(recipe: Recipe, teacher: ModelRef) -> None:
+def refuse_unfit(recipe: Recipe, cache: FeatureCache, teacher: ModelRef) -> None:
     """LabError for a teacher that does not know the length of what the student is to hear."""
     settings = recipe.training
-    wanted = FULL_FRAMES / 100 if settings.context == "full" or settings.window_share else 0.0
-    if teacher.context == "full" and not wanted:
+    whole = settings.context == "full" or settings.window_share > 0
+    if teacher.context == "full":
+        if whole:
+            return
         raise LabError(
             f"the teacher {teacher.title} has heard nothing but 30 s, and the student is to hear clips at their "
             "length: set training.context=full, or tune the teacher first"
         )
-    heard = FULL_FRAMES / 100 if teacher.context == "full" else float(teacher.facts.get("context_s", 0.0))
-    if heard < wanted:
+    heard_s = float(teacher.facts.get("context_s", 0.0))  # 0: it does not tell
+    if whole and heard_s < FULL_FRAMES / 100:
         raise LabError(
-            f"the teacher {teacher.title} has heard no more than {heard:g} s, and the student is to hear 30 s: leave "
+            f"the teacher {teacher.title} has heard no more than {heard_s:g} s, and the student is to hear 30 s: leave "
             "out training.window_share and training.context=full, or take a teacher that was tuned with them"
+        )
+    longest = int(cache.rows["frames"].to_numpy()[cache.split("train")].max(initial=0))
+    if heard_s and padded_frames(longest) > padded_frames(math.ceil(heard_s * 100 * _LONGER) + 2):
+        raise LabError(
+            f"the teacher {teacher.title} has heard no more than {heard_s:g} s, and the student is to hear clips of up "
+            f"to {longest / 100:g} s: set features.max_duration_s={heard_s:g}, or take a teacher that was tuned on "
+            "clips as long"
         )
 
 
 def taught(
-    recipe: Recipe, cache: FeatureCache, teacher: ModelRef, folder: Path, log: Callable[[str], None]
+    recipe: Recipe,
+    cache: FeatureCache,
+    teacher: ModelRef,
+    run: Path,
+    newest: Callable[[], Path | None],
+    log: Callable[[str], None],
 ) -> FeatureCache:
     """The cache as the student learns from it: training clips with what the teacher hears in them as their transcript,
     where the recipe asks for that, and without those in which it hears something too far from what was said.
 
-    What it hears is kept in `folder` (relabel.py). A clip is left out, too, where it hears nothing that can be learnt,
+    What it hears is kept beside the folder `run` (relabel.py) and in it (HEARD); a run that goes on from a checkpoint,
+    `newest`, goes on with what that tells. A clip is left out, too, where the teacher hears nothing that can be learnt,
     or a sentence of validation or test. LabError where none is left.
     """
     settings, rows = recipe.distillation, cache.split("train")
     pseudo, most = settings.labels == "teacher", settings.max_label_wer or float("inf")
     if not pseudo and not settings.max_label_wer:
         return cache
-    log(f"asking the teacher {teacher.title} what it hears in {len(rows)} training clips")
-    heard = ranks.by_first(
-        lambda: relabel.heard(
-            cache, rows, teacher, recipe.language, recipe.evaluation, folder, on_clips=_tenths(len(rows), log)
-        )
-    )
+    heard = ranks.by_first(lambda: _heard(recipe, cache, rows, teacher, run, newest(), log))
     wers = relabel.label_wers(cache.rows["text"].iloc[rows].tolist(), heard)
     near = wers <= most
     if pseudo:
@@ -137,6 +153,30 @@ def taught(
     log(f"{len(kept)} of {len(rows)} training clips are learnt from ({settings.labels} labels); {told} give no label")
     stays = (cache.rows["split"] != "train") | cache.rows.index.isin(list(kept))
     return replace(cache, rows=cache.rows[stays].reset_index(drop=True), counts={**cache.counts, "train": len(kept)})
+
+
+def _heard(
+    recipe: Recipe,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    teacher: ModelRef,
+    run: Path,
+    last: Path | None,
+    log: Callable[[str], None],
+) -> list[str]:
+    """What the teacher heard in each of `rows` when this run began, or hears now; noted in the run's folder."""
+    names = relabel.fingerprints(cache, rows)
+    known = relabel.read(last / HEARD) if last else {}
+    if known.keys() >= set(names):
+        log(f"what the teacher heard in {len(rows)} training clips is taken from {last.name}")
+        heard = [known[name] for name in names]
+    else:
+        log(f"asking the teacher {teacher.title} what it hears in {len(rows)} training clips")
+        place, on_clips = run.parent / "heard", _tenths(len(rows), log)
+        heard = relabel.heard(cache, rows, teacher, recipe.language, recipe.evaluation, place, on_clips=on_clips)
+    told = dict(sorted(zip(names, heard, strict=True)))
+    manifest.write_bytes(run / HEARD, relabel.lines(told).encode())
+    return heard
 
 
 def _usable(

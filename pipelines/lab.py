@@ -96,12 +96,15 @@ def features(
     publish: str = "",
     ray_address: str = "",
     log: Callable[[str], None] = print,
+    on_clips: Callable[[int, int], None] = lambda n, of: None,
 ) -> FeatureCache:
     """Stage 01: the recipe's feature cache; made, finished if it was cut off, or opened if it is there.
 
     With `cache_uri` the cache lies in that folder: a finished one is opened if it is what the recipe asks for, and
     refused, naming the fields that differ, if it is not. One on the Hub or on Hopsworks is fetched. With `publish`
     the finished cache is copied to that URI. With `ray_address` the machines of a Ray cluster extract (cluster.py).
+    `on_clips` is told of each block of clips that is done how many it held, and how many there are in all; 0 where the
+    source cannot tell before it is read.
     """
     with _stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
@@ -112,7 +115,7 @@ def features(
             log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
             reuse = _newest_first((environment.runs_folder(runs) / "features").glob("*/"))
-            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs, ray_address)
+            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs, ray_address, on_clips)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         note["curation"] = cache.curation
     if missing := [split for split in SPLITS if not len(cache.split(split))]:
@@ -213,7 +216,11 @@ def distil(
     progress: Progress | None = None,
     **how: Any,
 ) -> TrainedModel:
-    """`train` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none."""
+    """`train` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none.
+
+    With the URI `resume` that teacher's checkpoints and its model are kept at the same URI with `-teacher` after it, so
+    that an empty machine goes on with the very weights that the student began to learn from.
+    """
     if not recipe.distillation.teacher:
         raise LabError(
             f"recipe {recipe.name} names no teacher: take --recipe tour-distil, or give one with --teacher (a model's "
@@ -221,11 +228,17 @@ def distil(
         )
     log = (progress or Progress()).on_line if ranks.is_first() else lambda line: None
     own = _recipe_of_teacher(recipe)
-    if own is None or _finished_teacher(own, cache, runs, log):
+    made = own and _finished_teacher(own, cache, runs, log)
+    kept = how.get("resume") and not recipe.training.fast_dev_run
+    resume = f"{how['resume'].rstrip('/')}-teacher" if kept else ""
+    if own is None or made:
         log("the teacher is at hand: none is trained")
     else:
-        log(f"no finished run of {own.name} on this cache is here: the teacher is trained first")
-        train(own, cache, runs=runs, progress=progress)
+        fetched = f", where {resume} has none" if resume else ""
+        log(f"no finished run of {own.name} on this cache is here: the teacher is trained first{fetched}")
+    if own and (resume or not made):  # one that is finished is only copied, where it is not there yet
+        alike = {name: how[name] for name in ("cluster", "devices") if name in how}
+        train(made[0] if made else own, cache, runs=runs, progress=progress, resume=resume, **alike)
     return train(recipe, cache, runs=runs, progress=progress, **how)
 
 
@@ -236,14 +249,15 @@ def starting_model(
     if not recipe.distillation.teacher:
         return models.resolve(recipe.model.base, log=log)
     own = _recipe_of_teacher(recipe)
-    uri = recipe.distillation.teacher if own is None else _finished_teacher(own, cache, runs, log)
+    made = own and _finished_teacher(own, cache, runs, log)
+    uri = made[1] if made else None if own else recipe.distillation.teacher
     if uri is None:
         raise LabError(
             f"distillation.teacher is {recipe.distillation.teacher!r}, and no finished run of it on this cache is on "
             f"this machine: python -m pipelines distill --recipe {recipe.name} trains it first"
         )
     teacher = models.resolve(uri, log=log)
-    distillation.refuse_unfit(recipe, teacher)
+    distillation.refuse_unfit(recipe, cache, teacher)
     prepared = models.load_processor(teacher, recipe.language)
     found = {
         "features.n_mels": prepared.feature_extractor.feature_size,
@@ -282,14 +296,17 @@ def _recipe_of_teacher(recipe: Recipe) -> Recipe | None:
     )
 
 
-def _finished_teacher(own: Recipe, cache: FeatureCache, runs: str | Path, log: Callable[[str], None]) -> str | None:
-    """The model that the teacher's recipe made of this cache; in a rehearsal one that was rehearsed will do."""
+def _finished_teacher(
+    own: Recipe, cache: FeatureCache, runs: str | Path, log: Callable[[str], None]
+) -> tuple[Recipe, str] | None:
+    """The recipe that made the teacher of this cache, which may be called otherwise than `own`, and the model's URI; in
+    a rehearsal one that was rehearsed will do."""
     plain = own.model_copy(update={"training": own.training.model_copy(update={"fast_dev_run": False})})
     base = models.resolve(own.model.base, log=log)
     asked = own.model_copy(update={"name": own.name.partition(_FOR)[0]})  # somebody may have trained it so by hand
     for wanted in (plain, own, asked):
         if made := training.finished(run_folder(wanted, cache, base, runs)):
-            return made.uri
+            return wanted, made.uri
     return None
 
 
@@ -479,6 +496,7 @@ def _extract(
     log: Callable[[str], None],
     runs: str | Path,
     ray_address: str,
+    on_clips: Callable[[int, int], None],
 ) -> FeatureCache:
     settings, curation = recipe.features, recipe.curation
     gate = Gate(
@@ -492,13 +510,19 @@ def _extract(
     )
     held_out = corpus.load_held_out(curation.held_out, gate.n_mels, log)
     before = corpus.survey(curation, source, held_out)
+    n_left = before.counts[0].before - len(before.dropped) if before else 0
 
     def finish(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
         return corpus.finish(
             curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs, log), gate.label
         )
 
-    with _bar("log-mel", None) as step:
+    with _bar("log-mel", n_left or None) as step:
+
+        def done(n: int) -> None:
+            step(n)
+            on_clips(n, n_left)
+
         return caches.build(
             folder,
             corpus.left(source, before),
@@ -509,7 +533,7 @@ def _extract(
             workers=settings.workers,
             ray_address=ray_address,
             reuse=reuse,
-            on_clips=step,
+            on_clips=done,
             log=log,
         )
 

@@ -1,7 +1,8 @@
 """Label errors: training clips in which a model hears something else than their transcript says.
 
 What a model heard is kept beside the runs, one file for each model, one line for each clip, so that another threshold,
-a cut-off run or a corpus with one more clip decodes nothing twice.
+a cut-off run or a corpus with one more clip decodes nothing twice. Of processes that ask at the same time one decodes,
+and the others wait for its answers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from pipelines import decoding, environment, models, scoring
@@ -61,13 +63,20 @@ def heard(
         "code": CODE,
     }
     path = folder / f"heard-{digest(identity)}.jsonl"
-    names = [fingerprint(cache.log_mel(int(row))) for row in rows]
-    known = _read(path)
-    missing = {name: int(row) for name, row in zip(names, rows, strict=True) if name not in known}
-    on_clips(len(rows) - len(missing))
-    if missing:
-        known |= _decode(cache, missing, ref, language, settings, path, on_clips)
+    names = fingerprints(cache, rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        known = read(path)
+        missing = {name: int(row) for name, row in zip(names, rows, strict=True) if name not in known}
+        on_clips(len(rows) - len(missing))
+        if missing:
+            known |= _decode(cache, missing, ref, language, settings, path, on_clips)
     return [known[name] for name in names]
+
+
+def fingerprints(cache: FeatureCache, rows: np.ndarray) -> list[str]:
+    """What names the sound of each clip."""
+    return [fingerprint(cache.log_mel(int(row))) for row in rows]
 
 
 def _decode(
@@ -110,15 +119,15 @@ def _portions(cache: FeatureCache, missing: dict[str, int], batch_frames: int, f
     ]
 
 
-def _read(path: Path) -> dict[str, str]:
-    """What is known; a line that a kill cut short is passed over."""
+def read(path: Path) -> dict[str, str]:
+    """Fingerprint to what was heard, as the first line of a clip has it; one that a kill cut short is passed over."""
     known: dict[str, str] = {}
     if not path.exists():
         return known
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             entry: dict[str, Any] = json.loads(line)
-            known[entry["clip"]] = entry["heard"]
+            known.setdefault(entry["clip"], entry["heard"])
         except (ValueError, KeyError, TypeError):
             continue
     return known
@@ -126,7 +135,10 @@ def _read(path: Path) -> dict[str, str]:
 
 def _append(path: Path, portion: dict[str, str]) -> None:
     """One write: a cut-off one leaves whole lines and at most one torn; the line break before it closes that one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"clip": name, "heard": text}) for name, text in portion.items())
     with open(path, "a", encoding="utf-8") as file:
-        file.write("\n" + "\n".join(lines) + "\n")
+        file.write(f"\n{lines(portion)}")
+
+
+def lines(heard: dict[str, str]) -> str:
+    """What `read` reads."""
+    return "".join(json.dumps({"clip": name, "heard": text}) + "\n" for name, text in heard.items())

@@ -8,9 +8,9 @@ import signal
 import time
 from pathlib import Path
 
-from pipelines import manifest, serving
+from pipelines import manifest
 from pipelines.errors import LabError
-from pipelines.finetuning import FineTuningInterface, Ignored, Parameter, api, jobs
+from pipelines.finetuning import FineTuningInterface, Ignored, Parameter
 
 
 class MeanModel(FineTuningInterface):
@@ -78,6 +78,10 @@ class MeanModel(FineTuningInterface):
             raise LabError("steps must be a whole number")
         return {**params, "run": time.time_ns()} if task == "train" else params
 
+    def forget(self, task, logs_dict):
+        if task == "train":
+            logs_dict.pop("step", None)
+
     def parameters(self):
         return {
             "train": [Parameter("steps", "how many", 3, "number")],
@@ -92,6 +96,9 @@ class MeanModel(FineTuningInterface):
 
 def serve(folder: str) -> None:
     """What a server process runs: it prints its address, then answers."""
+    from pipelines import serving  # not above: the process of every job imports this module
+    from pipelines.finetuning import api, jobs
+
     work, listening = jobs.Jobs(MeanModel(Path(folder)), Path(folder)), serving.listen("127.0.0.1", 0)
     print(serving.address(listening), flush=True)
     serving.serve(api.make_app(work), listening)

@@ -74,6 +74,18 @@ def converted(tuned: Path, form: str) -> Path:
     return export.convert(models.resolve(str(tuned)), form, log=lambda line: None)
 
 
+def test_weights_in_several_files_are_refused_in_one_line(tuned, tmp_path):
+    """Whether the folder is sealed, as a published one may be, or not."""
+    folder, ref = tmp_path / "sharded", models.resolve(str(tuned))
+    models.load(ref).save_pretrained(folder, max_shard_size="1MB")
+    models.load_processor(ref, "sv").save_pretrained(folder)
+    with pytest.raises(LabError, match="sharded or older weights are not read here; save the model with"):
+        models.resolve(str(folder))
+    manifest.seal(folder, kind="model", digest="1a2b")
+    with pytest.raises(LabError, match="sharded or older weights are not read here; save the model with"):
+        converted(folder, "safetensors-float16")
+
+
 # ---- ONNX
 
 

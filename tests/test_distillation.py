@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from pipelines.batches import IGNORED, Collator
 from pipelines.errors import LabError
 from pipelines.recipe import DistillationSettings
 from pipelines.training import Progress
+from pipelines.training.runs import context_s
 from pipelines.training.trainer import shift_right, token_mean_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -204,7 +207,19 @@ def hears(monkeypatch):
     return plan
 
 
-def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(toy_settings, toy_cache, teacher, hears):
+@pytest.fixture
+def learnt(toy_cache, teacher, tmp_path):
+    """`learnt(recipe, log)`: the cache as a student of the recipe learns from it, which has no checkpoint yet."""
+
+    def ask(recipe, log=lambda line: None):
+        return distillation.taught(recipe, toy_cache, teacher, tmp_path, lambda: None, log)
+
+    return ask
+
+
+def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(
+    toy_settings, toy_cache, teacher, hears, learnt
+):
     rows = toy_cache.split("train")
     said = toy_cache.rows["text"].iloc[rows].tolist()
     test = toy_cache.rows["text"].iloc[toy_cache.split("test")[0]]
@@ -213,7 +228,7 @@ def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(toy_s
     words[4] = f"{said[4]} och"
     hears(words)
     recipe, lines = toy_settings({**TAUGHT, "distillation.max_label_wer": 0.5}), []
-    made = distillation.taught(recipe, toy_cache, teacher, Path("unused"), lines.append)
+    made = learnt(recipe, lines.append)
     own = made.rows.iloc[made.split("train")]
     wers = relabel.label_wers(said, words)
     gone = {toy_cache.rows["id"].iloc[rows[place]] for place in (1, 2, 3)}
@@ -234,22 +249,47 @@ def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(toy_s
     assert made.digest == toy_cache.digest
 
 
-def test_transcripts_can_be_learnt_and_the_misheard_left_out_all_the_same(toy_settings, toy_cache, teacher, hears):
+def test_transcripts_can_be_learnt_and_the_misheard_left_out_all_the_same(toy_settings, toy_cache, hears, learnt):
     rows = toy_cache.split("train")
     said = toy_cache.rows["text"].iloc[rows].tolist()
     hears([said[0].upper(), "något annat", *said[2:]])
     told = {**TAUGHT, "distillation.labels": "transcript", "distillation.max_label_wer": 0.2}
-    made = distillation.taught(toy_settings(told), toy_cache, teacher, Path("unused"), lambda line: None)
+    made = learnt(toy_settings(told))
     assert made.rows["text"].iloc[made.split("train")].tolist() == [said[0], *said[2:]]
     plain = toy_settings({**told, "distillation.max_label_wer": 0})
-    assert distillation.taught(plain, toy_cache, teacher, Path("unused"), print) is toy_cache
+    assert learnt(plain) is toy_cache
 
 
-def test_a_teacher_that_hears_nothing_right_is_refused(toy_settings, toy_cache, teacher, hears):
+def test_a_teacher_that_hears_nothing_right_is_refused(toy_settings, toy_cache, hears, learnt):
     hears(["något annat än det som sades"] * len(toy_cache.split("train")))
     recipe = toy_settings({**TAUGHT, "distillation.max_label_wer": 0.1})
     with pytest.raises(LabError, match="none of 48 training clips can be learnt from: in 48 the teacher"):
-        distillation.taught(recipe, toy_cache, teacher, Path("unused"), lambda line: None)
+        learnt(recipe)
+
+
+def test_what_a_checkpoint_tells_is_learnt_and_nobody_is_asked_again(toy_settings, toy_cache, teacher, hears, tmp_path):
+    rows, recipe = toy_cache.split("train"), toy_settings(TAUGHT)
+    run, last = tmp_path / "run", tmp_path / "checkpoint-2"
+    run.mkdir(), last.mkdir()
+
+    def learnt(newest: Path | None) -> list[str]:
+        made = distillation.taught(recipe, toy_cache, teacher, run, lambda: newest, lambda line: None)
+        return made.rows["text"].iloc[made.split("train")].tolist()
+
+    first, other = [f"först {n}" for n in range(len(rows))], [f"sedan {n}" for n in range(len(rows))]
+    hears(first)
+    assert learnt(None) == first
+    told = (run / distillation.HEARD).read_text()
+    names = [json.loads(line)["clip"] for line in told.splitlines()]
+    assert names == sorted(relabel.fingerprints(toy_cache, rows)), "the same clips are the same bytes"
+    hears(other)
+    (last / distillation.HEARD).write_text(told)
+    assert learnt(last) == first
+    assert (run / distillation.HEARD).read_text() == told
+    (last / distillation.HEARD).write_text("".join(told.splitlines(keepends=True)[1:]))
+    assert learnt(last) == other, "a checkpoint that does not tell all of it"
+    (last / distillation.HEARD).unlink()
+    assert learnt(last) == other, "one from before checkpoints told it"
 
 
 def test_other_transcripts_change_no_other_row(toy_cache):
@@ -266,35 +306,44 @@ def test_other_transcripts_change_no_other_row(toy_cache):
 
 @pytest.fixture
 def fit(toy_settings, toy_cache, teacher):
-    """`fit(run, overrides)`: a student trained in the folder `run`, and the lines told; `cut_at=3` cuts it off."""
+    """`fit(run, overrides)`: a student trained in the folder `run`, and the lines told; `cut_at=3` cuts it off, once
+    what it has is at `resume`."""
 
-    def train(run: Path, overrides: dict, cut_at: int = 0):
+    def train(run: Path, overrides: dict, cut_at: int = 0, resume: str = ""):
         lines: list[str] = []
 
         def on_step(step: int) -> None:
             if step == cut_at:
+                ends = time.monotonic() + 60
+                while not list(Path(resume).glob("*/manifest.json")):
+                    assert time.monotonic() < ends
+                    time.sleep(0.01)
                 raise CutOff
 
         progress = Progress(on_step=on_step, on_line=lines.append)
         try:
-            return training.train(toy_settings(overrides), toy_cache, teacher, run, progress), lines
+            return training.train(toy_settings(overrides), toy_cache, teacher, run, progress, resume), lines
         except CutOff:
             return None, lines
 
     return train
 
 
-def test_a_student_that_was_cut_off_ends_with_the_same_weights(fit, tmp_path):
-    """With an encoder that both share; tests/test_resume.py kills one that has its own."""
+def test_a_student_that_was_cut_off_ends_with_the_same_weights_on_an_empty_machine(fit, tmp_path, monkeypatch):
+    """With an encoder that both share; tests/test_resume.py kills one that has its own, and keeps its folder."""
     settings = {**TAUGHT, **SHORT, "model.dropout": 0.1, "model.freeze_encoder": True}
     alone, lines = fit(tmp_path / "alone", settings)
     assert any("of 48 training clips are learnt from (teacher labels)" in line for line in lines)
-    assert fit(tmp_path / "run", settings, cut_at=3)[0] is None
-    made, lines = fit(tmp_path / "run", settings)
+    here, kept = tmp_path / "runs" / "student", str(tmp_path / "kept")
+    assert fit(here / "run", settings, cut_at=3, resume=kept)[0] is None
+    shutil.rmtree(here)
+    monkeypatch.setattr(relabel, "heard", lambda *args, **told: pytest.fail("the teacher is asked again"))
+    made, lines = fit(here / "run", settings, resume=kept)
     assert "going on from checkpoint-2" in lines
-    ours, theirs = (load_file(Path(model.uri) / "model.safetensors") for model in (made, alone))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert not any("layers.1." in name for name in ours if ".decoder." in name)
+    assert "what the teacher heard in 48 training clips is taken from checkpoint-2" in lines
+    ours, theirs = (Path(model.uri) / "model.safetensors" for model in (made, alone))
+    assert manifest.sha256(ours) == manifest.sha256(theirs)
+    assert not any("layers.1." in name for name in load_file(ours) if ".decoder." in name)
     facts = manifest.read(Path(made.uri))
     assert facts["teacher"]["caches"] == ["of-the-teacher"]
     assert facts["base_model"] == "openai/whisper-tiny"
@@ -334,15 +383,17 @@ def home(toy_settings, tmp_path_factory):
     return folder, toy_settings({**settings, "training.steps": 1, "training.eval_every": 1})
 
 
-def test_the_teacher_is_trained_first_and_only_once(home, toy_cache):
+def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
     runs, recipe = home
     lines: list[str] = []
-    progress = Progress(on_line=lines.append)
+    steps: list[int] = []
+    progress, kept = Progress(on_line=lines.append, on_step=steps.append), str(tmp_path / "kept")
     with pytest.raises(LabError, match=r"no finished run of it .*: python -m pipelines distill --recipe toy-student"):
         lab.train(recipe, toy_cache, runs=runs, progress=progress)
-    made = lab.distil(recipe, toy_cache, runs=runs, progress=progress)
+    made = lab.distil(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
     own = "toy-for-toy-student"  # trained on other data than the recipe toy says
-    assert f"no finished run of {own} on this cache is here: the teacher is trained first" in lines
+    first = f"no finished run of {own} on this cache is here: the teacher is trained first"
+    assert f"{first}, where {kept}-teacher has none" in lines
     (taught_by,) = (runs / own).glob("train-*")
     assert Path(made.uri).parents[1] == runs / "toy-student"
     assert manifest.read(Path(made.uri))["teacher"]["digest"] == taught_by.name.removeprefix("train-")
@@ -356,6 +407,31 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache):
     assert len(list((runs / "toy-student" / "heard").glob("*.jsonl"))) == 1
     assert not any(line.startswith("  ") and "of 48 clips" in line for line in lines) or "  48 of 48 clips" in lines
     assert leaderboard._of_report(_report(made, recipe, toy_cache, runs), runs, print).status != leaderboard.INVALID
+    # an empty machine takes both from where they are kept
+    assert Path(f"{kept}-teacher", "model", manifest.MANIFEST).is_file()
+    steps.clear()
+    again = lab.distil(recipe, toy_cache, runs=tmp_path / "bare", progress=progress, resume=kept)
+    assert not steps
+    assert again.digest == made.digest
+    weights = [Path(model.uri) / "model.safetensors" for model in (again, made)]
+    assert manifest.sha256(weights[0]) == manifest.sha256(weights[1])
+
+
+@pytest.mark.parametrize("at_hand", [False, True])
+def test_a_teacher_is_trained_and_kept_as_its_student_is(home, toy_cache, tmp_path, monkeypatch, at_hand):
+    _, recipe = home
+    own, asked = lab._recipe_of_teacher(recipe), []
+    monkeypatch.setattr(lab, "train", lambda recipe, cache, runs, progress, **how: asked.append((recipe.name, how)))
+    monkeypatch.setattr(lab, "_finished_teacher", lambda *told: (own, "there") if at_hand else None)
+    lab.distil(recipe, toy_cache, runs=tmp_path, resume="hub://me/run", cluster="auto", devices=2, publish="there")
+    alike = {"cluster": "auto", "devices": 2}
+    assert asked == [
+        (own.name, {"resume": "hub://me/run-teacher", **alike}),
+        (recipe.name, {"resume": "hub://me/run", **alike, "publish": "there"}),
+    ]
+    asked.clear()
+    lab.distil(recipe, toy_cache, runs=tmp_path)
+    assert [name for name, _ in asked] == ([] if at_hand else [own.name]) + [recipe.name]
 
 
 def test_on_other_data_a_teacher_is_not_that_recipes_own_model(toy_settings):
@@ -395,14 +471,26 @@ def test_settings_that_exclude_each_other_are_refused(toy_settings, toy_cache, t
         lab.train(toy_settings(TAUGHT), toy_cache, runs=tmp_path, fork="somewhere")
 
 
-def test_a_teacher_must_have_heard_what_the_student_is_to_hear(toy_settings, teacher):
+def test_a_teacher_must_have_heard_what_the_student_is_to_hear(toy_settings, toy_cache, teacher):
     whole = dataclasses.replace(teacher, context="full")
-    distillation.refuse_unfit(toy_settings(TAUGHT), teacher)
-    distillation.refuse_unfit(toy_settings({**TAUGHT, "training.context": "full"}), whole)
+    distillation.refuse_unfit(toy_settings(TAUGHT), toy_cache, teacher)
+    distillation.refuse_unfit(toy_settings({**TAUGHT, "training.context": "full"}), toy_cache, whole)
     with pytest.raises(LabError, match="has heard nothing but 30 s"):
-        distillation.refuse_unfit(toy_settings(TAUGHT), whole)
+        distillation.refuse_unfit(toy_settings(TAUGHT), toy_cache, whole)
     with pytest.raises(LabError, match="has heard no more than 4 s, and the student is to hear 30 s"):
-        distillation.refuse_unfit(toy_settings({**TAUGHT, "training.window_share": 0.2}), teacher)
+        distillation.refuse_unfit(toy_settings({**TAUGHT, "training.window_share": 0.2}), toy_cache, teacher)
+
+
+def test_a_teacher_of_the_very_same_clips_is_taken_and_one_of_shorter_clips_is_not(toy_settings, toy_cache, teacher):
+    recipe, frames = toy_settings(TAUGHT), toy_cache.rows["frames"].to_numpy()
+    for longest in (*toy_cache.split("train"), frames.argmin()):  # whatever its length, it is the longest of its own
+        alone = dataclasses.replace(toy_cache, rows=toy_cache.rows.iloc[[longest]].assign(split="train"))
+        own = dataclasses.replace(teacher, facts={"context_s": context_s(recipe, alone)})
+        distillation.refuse_unfit(recipe, alone, own)
+    shorter = dataclasses.replace(teacher, facts={"context_s": context_s(recipe, toy_cache) / 2})
+    with pytest.raises(LabError, match=r"than 1\.\d+ s, and the student is to hear clips of .*max_duration_s=1\."):
+        distillation.refuse_unfit(recipe, toy_cache, shorter)
+    distillation.refuse_unfit(recipe, toy_cache, dataclasses.replace(teacher, facts={}))
 
 
 def test_a_rehearsal_teaches_a_few_clips(home, toy_cache, tmp_path):

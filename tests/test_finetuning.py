@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -20,12 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import huggingface_hub
 import psutil
 import pytest
 from mean_model import MeanModel
+from servers.hub import Hub
 from test_readme import block_commands, check
 
-from pipelines import lab, manifest, models, serving, training, transcriber
+from pipelines import lab, manifest, models, serving, stores, training, transcriber
 from pipelines import recipe as recipes
 from pipelines.errors import LabError
 from pipelines.finetuning import FineTuningInterface, Ignored, api, events, jobs, whisper
@@ -188,6 +191,7 @@ def test_while_busy_all_but_status_is_ignored_at_once(client):
     first = client.status()["step"]
     assert until(lambda: client.status()["step"] > first)
     assert client.post("cancel").json() == {"internal_state": "Ready", "cancelled": "train"}
+    assert client.status()["step"] is None, "of what was cancelled no figure is left"
     ignored(client.post("cancel"), 409, "nothing is running")
     client.do("train", {"steps": 2})
     assert client.status()["value"] == 3.75, "what was cancelled is not gone on with"
@@ -336,6 +340,22 @@ def test_the_log_is_bounded_and_outlives_a_cut(tmp_path):
     again = events.EventLog(tmp_path / "log.jsonl", kept=10)
     again.add("after the cut")
     assert [line["id"] for line in again.after(33)] == [34, 35, 36]
+
+
+def test_a_full_disk_keeps_no_worker_from_starting(tmp_path, monkeypatch):
+    events.EventLog(tmp_path / "log.jsonl").add("before")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write_bytes", full)
+    lines: list[str] = []
+    work = jobs.Jobs(MeanModel(tmp_path), tmp_path, log=lines.append)
+    work.begin("dataset", NUMBERS)
+    until(lambda: work.state == "Ready")
+    work.close()
+    assert [line["text"] for line in work.events.after(0)] == ["before", "dataset began", "dataset is done"]
+    assert any("state.json cannot be written (No space left on device): free space" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -614,6 +634,68 @@ def test_a_training_that_begins_tells_nothing_of_the_one_before(tuner):
         tuner.check("save", {}, logs)
 
 
+def test_a_data_set_tells_how_far_it_is(tuner, toy_cache, monkeypatch):
+    told: list[float] = []
+
+    class Told(dict):
+        def __setitem__(self, name, value):
+            super().__setitem__(name, value)
+            told.append(value)
+
+    def features(recipe, on_clips, **_):
+        for n in (10, 20, 10):
+            on_clips(n, 40)
+        return toy_cache
+
+    monkeypatch.setattr(lab, "features", features)
+    tuner.dataset(dict(PREPARED), Told())
+    assert told == [25.0, 75.0, 100.0]
+    told.clear()
+    monkeypatch.setattr(lab, "features", lambda recipe, on_clips, **_: on_clips(7, 0) or toy_cache)
+    logs = Told()
+    tuner.dataset(dict(PREPARED), logs)
+    assert not told, "of a corpus that does not tell its size there is no share"
+    assert logs["progress_percent"] == 100.0
+
+
+def test_a_training_that_was_cancelled_leaves_no_figures(tuner):
+    logs = {**PREPARED, "scores": {"base": {"wer": 0.9}}}
+    whisper._progress(logs, 10).on_start(4, 10)
+    whisper._progress(logs, 10).on_log([{"step": 4, "loss": 2.0, "learning_rate": 1e-5}, {"step": 4, "eval_wer": 0.7}])
+    assert tuner.status({}, logs)["wer"] == 0.7
+    tuner.forget("train", logs)
+    assert logs == {**PREPARED, "scores": {"base": {"wer": 0.9}}}
+
+
+def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(tuner, toy_cache, monkeypatch, capsys):
+    """The worker was killed, and started again with another recipe's settings."""
+    made = training.TrainedModel("there", "1a2b", 1, {"eval_wer": 0.5}, [], 1.0)
+    monkeypatch.setattr(lab, "open_features", lambda *args, **_: toy_cache)
+    monkeypatch.setattr(lab, "train", lambda recipe, cache, *, runs, progress: ran.append((recipe, runs)) or made)
+    ran: list = []
+    params = tuner.check("train", {}, dict(PREPARED))
+
+    def trained() -> tuple[Path, str]:
+        tuner.train(params, {"cache_uri": "there"})
+        recipe, home = ran[-1]
+        base = models.resolve(recipe.model.base)
+        run = lab.run_folder(recipe, toy_cache, base, home)
+        run.mkdir(parents=True, exist_ok=True)
+        training.runs.refuse_other_run(run, training.run_identity(recipe, toy_cache, base))
+        return run, capsys.readouterr().out
+
+    first, _ = trained()
+    again, said = trained()
+    assert again == first and first.is_dir()
+    assert "anew" not in said
+    tuner.recipe = tuner.datasets["toy"] = recipes.resolve(
+        tuner.recipe.model_dump(mode="json"), {"training.weight_decay": 0.5}
+    )
+    other, said = trained()
+    assert other != first and not first.exists(), "nothing of it is left"
+    assert "begins anew: the worker's settings are others now (training.weight_decay: wanted 0.5, found 0.0" in said
+
+
 def test_epochs_and_warmup_become_steps(toy_settings, toy_cache):
     assert training.steps_per_epoch(toy_settings(), toy_cache) == 12  # 48 clips, 4 to a batch
     accumulated = toy_settings({"training.batch_size": 5, "training.accumulation": 3})
@@ -699,11 +781,16 @@ class Worker:
 
 @pytest.mark.slow
 def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
-    toy_recipe, toy_model, toy_settings, toy_cache, one_thread, tmp_path
+    toy_recipe, toy_model, toy_settings, toy_cache, one_thread, tmp_path, monkeypatch
 ):
-    runs = tmp_path / "runs"
+    runs, hub = tmp_path / "runs", Hub()
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     toy = ("--recipe", str(toy_recipe), "--set", f"model.base={toy_model}", "--set", "evaluation.max_new_tokens=3")
-    toy += ("--set", "training.eval_every=10")
+    toy += ("--set", "training.eval_every=10", "--store", "hub=hub://lab/{name}")
+    toy += ("--store", f"saved={runs / 'worker' / 'saved' / '{name}'}")
     shutil.copytree(toy_cache.folder, runs / "worker" / "features" / toy_cache.folder.name)  # else 5 s more
 
     def checkpoints() -> list[int]:
@@ -746,9 +833,12 @@ def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
         scores = client.status()["scores"]
         assert scores["base"] == before["base"] and scores["tuned"]["clips"] == 12
 
-        assert client.post("save").json()["result"] == {
+        assert client.post("save", {"store": "saved"}).json()["result"] == {
             "store": "saved", "model": told["model"], "name": told["model"]
         }  # fmt: skip
+        published = client.post("save", {"store": "hub", "name": "mine"}).json()["result"]
+        assert (published["store"], client.status()["saved"]) == ("hub", published)
+        assert published["uri"].startswith("hub://lab/mine@")
         saved = runs / "worker" / "saved" / told["model"]
         assert manifest.problem(saved) is None
         said = json.dumps([client.log(), client.post("status").json()])
@@ -756,7 +846,9 @@ def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
     finally:
         worker.stop()
     assert worker.process.returncode == 0
-    assert "hemlig" not in (tmp_path / "worker.err").read_text()
+    output = (tmp_path / "worker.err").read_text()
+    assert "hemlig" not in output and hub.token not in output
+    fetched = stores.open_store(published["uri"]).fetch(published["uri"], into=tmp_path, log=lambda line: None)
 
     settings = {"epochs": EPOCHS, "learning_rate": 1e-3, "warmup_ratio": 0.1}
     plain = toy_settings({"evaluation.max_new_tokens": 3, "training.eval_every": 10})
@@ -765,7 +857,8 @@ def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
     whole = training.train(alone, toy_cache, base, tmp_path / "alone", training.SILENT)
     assert whole.digest == manifest.read(tuned)["digest"]
     for name in ("model.safetensors", "generation_config.json"):
-        assert manifest.sha256(saved / name) == manifest.sha256(Path(whole.uri) / name), "not one bit differs"
+        for kept in (saved, fetched):
+            assert manifest.sha256(kept / name) == manifest.sha256(Path(whole.uri) / name), "not one bit differs"
 
 
 def test_a_dry_run_says_what_would_be_offered(capsys, monkeypatch, toy_recipe, tmp_path):

@@ -26,7 +26,12 @@ def recordings(tmp_path, encoded, speech):
 
 def test_training_needs_the_cache_and_not_what_it_was_made_of(recordings, toy_settings, tmp_path):
     told = {"source.kind": "folder", "source.path": str(recordings)}
-    made = lab.features(toy_settings(told), runs=tmp_path / "runs", log=lambda line: None)
+    done: list[tuple[int, int]] = []
+    told |= {"features.shard_clips": 4}
+    made = lab.features(
+        toy_settings(told), runs=tmp_path / "runs", log=lambda line: None, on_clips=lambda *told: done.append(told)
+    )
+    assert done == [(4, 6), (2, 6)]
     shutil.rmtree(recordings)
     lines: list[str] = []
     opened = lab.open_features(toy_settings(told), made.uri, runs=tmp_path / "runs", log=lines.append)

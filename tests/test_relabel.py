@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_what_was_heard_before_a_kill_is_kept(ask, decoded, monkeypatch, tmp_pat
     assert sorted(decoded) == rows
     assert ask(rows) == heard
     assert sorted(decoded) == rows
+
+
+def test_of_several_that_ask_at_once_one_decodes(ask, decoded):
+    with ThreadPoolExecutor(3) as pool:
+        told = [asked.result() for asked in [pool.submit(ask, [4, 0, 9]) for _ in range(3)]]
+    assert sorted(decoded) == [0, 4, 9]
+    assert told[0] == told[1] == told[2]
+
+
+def test_what_was_heard_first_is_what_was_heard(ask, toy_cache, tmp_path):
+    ask([1])
+    (path,) = (tmp_path / "heard").glob("*.jsonl")
+    name = fingerprint(toy_cache.log_mel(1))
+    path.write_text(relabel.lines({name: "först"}) + relabel.lines({name: "sedan"}))
+    assert ask([1]) == ["först"]
 
 
 def test_another_length_of_transcript_is_another_question(ask, decoded, tmp_path):

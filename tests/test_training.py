@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from pipelines import checkpoints, confidence, lab, manifest, models, training
 from pipelines import recipe as recipes
 from pipelines.batches import IGNORED, Collator
+from pipelines.confidence import Calibration
 from pipelines.errors import LabError
 from pipelines.training import Progress
 
@@ -568,11 +569,12 @@ def test_as_many_checkpoints_are_kept_as_told_and_the_best(fit, looks, tmp_path,
 def test_a_finished_model_tells_how_much_it_has_heard_at_once_and_how_sure_it_may_be(
     train_toy, toy_cache, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(confidence, "_FEWEST", 1)
+    monkeypatch.setattr(confidence, "fit", lambda logprobs, right: Calibration(0.5, 0.1, len(right)))
     wanted = toy_cache.rows["duration_s"].iloc[toy_cache.split("train")].max()
     for overrides, context_s in (({}, wanted), ({"training.window_share": 0.2}, 30.0)):
         model, _ = train_toy(tmp_path / str(context_s), {"training.steps": 1, **overrides})
         told = manifest.read(Path(model.uri))
         assert told["context_s"] == pytest.approx(context_s)
-        assert told["confidence"]["words"] > 0
-        assert 0 <= told["confidence"]["ece"] <= 1
+        fitted = Calibration.of(told)
+        assert fitted.words > 0
+        assert fitted == Calibration(0.5, 0.1, fitted.words)

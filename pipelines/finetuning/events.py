@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from datetime import UTC, datetime
@@ -17,30 +18,32 @@ LONGEST = 2_000
 
 
 class EventLog:
-    """A file of JSON lines, each with `id`, `time` (UTC) and `text`. Any thread may add to it and read it."""
+    """A file of JSON lines, each with `id`, `time` (UTC) and `text`. Any thread may add to it and read it.
+
+    A disk that is full costs the copy on the disk, and neither a job nor the start of a server.
+    """
 
     def __init__(self, path: Path, kept: int = KEPT):
         self.path, self.kept = path, kept
         self._lock = threading.Lock()
         self._lines = _read(path)[-kept:]
-        self._rewrite()
+        with contextlib.suppress(OSError):
+            self._rewrite()
         self.last = self._lines[-1]["id"] if self._lines else 0
 
     def add(self, text: str) -> None:
-        """Add a line. A disk that is full costs the copy on the disk, not the job."""
+        """Add a line."""
         with self._lock:
             self.last += 1
             line = {"id": self.last, "time": datetime.now(UTC).isoformat(timespec="seconds"), "text": text[:LONGEST]}
             self._lines.append(line)
-            try:
+            with contextlib.suppress(OSError):
                 if len(self._lines) >= 2 * self.kept:
                     self._lines = self._lines[-self.kept :]
                     self._rewrite()
                 else:
                     with self.path.open("ab") as file:
                         file.write(_written(line))
-            except OSError:
-                pass
 
     def after(self, number: int) -> list[dict[str, Any]]:
         """The lines with a higher number, oldest first, at most the newest `kept`."""

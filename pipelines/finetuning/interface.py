@@ -88,6 +88,9 @@ class FineTuningInterface(ABC):
         """
         return params
 
+    def forget(self, task: str, logs_dict: MutableMapping[str, Any]) -> None:  # noqa: B027 (many need not)
+        """Take from `logs_dict` what a `task` told that was cancelled, such as its figures. Called in the server."""
+
     def places(self) -> tuple[str, ...]:
         """Places of this machine that no client is to read of, beside the server's own folder."""
         return ()

@@ -194,6 +194,7 @@ class Jobs:
             if running is None or job not in (None, running):
                 raise Ignored("cancel was ignored: nothing is running")
             self.job = None
+            self.implementation.forget(running.task, self.logs)
             self._keep()
             running.process.job = None
             self._idle = None if self._idle is running.process else self._idle

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import re
 import secrets
@@ -118,6 +119,9 @@ class WhisperFineTuning(FineTuningInterface):
         _make_room(task, logs_dict)
         return {name: told[name] for name in _NEEDED[task]} | ({"run": secrets.token_hex(4)} if task == "train" else {})
 
+    def forget(self, task: str, logs_dict: MutableMapping[str, Any]) -> None:
+        _make_room(task, logs_dict)
+
     def parameters(self) -> dict[str, list[Parameter]]:
         choices = {
             "dataset": tuple(self.datasets),
@@ -130,7 +134,7 @@ class WhisperFineTuning(FineTuningInterface):
     # --- the tasks
 
     def dataset(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> None:
-        cache = lab.features(self._recipe(**params), runs=self.folder)
+        cache = lab.features(self._recipe(**params), runs=self.folder, on_clips=_counted(logs_dict))
         if logs_dict.get("cache_digest") != cache.digest:
             if logs_dict.get("model_uri"):
                 print("the tuned model is set aside: it may have been trained on what is held out here")
@@ -146,6 +150,7 @@ class WhisperFineTuning(FineTuningInterface):
         per_epoch = training.steps_per_epoch(plain, cache)
         recipe = recipes.resolve(plain.model_dump(mode="json"), settings_of(params, per_epoch))
         print(f"{recipe.training.steps} steps, {per_epoch} to an epoch")
+        self._remove_other_runs(home, recipe, cache)
         model = lab.train(recipe, cache, runs=home, progress=_progress(logs_dict, per_epoch))
         told = {"model_uri": model.uri, "model": f"{recipe.name}-{model.digest}"}
         logs_dict.update(told, progress_percent=100.0, wer=model.validation["eval_wer"])
@@ -216,6 +221,16 @@ class WhisperFineTuning(FineTuningInterface):
         own = {"language": language, "training.max_hours": 0.0, "training.fast_dev_run": False}
         return recipes.resolve(settings, own)
 
+    def _remove_other_runs(self, home: Path, recipe: Recipe, cache: FeatureCache) -> None:
+        """Where this training began under other settings of the worker, it begins anew, and not in silence."""
+        base = models.resolve(recipe.model.base)
+        wanted, run = training.run_identity(recipe, cache, base), lab.run_folder(recipe, cache, base, home)
+        for note in home.glob("*/train-*/run.json"):
+            if note.parent != run:
+                unlike = recipes.differences(wanted, json.loads(note.read_text("utf-8")))
+                print(f"this training begins anew: the worker's settings are others now ({'; '.join(unlike)})")
+                shutil.rmtree(note.parent)
+
     def _cache(self, recipe: Recipe, logs_dict: Mapping[str, Any]) -> FeatureCache:
         return lab.open_features(recipe, logs_dict["cache_uri"], runs=self.folder)
 
@@ -266,21 +281,23 @@ def _progress(logs_dict: MutableMapping[str, Any], per_epoch: int) -> training.P
     return training.Progress(on_start=start, on_step=done, on_log=log)
 
 
-def _counted(logs_dict: MutableMapping[str, Any], clips: int) -> Callable[[int], None]:
-    """A function that is told of clips that were scored, and tells `logs_dict` the share of all."""
+def _counted(logs_dict: MutableMapping[str, Any], clips: int = 0) -> Callable[..., None]:
+    """A function that is told of clips that are done, and tells `logs_dict` their share of `clips`, or of the number
+    that comes with them; of an unknown number (0) nothing."""
     done = 0
 
-    def tell(n: int) -> None:
+    def tell(n: int, of: int = clips) -> None:
         nonlocal done
         done += n
-        logs_dict["progress_percent"] = round(100 * done / max(1, clips), 1)
+        if of:
+            logs_dict["progress_percent"] = round(min(100.0, 100 * done / of), 1)
 
     tell(0)
     return tell
 
 
 def _make_room(task: str, logs_dict: MutableMapping[str, Any]) -> None:
-    """Forget what a task that begins will tell anew."""
+    """Forget what a task that begins will tell anew, and what one that was cancelled has told."""
     if task == "train":
         _forget(logs_dict, *_OF_TRAINING)
         logs_dict["scores"] = {name: score for name, score in logs_dict.get("scores", {}).items() if name == "base"}

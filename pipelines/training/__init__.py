@@ -33,7 +33,7 @@ import contextlib
 import dataclasses
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ def train(
         refuse_other_run(run, identity)
         if resume:
             copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line)
-            newest = checkpoints.newest_complete(folder, run_digest=name, log=lambda line: None)
+            newest = _newest(run, name, lambda line: None)
             copies.go_on_from(run / "model" if finished(run) else newest)
         model = finished(run)
         if model is None:
@@ -163,7 +163,8 @@ def _train(
 ) -> TrainedModel:
     start, interruption = fork.start(base) if fork else base, Interruption(recipe.training.max_hours, until)
     if recipe.distillation.teacher:
-        cache = distillation.taught(recipe, cache, base, run.parent / "heard", progress.on_line)
+        newest = functools.partial(_newest, run, run_digest, lambda line: None)
+        cache = distillation.taught(recipe, cache, base, run, newest, progress.on_line)
     divergence.tell_earlier(run, progress.on_line)
     while True:
         try:
@@ -174,6 +175,11 @@ def _train(
         progress.on_line(line)
         memory.free()
     return ranks.by_first(functools.partial(finish, trainer, recipe, cache, run, run_digest, start, fork))
+
+
+def _newest(run: Path, run_digest: str, log: Callable[[str], None]) -> Path | None:
+    """The checkpoint that the run goes on from."""
+    return checkpoints.newest_complete(run / "checkpoints", run_digest=run_digest, log=log)
 
 
 def _fit(
@@ -192,7 +198,7 @@ def _fit(
     folder = run / "checkpoints"
 
     def newest() -> Path | None:
-        found = checkpoints.newest_complete(folder, run_digest=run_digest, log=progress.on_line)
+        found = _newest(run, run_digest, progress.on_line)
         checkpoints.remove_unusable(folder, found)
         return found
 
@@ -254,6 +260,7 @@ def _build_trainer(
         validate=validator(recipe, cache, processor, settings.context == "full", room),
         run_digest=run_digest,
         keep=settings.keep_checkpoints,
+        carried=[run / distillation.HEARD],
         micro_batch=at_once,
         make_loader=functools.partial(building.loader_of, recipe),
         make_optimizer=functools.partial(building.build_optimizer, recipe),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 import sys
 import time
@@ -46,6 +47,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             validate: Callable,
             run_digest: str,
             keep: int,
+            carried: Sequence[Path],
             micro_batch: int,
             make_loader: Callable[[Any, Any, Callable], DataLoader],
             make_optimizer: Callable[[Any], Any],
@@ -56,6 +58,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             super().__init__(*args, **kwargs)
             self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
             self.micro_batch, self.tried_first, self.teacher = micro_batch, tried_first, teacher
+            self.carried = carried
             self.make_loader, self.make_optimizer, self.make_scheduler = make_loader, make_optimizer, make_scheduler
             self.clock = time.monotonic()
             self.guard = Guard(scaled=self.args.fp16)
@@ -145,6 +148,8 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
             def seal() -> None:
+                for path in filter(Path.is_file, self.carried):
+                    _put_into(saved, path)
                 checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
                 checkpoints.prune(folder, keep=self.keep)
 
@@ -155,6 +160,14 @@ def trainer_class() -> type[Seq2SeqTrainer]:
                 ranks.by_first(seal)
 
     return LabTrainer
+
+
+def _put_into(folder: Path, path: Path) -> None:
+    """A file in a checkpoint, too: as a link, for it is the same in each of them, where the disk has links."""
+    try:
+        os.link(path, folder / path.name)
+    except OSError:
+        shutil.copyfile(path, folder / path.name)
 
 
 def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
