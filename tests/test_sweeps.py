@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -568,6 +569,40 @@ def test_a_full_disk_ends_the_sweep_in_one_line(whole, toy_settings, runs, monke
     made = sweeps.run(recipe, runs=runs, log=quiet)
     assert [trial.state for trial in made.trials] == ["finished", "finished"], "it was no trial's doing"
     shutil.rmtree(made.folder)
+
+
+class Pair:
+    """A crew of two, which says of each trial what it was told to, the last one that was sent first."""
+
+    hands = 2
+
+    def __init__(self, **told: str):
+        self.told, self.under_way, self.sent = told, [], []
+
+    def start(self, job) -> None:
+        self.under_way.append(job)
+        self.sent.append(job.number)
+
+    def wait(self):
+        job = self.under_way.pop()
+        if self.told[f"trial_{job.number}"] == "whole":
+            return crew.fit(job, quiet)
+        return crew.Result(job.number, "failed", reason=f"trial {job.number} has no luck")
+
+
+def test_of_several_at_a_time_one_may_fail_before_another_has_shown_that_it_can_be_done(
+    whole, toy_settings, runs, monkeypatch
+):
+    recipe = toy_settings(SPACE | SMALL | {"search.trials": 3, "search.seed": 9})
+    monkeypatch.setattr(crew, "hired", lambda *args: contextlib.nullcontext(pair))
+    pair = Pair(trial_1="failed", trial_2="failed", trial_3="failed")
+    with pytest.raises(LabError, match="trial 1 has no luck"):
+        sweeps.run(recipe, runs=runs, log=quiet)
+    assert pair.sent == [1, 2], "no third is begun where none has got past that"
+    pair = Pair(trial_1="whole", trial_2="failed", trial_3="whole")
+    made = sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in made.trials] == ["finished", "failed", "finished"]
+    assert pair.sent == [1, 2, 3]
 
 
 class Killed(BaseException):

@@ -131,7 +131,7 @@ def befalling(job: crew.Job) -> crew.Result | LabError:
 def test_trials_that_no_worker_survives_are_failed_and_the_others_go_on(address, toy_settings, there, monkeypatch):
     monkeypatch.setattr(crew, "_on_a_worker", befalling)
     recipe = toy_settings(SEARCH | {"search.trials": 3, "training.steps": 2, "training.eval_every": 2})
-    made = sweeps.run(recipe, runs=there, cluster=address, log=quiet)
+    made = sweeps.run(recipe, runs=there, cluster=address, devices=2, log=quiet)
     assert [trial.state for trial in made.trials] == ["finished", "failed", "failed"]
     assert made.trials[1].reason.startswith("2 processes in a row died over it with no new checkpoint")
     assert made.trials[2].reason == "ModuleNotFoundError: No module named 'peft'"
@@ -203,7 +203,7 @@ def test_where_the_command_is_killed_the_same_command_goes_on(address, here, the
     assert states(sweeps.folder_of(recipe, there)) == ["begun", "begun"]
     again = sweeps.run(recipe, runs=there, cluster="auto", devices=2, log=lines.append)
     assert lines[0] == f"going on with 2 trial(s) of {again.folder}"
-    assert lines[1].startswith("Ray cluster auto: 2 trial(s) at a time")
+    assert "Ray cluster auto: 2 trial(s) at a time, each with one core" in lines
     assert told(again) == told(alone)
 
 

@@ -187,9 +187,11 @@ def _work_off(recipe: Recipe, record: Record, jobs: _Jobs, workers: crew.Crew, l
 
 
 def _may_begin(recipe: Recipe, record: Record) -> bool:
-    spent_h = sum(trial.seconds for trial in record.trials.values()) / 3600
-    limit = recipe.search.max_hours
-    return len(record.trials) < recipe.search.trials and not 0 < limit <= spent_h
+    trials, limit = list(record.trials.values()), recipe.search.max_hours
+    if any(trial.state == "failed" for trial in trials) and not any(trial.looks for trial in trials):
+        return False  # those that are under way are to show first whether any trial can get past that
+    spent_h = sum(trial.seconds for trial in trials) / 3600
+    return len(trials) < recipe.search.trials and not 0 < limit <= spent_h
 
 
 def _moved(recipe: Recipe, record: Record, move: tuple[int | None, int], log: Callable[[str], None]) -> Trial | None:
@@ -241,12 +243,13 @@ def _sent(trial: Trial, run: Path) -> Trial:
 
 
 def _note(recipe: Recipe, record: Record, result: Result, log: Callable[[str], None]) -> None:
-    """What came of a job. A failure that no trial has got past yet is raised: most likely it is not the settings'."""
+    """What came of a job. A failure that none has got past, and none is about to, is raised: all would share it."""
     trial = record.trials[result.number]
     if result.state == "died":  # it stays begun, and what is begun is sent off first
         return log(f"trial {trial.number} is sent off again: {result.reason}")
     trial = replace(trial, attempts=0, sent_from=0)
-    if result.state == "failed" and not any(other.looks for other in record.trials.values()):
+    under_way = [other for other in record.trials.values() if other.state == "begun" and other.number != trial.number]
+    if result.state == "failed" and not under_way and not any(other.looks for other in record.trials.values()):
         record.put(trial)
         raise LabError(result.reason)
     looks, seconds = result.looks or trial.looks, result.seconds or trial.seconds
