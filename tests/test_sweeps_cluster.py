@@ -157,7 +157,7 @@ def held(job):
         return whole(recipe, cache, base, run, dataclasses.replace(progress, on_step=hold), **how)
 
     whole, training.train = training.train, train
-    return crew.fit(job, print)
+    return crew._on_a_worker(job)  # the worker's own
 
 crew._on_a_worker, crew._LOOK_S, crew._SILENCE_S = held, 0.5, 5.0
 cli.main()

@@ -88,7 +88,7 @@ def run(
         if record.trials:
             log(f"going on with {len(record.trials)} trial(s) of {folder}")
         for trial in [trial for trial in record.trials.values() if trial.state == "failed"]:
-            record.put(replace(trial, state="begun", reason="", attempts=0))
+            record.put(replace(trial, state="begun", reason=""))
         if begun := next((trial for trial in record.trials.values() if trial.run), None):
             jobs.of(begun)  # refuses other data before anything is trained
         with crew.hired(cluster, devices, log) as workers, _excused(record):

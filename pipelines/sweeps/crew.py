@@ -7,7 +7,9 @@ newest checkpoint. Runs, caches and weights must lie on a disk that all machines
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -178,12 +180,36 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+# ---- in the workers
+
+
 def _on_a_worker(job: Job) -> Result | LabError:
     """What ends the sweep travels as a value: as an exception it would arrive in Ray's words."""
     try:
         cluster.refuse_unseen((job.run.parent, job.cache.folder, job.base.folder))
-        return fit(job, training.SILENT.on_line)
+        with _ending_with_its_node():
+            return fit(job, training.SILENT.on_line)
     except Unfinished as error:
         return Unfinished(str(error))
     except LabError as error:
         return error
+
+
+@contextlib.contextmanager
+def _ending_with_its_node() -> Iterator[None]:
+    """Within, this process ends when the Ray node that started it does.
+
+    Ray lets it work on, seen by nobody, in a folder that the next sitting is to train in.
+    """
+    over, node = threading.Event(), os.getppid()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            if os.getppid() != node:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -22,8 +22,9 @@ from pipelines.recipe import Recipe
 from pipelines.training import Progress, runs
 from pipelines.training.progress import seconds_of
 
-_PATIENCE_S = 60.0
-"""How long a trial waits for a worker of an earlier sitting that still holds its folder."""
+_PATIENCE_S = 120.0
+"""How long a trial waits for a worker of an earlier sitting that still holds its folder: a Ray node whose head is gone
+ends after a minute, and its workers with it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_BYTES = 1_000_000
 """A disk with less room is full."""
