@@ -327,12 +327,15 @@ class TrainingSettings(Settings):
     """Steps over which the learning rate rises from 0; after them `scheduler` says how it goes on."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """After the warm-up the learning rate falls to 0 in a line, falls to 0 in half a cosine, or stays."""
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """torch's. `adafactor` (Shazeer and Stern 2018) keeps two sums for each matrix in place of AdamW's two numbers for
+    each weight, and takes steps relative to the weights' size. `sgd` keeps one number; it needs far larger rates."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's, on matrices alone: biases and layer norms are left out."""
+    """On matrices alone: biases and layer norms are left out."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW: how slowly the mean of the gradients forgets."""
+    """adamw: how slowly the mean of the gradients forgets; sgd: its momentum; adafactor has none."""
     beta2: float = Field(0.999, ge=0, lt=1)
-    """AdamW: how slowly the mean of their squares forgets; Whisper itself was trained with 0.98."""
+    """adamw: how slowly the mean of their squares forgets; Whisper itself was trained with 0.98."""
     max_grad_norm: float = Field(1.0, gt=0)
     context: Literal["clip", "full"] = "clip"
     """`clip`: the encoder sees each batch at the length of its longest clip. `full`: always 30 s."""

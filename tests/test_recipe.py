@@ -238,6 +238,7 @@ def other_value(name: str, value):
         "training.context": "full",
         "training.tracker": "trackio",
         "training.scheduler": "cosine",
+        "training.optimizer": "sgd",
         **dict.fromkeys(("training.beta1", "training.beta2"), 0.95),
         "features.max_duration_s": 29.0,
         "model.spec_augment": True,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -25,7 +28,7 @@ from pipelines import lab, models, sweeps, training
 from pipelines import recipe as recipes
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError, Unfinished
-from pipelines.sweeps import halving, results, space
+from pipelines.sweeps import crew, halving, results, space
 from pipelines.sweeps.record import Record, Trial
 
 ROOT = Path(__file__).parents[1]
@@ -126,8 +129,10 @@ def test_a_search_is_no_part_of_what_a_run_is(toy_settings, toy_cache, toy_model
 def test_settings_of_optimizer_and_schedule_leave_older_runs_their_names(toy_settings, toy_cache, toy_model):
     base = models.resolve(str(toy_model))
     plain = training.run_identity(toy_settings(), toy_cache, base)
-    assert not {"training.scheduler", "training.beta1", "training.beta2"} & plain.keys()
-    for name, value in {"training.scheduler": "cosine", "training.beta1": 0.8, "training.beta2": 0.98}.items():
+    others = {"training.scheduler": "cosine", "training.optimizer": "sgd"}
+    others |= {"training.beta1": 0.8, "training.beta2": 0.98}
+    assert not others.keys() & plain.keys()
+    for name, value in others.items():
         assert training.run_identity(toy_settings({name: value}), toy_cache, base) == {**plain, name: value}
 
 
@@ -221,6 +226,24 @@ def test_trials_are_drawn_by_seed_and_record_alone(toy_settings, sampler):
     assert late >= 12 if sampler == "tpe" else late < 12
     other = toy_settings(SPACE | {"search.sampler": sampler, "search.seed": 20})
     assert space.proposal(other, 2, trials[:1]) != trials[1].settings
+
+
+def test_tpe_hears_of_trials_that_diverged(toy_settings):
+    pytest.importorskip("optuna")
+    recipe = toy_settings(SPACE | {"search.sampler": "tpe"})
+    others = {"training.warmup_steps": 2, "training.scheduler": "linear"}
+    rates = [1e-4 * 10 ** (2 * i / 19) for i in range(20)]
+    states = ["diverged" if rate > 2e-3 else "finished" for rate in rates]
+    # the higher the better, up to where all is lost
+    trials = [
+        Trial(number, {"training.learning_rate": rate, **others}, 4, state, {4: 1e-4 / rate})
+        for number, (rate, state) in enumerate(zip(rates, states, strict=True), 1)
+    ]
+    drawn = [space.proposal(recipe, number, trials)["training.learning_rate"] for number in range(21, 51)]
+    assert sum(rate > 2.5e-3 for rate in drawn) <= 5
+    broken = [dataclasses.replace(trial, looks={}, state="failed") for trial in trials if trial.state == "diverged"]
+    again = space.proposal(recipe, 21, [*(trial for trial in trials if trial.state == "finished"), *broken])
+    assert again["training.learning_rate"] == drawn[0], "one that failed is held to be as bad"
 
 
 def test_a_small_space_is_exhausted(toy_settings):
@@ -331,6 +354,11 @@ def test_what_mattered(toy_settings):
     assert found["scheduler"]["explained"] == pytest.approx(0.8)
     assert found["warmup_steps"]["explained"] == 0
     assert {row["trials"] for row in found.values()} == {4}
+    broken = Trial(5, {**trials[0].settings, "training.learning_rate": 1e-5}, 4, "diverged", {4: 0.1})
+    failed = dataclasses.replace(broken, number=6, state="failed")
+    found = {row["setting"].rpartition(".")[2]: row for row in results.mattered(recipe, [*trials, broken, failed])}
+    assert (found["learning_rate"]["explained"], found["learning_rate"]["direction"]) == (pytest.approx(1), -1)
+    assert found["learning_rate"]["trials"] == 5
 
 
 # --- a whole sweep ----------------------------------------------------------------------------------------------------
@@ -484,6 +512,243 @@ def test_a_trial_that_fails_is_noted_and_one_that_all_would_share_is_raised(whol
         sweeps.run(toy_settings(lora | small | {"model.adapter": "lora"}), runs=runs, log=quiet)
 
 
+SMALL = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
+TWO_RATES = {"search.space.training.learning_rate": {"kind": "choice", "values": [1e-3, 2e-3]}}
+"""The toy recipe's own, and another."""
+
+
+def faulty(fault: BaseException, rate: float = 2e-3):
+    """`_build_trainer`, which raises where a trial has this learning rate."""
+    build = training._build_trainer
+
+    def raising(recipe, *args):
+        if recipe.training.learning_rate == rate:
+            raise fault
+        return build(recipe, *args)
+
+    return raising
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ValueError("Target modules {'q'} not found in the base model.\nCheck the target modules"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["peft", "torch", "memory"],
+)
+def test_whatever_befalls_a_trial_the_others_go_on(whole, toy_settings, runs, monkeypatch, fault):
+    recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_build_trainer", faulty(fault))
+        made = sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in made.trials] == ["finished", "failed"]
+    reason = made.trials[1].reason
+    note = made.folder / made.trials[1].run / "traceback.txt"
+    assert reason.startswith(f"{type(fault).__name__}: {str(fault).partition('.')[0]}") and "\n" not in reason
+    assert str(note) in reason and "in raising" in note.read_text("utf-8")
+    shutil.rmtree(made.folder)
+
+
+@pytest.mark.parametrize(
+    ("fault", "free"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 10**9),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 10**9),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), 4096),
+    ],
+    ids=["system", "safetensors", "torch"],
+)
+def test_a_full_disk_ends_the_sweep_in_one_line(whole, toy_settings, runs, monkeypatch, fault, free):
+    recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 4})
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_build_trainer", faulty(fault))
+        patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, free))
+        for _ in range(3):
+            with pytest.raises(LabError, match=r"^the disk is full at \S+: make room there, then run the same"):
+                sweeps.run(recipe, runs=runs, log=quiet)
+    made = sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in made.trials] == ["finished", "finished"], "it was no trial's doing"
+    shutil.rmtree(made.folder)
+
+
+class Pair:
+    """A crew of two, which says of each trial what it was told to, the last one that was sent first."""
+
+    hands = 2
+
+    def __init__(self, **told: str):
+        self.told, self.under_way, self.sent = told, [], []
+
+    def start(self, job) -> None:
+        self.under_way.append(job)
+        self.sent.append(job.number)
+
+    def wait(self):
+        job = self.under_way.pop()
+        if self.told[f"trial_{job.number}"] == "whole":
+            return crew.fit(job, quiet)
+        return crew.Result(job.number, "failed", reason=f"trial {job.number} has no luck")
+
+
+def test_of_several_at_a_time_one_may_fail_before_another_has_shown_that_it_can_be_done(
+    whole, toy_settings, runs, monkeypatch
+):
+    recipe = toy_settings(SPACE | SMALL | {"search.trials": 3, "search.seed": 9})
+    monkeypatch.setattr(crew, "hired", lambda *args: contextlib.nullcontext(pair))
+    pair = Pair(trial_1="failed", trial_2="failed", trial_3="failed")
+    with pytest.raises(LabError, match="trial 1 has no luck"):
+        sweeps.run(recipe, runs=runs, log=quiet)
+    assert pair.sent == [1, 2], "no third is begun where none has got past that"
+    pair = Pair(trial_1="whole", trial_2="failed", trial_3="whole")
+    made = sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in made.trials] == ["finished", "failed", "finished"]
+    assert pair.sent == [1, 2, 3]
+
+
+class Killed(BaseException):
+    """As SIGKILL, it lets nobody tell of anything."""
+
+
+def killed_at(*steps: int, rate: float):
+    """`training.train` in which a trial with this learning rate is killed, once at each of these steps."""
+    train, left = training.train, list(steps)
+
+    def kill(step: int) -> None:
+        if left and step == left[0]:
+            del left[0]
+            raise Killed
+
+    def killing(recipe, cache, base, run, progress, *more, **how):
+        if recipe.training.learning_rate == rate:
+            progress = dataclasses.replace(progress, on_step=kill)
+        return train(recipe, cache, base, run, progress, *more, **how)
+
+    return killing
+
+
+def test_a_trial_that_kills_its_process_twice_is_failed_and_the_others_go_on(whole, toy_settings, runs, monkeypatch):
+    recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 5})
+    monkeypatch.setattr(training, "train", killed_at(1, 1, 1, rate=2e-3))
+    for _ in range(2):
+        with pytest.raises(Killed):
+            sweeps.run(recipe, runs=runs, log=quiet)
+    made = sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in made.trials] == ["finished", "failed"]
+    assert made.trials[1].reason.startswith("2 processes in a row died over it with no new checkpoint; most often")
+    with pytest.raises(Killed):
+        sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in sweeps.run(recipe, runs=runs, log=quiet).trials] == ["finished", "finished"]
+
+
+def test_where_the_first_trial_kills_its_process_the_sweep_says_so(whole, toy_settings, runs, monkeypatch):
+    recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 6})
+    monkeypatch.setattr(training, "train", killed_at(1, 1, rate=1e-3))
+    for _ in range(2):
+        with pytest.raises(Killed):
+            sweeps.run(recipe, runs=runs, log=quiet)
+    with pytest.raises(LabError, match="2 processes in a row died over it"):
+        sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in sweeps.run(recipe, runs=runs, log=quiet).trials] == ["finished", "finished"]
+
+
+def test_a_trial_that_comes_further_each_time_may_be_killed_more_often(whole, toy_settings, runs, monkeypatch):
+    recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 7, "training.steps": 6})
+    monkeypatch.setattr(training, "train", killed_at(1, 3, 5, 5, rate=2e-3))
+    for _ in range(4):
+        with pytest.raises(Killed):
+            sweeps.run(recipe, runs=runs, log=quiet)
+    made = sweeps.run(recipe, runs=runs, log=quiet)
+    assert [trial.state for trial in made.trials] == ["finished", "finished"]
+    assert {(trial.attempts, trial.sent_from) for trial in made.trials} == {(0, 0)}
+
+
+def test_a_trial_waits_for_the_worker_of_an_earlier_sitting_to_end(whole, toy_settings, runs, monkeypatch):
+    recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 8})
+    waited: list[float] = []
+
+    def release(seconds: float) -> None:
+        waited.append(seconds)
+        held.release()
+
+    jobs = sweeps._Jobs(recipe, sweeps.folder_of(recipe, runs).name, runs, quiet)
+    folder = jobs.of(Trial(1, {"training.learning_rate": 1e-3}, 2)).run
+    folder.mkdir(parents=True)
+    with training.only_trainer(folder) as held:
+        monkeypatch.setattr("filelock._api.time.sleep", release)
+        made = sweeps.run(recipe, runs=runs, log=quiet)
+    assert waited and [trial.state for trial in made.trials] == ["finished", "finished"]
+
+
+class Nodes:
+    """What a lookout asks of Ray, where this machine's node and another with a GPU are its cluster."""
+
+    def __init__(self, head: str, node: str):
+        self.gcs_address, self.get_node_id = head, lambda: "this"
+        self.get_runtime_context = lambda: self
+        address, port = node.split(":")
+        self.this = {"NodeID": "this", "Alive": True, "NodeManagerAddress": address, "NodeManagerPort": int(port)}
+        self.other = {"NodeID": "other", "Alive": True, "Resources": {"GPU": 1.0}}
+
+    def nodes(self) -> list[dict]:
+        return [self.this, self.other]
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A lookout, what its head and this machine's node listen at, what it asks, and the lines that it told."""
+    monkeypatch.setattr(crew, "_LOOK_S", 0.0)
+    monkeypatch.setattr(crew, "_LOOKS_BETWEEN_LINES", 10)
+    with socket.create_server(("127.0.0.1", 0)) as head, socket.create_server(("127.0.0.1", 0)) as node:
+        nodes = Nodes(*(f"127.0.0.1:{listening.getsockname()[1]}" for listening in (head, node)))
+        lines: list[str] = []
+        yield crew.Lookout(nodes, "GPU", lines.append), head, node, nodes, lines
+
+
+def test_where_no_machine_is_left_that_could_train_a_line_says_so_now_and_then(watched):
+    lookout, _, _, nodes, lines = watched
+    lookout.look(2)
+    assert lines == []
+    nodes.other["Alive"] = False
+    for _ in range(crew._LOOKS_BETWEEN_LINES):
+        lookout.look(2)
+    assert lines == ["no machine of the Ray cluster has a GPU now: 2 trial(s) wait until one joins"]
+    lookout.look(2)
+    assert len(lines) == 2
+    nodes.other["Alive"] = True
+    lookout.look(2)
+    nodes.other["Alive"] = False
+    lookout.look(1)
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(("which", "name"), [(1, "the head of"), (2, "this machine's node of")])
+def test_where_a_cluster_is_gone_the_sweep_ends_and_where_it_is_slow_it_waits(watched, monkeypatch, which, name):
+    lookout, place = watched[0], watched[which]
+    address, again = place.getsockname(), []
+    place.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(crew, "_SILENCE_S", 0.0)
+        with pytest.raises(LabError, match=rf"^{name} the Ray cluster is gone \(127\S+: start it anew, or another"):
+            lookout.look(1)
+    monkeypatch.setattr(crew.time, "sleep", lambda seconds: again.append(socket.create_server(address)))
+    lookout.look(1)
+    assert len(again) == 1
+    again[0].close()
+
+
+@pytest.mark.parametrize("content", ['[{"number": 1', '[{"number": 1}]', '{"number": 1}', "[[]]", '["\xe5"]'])
+def test_a_damaged_record_is_one_line(toy_settings, tmp_path, content):
+    recipe = toy_settings(SEARCH)
+    folder = sweeps.folder_of(recipe, tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "trials.json").write_text(content, "latin-1")
+    with pytest.raises(LabError, match=r"^the sweep's record \S+trials.json is damaged \(.*Remove it") as caught:
+        sweeps.run(recipe, runs=tmp_path, log=quiet)
+    assert "\n" not in str(caught.value)
+
+
 def test_trials_are_compared_on_one_validation_split_and_one_cache_is_shared(whole, toy_settings, runs):
     assert len(list((runs / "features").glob("tour-*"))) == 1
     searched = {"search.space.source.validation": {"kind": "choice", "values": [8, 9]}}
@@ -503,8 +768,17 @@ def test_other_data_than_at_the_beginning_are_refused(whole, fresh_runs, runs):
         sweeps.run(recipe, runs=fresh_runs, log=quiet)
 
 
-def test_a_run_that_was_paused_has_the_weights_of_one_that_was_not(train_toy, tmp_path):
-    drawn = {"model.dropout": 0.1, "training.steps": 8}
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {},
+        {"training.optimizer": "adafactor", "training.learning_rate": 1e-2},
+        {"training.optimizer": "sgd", "training.learning_rate": 0.1},
+    ],
+    ids=["adamw", "adafactor", "sgd"],
+)
+def test_a_run_that_was_paused_has_the_weights_of_one_that_was_not(train_toy, tmp_path, optimizer):
+    drawn = {"model.dropout": 0.1, "training.steps": 8, "training.weight_decay": 0.01, **optimizer}
     alone, _ = train_toy(tmp_path / "alone", drawn)
     for _ in range(2):
         paused, lines = train_toy_until(train_toy, tmp_path / "run", drawn, 4)
@@ -512,6 +786,7 @@ def test_a_run_that_was_paused_has_the_weights_of_one_that_was_not(train_toy, tm
         assert [row["step"] for row in paused.history if "eval_wer" in row] == [4]
     assert lines == ["going on from checkpoint-4"]
     made, _ = train_toy(tmp_path / "run", drawn)
+    assert made.best_step == 8, "the last weights are compared"
     one, other = (load_file(Path(model.uri) / "model.safetensors") for model in (alone, made))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -608,6 +883,16 @@ def test_optimizer_and_schedule_are_those_that_transformers_would_build(toy_sett
         assert schedule.get_last_lr() == stock.lr_scheduler.get_last_lr()
         for scheduler in (schedule, stock.lr_scheduler):
             scheduler.step()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adafactor", torch.optim.Adafactor), ("sgd", torch.optim.SGD)])
+def test_the_recipe_names_the_optimizer(toy_settings, toy_model, name, kind):
+    settings = toy_settings({"training.optimizer": name, "training.weight_decay": 0.1, "training.beta1": 0.8})
+    made = training.building.build_optimizer(settings, models.load(models.resolve(str(toy_model))))
+    assert type(made) is kind
+    assert [group["weight_decay"] for group in made.param_groups] == [0.1, 0.0]
+    assert {group["lr"] for group in made.param_groups} == {1e-3}
+    assert {group.get("momentum") for group in made.param_groups} == ({0.8} if name == "sgd" else {None})
 
 
 def test_each_part_may_be_ones_own(toy_settings, toy_cache):

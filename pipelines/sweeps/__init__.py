@@ -3,6 +3,7 @@
     record    trials.json: what was tried, and what came of it
     space     the settings of the next trial: at random, or by Optuna's TPE
     halving   which trial goes on, and to which step (ASHA)
+    job       a trial that is sent to a step, and what comes of it
     crew      who trains: this process, one trial at a time, or the machines of a Ray cluster, side by side
     results   the table, what mattered, the best recipe
 
@@ -30,18 +31,20 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import environment, evaluation, lab, manifest, training
+from pipelines import checkpoints, environment, evaluation, lab, manifest, training
 from pipelines import recipe as recipes
 from pipelines.cache import FeatureCache
 from pipelines.errors import LabError, Unfinished
 from pipelines.recipe import Recipe, digest
 from pipelines.sweeps import crew, halving, results, space
-from pipelines.sweeps.crew import Job, Result
+from pipelines.sweeps.job import Job, Result, refuse_full, unforeseen
 from pipelines.sweeps.record import Record, Trial
 from pipelines.training import runs as training_runs
 
 _MAKES_THE_CACHE = ("source.", "features.", "curation.", "language", "model.base", "training.seed")
 """First letters of the settings that a feature cache hangs on; the seed, where it names a label model."""
+_ATTEMPTS = 2
+"""Processes that may die over one trial with no checkpoint between; then it is failed, and the others go on."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def run(
     space.check(recipe)
     folder = folder_of(recipe, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    with training_runs.only_trainer(folder), _interruptible():
+    with training_runs.only_trainer(folder), _in_one_line(folder):
         manifest.write_bytes(folder / "recipe.toml", recipes.as_toml(recipe).encode())
         record, jobs = Record(folder), _Jobs(recipe, folder.name, runs, log)
         if record.trials:
@@ -88,7 +91,7 @@ def run(
             record.put(replace(trial, state="begun", reason=""))
         if begun := next((trial for trial in record.trials.values() if trial.run), None):
             jobs.of(begun)  # refuses other data before anything is trained
-        with crew.hired(cluster, devices, log) as workers:
+        with crew.hired(cluster, devices, log) as workers, _excused(record):
             _work_off(recipe, record, jobs, workers, log)
         return _finish(recipe, record, jobs, folder)
 
@@ -184,9 +187,11 @@ def _work_off(recipe: Recipe, record: Record, jobs: _Jobs, workers: crew.Crew, l
 
 
 def _may_begin(recipe: Recipe, record: Record) -> bool:
-    spent_h = sum(trial.seconds for trial in record.trials.values()) / 3600
-    limit = recipe.search.max_hours
-    return len(record.trials) < recipe.search.trials and not 0 < limit <= spent_h
+    trials, limit = list(record.trials.values()), recipe.search.max_hours
+    if any(trial.state == "failed" for trial in trials) and not any(trial.looks for trial in trials):
+        return False  # those that are under way are to show first whether any trial can get past that
+    spent_h = sum(trial.seconds for trial in trials) / 3600
+    return len(trials) < recipe.search.trials and not 0 < limit <= spent_h
 
 
 def _moved(recipe: Recipe, record: Record, move: tuple[int | None, int], log: Callable[[str], None]) -> Trial | None:
@@ -207,22 +212,45 @@ def _moved(recipe: Recipe, record: Record, move: tuple[int | None, int], log: Ca
 
 
 def _prepared(recipe: Recipe, record: Record, jobs: _Jobs, trial: Trial, log: Callable[[str], None]) -> Job | None:
-    """What trains the trial; None, and noted, where its settings cannot be trained."""
+    """What trains the trial; None, and noted, where its settings cannot be trained or have killed who tried."""
     try:
         job = jobs.of(trial)
+        trial = _sent(trial, job.run)
     except Unfinished:
         raise
-    except LabError as error:
-        _note(recipe, record, Result(trial.number, "failed", reason=str(error)), log)
+    except Exception as error:
+        reason = str(error) if isinstance(error, LabError) else unforeseen(error, record.path.parent)
+        _note(recipe, record, Result(trial.number, "failed", reason=reason), log)
         return None
-    record.put(replace(trial, run=job.run.name))
+    record.put(trial)
     return job
 
 
+def _sent(trial: Trial, run: Path) -> Trial:
+    """The trial with this attempt counted. LabError where those before it died and came no checkpoint further.
+
+    Those that do come further are a machine that is cut off now and then: they may be as many as it takes.
+    """
+    sealed = [path for path in checkpoints.listed(run / "checkpoints") if manifest.read(path)]
+    at = checkpoints.step_of(sealed[-1]) if sealed else 0
+    before = trial.attempts if trial.sent_from == at else 0
+    if before == _ATTEMPTS:
+        raise LabError(
+            f"{before} processes in a row died over it with no new checkpoint; most often memory is short. "
+            "Run the same command again to try it once more"
+        )
+    return replace(trial, run=run.name, attempts=before + 1, sent_from=at)
+
+
 def _note(recipe: Recipe, record: Record, result: Result, log: Callable[[str], None]) -> None:
-    """What came of a job. A failure that no trial has got past yet is raised: most likely it is not the settings'."""
+    """What came of a job. A failure that none has got past, and none is about to, is raised: all would share it."""
     trial = record.trials[result.number]
-    if result.state == "failed" and not any(other.looks for other in record.trials.values()):
+    if result.state == "died":  # it stays begun, and what is begun is sent off first
+        return log(f"trial {trial.number} is sent off again: {result.reason}")
+    trial = replace(trial, attempts=0, sent_from=0)
+    under_way = [other for other in record.trials.values() if other.state == "begun" and other.number != trial.number]
+    if result.state == "failed" and not under_way and not any(other.looks for other in record.trials.values()):
+        record.put(trial)
         raise LabError(result.reason)
     looks, seconds = result.looks or trial.looks, result.seconds or trial.seconds
     trial = replace(trial, looks=looks, seconds=seconds, state=result.state, reason=result.reason)
@@ -258,9 +286,23 @@ def _finish(recipe: Recipe, record: Record, jobs: _Jobs, folder: Path) -> Sweep:
 
 
 @contextlib.contextmanager
-def _interruptible():
-    """Between two trainings, Ctrl-C leaves all as resumable as within one."""
+def _in_one_line(folder: Path):
+    """Between two trainings, Ctrl-C and a full disk leave all as resumable as within one."""
     try:
         yield
     except KeyboardInterrupt:
         raise Unfinished("Ctrl-C ended the sweep; all that was told is kept. Run the same command again") from None
+    except OSError as error:
+        refuse_full(error, folder)
+        raise
+
+
+@contextlib.contextmanager
+def _excused(record: Record):
+    """That trials are cut off by an end that can be told of is not their doing, and no attempt."""
+    try:
+        yield
+    except (LabError, KeyboardInterrupt):
+        for trial in [trial for trial in record.trials.values() if trial.attempts]:
+            record.put(replace(trial, attempts=0))
+        raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines import manifest
+from pipelines.errors import LabError
 
 FILE = "trials.json"
 
@@ -33,11 +34,20 @@ class Trial:
     """Its folder's name, which its settings, data, base model and the lab's code decide."""
     reason: str = ""
     """Why it diverged or failed."""
+    attempts: int = 0
+    """While it is under way: how often it was sent off from the checkpoint of step `sent_from`. A process that was
+    killed could not say so; that it was sent before and nothing came of it does."""
+    sent_from: int = 0
 
     @property
     def steps(self) -> int:
         """The last step at which it was looked at."""
         return max(self.looks, default=0)
+
+    @property
+    def broke_off(self) -> bool:
+        """Whether it came to an end that has no WER."""
+        return self.state in ("diverged", "failed")
 
     @property
     def wer(self) -> float:
@@ -46,22 +56,28 @@ class Trial:
 
     def wer_at(self, step: int) -> float:
         """The best up to `step`."""
-        if self.state in ("diverged", "failed"):
+        if self.broke_off:
             return math.inf
         return min((wer for at, wer in self.looks.items() if at <= step), default=math.inf)
 
     def reached(self, step: int) -> bool:
         """Whether its WER at `step` is known; a trial that has ended has come to every step."""
-        return self.state in ("finished", "diverged", "failed") or self.steps >= step
+        return self.broke_off or self.state == "finished" or self.steps >= step
 
 
 class Record:
-    """The trials of the sweep in `folder` by number."""
+    """The trials of the sweep in `folder` by number. LabError where its file is damaged."""
 
     def __init__(self, folder: Path):
         self.path = folder / FILE
-        told = json.loads(self.path.read_text("utf-8")) if self.path.exists() else []
-        self.trials = {row["number"]: _trial(row) for row in told}
+        try:
+            told = json.loads(self.path.read_text("utf-8")) if self.path.exists() else []
+            self.trials = {row["number"]: _trial(row) for row in told}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise LabError(
+                f"the sweep's record {self.path} is damaged ({type(error).__name__}: {error}). Remove it and run the "
+                "same command again: the same trials are drawn anew, and what was trained of them is found"
+            ) from None
 
     def put(self, trial: Trial) -> None:
         """Note a trial, in the place of what was known of it."""

@@ -34,13 +34,14 @@ def table(recipe: Recipe, trials: Sequence[Trial]) -> pd.DataFrame:
 def mattered(recipe: Recipe, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """For each searched setting, the share of the variance of WER ranks that it explains alone, the largest first.
 
-    Over all trials at the first rung, the only one that all have reached: `setting, explained` (0 to 1), `direction`
+    Over all trials at the first rung, the only one that all have reached; those that diverged rank last, those that
+    failed otherwise are left out: `setting, explained` (0 to 1), `direction`
     (+1: larger values made a larger WER; 0 for a choice), `trials`, `step`. Of numbers it is the square of Spearman's
     correlation, of choices the correlation ratio of the ranks, which is above 0 by chance alone. A share says little
     where trials are few: 8 trials that have nothing to do with a number explain half of it once in twenty times.
     """
     first = halving.rungs(recipe)[0]
-    known = [trial for trial in trials if trial.reached(first) and math.isfinite(trial.wer_at(first))]
+    known = [trial for trial in trials if trial.reached(first) and trial.state != "failed"]
     told = []
     for name, parameter in recipe.search.space.items():
         values = [trial.settings[name] for trial in known]

@@ -110,7 +110,8 @@ def _rounded(told: ParameterSettings, value: float) -> int | float:
 def _by_tpe(search: SearchSettings, number: int, earlier: Sequence[Trial]) -> dict[str, Any]:
     """What Optuna's tree-structured Parzen estimator asks for after the `earlier` trials.
 
-    A trial that is paused stands for what it had reached: TPE holds it behind those that went further.
+    A trial that is paused stands for what it had reached: TPE holds it behind those that went further. One that
+    diverged or failed tells nothing but that it was tried: TPE holds it behind all others.
     """
     try:
         import optuna
@@ -121,14 +122,14 @@ def _by_tpe(search: SearchSettings, number: int, earlier: Sequence[Trial]) -> di
     kinds = {name: _distribution(told) for name, told in search.space.items()}
     sampler = optuna.samplers.TPESampler(seed=1_000_003 * search.seed + number, n_startup_trials=_RANDOM_FIRST)
     study = optuna.create_study(sampler=sampler)
-    for trial in (trial for trial in earlier if math.isfinite(trial.wer)):
+    for trial in (trial for trial in earlier if trial.broke_off or math.isfinite(trial.wer)):
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE if trial.state == "finished" else TrialState.PRUNED,
                 value=trial.wer if trial.state == "finished" else None,
                 params={name: _to_optuna(told, trial.settings[name]) for name, told in search.space.items()},
                 distributions=kinds,
-                intermediate_values={step: trial.wer_at(step) for step in trial.looks},
+                intermediate_values={} if trial.broke_off else {step: trial.wer_at(step) for step in trial.looks},
             )
         )
     asked = study.ask(kinds).params

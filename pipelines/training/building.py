@@ -124,7 +124,7 @@ def build_model(recipe: Recipe, base: ModelRef) -> Any:
 
 
 def build_optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
-    """AdamW over what is to be trained; biases and layer norms do not decay."""
+    """The recipe's optimizer over what is to be trained; biases and layer norms do not decay."""
     import torch
 
     settings, trained = recipe.training, [weights for weights in model.parameters() if weights.requires_grad]
@@ -132,6 +132,10 @@ def build_optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
         {"params": [weights for weights in trained if weights.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [weights for weights in trained if weights.ndim <= 1], "weight_decay": 0.0},
     ]
+    if settings.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=settings.learning_rate)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.beta1)
     betas = settings.beta1, settings.beta2
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOTE = "memory.json"
+_KEPT = {"AdamW": 2, "SGD": 1, "Adafactor": 0}
+"""Numbers that an optimizer keeps for each weight; Adafactor's are few."""
 
 
 class OutOfMemory(Exception):
@@ -79,13 +81,14 @@ def is_tried_first() -> bool:
 def tried(model: Any, optimizer: Any) -> Iterator[None]:
     """Within, a forward and backward pass leaves no trace: no gradient, no draw from the random numbers.
 
-    The room that the optimizer's two numbers for each weight will take from its first step on is taken meanwhile.
+    The room that the optimizer's numbers for each weight will take from its first step on is taken meanwhile.
     """
     import numpy as np
     import torch
 
     tuned = [weight for weight in model.parameters() if weight.requires_grad]
-    taken = [] if optimizer.state else [torch.empty_like(weight) for weight in tuned for _ in range(2)]
+    kept = _KEPT[type(getattr(optimizer, "optimizer", optimizer)).__name__]  # accelerate wraps it
+    taken = [] if optimizer.state else [torch.empty_like(weight) for weight in tuned for _ in range(kept)]
     draws, devices = np.random.get_state(), {weight.device.index for weight in tuned if weight.is_cuda}
     try:
         with torch.random.fork_rng(devices):

@@ -40,7 +40,7 @@ NOT_OF_THE_WEIGHTS = (
 """Settings that are no part of a run's identity."""
 _TOLD_WHERE_CHANGED = (
     *("model.freeze_encoder", "model.adapter", "model.lora_"),
-    *("training.window_", "training.scheduler", "training.beta"),
+    *("training.window_", "training.scheduler", "training.optimizer", "training.beta"),
 )
 """Settings, or their first letters, that are part of the identity only where they are not at their defaults: the runs
 from before there were any keep their names."""
@@ -103,10 +103,10 @@ def refuse_other_run(run: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def only_trainer(run: Path) -> filelock.FileLock:
-    """The lock of a run's folder; use it as a context. LabError where another process holds it."""
+def only_trainer(run: Path, patience_s: float = 0.0) -> filelock.FileLock:
+    """The lock of a run's folder; use it as a context. LabError where another process holds it and goes on to."""
     try:
-        return filelock.FileLock(run / ".lock", timeout=0).acquire()
+        return filelock.FileLock(run / ".lock", timeout=patience_s).acquire()
     except filelock.Timeout:
         raise LabError(f"another process trains in {run} right now: wait for it, or stop it first") from None
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 """The recipe's names of them, and transformers'."""
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor", "sgd": "sgd"}
 
 
 def trainer_class() -> type[Seq2SeqTrainer]:
@@ -181,12 +182,13 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         max_grad_norm=settings.max_grad_norm,
-        # these six are for the trackers, which tell them: building.py makes optimizer and schedule
+        # these seven are for the trackers, which tell them: building.py makes optimizer and schedule
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
+        optim=OPTIMIZERS[settings.optimizer],
         lr_scheduler_type=SCHEDULES[settings.scheduler],
         seed=settings.seed,
         bf16=machine.dtype == "bfloat16",
