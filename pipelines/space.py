@@ -36,7 +36,7 @@ HARDWARE = {"cpu": "cpu-basic", "zerogpu": "zero-a10g"}
 PYTHON = "3.12"
 EXAMPLES = Path("pipelines", "page", "examples")
 """Recordings that the page offers to those who have nothing to say."""
-_NEVER_CALLED = {"hopsworks", "onnx", "pyarrow", "tqdm", "ray"}
+_NEVER_CALLED = {"hopsworks", "pyarrow", "tqdm", "ray"}
 """Imported by functions that a page with a model of the Hub never calls."""
 _ZEROGPU_TORCH = "torch>=2.8,<2.12"
 """What ZeroGPU runs."""
@@ -143,7 +143,7 @@ def requirements(sources: list[Path], hardware: str) -> str:
     needed |= _FOUND_NOT_IMPORTED
     if hardware == "zerogpu":  # a GPU is there: transformers decodes on it
         floors |= {"torch": _ZEROGPU_TORCH, "spaces": "spaces"}
-        needed -= {"ctranslate2"}
+        needed -= {"ctranslate2", "onnx"}
     return "".join(f"{line}\n" for name, line in sorted(floors.items()) if name in needed)
 
 

@@ -15,6 +15,7 @@ import torch
 from pipelines import audio, engines, export, manifest, models
 from pipelines.batches import Collator
 from pipelines.errors import LabError
+from pipelines.export import graph
 from pipelines.labels import Spelling, prompt_ids
 from pipelines.sources import espeak
 
@@ -156,6 +157,7 @@ def test_an_engine_or_a_compute_type_that_is_none_is_one_line(ref):
         ({"engine": "transformers", "compute_type": "int8"}, "ctranslate2"),
         ({"engine": "ctranslate2", "compute_type": "int3"}, "compute type must be one of"),
         ({"engine": "ctranslate2", "device": "mps"}, "transformers"),
+        ({"engine": "onnx", "compute_type": "float16"}, "int8 or float32, got float16"),
     ):
         with pytest.raises(LabError) as caught:
             opened(ref, **asked)
@@ -163,12 +165,24 @@ def test_an_engine_or_a_compute_type_that_is_none_is_one_line(ref):
         assert "\n" not in str(caught.value)
 
 
-def test_auto_takes_ctranslate2_on_a_cpu_where_it_is_installed(ref, monkeypatch):
-    monkeypatch.setattr(export, "installed", lambda: False)
-    assert opened(ref, "auto").name == "transformers cpu float32"
-    monkeypatch.undo()
-    if export.installed():
-        assert opened(ref, "auto").name.startswith("ctranslate2 cpu int8")
+@pytest.mark.parametrize(
+    ("installed", "seven_bits", "asked", "taken"),
+    [
+        ({"onnx-int8", "ctranslate2-int8"}, False, "", "onnxruntime cpu int8"),
+        ({"onnx-int8", "ctranslate2-int8"}, False, "float32", "ctranslate2 cpu float32"),
+        ({"onnx-int8", "ctranslate2-int8"}, True, "", "ctranslate2 cpu int8"),
+        ({"ctranslate2-int8"}, False, "", "ctranslate2 cpu int8"),
+        (set(), False, "", "transformers cpu float32"),
+    ],
+)
+@ct2
+def test_auto_takes_the_fastest_on_a_cpu(ref, monkeypatch, installed, seven_bits, asked, taken):
+    real = graph.wants_seven_bits()
+    monkeypatch.setattr(export, "installed", lambda form="ctranslate2-int8": form in installed)
+    monkeypatch.setattr(graph, "wants_seven_bits", lambda: seven_bits)
+    if taken.startswith("onnx") and real:
+        pytest.skip("this processor has no VNNI")
+    assert opened(ref, "auto", compute_type=asked).name.startswith(taken)
 
 
 def test_without_ctranslate2_the_error_names_the_command(ref, monkeypatch):
