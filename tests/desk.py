@@ -18,12 +18,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pages
 import pytest
+from servers import forks
 from servers.hub import Hub, Repo
 from servers.loopback import free_port
 from servers.mozilla import SECRET, Collective
@@ -36,49 +36,19 @@ SMALL = {
     "source.validation": 8,
     "source.test": 8,
     "training.steps": 4,
-    "training.eval_every": 2,
+    "training.eval_every": 10,
     "training.batch_size": 4,
     "evaluation.max_new_tokens": 3,
     "evaluation.bootstrap_samples": 100,
 }
 """Of every recipe of the copy. Thresholds that a model which writes nonsense would never pass are wide open."""
-STARTER = """
-import gc, json, os, runpy, signal, sys
-
-for name in sys.argv[1:]:
-    __import__(name)
-gc.collect()
-gc.freeze()
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    if "ended" in job:
-        child, status = os.waitpid(job["ended"], os.WNOHANG)
-        print(json.dumps(os.waitstatus_to_exitcode(status) if child else None), flush=True)
-        continue
-    child = os.fork()
-    if not child:
-        break
-    print(child, flush=True)
-else:
-    sys.exit()
-os.setpgid(0, 0)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-for number, name in enumerate((os.devnull, job["out"], job["err"])):
-    os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-os.environ.update(job["variables"])
-program, *sys.argv = job["words"]
-if program == "-m":
-    module = sys.argv[0]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-else:
-    sys.argv.insert(0, program)
-    runpy.run_path(program, run_name="__main__")
-"""
+FORKS = f"import sys; sys.path.insert(1, {str(pages.ROOT / 'tests')!r}); from servers import forks; forks.serve()"
 IMPORTED = (
     "torch", "transformers.trainer_seq2seq", "transformers.models.whisper.modeling_whisper", "gradio", "uvicorn",
-    "pandas", "matplotlib.pyplot", "papermill.cli", "torch.distributed.run", "pipelines.lab",
+    "pandas", "matplotlib.pyplot", "papermill.cli", "torch.distributed.run", "ipykernel.kernelapp", "pipelines.lab",
+    "servers.tokenizers",
 )  # fmt: skip
+"""What most commands import."""
 
 
 @dataclass(frozen=True)
@@ -96,46 +66,41 @@ class Done:
 class Process:
     """A command that runs."""
 
-    def __init__(self, desk: Desk, words: list[str], variables: dict[str, str]):
-        self._desk, self.out, self.err = desk, desk.fresh("out"), desk.fresh("err")
-        told = {"words": words, "variables": variables, "out": str(self.out), "err": str(self.err)}
-        self.pid = desk.ask(told)
-        self.code: int | None = None
-
-    def ended(self) -> bool:
-        if self.code is None:
-            self.code = self._desk.ask({"ended": self.pid})
-        return self.code is not None
+    def __init__(self, text: str, folder: Path, variables: dict[str, str], number: int):
+        self.text = text
+        self.out, self.err = (folder / "tmp" / f"{number}.{name}" for name in ("out", "err"))
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.popen = subprocess.Popen(
+                ["bash", "-c", text], cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
 
     def wait(self) -> Done:
-        ends = time.monotonic() + PATIENCE_S
-        while not self.ended():
-            if time.monotonic() > ends:
-                os.killpg(self.pid, signal.SIGKILL)
-            time.sleep(0.01)
-        return self.done()
-
-    def done(self) -> Done:
-        return Done(self.code or 0, self.out.read_text("utf-8"), self.err.read_text("utf-8"))
+        try:
+            self.popen.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+        return Done(self.popen.returncode, self.out.read_text("utf-8"), self.err.read_text("utf-8"))
 
     def told(self, pattern: str) -> str:
         """The first group of `pattern`, once the command has printed it."""
         ends = time.monotonic() + PATIENCE_S
-        while not (found := re.search(pattern, self.out.read_text("utf-8") if self.out.exists() else "")):
-            assert not self.ended() and time.monotonic() < ends, f"{pattern} did not come\n{self.done()}"
+        while not (found := re.search(pattern, self.out.read_text("utf-8"))):
+            alive = self.popen.poll() is None and time.monotonic() < ends
+            assert alive, f"{self.text}\nhas not printed {pattern}\n{self.end()}"
             time.sleep(0.02)
         return found[1]
 
     def end(self) -> Done:
         """Ctrl-C."""
-        if not self.ended():
-            os.kill(self.pid, signal.SIGINT)
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGINT)
         return self.wait()
 
 
 @dataclass
 class Desk:
-    """The folder of the copy, and who starts commands there."""
+    """The folder of the copy, and who runs commands there."""
 
     folder: Path
     variables: dict[str, str]
@@ -146,56 +111,41 @@ class Desk:
     """The real whisper-tiny."""
     tour: str = ""
     """The model of the recipe `tour`, once it is trained."""
-    _starter: subprocess.Popen = field(init=False)
-    _files: int = 0
+    _started: int = 0
 
     def __post_init__(self):
-        self._starter = subprocess.Popen(
-            [sys.executable, "-c", STARTER, *IMPORTED],
+        self._forks = subprocess.Popen(
+            [sys.executable, "-c", FORKS, "tmp/forks", *IMPORTED],
             cwd=self.folder,
             env=self.variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._starter.stdout.readline() == "ready\n"
+        assert self._forks.stdout.readline() == "ready\n"
 
     def close(self) -> None:
-        self._starter.stdin.close()
-        self._starter.wait(30)
+        self._forks.stdin.close()
+        self._forks.wait(30)
 
-    def ask(self, job: dict[str, Any]) -> Any:
-        self._starter.stdin.write(json.dumps(job) + "\n")
-        self._starter.stdin.flush()
-        return json.loads(self._starter.stdout.readline())
+    def begin(self) -> None:
+        """Let only that be done which everybody has done, and the series of experiments, which takes longest."""
+        for path in [*self.folder.glob("runs/*"), *self.folder.glob("runs/features/*")]:
+            if not path.name.startswith(("planted", "mix", "features")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(self.folder / "runs as begun", self.folder / "runs", dirs_exist_ok=True)
 
-    def fresh(self, ending: str) -> Path:
-        """The name of a file that nobody has."""
-        self._files += 1
-        return self.folder / "tmp" / f"{self._files}.{ending}"
-
-    def start(self, words: list[str], variables: dict[str, str] | None = None) -> Process:
-        """Python with these arguments."""
-        return Process(self, words, variables or {})
-
-    def shell(self, text: str, variables: dict[str, str]) -> Done:
-        done = subprocess.run(
-            ["bash", "-c", text],
-            cwd=self.folder,
-            env=self.variables | variables,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+    def start(self, text: str, variables: dict[str, str] | None = None) -> Process:
+        """A line for the shell, in the folder of the copy."""
+        self._started += 1
+        return Process(text, self.folder, self.variables | (variables or {}), self._started)
 
 
 # --- the copy ---------------------------------------------------------------------------------------------------------
 
 COPIED = (
     "pipelines", "notebooks", "docs", "app.py", "Makefile", "requirements.txt", "constraints.txt",
-    "tests/requirements.txt", "log_base.csv",
+    "tests/requirements.txt", "tests/constraints-colab.txt", "log_base.csv", "LICENSE",
 )  # fmt: skip
 
 
@@ -207,9 +157,14 @@ def copy_lab(folder: Path) -> None:
         copy(pages.ROOT / name, folder / name)
     for path in (folder / "pipelines" / "recipes").glob("*.toml"):
         path.write_text(recipes.as_toml(small(path)), "utf-8")
-    for name in (".venv/ready", "tmp/none"):
-        (folder / name).parent.mkdir()
-        (folder / name).touch()
+    (folder / "tmp").mkdir()
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, words in {"python": "", "papermill": "-m papermill", "torchrun": "-m torch.distributed.run"}.items():
+        told = (sys.executable, "-SE", forks.__file__, folder / "tmp/forks", programs / "python", sys.executable)
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.join(map(str, told))} {words} "$@"\n', "utf-8")
+        (programs / name).chmod(0o755)
+    (folder / ".venv" / "ready").touch()
 
 
 def small(path: Path) -> recipes.Recipe:
@@ -222,7 +177,7 @@ def small(path: Path) -> recipes.Recipe:
     if whole.distillation.teacher:
         less["distillation.max_label_wer"] = 0
     if whole.search.space:
-        less |= {"search.trials": 2, "search.min_steps": 2}
+        less |= {"search.trials": 2, "search.min_steps": 2, "training.eval_every": 2}
     return recipes.load(path, less)
 
 
@@ -238,11 +193,12 @@ TELLS = {
     "production": r"^served by ctranslate2 .* in a fresh process, without torch and transformers: ",
     "sweep": r"^best: trial \d+, validation WER ",
     "transcribe": r"^model ",
-    "compare": r"WER",
-    "leaderboard": r"WER",
+    "compare": r"^Next: ",
+    "leaderboard": r"^Next: ",
+    "run": r"^model    \S+/model$",
     "experiments": r"^24 finished, 0 failed$|^tables in docs/experiments$",
     "publish": r"^published as ",
-    "fetch": r"^/\S+$",
+    "fetch": r"^(/.+/fetched|my_backup)/whisper-sv\S*$",
     "publish-space": r"^space me/swedish @ \w{40}$",
     "recipe": r"^training\.steps = 4$",
     "doctor": r"^ready\. ",
@@ -250,7 +206,7 @@ TELLS = {
 """What each sub-command prints at the least, dry runs and JSON aside."""
 SERVERS = {"serve": r" at (http://\S+), told", "worker": r" at (http://\S+) \(data", "app.py": r"page: (http://\S+?)/?\n"}
 """What runs until it is stopped, and where it says its address."""
-BESIDES = {"serve": ("--port", "0"), "worker": ("--port", "0"), "doctor": ("--model", "{tiny}")}
+BESIDES = {"serve": " --port 0", "worker": " --port 0", "doctor": " --model {tiny}"}
 """Options that are added: any free port; and weights that hear something."""
 
 
@@ -270,10 +226,9 @@ class Reader:
         words = shlex.split(text)
         given = (self.desk.account if command.account else {}) | self.variables
         while words and re.fullmatch(r"\w+=.*", words[0], re.DOTALL):
-            name, _, value = words.pop(0).partition("=")
-            given[name] = value
-        if not words:
-            self.variables |= {name: given[name] for name in given.keys() - self.desk.account.keys()}
+            words.pop(0)
+        if not words or words[0] == "export":
+            self.variables |= dict(word.split("=", 1) for word in shlex.split(text.removeprefix("export ")))
             return
         run = getattr(self, f"_{Path(words[0]).name}", None)
         assert run, f"nobody knows how to run {words[0]}"
@@ -285,7 +240,10 @@ class Reader:
         """Stop the server that runs."""
         if self.server:
             server, self.server = self.server, None
-            self.accept(server.end(), "the server")
+            self.accept(server.end(), server.text)
+
+    def done(self, text: str, given: dict[str, str]) -> Done:
+        return self.accept(self.desk.start(text, given).wait(), text)
 
     def accept(self, done: Done, text: str, codes: tuple[int, ...] = (0,)) -> Done:
         assert done.code in codes, f"{text}\n{done}"
@@ -317,27 +275,35 @@ class Reader:
 
     def _python(self, arguments: list[str], given: dict[str, str], text: str) -> None:
         name = arguments[2] if arguments[:2] == ["-m", "pipelines"] else arguments[0]
-        arguments = [*arguments, *(word.format(tiny=self.desk.tiny) for word in BESIDES.get(name, ()))]
+        asked = text + BESIDES.get(name, "").format(tiny=self.desk.tiny)
         if name in SERVERS and "--dry-run" not in arguments:
-            self.close()
-            self.server = self.desk.start(arguments, given)
-            self.address = self.server.told(SERVERS[name])
-            return
-        done = self.accept(self.desk.start(arguments, given).wait(), text)
+            return self._serve(name, asked, given)
+        done = self.done(asked, given)
         if "--json" in arguments:
             assert done.out.count("\n") == 1 and isinstance(json.loads(done.out), dict), done
         elif "--dry-run" in arguments:
             assert done.out.endswith("nothing was done\n"), done
         else:
-            assert re.search(TELLS[name], done.out, re.MULTILINE), f"{text}\n{done}"
+            assert re.search(TELLS[name], done.out, re.MULTILINE), f"{text}\nhas not told {TELLS[name]}\n{done}"
         if made := re.search(r"^model (\S+/model)$", done.out, re.MULTILINE):
             self.made[text] = made[1]
+        return None
+
+    def _serve(self, name: str, text: str, given: dict[str, str]) -> None:
+        """Started, and asked for its page; it runs until the next one, or until the end of the page."""
+        import httpx
+
+        self.close()
+        self.server = self.desk.start(text, given)
+        self.address = self.server.told(SERVERS[name])
+        answer = httpx.get(self.address + ("/health" if name == "serve" else ""), timeout=PATIENCE_S)
+        assert answer.status_code == 200, answer
 
     def _papermill(self, arguments: list[str], given: dict[str, str], text: str) -> None:
-        self.accept(self.desk.start(["-m", "papermill", *arguments, "--no-progress-bar"], given).wait(), text)
+        self.done(f"{text} --no-progress-bar", given)
 
     def _torchrun(self, arguments: list[str], given: dict[str, str], text: str) -> None:
-        done = self.accept(self.desk.start(["-m", "torch.distributed.run", *arguments], given).wait(), text)
+        done = self.done(text, given)
         assert re.search(TELLS["train"], done.out, re.MULTILINE), done
 
     def _make(self, arguments: list[str], given: dict[str, str], text: str) -> None:
@@ -345,7 +311,7 @@ class Reader:
         makefile = (self.desk.folder / "Makefile").read_text("utf-8")
         for name in (word.partition("=")[0] for word in arguments if "=" in word):
             assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), f"the Makefile has no {name}"
-        dry = self.accept(self.desk.shell(f"{text} --dry-run --no-print-directory", given), text)
+        dry = self.done(f"{text} --dry-run --no-print-directory", given)
         lines = [line for line in dry.out.splitlines() if re.match(r"\.venv/bin/python (-m pipelines|app\.py)", line)]
         assert lines or arguments[0].startswith("test"), dry
         for line in lines:
@@ -371,11 +337,9 @@ class Reader:
         assert state in ("Ready", ""), state
         endless = "-N" in arguments
         options = "-sS --fail-with-body" + (" --max-time 1" if endless else "")
-        done = self.accept(self.desk.shell(text.replace("curl", f"curl {options}", 1), given), text, (0, 28 * endless))
+        done = self.desk.start(text.replace("curl", f"curl {options}", 1), given).wait()
+        self.accept(done, text, (0, 28 * endless))
         assert "data: " in done.out if endless else json.loads(done.out), done
-
-    def _export(self, arguments: list[str], given: dict[str, str], text: str) -> None:
-        self.variables |= dict(word.split("=", 1) for word in arguments)
 
     def state(self) -> str:
         """Of the worker; of other servers nothing."""
@@ -416,21 +380,23 @@ def furnish(folder: Path, encoded, speech) -> None:
     recordings = folder / "my_recordings"
     recordings.mkdir()
     lines = ["path,text,speaker"]
-    for i in range(24):
+    for i in range(40):
         (recordings / f"{i}.wav").write_bytes(sound(100 + i))
-        lines.append(f"{i}.wav,Mening nummer {i}.,talare {i % 12}")
+        lines.append(f"{i}.wav,Mening nummer {i}.,talare {i}")
     (recordings / "transcripts.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    (folder / "my_parquet").mkdir()
+    for place in ("my_parquet", "fleurs"):
+        (folder / place).mkdir()
     for n, split in enumerate(("train", "validation", "test")):
         sounds = [sound(200 + 10 * n + i) for i in range(8)]
-        (folder / "my_parquet" / f"{split}.parquet").write_bytes(parquet(sounds, split))
+        for place, columns in (("my_parquet", ["text"]), ("fleurs", ["transcription", "raw_transcription"])):
+            (folder / place / f"{split}.parquet").write_bytes(parquet(sounds, split, columns))
     common_voice(folder / RELEASE, lambda i: sound(i, "MP3"))
     mine = (folder / "pipelines/recipes/tour-distil.toml").read_text("utf-8")
     (folder / "mine.toml").write_text(mine.replace('name = "tour-distil"', 'name = "mine"'), "utf-8")
 
 
-def parquet(sounds: list[bytes], split: str) -> bytes:
-    """Such a file of a data set with FLEURS' columns."""
+def parquet(sounds: list[bytes], split: str, columns: list[str]) -> bytes:
+    """Such a file, with these columns of text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -440,7 +406,7 @@ def parquet(sounds: list[bytes], split: str) -> bytes:
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     )
     file = io.BytesIO()
-    pq.write_table(pa.table({"audio": audio, "raw_transcription": texts, "transcription": texts}), file)
+    pq.write_table(pa.table({"audio": audio, **dict.fromkeys(columns, texts)}), file)
     return file.getvalue()
 
 
@@ -462,22 +428,22 @@ def desk(tmp_path_factory, tiny_folder, toy_model, encoded, speech) -> Iterator[
     hub, mozilla = Hub(), Collective((folder / RELEASE).read_bytes(), MOZILLA, RELEASE)
     for name in OPENAI:
         hub.add("model", name, toy_model)
-    fleurs = {
-        f"sv_se/{path.stem}/0000.parquet": path.read_bytes() for path in (folder / "my_parquet").glob("*.parquet")
-    }
+    fleurs = {f"sv_se/{path.stem}/0000.parquet": path.read_bytes() for path in (folder / "fleurs").glob("*.parquet")}
     hub.repos["dataset", "google/fleurs"] = Repo(False, {"c0ffee" * 6 + "abcd": fleurs})
     somebodys = ("LAB_", "HF_", "MDC_", "MODEL_URI", "VSCODE")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(somebodys)}
     account = {"HF_TOKEN": hub.token, "MDC_API_KEY": SECRET, "LAB_CACHE": str(folder / "cache of an account")}
     told = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hf"), "MDC_API_URL": f"{mozilla.address}/api"}
     told |= {"LAB_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    told |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_PROXY": "*"}
+    told |= {"PATH": f"{folder / '.venv/bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    told |= {"TOY": str(toy_model), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_PROXY": "*"}
     made = Desk(folder, variables | told, account, tiny_folder)
     try:
         reader = Reader(made)
         for text in BEGUN:
             reader.run(pages.Command(text, account=True))
             made.tour = made.tour or reader.made.get(text, "")
+        shutil.copytree(folder / "runs", folder / "runs as begun")
         yield made
     finally:
         made.close()

@@ -36,6 +36,7 @@ def not_run(command: Command) -> list[str]:
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(desk, page: Path):
+    desk.begin()
     reader = Reader(desk)
     try:
         for command in [Command(text, account=True) for text in FIRST.get(page.name, ())] + pages.commands(page):
