@@ -36,7 +36,7 @@ SMALL = {
     "source.validation": 8,
     "source.test": 8,
     "training.steps": 4,
-    "training.eval_every": 10,
+    "training.eval_every": 20,
     "training.batch_size": 4,
     "evaluation.max_new_tokens": 3,
     "evaluation.bootstrap_samples": 100,
@@ -206,8 +206,13 @@ TELLS = {
 """What each sub-command prints at the least, dry runs and JSON aside."""
 SERVERS = {"serve": r" at (http://\S+), told", "worker": r" at (http://\S+) \(data", "app.py": r"page: (http://\S+?)/?\n"}
 """What runs until it is stopped, and where it says its address."""
-BESIDES = {"serve": " --port 0", "worker": " --port 0", "doctor": " --model {tiny}"}
-"""Options that are added: any free port; and weights that hear something."""
+BESIDES = {
+    "serve": " --port 0",
+    "worker": " --port 0",
+    "doctor": " --model {tiny}",
+    "ray": " --block --node-ip-address=127.0.0.2 --num-cpus=1 --object-store-memory=80000000",
+}
+"""Options that are added: any free port; weights that hear something; no Ray that others reach or that stays."""
 
 
 class Reader:
@@ -220,6 +225,9 @@ class Reader:
         self.address = ""
         self.made: dict[str, str] = {}
         """Command to the model that it made."""
+        self.port = free_port()
+        """Of Ray's head."""
+        self.nodes: list[Process] = []
 
     def run(self, command: pages.Command) -> None:
         text = self.instead(command.text)
@@ -241,6 +249,10 @@ class Reader:
         if self.server:
             server, self.server = self.server, None
             self.accept(server.end(), server.text)
+        for node in self.nodes:
+            node.popen.terminate()
+        for node in self.nodes:
+            node.wait()
 
     def done(self, text: str, given: dict[str, str]) -> Done:
         return self.accept(self.desk.start(text, given).wait(), text)
@@ -264,8 +276,11 @@ class Reader:
             r"\bSTUDENT-1 ": f"{self.made.get(f'{DISTIL} --set distillation.decoder_layers=1')} ",
             r"http://127\.0\.0\.1:800\d": self.address,
             r"--host 0\.0\.0\.0": "--host 127.0.0.1",
+            r"--port=6379": f"--port={self.port}",
+            r"192\.168\.1\.10:6379": f"127.0.0.2:{self.port}",
             r"--port 7860": f"--port {free_port()}",
             r"--devices 4": "--devices 2",
+            r"max_label_cer=0\.6": "max_label_cer=1",  # a toy hears nothing
             r"--nproc-per-node gpu": f"--nproc-per-node {n_gpus() or 1}",
         }.items():
             text = re.sub(example, here, text)
@@ -300,7 +315,8 @@ class Reader:
         assert answer.status_code == 200, answer
 
     def _papermill(self, arguments: list[str], given: dict[str, str], text: str) -> None:
-        self.done(f"{text} --no-progress-bar", given)
+        done = self.done(f"{text} --no-progress-bar", given)
+        assert "unknown parameter" not in done.err, done  # papermill itself only warns
 
     def _torchrun(self, arguments: list[str], given: dict[str, str], text: str) -> None:
         done = self.done(text, given)
@@ -340,6 +356,11 @@ class Reader:
         done = self.desk.start(text.replace("curl", f"curl {options}", 1), given).wait()
         self.accept(done, text, (0, 28 * endless))
         assert "data: " in done.out if endless else json.loads(done.out), done
+
+    def _ray(self, arguments: list[str], given: dict[str, str], text: str) -> None:
+        """A node, until the end of the page."""
+        self.nodes.append(self.desk.start(text + BESIDES["ray"], given))
+        self.nodes[-1].told(r"(Ray runtime started)")
 
     def state(self) -> str:
         """Of the worker; of other servers nothing."""

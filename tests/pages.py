@@ -13,6 +13,8 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SHELLS = ("bash", "sh", "shell", "console")
 ACCOUNT = re.compile(r"^# needs an account\b", flags=re.MULTILINE)
+ON_A_CLUSTER = re.compile(r"^ray |--cluster\b")
+"""Commands that tests/test_commands_cluster.py runs, and tests/test_commands.py the others."""
 
 
 @dataclass(frozen=True)
