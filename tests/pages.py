@@ -74,7 +74,7 @@ def _without_comment(line: str) -> str:
 
 def inline_commands(markdown: str) -> list[Command]:
     """Commands between backticks in running text: those that begin as one and name something."""
-    begins = r"(make|papermill|pip|python -m|python app\.py|python benchmarks/) ?\S"
+    begins = r"(make|papermill|pip|python -m|python app\.py) \S|python benchmarks/\S"
     return [Command(span) for span in spans(markdown) if re.match(begins, span)]
 
 

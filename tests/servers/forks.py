@@ -166,6 +166,7 @@ def takes(words: list[str]) -> bool:
 
 if __name__ == "__main__":
     address, python, real, *words = sys.argv[1:]
+    words = words[words[:1] == ["-u"] :]  # torchrun's; what is printed comes at the end at the latest
     if not takes(words):
         os.execv(real, [real, *words])
     code = run(address, python, words)
