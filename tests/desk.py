@@ -364,7 +364,10 @@ class Reader:
         assert "data: " in done.out if endless else json.loads(done.out), done
 
     def _ray(self, arguments: list[str], given: dict[str, str], text: str) -> None:
-        """A node, until the end of the page."""
+        """A node, until the end of the page; anything else at once."""
+        if arguments[0] != "start":
+            self.done(text, given)
+            return
         self.nodes.append(self.desk.start(text + BESIDES["ray"], given))
         self.nodes[-1].told(r"(Ray runtime started)")
 
