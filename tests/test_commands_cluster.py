@@ -26,6 +26,7 @@ def reader(desk):
     # the page says that nothing is reported; and 127.0.0.2 is the loopback, too, but an address to Ray
     own = ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     reader.variables = {name: value for name, value in RAY.items() if name not in own}
+    reader.variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     reader.variables |= {"RAY_TMPDIR": folder, "HOME": folder, "MPLCONFIGDIR": matplotlib.get_configdir()}
     yield reader
     reader.close()
