@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from desk import desk  # noqa: F401  a fixture
 from servers.benches import (  # noqa: F401  fixtures
     certificate,
     cluster,

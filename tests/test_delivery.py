@@ -396,12 +396,3 @@ def test_by_command(call, tuned, rows, toy_recipe, toy_model, toy_cache, tmp_pat
     assert size < 1.1 * (tuned / "model.safetensors").stat().st_size, "the embeddings are written twice"
     assert {path.name for path in served.iterdir()} <= NEEDED["onnx"] | BESIDE
     assert opened(served).name == "onnxruntime cpu float32"
-
-
-def test_the_page_on_smaller_models_names_what_exists():
-    from test_readme import ROOT, block_commands, check
-
-    commands = block_commands((ROOT / "docs" / "smaller-models.md").read_text("utf-8"))
-    assert len(commands) > 8
-    for command in commands:
-        check(command)

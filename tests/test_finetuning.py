@@ -26,7 +26,6 @@ import psutil
 import pytest
 from mean_model import MeanModel
 from servers.hub import Hub
-from test_readme import block_commands, check
 
 from pipelines import lab, manifest, models, serving, stores, training, transcriber
 from pipelines import recipe as recipes
@@ -35,7 +34,6 @@ from pipelines.finetuning import FineTuningInterface, Ignored, api, events, jobs
 from pipelines.finetuning.places import without_places
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs" / "worker.md"
 TOKEN = "hemlig-å"
 LIMITS = serving.Limits(max_mb=1, timeout_s=20)
 NUMBERS = {"numbers": [2.0, 4.0, 9.0]}
@@ -876,8 +874,3 @@ def test_a_dry_run_says_what_would_be_offered(capsys, monkeypatch, toy_recipe, t
     with pytest.raises(SystemExit):
         cli.main()
     assert "--store takes NAME=URI" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [one for one in block_commands(DOCS.read_text("utf-8")) if "pipelines" in one])
-def test_the_commands_of_its_page_exist(command: str):
-    check(command)

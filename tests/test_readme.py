@@ -1,7 +1,7 @@
 """README.md and the pages below docs/ promise nothing that is not there.
 
-Commands are parsed by what they would call, links are followed, and settings, options, files and variables that the
-text names are looked up. What needs an account cannot be run by everybody: its block says `# needs an account`.
+Links are followed, and settings, options, files and variables that the text names are looked up. Commands are run, by
+tests/test_commands.py.
 """
 
 from __future__ import annotations
@@ -9,71 +9,22 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import shlex
-import textwrap
 import tomllib
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import pages
 import pytest
+from pages import PAGES, README, ROOT, Command, blocks, prose
 
 from pipelines import recipe
-
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-OUTSIDE = {"git", "cd", ".", "source", "export", "curl", "docker"}
-"""What a shell knows without the lab."""
-ACCOUNT = re.compile(
-    r"_API_KEY=|HF_TOKEN=|\bpublish-space\b|(?<!--teacher )(?<!=)\b(hub://me|hopsworks:)/"
-    r"|\b(run|features|train) --recipe base\b(?!.*source\.path)"
-)
-"""Keys, repositories of one's own, and the recipe whose recordings come from Mozilla. Not `--teacher hub://me/…` and
-`--store name=hub://me/…`: the one may be anybody's public model, the other is used when a client asks for it."""
-MARK = re.compile(r"^# needs an account\b", flags=re.MULTILINE)
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def blocks(markdown: str, *kinds: str) -> list[str]:
-    """The fenced blocks of these kinds, also those inside a list."""
-    fenced = re.findall(r"^ *```(\w+)\n(.*?)^ *```$", markdown, flags=re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(block) for kind, block in fenced if kind in kinds]
-
-
-def prose(markdown: str) -> str:
-    """The text without its code blocks."""
-    return re.sub(r"^ *```.*?^ *```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
-
-
 def spans(page: Path) -> list[str]:
     """What stands between backticks in running text."""
-    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(page.read_text("utf-8")))
-
-
-def block_commands(markdown: str) -> list[str]:
-    """Every command of every shell block; in a console block, the lines after a prompt."""
-    scripts = blocks(markdown, "bash", "sh", "shell")
-    for block in blocks(markdown, "console"):
-        scripts.append("\n".join(line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")))
-    words = [
-        shlex.split(line, comments=True) for script in scripts for line in script.replace("\\\n", " ").splitlines()
-    ]
-    return [shlex.join(line) for line in words if line]
-
-
-def inline_commands(page: Path) -> list[str]:
-    """Commands between backticks in running text: those that begin as one and name something."""
-    begins = r"(make|papermill|pip|python -m|python app\.py|python benchmarks/) ?\S"
-    return [span for span in spans(page) if re.match(begins, span)]
-
-
-def commands() -> list[str]:
-    """Those of all pages, each once."""
-    return list(
-        dict.fromkeys(c for page in PAGES for c in (*block_commands(page.read_text("utf-8")), *inline_commands(page)))
-    )
+    return pages.spans(page.read_text("utf-8"))
 
 
 def anchors(markdown: str) -> set[str]:
@@ -89,120 +40,6 @@ def leads_somewhere(page: Path, target: str) -> bool:
     if not there.exists() or not there.is_relative_to(ROOT):
         return False
     return not anchor or anchor in anchors(there.read_text("utf-8"))
-
-
-# --- what each kind of command has to name ----------------------------------------------------------------------------
-
-
-def check(command: str) -> None:
-    """Fail unless everything that `command` names exists."""
-    words = shlex.split(command, comments=True)
-    while words and re.fullmatch(r"\w+=.*", words[0]):
-        words.pop(0)  # MODEL_URI=... before a command
-    if not words:
-        return  # a variable of the shell
-    program, *arguments = words
-    program = program.rsplit("/", 1)[-1]
-    if program in OUTSIDE:
-        return
-    kinds: dict[str, Callable[[list[str]], None]] = {
-        "make": _make, "python": _python, "python3": _python, "papermill": _papermill, "pip": _pip, "ray": _ray,
-        "torchrun": _torchrun,
-    }  # fmt: skip
-    assert program in kinds, f"nobody knows whether {program} works"
-    kinds[program](arguments)
-
-
-def _make(arguments: list[str]) -> None:
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = re.findall(r"^([\w.-]+)\s*:(?!=)", makefile, flags=re.MULTILINE)
-    variables = re.findall(r"^(\w+)\s*[?:]?=", makefile, flags=re.MULTILINE)
-    for word in arguments:
-        name, equals, _ = word.partition("=")
-        assert name in (variables if equals else targets), f"the Makefile has no {name}"
-
-
-def _python(arguments: list[str]) -> None:
-    if arguments[:2] == ["-m", "pipelines"]:
-        return _pipelines(arguments[2:])
-    if arguments[:2] == ["-m", "pip"]:
-        return _pip(arguments[2:])
-    assert arguments[0] != "-m", f"unknown module {arguments[1]}"
-    assert (ROOT / arguments[0]).is_file(), f"there is no {arguments[0]}"
-    if arguments[0] == "app.py":
-        import app
-
-        app._options(arguments[1:])
-    elif arguments[0].startswith("benchmarks/"):
-        unknown = {word for word in arguments if word.startswith("--")} - options_in(ROOT / arguments[0])
-        assert not unknown, f"{arguments[0]} has no {unknown}"
-    return None
-
-
-def _pipelines(arguments: list[str]) -> None:
-    import typer
-
-    from pipelines import __main__ as cli
-
-    name, *rest = arguments
-    known = typer.main.get_command(cli.app).commands
-    assert name in known, f"there is no command {name}"
-    if rest == ["--help"]:
-        return
-    given = known[name].make_context(name, rest).params
-    _recipe(given.get("recipe"), dict(map(cli._assignment, given.get("set_") or ())))
-
-
-def _recipe(name: str | None, overrides: dict) -> None:
-    if name is None or (name.endswith(".toml") and not name.startswith(("tests/", "pipelines/"))):
-        name = "tour"  # a file of the reader's own: the settings must exist all the same
-    recipe.load(ROOT / name if name.endswith(".toml") else name, overrides)
-
-
-def _papermill(arguments: list[str]) -> None:
-    import nbformat
-    import papermill.cli
-    import yaml
-
-    given = papermill.cli.papermill.make_context("papermill", list(arguments)).params
-    notebook = nbformat.read(ROOT / given["notebook_path"], as_version=4)
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    takes = re.findall(r"^(\w+) = ", cell.source, flags=re.MULTILINE)
-    values = dict(given["parameters"])
-    for more in given["parameters_yaml"]:
-        values |= yaml.safe_load(more)
-    assert values.keys() <= set(takes), f"{given['notebook_path']} takes {takes}"
-    _recipe(values.get("recipe"), values.get("overrides") or {})
-
-
-def _pip(arguments: list[str]) -> None:
-    required = (ROOT / "requirements.txt").read_text("utf-8")
-    command, *words = arguments
-    assert command == "install"
-    while words:
-        word = words.pop(0)
-        if word in ("-r", "-c"):
-            assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
-            words.pop(0)
-        elif not word.startswith("-"):
-            assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w.])", required), (
-                f"requirements.txt does not name {word}"
-            )
-
-
-def _torchrun(arguments: list[str]) -> None:
-    from torch.distributed.run import parse_args
-
-    told = parse_args(arguments)
-    assert told.module
-    _python(["-m", told.training_script, *told.training_script_args])
-
-
-def _ray(arguments: list[str]) -> None:
-    scripts = pytest.importorskip("ray.scripts.scripts")
-    name, *rest = arguments
-    assert name in scripts.cli.commands, f"ray has no command {name}"
-    scripts.cli.commands[name].make_context(name, rest)
 
 
 # --- what else a page may name ----------------------------------------------------------------------------------------
@@ -254,74 +91,27 @@ def named_settings(page: Path) -> list[str]:
 
 def test_there_are_pages_with_commands():
     assert len(PAGES) > 10
-    found = commands()
+    found = [command.text for page in PAGES for command in pages.commands(page)]
     for begins in ("make ", "python -m pipelines ", "python app.py", "python benchmarks/", "papermill ", "pip "):
-        assert [command for command in found if command.startswith(begins)], f"no command begins with {begins}"
-
-
-@pytest.mark.parametrize("command", commands())
-def test_a_command_names_what_exists(command: str):
-    check(command)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "make rnu",
-        "make run RECPIE=tour",
-        "python -m pipelines trian",
-        "python -m pipelines train --recipee tour",
-        "python -m pipelines train --recipe tuor",
-        "python -m pipelines train --set training.stepz=3",
-        "python -m pipelines transcribe",
-        "python app.py --prot 7860",
-        "python nothing.py",
-        "python benchmarks/inference.py --ronds 2",
-        "papermill notebooks/04_nothing.ipynb out.ipynb",
-        "papermill notebooks/01_feature_pipeline.ipynb out.ipynb -p recpie tour",
-        "papermill notebooks/01_feature_pipeline.ipynb out.ipynb -y 'overrides: {source.trian: 2}'",
-        "papermill notebooks/01_feature_pipeline.ipynb out.ipynb --parametres x",
-        "pip install -r requirement.txt",
-        "pip install 'onnx>=99'",
-        "ray start --haed",
-        "torchrun --nproc-per-node gpu -m pipelines trian",
-        "frobnicate",
-    ],
-)
-def test_a_command_that_names_what_does_not_exist_is_found(command: str):
-    with pytest.raises((Exception, SystemExit)):
-        check(command)
+        assert [text for text in found if text.startswith(begins)], f"no command begins with {begins}"
 
 
 def test_the_reader_of_blocks_sees_every_command():
     markdown = (
         "```bash\nmake run   # it runs\n\nA=1 python app.py \\\n  --port 1\n```\n```console\n$ make app\nopen\n```\n"
-        "- in a list:\n\n  ```bash\n  make test\n  ```\n"
+        "- in a list:\n\n  ```bash\n  # needs an account: at the Hub\n  curl -d '# 1' $url # so\n  ```\n"
     )
-    assert block_commands(markdown) == ["make run", "A=1 python app.py --port 1", "make test", "make app"]
+    assert pages.block_commands(markdown) == [
+        Command("make run"),
+        Command("A=1 python app.py    --port 1"),
+        Command("make app"),
+        Command("curl -d '# 1' $url", account=True),
+    ]
 
 
-@every_page
-def test_what_needs_an_account_says_so_in_its_block(page: Path):
-    for block in blocks(page.read_text("utf-8"), "bash", "sh", "shell", "console"):
-        wants = [command for command in block_commands(f"```bash\n{block}```\n") if ACCOUNT.search(command)]
-        assert not wants or MARK.search(block), f"a line '# needs an account: where' is missing above {wants}"
-
-
-@pytest.mark.parametrize(
-    ("command", "needs"),
-    [
-        ("MDC_API_KEY=... python -m pipelines features --recipe base", True),
-        ("python -m pipelines features --recipe base --cluster auto", True),
-        ("python -m pipelines features --recipe base --set source.path=cv.tar.gz", False),
-        ("python -m pipelines features --recipe tour --publish hub://me/cache", True),
-        ("python -m pipelines fetch hopsworks://project/path", True),
-        ("python -m pipelines publish-space me/swedish", True),
-        ("python -m pipelines publish runs/model backup", False),
-    ],
-)
-def test_the_reader_of_accounts(command: str, needs: bool):
-    assert bool(ACCOUNT.search(command)) == needs
+def test_the_reader_of_running_text_sees_what_names_something():
+    markdown = "`make log-base`, `make`, `python -m pipelines run`, `pipelines run`, `a make b`\n```bash\nmake x\n```\n"
+    assert [command.text for command in pages.inline_commands(markdown)] == ["make log-base", "python -m pipelines run"]
 
 
 @pytest.mark.parametrize(

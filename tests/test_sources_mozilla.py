@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import http.server
 import itertools
 import json
 import os
@@ -16,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+from servers.mozilla import SECRET, SIGNATURE, Collective
 
 from pipelines import recipe
 from pipelines.errors import LabError
@@ -27,75 +26,7 @@ from pipelines.sources.mozilla import MozillaSource, download
 pytest.importorskip("datacollective")
 DATASET = "cmtoy0000swedish"
 NAME = "cv-corpus-26.0-2026-06-12-sv-SE.tar.gz"
-SECRET = "mdc-s3cret-key-0123456789"
-SIGNATURE = "X-Amz-Signature=f00dcafe"
 ROOT = Path(__file__).parents[1]
-
-
-class Collective:
-    """A server that knows one data set. `faults` bend what it does."""
-
-    def __init__(self, archive: bytes):
-        self.archive = archive
-        self.details = {"id": DATASET, "filename": NAME, "sizeBytes": len(archive)}
-        self.details["checksum"] = hashlib.sha256(archive).hexdigest()
-        self.faults: dict = {}
-        self.requests: list[tuple[str, str, str]] = []
-        collective = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                collective.answer(self)
-
-            do_POST = do_GET
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-    def answer(self, request) -> None:
-        path = request.path.partition("?")[0]
-        self.requests.append((request.command, path, request.headers.get("Range", "")))
-        status, body = self.faults.get((request.command, path), (None, None))
-        if status:
-            return self.send(request, status, body if isinstance(body, bytes) else json.dumps(body).encode())
-        if path == f"/api/datasets/{DATASET}":
-            return self.send(request, 200, json.dumps(self.details).encode())
-        if path == f"/api/datasets/{DATASET}/download":
-            if request.headers.get("Authorization") != f"Bearer {SECRET}":
-                return self.send(request, 401, b'{"message": "unknown key"}')
-            plan = {"downloadUrl": f"{self.address}/file?{SIGNATURE}", "sizeBytes": self.details["sizeBytes"]}
-            return self.send(request, 200, json.dumps({**plan, "checksum": self.details["checksum"]}).encode())
-        if path == "/file":
-            assert "Authorization" not in request.headers
-            return self.send_archive(request)
-        return self.send(request, 404, b'{"message": "not here"}')
-
-    def send_archive(self, request) -> None:
-        start = int((request.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        body = self.archive[start:]
-        upto = self.faults.get("cut after", len(body))
-        request.send_response(206 if start else 200)
-        if not self.faults.get("no length"):
-            request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body[:upto])
-        request.close_connection = True
-
-    @staticmethod
-    def send(request, status: int, body: bytes) -> None:
-        request.send_response(status)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +48,7 @@ def archive(tmp_path_factory) -> bytes:
 
 @pytest.fixture
 def server(archive, tmp_path, monkeypatch):
-    collective = Collective(archive)
+    collective = Collective(archive, DATASET, NAME)
     monkeypatch.setenv("MDC_API_URL", f"{collective.address}/api")
     monkeypatch.setenv("MDC_API_KEY", SECRET)
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "lab"))

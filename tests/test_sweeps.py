@@ -21,7 +21,6 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_readme import block_commands, check
 
 from pipelines import __main__ as cli
 from pipelines import lab, models, sweeps, training
@@ -828,11 +827,6 @@ def test_a_dry_run_lists_the_space_and_makes_nothing(tmp_path, capsys):
 def test_what_a_sweep_cannot_do_is_one_line(given, why, tmp_path):
     with pytest.raises(LabError, match=why):
         cli.app(["sweep", *given, "--runs", str(tmp_path)], standalone_mode=False)
-
-
-@pytest.mark.parametrize("command", block_commands(PAGE.read_text("utf-8")))
-def test_a_command_of_the_page_names_what_exists(command):
-    check(command)
 
 
 def test_the_recipe_of_the_page_can_be_searched():

@@ -141,7 +141,7 @@ class Hub(Loopback):
 
     def _told(self, kind: str, name: str, repo: Repo, commit: str) -> dict:
         told = {"_id": "1", "id": name, "modelId": name, "sha": commit, "private": repo.private, "tags": []}
-        siblings = [{"rfilename": path} for path in repo.commits[commit]]
+        siblings = [{"rfilename": path, "size": len(content)} for path, content in repo.commits[commit].items()]
         return {**told, "downloads": 0, "likes": 0, "siblings": siblings, "cardData": repo.card_data}
 
     def _listed(self, request: Request, kind: str) -> None:
@@ -249,10 +249,11 @@ class Hub(Loopback):
             raise Answer(404, {"error": "no such thing"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         etag = _lfs_oid(content) if path in repo.lfs else _git_sha1(content)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-        start = re.match(r"bytes=(\d+)-", request.headers.get("range", ""))
-        if start and int(start[1]):
-            rest = {"Content-Range": f"bytes {start[1]}-{len(content) - 1}/{len(content)}"}
-            raise Answer(206, content[int(start[1]) :], {**headers, **rest})
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        if asked and asked[0] != "bytes=0-":
+            first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+            part = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
+            raise Answer(206, content[first : last + 1], {**headers, **part})
         raise Answer(200, content, headers)
 
 
