@@ -3,9 +3,11 @@
     python benchmarks/inference.py --model runs/tour/train-…/model       a tuned whisper-tiny, with word error rates
     python benchmarks/inference.py --model openai/whisper-small@q8 --as-tuned --tokens 24 --speed-only --clips 8 \\
         --minutes 0                                                          weights of another size, for speed alone
+    python benchmarks/inference.py --sides ours,ours-ctranslate2,ours-transformers --model …   our engines alone
     python benchmarks/inference.py --smoke                               a minute: does it run? its figures mean nothing
 
-ours            Transcriber on CTranslate2: int8 on a CPU, windows at the length of the clip
+ours            Transcriber, windows at the length of the clip, on the engine that `auto` takes: ONNX Runtime, int8, on
+                a CPU with VNNI; ours-onnx, ours-ctranslate2 and ours-transformers name one (the last in float32)
 faster-whisper  int8, the same exported weights, greedy; a long recording by its batched pipeline (batches of 8)
 transformers    its pipeline in float32, greedy; a long recording in chunks of 30 s (batches of 8)
 
@@ -15,8 +17,10 @@ them, a pause between each, over and over, until it lasts `--minutes`. Each side
 after round, and the fastest round of each counts. Nobody decodes with beams or with timestamps.
 
 The last line is one JSON object: `speedup_vs_faster_whisper`, `speedup_vs_transformers` (clips), `longform_speedup`
-(against faster-whisper), `memory_ratio` (peak of the process, ours over faster-whisper), `delta_wer_ci95` (ours less
-faster-whisper on the clips, paired, by speaker), `wer` of each side on clips and long recording.
+(against faster-whisper), `memory_ratio` (peak of the process, ours over faster-whisper; with the long
+recording where there is one), `delta_wer_ci95` (ours less
+faster-whisper on the clips, paired, by speaker), `wer` of each side on clips and long recording; null where it was not
+measured. `sides` tells seconds and memory of each.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +76,44 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         f"({sum(seconds) / len(seconds):.1f} s on average), one recording of {options.minutes:g} minutes",
         flush=True,
     )
+    for side in options.sides:  # exports are made before anything is timed
+        if side.startswith("ours"):
+            SIDES[side](ref, options.threads, options.tokens)
+    if "faster-whisper" in options.sides:
+        export.export(ref, "int8", log=_quiet)
     best: dict[str, dict[str, Any]] = {}
     for number in range(options.rounds):
-        for side in SIDES:
+        for side in options.sides:
             told = _elsewhere(side, folder, options, long=options.minutes > 0 and number == 0)
             known = best.setdefault(side, told)
-            known["clips_s"] = min(known["clips_s"], told["clips_s"])
+            for name in ("clips_s", "clips_peak_mb"):
+                known[name] = min(known[name], told[name])
             print(
                 f"round {number + 1}, {side:15}{told['clips_s'] / len(clips) * 1000:8.0f} ms a clip"
                 + (f", {told['long_s']:7.1f} s the long recording" if told["long_s"] else "")
                 + f", peak {told['peak_mb']:6,.0f} MB; load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
-    ours, peer, stock = (best[side] for side in SIDES)
     return {
         "model": ref.title,
-        "speedup_vs_faster_whisper": round(peer["clips_s"] / ours["clips_s"], 2),
-        "speedup_vs_transformers": round(stock["clips_s"] / ours["clips_s"], 2),
-        **({"longform_speedup": round(peer["long_s"] / ours["long_s"], 2)} if ours["long_s"] else {}),
-        **({"longform_vs_transformers": round(stock["long_s"] / ours["long_s"], 2)} if ours["long_s"] else {}),
-        "memory_ratio": round(ours["peak_mb"] / peer["peak_mb"], 3),
+        "speedup_vs_faster_whisper": ratio(best, "faster-whisper", "clips_s"),
+        "speedup_vs_transformers": ratio(best, "transformers", "clips_s"),
+        "longform_speedup": ratio(best, "faster-whisper", "long_s"),
+        "longform_vs_transformers": ratio(best, "transformers", "long_s"),
+        "memory_ratio": (turned := ratio(best, "faster-whisper", "peak_mb")) and round(1 / turned, 3),
+        "delta_wer_ci95": None,
         **({} if options.speed_only else compared(best, texts, speakers, long_text)),
+        "sides": {
+            side: {name: round(told[name], 3) for name in ("clips_s", "clips_peak_mb", "long_s", "peak_mb")}
+            for side, told in best.items()
+        },
     }
+
+
+def ratio(best: dict[str, dict[str, Any]], peer: str, figure: str) -> float | None:
+    """A figure of another side over that of ours; None where one of both was not measured."""
+    ours, theirs = (best.get(side, {}).get(figure) for side in ("ours", peer))
+    return round(theirs / ours, 2) if ours and theirs else None
 
 
 def compared(best: dict[str, dict[str, Any]], texts: list[str], speakers: list[str], long_text: str) -> dict[str, Any]:
@@ -106,7 +127,9 @@ def compared(best: dict[str, dict[str, Any]], texts: list[str], speakers: list[s
             edits = scoring.count_edits([long_text], [told["long_text"]])
             found["wer_long"][side] = round(float(edits.word_edits.sum() / edits.words.sum()), 4)
             print(f"{side:15} long recording WER {found['wer_long'][side]:.3f}")
-    ours, peer, _ = (scoring.count_edits(texts, best[side]["texts"]) for side in SIDES)
+    if not {"ours", "faster-whisper"} <= best.keys():
+        return found
+    ours, peer = (scoring.count_edits(texts, best[side]["texts"]) for side in ("ours", "faster-whisper"))
     difference = scoring.difference(ours, peer, speakers)
     print(f"ours less faster-whisper: {difference}, paired")
     return {**found, "delta_wer_ci95": [round(limit, 4) for limit in difference.ci95]}
@@ -153,10 +176,11 @@ def _silence(seconds: float) -> np.ndarray:
 # ---- the sides
 
 
-def _ours(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]:
+def _ours(ref: ModelRef, threads: int, tokens: int, engine: str = "auto") -> tuple[Hear, Hear]:
     from pipelines.transcriber import Transcriber
 
-    transcriber = Transcriber(ref, LANGUAGE, engine="ctranslate2", threads=threads, max_new_tokens=tokens, log=_quiet)
+    transcriber = Transcriber(ref, LANGUAGE, engine=engine, threads=threads, max_new_tokens=tokens, log=_quiet)
+    _quiet(transcriber.loaded.name)
 
     def hear(samples: np.ndarray) -> str:
         return transcriber.transcribe(Waveform(samples)).text
@@ -197,7 +221,12 @@ def _transformers(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]
     return heard, lambda samples: heard(samples, chunk_length_s=30, batch_size=BATCH)
 
 
-SIDES = {"ours": _ours, "faster-whisper": _faster_whisper, "transformers": _transformers}
+SIDES = {
+    "ours": _ours,
+    "faster-whisper": _faster_whisper,
+    "transformers": _transformers,
+    **{f"ours-{name}": partial(_ours, engine=name) for name in ("onnx", "ctranslate2", "transformers")},
+}
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,14 +241,23 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     hear(clips[0])
     started = time.perf_counter()
     texts = [hear(clip) for clip in clips]
-    clips_s, long_s, long_text = time.perf_counter() - started, 0.0, ""
+    clips_s, clips_peak_mb, long_s, long_text = time.perf_counter() - started, _peak_mb(), 0.0, ""
     if options.long:
         (long,) = np.load(options.folder / "long.npz").values()
         started = time.perf_counter()
         long_text = hear_long(long)
         long_s = time.perf_counter() - started
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"clips_s": clips_s, "texts": texts, "long_s": long_s, "long_text": long_text, "peak_mb": peak_mb}
+    figures = {"clips_s": clips_s, "clips_peak_mb": clips_peak_mb, "long_s": long_s, "peak_mb": _peak_mb()}
+    return {**figures, "texts": texts, "long_text": long_text}
+
+
+def _peak_mb() -> float:
+    """Of this program; what getrusage tells begins with the peak of the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (line,) = (line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def _elsewhere(side: str, folder: Path, options: argparse.Namespace, *, long: bool) -> dict[str, Any]:
@@ -252,10 +290,19 @@ def _options() -> argparse.Namespace:
         help="decode at clip length although it was not tuned so: for speed, with --tokens, no second tries",
     )
     parser.add_argument("--speed-only", action="store_true", help="no word error rates")
+    parser.add_argument(
+        "--sides",
+        type=lambda text: text.split(","),
+        default=["ours", "faster-whisper", "transformers"],
+        metavar="SIDE,SIDE",
+        help=f"of {', '.join(SIDES)}; default: the first three",
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if unknown := set(options.sides) - set(SIDES):
+        parser.error(f"--sides takes {', '.join(SIDES)}, got {', '.join(sorted(unknown))}")
     if options.smoke:
         options.clips, options.minutes, options.rounds, options.tokens = 4, 0.5, 1, 12
     return options
