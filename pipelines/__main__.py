@@ -734,7 +734,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            metavar="FORM,FORM", help="ctranslate2-int8 (-float16, ...), onnx, safetensors-float16 (-float32)."
+            metavar="FORM,FORM",
+            help="onnx-int8, ctranslate2-int8 (-float16, ...), onnx, safetensors-float16 (-float32).",
         ),
     ] = "ctranslate2-int8",
     recipe: RecipeName = "tour",
@@ -778,7 +779,7 @@ def production(
     model: Annotated[str, typer.Argument(help="Model URI.")],
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Empty or absent.")],
     form: Annotated[
-        str, typer.Option(help="ctranslate2-int8 (-float16, ...), onnx, safetensors-float16 (-float32).")
+        str, typer.Option(help="ctranslate2-int8 (-float16, ...), onnx-int8, onnx, safetensors-float16 (-float32).")
     ] = "ctranslate2-int8",
     language: Annotated[str, typer.Option(help="Whisper's language code.")] = "sv",
     recording: Annotated[

@@ -843,7 +843,7 @@ def test_the_card_tells_the_test_score_and_no_path(tmp_path):
         tmp_path / "train-9" / "model", base=f"{tmp_path}/whisper-x @ 12ab", test=score, quantisation="q8"
     ).ref
     page = shown.card(served.card(ref), "newest", ENGLISH)
-    assert "WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers)" in page
+    assert "WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers; by transformers)" in page
     assert "(q8)" in page
     assert "train-9" in page
     assert "whisper-x @ 12ab" in page

@@ -81,6 +81,8 @@ def open_engine(
     device = device or _device(engine)
     if engine == "auto":
         engine = _fastest(device, compute_type)
+        if engine == "transformers" and device == "cpu":
+            log("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
     if engine == "transformers":
         if compute_type:
             raise LabError(f"compute type {compute_type} is for --engine ctranslate2; transformers decodes in float32")
