@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pipelines import __main__ as cli
 from pipelines import delivery, distillation, engines, environment, export, lab, manifest, models
 from pipelines.batches import Collator
+from pipelines.engines.graphs import _Writing
 from pipelines.errors import LabError
 from pipelines.export import graph
 from pipelines.recipe import DistillationSettings
@@ -108,6 +109,24 @@ def test_the_graphs_say_the_same_words_as_surely(pair, windows):
     assert len({heard.text for heard in pair[1].hear(windows)}) > 2
 
 
+def test_a_text_among_many_is_the_text_alone(teacher, windows, monkeypatch):
+    """Rows that are done leave the batch while others go on: nobody's text gets into another's."""
+    engine = opened(teacher, "onnx", compute_type="float32")
+    monkeypatch.setattr(engine, "_heard", lambda ids, sure: (ids, sure))
+    whole = engine.hear(windows)
+    first = {token: [ids.index(token) if token in ids else 99 for ids, _ in whole] for ids, _ in whole for token in ids}
+    token = max(first, key=lambda token: len(set(first[token])))  # the toy never ends; this is to be its end token
+    assert len(set(first[token])) > 2
+    monkeypatch.setattr(type(engine.spelling), "end", property(lambda self: token))
+    left = []
+    monkeypatch.setattr(_Writing, "keep", lambda self, rows, keep=_Writing.keep: (left.append(rows), keep(self, rows)))
+    for (ids, sure), (known, known_sure) in zip(engine.hear(windows), whole, strict=True):
+        ends = known.index(token) + 1 if token in known else len(known)
+        assert ids == known[:ends]
+        assert sure == pytest.approx(known_sure[:ends], abs=1e-3)
+    assert left
+
+
 @pytest.mark.parametrize("frames", [2, 240, 3000])
 def test_the_graphs_take_windows_of_any_even_length(pair, frames):
     sound = np.random.default_rng(0).standard_normal((1, 80, frames)).astype(np.float32)
@@ -128,7 +147,7 @@ def test_in_eight_bits_the_encoder_hears_nearly_the_same(teacher, eight_bits, wi
     known, rounded = exact._encoded(windows), eight_bits._encoded(windows)
     for name, state in known.items():
         assert np.linalg.norm(state - rounded[name]) < 0.05 * np.linalg.norm(state)
-    logits = [engine._steps(windows, engine.prompt)(None) for engine in (exact, eight_bits)]
+    logits = [_Writing(engine, windows, engine.prompt).step(None) for engine in (exact, eight_bits)]
     assert not np.array_equal(*logits)
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.99
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +45,29 @@ class Onnx:
         return features.extract_light(waveform, self.n_mels)
 
     def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
-        draws, ids, logprobs = np.random.default_rng(seed), [], []
-        step = self._steps(windows, self.prompt)
-        ended, chosen = np.zeros(len(windows), dtype=bool), None
+        draws = np.random.default_rng(seed)
+        ids: list[list[int]] = [[] for _ in windows]
+        sure: list[list[float]] = [[] for _ in windows]
+        writing = _Writing(self, windows, self.prompt)
+        live, chosen = np.arange(len(windows)), None
         for number in range(self.max_new_tokens):
-            logits = step(chosen)
+            logits = writing.step(chosen)
             logits[:, self.suppressed] = -np.inf
             if not number:
                 logits[:, self.suppressed_first] = -np.inf
             drawn = logits + temperature * draws.gumbel(size=logits.shape) if temperature else logits
             chosen = drawn.argmax(axis=-1)
-            ids.append(np.where(ended, -1, chosen))
-            logprobs.append(_logprobs(logits, chosen))
-            ended |= chosen == self.spelling.end
-            if ended.all():
+            for row, token, logprob in zip(live.tolist(), chosen.tolist(), _logprobs(logits, chosen).tolist()):
+                if row >= 0:
+                    ids[row].append(token)
+                    sure[row].append(logprob)
+            live[chosen == self.spelling.end] = -1
+            if (live < 0).all():
                 break
-        return [self._heard(*told) for told in zip(np.stack(ids, axis=1), np.stack(logprobs, axis=1), strict=True)]
+            if 2 * (live >= 0).sum() <= len(live):  # the rows that are done are decoded no further
+                writing.keep(live >= 0)
+                chosen, live = chosen[live >= 0], live[live >= 0]
+        return [self._heard(*told) for told in zip(ids, sure, strict=True)]
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         """By the heads of the decoder that follow the sound, and dynamic time warping: as OpenAI times words."""
@@ -77,25 +83,9 @@ class Onnx:
 
     def no_speech(self, windows: np.ndarray) -> list[float]:
         start, *_, no_timestamps = self.prompt
-        logits = self._steps(windows, [start])(None)
+        logits = _Writing(self, windows, [start]).step(None)
         token = np.full(len(windows), no_timestamps - 1)  # <|nospeech|>: see decoding.no_speech
         return np.exp(_logprobs(logits, token)).tolist()
-
-    def _steps(self, windows: np.ndarray, prompt: list[int]) -> Callable[[np.ndarray | None], np.ndarray]:
-        """A function from the last tokens int64 [B] (None: the prompt) to the logits float32 [B, vocabulary] of the
-        next."""
-        heard = self._encoded(windows)
-        past = self._unwritten(len(windows), heard)
-
-        def step(chosen: np.ndarray | None) -> np.ndarray:
-            nonlocal past
-            tokens = np.array([prompt] * len(windows)) if chosen is None else chosen[:, None]
-            told = {"tokens": tokens.astype(np.int64), **past, **heard}
-            logits, *present = self.decoder.run(["logits", *self.present_names], told)
-            past = dict(zip(self.past_names, present, strict=True))
-            return logits
-
-        return step
 
     def _encoded(self, windows: np.ndarray) -> States:
         """Keys and values over the recordings."""
@@ -108,12 +98,33 @@ class Onnx:
         none = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
         return {name: np.zeros(none[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
-    def _heard(self, ids: np.ndarray, logprobs: np.ndarray) -> Heard:
-        own = ids >= 0
-        told, sure = ids[own].tolist(), logprobs[own].tolist()
-        spoken = [token for token in told if token != self.spelling.end]
+    def _heard(self, ids: list[int], sure: list[float]) -> Heard:
+        spoken = [token for token in ids if token != self.spelling.end]
         words = self.spelling.words(spoken, sure[: len(spoken)])
         return Heard(self.spelling.text(spoken), sum(sure) / len(sure), len(sure), words)
+
+
+class _Writing:
+    """Texts that grow by a token at a time: what the decoder knows of each."""
+
+    def __init__(self, engine: Onnx, windows: np.ndarray, prompt: list[int]):
+        self.engine, self.prompt = engine, prompt
+        self.heard = engine._encoded(windows)
+        self.past = engine._unwritten(len(windows), self.heard)
+
+    def step(self, chosen: np.ndarray | None) -> np.ndarray:
+        """The logits float32 [B, vocabulary] after the last tokens int64 [B]; None: after the prompt."""
+        batch = len(self.heard["key_0"])
+        tokens = np.array([self.prompt] * batch) if chosen is None else chosen[:, None]
+        told = {"tokens": tokens.astype(np.int64), **self.past, **self.heard}
+        logits, *present = self.engine.decoder.run(["logits", *self.engine.present_names], told)
+        self.past = dict(zip(self.engine.past_names, present, strict=True))
+        return logits
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with those of the texts that `rows`, bool [B], names."""
+        self.heard = {name: state[rows] for name, state in self.heard.items()}
+        self.past = {name: state[rows] for name, state in self.past.items()}
 
 
 def _precision(folder: Path) -> str:
