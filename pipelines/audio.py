@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -156,7 +157,9 @@ def _by_ffmpeg(source: bytes | Path | str, max_duration_s: float, block_s: float
     """The first audio track of whatever ffmpeg can read. It opens this one file: no address, no list of other files."""
     with contextlib.ExitStack() as stack:
         place, held = stack.enter_context(_for_ffmpeg(source))
-        command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-format_whitelist", _FORMATS]
+        # xerror: a file that ends too soon is an error, after what came before it
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"]
+        command += ["-format_whitelist", _FORMATS]
         command += ["-i", f"file:{place}", "-map", "0:a:0", "-f", "f32le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ)]
         process = stack.enter_context(
             subprocess.Popen([*command, "pipe:1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=held)
@@ -195,16 +198,25 @@ def _for_ffmpeg(source: bytes | Path | str) -> Iterator[tuple[str, tuple[int, ..
     """
     if not isinstance(source, bytes):
         yield str(Path(source).absolute()), ()
-    elif hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
-        with open(os.memfd_create("recording"), "w+b") as file:
+    elif (nameless := _nameless_file()) is not None:
+        with nameless as file:
             file.write(source)
             file.flush()
             yield f"/proc/self/fd/{file.fileno()}", (file.fileno(),)
     else:
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(source)
-            file.flush()
-            yield file.name, ()
+        with tempfile.TemporaryDirectory() as folder:
+            (path := Path(folder) / "recording").write_bytes(source)  # closed: Windows opens no file twice
+            yield str(path), ()
+
+
+def _nameless_file() -> IO[bytes] | None:
+    """A file in memory; None where the system has none, or does not let us."""
+    if not hasattr(os, "memfd_create") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return open(os.memfd_create("recording"), "w+b")
+    except OSError:
+        return None
 
 
 def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float("inf")) -> Waveform:

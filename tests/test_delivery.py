@@ -169,6 +169,12 @@ def test_one_place_with_huge_values_does_not_drown_the_others(teacher, windows, 
     assert np.linalg.norm(states[True] - states[False]) < 0.1 * np.linalg.norm(states[False])
 
 
+def test_nothing_but_the_graphs_of_eight_bits_is_left(teacher):
+    folder = converted(teacher, "onnx-int8")
+    assert {path.suffix for path in folder.iterdir()} <= {".onnx", ".json", ".md"}
+    assert [path for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
 def test_weights_of_eight_bits_are_refused_where_they_would_overflow(teacher, monkeypatch):
     folder = converted(teacher, "onnx-int8")
     made = manifest.read(folder)["made_of"]["bits"]

@@ -185,6 +185,50 @@ def test_auto_takes_the_fastest_on_a_cpu(ref, monkeypatch, installed, seven_bits
     assert opened(ref, "auto", compute_type=asked).name.startswith(taken)
 
 
+@ct2
+def test_where_the_fastest_engine_fails_auto_takes_the_next(ref, monkeypatch):
+    def fails(*told, **more):
+        raise LabError("torch 9 does not export this model to ONNX")
+
+    monkeypatch.setattr(graph, "wants_seven_bits", lambda: False)
+    real = export.convert
+    monkeypatch.setattr(export, "convert", lambda *told, **more: (fails if "onnx" in told[1] else real)(*told, **more))
+    said: list[str] = []
+    told = {"device": "cpu", "max_new_tokens": 4, "log": said.append}
+    assert engines.open_engine(ref, "sv", **told).name.startswith("ctranslate2")
+    assert said[0] == "torch 9 does not export this model to ONNX; trying the next engine"
+    with pytest.raises(LabError, match="does not export"):
+        engines.open_engine(ref, "sv", "onnx", **told)
+
+
+def test_graphs_of_large_models_are_not_made_unasked(ref, monkeypatch):
+    monkeypatch.setattr(graph, "wants_seven_bits", lambda: False)
+    assert "onnx" in engines._fastest(ref, "cpu", "")
+    monkeypatch.setattr(engines, "_LARGEST_GRAPHS_BYTES", 1000)
+    assert "onnx" not in engines._fastest(ref, "cpu", "")
+
+
+def test_graphs_run_on_a_cpu_alone_and_need_no_torch_to_say_so(ref, monkeypatch):
+    monkeypatch.setattr(engines, "_device", lambda engine: pytest.fail("a device was looked for"))
+    assert opened(ref, "onnx", device="").name == "onnxruntime cpu int8"
+    with pytest.raises(LabError, match="on a CPU, not on cuda"):
+        opened(ref, "onnx", device="cuda")
+
+
+def test_graphs_take_the_cores_that_are_ours(ref, monkeypatch):
+    import onnxruntime
+
+    seen = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, **k: seen.append(a[1].intra_op_num_threads) or real(*a, **k)
+    )
+    monkeypatch.setattr("pipelines.workers.cores", lambda: 1)
+    opened(ref, "onnx", threads=0)
+    opened(ref, "onnx", threads=2)
+    assert seen == [1, 1, 2, 2]
+
+
 def test_without_ctranslate2_the_error_names_the_command(ref, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     with pytest.raises(LabError, match=r"pip install 'ctranslate2"):

@@ -451,6 +451,20 @@ def test_what_is_damaged_from_the_beginning_is_ffmpegs(encoded, speech):
     assert 15 * SECOND < sum(map(len, blocks)) < 20 * SECOND
 
 
+@needs_ffmpeg
+def test_an_upload_that_broke_off_is_not_taken_for_whole(encoded, speech, tmp_path):
+    (tmp_path / "a.wav").write_bytes(encoded(speech(60 * SECOND)))
+    whole = tmp_path / "a.m4a"
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", "-c:a", "aac", "-movflags", "+faststart", whole]
+    subprocess.run(command, check=True)
+    assert sum(map(len, audio.blocks(whole))) == pytest.approx(60 * SECOND, abs=0.2 * SECOND)
+    half = whole.read_bytes()[: whole.stat().st_size // 2]
+    heard = []
+    with pytest.raises(AudioError, match="damaged: it cannot be read after"):
+        heard.extend(audio.blocks(half))
+    assert 20 * SECOND < sum(map(len, heard)) < 40 * SECOND
+
+
 FFMPEG = """#!/bin/sh
 dd if=/dev/zero bs=64000 count=31 2>/dev/null
 {then}

@@ -10,7 +10,7 @@ All decode greedily, at the length of the windows that they are given, and tell 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +29,10 @@ from pipelines.models import ModelRef
 ENGINES = ("auto", "transformers", "ctranslate2", "onnx")
 MAX_NEW_TOKENS = 224
 """Half of Whisper's context, as OpenAI's decoder has it."""
+
+
+_LARGEST_GRAPHS_BYTES = 2_000_000_000
+"""Making graphs takes several times the memory of the weights; CTranslate2 converts larger models with less."""
 
 
 class Engine(Protocol):
@@ -78,10 +82,26 @@ def open_engine(
     if own and engine not in ("auto", own):
         raise LabError(f"{ref.title} is an export for --engine {own}, got {engine}: name the model it was made of")
     engine = own or engine
-    device = device or _device(engine)
+    if engine == "onnx" and device not in ("", "cpu"):
+        raise LabError(f"the lab runs ONNX graphs on a CPU, not on {device}: take --engine transformers")
+    device = "cpu" if engine == "onnx" else device or _device(engine)
     if engine == "auto":
-        engine = _fastest(device, compute_type)
-        if engine == "transformers" and device == "cpu":
+        for engine in _fastest(ref, device, compute_type):
+            try:
+                return open_engine(
+                    ref,
+                    language,
+                    engine,
+                    device=device,
+                    compute_type=compute_type,
+                    threads=threads,
+                    max_new_tokens=max_new_tokens,
+                    log=log,
+                )
+            except LabError as error:  # what one engine cannot convert, another may
+                log(f"{error}; trying the next engine")
+        engine = "transformers"
+        if device == "cpu":
             log("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
     if engine == "transformers":
         if compute_type:
@@ -101,13 +121,17 @@ def open_engine(
     return CTranslate2(folder, language, device, compute_type, threads, max_new_tokens)
 
 
-def _fastest(device: str, compute_type: str) -> str:
-    """The fastest engine that is installed for `device`."""
+def _fastest(ref: ModelRef, device: str, compute_type: str) -> Iterator[str]:
+    """The engines faster than transformers that are installed for `device`, the fastest first."""
     if device != "cpu":
-        return "transformers"
-    if compute_type in ("", "int8") and export.installed("onnx-int8") and not graph.wants_seven_bits():
-        return "onnx"
-    return "ctranslate2" if export.installed() else "transformers"
+        return
+    weights = ref.folder / "model.safetensors"
+    large = weights.is_file() and weights.stat().st_size > _LARGEST_GRAPHS_BYTES
+    told = compute_type in ("", "int8") and not large and not graph.wants_seven_bits()
+    if told and export.installed("onnx-int8"):
+        yield "onnx"
+    if export.installed():
+        yield "ctranslate2"
 
 
 def _device(engine: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import features
+from pipelines import features, workers
 from pipelines.audio import Waveform
 from pipelines.decoding import Heard
 from pipelines.engines import timing
@@ -144,7 +144,8 @@ def _session(path: Path, threads: int) -> Any:
     except ImportError:
         raise missing_package("onnxruntime", "onnxruntime>=1.20", "decoding with ONNX Runtime") from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # a number in any case: left to itself ONNX Runtime counts cores that are not ours, and pins its threads to them
+    options.intra_op_num_threads = threads or workers.cores()
     options.log_severity_level = 3
     # threads that wait for work leave the cores to others
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -98,9 +98,11 @@ def _without_place(name: str) -> str:
 
 def installed(form: str = "ctranslate2-int8") -> bool:
     """Whether the packages for exports in `form` can be imported."""
-    if form.startswith("onnx"):
-        return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     try:
+        if form.startswith("onnx"):
+            import onnxruntime  # noqa: F401
+
+            return importlib.util.find_spec("onnx") is not None
         import ctranslate2  # noqa: F401
     except ImportError:  # absent, or a library that it needs is
         return False
@@ -132,7 +134,6 @@ def _identity(ref: ModelRef, format_: str, precision: str) -> dict[str, Any]:
             "code.export": _FORMAT,
         },
         "onnx": lambda: {
-            "torch": importlib.metadata.version("torch"),
             "code.export": graph.FORMAT,
             **({"bits": 7 if graph.wants_seven_bits() else 8} if precision else {}),
         },

@@ -23,6 +23,7 @@ import contextlib
 import io
 import logging
 import platform
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,12 +61,14 @@ def write(
     tokens = torch.zeros(2, 2, dtype=torch.int64)
     cross, past, present = (_axes(layers, prefix) for prefix in ("", "past_", "present_"))
     looks = {"attention": {1: "batch", 2: "new", 3: "heard"}} if decoder.followers else {}
-    _export(encoder, (features,), folder / ENCODER, {"features": {0: "batch", 2: "frames"}}, cross)
     told = {"tokens": {0: "batch", 1: "new"}, **past, **cross}
-    _export(decoder, (tokens, *written, *heard), folder / DECODER, told, {"logits": {0: "batch"}, **present, **looks})
-    if int8:
-        for name in (ENCODER, DECODER):
-            _quantise(folder / name, seven_bits)
+    with tempfile.TemporaryDirectory(prefix=".float32-", dir=folder.parent) as aside:
+        place = Path(aside) if int8 else folder
+        _export(encoder, (features,), place / ENCODER, {"features": {0: "batch", 2: "frames"}}, cross)
+        telling = {"logits": {0: "batch"}, **present, **looks}
+        _export(decoder, (tokens, *written, *heard), place / DECODER, told, telling)
+        for name in (ENCODER, DECODER) if int8 else ():
+            _quantise(place / name, folder / name, seven_bits)
 
 
 def wants_seven_bits() -> bool:
@@ -117,13 +120,11 @@ def _export(module: Any, example: tuple, path: Path, inputs: dict[str, dict], ou
         ) from error
 
 
-def _quantise(path: Path, seven_bits: bool) -> None:
-    """Products with weights in eight bits, in place."""
+def _quantise(plain: Path, path: Path, seven_bits: bool) -> None:
+    """The graph `plain` with products with weights in eight bits, as `path`."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    plain = path.rename(path.with_suffix(".float32"))
-    known = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends a step for graphs that other exporters wrote
+    logging.getLogger().addFilter(_is_no_recommendation)
     try:
         quantize_dynamic(
             plain,
@@ -135,8 +136,12 @@ def _quantise(path: Path, seven_bits: bool) -> None:
             extra_options={"MatMulConstBOnly": True},  # attention multiplies no weights
         )
     finally:
-        logging.getLogger().setLevel(known)
-    plain.unlink()
+        logging.getLogger().removeFilter(_is_no_recommendation)
+
+
+def _is_no_recommendation(record: logging.LogRecord) -> bool:
+    """False for the step that ONNX Runtime recommends for graphs that other exporters wrote."""
+    return not record.getMessage().startswith("Please consider to run pre-processing")
 
 
 def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Module, Any]:

@@ -165,6 +165,7 @@ def trainer_class() -> type[Seq2SeqTrainer]:
 
 def _put_into(folder: Path, path: Path) -> None:
     """A file in a checkpoint, too: as a link, for it is the same in each of them, where the disk has links."""
+    (folder / path.name).unlink(missing_ok=True)
     try:
         os.link(path, folder / path.name)
     except OSError:
