@@ -117,6 +117,8 @@ class Desk:
     """The real whisper-tiny."""
     tour: str = ""
     """The model of the recipe `tour`, once it is trained."""
+    furniture: frozenset[str] = frozenset()
+    """The names of what lies in the folder before any page is followed."""
     _started: int = 0
 
     def __post_init__(self):
@@ -136,9 +138,10 @@ class Desk:
 
     def begin(self) -> None:
         """Let only that be done which everybody has done, and the series of experiments, which takes longest."""
-        for path in [*self.folder.glob("runs/*"), *self.folder.glob("runs/features/*")]:
-            if not path.name.startswith(("planted", "mix", "features")):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        made = [path for path in self.folder.iterdir() if path.name not in self.furniture]
+        runs = [*self.folder.glob("runs/*"), *self.folder.glob("runs/features/*")]
+        for path in made + [path for path in runs if not path.name.startswith(("planted", "mix", "features"))]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.copytree(self.folder / "runs as begun", self.folder / "runs", dirs_exist_ok=True)
 
     def start(self, text: str, variables: dict[str, str] | None = None) -> Process:
@@ -474,6 +477,7 @@ def desk(tmp_path_factory, tiny_folder, toy_model, encoded, speech) -> Iterator[
             reader.run(pages.Command(text, account=True))
             made.tour = made.tour or reader.made.get(text, "")
         shutil.copytree(folder / "runs", folder / "runs as begun")
+        made.furniture = frozenset(path.name for path in folder.iterdir()) | {"cache", "cache of an account"}
         yield made
     finally:
         made.close()
