@@ -576,7 +576,8 @@ def serve(
 
     listening = serving.listen(host, port)
     transcriber = Transcriber(models.resolve(uri, log=_log(as_json)), language, engine, log=_log(as_json))
-    api = serving.make_app(transcriber, serving.Limits(max_mb, max_duration_s, timeout_s, queue), token)
+    limits = serving.Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s, queue=queue)
+    api = serving.make_app(transcriber, limits, token)
     url = serving.address(listening)
     if not token and host not in ("127.0.0.1", "::1", "localhost"):
         print("warning: whoever reaches this port may use it; LAB_API_TOKEN sets a token", file=sys.stderr)
@@ -660,7 +661,7 @@ def worker(
 
     listening = serving.listen(host, port)
     url = serving.address(listening)
-    limits = serving.Limits(max_mb, max_duration_s, timeout_s)
+    limits = serving.Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s)
     if not token and host not in ("127.0.0.1", "::1", "localhost"):
         print("warning: whoever reaches this port may use it; LAB_API_TOKEN sets a token", file=sys.stderr)
     work = jobs.Jobs(tuned, folder, log=lambda line: print(line, file=sys.stderr))

@@ -713,3 +713,18 @@ def test_a_dry_run_serves_nothing_and_does_not_tell_the_token(monkeypatch, capsy
     assert not done.value.code
     assert told.out.splitlines()[-1] == "nothing was done" and "with a token" in told.out
     assert "hemlig" not in told.out + told.err
+
+
+def test_every_limit_of_the_command_line_is_the_servers(toy_model, monkeypatch):
+    from pipelines import __main__ as cli
+    from pipelines import serving
+
+    seen = []
+    monkeypatch.setattr(serving, "make_app", lambda transcriber, limits, token: seen.append(limits))
+    monkeypatch.setattr(serving, "serve", lambda app, listening: listening.close())
+    told = {"--max-mb": "3", "--max-duration-s": "44", "--timeout-s": "55", "--queue": "66"}
+    options = [word for pair in told.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", ["pipelines", "serve", "--model", str(toy_model), "--port", "0", *options])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    assert seen == [Limits(max_mb=3.0, max_duration_s=44.0, timeout_s=55.0, queue=66)]

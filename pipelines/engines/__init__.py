@@ -9,6 +9,7 @@ All decode greedily, at the length of the windows that they are given, and tell 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -86,6 +87,7 @@ def open_engine(
         raise LabError(f"the lab runs ONNX graphs on a CPU, not on {device}: take --engine transformers")
     device = "cpu" if engine == "onnx" else device or _device(engine)
     if engine == "auto":
+        failed = None
         for engine in _fastest(ref, device, compute_type):
             try:
                 return open_engine(
@@ -99,9 +101,12 @@ def open_engine(
                     log=log,
                 )
             except LabError as error:  # what one engine cannot convert, another may
+                failed = error
                 log(f"{error}; trying the next engine")
+        if failed and importlib.util.find_spec("torch") is None:
+            raise failed
         engine = "transformers"
-        if device == "cpu":
+        if device == "cpu" and not failed:
             log("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
     if engine == "transformers":
         if compute_type:

@@ -20,7 +20,7 @@ SLOWEST_BYTES_PER_S = 10_000
 _LONGEST_RETRY_S = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one request may ask for, and how many may ask."""
 
