@@ -664,18 +664,90 @@ def test_an_open_microphone_is_heard_for_ten_minutes_and_held_for_one(buttons, m
     assert heard.audio_s == pytest.approx(2.0, abs=0.01), "what came before is not lost with a piece that is refused"
 
 
-def test_a_microphone_of_which_nothing_is_heard_is_forgotten_and_there_are_only_so_many(buttons, monkeypatch, speech):
+def test_a_microphone_of_which_nothing_is_heard_is_forgotten(buttons, monkeypatch, speech):
+    say(buttons, piece(speech(8_000)))
+    buttons.talks.forget()
+    assert say(buttons, piece(speech(8_000), 8_000))[1] == 16_000
+    monkeypatch.setattr(live, "FORGOTTEN_S", -1.0)
+    buttons.talks.forget()
+    assert say(buttons, piece(speech(8_000), 16_000))[1] == 0, "its page is told to send all of it again"
+
+
+def test_new_microphones_shut_out_none_that_speaks_and_only_one_that_was_quiet(buttons, monkeypatch, speech):
     monkeypatch.setattr(live, "MAX_TALKS", 2)
     first, other, third = "a" * 16, "b" * 16, "c" * 16
     say(buttons, piece(speech(8_000), talk=first))
     say(buttons, piece(speech(8_000), talk=other))
+    for n in range(3):
+        assert reason(buttons, piece(speech(1), talk=f"somebody-else-{n:03}")) == "busy"
     assert say(buttons, piece(speech(8_000), 8_000, talk=first))[1] == 16_000
-    say(buttons, piece(speech(8_000), talk=third))
+    monkeypatch.setattr(live, "QUIET_S", -1.0)
+    assert say(buttons, piece(speech(8_000), 8_000, talk=third))[1] == 0
+    assert set(buttons.talks._talks) == {first, other}, "what begins with a gap needs no room"
+    assert say(buttons, piece(speech(8_000), talk=third))[1] == 8_000
     assert say(buttons, piece(speech(8_000), 16_000, talk=first))[1] == 24_000
-    assert say(buttons, piece(speech(8_000), 8_000, talk=other))[1] == 0, "its page is told to send all of it again"
+    assert say(buttons, piece(speech(8_000), 8_000, talk=other))[1] == 0, "it was quiet for longest"
+
+
+def test_a_microphone_has_one_piece_that_waits_and_it_keeps_its_place_meanwhile(buttons, monkeypatch, speech):
+    monkeypatch.setattr(live, "MAX_TALKS", 1)
+    monkeypatch.setattr(live, "QUIET_S", -1.0)
     monkeypatch.setattr(live, "FORGOTTEN_S", -1.0)
+    said = []
+    with buttons.service.turn():
+        waits = threading.Thread(target=lambda: said.append(say(buttons, piece(speech(8_000)))[1]))
+        waits.start()
+        while len(buttons.service._line._waiting) < 2:
+            time.sleep(0.01)
+        assert reason(buttons, piece(speech(8_000))) == "busy"
+        assert reason(buttons, piece(speech(8_000), talk="b" * 16)) == "busy", "nor is it dropped for another"
+        buttons.talks.forget()
+    waits.join(10)
+    assert said == [8_000]
+    assert say(buttons, piece(speech(8_000), 8_000))[1] == 16_000
+
+
+def test_a_piece_for_whose_answer_nobody_waits_is_not_heard(buttons, speech):
+    told = live.piece_of(piece(speech(8_000)))
+    with pytest.raises(AudioError, match="busy"):
+        buttons.talks.take(told, lambda: True)
+    assert buttons.talks.take(told)[1] == 8_000
+    assert say(buttons, piece([], 4_000))[1] == 8_000
+
+
+def test_one_timer_looks_for_microphones_that_are_quiet(buttons, speech, monkeypatch):
+    started = []
+
+    class Timer:
+        def __init__(self, seconds, call):
+            self.call = call
+
+        def start(self):
+            started.append(self.call)
+            time.sleep(0.05)  # long enough for the others to come, too
+
+    monkeypatch.setattr(live.threading, "Timer", Timer)
+    together = threading.Barrier(8)
+
+    def begin(n):
+        together.wait(10)
+        with buttons.talks._alone(live.piece_of(piece(speech(1), talk=f"somebody-else-{n:03}"))):
+            pass
+
+    threads = [threading.Thread(target=begin, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
     buttons.talks.forget()
-    assert say(buttons, piece(speech(8_000), 24_000, talk=first))[1] == 0
+    assert len(started) == 1
+    started[0]()
+    assert len(started) == 2, "it looks again while there is one"
+    monkeypatch.setattr(live, "FORGOTTEN_S", -1.0)
+    started[1]()
+    assert len(started) == 2
+    say(buttons, piece(speech(1)))
+    assert len(started) == 3
 
 
 # ---- before and after tuning
@@ -890,6 +962,9 @@ def front(tmp_path, monkeypatch):
     demo.close(verbose=False)
 
 
+JSON = {"content-type": "application/json"}
+
+
 def sent(front, content, name="spoken.wav", **headers):
     return front.client.post("/gradio_api/upload", files={"files": (name, content)}, headers=headers)
 
@@ -1004,16 +1079,134 @@ def test_an_open_microphone_has_a_way_of_its_own(front, speech, monkeypatch):
     assert told["ended"]
     assert front.demo.talks.collect(TALK).audio_s == pytest.approx(1.0, abs=0.01)
     for nonsense in (b"", b"[" * 100_000, b"{}", b"7", b"\xff"):
-        told = front.client.post("/live", content=nonsense, headers={"accept-language": "sv"})
+        told = front.client.post("/live", content=nonsense, headers={**JSON, "accept-language": "sv"})
         assert (told.status_code, told.json()["detail"]) == (400, SWEDISH["refused"]["unreadable"])
     monkeypatch.setattr(served, "TURN_S", 0.01)
     with front.demo.talks.service.turn():
         told = front.client.post("/live", json={**piece(samples), "language": "sv"})
     assert (told.status_code, told.json()["reason"]) == (503, "busy")
     assert told.json()["detail"] == SWEDISH["refused"]["busy"]
-    monkeypatch.setattr(front.demo.talks, "take", lambda piece: 1 / 0)
+    monkeypatch.setattr(front.demo.talks, "take", lambda piece, gone: 1 / 0)
     told = front.client.post("/live", json=piece(samples))
     assert (told.status_code, told.json()["detail"]) == (500, ENGLISH["failed"])
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/live", {"content-type": "application/json; charset=utf-8", "sec-fetch-site": "same-origin"}, 200),
+        ("/live", {**JSON, "sec-fetch-site": "cross-site"}, 403),
+        ("/live", {"content-type": "text/plain"}, 415),  # which a browser sends for any page, and does not ask first
+        ("/live", {}, 415),
+        ("/elsewhere/live", JSON, 404),
+        ("/gradio_api/live", JSON, 404),
+    ],
+)
+def test_pieces_come_from_the_page_alone_and_by_one_way(front, speech, path, headers, status):
+    content = json.dumps(piece(speech(8_000))).encode()
+    assert front.client.post(path, content=content, headers=headers).status_code == status
+    assert (TALK in front.demo.talks._talks) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "place"),
+    [
+        ("/live", "", "/live"),
+        ("/live/", "/", "/live"),
+        ("/app/live", "/app", "/live"),
+        ("/live", "/app/", "/live"),
+        ("/live", "https://x.example/app", "/live"),
+        ("/other/live", "/app", "/other/live"),
+    ],
+)
+def test_a_proxy_may_leave_the_root_path_or_cut_it_off(path, root, place):
+    assert door._place({"path": path, "root_path": root}) == place
+
+
+def form(count, content=b"few"):
+    """So many files in one form."""
+    return [("files", (f"{n}.wav", content)) for n in range(count)]
+
+
+def test_a_request_with_many_files_is_refused_before_they_fill_the_folder(front):
+    for count in (2, 1_000, 1_001):  # more than a thousand Gradio refuses itself, and leaves them there
+        told = front.client.post("/gradio_api/upload", files=form(count, b""), headers={"accept-language": "sv"})
+        assert (told.status_code, told.text) == (400, SWEDISH["refused"]["unreadable"])
+    whole = front.client.build_request("POST", "/gradio_api/upload", files=form(100))
+    content, kind = whole.read(), {"content-type": whole.headers["content-type"]}
+    for size in (7, 1_000, len(content)):
+        parts = (content[at : at + size] for at in range(0, len(content), size))
+        assert front.client.post("/gradio_api/upload", content=parts, headers=kind).status_code == 400
+    assert len(files(front)) <= 6 * 2, "those that came before it was seen that there are more"
+    assert sent(front, b"--" * 1_000 + b"\r\n--").status_code == 200
+
+
+def test_what_is_no_file_has_a_smaller_limit(front, speech, monkeypatch):
+    nested = b"[" + b"[]," * 100_000 + b"[]]"
+    told = front.client.post("/gradio_api/queue/join", content=nested, headers=JSON)
+    assert (told.status_code, told.json()["detail"]) == (413, PARTS["too_large"])
+    longest = piece(np.zeros(480_000), rate_hz=48_000)
+    assert front.client.post("/live", json=longest).json()["taken"] == 480_000, "the most that the page sends"
+    told = front.client.post("/live", json=longest | {"more": "a" * door.MAX_PIECE})
+    assert (told.status_code, told.json()["reason"]) == (413, "too_large")
+    assert door._flat(nested) is None
+    assert door._flat(json.dumps(longest).encode()) == longest
+    found = {"data": [{"path": "http://x/a.wav"}, "a" * 2 * door._ASIDE]}  # looked through by a thread
+    told = front.client.post("/gradio_api/queue/join", json=found)
+    assert (told.status_code, told.json()["detail"]) == (400, PARTS["address"])
+
+
+def passed(messages, talks, headers=JSON, path="/live"):
+    """What the door alone answers to a request of these ASGI messages, after which nothing comes: status, body."""
+    import anyio
+
+    out, rest = [], iter(messages)
+
+    async def receive():
+        for message in rest:
+            return message
+        await anyio.sleep_forever()
+
+    async def send(message):
+        out.append(message)
+
+    async def ask():
+        guard = door.Door(None, talks, Path("nowhere"), 60.0)
+        told = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": told, "query_string": b""}
+        with anyio.fail_after(30):
+            await guard(scope, receive, send)
+
+    anyio.run(ask)
+    return out[0]["status"], json.loads(out[1]["body"])
+
+
+def test_a_request_that_does_not_come_to_its_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(door, "BODY_S", 0.05)
+    begun = [{"type": "http.request", "body": b"{", "more_body": True}]
+    for path in ("/live", "/gradio_api/queue/join"):
+        status, told = passed(begun, None, path=path)
+        assert (status, told["reason"]) == (408, "busy")
+
+
+def test_where_no_place_is_free_a_piece_is_not_even_read(monkeypatch):
+    monkeypatch.setattr(door, "MAX_WAITING", 0)
+    status, told = passed([], None)
+    assert (status, told["reason"]) == (503, "busy")
+
+
+def test_the_work_of_those_who_have_gone_is_dropped(speech):
+    class Patient:
+        def take(self, piece, gone):
+            until = time.monotonic() + 10
+            while not gone():
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            raise AudioError("busy", "nobody waits")
+
+    body = json.dumps(piece(speech(8_000))).encode()
+    status, told = passed([{"type": "http.request", "body": body}, {"type": "http.disconnect"}], Patient())
+    assert (status, told["reason"]) == (503, "busy")
 
 
 def test_the_theme_fetches_no_fonts():

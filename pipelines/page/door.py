@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -33,6 +34,12 @@ MAX_UPLOAD = 25_000_000
 """Bytes of a file."""
 MAX_BODY = MAX_UPLOAD + 1_000_000
 """Bytes of a request: one file, and what is written around it."""
+MAX_PIECE = 2_000_000
+"""Bytes of a piece of an open microphone: the page's longest (look.SCRIPT) has 1.3 million."""
+MAX_CALL = 250_000
+"""Bytes of any other request: Gradio parses it where all visitors wait for it."""
+BODY_S = 60.0
+"""A request other than an upload that has not come by then is given up."""
 MAX_FOLDER = 1_000_000_000
 """Bytes that uploads may take up on the disk before the page is told to be busy."""
 MAX_WAITING = 20
@@ -41,6 +48,7 @@ LIVE = "/live"
 """Where the page sends them."""
 
 _OWN = "lab-upload-"
+_ASIDE = 50_000  # bytes of JSON above which a thread looks through it: some 20 ms
 
 _LOG = logging.getLogger("app")
 
@@ -66,18 +74,15 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        words, place = WORDS[_language(scope)], scope["path"].rstrip("/")
+        words, place = WORDS[_language(scope)], _place(scope)
         passing = _Passing(receive, send)
         try:
-            if place.endswith(LIVE):
-                await self._live(scope, await passing.body(), send)
+            if place == LIVE:
+                await self._live(scope, passing)
             elif place.endswith("/upload"):
                 await self._upload(scope, passing)
             else:
-                body = b"" if _header(scope, b"content-type").startswith(b"multipart/") else await passing.body()
-                if names_an_address(body):
-                    raise _Refused(400, "address")
-                await self.app(scope, passing.receive, passing.send)
+                await self._call(scope, passing)
         except _Refused as error:
             _LOG.info("refused a request: %s", error.reason)
             if not passing.answered:
@@ -85,25 +90,47 @@ class Door:
                 # the page shows the bare text of an upload's answer
                 await _answer(send, error.status, refusal["detail"] if place.endswith("/upload") else refusal)
 
-    async def _live(self, scope: Scope, body: bytes, send: Send) -> None:
+    async def _call(self, scope: Scope, passing: _Passing) -> None:
+        """Anything else that is sent to Gradio."""
+        import anyio
+
+        if not _header(scope, b"content-type").startswith(b"multipart/"):
+            body = await passing.body(MAX_CALL)
+            large = len(body) > _ASIDE
+            if await anyio.to_thread.run_sync(names_an_address, body) if large else names_an_address(body):
+                raise _Refused(400, "address")
+        await self.app(scope, passing.receive, passing.send)
+
+    async def _live(self, scope: Scope, passing: _Passing) -> None:
         """A piece of an open microphone, as JSON (live.piece_of); the answer is what has been heard, and how much."""
         import anyio
 
-        try:
-            told = json.loads(body)
-        except (ValueError, RecursionError):
-            told = None
-        language = told.get("language") if isinstance(told, dict) else None
-        words = WORDS[language if language in WORDS else _language(scope)]
-        if self._waiting.available_tokens < 1:
-            return await _answer(send, 503, _refusal("busy", words))
+        if _header(scope, b"sec-fetch-site") == b"cross-site":
+            raise _Refused(403, "cross_site")
+        if _header(scope, b"content-type").partition(b";")[0].strip().lower() != b"application/json":
+            raise _Refused(415, "unreadable")  # other kinds a browser sends for any page, and does not ask first
+        self._place_is_free()
+        body = await passing.body(MAX_PIECE)
+        self._place_is_free()
         _lend_to(scope)
-        status, answer = await anyio.to_thread.run_sync(self._heard, told, words, limiter=self._waiting)
-        await _answer(send, status, answer)
+        gone = threading.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(passing.watch, gone)
+            heard = self._heard, body, _language(scope), gone.is_set
+            status, answer = await anyio.to_thread.run_sync(*heard, limiter=self._waiting)
+            tasks.cancel_scope.cancel()
+        await _answer(passing.out, status, answer)
 
-    def _heard(self, told: Any, words: Words) -> tuple[int, dict[str, Any]]:
+    def _place_is_free(self) -> None:
+        if self._waiting.available_tokens < 1:
+            raise _Refused(503, "busy")
+
+    def _heard(self, body: bytes, language: str, gone: Callable[[], bool]) -> tuple[int, dict[str, Any]]:
+        told = _flat(body)
+        asked = told.get("language") if isinstance(told, dict) else None
+        words = WORDS[asked if asked in WORDS else language]
         try:
-            partial, taken, ended = self.talks.take(live.piece_of(told))
+            partial, taken, ended = self.talks.take(live.piece_of(told), gone)
         except AudioError as error:
             _LOG.info("refused a piece: %s", error)
             return 503 if error.reason == "busy" else 400, _refusal(error.reason, words)
@@ -119,7 +146,7 @@ class Door:
             raise _Refused(413, "too_large")
         if swept(self.uploads, self.kept_s) > MAX_FOLDER:
             raise _Refused(503, "busy")
-        passing.holding = True
+        passing.boundary, passing.holding = _boundary(scope), True
         await self.app(scope, passing.receive, passing.send)
         if passing.status == 200:
             paths = [_moved(Path(path), self.uploads) for path in json.loads(passing.held)]
@@ -129,11 +156,16 @@ class Door:
 
 
 class _Passing:
-    """A request on its way: its body is counted, and its answer can be held back."""
+    """A request on its way: its body is counted, and its answer can be held back.
+
+    Where `boundary` is set, no more than one part may lie between two of it: Gradio takes a thousand files at once, and
+    those of a request that it refuses or that breaks off would lie in its folder until they are old.
+    """
 
     def __init__(self, receive: Receive, send: Send):
         self._in, self.out = receive, send
-        self._read, self._seen = b"", 0
+        self._read, self._seen, self._limit = b"", 0, MAX_BODY
+        self.boundary, self._boundaries, self._end = b"", 0, b""
         self._replayed = True
         self.answered = self.holding = False
         self.status, self.held, self._start = 0, b"", {}
@@ -143,22 +175,42 @@ class _Passing:
             self._replayed = True
             return {"type": "http.request", "body": self._read, "more_body": False}
         message = await self._in()
-        self._seen += len(message.get("body", b""))
-        if self._seen > MAX_BODY:
+        part = message.get("body", b"")
+        self._seen += len(part)
+        if self._seen > self._limit:
             raise _Refused(413, "too_large")
+        if self.boundary:
+            seen = self._end + part
+            self._boundaries += seen.count(self.boundary)
+            self._end = seen[-len(self.boundary) + 1 :]  # where half of one may stand
+            if self._boundaries > 2:
+                raise _Refused(400, "several")
         return message
 
-    async def body(self) -> bytes:
-        """All of it; `receive` gives it once more."""
+    async def body(self, limit: int) -> bytes:
+        """All of it, at most `limit` bytes; `receive` gives it once more."""
+        import anyio
+
+        self._limit = limit
         parts, more = [], True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise _Refused(400, "unreadable")  # which nobody hears
-            parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
+        try:
+            with anyio.fail_after(BODY_S):
+                while more:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Refused(400, "unreadable")  # which nobody hears
+                    parts.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise _Refused(408, "busy") from None
         self._read, self._replayed = b"".join(parts), False
         return self._read
+
+    async def watch(self, gone: threading.Event) -> None:
+        """Set `gone` when whoever asks is there no longer."""
+        while (await self._in())["type"] != "http.disconnect":
+            pass
+        gone.set()
 
     async def send(self, message: dict[str, Any]) -> None:
         if not self.holding:
@@ -190,6 +242,16 @@ def names_an_address(body: bytes) -> bool:
         elif isinstance(value, list):
             todo += value
     return False
+
+
+def _flat(body: bytes) -> Any:
+    """What a body of JSON says; None where it is none, or nests more than a piece does: that takes long to read."""
+    if body.count(b"[") + body.count(b"{") > 10:
+        return None
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
 
 
 def swept(folder: Path, kept_s: float) -> int:
@@ -227,6 +289,19 @@ def _moved(path: Path, folder: Path) -> str:
 
 def _language(scope: Scope) -> str:
     return preferred(_header(scope, b"accept-language").decode("latin-1"))
+
+
+def _place(scope: Scope) -> str:
+    """The path below the root path, which a proxy may have cut off."""
+    return scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")).rstrip("/")
+
+
+def _boundary(scope: Scope) -> bytes:
+    """What stands before and after every part of a form, read as Gradio reads it."""
+    from python_multipart.multipart import parse_options_header
+
+    _, options = parse_options_header(_header(scope, b"content-type"))
+    return b"--" + options.get(b"boundary", b"")
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -7,9 +7,11 @@ beginning and without a gap: what was lost on the way is sent again from there, 
 from __future__ import annotations
 
 import base64
+import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ MAX_TALKS = 100
 """Each may hold a minute of 16 kHz float32, 3.8 MB."""
 FORGOTTEN_S = 1_800.0
 """A microphone of which nothing was heard for so long is forgotten."""
+QUIET_S = 60.0
+"""Where there are MAX_TALKS, it is forgotten after so long, to make room for another."""
 
 
 class Live:
@@ -146,13 +150,20 @@ class Talks:
     def __init__(self, service: Service):
         self.service = service
         self._talks: dict[str, tuple[float, Live]] = {}
+        self._waiting: set[str] = set()
+        """Those of which a piece is here."""
         self._lock = threading.Lock()
         self._sweeping = False
 
-    def take(self, piece: Piece) -> tuple[Partial, int, bool]:
-        """What has been heard by now; how many samples have been taken; whether that was all. Raises AudioError."""
-        with self.service.turn():
-            live = self._of(piece.talk)
+    def take(self, piece: Piece, gone: Callable[[], bool] = lambda: False) -> tuple[Partial, int, bool]:
+        """What has been heard by now; how many samples have been taken; whether that was all.
+
+        Nothing is heard where, once its turn has come, `gone` tells that nobody waits for the answer. Raises
+        AudioError: `busy` also where there are too many talks, or where one has a piece that still waits.
+        """
+        with self._alone(piece) as live, self.service.turn():
+            if gone():
+                raise AudioError("busy", "nobody waits for the answer")
             told = live.take(piece.start, piece.samples, piece.rate_hz)
             ends = piece.last and live.taken == piece.start + len(piece.samples)
             if ends:
@@ -168,25 +179,60 @@ class Talks:
         return live.heard
 
     def forget(self) -> None:
-        """Drop what nobody has spoken into for long; looks again every minute as long as there is one."""
+        """Drop what nobody has spoken into for long."""
         since = time.monotonic() - FORGOTTEN_S
         with self._lock:
-            self._talks = {talk: kept for talk, kept in self._talks.items() if kept[0] > since}
+            kept = self._talks.items()
+            self._talks = {talk: one for talk, one in kept if one[0] > since or talk in self._waiting}
+
+    def _sweep(self) -> None:
+        """Looks again every minute as long as there is a talk."""
+        self.forget()
+        with self._lock:
             self._sweeping = bool(self._talks)
             if self._sweeping:
-                again = weakref.WeakMethod(self.forget)  # a timer must not keep what nobody else has any more
-                timer = threading.Timer(60.0, lambda: (call := again()) and call())
-                timer.daemon = True
-                timer.start()
+                self._sweep_later()
 
-    def _of(self, talk: str) -> Live:
+    def _sweep_later(self) -> None:
+        again = weakref.WeakMethod(self._sweep)  # a timer must not keep what nobody else has any more
+        timer = threading.Timer(60.0, lambda: (call := again()) and call())
+        timer.daemon = True
+        timer.start()
+
+    @contextlib.contextmanager
+    def _alone(self, piece: Piece) -> Iterator[Live]:
+        """The talk of this piece, which has no other one meanwhile."""
         with self._lock:
-            _, live = self._talks.pop(talk, (0.0, None))
-            while len(self._talks) >= MAX_TALKS:  # the one that was quiet for longest; its page can send it again
-                del self._talks[next(iter(self._talks))]
-            live = live or Live(self.service.transcriber)
-            self._talks[talk] = time.monotonic(), live
-            sweeping = self._sweeping
-        if not sweeping:
-            self.forget()
+            if piece.talk in self._waiting:
+                raise AudioError("busy", "its last piece still waits")
+            live = self._of(piece)
+            self._waiting.add(piece.talk)
+        try:
+            yield live
+        finally:
+            with self._lock:
+                self._waiting.discard(piece.talk)
+                if self._talks.get(piece.talk, (0.0, None))[1] is live:
+                    self._talks[piece.talk] = time.monotonic(), live
+
+    def _of(self, piece: Piece) -> Live:
+        """Under the lock."""
+        _, live = self._talks.get(piece.talk, (0.0, None))
+        if live is not None or piece.start > 0:  # one that begins with a gap takes nothing: there is nothing to keep
+            return live or Live(self.service.transcriber)
+        if len(self._talks) >= MAX_TALKS:
+            self._make_room()
+        live = Live(self.service.transcriber)
+        self._talks[piece.talk] = time.monotonic(), live
+        if not self._sweeping:
+            self._sweeping = True
+            self._sweep_later()
         return live
+
+    def _make_room(self) -> None:
+        """Drop the talk that was quiet for longest, whose page can send it again; it is not long where one speaks."""
+        quiet = {talk: since for talk, (since, _) in self._talks.items() if talk not in self._waiting}
+        longest = min(quiet, key=quiet.get, default=None)
+        if longest is None or quiet[longest] > time.monotonic() - QUIET_S:
+            raise AudioError("busy", f"{MAX_TALKS} microphones are open")
+        del self._talks[longest]

@@ -243,7 +243,10 @@ SCRIPT = """
     if (place && place.textContent !== text) place.textContent = text
   }
 
-  // the next piece, or the last one; one request at a time, ten seconds of sound at most
+  // how many chunks go at once: ten seconds of sound, or fewer where the microphone has more samples than usual
+  const most = rate => Math.floor(Math.min(10 * rate, 480000) / N)
+
+  // the next piece, or the last one; one request at a time
   const goOn = async mine => {
     if (mine.busy || mine.done) return
     const rest = (mine.all.length - mine.sent) * N / mine.rate
@@ -253,7 +256,7 @@ SCRIPT = """
       load(URL.createObjectURL(wav(mine)))
     }
     mine.busy = true
-    const newest = mine.newest, told = await asked(mine, mine.closed && rest <= 10)
+    const newest = mine.newest, told = await asked(mine, mine.closed && mine.all.length - mine.sent <= most(mine.rate))
     if (mine.done) return
     if (told.taken !== undefined) {
       mine.failures = 0
@@ -272,7 +275,7 @@ SCRIPT = """
   }
 
   const asked = async (mine, last) => {
-    const chunks = mine.all.slice(mine.sent, mine.sent + Math.floor(10 * mine.rate / N))
+    const chunks = mine.all.slice(mine.sent, mine.sent + most(mine.rate))
     let letters = ""
     for (const chunk of chunks) letters += String.fromCharCode(...new Uint8Array(chunk.buffer))
     const piece = {talk: mine.talk, start: mine.sent * N, rate: mine.rate, samples: btoa(letters), last,
