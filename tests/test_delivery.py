@@ -152,21 +152,30 @@ def test_in_eight_bits_the_encoder_hears_nearly_the_same(teacher, eight_bits, wi
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.99
 
 
-def test_one_place_with_huge_values_does_not_drown_the_others(teacher, windows, tmp_path):
-    """Some places of real models are a hundred times larger behind GELU; here one is made so."""
+@pytest.fixture(scope="module")
+def spiky(teacher, tmp_path_factory):
+    """The encoder, in eight bits, of a model in which one channel is huge wherever its input points that way.
+
+    Real models have such places behind GELU, a hundred times larger than others.
+    """
     model = models.load(models.resolve(str(teacher)))
     layer = model.model.encoder.layers[0]
     with torch.no_grad():
         layer.fc1.weight *= 0.02
-        layer.fc1.weight[0] *= 5_000.0  # one channel, large only where its input points that way
-    states = {}
-    for int8 in (False, True):
-        folder = tmp_path / str(int8)
-        folder.mkdir()
-        graph.write(model, folder, int8=int8, seven_bits=graph.wants_seven_bits())
-        session = onnxruntime.InferenceSession(str(folder / graph.ENCODER), providers=["CPUExecutionProvider"])
-        states[int8] = session.run(["key_0"], {"features": windows})[0]
-    assert np.linalg.norm(states[True] - states[False]) < 0.1 * np.linalg.norm(states[False])
+        layer.fc1.weight[0] *= 50_000.0
+
+    folder = tmp_path_factory.mktemp("spiky")
+    graph.write(model, folder, int8=True, seven_bits=graph.wants_seven_bits())
+    session = onnxruntime.InferenceSession(str(folder / graph.ENCODER), providers=["CPUExecutionProvider"])
+    return lambda windows: session.run(["key_0"], {"features": windows})[0]
+
+
+def test_in_eight_bits_too_a_clip_says_the_same_beside_others(spiky, windows):
+    """One range for a whole batch would let a neighbour decide how finely a clip is heard."""
+    beside = spiky(windows)
+    for row, window in enumerate(windows):
+        alone = spiky(window[None])[0]
+        assert np.linalg.norm(alone - beside[row]) < 0.03 * np.linalg.norm(alone)
 
 
 def test_nothing_but_the_graphs_of_eight_bits_is_left(teacher):
