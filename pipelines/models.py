@@ -152,7 +152,7 @@ def identity(ref: ModelRef) -> dict[str, str]:
     made_of = ref.facts.get("made_of")
     if made_of and not (ref.folder / "model.safetensors").is_file():  # an export in a form of its own
         told = {"weights_sha256": made_of["weights_sha256"], "quantisation": ref.quantisation}
-        return told | {"export": ref.facts["digest"]}  # another version of an engine's form may round otherwise
+        return told | {"export": ref.facts.get("digest", "")}  # another version of an engine's form may round otherwise
     return {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
 
 

@@ -303,6 +303,7 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
         {"google"},
         {"spaces"},
         {
+            "anyio",
             "fastapi",
             "starlette",
             "uvicorn",
