@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -215,6 +216,20 @@ def test_words_begin_where_ctranslate2_says(teacher, windows, tmp_path):
     # heads of random weights look everywhere, so that now and then two ways cost the same
     assert np.mean(np.array(apart) < 0.06) > 0.75
     assert one.word_starts(windows[0], 40, "") == []
+
+
+def test_a_window_that_is_asked_for_again_is_encoded_once(teacher, windows):
+    engine, runs = opened(teacher, "onnx", compute_type="float32"), []
+    encoder = engine.encoder
+    engine.encoder = SimpleNamespace(run=lambda *told: runs.append(1) or encoder.run(*told))
+    fresh = opened(teacher, "onnx", compute_type="float32").no_speech(windows[1:2])
+    first = engine.hear(windows[:1])
+    assert engine.hear(windows[:1]) == first
+    engine.no_speech(windows[:1])
+    assert len(runs) == 1
+    assert engine.no_speech(windows[1:2]) == pytest.approx(fresh)
+    assert engine.hear(windows[:2])[0].text == first[0].text
+    assert len(runs) == 3
 
 
 def test_a_transcript_that_is_cut_has_no_end_token(tuned, windows):

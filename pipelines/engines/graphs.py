@@ -40,6 +40,7 @@ class Onnx:
         self.present_names = state_names(layers, "present_")
         self.can_align = any(output.name == "attention" for output in self.decoder.get_outputs())
         self.name = f"onnxruntime cpu {_precision(folder)}"
+        self.last: tuple[np.ndarray, States] | None = None
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
@@ -88,9 +89,17 @@ class Onnx:
         return np.exp(_logprobs(logits, token)).tolist()
 
     def _encoded(self, windows: np.ndarray) -> States:
-        """Keys and values over the recordings."""
+        """Keys and values over the recordings.
+
+        Those of a window by itself are kept until the next one: whether it is silent, a warmer try, and when its words
+        begin are asked of the same window.
+        """
+        if self.last and np.array_equal(self.last[0], windows):
+            return self.last[1]
         told = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})
-        return dict(zip(self.heard_names, told, strict=True))
+        heard = dict(zip(self.heard_names, told, strict=True))
+        self.last = (windows.copy(), heard) if len(windows) == 1 else None
+        return heard
 
     def _unwritten(self, batch: int, heard: States) -> States:
         """Keys and values over a text of no tokens yet."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import WhisperForConditionalGeneration
 
-FORMAT = "3"
+FORMAT = "4"
 """Version of the graphs: raised whenever the same weights would give others."""
 OPSET = 17
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
@@ -169,34 +169,29 @@ def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Modu
         made.weight, made.bias = nn.Parameter(torch.cat([part.weight for part in parts])), nn.Parameter(torch.cat(bias))
         return made.requires_grad_(False)
 
-    def by_rows(states: torch.Tensor, weight: torch.Tensor, bias: Any = 0.0) -> torch.Tensor:
-        """states @ weight + bias, each place of `states` evened out first.
+    def by_rows(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        """The product of a layer, each place of `states` evened out first.
 
         One range for all would leave most places a bit or two where some are a hundred times larger (in whisper-tiny's
         feed-forward layers that made nine tenths of the error), and what is heard would hang on the batch's neighbours.
+        The decoder, which sees one place of each text at a time, has it where the values differ most: elsewhere it
+        costs more time than it is worth.
         """
         if not int8:
-            return states @ weight + bias
+            return layer(states)
         largest = states.abs().amax(dim=-1, keepdim=True).clamp(min=1e-6)
-        return ((states / largest) @ weight) * largest + bias
-
-    def product(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-        return by_rows(states, layer.weight.T, 0.0 if layer.bias is None else layer.bias)
+        return F.linear(states / largest, layer.weight) * largest + layer.bias
 
     def keys_values(layer: nn.Linear, states: torch.Tensor, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = product(layer, states).split(d_model, dim=-1)
+        keys, values = by_rows(layer, states).split(d_model, dim=-1)
         return split(keys, batch).transpose(2, 3), split(values, batch)
 
     def looking(queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         scores = queries @ keys
         return F.softmax(scores if mask is None else scores + mask, dim=-1)
 
-    def attended(attention: nn.Module, weights: torch.Tensor, values: torch.Tensor, batch: Any) -> torch.Tensor:
-        return product(attention.out_proj, (weights @ values).transpose(1, 2).reshape(batch, -1, d_model))
-
-    def fed_forward(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        wide = layer.activation_fn(product(layer.fc1, layer.final_layer_norm(states)))
-        return states + product(layer.fc2, wide)
+    def attended(weights: torch.Tensor, values: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (weights @ values).transpose(1, 2).reshape(batch, -1, d_model)
 
     def self_product(layer: nn.Module) -> nn.Linear:
         return joined(scaled(layer.self_attn.q_proj), layer.self_attn.k_proj, layer.self_attn.v_proj)
@@ -215,10 +210,11 @@ def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Modu
             states = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).permute(0, 2, 1)
             states = states + encoder.embed_positions.weight[: states.shape[1]]
             for layer, own in zip(encoder.layers, self.products):
-                queries, keys, values = product(own, layer.self_attn_layer_norm(states)).split(d_model, dim=-1)
+                queries, keys, values = by_rows(own, layer.self_attn_layer_norm(states)).split(d_model, dim=-1)
                 weights = looking(split(queries, batch), split(keys, batch).transpose(2, 3))
-                states = states + attended(layer.self_attn, weights, split(values, batch), batch)
-                states = fed_forward(layer, states)
+                states = states + by_rows(layer.self_attn.out_proj, attended(weights, split(values, batch), batch))
+                wide = layer.activation_fn(by_rows(layer.fc1, layer.final_layer_norm(states)))
+                states = states + by_rows(layer.fc2, wide)
             states = encoder.layer_norm(states)
             return tuple(state for layer in self.cross for state in keys_values(layer, states, batch))
 
@@ -246,7 +242,7 @@ def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Modu
 
         def logits(self, last: torch.Tensor) -> torch.Tensor:
             if int8:
-                return by_rows(last, self.words)
+                return last @ self.words
             # from this side the table of embeddings is used as it is: transposed it would be written a second time
             return (self.decoder.embed_tokens.weight @ last.T).T
 
@@ -259,16 +255,17 @@ def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Modu
             mask = (places[None, :] > here[:, None]).to(torch.float32) * torch.finfo(torch.float32).min
             states_ = self.embedded(tokens) + decoder.embed_positions.weight[here]
             for n, (layer, own) in enumerate(zip(decoder.layers, self.products)):
-                queries, *more = product(own, layer.self_attn_layer_norm(states_)).split(d_model, dim=-1)
+                queries, *more = own(layer.self_attn_layer_norm(states_)).split(d_model, dim=-1)
                 keys = torch.cat([past[2 * n], split(more[0], batch).transpose(2, 3)], dim=3)
                 values = torch.cat([past[2 * n + 1], split(more[1], batch)], dim=2)
                 weights = looking(split(queries, batch), keys, mask)
-                states_ = states_ + attended(layer.self_attn, weights, values, batch)
-                queries = product(self.queries[n], layer.encoder_attn_layer_norm(states_))
+                states_ = states_ + layer.self_attn.out_proj(attended(weights, values, batch))
+                queries = self.queries[n](layer.encoder_attn_layer_norm(states_))
                 weights = looking(split(queries, batch), cross[2 * n])
                 looks |= {(n, head): weights[:, head] for at, head in self.followers if at == n}
-                states_ = states_ + attended(layer.encoder_attn, weights, cross[2 * n + 1], batch)
-                states_ = fed_forward(layer, states_)
+                states_ = states_ + layer.encoder_attn.out_proj(attended(weights, cross[2 * n + 1], batch))
+                wide = layer.activation_fn(layer.fc1(layer.final_layer_norm(states_)))
+                states_ = states_ + by_rows(layer.fc2, wide)
                 present += [keys, values]
             told = (self.logits(decoder.layer_norm(states_[:, -1])), *present)
             return (*told, torch.stack([looks[key] for key in self.followers])) if looks else told
