@@ -304,6 +304,7 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
         {"spaces"},
         {
             "anyio",
+            "python_multipart",
             "fastapi",
             "starlette",
             "uvicorn",
