@@ -23,8 +23,8 @@ app: $(VENV)/ready
 
 test: $(VENV)/ready browser
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 -m "not ray"
-	$(BIN)/python -m pytest -q -m ray tests/test_cluster.py
-	$(BIN)/python -m pytest -q -m ray tests/test_commands_cluster.py tests/test_ranks.py tests/test_sweeps_cluster.py
+	$(BIN)/python -m pytest -q -m ray tests/test_cluster.py tests/test_ranks.py tests/test_sweeps_cluster.py
+	$(BIN)/python -m pytest -q -m ray tests/test_commands_cluster.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
