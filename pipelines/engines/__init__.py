@@ -30,8 +30,6 @@ from pipelines.models import ModelRef
 ENGINES = ("auto", "transformers", "ctranslate2", "onnx")
 MAX_NEW_TOKENS = 224
 """Half of Whisper's context, as OpenAI's decoder has it."""
-
-
 _LARGEST_GRAPHS_BYTES = 2_000_000_000
 """Making graphs takes several times the memory of the weights; CTranslate2 converts larger models with less."""
 
