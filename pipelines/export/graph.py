@@ -13,8 +13,8 @@ nothing is turned round at every token. `attention` is where the A heads look th
 (generation_config.alignment_heads); it is absent where the model names none.
 
 In eight bits every product with weights is one of integers: weights by output channel, what comes in by its own range
-(ONNX Runtime's dynamic quantisation), evened out place by place in the encoder and where the decoder's values differ most
-(`by_rows`). Convolutions, attention and norms stay in float32.
+(ONNX Runtime's dynamic quantisation), evened out place by place in the encoder and where the decoder's values differ
+most (`by_rows`). Convolutions, attention and norms stay in float32.
 """
 
 from __future__ import annotations
