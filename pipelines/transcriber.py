@@ -67,7 +67,7 @@ class Segment:
     """At which it was decoded: above 0 where its text went in circles at first."""
     no_speech: float = 0.0
     """The probability that nobody speaks (decoding.no_speech); 0 where the words left no doubt, so that nobody asked:
-    it costs another run of the encoder."""
+    it costs another run of the model."""
 
     @property
     def confidence(self) -> float:
@@ -189,7 +189,7 @@ class Transcriber:
         `word_times` where the engine cannot tell (`times_words`).
         """
         if word_times and not self.times_words:
-            raise LabError(f"{self.loaded.name} cannot tell when words are said: take --engine ctranslate2")
+            raise LabError(f"{self.loaded.name} cannot tell when words are said: take --engine onnx or ctranslate2")
         started, intake, segments = time.monotonic(), _Intake(), []
         blocks = intake.counting(_blocks(recording, max_duration_s), on_audio)
         for segment in self._segments(blocks, lambda: on_audio(intake.seconds), word_times):

@@ -96,6 +96,7 @@ class Onnx:
         """
         if self.last and np.array_equal(self.last[0], windows):
             return self.last[1]
+        self.last = None  # two windows of 30 s need not lie in memory at once
         told = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})
         heard = dict(zip(self.heard_names, told, strict=True))
         self.last = (windows.copy(), heard) if len(windows) == 1 else None
