@@ -196,6 +196,9 @@ def test_weights_of_eight_bits_are_refused_where_they_would_overflow(teacher, mo
     other = converted(teacher, "onnx-int8")
     assert other != folder
     assert manifest.read(other)["made_of"]["bits"] == 15 - made
+    one, another = (models.resolve(str(place)) for place in (folder, other))
+    assert one.quantisation == another.quantisation
+    assert models.identity(one) != models.identity(another), "a report of the one would be taken for the other's"
 
 
 @ct2
