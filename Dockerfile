@@ -20,7 +20,7 @@ ENV LAB_CACHE=/cache \
     PYTHONUNBUFFERED=1
 
 WORKDIR /app
-COPY constraints.txt pipelines/serving/requirements.txt ./
+COPY constraints.txt pipelines/inference/api/requirements.txt ./
 # silero-vad asks for torch, which its packaged model does not need
 RUN pip install --no-cache-dir -c constraints.txt -r requirements.txt \
     && pip install --no-cache-dir --no-deps -c constraints.txt silero-vad \

@@ -23,8 +23,8 @@ app: $(VENV)/ready
 
 test: $(VENV)/ready browser
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 -m "not ray"
-	$(BIN)/python -m pytest -q -m ray tests/test_cluster.py tests/test_ranks.py tests/test_sweeps_cluster.py
-	$(BIN)/python -m pytest -q -m ray tests/test_commands_cluster.py
+	$(BIN)/python -m pytest -q -m ray tests/features/test_ray_shards.py tests/infra/parallel/test_distributed.py tests/experiments/sweeps/test_sweeps_cluster.py
+	$(BIN)/python -m pytest -q -m ray tests/cli/test_commands_cluster.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -41,7 +41,7 @@ log-base: $(VENV)/ready
 # the notebooks on the toy recipe under the versions that Colab has, torch aside
 COLAB_VENV ?= .venv-colab
 test-colab: $(COLAB_VENV)/ready
-	$(COLAB_VENV)/bin/python -m pytest -q --durations=5 tests/test_notebooks.py
+	$(COLAB_VENV)/bin/python -m pytest -q --durations=5 tests/cli/test_notebooks.py
 
 $(COLAB_VENV)/ready: requirements.txt tests/requirements.txt tests/constraints-colab.txt
 	@echo "making an environment like Colab's in $(COLAB_VENV) (a few minutes, once) ..."

@@ -19,18 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import environment, served
-from pipelines.errors import LabError
-from pipelines.page import look, shown
-from pipelines.page.buttons import DOWNLOADS, EXAMPLES, Buttons, example
-from pipelines.page.words import WORDS, preferred
+from pipelines.inference import pipeline as inference_pipeline
+from pipelines.inference.app import assets, html
+from pipelines.inference.app import service as app_service
+from pipelines.inference.app.handlers import DOWNLOADS, EXAMPLES, Buttons, example
+from pipelines.inference.app.i18n import WORDS, preferred
+from pipelines.infra import environment
+from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
     import gradio as gr
 
-    from pipelines.page.words import Words
-    from pipelines.served import Heard
-    from pipelines.transcriber import Transcriber
+    from pipelines.inference.app.i18n import Words
+    from pipelines.inference.app.service import Heard
+    from pipelines.inference.transcriber import Transcriber
+
 
 SESSION_S = 1_800
 """Seconds after which a session forgets its recording, and after which an upload nobody transcribed is deleted."""
@@ -46,7 +49,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
     """
     import gradio as gr
 
-    buttons = Buttons(served.Service(transcriber, log, base))
+    buttons = Buttons(app_service.Service(transcriber, log, base))
     page = Page(gr)
     # delete_cache: (seconds between two looks, seconds after which an upload is deleted)
     with gr.Blocks(title=WORDS["en"]["title"], analytics_enabled=False, delete_cache=(60, SESSION_S)) as demo:
@@ -77,7 +80,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             elem_id="transcript",
         )
         timing = gr.Markdown("", elem_id="timing")
-        gr.HTML(shown.player(WORDS), elem_id="player", padding=False)
+        gr.HTML(html.player(WORDS), elem_id="player", padding=False)
         details = gr.HTML("", elem_id="details", padding=False)
         files, sent = gr.JSON(None, visible=False), gr.JSON(None, visible=False)
         downloads = _downloads(gr, page, files)
@@ -90,9 +93,9 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             elem_id="compare",
         )
         compared = gr.HTML("", elem_id="compared", padding=False)
-        known = served.card(transcriber.ref)
-        page.add(gr.HTML, lambda words: {"value": shown.card(known, why, words)}, elem_id="card", padding=False)
-        correction, thanks = _feedback(gr, page, buttons, heard, language, fleeting=served.is_fleeting(log))
+        known = inference_pipeline.card(transcriber.ref)
+        page.add(gr.HTML, lambda words: {"value": html.card(known, why, words)}, elem_id="card", padding=False)
+        correction, thanks = _feedback(gr, page, buttons, heard, language, fleeting=inference_pipeline.is_fleeting(log))
 
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         told = [details, files, *downloads, compare]
@@ -221,7 +224,7 @@ def _microphone(gr: Any, page: Page) -> tuple[Any, Any]:
     speak = page.add(gr.Button, lambda words: {"value": words["speak"]}, variant="primary", size="lg", elem_id="speak")
     page.add(gr.Button, lambda words: {"value": words["stop"]}, variant="stop", size="lg", elem_id="stop")
     end = gr.Button(elem_id="live-end")
-    gr.HTML(shown.LIVE, elem_id="live", padding=False)
+    gr.HTML(html.LIVE, elem_id="live", padding=False)
     return speak, end
 
 
@@ -250,21 +253,21 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
     from gradio.utils import get_upload_folder
     from starlette.middleware import Middleware
 
-    from pipelines.page import door
+    from pipelines.inference.app import middleware
 
-    guard = Middleware(door.Door, talks=demo.talks, uploads=Path(get_upload_folder()), kept_s=SESSION_S)
+    guard = Middleware(middleware.Door, talks=demo.talks, uploads=Path(get_upload_folder()), kept_s=SESSION_S)
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # else the browser keeps every call; not every 6.x has the argument
     try:
         demo.launch(
             server_name=host,
             server_port=port,
             share=share,
-            theme=look.theme(),
-            css=look.CSS,
-            js=look.script(),
+            theme=assets.theme(),
+            css=assets.CSS,
+            js=assets.script(),
             quiet=True,
             show_error=False,
-            max_file_size=door.MAX_UPLOAD,
+            max_file_size=middleware.MAX_UPLOAD,
             app_kwargs={"middleware": [guard]},
             allowed_paths=[example(name) for name in EXAMPLES],  # else only those below the working directory
             state_session_capacity=_SESSIONS,
@@ -289,8 +292,8 @@ def main(arguments: list[str] | None = None) -> None:
         import spaces  # noqa: F401  before torch: it stands in for the GPU where none is lent
     environment.share_cores()
     options = _options(arguments)
-    named = options.model or os.environ.get("MODEL_URI") or served.of_space(environment.ROOT)
-    uri, why = served.choose(named, environment.runs_folder())
+    named = options.model or os.environ.get("MODEL_URI") or inference_pipeline.of_space(environment.ROOT)
+    uri, why = inference_pipeline.choose(named, environment.runs_folder())
     print(f"model: {uri} ({WORDS['en']['why'][why]})", flush=True)
     if options.dry_run:
         print("next: python app.py without --dry-run serves it")
@@ -322,7 +325,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         help="folder, hub://owner/name[@revision] or Hub id; else MODEL_URI, else the "
-        f"newest finished run, else {served.BASE_MODEL}",
+        f"newest finished run, else {inference_pipeline.BASE_MODEL}",
     )
     parser.add_argument(
         "--engine",
@@ -336,7 +339,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--log",
         type=Path,
-        default=served.usual_log(),
+        default=inference_pipeline.usual_log(),
         help="feedback log; else LAB_LOG in the environment (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say which model would be served, and end")
@@ -344,10 +347,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _transcriber(uri: str, engine: str, language: str = "") -> Transcriber:
-    from pipelines import models
-    from pipelines.transcriber import Transcriber
+    from pipelines.inference.transcriber import Transcriber
+    from pipelines.whisper import model as whisper_model
 
-    ref = models.resolve(uri)
+    ref = whisper_model.resolve(uri)
     return Transcriber(ref, language or ref.facts.get("language") or "sv", engine)
 
 

@@ -38,13 +38,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from pipelines import environment  # noqa: E402
+from pipelines.infra import environment
 
 environment.share_cores()
-
-from pipelines import lab, manifest, models, recipe, training, workers  # noqa: E402
-from pipelines.training import Progress, copies  # noqa: E402
+from pipelines import recipes
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.infra import manifest
+from pipelines.infra.parallel import process_pool
+from pipelines.recipes import settings as recipes_settings
+from pipelines.training import loop as training_loop
+from pipelines.training.callbacks.progress import Progress
+from pipelines.training.checkpoints import mirror as checkpoint_mirror
+from pipelines.whisper import model as whisper_model
 
 HUB = """
 import sys
@@ -55,7 +60,7 @@ sys.stdin.read()
 """
 
 
-class Timed(copies.Copies):
+class Timed(checkpoint_mirror.Copies):
     """Copies that note how long they hold the trainer, and put one checkpoint aside."""
 
     held_s: list[float]
@@ -72,7 +77,9 @@ class Timed(copies.Copies):
         shutil.copytree(checkpoint, Timed.sample, copy_function=os.link)
 
 
-def side(uri: str, run: Path, settings: recipe.Recipe, cache: Any, base: models.ModelRef) -> dict[str, float]:
+def side(
+    uri: str, run: Path, settings: recipes_settings.Recipe, cache: Any, base: whisper_model.ModelRef
+) -> dict[str, float]:
     """One run, with copies where there is a URI: its time, and what one copy costs."""
     shutil.rmtree(run, ignore_errors=True)
     Timed.held_s, wall, cpu = [], [], []
@@ -82,13 +89,13 @@ def side(uri: str, run: Path, settings: recipe.Recipe, cache: Any, base: models.
         cpu.append(time.process_time())
 
     progress = Progress(on_start=mark, on_step=mark, on_line=lambda line: None)
-    made = training.train(settings, cache, base, run, progress, uri)
+    made = training_loop.train(settings, cache, base, run, progress, uri)
     steps = [after - before for before, after in itertools.pairwise(cpu)]
     found = {"train_s": wall[-1] - wall[0], "step_cpu_s": statistics.median(steps)}
     if uri:
         assert made.copies.there and not made.copies.missing, str(made.copies)
         started = time.process_time()
-        copies.Shelf(f"{uri}-sample", {}).push(Timed.sample)
+        checkpoint_mirror.Shelf(f"{uri}-sample", {}).push(Timed.sample)
         found |= {"held_s": statistics.median(Timed.held_s), "cpu_s": time.process_time() - started}
     return found
 
@@ -112,13 +119,13 @@ def loopback_hub() -> Iterator[None]:
 
 
 def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke: bool) -> dict[str, Any]:
-    training.Copies = Timed
+    checkpoint_mirror.Copies = Timed
     sizes: dict[str, Any] = {"source.validation": 24, "model.base": model}
     if smoke:
         sizes |= {"source.train": 32, "source.validation": 8, "source.test": 8, "evaluation.max_new_tokens": 8}
-    settings = recipe.load("tour", {**sizes, "training.steps": steps, "training.eval_every": every})
-    cache = lab.features(settings, runs=folder / "features", log=lambda line: None)
-    base = models.resolve(settings.model.base, log=lambda line: None)
+    settings = recipes.load("tour", {**sizes, "training.steps": steps, "training.eval_every": every})
+    cache = feature_pipeline.features(settings, runs=folder / "features", log=lambda line: None)
+    base = whisper_model.resolve(settings.model.base, log=lambda line: None)
     found: dict[str, list[dict[str, float]]] = {"alone": [], "folder": [], "hub": []}
     with loopback_hub():
         for number in range(rounds):
@@ -127,7 +134,7 @@ def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke
                 found[name].append(side(uri, folder / "run", settings, cache, base))
                 told = ", ".join(f"{key} {value:.3f}" for key, value in found[name][-1].items())
                 print(f"round {number + 1}: {name}: {told}; load {os.getloadavg()[0]:.1f}", flush=True)
-    return result(found, recipe.load("tour").training.eval_every, Timed.sample)
+    return result(found, recipes.load("tour").training.eval_every, Timed.sample)
 
 
 def result(found: dict[str, list[dict[str, float]]], eval_every: int, sample: Path) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def result(found: dict[str, list[dict[str, float]]], eval_every: int, sample: Pa
             "bound": round((held_s + cpu_s) / (eval_every * step_cpu_s), 4),
         }
     n_bytes = sum(entry["bytes"] for entry in manifest.read(sample)["files"].values())
-    machine = {"load": round(os.getloadavg()[0], 1), "cores": workers.cores()}
+    machine = {"load": round(os.getloadavg()[0], 1), "cores": process_pool.cores()}
     return {**told, "mb": round(n_bytes / 1e6), "step_cpu_s": round(step_cpu_s, 3), "eval_every": eval_every, **machine}
 
 

@@ -48,10 +48,20 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from pipelines import audio, cache, curation, features, labels, models, workers  # noqa: E402
-from pipelines.sources import Example  # noqa: E402
-from pipelines.sources.tour import TourSource  # noqa: E402
+from pipelines.features import (
+    build,
+    cache,
+)
+from pipelines.features.curation import gate as curation_gate
+from pipelines.features.sources import Example
+from pipelines.features.sources.synthetic.tour import TourSource
+from pipelines.infra.parallel import process_pool
+from pipelines.speech import audio
+from pipelines.whisper import (
+    log_mel,
+    tokens,
+)
+from pipelines.whisper import model as whisper_model
 
 SENTENCES = 480
 MP3_RATE_HZ = 48_000
@@ -97,11 +107,11 @@ def repeated(examples: list[Example], n: int) -> Iterator[Example]:
 
 
 def _processor() -> Any:
-    return models.load_processor(models.resolve("openai/whisper-tiny", log=lambda line: None), "sv")
+    return whisper_model.load_processor(whisper_model.resolve("openai/whisper-tiny", log=lambda line: None), "sv")
 
 
-def gate(processor: Any) -> curation.Gate:
-    return curation.Gate(labels.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3)
+def gate(processor: Any) -> curation_gate.Gate:
+    return curation_gate.Gate(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3)
 
 
 # --- the sides: each returns clips per second, and those that write, bytes per clip ----------------------------------
@@ -154,7 +164,7 @@ def ours(
     examples: list[Example], n: int, processor: Any, folder: Path, dtype: str, processes: int
 ) -> tuple[float, float]:
     started = time.perf_counter()
-    made = cache.build(
+    made = build.build(
         folder / "cache",
         repeated(examples, n),
         gate(processor).admit,
@@ -172,7 +182,7 @@ def floor(examples: list[Example], n: int, processes: int) -> float:
     paths = [example.audio for example in repeated(examples, n)]
     blocks = [paths[at : at + 256] for at in range(0, n, 256)]
     started = time.perf_counter()
-    with ThreadPoolExecutor(processes) as threads, workers.Pool(processes, hear) as pool:
+    with ThreadPoolExecutor(processes) as threads, process_pool.Pool(processes, hear) as pool:
         answer = (lambda block: pool.ask(block, "a block")) if processes > 1 else hear
         list(threads.map(answer, blocks))
         return n / (time.perf_counter() - started)
@@ -180,7 +190,7 @@ def floor(examples: list[Example], n: int, processes: int) -> float:
 
 def hear(paths: list[Path]) -> int:
     """Decode, resample, log-mel: what nobody who makes features can do without."""
-    return sum(len(features.extract(audio.decode(path)).frames) for path in paths)
+    return sum(len(log_mel.extract(audio.decode(path)).frames) for path in paths)
 
 
 def reads(folder: Path, n: int) -> float:
@@ -205,17 +215,17 @@ def scaled(n: int, processes: int, folder: Path) -> dict[str, float]:
 def _elsewhere(what: str, n: int, processes: int, folder: Path) -> Any:
     """What `<what>_here` returns in a process of its own."""
     command = [sys.executable, __file__, "--here", what, "--clips", str(n), "--workers", str(processes)]
-    environment = os.environ | workers.ONE_THREAD
+    environment = os.environ | process_pool.ONE_THREAD
     done = subprocess.run([*command, "--folder", str(folder)], stdout=subprocess.PIPE, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def scaled_here(n: int, processes: int, folder: Path) -> dict[str, float]:
     marks: list[tuple[float, int]] = []
-    cache.build(
+    build.build(
         folder / "scaled",
         tones(n),
-        curation.Gate(letters, 80, 0.1, 30.0, 1e-3).admit,
+        curation_gate.Gate(letters, 80, 0.1, 30.0, 1e-3).admit,
         IDENTITY | {"features.dtype": "float16"},
         shard_clips=64,
         workers=processes,
@@ -263,7 +273,7 @@ def main() -> None:
         return print(json.dumps(classic_here(options.workers, options.folder)))
     sizes = SMOKE if options.smoke else Sizes(options.clips, options.classic_clips, options.rounds, large=options.large)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = measure(Path(folder), sizes, options.workers or (1 if options.smoke else workers.cores()))
+        result = measure(Path(folder), sizes, options.workers or (1 if options.smoke else process_pool.cores()))
     print(json.dumps(result))
 
 
@@ -271,7 +281,9 @@ def measure(folder: Path, sizes: Sizes, processes: int) -> dict[str, float]:
     (folder / "mp3").mkdir()
     examples = corpus(folder / "mp3", 32 if sizes == SMOKE else SENTENCES)
     processor = _processor()
-    print(f"{len(examples)} mp3 files, {processes} workers, load {os.getloadavg()[0]:.1f} of {workers.cores()} cores")
+    print(
+        f"{len(examples)} mp3 files, {processes} workers, load {os.getloadavg()[0]:.1f} of {process_pool.cores()} cores"
+    )
     rounds = []
     for number in range(1, sizes.rounds + 1):
         rounds.append(_round(examples, processor, folder, sizes, processes))

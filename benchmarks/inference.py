@@ -43,11 +43,19 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from pipelines import audio, environment, export, models, scoring  # noqa: E402
-from pipelines.audio import SAMPLE_RATE_HZ, Waveform  # noqa: E402
-from pipelines.models import ModelRef  # noqa: E402
-from pipelines.sources.tour import TourSource  # noqa: E402
+from pipelines.features.sources.synthetic.tour import TourSource
+from pipelines.infra import environment
+from pipelines.speech import (
+    audio,
+    scoring,
+)
+from pipelines.speech.audio import (
+    SAMPLE_RATE_HZ,
+    Waveform,
+)
+from pipelines.whisper import export
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.model import ModelRef
 
 LANGUAGE = "sv"
 PAUSE_S = 0.6
@@ -65,7 +73,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    ref = models.resolve(options.model, log=_quiet)
+    ref = whisper_model.resolve(options.model, log=_quiet)
     clips, texts, speakers = recordings(options.clips)
     long, long_text = joined(clips, texts, options.minutes)
     np.savez(folder / "clips.npz", *clips)
@@ -177,7 +185,7 @@ def _silence(seconds: float) -> np.ndarray:
 
 
 def _ours(ref: ModelRef, threads: int, tokens: int, engine: str = "auto") -> tuple[Hear, Hear]:
-    from pipelines.transcriber import Transcriber
+    from pipelines.inference.transcriber import Transcriber
 
     transcriber = Transcriber(ref, LANGUAGE, engine=engine, threads=threads, max_new_tokens=tokens, log=_quiet)
     _quiet(transcriber.loaded.name)
@@ -231,11 +239,11 @@ SIDES = {
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     """One side in this process: seconds over all clips, seconds of the long recording, peak memory, texts."""
-    ref = models.resolve(options.model, log=_quiet)
+    ref = whisper_model.resolve(options.model, log=_quiet)
     if options.as_tuned:
-        from pipelines import transcriber
+        from pipelines.inference import transcriber as inference_transcriber
 
-        ref, transcriber.TEMPERATURES = replace(ref, context="clip"), ()
+        ref, inference_transcriber.TEMPERATURES = replace(ref, context="clip"), ()
     hear, hear_long = SIDES[options.side](ref, options.threads, options.tokens)
     clips = list(np.load(options.folder / "clips.npz").values())
     hear(clips[0])

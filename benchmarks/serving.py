@@ -37,9 +37,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from pipelines import workers  # noqa: E402
-from pipelines.sources.tour import TourSource  # noqa: E402
+from pipelines.features.sources.synthetic.tour import TourSource
+from pipelines.infra.parallel import process_pool
 
 USERS = "1,2,5,10,20,50"
 SAMPLE_S = 10.0
@@ -68,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             warm(url, clips)
             soaked = told.soak_minutes and soak(server, url, clips, max(users), told.soak_minutes * 60)
             found = soaked or ramp(server, url, clips, users, told.seconds)
-    print(json.dumps({**found, **known, "cores": workers.cores(), "load": load}))
+    print(json.dumps({**found, **known, "cores": process_pool.cores(), "load": load}))
 
 
 @contextlib.contextmanager

@@ -40,15 +40,27 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from pipelines import audio, decoding, environment, lab, models, recipe, scoring, training  # noqa: E402
-from pipelines.batches import bucketed, padded_frames  # noqa: E402
-from pipelines.cache import FeatureCache  # noqa: E402
-from pipelines.features import FULL_FRAMES  # noqa: E402
-from pipelines.recipe import Recipe  # noqa: E402
-from pipelines.sources import SPLITS  # noqa: E402
-from pipelines.sources.tour import TourSource  # noqa: E402
-from pipelines.training import Progress  # noqa: E402
+from pipelines import recipes
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.cache import FeatureCache
+from pipelines.features.sources import SPLITS
+from pipelines.features.sources.synthetic.tour import TourSource
+from pipelines.infra import environment
+from pipelines.recipes.settings import Recipe
+from pipelines.speech import (
+    audio,
+    scoring,
+)
+from pipelines.training import loop as training_loop
+from pipelines.training import validation
+from pipelines.training.callbacks.progress import Progress
+from pipelines.whisper import decoding
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.batching import (
+    bucketed,
+    padded_frames,
+)
+from pipelines.whisper.log_mel import FULL_FRAMES
 
 WARM_STEPS = 2
 """Steps that are not timed: kernels are chosen, memory is fetched."""
@@ -83,8 +95,10 @@ class Side:
 def main() -> None:
     options = _options()
     if options.side:
-        given = recipe.load("tour", json.loads(options.overrides))
-        side = SIDES[options.side](given, lab.open_features(given, options.cache, log=_quiet), options.folder)
+        given = recipes.load("tour", json.loads(options.overrides))
+        side = SIDES[options.side](
+            given, feature_pipeline.open_features(given, options.cache, log=_quiet), options.folder
+        )
         return print(json.dumps(dataclasses.asdict(side)))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(Path(folder), options)
@@ -106,7 +120,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     print(
         f"{options.model}, {environment.detect().device}, {options.steps} steps of {options.batch} examples", flush=True
     )
-    short = lab.features(recipe.load("tour", overrides), runs=folder / "runs", log=_quiet)
+    short = feature_pipeline.features(recipes.load("tour", overrides), runs=folder / "runs", log=_quiet)
     classic, ours = both(folder, overrides, short, "2 s")
     (folder / "pairs").mkdir()
     joined = {name: value for name, value in overrides.items() if not name.startswith("source.")} | {
@@ -115,7 +129,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "training.steps": min(options.steps, options.steps_4s),
         "training.eval_every": min(options.steps, options.steps_4s),
     }
-    longer = lab.features(recipe.load("tour", joined), runs=folder / "runs", log=_quiet)
+    longer = feature_pipeline.features(recipes.load("tour", joined), runs=folder / "runs", log=_quiet)
     classic_4s, ours_4s = both(folder, joined, longer, "4 s")
     return {
         "speedup": round(ours.examples_per_s / classic.examples_per_s, 2),
@@ -168,7 +182,7 @@ def utilisation(corpora: dict[str, tuple[FeatureCache, dict[str, Any], Side, Sid
         return {}
     found = {}
     for label, (cache, overrides, classic, ours) in corpora.items():
-        given = recipe.load("tour", overrides)
+        given = recipes.load("tour", overrides)
         for name, side in (("classic", classic), ("ours", ours)):
             share = side.examples_per_s * flops_per_example(given, cache, full=name == "classic") / peak
             found[f"{name}{label}"] = round(share, 4)
@@ -186,7 +200,7 @@ def flops_per_example(given: Recipe, cache: FeatureCache, full: bool) -> float:
     from transformers import WhisperConfig
 
     config, settings = (
-        WhisperConfig.from_pretrained(models.resolve(given.model.base, log=_quiet).folder),
+        WhisperConfig.from_pretrained(whisper_model.resolve(given.model.base, log=_quiet).folder),
         given.training,
     )
     rows = cache.split("train")
@@ -241,11 +255,11 @@ def classic_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
     import torch
     import transformers
 
-    base = models.resolve(given.model.base, log=_quiet)
-    processor = models.load_processor(base, given.language)
+    base = whisper_model.resolve(given.model.base, log=_quiet)
+    processor = whisper_model.load_processor(base, given.language)
     transformers.set_seed(given.training.seed)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(base.folder, dtype=torch.float32)
-    models.set_language(model, given.language)
+    whisper_model.set_language(model, given.language)
     on_gpu = torch.cuda.is_available()
     steps = given.training.steps
     arguments = transformers.Seq2SeqTrainingArguments(
@@ -293,14 +307,14 @@ def classic_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
 
 
 def ours_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
-    base = models.resolve(given.model.base, log=_quiet)
+    base = whisper_model.resolve(given.model.base, log=_quiet)
     clock = _Clock()
-    trained = training.train(given, cache, base, folder / "run", Progress(on_step=clock, on_line=_quiet))
-    rate, ref = clock.rate(given.training.batch_size * given.training.accumulation), models.resolve(trained.uri)
-    model = models.load(ref, device=environment.detect().device)
-    processor = models.load_processor(ref, given.language)
+    trained = training_loop.train(given, cache, base, folder / "run", Progress(on_step=clock, on_line=_quiet))
+    rate, ref = clock.rate(given.training.batch_size * given.training.accumulation), whisper_model.resolve(trained.uri)
+    model = whisper_model.load(ref, device=environment.detect().device)
+    processor = whisper_model.load_processor(ref, given.language)
     full_context = given.training.context == "full"
-    look = training.validator(given, cache, processor, full_context)
+    look = validation.validator(given, cache, processor, full_context)
     started = time.perf_counter()
     look(model)
     seconds = time.perf_counter() - started

@@ -3,7 +3,7 @@
     python benchmarks/windows.py --cache runs/features/tour-... runs/tour/train-.../model openai/whisper-tiny
 
 clips      as `python -m pipelines evaluate` scores them: at clip length for models that were tuned so, else at 30 s
-windows    each speaker's clips joined up to 30 s (pipelines/training/windows.py), decoded at 30 s, one transcript each
+windows    each speaker's clips joined up to 30 s (training/data/packing.py), decoded at 30 s, one transcript each
 
 Both are normalised WER with 95 % intervals over speakers. The last line is one JSON object.
 """
@@ -17,13 +17,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from pipelines import cache, decoding, environment, models, scoring  # noqa: E402
-from pipelines.batches import Collator  # noqa: E402
-from pipelines.cache import FeatureCache  # noqa: E402
-from pipelines.models import ModelRef  # noqa: E402
-from pipelines.scoring import Score  # noqa: E402
-from pipelines.training import windows  # noqa: E402
+from pipelines.features import cache
+from pipelines.features.cache import FeatureCache
+from pipelines.infra import environment
+from pipelines.speech import scoring
+from pipelines.speech.scoring import Score
+from pipelines.training.data import packing
+from pipelines.whisper import decoding
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.batching import Collator
+from pipelines.whisper.model import ModelRef
 
 BATCH_FRAMES = 24_000
 MAX_NEW_TOKENS = 440
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     told = parser.parse_args(arguments)
     opened, found = cache.open_cache(Path(told.cache)), {}
     for uri in told.models:
-        ref = models.resolve(uri)
+        ref = whisper_model.resolve(uri)
         scores = {"clips": clips(opened, ref, told.language), "windows": joined(opened, ref, told.language)}
         for what, score in scores.items():
             print(f"{ref.title}  {what:<8} {score}", flush=True)
@@ -50,8 +53,8 @@ def clips(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
     """The test clips one by one."""
     rows = opened.split("test")
     hypotheses = decoding.decode_rows(
-        models.load(ref, device=environment.detect().device),
-        models.load_processor(ref, language),
+        whisper_model.load(ref, device=environment.detect().device),
+        whisper_model.load_processor(ref, language),
         opened,
         rows,
         language=language,
@@ -65,9 +68,12 @@ def clips(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
 
 def joined(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
     """The test clips of each speaker in windows."""
-    model, processor = models.load(ref, device=environment.detect().device), models.load_processor(ref, language)
+    model, processor = (
+        whisper_model.load(ref, device=environment.detect().device),
+        whisper_model.load_processor(ref, language),
+    )
     groups = speakers_windows(opened)
-    collate = windows.WindowCollator(Collator(opened), processor, language)
+    collate = packing.WindowCollator(Collator(opened), processor, language)
     hypotheses, size = [], BATCH_FRAMES // 3_000
     for start in range(0, len(groups), size):
         features = collate(groups[start : start + size])["input_features"]
@@ -83,7 +89,7 @@ def speakers_windows(opened: FeatureCache) -> list[list[int]]:
     for speaker in sorted(set(speakers[opened.split("test")])):
         rows = [row for row in opened.split("test") if speakers[row] == speaker]
         while rows:
-            count = windows.fitting([len(opened.log_mel(row).frames) for row in rows])
+            count = packing.fitting([len(opened.log_mel(row).frames) for row in rows])
             groups.append(rows[:count])
             rows = rows[count:]
     return groups

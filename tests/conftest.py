@@ -22,7 +22,7 @@ from servers.benches import (  # noqa: F401  fixtures
     no_waiting,
 )
 
-from pipelines import environment
+from pipelines.infra import environment
 
 environment.share_cores()  # before torch is imported; the processes that tests start inherit it
 
@@ -69,9 +69,9 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny_folder():
     """The folder of the real openai/whisper-tiny: from this machine, the Hub or the registry mirror."""
-    from pipelines import models
+    from pipelines.whisper import model as whisper_model
 
-    return models.resolve("openai/whisper-tiny").folder
+    return whisper_model.resolve("openai/whisper-tiny").folder
 
 
 @pytest.fixture(scope="session")
@@ -122,10 +122,10 @@ def toy_recipe() -> Path:
 @pytest.fixture(scope="session")
 def toy_settings(toy_recipe, toy_model):
     """`toy_settings({"training.steps": 4})`: the toy recipe on the toy model, with overrides."""
-    from pipelines import recipe
+    from pipelines import recipes
 
     def make(overrides: dict | None = None):
-        return recipe.load(toy_recipe, {"model.base": str(toy_model), **(overrides or {})})
+        return recipes.load(toy_recipe, {"model.base": str(toy_model), **(overrides or {})})
 
     return make
 
@@ -133,24 +133,26 @@ def toy_settings(toy_recipe, toy_model):
 @pytest.fixture(scope="session")
 def toy_cache(toy_settings, tmp_path_factory):
     """The toy recipe's feature cache."""
-    from pipelines import lab
+    from pipelines.features import pipeline as feature_pipeline
 
-    return lab.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"), log=lambda line: None)
+    return feature_pipeline.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"), log=lambda line: None)
 
 
 @pytest.fixture(scope="session")
 def train_toy(toy_settings, toy_cache, toy_model):
     """`train_toy(run, {"training.steps": 4}, on_step=...)`: the toy trained in the folder `run`; the model, or the
     LabError that ended it, and the lines told."""
-    from pipelines import models, training
-    from pipelines.errors import LabError
+    from pipelines.infra.errors import LabError
+    from pipelines.training import loop as training_loop
+    from pipelines.training.callbacks import progress as callbacks_progress
+    from pipelines.whisper import model as whisper_model
 
     def train(run: Path, overrides: dict | None = None, **told):
         lines: list[str] = []
         recipe = toy_settings({"evaluation.max_new_tokens": 3, **(overrides or {})})
-        progress = training.Progress(on_line=lines.append, **told)
+        progress = callbacks_progress.Progress(on_line=lines.append, **told)
         try:
-            return training.train(recipe, toy_cache, models.resolve(str(toy_model)), run, progress), lines
+            return training_loop.train(recipe, toy_cache, whisper_model.resolve(str(toy_model)), run, progress), lines
         except LabError as error:
             return error, lines
 
@@ -195,7 +197,7 @@ def ray_address():
 
 def _add_node(nodes, **told) -> None:
     """Ray gives a node 30 s to start, which is little on cores that others keep busy, and cannot be told otherwise."""
-    from pipelines import workers
+    from pipelines.infra.parallel import process_pool
 
     for left in (2, 1, 0):
         try:
@@ -203,7 +205,7 @@ def _add_node(nodes, **told) -> None:
         except Exception as error:
             if "timed out" not in str(error):
                 raise
-            if not left and os.getloadavg()[0] > 2 * workers.cores():
+            if not left and os.getloadavg()[0] > 2 * process_pool.cores():
                 pytest.skip(f"Ray's node did not start three times: the load here is {os.getloadavg()[0]:.0f}")
             if not left:
                 raise

@@ -28,7 +28,8 @@ from servers.hub import Hub, Repo
 from servers.loopback import free_port
 from servers.mozilla import SECRET, Collective
 
-from pipelines import recipe as recipes
+from pipelines import recipes
+from pipelines.recipes import settings
 
 PATIENCE_S = 240.0
 SMALL = {
@@ -51,7 +52,8 @@ forks.serve()
 """
 IMPORTED = (
     "torch", "transformers.trainer_seq2seq", "transformers.models.whisper.modeling_whisper", "gradio", "uvicorn",
-    "pandas", "matplotlib.pyplot", "papermill.cli", "torch.distributed.run", "ipykernel.kernelapp", "pipelines.lab",
+    "pandas", "matplotlib.pyplot", "papermill.cli", "torch.distributed.run", "ipykernel.kernelapp",
+    "pipelines.features.pipeline",
     "servers.tokenizers",
 )  # fmt: skip
 """What most commands import."""
@@ -176,7 +178,7 @@ def copy_lab(folder: Path) -> None:
     (folder / ".venv" / "ready").touch()
 
 
-def small(path: Path) -> recipes.Recipe:
+def small(path: Path) -> settings.Recipe:
     whole, less = recipes.load(path), dict(SMALL)
     if whole.source.parts:
         sizes = {name.removeprefix("source."): size for name, size in SMALL.items() if name.startswith("source.")}
@@ -213,7 +215,11 @@ TELLS = {
     "doctor": r"^ready\. ",
 }
 """What each sub-command prints at the least, dry runs and JSON aside."""
-SERVERS = {"serve": r" at (http://\S+), told", "worker": r" at (http://\S+) \(data", "app.py": r"page: (http://\S+?)/?\n"}
+SERVERS = {
+    "serve": r" at (http://\S+), told",
+    "worker": r" at (http://\S+) \(data",
+    "app.py": r"page: (http://\S+?)/?\n",
+}
 """What runs until it is stopped, and where it says its address."""
 BESIDES = {
     "serve": " --port 0",

@@ -9,9 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import evaluation, manifest, recipe, scoring, text
-from pipelines.models import ModelRef
-from pipelines.recipe import digest
+from pipelines import recipes
+from pipelines.experiments import evaluation
+from pipelines.infra import manifest
+from pipelines.recipes import digest
+from pipelines.speech import scoring, text
+from pipelines.whisper.model import ModelRef
 
 BASE = "openai/whisper-tiny @ 1a2b3c"
 WORDS = "en två tre fyra fem sex sju åtta nio tio"
@@ -60,7 +63,7 @@ def report(
 
     `cache` is the digest of what the model was trained on, and of what was scored unless `scored` names another.
     """
-    told = recipe.load("tour", {"training.seed": seed, **(settings or {})}).model_copy(update={"name": name})
+    told = recipes.load("tour", {"training.seed": seed, **(settings or {})}).model_copy(update={"name": name})
     model = (
         digest({"recipe": told.settings(), "cache": cache, **({"fork": fork} if fork else {})}) if tuned else "1a2b3c"
     )

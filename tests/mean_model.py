@@ -8,9 +8,9 @@ import signal
 import time
 from pathlib import Path
 
-from pipelines import manifest
-from pipelines.errors import LabError
-from pipelines.finetuning import FineTuningInterface, Ignored, Parameter
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+from pipelines.worker.interface import FineTuningInterface, Ignored, Parameter
 
 
 class MeanModel(FineTuningInterface):
@@ -96,9 +96,9 @@ class MeanModel(FineTuningInterface):
 
 def serve(folder: str) -> None:
     """What a server process runs: it prints its address, then answers."""
-    from pipelines import serving  # not above: the process of every job imports this module
-    from pipelines.finetuning import api, jobs
+    from pipelines.inference.api import server  # not above: the process of every job imports this module
+    from pipelines.worker import api, jobs
 
-    work, listening = jobs.Jobs(MeanModel(Path(folder)), Path(folder)), serving.listen("127.0.0.1", 0)
-    print(serving.address(listening), flush=True)
-    serving.serve(api.make_app(work), listening)
+    work, listening = jobs.Jobs(MeanModel(Path(folder)), Path(folder)), server.listen("127.0.0.1", 0)
+    print(server.address(listening), flush=True)
+    server.serve(api.make_app(work), listening)

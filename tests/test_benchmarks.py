@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from pipelines import models
+from pipelines.whisper import model as whisper_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,7 +91,7 @@ def test_the_formula_counts_what_the_model_computes(training, toy_model, n_frame
 
     config = WhisperConfig.from_pretrained(toy_model, attn_implementation="eager", use_cache=False)
     model = WhisperForConditionalGeneration(config)
-    models.allow_short_context(model)
+    whisper_model.allow_short_context(model)
     with FlopCounterMode(display=False) as counted:
         model(torch.zeros(1, config.num_mel_bins, n_frames), decoder_input_ids=torch.zeros(1, n_tokens, dtype=int))
     assert 3 * counted.get_total_flops() == pytest.approx(training.flops(config, n_frames, n_tokens), rel=0.01)

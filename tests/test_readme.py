@@ -17,7 +17,8 @@ import pages
 import pytest
 from pages import PAGES, README, ROOT, Command, blocks, prose
 
-from pipelines import recipe
+from pipelines import recipes
+from pipelines.recipes import settings
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -56,18 +57,18 @@ def options() -> frozenset[str]:
     """Every long option of any command of the lab."""
     import typer
 
-    from pipelines import __main__ as cli
+    from pipelines.cli import options as cli_options
 
-    known = typer.main.get_command(cli.app).commands.values()
+    known = typer.main.get_command(cli_options.app).commands.values()
     named = {option for command in known for parameter in command.params for option in parameter.opts}
     return frozenset(named | {"--help"}).union(*map(options_in, [ROOT / "app.py", *(ROOT / "benchmarks").glob("*.py")]))
 
 
 def is_setting(name: str) -> bool:
     """Whether recipes have a setting of this dotted name; below a table of free names anything may stand."""
-    group: type = recipe.Recipe
+    group: type = settings.Recipe
     for part in name.split("."):
-        if not (isinstance(group, type) and issubclass(group, recipe.Settings)):
+        if not (isinstance(group, type) and issubclass(group, settings.Settings)):
             return True
         if part not in group.model_fields:
             return False
@@ -79,8 +80,8 @@ def named_settings(page: Path) -> list[str]:
     """Dotted names in running text whose first part is a group of settings, with a value or without."""
     groups = [
         name
-        for name, field in recipe.Recipe.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, recipe.Settings)
+        for name, field in settings.Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, settings.Settings)
     ]
     found = [re.fullmatch(rf"((?:{'|'.join(groups)})(?:\.[a-z_]+)+)(=.*| = .*)?", span) for span in spans(page)]
     return [match[1] for match in found if match and not match[1].endswith(".py")]
@@ -194,7 +195,7 @@ def test_every_recipe_in_it_loads():
     found = [block for page in PAGES for block in blocks(page.read_text("utf-8"), "toml")]
     assert found
     for block in found:
-        recipe.resolve(tomllib.loads(block), {})
+        recipes.resolve(tomllib.loads(block), {})
 
 
 @every_page

@@ -112,17 +112,26 @@ def test_no_cycle_anywhere_not_even_inside_a_room():
 @pytest.mark.parametrize(
     ("source", "targets"),
     [
-        ("from pipelines import lab", {"pipelines.lab"}),
-        ("import pipelines.lab as here", {"pipelines.lab"}),
-        ("from pipelines.lab import train", {"pipelines.lab"}),
-        ("from pipelines.mirror import npm, fetch", {"pipelines.mirror", "pipelines.mirror.npm"}),
-        ("def late():\n    from pipelines import lab, app", {"pipelines.lab", "pipelines"}),
-        ("if TYPE_CHECKING:\n    import pipelines.mirror.npm", {"pipelines.mirror.npm"}),
+        ("from pipelines import lab", {"pipelines.features.pipeline"}),
+        ("import pipelines.features.pipeline as here", {"pipelines.features.pipeline"}),
+        ("from pipelines.features.pipeline import train", {"pipelines.features.pipeline"}),
+        (
+            "from pipelines.whisper.mirror import npm, fetch",
+            {"pipelines.whisper.mirror", "pipelines.whisper.mirror.npm"},
+        ),
+        ("def late():\n    from pipelines import lab, app", {"pipelines.features.pipeline", "pipelines"}),
+        ("if TYPE_CHECKING:\n    import pipelines.whisper.mirror.npm", {"pipelines.whisper.mirror.npm"}),
         ("import app, json", {"app"}),
     ],
 )
 def test_the_reader_of_imports_sees_every_way_to_import(source: str, targets: set[str]):
-    known = {"pipelines", "pipelines.lab", "pipelines.mirror", "pipelines.mirror.npm", "app"}
+    known = {
+        "pipelines",
+        "pipelines.features.pipeline",
+        "pipelines.whisper.mirror",
+        "pipelines.whisper.mirror.npm",
+        "app",
+    }
     assert imported(source, known) == targets
 
 

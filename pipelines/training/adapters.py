@@ -11,14 +11,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import models
-from pipelines.errors import missing_package
-from pipelines.models import ModelRef
-from pipelines.recipe import ModelSettings
+from pipelines.infra.errors import missing_package
+from pipelines.recipes.settings import ModelSettings
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.model import ModelRef
 
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration
+
 
 _WEIGHTS = "adapter_model.safetensors"
 _IN_THE_ENCODER = r"(.*\.)?encoder\..*"
@@ -49,8 +50,8 @@ def bare(model: Any) -> WhisperForConditionalGeneration:
 def load_checkpoint(checkpoint: Path, base: ModelRef) -> WhisperForConditionalGeneration:
     """The plain Whisper that a checkpoint amounts to: an adapter's matrices merged into the weights of `base`."""
     if not (checkpoint / _WEIGHTS).exists():
-        return models.load(ModelRef("checkpoint", checkpoint, "folder", checkpoint.name))
-    return _peft().PeftModel.from_pretrained(models.load(base), checkpoint).merge_and_unload()
+        return whisper_model.load(ModelRef("checkpoint", checkpoint, "folder", checkpoint.name))
+    return _peft().PeftModel.from_pretrained(whisper_model.load(base), checkpoint).merge_and_unload()
 
 
 def _with_lora(model: WhisperForConditionalGeneration, settings: ModelSettings) -> Any:

@@ -12,13 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import checkpoints, environment, ranks
-from pipelines.batches import IGNORED, BucketSampler
-from pipelines.distillation import Teacher
-from pipelines.recipe import Recipe
-from pipelines.training import adapters, memory, shares
-from pipelines.training.divergence import Guard
-from pipelines.training.progress import Pace
+from pipelines.infra import environment
+from pipelines.infra.parallel import distributed
+from pipelines.recipes.settings import Recipe
+from pipelines.training import adapters
+from pipelines.training.callbacks import oom
+from pipelines.training.callbacks.divergence import Guard
+from pipelines.training.callbacks.progress import Pace
+from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.training.data import data_parallel
+from pipelines.training.distillation import Teacher
+from pipelines.whisper.batching import IGNORED, BucketSampler
 
 if TYPE_CHECKING:
     import torch
@@ -68,17 +72,17 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             # seconds of training over all sittings: each line adds the time since the line before it
             now, history = time.monotonic(), self.state.log_history
             earlier = history[-1].get("seconds", 0.0) if history else 0.0
-            pace = {"clips_per_s": round(ranks.summed(self.pace.take())[0], 2)} if "loss" in logs else {}
+            pace = {"clips_per_s": round(distributed.summed(self.pace.take())[0], 2)} if "loss" in logs else {}
             super().log({**logs, **pace, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
             self.clock = now
 
         def get_train_dataloader(self) -> DataLoader:
             self.pace = Pace()  # the training loop begins with this call
             collate = self.data_collator
-            if ranks.size() > 1:
-                collate = shares.ShareOf(collate, ranks.rank(), ranks.size())
+            if distributed.size() > 1:
+                collate = data_parallel.ShareOf(collate, distributed.rank(), distributed.size())
             loader = self.make_loader(self.sampler, self.train_dataset, collate)
-            if ranks.size() == 1:
+            if distributed.size() == 1:
                 return self.accelerator.prepare(loader)
             # the same without sharding: that would deal whole batches to the processes
             return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
@@ -108,11 +112,11 @@ def trainer_class() -> type[Seq2SeqTrainer]:
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
             self._try_first(model, *args, **kwargs)
             forward_backward, losses = super().training_step, []
-            pieces = list(memory.pieces(inputs, self.micro_batch))
+            pieces = list(oom.pieces(inputs, self.micro_batch))
             for piece in pieces:
                 # processes sum their gradients once, after the last piece: others may have another number of them
                 alone = contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(model)
-                with alone, memory.watched(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
+                with alone, oom.watched(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
                     losses.append(forward_backward(model, piece, *args, **kwargs))
             loss = sum(losses)
             self.guard.add(loss)
@@ -124,8 +128,8 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             batches, self.tried_first = self.tried_first, ()
             for batch in batches:
                 with (
-                    memory.watched(len(batch["labels"]), self.state.global_step + 1, self.args.world_size),
-                    memory.tried(model, self.optimizer),
+                    oom.watched(len(batch["labels"]), self.state.global_step + 1, self.args.world_size),
+                    oom.tried(model, self.optimizer),
                     self.accelerator.no_sync(model),
                 ):
                     super().training_step(model, batch, *args, **kwargs)
@@ -151,14 +155,14 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             def seal() -> None:
                 for path in filter(Path.is_file, self.carried):
                     _put_into(saved, path)
-                checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
-                checkpoints.prune(folder, keep=self.keep)
+                sealed_checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
+                sealed_checkpoints.prune(folder, keep=self.keep)
 
-            ranks.by_first(lambda: shutil.rmtree(saved, ignore_errors=True))
+            distributed.by_first(lambda: shutil.rmtree(saved, ignore_errors=True))
             with self.pace.paused():
                 super()._save_checkpoint(model, trial)
-                ranks.wait()  # each process has written the state of its random numbers
-                ranks.by_first(seal)
+                distributed.wait()  # each process has written the state of its random numbers
+                distributed.by_first(seal)
 
     return LabTrainer
 

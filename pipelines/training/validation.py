@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import decoding, ranks, scoring
-from pipelines.batches import IGNORED, Collator, sorted_batches
-from pipelines.cache import FeatureCache
-from pipelines.errors import LabError
-from pipelines.features import FULL_FRAMES
-from pipelines.recipe import Recipe
-from pipelines.training.memory import Room
+from pipelines.features.cache import FeatureCache
+from pipelines.infra.errors import LabError
+from pipelines.infra.parallel import distributed
+from pipelines.recipes.settings import Recipe
+from pipelines.speech import scoring
+from pipelines.training.callbacks.oom import Room
 from pipelines.training.trainer import shift_right, token_mean_loss
+from pipelines.whisper import decoding
+from pipelines.whisper.batching import IGNORED, Collator, sorted_batches
+from pipelines.whisper.log_mel import FULL_FRAMES
 
 
 def validator(
@@ -49,12 +51,12 @@ def validator(
 
     def validate(model: Any) -> dict[str, float]:
         was_training = model.training
-        heard = ranks.merged(fit(lambda frames: hear(model, frames)))
+        heard = distributed.merged(fit(lambda frames: hear(model, frames)))
         hypotheses = [heard[row] for row in rows.tolist()]
         draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
         score = scoring.score(references, hypotheses, speakers, **draw)
         low, high = score.ci95
-        total, tokens = ranks.summed(*fit(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
+        total, tokens = distributed.summed(*fit(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
         model.train(was_training)  # where memory ran out it was left as it was just then
         return {"wer": score.wer, "wer_low": low, "wer_high": high, "loss": total / tokens}
 
@@ -63,7 +65,7 @@ def validator(
 
 def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> float:
     """Mean cross entropy per label token over `rows`, teacher-forced."""
-    total, tokens = ranks.summed(*_summed_loss(model, cache, rows, batch_frames, full_context))
+    total, tokens = distributed.summed(*_summed_loss(model, cache, rows, batch_frames, full_context))
     return total / tokens
 
 
@@ -93,7 +95,7 @@ def _own_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_
     """The rows of this process, in the batches in which a single one would decode them: padding changes transcripts."""
     lengths = cache.rows["frames"].to_numpy()[rows]
     batches = sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames)
-    return [rows[batch] for batch in batches[ranks.rank() :: ranks.size()]]
+    return [rows[batch] for batch in batches[distributed.rank() :: distributed.size()]]
 
 
 def rows_of(cache: FeatureCache, split: str) -> np.ndarray:

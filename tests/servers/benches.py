@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from pipelines import stores
-from pipelines.stores import drive, local
+from pipelines.infra import stores
+from pipelines.infra.stores import drive, local
 from servers.hopsworks import Hopsworks, self_signed
 from servers.hub import Hub, Repo
 

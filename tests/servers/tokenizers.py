@@ -11,6 +11,8 @@ from pathlib import Path
 
 from transformers import WhisperProcessor
 
+from pipelines.whisper import model as whisper_model
+
 _read = WhisperProcessor.from_pretrained
 _places: dict[str, str] = {}
 """Digest of a tokenizer to the first folder that had it."""
@@ -33,10 +35,10 @@ def from_pretrained(folder: str | Path, **told: str) -> WhisperProcessor:
 
 WhisperProcessor.from_pretrained = from_pretrained
 with tempfile.TemporaryDirectory() as _saved:  # saved, the files are others: those of every model that is tuned
-    from pipelines import models
+    from pipelines.whisper import model as whisper_model
 
     for _folder in (os.environ["TOY"], _saved):
-        _processor = models.load_processor(models.ModelRef("toy", Path(_folder), "folder", ""), "sv")
+        _processor = whisper_model.load_processor(whisper_model.ModelRef("toy", Path(_folder), "folder", ""), "sv")
         if not any(Path(_saved).iterdir()):
             _processor.save_pretrained(_saved)
             _processor.feature_extractor.save_pretrained(_saved)

@@ -1,0 +1,231 @@
+"""Your own recordings: audio files in a folder, with a table of transcripts or a `.txt` beside each file.
+
+    my-speech/transcripts.csv       or .tsv, .jsonl; or metadata.*      path,text,split,speaker
+              clips/0001.wav                                            clips/0001.wav,"Hej, hej!",train,anna
+
+Columns: the file as path, file_name, file or audio, seen from the folder; its transcript as text, sentence, transcript
+or transcription; where known split, speaker (client_id, speaker_id), gender, age, accent. Without a table, the
+transcript of `a.wav` is `a.txt`. A file that is named but absent, and an audio file without a transcript, still become
+Examples: curation rejects and counts them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines.features.sources import SPLITS, Example
+from pipelines.infra.errors import LabError
+from pipelines.infra.manifest import sha256
+from pipelines.speech.audio import AUDIO_SUFFIXES
+
+TABLES = tuple(f"{stem}.{suffix}" for stem in ("transcripts", "metadata") for suffix in ("csv", "tsv", "jsonl"))
+FILE = ("path", "file_name", "file", "audio")
+TEXT = ("text", "sentence", "transcript", "transcription")
+SPEAKER = ("speaker", "client_id", "speaker_id")
+META = ("gender", "age", "accent")
+HASHED_BYTES = 200_000_000
+"""Below this many bytes of audio in all, `identity` reads every byte; from here on it trusts sizes and times."""
+_SPLIT_NAMES = (
+    {name: name for name in SPLITS} | {"training": "train"} | dict.fromkeys(("valid", "val", "dev"), "validation")
+)
+Record = tuple[str, dict[str, Any]]
+"""Where a row stands, for errors, and its cells by column name."""
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """The corpus in the folder `path`. Splits come from its table; without a split column, `seed` draws them."""
+
+    path: str
+    seed: int = 7
+
+    def identity(self) -> dict[str, str]:
+        """A digest of the rows as they were understood, and one of the audio: (path, size, sha256) of every file.
+
+        From HASHED_BYTES on the time of change stands in for the sha256: a copy without its times is another corpus.
+        """
+        audio = [example.audio for example in self._all]
+        by_content = sum(os.path.getsize(path) for path in audio if os.path.isfile(path)) < HASHED_BYTES
+        files = (f"{path.relative_to(self._folder)} {_stamp(path, by_content)}" for path in audio)
+        rows = (json.dumps([row.id, row.split, row.text, row.speaker, row.meta]) for row in self._all)
+        return {
+            "kind": "folder",
+            "seed": str(self.seed),
+            "table_sha256": _digest(rows),
+            "files_by": "content" if by_content else "size and time",
+            "files_sha256": _digest(sorted(files)),
+        }
+
+    def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
+        """The examples of these splits in the table's order (by path without a table).
+
+        Rows whose split is none of SPLITS come only when all of SPLITS are asked for: curation rejects them.
+        Raises LabError at once for a table that cannot be used.
+        """
+        wanted = {*splits, *({row.split for row in self._all} - {*SPLITS} if {*SPLITS} <= {*splits} else ())}
+        return (example for example in self._all if example.split in wanted)
+
+    def outline(self) -> Iterator[Example]:
+        """All examples; their audio is a path, and no file is opened."""
+        return self.examples()
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.path).expanduser()
+
+    @cached_property
+    def _all(self) -> list[Example]:
+        records = _records(self._folder)
+        files = _unique([(where, _inside(self._folder, _cell(row, FILE, where), where)) for where, row in records])
+        stems = Counter(file.with_suffix("") for file in files)
+        has_split = any("split" in row for _, row in records)
+        return [
+            _example(self._folder, file, stems[file.with_suffix("")] == 1, record, None if has_split else self.seed)
+            for file, record in zip(files, records, strict=True)
+        ]
+
+
+def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, seed: int | None) -> Example:
+    """`seed` draws the split; None takes the table's."""
+    where, row = record
+    stem, speaker = file.with_suffix("").as_posix(), _cell(row, SPEAKER, where, "").strip()
+    split = _cell(row, ("split",), where, "").strip()
+    split = _SPLIT_NAMES.get(split.lower(), split) if seed is None else _drawn_split(speaker, stem, seed)
+    meta = {name: cell for name in META if (cell := _cell(row, (name,), where, "").strip())}
+    name = stem if stem_is_unique else file.as_posix()
+    return Example(name, split, _cell(row, TEXT, where), folder / file, speaker, meta)
+
+
+def _drawn_split(speaker: str, stem: str, seed: int) -> str:
+    """80/10/10 by a hash of the speaker, or of the file where nobody knows who speaks: no other row can change it."""
+    share = int(_digest([str(seed), f"speaker {speaker}" if speaker else f"file {stem}"])[:12], 16) / 16**12
+    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+def _records(folder: Path) -> list[Record]:
+    """The rows of the folder's table, or of its `.txt` files. LabError where there is no transcript."""
+    if not folder.is_dir():
+        raise LabError(f"source.path must name a folder of audio files, got {str(folder)!r}, which is none: correct it")
+    tables = [folder / name for name in TABLES if (folder / name).exists()]
+    if len(tables) > 1:
+        raise LabError(f"{folder} must hold one table, got {' and '.join(path.name for path in tables)}: keep one")
+    if not tables:
+        found = list(_txt_records(folder))
+        records, what = found if any(row["text"] for _, row in found) else [], f"no {', '.join(TABLES)} and no .txt"
+    else:
+        parse = _json_records if tables[0].suffix == ".jsonl" else _csv_records
+        records, what = list(parse(tables[0].name, _read(tables[0]))), f"no row in {tables[0].name}"
+    if not records:
+        raise LabError(f"{folder} must hold at least one transcript, got {what}: add some")
+    return records
+
+
+def _csv_records(name: str, content: str) -> Iterator[Record]:
+    """csv with `,` or (Swedish Excel) `;`, and quotes; tsv without: there a `"` is a letter like any other."""
+    first = content.partition("\n")[0]
+    delimiter = "\t" if name.endswith(".tsv") else ";" if ";" in first and "," not in first else ","
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    header: list[str] = []
+    try:
+        for cells in filter(any, reader):
+            if header and len(cells) != len(header):
+                raise LabError(
+                    f"{name} line {reader.line_num}: a row must have the header's {len(header)} cells, "
+                    f"got {len(cells)}: put quotes round a text that holds {delimiter!r}, or write .jsonl"
+                )
+            if header:
+                yield f"{name} line {reader.line_num}", dict(zip(header, map(str.strip, cells), strict=True))
+            header = header or [cell.strip().lower() for cell in cells]
+    except csv.Error as error:
+        raise LabError(
+            f"{name} line {reader.line_num}: quotes must be balanced, got: {error}. "
+            "Double every quote inside a quoted text, or write .jsonl"
+        ) from None
+
+
+def _json_records(name: str, content: str) -> Iterator[Record]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise LabError(f"{name} line {number}: a line must be one JSON object, got {line[:60]!r}: correct it")
+            yield f"{name} line {number}", {key.strip().lower(): value for key, value in row.items()}
+
+
+def _txt_records(folder: Path) -> Iterator[Record]:
+    """Every audio file that is not hidden, by path, with the text beside it: empty where there is none."""
+    audio = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    for path in sorted(path for path in audio if not any(part.startswith(".") for part in path.parts)):
+        where = str(path).encode(errors="replace").decode()
+        beside = folder / _inside(folder, str(path.with_suffix(".txt")), where)
+        yield where, {"path": str(path), "text": _read(beside) if beside.is_file() else ""}
+
+
+def _cell(row: dict[str, Any], names: tuple[str, ...], where: str, default: str | None = None) -> str:
+    """The first of the columns `names` that the row has; `default` where it has none, LabError where that is None."""
+    name = next((name for name in names if name in row), None)
+    if name is None and default is None:
+        raise LabError(f"{where}: a column must be named {' or '.join(names)}, got {', '.join(row)}: rename one")
+    value = default if name is None else row[name]
+    cell = "" if value is None else str(value).replace("\0", "")
+    if isinstance(value, list | dict) or cell != cell.encode(errors="ignore").decode():
+        raise LabError(f"{where}: {name} must be a plain UTF-8 string, got {cell[:60]!a}: correct it")
+    return cell
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """`name` as a path relative to `folder`; LabError if it leads out of it, through symlinks too."""
+    file = Path(os.path.normpath(name))
+    try:
+        stays = (folder / file).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle lead nowhere
+        stays = False
+    if not stays or file.is_absolute() or ".." in file.parts or not file.name:
+        raise LabError(f"{where}: a file must be a path inside the folder, got {name!r}: copy it there, name it anew")
+    return file
+
+
+def _unique(files: list[tuple[str, Path]]) -> list[Path]:
+    first: dict[Path, str] = {}
+    for where, file in files:
+        if first.setdefault(file, where) != where:
+            raise LabError(f"{where}: a file must have one row, got {str(file)!r} again, as {first[file]}: remove one")
+    return list(first)
+
+
+def _read(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark; NUL bytes are dropped."""
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\0", "")
+    except UnicodeDecodeError as error:
+        raise LabError(
+            f"{path.name} must be UTF-8, got the byte 0x{error.object[error.start]:02x} at {error.start}: "
+            "save it as UTF-8 (Excel: 'CSV UTF-8')"
+        ) from None
+    except OSError as error:
+        raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Replace it") from None
+
+
+def _stamp(path: Path, by_content: bool) -> str:
+    try:
+        return f"{path.stat().st_size} {sha256(path) if by_content else path.stat().st_mtime_ns}"
+    except OSError:
+        return "absent"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Settings to a Source: the one table that names every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipelines.features.sources import Source
+from pipelines.recipes.settings import SourceSettings
+
+
+def open_source(
+    settings: SourceSettings, language: str = "sv", *, log: Callable[[str], None] = lambda line: None
+) -> Source:
+    """The corpus that a recipe's `[source]` names; `language` is the recipe's, `log` is told what was guessed of it."""
+    if settings.kind == "mix":
+        return _mix(settings, language, log)
+    if settings.kind in ("hub", "parquet"):
+        return _parquet(settings, language, log)
+    if settings.kind == "common_voice":
+        return _common_voice(settings, language, log)
+    if settings.kind == "mozilla":
+        return _mozilla(settings, language, log)
+    return {"tour": _tour, "planted": _planted, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
+
+
+def _tour(settings: SourceSettings) -> Source:
+    from pipelines.features.sources.synthetic.tour import TourSource
+
+    return TourSource(settings.train, settings.validation, settings.test, settings.seed)
+
+
+def _planted(settings: SourceSettings) -> Source:
+    from pipelines.features.sources.synthetic.planted import PlantedSource, Shares
+
+    return PlantedSource(
+        settings.train,
+        settings.validation,
+        settings.test,
+        settings.seed,
+        Shares(**settings.faults.model_dump()),
+        settings.men,
+        settings.sentences,
+    )
+
+
+def _folder(settings: SourceSettings) -> Source:
+    from pipelines.features.sources.folder import FolderSource
+
+    return FolderSource(settings.path, settings.seed)
+
+
+def _common_voice(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+    from pipelines.features.sources.common_voice.release import CommonVoiceSource
+
+    return CommonVoiceSource(settings.path, language, settings.pool, settings.seed, log)
+
+
+def _mozilla(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+    from pipelines.features.sources.common_voice.mozilla import MozillaSource
+
+    return MozillaSource(settings.dataset, language, settings.pool, settings.seed, log)
+
+
+def _parquet(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+    from pipelines.features.sources.parquet.hub import KNOWN, HubFiles
+    from pipelines.features.sources.parquet.layout import Wishes
+    from pipelines.features.sources.parquet.source import LocalFiles, ParquetSource
+
+    on_hub = settings.kind == "hub"
+    known = KNOWN.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
+    wishes = Wishes(
+        settings.config,
+        settings.audio_column,
+        settings.text_column or known.get("text_column", ""),
+        settings.speaker_column,
+        settings.splits.model_dump(),
+        language,
+    )
+    files = HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path)
+    return ParquetSource(files, wishes, settings.seed, log)
+
+
+def _feedback(settings: SourceSettings) -> Source:
+    from pipelines.features.sources.feedback import FeedbackSource
+
+    return FeedbackSource(settings.path)
+
+
+def _mix(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+    from pipelines.features.sources.mix import MixSource, Part
+
+    parts = [
+        Part(part.name, open_source(part, language, log=log), part.gives, part.weight, part.count, part.own_names)
+        for part in settings.parts
+    ]
+    return MixSource(tuple(parts), settings.seed, log)

@@ -1,0 +1,131 @@
+"""A Transcript as text, SubRip (srt), WebVTT (vtt), or the JSON that OpenAI's clients call verbose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.inference.transcriber import Segment, Transcript, Word
+
+LINE_CHARS = 42
+"""Longest line of a subtitle, and two lines at most: what broadcasters and streaming services ask for."""
+LONGEST_S = 7.0
+_LINES = 2
+
+
+def text(transcript: Transcript) -> str:
+    """One segment a line."""
+    return "".join(f"{segment.text}\n" for segment in transcript.segments)
+
+
+def srt(transcript: Transcript) -> str:
+    """SubRip: numbered, times with a comma."""
+    cues = [cue for segment in transcript.segments for cue in cues_of(segment)]
+    return "".join(
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{lines}\n\n"
+        for number, (start, end, lines) in enumerate(cues, 1)
+    )
+
+
+def vtt(transcript: Transcript) -> str:
+    """WebVTT; what would be markup is escaped."""
+    cues = [cue for segment in transcript.segments for cue in cues_of(segment)]
+    return "WEBVTT\n\n" + "".join(
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(lines)}\n\n" for start, end, lines in cues
+    )
+
+
+def as_dict(transcript: Transcript, language: str = "sv") -> dict[str, Any]:
+    """The verbose JSON of OpenAI's API, with confidences."""
+    return {
+        "task": "transcribe",
+        "language": language,
+        "duration": round(transcript.audio_s, 3),
+        "text": transcript.text,
+        "confidence": round(transcript.confidence, 4),
+        "segments": [
+            {
+                "id": number,
+                "start": segment.start_s,
+                "end": segment.end_s,
+                "text": segment.text,
+                "temperature": segment.temperature,
+                "avg_logprob": round(segment.logprob, 4),
+                "no_speech_prob": round(segment.no_speech, 4),
+                "confidence": round(segment.confidence, 4),
+                "words": [_word(word) for word in segment.words],
+            }
+            for number, segment in enumerate(transcript.segments)
+        ],
+    }
+
+
+def _word(word: Word) -> dict[str, Any]:
+    times = {} if word.start_s is None else {"start": word.start_s, "end": word.end_s}
+    return {"word": word.text, **times, "confidence": round(word.confidence, 4)}
+
+
+def verbose_json(transcript: Transcript) -> str:
+    return json.dumps(as_dict(transcript), ensure_ascii=False, indent=1) + "\n"
+
+
+FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": text, "srt": srt, "vtt": vtt, "json": verbose_json}
+"""Ending of the file to what writes it."""
+
+
+def cues_of(segment: Segment) -> list[tuple[float, float, str]]:
+    """A segment as (start_s, end_s, lines): at most two lines of 42 letters, at most 7 s each.
+
+    Where one segment makes several cues, its time is shared out by letters: speech is not timed word by word.
+    """
+    pages = _pages(segment.text.split(), segment.end_s - segment.start_s)
+    total = sum(map(_letters, pages)) or 1
+    cues, start = [], segment.start_s
+    for page in pages:
+        end = start + (segment.end_s - segment.start_s) * _letters(page) / total
+        cues.append((start, end, "\n".join(" ".join(line) for line in page)))
+        start = end
+    return cues
+
+
+def _pages(words: list[str], duration_s: float) -> list[list[list[str]]]:
+    """Words to pages of lines."""
+    lines = _lines(words, LINE_CHARS)
+    if not lines:
+        return []
+    # as many pages as the lines or the seconds ask for, all of about one length
+    n = max(-(-len(lines) // _LINES), -(-duration_s // LONGEST_S))
+    goal = sum(len(word) + 1 for word in words) / n
+    pages: list[list[str]] = [[]]
+    for word in words:
+        page = pages[-1]
+        if page and (len(_lines([*page, word], LINE_CHARS)) > _LINES or sum(len(w) + 1 for w in page) >= goal):
+            pages.append([word])
+        else:
+            page.append(word)
+    return [_lines(page, LINE_CHARS) for page in pages]
+
+
+def _lines(words: list[str], width: int) -> list[list[str]]:
+    lines: list[list[str]] = []
+    for word in words:
+        if lines and len(" ".join([*lines[-1], word])) <= width:
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    return lines
+
+
+def _letters(page: list[list[str]]) -> int:
+    return sum(len(word) + 1 for line in page for word in line)
+
+
+def _clock(seconds: float, separator: str) -> str:
+    milliseconds = round(max(seconds, 0.0) * 1000)
+    whole, rest = divmod(milliseconds, 1000)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}{separator}{rest:03d}"
+
+
+def _escaped(lines: str) -> str:
+    return lines.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,218 @@
+"""What a recipe's training is made of, a builder for each part: the trainer calls them, and so may a loop of your own.
+
+    parts = build(recipe, cache)
+    parts = build(recipe, cache, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
+
+Whatever is handed in takes the place of what would be built, and the rest is built around it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.features.cache import FeatureCache
+from pipelines.infra import environment
+from pipelines.infra.errors import LabError
+from pipelines.recipes.settings import Recipe
+from pipelines.training import adapters, distillation
+from pipelines.training.callbacks import interruptions
+from pipelines.training.data import augmentation, packing
+from pipelines.training.trainer import SCHEDULES, fix_the_order_of_sums, shift_right, token_mean_loss
+from pipelines.training.validation import rows_of, validator
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.batching import BucketSampler, ClipDataset, Collator, sorted_batches
+from pipelines.whisper.model import ModelRef
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim.lr_scheduler import LRScheduler
+    from torch.utils.data import DataLoader
+    from transformers import WhisperProcessor
+
+
+@dataclass
+class Parts:
+    """What a training loop needs; see `build`."""
+
+    model: Any
+    """A Whisper in float32 on this machine's device, at any context up to 30 s; with LoRA, peft's wrapper of it."""
+    processor: WhisperProcessor
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    """To be stepped after each step of the optimizer."""
+    loader: DataLoader
+    """One epoch of training batches: see batches.Collator."""
+    validation_loader: DataLoader
+    """The validation split, longest clips first."""
+    validate: Callable[[Any], dict[str, float]]
+    """From a model to its `wer`, `wer_low`, `wer_high` (95 %) and `loss` on the validation split."""
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Training batches on the model's device, epoch after epoch, each epoch in an order of its own; never ends."""
+        device = next(self.model.parameters()).device
+        for epoch in itertools.count():
+            sampler = getattr(self.loader, "batch_sampler", None)  # a loader of one's own may have none
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+            for batch in self.loader:
+                yield {name: value.to(device) for name, value in batch.items()}
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The trainer's loss of a batch: mean cross entropy per label token; in bfloat16 where the device has it."""
+        import torch
+
+        inputs, config = dict(batch), self.model.config
+        labels = inputs.pop("labels")
+        inputs["decoder_input_ids"] = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
+        short = environment.detect().dtype == "bfloat16"
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=short):
+            return token_mean_loss(self.model(**inputs), labels)
+
+
+def build(
+    recipe: Recipe,
+    cache: FeatureCache,
+    base: ModelRef | None = None,
+    *,
+    model: Any = None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    scheduler: Callable[[Any], LRScheduler] | None = None,
+    loader: Iterable[dict[str, torch.Tensor]] | None = None,
+    validate: Callable[[Any], dict[str, float]] | None = None,
+) -> Parts:
+    """Everything that training a recipe takes, as the trainer has it; what is handed in is not built.
+
+    `optimizer` is a function of the model, `scheduler` one of the optimizer. `base` is the recipe's base model where
+    it is at hand already. The test split is not among the parts.
+    """
+    if recipe.distillation.teacher:
+        raise LabError(
+            "a loop of your own has no teacher beside it: leave distillation.teacher out, or call lab.distill"
+        )
+    base = base or whisper_model.resolve(recipe.model.base)
+    begin(recipe)
+    processor = whisper_model.load_processor(base, recipe.language)
+    if model is None:
+        model = build_model(recipe, base).to(environment.detect().device).train()
+    made = optimizer(model) if optimizer else build_optimizer(recipe, model)
+    return Parts(
+        model,
+        processor,
+        made,
+        scheduler(made) if scheduler else build_scheduler(recipe, made),
+        build_loader(recipe, cache, processor) if loader is None else loader,
+        build_loader(recipe, cache, processor, "validation"),
+        validate or build_validator(recipe, cache, processor),
+    )
+
+
+def begin(recipe: Recipe) -> None:
+    """Seed every random number, and fix the order of sums: before anything is built."""
+    import transformers
+
+    transformers.set_seed(recipe.training.seed)
+    fix_the_order_of_sums()
+
+
+def build_model(recipe: Recipe, base: ModelRef) -> Any:
+    """The model as it is trained, on the CPU: its language pinned, frozen or wrapped by peft as the recipe says."""
+    model = whisper_model.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
+    if recipe.distillation.teacher:
+        model = distillation.student(model, recipe.distillation)
+    whisper_model.set_language(model, recipe.language)
+    return adapters.prepare(model, recipe.model)
+
+
+def build_optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
+    """The recipe's optimizer over what is to be trained; biases and layer norms do not decay."""
+    import torch
+
+    settings, trained = recipe.training, [weights for weights in model.parameters() if weights.requires_grad]
+    groups = [
+        {"params": [weights for weights in trained if weights.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [weights for weights in trained if weights.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=settings.learning_rate)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.beta1)
+    betas = settings.beta1, settings.beta2
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True)
+
+
+def build_scheduler(recipe: Recipe, optimizer: Any) -> LRScheduler:
+    """How the learning rate goes over the recipe's steps."""
+    from transformers import get_scheduler
+
+    settings = recipe.training
+    return get_scheduler(
+        SCHEDULES[settings.scheduler],
+        optimizer,
+        num_warmup_steps=settings.warmup_steps,
+        num_training_steps=settings.steps,
+    )
+
+
+def build_loader(recipe: Recipe, cache: FeatureCache, processor: Any, split: str = "train") -> DataLoader:
+    """Batches of the training split as the trainer draws them, or of the validation split. LabError for another."""
+    if split == "train":
+        sampler, clips, collate = training_clips(recipe, cache, processor)
+        return loader_of(recipe, sampler, clips, collate)
+    if split != "validation":
+        raise LabError(
+            f"a training loop has the splits train and validation, got {split!r}: lab.evaluate scores a test"
+        )
+    rows, full_context = rows_of(cache, "validation"), recipe.training.context == "full"
+    batches = sorted_batches(cache.rows["frames"].to_numpy()[rows], recipe.evaluation.batch_frames)
+    clips, collate = ClipDataset(cache, rows), Collator(cache, full_context=full_context)
+    return loader_of(recipe, [batch.tolist() for batch in batches], clips, collate)
+
+
+def build_validator(recipe: Recipe, cache: FeatureCache, processor: Any) -> Callable[[Any], dict[str, float]]:
+    """The look at the validation split that training selects by."""
+    look = validator(recipe, cache, processor, recipe.training.context == "full")
+    return lambda model: look(adapters.bare(model))
+
+
+def sampler_of(recipe: Recipe, cache: FeatureCache) -> BucketSampler:
+    """What draws the training clips."""
+    settings, rows = recipe.training, rows_of(cache, "train")
+    order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
+    varied = bool(augmentation.Variation(**recipe.augment.model_dump()))
+    if settings.window_share:
+        return packing.WindowSampler(*order, share=settings.window_share, drawn=varied)
+    return augmentation.DrawnSampler(*order) if varied else BucketSampler(*order)
+
+
+def training_clips(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple[BucketSampler, Any, Any]:
+    """What draws the training clips, what they are, and what makes batches of them."""
+    settings, rows = recipe.training, rows_of(cache, "train")
+    full_context = settings.context == "full"
+    variation = augmentation.Variation(**recipe.augment.model_dump())
+    clips, collate = ClipDataset(cache, rows), Collator(cache, full_context=full_context)
+    if variation:
+        clips = augmentation.DrawnClips(cache, rows)
+        collate = augmentation.VaryingCollator(cache, variation, full_context=full_context)
+    if settings.window_share:
+        clips, timestamps = packing.WindowClips(clips), settings.window_timestamps
+        collate = packing.WindowCollator(collate, processor, recipe.language, timestamps=timestamps)
+    return sampler_of(recipe, cache), clips, collate
+
+
+def loader_of(
+    recipe: Recipe, sampler: Any, clips: Any, collate: Callable[[Any], dict[str, torch.Tensor]]
+) -> DataLoader:
+    """The batches that `sampler` draws of `clips`, made by the recipe's workers."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        clips,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=recipe.training.workers,
+        worker_init_fn=interruptions.leave_to_trainer,
+        pin_memory=environment.detect().device == "cuda",
+    )

@@ -1,0 +1,185 @@
+"""Training clips varied anew in every epoch: speed, gain, noise and masks, on the log-mels that the cache holds.
+
+The cache keeps no waveforms, and copies of it would multiply its bytes and show each variation again in every epoch.
+So the variations are made where their physics is simple on log-mels:
+- gain is a shift, exact above the extractor's floor;
+- noise adds its power to the speech's power: exact but for the phases between the two, which average out;
+- speed stretches time and moves the mel bands as resampling would, by linear interpolation: an approximation, off by
+  a few hundredths of the unit in which a log-mel spans 2 (tests/test_augmentation.py holds it against real resampling);
+- masks are those of SpecAugment (Park et al. 2019) without time warping, filled with the clip's mean.
+
+Seed, epoch and row alone decide a variation: whichever worker makes it, and however often the run was cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.features.cache import FeatureCache
+from pipelines.whisper.batching import BucketSampler, ClipDataset, Collator
+from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
+
+if TYPE_CHECKING:
+    import torch
+
+
+CODE = "1"
+"""Version of the code that varies clips: raised whenever the same seed, epoch and row would give other frames."""
+_FLOOR = np.float32(-1.5)
+"""The extractor's value for digital silence: (log10(1e-10) + 4) / 4."""
+_RANGE = np.float32(2.0)
+"""The extractor clamps at this far below a clip's maximum: 80 dB."""
+_NOISE_SPAN_DB = 20.0
+_TOP_HZ = 8_000.0
+_BIN_HZ = 40.0
+"""Distance of the 400-point transform's bins: how many of them a band averages decides how noise fluctuates in it."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How much a clip may be varied; the fields of recipe.AugmentSettings, which tells what they mean."""
+
+    speed: float = 0.0
+    gain_db: float = 0.0
+    noise_share: float = 0.0
+    noise_snr_db: float = 15.0
+    time_masks: int = 0
+    time_mask_share: float = 0.1
+    mel_masks: int = 0
+    mel_mask_bands: int = 10
+    seed: int = 17
+
+    def __bool__(self) -> bool:
+        """Whether it varies anything."""
+        return bool(self.speed or self.gain_db or self.noise_share or self.time_masks or self.mel_masks)
+
+    def apply(self, log_mel: LogMel, epoch: int, row: int) -> LogMel:
+        """The row's log-mel as this epoch hears it; float32 frames of its own."""
+        rng = np.random.default_rng([self.seed, epoch, row])
+        # all are drawn, whatever is on: one setting does not shift what another draws
+        drawn = 1 + self.speed * rng.uniform(-1, 1)
+        rate = max(drawn, len(log_mel.frames) / FULL_FRAMES)  # a slow clip past 30 s would lose its end, not its text
+        gain_db = self.gain_db * rng.uniform(-1, 1)
+        noisy, snr_db = rng.uniform() < self.noise_share, self.noise_snr_db + _NOISE_SPAN_DB * rng.uniform()
+        frames = log_mel.frames.astype(np.float32)
+        if rate != 1:
+            frames = at_speed(frames, rate)
+        if noisy:
+            frames = with_noise(frames, snr_db, rng)
+        if gain_db:
+            frames = with_gain(frames, gain_db)
+        pad_value = float(max(frames.max() - _RANGE, _FLOOR)) if rate != 1 or noisy or gain_db else log_mel.pad_value
+        time_width, mel_width = int(self.time_mask_share * len(frames)), self.mel_mask_bands
+        frames = masked(frames, self.time_masks, time_width, self.mel_masks, mel_width, rng)
+        return LogMel(frames, pad_value)
+
+
+class DrawnSampler(BucketSampler):
+    """Batches of (epoch, index): workers, which know no epoch, are told it with every clip."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for batch in super().__iter__():
+            yield [(epoch, index) for index in batch]
+
+
+class DrawnClips(ClipDataset):
+    """(epoch, row) for (epoch, position)."""
+
+    def __getitem__(self, drawn: tuple[int, int]) -> tuple[int, int]:
+        epoch, position = drawn
+        return epoch, int(self.rows[position])
+
+
+class VaryingCollator(Collator):
+    """What Collator makes of row numbers, made of (epoch, row) with every clip varied."""
+
+    def __init__(self, cache: FeatureCache, variation: Variation, *, full_context: bool = False):
+        super().__init__(cache, full_context=full_context)
+        self.variation = variation
+
+    def __call__(self, drawn: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        return self.collate([self.log_mel(clip) for clip in drawn], [self.cache.labels(row) for _, row in drawn])
+
+    def log_mel(self, drawn: tuple[int, int]) -> LogMel:
+        epoch, row = drawn
+        return self.variation.apply(self.cache.log_mel(row), epoch, row)
+
+
+def at_speed(frames: np.ndarray, rate: float) -> np.ndarray:
+    """float32 [n, n_mels] as if the recording were played at `rate`: shorter and higher above 1. At most 30 s long."""
+    n, n_mels = frames.shape
+    length = max(1, min(FULL_FRAMES, round(n / rate)))
+    stretched = _between(frames, np.arange(length) * rate)
+    step = _mel(_TOP_HZ) / (n_mels + 1)
+    source = _mel(_band_hz(n_mels) / rate) / step - 1
+    moved = _between(stretched.T, source).T
+    moved[:, source > n_mels - 1] = max(frames.max() - _RANGE, _FLOOR)  # slower: nothing comes from above 8 kHz
+    return np.ascontiguousarray(moved, dtype=np.float32)
+
+
+def with_gain(frames: np.ndarray, gain_db: float) -> np.ndarray:
+    """float32 frames of the same clip made louder by `gain_db`: log-mels are (log10(power) + 4) / 4."""
+    return np.maximum(frames + np.float32(gain_db / 40), _FLOOR)
+
+
+def with_noise(frames: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+    """float32 frames [n, n_mels] with white noise `snr_db` below the clip's mean power.
+
+    The mel filters have equal areas, so white noise has one mean in all bands; it fluctuates less in wide ones, which
+    average more bins.
+    """
+    power = 10.0 ** (4 * frames.astype(np.float64) - 4)
+    width_hz = np.gradient(_band_hz(frames.shape[1]))
+    level = (power.mean(axis=0) @ width_hz) / width_hz.sum() / 10 ** (snr_db / 10)
+    bins = np.maximum(1.0, width_hz / _BIN_HZ)
+    noise = level * rng.gamma(bins, 1 / bins, size=frames.shape)
+    loud = (np.log10(np.maximum(power + noise, 1e-10)) + 4) / 4
+    return np.maximum(loud, loud.max() - _RANGE).astype(np.float32)
+
+
+def masked(
+    frames: np.ndarray, time_masks: int, time_width: int, mel_masks: int, mel_width: int, rng: np.random.Generator
+) -> np.ndarray:
+    """A copy of frames [n, n_mels] with that many stretches set to its mean, each of a width drawn up to the given."""
+    out, mean = frames.copy(), frames.mean()
+    for _ in range(time_masks):
+        start, end = _stretch(len(frames), time_width, rng)
+        out[start:end] = mean
+    for _ in range(mel_masks):
+        start, end = _stretch(frames.shape[1], mel_width, rng)
+        out[:, start:end] = mean
+    return out
+
+
+def _stretch(size: int, most: int, rng: np.random.Generator) -> tuple[int, int]:
+    width = int(rng.integers(0, min(size, most) + 1))
+    start = int(rng.integers(0, size - width + 1))
+    return start, start + width
+
+
+def _between(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Rows of `values` at fractional places, by linear interpolation; past the ends, the end itself."""
+    places = np.clip(places, 0, len(values) - 1)
+    low = np.floor(places).astype(np.int64)
+    high = np.minimum(low + 1, len(values) - 1)
+    share = (places - low).astype(np.float32)[:, None]
+    return values[low] * (1 - share) + values[high] * share
+
+
+def _mel(hz: np.ndarray | float) -> np.ndarray:
+    """Slaney's mel scale, the one of Whisper's filters: linear up to 1 kHz, logarithmic above."""
+    hz = np.asarray(hz, dtype=np.float64)
+    return np.where(hz < 1_000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1_000) / 1_000) / np.log(6.4))
+
+
+@lru_cache(maxsize=4)
+def _band_hz(n_mels: int) -> np.ndarray:
+    """Centres of the mel bands, Hz."""
+    mels = np.linspace(0, _mel(_TOP_HZ), n_mels + 2)[1:-1]
+    return np.where(mels < 15, mels * 200 / 3, 1_000 * np.exp((mels - 15) * np.log(6.4) / 27))

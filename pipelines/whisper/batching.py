@@ -1,0 +1,136 @@
+"""Cache rows to batches: drawn from length buckets in an order that a seed and an epoch fix, padded as Whisper pads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+IGNORED = -100
+"""Label positions that count in no loss."""
+_FRAME_MULTIPLE = 8
+"""Batches are padded to a multiple of this: even for the convolution's stride, and kind to GPUs."""
+
+
+def bucketed(lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch: every index exactly once, neighbours in length together, all in random order.
+
+    The indices are shuffled, cut into pools of `bucket_batches` batches, each pool is sorted by length and cut into
+    batches, and the batches are shuffled. `seed` and `epoch` alone decide the order: nothing is drawn from global
+    state. The last batch of a pool may be smaller; none is dropped.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = rng.permutation(len(lengths))
+    pool = batch_size * bucket_batches
+    batches = []
+    for start in range(0, len(shuffled), pool):
+        chosen = shuffled[start : start + pool]
+        if bucket_batches > 1:
+            chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+        batches += [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class ClipFeatures(Protocol):
+    """Features and labels by row number: the part of a FeatureCache that batching and decoding read."""
+
+    rows: pd.DataFrame
+
+    def log_mel(self, row: int) -> LogMel:
+        """Return the trimmed log-mel of a row."""
+
+    def labels(self, row: int) -> list[int]:
+        """Return the label token ids of a row."""
+
+
+class BucketSampler:
+    """A batch sampler whose order depends on nothing but its seed and the epoch it is set to."""
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: int):
+        self.batch_size, self.bucket_batches, self.seed, self.epoch = batch_size, bucket_batches, seed, 0
+        self.lengths = lengths
+        self.drop_last = False
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        pool = self.batch_size * self.bucket_batches
+        pools, rest = divmod(len(self.lengths), pool)
+        return pools * self.bucket_batches + -(-rest // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in bucketed(self.lengths, self.batch_size, self.bucket_batches, self.seed, self.epoch):
+            yield batch.tolist()
+
+
+def sorted_batches(lengths: np.ndarray, max_frames: int) -> list[np.ndarray]:
+    """Batches for decoding: longest clips first, each batch at most `max_frames` frames with its padding."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        longest = padded_frames(int(lengths[order[start]]))
+        size = max(1, max_frames // longest)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def padded_frames(longest: int) -> int:
+    """The frames of a batch whose longest clip has `longest`: a small multiple above, at most 30 s."""
+    return min(FULL_FRAMES, -(-longest // _FRAME_MULTIPLE) * _FRAME_MULTIPLE)
+
+
+class ClipDataset:
+    """Rows of a cache by position, as a map-style data set: what a DataLoader's workers read."""
+
+    def __init__(self, cache: ClipFeatures, rows: np.ndarray):
+        self.cache, self.rows = cache, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> int:
+        return int(self.rows[position])
+
+
+class Collator:
+    """Row numbers to a batch: `input_features` float32 [B, n_mels, T], `attention_mask` int64 [B, T] (1 over real
+    frames; SpecAugment masks no others), `labels` int64 [B, L] padded with IGNORED.
+
+    T is that of the longest clip, or 3000 with `full_context`. Shorter clips are padded with their own pad value: what
+    the stock extractor has after their end.
+    """
+
+    def __init__(self, cache: ClipFeatures, *, full_context: bool = False):
+        self.cache, self.full_context = cache, full_context
+
+    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return self.collate([self.log_mel(row) for row in rows], [self.cache.labels(row) for row in rows])
+
+    def log_mel(self, row: int) -> LogMel:
+        """The features of one clip."""
+        return self.cache.log_mel(row)
+
+    def collate(
+        self, log_mels: Sequence[LogMel], labels: Sequence[list[int]], *, full_context: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """The batch of these clips; `full_context` for this batch alone."""
+        import torch
+
+        lengths = [len(log_mel.frames) for log_mel in log_mels]
+        frames = FULL_FRAMES if self.full_context or full_context else padded_frames(max(lengths))
+        longest = max(map(len, labels))
+        return {
+            "input_features": torch.from_numpy(np.stack([log_mel.padded(frames) for log_mel in log_mels])),
+            "attention_mask": torch.tensor([[1] * n + [0] * (frames - n) for n in lengths]),
+            "labels": torch.tensor([ids + [IGNORED] * (longest - len(ids)) for ids in labels]),
+        }

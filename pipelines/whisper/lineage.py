@@ -1,0 +1,45 @@
+"""TODO: describe this module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipelines.infra.redact import redact_settings
+from pipelines.whisper.model import ModelRef
+
+FILE = "README.md"
+_DATA = {
+    "tour": (
+        "the lab's tour (synthetic, eSpeak NG)",
+        "The sentences are the lab's, the voices synthetic.",
+    ),
+    "planted": (
+        "the lab's tour with planted faults (synthetic, eSpeak NG)",
+        "The sentences are the lab's, the voices synthetic.",
+    ),
+    "common_voice": ("Common Voice", "CC0. Mozilla forbids re-hosting it, and finding out who speaks."),
+    "mozilla": ("Common Voice", "CC0. Mozilla forbids re-hosting it, and finding out who speaks."),
+    "folder": ("recordings of the trainer's own", "Not published."),
+    "parquet": ("a Parquet data set of the trainer's own", "Not published."),
+    "feedback": ("corrections by listeners of the lab's app", "Not published."),
+}
+"""Kind of source to what it is, and the terms of its speech."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def data_of(source: Mapping[str, Any]) -> dict[str, str]:
+    """What the speech of a source (its settings, nested) is called: `type` for programs, `name` for people."""
+    kind = source["kind"]
+    if kind == "mix":
+        return {"type": kind, "name": "a mix of " + "; ".join(data_of(part)["name"] for part in source["parts"])}
+    if kind == "hub":
+        return {"type": source["path"], "name": source["path"]}
+    return {"type": kind, "name": _DATA.get(kind, (kind,))[0]}
+
+
+def base_of(base: ModelRef) -> str:
+    """The base model's title, without a path of the trainer's machine."""
+    return replace(base, name=redact_settings(base.name, "base")).title

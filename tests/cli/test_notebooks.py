@@ -1,0 +1,365 @@
+"""The notebooks: how they are written, and how they run: in order, by plain papermill, stale, killed and run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hand_made
+import nbformat
+import psutil
+import pytest
+
+from pipelines.cli import notebooks
+from pipelines.experiments import run_log
+
+ROOT = Path(__file__).parents[2]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FEATURES, TRAINING, APP = "01_feature_pipeline", "02_training_pipeline", "03_inference_app"
+COMPARISON = "04_compare_experiments"
+"""Reads what the others left; no part of a run."""
+SHARED = ["recipe", "overrides", "runs"]
+"""Parameters that every notebook of a run takes, in this order; what it is handed comes after them."""
+
+each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tagged(path: Path) -> nbformat.NotebookNode:
+    """The one cell that papermill replaces."""
+    (cell,) = [cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def links(path: Path) -> list[str]:
+    """Targets of every markdown link and image."""
+    return re.findall(r"\]\(([^)\s]+)\)", "\n".join(cell.source for cell in cells(path, "markdown")))
+
+
+# --- how they are written ---------------------------------------------------------------------------------------------
+
+
+def test_there_are_three_in_order_and_one_that_compares():
+    assert [path.stem for path in PATHS] == [FEATURES, TRAINING, APP, COMPARISON]
+    assert notebooks.NOTEBOOKS == (FEATURES, TRAINING, APP)
+
+
+@each
+def test_the_file_is_valid_and_holds_no_outputs(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.outputs or cell.execution_count for cell in cells(path))
+    assert "widgets" not in notebook.metadata
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@each
+def test_the_parameters_are_tagged_plain_and_the_same_everywhere(path: Path):
+    assigned = re.findall(r"^(\w+) = (.*)$", tagged(path).source, flags=re.MULTILINE)
+    names = [name for name, _ in assigned]
+    assert len(assigned) == len(tagged(path).source.splitlines()), "nothing but assignments"
+    defaults = dict(assigned)
+    if path.stem == COMPARISON:
+        assert defaults == {"experiments": '["tour"]', "baseline": '""', "runs": '""'}
+        return
+    assert names[:3] == SHARED
+    assert [defaults[name] for name in SHARED] == ['"tour"', "{}", '""']
+    own = {
+        FEATURES: ["cache_uri", "publish"],
+        TRAINING: ["cache_uri", "resume", "publish"],
+        APP: ["model_uri", "launch"],
+    }
+    assert names[3:] == own[path.stem]
+
+
+def test_the_first_cell_is_the_same_in_all():
+    assert len({cells(path)[0].source for path in PATHS}) == 1
+
+
+@each
+def test_cells_are_few_and_short_and_define_nothing(path: Path):
+    sources = [cell.source for cell in cells(path)]
+    assert 8 <= len(sources) <= 16
+    assert not [source for source in sources if re.search(r"^\s*(async )?(def|class) ", source, flags=re.MULTILINE)]
+    short = [source for source in sources if len(source.splitlines()) <= 5]
+    assert len(short) / len(sources) >= 0.8
+    assert max(len(source.splitlines()) for source in sources) <= 10
+
+
+@each
+def test_prose_comes_before_code(path: Path):
+    kinds = [cell.cell_type for cell in nbformat.read(path, as_version=4).cells]
+    assert kinds[0] == "markdown"
+    code, prose = kinds.count("code"), kinds.count("markdown")
+    assert prose >= 0.7 * code
+    for place, kind in enumerate(kinds):
+        assert kind == "markdown" or "markdown" in kinds[max(0, place - 2) : place], "two code cells in a row at most"
+
+
+@each
+def test_every_link_leads_somewhere(path: Path):
+    local = [target for target in links(path) if "://" not in target]
+    assert [target for target in local if target.startswith("../pipelines/")], "it names the rooms it shows"
+    assert [target for target in local if not (path.parent / target.partition("#")[0]).exists()] == []
+
+
+def test_one_repository_name_is_used_everywhere():
+    pages = [page.read_text("utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    texts = [path.read_text("utf-8") for path in PATHS]
+    named = {name for text in (*texts, *pages) for name in re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/blob", text)}
+    cloned = {name for text in texts for name in re.findall(r"https://github\.com/([\w.-]+/[\w.-]+) lab", text)}
+    assert len(named) == 1
+    assert named == cloned
+
+
+@each
+def test_the_badge_opens_its_own_notebook(path: Path):
+    badges = [link for link in links(path) if link.startswith("https://colab.research.google.com/github/")]
+    assert len(badges) == 1
+    assert badges[0].endswith(f"/blob/main/notebooks/{path.name}")
+
+
+# --- how they run -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the toy experiment runs: the toy recipe and model, a runs folder, and commands on one thread."""
+
+    recipe: Path
+    model: Path
+    runs: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        # VSCODE_PID: a terminal inside an editor is no reason to open the page
+        return os.environ | {"OMP_NUM_THREADS": "1", "LAB_RUNS": str(self.runs), "VSCODE_PID": "1"}
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+
+    def run(self) -> dict[str, Any]:
+        """`python -m pipelines run` to its end; the summary that it prints."""
+        settings = ("--recipe", str(self.recipe), "--set", f"model.base={self.model}")
+        done = self.command("pipelines", "run", *settings, "--json")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        assert "IPKernelApp" not in done.stderr
+        return json.loads(done.stdout)
+
+    def papermill(self, name: str, out: Path, overrides: str, **parameters: str) -> list[str]:
+        """The arguments of plain papermill, as the README gives them."""
+        given = [word for key, value in parameters.items() for word in ("-p", key, value)]
+        overridden = ["-y", f"overrides: {{model.base: '{self.model}'{overrides}}}"]
+        notebook = f"notebooks/{name}.ipynb"
+        recipe = str(self.recipe.relative_to(ROOT))
+        return ["papermill", notebook, str(out), "-p", "recipe", recipe, *given, *overridden, "--no-progress-bar"]
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of the toy recipe lie."""
+        return self.runs / "toy"
+
+    def copy(self, name: str) -> Path:
+        return self.folder / "notebooks" / f"{name}.ipynb"
+
+
+@pytest.fixture(scope="module")
+def place(toy_recipe: Path, toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(toy_recipe, toy_model, tmp_path_factory.mktemp("notebooks") / "runs")
+
+
+@pytest.fixture(scope="module")
+def summary(place: Place) -> dict[str, Any]:
+    """What the first run of all three told."""
+    return place.run()
+
+
+def printed(path: Path) -> str:
+    """All that an executed copy wrote to its streams."""
+    outputs = [output for cell in cells(path) for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def changed(folder: Path) -> dict[str, int]:
+    """When the large things below `folder` were last written: shards and weights."""
+    return {str(path): path.stat().st_mtime_ns for kind in ("*.bin", "*.safetensors") for path in folder.rglob(kind)}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_summary_holds_the_figures_and_the_uris(place: Place, summary: dict[str, Any]):
+    assert summary == json.loads((place.folder / "summary.json").read_text("utf-8"))
+    for name in ("wer_before", "wer_after"):
+        low, high = summary[name]["ci95"]
+        assert 0 <= low <= summary[name]["wer"] <= high
+    assert summary["wer_before"]["model"] != summary["wer_after"]["model"]
+    assert summary["n_test"] == 12
+    assert summary["seconds"].keys() == {FEATURES, TRAINING, APP, "total"}
+    assert summary["seconds"]["total"] == pytest.approx(sum(summary["seconds"].values()) / 2, abs=0.2)
+    assert (Path(summary["cache_uri"]) / "manifest.json").is_file()
+    assert (Path(summary["model_uri"]) / "model.safetensors").is_file()
+    assert summary["digest"] == json.loads((Path(summary["model_uri"]) / "manifest.json").read_text("utf-8"))["digest"]
+
+
+@pytest.mark.parametrize(("name", "pictures"), [(FEATURES, 2), (TRAINING, 3), (APP, 0)])
+def test_the_executed_copies_are_whole(place: Place, summary: dict[str, Any], name: str, pictures: int):
+    executed = cells(place.copy(name))
+    outputs = [output for cell in executed for output in cell.outputs]
+    assert all(cell.execution_count for cell in executed)
+    assert [output.ename for output in outputs if output.output_type == "error"] == []
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == [], "no warnings in the copy"
+    data = [output.data for output in outputs if "data" in output]
+    assert sum("image/png" in shown for shown in data) >= pictures
+    assert any("text/html" in shown for shown in data)
+    players = sum("<audio" in shown.get("text/html", "") for shown in data)
+    assert players == {FEATURES: 3, TRAINING: 0, APP: 5}[name]
+
+
+def test_the_executed_copies_print_what_they_hand_on(place: Place, summary: dict[str, Any]):
+    assert f"cache URI  {summary['cache_uri']}\n" in printed(place.copy(FEATURES))
+    assert f"model URI  {summary['model_uri']}\n" in printed(place.copy(TRAINING))
+    assert f"digest     {summary['digest']}, best at step " in printed(place.copy(TRAINING))
+    assert f"MODEL_URI={summary['model_uri']} python app.py" in printed(place.copy(APP))
+
+
+def test_in_batch_the_page_is_built_and_not_opened(place: Place, summary: dict[str, Any]):
+    (built,) = [cell for cell in cells(place.copy(APP)) if "app.build(" in cell.source]
+    assert built.outputs == []
+
+
+@pytest.mark.slow
+def test_a_second_run_extracts_and_trains_nothing_again(place: Place, summary: dict[str, Any]):
+    before = changed(place.runs)
+    assert len(before) == 2, "one shard and one model"
+    again = place.run()
+    assert changed(place.runs) == before
+    assert "this cache is at hand, nothing is extracted again" in printed(place.copy(FEATURES))
+    assert f"this run is finished: {summary['model_uri']}" in printed(place.copy(TRAINING))
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+
+
+def test_plain_papermill_takes_recipe_and_overrides(place: Place, tmp_path: Path):
+    out = tmp_path / "out.ipynb"
+    given = place.papermill(FEATURES, out, ", source.train: 4, source: {test: 2}", runs=str(tmp_path / "runs"))
+    done = place.command(*given)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs" / "features").glob("tour-*")
+    assert f"cache URI  {folder}\n" in printed(out)
+    counts = json.loads((folder / "manifest.json").read_text("utf-8"))["counts"]
+    assert (counts["train"], counts["validation"], counts["test"]) == (4, 8, 2)
+
+
+def test_a_misspelt_override_stops_papermill_with_a_suggestion(place: Place, tmp_path: Path):
+    out = tmp_path / "out.ipynb"
+    done = place.command(*place.papermill(FEATURES, out, ", source.trian: 4", runs=str(tmp_path / "runs")))
+    assert done.returncode != 0
+    assert "unknown setting 'source.trian'; did you mean 'source.train'?" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stale_cache_is_refused_and_the_field_is_named(place: Place, summary: dict[str, Any], tmp_path: Path):
+    before = changed(place.runs)
+    given = place.papermill(TRAINING, tmp_path / "out.ipynb", ", source.seed: 8", cache_uri=summary["cache_uri"])
+    done = place.command(*given)
+    assert done.returncode != 0
+    assert "source.seed: wanted 8, found 7" in done.stderr
+    assert changed(place.runs) == before
+
+
+def test_the_comparison_tells_what_helped_and_runs_no_pipeline(place: Place, tmp_path: Path):
+    for name, errors in (("raw", 3), ("better", 2)):
+        run_log.add(hand_made.report(tmp_path, name, hand_made.wrong(errors)), tmp_path)
+    before = set(tmp_path.rglob("*"))
+    given = ["-p", "runs", str(tmp_path), "-y", "experiments: [raw, better]", "--no-progress-bar"]
+    out = tmp_path / "out.ipynb"
+    done = place.command("papermill", f"notebooks/{COMPARISON}.ipynb", str(out), *given)
+    assert done.returncode == 0, done.stderr
+    outputs = [output for cell in cells(out) for output in cell.outputs]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    data = [output.data for output in outputs if "data" in output]
+    assert sum("image/png" in shown for shown in data) == 1
+    tables = [shown["text/html"] for shown in data if "text/html" in shown]
+    assert len(tables) == 6
+    assert "-0.083" in tables[0] and "<td>better</td>" in tables[0]
+    assert "Next: python -m pipelines train --recipe raw --set training.seed=43" in printed(out)
+    assert set(tmp_path.rglob("*")) - before == {out}
+
+
+def test_a_run_that_fails_says_where_in_one_line(place: Place, tmp_path: Path):
+    settings = ("--set", "source.kind=folder", "--set", f"source.path={tmp_path / 'none'}")
+    given = ("--recipe", str(place.recipe), "--set", f"model.base={place.model}", *settings)
+    done = place.command("pipelines", "run", *given, "--runs", str(tmp_path / "runs"), "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    *_, error = done.stderr.splitlines()
+    assert error.startswith(f"error: {FEATURES} stopped in cell ")
+    assert f"The executed copy is {tmp_path / 'runs' / 'toy' / 'notebooks' / FEATURES}.ipynb" in error
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_unfinished_model_is_not_handed_on(place: Place, summary: dict[str, Any]):
+    hasty = ("--set", "training.seed=43", "--set", "training.max_hours=1e-9")
+    given = ("--recipe", str(place.recipe), "--set", f"model.base={place.model}", *hasty)
+    done = place.command("pipelines", "run", *given)
+    assert done.returncode == 75
+    told = f"unfinished: {TRAINING}: the time budget of 1e-09 h ended training after step 1 of 12; "
+    assert done.stderr.splitlines()[-1].startswith(told)
+    outputs = [output for cell in cells(place.copy(TRAINING)) for output in cell.outputs]
+    (error,) = [output for output in outputs if output.output_type == "error"]
+    assert error.ename == "Unfinished"
+    assert error.evalue in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_in_mid_training_it_goes_on_and_ends_with_the_same_weights(
+    place: Place, summary: dict[str, Any], tmp_path: Path
+):
+    """Everything gets SIGKILL once a checkpoint is whole; the second run starts from a checkpoint."""
+    runs, out = tmp_path / "runs", tmp_path / "out.ipynb"
+    command = [
+        sys.executable,
+        "-m",
+        *place.papermill(TRAINING, out, "", runs=str(runs), cache_uri=summary["cache_uri"]),
+    ]
+    _kill_after_a_checkpoint(command, place.environment, runs / "toy")
+    assert not list(runs.rglob("model/manifest.json")), "killed before the end"
+
+    done = subprocess.run(command, cwd=ROOT, env=place.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"going on from checkpoint-(4|8)$", printed(out), flags=re.MULTILINE)
+    (weights,) = runs.rglob("model/model.safetensors")
+    assert sha256(weights) == sha256(Path(summary["model_uri"]) / "model.safetensors")
+    assert summary["digest"] in weights.parent.parent.name
+
+
+def _kill_after_a_checkpoint(command: list[str], environment: dict[str, str], folder: Path) -> None:
+    """Run papermill, and kill it and its kernel (which leads a group of its own) once a checkpoint is whole."""
+    started = time.monotonic()
+    process = psutil.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while not list(folder.glob("train-*/checkpoints/checkpoint-*/manifest.json")):
+            assert process.poll() is None, "training ended before it could be killed"
+            assert time.monotonic() - started < 120
+            time.sleep(0.005)
+    finally:
+        family = [*process.children(recursive=True), process]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=10)

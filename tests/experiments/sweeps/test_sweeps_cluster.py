@@ -1,0 +1,260 @@
+"""A sweep whose trials train side by side on a Ray cluster: the same trials as in one process, whoever dies."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import _add_node
+
+from pipelines import recipes
+from pipelines.experiments import sweeps
+from pipelines.experiments.sweeps import executors, trial_run
+from pipelines.experiments.sweeps.trials import Trial
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.infra.errors import LabError
+from pipelines.recipes import settings
+from pipelines.training import loop as training_loop
+from pipelines.training import pipeline as training_pipeline
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
+SEARCH = {
+    "search.space.training.learning_rate": {"kind": "loguniform", "low": 1e-4, "high": 1e-2},
+    "search.trials": 2,
+    "search.reduction": 1,
+    "training.steps": 8,
+    "evaluation.max_new_tokens": 3,
+}
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def address(ray_address):
+    """The cluster; what this file defines travels there by value."""
+    sys.modules["ray"].cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray_address
+    sys.modules["ray"].cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def told(made: sweeps.Sweep) -> list[dict]:
+    """The trials without their times."""
+    return [{**dataclasses.asdict(trial), "seconds": 0} for trial in made.trials]
+
+
+@pytest.fixture(scope="module")
+def here(toy_settings, one_thread, tmp_path_factory):
+    """The sweep in this process alone, left alone: its recipe, and what came of it."""
+    recipe = toy_settings(SEARCH)
+    return recipe, sweeps.run(recipe, runs=tmp_path_factory.mktemp("here"), log=quiet)
+
+
+@pytest.fixture
+def there(here, tmp_path) -> Path:
+    """Another runs folder, with the features that the sweep is made of."""
+    (tmp_path / "there").mkdir()
+    os.symlink(here[1].folder.parent / "features", tmp_path / "there" / "features")
+    return tmp_path / "there"
+
+
+def killing(noted: Path):
+    """What a worker does with a job; the first time that trial 2 comes to step 6 it kills itself."""
+
+    def on_a_worker(job: trial_run.Job) -> trial_run.Result | LabError:
+        def kill_once(step: int) -> None:
+            if job.number == 2 and step == 6 and not noted.exists():
+                noted.write_text(" ".join(path.name for path in (job.run / "checkpoints").glob("checkpoint-*")))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def train(recipe, cache, base, run, progress, **how):
+            lines = (run / "lines.txt").open("a", buffering=1)
+            watched = dataclasses.replace(progress, on_step=kill_once, on_line=lambda line: lines.write(f"{line}\n"))
+            return whole(recipe, cache, base, run, watched, **how)
+
+        whole, training_loop.train = training_loop.train, train
+        try:
+            return trial_run.fit(job, quiet)
+        finally:
+            training_loop.train = whole
+
+    return on_a_worker
+
+
+def test_a_cluster_tries_the_same_and_a_killed_worker_costs_the_steps_since_its_checkpoint(
+    address, toy_settings, here, there, tmp_path, monkeypatch
+):
+    (recipe, alone), noted, lines = here, tmp_path / "killed", []
+    with monkeypatch.context() as patch:
+        patch.setattr(executors, "_on_a_worker", killing(noted))
+        run = sweeps.folder_of(recipe, there)
+        patch.setattr(feature_pipeline, "run_folder", made_first(training_pipeline.run_folder))
+        made = sweeps.run(recipe, runs=there, cluster=address, devices=2, log=lines.append)
+    assert noted.read_text() == "checkpoint-4"
+    second: Trial = made.trials[1]
+    assert "going on from checkpoint-4" in (run / second.run / "lines.txt").read_text()
+    assert lines[0].startswith(f"Ray cluster {address}: 2 trial(s) at a time")
+    assert "trial 2 is sent off again: its worker died (WorkerCrashedError)" in lines
+    assert told(made) == told(alone)
+    more = sweeps.run(toy_settings(SEARCH | {"search.trials": 3}), runs=there, log=quiet)
+    assert told(more)[:2] == told(made) and more.trials[2].state == "finished", "what a cluster began goes on without"
+
+
+def made_first(run_folder):
+    """The run's folder, made: its worker writes lines into it."""
+
+    def make(*args):
+        folder = run_folder(*args)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    return make
+
+
+def befalling(job: trial_run.Job) -> trial_run.Result | LabError:
+    """What a worker does with a job: trial 2 kills it, whenever it is tried, and trial 3 cannot even begin."""
+    if job.number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.number == 3:
+        raise ModuleNotFoundError("No module named 'peft'")
+    return trial_run.fit(job, quiet)
+
+
+def test_trials_that_no_worker_survives_are_failed_and_the_others_go_on(address, toy_settings, there, monkeypatch):
+    monkeypatch.setattr(executors, "_on_a_worker", befalling)
+    recipe = toy_settings(SEARCH | {"search.trials": 3, "training.steps": 2, "training.eval_every": 2})
+    made = sweeps.run(recipe, runs=there, cluster=address, devices=2, log=quiet)
+    assert [trial.state for trial in made.trials] == ["finished", "failed", "failed"]
+    assert made.trials[1].reason.startswith("2 processes in a row died over it with no new checkpoint")
+    assert made.trials[2].reason == "ModuleNotFoundError: No module named 'peft'"
+
+
+HELD = """
+import dataclasses, os, sys, time
+from pathlib import Path
+
+import ray
+
+from pipelines import __main__ as cli, training
+from pipelines.sweeps import crew
+
+def held(job):
+    \"\"\"Both trials come to step 6, tell so, and no further.\"\"\"
+    def hold(step):
+        if step == 6:
+            (job.run / "held").touch()
+            time.sleep(600)
+
+    def train(recipe, cache, base, run, progress, **how):
+        return whole(recipe, cache, base, run, dataclasses.replace(progress, on_step=hold), **how)
+
+    whole, training.train = training.train, train
+    return crew._on_a_worker(job)  # the worker's own
+
+crew._on_a_worker, crew._LOOK_S, crew._SILENCE_S = held, 0.5, 5.0
+cli.main()
+"""
+
+
+@contextlib.contextmanager
+def held_command(recipe: settings.Recipe, runs: Path, address: str):
+    """`python -m pipelines sweep`, whose two trials both wait at step 6, after the checkpoint of step 4."""
+    file = runs.parent / "recipe.toml"
+    file.write_text(recipes.as_toml(recipe), "utf-8")
+    command = [sys.executable, "-c", HELD, "sweep", "--recipe", str(file), "--runs", str(runs)]
+    process = subprocess.Popen(
+        [*command, "--cluster", address, "--devices", "2"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder, end = sweeps.folder_of(recipe, runs), time.monotonic() + 240
+    try:
+        while len(list(folder.glob("train-*/held"))) < 2:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end, "the trials did not come to step 6"
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def states(folder: Path) -> list[str]:
+    return [trial["state"] for trial in json.loads((folder / "trials.json").read_text("utf-8"))]
+
+
+def test_where_the_command_is_killed_the_same_command_goes_on(address, here, there):
+    (recipe, alone), lines = here, []
+    with held_command(recipe, there, address) as process:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert states(sweeps.folder_of(recipe, there)) == ["begun", "begun"]
+    again = sweeps.run(recipe, runs=there, cluster="auto", devices=2, log=lines.append)
+    assert lines[0] == f"going on with 2 trial(s) of {again.folder}"
+    assert "Ray cluster auto: 2 trial(s) at a time, each with one core" in lines
+    assert told(again) == told(alone)
+
+
+@pytest.fixture
+def doomed(ray_address):
+    """The head of another cluster, with two cores: its address, and what kills all its processes."""
+    temp = tempfile.mkdtemp(prefix="ray-")
+    nodes = sys.modules["ray.cluster_utils"].Cluster()
+    node = {"num_cpus": 2, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
+    node |= {"temp_dir": temp, "include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
+    node["_system_config"] = {"prestart_worker_first_driver": False}
+
+    def kill() -> None:
+        for processes in nodes.head_node.all_processes.values():
+            for one in processes:
+                os.kill(one.process.pid, signal.SIGKILL)
+
+    try:
+        _add_node(nodes, **node)
+        yield nodes.address, kill
+    finally:
+        nodes.shutdown()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def test_where_the_head_dies_one_line_says_so_and_another_cluster_goes_on(doomed, address, here, there):
+    (recipe, alone), (first, kill) = here, doomed
+    with held_command(recipe, there, first) as process:
+        kill()
+        error = process.communicate(timeout=120)[1]
+        assert process.returncode == 1
+    mine = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert mine == [
+        f"error: the head of the Ray cluster is gone ({first}): start it anew, or another cluster, then run the same "
+        "command again to go on"
+    ]
+    assert "Traceback" not in error
+    assert states(sweeps.folder_of(recipe, there)) == ["begun", "begun"]
+    again = sweeps.run(recipe, runs=there, cluster=address, devices=2, log=quiet)
+    assert told(again) == told(alone)
+
+
+@pytest.mark.parametrize("name", ["its address", "auto"])
+def test_what_ends_a_sweep_on_a_worker_is_one_line_here(address, toy_settings, tmp_path, monkeypatch, name):
+    def unseen(job: trial_run.Job) -> LabError:
+        return LabError(f"the Ray machine does not see {job.run.parent}")
+
+    monkeypatch.setattr(executors, "_on_a_worker", unseen)
+    with pytest.raises(LabError, match=r"^the Ray machine does not see \S+$"):
+        sweeps.run(toy_settings(SEARCH), runs=tmp_path, cluster="auto" if name == "auto" else address, log=quiet)

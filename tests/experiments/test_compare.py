@@ -1,0 +1,423 @@
+"""Comparisons whose truth is known: reports made by hand, and the command that holds them against each other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import hand_made
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines import __main__ as cli
+from pipelines.experiments import compare as comparison
+from pipelines.experiments import figures, lookup
+from pipelines.infra import plots
+from pipelines.infra.errors import LabError
+from pipelines.speech import scoring, text
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def of_speaker(row) -> int:
+    return int(row.speaker[1:])
+
+
+def of_clip(row) -> int:
+    return int(row.id[-1])
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Raw and two others, each with two seeds: one has a word in ten less wrong with every speaker, one is as good."""
+    runs = tmp_path / "runs"
+    for seed in (42, 43):
+        hand_made.report(runs, "raw", hand_made.wrong(lambda row: 2 + of_speaker(row) % 3), seed=seed)
+        hand_made.report(
+            runs,
+            "better",
+            hand_made.wrong(lambda row: 1 + (of_speaker(row) + of_clip(row)) % 3),
+            seed=seed,
+            settings={"curation.max_label_cer": 0.6},
+            cache="filtered0001",
+        )
+        hand_made.report(runs, "same", hand_made.wrong(lambda row: 2 + (of_speaker(row) + of_clip(row)) % 3), seed=seed)
+    return runs
+
+
+def compare(*named: object, runs: Path, **told) -> comparison.Comparison:
+    return comparison.compare([str(name) for name in named], runs=runs, log=told.pop("log", quiet), **told)
+
+
+def test_other_recordings_under_the_same_names_are_refused(runs: Path, tmp_path: Path):
+    frame = hand_made.rows()
+    frame.loc[7, "duration_s"] += 0.5
+    hand_made.report(runs, "elsewhere", hand_made.wrong(lambda row: 2), table=frame)
+    with pytest.raises(LabError, match=r"only reports of the same recordings .* lasts 3\.50 s .* 3\.00 s .*\(1 of 60"):
+        compare("raw", "elsewhere", runs=runs)
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+def test_better_worse_and_no_difference_are_told_apart(runs: Path):
+    compared = compare("raw", "better", "same", runs=runs)
+    raw, better, same = compared.findings
+    assert [finding.experiment.name for finding in compared.findings] == ["raw", "better", "same"]
+    assert raw.score.wer == pytest.approx(3 / 12)
+    assert better.difference.delta == pytest.approx(-1 / 12)
+    assert better.score.ci95[0] < better.score.wer < better.score.ci95[1]
+    assert better.difference.ci95[0] <= -1 / 12 <= better.difference.ci95[1] < 0
+    assert (raw.verdict, better.verdict) == ("baseline", "better")
+    assert better.difference.p < 0.01
+    low, high = same.difference.ci95
+    assert low < 0 < high
+    assert same.difference.p > 0.05
+    assert same.verdict == f"no difference shown (one of {1.43 * (high - low) / 2:.3f} would be, four times in five)"
+    (_, worse) = compare("raw", runs=runs, baseline="better").findings
+    assert (worse.verdict, worse.difference.delta) == ("worse", pytest.approx(1 / 12))
+
+
+def test_the_pairing_takes_out_what_is_hard_for_both(tmp_path: Path):
+    """Speakers differ by far more than the models do; every speaker gains the same."""
+    hand_made.report(tmp_path, "raw", hand_made.wrong(lambda row: 1 + of_speaker(row) % 9))
+    hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: of_speaker(row) % 9))
+    raw, better = compare("raw", "better", runs=tmp_path).findings
+    assert better.score.ci95[1] > raw.score.ci95[0], "the two intervals overlap"
+    assert better.difference.ci95 == pytest.approx((-1 / 12, -1 / 12))
+    assert better.verdict == "better"
+
+
+def test_rows_are_paired_by_id_in_whatever_order_they_come(tmp_path: Path):
+    table = hand_made.rows()
+    hand_made.report(tmp_path, "raw", hand_made.wrong(lambda row: 1 + of_speaker(row) % 9), table=table)
+    backwards = table.iloc[::-1].reset_index(drop=True)
+    hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: of_speaker(row) % 9), table=backwards)
+    _, better = compare("raw", "better", runs=tmp_path).findings
+    assert better.difference.ci95 == pytest.approx((-1 / 12, -1 / 12))
+
+
+def test_p_is_corrected_for_the_number_of_comparisons():
+    assert comparison.holm([]) == []
+    assert comparison.holm([0.03]) == [0.03]
+    assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert comparison.holm([0.5, 0.6]) == [1.0, 1.0]
+
+
+def test_many_comparisons_make_a_chance_find_no_result(tmp_path: Path):
+    """Nine of ten speakers lose as much as the tenth gains: p = 22 / 1024. Among six, chance brings that."""
+    worse = [2] * 9 + [1] * 2 + [0]
+    hand_made.report(tmp_path, "raw", hand_made.wrong(1))
+    hand_made.report(tmp_path, "other", hand_made.wrong(lambda row: worse[of_speaker(row)]))
+    names = []
+    for number in range(5):
+        names.append(f"more-{number}")
+        hand_made.report(tmp_path, names[-1], hand_made.wrong(1), settings={"training.steps": 50 + number})
+    _, alone = compare("raw", "other", runs=tmp_path).findings
+    assert alone.difference.p == pytest.approx(22 / 1024)
+    assert (alone.verdict, alone.p_holm) == ("worse", alone.difference.p)
+    _, among, *_ = compare("raw", "other", *names, runs=tmp_path).findings
+    assert among.difference == alone.difference
+    assert among.p_holm == pytest.approx(6 * alone.difference.p)
+    assert among.verdict == "no difference shown once corrected for the number of comparisons"
+
+
+def test_from_a_handful_of_speakers_nothing_is_concluded(tmp_path: Path):
+    table = hand_made.rows(speakers=5)
+    hand_made.report(tmp_path, "raw", hand_made.wrong(5), table=table)
+    hand_made.report(tmp_path, "better", hand_made.wrong(0), table=table)
+    compared = compare("raw", "better", runs=tmp_path)
+    better = compared.findings[1]
+    assert better.verdict == "cannot be told from 5 speaker(s)"
+    assert better.could_show is None
+    told = compared.as_dict()["experiments"][1]
+    assert [told[name] for name in ("ci95", "delta_ci95", "p", "p_holm")] == [None] * 4
+    assert told["delta"] == pytest.approx(-5 / 12)
+    assert "more speakers" in compared.next_step()
+    assert plots.png(figures.forest(compared)).startswith(b"\x89PNG")
+
+
+def test_where_speakers_are_unknown_each_utterance_is_its_own(tmp_path: Path):
+    table = hand_made.rows().assign(speaker="")
+    for name, errors in (("raw", 2), ("better", 1)):
+        hand_made.report(tmp_path, name, hand_made.wrong(errors), table=table)
+    assert compare("raw", "better", runs=tmp_path).findings[1].speakers == 60
+
+
+# --- what an experiment is --------------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_experiment(runs: Path):
+    raw = compare("raw", "better", runs=runs).baseline
+    assert (raw.seeds, len(raw.models)) == ([42, 43], 2)
+    every = [report.folder for name in ("raw", "better") for report in lookup.find(name, runs)]
+    compared = compare(*reversed(every), runs=runs)
+    assert [(finding.experiment.name, finding.experiment.seeds) for finding in compared.findings] == [
+        ("better", [42, 43]),
+        ("raw", [42, 43]),
+    ]
+
+
+@pytest.mark.parametrize(("label_model", "count"), [("run:raw", 1), ("", 2)])
+def test_a_cache_that_each_seed_s_own_model_made_divides_no_experiment(tmp_path: Path, label_model: str, count: int):
+    settings = {"curation.max_label_cer": 0.5, "curation.label_model": label_model}
+    reports = [hand_made.report(tmp_path, seed=seed, settings=settings, cache=f"cache{seed}") for seed in (1, 2)]
+    assert len(lookup.gather(reports)) == count
+
+
+def test_the_wer_of_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path):
+    for seed, errors in ((1, 1), (2, 3)):
+        hand_made.report(tmp_path, "raw", hand_made.wrong(errors), seed=seed)
+        hand_made.report(tmp_path, "better", hand_made.wrong(errors), seed=seed, settings={"training.steps": 9})
+    raw, better = compare("raw", "better", runs=tmp_path).findings
+    assert raw.score.wer == pytest.approx(2 / 12)
+    low, high = better.difference.ci95
+    assert better.difference.delta == 0
+    assert low < -1 / 12 < 1 / 12 < high, "the luck of the seeds is in the interval"
+
+
+def test_a_runs_folder_means_its_newest_model_and_says_what_it_left(runs: Path):
+    hand_made.report(runs, "raw", hand_made.wrong(9), settings={"training.steps": 7})
+    lines: list[str] = []
+    (found,) = lookup.find("raw", runs, lines.append)
+    assert found.lineage["settings"]["training"]["steps"] == 7
+    assert "holds 2 older test report(s)" in lines[0]
+    hand_made.report(runs, "raw", hand_made.wrong(9), tuned=False)
+    hand_made.report(runs, "raw", hand_made.wrong(9), split="validation", settings={"training.steps": 8})
+    assert lookup.find("raw", runs, quiet)[0].folder == found.folder
+
+
+def test_a_name_is_a_recipe_a_file_a_runs_folder_or_a_report(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    (runs / "mine.toml").write_text('name = "raw"')
+    monkeypatch.chdir(runs)
+    folders = [report.folder for report in lookup.find("raw", runs)]
+    for name in (str(runs / "raw"), str(runs / "mine.toml"), "./raw"):
+        assert [report.folder.resolve() for report in lookup.find(name, runs)] == folders
+    assert [report.folder for report in lookup.find(str(folders[1]), runs)] == folders[1:]
+
+
+def test_two_of_one_name_are_told_apart_and_what_differs_is_named(runs: Path):
+    other = hand_made.report(runs, "raw", hand_made.wrong(1), settings={"training.learning_rate": 3e-4})
+    first = lookup.find("better", runs)[0]
+    (raw,) = [path for path in (runs / "raw" / "reports").iterdir() if path.name != other.folder.name][:1]
+    compared = compare(raw, other.folder, first.folder, runs=runs)
+    names = [finding.experiment.name for finding in compared.findings]
+    assert names[1:] == [f"raw {other.lineage['digest'][:6]}", "better"]
+    assert names[0].startswith("raw ") and names[0] != names[1]
+    changed, better = (compared.differences(finding.experiment) for finding in compared.findings[1:])
+    assert changed == {"training.learning_rate": [5e-05, 3e-4]}
+    assert better == {"curation.max_label_cer": [0.0, 0.6]}
+
+
+def test_a_single_experiment_is_held_against_the_model_it_was_tuned_from(tmp_path: Path):
+    hand_made.report(tmp_path, "raw", hand_made.wrong(1))
+    with pytest.raises(LabError, match=r"got one: .* evaluate --recipe raw --model openai/whisper-tiny"):
+        compare("raw", runs=tmp_path)
+    hand_made.report(tmp_path, "raw", hand_made.wrong(6), tuned=False)
+    compared = compare("raw", runs=tmp_path)
+    base, raw = compared.findings
+    assert (base.experiment.name, base.experiment.tuned, raw.verdict) == ("openai/whisper-tiny", False, "better")
+    assert compared.differences(raw.experiment) == {}
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_another_test_set_is_refused_and_the_report_named(runs: Path):
+    table = hand_made.rows()
+    table.loc[3, "reference"] += " och"
+    other = hand_made.report(runs, "other", table=table)
+    with pytest.raises(LabError) as caught:
+        compare("raw", "better", "other", runs=runs)
+    told = str(caught.value)
+    assert f"only reports of one test set can be compared: {other.folder} has {other.test_set} (60" in told
+    assert "\n" not in told
+
+
+def test_another_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text, "NORMALISER", "99")
+    other = hand_made.report(runs, "other")
+    with pytest.raises(LabError, match=f"only reports of one normaliser can be compared: {other.folder} has 99"):
+        compare("raw", "other", runs=runs)
+
+
+def test_a_report_that_does_not_tell_what_was_scored_is_refused(runs: Path):
+    (old, _) = lookup.find("raw", runs)
+    told = json.loads((old.folder / "manifest.json").read_text("utf-8"))
+    (old.folder / "manifest.json").write_text(json.dumps({**told, "test_set": ""}), "utf-8")
+    with pytest.raises(LabError, match=r"is from before reports told what was scored: remove that folder and evaluate"):
+        compare(old.folder, "better", runs=runs)
+
+
+def test_what_is_no_report_is_one_line(runs: Path, tmp_path: Path):
+    with pytest.raises(LabError, match=r"no report 'betr'; did you mean 'better'\?"):
+        compare("raw", "betr", runs=runs)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabError, match="holds no test report of a tuned model"):
+        compare(tmp_path / "empty", runs=runs)
+    (tmp_path / "empty" / "manifest.json").write_text('{"kind": "model", "files": {}}')
+    with pytest.raises(LabError, match="must be the folder of a report, it is that of a model"):
+        compare(tmp_path / "empty", runs=runs)
+
+
+# --- how it is told ---------------------------------------------------------------------------------------------------
+
+
+def test_slices_tell_on_whom(tmp_path: Path):
+    hand_made.report(tmp_path, "raw", hand_made.wrong(3))
+    hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: 1 if row.gender == "female" else 3))
+    slices = compare("raw", "better", runs=tmp_path).slices.set_index(["value", "experiment"])
+    assert set(slices["slice"]) == {"gender"}
+    assert slices.loc[("female", "better"), "delta"] == pytest.approx(-2 / 12)
+    assert slices.loc[("male", "better"), "delta"] == 0
+    assert slices.loc[("female", "better"), "high"] < 0
+    assert slices["n"].tolist() == [30] * 4
+
+
+def test_a_slice_of_few_speakers_has_no_interval(tmp_path: Path):
+    table = hand_made.rows()
+    table["accent"] = ["Skåne" if row.speaker < "s03" else "Uppland" for row in table.itertuples()]
+    hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
+    hand_made.report(tmp_path, "better", hand_made.wrong(2), table=table)
+    compared = compare("raw", "better", runs=tmp_path)
+    accents = compared.slices[compared.slices["slice"] == "accent"].set_index(["value", "experiment"])
+    assert pd.isna(accents.loc[("Skåne", "better"), "low"])
+    assert not pd.isna(accents.loc[("Uppland", "better"), "low"])
+    shown = compared.slice_table()
+    assert ("accent", "Skåne") not in shown.index and ("accent", "Uppland") in shown.index
+
+
+def test_costs_and_data_are_told(runs: Path):
+    told = compare("raw", "better", runs=runs).as_dict()
+    better = told["experiments"][1]
+    assert better["training_seconds"] == [142.5, 143.5]
+    assert (better["machines"], better["cache"]) == (["2 CPU threads"], "filtered0001")
+    assert better["data"]["train"] == {"clips": 960, "hours": 0.96}
+    assert better["differences"] == {"curation.max_label_cer": [0.0, 0.6]}
+    assert [Path(report).parts[:2] for report in better["reports"]] == [("better", "reports")] * 2
+    assert told["test_set"] == lookup.find("raw", runs)[0].test_set
+
+
+def test_the_next_step_follows_from_what_is_lacking(runs: Path):
+    assert "read where better still fails" in compare("raw", "better", runs=runs).next_step()
+    assert "larger change" in compare("raw", "same", runs=runs).next_step()
+    hand_made.report(runs, "single", hand_made.wrong(1))
+    assert "train --recipe single --set training.seed=43" in compare("raw", "single", runs=runs).next_step()
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, runs: Path):
+    """`call("raw", "better")`: exit code, standard output and error of `python -m pipelines compare`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pipelines", "compare", *map(str, arguments), "--runs", str(runs)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_shows_the_table_and_leaves_json_and_a_picture(call, runs: Path, tmp_path: Path):
+    code, out, err = call("raw", "better", "same", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    table = out.split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in table] == ["experiment", "raw", "better", "same"]
+    assert "42, 43" in table[2] and "-0.083" in table[2] and table[2].endswith("better")
+    assert "no difference shown (one of 0.0" in table[3]
+    assert out.splitlines()[-1].startswith("Next: ")
+    (changed,) = [line.split() for line in out.splitlines() if line.startswith("curation.")]
+    assert changed == ["curation.max_label_cer", "0.0", "0.6", "0.0"]
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text("utf-8"))
+    picture = (tmp_path / "out" / "comparison.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 5_000
+    told = json.loads(call("raw", "better", "same", "--json")[1])
+    assert {**written, "folder": told["folder"]} == told
+    assert Path(told["folder"]).parent == runs / "comparisons"
+
+
+def test_a_dry_comparison_checks_and_writes_nothing(call, runs: Path, tmp_path: Path):
+    before = sorted(runs.rglob("*"))
+    code, out, _ = call("raw", "better", "--dry-run", "--out", tmp_path / "out")
+    assert (code, "would compare raw, better\n" in out) == (0, True)
+    assert not (tmp_path / "out").exists()
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_a_comparison_that_cannot_be_is_one_line(call):
+    code, out, err = call("raw", "nothing")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: no report 'nothing'")
+
+
+def test_seeds_whose_label_model_has_their_seed_are_one_experiment(tmp_path: Path):
+    asks = {"curation.max_label_cer": 0.4, "curation.label_model": "run:raw"}
+    for seed in (42, 43):
+        hand_made.report(tmp_path, "raw", seed=seed, cache="rawcache0001")
+        hand_made.report(tmp_path, "filtered", seed=seed, cache=f"filtered00{seed}", settings=asks)
+    compared = comparison.compare(["raw", "filtered"], runs=tmp_path, log=quiet)
+    assert [finding.experiment.seeds for finding in compared.findings] == [[42, 43], [42, 43]]
+    assert compared.costs().loc["filtered", "cache"] == "filtered0042, filtered0043"
+
+
+def test_no_size_is_promised_where_p_alone_forbids_a_conclusion(tmp_path: Path):
+    """Five of six speakers gain two words in twelve: p cannot fall below 2 / 2^5, however large the gain."""
+    table = hand_made.rows(speakers=6)
+    hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
+    hand_made.report(tmp_path, "five", hand_made.wrong(lambda row: 3 if row.speaker == "s05" else 1), table=table)
+    _, five = comparison.compare(["raw", "five"], runs=tmp_path, log=quiet).findings
+    assert five.difference.ci95[1] < 0
+    assert five.verdict == "no difference shown: p is above 0.05, though the interval leaves 0 out"
+
+
+def test_a_fork_is_no_other_seed_of_the_recipe(tmp_path: Path):
+    hand_made.report(tmp_path, "raw", seed=42)
+    hand_made.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
+    (report,) = lookup.find("raw", tmp_path, quiet)
+    assert report.lineage["seed"] == 43
+
+
+def test_a_base_in_a_folder_of_this_machine_is_found_beside(tmp_path: Path):
+    """A tuned model does not tell the place, the report of the base does."""
+    for tuned, place in ((True, "(a local path)"), (False, "/somewhere/my base")):
+        made = hand_made.report(tmp_path, "raw", tuned=tuned).folder / "manifest.json"
+        made.write_text(made.read_text().replace('"base": "openai/whisper-tiny', f'"base": "{place}'))
+    compared = comparison.compare(["raw"], runs=tmp_path, log=quiet)
+    assert [finding.experiment.tuned for finding in compared.findings] == [False, True]
+
+
+def test_an_untuned_model_has_no_luck_of_training(tmp_path: Path):
+    for seed, errors in ((1, 2), (2, 3)):
+        hand_made.report(tmp_path, "tuned", hand_made.wrong(errors), seed=seed)
+    untuned = hand_made.report(tmp_path, "base", hand_made.wrong(6), tuned=False)
+    _, found = comparison.compare([str(untuned.folder), "tuned"], runs=tmp_path, log=quiet).findings
+    edits = found.experiment.edits
+    both = scoring.difference_over_seeds(edits, lookup.gather([untuned])[0].edits)
+    assert found.difference.delta == pytest.approx(both.delta)
+    ours, theirs = (np.ptp(ci95) for ci95 in (found.difference.ci95, both.ci95))
+    assert ours == pytest.approx(theirs * np.sqrt(1 / 2) / np.sqrt(1 / 2 + 1), rel=0.05)
+
+
+def test_utterances_without_a_speaker_are_told(tmp_path: Path):
+    table = hand_made.rows().assign(speaker="")
+    for name in ("raw", "other"):
+        hand_made.report(tmp_path, name, table=table, settings={"training.steps": len(name)})
+    compared = comparison.compare(["raw", "other"], runs=tmp_path, log=quiet)
+    assert any("60 utterances tell no speaker" in note for note in compared.notes())
+
+
+def test_a_normaliser_that_is_no_more_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text, "NORMALISER", "99")
+    with pytest.raises(LabError, match="was scored under normaliser 1, this version has 99"):
+        compare("raw", "better", runs=runs)

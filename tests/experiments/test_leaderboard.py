@@ -1,0 +1,291 @@
+"""The leaderboard: one test set and normaliser to a board, and no entry that was trained on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import hand_made
+import pytest
+
+from pipelines import __main__ as cli
+from pipelines.experiments import leaderboard
+from pipelines.experiments import pipeline as experiment_pipeline
+from pipelines.experiments.leaderboard import INVALID, UNVERIFIED, VALID
+from pipelines.infra.errors import LabError
+from pipelines.infra.stores import hub as stores_hub
+from pipelines.training import pipeline as training_pipeline
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def board(*sources: object, runs: Path) -> leaderboard.Board:
+    return leaderboard.board([str(source) for source in sources], runs=runs, log=quiet)
+
+
+def entry(runs: Path, name: str = "raw") -> leaderboard.Entry:
+    """The one entry of a board of one report."""
+    found = board(name, runs=runs)
+    (entry,) = (*found.ranked, *found.invalid)
+    return entry
+
+
+# --- the lab's reports ------------------------------------------------------------------------------------------------
+
+
+def test_models_are_ranked_by_wer_and_tell_who_trained_what_on_what(tmp_path: Path):
+    for name, errors in (("second", 2), ("first", 1), ("third", 3)):
+        hand_made.report(tmp_path, name, hand_made.wrong(errors))
+    base = hand_made.report(tmp_path, "first", hand_made.wrong(6), tuned=False)
+    found = board("second", "first", base.folder, "third", runs=tmp_path)
+    assert [entry.by.rpartition(" ")[2] for entry in found.ranked] == ["first", "second", "third", "makers"]
+    assert [round(entry.wer * 12) for entry in found.ranked] == [1, 2, 3, 6]
+    first = found.ranked[0]
+    assert first.base == hand_made.BASE
+    assert first.trained_on == "the lab's tour (synthetic, eSpeak NG), 960 clips, 0.96 h, cache cache0000001"
+    assert (first.n, first.test_set, first.normaliser) == (60, base.test_set, base.normaliser)
+    assert found.table().index.tolist() == ["1", "2", "3", "4"]
+    assert found.ranked[3].status == UNVERIFIED
+
+
+def test_another_test_set_stands_apart(tmp_path: Path):
+    hand_made.report(tmp_path, "raw", hand_made.wrong(3))
+    hand_made.report(tmp_path, "easy", hand_made.wrong(0), table=hand_made.rows(speakers=6))
+    found = board("raw", "easy", runs=tmp_path)
+    assert [entry.wer for entry in found.ranked] == [0.25]
+    assert [entry.wer for entry in found.not_comparable] == [0]
+    assert "not comparable: another test set or normaliser" in found.in_words()
+
+
+@pytest.mark.parametrize(
+    ("leaks", "scored", "status", "why"),
+    [
+        ("drop", "", VALID, "by its note: the recipe drops"),
+        ("refuse", "", VALID, "by its note: the recipe refuses"),
+        ("ignore", "", UNVERIFIED, "is not at hand"),
+        ("drop", "another00001", UNVERIFIED, "cache cache0000001 that it was trained on is not at hand"),
+    ],
+)
+def test_without_the_cache_its_note_decides(tmp_path: Path, leaks: str, scored: str, status: str, why: str):
+    hand_made.report(tmp_path, "raw", settings={"curation.leaks": leaks}, scored=scored)
+    found = entry(tmp_path)
+    assert found.status == status
+    assert why in found.why
+
+
+def test_what_the_run_was_trained_on_that_a_fork_came_of_is_not_known(tmp_path: Path):
+    parent = {"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64}
+    hand_made.report(tmp_path, "raw", settings={"curation.leaks": "drop"}, fork=parent)
+    found = entry(tmp_path)
+    assert (found.status, "it started from run 0123456789ab" in found.why) == (UNVERIFIED, True)
+
+
+@pytest.fixture
+def trained(toy_cache, tmp_path: Path):
+    """`trained(change)`: the entry of a model trained on the toy cache, and scored on its test rows, changed."""
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "toy").symlink_to(toy_cache.folder)
+
+    def make(change, split: str = "test") -> leaderboard.Entry:
+        rows = toy_cache.rows.iloc[toy_cache.split(split)].reset_index(drop=True)
+        table = rows[["id", "speaker", "duration_s"]].assign(reference=rows["text"])
+        change(table, toy_cache.rows.iloc[toy_cache.split("train")])
+        hand_made.report(tmp_path, "raw", lambda row: row.reference, table=table, cache=toy_cache.digest)
+        return entry(tmp_path)
+
+    return make
+
+
+def speaker(test, train) -> None:
+    test.loc[0, "speaker"] = train["speaker"].iloc[0]
+
+
+def nobody(test, train) -> None:
+    test.loc[0, "speaker"] = ""
+
+
+def sentence(test, train) -> None:
+    test.loc[0, "reference"] = train["text"].iloc[0].upper()
+
+
+def recording(test, train) -> None:
+    """The rows are training rows under other names."""
+    test["speaker"], test["reference"] = "somebody", "en helt annan mening"
+
+
+@pytest.mark.parametrize(
+    ("change", "split", "status", "why"),
+    [
+        (lambda test, train: None, "test", VALID, "no training clip shares a speaker, sentence, recording with"),
+        (nobody, "test", UNVERIFIED, "who speaks is not told of every clip"),
+        (speaker, "test", INVALID, "training clips a speaker"),
+        (sentence, "test", INVALID, "1 training clips a sentence"),
+        (recording, "train", INVALID, "48 training clips a recording"),
+        (lambda test, train: None, "validation", INVALID, "chosen by 8 utterances of the test set"),
+    ],
+    ids=["clean", "nobody", "speaker", "sentence", "recording", "chosen"],
+)
+def test_the_cache_tells_what_was_trained_on(trained, change, split: str, status: str, why: str):
+    found = trained(change, split)
+    assert (found.status, why in found.why) == (status, True), found.why
+
+
+def test_an_invalid_entry_is_shown_last_and_without_a_rank(trained, tmp_path: Path):
+    found = trained(sentence)
+    table = hand_made.evaluation.read_report(Path(found.source)).predictions
+    worse = hand_made.report(tmp_path, "worse", hand_made.wrong(1), table=table.drop(columns=["hypothesis", "wer"]))
+    listed = board("raw", "worse", runs=tmp_path)
+    assert [entry.source for entry in listed.ranked] == [str(worse.folder)]
+    assert (listed.invalid[0].wer, listed.ranked[0].wer > 0) == (0, True)
+    assert listed.table().index.tolist() == ["1", "-"]
+    assert "curation.leaks=drop" in listed.next_step()
+
+
+# --- cards on the Hub -------------------------------------------------------------------------------------------------
+
+CARD = """---
+license: apache-2.0
+base_model: openai/whisper-small
+{datasets}
+model-index:
+- name: Whisper Small Sv
+  results:
+  - task: {{type: automatic-speech-recognition, name: Automatic Speech Recognition}}
+    dataset: {{name: Common Voice 11.0, type: mozilla-foundation/common_voice_11_0, config: sv-SE, split: {split}}}
+    metrics:
+    - {{name: Wer, type: wer, value: {value}}}
+---
+# Whisper Small Sv
+"""
+CV_11 = "datasets: [mozilla-foundation/common_voice_11_0]"
+
+
+@pytest.fixture
+def publish(hub_server, tmp_path: Path):
+    """`publish("me/whisper-sv", card)`: a model repository with that card."""
+
+    def put(name: str, card: str) -> str:
+        folder = tmp_path / "cards" / name
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(card, "utf-8")
+        hub_server.add("model", name, folder)
+        return f"hub://{name}"
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("datasets", "status", "why"),
+    [
+        (CV_11, UNVERIFIED, "trained on mozilla-foundation/common_voice_11_0, and not on which split"),
+        ("datasets: mozilla-foundation/common_voice_13_0", UNVERIFIED, "trained on mozilla-foundation/common_voice_13"),
+        ("", UNVERIFIED, "does not say what it was trained on"),
+        ("datasets: [jzju/nst, google/fleurs]", UNVERIFIED, "does not name a normaliser"),
+    ],
+)
+def test_a_card_is_never_silently_valid(publish, tmp_path: Path, datasets: str, status: str, why: str):
+    (found,) = board(
+        publish("me/whisper-sv", CARD.format(datasets=datasets, split="test", value=19.89)), runs=tmp_path
+    ).ranked
+    assert (found.status, why in found.why) == (status, True), found.why
+    assert found.wer == pytest.approx(0.1989)
+    assert (found.by, found.base, found.normaliser) == ("me", "openai/whisper-small", "not told")
+    assert found.test_set == "mozilla-foundation/common_voice_11_0 sv-SE test"
+
+
+@pytest.mark.parametrize(("value", "share"), [(19.89, 0.1989), (0.1989, 0.1989), (1.04, 1.04), ("'19.9 %'", 0.199)])
+def test_shares_and_per_cents_are_told_apart(publish, tmp_path: Path, value, share: float):
+    (found,) = board(
+        publish("me/whisper-sv", CARD.format(datasets="", split="test", value=value)), runs=tmp_path
+    ).ranked
+    assert found.wer == pytest.approx(share)
+
+
+def test_cards_and_reports_of_other_test_sets_stand_apart(publish, tmp_path: Path):
+    hand_made.report(tmp_path, "raw")
+    hub = publish("me/whisper-sv", CARD.format(datasets=CV_11, split="test", value=8))
+    found = board("raw", hub, runs=tmp_path)
+    assert (len(found.ranked), [entry.by for entry in found.not_comparable]) == (1, ["me"])
+    found = board("me/whisper-sv", "raw", runs=tmp_path)
+    assert ([entry.by for entry in found.ranked], len(found.not_comparable)) == (["me"], 1)
+
+
+def test_a_validation_score_and_a_broken_card_are_no_entries(publish, tmp_path: Path):
+    held = publish("me/held", CARD.format(datasets="", split="validation", value=8))
+    broken = publish("me/broken", "---\nmodel-index:\n- name: x\n---\nno results\n")
+    plain = publish("me/plain", "no front matter at all\n")
+    with pytest.raises(LabError, match="no WER on a test set is told by hub://me/held, hub://me/broken, hub://me/pl"):
+        board(held, broken, plain, runs=tmp_path)
+
+
+def test_a_model_that_is_not_there_is_one_line(hub_server, tmp_path: Path):
+    with pytest.raises(LabError, match="the Hub has no hub://me/nothing"):
+        board("hub://me/nothing", runs=tmp_path)
+    with pytest.raises(LabError, match="no report 'nothing'"):
+        board("nothing", runs=tmp_path)
+
+
+def test_a_card_of_the_lab_and_a_report_stand_on_one_board(
+    publish, toy_settings, toy_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What `evaluate` writes into a model's card is what a leaderboard compares by."""
+    recipe = toy_settings({"training.steps": 1, "training.eval_every": 1, "evaluation.max_new_tokens": 3})
+    model = training_pipeline.train(recipe, toy_cache, runs=tmp_path / "runs")
+    report = experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=tmp_path / "runs", log=quiet)
+    hub = publish("me/whisper-sv", (Path(model.uri) / "README.md").read_text("utf-8"))
+    found = board("toy", hub, runs=tmp_path / "runs")
+    ours, theirs = sorted(found.ranked, key=lambda entry: entry.by, reverse=True)
+    assert (theirs.by, theirs.wer, theirs.ci95, theirs.n) == ("me", report.score.wer, report.score.ci95, 12)
+    assert (ours.status, theirs.status) == (VALID, UNVERIFIED)
+    (raw,) = found.not_comparable
+    assert (raw.normaliser, raw.wer) == ("none", report.raw.wer)
+
+
+def card_of(value: object, datasets: str = "some/other", **args: object):
+    from huggingface_hub import EvalResult, ModelCardData
+
+    told = {"task_type": "asr", "dataset_type": "x/y", "dataset_name": "y", "dataset_split": "test"}
+    results = [EvalResult(**told, metric_type="wer", metric_value=value, metric_args={"normaliser": "1", **args})]
+    return ModelCardData(datasets=[datasets], model_name="m", eval_results=results)
+
+
+@pytest.mark.parametrize("value", [-5, float("nan"), float("inf")])
+def test_what_is_no_rate_is_no_entry(monkeypatch: pytest.MonkeyPatch, value: float):
+    monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(value))
+    with pytest.raises(LabError, match="no WER on a test set is told"):
+        leaderboard.board(["hub://me/model"])
+
+
+@pytest.mark.parametrize("ci95", ["narrow", 0.3, [0.1, 0.2, 0.3]])
+def test_a_card_can_neither_break_the_table_nor_add_a_row(monkeypatch: pytest.MonkeyPatch, ci95):
+    forged = "some/other\n1     openai/whisper-large  0.010 \x1b[31m"
+    monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(0.1, forged, ci95=ci95, n="many"))
+    found = leaderboard.board(["hub://me/model"])
+    assert (found.ranked[0].ci95, found.ranked[0].n) == (None, None)
+    assert "\x1b" not in found.in_words() and len(found.in_words().splitlines()) == 4
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_ranks_and_says_what_next(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    def call(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["pipelines", "leaderboard", "raw", "best", "--runs", str(tmp_path), *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    hand_made.report(tmp_path, "raw", hand_made.wrong(2))
+    hand_made.report(tmp_path, "best", hand_made.wrong(1))
+    lines = call().splitlines()
+    assert lines[0].startswith("test set ")
+    assert [line.split()[:2] for line in lines[3:5]] == [["1", lines[3].split()[1]], ["2", lines[4].split()[1]]]
+    assert lines[3].split()[1].startswith("best-")
+    assert lines[-1].startswith("Next: ")
+    told = json.loads(call("--json"))
+    assert [entry["wer"] < 0.2 for entry in told["ranked"]] == [True, True]
+    assert (told["invalid"], told["not_comparable"]) == ([], [])

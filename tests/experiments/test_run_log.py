@@ -1,0 +1,156 @@
+"""experiments.csv: one row for each tuned model and test set, whoever writes at the same time and whatever was torn."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hand_made
+import pytest
+
+from pipelines import __main__ as cli
+from pipelines.experiments import pipeline as experiment_pipeline
+from pipelines.experiments import run_log
+from pipelines.infra.errors import LabError
+from pipelines.training import pipeline as training_pipeline
+
+ROOT = Path(__file__).parents[2]
+
+
+def table(runs: Path) -> list[list[str]]:
+    """The file as any other program reads it."""
+    with open(runs / "experiments.csv", newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_a_row_tells_what_was_trained_on_what_and_how_it_scored(tmp_path: Path):
+    report = hand_made.report(tmp_path, "raw", settings={"training.steps": 77})
+    assert run_log.add(report, tmp_path)
+    (row,) = run_log.read(tmp_path)
+    assert tuple(row) == run_log.COLUMNS == tuple(table(tmp_path)[0])
+    assert list(row.values()) == table(tmp_path)[1]
+    told = report.lineage
+    assert (row["recipe"], row["cache"], row["model"], row["seed"]) == ("raw", "cache0000001", told["digest"], "42")
+    assert (row["test_set"], row["normaliser"], row["n"]) == (report.test_set, report.normaliser, "60")
+    assert float(row["wer"]) == pytest.approx(2 / 12, abs=1e-6)
+    assert float(row["low"]) <= float(row["wer"]) <= float(row["high"])
+    assert (row["machine"], row["training_seconds"], row["steps"]) == ("2 CPU threads", "142.5", "77")
+    assert row["report"] == f"raw/reports/{report.folder.name}"
+    assert re.fullmatch(r"[0-9a-f]{12}", row["code"]) and re.fullmatch(r"[0-9a-f]{12}", row["recipe_digest"])
+
+
+def test_the_recipe_digest_is_that_of_all_seeds(tmp_path: Path):
+    for seed in (1, 2):
+        run_log.add(hand_made.report(tmp_path, "raw", seed=seed), tmp_path)
+    run_log.add(hand_made.report(tmp_path, "raw", settings={"training.steps": 7}), tmp_path)
+    first, second, other = (row["recipe_digest"] for row in run_log.read(tmp_path))
+    assert first == second != other
+
+
+def test_a_model_has_one_row_for_each_test_set(tmp_path: Path):
+    report = hand_made.report(tmp_path, "raw")
+    assert [run_log.add(report, tmp_path) for _ in range(3)] == [True, False, False]
+    assert run_log.add(dataclasses.replace(report, test_set="another"), tmp_path)
+    assert run_log.add(dataclasses.replace(report, normaliser="99"), tmp_path)
+    assert [row["test_set"] for row in run_log.read(tmp_path)] == [report.test_set, "another", report.test_set]
+
+
+def test_what_is_no_test_of_a_tuned_model_has_no_row(tmp_path: Path):
+    for report in (
+        hand_made.report(tmp_path, "raw", tuned=False),
+        hand_made.report(tmp_path, "raw", split="validation"),
+        hand_made.report(tmp_path, "raw", settings={"training.fast_dev_run": True}),
+        dataclasses.replace(hand_made.report(tmp_path, "raw"), test_set=""),
+    ):
+        assert not run_log.add(report, tmp_path)
+    assert not (tmp_path / "experiments.csv").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 20, -1, -2, -30])
+def test_whatever_a_crash_leaves_no_whole_row_is_lost_and_none_is_half(tmp_path: Path, keep: int):
+    """The last line is cut after so many characters, or so many before its end."""
+    first, second = (hand_made.report(tmp_path, "raw", seed=seed) for seed in (1, 2))
+    for report in (first, second):
+        run_log.add(report, tmp_path)
+    path = tmp_path / "experiments.csv"
+    head, last = path.read_bytes()[:-1].rsplit(b"\n", 1)
+    path.write_bytes(head + b"\n" + (last + b"\n")[:keep])
+    whole = keep == -1  # the line's end alone is missing
+    assert [row["seed"] for row in run_log.read(tmp_path)] == ["1", "2"][: 1 + whole]
+    assert run_log.add(second, tmp_path) is not whole
+    run_log.add(hand_made.report(tmp_path, "raw", seed=3), tmp_path)
+    assert [row["seed"] for row in run_log.read(tmp_path)] == ["1", "2", "3"]
+    assert [len(row) for row in table(tmp_path)] == [len(run_log.COLUMNS)] * 4
+
+
+@pytest.mark.parametrize("length", [0, 5, -1])
+def test_a_torn_header_is_written_anew(tmp_path: Path, length: int):
+    (tmp_path / "experiments.csv").write_text((",".join(run_log.COLUMNS) + "\n")[:length])
+    assert run_log.read(tmp_path) == []
+    assert run_log.add(hand_made.report(tmp_path, "raw"), tmp_path)
+    assert len(table(tmp_path)) == 2
+
+
+def test_a_file_with_other_columns_is_not_touched(tmp_path: Path):
+    (tmp_path / "experiments.csv").write_text("mine,own\n1,2\n")
+    with pytest.raises(LabError, match="move it away"):
+        run_log.add(hand_made.report(tmp_path, "raw"), tmp_path)
+    assert (tmp_path / "experiments.csv").read_text() == "mine,own\n1,2\n"
+
+
+def test_processes_that_add_at_once_lose_nothing_and_add_nothing_twice(tmp_path: Path):
+    """Each adds all ten rows, in another order."""
+    for seed in range(10):
+        hand_made.report(tmp_path, "raw", seed=seed)
+    code = (
+        "import random, sys; from pathlib import Path; from pipelines import evaluation, history\n"
+        "runs = Path(sys.argv[1]); folders = sorted((runs / 'raw' / 'reports').iterdir())\n"
+        "random.Random(sys.argv[2]).shuffle(folders)\n"
+        "sys.stdin.read(1)\n"
+        "print(sum(history.add(evaluation.read_report(folder), runs) for folder in folders))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    adders = [subprocess.Popen([*command, str(number)], **pipes) for number in range(3)]
+    added = [int(adder.communicate("x")[0]) for adder in adders]
+    assert sum(added) == 10
+    assert sorted(int(row["seed"]) for row in run_log.read(tmp_path)) == list(range(10))
+
+
+def test_a_test_score_adds_its_row_and_a_second_look_touches_nothing(
+    toy_settings, toy_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs, told = tmp_path / "runs", {"training.steps": 1, "training.eval_every": 1, "evaluation.max_new_tokens": 3}
+    recipe = toy_settings(told)
+    model = training_pipeline.train(recipe, toy_cache, runs=runs)
+    experiment_pipeline.evaluate(recipe, toy_cache, recipe.model.base, runs=runs, log=lambda line: None)
+    experiment_pipeline.evaluate(recipe, toy_cache, model.uri, "validation", runs=runs, log=lambda line: None)
+    assert run_log.read(runs) == []
+    report = experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=runs, log=lambda line: None)
+    (row,) = run_log.read(runs)
+    assert (row["recipe"], row["model"], row["cache"]) == ("toy", model.digest, toy_cache.digest)
+    assert (row["wer"], row["steps"]) == (f"{report.score.wer:.6f}", "1")
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*experiments*")}
+    experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=runs, log=lambda line: None)
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("*experiments*")} == before
+
+
+def test_compare_without_names_lists_what_was_scored(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    def listed() -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["pipelines", "compare", "--runs", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        return capsys.readouterr().out.splitlines()
+
+    assert listed()[0] == "no tuned model was scored on a test set yet"
+    for name in ("raw", "filtered"):
+        run_log.add(hand_made.report(tmp_path, name), tmp_path)
+    header, *rows, last = listed()
+    assert header.split()[:3] == ["when", "recipe", "seed"]
+    assert [row.split()[1] for row in rows] == ["raw", "filtered"]
+    assert last == "Next: python -m pipelines compare raw filtered"

@@ -1,0 +1,257 @@
+"""Series of experiments: what is run and exported, and that every recipe's claim follows from what is committed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import recipes as pipelines_recipes
+from pipelines.cli.options import app
+from pipelines.experiments import compare, figures, series
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+from pipelines.recipes import runs as recipe_runs
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "experiments"
+SMALL = {
+    "source.kind": "planted",
+    "source.train": 24,
+    "source.validation": 4,
+    "source.test": 8,
+    "source.faults": {"label_swap": 0.25, "duplicate": 0.25, "leak": 0.17},
+    "training.steps": 2,
+    "training.eval_every": 2,
+    "evaluation.max_new_tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def small(toy_settings, tmp_path_factory):
+    """`small(name, seed, **settings)`: a toy experiment on a small planted corpus."""
+
+    def make(name: str, seed: int = 42, settings: dict | None = None):
+        return toy_settings({**SMALL, "name": name, "training.seed": seed, **(settings or {})})
+
+    return make
+
+
+REPAIR = {"max_label_cer": 0.5, "label_errors": "repair", "label_model": "run:planted-raw", "leaks": "drop"}
+
+
+@pytest.fixture(scope="module")
+def done(small, tmp_path_factory, one_thread):
+    """A series of two recipes with two seeds: its experiments, its runs, what it told, and what it told again."""
+    runs = tmp_path_factory.mktemp("runs")
+    recipes = [
+        small(name, seed, settings)
+        for seed in (42, 43)
+        for name, settings in (
+            ("planted-raw", {"curation.leaks": "ignore"}),
+            ("planted-repaired", {f"curation.{name}": value for name, value in REPAIR.items()}),
+        )
+    ]
+    first, again = [], []
+    series.run(recipes, runs=runs, log=first.append)
+    series.run(recipes, runs=runs, log=again.append)
+    return recipes, runs, first, again
+
+
+def test_all_recipes_of_a_seed_come_before_the_next_seed():
+    planned = series.planned(["tour", "tour-lora"], [1, 2], {"training.steps": 3})
+    assert [(r.name, r.training.seed) for r in planned] == [
+        ("tour", 1),
+        ("tour-lora", 1),
+        ("tour", 2),
+        ("tour-lora", 2),
+    ]
+    assert {r.training.steps for r in planned} == {3}
+
+
+def test_a_series_tells_a_line_of_each_and_makes_nothing_twice(done):
+    _recipes, runs, first, again = done
+    assert len(first) == len(again) == 4
+    assert first[0].startswith("[1/4] planted-raw, seed 42: WER ") and "min left" in first[0]
+    assert all("was there" in line for line in again) and not any("was there" in line for line in first)
+    assert len(list(runs.glob("*/train-*/model"))) == 4
+
+
+def test_the_label_model_is_the_named_recipes_with_the_same_seed(done, small):
+    _recipes, runs, *_ = done
+    for seed in (42, 43):
+        found = recipe_runs.newest_model_of_seed(runs / "planted-raw", seed)
+        assert json.loads((found / "recipe.json").read_text("utf-8"))["training"]["seed"] == seed
+        settings = {f"curation.{name}": value for name, value in REPAIR.items()}
+        assert feature_pipeline.label_model(small("planted-repaired", seed, settings), runs).folder == found
+    absent = small("planted-repaired", 44, {f"curation.{name}": value for name, value in REPAIR.items()})
+    with pytest.raises(LabError, match=r"run --recipe planted-raw --set training.seed=44"):
+        feature_pipeline.features(absent, runs=runs, log=lambda line: None)
+
+
+def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, small, tmp_path):
+    _recipes, runs, *_ = done
+    for name in ("one", "other"):
+        shutil.copytree(
+            recipe_runs.newest_model_of_seed(runs / "planted-raw", 42).parent,
+            tmp_path / "planted-raw" / f"train-{name}",
+        )
+    assert recipe_runs.newest_model_of_seed(tmp_path / "planted-raw", 42), "twice the same is no question"
+    other = tmp_path / "planted-raw" / "train-other" / "model"
+    told = json.loads((other / "recipe.json").read_text("utf-8"))
+    told["training"]["learning_rate"] *= 2
+    (other / "recipe.json").write_text(json.dumps(told))
+    facts = {name: value for name, value in manifest.read(other).items() if name not in ("files", "kind")}
+    manifest.seal(other, kind="model", **facts)
+    with pytest.raises(LabError, match=r"train-one/model and .*train-other/model with other settings"):
+        feature_pipeline.label_model(
+            small("x", 42, {f"curation.{name}": value for name, value in REPAIR.items()}), tmp_path
+        )
+
+
+def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):
+    told: list[str] = []
+    lacking = small("lacking", settings={"curation.max_label_cer": 0.5, "curation.label_model": "run:none"})
+    reports, failed = series.run([lacking, lacking], runs=tmp_path, log=told.append)
+    assert reports == [] and len(failed) == len(told) == 2
+    assert "no finished run of none" in failed[0]
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), MemoryError(), RuntimeError("CUDA\nat ...")])
+def test_nor_does_a_fault_of_the_machine(small, tmp_path, monkeypatch, fault):
+    def broken(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(feature_pipeline, "features", broken)
+    reports, failed = series.run([small("planted-raw", seed) for seed in (42, 43)], runs=tmp_path, log=print)
+    assert reports == [] and len(failed) == 2
+    assert all("\n" not in line and line.startswith("planted-raw, seed 4") for line in failed)
+    monkeypatch.setattr(feature_pipeline, "features", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a fault of the program is to be seen
+        series.run([small("planted-raw", 42)], runs=tmp_path, log=print)
+
+
+def test_what_is_exported_gives_the_scores_again(done, tmp_path):
+    recipes, runs, *_ = done
+    reports = series.export(recipes, tmp_path, runs=runs)
+    assert list(reports) == [f"{r.name}/{r.training.seed}" for r in recipes]
+    table, costs = (pd.read_csv(tmp_path / name) for name in (series.UTTERANCES, series.RUNS))
+    assert len(table) == 8 and len(costs) == 4
+    for name, report in reports.items():
+        edits = np.array([list(map(int, cell.split())) for cell in table[name]])
+        assert edits.sum(axis=0).tolist() == [
+            report.score.substitutions,
+            report.score.insertions,
+            report.score.deletions,
+        ]
+        assert table["words"].sum() == report.score.words
+    assert (costs["model"] == [report.lineage["digest"] for report in reports.values()]).all()
+    clips = [feature_pipeline.features(recipe, runs=runs, log=lambda line: None).counts["train"] for recipe in recipes]
+    assert costs["training_clips"].tolist() == clips
+    assert clips[0] == 24 > clips[1], "leaks are dropped"
+    assert costs["test_set"].nunique() == 1
+    assert not any(str(path) in file.read_text("utf-8") for file in tmp_path.iterdir() for path in (runs, ROOT))
+
+
+def test_filters_are_counted_for_each_seed(done, tmp_path):
+    recipes, runs, *_ = done
+    series.export(recipes, tmp_path, runs=runs)
+    told = json.loads((tmp_path / series.FILTERS).read_text("utf-8"))
+    assert told.keys() == {"42", "43"}
+    leaks = told["42"]["checks"]["planted-repaired"]["leaks"]
+    assert (leaks["found"], leaks["planted"], leaks["both"], leaks["precision"]) == (3, 4, 3, 1)
+    assert told["42"]["limit"] == 0.5
+    at = next(entry for entry in told["42"]["label_errors"] if entry["limit"] == 0.5)
+    repaired = told["42"]["repairs"]["planted-repaired"]["clips"]
+    dropped = told["42"]["checks"]["planted-repaired"].get("label_errors", {"found": 0})["found"]
+    assert at["found"] == repaired + dropped > 0
+
+
+def test_a_claim_from_the_tables_is_what_compare_says_of_the_runs(done, tmp_path):
+    recipes, runs, *_ = done
+    reports = series.export(recipes, tmp_path, runs=runs)
+    raw, repaired = series.claims(tmp_path)
+    both = [reports[f"planted-raw/{seed}"].score for seed in (42, 43)]
+    assert raw["wer"] == pytest.approx(np.mean([score.wer for score in both]))
+    assert (raw["seeds"], raw["n"], raw["speakers"], raw["against"]) == ([42, 43], 8, 8, {})
+    baseline, other = compare.compare(["planted-raw", "planted-repaired"], runs=runs).findings
+    told = repaired["against"]["planted-raw"]
+    assert (told["delta"], told["ci95"], told["p"]) == (
+        other.difference.delta,
+        other.difference.ci95,
+        other.difference.p,
+    )
+    assert told["p_holm"] == other.p_holm and raw["ci95"] == baseline.score.ci95
+
+
+def test_the_picture_has_a_row_for_each_recipe_and_a_curve_for_each_seed(done, tmp_path):
+    recipes, runs, *_ = done
+    series.export(recipes, tmp_path, runs=runs)
+    filters = json.loads((tmp_path / series.FILTERS).read_text("utf-8"))
+    left, right = figures.of_series(series.claims(tmp_path), "planted-raw", filters).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["planted-repaired"]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["model of seed 42", "model of seed 43"]
+    assert len(right.texts) == 2, "the limit in use is marked on each curve"
+
+
+def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_path):
+    _recipes, runs, *_ = done
+    other = small("planted-raw", 42, {"curation.leaks": "ignore", "training.learning_rate": 2e-3})
+    assert series.found([other], runs) == {}
+    with pytest.raises(LabError, match="no finished experiment"):
+        series.export([other], tmp_path, runs=runs)
+
+
+def test_a_headline_says_where_no_difference_is_shown():
+    claim = {"wer": 0.25, "ci95": (0.2, 0.3), "n": 9, "speakers": 3, "seeds": [42, 43]}
+
+    def against(ci95: tuple[float, float], p_holm: float) -> list[str]:
+        return series.headline({**claim, "against": {"a": {"delta": -0.02, "ci95": ci95, "p": 0.01, "p_holm": p_holm}}})
+
+    assert against((-0.03, -0.01), 0.04) == [
+        "WER 0.250 (95 % 0.200 to 0.300); normalised, 9 utterances, 3 speakers, 2 seeds.",
+        "Against `a`: -0.020 (95 % -0.030 to -0.010, p = 0.01, corrected 0.04): better.",
+    ]
+    assert against((-0.03, 0.01), 0.04)[1].endswith("corrected 0.04): no difference shown.")
+    assert against((-0.03, -0.01), 0.06)[1].endswith("corrected 0.06): no difference shown.")
+
+
+def test_the_command_plans_and_refuses():
+    runner = CliRunner()
+    told = runner.invoke(app, ["experiments", "--dry-run", "--json", "--seeds", "1,2", "--recipes", "planted-raw,tour"])
+    assert json.loads(told.stdout)["experiments"] == [
+        f"{name}, seed {seed}" for seed in (1, 2) for name in ("planted-raw", "tour")
+    ]
+    assert len(json.loads(runner.invoke(app, ["experiments", "--dry-run", "--json"]).stdout)["experiments"]) == 24
+    once = runner.invoke(
+        app, ["experiments", "--dry-run", "--json", "--seeds", "42, 42", "--recipes", "planted-raw, tour,tour"]
+    )
+    assert json.loads(once.stdout)["experiments"] == ["planted-raw, seed 42", "tour, seed 42"]
+    refused = runner.invoke(app, ["experiments", "--dry-run", "--seeds", "one"])
+    assert isinstance(refused.exception, LabError) and "whole numbers" in str(refused.exception)
+
+
+@pytest.mark.skipif(not (RESULTS / series.UTTERANCES).exists(), reason="no results are committed yet")
+def test_every_recipe_opens_with_what_the_committed_results_say():
+    claims = {claim["recipe"]: claim for claim in series.claims(RESULTS)}
+    assert claims.keys() <= set(pipelines_recipes.names())
+    for name in (name for name in pipelines_recipes.names() if name.startswith("planted-")):
+        opening = (pipelines_recipes.RECIPES / f"{name}.toml").read_text("utf-8").split("\n\nname = ")[0]
+        assert ("(to be measured)" in opening) == (name not in claims), name
+        for line in series.headline(claims[name]) if name in claims else []:
+            assert f"# {line}\n" in f"{opening}\n", name
+
+
+@pytest.mark.skipif(not (RESULTS / series.RUNS).exists(), reason="no results are committed yet")
+def test_committed_runs_are_of_one_test_set_and_agree_with_the_utterances():
+    costs, table = pd.read_csv(RESULTS / series.RUNS), pd.read_csv(RESULTS / series.UTTERANCES)
+    assert costs["test_set"].nunique() == costs["normaliser"].nunique() == 1
+    for row in costs.itertuples():
+        edits = np.array([list(map(int, cell.split())) for cell in table[f"{row.recipe}/{row.seed}"]])
+        assert edits.sum() / table["words"].sum() == pytest.approx(row.wer, abs=1e-4)

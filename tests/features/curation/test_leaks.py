@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.features.curation import leaks
+from pipelines.features.curation.leaks import AudioLeak, HeldOut, SentenceLeak, SpeakerLeak, fingerprint
+from pipelines.features.curation.selection import Drop, select
+from pipelines.features.sources import Example
+from pipelines.infra.errors import LabError
+from pipelines.speech import audio
+from pipelines.whisper import log_mel
+from pipelines.whisper.log_mel import LogMel
+
+
+def row(name: str, split: str, text: str = "", speaker: str = "") -> Example:
+    return Example(name, split, text or f"Mening {name}.", b"", speaker)
+
+
+def dropped(rows: list[Example], held_out: HeldOut | None = None) -> dict[str, str]:
+    held = held_out or HeldOut()
+    chosen = select(lambda: iter(rows), [SpeakerLeak(held), SentenceLeak(held)])
+    return {name: drop.reason for name, drop in chosen.dropped.items()}
+
+
+def test_planted_leaks_are_found_all_and_nothing_else():
+    rows = [row(f"t{n}", "test", f"Sanningen om {n}.", f"tess{n % 4}") for n in range(20)]
+    rows += [row(f"v{n}", "validation", f"Villan nummer {n}.", f"vera{n % 4}") for n in range(20)]
+    rows += [row(f"a{n}", "train", f"Allt om {n}.", f"anna{n % 9}") for n in range(200)]
+    planted = {f"s{n}": "leak_speaker" for n in range(7)} | {f"m{n}": "leak_sentence" for n in range(6)}
+    rows += [row(f"s{n}", "train", f"Ny mening {n}.", ("tess1", "vera3")[n % 2]) for n in range(7)]
+    sentences = ("SANNINGEN om 3", "sanningen, om: 4!", "”Villan nummer 5”", "villan  nummer 6", "Villan nummer 7?")
+    rows += [row(f"m{n}", "train", text, "bo") for n, text in enumerate((*sentences, "Sanningen om\xad 8."))]
+    for order in (rows, rows[::-1]):  # held-out rows may come last
+        assert dropped(order) == planted
+
+
+def test_a_row_that_leaks_twice_is_counted_once():
+    rows = [row("t", "test", "Hej.", "tess"), row("a", "train", "hej", "tess")]
+    assert dropped(rows) == {"a": "leak_speaker"}
+
+
+def test_what_is_not_known_is_no_leak():
+    assert dropped([row("t", "test", "?", ""), row("a", "train", "!", "")]) == {}
+
+
+def test_what_is_near_is_no_leak():
+    rows = [row("t", "test", "Får får får?", "tess"), row("a", "train", "Far far far?", "Tess")]
+    assert dropped([*rows, row("b", "train", "Får får får får?", "tess ")]) == {}
+
+
+def test_validation_and_test_may_share_and_are_never_dropped():
+    assert dropped([row("t", "test", "Hej.", "x"), row("v", "validation", "Hej.", "x")]) == {}
+
+
+def test_held_out_rows_of_elsewhere_count():
+    held = HeldOut()
+    held.add("test.tsv, row 1", "kajsa", "Det regnar.")
+    rows = [row("a", "train", speaker="kajsa"), row("b", "train", "det regnar"), row("c", "train", "Det snöar.")]
+    assert dropped(rows, held) == {"a": "leak_speaker", "b": "leak_sentence"}
+
+
+# --- audio ------------------------------------------------------------------------------------------------------------
+
+
+def print_of(sound: bytes) -> str:
+    return fingerprint(log_mel.extract(audio.decode(sound)))
+
+
+def test_a_fingerprint_is_the_same_in_every_lossless_container(encoded, speech):
+    samples = (speech(20_000) * 32_767).astype(np.int16)
+    forms = [
+        encoded(samples, format="WAV", subtype="PCM_16"),
+        encoded(samples, format="FLAC", subtype="PCM_16"),
+        encoded(np.stack([samples, samples], axis=1), format="AIFF", subtype="PCM_16"),
+    ]
+    assert len({print_of(form) for form in forms}) == 1
+    stored = audio.decode(forms[0]).samples
+    assert print_of(encoded(stored, format="WAV", subtype="FLOAT")) == print_of(forms[0])
+
+
+def test_a_fingerprint_tells_recordings_apart(encoded, speech):
+    prints = [print_of(encoded(speech(n, seed))) for n in (8_000, 8_160, 20_000) for seed in range(40)]
+    assert len(set(prints)) == len(prints)
+    assert print_of(encoded(speech(20_000)[:-160])) != print_of(encoded(speech(20_000)))
+
+
+def test_a_fingerprint_is_the_same_at_both_precisions(speech):
+    whole = log_mel.extract(audio.Waveform(speech(30_000)))
+    halved = LogMel(whole.frames.astype(np.float16), whole.pad_value)
+    assert fingerprint(whole) == fingerprint(halved)
+    assert fingerprint(LogMel(whole.frames, whole.pad_value + 0.1)) != fingerprint(whole)
+
+
+def test_audio_leaks():
+    prints = {"t": "1", "v": "2", "a": "1", "b": "2", "c": "3", "d": "4"}
+    rows = [row(name, {"t": "test", "v": "validation"}.get(name, "train")) for name in prints]
+    held = HeldOut()
+    held.add("elsewhere", audio="4")
+    chosen = select(lambda: iter(rows), [AudioLeak(held, prints.__getitem__)])
+    assert {name: drop.detail for name, drop in chosen.dropped.items()} == {
+        "a": "the same audio is in test row t",
+        "b": "the same audio is in validation row v",
+        "d": "the same audio is in elsewhere",
+    }
+
+
+# --- refusing ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_refusal_says_how_many_of_which_kind_with_an_example_of_each_and_what_to_do():
+    drops = [Drop(f"a{n}", "train", "leak_speaker", "speaker 'x' is in test row t") for n in range(3)]
+    drops += [Drop("b", "train", "leak_sentence", "sentence 'Hej' is in test row t"), Drop("c", "train", "votes", "no")]
+    with pytest.raises(LabError) as error:
+        leaks.refuse({drop.id: drop for drop in drops})
+    told = str(error.value)
+    assert "got 4 that do: 3 by leak_speaker (a0: speaker 'x'" in told
+    assert "1 by leak_sentence (b: " in told
+    assert "curation.leaks=drop" in told
+    assert "\n" not in told
+    leaks.refuse({"c": drops[-1]})
+
+
+def test_a_sentence_of_many_lines_is_shown_on_one_and_short():
+    held = HeldOut()
+    detail = SentenceLeak(held).verdict(row("a", "train", "x")) or ""
+    assert detail == ""
+    held.add("test row t", sentence="lång\n" * 30)
+    detail = SentenceLeak(held).verdict(row("a", "train", "lång\n" * 30))
+    assert "\n" not in detail
+    assert len(detail) < 80

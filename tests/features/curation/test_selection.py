@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from pipelines.features.curation.selection import (
+    GATE_STEPS,
+    ORDER,
+    Count,
+    Votes,
+    balance,
+    duplicate_sentences,
+    gate_counts,
+    select,
+    speaker_cap,
+    text_count,
+)
+from pipelines.features.sources import Example
+
+
+def row(number: int, split: str = "train", text: str = "", speaker: str = "", **meta: str) -> Example:
+    return Example(f"{split}-{number}", split, text or f"Mening nummer {number}.", b"", speaker, meta)
+
+
+def run(rows: list[Example], *steps):
+    return select(lambda: iter(rows), steps)
+
+
+def test_no_step_keeps_all():
+    assert run([row(1)]).dropped == {}
+    assert run([row(1)]).counts == []
+
+
+@pytest.mark.parametrize(
+    ("votes", "kept"),
+    [
+        ({"up_votes": "2", "down_votes": "0"}, True),
+        ({"up_votes": "1", "down_votes": "0"}, False),
+        ({"up_votes": "9", "down_votes": "1"}, True),
+        ({"up_votes": "9", "down_votes": "2"}, False),
+        ({"up_votes": "2.0"}, True),
+        ({"up_votes": "many"}, True),
+        ({"down_votes": "2"}, False),
+        ({}, True),
+    ],
+    ids=str,
+)
+def test_votes(votes, kept):
+    assert (not run([row(1, **votes)], Votes(2, 1)).dropped) == kept
+    assert not run([row(1, "test", **votes)], Votes(2, 1)).dropped
+    assert not run([row(1, up_votes="2", down_votes="99")], Votes(2, -1)).dropped
+
+
+def test_one_speaker_one_sentence():
+    rows = [
+        row(1, text="Hej på dig!", speaker="anna"),
+        row(2, text="hej, på dig", speaker="anna"),
+        row(3, text="Hej på dig!", speaker="bo"),
+        row(4, text="Hej på dig!"),
+        row(5, text="Hej på dig!"),
+        row(6, "test", text="Hej på dig!", speaker="anna"),
+        row(7, text="Hej på då!", speaker="anna"),
+        row(8, text="Hej på dig.", speaker="anna"),
+    ]
+    chosen = run(rows, duplicate_sentences())
+    assert {name: drop.detail for name, drop in chosen.dropped.items()} == dict.fromkeys(
+        ("train-2", "train-8"), "the same as train-1"
+    )
+    assert chosen.counts == [Count("duplicate_sentence", 8, 6, 2)]
+
+
+def groups(rows: list[Example], dropped) -> Counter:
+    return Counter(row.meta.get("gender", "") for row in rows if row.split == "train" and row.id not in dropped)
+
+
+@pytest.mark.parametrize(("ratio", "male"), [(1.0, 10), (1.5, 15), (100.0, 60)])
+def test_balance_thins_the_larger_group_to_the_ratio(ratio, male):
+    rows = [row(n, gender="male") for n in range(60)] + [row(100 + n, gender="female") for n in range(10)]
+    rows += [row(200 + n) for n in range(30)] + [row(n, "test", gender="male") for n in range(20)]
+    chosen = run(rows, balance("gender", ratio, seed=1))
+    assert groups(rows, chosen.dropped) == {"male": male, "female": 10, "": 30}
+    assert {drop.reason for drop in chosen.dropped.values()} <= {"balance"}
+
+
+def test_what_balance_draws_hangs_on_the_seed_and_not_on_the_order():
+    rows = [row(n, gender="male") for n in range(60)] + [row(100, gender="female"), row(101, gender="female")]
+    kept = {seed: set(run(rows, balance("gender", 5, seed)).dropped) for seed in (1, 2)}
+    assert set(run(rows[::-1], balance("gender", 5, 1)).dropped) == kept[1]
+    assert kept[1] != kept[2]
+
+
+def test_one_row_more_reshuffles_nothing():
+    rows = [row(n, speaker="anna") for n in range(50)]
+    before = set(run(rows, speaker_cap(10, 1)).dropped)
+    after = set(run([*rows, row(50, speaker="anna")], speaker_cap(10, 1)).dropped) - {"train-50"}
+    assert before <= after
+    assert len(after) - len(before) <= 1
+
+
+def test_speaker_cap():
+    rows = [row(n, speaker="anna") for n in range(9)] + [row(n, speaker="bo") for n in range(20, 22)]
+    rows += [row(n) for n in range(30, 39)] + [row(n, "validation", speaker="anna") for n in range(5)]
+    chosen = run(rows, speaker_cap(3, 1))
+    assert Counter(name for name in chosen.dropped if name.startswith("validation")) == {}
+    assert len(chosen.dropped) == 6
+    assert chosen.counts == [Count("speaker_cap", 25, 19, 6)]
+
+
+def test_each_step_sees_what_the_one_before_has_left():
+    rows = [row(n, gender="male", up_votes="0" if n < 5 else "3") for n in range(8)] + [row(9, gender="female")]
+    chosen = run(rows, Votes(1, -1), balance("gender", 1, 1))
+    assert chosen.counts == [Count("votes", 9, 4, 5), Count("balance", 4, 2, 2)]
+    assert len(chosen.dropped) == 7
+    assert chosen.rows()[0] == {
+        "id": "train-0",
+        "split": "train",
+        "reason": "votes",
+        "detail": "0 for it, at least 1 wanted",
+    }
+
+
+def test_balance_with_nothing_to_balance():
+    assert not run([row(1), row(2, "test", gender="male")], balance("gender", 1, 1)).dropped
+    assert not run([], balance("gender", 1, 1)).dropped
+
+
+def test_text_is_counted_not_dropped():
+    rows = [row(1), replace(row(2), text=' "Hej" '), replace(row(3, "test"), text="Hej  då")]
+    assert text_count(lambda: iter(rows)) == Count("text", 3, 3, 0, 2)
+
+
+def test_the_gate_counts_by_step():
+    reasons = ["silent", "unreadable", "noisy", "too_long", "too_short", "something_new", "clipped"]
+    counts = gate_counts(10, reasons)
+    assert [(count.step, count.dropped) for count in counts] == [
+        ("usable", 2),
+        ("duration", 2),
+        ("level", 2),
+        ("speaking_rate", 0),
+        ("silence", 0),
+        ("noise", 1),
+    ]
+    assert (counts[0].before, counts[-1].after) == (10, 3)
+    assert all(later.before == earlier.after for earlier, later in pairwise(counts))
+    assert set(GATE_STEPS) < set(ORDER)

@@ -1,0 +1,125 @@
+"""From the app back to the data: every verdict becomes an example, or a rejection that names why."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pipelines import recipes
+from pipelines.features.clips import Rejected
+from pipelines.features.curation.gate import Gate
+from pipelines.features.sources.feedback import FeedbackSource
+from pipelines.features.sources.registry import open_source
+from pipelines.inference import feedback
+from pipelines.infra.errors import LabError
+from pipelines.speech.audio import Waveform
+
+NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "feedback" / "log.csv"
+
+
+@pytest.fixture
+def say(log, speech):
+    """`say(flag, reference="", username="", kept=True)`: a verdict on "hej på dig"."""
+
+    def add(flag: str, reference: str = "", username: str = "", kept: bool = True) -> None:
+        sound = Waveform(speech(16_000)) if kept else None
+        more = {"reference": reference, "username": username, "recording": sound, "now": NOON}
+        feedback.append(log, output="hej på dig", flag=flag, model="tiny @ abc", **more)
+
+    return add
+
+
+def outcome(example) -> str:
+    """The transcript that training would see, or the reason why there is none."""
+    gate = Gate(lambda text: [1], 80, 0.1, 30.0, 1e-3)
+    try:
+        return gate.admit(example).text
+    except Rejected as error:
+        return error.reason
+
+
+def test_every_verdict_is_an_example_or_counted_with_its_reason(log, say):
+    say("right", username="Åsa")
+    say("wrong", "hej på er")
+    say("wrong")
+    say("right", kept=False)
+    say("wrong", "=hej på er", kept=False)
+    examples = list(FeedbackSource(str(log)).examples())
+    assert [outcome(e) for e in examples] == ["hej på dig", "hej på er", "no_text", "missing", "missing"]
+    assert [e.text for e in examples] == ["hej på dig", "hej på er", "", "hej på dig", "=hej på er"]
+    assert {e.split for e in examples} == {"train"} and len({e.id for e in examples}) == 5
+    assert examples[0].speaker == "Åsa"
+    assert len({e.speaker for e in examples}) == 5 and all(e.speaker for e in examples)
+    assert examples[1].meta == {"flag": "wrong", "timestamp": "2026-03-01T12:00:00+00:00", "model": "tiny @ abc"}
+
+
+def test_examples_are_the_same_each_time_and_stay_when_the_log_grows(log, say):
+    say("right")
+    say("wrong", "hej på er")
+    source = FeedbackSource(str(log))
+    before, identity = list(source.examples()), source.identity()
+    assert list(FeedbackSource(str(log)).examples()) == before
+    assert FeedbackSource(str(log)).identity() == identity and identity["kind"] == "feedback"
+    say("right")
+    assert list(FeedbackSource(str(log)).examples())[:2] == before
+    assert FeedbackSource(str(log)).identity() != identity
+
+
+def test_identity_feels_the_recordings(log, say):
+    say("right")
+    before = FeedbackSource(str(log)).identity()
+    [recording] = (log.parent / "audio").glob("*.wav")
+    recording.write_bytes(recording.read_bytes()[:-2] + b"\1\1")
+    changed = FeedbackSource(str(log)).identity()
+    assert changed["files_sha256"] != before["files_sha256"] and changed["rows_sha256"] == before["rows_sha256"]
+    recording.unlink()
+    assert FeedbackSource(str(log)).identity() not in (before, changed)
+
+
+def test_only_training_rows(log, say):
+    say("right")
+    assert list(FeedbackSource(str(log)).examples(("validation", "test"))) == []
+    assert len(list(FeedbackSource(str(log)).examples(("train",)))) == 1
+    assert list(FeedbackSource(str(log)).outline()) == list(FeedbackSource(str(log)).examples())
+
+
+def test_no_cell_leads_out_of_the_folder_of_the_log(log, say, tmp_path, encoded, speech):
+    say("right", kept=False)
+    outside = tmp_path / "outside.wav"
+    outside.write_bytes(encoded(speech(16_000)))
+    (log.parent / "link.wav").symlink_to(outside)
+    (log.parent / "circle.wav").symlink_to("circle.wav")
+    for cell in (str(outside), "../outside.wav", "link.wav", "circle.wav", "a\0b", "x" * 300):
+        header, row = log.read_text("utf-8").splitlines()[:2]
+        log.write_text(f"{header}\n{cell}{row}\n", "utf-8")
+        [example] = FeedbackSource(str(log)).examples()
+        assert outcome(example) in ("missing", "unreadable"), cell
+        assert example.audio.parent == log.parent and example.audio.name != "link.wav"
+        assert FeedbackSource(str(log)).identity()
+        log.write_text(f"{header}\n{row}\n", "utf-8")
+
+
+def test_logs_that_cannot_be_used(log, say, tmp_path):
+    for path, told in ((log, "no file"), (tmp_path, "no file")):
+        with pytest.raises(LabError, match=told):
+            FeedbackSource(str(path)).examples()
+    say("right")
+    header = log.read_text("utf-8").splitlines()[0]
+    log.write_text(header + "\n", "utf-8")
+    with pytest.raises(LabError, match="no verdict yet"):
+        FeedbackSource(str(log)).identity()
+    log.write_text("a,b\n1,2\n", "utf-8")
+    with pytest.raises(LabError, match="columns"):
+        FeedbackSource(str(log)).examples()
+
+
+def test_a_recipe_opens_it(log, say):
+    say("right")
+    settings = recipes.load("tour", {"source.kind": "feedback", "source.path": str(log)}).source
+    assert [e.text for e in open_source(settings).examples()] == ["hej på dig"]

@@ -1,0 +1,329 @@
+"""The tour corpus: its sentences, its plan, its speech."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import time
+import unicodedata
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from pipelines.features.sources import SPLITS
+from pipelines.features.sources.synthetic import espeak, tour, tour_text
+from pipelines.features.sources.synthetic.tour import TourSource, plan
+from pipelines.features.sources.synthetic.tour_text import grammar_sentences, grammar_size, hand_sentences, normalise
+from pipelines.infra.errors import LabError
+
+ROOT = Path(__file__).resolve().parents[3]
+needs_espeak = pytest.mark.skipif(find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed")
+
+
+def by_split(attribute: str) -> dict[str, set[str]]:
+    return {split: {getattr(line, attribute) for line in plan() if line.split == split} for split in SPLITS}
+
+
+def assert_disjoint(groups: dict[str, set[str]]) -> None:
+    union = set().union(*groups.values())
+    assert sum(map(len, groups.values())) == len(union)
+
+
+def in_a_new_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# Sentences
+
+
+def test_hand_sentences_are_many_and_distinct():
+    texts = hand_sentences()
+    assert len(texts) >= 720
+    assert len({normalise(text) for text in texts}) == len(texts)
+
+
+@pytest.mark.parametrize(
+    "texts", [hand_sentences, lambda: grammar_sentences(grammar_size(), 3)], ids=["hand", "grammar"]
+)
+def test_every_sentence_is_one_we_can_score(texts):
+    for text in texts():
+        assert 2 <= len(text.split()) <= 10, text
+        assert not any(character.isdigit() for character in text), text
+        assert text[0].isupper() and text[-1] in ".?!" and "  " not in text, text
+        assert unicodedata.is_normalized("NFC", text), text
+
+
+def test_swedish_letters_are_common():
+    letters = Counter("".join(hand_sentences()).lower())
+    assert min(letters[letter] for letter in "åäö") > 200
+
+
+def test_grammar_is_large_distinct_and_disjoint_from_the_hand_list():
+    texts = [normalise(text) for text in grammar_sentences(grammar_size(), 7)]
+    assert len(texts) >= 3000
+    assert len(set(texts)) == len(texts)
+    assert set(texts).isdisjoint(map(normalise, hand_sentences()))
+
+
+def test_grammar_leaves_out_what_the_hand_list_already_says(monkeypatch):
+    taken = grammar_sentences(1, 7)[0]
+    size = grammar_size()
+    monkeypatch.setattr(tour_text, "hand_sentences", lambda: [taken.upper().replace(".", "!")])
+    tour_text._frames.cache_clear()
+    try:
+        assert taken not in grammar_sentences(grammar_size(), 7)
+        assert grammar_size() in range(size - 1, size + len(hand_sentences()))
+    finally:
+        monkeypatch.undo()
+        tour_text._frames.cache_clear()
+
+
+def test_grammar_takes_turns_between_frames():
+    frames = tour_text._frames()
+    drawn = set(grammar_sentences(len(frames), 7))
+    assert all(drawn & set(frame) for frame in frames)
+
+
+def test_grammar_depends_on_its_seed_alone():
+    assert grammar_sentences(50, 1) == grammar_sentences(80, 1)[:50]
+    assert grammar_sentences(50, 1) != grammar_sentences(50, 2)
+
+
+@pytest.mark.parametrize("count", [-1, 1_000_000])
+def test_grammar_refuses_a_count_it_cannot_make(count):
+    with pytest.raises(LabError, match=str(count)):
+        grammar_sentences(count, 7)
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(7, "sju"), (19, "nitton"), (20, "tjugo"), (48, "fyrtioåtta"), (120, "hundratjugo"), (342, "trehundrafyrtiotvå")],
+)
+def test_number_words(value, word):
+    assert tour_text.number_word(value) == word
+
+
+# Plan
+
+
+def test_plan_has_the_sizes_asked_for_and_unique_ids():
+    assert Counter(line.split for line in plan()) == {"train": 960, "validation": 120, "test": 160}
+    assert len({line.id for line in plan()}) == 1240
+    assert plan()[0].id == "tour-train-00001"
+
+
+def test_plan_never_repeats_a_sentence():
+    assert len({normalise(line.text) for line in plan()}) == 1240
+
+
+def test_splits_share_no_speaker_no_variant_and_no_sentence():
+    assert_disjoint(by_split("speaker"))
+    assert_disjoint(by_split("variant"))
+    assert_disjoint({split: set(map(normalise, texts)) for split, texts in by_split("text").items()})
+
+
+def test_held_out_splits_have_enough_speakers_of_both_genders():
+    assert len(by_split("speaker")["test"]) >= 12
+    assert len(by_split("variant")["test"]) >= 3
+    assert len(by_split("speaker")["validation"]) >= 8
+    assert all(genders == {"female", "male"} for genders in by_split("gender").values())
+
+
+def test_a_speaker_is_one_variant_and_varies_a_little():
+    speakers: dict[str, list[tour.Utterance]] = {}
+    for line in plan():
+        speakers.setdefault(line.speaker, []).append(line)
+    for name, lines in speakers.items():
+        assert {line.variant for line in lines} == {f"sv+{name.split('-')[0]}"}
+        rates, pitches = {line.rate_wpm for line in lines}, {line.pitch for line in lines}
+        assert 1 < len(rates) and max(rates) - min(rates) <= 2 * tour.RATE_JITTER_WPM
+        assert 1 < len(pitches) and max(pitches) - min(pitches) <= 2 * tour.PITCH_JITTER
+
+
+def test_splits_are_spoken_in_comparable_ranges():
+    for split in SPLITS:
+        lines = [line for line in plan() if line.split == split]
+        rates, pitches = [line.rate_wpm for line in lines], [line.pitch for line in lines]
+        assert 130 <= min(rates) < 150 and 170 < max(rates) <= 190
+        assert 35 <= min(pitches) < 45 and 57 < max(pitches) <= 67
+
+
+def test_held_out_splits_are_mostly_written_by_hand_and_train_keeps_its_share():
+    origins = Counter((line.split, line.origin) for line in plan())
+    assert origins["test", "hand"] == 112 and origins["validation", "hand"] == 84
+    assert origins["train", "hand"] >= 400 and origins["train", "grammar"] > 0
+    hand = {normalise(text) for text in hand_sentences()}
+    assert all((normalise(line.text) in hand) == (line.origin == "hand") for line in plan())
+
+
+def test_plan_is_the_same_in_a_new_process_and_another_for_another_seed():
+    code = (
+        "import hashlib; from pipelines.features.sources.synthetic.tour import plan; "
+        "print(hashlib.sha256(repr(plan()).encode()).hexdigest())"
+    )
+    assert in_a_new_process(code) == hashlib.sha256(repr(plan()).encode()).hexdigest()
+    assert [line.text for line in plan(seed=8)] != [line.text for line in plan()]
+
+
+def test_a_small_plan_works():
+    assert [line.id for line in plan(1, 1, 1)] == ["tour-train-00001", "tour-validation-00001", "tour-test-00001"]
+
+
+@pytest.mark.parametrize("sizes", [{"train": 0}, {"validation": -3}, {"test": 0}])
+def test_an_empty_split_is_refused(sizes):
+    with pytest.raises(LabError, match=f"at least 1 sentence in {next(iter(sizes))}"):
+        plan(**sizes)
+
+
+@pytest.mark.parametrize(("sizes", "message"), [({"test": 5000}, "ask for less"), ({"train": 100_000}, "asked for")])
+def test_more_sentences_than_exist_are_refused_in_one_line(sizes, message):
+    with pytest.raises(LabError, match=message) as caught:
+        plan(**sizes)
+    assert "\n" not in str(caught.value)
+
+
+def test_planning_needs_no_espeak(monkeypatch):
+    monkeypatch.setattr(espeak, "_loader", lambda: pytest.fail("planning loaded espeak-ng"))
+    tour._plan.cache_clear()
+    assert len(plan(20, 5, 5)) == 30
+
+
+def test_an_unknown_split_is_refused_before_anything_is_spoken():
+    with pytest.raises(LabError, match="dev"):
+        TourSource(4, 2, 2).examples(("train", "dev"))
+
+
+# Speech
+
+
+@needs_espeak
+def test_examples_carry_the_plan_and_a_readable_wav():
+    soundfile = pytest.importorskip("soundfile")
+    source = TourSource(train=8, validation=4, test=8)
+    examples = list(source.examples())
+    assert [example.id for example in examples] == [line.id for line in source.plan()]
+    for example, line in zip(examples, source.plan(), strict=True):
+        samples, rate_hz = soundfile.read(io.BytesIO(example.audio))
+        assert samples.ndim == 1 and rate_hz == espeak.SAMPLE_RATE_HZ
+        assert 0.4 <= len(samples) / rate_hz <= 8
+        assert 0.05 < abs(samples).max() <= 1
+        assert (example.text, example.split, example.speaker) == (line.text, line.split, line.speaker)
+        assert example.meta == {
+            "gender": line.gender,
+            "variant": line.variant,
+            "rate_wpm": str(line.rate_wpm),
+            "pitch": str(line.pitch),
+            "origin": line.origin,
+        }
+
+
+@needs_espeak
+def test_examples_speak_only_what_is_asked_for(monkeypatch):
+    spoken = []
+    monkeypatch.setattr(espeak, "synthesise", lambda text, *_: spoken.append(text) or b"")
+    source = TourSource(4, 3, 2)
+    assert next(source.examples(("test",))).split == "test"
+    assert len(spoken) == 1
+
+
+@needs_espeak
+def test_bytes_do_not_depend_on_what_was_spoken_before():
+    lines = plan(6, 4, 4)
+    first = [espeak.synthesise(line.text, line.variant, line.rate_wpm, line.pitch) for line in lines]
+    again = [espeak.synthesise(line.text, line.variant, line.rate_wpm, line.pitch) for line in reversed(lines)]
+    assert first == again[::-1]
+    assert len(set(first)) == len(first)
+
+
+@needs_espeak
+def test_bytes_are_the_same_in_a_new_process_and_at_another_time():
+    here = {variant: espeak.synthesise("Älgen åt äpplen.", variant, 150, 50) for variant in espeak.VARIANTS}
+    begun = int(time.time())
+    while int(time.time()) == begun:  # espeak-ng would seed its breath noise with the second of the day
+        time.sleep(0.02)
+    code = (
+        "import hashlib, json; from pipelines.features.sources import espeak; print(json.dumps({v: hashlib.sha256("
+        "espeak.synthesise('Älgen åt äpplen.', v, 150, 50)).hexdigest() for v in reversed(espeak.VARIANTS)}))"
+    )
+    there = json.loads(in_a_new_process(code))
+    assert there == {variant: hashlib.sha256(wav).hexdigest() for variant, wav in here.items()}
+
+
+@needs_espeak
+def test_bytes_are_the_same_where_the_library_cannot_be_unloaded(monkeypatch):
+    import espeakng_loader
+
+    wanted = espeak.synthesise("Det regnar på tvären.", "sv+f3", 160, 45)
+    children = []
+    ask_child = espeak._wav_from_child
+    monkeypatch.setattr(espeak, "_wav_from_child", lambda *asked: children.append(asked) or ask_child(*asked))
+    held = ctypes.CDLL(espeakng_loader.get_library_path())
+    held.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0x8000)
+    try:
+        assert espeak.synthesise("Det regnar på tvären.", "sv+f3", 160, 45) == wanted
+        assert len(children) == 1
+    finally:
+        held.espeak_Terminate()
+        espeak._unload(held)
+
+
+@needs_espeak
+def test_every_argument_changes_the_speech():
+    wavs = [
+        espeak.synthesise("Vi ses utanför porten.", variant, rate_wpm, pitch)
+        for variant, rate_wpm, pitch in [("sv+f1", 150, 50), ("sv+m1", 150, 50), ("sv+f1", 190, 50), ("sv+f1", 150, 60)]
+    ]
+    assert len(set(wavs)) == 4
+    assert len(wavs[2]) < 0.9 * len(wavs[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("Hej på dig.", "sv+f9", 150, 50), "sv\\+f9"),
+        (("Hej på dig.", "sv+f1", 5000, 50), "5000"),
+        (("Hej på dig.", "sv+f1", 150, 100), "100"),
+        ((" ", "sv+f1", 150, 50), "empty"),
+    ],
+)
+def test_arguments_espeak_would_accept_in_silence_are_refused(arguments, message):
+    with pytest.raises(LabError, match=message):
+        espeak.synthesise(*arguments)
+
+
+def test_a_missing_package_is_named_with_its_requirement(monkeypatch):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(LabError, match="espeakng-loader>=0.2.4"):
+        espeak.synthesise("Hej på dig.", "sv+f1", 150, 50)
+    with pytest.raises(LabError, match="espeakng-loader>=0.2.4"):
+        espeak.version()
+
+
+@needs_espeak
+def test_missing_data_is_an_error_not_another_voice(monkeypatch, tmp_path):
+    import espeakng_loader
+
+    # espeak-ng falls back to other places, this one first, and would speak with whatever data lies there.
+    monkeypatch.setenv("ESPEAK_DATA_PATH", espeakng_loader.get_data_path())
+    monkeypatch.setattr(espeakng_loader, "get_data_path", lambda: str(tmp_path / "absent"))
+    with pytest.raises(LabError, match="did not start with its data"):
+        espeak.synthesise("Hej på dig.", "sv+f1", 150, 50)
+
+
+@needs_espeak
+def test_identity_names_what_changes_the_corpus():
+    identity = TourSource(20, 5, 5).identity()
+    assert identity["kind"] == "tour" and identity["seed"] == "7" and identity["train"] == "20"
+    assert identity["espeak"] == espeak.version()
+    assert all(isinstance(value, str) for value in identity.values())
+    assert identity == TourSource(20, 5, 5).identity()
+    other_seed, other_size = TourSource(20, 5, 5, seed=8).identity(), TourSource(20, 5, 6).identity()
+    assert len({i["plan_sha256"] for i in (identity, other_seed, other_size)}) == 3

@@ -1,0 +1,551 @@
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import pickle
+import time
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.features import build as features_build
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.build import build, lenders
+from pipelines.features.cache import FeatureCache, StaleCache, is_finished, open_cache
+from pipelines.features.clips import Clip, Rejected
+from pipelines.features.curation import gate as curation_gate
+from pipelines.features.sources import Example
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+from pipelines.infra.parallel import process_pool
+from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
+
+IDENTITY = {
+    "source.kind": "toy",
+    "features.dtype": "float32",
+    "features.n_mels": 8,
+    "library.numpy": "2",
+    "format": "x",
+}
+SPLITS = ("train", "train", "validation", "test")
+
+
+def examples(n: int = 12) -> list[Example]:
+    """Numbers 3 and 7 cannot be used."""
+    return [
+        Example(str(i), SPLITS[i % 4], f"mening å {i}", b"", f"speaker {i % 3}", {"accent": "skånska"} if i % 2 else {})
+        for i in range(n)
+    ]
+
+
+def admit(example: Example) -> Clip:
+    """A clip that depends on nothing but the example's id."""
+    if example.id in ("3", "7"):
+        raise Rejected("silent", f'nothing to hear, in {example.id},\n"at all"')
+    rng = np.random.default_rng(zlib.crc32(example.id.encode()))
+    frames = rng.standard_normal((int(rng.integers(2, 40)), 8)).astype(np.float32)
+    return Clip(
+        example,
+        example.text.upper(),
+        [1, 2, int(example.id)],
+        LogMel(frames, float(frames.max() - 2)),
+        len(frames) / 100,
+    )
+
+
+def make(
+    folder: Path, admit=admit, rows=None, identity=IDENTITY, shard_clips: int = 4, log=lambda line: None, **more
+) -> FeatureCache:
+    return build(
+        folder, examples() if rows is None else rows, admit, identity, shard_clips=shard_clips, log=log, **more
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def admitting(ids: list[str], stop_at: str | None = None):
+    """`admit` that notes in `ids` what it is asked for, and is interrupted at `stop_at`."""
+
+    def noting(example: Example) -> Clip:
+        if example.id == stop_at:
+            raise KeyboardInterrupt
+        ids.append(example.id)
+        return admit(example)
+
+    return noting
+
+
+def test_a_round_trip(tmp_path):
+    told = []
+    make(tmp_path / "c", on_clips=told.append)
+    cache = open_cache(tmp_path / "c", IDENTITY)
+    kept = [e for e in examples() if e.id not in ("3", "7")]
+    assert cache.rows["id"].tolist() == [e.id for e in kept]
+    assert told == [4, 4, 4]
+    for row, example in enumerate(kept):
+        clip, found = admit(example), cache.log_mel(row)
+        assert np.array_equal(found.frames, clip.log_mel.frames)
+        assert found.pad_value == clip.log_mel.pad_value
+        assert cache.labels(row) == clip.labels
+        assert cache.rows.loc[row, ["split", "text", "speaker", "frames"]].tolist() == [
+            example.split,
+            clip.text,
+            example.speaker,
+            len(clip.log_mel.frames),
+        ]
+    assert cache.rows["accent"].fillna("").tolist() == [e.meta.get("accent", "") for e in kept]
+    assert cache.counts == {"train": 6, "validation": 3, "test": 1, "rejected": 2}
+    assert cache.split("test").tolist() == [cache.rows.index[cache.rows["id"] == "11"][0]]
+    assert not len(cache.split("dev"))
+    assert (cache.n_mels, cache.identity, cache.padded_bytes) == (8, IDENTITY, 10 * FULL_FRAMES * 8 * 4)
+
+
+def test_every_rejected_clip_is_a_row(tmp_path):
+    rejected = make(tmp_path / "c").rejected
+    assert rejected.to_dict("records") == [
+        {"id": i, "split": "test", "reason": "silent", "detail": f'nothing to hear, in {i},\n"at all"'}
+        for i in ("3", "7")
+    ]
+
+
+@pytest.mark.parametrize(("shard_clips", "shards"), [(1, 12), (5, 3), (6, 2), (100, 1)])
+def test_the_size_of_shards_changes_nothing_but_files(tmp_path, shard_clips, shards):
+    cache, whole = make(tmp_path / "c", shard_clips=shard_clips), make(tmp_path / "whole")
+    assert len(list(cache.folder.glob("shard-*.bin"))) == shards
+    assert cache.rows.drop(columns=["shard", "offset"]).equals(whole.rows.drop(columns=["shard", "offset"]))
+    assert all(np.array_equal(cache.log_mel(row).frames, whole.log_mel(row).frames) for row in range(10))
+
+
+def test_an_interrupted_build_goes_on_where_it_was(tmp_path):
+    ids, lines = [], []
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "c", admitting(ids, stop_at="9"))
+    assert ids == [str(i) for i in range(9)]
+    assert not is_finished(tmp_path / "c")
+    assert not (tmp_path / "c" / manifest.MANIFEST).exists()
+    with pytest.raises(LabError, match=r"unfinished.*again"):
+        open_cache(tmp_path / "c")
+    ids.clear()
+    make(tmp_path / "c", admitting(ids), log=lines.append)
+    assert ids == ["8", "9", "10", "11"]
+    assert "2 shard(s)" in lines[0]
+    make(tmp_path / "uninterrupted")
+    assert contents(tmp_path / "c") == contents(tmp_path / "uninterrupted")
+
+
+def build_until_number_6(folder: Path) -> None:
+    """Stands still at number 6: for a process that is to be killed there."""
+
+    def waiting(example: Example) -> Clip:
+        if example.id == "6":
+            (folder.parent / "here").touch()
+            time.sleep(60)
+        return admit(example)
+
+    make(folder, waiting)
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=build_until_number_6, args=(tmp_path / "c",))
+    process.start()
+    try:
+        while not ((tmp_path / "here").exists() and (tmp_path / "c" / "shard-00000.parquet").exists()):
+            assert process.is_alive()
+            time.sleep(0.01)
+        with pytest.raises(LabError, match="another process is building"):
+            make(tmp_path / "c")
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -9
+    with pytest.raises(LabError, match="unfinished"):
+        open_cache(tmp_path / "c")
+    ids = []
+    make(tmp_path / "c", admitting(ids))
+    assert ids == [str(i) for i in range(4, 12)]
+    make(tmp_path / "uninterrupted")
+    assert contents(tmp_path / "c") == contents(tmp_path / "uninterrupted")
+
+
+def test_a_second_builder_at_once_is_refused(tmp_path):
+    def nested(example: Example) -> Clip:
+        with pytest.raises(LabError, match="another process is building"):
+            make(tmp_path / "c")
+        return admit(example)
+
+    assert len(make(tmp_path / "c", nested).rows) == 10
+    assert len(make(tmp_path / "c").rows) == 10  # and the lock is given back
+
+
+@pytest.mark.parametrize("part", ["bin", "parquet"])
+def test_an_unfinished_shard_that_was_damaged_is_made_again(tmp_path, part):
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "c", admitting([], stop_at="9"))
+    path = tmp_path / "c" / f"shard-00001.{part}"
+    path.write_bytes(path.read_bytes()[:-1])
+    ids = []
+    make(tmp_path / "c", admitting(ids))
+    assert ids == [str(i) for i in range(4, 12)]
+
+
+def test_shards_of_other_examples_are_made_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "c", admitting([], stop_at="9"))
+    rows = examples()
+    rows[5] = Example("5", "train", "en annan mening", b"")
+    ids = []
+    make(tmp_path / "c", admitting(ids), rows)
+    assert ids == [str(i) for i in range(4, 12)]
+
+
+def test_an_unfinished_build_of_another_identity_is_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "c", admitting([], stop_at="9"))
+    ids = []
+    cache = make(tmp_path / "c", admitting(ids), rows=examples(3), identity=IDENTITY | {"source.kind": "other"})
+    assert ids == ["0", "1", "2"]
+    assert len(list(cache.folder.glob("shard-*"))) == 2
+
+
+def test_shards_left_over_from_smaller_shards_are_removed(tmp_path):
+    make(tmp_path / "c", shard_clips=1)
+    cache = make(tmp_path / "c", shard_clips=6)
+    assert len(list(cache.folder.glob("shard-*"))) == 4
+    assert len(cache.rows) == 10
+
+
+@pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00001.parquet", "rejected.csv", "build.json"])
+def test_a_damaged_byte_is_named(tmp_path, name):
+    folder = make(tmp_path / "c").folder
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(LabError, match=rf"{name} is damaged.*again"):
+        open_cache(folder)
+
+
+def test_a_missing_or_shortened_shard_is_named(tmp_path):
+    folder = make(tmp_path / "c").folder
+    data = (folder / "shard-00002.bin").read_bytes()
+    (folder / "shard-00002.bin").write_bytes(data[:-4])
+    assert not is_finished(folder)
+    with pytest.raises(LabError, match=r"shard-00002.bin has"):
+        open_cache(folder)
+    (folder / "shard-00002.bin").unlink()
+    with pytest.raises(LabError, match=r"shard-00002.bin is missing"):
+        open_cache(folder)
+
+
+def test_a_cache_that_is_not_there(tmp_path):
+    with pytest.raises(LabError, match="absent"):
+        open_cache(tmp_path / "nowhere")
+
+
+def test_a_whole_folder_that_is_no_cache_is_refused(tmp_path):
+    (tmp_path / "weights").write_bytes(b"1")
+    manifest.seal(tmp_path, kind="model")
+    with pytest.raises(LabError, match="not a feature cache"):
+        open_cache(tmp_path)
+
+
+def test_a_cache_of_another_format_is_one_line(tmp_path):
+    folder = make(tmp_path / "c").folder
+    (folder / "shard-00001.parquet").rename(folder / "shard-00001.json")
+    manifest.seal(folder, **{name: value for name, value in manifest.read(folder).items() if name != "files"})
+    with pytest.raises(LabError, match="Another version made it"):
+        open_cache(folder)
+
+
+def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
+    folder = make(tmp_path / "c").folder
+    with pytest.raises(StaleCache, match=r"source.kind: wanted folder, found toy") as error:
+        open_cache(folder, IDENTITY | {"source.kind": "folder", "library.numpy": "3"})
+    assert "library.numpy" not in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(StaleCache, match=r"features.extra: wanted 1, found nothing"):
+        open_cache(folder, IDENTITY | {"features.extra": 1})
+
+
+def test_another_library_version_is_only_noted(tmp_path):
+    lines = []
+    cache = open_cache(make(tmp_path / "c").folder, IDENTITY | {"library.numpy": "3"}, log=lines.append)
+    assert len(cache.rows) == 10
+    assert len(lines) == 1
+    assert "library.numpy: wanted 3, found 2" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["thesis.docx"],
+        ["manifest.json", "model.safetensors"],
+        ["manifest.json"],
+        [".bashrc"],
+        [".git/config"],
+        ["shard-notes.txt"],
+        ["rejected.docx"],
+        ["build.json", "thesis.docx"],
+        ["data/shard-00000.bin"],
+    ],
+    ids=" ".join,
+)
+def test_a_foreign_folder_is_left_as_it_is(tmp_path, names):
+    for name in names:
+        (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "c" / name).write_text("precious")
+    with pytest.raises(LabError, match="not a feature cache"):
+        make(tmp_path / "c")
+    assert all((tmp_path / "c" / name).read_text() == "precious" for name in names)
+
+
+def test_what_a_kill_while_writing_leaves_is_not_foreign(tmp_path):
+    (tmp_path / "c").mkdir()
+    for name in (
+        ".build.json.partial",
+        ".shard-00000.parquet.partial",
+        ".shard-00000.bin.123.partial",
+        ".manifest.json.partial",
+    ):
+        (tmp_path / "c" / name).write_text("{")
+    assert len(make(tmp_path / "c").rows) == 10
+    assert set(contents(tmp_path / "c")) == set(contents(make(tmp_path / "d").folder))
+
+
+def test_duplicate_ids_are_refused(tmp_path):
+    with pytest.raises(
+        LabError, match="two examples have the id '3'"
+    ):  # a rejected one counts, and one in another shard
+        make(tmp_path / "c", rows=[*examples(), Example("3", "train", "x", b"")])
+    assert not is_finished(tmp_path / "c")
+
+
+def test_no_usable_clip_is_refused(tmp_path):
+    with pytest.raises(LabError, match="all 1 were rejected, the first as silent"):
+        make(tmp_path / "c", rows=[examples()[3]])
+    with pytest.raises(LabError, match="no example"):
+        make(tmp_path / "d", rows=[])
+    assert not is_finished(tmp_path / "c")
+    assert not is_finished(tmp_path / "d")
+
+
+def test_a_shard_without_a_usable_clip_is_fine(tmp_path):
+    cache = make(tmp_path / "c", shard_clips=1)
+    assert (cache.folder / "shard-00003.bin").stat().st_size == 0
+    assert np.array_equal(cache.log_mel(9).frames, admit(examples()[11]).log_mel.frames)
+
+
+def test_float16_halves_the_frames(tmp_path):
+    whole, halved = make(tmp_path / "c"), make(tmp_path / "d", identity=IDENTITY | {"features.dtype": "float16"})
+    assert halved.log_mel(0).frames.dtype == np.float16
+    assert halved.log_mel(0).padded().dtype == np.float32
+    assert np.abs(halved.log_mel(5).frames - whole.log_mel(5).frames).max() < 2e-3
+    sizes = [sum(path.stat().st_size for path in cache.folder.glob("*.bin")) for cache in (whole, halved)]
+    assert sizes[0] == 2 * sizes[1]
+    assert whole.bytes - halved.bytes > 0
+
+
+def test_frames_are_a_read_only_view_of_the_file(tmp_path):
+    frames = make(tmp_path / "c").log_mel(4).frames
+    base = frames
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert isinstance(base, np.memmap)
+    assert not frames.flags.writeable
+    with pytest.raises(ValueError):
+        frames[0, 0] = 1
+
+
+def test_pickling_takes_no_frames_along(tmp_path):
+    cache = make(tmp_path / "c")
+    expected = cache.log_mel(6).frames.copy()
+    sent = pickle.dumps(cache)
+    assert b"memmap" not in sent
+    assert np.array_equal(pickle.loads(sent).log_mel(6).frames, expected)
+
+
+def test_meta_cannot_replace_a_column(tmp_path):
+    cache = make(tmp_path / "c", rows=[Example("0", "train", "x", b"", meta={"offset": "99", "accent": "a"})])
+    assert cache.rows.loc[0, ["offset", "accent"]].tolist() == [0, "a"]
+
+
+def test_a_finished_cache_is_not_made_again(tmp_path):
+    make(tmp_path / "c")
+    before, ids = contents(tmp_path / "c"), []
+    make(tmp_path / "c", admitting(ids))
+    assert ids == []
+    assert contents(tmp_path / "c") == before
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DyingOnce:
+    """`admit`, but the process that first comes to number 6 is killed."""
+
+    mark: Path
+
+    def __call__(self, example: Example) -> Clip:
+        if example.id == "6" and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), 9)
+        return admit(example)
+
+
+def test_worker_processes_write_the_same_bytes_and_one_that_dies_costs_its_shard_only(tmp_path):
+    lines, told = [], []
+    make(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, log=lines.append, on_clips=told.append)
+    make(tmp_path / "one")
+    assert contents(tmp_path / "c") == contents(tmp_path / "one")
+    assert lines == ["a worker process died (SIGKILL) over shard 1: another does it again"]
+    assert told == [4, 4, 4]
+
+
+def test_an_interrupted_build_with_workers_goes_on_where_it_was(tmp_path):
+    def cut_off():
+        yield from examples()[:8]
+        while len(list((tmp_path / "c").glob("shard-*.parquet"))) < 2:
+            time.sleep(0.01)
+        yield from examples()[8:10]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "c", rows=cut_off(), workers=2)
+    assert not is_finished(tmp_path / "c")
+    ids = []
+    make(tmp_path / "c", admitting(ids))
+    assert ids == ["8", "9", "10", "11"]
+    make(tmp_path / "one")
+    assert contents(tmp_path / "c") == contents(tmp_path / "one")
+
+
+def test_a_small_corpus_starts_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(process_pool, "cores", lambda: 8)
+    monkeypatch.setattr(process_pool.Pool, "ask", lambda *_: pytest.fail("was asked"))
+    assert len(make(tmp_path / "c", workers=0).rows) == 10
+
+
+def test_a_large_corpus_starts_them_when_it_has_shown_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(process_pool, "cores", lambda: 2)
+    monkeypatch.setattr(features_build, "LARGE_CLIPS", 8)
+    asked = []
+
+    def ask(pool, task, name):
+        asked.append(task.number)
+        return pickle.loads(pool._work)(task)
+
+    monkeypatch.setattr(process_pool.Pool, "ask", ask)
+    make(tmp_path / "c", workers=0)
+    assert asked == [2]
+
+
+def test_work_that_cannot_be_sent_is_one_line(tmp_path):
+    with pytest.raises(LabError, match="pickled"):
+        make(tmp_path / "c", admitting([]), workers=2)
+
+
+def test_large_audio_ends_a_shard_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(features_build, "_BLOCK_BYTES", 1_000)
+    loud = [replace(example, audio=bytes(600)) for example in examples()]
+    assert len(list(make(tmp_path / "c", rows=loud).folder.glob("*.bin"))) == 6
+
+
+# --- frames that earlier caches hold ----------------------------------------------------------------------------------
+
+
+def hearing(ids: list[str]):
+    """`admit` that notes in `ids` what it had to hear, and recalls what it can."""
+
+    def recalling(example: Example, recall=None) -> Clip:
+        key, clip = hashlib.sha256(example.id.encode()).digest()[:16], admit(example)
+        known = recall(key) if recall else None
+        if known is None:
+            ids.append(example.id)
+            return replace(clip, fingerprint=key)
+        return replace(clip, log_mel=known[0], duration_s=known[1], fingerprint=key, reused=True)
+
+    return recalling
+
+
+NEW = Example("99", "test", "ny mening", b"", "speaker 9")
+
+
+@pytest.mark.parametrize(
+    ("rows", "heard"),
+    [
+        ([*examples(), NEW], ["99"]),
+        ([NEW, *examples()], ["99"]),
+        ([*examples()[:5], NEW, *examples()[5:]], ["99"]),
+        (examples()[1:], []),
+        ([replace(example, text="rättad", split="train") for example in examples()], []),
+    ],
+    ids=["appended", "in front", "inserted", "removed", "corrected"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_path, rows, heard, dtype):
+    identity, ids, lines = IDENTITY | {"features.dtype": dtype}, [], []
+    make(tmp_path / "old", hearing([]), identity=identity)
+    changed = identity | {"source.kind": "one more"}
+    make(tmp_path / "new", hearing(ids), rows, changed, reuse=[tmp_path / "old"], log=lines.append)
+    assert ids == heard
+    used = len(rows) - len(heard) - 2
+    assert lines == [f"{used} of {len(rows)} clips were taken from an earlier cache, the others were decoded"]
+    make(tmp_path / "fresh", hearing([]), rows, changed)
+    assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("part", ["bin", "parquet"])
+def test_a_damaged_shard_lends_nothing(tmp_path, part):
+    make(tmp_path / "old", hearing([]))
+    path = tmp_path / "old" / f"shard-00001.{part}"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    ids = []
+    make(tmp_path / "new", hearing(ids), reuse=[tmp_path / "old"])
+    assert ids == ["4", "5", "6"]
+    make(tmp_path / "fresh", hearing([]))
+    assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
+
+
+def test_only_whole_caches_of_the_same_settings_lend(tmp_path):
+    old = make(tmp_path / "old").folder
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", admitting([], stop_at="9"))
+
+    def lending(**changes):
+        others = [old, tmp_path / "cut", tmp_path / "nowhere"]
+        return lenders(others, {**IDENTITY, **changes}, tmp_path / "new")
+
+    assert lending() == lending(**{"source.kind": "x", "language": "da", "features.vocabulary": "y"}) == [old]
+    assert lending(**{"settings.source.pool": "validated"}) == [old]  # chooses clips, and changes none
+    for name in ("features.dtype", "features.min_peak", "library.numpy", "code.cache", "curation.snr"):
+        assert lending(**{name: "other"}) == []
+    assert lenders([old], IDENTITY, old) == []
+    (old / "shard-00000.bin").unlink()
+    assert lending() == []
+
+
+def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, encoded, speech, monkeypatch):
+    def add(name: str, seed: int) -> None:
+        (tmp_path / "mine" / f"{name}.wav").write_bytes(encoded(speech(16_000, seed)))
+        (tmp_path / "mine" / f"{name}.txt").write_text(f"Mening {name}.")
+
+    (tmp_path / "mine").mkdir()
+    settings = toy_settings({"source.kind": "folder", "source.path": str(tmp_path / "mine")})
+    for seed, name in enumerate("abc"):
+        add(name, seed)
+    feature_pipeline.features(settings, runs=tmp_path / "runs", log=lambda line: None)
+    add("b2", 7)
+    lines, decoded, decode = [], [], curation_gate.Gate._hear
+    monkeypatch.setattr(curation_gate.Gate, "_hear", lambda gate, *told: decoded.append(1) or decode(gate, *told))
+    made = feature_pipeline.features(settings, runs=tmp_path / "runs", log=lines.append)
+    assert made.rows["id"].tolist() == ["a", "b", "b2", "c"]
+    assert len(decoded) == 1
+    assert any(line.startswith("3 of 4 clips were taken") for line in lines)

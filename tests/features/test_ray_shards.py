@@ -1,0 +1,174 @@
+"""A cache made by a Ray cluster of two nodes on this machine: the same files as without one, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.cli import options
+from pipelines.features import build as features_build
+from pipelines.features import cache as caches
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.cache import FeatureCache
+from pipelines.features.clips import Clip
+from pipelines.features.curation.gate import Gate
+from pipelines.features.sources import Example
+from pipelines.infra.errors import LabError
+from pipelines.infra.parallel import ray_cluster
+from pipelines.whisper.log_mel import LogMel
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture
+def address(ray_address):
+    """The cluster; what this file defines travels there by value."""
+    sys.modules["ray"].cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray_address
+    sys.modules["ray"].cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def recordings(tmp_path, encoded, speech) -> Path:
+    """A folder of 12 recordings, of which three cannot be used, each for another reason."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    lines = ["path,text,split"]
+    for i in range(12):
+        (folder / f"{i}.wav").write_bytes(encoded(speech(6_000 + 900 * i, seed=i)))
+        lines.append(f"{i}.wav,mening {i},{'train' if i < 8 else 'validation' if i < 10 else 'test'}")
+    (folder / "3.wav").write_bytes(b"")
+    (folder / "4.wav").write_bytes(b"no sound")
+    (folder / "9.wav").unlink()
+    (folder / "transcripts.csv").write_text("\n".join(lines))
+    return folder
+
+
+def files(cache: FeatureCache) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.folder.iterdir()}
+
+
+def gate_with(trouble: Callable[[Example], None]) -> type[Gate]:
+    """A class, for it travels by value: the lab's gate, and before every clip some `trouble`."""
+
+    class TroubledGate(Gate):
+        def admit(self, example: Example, recall=None) -> Clip:
+            trouble(example)
+            return Gate.admit(self, example, recall)
+
+    return TroubledGate
+
+
+def waiting_for(happens: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not happens() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def test_a_cluster_makes_the_same_cache_and_a_killed_worker_costs_its_shard_only(
+    address, recordings, toy_settings, tmp_path, monkeypatch
+):
+    features = {"features.shard_clips": 2, "features.workers": 1, "curation.leaks": "ignore"}
+    settings = toy_settings({"source.kind": "folder", "source.path": str(recordings), **features})
+    asked, killed, driver = tmp_path / "asked", tmp_path / "killed", os.getpid()
+
+    def stop(example: Example) -> None:
+        if example.id == "2":
+            raise KeyboardInterrupt
+
+    def kill_once(example: Example) -> None:
+        with open(asked, "a") as file:
+            file.write(f"{example.id} {os.getpid()}\n")
+        assert isinstance(example.audio, bytes) or os.getpid() == driver, "a path leads nowhere on another machine"
+        if example.id in ("2", "4"):  # neither node makes all the shards
+            waiting_for(lambda: len({pid for _, pid in lines_of(asked) if pid != str(driver)}) > 1)
+        if example.id == "7" and not killed.exists():
+            waiting_for(lambda: len(list(tmp_path.glob("there/features/*/shard-*.parquet"))) > 1)
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    here = feature_pipeline.features(settings, runs=tmp_path / "here", log=quiet)
+    monkeypatch.setattr(feature_pipeline, "Gate", gate_with(stop))
+    with pytest.raises(KeyboardInterrupt):
+        feature_pipeline.features(settings, runs=tmp_path / "there", log=quiet)
+    monkeypatch.setattr(feature_pipeline, "Gate", gate_with(kill_once))
+    told = []
+    there = feature_pipeline.features(settings, runs=tmp_path / "there", ray_address=address, log=told.append)
+    assert killed.exists()
+    times = Counter(name for name, _ in lines_of(asked))
+    assert times == {**{str(i): 1 for i in range(2, 12)}, "6": 2, "7": 2}
+    assert "5 shard(s) were made by 2 machine(s)" in told
+    assert set(there.rejected["reason"]) == {"empty", "unreadable", "missing"}
+    assert there.digest == here.digest
+    assert len(files(there)) == 6 * 2 + 3
+    assert files(there) == files(here)
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def admit(example: Example) -> Clip:
+    return Clip(example, example.text, [1, 2], LogMel(np.zeros((3, 8), np.float32), -1.0), 0.03)
+
+
+def admit_nobody(example: Example) -> Clip:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(folder: Path, admit: Callable[[Example], Clip] = admit, **more) -> FeatureCache:
+    identity = {"features.dtype": "float32", "features.n_mels": 8, **more.pop("identity", {})}
+    return features_build.build(folder, [Example("0", "train", "mening", b"sound")], admit, identity, log=quiet, **more)
+
+
+def test_a_shard_that_kills_whoever_makes_it_is_given_up(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "ATTEMPTS", 1)
+    with pytest.raises(LabError, match=r"1 workers .* died over one of the shards 0 to 0; .* what is done is kept"):
+        build(tmp_path / "c", admit_nobody, ray_address=address)
+
+
+def test_a_machine_with_other_packages_is_refused(address, tmp_path):
+    with pytest.raises(LabError, match=r"it has soxr .* made with 0\.0\. .*pip install -c constraints.txt") as error:
+        build(tmp_path / "c", identity={"library.soxr": "0.0"}, ray_address=address)
+    assert "\n" not in str(error.value)
+    assert not caches.is_finished(tmp_path / "c")
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def test_an_address_that_is_silent_is_one_line(tmp_path):
+    pytest.importorskip("ray.data")
+    there = f"127.0.0.1:{closed_port()}"
+    with pytest.raises(LabError, match=f"no Ray cluster answers at {there} .*: start one there with ray start --head"):
+        build(tmp_path / "c", ray_address=there)
+
+
+@pytest.mark.parametrize("wrong", ["head", "head:", "head:many", "ray://head:10001"])
+def test_an_address_that_is_none_is_one_line(tmp_path, wrong):
+    pytest.importorskip("ray.data")
+    with pytest.raises(LabError, match="address is host:port, auto or local, got .*: run this on one of the"):
+        build(tmp_path / "c", ray_address=wrong)
+
+
+def test_without_ray_the_command_says_how_to_get_it(monkeypatch, toy_recipe, toy_model, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    told = ["--recipe", str(toy_recipe), "--set", f"model.base={toy_model}", "--runs", str(tmp_path)]
+    with pytest.raises(LabError, match=r"not installed\. Run: pip install 'ray\[data\]"):
+        options.app(["features", *told, "--cluster", "auto"], standalone_mode=False)

@@ -1,0 +1,734 @@
+"""The HTTP API, asked over a socket: by OpenAI's own client, by schemathesis, and by those who mean no good."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import itertools
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import hypothesis
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import strategies
+
+from pipelines.inference import api as serving
+from pipelines.inference import subtitles as written
+from pipelines.inference.api import api
+from pipelines.inference.api import server as api_server
+from pipelines.inference.api.queue import Limits
+from pipelines.inference.transcriber import Transcriber, Transcript
+from pipelines.infra.errors import LabError
+from pipelines.whisper import export
+from pipelines.whisper import model as whisper_model
+
+openai = pytest.importorskip("openai")
+schemathesis = pytest.importorskip("schemathesis")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).resolve().parents[3]
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+TOKEN = "hemlig-å"
+SCORE = {"wer": 0.25, "ci95": [0.2, 0.3], "n": 160, "speakers": 12, "normalised": True, "read_from": "/srv/secret"}
+LIMITS = Limits(max_mb=4, max_duration_s=60, timeout_s=30, queue=8)
+
+
+@contextlib.contextmanager
+def running(transcriber, limits: Limits = LIMITS, token: str = ""):
+    """The address of a server in a thread of this process."""
+    listening = api_server.listen("127.0.0.1", 0)
+    server = api_server.server_of(api.make_app(transcriber, limits, token))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    url = api_server.address(listening)
+    thread.start()
+    try:
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def toy(toy_model):
+    facts = {"made": "2026-11-20T09:30:00+00:00", "test": SCORE, "base": "openai/whisper-tiny @ 7ebd0e69e781"}
+    ref = dataclasses.replace(whisper_model.resolve(str(toy_model)), context="clip", facts=facts)
+    return Transcriber(ref, engine="transformers", device="cpu", threads=1, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def url(toy):
+    with running(toy) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def wav(encoded, speech) -> bytes:
+    return encoded(speech(2 * 16_000))
+
+
+class Held:
+    """A transcriber that hears nothing until it is let go; it looks up every 10 ms, as between two segments."""
+
+    def __init__(self, like: Transcriber):
+        self.ref, self.language, self.loaded, self.times_words = like.ref, like.language, like.loaded, False
+        self.let_go, self.begun = threading.Event(), threading.Semaphore(0)
+        self.at_once = self.most_at_once = self.abandoned = 0
+
+    def transcribe(self, recording, max_duration_s, *, on_audio, on_segment, word_times):
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.begun.release()
+        try:
+            while not self.let_go.wait(0.01):
+                on_audio(0.0)
+        except BaseException:
+            self.abandoned += 1
+            raise
+        finally:
+            self.at_once -= 1
+        return Transcript("hej", 1.0, 0.1)
+
+
+def refusal(response: httpx.Response, status: int, **told) -> str:
+    """The one line of an error in OpenAI's shape, which tells nothing of this machine."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert told.items() <= error.items()
+    assert "\n" not in error["message"]
+    assert not re.search(r"Traceback|Error\b|\.py|(?<!\w)/(?!v1/models)\w", error["message"]), error["message"]
+    return error["message"]
+
+
+def until(condition, within_s: float = 20.0) -> None:
+    ends = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+# ---- OpenAI's own client
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_openais_client_gets_every_format(client, toy, wav):
+    heard = toy.transcribe(wav)
+    assert heard.text
+
+    def ask(**fields):
+        return client.audio.transcriptions.create(file=("a.wav", wav), model="whisper-1", **fields)
+
+    assert ask().text == ask(response_format="json", language="sv", prompt="Hej", temperature=0.2).text == heard.text
+    assert ask(response_format="text") == heard.text + "\n"
+    assert ask(response_format="srt") == written.srt(heard)
+    assert ask(response_format="vtt") == written.vtt(heard)
+    verbose = ask(response_format="verbose_json", timestamp_granularities=["segment"])
+    assert (verbose.text, verbose.language, verbose.duration) == (heard.text, "sv", 2.0)
+    (segment,), (told,) = verbose.segments, heard.segments
+    assert (segment.id, segment.start, segment.end, segment.text) == (0, told.start_s, told.end_s, told.text)
+    assert segment.avg_logprob == pytest.approx(told.logprob, abs=1e-4)
+    assert segment.confidence == pytest.approx(told.confidence, abs=1e-4)
+    assert segment.compression_ratio > 0 and segment.seek == 0 and segment.tokens == []
+    assert (segment.temperature, segment.no_speech_prob) == (told.temperature, pytest.approx(told.no_speech, abs=1e-4))
+    assert verbose.words is None
+
+
+class Timing:
+    """An engine that can tell when words begin: one each quarter of a second."""
+
+    can_align = True
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def word_starts(self, window, frames, text):
+        return [0.25 * n for n in range(len(text.split()))]
+
+
+def test_openais_client_gets_words_with_their_times_where_the_engine_tells_them(toy, wav):
+    timing = copy.copy(toy)
+    timing.loaded = Timing(toy.loaded)
+    with running(timing) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        asked = {"file": ("a.wav", wav), "model": "whisper-1", "timestamp_granularities": ["word", "segment"]}
+        told = client.audio.transcriptions.create(response_format="verbose_json", **asked)
+        assert [word.word for word in told.words] == told.text.split()
+        starts = [0.25 * n for n in range(len(told.words))]
+        assert [word.start for word in told.words] == starts
+        assert [word.end for word in told.words] == [*starts[1:], 2.0]
+        with pytest.raises(openai.BadRequestError, match="verbose_json alone") as caught:
+            client.audio.transcriptions.create(response_format="json", **asked)
+        assert caught.value.param == "timestamp_granularities[]"
+
+
+def test_openais_client_is_told_where_words_cannot_be_timed(client, wav):
+    asked = {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
+    with pytest.raises(openai.BadRequestError, match="cannot time words") as caught:
+        client.audio.transcriptions.create(file=("a.wav", wav), model="whisper-1", **asked)
+    assert caught.value.param == "timestamp_granularities[]"
+
+
+def test_openais_client_lists_the_model_and_may_use_its_name(client, wav):
+    (model,) = client.models.list().data
+    assert (model.id, model.object, model.created) == ("toy-whisper", "model", 1795167000)
+    assert client.audio.transcriptions.create(file=("a.wav", wav), model=model.id).text
+    assert client.models.retrieve(model.id) == client.models.retrieve("whisper-1") == model
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("openai/whisper-tiny")
+    assert caught.value.code == "model_not_found"
+
+
+def test_a_model_whose_name_has_a_slash_is_found_by_it(toy):
+    named = copy.copy(toy)
+    named.ref = dataclasses.replace(toy.ref, name="openai/whisper-tiny")
+    with running(named) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        (model,) = client.models.list().data
+        assert model.id == "openai/whisper-tiny"
+        assert client.models.retrieve(model.id) == model
+
+
+def test_openais_client_understands_a_refusal(client, wav):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.audio.transcriptions.create(file=("a.wav", wav), model="gpt-4o-transcribe")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "status"),
+    [
+        ({"language": "en"}, "language", 400),
+        ({"model": "other"}, "model", 404),
+        ({"stream": "true"}, "stream", 400),
+        ({"stream": "perhaps"}, "stream", 400),
+        ({"temperature": "3"}, "temperature", 400),
+        ({"temperature": "nan"}, "temperature", 400),
+        ({"response_format": "diarized_json"}, "response_format", 400),
+        ({"timestamp_granularities[]": "letter"}, "timestamp_granularities[]", 400),
+        ({"file": "no file"}, "file", 400),
+    ],
+)
+def test_a_wrong_field_is_named(url, wav, fields, param, status):
+    files = {} if "file" in fields else {"file": ("a.wav", wav)}
+    refusal(httpx.post(url + TRANSCRIPTIONS, data=fields, files=files), status, param=param)
+
+
+def test_what_clients_send_for_nothing_is_let_pass(url, wav):
+    fields = {"stream": "false", "language": "SV", "chunking_strategy": "auto", "include[]": "logprobs"}
+    assert httpx.post(url + TRANSCRIPTIONS, data=fields, files={"file": wav}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "invalid_audio"), (b"<html>" * 99, "invalid_audio"), (b"RIFF\xff\xff\xff\xffWAVEfmt ", "invalid_audio")],
+)
+@pytest.mark.parametrize("path", [TRANSCRIPTIONS, "/predict"])
+def test_what_is_not_audio_is_refused(url, path, content, code):
+    said = refusal(httpx.post(url + path, files={"file": ("a.wav", content)}), 400, code=code, param="file")
+    assert "libsndfile" not in said and "ffmpeg" not in said
+
+
+def test_no_number_is_no_sound(url, encoded):
+    sound = encoded(np.full(16_000, np.nan, np.float32), subtype="FLOAT")
+    assert "NaN" in refusal(httpx.post(url + "/predict", content=sound), 400, code="invalid_audio")
+
+
+def test_a_recording_that_can_be_read_only_in_part_is_refused_and_told_where(url, encoded, speech):
+    content = bytearray(encoded(speech(40 * 16_000), format="FLAC"))
+    at = int(0.9 * len(content))
+    content[at : at + 20_000] = bytes(20_000)
+    for path in (TRANSCRIPTIONS, "/predict"):
+        told = httpx.post(url + path, files={"file": ("a.flac", bytes(content))}, timeout=60)
+        said = refusal(told, 400, code="invalid_audio", param="file")
+        assert said == "the recording is damaged: it cannot be read after 30.0 s"
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "a\0.wav", "/dev/stdin", "å\n.wav", "%2e%2e%2f", "~"])
+def test_a_file_may_be_called_anything(url, wav, name):
+    assert httpx.post(url + TRANSCRIPTIONS, files={"file": (name, wav)}).json()["text"]
+
+
+def test_a_file_whose_name_has_no_end_is_refused(url, wav):
+    refusal(httpx.post(url + TRANSCRIPTIONS, files={"file": ("x" * 50_000, wav)}), 400)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"--x\r\nnonsense", "multipart/form-data; boundary=x"),
+        (b"--x--", "multipart/form-data"),
+        (b"{}", "application/json"),
+        (b"", "multipart/form-data; boundary=x"),
+    ],
+)
+def test_a_broken_form_is_refused(url, content, kind):
+    for path in (TRANSCRIPTIONS, "/predict") if kind.startswith("multipart") else (TRANSCRIPTIONS,):
+        refusal(httpx.post(url + path, content=content, headers={"Content-Type": kind}), 400)
+
+
+def test_addresses_that_are_not_there_answer_in_the_same_shape(url):
+    refusal(httpx.get(url + "/nowhere"), 404)
+    refused = httpx.get(url + TRANSCRIPTIONS)
+    refusal(refused, 405)
+    assert refused.headers["allow"] == "POST"
+    refusal(httpx.post(url + "/predict/"), 404)
+
+
+def test_a_fault_of_the_server_tells_nothing(toy, wav, capfd):
+    class Broken(Held):
+        def transcribe(self, *args, **kwargs):
+            raise RuntimeError(f"no such place: {ROOT}/secret.bin")
+
+    with running(Broken(toy)) as url:
+        refusal(httpx.post(url + "/predict", content=wav), 500)
+        assert httpx.get(url + "/health").json()["waiting"] == 0
+    assert "secret.bin" in capfd.readouterr().err  # for the operator
+
+
+# ---- sizes
+
+
+def half_megabytes(n: int, given: list[int]):
+    for _ in range(n):
+        given.append(500_000)
+        yield bytes(500_000)
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["body", "form"])
+def test_too_much_is_refused_while_it_comes_whatever_the_header_says(url, form):
+    """A chunked body has no length: what counts is what came."""
+    given: list[int] = []
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' if form else b""
+
+    def body():
+        yield head
+        yield from half_megabytes(400, given)
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x" if form else "audio/wav"}
+    try:
+        told = httpx.post(url + (TRANSCRIPTIONS if form else "/predict"), content=body(), headers=kind)
+    except httpx.WriteError:
+        pytest.skip("the connection was closed before the answer could be read")
+    assert "at most 4 MB" in refusal(told, 413, code="file_too_large")
+
+
+def test_a_length_that_is_too_large_is_refused_before_anything_is_sent(url):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 4000001\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_silence_without_end_in_a_few_kilobytes_is_too_long(url, encoded):
+    """As a header tells it, as it turns out, and as a header that tells a whole day has it."""
+    ogg, flac = io.BytesIO(), bytearray(encoded(np.zeros(70 * 8_000, np.float32), 8_000, "FLAC"))
+    with soundfile.SoundFile(ogg, "w", 8_000, 1, "VORBIS", format="OGG") as file:
+        for _ in range(600):  # the encoder does not bear them at once
+            file.write(np.zeros(8_000, np.float32))
+    assert ogg.tell() < 50_000
+    assert "600.0 s" in refusal(httpx.post(url + "/predict", content=ogg.getvalue()), 413, code="audio_too_long")
+    assert refusal(httpx.post(url + "/predict", content=bytes(flac)), 413, code="audio_too_long")
+    total = 86_400 * 8_000  # the last 36 bits of the stream's header, after the marker and 13 bytes
+    flac[21] = flac[21] & 0xF0 | total >> 32
+    flac[22:26] = (total & 0xFFFFFFFF).to_bytes(4, "big")
+    assert "86400.0 s" in refusal(httpx.post(url + "/predict", content=bytes(flac)), 413, code="audio_too_long")
+
+
+def test_nothing_is_left_in_the_temporary_folder(toy, wav, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    large = encoded(np.zeros(16_000 * 61, np.float32), subtype="FLOAT")  # goes to the disk, and is too long
+    seen: set[str] = set()
+    slow = Held(toy)
+    with running(slow, LIMITS) as url, ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.post, url + TRANSCRIPTIONS, files={"file": large}, timeout=60)
+        slow.begun.acquire()
+        seen.update(os.listdir(tmp_path))
+        slow.let_go.set()
+        assert asked.result().status_code == 200
+    with running(toy) as url:
+        for path in (TRANSCRIPTIONS, "/predict"):
+            refusal(httpx.post(url + path, files={"file": large}, timeout=60), 413)
+        refusal(httpx.post(url + "/predict", content=large + b"junk", timeout=60), 413)
+    assert seen | set(os.listdir(tmp_path)) == set()
+
+
+# ---- one at a time, a few in a queue, nobody for ever
+
+
+def test_one_is_decoded_a_few_wait_and_the_next_is_told_to_come_again(toy, wav):
+    slow = Held(toy)
+    with running(slow, dataclasses.replace(LIMITS, queue=2)) as url, ThreadPoolExecutor() as pool:
+        asked = [pool.submit(httpx.post, url + "/predict", content=wav, timeout=60) for _ in range(3)]
+        until(lambda: httpx.get(url + "/health").json()["waiting"] == 3)
+        busy = httpx.post(url + "/predict", content=wav)
+        assert "busy" in refusal(busy, 503, code="busy")
+        assert 1 <= int(busy.headers["retry-after"]) <= 60
+        assert httpx.get(url + "/v1/models").status_code == 200
+        slow.let_go.set()
+        assert [one.result().json()["text"] for one in asked] == ["hej"] * 3
+        assert httpx.get(url + "/health").json()["waiting"] == 0
+    assert (slow.most_at_once, slow.abandoned) == (1, 0)
+
+
+def test_openais_client_comes_again_when_the_server_was_busy(toy, wav):
+    slow = Held(toy)
+    with running(slow, dataclasses.replace(LIMITS, queue=0)) as url, ThreadPoolExecutor() as pool:
+        first = pool.submit(httpx.post, url + "/predict", content=wav, timeout=60)
+        slow.begun.acquire()
+        threading.Timer(0.3, slow.let_go.set).start()
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=5) as client:
+            assert client.audio.transcriptions.create(file=("a.wav", wav), model="whisper-1").text == "hej"
+        assert first.result().status_code == 200
+
+
+def test_after_the_time_out_the_answer_is_504_and_the_decoding_ends(toy, wav):
+    slow = Held(toy)
+    with running(slow, dataclasses.replace(LIMITS, timeout_s=2)) as url:
+        late = httpx.post(url + TRANSCRIPTIONS, files={"file": wav}, timeout=60)
+        assert "within 2 s" in refusal(late, 504, code="timeout")
+        assert late.headers["x-should-retry"] == "false"
+        until(lambda: slow.abandoned == 1)
+        slow.let_go.set()
+        assert httpx.post(url + "/predict", content=wav).json()["text"] == "hej"
+
+
+def test_who_waits_too_long_for_a_turn_is_told_so(toy, wav):
+    slow = Held(toy)
+    with running(slow, dataclasses.replace(LIMITS, timeout_s=0.5)) as url, ThreadPoolExecutor() as pool:
+        asked = [pool.submit(httpx.post, url + "/predict", content=wav, timeout=60) for _ in range(4)]
+        assert {one.result().status_code for one in asked} == {504}
+        until(lambda: slow.at_once == 0)
+        assert httpx.get(url + "/health").json()["waiting"] == 0
+    assert slow.most_at_once == 1 <= slow.abandoned
+
+
+def test_who_sends_too_slowly_gives_the_place_back(toy, wav):
+    with running(toy, dataclasses.replace(LIMITS, timeout_s=3, queue=0)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nslow")
+            until(lambda: httpx.get(url + "/health").json()["waiting"] == 1)
+            assert client.recv(4096).startswith(b"HTTP/1.1 504 ")
+        assert httpx.get(url + "/health").json()["waiting"] == 0
+
+
+def sent_slowly(url: str, drops: int, of_bytes: int, every_s: float) -> bytes:
+    """The head of the answer to a request whose body comes drop by drop."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {drops * of_bytes}\r\n\r\n"
+        client.sendall(head.encode())
+        for _ in range(drops):
+            client.sendall(bytes(of_bytes))
+            if select.select([client], [], [], every_s)[0]:  # the answer comes before the end
+                break
+        return client.recv(4096)
+
+
+def test_who_sends_drop_by_drop_holds_no_place(toy, wav):
+    """Long before the time of a request is up: else a few such senders would shut everybody out for as long."""
+    with running(toy, dataclasses.replace(LIMITS, sending_s=0.3, queue=0)) as url, ThreadPoolExecutor() as pool:
+        answer = pool.submit(sent_slowly, url, 100, 10, 0.05)
+        until(lambda: httpx.get(url + "/health").json()["waiting"] == 1)
+        head, _, body = answer.result().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ") and b"x-should-retry: false" in head.lower()
+        assert json.loads(body)["error"]["code"] == "timeout"
+        assert httpx.post(url + "/predict", content=wav).status_code == 200
+
+
+def test_who_sends_much_over_a_slow_line_is_waited_for(toy):
+    with running(toy, dataclasses.replace(LIMITS, sending_s=0.3)) as url:
+        assert sent_slowly(url, 20, 4_000, 0.05).startswith(b"HTTP/1.1 400 "), "zeros are no audio, but all came"
+
+
+def test_who_leaves_is_not_decoded_for(toy, wav):
+    slow = Held(toy)
+    with running(slow, dataclasses.replace(LIMITS, queue=0)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(wav) + wav)
+            slow.begun.acquire()
+        until(lambda: slow.abandoned == 1)
+        until(lambda: httpx.get(url + "/health").json()["waiting"] == 0)
+
+
+# ---- the token
+
+
+def test_with_a_token_nothing_but_health_and_the_description_answers_without_it(toy, wav):
+    with running(toy, token=TOKEN) as url:
+        for wrong in (
+            {},
+            {"Authorization": "Bearer other"},
+            {"Authorization": TOKEN.encode()},
+            {"Authorization": b"Basic " + TOKEN.encode()},
+            {"Authorization": "Bearer"},
+        ):
+            for path in (TRANSCRIPTIONS, "/predict", "/nowhere"):
+                told = httpx.post(url + path, content=wav, headers=wrong)
+                refusal(told, 401, code="invalid_api_key")
+                assert told.headers["www-authenticate"] == "Bearer"
+                assert "hemlig" not in told.text
+            refusal(httpx.get(url + "/v1/models", headers=wrong), 401)
+        for path in ("/health", "/openapi.json", "/docs"):
+            assert httpx.get(url + path).status_code == 200
+        right = {"Authorization": b"Bearer " + TOKEN.encode()}
+        assert httpx.post(url + "/predict", content=wav, headers=right).json()["duration_s"] == 2.0
+        schema = httpx.get(url + "/openapi.json").json()
+        guarded = {path for path, methods in schema["paths"].items() for told in methods.values() if "security" in told}
+        assert guarded == {TRANSCRIPTIONS, "/predict", "/v1/models", "/v1/models/{model}"}
+
+
+def test_who_has_no_token_is_refused_before_the_body_is_read(toy):
+    with running(toy, token=TOKEN) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
+# ---- what is told of the model, and of the API
+
+
+def test_predict_takes_a_body_or_a_form(url, toy, wav):
+    heard = toy.transcribe(wav)
+    of_body = httpx.post(url + "/predict", content=wav, headers={"Content-Type": "audio/wav"}).json()
+    of_form = httpx.post(url + "/predict", files={"file": ("a.wav", wav)}).json()
+    assert of_body.pop("elapsed_s") > 0 and of_form.pop("elapsed_s") > 0
+    assert of_body == of_form == {
+        "text": heard.text, "confidence": round(heard.confidence, 4), "duration_s": 2.0
+    }  # fmt: skip
+    refusal(httpx.post(url + "/predict", files={"other": wav}), 400, param="file")
+    refusal(httpx.post(url + "/predict", data={"file": "words"}, files={"a": b""}), 400, param="file")
+
+
+def test_health_tells_the_model_its_scores_and_no_path(url, toy):
+    told = httpx.get(url + "/health").json()
+    assert told["status"] == "ok"
+    assert told["model"] == {
+        "name": "toy-whisper",
+        "revision": toy.ref.revision,
+        "base": "openai/whisper-tiny @ 7ebd0e69e781",
+        "engine": "transformers cpu float32",
+        "language": "sv",
+        "made": "2026-11-20T09:30:00+00:00",
+    }
+    assert told["scores"] == {name: value for name, value in SCORE.items() if name != "read_from"}
+    assert (told["waiting"], told["places"]) == (0, 9)
+    assert str(toy.ref.folder.parent) not in json.dumps(told)
+
+
+def test_the_page_about_the_api_fetches_nothing(url):
+    page = httpx.get(url + "/docs")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert not re.search(r"<script|<link|<img|src=|https?://", page.text)
+    for said in (TRANSCRIPTIONS, "/predict", "/health", "response_format", "timestamp_granularities[]", "413"):
+        assert said in page.text
+    assert httpx.get(url + "/redoc").status_code == 404
+
+
+@pytest.fixture(scope="module")
+def schema(url):
+    accepted = [200, 400, 401, 404, 408, 413, 503]  # no schema can say of a binary string that it is to be speech
+    checks = {"positive_data_acceptance": {"expected-statuses": [str(status) for status in accepted]}}
+    config = schemathesis.Config.from_dict({"checks": checks})
+    return schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+
+
+OF_ANSWERS = [
+    "not_a_server_error",
+    *(f"{what}_conformance" for what in ("status_code", "content_type", "response_schema")),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        *itertools.product(["POST"], [TRANSCRIPTIONS, "/predict"], ["positive", "negative"]),
+        *itertools.product(["GET"], ["/v1/models", "/v1/models/{model}", "/health"], ["positive"]),
+    ],
+)
+def test_the_api_is_as_its_schema_says(schema, wav, method, path, mode):
+    """Statuses, types and shapes of all answers: to what fits the schema, to what does not, and to speech."""
+    cases = schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
+    for_answers = schemathesis.checks.CHECKS.get_by_names(OF_ANSWERS)
+    quiet = list(hypothesis.HealthCheck)
+
+    @hypothesis.settings(max_examples=12, deadline=None, database=None, suppress_health_check=quiet)
+    @hypothesis.seed(7)
+    @hypothesis.given(case=cases, speech=strategies.booleans())
+    def hold(case, speech):
+        if speech and mode == "positive" and method == "POST":
+            # the schema knows strings of bytes, not speech
+            case.body = {**case.body, "file": wav} if isinstance(case.body, dict) else wav
+            case.call_and_validate(timeout=60, checks=for_answers)
+        else:
+            case.call_and_validate(timeout=60)
+
+    hold()
+
+
+def test_every_address_is_in_the_schema_and_the_other_way_round(schema):
+    told = {(result.ok().method.upper(), result.ok().path) for result in schema.get_all_operations()}
+    facts = {"/v1/models", "/v1/models/{model}", "/health"}
+    assert told == {("POST", TRANSCRIPTIONS), ("POST", "/predict"), *itertools.product(["GET"], facts)}
+    assert not re.search("422|ValidationError", json.dumps(schema.raw_schema)), "errors are 400, in OpenAI's shape"
+
+
+# ---- the command
+
+
+BLOCKED = """
+import importlib.machinery, importlib.metadata, re, runpy, sys
+
+def closure(names):
+    known, todo = set(), [*names]
+    while todo:
+        name = re.sub(r"[-_.]+", "-", re.match(r"[\\w.-]+", todo.pop())[0]).lower()
+        try:
+            wanted = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if name not in known:
+            known.add(name)
+            todo += [one for one in wanted if "extra ==" not in one]
+    return known
+
+allowed = closure(sys.argv[1].split(",")) | {"silero-vad"}  # without what it asks for
+owners = importlib.metadata.packages_distributions()
+norm = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+
+class Allowed(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if path is None and name in owners and not {norm(one) for one in owners[name]} & allowed:
+            return None
+        return super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Allowed
+sys.argv = ["pipelines", *sys.argv[2:]]
+runpy.run_module("pipelines", run_name="__main__", alter_sys=True)
+"""
+"""Runs a command as if only some requirements, and what they require, were installed."""
+
+
+def requirements(path: Path) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in path.read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
+    pytest.importorskip("ctranslate2")
+    served = export.convert(
+        whisper_model.resolve(str(toy_model)), "ctranslate2-int8", to=tmp_path / "served", log=lambda line: None
+    )
+    names = ",".join(
+        re.match(r"[\w.-]+", line)[0] for line in requirements(ROOT / "pipelines/inference/api/requirements.txt")
+    )
+    options = ["serve", "--model", str(served), "--port", "0", "--max-duration-s", "60", "--json"]
+    environment = {**os.environ, "LAB_API_TOKEN": TOKEN, "TMPDIR": str(tmp_path), "LAB_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", BLOCKED, names, *options]
+    with (tmp_path / "err").open("w+") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            line = process.stdout.readline()
+            assert line, (tmp_path / "err").read_text()
+            told = json.loads(line)
+            assert told.keys() == {"url", "model", "engine", "token"} and told["token"] is True
+            assert told["engine"].startswith("ctranslate2")
+            headers = {"Authorization": b"Bearer " + TOKEN.encode()}
+            heard = httpx.post(told["url"] + "/predict", content=wav, headers=headers, timeout=60)
+            assert heard.json()["duration_s"] == 2.0, heard.text
+            process.send_signal(signal.SIGTERM)
+            rest, _ = process.communicate(timeout=30)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        said = line + rest + errors.read()
+    assert "hemlig" not in said and "Traceback" not in said
+    assert {path.name for path in tmp_path.iterdir()} <= {"err", "cache", "served"}
+
+
+def test_without_torch_a_model_that_is_no_export_is_refused_in_one_line(toy_model, tmp_path):
+    names = ",".join(requirements(ROOT / "pipelines/inference/api/requirements.txt"))
+    command = [sys.executable, "-c", BLOCKED, names, "serve", "--model", str(toy_model), "--port", "0"]
+    environment = {**os.environ, "LAB_CACHE": str(tmp_path)}
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 1
+    assert "making an export" in told.stderr and "needs the package torch" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_port_that_is_taken_is_one_line():
+    with api_server.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LabError, match=f"cannot listen on 127.0.0.1 port {port}: .*Give another --host or --port"):
+            api_server.listen("127.0.0.1", port)
+    with pytest.raises(LabError, match="cannot listen on nowhere.invalid"):
+        api_server.listen("nowhere.invalid", 80)
+
+
+def test_addresses():
+    with api_server.listen("0.0.0.0", 0) as everywhere:
+        assert api_server.address(everywhere) == f"http://127.0.0.1:{everywhere.getsockname()[1]}"
+    if socket.has_ipv6:
+        with contextlib.suppress(LabError), api_server.listen("::1", 0) as six:
+            assert api_server.address(six) == f"http://[::1]:{six.getsockname()[1]}"
+
+
+def test_a_dry_run_serves_nothing_and_does_not_tell_the_token(monkeypatch, capsys, toy_model):
+    from pipelines import __main__ as cli
+
+    monkeypatch.setenv("LAB_API_TOKEN", TOKEN)
+    monkeypatch.setattr(serving, "listen", lambda *args: pytest.fail("listened"))
+    monkeypatch.setattr(sys, "argv", ["pipelines", "serve", "--model", str(toy_model), "--dry-run"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    told = capsys.readouterr()
+    assert not done.value.code
+    assert told.out.splitlines()[-1] == "nothing was done" and "with a token" in told.out
+    assert "hemlig" not in told.out + told.err
+
+
+def test_every_limit_of_the_command_line_is_the_servers(toy_model, monkeypatch):
+    from pipelines import __main__ as cli
+    from pipelines.inference import api as serving
+
+    seen = []
+    monkeypatch.setattr(serving, "make_app", lambda transcriber, limits, token: seen.append(limits))
+    monkeypatch.setattr(serving, "serve", lambda app, listening: listening.close())
+    told = {"--max-mb": "3", "--max-duration-s": "44", "--timeout-s": "55", "--queue": "66"}
+    options = [word for pair in told.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", ["pipelines", "serve", "--model", str(toy_model), "--port", "0", *options])
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    assert seen == [Limits(max_mb=3.0, max_duration_s=44.0, timeout_s=55.0, queue=66)]

@@ -1,0 +1,489 @@
+"""Many recordings to text: rows that are done stay done, a table is whole or absent, and one bad file ends nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipelines import __main__ as cli
+from pipelines.inference.batch import job as batch_job
+from pipelines.inference.batch import journal
+from pipelines.inference.batch import run as batch_run
+from pipelines.inference.transcriber import Damaged, Segment, Transcript, Word
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+from pipelines.speech import audio, scoring
+from pipelines.whisper.model import ModelRef
+
+ROOT = Path(__file__).parents[3]
+
+
+class Ear:
+    """Hears the number of tenths of a second that a recording has, as `ljud 12`; stops after `most` of them."""
+
+    def __init__(self, revision: str = "r1", most: int = 1000):
+        self.ref = ModelRef("ear", Path(), "folder", revision)
+        self.loaded, self.language = SimpleNamespace(name="stub cpu"), "sv"
+        self.most, self.heard = most, 0
+
+    def transcribe(self, recording, on_audio=lambda seconds: None):
+        sound = audio.decode(recording)
+        if self.heard == self.most:
+            raise KeyboardInterrupt
+        self.heard += 1
+        on_audio(sound.duration_s)
+        words = ("ljud", str(round(10 * sound.duration_s)))
+        said = Segment(0.0, sound.duration_s, " ".join(words), tuple(Word(word, 0.75) for word in words))
+        return Transcript(said.text, sound.duration_s, 0.01, (said,))
+
+
+@pytest.fixture
+def talks(tmp_path, encoded):
+    """A table of six rows: row 3 names a file that is no audio, row 5 none, row 6 has no reference."""
+    folder = tmp_path / "talks"
+    (folder / "clips").mkdir(parents=True)
+    for n in (1, 2, 4, 6):
+        (folder / f"clips/{n}.wav").write_bytes(encoded(np.full(1600 * n, 0.1, dtype=np.float32)))
+    (folder / "clips/3.wav").write_bytes(b"this is no sound" * 20)
+    said = ["Ljud 1.", "ljud nio", "x", "helt fel här", "y", ""]
+    who = ["a", "a", "b", "b", "c", "c"]
+    files = [f"clips/{n}.wav" if n != 5 else "" for n in range(1, 7)]
+    lines = ["path,sentence,client_id", *map(",".join, zip(files, said, who))]
+    (folder / "talks.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder / "talks.csv"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(path: Path, ear: Ear | None = None, again=False, retry=False, log=lambda line: None, **options):
+    job = batch_job.plan([path], **options)
+    return job, batch_run.run(job, ear or Ear(), again=again, retry=retry, log=log)[0]
+
+
+def test_a_table_comes_back_with_transcripts_errors_and_wer(talks):
+    job, summary = run(talks)
+    assert job.out == talks.parent / "talks.transcribed.csv"
+    told = rows(job.out)
+    assert list(told[0]) == ["path", "sentence", "client_id", "transcript", "confidence", "audio_s", "error", "wer"]
+    assert [row["transcript"] for row in told] == ["ljud 1", "ljud 2", "", "ljud 4", "", "ljud 6"]
+    assert [row["wer"] for row in told] == ["0.0", "0.5", "", "1.0", "", ""]
+    assert [row["audio_s"] for row in told] == ["0.1", "0.2", "", "0.4", "", "0.6"]
+    assert [bool(row["error"]) for row in told] == [False, False, True, False, True, False]
+    assert told[0]["confidence"] == "0.75"
+    assert told[2]["error"].startswith("unreadable: ")
+    assert told[4]["error"] == "missing: the row names no file"
+    assert (summary.rows, summary.errors, summary.audio_s) == (6, 2, 1.3)
+    expected = scoring.score(["Ljud 1.", "ljud nio", "helt fel här"], ["ljud 1", "ljud 2", "ljud 4"], ["a", "a", "b"])
+    assert summary.score == json.loads(json.dumps(expected.as_dict()))
+    assert summary.score["speakers"] == 2
+    assert str(expected) in batch_run.in_words(job, summary, [])
+
+
+def test_without_a_reference_there_is_no_wer(talks):
+    talks.write_text("audio\nclips/1.wav\n")
+    job, summary = run(talks)
+    assert rows(job.out) == [
+        {"audio": "clips/1.wav", "transcript": "ljud 1", "confidence": "0.75", "audio_s": "0.1", "error": ""}
+    ]
+    assert summary.score is None
+
+
+def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(talks, Ear(most=2))
+    job = batch_job.plan([talks])
+    assert not job.out.exists()
+    assert batch_run.outline(job)["rows_done"] == 3
+    with open(job.partial, "ab") as file:
+        file.write(b'{"transcript": "ljud')  # as a crash leaves it
+    said, ear = [], Ear()
+    _, summary = run(talks, ear, log=said.append)
+    assert said == ["going on after 3 of 6 rows"]
+    assert ear.heard == 2, "what was done is not done again"
+    assert not job.partial.exists()
+    other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
+    assert other.out.read_bytes() == job.out.read_bytes()
+    assert summary == at_once
+    left = {path.name for path in talks.parent.iterdir()}
+    of_table = {f"talks.transcribed.csv{ending}" for ending in ("", ".json", ".earlier")}
+    assert left == {"clips", "talks.csv"} | of_table, "two rows have an error: the others are kept for a retry"
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[]\n", b'{"other": 1}\n', b"\n"])
+def test_lines_that_are_not_whole_are_not_taken_for_rows(talks, damage):
+    with pytest.raises(KeyboardInterrupt):
+        run(talks, Ear(most=1))
+    job = batch_job.plan([talks])
+    with open(job.partial, "ab") as file:
+        file.write(damage + b'{"transcript": "not mine", "confidence": 1, "audio_s": 1, "error": null}\n')
+    run(talks)
+    assert [row["transcript"] for row in rows(job.out)] == ["ljud 1", "ljud 2", "", "ljud 4", "", "ljud 6"]
+
+
+def test_a_journal_without_its_first_line_is_begun_anew(talks):
+    job = batch_job.plan([talks])
+    job.partial.write_bytes(b'{"made_of": {"tab')
+    run(talks)
+    assert len(rows(job.out)) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda talks: talks.write_text(talks.read_text("utf-8") + "clips/1.wav,hej,d\n", "utf-8"), "table"),
+        ({"ear": Ear("r2")}, "model"),
+        ({"formats": ["srt"]}, "format"),
+        ({"reference_column": "path"}, "reference column"),
+    ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_table_or_model_is_refused_and_begun_anew_when_asked(talks, change, named, finished):
+    if finished:
+        run(talks)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(talks, Ear(most=1))
+    options = change if isinstance(change, dict) else change(talks) and {}
+    options = options or {}
+    with pytest.raises(LabError, match=f"was begun with another {named}: call it as before.*--again") as caught:
+        run(talks, **options)
+    assert "\n" not in str(caught.value)
+    job, summary = run(talks, again=True, **options)
+    assert (summary.rows, job.out.is_file()) == (len(rows(talks)), True)
+
+
+def test_a_finished_table_is_not_made_again_and_one_of_others_is_kept(talks):
+    job, first = run(talks)
+    ear, said = Ear(), []
+    assert run(talks, ear, log=said.append)[1] == first
+    assert (ear.heard, said) == (0, [f"{job.out} is there already, made of the same table by the same model"])
+    job.out.write_text("my own words")
+    with pytest.raises(LabError, match="exists and was not made by this command, or was changed since"):
+        run(talks)
+    assert job.out.read_text() == "my own words"
+    run(talks, again=True)
+    assert len(rows(job.out)) == 6
+
+
+def test_a_table_that_changes_under_way_makes_no_mixture(talks):
+    class Meddler(Ear):
+        def transcribe(self, recording, **told):
+            talks.write_text(talks.read_text("utf-8").replace("nio", "tio"), "utf-8")
+            return super().transcribe(recording, **told)
+
+    with pytest.raises(LabError, match="the table was changed while"):
+        run(talks, Meddler())
+    assert not batch_job.plan([talks]).out.exists()
+
+
+class Picky(Ear):
+    """Cannot hear what `deaf_to` names, as where a drive is not mounted."""
+
+    def __init__(self, *deaf_to: str, **told):
+        super().__init__(**told)
+        self.deaf_to, self.asked = deaf_to, []
+
+    def transcribe(self, recording, **told):
+        self.asked.append(recording.name)
+        if recording.name in self.deaf_to:
+            raise audio.AudioError("missing", f"there is no file {recording.name}")
+        return super().transcribe(recording, **told)
+
+
+def test_rows_with_an_error_are_done_once_more_and_the_others_kept(talks, tmp_path):
+    job, first = run(talks, Picky("2.wav", "4.wav"))
+    assert first.errors == 4
+    assert "--retry-errors" in batch_run.in_words(job, first, []) and "--again" not in batch_run.in_words(
+        job, first, []
+    )
+    said, ear = [], Picky()
+    assert run(talks, ear, log=said.append)[1] == first and not ear.asked, "nobody asked for a retry"
+    _, second = run(talks, ear, retry=True, log=said.append)
+    assert ear.asked == ["2.wav", "3.wav", "4.wav"]
+    assert said[-1] == "keeping the good ones of 6 rows"
+    other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
+    assert other.out.read_bytes() == job.out.read_bytes()
+    assert second == at_once
+
+
+def test_a_retry_that_mends_all_leaves_nothing_behind(talks):
+    talks.write_text("audio\nclips/1.wav\nclips/2.wav\n")
+    run(talks, Picky("2.wav"))
+    assert (talks.parent / "talks.transcribed.csv.earlier").exists()
+    _, summary = run(talks, retry=True)
+    assert summary.errors == 0
+    left = {path.name for path in talks.parent.iterdir()}
+    assert left == {"clips", "talks.csv", "talks.transcribed.csv", "talks.transcribed.csv.json"}
+    ear = Picky()
+    assert run(talks, ear, retry=True)[1] == summary and not ear.asked, "there is nothing to do once more"
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_retry_that_is_cut_off_goes_on(talks, tmp_path, retry):
+    """The first sitting is cut off in row 4, its retry after row 2; what was heard is heard once."""
+    with pytest.raises(KeyboardInterrupt):
+        run(talks, Picky("2.wav", most=1))
+    first = Picky(most=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(talks, first, retry=True)
+    assert first.asked == ["2.wav", "3.wav", "4.wav"], "row 1 was kept, row 4 is where this one ends"
+    last = Picky()
+    job, summary = run(talks, last, retry=retry)
+    assert last.asked == ["4.wav", "6.wav"]
+    other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
+    assert (other.out.read_bytes(), at_once) == (job.out.read_bytes(), summary)
+
+
+def test_a_retry_is_of_the_same_table_and_model(talks):
+    job, _ = run(talks)
+    with pytest.raises(LabError, match="was begun with another model"):
+        run(talks, Ear("r2"), retry=True)
+    with pytest.raises(LabError, match="give one of them"):
+        run(talks, again=True, retry=True)
+    job.earlier.unlink()
+    with pytest.raises(LabError, match="is gone: begin anew with --again"):
+        run(talks, retry=True)
+    _, summary = run(talks, again=True)
+    assert summary.rows == 6
+    job.out.write_text("my own words")
+    with pytest.raises(LabError, match="was changed since"):
+        run(talks, retry=True)
+    with pytest.raises(LabError, match="is for tables"):
+        batch_run.run(batch_job.plan([talks.parent / "clips" / "1.wav"]), Ear(), retry=True)
+
+
+def test_again_keeps_nothing_of_the_call_before(talks):
+    run(talks, Picky("2.wav"))
+    ear = Picky()
+    run(talks, ear, again=True)
+    assert ear.asked == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
+
+
+def test_a_damaged_recording_is_a_row_with_what_was_heard_of_it_and_why_no_more(talks):
+    class Partly(Ear):
+        def transcribe(self, recording, **told):
+            heard = super().transcribe(recording, **told)
+            if recording.name == "4.wav":
+                raise Damaged(audio.AudioError("damaged", "it cannot be read after 0.4 s"), heard)
+            return heard
+
+    job, summary = run(talks, Partly(), formats=["txt"])
+    row = rows(job.out)[3]
+    assert (row["transcript"], row["audio_s"]) == ("ljud 4", "0.4")
+    assert row["error"] == "damaged: it cannot be read after 0.4 s"
+    assert row["wer"] == "", "its reference holds what could not be read, too"
+    assert (talks.parent / "clips/4.txt").read_text() == "ljud 4\n"
+    assert (summary.errors, summary.score["n"]) == (3, 2)
+    files = batch_job.plan([talks.parent / "clips/4.wav"])
+    told = batch_run.run(files, Partly())
+    (said,) = batch_run.as_dict(files, *told)["transcripts"]
+    assert (said["text"], said["error"]) == ("ljud 4", row["error"])
+    assert batch_run.in_words(files, *told).endswith("4.wav: ljud 4; damaged: it cannot be read after 0.4 s")
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_odd_cells_are_rows_with_an_error(talks, kind):
+    clip = str(talks.parent / "clips/1.wav")
+    if kind == "text":
+        cells = ["~no-such-user/a.wav", "a" * 5_000, "\x00.wav", clip]
+        talks.write_text("audio\n" + "\n".join(cells) + "\n")
+        (talks.parent / "clips/~a.wav").write_bytes((talks.parent / "clips/1.wav").read_bytes())
+        _, (heard,) = batch_run.run(batch_job.plan([talks.parent / "clips/~a.wav"]), Ear())
+        assert heard.transcript == "ljud 1"
+        run(talks.parent / "clips")  # it is one of these, too
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        talks = talks.with_suffix(".parquet")
+        parquet.write_table(pyarrow.table({"file": [5, 0, None]}), talks)
+    job = batch_job.plan([talks])
+    summary, _ = batch_run.run(job, Ear(), log=lambda line: None)
+    assert (summary.rows, summary.errors) == ((4, 3) if kind == "text" else (3, 3))
+    if kind == "parquet":
+        told = parquet.read_table(job.out)["error"].to_pylist()
+        assert told[:2] == [f"unreadable: the row holds {n} instead of a path or sound" for n in (5, 0)]
+        assert told[2] == "missing: the row names no file"
+
+
+def test_an_end_between_the_table_and_its_notes_is_mended_by_the_next_call(talks, monkeypatch):
+    def full(*told):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(manifest, "write_json", full)
+        with pytest.raises(OSError):
+            run(talks)
+    job = batch_job.plan([talks])
+    assert job.out.exists() and job.partial.exists()
+    ear = Ear()
+    assert run(talks, ear)[1].rows == 6
+    assert (ear.heard, job.partial.exists(), job.summary.exists()) == (0, False, True)
+
+
+def test_two_at_once_are_refused(talks):
+    job = batch_job.plan([talks])
+    with journal._alone(job.out), pytest.raises(LabError, match="another process is writing"):
+        run(talks)
+
+
+# ---- files and folders
+
+
+def test_a_folder_is_a_table_beside_it(talks, tmp_path):
+    job, summary = run(talks.parent)
+    assert job.out == tmp_path / "talks.transcribed.csv"
+    assert [row["audio"] for row in rows(job.out)] == [f"talks/clips/{n}.wav" for n in (1, 2, 3, 4, 6)]
+    assert summary.errors == 1
+    named = batch_job.plan([talks.parent], str(tmp_path / "x" / "out.tsv"))
+    batch_run.run(named, Ear(), log=lambda line: None)
+    assert named.out.read_text("utf-8").splitlines()[1].startswith("../talks/clips/1.wav\tljud 1\t")
+
+
+def test_files_write_nothing_unless_asked(talks, tmp_path):
+    clip = talks.parent / "clips" / "1.wav"
+    job = batch_job.plan([clip])
+    summary, (result,) = batch_run.run(job, Ear())
+    assert (result.name, result.transcript, summary.rows) == (str(clip), "ljud 1", 1)
+    assert sorted(path.name for path in clip.parent.iterdir()) == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
+    named = batch_job.plan([clip, clip], str(tmp_path / "out"))
+    assert named.out == tmp_path / "out" / "transcribed.csv"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "complaint"),
+    [
+        (["talks.csv", "clips/1.wav"], {}, "a table is transcribed alone"),
+        (["talks.csv"], {"out": "TALKS"}, "is the table itself, which is never replaced"),
+        (["talks.csv"], {"out": "x.parquet"}, "--out must end in .csv here"),
+        (["clips"], {"out": "x.parquet"}, "--out must end in .csv or .tsv here"),
+        (["clips/1.wav"], {"formats": ["doc"]}, "--format takes txt, srt, vtt, json, got 'doc'"),
+        (["none.csv"], {}, "there is no table"),
+        (["clips/1.wav"], {"out": "talk.srt"}, "--out takes a table (.csv, .tsv, .parquet) or a folder, got talk.srt"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(talks, inputs, options, complaint):
+    options = {name: str(talks) if value == "TALKS" else value for name, value in options.items()}
+    with pytest.raises(LabError) as caught:
+        batch_job.plan([talks.parent / name for name in inputs], **options)
+    assert complaint in str(caught.value)
+
+
+# ---- subtitle files
+
+
+def test_subtitles_lie_beside_each_recording_and_replace_nothing(talks):
+    clips = talks.parent / "clips"
+    (clips / "1.txt").write_text("a transcript by hand")
+    with pytest.raises(LabError, match=r"1.txt exists already: name a folder with --out"):
+        run(talks, formats=["srt", "txt"])
+    assert (clips / "1.txt").read_text() == "a transcript by hand"
+    run(talks, formats=["srt", "json"])
+    assert (clips / "1.srt").read_text("utf-8") == "1\n00:00:00,000 --> 00:00:00,100\nljud 1\n\n"
+    assert json.loads((clips / "6.json").read_text("utf-8"))["text"] == "ljud 6"
+    assert not (clips / "3.srt").exists()
+
+
+def test_subtitles_in_a_folder_of_their_own_keep_apart(talks, tmp_path, encoded):
+    content = (talks.parent / "clips" / "1.wav").read_bytes()
+    for name in ("1.wav", "1.flac"):
+        (talks.parent / name).write_bytes(content)
+    (tmp_path / "far.wav").write_bytes(content)
+    names = ["clips/1.wav", "1.wav", "1.flac", "../far.wav", "1.wav"]
+    talks.write_text("audio\n" + "\n".join(names) + "\n")
+    job, _ = run(talks, out=str(tmp_path / "subs"), formats=["vtt"])
+    assert job.out == tmp_path / "subs" / "talks.transcribed.csv"
+    found = sorted(path.relative_to(tmp_path / "subs").as_posix() for path in (tmp_path / "subs").rglob("*.vtt"))
+    assert found == ["1.flac.vtt", "1.vtt", "clips/1.vtt", "far.vtt"]
+
+
+# ---- the command, and a real death
+
+
+def transcribe(capfd, *arguments: object) -> tuple[int, str, str]:
+    code, argv = 0, sys.argv
+    sys.argv = ["pipelines", "transcribe", *map(str, arguments)]
+    capfd.readouterr()
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = argv
+    return code, *capfd.readouterr()
+
+
+def test_a_dry_run_counts_and_writes_nothing(talks, capfd):
+    before = sorted(talks.parent.rglob("*"))
+    code, out, _ = transcribe(capfd, talks, "--dry-run", "--model", "no/where", "--format", "srt")
+    assert code == 0
+    assert out.splitlines() == [
+        "model no/where",
+        "would transcribe 6 recordings (audio: path, reference: sentence, speaker: client_id)",
+        f"would write {talks.parent / 'talks.transcribed.csv'}",
+        "would write srt: beside each recording",
+        "nothing was done",
+    ]
+    assert sorted(talks.parent.rglob("*")) == before
+
+
+def test_a_killed_process_loses_no_row_that_was_done(talks, tmp_path):
+    talks.write_text("audio,text\n" + "".join(f"clips/{(1, 2, 4, 6)[n % 4]}.wav,hej {n}\n" for n in range(200)))
+    job = batch_job.plan([talks])
+    code = f"""
+import sys, time
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+from pipelines import transcripts
+from test_run import Ear
+class Slow(Ear):
+    def transcribe(self, *told, **more):
+        time.sleep(0.02)
+        return super().transcribe(*told, **more)
+transcripts.run(transcripts.plan([Path({str(talks)!r})]), Slow())
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        while batch_run.outline(job)["rows_done"] < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    done = batch_run.outline(job)["rows_done"]
+    assert 3 <= done < 200
+    assert not job.out.exists()
+    ear = Ear()
+    run(talks, ear)
+    assert ear.heard == 200 - done
+    other, _ = run(talks, out=str(tmp_path / "at-once.csv"))
+    assert other.out.read_bytes() == job.out.read_bytes()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_table_by_command_with_a_real_model(talks, toy_model, encoded, speech, capfd):
+    (talks.parent / "spoken.wav").write_bytes(encoded(speech(6_000)))
+    talks.write_text("audio,text\nspoken.wav,hej\nclips/3.wav,hej\n")
+    out = talks.parent / "x" / "heard.csv"
+    code, said, _ = transcribe(
+        capfd, talks, "--model", toy_model, "--engine", "transformers", "--json", "--out", out, "--format", "srt"
+    )
+    told = json.loads(said)
+    assert (code, told["rows"], told["errors"], told["table"]) == (1, 2, 1, str(out))
+    assert told["engine"].startswith("transformers cpu")
+    first, second = rows(out)
+    assert (first["audio_s"], first["error"], second["transcript"]) == ("0.375", "", "")
+    assert float(first["wer"]) == told["score"]["wer"]
+    assert (talks.parent / "spoken.srt").exists()

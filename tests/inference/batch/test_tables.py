@@ -1,0 +1,177 @@
+"""Tables of recordings: what is read as what, and that nothing of a table is lost on the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.inference.batch import tables
+from pipelines.inference.batch.tables import Listing, open_table, recordings
+from pipelines.infra.errors import LabError
+
+ADDED = [
+    {"transcript": 'Hej, "du"', "confidence": 0.9, "error": None},
+    {"transcript": "", "confidence": None, "error": "missing: there is no file b.wav"},
+]
+NAMES = ("transcript", "confidence", "error")
+
+
+def written(path: Path, content: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(content.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "out"),
+    [
+        (
+            "a.csv",
+            'path,sentence\na.wav,"Hej, ""du"""\n\nb.wav,  Två\n',
+            'path,sentence,transcript,confidence,error\na.wav,"Hej, ""du""","Hej, ""du""",0.9,\n'
+            "b.wav,  Två,,,missing: there is no file b.wav\n",
+        ),
+        (
+            "a.csv",
+            'path;sentence\r\na.wav;"Hej; du"\r\nb.wav;Två\r\n',
+            'path;sentence;transcript;confidence;error\na.wav;"Hej; du";"Hej, ""du""";0.9;\n'
+            "b.wav;Två;;;missing: there is no file b.wav\n",
+        ),
+        (
+            "a.tsv",
+            'path\tsentence\na.wav\t"Hej"\nb.wav\tTvå\n',
+            'path\tsentence\ttranscript\tconfidence\terror\na.wav\t"Hej"\tHej, "du"\t0.9\t\n'
+            "b.wav\tTvå\t\t\tmissing: there is no file b.wav\n",
+        ),
+    ],
+    ids=["commas", "semicolons", "tabs"],
+)
+def test_text_tables_keep_their_cells_and_get_more(tmp_path, name, content, out):
+    table = open_table(written(tmp_path / name, "\ufeff" + content))
+    assert [(row.name, row.reference.strip('"')[:3]) for row in recordings(table)] == [
+        ("a.wav", "Hej"),
+        ("b.wav", "Två"),
+    ]
+    table.write(tmp_path / f"out{table.path.suffix}", NAMES, iter(ADDED))
+    assert (tmp_path / f"out{table.path.suffix}").read_bytes().decode() == out
+    again = open_table(tmp_path / f"out{table.path.suffix}")
+    assert [row["transcript"] for row in again.rows(["transcript"])] == ['Hej, "du"', ""]
+
+
+def test_parquet_keeps_types_and_sound_and_gets_more(tmp_path):
+    sound = pa.array([{"bytes": b"RIFF", "path": "x/1.wav"}, {"bytes": None, "path": "2.wav"}])
+    table = pa.table({"Audio": sound, "n": pa.array([1, None], pa.int8()), "text": ["Hej", None]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": "{}"}), tmp_path / "a.parquet")
+    opened = open_table(tmp_path / "a.parquet")
+    first, second = recordings(opened)
+    assert (first.audio, first.name, first.reference) == (b"RIFF", "x/1.wav", "Hej")
+    assert (second.audio, second.reference) == (tmp_path / "2.wav", "")
+    opened.write(tmp_path / "out.parquet", NAMES, iter(ADDED))
+    made = pq.read_table(tmp_path / "out.parquet")
+    assert made.select(table.column_names).cast(table.schema).equals(table)
+    assert made.schema.metadata[b"huggingface"] == b"{}"
+    assert made.select(NAMES).to_pylist() == ADDED
+
+
+def test_a_long_parquet_is_read_and_written_in_pieces(tmp_path):
+    n = 3 * tables._BATCH_ROWS + 5
+    pq.write_table(pa.table({"file": [f"{i}.wav" for i in range(n)]}), tmp_path / "a.parquet")
+    opened = open_table(tmp_path / "a.parquet")
+    assert [row.name for row in recordings(opened)] == [f"{i}.wav" for i in range(n)]
+    opened.write(tmp_path / "out.parquet", ("transcript",), ({"transcript": str(i)} for i in range(n)))
+    assert pq.read_table(tmp_path / "out.parquet")["transcript"].to_pylist() == [str(i) for i in range(n)]
+
+
+def test_columns_are_found_by_usual_names_or_by_those_given(tmp_path):
+    table = open_table(written(tmp_path / "a.csv", "file_name,Path,client_id,sentence,what\na,b,c,d,e\n"))
+    found = recordings(table)
+    assert (found.audio, found.reference, found.speaker) == ("Path", "sentence", "client_id")
+    found = recordings(table, audio="file_name", reference="what", speaker="sentence")
+    (row,) = found
+    assert (row.name, row.reference, row.speaker) == ("a", "e", "d")
+    assert row.audio == tmp_path / "a", "paths are seen from the table"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "complaint"),
+    [
+        ("a,b\n1,2\n", {}, "no column of audio: expected one of audio, path, file, file_name, got a, b. Name it with"),
+        ("audio,b\n1,2\n", {"reference": "c"}, "--reference-column: no column 'c', the table has audio, b"),
+        ("audio,transcript\n1,2\n", {}, "has a column transcript already"),
+        ("audio,b\n1,2,3\n", {}, "line 2: a row must have the header's 2 cells, got 3"),
+        ("audio,audio\n1,2\n", {}, "names a column twice"),
+        ("", {}, "is empty"),
+        ('audio,b\n"1,2\n', {}, "is no CSV"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path, content, options, complaint):
+    table = open_table(written(tmp_path / "a.csv", content))
+    with pytest.raises(LabError) as caught:
+        list(recordings(table, **options, added=("transcript",)))
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_letters_and_absent_files_are_one_line(tmp_path):
+    with pytest.raises(LabError, match="is not UTF-8"):
+        list(recordings(open_table(written(tmp_path / "a.csv", "audio\nå.wav\n", "latin-1"))))
+    with pytest.raises(LabError, match="there is no table"):
+        open_table(tmp_path / "b.csv")
+    (tmp_path / "c.parquet").write_bytes(b"PAR0")
+    with pytest.raises(LabError, match="cannot be read as Parquet"):
+        recordings(open_table(tmp_path / "c.parquet"))
+
+
+def test_sound_in_a_parquet_file_is_read_for_hearing_alone_and_written_in_large_groups(tmp_path, monkeypatch):
+    n = 1_000
+    sound = [{"bytes": bytes([row % 250]) * 1_000, "path": f"{row}.wav"} for row in range(n)]
+    pq.write_table(pa.table({"audio": sound, "text": [f"rad {row}" for row in range(n)]}), tmp_path / "a.parquet")
+    found = recordings(open_table(tmp_path / "a.parquet"))
+    read, rows = [], found.table.rows
+    monkeypatch.setattr(found.table, "rows", lambda columns: read.append(list(columns)) or rows(columns))
+    assert found.count() == n and read == []
+    assert [row.reference for row in found.without_audio()] == [f"rad {row}" for row in range(n)]
+    assert read == [["text"]]
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 300_000)
+    found.table.write(tmp_path / "out.parquet", NAMES, [ADDED[0]] * n)
+    made = pq.ParquetFile(tmp_path / "out.parquet")
+    sizes = [made.metadata.row_group(number).num_rows for number in range(made.num_row_groups)]
+    assert sum(sizes) == n and 3 <= len(sizes) <= 5
+    assert made.read(["audio"])["audio"].to_pylist() == sound
+
+
+def test_a_parquet_file_that_is_one_large_group_is_not_held_whole(tmp_path):
+    """As others write them: its sound is read while it is heard."""
+    rng, n = np.random.default_rng(0), 6_000
+    sound = pa.array([rng.bytes(16_000) for _ in range(n)])
+    pq.write_table(pa.table({"audio": sound}), tmp_path / "a.parquet", use_dictionary=False)
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 1
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in open_table(tmp_path / "a.parquet").rows(["audio"])]
+    assert len(held) == n and max(held) < n * 16_000 / 2
+
+
+@pytest.mark.parametrize("columns", ["audio", "audio,text"])
+def test_rows_are_counted_and_read_without_audio(tmp_path, columns):
+    table = recordings(open_table(written(tmp_path / "a.csv", f"{columns}\n" + f"{columns}\n" * 3)))
+    assert table.count() == len(list(table.without_audio())) == 3
+
+
+def test_files_are_a_table_whose_paths_are_seen_from_it(tmp_path):
+    for name in ("t/b.wav", "t/x/a.MP3", "t/.hidden.wav", "t/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    files = tables.audio_in(tmp_path / "t")
+    listing = Listing(files, tmp_path)
+    assert [row.name for row in recordings(listing)] == ["t/b.wav", "t/x/a.MP3"]
+    assert [row.audio for row in recordings(listing)] == files
+    before = listing.digest()
+    listing.write(tmp_path / "out.csv", ("transcript",), [{"transcript": "ett"}, {"transcript": None}])
+    assert (tmp_path / "out.csv").read_text("utf-8") == "audio,transcript\nt/b.wav,ett\nt/x/a.MP3,\n"
+    files[0].write_bytes(b"longer")
+    assert listing.digest() != before
+    with pytest.raises(LabError, match="no audio in"):
+        tables.audio_in(tmp_path / "t" / "none")

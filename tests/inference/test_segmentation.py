@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipelines.inference import segmentation
+from pipelines.inference.segmentation import CHUNK_SAMPLES, Everything, windows
+
+SECOND = 16_000
+
+
+class Scripted:
+    """Speech where the samples are not zero; it sees each chunk by itself."""
+
+    def reset(self):
+        pass
+
+    def probabilities(self, samples):
+        return (np.abs(samples.reshape(-1, CHUNK_SAMPLES)).max(axis=1) > 0).astype(np.float32)
+
+
+def spoken(n_samples: int, *spans: tuple[float, float], seed: int = 0) -> np.ndarray:
+    """Noise in the spans (seconds), zeros elsewhere."""
+    samples = np.zeros(n_samples, dtype=np.float32)
+    for start_s, end_s in spans:
+        piece = slice(int(start_s * SECOND), int(end_s * SECOND))
+        samples[piece] = np.random.default_rng(seed).standard_normal(len(samples[piece])) * 0.1
+    return samples
+
+
+def cut(samples: np.ndarray, step: int = 30 * SECOND, **settings):
+    settings = {"longest_s": 30.0} | settings
+    blocks = [samples[at : at + step] for at in range(0, len(samples), step)]
+    return list(windows(blocks, Scripted(), **settings))
+
+
+def test_each_stretch_of_speech_is_a_window_with_a_little_silence_around():
+    found = cut(spoken(20 * SECOND, (2.0, 4.0), (7.0, 9.5), (15.0, 15.5)))
+    starts, ends = [window.start_s for window in found], [window.end_s for window in found]
+    assert starts == pytest.approx([1.8, 6.8, 14.8], abs=0.04)
+    assert ends == pytest.approx([4.2, 9.7, 15.7], abs=0.04)
+
+
+def test_a_short_pause_does_not_end_a_stretch_and_a_click_is_no_speech():
+    found = cut(spoken(12 * SECOND, (2.0, 4.0), (4.2, 6.0), (9.0, 9.05)))
+    assert len(found) == 1
+    assert (found[0].start_s, found[0].end_s) == pytest.approx((1.8, 6.2), abs=0.04)
+
+
+def test_the_silence_between_two_close_stretches_is_in_one_of_them_alone():
+    first, second = cut(spoken(6 * SECOND, (1.0, 2.0), (2.35, 3.5)))
+    assert first.end_s > 2.1
+    assert second.start_s == first.end_s
+
+
+def test_stretches_are_joined_as_far_as_they_fit():
+    speech = spoken(60 * SECOND, (1, 5), (6, 10), (11, 15), (16, 20), (40, 44))
+    found = cut(speech, joined_s=10.0)
+    assert [(round(w.start_s), round(w.end_s)) for w in found] == [(1, 10), (11, 20), (40, 44)]
+
+
+def test_what_waits_for_others_to_join_it_is_given_out_when_none_can_come():
+    speech = spoken(300 * SECOND, (1, 5))
+    blocks = (speech[at : at + SECOND] for at in range(0, len(speech), SECOND))
+    found, seen = None, 0
+    cutter = segmentation.Cutter(Scripted(), 30.0, 30.0)
+    for block in blocks:
+        seen += 1
+        for window in cutter.take(block):
+            found = (seen, window)
+        assert len(cutter.held) <= 35 * SECOND, "memory grows with the silence"
+    assert found
+    assert found[0] < 35
+
+
+def test_a_stretch_longer_than_a_window_is_cut_at_its_quietest_moment():
+    samples = spoken(25 * SECOND, (0, 25))
+    samples[int(8.6 * SECOND) : int(8.8 * SECOND)] *= 0.01
+    first, *others = cut(samples, longest_s=10.0)
+    assert 8.6 < first.end_s < 8.8
+    assert others[0].start_s == first.end_s
+
+
+def test_silence_has_no_windows_and_nor_has_nothing():
+    assert cut(np.zeros(40 * SECOND, dtype=np.float32)) == []
+    assert cut(np.zeros(0, dtype=np.float32)) == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(0, 40 * SECOND),
+    spans=st.lists(st.tuples(st.floats(0, 40), st.floats(0.05, 15)), max_size=8),
+    step=st.sampled_from([CHUNK_SAMPLES // 2, 4_000, 16_001, 30 * SECOND]),
+    longest_s=st.sampled_from([4.0, 7.5, 30.0]),
+    joined=st.booleans(),
+)
+@example(n=1, spans=[], step=4_000, longest_s=4.0, joined=False)
+@example(n=16 * SECOND, spans=[(0.0, 15.0), (15.0, 1.0)], step=4_000, longest_s=4.0, joined=True)
+def test_no_sample_of_speech_is_lost_or_doubled_whatever_the_blocks(n, spans, step, longest_s, joined):
+    samples = spoken(n, *[(start, start + length) for start, length in spans])
+    settings = {"longest_s": longest_s, "joined_s": longest_s if joined else 0.0}
+    found = cut(samples, step, **settings)
+    ends = 0.0
+    kept = np.zeros(n, dtype=bool)
+    for window in found:
+        begin = round(window.start_s * SECOND)
+        assert window.start_s >= ends - 1e-9
+        assert 0 < len(window.samples) <= longest_s * SECOND
+        assert np.array_equal(window.samples, samples[begin : begin + len(window.samples)])
+        kept[begin : begin + len(window.samples)] = True
+        ends = window.end_s
+    lost = np.abs(samples) > 0
+    lost &= ~kept
+    # only clicks, shorter than a tenth of a second, may be left out
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], lost.astype(np.int8), [0]])))
+    runs = [(b - a) / SECOND for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    assert all(run <= 0.1 + CHUNK_SAMPLES / SECOND for run in runs)
+    assert [w.start_s for w in cut(samples, **settings)] == [w.start_s for w in found], "the blocks' length shows"
+
+
+def test_without_a_detector_all_is_speech():
+    samples = spoken(70 * SECOND, (0, 70))
+    found = list(windows([samples], Everything(), longest_s=30.0))
+    assert np.array_equal(np.concatenate([window.samples for window in found]), samples)
+    assert all(20 < len(window.samples) / SECOND <= 30 for window in found[:-1])
+
+
+# ---- the packaged detector
+
+
+@pytest.fixture(scope="module")
+def voice():
+    """Eight seconds of a synthetic voice, and its sentence's place: (samples, start_s, end_s)."""
+    from pipelines.features.sources.synthetic import espeak
+    from pipelines.speech import audio
+
+    said = audio.decode(
+        espeak.synthesise("Vi åker till landet på lördag om det inte regnar.", "sv+m3", 150, 50)
+    ).samples
+    samples = np.random.default_rng(0).standard_normal(8 * SECOND).astype(np.float32) * np.float32(0.001)
+    samples[2 * SECOND : 2 * SECOND + len(said)] += said
+    return samples, 2.0, 2 + len(said) / SECOND
+
+
+def test_silero_finds_a_voice_in_noise(voice):
+    pytest.importorskip("silero_vad")
+    samples, start_s, end_s = voice
+    found = list(windows([samples], segmentation.Silero(), longest_s=30.0))
+    assert found
+    assert found[0].start_s == pytest.approx(start_s, abs=0.5)
+    assert found[-1].end_s == pytest.approx(end_s, abs=0.5)
+
+
+def test_a_whole_block_at_once_is_judged_as_chunk_after_chunk(voice):
+    silero_vad = pytest.importorskip("silero_vad")
+    import torch
+
+    samples = np.tile(voice[0], 2)[: 480 * CHUNK_SAMPLES]
+    model = silero_vad.load_silero_vad()
+    with torch.inference_mode():
+        in_a_row = [float(model(chunk, SECOND)) for chunk in torch.from_numpy(samples).reshape(-1, 1, CHUNK_SAMPLES)]
+    detector = segmentation.Silero()
+    at_once = detector.probabilities(samples)
+    assert at_once == pytest.approx(in_a_row, abs=1e-4)
+    assert max(in_a_row) > 0.9
+    # and so are several blocks: the detector remembers
+    detector.reset()
+    pieces = np.concatenate([detector.probabilities(piece) for piece in np.split(samples, 4)])
+    assert pieces == pytest.approx(in_a_row, abs=1e-4)

@@ -1,0 +1,507 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+
+import numpy as np
+import pytest
+
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.sources.synthetic.tour import TourSource
+from pipelines.inference import segmentation, transcriber
+from pipelines.inference.transcriber import Transcriber, longest_window_s
+from pipelines.infra.errors import LabError
+from pipelines.speech import audio, repetition
+from pipelines.speech.audio import AudioError, Waveform
+from pipelines.whisper import decoding, engines
+from pipelines.whisper import log_mel as features
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.confidence import Calibration
+from pipelines.whisper.decoding import Heard
+
+SECOND = 16_000
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def clip_model(toy_model):
+    """As a tuned model is: at the length of the clip."""
+    return dataclasses.replace(whisper_model.resolve(str(toy_model)), context="clip")
+
+
+@pytest.fixture(scope="module")
+def toy(clip_model):
+    return Transcriber(clip_model, engine="transformers", device="cpu", max_new_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def stock(toy_model):
+    """As a base model is: always 30 s."""
+    return Transcriber(whisper_model.resolve(str(toy_model)), engine="transformers", device="cpu", max_new_tokens=16)
+
+
+class Scripted:
+    """An engine that hears what it is told to, and notes what it was given."""
+
+    name, n_mels = "scripted", 80
+
+    def __init__(self, texts=None, logprob: float = -0.1, silent: float = 0.0, times: bool = True):
+        self.times, self.timed = times, []
+        self.texts = itertools.cycle(texts) if texts else (f"part {n}" for n in itertools.count())
+        self.logprob, self.silent = logprob, silent
+        self.shapes: list[tuple[int, ...]] = []
+        self.temperatures: list[float] = []
+
+    def log_mel(self, waveform):
+        return features.extract_light(waveform)
+
+    def hear(self, windows, temperature=0.0, seed=0):
+        self.shapes.append(windows.shape)
+        self.temperatures.append(temperature)
+        texts = [next(self.texts) for _ in windows]
+        return [Heard(t, self.logprob, 3, tuple((w, self.logprob) for w in t.split())) for t in texts]
+
+    def no_speech(self, windows):
+        return [self.silent] * len(windows)
+
+    def word_starts(self, window, frames, text):
+        """A word a second; nothing for those that ask in vain."""
+        self.timed.append((window.shape, frames))
+        return [float(n) for n in range(len(text.split()))] if self.times else []
+
+
+@pytest.fixture
+def scripted(clip_model, monkeypatch):
+    """`scripted(engine, context_s=8.0)`: a Transcriber around a Scripted engine; without a detector, all is speech."""
+    monkeypatch.setattr(segmentation, "detector", segmentation.Everything)
+
+    def make(engine, ref=None, **facts):
+        monkeypatch.setattr(engines, "open_engine", lambda *args, **kw: engine)
+        return Transcriber(ref or dataclasses.replace(clip_model, facts=facts))
+
+    return make
+
+
+# ---- one window
+
+
+def test_a_long_window_is_one_segment_for_each_sentence(scripted, speech):
+    engine = Scripted(["Det blåser i dag. Kommer du? Ja visst, sa hon."])
+    heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(12 * SECOND)))
+    told = [(segment.start_s, segment.end_s, segment.text) for segment in heard.segments]
+    assert told == [(0.0, 4.0, "Det blåser i dag."), (4.0, 6.0, "Kommer du?"), (6.0, 12.0, "Ja visst, sa hon.")]
+    assert [len(segment.words) for segment in heard.segments] == [4, 2, 4]
+    assert heard.text == "Det blåser i dag. Kommer du? Ja visst, sa hon."
+    assert engine.timed == [((80, 1_208), 1_202)]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "times"),
+    [("En mening. En till.", 5, True), ("En enda mening, men lång.", 12, True), ("En mening. En till.", 12, False)],
+)
+def test_a_short_one_a_single_sentence_or_an_engine_without_times_stay_whole(scripted, speech, text, seconds, times):
+    engine = Scripted([text], times=times)
+    (segment,) = scripted(engine, context_s=20.0).transcribe(Waveform(speech(seconds * SECOND))).segments
+    assert (segment.start_s, segment.end_s, segment.text) == (0.0, seconds, text)
+    assert len(engine.timed) == (not times)
+
+
+def test_a_model_hears_at_the_length_it_was_trained_at(scripted, clip_model, speech):
+    for context, frames in (("clip", 208), ("full", 3_000)):
+        engine = Scripted()
+        scripted(engine, dataclasses.replace(clip_model, context=context)).transcribe(Waveform(speech(2 * SECOND)))
+        assert engine.shapes == [(1, 80, frames)]
+
+
+def test_the_app_hears_what_the_evaluation_hears(toy, toy_cache, toy_settings, monkeypatch):
+    """The same clips through the audio file and through the feature cache."""
+    monkeypatch.setattr(repetition, "is_repeating", lambda text: False)  # a toy's nonsense goes in circles
+    rows = toy_cache.split("test")
+    options = {"language": "sv", "batch_frames": 1, "max_new_tokens": 16}
+    cached = decoding.decode_rows(toy.loaded.model, toy.loaded.processor, toy_cache, rows, **options)
+    heard = [toy.transcribe(clip.audio).text for clip in feature_pipeline.samples(toy_settings(), n=12)]
+    assert heard == cached
+    assert len(set(heard)) > 3
+
+
+def test_bytes_a_path_and_a_waveform_are_the_same_recording(toy, speech, encoded, tmp_path):
+    content = encoded(speech(3 * SECOND), subtype="FLOAT")
+    (tmp_path / "clip.wav").write_bytes(content)
+    recordings = [content, tmp_path / "clip.wav", str(tmp_path / "clip.wav"), Waveform(speech(3 * SECOND))]
+    heard = [toy.transcribe(recording) for recording in recordings]
+    assert len({transcript.text for transcript in heard}) == 1
+    assert [transcript.audio_s for transcript in heard] == [3] * 4
+
+
+def test_a_transcript_tells_its_words_and_how_sure_they_are(toy, speech):
+    heard = toy.transcribe(Waveform(speech(3 * SECOND)))
+    (segment,) = heard.segments
+    assert (segment.start_s, segment.end_s) == (0.0, 3.0)
+    assert [word.text for word in segment.words] == heard.text.split()
+    assert all(0 <= word.confidence <= 1 for word in segment.words)
+    assert heard.confidence == pytest.approx(segment.confidence)
+    assert 0 < heard.elapsed_s < 60
+
+
+def test_confidence_is_calibrated_where_the_model_tells_how(scripted, speech):
+    fitted = Calibration(2.0, -1.0, 500)
+    told = [
+        scripted(Scripted(["hej"], logprob=-0.7), **facts).transcribe(Waveform(speech(SECOND))).confidence
+        for facts in ({}, {"confidence": fitted.as_dict()})
+    ]
+    assert told == pytest.approx([np.exp(-0.7), fitted(-0.7)])
+    assert told[0] != pytest.approx(told[1], abs=0.1)
+
+
+def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, tmp_path):
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("not audio")
+    for recording, reason in {
+        tmp_path / "nowhere.wav": "missing",
+        tmp_path / "empty.wav": "empty",
+        tmp_path / "text.wav": "unreadable",
+        b"": "empty",
+        b"RIFF": "unreadable",
+        encoded(np.zeros(0, dtype=np.float32)): "empty",
+        encoded(np.full(SECOND, np.nan, dtype=np.float32), subtype="FLOAT"): "not_finite",
+    }.items():
+        with pytest.raises(AudioError) as caught:
+            toy.transcribe(recording)
+        assert caught.value.reason == reason
+    for recording in (encoded(speech(3 * SECOND)), Waveform(speech(3 * SECOND))):
+        with pytest.raises(AudioError) as caught:
+            toy.transcribe(recording, max_duration_s=2)
+        assert caught.value.reason == "too_long"
+    for samples, reason in ((np.zeros(0), "empty"), (np.full(SECOND, np.inf), "not_finite")):
+        with pytest.raises(AudioError) as caught:
+            toy.transcribe(Waveform(samples.astype(np.float32)))
+        assert caught.value.reason == reason
+
+
+def test_an_unknown_language_is_one_line(toy_model):
+    for engine in ("transformers", "ctranslate2"):
+        with pytest.raises(LabError) as caught:
+            Transcriber(whisper_model.resolve(str(toy_model)), "qq", engine=engine, log=lambda line: None).transcribe(
+                Waveform(np.ones(SECOND, np.float32))
+            )
+        assert "qq" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+# ---- long recordings
+
+
+@pytest.mark.parametrize(
+    ("context", "facts", "longest_s"),
+    [
+        ("full", {}, 30.0),
+        ("full", {"context_s": 5.0}, 30.0),
+        ("clip", {}, 30.0),
+        ("clip", {"context_s": 7.5}, 7.5),
+        ("clip", {"context_s": 0.8}, 2.0),
+        ("clip", {"context_s": 99.0}, 30.0),
+    ],
+)
+def test_windows_are_as_long_as_the_model_was_tuned_to_hear(clip_model, context, facts, longest_s):
+    assert longest_window_s(dataclasses.replace(clip_model, context=context, facts=facts)) == longest_s
+
+
+def test_segments_follow_each_other_and_the_text_is_theirs(scripted, speech):
+    engine = Scripted(["ett", "", "två", "tre"])
+    heard = scripted(engine, context_s=10.0).transcribe(Waveform(speech(65 * SECOND)))
+    assert heard.audio_s == 65
+    assert heard.text == " ".join(segment.text for segment in heard.segments)
+    assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(heard.segments))
+    assert "" not in [segment.text for segment in heard.segments], "a window without words is no segment"
+    # no window is longer than what the model was tuned to hear, and none was decoded twice
+    assert max(shape[2] for shape in engine.shapes) <= 1_008
+    n_windows = sum(shape[0] for shape in engine.shapes)
+    assert 7 <= n_windows <= 11
+
+
+def test_a_long_recording_is_heard_by_a_real_decoder_in_windows_of_speech(toy):
+    said = [audio.decode(example.audio).samples for example in TourSource(1, 1, 12).examples(("test",))]
+    recording = np.concatenate([part for samples in said for part in (samples, np.zeros(2 * SECOND, np.float32))])
+    assert len(recording) > 35 * SECOND
+    windows = list(segmentation.windows([recording], segmentation.detector(), longest_s=30.0))
+    heard = toy.transcribe(Waveform(recording))
+    assert heard.segments
+    assert {segment.start_s for segment in heard.segments} <= {round(window.start_s, 3) for window in windows}
+    assert all(segment.text for segment in heard.segments)
+
+
+def test_a_model_of_30_s_gets_windows_filled_with_speech(scripted, clip_model, speech, monkeypatch):
+    monkeypatch.setattr(segmentation, "detector", segmentation.Everything)
+    engine = Scripted()
+    heard = scripted(engine, dataclasses.replace(clip_model, context="full")).transcribe(Waveform(speech(100 * SECOND)))
+    assert {shape[2] for shape in engine.shapes} == {3_000}
+    assert len(heard.segments) in (4, 5)
+
+
+def test_blocks_windows_and_batches_are_never_all_in_memory(scripted):
+    """An hour of noise, made block by block: what is held at any time is a few minutes."""
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    blocks = (rng.standard_normal(30 * SECOND, dtype=np.float32) for _ in range(40))
+    engine = scripted(Scripted(), context_s=10.0)
+    tracemalloc.start()
+    n = sum(1 for _ in engine._segments(blocks))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 120 <= n <= 180
+    minutes_at_once = peak / (60 * SECOND * 4)
+    assert minutes_at_once < 10  # of 20; samples, frames and batches together
+
+
+def test_progress_is_told_as_the_recording_is_read_and_heard(scripted, speech):
+    read, segments = [], []
+    heard = scripted(Scripted(), context_s=5.0).transcribe(
+        Waveform(speech(70 * SECOND)), on_audio=read.append, on_segment=segments.append
+    )
+    assert read[-1] == 70
+    assert {30, 60, 70} <= {*read} and read == sorted(read)
+    assert tuple(segments) == heard.segments
+    first = next(scripted(Scripted(), context_s=5.0).segments(Waveform(speech(70 * SECOND))))
+    assert first.start_s == 0.0
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("windows", ["many", "one"])
+def test_what_is_told_of_progress_may_end_the_work_between_two_batches(scripted, speech, windows):
+    """A time-out has no other place to end it: 70 s are one group of windows, and a single window has no block after
+    it."""
+    engine = Scripted(["och då " * 20])  # would be tried at every temperature
+    stop_after = 2
+
+    def on_audio(seconds):
+        if len(engine.shapes) == stop_after:
+            raise Enough
+
+    seconds = 70 if windows == "many" else 3
+    with pytest.raises(Enough):
+        scripted(engine, context_s=5.0).transcribe(Waveform(speech(seconds * SECOND)), on_audio=on_audio)
+    assert len(engine.shapes) == stop_after
+
+
+# ---- times of words
+
+
+def timing(engine):
+    engine.can_align = True
+    return engine
+
+
+@pytest.mark.parametrize("seconds", [3, 12])
+def test_words_are_timed_where_somebody_asks(scripted, speech, seconds):
+    engine = timing(Scripted(["Det blåser. Kommer du?"]))
+    heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(seconds * SECOND)), word_times=True)
+    words = [(word.text, word.start_s, word.end_s) for segment in heard.segments for word in segment.words]
+    ends = [1, 2, 3, seconds]
+    assert words == list(zip(["Det", "blåser.", "Kommer", "du?"], [0, 1, 2, 3], ends))
+    assert len(heard.segments) == (2 if seconds == 12 else 1)
+    untimed = scripted(engine, context_s=20.0).transcribe(Waveform(speech(3 * SECOND)))
+    assert {(word.start_s, word.end_s) for word in untimed.segments[0].words} == {(None, None)}
+
+
+def test_words_that_could_not_be_timed_share_the_segment_by_letters(scripted, speech):
+    engine = timing(Scripted(["a bcdefg"], times=False))
+    heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(3 * SECOND)), word_times=True)
+    assert [(word.start_s, word.end_s) for word in heard.segments[0].words] == [(0.0, 0.667), (0.667, 3.0)]
+
+
+def test_an_engine_that_cannot_time_words_says_so(scripted, speech, toy):
+    for model in (scripted(Scripted()), toy):
+        assert not model.times_words
+        with pytest.raises(LabError, match="cannot tell when words are said"):
+            model.transcribe(Waveform(speech(SECOND)), word_times=True)
+
+
+# ---- what is not believed
+
+
+def test_a_text_that_goes_in_circles_is_decoded_again_warmer(scripted, speech):
+    engine = Scripted(["och då " * 20, "och då " * 20, "det var allt"])
+    heard = scripted(engine).transcribe(Waveform(speech(2 * SECOND)))
+    assert engine.temperatures == [0.0, 0.2, 0.4]
+    assert heard.text == "det var allt"
+    assert heard.segments[0].temperature == 0.4
+    calm = scripted(Scripted(["det var allt"])).transcribe(Waveform(speech(2 * SECOND)))
+    assert calm.segments[0].temperature == 0.0
+
+
+def test_one_that_goes_in_circles_at_every_temperature_is_cut_to_its_first_round(scripted, speech):
+    engine = Scripted(["hej då " + "och sen " * 20])
+    heard = scripted(engine).transcribe(Waveform(speech(2 * SECOND)))
+    assert engine.temperatures == [0.0, *transcriber.TEMPERATURES]
+    assert heard.text == "hej då och sen"
+    assert [word.text for word in heard.segments[0].words] == ["hej", "då", "och", "sen"]
+
+
+@pytest.mark.parametrize(("logprob", "silent", "text"), [(-1.5, 0.9, ""), (-1.5, 0.3, "tack"), (-0.5, 0.9, "tack")])
+def test_words_in_a_silent_window_that_nobody_is_sure_of_are_not_believed(scripted, speech, logprob, silent, text):
+    heard = scripted(Scripted(["tack"], logprob, silent)).transcribe(Waveform(speech(2 * SECOND)))
+    assert heard.text == text
+    assert len(heard.segments) == bool(text)
+    if text:  # nobody asks of words that are sure enough
+        assert heard.segments[0].no_speech == (silent if logprob < -1 else 0.0)
+
+
+# ---- reading
+
+
+needs_ffmpeg = pytest.mark.skipif(
+    shutil.which("ffmpeg") is None and not os.environ.get("CI"), reason="ffmpeg is not installed"
+)
+"""Where all is to be tested, its absence is a failure."""
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 8_000, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_blocks_are_what_decode_reads(encoded, speech, rate_hz, channels):
+    samples = np.stack([speech(7 * rate_hz, seed) for seed in range(channels)], axis=1)
+    content = encoded(samples, rate_hz, subtype="FLOAT")
+    whole = audio.decode(content).samples
+    blocks = np.concatenate(list(audio.blocks(content, block_s=1.0)))
+    assert len(blocks) == len(whole)
+    assert np.abs(blocks - whole).max() < 1e-4
+
+
+def test_a_recording_that_says_less_than_it_holds_is_still_too_long(encoded, speech):
+    with pytest.raises(AudioError) as caught:
+        list(audio.blocks(encoded(speech(9 * SECOND)), max_duration_s=5))
+    assert caught.value.reason == "too_long"
+
+
+@needs_ffmpeg
+def test_a_video_is_heard_by_its_audio_track(encoded, speech, tmp_path, toy):
+    (tmp_path / "a.wav").write_bytes(encoded(speech(3 * SECOND)))
+    video = tmp_path / "film.mp4"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=3", "-i", tmp_path / "a.wav"]
+    subprocess.run([*command, "-c:a", "aac", "-shortest", video], check=True)
+    for source in (video, video.read_bytes()):
+        heard = toy.transcribe(source)
+        assert heard.audio_s == pytest.approx(3, abs=0.2)
+    with pytest.raises(AudioError):
+        list(audio.blocks(video, max_duration_s=1))
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "hostile", ["#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "ffconcat version 1.0\nfile a.wav\n"]
+)
+def test_a_list_of_other_files_is_not_followed(tmp_path, hostile, encoded, speech):
+    (tmp_path / "a.wav").write_bytes(encoded(speech(SECOND)))
+    path = tmp_path / "list.m3u8"
+    path.write_text(hostile)
+    with pytest.raises(AudioError) as caught:
+        list(audio.blocks(path))
+    assert caught.value.reason == "unreadable"
+
+
+def test_without_ffmpeg_a_video_is_refused_and_the_reason_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(100))
+    with pytest.raises(AudioError) as caught:
+        list(audio.blocks(path))
+    assert caught.value.reason == "unreadable"
+    assert "ffmpeg" in str(caught.value)
+
+
+def damaged_flac(encoded, speech, seconds: int = 100, at: float = 0.7) -> bytes:
+    """Cannot be read after some `at` of it."""
+    content = encoded(speech(seconds * SECOND), format="FLAC")
+    place = int(at * len(content))
+    return content[:place] + bytes(20_000) + content[place + 20_000 :]
+
+
+@pytest.mark.parametrize("with_ffmpeg", [False, pytest.param(True, marks=needs_ffmpeg)])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_of_a_damaged_recording_all_is_heard_once_up_to_the_damage(
+    scripted, encoded, speech, tmp_path, monkeypatch, with_ffmpeg, as_file
+):
+    if not with_ffmpeg:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    recording = damaged_flac(encoded, speech)
+    if as_file:
+        (tmp_path / "a.flac").write_bytes(recording)
+        recording = tmp_path / "a.flac"
+    blocks = audio.blocks(recording)
+    assert [len(next(blocks)), len(next(blocks))] == [30 * SECOND] * 2
+    with pytest.raises(AudioError, match="^damaged: it cannot be read after 60.0 s$"):
+        next(blocks)
+    with pytest.raises(transcriber.Damaged) as caught:
+        scripted(Scripted(), context_s=10.0).transcribe(recording)
+    assert (caught.value.reason, caught.value.heard.audio_s) == ("damaged", 60)
+    assert caught.value.heard.segments[-1].end_s == 60
+    told = []
+    with pytest.raises(AudioError, match="damaged"):
+        told.extend(scripted(Scripted(), context_s=10.0).segments(recording))
+    assert tuple(told) == caught.value.heard.segments
+
+
+@needs_ffmpeg
+def test_what_is_damaged_from_the_beginning_is_ffmpegs(encoded, speech):
+    blocks = list(audio.blocks(damaged_flac(encoded, speech, 20, 0.3)))
+    assert 15 * SECOND < sum(map(len, blocks)) < 20 * SECOND
+
+
+@needs_ffmpeg
+def test_an_upload_that_broke_off_is_not_taken_for_whole(encoded, speech, tmp_path):
+    (tmp_path / "a.wav").write_bytes(encoded(speech(60 * SECOND)))
+    whole = tmp_path / "a.m4a"
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", "-c:a", "aac", "-movflags", "+faststart", whole]
+    subprocess.run(command, check=True)
+    assert sum(map(len, audio.blocks(whole))) == pytest.approx(60 * SECOND, abs=0.2 * SECOND)
+    half = whole.read_bytes()[: whole.stat().st_size // 2]
+    heard = []
+    with pytest.raises(AudioError, match="damaged: it cannot be read after"):
+        heard.extend(audio.blocks(half))
+    assert 20 * SECOND < sum(map(len, heard)) < 40 * SECOND
+
+
+FFMPEG = """#!/bin/sh
+dd if=/dev/zero bs=64000 count=31 2>/dev/null
+{then}
+"""
+"""Gives 31 s of silence."""
+
+
+@pytest.mark.parametrize("then", ["exec sleep 60", "exit 3"])
+@pytest.mark.parametrize("first", ["", "exit 3"])
+def test_an_ffmpeg_that_hangs_or_fails_ends_the_recording(tmp_path, monkeypatch, then, first):
+    (tmp_path / "ffmpeg").write_text(FFMPEG.replace("dd", f"{first}\ndd").format(then=then))
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(audio, "PATIENCE_S", 1.0)
+    blocks = audio.blocks(b"a film, perhaps" * 9)
+    if not first:
+        assert len(next(blocks)) == 30 * SECOND
+        assert len(next(blocks)) == SECOND
+    with pytest.raises(AudioError, match="unreadable: neither" if first else "damaged: it cannot be read after 31.0 s"):
+        next(blocks)
+
+
+@needs_ffmpeg
+def test_a_recording_that_ffmpeg_reads_has_no_name_on_the_disk(encoded, speech, tmp_path, monkeypatch):
+    """What has a name stays, where the process is killed."""
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no files without a name")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    blocks = audio.blocks(damaged_flac(encoded, speech, 20, 0.3))
+    assert len(next(blocks)) and not list(tmp_path.iterdir())
+    monkeypatch.delattr(os, "memfd_create")  # as on macOS
+    named = audio.blocks(damaged_flac(encoded, speech, 20, 0.3))
+    assert len(next(named)) == len(next(audio.blocks(damaged_flac(encoded, speech, 20, 0.3))))
+    named.close()
+    assert not list(tmp_path.iterdir())

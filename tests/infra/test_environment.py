@@ -1,0 +1,387 @@
+"""Where am I, and does the Hub answer: loopback servers and made-up variables stand in for the places."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import http.server
+import importlib.metadata
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from servers.loopback import free_port
+
+from pipelines.infra import environment
+from pipelines.infra.errors import LabError
+
+PLACES = ("COLAB_RELEASE_TAG", "COLAB_GPU", "KAGGLE_KERNEL_RUN_TYPE", "SPACE_ID")
+SITTINGS = ("JPY_SESSION_NAME", "VSCODE_PID")
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch):
+    """A machine that sets none of the variables, and a process that has not asked for the Hub yet."""
+    for name in (*PLACES, *SITTINGS, "LAB_RUNS", "LAB_CACHE", "XDG_CACHE_HOME", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("no_proxy", "*")
+    environment.hub_reachable.cache_clear()
+    yield
+    environment.hub_reachable.cache_clear()
+
+
+# --- does the Hub answer? ---------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """A server on loopback that answers every request with one status, and counts them."""
+
+    def __init__(self, status: int):
+        hub, self.asked = self, []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                hub.asked.append(self.path)
+                self.send_response(status)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"[]")
+
+            def log_message(self, *_arguments):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A Hub that answers with `request.param`, 200 if there is none; HF_ENDPOINT leads to it."""
+    made = Hub(getattr(request, "param", 200))
+    monkeypatch.setenv("HF_ENDPOINT", made.address)
+    yield made
+    made.close()
+
+
+def asked_in_time(limit_s: float = environment.HUB_TIMEOUT_S) -> bool:
+    """The answer, after checking that it came within the limit (and half a second for a busy machine)."""
+    started = time.monotonic()
+    answer = environment.hub_reachable(limit_s)
+    assert time.monotonic() - started < limit_s + 0.5
+    return answer
+
+
+@pytest.mark.parametrize("hub", [200, 401, 403, 404, 429], indirect=True)
+def test_a_hub_that_answers_is_reachable_even_if_it_refuses(hub: Hub):
+    assert asked_in_time() is True
+    assert len(hub.asked) == 1
+
+
+@pytest.mark.parametrize("hub", [407, 500, 502, 503], indirect=True)
+def test_a_failing_server_or_proxy_is_not_the_hub(hub: Hub):
+    assert asked_in_time() is False
+    assert len(hub.asked) == 1
+
+
+def test_a_closed_port_is_no_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    assert environment.hub_reachable() is False
+    assert time.monotonic() - started < 1
+
+
+def test_a_black_hole_is_given_up_after_three_seconds(monkeypatch: pytest.MonkeyPatch):
+    assert environment.HUB_TIMEOUT_S <= 3
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel connects, nobody ever answers
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert asked_in_time() is False
+
+
+def test_an_answer_that_drips_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch):
+    """Each byte comes before the socket's own time-out, so only the clock outside can end it."""
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            with contextlib.suppress(OSError):  # whoever asked has gone
+                for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 20:
+                    connection.send(bytes([byte]))
+                    time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        assert asked_in_time(0.5) is False
+
+
+def test_a_name_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch):
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: released.wait(10) and [])
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    assert asked_in_time(0.3) is False
+    released.set()
+
+
+@pytest.mark.parametrize("endpoint", ["not an address", "http://", "ftp://hub.invalid", "http://[broken"])
+def test_an_endpoint_that_is_none_is_no_and_no_crash(monkeypatch: pytest.MonkeyPatch, endpoint: str):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert asked_in_time(1.0) is False
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
+def test_offline_is_no_without_asking(hub: Hub, monkeypatch: pytest.MonkeyPatch, value: str):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert environment.hub_reachable() is False
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("value", ["", "0", "false"])
+def test_not_offline_asks(hub: Hub, monkeypatch: pytest.MonkeyPatch, value: str):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert environment.hub_reachable() is True
+
+
+def test_the_hub_is_asked_once_in_a_process(hub: Hub):
+    assert [environment.hub_reachable() for _ in range(3)] == [True, True, True]
+    assert len(hub.asked) == 1
+
+
+def test_the_endpoint_and_its_host(monkeypatch: pytest.MonkeyPatch):
+    assert (environment.hub_endpoint(), environment.hub_host()) == ("https://huggingface.co", "huggingface.co")
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example:8080/")
+    assert (environment.hub_endpoint(), environment.hub_host()) == ("http://mirror.example:8080", "mirror.example")
+
+
+# --- which machine? ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "host"),
+    [
+        ({}, "local"),
+        ({"COLAB_RELEASE_TAG": "release-colab_20260801"}, "colab"),
+        ({"COLAB_GPU": "0"}, "colab"),
+        ({"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, "kaggle"),
+        ({"SPACE_ID": "owner/space"}, "space"),
+    ],
+)
+def test_host(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], host: str):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert environment.host() == host
+    assert environment.detect().host == host
+
+
+def test_the_device_is_one_that_torch_has():
+    import torch
+
+    here = environment.detect()
+    assert (here.device == "cuda") == torch.cuda.is_available()
+    assert here.device != "cpu" or here.dtype == "float32"
+    torch.zeros(1, device=here.device)
+    assert here.as_dict().keys() == {"host", "device", "dtype", "device_name"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "interactive"),
+    [(None, False), ("COLAB_GPU", True), ("JPY_SESSION_NAME", True), ("VSCODE_PID", True), ("SPACE_ID", False)],
+)
+def test_interactive(monkeypatch: pytest.MonkeyPatch, variable: str | None, interactive: bool):
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    assert environment.interactive() is interactive
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jiwer is there, and two packages are not."""
+    light = {"jiwer": "jiwer>=4,<5", "not_there": "not-there>=1", "nor_this": "nor-this>=2"}
+    monkeypatch.setattr(environment, "_LIGHT", light)
+
+
+class Pip:
+    """What prepare gives to pip, in place of running it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, returncode: int = 0, stderr: str = ""):
+        self.commands: list[list[str]] = []
+        self.pins: list[str] = []
+        self.done = SimpleNamespace(returncode=returncode, stdout="", stderr=stderr)
+        monkeypatch.setattr(environment.subprocess, "run", self.run)
+
+    def run(self, command: list[str], **_options) -> SimpleNamespace:
+        self.commands.append(command)
+        self.pins += Path(command[command.index("-c") + 1]).read_text().splitlines()
+        return self.done
+
+
+def test_prepare_installs_nothing_where_nothing_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
+    pip, lines = Pip(monkeypatch), []
+    here = environment.prepare("elsewhere", log=lines.append)
+    assert pip.commands == []
+    assert here.host == "colab"
+    assert str(Path("elsewhere").absolute()) in lines[-1]
+
+
+@pytest.mark.parametrize("place", [None, "SPACE_ID"])
+def test_prepare_names_the_command_on_a_machine_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, lacking: None, place: str | None
+):
+    if place:
+        monkeypatch.setenv(place, "1")
+    pip = Pip(monkeypatch)
+    with pytest.raises(
+        LabError, match=r"lacks not-there>=1, nor-this>=2\. Run: pip install -r requirements.txt"
+    ) as caught:
+        environment.prepare()
+    assert "\n" not in str(caught.value)
+    assert pip.commands == []
+
+
+@pytest.mark.parametrize("place", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
+def test_prepare_installs_what_is_missing_and_pins_all_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, lacking: None, place: str
+):
+    monkeypatch.setenv(place, "1")
+    pip, lines = Pip(monkeypatch), []
+    environment.prepare(log=lines.append)
+    (command,) = pip.commands
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert command[command.index("-c") + 2 :] == ["not-there>=1", "nor-this>=2"]
+    for name in ("torch", "numpy", "pandas"):
+        assert f"{name}=={importlib.metadata.version(name)}" in pip.pins, "pip must not replace it"
+    assert "installing not-there>=1, nor-this>=2" in lines[0]
+
+
+def test_of_two_installed_versions_the_imported_one_is_pinned(monkeypatch: pytest.MonkeyPatch):
+    found = [SimpleNamespace(name="py_thing", version="2"), SimpleNamespace(name="Py-Thing", version="1")]
+    monkeypatch.setattr(environment.importlib.metadata, "distributions", lambda: found)
+    pip = Pip(monkeypatch)
+    environment._pip_install(["not-there"])
+    assert pip.pins == ["py_thing==2"]
+
+
+def test_prepare_says_what_pip_said(monkeypatch: pytest.MonkeyPatch, lacking: None):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
+    Pip(monkeypatch, 1, "WARNING: something\nERROR: no matching distribution found for not-there>=1\n")
+    with pytest.raises(LabError, match=r"no matching distribution.*Run: pip install not-there>=1") as caught:
+        environment.prepare(log=lambda line: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_torch_is_never_on_the_list():
+    assert not {"torch", "torchaudio", "numpy"} & environment._LIGHT.keys()
+    required = (environment.ROOT / "requirements.txt").read_text()
+    for wanted in environment._LIGHT.values():
+        assert f"\n{wanted}\n" in required, "the notebooks ask for what requirements.txt asks for"
+
+
+def test_everything_that_the_notebooks_import_is_on_the_list():
+    root = environment.ROOT
+    sources = [*root.glob("pipelines/**/*.py"), root / "app.py"]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"pipelines", "app"}
+    with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub", "tokenizers", "fsspec"}
+    of_the_kernel, of_colab, of_a_space, of_commands, extras = (
+        {"IPython"},
+        {"google"},
+        {"spaces"},
+        {
+            "anyio",
+            "python_multipart",
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "typer",
+            "papermill",
+            "datasets",
+            "evaluate",
+        },  # the last two: metric.py, for other people's code
+        {
+            "onnx",
+            "hopsworks",
+            "hopsworks_common",
+            "datacollective",
+            "requests",
+            "ray",
+            "peft",
+            "ctranslate2",
+            "onnxruntime",
+            "optuna",
+        },
+    )
+    elsewhere = of_the_kernel | of_colab | of_a_space | of_commands | extras
+    assert others - with_transformers - elsewhere == environment._LIGHT.keys()
+
+
+def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch):
+    """The real pip reads the pins, and finds that what is installed already satisfies them."""
+    run = subprocess.run
+    monkeypatch.setattr(
+        environment.subprocess,
+        "run",
+        lambda command, **options: run([*command, "--no-index", "--dry-run"], **options),
+    )
+    environment._pip_install(["accelerate>=1.10", "pandas>=2.2"])  # accelerate needs torch: it must stay
+
+
+@pytest.mark.parametrize(
+    ("places", "mounted"),
+    [
+        (("/content/drive/MyDrive/lab",), ["/content/drive"]),
+        (("", "hub://me/cache", "/content/drive/MyDrive/run"), ["/content/drive"]),
+        (("runs", "hub://me/cache"), []),
+    ],
+)
+def test_prepare_mounts_drive_where_artefacts_go_there(monkeypatch: pytest.MonkeyPatch, places: tuple, mounted: list):
+    mounts: list[str] = []
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=SimpleNamespace(mount=mounts.append)))
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
+    environment.prepare(*places, log=lambda line: None)
+    assert mounts == mounted
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_folder_is_the_named_one_else_lab_runs_else_the_projects(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert environment.runs_folder() == environment.ROOT / "runs"
+    monkeypatch.setenv("LAB_RUNS", str(tmp_path / "by variable"))
+    assert environment.runs_folder() == tmp_path / "by variable"
+    assert environment.runs_folder(tmp_path / "named") == tmp_path / "named"
+    assert environment.runs_folder("~/lab") == Path.home() / "lab"
+    monkeypatch.chdir(tmp_path)
+    assert environment.runs_folder("here") == tmp_path / "here"
+    monkeypatch.setenv("LAB_RUNS", "")
+    assert environment.runs_folder() == environment.ROOT / "runs"
+
+
+def test_cache_folder_is_lab_cache_else_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert environment.cache_folder() == Path.home() / ".cache" / "swedish-whisper-lab"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert environment.cache_folder() == tmp_path / "swedish-whisper-lab"
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "lab"))
+    assert environment.cache_folder() == tmp_path / "lab"
+    monkeypatch.setenv("LAB_CACHE", "~/lab")
+    assert environment.cache_folder() == Path.home() / "lab"
+
+
+def test_free_port_can_be_listened_on():
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        assert server.getsockname()[1] > 0

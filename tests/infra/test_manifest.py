@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    folder = tmp_path / "artefact"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"0123456789")
+    (folder / "inner" / "å.txt").write_bytes(b"")
+    manifest.seal(folder, kind="toy", step=3)
+    return folder
+
+
+def test_seal_names_every_file_and_fact(sealed):
+    found = json.loads((sealed / "manifest.json").read_text("utf-8"))
+    assert (
+        found
+        == manifest.read(sealed)
+        == {
+            "kind": "toy",
+            "step": 3,
+            "files": {
+                "a.bin": {"bytes": 10, "sha256": hashlib.sha256(b"0123456789").hexdigest()},
+                "inner/å.txt": {"bytes": 0, "sha256": hashlib.sha256().hexdigest()},
+            },
+        }
+    )
+    assert manifest.problem(sealed) is None
+    assert manifest.require_whole(sealed, "toy", "Build it") == found
+
+
+def test_seal_again_leaves_itself_and_partial_files_out(sealed):
+    (sealed / ".a.bin.partial").write_bytes(b"half")
+    assert set(manifest.seal(sealed)["files"]) == {"a.bin", "inner/å.txt"}
+
+
+def test_a_manifest_is_written_after_every_file(tmp_path, monkeypatch):
+    """Files are flushed first: a kill before the manifest's own rename leaves an unfinished folder."""
+    (tmp_path / "a.bin").write_bytes(b"1")
+    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        manifest.seal(tmp_path)
+    assert manifest.problem(tmp_path) == "unfinished (it has no manifest)"
+
+
+def test_what_is_wrong_is_named(sealed):
+    def change(data: bytes | None) -> str:
+        (sealed / "a.bin").unlink(missing_ok=True)
+        if data is not None:
+            (sealed / "a.bin").write_bytes(data)
+        return manifest.problem(sealed)
+
+    assert change(b"012345678") == "a.bin has 9 bytes, not 10"
+    assert change(b"0123456780") == "a.bin is damaged (its sha256 differs)"
+    assert manifest.problem(sealed, thorough=False) is None  # sizes alone
+    assert change(None) == "a.bin is missing"
+    assert change(b"0123456789") is None
+
+
+def test_no_folder_no_manifest_no_sense(sealed, tmp_path):
+    assert manifest.problem(tmp_path / "nowhere") == "absent"
+    for nonsense in (b"", b"{", b"[]", b"{}", b'{"files": []}', b"\xff\xfe"):
+        (sealed / "manifest.json").write_bytes(nonsense)
+        assert manifest.read(sealed) is None
+        assert manifest.problem(sealed) == "unfinished (it has no manifest)"
+    (sealed / "manifest.json").unlink()
+    assert manifest.problem(sealed) == "unfinished (it has no manifest)"
+
+
+def test_a_manifest_with_any_byte_changed_is_judged_not_raised(sealed):
+    """What says nothing of the files (a fact's value, the first byte of a name's escape) may change unseen."""
+    good = (sealed / "manifest.json").read_bytes()
+    start = good.index(b'"files"')
+    for at in range(len(good)):
+        for mask in (1, 2, 32):
+            (sealed / "manifest.json").write_bytes(good[:at] + bytes([good[at] ^ mask]) + good[at + 1 :])
+            fault = manifest.problem(sealed)
+            if at > start and good[at : at + 1].isalnum():
+                assert fault, good[max(0, at - 10) : at + 10]
+
+
+def test_require_whole_says_what_why_and_what_to_do(sealed):
+    (sealed / "a.bin").write_bytes(b"")
+    with pytest.raises(LabError) as error:
+        manifest.require_whole(sealed, "toy", "Build it again")
+    assert str(error.value) == f"toy {sealed} cannot be used: a.bin has 0 bytes, not 10. Build it again"
+
+
+def test_amend_adds_facts_and_keeps_the_rest(sealed):
+    before = manifest.read(sealed)
+    manifest.amend(sealed, step=4, wer=0.25)
+    assert manifest.read(sealed) == before | {"step": 4, "wer": 0.25}
+    assert manifest.problem(sealed) is None
+
+
+def test_write_json_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    manifest.write_json(path, {"å": 1})
+    assert json.loads(path.read_text("utf-8")) == {"å": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(TypeError):
+        manifest.write_json(path, {"b": 2, "c": object()})
+    assert json.loads(path.read_text("utf-8")) == {"å": 1}

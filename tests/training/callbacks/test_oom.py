@@ -1,0 +1,244 @@
+"""Memory that runs out in a forward pass: the same batches in pieces, the same loss, a note for the next sitting.
+
+In the optimizer's step likewise; in a look at validation batches become smaller; on a GPU the longest is tried first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError, Unfinished
+from pipelines.training.callbacks import oom
+from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.whisper import model as whisper_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = {"training.steps": 6, "training.batch_size": 7, "training.accumulation": 2, "training.eval_every": 3}
+"""48 clips: batches of 7 and one of 6, in groups of 2."""
+
+
+@pytest.fixture
+def room_for(monkeypatch):
+    """`room_for(2)`: a device that holds the activations of two clips while training; from step `begin` on."""
+    load = whisper_model.load
+
+    def plan(clips: int, begin: int = 1) -> list[int]:
+        passes: list[int] = []
+
+        def refuse(encoder, args, kwargs):
+            size = len(args[0] if args else kwargs["input_features"])
+            if not encoder.training:
+                return
+            passes.append(size)
+            if size > clips and len(passes) > 2 * (begin - 1):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        def small(*args, **kwargs):
+            model = load(*args, **kwargs)
+            model.model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
+            return model
+
+        monkeypatch.setattr(whisper_model, "load", small)
+        return passes
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def whole(train_toy, tmp_path_factory):
+    """The run that had room for its batches."""
+    return train_toy(tmp_path_factory.mktemp("whole") / "run", SETTINGS)[0]
+
+
+def losses(model) -> list[float]:
+    return [value for row in model.history for name, value in row.items() if name in ("loss", "eval_loss")]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return load_file(Path(model.uri) / "model.safetensors")
+
+
+def test_batches_that_do_not_fit_are_halved_until_they_do_with_the_same_loss(train_toy, whole, room_for, tmp_path):
+    passes = room_for(2)
+    made, lines = train_toy(tmp_path / "run", SETTINGS)
+    assert [line for line in lines if "memory" in line] == [
+        f"memory ran out: {clips} clips did not fit into memory at step 1. From now on {half} go through the model at "
+        "once, and the gradient is summed over each batch as before: same batches, same loss"
+        for clips, half in ((6, 3), (3, 1))
+    ]
+    assert set(passes[2:]) == {1}
+    assert len(losses(made)) == len(losses(whole)) == 8
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+    assert [row["learning_rate"] for row in made.history if "loss" in row] == [
+        row["learning_rate"] for row in whole.history if "loss" in row
+    ]
+    assert made.digest == whole.digest
+
+
+def test_it_goes_on_from_the_last_checkpoint_and_a_resumed_run_is_split_at_once(train_toy, whole, room_for, tmp_path):
+    run = tmp_path / "run"
+    room_for(4, begin=5)
+    ended, lines = train_toy(
+        run, SETTINGS, on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 5 else None
+    )
+    assert isinstance(ended, Unfinished)
+    assert "did not fit into memory at step 5" in "\n".join(lines)
+    assert lines[-1] == "going on from checkpoint-3"
+    assert json.loads((run / "memory.json").read_text()) == {"micro_batch": 3}
+    assert [path.name for path in sealed_checkpoints.listed(run / "checkpoints")] == ["checkpoint-3", "checkpoint-5"]
+    passes = room_for(4)
+    made, lines = train_toy(run, SETTINGS)
+    assert lines[0] == "going on from checkpoint-5"
+    assert not any("memory" in line for line in lines)
+    assert max(passes) == 3
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+
+
+def test_a_micro_batch_of_ones_own_is_the_same_run_up_to_rounding(train_toy, whole, tmp_path):
+    made, _ = train_toy(tmp_path / "run", SETTINGS | {"training.micro_batch": 2})
+    assert made.digest == whole.digest
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+    assert manifest.read(Path(made.uri))["digest"] == whole.digest
+
+
+def test_one_clip_that_does_not_fit_ends_the_run_in_one_line(train_toy, room_for, tmp_path):
+    room_for(0)
+    ended, _ = train_toy(tmp_path / "run", SETTINGS)
+    assert str(ended).startswith("memory does not hold one clip at step 1: take a smaller model.base")
+    assert json.loads((tmp_path / "run" / "memory.json").read_text()) == {"micro_batch": 1}
+
+
+def test_where_the_optimizer_s_own_numbers_do_not_fit_batches_are_halved_too(train_toy, whole, tmp_path, monkeypatch):
+    step, calls = torch.optim.AdamW.step, []
+
+    def refuse(self, *args, **kwargs):
+        calls.append(len(calls))
+        if len(calls) in (1, 6):  # after the restart the second sitting begins with call 2: step 5 is call 6
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", refuse)
+    made, lines = train_toy(tmp_path / "run", SETTINGS)
+    told = [line for line in lines if line.startswith(("memory ran out", "starting", "going on"))]
+    assert [line.split(". From now on ")[0].split(" from /")[0] for line in told] == [
+        "starting",
+        *("memory ran out: 7 clips did not fit into memory at step 1", "starting"),
+        *("memory ran out: 3 clips did not fit into memory at step 5", "going on from checkpoint-3"),
+    ]
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+    assert made.digest == whole.digest
+
+
+FULL = {"training.steps": 2, "training.eval_every": 1, "training.batch_size": 2, "training.context": "full"}
+"""8 validation clips of 3,000 frames each."""
+
+
+@pytest.fixture
+def looks_at(monkeypatch):
+    """`looks_at(4)`: a device that holds four clips in a look at validation; the sizes of all encoder passes in one."""
+    load = whisper_model.load
+
+    def plan(clips: int) -> list[int]:
+        passes: list[int] = []
+
+        def refuse(encoder, args, kwargs):
+            if encoder.training:
+                return
+            passes.append(len(args[0] if args else kwargs["input_features"]))
+            if passes[-1] > clips:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        def small(*args, **kwargs):
+            model = load(*args, **kwargs)
+            model.model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
+            return model
+
+        monkeypatch.setattr(whisper_model, "load", small)
+        return passes
+
+    return plan
+
+
+def test_a_look_at_validation_that_does_not_fit_takes_smaller_batches(train_toy, looks_at, tmp_path):
+    wanted, _ = train_toy(tmp_path / "whole", FULL)
+    passes = looks_at(3)
+    made, lines = train_toy(tmp_path / "run", FULL)
+    assert [line for line in lines if "memory" in line] == [
+        "memory ran out in a look at validation: from now on its batches hold at most "
+        f"{frames} frames (evaluation.batch_frames={frames})"
+        for frames in (12_000, 6_000)
+    ]
+    assert passes == [8, 4, *[2] * 20], "two looks, each for transcripts and for the loss, and one for the confidences"
+    assert json.loads((tmp_path / "run" / "memory.json").read_text()) == {"batch_frames": 6_000}
+    assert losses(made) == pytest.approx(losses(wanted), rel=1e-5, abs=1e-5)
+    assert [row["eval_wer"] for row in made.history if "eval_wer" in row] == [
+        row["eval_wer"] for row in wanted.history if "eval_wer" in row
+    ]
+    assert oom.Room(tmp_path / "run", 24_000, print).frames == 6_000, "the next sitting begins with it"
+
+
+def test_a_look_at_validation_that_cannot_fit_ends_the_run_in_one_line(train_toy, looks_at, tmp_path):
+    looks_at(0)
+    ended, _ = train_toy(tmp_path / "run", FULL)
+    assert str(ended).startswith("memory does not hold 30 s of speech in a look at validation: take a smaller")
+
+
+def test_the_longest_batch_is_tried_before_the_first_step(train_toy, whole, toy_cache, tmp_path, monkeypatch):
+    """A device that holds all but the longest: found at step 1, not when that batch is drawn."""
+    load, shapes = whisper_model.load, []
+    longest = -(-int(toy_cache.rows["frames"].to_numpy()[toy_cache.split("train")].max() + 1) // 8) * 8
+
+    def refuse(encoder, args, kwargs):
+        features = args[0] if args else kwargs["input_features"]
+        if encoder.training:
+            shapes.append((len(features), features.shape[-1]))
+            if len(features) * features.shape[-1] >= 7 * longest:
+                raise torch.OutOfMemoryError
+
+    def small(*args, **kwargs):
+        model = load(*args, **kwargs)
+        model.model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(whisper_model, "load", small)
+    monkeypatch.setattr(oom, "is_tried_first", lambda: True)
+    made, lines = train_toy(tmp_path / "run", SETTINGS)
+    assert [line.split(". From now on ")[0] for line in lines if "memory" in line] == [
+        "memory ran out: 7 clips did not fit into memory at step 1"
+    ]
+    assert shapes[:2] == [(7, longest), (3, longest)]
+    assert max(frames for _, frames in shapes) == longest
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [{}, {"training.window_share": 0.3}])
+def test_what_is_tried_leaves_no_trace(train_toy, tmp_path, monkeypatch, kind):
+    draws = {"model.dropout": 0.1, "model.spec_augment": True, "training.steps": 3, "training.eval_every": 3, **kind}
+    plain, _ = train_toy(tmp_path / "plain", draws)
+    monkeypatch.setattr(oom, "is_tried_first", lambda: True)
+    made, _ = train_toy(tmp_path / "tried", draws)
+    ours, theirs = weights(made), weights(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_beside_other_devices_the_run_ends_and_says_what_to_set():
+    with pytest.raises(LabError, match="one of 2 devices. Set training.micro_batch=4"):
+        with oom.watched(8, 3, processes=2):
+            raise torch.OutOfMemoryError
+
+
+def test_pieces_hold_every_clip_once_in_order():
+    batch = {"input_features": torch.arange(14).reshape(7, 2), "labels": torch.arange(7)}
+    pieces = list(oom.pieces(batch, 3))
+    assert [len(piece["labels"]) for piece in pieces] == [3, 3, 1]
+    for name, tensor in batch.items():
+        assert torch.equal(torch.cat([piece[name] for piece in pieces]), tensor)

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+
+from pipelines import recipes
+from pipelines.infra.errors import LabError
+from pipelines.speech.audio import Waveform
+from pipelines.training import loop as training_loop
+from pipelines.training import run as training_run
+from pipelines.training.callbacks import progress
+from pipelines.training.data import packing
+from pipelines.training.data.augmentation import DrawnClips, Variation, VaryingCollator
+from pipelines.training.data.packing import WindowClips, WindowCollator, WindowSampler
+from pipelines.whisper import log_mel as features
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper import tokens
+from pipelines.whisper.batching import IGNORED, Collator
+from pipelines.whisper.log_mel import HOP_SAMPLES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NO_TIMESTAMPS, ZERO, END = 50363, 50364, 50257
+LENGTHS = np.random.default_rng(3).integers(90, 900, size=200)
+
+
+@pytest.fixture(scope="module")
+def processor(toy_model):
+    return whisper_model.load_processor(whisper_model.resolve(str(toy_model)), "sv")
+
+
+@pytest.fixture(scope="module")
+def collator(toy_cache, processor):
+    return lambda **told: WindowCollator(Collator(toy_cache), processor, "sv", **told)
+
+
+def epochs(sampler: WindowSampler, count: int) -> list[list]:
+    drawn = []
+    for epoch in range(count):
+        sampler.set_epoch(epoch)
+        drawn.append(list(sampler))
+    return drawn
+
+
+def windows_of(batches: list) -> list[list[int]]:
+    return [window for batch in batches if isinstance(batch[0], list) for window in batch]
+
+
+# ---- joining
+
+
+def test_joined_log_mels_are_those_of_the_joined_recordings_but_at_the_borders(speech):
+    sizes, peaks = (30_000, 50_123, 16_001), (0.5, 0.01, 0.9)
+    clips = [speech(n, seed=n, peak=peak) for n, peak in zip(sizes, peaks)]
+    parts = [features.extract(Waveform(clip)) for clip in clips]
+    joined = packing.join(parts)
+    padded = [np.pad(clip, (0, len(part.frames) * HOP_SAMPLES - len(clip))) for clip, part in zip(clips, parts)]
+    whole = features.extract(Waveform(np.concatenate(padded)))
+    n = len(joined.frames)
+    assert n == sum(len(part.frames) for part in parts)
+    starts = np.cumsum([0, *(len(part.frames) for part in parts)])
+    borders = {start + offset for start in starts[1:-1] for offset in (-1, 0, 1)} | {n - 1}
+    inside = np.array([i for i in range(n) if i not in borders])
+    assert np.abs(joined.frames[inside] - whole.frames[:n][inside]).max() < 1e-5
+    assert joined.pad_value == pytest.approx(whole.pad_value, abs=1e-6)
+    # the quiet clip's own floor is far below that of the window
+    assert parts[1].frames.min() < joined.frames.min() - 0.1
+
+
+def test_as_many_clips_fit_as_30_seconds_hold():
+    assert packing.fitting([1000, 1000, 1000, 1]) == 3
+    assert packing.fitting([1000, 1000, 1001]) == 2
+    assert packing.fitting([3000, 10]) == 1
+
+
+# ---- the sampler
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_every_epoch_has_each_clip_once_and_as_many_batches(share, batch_size):
+    sampler = WindowSampler(LENGTHS, batch_size, 5, seed=1, share=share)
+    for batches in epochs(sampler, 4):
+        assert len(batches) == len(sampler)
+        joined = [clip for window in windows_of(batches) for clip in window]
+        apart = [clip for batch in batches if not isinstance(batch[0], list) for clip in batch]
+        assert collections.Counter(joined + apart) == collections.Counter(range(200))
+        assert len(joined) == max(1, round(share * 200))
+        assert max((len(batch) for batch in batches if not isinstance(batch[0], list)), default=0) <= batch_size
+        assert all(isinstance(window, list) for batch in batches for window in batch if isinstance(batch[0], list))
+
+
+def test_windows_are_some_30_seconds_and_drawn_anew():
+    sampler = WindowSampler(LENGTHS, 16, 5, seed=1, share=0.5)
+    first, second = (windows_of(batches) for batches in epochs(sampler, 2))
+    assert sorted(map(sorted, first)) != sorted(map(sorted, second))
+    sums = [sum(LENGTHS[window]) for window in first + second]
+    assert 2_700 < np.mean(sums) < 3_300
+    assert 1_200 < min(sums) and max(sums) < 4_800
+    # a batch holds about the speech of 16 clips
+    sizes = {len(batch) for batch in epochs(sampler, 1)[0] if isinstance(batch[0], list)}
+    assert max(sizes) == int(16 * LENGTHS.mean() / 3000) == 2
+
+
+def test_seed_and_epoch_alone_decide_the_draw():
+    one, other, third = (WindowSampler(LENGTHS, 8, 5, seed=seed, share=0.3) for seed in (1, 1, 2))
+    np.random.seed(9)
+    list(one)
+    assert epochs(one, 3) == epochs(other, 3) != epochs(third, 3)
+    other.set_epoch(2)
+    assert list(other) == epochs(one, 3)[2]
+
+
+def test_windows_lie_among_the_batches_and_not_at_an_end():
+    (batches,) = epochs(WindowSampler(LENGTHS, 4, 5, seed=1, share=0.5), 1)
+    places = [i for i, batch in enumerate(batches) if isinstance(batch[0], list)]
+    assert places[0] < len(batches) / 2 < places[-1]
+    assert places != list(range(places[0], places[-1] + 1))
+
+
+# ---- the batches
+
+
+def test_a_batch_of_windows_is_30_s_long_with_the_transcripts_joined(toy_cache, collator, processor):
+    rows = toy_cache.split("train").tolist()
+    lengths = toy_cache.rows["frames"].to_numpy()
+    batch = collator()([rows[:3], rows[3:8]])
+    assert batch["input_features"].shape == (2, 80, 3000)
+    for mask, told, window in zip(batch["attention_mask"], batch["labels"], (rows[:3], rows[3:8])):
+        assert int(mask.sum()) == lengths[window].sum()
+        told = [id for id in told.tolist() if id != IGNORED]
+        tokenizer = processor.tokenizer
+        text = " ".join(toy_cache.rows["text"].iloc[window])
+        assert told[:3] == [50273, 50359, NO_TIMESTAMPS]
+        assert tokenizer.decode(told[3:-1]) == text
+        assert told[-1] == END
+    first = toy_cache.log_mel(rows[0]).frames
+    found = batch["input_features"][0, :, : len(first)].numpy().T
+    assert np.array_equal(found, np.maximum(first, batch["input_features"][0].min().item()))
+
+
+def test_timestamps_say_where_each_clip_lies(toy_cache, collator, processor):
+    rows = toy_cache.split("train").tolist()[:4]
+    lengths, texts = toy_cache.rows["frames"].to_numpy()[rows], toy_cache.rows["text"].iloc[rows].tolist()
+    ids = collator(timestamps=True).window(rows)[1]
+    assert ids[:2] == [50273, 50359]
+    assert NO_TIMESTAMPS not in ids
+    times = [(id - ZERO) * 0.02 for id in ids if id >= ZERO]
+    ends = np.cumsum(lengths) * 0.01
+    assert len(times) == 8
+    assert times[0::2] == pytest.approx([0, *ends[:-1]], abs=0.011)
+    assert times[1::2] == pytest.approx(ends, abs=0.011)
+    tokenizer = processor.tokenizer
+    assert tokenizer.decode(ids[2:-1], decode_with_timestamps=True).startswith(f"<|0.00|> {texts[0]}<|")
+    assert tokenizer.decode(ids, skip_special_tokens=True).split() == " ".join(texts).split()
+
+
+def test_what_goes_beyond_30_seconds_or_the_decoder_is_left_out(toy_cache, collator, monkeypatch):
+    rows = toy_cache.split("train").tolist()
+    lengths = toy_cache.rows["frames"].to_numpy()[rows]
+    made = collator()
+    log_mel, ids = made.window(rows)
+    count = packing.fitting(lengths)
+    assert count < len(rows)
+    assert len(log_mel.frames) == lengths[:count].sum() <= 3000
+    whole = len(ids)
+    monkeypatch.setattr(packing, "MAX_LABEL_TOKENS", whole - 1)
+    log_mel, ids = made.window(rows)
+    assert len(ids) < whole
+    assert len(log_mel.frames) == lengths[: count - 1].sum()
+
+
+def test_a_window_holds_the_clips_as_this_epoch_hears_them(toy_cache, processor):
+    rows, variation = toy_cache.split("train"), Variation(gain_db=20, seed=3)
+    made = WindowCollator(VaryingCollator(toy_cache, variation), processor, "sv")
+    sampler = WindowSampler(toy_cache.rows["frames"].to_numpy()[rows], 4, 5, seed=1, share=0.5, drawn=True)
+    clips = WindowClips(DrawnClips(toy_cache, rows))
+    found = []
+    for batches in epochs(sampler, 2):
+        windowed = next(batch for batch in batches if isinstance(batch[0], list))
+        plain = next(batch for batch in batches if not isinstance(batch[0], list))
+        assert made([clips[told] for told in plain])["input_features"].shape[2] < 3000
+        told = clips[windowed[0]]
+        found.append(epoch := told[0][0])
+        expected = variation.apply(toy_cache.log_mel(told[0][1]), epoch, told[0][1]).frames
+        log_mel, _ = made.window(told)
+        assert np.array_equal(log_mel.frames[: len(expected)], np.maximum(expected, log_mel.frames.min()))
+    assert found == [0, 1]
+
+
+def test_the_text_of_a_row_is_the_text_of_its_labels(toy_cache, processor):
+    for row in toy_cache.split("train"):
+        assert tokens.labeller(processor, "sv")(toy_cache.rows["text"].iloc[row]) == toy_cache.labels(row)
+
+
+# ---- in a run
+
+
+def test_a_run_sees_clips_at_their_length_and_windows_at_30_s(toy_settings, toy_cache, toy_model, tmp_path):
+    base = whisper_model.resolve(str(toy_model))
+    settings = toy_settings({"training.window_share": 0.5, "training.steps": 9, "training.eval_every": 9})
+    trainer = training_loop._build_trainer(
+        settings, toy_cache, base, tmp_path, "r", progress.Progress(on_line=lambda line: None)
+    )
+    trainer.validate = lambda model: {"wer": 1.0, "loss": 1.0}
+    shapes, collate = [], trainer.data_collator
+    trainer.data_collator = lambda rows: shapes.append(tuple((made := collate(rows))["input_features"].shape)) or made
+    trainer.train()
+    assert len(trainer.sampler) == 6 + 2
+    full = [shape for shape in shapes[:8] if shape[2] == 3000]
+    assert [shape[0] for shape in full] == [1, 1]
+    assert all(shape[0] == 4 for shape in shapes[:8] if shape[2] < 3000)
+
+
+def test_windows_are_part_of_a_run_s_name_where_there_are_any(toy_settings, toy_cache, toy_model):
+    base = whisper_model.resolve(str(toy_model))
+    plain = training_run.run_identity(toy_settings(), toy_cache, base)
+    told = training_run.run_identity(toy_settings({"training.window_share": 0.5}), toy_cache, base)
+    assert set(told.items()) - set(plain.items()) == {("training.window_share", 0.5)}
+
+
+def test_timestamps_without_windows_are_refused():
+    with pytest.raises(LabError, match=r"training.window_share must be above 0"):
+        recipes.load("tour", {"training.window_timestamps": True})

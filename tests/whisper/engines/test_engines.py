@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.features.sources.synthetic import espeak
+from pipelines.infra import environment, manifest
+from pipelines.infra.errors import LabError
+from pipelines.speech import audio
+from pipelines.whisper import engines, export
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.batching import Collator
+from pipelines.whisper.export import onnx_graph
+from pipelines.whisper.tokens import Spelling, prompt_ids
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("one_thread")
+ct2 = pytest.mark.skipif(not export.installed(), reason="ctranslate2 is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Exports of the toy land in a folder of the tests; the real weights stay where they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "cache_folder", lambda: folder)
+        folder = tmp_path_factory.mktemp("cache")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ref(toy_model):
+    return dataclasses.replace(whisper_model.resolve(str(toy_model)), context="clip")
+
+
+@pytest.fixture(scope="module")
+def windows(toy_cache) -> np.ndarray:
+    rows = toy_cache.split("test")
+    return Collator(toy_cache)(rows[:6].tolist())["input_features"].numpy()
+
+
+def opened(ref, engine, **kw):
+    return engines.open_engine(
+        ref, "sv", engine, log=lambda line: None, **{"device": "cpu", "max_new_tokens": 16, **kw}
+    )
+
+
+@pytest.fixture(scope="module")
+def stock(ref):
+    return opened(ref, "transformers")
+
+
+@pytest.fixture(scope="module")
+def exact(ref):
+    return opened(ref, "ctranslate2", compute_type="float32")
+
+
+# ---- the two engines say the same
+
+
+@ct2
+def test_in_float32_both_engines_say_the_same_words_as_surely(stock, exact, windows):
+    for a, b in zip(stock.hear(windows), exact.hear(windows), strict=True):
+        assert a.text == b.text
+        assert a.tokens == b.tokens
+        assert a.logprob == pytest.approx(b.logprob, abs=2e-3)
+        assert [word for word, _ in a.words] == [word for word, _ in b.words] == a.text.split()
+        assert [p for _, p in a.words] == pytest.approx([p for _, p in b.words], abs=2e-2)
+    assert len({heard.text for heard in stock.hear(windows)}) > 2
+
+
+@ct2
+def test_the_real_model_says_the_same_in_float32_and_hears_nearly_the_same_in_eight_bits(tiny_folder, toy_cache):
+    import ctranslate2
+
+    tiny = whisper_model.resolve(str(tiny_folder))
+    features = Collator(toy_cache, full_context=True)(toy_cache.split("test")[:2].tolist())["input_features"]
+    stock, exact, quick = (
+        opened(tiny, name, compute_type=kind, max_new_tokens=30)
+        for name, kind in (("transformers", ""), ("ctranslate2", "float32"), ("ctranslate2", "int8"))
+    )
+    mine, theirs = stock.hear(features.numpy()), exact.hear(features.numpy())
+    assert [heard.text for heard in mine] == [heard.text for heard in theirs]
+    assert all(len(heard.words) > 2 for heard in mine)
+    assert [heard.logprob for heard in mine] == pytest.approx([heard.logprob for heard in theirs], abs=2e-3)
+    with torch.inference_mode():
+        wanted = stock.model.model.encoder(features)[0]
+    encoded = torch.from_numpy(np.array(quick.model.encode(ctranslate2.StorageView.from_array(features.numpy()), True)))
+    assert torch.cosine_similarity(wanted.flatten(), encoded.flatten(), dim=0) > 0.97
+
+
+@ct2
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 16])
+def test_no_engine_writes_more_tokens_than_it_may(ref, windows, n):
+    counts = {
+        name: [h.tokens for h in opened(ref, name, max_new_tokens=n).hear(windows)] for name in engines.ENGINES[1:]
+    }
+    assert max(counts["transformers"]) == max(counts["ctranslate2"]) == n
+
+
+@ct2
+def test_both_tell_how_silent_a_window_is(stock, exact, windows):
+    assert stock.no_speech(windows) == pytest.approx(exact.no_speech(windows), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["transformers", pytest.param("ctranslate2", marks=ct2)])
+def test_a_temperature_draws_and_a_seed_repeats(ref, windows, name):
+    engine = opened(ref, name)
+    cold = [heard.text for heard in engine.hear(windows)]
+    warm = [heard.text for heard in engine.hear(windows, 1.0, seed=1)]
+    assert warm != cold
+    assert cold == [heard.text for heard in engine.hear(windows)]
+    if name == "transformers":
+        assert warm == [heard.text for heard in engine.hear(windows, 1.0, seed=1)]
+        assert warm != [heard.text for heard in engine.hear(windows, 1.0, seed=2)]
+
+
+def test_what_is_drawn_follows_the_probabilities(stock, windows):
+    """At temperature 1 the first token of many draws is spread as the model spreads it."""
+    from pipelines.whisper import decoding
+
+    model, processor = stock.model, stock.processor
+    one = torch.from_numpy(np.repeat(windows[:1], 400, axis=0))
+    scores = []
+    decoding.generate(model, one[:1], prompt_ids(processor, "sv"), 1, lambda tokens, s: scores.append(s) or s)
+    wanted = torch.softmax(scores[0][0].float(), -1)
+    told = decoding.hear(model, processor, one, language="sv", max_new_tokens=1, temperature=1.0, seed=3)
+    mean, spread = float((wanted * wanted.clamp(min=1e-30).log()).sum()), 0.0
+    spread = math.sqrt(float((wanted * (wanted.clamp(min=1e-30).log() - mean) ** 2).sum()) / 400)
+    assert np.mean([heard.logprob for heard in told]) == pytest.approx(mean, abs=4 * spread + 1e-3)
+
+
+def test_words_hold_letters_that_are_several_tokens(stock):
+    tokenizer = stock.processor.tokenizer
+    spelling = Spelling(tokenizer.backend_tokenizer)
+    text = "Åke äter ö-bär, 1 234 kr – visst? 🙂 naïve"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    words = spelling.words([50258, *ids, 50257], [-5.0, *[-0.5] * len(ids), -5.0])
+    assert [word for word, _ in words] == text.split()
+    assert sum(logprob for _, logprob in words) == pytest.approx(-0.5 * len(ids))
+    assert spelling.text([50258, 50273, *ids, 50257, 50364]) == text
+    assert spelling.words([], []) == ()
+    assert spelling.prompt("sv") == prompt_ids(stock.processor, "sv")
+
+
+# ---- which engine
+
+
+def test_an_engine_or_a_compute_type_that_is_none_is_one_line(ref):
+    for asked, said in (
+        ({"engine": "whisper.cpp"}, "engine must be one of"),
+        ({"engine": "transformers", "compute_type": "int8"}, "ctranslate2"),
+        ({"engine": "ctranslate2", "compute_type": "int3"}, "compute type must be one of"),
+        ({"engine": "ctranslate2", "device": "mps"}, "transformers"),
+        ({"engine": "onnx", "compute_type": "float16"}, "int8 or float32, got float16"),
+    ):
+        with pytest.raises(LabError) as caught:
+            opened(ref, **asked)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("installed", "seven_bits", "asked", "taken"),
+    [
+        ({"onnx-int8", "ctranslate2-int8"}, False, "", "onnxruntime cpu int8"),
+        ({"onnx-int8", "ctranslate2-int8"}, False, "float32", "ctranslate2 cpu float32"),
+        ({"onnx-int8", "ctranslate2-int8"}, True, "", "ctranslate2 cpu int8"),
+        ({"ctranslate2-int8"}, False, "", "ctranslate2 cpu int8"),
+        (set(), False, "", "transformers cpu float32"),
+    ],
+)
+@ct2
+def test_auto_takes_the_fastest_on_a_cpu(ref, monkeypatch, installed, seven_bits, asked, taken):
+    real = onnx_graph.wants_seven_bits()
+    monkeypatch.setattr(export, "installed", lambda form="ctranslate2-int8": form in installed)
+    monkeypatch.setattr(onnx_graph, "wants_seven_bits", lambda: seven_bits)
+    if taken.startswith("onnx") and real:
+        pytest.skip("this processor has no VNNI")
+    assert opened(ref, "auto", compute_type=asked).name.startswith(taken)
+
+
+@ct2
+def test_where_the_fastest_engine_fails_auto_takes_the_next(ref, monkeypatch):
+    def fails(*told, **more):
+        raise LabError("torch 9 does not export this model to ONNX")
+
+    monkeypatch.setattr(onnx_graph, "wants_seven_bits", lambda: False)
+    real = export.convert
+    monkeypatch.setattr(export, "convert", lambda *told, **more: (fails if "onnx" in told[1] else real)(*told, **more))
+    said: list[str] = []
+    told = {"device": "cpu", "max_new_tokens": 4, "log": said.append}
+    assert engines.open_engine(ref, "sv", **told).name.startswith("ctranslate2")
+    assert said[0] == "torch 9 does not export this model to ONNX; trying the next engine"
+    with pytest.raises(LabError, match="does not export"):
+        engines.open_engine(ref, "sv", "onnx", **told)
+
+
+def test_graphs_of_large_models_are_not_made_unasked(ref, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "wants_seven_bits", lambda: False)
+    assert "onnx" in engines._fastest(ref, "cpu", "")
+    monkeypatch.setattr(engines, "_LARGEST_GRAPHS_BYTES", 1000)
+    assert "onnx" not in engines._fastest(ref, "cpu", "")
+
+
+def test_graphs_run_on_a_cpu_alone_and_need_no_torch_to_say_so(ref, monkeypatch):
+    monkeypatch.setattr(engines, "_device", lambda engine: pytest.fail("a device was looked for"))
+    assert opened(ref, "onnx", device="").name == "onnxruntime cpu int8"
+    with pytest.raises(LabError, match="on a CPU, not on cuda"):
+        opened(ref, "onnx", device="cuda")
+
+
+def test_graphs_take_the_cores_that_are_ours(ref, monkeypatch):
+    import onnxruntime
+
+    seen = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, **k: seen.append(a[1].intra_op_num_threads) or real(*a, **k)
+    )
+    monkeypatch.setattr("pipelines.infra.parallel.process_pool.cores", lambda: 1)
+    opened(ref, "onnx", threads=0)
+    opened(ref, "onnx", threads=2)
+    assert seen == [1, 1, 2, 2]
+
+
+def test_without_ctranslate2_the_error_names_the_command(ref, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    with pytest.raises(LabError, match=r"pip install 'ctranslate2"):
+        opened(ref, "ctranslate2")
+
+
+# ---- exports
+
+
+@ct2
+def test_an_export_is_made_once_and_sealed(ref, own_cache):
+    said: list[str] = []
+    first = export.export(ref, "int8", log=said.append)
+    again = export.export(ref, "int8", log=said.append)
+    assert first == again
+    assert len(said) <= 1
+    assert manifest.problem(first) is None
+    told = manifest.read(first)
+    assert told["kind"] == "ctranslate2"
+    assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json"} <= told["files"].keys()
+    assert not list(first.parent.glob(".export-*"))
+    assert export.export(ref, "float32", log=said.append) != first
+
+
+@ct2
+def test_a_damaged_export_is_made_again(ref):
+    folder = export.export(ref, "int8", log=lambda line: None)
+    (folder / "model.bin").write_bytes(b"half")
+    assert export.export(ref, "int8", log=lambda line: None) == folder
+    assert manifest.problem(folder) is None
+
+
+@ct2
+def test_an_export_goes_where_it_is_told_but_over_nothing_else(ref, tmp_path):
+    assert export.export(ref, "int8", to=tmp_path / "mine", log=lambda line: None) == tmp_path / "mine"
+    assert export.export(ref, "int8", to=tmp_path / "mine", log=lambda line: None) == tmp_path / "mine"
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes.txt").write_text("mine")
+    with pytest.raises(LabError, match="empty"):
+        export.export(ref, "int8", to=tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "notes.txt").read_text() == "mine"
+
+
+@ct2
+def test_what_does_not_convert_is_one_line(ref, tmp_path):
+    broken = dataclasses.replace(ref, folder=tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LabError) as caught:
+        export.export(broken, "int8", log=lambda line: None)
+    assert "\n" not in str(caught.value)
+
+
+def _export(folder: str, to: str) -> None:
+    export.export(whisper_model.resolve(folder), "int8", to=to, log=lambda line: None)
+
+
+@ct2
+def test_two_processes_that_export_at_once_leave_one_whole_folder(toy_model, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_export, args=(str(toy_model), str(tmp_path / "one"))) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert manifest.problem(tmp_path / "one") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@ct2
+def test_a_transcript_by_ctranslate2_needs_neither_torch_nor_transformers(ref, tmp_path, own_cache, encoded, speech):
+    """They take a second to import, and 400 MB."""
+    export.export(ref, "int8", log=lambda line: None)
+    (tmp_path / "clip.wav").write_bytes(encoded(speech(70 * 16_000)))
+    code = f"""
+import sys
+from pipelines import environment, models
+environment.cache_folder = lambda: __import__("pathlib").Path({str(own_cache)!r})
+from pipelines.transcriber import Transcriber
+heard = Transcriber(models.resolve({str(ref.folder)!r}), max_new_tokens=4).transcribe({str(tmp_path / "clip.wav")!r})
+assert heard.audio_s == 70
+print(*sorted({{"torch", "transformers", "pandas", "pyarrow"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == ""
+
+
+# ---- when words begin
+
+
+@ct2
+@pytest.mark.parametrize("context", ["full", "clip"])
+def test_words_begin_where_they_are_said(tiny_folder, context):
+    """Sentences with pauses between them, on untuned weights, at 30 s and at the length of the recording."""
+    real = dataclasses.replace(whisper_model.resolve(str(tiny_folder)), context=context)
+    engine = opened(real, "ctranslate2", compute_type="float32")
+    said = ["Vi ska åka till Stockholm på måndag.", "Det regnar i dag.", "Hon köper bröd och ost på torget."]
+    pause, parts, begins = np.zeros(9_600, np.float32), [], []
+    for sentence, voice in zip(said, ("sv+m3", "sv+f4", "sv+m7"), strict=True):
+        begins.append(sum(map(len, parts)) / 16_000)
+        parts += [audio.decode(espeak.synthesise(sentence, voice, 140, 50)).samples, pause]
+    log_mel = engine.log_mel(audio.Waveform(np.concatenate(parts)))
+    frames = len(log_mel.frames)
+    window = log_mel.padded(3_000 if context == "full" else frames + frames % 2)
+    starts = engine.word_starts(window, frames, " ".join(said))
+    firsts = np.cumsum([0, *(len(sentence.split()) for sentence in said[:-1])])
+    assert len(starts) == sum(len(sentence.split()) for sentence in said)
+    assert starts == sorted(starts)
+    assert [starts[first] for first in firsts] == pytest.approx(begins, abs=0.35)
+    assert engine.word_starts(window, frames, "") == []
+
+
+@ct2
+def test_heads_that_the_decoder_does_not_have_are_never_asked(ref, exact, windows):
+    """Asked for one, CTranslate2 does not raise: it ends the process."""
+    config = json.loads((ref.folder / "config.json").read_text("utf-8"))
+    heads = json.loads((export.export(ref, "float32") / "config.json").read_text("utf-8"))["alignment_heads"]
+    assert all(layer < config["decoder_layers"] and head < config["decoder_attention_heads"] for layer, head in heads)
+    assert len(exact.word_starts(windows[0], windows.shape[-1], "hej på dig")) == (3 if heads else 0)

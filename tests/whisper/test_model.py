@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from servers.hub import Hub
+from servers.loopback import free_port
+
+from pipelines import recipes
+from pipelines.infra import environment, manifest
+from pipelines.infra.errors import LabError
+from pipelines.whisper import mirror
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.model import ModelRef
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "c0ffee" + 34 * "0"
+RESOLVE = """
+import json, sys, time
+from pathlib import Path
+from pipelines import errors, mirror, models
+
+mirrored, *uris = sys.argv[1:]
+mirror.fetch = lambda name, cache, **kwargs: Path(mirrored)
+told = []
+for uri in uris:
+    started = time.monotonic()
+    try:
+        ref = models.resolve(uri, log=lambda line: None)
+        found = {"name": ref.name, "folder": str(ref.folder), "origin": ref.origin, "revision": ref.revision}
+        found["context"] = ref.context
+    except errors.LabError as error:
+        found = {"error": str(error)}
+    told.append({**found, "seconds": time.monotonic() - started})
+print(json.dumps(told))
+"""
+
+
+def resolve_elsewhere(endpoint: str, home: Path, mirrored: Path, *uris: str, **variables: str) -> list[dict]:
+    """What a process of its own finds for `uris` when `endpoint` is the Hub and `home` its cache."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "LAB_"))}
+    ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "no_proxy": "*"}
+    done = subprocess.run(
+        [sys.executable, "-c", RESOLVE, str(mirrored), *uris],
+        cwd=ROOT,
+        env={**inherited, **ours, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def served_toy(toy_model: Path) -> Hub:
+    server = Hub()
+    server.add("model", "lab/toy", toy_model, COMMIT)
+    return server
+
+
+@pytest.fixture
+def hub(toy_model):
+    server = served_toy(toy_model)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def mirrored(toy_model, tmp_path_factory) -> Path:
+    """The toy as the registry mirror would leave it."""
+    folder = tmp_path_factory.mktemp("mirrored") / "toy"
+    shutil.copytree(toy_model, folder)
+    manifest.write_json(folder / mirror.MANIFEST, {"quantisation": None, "files": {}})
+    return folder
+
+
+@pytest.fixture(params=["refuses", "accepts and is silent"])
+def dead_endpoint(request):
+    """A Hub that is not there: a port where nobody listens, or a socket that takes a connection and never answers."""
+    if request.param == "refuses":
+        yield f"http://127.0.0.1:{free_port()}"
+    else:
+        with socket.socket() as hole:
+            hole.bind(("127.0.0.1", 0))
+            hole.listen(8)
+            yield f"http://127.0.0.1:{hole.getsockname()[1]}"
+
+
+@pytest.fixture
+def toy(toy_model):
+    return whisper_model.load(ModelRef("toy", toy_model, "folder", "0"))
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# ---- where a model is found
+
+
+def test_a_folder_comes_first_and_is_named_by_its_weights(toy_model, monkeypatch):
+    monkeypatch.setattr(whisper_model, "_from_hub", lambda *args: pytest.fail("the Hub was asked for a folder"))
+    ref = whisper_model.resolve(str(toy_model))
+    digest = hashlib.sha256((toy_model / "model.safetensors").read_bytes()).hexdigest()
+    assert (ref.folder, ref.origin, ref.revision, ref.context) == (toy_model, "folder", digest[:12], "full")
+    assert whisper_model.identity(ref) == {"weights_sha256": digest, "quantisation": "none"}
+
+
+def test_the_hub_then_its_cache_and_then_never_the_hub_again(hub, mirrored, toy_model, tmp_path):
+    first, again = resolve_elsewhere(hub.endpoint, tmp_path, mirrored, "lab/toy", "hub://lab/toy@main")
+    assert (first["origin"], first["revision"], again["origin"]) == ("hub", COMMIT[:12], "hub cache")
+    assert first["folder"] == again["folder"]
+    assert COMMIT in first["folder"]
+    weights = Path(first["folder"]) / "model.safetensors"
+    assert weights.read_bytes() == (toy_model / "model.safetensors").read_bytes()
+    whisper_model.load_processor(ModelRef("toy", weights.parent, "hub", COMMIT), "sv")
+
+    asked = len(hub.requests)
+    assert asked > 5
+    (cached,) = resolve_elsewhere(hub.endpoint, tmp_path, mirrored, "lab/toy")
+    assert cached["origin"] == "hub cache"
+    assert len(hub.requests) == asked
+
+
+def test_a_model_that_the_lab_published_tells_how_it_was_tuned(toy_model, mirrored, tmp_path):
+    server = Hub()
+    server.add("model", "lab/tuned", sealed_copy(toy_model, tmp_path / "m"), COMMIT)
+    first, cached = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "hub://lab/tuned", "hub://lab/tuned")
+    server.close()
+    assert (first["origin"], cached["origin"]) == ("hub", "hub cache")
+    assert (first["context"], first["revision"]) == (cached["context"], cached["revision"]) == ("clip", COMMIT[:12])
+
+
+@pytest.mark.parametrize("name", ["small", "kb-small"])
+def test_the_baselines_of_the_recipes_come_from_the_hub(name, toy_model, mirrored, tmp_path):
+    base = recipes.load(name).model.base
+    published = tmp_path / "published"
+    shutil.copytree(toy_model, published)
+    for other in ("onnx/encoder.onnx", "ggml-model.bin", "pytorch_model.bin"):  # what such repositories hold besides
+        (published / other).parent.mkdir(exist_ok=True)
+        (published / other).write_bytes(b"not for us")
+    server = Hub()
+    server.add("model", base, published, COMMIT)
+    home = tmp_path / "home"
+    first, cached = resolve_elsewhere(server.endpoint, home, mirrored, f"hub://{base}@{COMMIT}", f"{base}@{COMMIT}")
+    server.close()
+    assert (first["origin"], cached["origin"]) == ("hub", "hub cache")
+    assert (first["revision"], first["context"]) == (COMMIT[:12], "full")
+    folder = Path(first["folder"])
+    assert not [path for path in folder.rglob("*") if path.suffix in (".onnx", ".bin")]
+    ref = ModelRef(first["name"], folder, "hub", first["revision"])
+    assert whisper_model.load(ref).config.d_model == 32
+    assert whisper_model.identity(ref)["weights_sha256"] == manifest.sha256(toy_model / "model.safetensors")
+
+
+def test_a_tuned_model_that_was_published_with_its_card_is_found_whole(toy_model, mirrored, tmp_path):
+    (folder := tmp_path / "m").mkdir()
+    for path in toy_model.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "README.md").write_text("# the card")
+    manifest.seal(folder, kind="model", digest="d1", name="toy-d1", context="clip")
+    server = Hub()
+    server.add("model", "lab/tuned", folder, COMMIT)
+    first, cached = (resolve_elsewhere(server.endpoint, tmp_path, mirrored, "hub://lab/tuned")[0] for _ in range(2))
+    server.close()
+    assert (first["origin"], first["context"]) == ("hub", "clip")
+    assert (cached["origin"], cached["context"]) == ("hub cache", "clip")
+
+
+def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
+    for found in resolve_elsewhere(
+        hub.endpoint, tmp_path, mirrored, "lab/other", "hub://lab/toy@no-such-branch", "a b/c"
+    ):
+        assert "the Hub refused" in found["error"]
+        assert "Check the name and revision" in found["error"]
+        assert "\n" not in found["error"]
+
+
+def test_a_download_that_breaks_off_is_one_line_and_leaves_nothing_that_is_taken_for_a_model(
+    toy_model, mirrored, tmp_path
+):
+    server = served_toy(toy_model)
+    server.fault("GET .*/model.safetensors", "truncate", times=None)
+    (found,) = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "lab/toy")
+    server.close()
+    assert found["error"].startswith("fetching lab/toy broke off")
+    assert "\n" not in found["error"]
+    whole = served_toy(toy_model)
+    (found,) = resolve_elsewhere(whole.endpoint, tmp_path, mirrored, "lab/toy")
+    whole.close()
+    assert found["origin"] == "hub"
+    assert (Path(found["folder"]) / "model.safetensors").stat().st_size == (
+        toy_model / "model.safetensors"
+    ).stat().st_size
+
+
+def test_the_mirror_where_the_hub_does_not_answer_and_that_is_decided_once(dead_endpoint, mirrored, tmp_path):
+    uris = ["openai/whisper-tiny", "lab/unknown", "openai/whisper-tiny@q8"]
+    tiny, unknown, q8 = resolve_elsewhere(dead_endpoint, tmp_path, mirrored, *uris)
+    assert (tiny["origin"], tiny["name"], tiny["folder"]) == ("registry mirror", "openai/whisper-tiny", str(mirrored))
+    assert q8["origin"] == "registry mirror"
+    assert unknown["error"].startswith("lab/unknown is not on this machine, and 127.0.0.1 did not answer within 3 s")
+    assert "Give a folder, connect to the Hub, or take one of" in unknown["error"]
+    assert "\n" not in unknown["error"]
+    assert "openai/whisper-tiny" in unknown["error"]
+    # importing the Hub's client falls into the first look-up; a second wait of 3 s would not fit
+    assert tiny["seconds"] < environment.HUB_TIMEOUT_S + 2.5
+    assert unknown["seconds"] < 1
+
+
+def test_offline_asks_nobody(hub, mirrored, tmp_path):
+    (found,) = resolve_elsewhere(hub.endpoint, tmp_path, mirrored, "openai/whisper-tiny", HF_HUB_OFFLINE="1")
+    assert found["origin"] == "registry mirror"
+    assert hub.requests == []
+
+
+def test_no_model_in_a_folder(tmp_path):
+    with pytest.raises(LabError, match="expected a folder with config"):
+        whisper_model.resolve(str(tmp_path))
+    with pytest.raises(LabError, match="no model in"):
+        whisper_model.resolve("./nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LabError, match=r"no model.safetensors in .*save_pretrained"):
+        whisper_model.resolve(str(tmp_path))
+
+
+def sealed_copy(toy_model: Path, folder: Path, **facts) -> Path:
+    shutil.copytree(toy_model, folder)
+    manifest.seal(folder, kind="model", digest="d1", name="toy-d1", quantisation="q8", context="clip", **facts)
+    return folder
+
+
+def test_a_sealed_model_tells_what_it_is(toy_model, tmp_path):
+    ref = whisper_model.resolve(str(sealed_copy(toy_model, tmp_path / "m", base="b")))
+    assert (ref.name, ref.revision, ref.quantisation, ref.context) == ("toy-d1", "d1", "q8", "clip")
+    assert ref.title == "toy-d1 (q8) @ d1"
+    assert ref.facts["base"] == "b"
+    assert "files" not in ref.facts
+
+
+def test_a_damaged_sealed_model_is_refused(toy_model, tmp_path):
+    folder = sealed_copy(toy_model, tmp_path / "m")
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(LabError, match=r"model .* cannot be used: model.safetensors is damaged .* Make it again"):
+        whisper_model.resolve(str(folder))
+
+
+def test_weights_that_are_missing_are_an_error_and_never_drawn_at_random(toy_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "m"
+    shutil.copytree(toy_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.decoder.layers.1.fc2.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LabError, match=r"lacks weights of a Whisper model \(model.decoder.layers.1.fc2.weight"):
+        whisper_model.load(ModelRef("toy", folder, "folder", "0"))
+
+
+def test_weights_of_another_shape_are_refused(toy_model, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(toy_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    manifest.write_json(folder / "config.json", {**config, "encoder_ffn_dim": 48})
+    with pytest.raises(LabError, match=r"does not load as a Whisper model: .* Fetch the model again"):
+        whisper_model.load(ModelRef("toy", folder, "folder", "0"))
+
+
+def test_weights_that_were_cut_short_are_refused(toy_model, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(toy_model, folder)
+    os.truncate(folder / "model.safetensors", 1_000_000)
+    with pytest.raises(LabError, match=r"does not load as a Whisper model: .* Fetch the model again"):
+        whisper_model.load(ModelRef("toy", folder, "folder", "0"))
+
+
+def test_a_folder_without_tokenizer_is_one_line(toy_model, tmp_path):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        shutil.copyfile(toy_model / name, tmp_path / name)
+    with pytest.raises(LabError, match="has no usable tokenizer and feature extractor") as caught:
+        whisper_model.load_processor(ModelRef("toy", tmp_path, "folder", "0"), "sv")
+    assert "\n" not in str(caught.value)
+
+
+# ---- what is loaded
+
+
+def test_settings_reach_the_model(toy_model):
+    ref = ModelRef("toy", toy_model, "folder", "0")
+    tuned = whisper_model.load(ref, dropout=0.25, spec_augment=True)
+    assert tuned.config.dropout == tuned.model.encoder.dropout == tuned.model.decoder.layers[0].dropout == 0.25
+    assert tuned.config.apply_spec_augment
+    plain = whisper_model.load(ref)
+    assert plain.config.dropout == 0
+    assert not plain.config.apply_spec_augment
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
+
+
+def test_sinusoids_are_constants(toy):
+    frozen = [name for name, parameter in toy.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.encoder.embed_positions.weight"]
+
+
+def test_language_is_pinned_and_stays_so_in_the_folder(toy, toy_model, tmp_path):
+    from transformers import GenerationConfig
+
+    whisper_model.set_language(toy, "sv")
+    whisper_model.save(toy, whisper_model.load_processor(ModelRef("toy", toy_model, "folder", "0"), "sv"), tmp_path)
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.language, saved.task, saved.forced_decoder_ids) == ("sv", "transcribe", None)
+    assert {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+    } <= {path.name for path in tmp_path.iterdir()}
+    processor = whisper_model.load_processor(ModelRef("toy", tmp_path, "folder", "0"), "sv")
+    assert processor.tokenizer("").input_ids[:4] == [50258, 50273, 50359, 50363]
+
+
+# ---- short context
+
+
+def features(frames: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, 80, frames, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(model) -> torch.Tensor:
+    """The sinusoids, after a look at the three places in which their number is kept."""
+    encoder = model.model.encoder
+    table = encoder.embed_positions.weight
+    assert len(table) == encoder.embed_positions.num_embeddings == encoder.config.max_source_positions == 1500
+    return table
+
+
+def stock_encoder(folder: Path, positions: int):
+    """transformers' own encoder whose window is `positions` from the start, without our hooks."""
+    from transformers import WhisperForConditionalGeneration
+
+    model = WhisperForConditionalGeneration.from_pretrained(folder, dtype="float32", attn_implementation="sdpa").eval()
+    encoder = model.model.encoder
+    kept = encoder.embed_positions.weight.data[:positions].clone()
+    encoder.embed_positions = torch.nn.Embedding.from_pretrained(kept)
+    encoder.config.max_source_positions = positions
+    return encoder
+
+
+@pytest.mark.parametrize("frames", [2, 56, 998, 3000])
+def test_the_encoder_at_t_frames_is_the_stock_encoder_with_t_frames(toy, toy_model, frames):
+    stock = stock_encoder(toy_model, frames // 2)
+    with torch.inference_mode():
+        ours = toy.eval().model.encoder(features(frames))[0]
+        assert torch.equal(ours, stock(features(frames))[0])
+    assert ours.shape == (2, frames // 2, 32)
+
+
+def test_the_context_is_no_approximation_that_would_pass_for_any_table(toy):
+    """The test above would not notice positions that are ignored: the same frames in reverse order differ."""
+    with torch.inference_mode():
+        forwards = toy.eval().model.encoder(features(80))[0]
+        backwards = toy.model.encoder(features(80).flip(-1))[0].flip(1)
+    assert not torch.allclose(forwards, backwards, atol=1e-2)
+
+
+def test_the_table_is_whole_after_a_forward_and_in_what_is_saved(toy, toy_model, tmp_path):
+    from safetensors.torch import load_file
+
+    before = whole(toy).clone()
+    for frames in (80, 8, 3000, 200):
+        toy.eval().model.encoder(features(frames))
+        assert torch.equal(whole(toy), before)
+    toy.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["max_source_positions"] == 1500
+    saved, stock = (load_file(folder / "model.safetensors") for folder in (tmp_path, toy_model))
+    assert saved.keys() == stock.keys()
+    assert all(torch.equal(saved[name], stock[name]) for name in stock)
+
+
+def test_twice_is_harmless(toy):
+    encoder = toy.eval().model.encoder
+    once = encoder(features(80))[0]
+    whisper_model.allow_short_context(toy)
+    assert len(encoder._forward_pre_hooks) == len(encoder._forward_hooks) == 1
+    assert torch.equal(encoder(features(80))[0], once)
+    whole(toy)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 81, 3001, 3002, 6000])
+def test_frames_that_no_context_fits_are_refused(toy, frames):
+    with pytest.raises(ValueError, match=f"even number of frames from 2 to 3000, got {frames}"):
+        toy.model.encoder(features(frames))
+    whole(toy)
+
+
+def test_an_error_inside_the_encoder_leaves_the_table_whole(toy):
+    before = whole(toy).clone()
+
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    handle = toy.model.encoder.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        toy.model.encoder(features(80))
+    assert torch.equal(whole(toy), before)
+    handle.remove()
+    assert toy.model.encoder(features(1200))[0].shape[1] == 600
+
+
+def test_training_steps_at_two_lengths_move_all_but_the_sinusoids(toy):
+    before = {name: parameter.detach().clone() for name, parameter in toy.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in toy.parameters() if p.requires_grad], lr=1.0)
+    toy.train()
+    for frames in (400, 56, 400):
+        labels = torch.tensor([[50273, 50359, 50363, 400, 50257], [50273, 50359, 50363, 500, 50257]])
+        toy(input_features=features(frames), labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        whole(toy)
+    unmoved = [name for name, parameter in toy.named_parameters() if torch.equal(parameter, before[name])]
+    assert unmoved == ["model.encoder.embed_positions.weight"]

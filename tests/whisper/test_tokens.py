@@ -1,0 +1,50 @@
+"""Labels as the decoder is to produce them, made by a light process."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from pipelines.features.curation.gate import Gate
+from pipelines.features.shards import Maker, Task
+from pipelines.features.sources import Example
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper import tokens
+from pipelines.whisper.model import ModelRef
+
+LIGHT = """
+import pickle, sys
+make, task = pickle.load(sys.stdin.buffer)
+made = make(task)
+assert make.folder.joinpath(made.aside.name).stat().st_size, "no clip was kept"
+print(*sorted({"transformers", "gradio", "datasets", "scipy"} & sys.modules.keys()))
+"""
+
+
+@pytest.fixture(scope="module")
+def processor(toy_model):
+    return whisper_model.load_processor(ModelRef("toy", toy_model, "folder", ""), "sv")
+
+
+@pytest.mark.parametrize("text", ["Hej på dig!", "  två  mellanslag ", "<|startoftranscript|>", "A" * 999, "\x00 🙂 é"])
+def test_they_are_the_stock_tokenizers(processor, text):
+    stock = processor.tokenizer(text, add_special_tokens=False).input_ids
+    assert tokens.labeller(processor, "sv")(text)[3:-1] == stock
+
+
+def test_what_others_set_on_the_tokenizer_cuts_no_label(processor):
+    long = "ord " * 400
+    whole = tokens.labeller(processor, "sv")(long)
+    processor.tokenizer(long, truncation=True, max_length=8)
+    assert tokens.labeller(processor, "sv")(long) == whole
+
+
+def test_a_process_that_makes_shards_imports_little(processor, encoded, speech, tmp_path):
+    make = Maker(tmp_path, Gate(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3).admit, "float32", 80)
+    task = Task(0, [Example("a", "train", "hej på dig", encoded(speech(16_000)), "s")])
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], input=pickle.dumps((make, task)), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().split() == []
