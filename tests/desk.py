@@ -451,7 +451,7 @@ def parquet(sounds: list[bytes], split: str, columns: list[str]) -> bytes:
 
 def common_voice(path: Path, sound: Callable[[int], bytes]) -> None:
     """A release of Common Voice: 32 clips to train on and to select by, 3 to test."""
-    from test_sources_common_voice import pack, toy
+    from features.sources.test_common_voice import pack, toy
 
     files = toy()
     clips = [name for name in files if name.startswith("clips/")]

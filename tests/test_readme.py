@@ -57,6 +57,7 @@ def options() -> frozenset[str]:
     """Every long option of any command of the lab."""
     import typer
 
+    import pipelines.__main__  # it adds every command to the app
     from pipelines.cli import options as cli_options
 
     known = typer.main.get_command(cli_options.app).commands.values()
