@@ -24,7 +24,7 @@ from pipelines.inference.app import assets, html
 from pipelines.inference.app import service as app_service
 from pipelines.inference.app.handlers import DOWNLOADS, EXAMPLES, Buttons, example
 from pipelines.inference.app.i18n import WORDS, preferred
-from pipelines.infra import environment
+from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
@@ -291,6 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
     if os.environ.get("SPACES_ZERO_GPU"):
         import spaces  # noqa: F401  before torch: it stands in for the GPU where none is lent
     environment.share_cores()
+    console.configure()
     options = _options(arguments)
     named = options.model or os.environ.get("MODEL_URI") or inference_pipeline.of_space(environment.ROOT)
     uri, why = inference_pipeline.choose(named, environment.runs_folder())

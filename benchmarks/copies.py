@@ -88,7 +88,7 @@ def side(
         wall.append(time.perf_counter())
         cpu.append(time.process_time())
 
-    progress = Progress(on_start=mark, on_step=mark, on_line=lambda line: None)
+    progress = Progress(on_start=mark, on_step=mark)
     made = training_loop.train(settings, cache, base, run, progress, uri)
     steps = [after - before for before, after in itertools.pairwise(cpu)]
     found = {"train_s": wall[-1] - wall[0], "step_cpu_s": statistics.median(steps)}
@@ -124,8 +124,8 @@ def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke
     if smoke:
         sizes |= {"source.train": 32, "source.validation": 8, "source.test": 8, "evaluation.max_new_tokens": 8}
     settings = recipes.load("tour", {**sizes, "training.steps": steps, "training.eval_every": every})
-    cache = feature_pipeline.features(settings, runs=folder / "features", log=lambda line: None)
-    base = whisper_model.resolve(settings.model.base, log=lambda line: None)
+    cache = feature_pipeline.features(settings, runs=folder / "features")
+    base = whisper_model.resolve(settings.model.base)
     found: dict[str, list[dict[str, float]]] = {"alone": [], "folder": [], "hub": []}
     with loopback_hub():
         for number in range(rounds):

@@ -107,7 +107,7 @@ def repeated(examples: list[Example], n: int) -> Iterator[Example]:
 
 
 def _processor() -> Any:
-    return whisper_model.load_processor(whisper_model.resolve("openai/whisper-tiny", log=lambda line: None), "sv")
+    return whisper_model.load_processor(whisper_model.resolve("openai/whisper-tiny"), "sv")
 
 
 def gate(processor: Any) -> curation_gate.Gate:
@@ -170,7 +170,6 @@ def ours(
         gate(processor).admit,
         IDENTITY | {"features.dtype": dtype},
         workers=processes,
-        log=lambda line: None,
     )
     return n / (time.perf_counter() - started), made.bytes / n
 
@@ -230,7 +229,6 @@ def scaled_here(n: int, processes: int, folder: Path) -> dict[str, float]:
         shard_clips=64,
         workers=processes,
         on_clips=lambda clips: marks.append((time.perf_counter(), clips)),
-        log=lambda line: None,
     )
     peak_kb = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     started = time.perf_counter()

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    ref = whisper_model.resolve(options.model, log=_quiet)
+    ref = whisper_model.resolve(options.model)
     clips, texts, speakers = recordings(options.clips)
     long, long_text = joined(clips, texts, options.minutes)
     np.savez(folder / "clips.npz", *clips)
@@ -88,7 +88,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if side.startswith("ours"):
             SIDES[side](ref, options.threads, options.tokens)
     if "faster-whisper" in options.sides:
-        export.export(ref, "int8", log=_quiet)
+        export.export(ref, "int8")
     best: dict[str, dict[str, Any]] = {}
     for number in range(options.rounds):
         for side in options.sides:
@@ -187,8 +187,8 @@ def _silence(seconds: float) -> np.ndarray:
 def _ours(ref: ModelRef, threads: int, tokens: int, engine: str = "auto") -> tuple[Hear, Hear]:
     from pipelines.inference.transcriber import Transcriber
 
-    transcriber = Transcriber(ref, LANGUAGE, engine=engine, threads=threads, max_new_tokens=tokens, log=_quiet)
-    _quiet(transcriber.loaded.name)
+    transcriber = Transcriber(ref, LANGUAGE, engine=engine, threads=threads, max_new_tokens=tokens)
+    print(transcriber.loaded.name, file=sys.stderr)
 
     def hear(samples: np.ndarray) -> str:
         return transcriber.transcribe(Waveform(samples)).text
@@ -199,7 +199,7 @@ def _ours(ref: ModelRef, threads: int, tokens: int, engine: str = "auto") -> tup
 def _faster_whisper(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]:
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
-    model = WhisperModel(str(export.export(ref, "int8", log=_quiet)), "cpu", compute_type="int8", cpu_threads=threads)
+    model = WhisperModel(str(export.export(ref, "int8")), "cpu", compute_type="int8", cpu_threads=threads)
     batched = BatchedInferencePipeline(model)
     asked = {"language": LANGUAGE, "beam_size": 1, "condition_on_previous_text": False, "without_timestamps": True}
     asked["max_new_tokens"] = tokens
@@ -239,7 +239,7 @@ SIDES = {
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     """One side in this process: seconds over all clips, seconds of the long recording, peak memory, texts."""
-    ref = whisper_model.resolve(options.model, log=_quiet)
+    ref = whisper_model.resolve(options.model)
     if options.as_tuned:
         from pipelines.inference import transcriber as inference_transcriber
 
@@ -277,10 +277,6 @@ def _elsewhere(side: str, folder: Path, options: argparse.Namespace, *, long: bo
     if done.returncode:
         sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _quiet(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:

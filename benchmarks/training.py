@@ -96,9 +96,7 @@ def main() -> None:
     options = _options()
     if options.side:
         given = recipes.load("tour", json.loads(options.overrides))
-        side = SIDES[options.side](
-            given, feature_pipeline.open_features(given, options.cache, log=_quiet), options.folder
-        )
+        side = SIDES[options.side](given, feature_pipeline.open_features(given, options.cache), options.folder)
         return print(json.dumps(dataclasses.asdict(side)))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(Path(folder), options)
@@ -120,7 +118,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     print(
         f"{options.model}, {environment.detect().device}, {options.steps} steps of {options.batch} examples", flush=True
     )
-    short = feature_pipeline.features(recipes.load("tour", overrides), runs=folder / "runs", log=_quiet)
+    short = feature_pipeline.features(recipes.load("tour", overrides), runs=folder / "runs")
     classic, ours = both(folder, overrides, short, "2 s")
     (folder / "pairs").mkdir()
     joined = {name: value for name, value in overrides.items() if not name.startswith("source.")} | {
@@ -129,7 +127,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "training.steps": min(options.steps, options.steps_4s),
         "training.eval_every": min(options.steps, options.steps_4s),
     }
-    longer = feature_pipeline.features(recipes.load("tour", joined), runs=folder / "runs", log=_quiet)
+    longer = feature_pipeline.features(recipes.load("tour", joined), runs=folder / "runs")
     classic_4s, ours_4s = both(folder, joined, longer, "4 s")
     return {
         "speedup": round(ours.examples_per_s / classic.examples_per_s, 2),
@@ -200,7 +198,7 @@ def flops_per_example(given: Recipe, cache: FeatureCache, full: bool) -> float:
     from transformers import WhisperConfig
 
     config, settings = (
-        WhisperConfig.from_pretrained(whisper_model.resolve(given.model.base, log=_quiet).folder),
+        WhisperConfig.from_pretrained(whisper_model.resolve(given.model.base).folder),
         given.training,
     )
     rows = cache.split("train")
@@ -255,7 +253,7 @@ def classic_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
     import torch
     import transformers
 
-    base = whisper_model.resolve(given.model.base, log=_quiet)
+    base = whisper_model.resolve(given.model.base)
     processor = whisper_model.load_processor(base, given.language)
     transformers.set_seed(given.training.seed)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(base.folder, dtype=torch.float32)
@@ -307,9 +305,9 @@ def classic_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
 
 
 def ours_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
-    base = whisper_model.resolve(given.model.base, log=_quiet)
+    base = whisper_model.resolve(given.model.base)
     clock = _Clock()
-    trained = training_loop.train(given, cache, base, folder / "run", Progress(on_step=clock, on_line=_quiet))
+    trained = training_loop.train(given, cache, base, folder / "run", Progress(on_step=clock))
     rate, ref = clock.rate(given.training.batch_size * given.training.accumulation), whisper_model.resolve(trained.uri)
     model = whisper_model.load(ref, device=environment.detect().device)
     processor = whisper_model.load_processor(ref, given.language)
@@ -396,10 +394,6 @@ def _elsewhere(name: str, overrides: dict[str, Any], cache: FeatureCache, folder
         [*command, "--folder", str(folder)], stdout=subprocess.PIPE, env=surroundings, check=True, text=True
     )
     return Side(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _quiet(line: str) -> None:
-    """For what says where it reads from."""
 
 
 def _options() -> argparse.Namespace:

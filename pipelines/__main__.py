@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pipelines.cli import experiments, features, inference, stores, training, worker  # noqa: F401  they add their commands
-from pipelines.cli.options import DryRun, Json, Overrides, RecipeName, Runs, _log, _plan, _print, _recipe, app
+from pipelines.cli.options import DryRun, Json, Overrides, RecipeName, Runs, _plan, _print, _recipe, app
+from pipelines.infra import console
 from pipelines.infra.errors import UNFINISHED, LabError, Unfinished
 from pipelines.infra.parallel import distributed
 
@@ -33,7 +34,7 @@ def run(
             environment.runs_folder(runs) / settings.name,
             f"execute {', '.join(notebooks.NOTEBOOKS)}",
         )
-    summary = notebooks.run(settings, recipe, overrides, runs=runs, log=_log(as_json), progress=not as_json)
+    summary = notebooks.run(settings, recipe, overrides, runs=runs, progress=not as_json)
     model = shlex.quote(summary["model_uri"])
     _print(as_json, summary, notebooks.in_words(summary) + f"\nNext: MODEL_URI={model} make app, then open its address")
 
@@ -67,6 +68,7 @@ def main() -> None:
     from pipelines.infra import environment
 
     environment.share_cores()
+    console.configure() if distributed.is_first() else console.mute()
     try:
         app()
     except Unfinished as error:

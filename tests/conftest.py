@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from desk import desk  # noqa: F401  a fixture
+from log_recorder import record_log, stop_recording
 from servers.benches import (  # noqa: F401  fixtures
     certificate,
     cluster,
@@ -53,6 +55,17 @@ def speech():
         return (peak * sound / np.abs(sound).max()).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def console_as_before():
+    """Remove the handlers that a test, or a command that it ran, added to the lab's logger."""
+    logger = logging.getLogger("pipelines")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    stop_recording()
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +148,22 @@ def toy_cache(toy_settings, tmp_path_factory):
     """The toy recipe's feature cache."""
     from pipelines.features import pipeline as feature_pipeline
 
-    return feature_pipeline.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"), log=lambda line: None)
+    return feature_pipeline.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"))
 
 
 @pytest.fixture(scope="session")
 def train_toy(toy_settings, toy_cache, toy_model):
     """`train_toy(run, {"training.steps": 4}, on_step=...)`: the toy trained in the folder `run`; the model, or the
-    LabError that ended it, and the lines told."""
+    LabError that ended it, and the messages logged."""
     from pipelines.infra.errors import LabError
     from pipelines.training import loop as training_loop
     from pipelines.training.callbacks import progress as callbacks_progress
     from pipelines.whisper import model as whisper_model
 
     def train(run: Path, overrides: dict | None = None, **told):
-        lines: list[str] = []
+        lines = record_log()
         recipe = toy_settings({"evaluation.max_new_tokens": 3, **(overrides or {})})
-        progress = callbacks_progress.Progress(on_line=lines.append, **told)
+        progress = callbacks_progress.Progress(**told)
         try:
             return training_loop.train(recipe, toy_cache, whisper_model.resolve(str(toy_model)), run, progress), lines
         except LabError as error:

@@ -160,10 +160,8 @@ def _forward(model_uri: str) -> Check:
     from pipelines.inference.transcriber import Transcriber
     from pipelines.whisper import model as whisper_model
 
-    ref = whisper_model.resolve(model_uri, log=lambda line: None)
-    heard = Transcriber(ref, log=lambda line: None).transcribe(
-        espeak.synthesise("God morgon, hur mår du i dag?", "sv+m1", 150, 50)
-    )
+    ref = whisper_model.resolve(model_uri)
+    heard = Transcriber(ref).transcribe(espeak.synthesise("God morgon, hur mår du i dag?", "sv+m1", 150, 50))
     if not heard.text:
         return Check("forward pass", "wrong", f"{ref.title} heard nothing", "fetch the model again")
     return Check("forward pass", "ok", f"{ref.title} heard “{heard.text}” in {heard.elapsed_s:.2f} s")

@@ -20,7 +20,6 @@ from pipelines.cli.options import (
     Runs,
     ScoredSplit,
     _assignment,
-    _log,
     _plan,
     _print,
     _recipe,
@@ -62,11 +61,10 @@ def evaluate(
         return _plan(as_json, settings, recipe_runs.stage_folder(settings, runs) / "reports", f"score {uri} on {split}")
     report = experiment_pipeline.evaluate(
         settings,
-        feature_pipeline.open_features(settings, cache, runs=runs, log=_log(as_json)),
+        feature_pipeline.open_features(settings, cache, runs=runs),
         uri,
         split.value,
         runs=runs,
-        log=_log(as_json),
     )
     if log:
         evaluation.write_log(log, report)
@@ -116,7 +114,7 @@ def compare(
     if not (experiments or baseline):
         rows = run_log.read(place)
         return _print(as_json, {"experiments": rows}, run_log.in_words(rows))
-    compared = comparison.compare(experiments or [], baseline, runs=runs, log=_log(as_json))
+    compared = comparison.compare(experiments or [], baseline, runs=runs)
     folder = Path(out) if out else place / "comparisons" / compared.digest
     if dry_run:
         names = ", ".join(finding.experiment.name for finding in compared.findings)
@@ -144,7 +142,7 @@ def leaderboard(
     """
     from pipelines.experiments import leaderboard as boards
 
-    board = boards.board(sources, runs=runs, log=_log(as_json))
+    board = boards.board(sources, runs=runs)
     _print(as_json, board.as_dict(), f"{board.in_words()}\nNext: {board.next_step()}")
 
 
@@ -188,7 +186,7 @@ def experiments(
             picture.write_bytes(plots.png(experiments_figures.of_series(claims, baseline, found)))
         words = [line for claim in claims for line in (claim["recipe"], *(f"  {x}" for x in series.headline(claim)))]
         return _print(as_json, {"folder": str(export), "claims": claims}, "\n".join([*words, f"tables in {export}"]))
-    reports, failed = series.run(chosen, runs=runs, log=_log(as_json))
+    reports, failed = series.run(chosen, runs=runs)
     told = {"reports": [str(report.folder) for report in reports], "failed": failed}
     following = shlex.join(["python", "-m", "pipelines", "compare", *names])
     where = f" --runs {shlex.quote(runs)}" if runs else ""
@@ -232,7 +230,7 @@ def sweep(
         steps = ", ".join(map(str, plan["rungs"]))
         lines = [f"would {told['would']} ({plan['sampler']}), looked at after {steps} steps", *lines]
         return _print(as_json, told, "\n".join([*lines, f"would write below {plan['folder']}", "nothing was done"]))
-    made = sweeps.run(settings, runs=runs, cluster=cluster, devices=devices, log=_log(as_json))
+    made = sweeps.run(settings, runs=runs, cluster=cluster, devices=devices)
     told = {
         "folder": str(made.folder),
         "best": dataclasses.asdict(made.best),
@@ -283,10 +281,8 @@ def export(
     if dry_run:
         what = f"export {', '.join(models)} to {', '.join(forms)} and score all on {split}"
         return _plan(as_json, settings, environment.cache_folder(), what)
-    opened = feature_pipeline.open_features(settings, cache, runs=runs, log=_log(as_json))
-    rows = exports.table(
-        settings, opened, models, forms, split=split.value, runs=runs, threads=threads, log=_log(as_json)
-    )
+    opened = feature_pipeline.open_features(settings, cache, runs=runs)
+    rows = exports.table(settings, opened, models, forms, split=split.value, runs=runs, threads=threads)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     following = (
         f"python -m pipelines production {shlex.quote(models[-1])} --form {forms[-1] if forms else ''} --to FOLDER"

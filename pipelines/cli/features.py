@@ -16,7 +16,6 @@ from pipelines.cli.options import (
     RecipeName,
     Runs,
     _again,
-    _log,
     _plan,
     _print,
     _recipe,
@@ -56,9 +55,7 @@ def features(
             cache or environment.runs_folder(runs) / "features",
             f"make a feature cache of the source {settings.source.kind!r}",
         )
-    made = feature_pipeline.features(
-        settings, runs=runs, cache_uri=cache, publish=publish, ray_address=cluster, log=_log(as_json)
-    )
+    made = feature_pipeline.features(settings, runs=runs, cache_uri=cache, publish=publish, ray_address=cluster)
     told = {
         "cache_uri": made.uri,
         "digest": made.digest,

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import DryRun, Json, Runs, _log, _print, app
+from pipelines.cli.options import DryRun, Json, Runs, _print, app
+from pipelines.infra import console
 
 
 @app.command()
@@ -71,9 +72,9 @@ def transcribe(
     if dry_run:
         told = {"dry_run": True, "model": uri, **batch_run.outline(job)}
         return _print(as_json, told, f"model {uri}\n{batch_run.outline_in_words(told)}")
-    aside = _log(True)  # standard output is for what was heard
-    transcriber = Transcriber(whisper_model.resolve(uri, log=aside), language, engine, log=aside)
-    summary, results = batch_run.run(job, transcriber, again=again, retry=retry_errors, log=_log(as_json))
+    console.configure(sys.stderr)  # standard output is for the transcripts
+    transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
+    summary, results = batch_run.run(job, transcriber, again=again, retry=retry_errors)
     told, words = (say(job, summary, results) for say in (batch_run.as_dict, batch_run.in_words))
     _print(as_json, told, words)
     if summary.errors:
@@ -124,7 +125,7 @@ def serve(
     from pipelines.whisper import model as whisper_model
 
     listening = server.listen(host, port)
-    transcriber = Transcriber(whisper_model.resolve(uri, log=_log(as_json)), language, engine, log=_log(as_json))
+    transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
     limits = api_queue.Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s, queue=queue)
     api = api_api.make_app(transcriber, limits, token)
     url = server.address(listening)
@@ -173,7 +174,7 @@ def publish_space(
         told = {"dry_run": dry_run, "model": found.uri, "writes": str(folder or name), "files": written}
         lines = [f"model {found.uri}", *written, "nothing was done" if dry_run else f"Next: python {folder}/app.py"]
         return _print(as_json, told, "\n".join(lines))
-    told = {**space.publish(name, found, hardware, log=_log(as_json)), "model": found.uri}
+    told = {**space.publish(name, found, hardware), "model": found.uri}
     secret = "give it a secret HF_TOKEN in its settings, then " if found.private else ""
     _print(as_json, told, f"model {found.uri}\nspace {name} @ {told['commit']}\nNext: {secret}open {told['url']}")
 
@@ -202,8 +203,8 @@ def production(
     if dry_run:
         told = {"dry_run": True, "would": f"put {model} as {form} into {to}", "writes": str(to)}
         return _print(as_json, told, f"would {told['would']}\nnothing was done")
-    ref = whisper_model.resolve(model, log=_log(as_json))
-    proof = package.production(ref, form, to, language=language, recording=recording, log=_log(as_json))
+    ref = whisper_model.resolve(model)
+    proof = package.production(ref, form, to, language=language, recording=recording)
     files = {path.name: path.stat().st_size for path in sorted(to.expanduser().iterdir())}
     listed = "\n".join(f"{size / 1e6:9.2f} MB  {name}" for name, size in files.items())
     absent = f", without {' and '.join(proof.without)}" if proof.without else ""

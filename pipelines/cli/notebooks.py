@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,15 @@ from pipelines.infra.errors import LabError, Unfinished, missing_package
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.settings import Recipe
 
+logger = logging.getLogger(__name__)
+
 NOTEBOOKS = ("01_feature_pipeline", "02_training_pipeline", "03_inference_app")
 _IN_BATCH = {NOTEBOOKS[2]: {"launch": False}}
 """Nobody sits before the page, even where the command was given in a terminal of Jupyter or an editor."""
 
 
 def run(
-    recipe: Recipe,
-    recipe_name: str,
-    overrides: dict[str, Any],
-    *,
-    runs: str | Path = "",
-    log: Callable[[str], None] = print,
-    progress: bool = True,
+    recipe: Recipe, recipe_name: str, overrides: dict[str, Any], *, runs: str | Path = "", progress: bool = True
 ) -> dict[str, Any]:
     """Execute 01, 02 and 03; the executed copies land in `runs/<recipe>/notebooks/`. Returns the summary.
 
@@ -38,12 +34,12 @@ def run(
     shared = {"recipe": recipe_name, "overrides": overrides, "runs": str(environment.runs_folder(runs))}
     handed, seconds = {}, {}
     for name in NOTEBOOKS:
-        log(f"{name} ...")
+        logger.info(f"{name} ...")
         started = time.monotonic()
         _execute(name, folder, shared | handed | _IN_BATCH.get(name, {}), progress)
         seconds[name] = round(time.monotonic() - started, 1)
         handed = _next_uri(name, recipe_runs.stages(recipe, runs))
-        log(f"{name}: {seconds[name]:.0f} s{''.join(f', {key} {value}' for key, value in handed.items())}")
+        logger.info(f"{name}: {seconds[name]:.0f} s{''.join(f', {key} {value}' for key, value in handed.items())}")
     return _summarise(recipe, runs, seconds)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import recipes
+from pipelines.infra import console
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes import settings as recipes_settings
@@ -33,8 +34,23 @@ Runs = Annotated[
 ]
 CacheUri = Annotated[str, typer.Option("--cache", help="Feature cache; default: the one that `features` made last.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and written, and end.")]
+
+
+def _log_to_stderr(as_json: bool) -> bool:
+    """Keep standard output for the JSON object."""
+    if as_json and distributed.is_first():
+        console.configure(sys.stderr)
+    return as_json
+
+
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output; all else goes to standard error.")
+    bool,
+    typer.Option(
+        "--json",
+        callback=_log_to_stderr,
+        is_eager=True,
+        help="Print one JSON object on standard output; all else goes to standard error.",
+    ),
 ]
 
 
@@ -79,12 +95,6 @@ def _plan(as_json: bool, settings: recipes_settings.Recipe, where: str | Path, w
         {"dry_run": True, "would": what, "writes": str(where), "recipe": settings.settings()},
         f"would {what}\nwould write below {where}\nnothing was done",
     )
-
-
-def _log(as_json: bool):
-    if not distributed.is_first():
-        return lambda line: None
-    return (lambda line: print(line, file=sys.stderr)) if as_json else print
 
 
 def _print(as_json: bool, told: dict[str, Any], words: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import DryRun, Json, _log, _print, app
+from pipelines.cli.options import DryRun, Json, _print, app
 
 
 @app.command()
@@ -27,7 +27,7 @@ def publish(
         manifest.require_whole(folder, "artefact", "Name a finished cache or model")
         told = {"dry_run": True, "would": f"copy {folder} to {uri}", "writes": uri}
         return _print(as_json, told, f"would {told['would']}\nnothing was done")
-    published = stores.open_store(uri).publish(folder, uri, log=_log(as_json))
+    published = stores.open_store(uri).publish(folder, uri)
     _print(as_json, {"uri": published}, f"published as {published}")
 
 
@@ -47,5 +47,5 @@ def fetch(
         place = environment.cache_folder() / "fetched"
         told = {"dry_run": True, "would": f"fetch {uri}", "writes": str(place)}
         return _print(as_json, told, f"would fetch {uri}\nwould write below {place}\nnothing was done")
-    folder = stores.open_store(uri).fetch(uri, log=_log(as_json))
+    folder = stores.open_store(uri).fetch(uri)
     _print(as_json, {"folder": str(folder)}, str(folder))

@@ -17,7 +17,6 @@ from pipelines.cli.options import (
     RecipeName,
     Runs,
     _again,
-    _log,
     _plan,
     _print,
     _recipe,
@@ -151,8 +150,8 @@ def _train(
         )
     from pipelines.training import figures
 
-    opened = feature_pipeline.open_features(settings, cache, runs=runs, log=_log(as_json))
-    progress = figures.console_progress(_log(as_json)) if distributed.is_first() else None
+    opened = feature_pipeline.open_features(settings, cache, runs=runs)
+    progress = figures.console_progress() if distributed.is_first() else None
     stage = training_pipeline.distil if taught else training_pipeline.train
     made = stage(settings, opened, runs=runs, publish=publish, progress=progress, **how)
     if not distributed.is_first():

@@ -85,7 +85,7 @@ def worker(
     limits = api_queue.Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s)
     if not token and host not in ("127.0.0.1", "::1", "localhost"):
         print("warning: whoever reaches this port may use it; LAB_API_TOKEN sets a token", file=sys.stderr)
-    work = jobs.Jobs(tuned, folder, log=lambda line: print(line, file=sys.stderr))
+    work = jobs.Jobs(tuned, folder)
     key = ' -H "Authorization: Bearer $LAB_API_TOKEN"' if token else ""
     asks = "-H 'Content-Type: application/json' -d '{\"task\": \"dataset\"}'"
     _print(

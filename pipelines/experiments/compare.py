@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -246,16 +246,14 @@ class Comparison:
         }
 
 
-def compare(
-    named: Sequence[str], baseline: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print
-) -> Comparison:
+def compare(named: Sequence[str], baseline: str = "", *, runs: str | Path = "") -> Comparison:
     """Hold the experiments `named` against `baseline`, else against the first of them.
 
     Each name is a report's folder, a run's folder or a recipe (experiments.find). A single tuned experiment is held
     against the model that it was tuned from, where that was scored, too. Raises LabError where the reports are of
     different test sets or normalisers, naming the one that differs, or where there is nothing to compare with.
     """
-    found = [lookup.find(name, runs, log) for name in ([baseline] if baseline else []) + list(named)]
+    found = [lookup.find(name, runs) for name in ([baseline] if baseline else []) + list(named)]
     reports = list({report.folder.resolve(): report for reports in found for report in reports}.values())
     if not reports:
         raise LabError("name what is to be compared: recipes, run folders or report folders")

@@ -6,8 +6,9 @@ production   weights, tokenizer, settings, card and manifest in one folder, prov
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from pipelines.whisper.batching import padded_frames
 from pipelines.whisper.engines import Engine
 from pipelines.whisper.log_mel import FULL_FRAMES
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 TIMED_CLIPS = 40
 """Clips that are decoded one by one for their speed, spread over the split."""
@@ -73,7 +76,6 @@ def table(
     split: str = "validation",
     runs: str | Path = "",
     threads: int = 0,
-    log: Callable[[str], None] = print,
 ) -> list[Row]:
     """Each of the models `uris`, and after it its exports in `forms`, scored and timed on a split of the cache.
 
@@ -81,15 +83,15 @@ def table(
     Raises LabError for a form that is none of export.FORMS, and what `export.convert` raises.
     """
     places = [  # all of them first: what cannot be made shows before anything is scored
-        (form, str(export.convert(whisper_model.resolve(uri, log=log), form, log=log)) if form else uri)
+        (form, str(export.convert(whisper_model.resolve(uri), form)) if form else uri)
         for uri in uris
         for form in ("", *forms)
     ]
-    reports = [experiment_pipeline.evaluate(recipe, cache, there, split, runs=runs, log=log) for _, there in places]
-    refs = [whisper_model.resolve(there, log=log) for _, there in places]
+    reports = [experiment_pipeline.evaluate(recipe, cache, there, split, runs=runs) for _, there in places]
+    refs = [whisper_model.resolve(there) for _, there in places]
     rows = cache.split(split)
     timed = rows[:: max(1, -(-len(rows) // TIMED_CLIPS))]
-    speeds = _speeds(recipe, cache, refs, timed, threads, log)
+    speeds = _speeds(recipe, cache, refs, timed, threads)
     made, first, own = [], reports[0], reports[0]
     for (form, _), ref, report, (engine, ms) in zip(places, refs, reports, speeds, strict=True):
         own, against = (own, own) if form else (report, first)
@@ -136,16 +138,11 @@ def _told(difference: Difference | None) -> str:
 
 
 def _speeds(
-    recipe: Recipe,
-    cache: FeatureCache,
-    refs: Sequence[ModelRef],
-    rows: np.ndarray,
-    threads: int,
-    log: Callable[[str], None],
+    recipe: Recipe, cache: FeatureCache, refs: Sequence[ModelRef], rows: np.ndarray, threads: int
 ) -> list[tuple[str, float]]:
     """Engine and milliseconds a clip of each model, all in turns on every clip, so that other load hits all alike."""
-    log(f"timing {len(refs)} on {len(rows)} clips, {_ROUNDS} times in turns")
-    opened = [_opened(recipe, ref, threads, log) for ref in refs]
+    logger.info(f"timing {len(refs)} on {len(rows)} clips, {_ROUNDS} times in turns")
+    opened = [_opened(recipe, ref, threads) for ref in refs]
     took = np.empty((_ROUNDS, len(rows), len(refs)))
     for round_ in range(-1, _ROUNDS):  # the first one only warms up
         for place, row in enumerate(rows if round_ >= 0 else rows[:2]):
@@ -158,10 +155,10 @@ def _speeds(
     return [(engine.name, float(ms)) for engine, ms in zip(opened, best, strict=True)]
 
 
-def _opened(recipe: Recipe, ref: ModelRef, threads: int, log: Callable[[str], None]) -> Engine:
+def _opened(recipe: Recipe, ref: ModelRef, threads: int) -> Engine:
     engine = "auto" if export.is_export(ref) else "transformers"
     most = recipe.evaluation.max_new_tokens
-    return engines.open_engine(ref, recipe.language, engine, threads=threads, max_new_tokens=most, log=log)
+    return engines.open_engine(ref, recipe.language, engine, threads=threads, max_new_tokens=most)
 
 
 def _window(cache: FeatureCache, row: int, ref: ModelRef) -> np.ndarray:

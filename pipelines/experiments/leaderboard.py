@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,14 @@ class Board:
 _GROUPS = ("ranked", "invalid", "not_comparable")
 
 
-def board(sources: Sequence[str], *, runs: str | Path = "", log: Callable[[str], None] = print) -> Board:
+def board(sources: Sequence[str], *, runs: str | Path = "") -> Board:
     """Rank what `sources` name: recipes, run folders, report folders, or models on the Hub (hub://owner/name).
 
     The first entry of the first source says which test set and normaliser the board is of.
     """
     if not sources:
         raise LabError("name what is to be ranked: recipes, report folders, or models on the Hub (hub://owner/name)")
-    entries = [entry for source in sources for entry in _entries(source, runs, log)]
+    entries = [entry for source in sources for entry in _entries(source, runs)]
     if not entries:
         raise LabError(f"no WER on a test set is told by {', '.join(sources)}: name a report, or another model")
     key = entries[0].test_set, entries[0].normaliser
@@ -127,13 +127,13 @@ def board(sources: Sequence[str], *, runs: str | Path = "", log: Callable[[str],
     )
 
 
-def _entries(source: str, runs: str | Path, log: Callable[[str], None]) -> Iterator[Entry]:
+def _entries(source: str, runs: str | Path) -> Iterator[Entry]:
     here = Path(source).expanduser().exists() or (environment.runs_folder(runs) / source).is_dir()
     if source.startswith("hub://") or (_HUB_ID.fullmatch(source) and not here):
         yield from _of_card(source.removeprefix("hub://"))
         return
-    for report in lookup.find(source, runs, log):
-        yield _of_report(report, environment.runs_folder(runs), log)
+    for report in lookup.find(source, runs):
+        yield _of_report(report, environment.runs_folder(runs))
 
 
 def _told(entry: Entry) -> dict[str, str]:
@@ -152,12 +152,10 @@ def _told(entry: Entry) -> dict[str, str]:
 # ---- the lab's own reports
 
 
-def _of_report(report: EvalReport, runs: Path, log: Callable[[str], None]) -> Entry:
+def _of_report(report: EvalReport, runs: Path) -> Entry:
     told = report.lineage
     tuned = lookup.is_tuned(told)
-    status, why = (
-        _checked(report, runs, log) if tuned else (UNVERIFIED, "what its makers trained it on is not known here")
-    )
+    status, why = _checked(report, runs) if tuned else (UNVERIFIED, "what its makers trained it on is not known here")
     if status == VALID and told.get("fork"):
         status, why = UNVERIFIED, f"it started from run {told['fork']['run']}, whose training data is not checked"
     if status == VALID and set((told.get("teacher") or {}).get("caches", [])) - {told["cache"]}:
@@ -186,12 +184,12 @@ def _data(lineage: Mapping[str, Any]) -> str:
     return f"{whisper_lineage.data_of(lineage['settings']['source'])['name']}{size}, cache {lineage['cache']}"
 
 
-def _checked(report: EvalReport, runs: Path, log: Callable[[str], None]) -> tuple[str, str]:
+def _checked(report: EvalReport, runs: Path) -> tuple[str, str]:
     """Whether the model was trained on something of the test set: by its cache, else by what its recipe saw to."""
     trained, scored = report.lineage["cache"], (manifest.read(report.folder) or {}).get("identity", {}).get("cache")
-    train = _at_hand(trained, runs, log)
+    train = _at_hand(trained, runs)
     if train is not None:
-        return _compared(report, train, train if scored == trained else _at_hand(scored, runs, log))
+        return _compared(report, train, train if scored == trained else _at_hand(scored, runs))
     handled = (report.lineage["settings"].get("curation") or {}).get("leaks")
     if scored == trained and handled in ("refuse", "drop"):
         verb = {"refuse": "refuses", "drop": "drops"}[handled]
@@ -199,13 +197,13 @@ def _checked(report: EvalReport, runs: Path, log: Callable[[str], None]) -> tupl
     return UNVERIFIED, f"the cache {trained} that it was trained on is not at hand"
 
 
-def _at_hand(digest: str | None, runs: Path, log: Callable[[str], None]) -> FeatureCache | None:
+def _at_hand(digest: str | None, runs: Path) -> FeatureCache | None:
     """The cache with this digest, below the runs or among what was fetched."""
     folders = [*(runs / "features").glob("*/"), *(environment.cache_folder() / "fetched").glob("*/")]
     for folder in folders:
         sealed = manifest.read(folder)
         if digest and sealed and sealed.get("digest") == digest and "identity" in sealed:
-            return caches.open_cache(folder, log=log)
+            return caches.open_cache(folder)
     return None
 
 

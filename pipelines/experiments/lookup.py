@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes.settings import Recipe, flatten
 from pipelines.speech import scoring, text
 from pipelines.speech.scoring import Edits
+
+logger = logging.getLogger(__name__)
 
 SAME_DURATION_S = 0.02
 """Recordings of one id whose durations differ by more are not the same."""
@@ -63,7 +66,7 @@ class Experiment:
         return [scoring.count_edits(table["reference"].tolist(), table["hypothesis"].tolist()) for table in tables]
 
 
-def find(named: str, runs: str | Path = "", log: Callable[[str], None] = print) -> list[EvalReport]:
+def find(named: str, runs: str | Path = "") -> list[EvalReport]:
     """The reports that `named` means: of a report's folder that one.
 
     Of a run's folder, `runs/<recipe>`, or a recipe, the newest test report of a tuned model, and with it those of its
@@ -90,7 +93,9 @@ def find(named: str, runs: str | Path = "", log: Callable[[str], None] = print) 
             seeds.setdefault(facts["lineage"]["seed"], path)
     left = len([facts for _, facts in older if _key(facts) != key])
     if left:
-        log(f"note: {folder} holds {left} older test report(s) of models tuned otherwise: name their folders for them")
+        logger.info(
+            f"note: {folder} holds {left} older test report(s) of models tuned otherwise: name their folders for them"
+        )
     return [_read(path) for _, path in sorted(seeds.items())]
 
 

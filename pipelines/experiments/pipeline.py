@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from pipelines.whisper import lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(
     recipe: Recipe,
@@ -26,7 +29,6 @@ def evaluate(
     split: str = "test",
     *,
     runs: str | Path = "",
-    log: Callable[[str], None] = print,
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> EvalReport:
     """Score a model on a split of the cache; one that was scored before is read. A tuned model keeps its test score.
@@ -35,8 +37,8 @@ def evaluate(
     `on_clips` is told of every batch how many clips it held.
     """
     if recipe.training.fast_dev_run:
-        recipe, cache = _rehearsal(recipe, cache, log)
-    ref = whisper_model.resolve(model_uri, log=log)
+        recipe, cache = _rehearsal(recipe, cache)
+    ref = whisper_model.resolve(model_uri)
     made: list[int] = []
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
 
@@ -49,7 +51,7 @@ def evaluate(
         )
     if split == "test" and not recipe.training.fast_dev_run:
         looks = test_set_log.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(made))
-        log((made and looks.warning()) or str(looks))
+        logger.info((made and looks.warning()) or str(looks))
     tuned = ref.facts.get("kind") == "model" and "made_of" not in ref.facts  # an export stays as it was made
     if split == "test" and tuned and ref.origin == "folder":
         _note_score(ref, report, recipe)
@@ -62,13 +64,11 @@ def _reports(recipe: Recipe, runs: str | Path) -> Path:
     return stage_folder(recipe, runs) / rehearsed / "reports"
 
 
-def scores(
-    recipe: Recipe, cache: FeatureCache, model_uri: str, *, runs: str | Path = "", log: Callable[[str], None] = print
-) -> dict[str, EvalReport]:
+def scores(recipe: Recipe, cache: FeatureCache, model_uri: str, *, runs: str | Path = "") -> dict[str, EvalReport]:
     """Score the recipe's base model and the tuned one on the test split: `before` and `after`. Each is scored once."""
     with _stage(recipe, runs, "scores") as note:
         reports = {
-            label: evaluate(recipe, cache, uri, "test", runs=runs, log=log)
+            label: evaluate(recipe, cache, uri, "test", runs=runs)
             for label, uri in (("before", recipe.model.base), ("after", model_uri))
         }
         note |= {label: str(report.folder) for label, report in reports.items()}

@@ -11,8 +11,9 @@ claims    WER with interval, and the difference to other recipes, computed from 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,16 @@ from pipelines.experiments.evaluation import EvalReport
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import label_errors
-from pipelines.infra import environment, manifest, redact
+from pipelines.infra import console, environment, manifest, redact
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring
 from pipelines.speech.scoring import Edits
 from pipelines.training import pipeline as training_pipeline
-from pipelines.training.callbacks import progress
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 RECIPES = tuple(
     f"planted-{name}"
@@ -55,9 +57,7 @@ def planned(
     return [recipes.load(name, {**(overrides or {}), "training.seed": seed}) for seed in seeds for name in names]
 
 
-def run(
-    experiments: Sequence[Recipe], *, runs: str | Path = "", log: Callable[[str], None] = print
-) -> tuple[list[EvalReport], list[str]]:
+def run(experiments: Sequence[Recipe], *, runs: str | Path = "") -> tuple[list[EvalReport], list[str]]:
     """Features, training and the test score of each; their reports, and a line for each that failed.
 
     One that fails does not end the series. Raises errors.Unfinished where a signal ended a training.
@@ -78,24 +78,26 @@ def run(
         ) as error:  # the machine's fault
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             failed.append(f"{recipe.name}, seed {recipe.training.seed}: {reason}")
-            log(f"{title}: failed: {reason}")
+            logger.info(f"{title}: failed: {reason}")
             continue
         reports.append(report)
         minutes = (time.monotonic() - started) / 60
         spent += [minutes] if fresh else []
         left = (len(experiments) - number) * (sum(spent) / len(spent)) if spent else 0.0
-        log(f"{title}: {report.score}; {f'{minutes:.1f} min' if fresh else 'was there'}, about {left:.0f} min left")
+        logger.info(
+            f"{title}: {report.score}; {f'{minutes:.1f} min' if fresh else 'was there'}, about {left:.0f} min left"
+        )
     return reports, failed
 
 
 def _one(recipe: Recipe, runs: str | Path) -> tuple[EvalReport, bool]:
     """The test report of one experiment, and whether it was made now."""
-    quiet = progress.SILENT
-    cache = feature_pipeline.features(recipe, runs=runs, log=quiet.on_line)
-    model = training_pipeline.train(recipe, cache, runs=runs, progress=quiet)
-    known = set((recipe_runs.stage_folder(recipe, runs) / "reports").glob("test-*"))
-    report = experiment_pipeline.evaluate(recipe, cache, model.uri, "test", runs=runs, log=quiet.on_line)
-    return report, report.folder not in known
+    with console.silenced():
+        cache = feature_pipeline.features(recipe, runs=runs)
+        model = training_pipeline.train(recipe, cache, runs=runs)
+        existing = set((recipe_runs.stage_folder(recipe, runs) / "reports").glob("test-*"))
+        report = experiment_pipeline.evaluate(recipe, cache, model.uri, "test", runs=runs)
+    return report, report.folder not in existing
 
 
 def found(experiments: Iterable[Recipe], runs: str | Path = "") -> dict[str, EvalReport]:
@@ -221,7 +223,7 @@ def _curve(recipe: Recipe, whole: FeatureCache, cache: FeatureCache, runs: str |
 
 
 def _cache(recipe: Recipe, runs: str | Path) -> FeatureCache:
-    return feature_pipeline.features(recipe, runs=runs, log=lambda line: None)
+    return feature_pipeline.features(recipe, runs=runs)
 
 
 def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import itertools
 import json
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import process_pool
 from pipelines.recipes import differences, digest
+
+logger = logging.getLogger(__name__)
 
 LARGE_CLIPS = 2_048
 """With `workers=0` so many clips are made in this process: a smaller corpus is done before a worker has started."""
@@ -54,7 +57,6 @@ def build(
     reuse: Iterable[Path] = (),
     curate: Curate = lambda cache, rejected: Selection(),
     on_clips: Callable[[int], None] = lambda n: None,
-    log: Callable[[str], None] = print,
 ) -> FeatureCache:
     """Make the cache `folder`, or finish it: shards that are done are kept, the manifest is written last.
 
@@ -72,14 +74,14 @@ def build(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _only_builder(folder):
-        _start_or_go_on(folder, dict(identity), log)
+        _start_or_go_on(folder, dict(identity))
         known = () if ray_address else tuple(lenders(reuse, identity, folder))
         make = Maker(folder, admit, identity["features.dtype"], int(identity["features.n_mels"]), known)
         tasks = _Tasks(folder, _blocks(examples, shard_clips), on_clips)
         if ray_address:
-            ray_shards.make_shards(make, tasks, ray_address, _libraries(identity), on_clips, log)
+            ray_shards.make_shards(make, tasks, ray_address, _libraries(identity), on_clips)
         else:
-            _make_shards(make, tasks, workers, on_clips, log)
+            _make_shards(make, tasks, workers, on_clips)
         n_shards = tasks.shards
         _remove_leftovers(folder, n_shards)
         return _load(folder, _seal(folder, n_shards, dict(identity), curate))
@@ -106,7 +108,7 @@ def _only_builder(folder: Path) -> filelock.FileLock:
         ) from None
 
 
-def _start_or_go_on(folder: Path, identity: dict[str, Any], log: Callable[[str], None]) -> None:
+def _start_or_go_on(folder: Path, identity: dict[str, Any]) -> None:
     """Keep what an earlier build of the same identity left; remove what any other left."""
     note = folder / "build.json"
     _refuse_foreign(folder, note)
@@ -120,7 +122,7 @@ def _start_or_go_on(folder: Path, identity: dict[str, Any], log: Callable[[str],
             path.unlink()
         manifest.write_json(note, identity)
     elif finished := len(shards.numbers(folder)):
-        log(f"going on with an unfinished cache: {finished} shard(s) are already there")
+        logger.info(f"going on with an unfinished cache: {finished} shard(s) are already there")
 
 
 def _refuse_foreign(folder: Path, note: Path) -> None:
@@ -163,9 +165,7 @@ class _Tasks:
                 yield Task(number, block)
 
 
-def _make_shards(
-    make: Maker, tasks: _Tasks, n: int, on_clips: Callable[[int], None], log: Callable[[str], None]
-) -> None:
+def _make_shards(make: Maker, tasks: _Tasks, n: int, on_clips: Callable[[int], None]) -> None:
     """Every shard made and published, in any order.
 
     Publishing waits for the disk, and threads do the waiting. At most a few blocks are held at a time.
@@ -179,7 +179,7 @@ def _make_shards(
         reused += future.result().reused
         on_clips(n_clips)
 
-    with ThreadPoolExecutor(processes + 2) as threads, _pool(make, processes, log) as pool:
+    with ThreadPoolExecutor(processes + 2) as threads, _pool(make, processes) as pool:
         for task in tasks:
             elsewhere = processes > 1 and not (late and tasks.clips <= LARGE_CLIPS)
             waiting.append((len(task.block), _begin(threads, make, pool if elsewhere else None, task)))
@@ -188,13 +188,13 @@ def _make_shards(
         while waiting:
             take()
     if make.known:
-        log(f"{reused} of {tasks.clips} clips were taken from an earlier cache, the others were decoded")
+        logger.info(f"{reused} of {tasks.clips} clips were taken from an earlier cache, the others were decoded")
 
 
 @contextlib.contextmanager
-def _pool(make: Maker, processes: int, log: Callable[[str], None]) -> Iterator[process_pool.Pool | None]:
+def _pool(make: Maker, processes: int) -> Iterator[process_pool.Pool | None]:
     if processes > 1:
-        with process_pool.Pool(processes, make, log) as pool:
+        with process_pool.Pool(processes, make) as pool:
             yield pool
     else:
         yield None

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
 
 if TYPE_CHECKING:
     import pyarrow
+
+logger = logging.getLogger(__name__)
 
 
 FORMAT = "5"
@@ -128,9 +131,7 @@ class FeatureCache:
         return {name: value for name, value in self.__dict__.items() if name != "_shards"}
 
 
-def open_cache(
-    folder: Path, wanted: Mapping[str, Any] | None = None, *, log: Callable[[str], None] = print
-) -> FeatureCache:
+def open_cache(folder: Path, wanted: Mapping[str, Any] | None = None) -> FeatureCache:
     """Open a finished cache and verify every byte of it; with `wanted`, refuse one that was made otherwise.
 
     Verifying runs on all cores, as fast as the disk reads: nothing damaged is ever trained on.
@@ -145,7 +146,7 @@ def open_cache(
             "name the cache that 01_feature_pipeline printed"
         )
     if wanted is not None:
-        _refuse_stale(folder, wanted, sealed["identity"], log)
+        _refuse_stale(folder, wanted, sealed["identity"])
     try:
         return _load(folder, sealed)
     except (OSError, ValueError, KeyError) as error:
@@ -160,9 +161,7 @@ def is_finished(folder: Path) -> bool:
     return manifest.problem(folder, thorough=False) is None
 
 
-def _refuse_stale(
-    folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any], log: Callable[[str], None]
-) -> None:
+def _refuse_stale(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     unlike = differences(wanted, found)
     soft = [line for line in unlike if line.startswith(_SOFT_FIELDS)]
     hard = [line for line in unlike if line not in soft]
@@ -173,7 +172,7 @@ def _refuse_stale(
             "or train with the recipe and overrides that made the cache"
         )
     if soft:
-        log(f"note: this cache was made with other library versions ({'; '.join(soft)})")
+        logger.info(f"note: this cache was made with other library versions ({'; '.join(soft)})")
 
 
 def _load(folder: Path, sealed: dict[str, Any]) -> FeatureCache:

@@ -12,6 +12,7 @@ What a stage made is noted in `runs/<recipe>/stages.json`, so that a later stage
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -41,6 +42,8 @@ from pipelines.whisper.model import ModelRef, _vocabulary_sha256, processor
 
 if TYPE_CHECKING:
     import numpy as np
+
+logger = logging.getLogger(__name__)
 
 
 MAX_DURATION_S = 30.0
@@ -79,7 +82,6 @@ def features(
     cache_uri: str = "",
     publish: str = "",
     ray_address: str = "",
-    log: Callable[[str], None] = print,
     on_clips: Callable[[int, int], None] = lambda n, of: None,
 ) -> FeatureCache:
     """Stage 01: the recipe's feature cache; made, finished if it was cut off, or opened if it is there.
@@ -91,31 +93,29 @@ def features(
     source cannot tell before it is read.
     """
     with _stage(recipe, runs, "features") as note:
-        prepared, source = processor(recipe, log=log), open_source(recipe.source, recipe.language, log=log)
+        prepared, source = processor(recipe), open_source(recipe.source, recipe.language)
         identity = features_identity(recipe, source.identity(), prepared, runs)
-        folder = _folder(cache_uri, log) if cache_uri else _cache_folder(runs, identity)
+        folder = _folder(cache_uri) if cache_uri else _cache_folder(runs, identity)
         if caches.is_finished(folder):
-            cache = caches.open_cache(folder, identity, log=log)
-            log(f"this cache is at hand, nothing is extracted again: {cache.uri}")
+            cache = caches.open_cache(folder, identity)
+            logger.info(f"this cache is at hand, nothing is extracted again: {cache.uri}")
         else:
             reuse = _newest_first((environment.runs_folder(runs) / "features").glob("*/"))
-            cache = _extract(recipe, source, prepared, folder, identity, reuse, log, runs, ray_address, on_clips)
+            cache = _extract(recipe, source, prepared, folder, identity, reuse, runs, ray_address, on_clips)
         note |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         note["curation"] = cache.curation
     if missing := [split for split in SPLITS if not len(cache.split(split))]:
-        log(
+        logger.info(
             f"note: no {' and no '.join(missing)} clips: training selects by validation and ends with the test. "
             "Add a `split` column, or recordings of more speakers"
         )
     if publish:
         with _stage(recipe, runs, "publication") as note:
-            note["cache_uri"] = _publish(cache, publish, log)
+            note["cache_uri"] = _publish(cache, publish)
     return cache
 
 
-def open_features(
-    recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print
-) -> FeatureCache:
+def open_features(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:
     """The cache that stage 02 trains on: `cache_uri`, else what stage 01 noted last. A stale one is refused.
 
     One that is not on this machine's own disk is fetched, and verified, into the lab's cache folder.
@@ -127,9 +127,9 @@ def open_features(
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
     with distributed.first_on_machine():
-        folder = stores.at_hand(uri, log=log)
-        identity = features_identity(recipe, _source_identity(recipe, folder, log), processor(recipe, log=log), runs)
-        return caches.open_cache(folder, identity, log=log)
+        folder = stores.at_hand(uri)
+        identity = features_identity(recipe, _source_identity(recipe, folder), processor(recipe), runs)
+        return caches.open_cache(folder, identity)
 
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
@@ -151,11 +151,11 @@ def _decodes(example: Example) -> bool:
     return True
 
 
-def label_model(recipe: Recipe, runs: str | Path = "", log: Callable[[str], None] = lambda line: None) -> ModelRef:
+def label_model(recipe: Recipe, runs: str | Path = "") -> ModelRef:
     """The model that is asked for label errors. LabError where a recipe's own is named, and there is none."""
     wanted, of_run = recipe.curation.label_model or recipe.model.base, "run:"
     if not wanted.startswith(of_run):
-        return whisper_model.resolve(wanted, log=log)
+        return whisper_model.resolve(wanted)
     name, seed = wanted.removeprefix(of_run), recipe.training.seed
     found = recipe_runs.newest_model_of_seed(environment.runs_folder(runs) / name, seed)
     if found is None:
@@ -163,22 +163,22 @@ def label_model(recipe: Recipe, runs: str | Path = "", log: Callable[[str], None
             f"curation.label_model is {wanted!r}, and no finished run of {name} with training.seed={seed} is on this "
             f"machine: python -m pipelines run --recipe {name} --set training.seed={seed}"
         )
-    return whisper_model.resolve(str(found), log=log)
+    return whisper_model.resolve(str(found))
 
 
-def _source_identity(recipe: Recipe, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def _source_identity(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What the recipe's source tells of itself; where it is not at hand, what the cache in `folder` noted of it.
 
     Training wants the cache, not the gigabytes that it was made of: on another machine the note stands in for them,
     and the source's settings are compared all the same. A source that lies here but cannot be read is an error.
     """
     try:
-        return open_source(recipe.source, recipe.language, log=log).identity()
+        return open_source(recipe.source, recipe.language).identity()
     except LabError as error:
         if recipe.source.path and Path(recipe.source.path).expanduser().exists():
             raise
         noted = (manifest.read(folder) or {}).get("identity", {})
-        log(f"note: the source is not at hand ({error}); what the cache noted of it is taken")
+        logger.info(f"note: the source is not at hand ({error}); what the cache noted of it is taken")
         return {name.removeprefix(_SOURCE): value for name, value in noted.items() if name.startswith(_SOURCE)}
 
 
@@ -205,7 +205,6 @@ def _extract(
     folder: Path,
     identity: dict[str, Any],
     reuse: list[Path],
-    log: Callable[[str], None],
     runs: str | Path,
     ray_address: str,
     on_clips: Callable[[int, int], None],
@@ -220,13 +219,13 @@ def _extract(
         corpus.limits(curation),
         curation.full_stop,
     )
-    held_out = corpus.load_held_out(curation.held_out, gate.n_mels, log)
+    held_out = corpus.load_held_out(curation.held_out, gate.n_mels)
     before = corpus.survey(curation, source, held_out)
     n_left = before.counts[0].before - len(before.dropped) if before else 0
 
     def finish(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
         return corpus.finish(
-            curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs, log), gate.label
+            curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs), gate.label
         )
 
     with _bar("log-mel", n_left or None) as step:
@@ -246,16 +245,13 @@ def _extract(
             ray_address=ray_address,
             reuse=reuse,
             on_clips=done,
-            log=log,
         )
 
 
-def _hear(
-    recipe: Recipe, cache: FeatureCache, rows: np.ndarray, runs: str | Path, log: Callable[[str], None]
-) -> list[str]:
+def _hear(recipe: Recipe, cache: FeatureCache, rows: np.ndarray, runs: str | Path) -> list[str]:
     """What the label model hears in these rows of the cache."""
-    ref, folder = label_model(recipe, runs, log), environment.runs_folder(runs) / "label_errors"
-    log(f"asking {ref.title} what it hears in {len(rows)} training clips")
+    ref, folder = label_model(recipe, runs), environment.runs_folder(runs) / "label_errors"
+    logger.info(f"asking {ref.title} what it hears in {len(rows)} training clips")
     with _bar("label errors", len(rows)) as step:
         return label_errors.heard(cache, rows, ref, recipe.language, recipe.evaluation, folder, on_clips=step)
 
@@ -273,17 +269,15 @@ def _cache_folder(runs: str | Path, identity: dict[str, Any]) -> Path:
     return environment.runs_folder(runs) / "features" / f"{identity[f'{_SOURCE}kind']}-{digest(lasting)}"
 
 
-def _folder(cache_uri: str, log: Callable[[str], None]) -> Path:
+def _folder(cache_uri: str) -> Path:
     """Where a cache lies, or is to lie: a path as it is, also on a drive; anything else is fetched."""
-    return (
-        stores.at_hand(cache_uri, log=log) if stores.is_remote(cache_uri) else Path(cache_uri).expanduser().absolute()
-    )
+    return stores.at_hand(cache_uri) if stores.is_remote(cache_uri) else Path(cache_uri).expanduser().absolute()
 
 
-def _publish(cache: FeatureCache, uri: str, log: Callable[[str], None]) -> str:
+def _publish(cache: FeatureCache, uri: str) -> str:
     """Copy a cache to `uri`; where LAB_FEATURE_GROUP names one, its rows go to that group of the Hopsworks project."""
-    published = stores.open_store(uri).publish(cache.folder, uri, log=log)
-    log(f"published as {published}")
+    published = stores.open_store(uri).publish(cache.folder, uri)
+    logger.info(f"published as {published}")
     if (group := os.environ.get("LAB_FEATURE_GROUP")) and uri.startswith("hopsworks://"):
-        hopsworks.add_rows(published, cache.rows, group, log=log)
+        hopsworks.add_rows(published, cache.rows, group)
     return published

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import io
 import itertools
+import logging
 import os
 import pickle
 import threading
@@ -29,6 +30,8 @@ from pipelines.infra.parallel.ray_cluster import _OWN, joined
 if TYPE_CHECKING:
     import pyarrow
 
+logger = logging.getLogger(__name__)
+
 
 WINDOW = 2
 """Shards for each core in one Ray data set. Two of these are under way at a time, so that no core waits for the slowest
@@ -39,12 +42,7 @@ _LARGE_BYTES = 64_000_000
 
 
 def make_shards(
-    make: Maker,
-    tasks: Iterable[Task],
-    address: str,
-    versions: Mapping[str, str],
-    on_clips: Callable[[int], None],
-    log: Callable[[str], None],
+    make: Maker, tasks: Iterable[Task], address: str, versions: Mapping[str, str], on_clips: Callable[[int], None]
 ) -> None:
     """Every shard of `tasks`, made by the cluster at `address` and published in `make.folder`, in any order.
 
@@ -60,7 +58,7 @@ def make_shards(
             raise LabError(
                 f"the Ray cluster {address} must have CPUs, got none: start a node with --num-cpus=1 or more"
             )
-        log(f"Ray cluster {address}: {n_cores} core(s)")
+        logger.info(f"Ray cluster {address}: {n_cores} core(s)")
         work = functools.partial(_make, ray.put(ray.cloudpickle.dumps(make)), {**versions, _OWN: code_sha256()})
         carried = (_carried(task, make.admit) for task in tasks)
         arrivals = _Arrivals(make.folder, on_clips)
@@ -73,7 +71,7 @@ def make_shards(
                 before = under_way
             if before:
                 before.result()
-        log(f"{arrivals.shards} shard(s) were made by {len(arrivals.machines)} machine(s)")
+        logger.info(f"{arrivals.shards} shard(s) were made by {len(arrivals.machines)} machine(s)")
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
     from pipelines.whisper.model import ModelRef
 
 
-def transcriber(
-    recipe: Recipe, model_uri: str = "", *, runs: str | Path = "", log: Callable[[str], None] = print
-) -> Transcriber:
+def transcriber(recipe: Recipe, model_uri: str = "", *, runs: str | Path = "") -> Transcriber:
     """Stage 03: the model at `model_uri`, else what stage 02 noted last, ready to transcribe."""
     uri = model_uri or stages(recipe, runs).get("training", {}).get("model_uri")
     if not uri:
@@ -29,8 +26,8 @@ def transcriber(
             f"no model for recipe {recipe.name}: run 02_training_pipeline first "
             f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
         )
-    ref = whisper_model.resolve(uri, log=log)
-    return Transcriber(ref, recipe.language, log=log)
+    ref = whisper_model.resolve(uri)
+    return Transcriber(ref, recipe.language)
 
 
 BASE_MODEL = "openai/whisper-tiny"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -152,7 +152,6 @@ class Transcriber:
     compute_type: str = ""
     threads: int = 0
     max_new_tokens: int = engines.MAX_NEW_TOKENS
-    log: Callable[[str], None] = field(default=print, repr=False)
 
     def __post_init__(self) -> None:
         self.loaded = engines.open_engine(
@@ -163,7 +162,6 @@ class Transcriber:
             compute_type=self.compute_type,
             threads=self.threads,
             max_new_tokens=self.max_new_tokens,
-            log=self.log,
         )
         self.longest_s = longest_window_s(self.ref)
         self.calibration = Calibration.of(self.ref.facts)

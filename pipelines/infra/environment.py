@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipelines.infra import console
 from pipelines.infra.errors import LabError
+
+logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S = 3.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +102,7 @@ def runs_folder(named: str | Path = "") -> Path:
     return Path(named or os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().absolute()
 
 
-def prepare(runs: str | Path = "", *uris: str, log: Callable[[str], None] = print) -> Environment:
+def prepare(runs: str | Path = "", *uris: str) -> Environment:
     """Make a notebook's machine ready: install what Colab and Kaggle lack, mount Drive if one of the places is there.
 
     What is installed already, torch, numpy and pandas above all, is pinned for pip, so that nothing is replaced under
@@ -107,18 +110,19 @@ def prepare(runs: str | Path = "", *uris: str, log: Callable[[str], None] = prin
     command.
     """
     share_cores()
+    console.configure()
     lacking = [wanted for module, wanted in _LIGHT.items() if importlib.util.find_spec(module) is None]
     if lacking and host() not in ("colab", "kaggle"):
         raise LabError(f"this kernel lacks {', '.join(lacking)}. Run: pip install -r requirements.txt")
     if lacking:
-        log(f"installing {', '.join(lacking)} ...")
+        logger.info(f"installing {', '.join(lacking)} ...")
         _pip_install(lacking)
     if host() == "colab" and any(str(place).startswith("/content/drive") for place in (runs, *uris)):
         from google.colab import drive  # exists on Colab alone
 
         drive.mount("/content/drive")
     here = detect()
-    log(f"{here.host}: {here.device_name}, training in {here.dtype}; artefacts go to {runs_folder(runs)}")
+    logger.info(f"{here.host}: {here.device_name}, training in {here.dtype}; artefacts go to {runs_folder(runs)}")
     return here
 
 

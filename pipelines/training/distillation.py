@@ -11,6 +11,7 @@ weights, which are the teacher's.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,6 +40,8 @@ from pipelines.whisper.model import ModelRef
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration
+
+logger = logging.getLogger(__name__)
 
 
 CODE = "1"
@@ -122,12 +125,7 @@ def refuse_unfit(recipe: Recipe, cache: FeatureCache, teacher: ModelRef) -> None
 
 
 def taught(
-    recipe: Recipe,
-    cache: FeatureCache,
-    teacher: ModelRef,
-    run: Path,
-    newest: Callable[[], Path | None],
-    log: Callable[[str], None],
+    recipe: Recipe, cache: FeatureCache, teacher: ModelRef, run: Path, newest: Callable[[], Path | None]
 ) -> FeatureCache:
     """The cache as the student learns from it: training clips with what the teacher hears in them as their transcript,
     where the recipe asks for that, and without those in which it hears something too far from what was said.
@@ -140,7 +138,7 @@ def taught(
     pseudo, most = settings.labels == "teacher", settings.max_label_wer or float("inf")
     if not pseudo and not settings.max_label_wer:
         return cache
-    heard = distributed.by_first(lambda: _heard(recipe, cache, rows, teacher, run, newest(), log))
+    heard = distributed.by_first(lambda: _heard(recipe, cache, rows, teacher, run, newest()))
     wers = label_errors.label_wers(cache.rows["text"].iloc[rows].tolist(), heard)
     near = wers <= most
     if pseudo:
@@ -158,29 +156,25 @@ def taught(
             f"none of {len(rows)} training clips can be learnt from: {told} give no label. Raise "
             "distillation.max_label_wer, or take a better teacher"
         )
-    log(f"{len(kept)} of {len(rows)} training clips are learnt from ({settings.labels} labels); {told} give no label")
+    logger.info(
+        f"{len(kept)} of {len(rows)} training clips are learnt from ({settings.labels} labels); {told} give no label"
+    )
     stays = (cache.rows["split"] != "train") | cache.rows.index.isin(list(kept))
     return replace(cache, rows=cache.rows[stays].reset_index(drop=True), counts={**cache.counts, "train": len(kept)})
 
 
 def _heard(
-    recipe: Recipe,
-    cache: FeatureCache,
-    rows: np.ndarray,
-    teacher: ModelRef,
-    run: Path,
-    last: Path | None,
-    log: Callable[[str], None],
+    recipe: Recipe, cache: FeatureCache, rows: np.ndarray, teacher: ModelRef, run: Path, last: Path | None
 ) -> list[str]:
     """What the teacher heard in each of `rows` when this run began, or hears now; noted in the run's folder."""
     names = label_errors.fingerprints(cache, rows)
     known = label_errors.read(last / HEARD) if last else {}
     if known.keys() >= set(names):
-        log(f"what the teacher heard in {len(rows)} training clips is taken from {last.name}")
+        logger.info(f"what the teacher heard in {len(rows)} training clips is taken from {last.name}")
         heard = [known[name] for name in names]
     else:
-        log(f"asking the teacher {teacher.title} what it hears in {len(rows)} training clips")
-        place, on_clips = run.parent / "heard", _tenths(len(rows), log)
+        logger.info(f"asking the teacher {teacher.title} what it hears in {len(rows)} training clips")
+        place, on_clips = run.parent / "heard", _tenths(len(rows))
         heard = label_errors.heard(cache, rows, teacher, recipe.language, recipe.evaluation, place, on_clips=on_clips)
     told = dict(sorted(zip(names, heard, strict=True)))
     manifest.write_bytes(run / HEARD, label_errors.lines(told).encode())
@@ -205,7 +199,7 @@ def _usable(
     return [usable(told) for told in heard]
 
 
-def _tenths(clips: int, log: Callable[[str], None]) -> Callable[[int], None]:
+def _tenths(clips: int) -> Callable[[int], None]:
     """Tells `log` of every tenth of the clips that is done."""
     done = 0
 
@@ -213,7 +207,7 @@ def _tenths(clips: int, log: Callable[[str], None]) -> Callable[[int], None]:
         nonlocal done
         before, done = done, done + n
         if n and done * 10 // clips > before * 10 // clips:
-            log(f"  {done} of {clips} clips")
+            logger.info(f"  {done} of {clips} clips")
 
     return on_clips
 

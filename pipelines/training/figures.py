@@ -39,9 +39,9 @@ def curves(history: list[dict[str, float]]) -> Figure:
     return figure
 
 
-def console_progress(log: Callable[[str], None] = print) -> Progress:
+def console_progress() -> Progress:
     """A progress bar in steps, and a line for every validation."""
-    return _progress(lambda history: None, log, lambda history: None)
+    return _progress(lambda history: None, lambda history: None)
 
 
 def live_progress() -> Progress:
@@ -59,10 +59,10 @@ def live_progress() -> Progress:
         drawn[0] = float("-inf")
         redraw(history)
 
-    return _progress(redraw, print, finish)
+    return _progress(redraw, finish)
 
 
-def _progress(draw: _Draw, log: Callable[[str], None], finish: _Draw) -> Progress:
+def _progress(draw: _Draw, finish: _Draw) -> Progress:
     from tqdm.auto import tqdm
 
     bar = tqdm(unit="step", desc="training")
@@ -81,4 +81,4 @@ def _progress(draw: _Draw, log: Callable[[str], None], finish: _Draw) -> Progres
         bar.close()
         finish(history)
 
-    return Progress(start, lambda step: bar.update(step - bar.n), tell, log, end, bar.close)
+    return Progress(start, lambda step: bar.update(step - bar.n), tell, end, bar.close)

@@ -32,8 +32,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ from pipelines.training.callbacks import divergence, oom, trackers
 from pipelines.training.callbacks.divergence import Diverged
 from pipelines.training.callbacks.interruptions import Interruption, Paused
 from pipelines.training.callbacks.oom import OutOfMemory
-from pipelines.training.callbacks.progress import SILENT, Progress, history_of, is_over, reporter
+from pipelines.training.callbacks.progress import Progress, history_of, is_over, reporter
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.checkpoints.fork import Fork
 from pipelines.training.checkpoints.mirror import Copies
@@ -63,6 +64,8 @@ from pipelines.whisper.model import ModelRef
 
 if TYPE_CHECKING:
     from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -91,7 +94,7 @@ def train(
     Several processes may train together (ranks.py): all must see the run's folder, the first writes and tells, and each
     gets the model.
     """
-    progress = (progress or Progress()) if distributed.is_first() else SILENT
+    progress = progress if progress and distributed.is_first() else Progress()
     identity = run_identity(recipe, cache, base, fork)
     name, folder, copies = digest(identity), run / "checkpoints", None
 
@@ -101,7 +104,7 @@ def train(
         held.enter_context(only_trainer(run))
         refuse_other_run(run, identity)
         if resume:
-            copies = Copies(resume, run, identity, recipe.training.keep_checkpoints, progress.on_line)
+            copies = Copies(resume, run, identity, recipe.training.keep_checkpoints)
             newest = _newest(run, name, lambda line: None)
             copies.go_on_from(run / "model" if finished(run) else newest)
         model = finished(run)
@@ -113,7 +116,7 @@ def train(
         model = distributed.by_first(begin)
         data_parallel.refuse_unseen(run)
         if model:
-            progress.on_line(f"this run is finished: {model.uri}")
+            logger.info(f"this run is finished: {model.uri}")
         try:
             with copies or contextlib.nullcontext():
                 model = model or _train(recipe, cache, base, run, name, progress, copies, fork, until)
@@ -141,22 +144,22 @@ def _train(
     start, interruption = fork.start(base) if fork else base, Interruption(recipe.training.max_hours, until)
     if recipe.distillation.teacher:
         newest = functools.partial(_newest, run, run_digest, lambda line: None)
-        cache = distillation.taught(recipe, cache, base, run, newest, progress.on_line)
-    divergence.tell_earlier(run, progress.on_line)
+        cache = distillation.taught(recipe, cache, base, run, newest)
+    divergence.tell_earlier(run)
     while True:
         try:
             trainer = _fit(recipe, cache, start, run, run_digest, progress, interruption, copies)
             break
         except OutOfMemory as error:
             line = oom.halved(run, error)
-        progress.on_line(line)
+        logger.info(line)
         oom.free()
     return distributed.by_first(functools.partial(finish, trainer, recipe, cache, run, run_digest, start, fork))
 
 
-def _newest(run: Path, run_digest: str, log: Callable[[str], None]) -> Path | None:
+def _newest(run: Path, run_digest: str) -> Path | None:
     """The checkpoint that the run goes on from."""
-    return sealed_checkpoints.newest_complete(run / "checkpoints", run_digest=run_digest, log=log)
+    return sealed_checkpoints.newest_complete(run / "checkpoints", run_digest=run_digest)
 
 
 def _fit(
@@ -175,14 +178,14 @@ def _fit(
     folder = run / "checkpoints"
 
     def newest() -> Path | None:
-        found = _newest(run, run_digest, progress.on_line)
+        found = _newest(run, run_digest)
         sealed_checkpoints.remove_unusable(folder, found)
         return found
 
     last = distributed.by_first(newest)
-    progress.on_line(f"going on from {last.name}" if last else f"starting from {base.title}")
+    logger.info(f"going on from {last.name}" if last else f"starting from {base.title}")
     if last:
-        data_parallel.tell_other_size(last, progress.on_line)
+        data_parallel.tell_other_size(last)
     trainer = _build_trainer(recipe, cache, base, folder, run_digest, progress, [copies.callback()] if copies else [])
     done = _state_of(last) if last else None
     if done and is_over(done, recipe):
@@ -193,7 +196,7 @@ def _fit(
     name, tracker = f"{recipe.name}-{run_digest}", recipe.training.tracker if distributed.is_first() else ""
     try:
         with (
-            trackers.attached(trainer, tracker, name, run, progress.on_line),
+            trackers.attached(trainer, tracker, name, run),
             interruption.heeded(trainer),
         ):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -222,7 +225,7 @@ def _build_trainer(
     processor = whisper_model.load_processor(base, recipe.language)
     sampler, clips, collate = components.training_clips(recipe, cache, processor)
     run, at_once = folder.parent, oom.micro_batch(folder.parent, settings)
-    room = oom.Room(run, recipe.evaluation.batch_frames, progress.on_line)
+    room = oom.Room(run, recipe.evaluation.batch_frames)
     trainer = trainer_class()(
         model=model,
         args=arguments_of(recipe, folder),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from pipelines.recipes.settings import Recipe
 from pipelines.training import distillation, ray_train
 from pipelines.training import loop as training_loop
 from pipelines.training import run as training_run
-from pipelines.training.callbacks import progress as callbacks_progress
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import fork as checkpoints_fork
 from pipelines.training.run import TrainedModel
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef, _vocabulary_sha256
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -59,15 +60,15 @@ def train(
         )
     if cluster and distributed.size() > 1:
         raise LabError("torchrun and --cluster both start processes: leave one of them out")
-    progress = (progress or Progress()) if distributed.is_first() else callbacks_progress.SILENT
+    progress = progress if progress and distributed.is_first() else Progress()
     if recipe.training.fast_dev_run:
-        recipe, cache = _rehearsal(recipe, cache, progress.on_line)
+        recipe, cache = _rehearsal(recipe, cache)
         resume = publish = ""
         distributed.by_first(lambda: shutil.rmtree(stage_folder(recipe, runs) / _REHEARSED, ignore_errors=True))
     with _stage(recipe, runs, "training") as note:
         with distributed.first_on_machine():
-            base = starting_model(recipe, cache, runs, progress.on_line)
-            parent = checkpoints_fork.find(fork, base, log=progress.on_line) if fork else None
+            base = starting_model(recipe, cache, runs)
+            parent = checkpoints_fork.find(fork, base) if fork else None
         folder = run_folder(recipe, cache, base, runs, parent)
         if cluster:
             trained = ray_train.train(
@@ -84,9 +85,9 @@ def train(
         }
     if publish and distributed.is_first():
         with _stage(recipe, runs, "model publication") as note:
-            progress.on_line(f"the model is finished: {trained.uri}")
-            published = stores.open_store(publish).publish(Path(trained.uri), publish, log=progress.on_line)
-            progress.on_line(f"published as {published}")
+            logger.info(f"the model is finished: {trained.uri}")
+            published = stores.open_store(publish).publish(Path(trained.uri), publish)
+            logger.info(f"published as {published}")
             note["model_uri"] = published
     return trained
 
@@ -109,37 +110,34 @@ def distil(
             f"recipe {recipe.name} names no teacher: take --recipe tour-distil, or give one with --teacher (a model's "
             "URI, or run:<recipe>) and --set distillation.decoder_layers=2"
         )
-    log = (progress or Progress()).on_line if distributed.is_first() else lambda line: None
     own = _recipe_of_teacher(recipe)
-    made = own and _finished_teacher(own, cache, runs, log)
+    made = own and _finished_teacher(own, cache, runs)
     kept = how.get("resume") and not recipe.training.fast_dev_run
     resume = f"{how['resume'].rstrip('/')}-teacher" if kept else ""
     if own is None or made:
-        log("the teacher is at hand: none is trained")
+        logger.info("the teacher is at hand: none is trained")
     else:
         fetched = f", where {resume} has none" if resume else ""
-        log(f"no finished run of {own.name} on this cache is here: the teacher is trained first{fetched}")
+        logger.info(f"no finished run of {own.name} on this cache is here: the teacher is trained first{fetched}")
     if own and (resume or not made):  # one that is finished is only copied, where it is not there yet
         alike = {name: how[name] for name in ("cluster", "devices") if name in how}
         train(made[0] if made else own, cache, runs=runs, progress=progress, resume=resume, **alike)
     return train(recipe, cache, runs=runs, progress=progress, **how)
 
 
-def starting_model(
-    recipe: Recipe, cache: FeatureCache, runs: str | Path = "", log: Callable[[str], None] = lambda line: None
-) -> ModelRef:
+def starting_model(recipe: Recipe, cache: FeatureCache, runs: str | Path = "") -> ModelRef:
     """What training starts from: the recipe's base model, or its teacher. LabError where that is not to be had."""
     if not recipe.distillation.teacher:
-        return whisper_model.resolve(recipe.model.base, log=log)
+        return whisper_model.resolve(recipe.model.base)
     own = _recipe_of_teacher(recipe)
-    made = own and _finished_teacher(own, cache, runs, log)
+    made = own and _finished_teacher(own, cache, runs)
     uri = made[1] if made else None if own else recipe.distillation.teacher
     if uri is None:
         raise LabError(
             f"distillation.teacher is {recipe.distillation.teacher!r}, and no finished run of it on this cache is on "
             f"this machine: python -m pipelines distill --recipe {recipe.name} trains it first"
         )
-    teacher = whisper_model.resolve(uri, log=log)
+    teacher = whisper_model.resolve(uri)
     distillation.refuse_unfit(recipe, cache, teacher)
     prepared = whisper_model.load_processor(teacher, recipe.language)
     found = {
@@ -179,13 +177,11 @@ def _recipe_of_teacher(recipe: Recipe) -> Recipe | None:
     )
 
 
-def _finished_teacher(
-    own: Recipe, cache: FeatureCache, runs: str | Path, log: Callable[[str], None]
-) -> tuple[Recipe, str] | None:
+def _finished_teacher(own: Recipe, cache: FeatureCache, runs: str | Path) -> tuple[Recipe, str] | None:
     """The recipe that made the teacher of this cache, which may be called otherwise than `own`, and the model's URI; in
     a rehearsal one that was rehearsed will do."""
     plain = own.model_copy(update={"training": own.training.model_copy(update={"fast_dev_run": False})})
-    base = whisper_model.resolve(own.model.base, log=log)
+    base = whisper_model.resolve(own.model.base)
     asked = own.model_copy(update={"name": own.name.partition(_FOR)[0]})  # somebody may have trained it so by hand
     for wanted in (plain, own, asked):
         if made := training_run.finished(run_folder(wanted, cache, base, runs)):
@@ -206,8 +202,8 @@ def run_folder(
     return stage_folder(recipe, runs) / f"train-{digest(training_run.run_identity(recipe, cache, base, fork))}"
 
 
-def _rehearsal(recipe: Recipe, cache: FeatureCache, log: Callable[[str], None]) -> tuple[Recipe, FeatureCache]:
-    log(NOTE)
+def _rehearsal(recipe: Recipe, cache: FeatureCache) -> tuple[Recipe, FeatureCache]:
+    logger.info(NOTE)
     return shortened(recipe), few(cache, bool(recipe.distillation.teacher))
 
 

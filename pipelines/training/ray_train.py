@@ -8,6 +8,7 @@ machines see; this package itself travels along (cluster.py).
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 import threading
 import time
@@ -27,6 +28,8 @@ from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints.fork import Fork
 from pipelines.training.run import TrainedModel
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 RESTARTS = 20
 """So many times in one sitting the workers are started anew, after one of them died."""
@@ -77,7 +80,7 @@ def train(address: str, devices: int, job: Job, progress: Progress | None = None
     progress = progress or Progress()
     with ray_cluster.joined(address) as ray:
         on_gpu = refuse_too_small(ray, address, devices)
-        progress.on_line(f"Ray cluster {address}: {devices} worker(s), each with {'a GPU' if on_gpu else 'one core'}")
+        logger.info(f"Ray cluster {address}: {devices} worker(s), each with {'a GPU' if on_gpu else 'one core'}")
         ear = ray.remote(num_cpus=0)(Ear).remote()
         notes = job.run / "ray"
         shutil.rmtree(notes, ignore_errors=True)

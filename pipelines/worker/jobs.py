@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ from pipelines.infra.redact import redact_text
 from pipelines.worker import process as child
 from pipelines.worker.event_log import EventLog
 from pipelines.worker.interface import ASYNCHRONOUS, TASKS, FineTuningInterface, Ignored
+
+logger = logging.getLogger(__name__)
 
 STATE, LOG = "state.json", "log.jsonl"
 _NEEDS_DATA = ("train", "eval")
@@ -126,13 +129,11 @@ class Jobs:
     one of the main script, which no other process can import. `log` is told every line.
     """
 
-    def __init__(
-        self, implementation: FineTuningInterface, folder: Path, log: Callable[[str], None] = lambda line: None
-    ):
+    def __init__(self, implementation: FineTuningInterface, folder: Path):
         if type(implementation).__module__ == "__main__":
             name = type(implementation).__name__
             raise LabError(f"jobs run in a process apart: put {name} into a module that it can import")
-        self.implementation, self.folder, self._log = implementation, folder, log
+        self.implementation, self.folder = implementation, folder
         folder.mkdir(parents=True, exist_ok=True)
         self._alone = _alone_in(folder)
         kept = _read(folder / STATE)
@@ -332,10 +333,10 @@ class Jobs:
         try:
             manifest.write_json(self.folder / STATE, state)
         except OSError as error:
-            self._log(f"warning: {self.folder / STATE} cannot be written ({error.strerror}): free space")
+            logger.info(f"warning: {self.folder / STATE} cannot be written ({error.strerror}): free space")
 
     def _tell(self, line: str) -> None:
-        self._log(line)
+        logger.info(line)
         self.events.add(self._public(line))
 
     def _public(self, text: object) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import filelock
 
+from pipelines.infra import console
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.worker.interface import FineTuningInterface
 
@@ -118,6 +119,7 @@ def main() -> None:
     come: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(come,), daemon=True).start()
     sys.stdout = lines = Lines(tell)
+    console.configure()
     while work := come.get():
         outcome = _outcome(work, Logs(work.logs, tell))
         lines.end()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import math
 import re
 import secrets
@@ -26,6 +27,7 @@ from pipelines.experiments import pipeline as experiment_pipeline
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import SPLITS
+from pipelines.infra import console
 from pipelines.infra import stores as infra_stores
 from pipelines.infra.errors import LabError
 from pipelines.recipes.settings import Recipe
@@ -52,6 +54,8 @@ _TASKS = {
 _MEASURED = ("progress_percent", "epoch", "learning_rate", "loss", "wer")
 _OF_TRAINING = (*_MEASURED, "model_uri", "model", "saved")
 _OF_DATA = ("dataset", "language", "cache_uri", "cache_digest", "clips", "scores")
+
+logger = logging.getLogger(__name__)
 
 
 class Parameters(BaseModel):
@@ -144,7 +148,7 @@ class WhisperFineTuning(FineTuningInterface):
         cache = feature_pipeline.features(self._recipe(**params), runs=self.folder, on_clips=_counted(logs_dict))
         if logs_dict.get("cache_digest") != cache.digest:
             if logs_dict.get("model_uri"):
-                print("the tuned model is set aside: it may have been trained on what is held out here")
+                logger.info("the tuned model is set aside: it may have been trained on what is held out here")
             _forget(logs_dict, *_OF_TRAINING, *_OF_DATA)
         clips = {split: len(cache.split(split)) for split in SPLITS}
         logs_dict.update(params, cache_uri=cache.uri, cache_digest=cache.digest, clips=clips, progress_percent=100.0)
@@ -156,7 +160,7 @@ class WhisperFineTuning(FineTuningInterface):
         cache = self._cache(plain, logs_dict)
         per_epoch = training_loop.steps_per_epoch(plain, cache)
         recipe = recipes.resolve(plain.model_dump(mode="json"), settings_of(params, per_epoch))
-        print(f"{recipe.training.steps} steps, {per_epoch} to an epoch")
+        logger.info(f"{recipe.training.steps} steps, {per_epoch} to an epoch")
         self._remove_other_runs(home, recipe, cache)
         model = training_pipeline.train(recipe, cache, runs=home, progress=_progress(logs_dict, per_epoch))
         told = {"model_uri": model.uri, "model": f"{recipe.name}-{model.digest}"}
@@ -173,7 +177,7 @@ class WhisperFineTuning(FineTuningInterface):
         told = {"wer": score.wer, "ci95": list(score.ci95), "clips": score.n, "split": split}
         scores = {**logs_dict.get("scores", {}), "tuned" if uri else "base": told}
         logs_dict.update(wer=score.wer, scores=scores, progress_percent=100.0)
-        print(f"the {'tuned' if uri else 'base'} model on {split}: {score}")
+        logger.info(f"the {'tuned' if uri else 'base'} model on {split}: {score}")
 
     def test(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         from pipelines.inference.api.schemas import refused
@@ -195,9 +199,8 @@ class WhisperFineTuning(FineTuningInterface):
     def save(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         folder, name = Path(logs_dict["model_uri"]), params["name"] or logs_dict["model"]
         uri = self.stores[params["store"]].replace(NAME, name)
-        published = infra_stores.open_store(uri).publish(
-            folder, uri, log=lambda line: print(line.replace(uri, "the store"))
-        )
+        with console.rewritten(lambda line: line.replace(uri, "the store")):
+            published = infra_stores.open_store(uri).publish(folder, uri)
         told = {"store": params["store"], "model": logs_dict["model"]}
         told |= {"uri": published} if infra_stores.is_remote(uri) else {"name": Path(uri).name}
         logs_dict["saved"] = told
@@ -240,7 +243,7 @@ class WhisperFineTuning(FineTuningInterface):
         for note in home.glob("*/train-*/run.json"):
             if note.parent != run:
                 unlike = recipes.differences(wanted, json.loads(note.read_text("utf-8")))
-                print(f"this training begins anew: the worker's settings are others now ({'; '.join(unlike)})")
+                logger.info(f"this training begins anew: the worker's settings are others now ({'; '.join(unlike)})")
                 shutil.rmtree(note.parent)
 
     def _cache(self, recipe: Recipe, logs_dict: Mapping[str, Any]) -> FeatureCache:
@@ -250,7 +253,7 @@ class WhisperFineTuning(FineTuningInterface):
         """Only one model is kept: a training begins from a fresh one, and goes on in `home` where it was cut off."""
         for other in (self.folder / "tuned").glob("*"):
             if other != home:
-                print("the model of the training before is let go; what was saved stays")
+                logger.info("the model of the training before is let go; what was saved stays")
                 shutil.rmtree(other)
 
 

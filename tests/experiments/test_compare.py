@@ -366,7 +366,7 @@ def test_seeds_whose_label_model_has_their_seed_are_one_experiment(tmp_path: Pat
     for seed in (42, 43):
         hand_made.report(tmp_path, "raw", seed=seed, cache="rawcache0001")
         hand_made.report(tmp_path, "filtered", seed=seed, cache=f"filtered00{seed}", settings=asks)
-    compared = comparison.compare(["raw", "filtered"], runs=tmp_path, log=quiet)
+    compared = comparison.compare(["raw", "filtered"], runs=tmp_path)
     assert [finding.experiment.seeds for finding in compared.findings] == [[42, 43], [42, 43]]
     assert compared.costs().loc["filtered", "cache"] == "filtered0042, filtered0043"
 
@@ -376,7 +376,7 @@ def test_no_size_is_promised_where_p_alone_forbids_a_conclusion(tmp_path: Path):
     table = hand_made.rows(speakers=6)
     hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
     hand_made.report(tmp_path, "five", hand_made.wrong(lambda row: 3 if row.speaker == "s05" else 1), table=table)
-    _, five = comparison.compare(["raw", "five"], runs=tmp_path, log=quiet).findings
+    _, five = comparison.compare(["raw", "five"], runs=tmp_path).findings
     assert five.difference.ci95[1] < 0
     assert five.verdict == "no difference shown: p is above 0.05, though the interval leaves 0 out"
 
@@ -393,7 +393,7 @@ def test_a_base_in_a_folder_of_this_machine_is_found_beside(tmp_path: Path):
     for tuned, place in ((True, "(a local path)"), (False, "/somewhere/my base")):
         made = hand_made.report(tmp_path, "raw", tuned=tuned).folder / "manifest.json"
         made.write_text(made.read_text().replace('"base": "openai/whisper-tiny', f'"base": "{place}'))
-    compared = comparison.compare(["raw"], runs=tmp_path, log=quiet)
+    compared = comparison.compare(["raw"], runs=tmp_path)
     assert [finding.experiment.tuned for finding in compared.findings] == [False, True]
 
 
@@ -401,7 +401,7 @@ def test_an_untuned_model_has_no_luck_of_training(tmp_path: Path):
     for seed, errors in ((1, 2), (2, 3)):
         hand_made.report(tmp_path, "tuned", hand_made.wrong(errors), seed=seed)
     untuned = hand_made.report(tmp_path, "base", hand_made.wrong(6), tuned=False)
-    _, found = comparison.compare([str(untuned.folder), "tuned"], runs=tmp_path, log=quiet).findings
+    _, found = comparison.compare([str(untuned.folder), "tuned"], runs=tmp_path).findings
     edits = found.experiment.edits
     both = scoring.difference_over_seeds(edits, lookup.gather([untuned])[0].edits)
     assert found.difference.delta == pytest.approx(both.delta)
@@ -413,7 +413,7 @@ def test_utterances_without_a_speaker_are_told(tmp_path: Path):
     table = hand_made.rows().assign(speaker="")
     for name in ("raw", "other"):
         hand_made.report(tmp_path, name, table=table, settings={"training.steps": len(name)})
-    compared = comparison.compare(["raw", "other"], runs=tmp_path, log=quiet)
+    compared = comparison.compare(["raw", "other"], runs=tmp_path)
     assert any("60 utterances tell no speaker" in note for note in compared.notes())
 
 

@@ -83,7 +83,7 @@ def opened(uri, engine="auto", **told):
 
 
 def converted(tuned: Path, form: str) -> Path:
-    return export.convert(whisper_model.resolve(str(tuned)), form, log=lambda line: None)
+    return export.convert(whisper_model.resolve(str(tuned)), form)
 
 
 def test_weights_in_several_files_are_refused_in_one_line(tuned, tmp_path):
@@ -310,7 +310,7 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tuned, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     ref = dataclasses.replace(whisper_model.resolve(str(tuned)), folder=tmp_path)
     with pytest.raises(LabError, match=r"float16 cannot hold \(model.decoder.layer_norm.weight\)"):
-        export.convert(ref, "safetensors-float16", to=tmp_path / "half", log=lambda line: None)
+        export.convert(ref, "safetensors-float16", to=tmp_path / "half")
     assert not (tmp_path / "half").exists()
 
 
@@ -332,9 +332,9 @@ def test_a_form_that_there_is_not_is_named(tuned):
 @pytest.fixture(scope="module")
 def rows(tuned, teacher, toy_settings, toy_cache, tmp_path_factory):
     """The table of the student and of its teacher, with an export each."""
-    runs, uris, quiet = tmp_path_factory.mktemp("runs"), [str(tuned), str(teacher)], lambda line: None
+    runs, uris = tmp_path_factory.mktemp("runs"), [str(tuned), str(teacher)]
     recipe = toy_settings(FEW)
-    return exports.table(recipe, toy_cache, uris, ["onnx"], runs=runs, threads=1, log=quiet), runs, recipe
+    return exports.table(recipe, toy_cache, uris, ["onnx"], runs=runs, threads=1), runs, recipe
 
 
 def test_every_export_stands_under_its_model_with_what_it_differs_in(rows, toy_cache, tuned):
@@ -360,17 +360,13 @@ def test_every_export_stands_under_its_model_with_what_it_differs_in(rows, toy_c
     assert "ΔWER, first model" not in exports.in_words(made[:2])
     reports = sorted(path.parent for path in runs.glob("*/reports/validation-*/manifest.json"))
     assert len(reports) == 4, "what is scored is an ordinary report"
-    assert experiment_pipeline.evaluate(
-        recipe, toy_cache, graph.folder, "validation", runs=runs, log=lambda line: None
-    ).score == (graph.score)
+    assert experiment_pipeline.evaluate(recipe, toy_cache, graph.folder, "validation", runs=runs).score == (graph.score)
 
 
 def test_an_exports_look_at_the_test_split_counts_and_leaves_its_model_alone(tuned, toy_settings, toy_cache, tmp_path):
     before, recipe = (tuned / manifest.MANIFEST).read_bytes(), toy_settings(FEW)
     for form in ("onnx", "safetensors-float16"):
-        experiment_pipeline.evaluate(
-            recipe, toy_cache, str(converted(tuned, form)), "test", runs=tmp_path, log=lambda line: None
-        )
+        experiment_pipeline.evaluate(recipe, toy_cache, str(converted(tuned, form)), "test", runs=tmp_path)
     looks = (tmp_path / "test_scorings.csv").read_text().splitlines()
     assert len(looks) == 3
     assert "(onnx)" in looks[1]
@@ -399,7 +395,7 @@ def recording(tmp_path_factory, encoded, speech) -> Path:
 @pytest.mark.parametrize("form", ["safetensors-float16", pytest.param("ctranslate2-int8", marks=ct2)])
 def test_a_deployments_folder_holds_what_is_needed_and_serves_in_a_fresh_process(tuned, tmp_path, recording, form):
     ref, folder = whisper_model.resolve(str(tuned)), tmp_path / "served"
-    proof = package.production(ref, form, folder, recording=recording, log=lambda line: None)
+    proof = package.production(ref, form, folder, recording=recording)
     names = {path.name for path in folder.iterdir()}
     assert NEEDED[form] <= names <= NEEDED[form] | BESIDE
     assert [path.name for path in tmp_path.iterdir()] == ["served"]
@@ -423,7 +419,6 @@ def test_a_folder_that_does_not_serve_is_not_kept(tuned, tmp_path):
             "onnx",
             tmp_path / "served",
             recording=tmp_path / "no.wav",
-            log=lambda _: None,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["no.wav"]
 

@@ -127,15 +127,15 @@ def test_a_test_score_adds_its_row_and_a_second_look_touches_nothing(
     runs, told = tmp_path / "runs", {"training.steps": 1, "training.eval_every": 1, "evaluation.max_new_tokens": 3}
     recipe = toy_settings(told)
     model = training_pipeline.train(recipe, toy_cache, runs=runs)
-    experiment_pipeline.evaluate(recipe, toy_cache, recipe.model.base, runs=runs, log=lambda line: None)
-    experiment_pipeline.evaluate(recipe, toy_cache, model.uri, "validation", runs=runs, log=lambda line: None)
+    experiment_pipeline.evaluate(recipe, toy_cache, recipe.model.base, runs=runs)
+    experiment_pipeline.evaluate(recipe, toy_cache, model.uri, "validation", runs=runs)
     assert run_log.read(runs) == []
-    report = experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=runs, log=lambda line: None)
+    report = experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=runs)
     (row,) = run_log.read(runs)
     assert (row["recipe"], row["model"], row["cache"]) == ("toy", model.digest, toy_cache.digest)
     assert (row["wer"], row["steps"]) == (f"{report.score.wer:.6f}", "1")
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*experiments*")}
-    experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=runs, log=lambda line: None)
+    experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=runs)
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*experiments*")} == before
 
 

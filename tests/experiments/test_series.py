@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from log_recorder import record_log
 from typer.testing import CliRunner
 
 from pipelines import recipes as pipelines_recipes
@@ -58,9 +59,10 @@ def done(small, tmp_path_factory, one_thread):
             ("planted-repaired", {f"curation.{name}": value for name, value in REPAIR.items()}),
         )
     ]
-    first, again = [], []
-    series.run(recipes, runs=runs, log=first.append)
-    series.run(recipes, runs=runs, log=again.append)
+    first = record_log()
+    series.run(recipes, runs=runs)
+    again = record_log()
+    series.run(recipes, runs=runs)
     return recipes, runs, first, again
 
 
@@ -92,7 +94,7 @@ def test_the_label_model_is_the_named_recipes_with_the_same_seed(done, small):
         assert feature_pipeline.label_model(small("planted-repaired", seed, settings), runs).folder == found
     absent = small("planted-repaired", 44, {f"curation.{name}": value for name, value in REPAIR.items()})
     with pytest.raises(LabError, match=r"run --recipe planted-raw --set training.seed=44"):
-        feature_pipeline.features(absent, runs=runs, log=lambda line: None)
+        feature_pipeline.features(absent, runs=runs)
 
 
 def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, small, tmp_path):
@@ -116,9 +118,9 @@ def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, s
 
 
 def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):
-    told: list[str] = []
+    told = record_log()
     lacking = small("lacking", settings={"curation.max_label_cer": 0.5, "curation.label_model": "run:none"})
-    reports, failed = series.run([lacking, lacking], runs=tmp_path, log=told.append)
+    reports, failed = series.run([lacking, lacking], runs=tmp_path)
     assert reports == [] and len(failed) == len(told) == 2
     assert "no finished run of none" in failed[0]
 
@@ -129,12 +131,12 @@ def test_nor_does_a_fault_of_the_machine(small, tmp_path, monkeypatch, fault):
         raise fault
 
     monkeypatch.setattr(feature_pipeline, "features", broken)
-    reports, failed = series.run([small("planted-raw", seed) for seed in (42, 43)], runs=tmp_path, log=print)
+    reports, failed = series.run([small("planted-raw", seed) for seed in (42, 43)], runs=tmp_path)
     assert reports == [] and len(failed) == 2
     assert all("\n" not in line and line.startswith("planted-raw, seed 4") for line in failed)
     monkeypatch.setattr(feature_pipeline, "features", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a fault of the program is to be seen
-        series.run([small("planted-raw", 42)], runs=tmp_path, log=print)
+        series.run([small("planted-raw", 42)], runs=tmp_path)
 
 
 def test_what_is_exported_gives_the_scores_again(done, tmp_path):
@@ -152,7 +154,7 @@ def test_what_is_exported_gives_the_scores_again(done, tmp_path):
         ]
         assert table["words"].sum() == report.score.words
     assert (costs["model"] == [report.lineage["digest"] for report in reports.values()]).all()
-    clips = [feature_pipeline.features(recipe, runs=runs, log=lambda line: None).counts["train"] for recipe in recipes]
+    clips = [feature_pipeline.features(recipe, runs=runs).counts["train"] for recipe in recipes]
     assert costs["training_clips"].tolist() == clips
     assert clips[0] == 24 > clips[1], "leaks are dropped"
     assert costs["test_set"].nunique() == 1

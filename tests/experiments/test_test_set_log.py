@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from log_recorder import record_log
 
 from pipelines.experiments import test_set_log
 from pipelines.experiments.test_set_log import NAME
@@ -146,10 +147,8 @@ def scored(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
     monkeypatch.setattr(whisper_model, "load", lambda ref, **told: None)
 
     def evaluate(overrides=None, split="test") -> list[str]:
-        told: list[str] = []
-        experiment_pipeline.evaluate(
-            toy_settings(overrides), toy_cache, str(toy_model), split, runs=tmp_path, log=told.append
-        )
+        told = record_log()
+        experiment_pipeline.evaluate(toy_settings(overrides), toy_cache, str(toy_model), split, runs=tmp_path)
         return told
 
     return evaluate

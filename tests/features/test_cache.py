@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
 from pipelines.features import build as features_build
 from pipelines.features import pipeline as feature_pipeline
@@ -124,6 +125,7 @@ def test_the_size_of_shards_changes_nothing_but_files(tmp_path, shard_clips, sha
 
 def test_an_interrupted_build_goes_on_where_it_was(tmp_path):
     ids, lines = [], []
+    record_log(lines)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "c", admitting(ids, stop_at="9"))
     assert ids == [str(i) for i in range(9)]
@@ -132,7 +134,7 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path):
     with pytest.raises(LabError, match=r"unfinished.*again"):
         open_cache(tmp_path / "c")
     ids.clear()
-    make(tmp_path / "c", admitting(ids), log=lines.append)
+    make(tmp_path / "c", admitting(ids))
     assert ids == ["8", "9", "10", "11"]
     assert "2 shard(s)" in lines[0]
     make(tmp_path / "uninterrupted")
@@ -273,8 +275,8 @@ def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
 
 
 def test_another_library_version_is_only_noted(tmp_path):
-    lines = []
-    cache = open_cache(make(tmp_path / "c").folder, IDENTITY | {"library.numpy": "3"}, log=lines.append)
+    lines = record_log()
+    cache = open_cache(make(tmp_path / "c").folder, IDENTITY | {"library.numpy": "3"})
     assert len(cache.rows) == 10
     assert len(lines) == 1
     assert "library.numpy: wanted 3, found 2" in lines[0]
@@ -400,7 +402,8 @@ class DyingOnce:
 
 def test_worker_processes_write_the_same_bytes_and_one_that_dies_costs_its_shard_only(tmp_path):
     lines, told = [], []
-    make(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, log=lines.append, on_clips=told.append)
+    record_log(told)
+    make(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, on_clips=told.append)
     make(tmp_path / "one")
     assert contents(tmp_path / "c") == contents(tmp_path / "one")
     assert lines == ["a worker process died (SIGKILL) over shard 1: another does it again"]
@@ -490,9 +493,10 @@ NEW = Example("99", "test", "ny mening", b"", "speaker 9")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_path, rows, heard, dtype):
     identity, ids, lines = IDENTITY | {"features.dtype": dtype}, [], []
+    record_log(lines)
     make(tmp_path / "old", hearing([]), identity=identity)
     changed = identity | {"source.kind": "one more"}
-    make(tmp_path / "new", hearing(ids), rows, changed, reuse=[tmp_path / "old"], log=lines.append)
+    make(tmp_path / "new", hearing(ids), rows, changed, reuse=[tmp_path / "old"])
     assert ids == heard
     used = len(rows) - len(heard) - 2
     assert lines == [f"{used} of {len(rows)} clips were taken from an earlier cache, the others were decoded"]
@@ -541,11 +545,12 @@ def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, e
     settings = toy_settings({"source.kind": "folder", "source.path": str(tmp_path / "mine")})
     for seed, name in enumerate("abc"):
         add(name, seed)
-    feature_pipeline.features(settings, runs=tmp_path / "runs", log=lambda line: None)
+    feature_pipeline.features(settings, runs=tmp_path / "runs")
     add("b2", 7)
     lines, decoded, decode = [], [], curation_gate.Gate._hear
+    record_log(lines)
     monkeypatch.setattr(curation_gate.Gate, "_hear", lambda gate, *told: decoded.append(1) or decode(gate, *told))
-    made = feature_pipeline.features(settings, runs=tmp_path / "runs", log=lines.append)
+    made = feature_pipeline.features(settings, runs=tmp_path / "runs")
     assert made.rows["id"].tolist() == ["a", "b", "b2", "c"]
     assert len(decoded) == 1
     assert any(line.startswith("3 of 4 clips were taken") for line in lines)

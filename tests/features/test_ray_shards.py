@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
 from pipelines.cli import options
 from pipelines.features import build as features_build
@@ -96,13 +97,13 @@ def test_a_cluster_makes_the_same_cache_and_a_killed_worker_costs_its_shard_only
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    here = feature_pipeline.features(settings, runs=tmp_path / "here", log=quiet)
+    here = feature_pipeline.features(settings, runs=tmp_path / "here")
     monkeypatch.setattr(feature_pipeline, "Gate", gate_with(stop))
     with pytest.raises(KeyboardInterrupt):
-        feature_pipeline.features(settings, runs=tmp_path / "there", log=quiet)
+        feature_pipeline.features(settings, runs=tmp_path / "there")
     monkeypatch.setattr(feature_pipeline, "Gate", gate_with(kill_once))
-    told = []
-    there = feature_pipeline.features(settings, runs=tmp_path / "there", ray_address=address, log=told.append)
+    told = record_log()
+    there = feature_pipeline.features(settings, runs=tmp_path / "there", ray_address=address)
     assert killed.exists()
     times = Counter(name for name, _ in lines_of(asked))
     assert times == {**{str(i): 1 for i in range(2, 12)}, "6": 2, "7": 2}
@@ -131,7 +132,7 @@ def admit_nobody(example: Example) -> Clip:
 
 def build(folder: Path, admit: Callable[[Example], Clip] = admit, **more) -> FeatureCache:
     identity = {"features.dtype": "float32", "features.n_mels": 8, **more.pop("identity", {})}
-    return features_build.build(folder, [Example("0", "train", "mening", b"sound")], admit, identity, log=quiet, **more)
+    return features_build.build(folder, [Example("0", "train", "mening", b"sound")], admit, identity, **more)
 
 
 def test_a_shard_that_kills_whoever_makes_it_is_given_up(address, tmp_path, monkeypatch):

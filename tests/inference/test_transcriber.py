@@ -187,7 +187,7 @@ def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, t
 def test_an_unknown_language_is_one_line(toy_model):
     for engine in ("transformers", "ctranslate2"):
         with pytest.raises(LabError) as caught:
-            Transcriber(whisper_model.resolve(str(toy_model)), "qq", engine=engine, log=lambda line: None).transcribe(
+            Transcriber(whisper_model.resolve(str(toy_model)), "qq", engine=engine).transcribe(
                 Waveform(np.ones(SECOND, np.float32))
             )
         assert "qq" in str(caught.value)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from log_recorder import record_log
 from servers.loopback import free_port
 
 from pipelines.infra import environment
@@ -231,7 +232,8 @@ class Pip:
 def test_prepare_installs_nothing_where_nothing_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
     pip, lines = Pip(monkeypatch), []
-    here = environment.prepare("elsewhere", log=lines.append)
+    record_log(lines)
+    here = environment.prepare("elsewhere")
     assert pip.commands == []
     assert here.host == "colab"
     assert str(Path("elsewhere").absolute()) in lines[-1]
@@ -258,7 +260,8 @@ def test_prepare_installs_what_is_missing_and_pins_all_that_is_there(
 ):
     monkeypatch.setenv(place, "1")
     pip, lines = Pip(monkeypatch), []
-    environment.prepare(log=lines.append)
+    record_log(lines)
+    environment.prepare()
     (command,) = pip.commands
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
     assert command[command.index("-c") + 2 :] == ["not-there>=1", "nor-this>=2"]
@@ -279,7 +282,7 @@ def test_prepare_says_what_pip_said(monkeypatch: pytest.MonkeyPatch, lacking: No
     monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
     Pip(monkeypatch, 1, "WARNING: something\nERROR: no matching distribution found for not-there>=1\n")
     with pytest.raises(LabError, match=r"no matching distribution.*Run: pip install not-there>=1") as caught:
-        environment.prepare(log=lambda line: None)
+        environment.prepare()
     assert "\n" not in str(caught.value)
 
 
@@ -353,7 +356,7 @@ def test_prepare_mounts_drive_where_artefacts_go_there(monkeypatch: pytest.Monke
     mounts: list[str] = []
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=SimpleNamespace(mount=mounts.append)))
     monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
-    environment.prepare(*places, log=lambda line: None)
+    environment.prepare(*places)
     assert mounts == mounted
 
 

@@ -41,7 +41,7 @@ def fit(toy_settings, toy_cache, base):
             if step == cut_at:
                 raise CutOff
 
-        progress = Progress(on_step=on_step, on_line=lambda line: None)
+        progress = Progress(on_step=on_step)
         try:
             return training_loop.train(toy_settings(overrides), toy_cache, base, run, progress)
         except CutOff:

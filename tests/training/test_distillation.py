@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from log_recorder import record_log
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
@@ -325,7 +326,7 @@ def fit(toy_settings, toy_cache, teacher):
     what it has is at `resume`."""
 
     def train(run: Path, overrides: dict, cut_at: int = 0, resume: str = ""):
-        lines: list[str] = []
+        lines = record_log()
 
         def on_step(step: int) -> None:
             if step == cut_at:
@@ -335,7 +336,7 @@ def fit(toy_settings, toy_cache, teacher):
                     time.sleep(0.01)
                 raise CutOff
 
-        progress = Progress(on_step=on_step, on_line=lines.append)
+        progress = Progress(on_step=on_step)
         try:
             return training_loop.train(toy_settings(overrides), toy_cache, teacher, run, progress, resume), lines
         except CutOff:
@@ -400,9 +401,9 @@ def home(toy_settings, tmp_path_factory):
 
 def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
     runs, recipe = home
-    lines: list[str] = []
+    lines = record_log()
     steps: list[int] = []
-    progress, kept = Progress(on_line=lines.append, on_step=steps.append), str(tmp_path / "kept")
+    progress, kept = Progress(on_step=steps.append), str(tmp_path / "kept")
     with pytest.raises(LabError, match=r"no finished run of it .*: python -m pipelines distill --recipe toy-student"):
         training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress)
     made = training_pipeline.distil(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
@@ -469,7 +470,7 @@ def test_on_other_data_a_teacher_is_not_that_recipes_own_model(toy_settings):
 
 
 def _report(made, recipe, cache, runs):
-    return experiment_pipeline.evaluate(recipe, cache, made.uri, "test", runs=runs, log=lambda line: None)
+    return experiment_pipeline.evaluate(recipe, cache, made.uri, "test", runs=runs)
 
 
 @pytest.mark.parametrize(
@@ -483,9 +484,7 @@ def _report(made, recipe, cache, runs):
 )
 def test_a_teacher_that_cannot_be_is_one_line(toy_settings, toy_cache, tmp_path, overrides, told):
     with pytest.raises(LabError, match=told):
-        training_pipeline.distil(
-            toy_settings(overrides), toy_cache, runs=tmp_path, progress=Progress(on_line=lambda line: None)
-        )
+        training_pipeline.distil(toy_settings(overrides), toy_cache, runs=tmp_path, progress=Progress())
 
 
 def test_settings_that_exclude_each_other_are_refused(toy_settings, toy_cache, tmp_path):
@@ -524,8 +523,8 @@ def test_a_teacher_of_the_very_same_clips_is_taken_and_one_of_shorter_clips_is_n
 def test_a_rehearsal_teaches_a_few_clips(home, toy_cache, tmp_path):
     _, recipe = home
     rehearsed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": True})})
-    lines: list[str] = []
-    made = training_pipeline.distil(rehearsed, toy_cache, runs=tmp_path, progress=Progress(on_line=lines.append))
+    lines = record_log()
+    made = training_pipeline.distil(rehearsed, toy_cache, runs=tmp_path, progress=Progress())
     assert "fast-dev-run" in made.uri
     assert sum(line.startswith("fast_dev_run: 2 steps") for line in lines) == 2
     assert not list(tmp_path.glob("*/train-*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from log_recorder import record_log
 
 from pipelines.experiments import pipeline as experiment_pipeline
 from pipelines.features import pipeline as feature_pipeline
@@ -20,9 +21,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def rehearsed(toy_settings, toy_cache, tmp_path_factory):
     """The runs folder after a rehearsal of training and scoring, the model, the reports and the lines told."""
     runs, lines = tmp_path_factory.mktemp("rehearsed"), []
+    record_log(lines)
     recipe = toy_settings({"training.fast_dev_run": True, "training.steps": 5_000})
-    model = training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress.Progress(on_line=lines.append))
-    reports = experiment_pipeline.scores(recipe, toy_cache, model.uri, runs=runs, log=lines.append)
+    model = training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress.Progress())
+    reports = experiment_pipeline.scores(recipe, toy_cache, model.uri, runs=runs)
     return recipe, runs, model, reports, lines
 
 
@@ -48,8 +50,9 @@ def test_it_lies_apart_and_no_later_stage_takes_it(rehearsed, toy_settings):
 def test_each_rehearsal_begins_anew(rehearsed, toy_cache):
     recipe, runs, model, _, _ = rehearsed
     lines, left = [], Path(model.uri).parent / "left.over"
+    record_log(lines)
     left.write_text("")
-    again = training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress.Progress(on_line=lines.append))
+    again = training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress.Progress())
     assert not left.exists()
     assert lines[1].startswith("starting from")
     assert again.digest == model.digest
@@ -59,4 +62,4 @@ def test_it_takes_the_features_that_the_real_thing_made(toy_settings, toy_cache,
     plain, recipe = toy_settings(), toy_settings({"training.fast_dev_run": True})
     with recipe_runs._stage(plain, tmp_path, "features") as note:
         note["cache_uri"] = toy_cache.uri
-    assert feature_pipeline.open_features(recipe, runs=tmp_path, log=lambda line: None).digest == toy_cache.digest
+    assert feature_pipeline.open_features(recipe, runs=tmp_path).digest == toy_cache.digest

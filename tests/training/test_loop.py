@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from log_recorder import record_log
 from safetensors.torch import load_file
 
 from pipelines import recipes
@@ -52,7 +53,7 @@ def base(toy_model):
 def eight(toy_settings, tmp_path_factory):
     """A cache with eight clips to train on, of different lengths and with labels of different lengths."""
     sizes = {"source.train": 8, "source.validation": 3, "source.test": 1}
-    return feature_pipeline.features(toy_settings(sizes), runs=tmp_path_factory.mktemp("eight"), log=lambda line: None)
+    return feature_pipeline.features(toy_settings(sizes), runs=tmp_path_factory.mktemp("eight"))
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +88,13 @@ def fit(toy_settings, toy_cache, base):
     """
 
     def train(run: Path, overrides: dict | None = None, cut_at: int = 0, cut: bool = False, **told):
-        lines: list[str] = []
+        lines = record_log()
 
         def on_step(step: int) -> None:
             if step == cut_at:
                 raise CutOff
 
-        progress = Progress(on_step=on_step, on_line=lines.append, **told)
+        progress = Progress(on_step=on_step, **told)
         try:
             made = training_loop.train(toy_settings(overrides), toy_cache, base, run, progress)
         except CutOff:
@@ -156,7 +157,7 @@ def gradients(recipe, cache, base, folder: Path, change=lambda trainer: None):
     """Every optimizer step of a training run: the rows it saw, its gradient, and the reference's loss and gradient."""
     from transformers import TrainerCallback
 
-    trainer = training_loop._build_trainer(recipe, cache, base, folder, "r", Progress(on_line=lambda line: None))
+    trainer = training_loop._build_trainer(recipe, cache, base, folder, "r", Progress())
     trainer.validate = lambda model: {"wer": 1.0, "loss": 1.0}
     batches, steps, collate = [], [], trainer.data_collator
     trainer.data_collator = lambda rows: batches.append(rows) or collate(rows)
@@ -419,7 +420,7 @@ def test_a_second_trainer_is_refused_at_once(fit, tmp_path, monkeypatch):
 def test_a_cache_without_a_split_is_one_line(toy_settings, toy_cache, base, tmp_path, split):
     lacking = dataclasses.replace(toy_cache, rows=toy_cache.rows[toy_cache.rows["split"] != split])
     with pytest.raises(LabError, match=f"has no {split} clips"):
-        training_loop.train(toy_settings(), lacking, base, tmp_path / "run", Progress(on_line=lambda line: None))
+        training_loop.train(toy_settings(), lacking, base, tmp_path / "run", Progress())
 
 
 # ---- cut off and gone on with

@@ -29,7 +29,7 @@ def trained(toy_settings, toy_cache, tmp_path_factory):
     settings, runs = toy_settings(STEPS), tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
-        made = training_pipeline.train(settings, toy_cache, runs=runs, progress=Progress(on_line=lambda line: None))
+        made = training_pipeline.train(settings, toy_cache, runs=runs, progress=Progress())
     return settings, Path(made.uri), runs
 
 
@@ -37,7 +37,7 @@ def trained(toy_settings, toy_cache, tmp_path_factory):
 def scored(trained, toy_cache):
     """Its test report; the model's card is told of it."""
     settings, folder, runs = trained
-    return experiment_pipeline.evaluate(settings, toy_cache, str(folder), runs=runs, log=lambda line: None)
+    return experiment_pipeline.evaluate(settings, toy_cache, str(folder), runs=runs)
 
 
 def read(folder: Path) -> ModelCard:
@@ -125,7 +125,7 @@ def test_a_test_report_is_told_in_the_card_and_the_folder_stays_whole(scored, tr
 def test_scoring_again_changes_no_byte_and_not_the_time(scored, trained, toy_cache):
     settings, folder, runs = trained
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
-    experiment_pipeline.evaluate(settings, toy_cache, str(folder), runs=runs, log=lambda line: None)
+    experiment_pipeline.evaluate(settings, toy_cache, str(folder), runs=runs)
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
 
 
@@ -134,7 +134,7 @@ def test_a_published_model_has_its_card_and_a_later_score_reaches_it(trained, tm
     shutil.copytree(trained[1], folder)
     for wer in (0.25, 0.24):
         model_card.refresh(folder, test={"wer": wer, "cer": 0.1, "ci95": [0.2, 0.3]})
-        stores.open_store(str(copy)).publish(folder, str(copy), log=lambda line: None)
+        stores.open_store(str(copy)).publish(folder, str(copy))
         assert results(copy)["test", "WER, normalised"].metric_value == wer
         assert manifest.problem(copy) is None
 
@@ -150,7 +150,7 @@ def test_the_hub_takes_a_model_with_its_card(trained, tmp_path, monkeypatch):
     told = {"base_model": "openai/whisper-tiny", "test": {"wer": 0.25, "cer": 0.1, "ci95": [0.2, 0.3]}}
     for facts in ({}, told):
         model_card.refresh(folder, **facts)
-        stores.open_store("hub://lab/tuned").publish(folder, "hub://lab/tuned", log=lambda line: None)
+        stores.open_store("hub://lab/tuned").publish(folder, "hub://lab/tuned")
         published = server.files("model", "lab/tuned")
         assert published[lineage.FILE] == (folder / lineage.FILE).read_bytes()
     assert [request for request in server.requests if "validate-yaml" in request]

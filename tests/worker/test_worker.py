@@ -24,6 +24,7 @@ import httpx
 import huggingface_hub
 import psutil
 import pytest
+from log_recorder import record_log
 from mean_model import MeanModel
 from servers.hub import Hub
 
@@ -357,8 +358,8 @@ def test_a_full_disk_keeps_no_worker_from_starting(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(manifest, "write_bytes", full)
-    lines: list[str] = []
-    work = jobs.Jobs(MeanModel(tmp_path), tmp_path, log=lines.append)
+    lines = record_log()
+    work = jobs.Jobs(MeanModel(tmp_path), tmp_path)
     work.begin("dataset", NUMBERS)
     until(lambda: work.state == "Ready")
     work.close()
@@ -860,7 +861,7 @@ def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
     assert worker.process.returncode == 0
     output = (tmp_path / "worker.err").read_text()
     assert "hemlig" not in output and hub.token not in output
-    fetched = stores.open_store(published["uri"]).fetch(published["uri"], into=tmp_path, log=lambda line: None)
+    fetched = stores.open_store(published["uri"]).fetch(published["uri"], into=tmp_path)
 
     settings = {"epochs": EPOCHS, "learning_rate": 1e-3, "warmup_ratio": 0.1}
     plain = toy_settings({"evaluation.max_new_tokens": 3, "training.eval_every": 10})

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,15 @@ from pipelines.experiments.sweeps.trial_run import Job, Result, refuse_full, unf
 from pipelines.experiments.sweeps.trials import Record, Trial
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
-from pipelines.infra import environment, manifest
+from pipelines.infra import console, environment, manifest
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.recipes import digest
 from pipelines.recipes.settings import Recipe
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training import run as training_runs
-from pipelines.training.callbacks import progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+
+logger = logging.getLogger(__name__)
 
 _MAKES_THE_CACHE = ("source.", "features.", "curation.", "language", "model.base", "training.seed")
 """First letters of the settings that a feature cache hangs on; the seed, where it names a label model."""
@@ -70,14 +71,7 @@ class Sweep:
     """See results.mattered."""
 
 
-def run(
-    recipe: Recipe,
-    *,
-    runs: str | Path = "",
-    cluster: str = "",
-    devices: int = 0,
-    log: Callable[[str], None] = print,
-) -> Sweep:
+def run(recipe: Recipe, *, runs: str | Path = "", cluster: str = "", devices: int = 0) -> Sweep:
     """Try settings of the recipe's search space until its number of trials, or its budget, is used up.
 
     Goes on where an earlier call with the same recipe was cut off, or with more trials where `search.trials` was
@@ -90,15 +84,15 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with training_runs.only_trainer(folder), _in_one_line(folder):
         manifest.write_bytes(folder / "recipe.toml", recipes.as_toml(recipe).encode())
-        record, jobs = Record(folder), _Jobs(recipe, folder.name, runs, log)
+        record, jobs = Record(folder), _Jobs(recipe, folder.name, runs)
         if record.trials:
-            log(f"going on with {len(record.trials)} trial(s) of {folder}")
+            logger.info(f"going on with {len(record.trials)} trial(s) of {folder}")
         for trial in [trial for trial in record.trials.values() if trial.state == "failed"]:
             record.put(replace(trial, state="begun", reason=""))
         if begun := next((trial for trial in record.trials.values() if trial.run), None):
             jobs.of(begun)  # refuses other data before anything is trained
-        with executors.hired(cluster, devices, log) as workers, _excused(record):
-            _work_off(recipe, record, jobs, workers, log)
+        with executors.hired(cluster, devices) as workers, _excused(record):
+            _work_off(recipe, record, jobs, workers)
         return _finish(recipe, record, jobs, folder)
 
 
@@ -133,8 +127,8 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 class _Jobs:
     """Trials as what a worker needs to train them; each feature cache is made, or opened, once."""
 
-    def __init__(self, recipe: Recipe, name: str, runs: str | Path, log: Callable[[str], None]):
-        self.recipe, self.name, self.runs, self.log = recipe, name, runs, log
+    def __init__(self, recipe: Recipe, name: str, runs: str | Path):
+        self.recipe, self.name, self.runs = recipe, name, runs
         self.caches: dict[str, FeatureCache] = {}
         self.validation = ""
 
@@ -146,7 +140,7 @@ class _Jobs:
         """LabError where the trial cannot be trained, or where its WER would say nothing beside the others'."""
         recipe = self.settle(trial.settings, **{"training.keep_checkpoints": 1})
         cache = self.cache(recipe)
-        base = training_pipeline.starting_model(recipe, cache, self.runs, self.log)
+        base = training_pipeline.starting_model(recipe, cache, self.runs)
         self._refuse_other_validation(cache)
         run = training_pipeline.run_folder(recipe, cache, base, self.runs)
         if trial.run not in ("", run.name):
@@ -160,7 +154,7 @@ class _Jobs:
         settings = {name: value for name, value in recipe.settings().items() if name.startswith(_MAKES_THE_CACHE)}
         key = json.dumps(settings, sort_keys=True)
         if key not in self.caches:
-            self.caches[key] = feature_pipeline.features(recipe, runs=self.runs, log=self.log)
+            self.caches[key] = feature_pipeline.features(recipe, runs=self.runs)
         return self.caches[key]
 
     def _refuse_other_validation(self, cache: FeatureCache) -> None:
@@ -171,7 +165,7 @@ class _Jobs:
             raise LabError("its settings change the validation split, and trials are compared on one")
 
 
-def _work_off(recipe: Recipe, record: Record, jobs: _Jobs, workers: executors.Crew, log: Callable[[str], None]) -> None:
+def _work_off(recipe: Recipe, record: Record, jobs: _Jobs, workers: executors.Crew) -> None:
     """Every move that is left, as many at a time as the crew has hands."""
     rungs, under_way, exhausted = asha.rungs(recipe), set(), False
     while True:
@@ -180,16 +174,16 @@ def _work_off(recipe: Recipe, record: Record, jobs: _Jobs, workers: executors.Cr
             move = asha.next_move(record.trials, under_way, rungs, recipe.search.reduction, may_begin)
             if move is None:
                 break
-            trial = _moved(recipe, record, move, log)
+            trial = _moved(recipe, record, move)
             exhausted = exhausted or trial is None
-            if trial and (job := _prepared(recipe, record, jobs, trial, log)):
+            if trial and (job := _prepared(recipe, record, jobs, trial)):
                 workers.start(job)
                 under_way.add(job.number)
         if not under_way:
             return
         result = workers.wait()
         under_way.remove(result.number)
-        _note(recipe, record, result, log)
+        _note(recipe, record, result)
 
 
 def _may_begin(recipe: Recipe, record: Record) -> bool:
@@ -200,7 +194,7 @@ def _may_begin(recipe: Recipe, record: Record) -> bool:
     return len(trials) < recipe.search.trials and not 0 < limit <= spent_h
 
 
-def _moved(recipe: Recipe, record: Record, move: tuple[int | None, int], log: Callable[[str], None]) -> Trial | None:
+def _moved(recipe: Recipe, record: Record, move: tuple[int | None, int]) -> Trial | None:
     """The trial that is sent to its next target, noted; None where there is no new one to try."""
     number, target = move
     if number is not None:
@@ -209,15 +203,15 @@ def _moved(recipe: Recipe, record: Record, move: tuple[int | None, int], log: Ca
         number = len(record.trials) + 1
         settings = search_space.proposal(recipe, number, list(record.trials.values()))
         if settings is None:
-            log(f"the space holds no more than {number - 1} different trials")
+            logger.info(f"the space holds no more than {number - 1} different trials")
             return None
         trial = Trial(number, settings, target)
-    log(f"trial {number} to step {target}: {results.settings_in_words(trial.settings)}")
+    logger.info(f"trial {number} to step {target}: {results.settings_in_words(trial.settings)}")
     record.put(trial)
     return trial
 
 
-def _prepared(recipe: Recipe, record: Record, jobs: _Jobs, trial: Trial, log: Callable[[str], None]) -> Job | None:
+def _prepared(recipe: Recipe, record: Record, jobs: _Jobs, trial: Trial) -> Job | None:
     """What trains the trial; None, and noted, where its settings cannot be trained or have killed who tried."""
     try:
         job = jobs.of(trial)
@@ -226,7 +220,7 @@ def _prepared(recipe: Recipe, record: Record, jobs: _Jobs, trial: Trial, log: Ca
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, LabError) else unforeseen(error, record.path.parent)
-        _note(recipe, record, Result(trial.number, "failed", reason=reason), log)
+        _note(recipe, record, Result(trial.number, "failed", reason=reason))
         return None
     record.put(trial)
     return job
@@ -248,11 +242,11 @@ def _sent(trial: Trial, run: Path) -> Trial:
     return replace(trial, run=run.name, attempts=before + 1, sent_from=at)
 
 
-def _note(recipe: Recipe, record: Record, result: Result, log: Callable[[str], None]) -> None:
+def _note(recipe: Recipe, record: Record, result: Result) -> None:
     """What came of a job. A failure that none has got past, and none is about to, is raised: all would share it."""
     trial = record.trials[result.number]
     if result.state == "died":  # it stays begun, and what is begun is sent off first
-        return log(f"trial {trial.number} is sent off again: {result.reason}")
+        return logger.info(f"trial {trial.number} is sent off again: {result.reason}")
     trial = replace(trial, attempts=0, sent_from=0)
     under_way = [other for other in record.trials.values() if other.state == "begun" and other.number != trial.number]
     if result.state == "failed" and not under_way and not any(other.looks for other in record.trials.values()):
@@ -263,9 +257,9 @@ def _note(recipe: Recipe, record: Record, result: Result, log: Callable[[str], N
     record.put(trial)
     results.write_table(recipe, list(record.trials.values()), record.path.parent)
     if trial.reason:
-        return log(f"trial {trial.number} {trial.state}: {trial.reason}")
+        return logger.info(f"trial {trial.number} {trial.state}: {trial.reason}")
     best = min(record.trials.values(), key=lambda other: (other.wer, other.number))
-    log(
+    logger.info(
         f"trial {trial.number} {trial.state} at step {trial.steps} of {recipe.training.steps}: WER {trial.wer:.3f}; "
         f"best so far {best.wer:.3f} (trial {best.number}); {len(record.trials)} of {recipe.search.trials} trials begun"
     )
@@ -283,10 +277,9 @@ def _finish(recipe: Recipe, record: Record, jobs: _Jobs, folder: Path) -> Sweep:
     file = folder / "best.toml"
     options = shlex.join(["--recipe", str(file), *(["--runs", str(jobs.runs)] if jobs.runs else [])])
     manifest.write_bytes(file, results.best_toml(recipe, chosen, best, len(trials), options).encode())
-    cache = feature_pipeline.features(
-        chosen, runs=jobs.runs, log=progress.SILENT.on_line
-    )  # noted for `train` and `evaluate`
-    model = Path(training_pipeline.train(chosen, cache, runs=jobs.runs, progress=progress.SILENT).uri)
+    with console.silenced():
+        cache = feature_pipeline.features(chosen, runs=jobs.runs)  # recorded for `train` and `evaluate`
+        model = Path(training_pipeline.train(chosen, cache, runs=jobs.runs).uri)
     os.utime(model / manifest.MANIFEST)  # the app serves the newest model
     table = results.write_table(recipe, trials, folder)
     results.write_picture(recipe, trials, folder)

@@ -7,19 +7,23 @@ newest checkpoint. Runs, caches and weights must lie on a disk that all machines
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
 from pipelines.experiments.sweeps.trial_run import Job, Result, fit
+from pipelines.infra import console
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.infra.parallel import ray_cluster
 from pipelines.training import ray_train
-from pipelines.training.callbacks import oom, progress
+from pipelines.training.callbacks import oom
+
+logger = logging.getLogger(__name__)
 
 _LOOK_S = 5.0
 _SILENCE_S = 20.0
@@ -39,17 +43,17 @@ class Crew(Protocol):
 
 
 @contextlib.contextmanager
-def hired(address: str, devices: int, log: Callable[[str], None]) -> Iterator[Crew]:
+def hired(address: str, devices: int) -> Iterator[Crew]:
     """This process where `address` is empty, else the Ray cluster there (cluster.py)."""
     if not address:
-        yield Alone(log)
+        yield Alone()
         return
     with ray_cluster.joined(address) as ray:
         machines = len([node for node in ray.nodes() if node["Alive"]])
         hands = devices or int(ray.cluster_resources().get("GPU", 0)) or machines
         on_gpu = ray_train.refuse_too_small(ray, address, hands)
-        log(f"Ray cluster {address}: {hands} trial(s) at a time, each with {'a GPU' if on_gpu else 'one core'}")
-        yield OnRay(ray, hands, on_gpu, log)
+        logger.info(f"Ray cluster {address}: {hands} trial(s) at a time, each with {'a GPU' if on_gpu else 'one core'}")
+        yield OnRay(ray, hands, on_gpu)
 
 
 class Alone:
@@ -57,8 +61,7 @@ class Alone:
 
     hands = 1
 
-    def __init__(self, log: Callable[[str], None]):
-        self.log = log
+    def __init__(self):
         self.jobs: list[Job] = []
 
     def start(self, job: Job) -> None:
@@ -67,7 +70,8 @@ class Alone:
     def wait(self) -> Result:
         job = self.jobs.pop()
         try:
-            return fit(job, lambda line: self.log(f"  trial {job.number}: {line}"))
+            with console.rewritten(lambda line: f"  trial {job.number}: {line}"):
+                return fit(job)
         finally:
             oom.free()
 
@@ -75,9 +79,9 @@ class Alone:
 class OnRay:
     """The workers of a Ray cluster."""
 
-    def __init__(self, ray: Any, hands: int, on_gpu: bool, log: Callable[[str], None]):
+    def __init__(self, ray: Any, hands: int, on_gpu: bool):
         self.ray, self.hands, self.under_way = ray, hands, {}
-        self.lookout = Lookout(ray, "GPU" if on_gpu else "CPU", log)
+        self.lookout = Lookout(ray, "GPU" if on_gpu else "CPU")
         # no retries: Ray would send off what kills its worker again and again, and nobody would know
         self.task = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_retries=0, scheduling_strategy="SPREAD")(
             _on_a_worker
@@ -135,8 +139,8 @@ class Lookout:
     this machine's node is gone, and for ever where no machine is left that could train.
     """
 
-    def __init__(self, ray: Any, kind: str, log: Callable[[str], None]):
-        self.ray, self.kind, self.log = ray, kind, log
+    def __init__(self, ray: Any, kind: str):
+        self.ray, self.kind = ray, kind
         about = ray.get_runtime_context()
         (here,) = [node for node in ray.nodes() if node["NodeID"] == about.get_node_id()]
         self.places = {
@@ -154,7 +158,7 @@ class Lookout:
         able = any(node["Alive"] and node.get("Resources", {}).get(self.kind) for node in self.ray.nodes())
         self.without = 0 if able else self.without + 1
         if self.without % _LOOKS_BETWEEN_LINES == 1:
-            self.log(f"no machine of the Ray cluster has a {self.kind} now: {waiting} trial(s) wait until one joins")
+            logger.info(f"no machine of the Ray cluster has a {self.kind} now: {waiting} trial(s) wait until one joins")
 
     def refuse_gone(self) -> None:
         """LabError where head or node do not answer for as long as a restart may take."""
@@ -189,7 +193,7 @@ def _on_a_worker(job: Job) -> Result | LabError:
     try:
         ray_cluster.refuse_unseen((job.run.parent, job.cache.folder, job.base.folder))
         with _ending_with_its_node():
-            return fit(job, progress.SILENT.on_line)
+            return fit(job)
     except Unfinished as error:
         return Unfinished(str(error))
     except LabError as error:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import shutil
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from pipelines.training import run as training_run
 from pipelines.training.callbacks import divergence, interruptions
 from pipelines.training.callbacks.progress import Progress, seconds_of
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 120.0
 """How long a trial waits for a worker of an earlier sitting that still holds its folder: a Ray node whose head is gone
@@ -57,13 +59,13 @@ class Result:
     reason: str = ""
 
 
-def fit(job: Job, log: Callable[[str], None]) -> Result:
+def fit(job: Job) -> Result:
     """Train a trial from its newest checkpoint to its step; what befalls it is its result.
 
     Raises errors.Unfinished where a signal ended it, and LabError where the disk is full.
     """
     told: list[list[dict[str, float]]] = [[]]
-    progress = Progress(on_line=log, on_log=told.append)
+    progress = Progress(on_log=told.append)
     until = job.until if job.until < job.recipe.training.steps else 0
     state, reason = "finished", ""
     try:

@@ -131,12 +131,12 @@ def finish(
     return Selection(dropped, [*(before.counts if before else []), *gate, *chosen.counts], chosen.repaired)
 
 
-def load_held_out(paths: Iterable[str], n_mels: int, log: Callable[[str], None] = print) -> HeldOut:
+def load_held_out(paths: Iterable[str], n_mels: int) -> HeldOut:
     """Rows that a recipe holds out besides its source's own: of tables, and of caches (with their audio)."""
     held_out = HeldOut()
     for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
-            _hold_out_cache(held_out, path, n_mels, log)
+            _hold_out_cache(held_out, path, n_mels)
         else:
             _hold_out_table(held_out, path)
     return held_out
@@ -264,8 +264,8 @@ def _usable(heard: str, label: Callable[[str], tuple[str, list[int]]]) -> tuple[
         return None
 
 
-def _hold_out_cache(held_out: HeldOut, folder: Path, n_mels: int, log: Callable[[str], None]) -> None:
-    cache = open_cache(folder, log=log)
+def _hold_out_cache(held_out: HeldOut, folder: Path, n_mels: int) -> None:
+    cache = open_cache(folder)
     if cache.n_mels != n_mels:
         raise LabError(
             f"curation.held_out names the cache {folder}, which has {cache.n_mels} mel bands, and this one {n_mels}: "

@@ -21,6 +21,7 @@ A part with `own_names` keeps ids and speakers as they are: a test set is the sa
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from itertools import islice
 
 from pipelines.features.sources import SPLITS, Example, Source
 from pipelines.infra.errors import LabError
+
+logger = logging.getLogger(__name__)
 
 _GLOBAL_SPEAKER = re.compile(r"[0-9a-f]{32,}")
 """A hash, as Common Voice names its speakers: the same one in two corpora is the same person."""
@@ -61,7 +64,6 @@ class MixSource:
 
     parts: tuple[Part, ...]
     seed: int = 7
-    log: Callable[[str], None] = print
 
     def identity(self) -> dict[str, str]:
         """The identity of every part below its name, and how they are drawn. Raises LabError for parts that clash."""
@@ -124,7 +126,9 @@ class MixSource:
 
     def _tell_end(self, ended: Part, taken: dict[str, int]) -> None:
         told = ", ".join(f"{name} {count:,}" for name, count in taken.items())
-        self.log(f"mix: {ended.name} has no more training rows, so that the mix ends with {told}; the rest is left out")
+        logger.info(
+            f"mix: {ended.name} has no more training rows, so that the mix ends with {told}; the rest is left out"
+        )
 
 
 def _check(parts: tuple[Part, ...]) -> None:

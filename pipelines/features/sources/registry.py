@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pipelines.features.sources import Source
 from pipelines.recipes.settings import SourceSettings
 
 
-def open_source(
-    settings: SourceSettings, language: str = "sv", *, log: Callable[[str], None] = lambda line: None
-) -> Source:
+def open_source(settings: SourceSettings, language: str = "sv") -> Source:
     """The corpus that a recipe's `[source]` names; `language` is the recipe's, `log` is told what was guessed of it."""
     if settings.kind == "mix":
-        return _mix(settings, language, log)
+        return _mix(settings, language)
     if settings.kind in ("hub", "parquet"):
-        return _parquet(settings, language, log)
+        return _parquet(settings, language)
     if settings.kind == "common_voice":
-        return _common_voice(settings, language, log)
+        return _common_voice(settings, language)
     if settings.kind == "mozilla":
-        return _mozilla(settings, language, log)
+        return _mozilla(settings, language)
     return {"tour": _tour, "planted": _planted, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
 
 
@@ -49,19 +45,19 @@ def _folder(settings: SourceSettings) -> Source:
     return FolderSource(settings.path, settings.seed)
 
 
-def _common_voice(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+def _common_voice(settings: SourceSettings, language: str) -> Source:
     from pipelines.features.sources.common_voice.release import CommonVoiceSource
 
-    return CommonVoiceSource(settings.path, language, settings.pool, settings.seed, log)
+    return CommonVoiceSource(settings.path, language, settings.pool, settings.seed)
 
 
-def _mozilla(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+def _mozilla(settings: SourceSettings, language: str) -> Source:
     from pipelines.features.sources.common_voice.mozilla import MozillaSource
 
-    return MozillaSource(settings.dataset, language, settings.pool, settings.seed, log)
+    return MozillaSource(settings.dataset, language, settings.pool, settings.seed)
 
 
-def _parquet(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+def _parquet(settings: SourceSettings, language: str) -> Source:
     from pipelines.features.sources.parquet.hub import KNOWN, HubFiles
     from pipelines.features.sources.parquet.layout import Wishes
     from pipelines.features.sources.parquet.source import LocalFiles, ParquetSource
@@ -76,8 +72,8 @@ def _parquet(settings: SourceSettings, language: str, log: Callable[[str], None]
         settings.splits.model_dump(),
         language,
     )
-    files = HubFiles(settings.path, settings.revision, log) if on_hub else LocalFiles(settings.path)
-    return ParquetSource(files, wishes, settings.seed, log)
+    files = HubFiles(settings.path, settings.revision) if on_hub else LocalFiles(settings.path)
+    return ParquetSource(files, wishes, settings.seed)
 
 
 def _feedback(settings: SourceSettings) -> Source:
@@ -86,11 +82,11 @@ def _feedback(settings: SourceSettings) -> Source:
     return FeedbackSource(settings.path)
 
 
-def _mix(settings: SourceSettings, language: str, log: Callable[[str], None]) -> Source:
+def _mix(settings: SourceSettings, language: str) -> Source:
     from pipelines.features.sources.mix import MixSource, Part
 
     parts = [
-        Part(part.name, open_source(part, language, log=log), part.gives, part.weight, part.count, part.own_names)
+        Part(part.name, open_source(part, language), part.gives, part.weight, part.count, part.own_names)
         for part in settings.parts
     ]
-    return MixSource(tuple(parts), settings.seed, log)
+    return MixSource(tuple(parts), settings.seed)

@@ -12,10 +12,11 @@ A recording that cannot be used is a row with an error. A reference column gives
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice, repeat
 from pathlib import Path
@@ -45,6 +46,8 @@ from pipelines.speech.audio import AudioError
 if TYPE_CHECKING:
     from pipelines.inference.transcriber import Transcriber
 
+logger = logging.getLogger(__name__)
+
 
 FLUSH_S = 5.0
 """A loss of power costs the rows of so many seconds; the end of the process, however hard, at most the last one."""
@@ -52,12 +55,7 @@ _TELL_S = 0.5
 
 
 def run(
-    job: Job,
-    transcriber: Transcriber,
-    *,
-    again: bool = False,
-    retry: bool = False,
-    log: Callable[[str], None] = print,
+    job: Job, transcriber: Transcriber, *, again: bool = False, retry: bool = False
 ) -> tuple[Summary, list[Result]]:
     """The figures; and what was heard, where no table holds it. Raises LabError as `transcribe_table` does."""
     if again and retry:
@@ -66,7 +64,7 @@ def run(
         if retry:
             raise LabError("--retry-errors is for tables, and files have none: name one with --out")
         return transcribe_files(job, transcriber, again=again)
-    return transcribe_table(job, transcriber, again=again, retry=retry, log=log), []
+    return transcribe_table(job, transcriber, again=again, retry=retry), []
 
 
 def transcribe_files(job: Job, transcriber: Transcriber, *, again: bool = False) -> tuple[Summary, list[Result]]:
@@ -78,14 +76,7 @@ def transcribe_files(job: Job, transcriber: Transcriber, *, again: bool = False)
     return _summary(transcriber, results, None), results
 
 
-def transcribe_table(
-    job: Job,
-    transcriber: Transcriber,
-    *,
-    again: bool = False,
-    retry: bool = False,
-    log: Callable[[str], None] = print,
-) -> Summary:
+def transcribe_table(job: Job, transcriber: Transcriber, *, again: bool = False, retry: bool = False) -> Summary:
     """Transcribe the rows that are not done yet, then write the table.
 
     Raises LabError where the table that is to be written was made of, or begun with, something else, or is of unknown
@@ -102,12 +93,12 @@ def transcribe_table(
             job.earlier.unlink(missing_ok=True)
         begun = None if again else _going_on(job, made_of, retry)
         if begun:
-            log(f"going on after {begun.rows} of {n} rows")
+            logger.info(f"going on after {begun.rows} of {n} rows")
         elif not again and (done := _done(job, made_of, retry)):
-            log(f"{job.out} is there already, made of the same table by the same model")
+            logger.info(f"{job.out} is there already, made of the same table by the same model")
             return done
         elif not again and (earlier := _begun(job.earlier)):
-            log(f"keeping the good ones of {earlier.rows} rows")
+            logger.info(f"keeping the good ones of {earlier.rows} rows")
         elif not again:
             _refuse_existing(job, places)
         skip = begun.rows if begun else 0

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +41,7 @@ class Proof:
     """Packages that it could not import."""
 
 
-def production(
-    ref: ModelRef,
-    form: str,
-    folder: Path,
-    *,
-    language: str = "sv",
-    recording: Path | None = None,
-    log: Callable[[str], None] = print,
-) -> Proof:
+def production(ref: ModelRef, form: str, folder: Path, *, language: str = "sv", recording: Path | None = None) -> Proof:
     """Make `folder`: what a deployment of `ref` in one of export.FORMS needs, and nothing else.
 
     Before it is put there, a fresh process serves it through the transcriber, on `recording` or a spoken sentence;
@@ -61,7 +52,7 @@ def production(
         raise LabError(f"{folder} must be empty or absent: name another")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".production-", dir=folder.parent) as place:
-        made = export.convert(ref, form, to=Path(place) / "model", log=log)
+        made = export.convert(ref, form, to=Path(place) / "model")
         (made / lineage.FILE).write_text(_card(ref, form), "utf-8")
         facts = {name: value for name, value in manifest.read(made).items() if name != "files"}
         manifest.seal(made, **facts)
@@ -78,9 +69,9 @@ import json, pathlib, sys, time
 started = time.monotonic()
 folder, recording, language, *absent = sys.argv[1:]
 sys.modules.update(dict.fromkeys(absent))
-from pipelines import models
-from pipelines.transcriber import Transcriber
-transcriber = Transcriber(models.resolve(folder), language, log=lambda line: None)
+from pipelines.inference.transcriber import Transcriber
+from pipelines.whisper import model
+transcriber = Transcriber(model.resolve(folder), language)
 loaded = time.monotonic()
 heard = transcriber.transcribe(recording)
 status = pathlib.Path("/proc/self/status")  # what getrusage tells, a child inherits
@@ -92,7 +83,7 @@ print(json.dumps(told))
 
 def prove(folder: Path, recording: Path, language: str = "sv") -> Proof:
     """Serve a folder in a fresh process. LabError, with the last thing that it said, where it does not."""
-    light = export.is_export(whisper_model.resolve(str(folder), log=lambda line: None))
+    light = export.is_export(whisper_model.resolve(str(folder)))
     absent = ("torch", "transformers") if light else ()
     try:
         told = subprocess.run(

@@ -15,11 +15,12 @@ import ast
 import fnmatch
 import importlib.metadata
 import json
+import logging
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ from pipelines.whisper import model as whisper_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+logger = logging.getLogger(__name__)
 
 
 HARDWARE = {"cpu": "cpu-basic", "zerogpu": "zero-a10g"}
@@ -103,7 +106,7 @@ def write(folder: Path, name: str, model: Model, hardware: str = "cpu") -> list[
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def publish(name: str, model: Model, hardware: str = "cpu", log: Callable[[str], None] = print) -> dict[str, str]:
+def publish(name: str, model: Model, hardware: str = "cpu") -> dict[str, str]:
     """Make the Space `owner/name`, private, or bring it up to date. Returns its name, commit and address."""
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside) / "space"
@@ -115,7 +118,7 @@ def publish(name: str, model: Model, hardware: str = "cpu", log: Callable[[str],
             )
             if hardware == "zerogpu" and api.get_space_runtime(name).requested_hardware != flavour:
                 api.request_space_hardware(name, flavour)  # the Space was there; whatever else it runs on stays
-            commit = _commit(api, name, folder, files, log)
+            commit = _commit(api, name, folder, files)
     return {"space": name, "commit": commit, "url": f"{environment.hub_endpoint()}/spaces/{name}"}
 
 
@@ -187,7 +190,7 @@ def _is_here(path: Path) -> bool:
     return (environment.ROOT / path).is_file()
 
 
-def _commit(api: HfApi, name: str, folder: Path, files: list[str], log: Callable[[str], None]) -> str:
+def _commit(api: HfApi, name: str, folder: Path, files: list[str]) -> str:
     """Send what differs and remove modules that are needed no more, in one commit; read it back. Returns the commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -195,9 +198,9 @@ def _commit(api: HfApi, name: str, folder: Path, files: list[str], log: Callable
     changed = _unlike(place, folder, files)
     stale = [path for path in place.sizes() if path.startswith("pipelines/") and path not in files]
     if not changed and not stale:
-        log(f"the Space {name} is there already, whole and the same")
+        logger.info(f"the Space {name} is there already, whole and the same")
         return api.repo_info(name, repo_type="space").sha
-    log(f"sending {len(changed)} of {len(files)} files to the Space {name}")
+    logger.info(f"sending {len(changed)} of {len(files)} files to the Space {name}")
     operations: list[Any] = [CommitOperationAdd(path, folder / path) for path in changed]
     operations += [CommitOperationDelete(path) for path in stale]
     commit = api.create_commit(name, operations, commit_message="Publish the page", repo_type="space").oid

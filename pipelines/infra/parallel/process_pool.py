@@ -7,6 +7,7 @@ and the caller's main module is not imported again, so that scripts need no `if 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import queue
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipelines.infra.errors import LabError
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Workers that one task may cost before it is given up."""
@@ -47,8 +50,8 @@ class Pool(Generic[Task, Answer]):
     `work` and tasks are pickled; `log` is told of workers that died. Processes start when they are first needed.
     """
 
-    def __init__(self, n: int, work: Callable[[Task], Answer], log: Callable[[str], None] = print):
-        self._work, self._log, self._closed = _pickled(work), log, False
+    def __init__(self, n: int, work: Callable[[Task], Answer]):
+        self._work, self._closed = _pickled(work), False
         self._lock, self._running = threading.Lock(), set[subprocess.Popen]()
         self._idle: queue.LifoQueue[subprocess.Popen | None] = queue.LifoQueue()
         for _ in range(n):
@@ -84,7 +87,7 @@ class Pool(Generic[Task, Answer]):
                     if self._closed:
                         raise LabError(f"{name} was not finished: the work was ended") from None
                     if attempt < ATTEMPTS:
-                        self._log(f"a worker process died ({death}) over {name}: another does it again")
+                        logger.info(f"a worker process died ({death}) over {name}: another does it again")
             raise LabError(
                 f"{ATTEMPTS} worker processes in a row died over {name}; most often memory is short: "
                 "run again with fewer (features.workers=1 uses none); what is done is kept"

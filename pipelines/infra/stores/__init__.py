@@ -36,13 +36,13 @@ class Store(Protocol):
     def list(self, uri: str) -> list[str]:
         """URIs of the finished artefacts directly below `uri`, sorted."""
 
-    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
+    def fetch(self, uri: str, *, into: Path | None = None) -> Path:
         """The folder on this machine that holds the artefact, every byte verified; a cut-off fetch goes on.
 
         `into` is the folder that a copy is made in, also of a folder. sealed.Damaged where bytes differ.
         """
 
-    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True) -> str:
         """Copy the sealed `folder` to `uri`, what is missing only, read back. Returns the URI of what was published.
 
         Without `thorough` the folder itself is not verified byte for byte before.
@@ -76,10 +76,10 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def at_hand(uri: str, *, log: Callable[[str], None] = print) -> Path:
+def at_hand(uri: str) -> Path:
     """The folder that holds the artefact `uri`: a local path as it is, anything else fetched to this machine."""
     store = open_store(uri)
-    return Path(uri).expanduser() if isinstance(store, local.LocalStore) else store.fetch(uri, log=log)
+    return Path(uri).expanduser() if isinstance(store, local.LocalStore) else store.fetch(uri)
 
 
 def is_folder(uri: str) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,13 @@ class DriveStore:
     def list(self, uri: str) -> list[str]:
         return [found for found in self.below(uri) if self.exists(found)]
 
-    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
+    def fetch(self, uri: str, *, into: Path | None = None) -> Path:
         with _one_line(uri, full="this machine's disk"):
-            return sealed_folder.fetch(self._place(uri), uri, log, into)
+            return sealed_folder.fetch(self._place(uri), uri, into)
 
-    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True) -> str:
         with _one_line(uri):
-            sealed_folder.publish(folder, self._place(uri), uri, log, thorough)
+            sealed_folder.publish(folder, self._place(uri), uri, thorough)
         return uri
 
     def remove(self, uri: str) -> None:

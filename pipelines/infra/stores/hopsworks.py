@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ from pipelines.infra.stores import sealed as sealed_folder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 _URI = re.compile(r"hopsworks://([^/]+)/(.+?)/?")
@@ -156,11 +158,11 @@ class HopsworksStore:
                 f"{uri.rstrip('/')}/{name}" for name in names if sealed_folder.is_whole(_place(files, f"{path}/{name}"))
             ]
 
-    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
+    def fetch(self, uri: str, *, into: Path | None = None) -> Path:
         with _project(uri) as (project, path):
-            return sealed_folder.fetch(_place(project.get_dataset_api(), path), uri, log, into)
+            return sealed_folder.fetch(_place(project.get_dataset_api(), path), uri, into)
 
-    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True) -> str:
         """Publish a folder of the project, or below `Models/` a new version of a registered model."""
         manifest.require_whole(
             folder, "artefact", "Only finished artefacts are published: make it again", thorough=thorough
@@ -172,8 +174,8 @@ class HopsworksStore:
                         f"{uri} is in the model registry, which takes models: give anything else a folder of its own, "
                         f"such as hopsworks://{_URI.fullmatch(uri)[1]}/Resources/{PurePosixPath(path).parts[1]}"
                     )
-                return _register(project, folder, path, uri, log)
-            sealed_folder.publish(folder, HopsworksPlace(project.get_dataset_api(), path), uri, log, thorough)
+                return _register(project, folder, path, uri)
+            sealed_folder.publish(folder, HopsworksPlace(project.get_dataset_api(), path), uri, thorough)
         return uri
 
     def remove(self, uri: str) -> None:
@@ -181,7 +183,7 @@ class HopsworksStore:
             _place(project.get_dataset_api(), path).clear()
 
 
-def add_rows(uri: str, rows: pd.DataFrame, group: str, *, log: Callable[[str], None] = print) -> None:
+def add_rows(uri: str, rows: pd.DataFrame, group: str) -> None:
     """Write one metadata row per clip of a published cache into the feature group `group` of the project of `uri`.
 
     `rows` has id, split, text and duration_s. Needs Kafka or Arrow Flight on the cluster, and `hopsworks[python]`.
@@ -192,10 +194,10 @@ def add_rows(uri: str, rows: pd.DataFrame, group: str, *, log: Callable[[str], N
             name=group, version=1, primary_key=["path", "id"], description="one row per clip of a feature cache"
         )
         features.insert(named)
-    log(f"{len(named)} rows in the feature group {group}")
+    logger.info(f"{len(named)} rows in the feature group {group}")
 
 
-def _register(project: Any, folder: Path, path: str, uri: str, log: Callable[[str], None]) -> str:
+def _register(project: Any, folder: Path, path: str, uri: str) -> str:
     """A new version in the model registry; the version at hand where it is this very model.
 
     The client removes a version that it could not finish, so a second try begins anew.
@@ -203,11 +205,11 @@ def _register(project: Any, folder: Path, path: str, uri: str, log: Callable[[st
     files, name = project.get_dataset_api(), PurePosixPath(path).parts[1]
     newest = _place(files, f"{_REGISTRY}/{name}")
     if newest.read(manifest.MANIFEST) == (folder / manifest.MANIFEST).read_bytes() and sealed_folder.is_whole(newest):
-        log(f"{uri} is there already, whole and the same")
+        logger.info(f"{uri} is there already, whole and the same")
         return f"{uri.split('/Models/')[0]}/{newest.path.removesuffix('/Files')}"
     score = (manifest.read(folder) or {}).get("test") or {}
     metrics = {f"test_{key}": score[key] for key in ("wer", "cer") if isinstance(score.get(key), int | float)}
-    log(f"registering the model {name} ...")
+    logger.info(f"registering the model {name} ...")
     with _quiet():
         model = project.get_model_registry().python.create_model(name, metrics=metrics or None)
         saved = model.save(str(folder), await_registration=_REGISTRATION_S, keep_original_files=True)

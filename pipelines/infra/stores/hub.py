@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,7 @@ class HubStore:
     def list(self, uri: str) -> list[str]:
         return [found for found in self.below(uri) if _is_whole_and_open(self, found)]
 
-    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
+    def fetch(self, uri: str, *, into: Path | None = None) -> Path:
         with one_line(uri):
             place = _find(client(), uri)
             if place is None:
@@ -163,9 +163,9 @@ class HubStore:
                     f"nothing finished at {uri}: the Hub has no such repository (or revision), or it is private. "
                     "Check the name; for a private one set HF_TOKEN"
                 )
-            return sealed_folder.fetch(place, uri, log, into)
+            return sealed_folder.fetch(place, uri, into)
 
-    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True) -> str:
         """Publish to the main branch of a repository that is made, private, where there is none.
 
         Returns the URI of the commit, which always means what was published now.
@@ -179,7 +179,7 @@ class HubStore:
             api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
             _refuse_public(api, repo, kind, uri)
             place = HubPlace(api, repo, kind, "main", path)
-            sealed_folder.publish(folder, place, uri, log, thorough)
+            sealed_folder.publish(folder, place, uri, thorough)
             if not path:
                 _put_card(place, folder)
             below = f"/{path}" if path else ""

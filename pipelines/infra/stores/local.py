@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +84,15 @@ class LocalStore:
     def list(self, uri: str) -> list[str]:
         return [found for found in self.below(uri) if self.exists(found)]
 
-    def fetch(self, uri: str, *, into: Path | None = None, log: Callable[[str], None] = print) -> Path:
+    def fetch(self, uri: str, *, into: Path | None = None) -> Path:
         if into is not None:
-            return sealed_folder.fetch(FolderPlace(_folder(uri)), uri, log, into)
+            return sealed_folder.fetch(FolderPlace(_folder(uri)), uri, into)
         manifest.require_whole(_folder(uri), "artefact", "Check the path, or make it again")
         return _folder(uri)
 
-    def publish(self, folder: Path, uri: str, *, thorough: bool = True, log: Callable[[str], None] = print) -> str:
+    def publish(self, folder: Path, uri: str, *, thorough: bool = True) -> str:
         try:
-            sealed_folder.publish(folder, FolderPlace(_folder(uri)), uri, log, thorough)
+            sealed_folder.publish(folder, FolderPlace(_folder(uri)), uri, thorough)
         except OSError as error:
             raise LabError(
                 f"{uri} is not finished: {error.strerror or error}. Make room or name another folder, "

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ import filelock
 
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
+
+logger = logging.getLogger(__name__)
 
 Entries = dict[str, dict[str, Any]]
 """File name, with forward slashes, to `bytes` and `sha256`."""
@@ -62,7 +65,7 @@ class Damaged(LabError):
     """What lies in a store is not what its manifest says."""
 
 
-def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None], thorough: bool = True) -> None:
+def publish(folder: Path, place: Place, uri: str, thorough: bool = True) -> None:
     """Bring the sealed `folder` to `place`, what is missing only, and read everything back; the manifest goes last."""
     manifest.require_whole(
         folder, "artefact", "Only finished artefacts are published: make it again", thorough=thorough
@@ -73,7 +76,7 @@ def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None], th
     missing = _unlike(folder, place, files, sizes)
     before = place.read(manifest.MANIFEST) if manifest.MANIFEST in sizes else None
     if not missing and before == content:
-        log(f"{uri} is there already, whole and the same")
+        logger.info(f"{uri} is there already, whole and the same")
         return
     # only what the old manifest names is removed: other artefacts may lie below, and in a folder anything else
     stale = [name for name in _named(before) if name in sizes and name not in files]
@@ -82,7 +85,7 @@ def publish(folder: Path, place: Place, uri: str, log: Callable[[str], None], th
     if missing:
         missing.sort(key=lambda name: name != NOTE)
         n_bytes = sum(files[name]["bytes"] for name in missing)
-        log(f"publishing {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) to {uri}")
+        logger.info(f"publishing {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) to {uri}")
         place.put(folder, missing)
         _require_alike(folder, place, files, missing, uri)
     place.put(folder, [manifest.MANIFEST])
@@ -120,7 +123,7 @@ def is_whole(place: Place) -> bool:
     return facts(place) is not None
 
 
-def fetch(place: Place, uri: str, log: Callable[[str], None], into: Path | None = None) -> Path:
+def fetch(place: Place, uri: str, into: Path | None = None) -> Path:
     """Bring the artefact at `place` to this machine and verify every byte. Returns its folder.
 
     The folder is named by the artefact and its manifest's sha256, so an artefact that was published anew is fetched
@@ -137,7 +140,7 @@ def fetch(place: Place, uri: str, log: Callable[[str], None], into: Path | None 
     home.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(home.with_name(f".{home.name}.lock")):
         if manifest.problem(home) is not None:
-            _complete(place, files, content, home, uri, log)
+            _complete(place, files, content, home, uri)
     return home
 
 
@@ -186,7 +189,7 @@ def _named(content: bytes | None) -> list[str]:
         return []
 
 
-def _complete(place: Place, files: Entries, content: bytes, home: Path, uri: str, log: Callable[[str], None]) -> None:
+def _complete(place: Place, files: Entries, content: bytes, home: Path, uri: str) -> None:
     """Fetch what is missing into a folder aside, and give it its name when it is whole."""
     aside = home.with_name(f".{home.name}.partial")
     if home.exists():
@@ -194,7 +197,7 @@ def _complete(place: Place, files: Entries, content: bytes, home: Path, uri: str
         home.rename(aside)  # damaged: what is whole of it is kept
     missing = [name for name, entry in files.items() if not is_alike(aside / name, entry)]
     n_bytes = sum(files[name]["bytes"] for name in missing)
-    log(f"fetching {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) from {uri}")
+    logger.info(f"fetching {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) from {uri}")
     for name in missing:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         place.get(name, aside / name)

@@ -7,8 +7,8 @@ takes the first token of the vocabulary for the likeliest: a WER that looks bad,
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from pipelines.infra.parallel import distributed
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 _SKIPPED_STEPS = 20
@@ -78,10 +80,10 @@ def refused(error: Diverged, run: Path, kept: str, learning_rate: float) -> RunD
     )
 
 
-def tell_earlier(run: Path, log: Callable[[str], None]) -> None:
+def tell_earlier(run: Path) -> None:
     """Say at the start of a run that it diverged before, and where."""
     try:
         told = json.loads((run / _NOTE).read_text("utf-8"))
     except (OSError, ValueError):
         return
-    log(f"note: this run diverged before ({told['what']}); on a CPU the same steps end the same way")
+    logger.info(f"note: this run diverged before ({told['what']}); on a CPU the same steps end the same way")

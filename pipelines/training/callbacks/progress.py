@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pipelines.whisper.batching import BucketSampler
 
 if TYPE_CHECKING:
     from transformers import TrainerState
+
+logger = logging.getLogger(__name__)
 
 
 _TOLD = (
@@ -30,16 +33,10 @@ class Progress:
     on_step: Callable[[int], None] = lambda step: None
     on_log: Callable[[list[dict[str, float]]], None] = lambda history: None
     """The whole history so far, one dictionary per log line."""
-    on_line: Callable[[str], None] = print
-    """A line worth reading."""
     on_end: Callable[[list[dict[str, float]]], None] = lambda history: None
     """The whole history, once the run is finished, also where it was finished before."""
     on_stop: Callable[[], None] = lambda: None
     """The sitting ends without a model; the error follows."""
-
-
-SILENT = Progress(on_line=lambda line: None)
-"""For the processes that leave telling to the first."""
 
 
 class Pace:
@@ -105,7 +102,7 @@ def reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:
             progress.on_log(history_of(state))
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-            progress.on_line(
+            logger.info(
                 f"step {state.global_step}: validation WER {metrics['eval_wer']:.3f}, loss {metrics['eval_loss']:.3f}; "
                 f"{self.time.told(state.global_step, state.max_steps)}"
             )

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 
 from pipelines.infra.errors import missing_package
 
+logger = logging.getLogger(__name__)
+
 PROJECT = "swedish-whisper-lab"
 _PACKAGES = {"trackio": "trackio>=0.21.1", "tensorboard": "tensorboard>=2.15", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 @contextlib.contextmanager
-def attached(trainer: Any, tracker: str, name: str, folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+def attached(trainer: Any, tracker: str, name: str, folder: Path) -> Iterator[None]:
     """Within, `tracker` (a key of the packages above, or empty for none) is told what `trainer` logs, as run `name`.
 
     LabError where its package is not installed. What trackers print is left out: commands print what they promise.
@@ -36,13 +39,13 @@ def attached(trainer: Any, tracker: str, name: str, folder: Path, log: Callable[
     trainer.args.run_name, trainer.args.project, trainer.args.trackio_static_space_id = name, PROJECT, False
     with _variables(_settings(tracker, name, folder)):
         try:
-            callback = _callback(tracker, log)
+            callback = _callback(tracker)
         except Exception as error:
-            log(_lost(tracker, error))
+            logger.info(_lost(tracker, error))
             yield
             return
         trainer.add_callback(callback)
-        log(f"{tracker} is told of this run as {name}{_where(tracker, folder)}")
+        logger.info(f"{tracker} is told of this run as {name}{_where(tracker, folder)}")
         try:
             yield
         except BaseException:
@@ -51,7 +54,7 @@ def attached(trainer: Any, tracker: str, name: str, folder: Path, log: Callable[
             raise
 
 
-def _callback(tracker: str, log: Callable[[str], None]) -> Any:
+def _callback(tracker: str) -> Any:
     """The tracker's callback; at the first of its calls that fails, `log` is told, and the tracker nothing any more."""
     from transformers import TrainerCallback
     from transformers.integrations import get_reporting_integration_callbacks
@@ -71,7 +74,7 @@ def _callback(tracker: str, log: Callable[[str], None]) -> Any:
                     tell(*args, **kwargs)
             except Exception as error:  # whatever a tracker or its client may raise
                 lost = True
-                log(_lost(tracker, error))
+                logger.info(_lost(tracker, error))
 
         return told
 

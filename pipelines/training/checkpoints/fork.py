@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,14 @@ class Fork:
         return replace(base, folder=self.folder, origin="fork", revision=f"{self.run} step {self.step}")
 
 
-def find(uri: str, base: ModelRef, *, log: Callable[[str], None] = print) -> Fork:
+def find(uri: str, base: ModelRef) -> Fork:
     """The weights at `uri`: a run's folder (its model, else its newest whole checkpoint), a checkpoint or a model.
 
     Raises LabError where there is none, where it is damaged, or where it was tuned from other weights than `base`.
     """
-    folder = stores.at_hand(uri, log=log)
+    folder = stores.at_hand(uri)
     if (folder / _NOTE).exists():
-        folder = _newest(folder, log)
+        folder = _newest(folder)
     facts = manifest.require_whole(folder, "the weights to fork from", "Name a run's folder, a checkpoint or a model")
     if facts.get("kind") not in ("checkpoint", "model"):
         raise LabError(f"{folder} holds no weights of a run: name a run's folder, a checkpoint or a model to fork from")
@@ -56,12 +55,12 @@ def find(uri: str, base: ModelRef, *, log: Callable[[str], None] = print) -> For
     return Fork(folder, run, _step(folder, facts), facts["files"]["model.safetensors"]["sha256"])
 
 
-def _newest(run: Path, log: Callable[[str], None]) -> Path:
+def _newest(run: Path) -> Path:
     """What a run's folder has to offer."""
     if manifest.problem(run / "model", thorough=False) is None:
         return run / "model"
     name = digest(json.loads((run / _NOTE).read_text("utf-8")))
-    newest = sealed_checkpoints.newest_complete(run / "checkpoints", run_digest=name, log=log)
+    newest = sealed_checkpoints.newest_complete(run / "checkpoints", run_digest=name)
     if newest is None:
         raise LabError(f"{run} has no whole checkpoint yet: let it come to one, or train from the base model")
     return newest

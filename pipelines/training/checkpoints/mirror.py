@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -36,6 +37,8 @@ from pipelines.training.checkpoints import sealed as sealed_checkpoints
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 
 PATIENCE_S = 900.0
@@ -81,17 +84,17 @@ class Shelf:
     def __init__(self, uri: str, identity: dict[str, Any]):
         self.uri, self.identity, self.store = uri.rstrip("/"), identity, stores.open_store(uri)
 
-    def look(self, log: Callable[[str], None]) -> dict[int, int]:
+    def look(self) -> dict[int, int]:
         """Step to best step of every finished copy; OtherRun, naming the fields, where one is of another run."""
         found = {}
         for step, uri in self._named():
             if (facts := self._refuse_other(uri)) is None:
-                log(f"skipping {uri}: unfinished or damaged")
+                logger.info(f"skipping {uri}: unfinished or damaged")
             else:
                 found[step] = facts.get("best_step") or step
         return found
 
-    def bring(self, step: int, best: int, there: set[int], run: Path, log: Callable[[str], None]) -> Path:
+    def bring(self, step: int, best: int, there: set[int], run: Path) -> Path:
         """Fetch what was copied, and the best checkpoint that it knows, into the run's folder; where it lies then.
 
         Damaged where either is not whole.
@@ -102,7 +105,7 @@ class Shelf:
                 continue
             if needed not in there:
                 raise Damaged(f"it needs {target.name}, which is not there")
-            arrived = self._fetch(target.name, run / "fetched", log)
+            arrived = self._fetch(target.name, run / "fetched")
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
             arrived.rename(target)
@@ -115,7 +118,7 @@ class Shelf:
         OtherRun where something else lies in its place.
         """
         self._refuse_other(f"{self.uri}/{folder.name}")
-        self.store.publish(folder, f"{self.uri}/{folder.name}", thorough=False, log=lambda line: None)
+        self.store.publish(folder, f"{self.uri}/{folder.name}", thorough=False)
 
     def tidy(self, kept: set[int], newest: int) -> None:
         """Remove this run's older checkpoints but `kept`, finished or not; another machine may be at newer ones."""
@@ -153,11 +156,11 @@ class Shelf:
             (_step(path), uri) for path, uri in found if sealed_checkpoints.is_named(path) or path.name == "model"
         )
 
-    def _fetch(self, name: str, into: Path, log: Callable[[str], None]) -> Path:
+    def _fetch(self, name: str, into: Path) -> Path:
         try:
-            return self.store.fetch(f"{self.uri}/{name}", into=into, log=log)
+            return self.store.fetch(f"{self.uri}/{name}", into=into)
         except Damaged:  # perhaps on the way only
-            return self.store.fetch(f"{self.uri}/{name}", into=into, log=log)
+            return self.store.fetch(f"{self.uri}/{name}", into=into)
 
 
 class Copies:

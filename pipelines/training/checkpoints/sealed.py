@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.infra import manifest
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -17,13 +19,13 @@ def seal(folder: Path, *, run_digest: str, best_step: int | None) -> None:
     manifest.seal(folder, kind="checkpoint", step=step_of(folder), run_digest=run_digest, best_step=best_step)
 
 
-def newest_complete(folder: Path, *, run_digest: str, log: Callable[[str], None] = print) -> Path | None:
+def newest_complete(folder: Path, *, run_digest: str) -> Path | None:
     """The newest whole checkpoint of this run below `folder`; each newer one that is not whole is named and skipped."""
     for checkpoint in reversed(listed(folder)):
         fault = manifest.problem(checkpoint) or _foreign(checkpoint, run_digest)
         if fault is None:
             return checkpoint
-        log(f"skipping {checkpoint.name}: {fault}")
+        logger.info(f"skipping {checkpoint.name}: {fault}")
     return None
 
 

@@ -8,6 +8,7 @@ dropout): it is no part of a run's identity.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipelines.whisper.batching import IGNORED
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ def refuse_unseen(run: Path) -> None:
         )
 
 
-def tell_other_size(checkpoint: Path, log: Callable[[str], None]) -> None:
+def tell_other_size(checkpoint: Path) -> None:
     """Say where another number of processes made the checkpoint that a run goes on from."""
     made, now = len(list(checkpoint.glob("rng_state*.pth"))), distributed.size()
     if made != now:
-        log(
+        logger.info(
             f"note: {made} process(es) made {checkpoint.name}, and {now} go on: same batches, same loss, other "
             "roundings and draws of dropout; the weights will be as good, not the same to the last digit"
         )

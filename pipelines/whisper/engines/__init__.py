@@ -10,8 +10,9 @@ All decode greedily, at the length of the windows that they are given, and tell 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ from pipelines.whisper.engines.transformers_engine import Transformers
 from pipelines.whisper.export import onnx_graph
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "transformers", "ctranslate2", "onnx")
 MAX_NEW_TOKENS = 224
@@ -67,7 +70,6 @@ def open_engine(
     compute_type: str = "",
     threads: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    log: Callable[[str], None] = print,
 ) -> Engine:
     """The model, loaded. `auto` is the fastest that is installed: on a CPU ONNX Runtime (where the processor has VNNI),
     CTranslate2 and transformers, in this order; transformers elsewhere; of an export (export/) what reads it.
@@ -97,16 +99,15 @@ def open_engine(
                     compute_type=compute_type,
                     threads=threads,
                     max_new_tokens=max_new_tokens,
-                    log=log,
                 )
             except LabError as error:  # what one engine cannot convert, another may
                 failed = error
-                log(f"{error}; trying the next engine")
+                logger.info(f"{error}; trying the next engine")
         if failed and importlib.util.find_spec("torch") is None:
             raise failed
         engine = "transformers"
         if device == "cpu" and not failed:
-            log("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
+            logger.info("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
     if engine == "transformers":
         if compute_type:
             raise LabError(f"compute type {compute_type} is for --engine ctranslate2; transformers decodes in float32")
@@ -115,13 +116,13 @@ def open_engine(
         if compute_type not in ("", "int8", "float32"):
             raise LabError(f"ONNX Runtime computes in int8 or float32, got {compute_type}: take --engine ctranslate2")
         form = "onnx" if compute_type == "float32" else "onnx-int8"
-        return Onnx(ref.folder if own else export.convert(ref, form, log=log), language, threads, max_new_tokens)
+        return Onnx(ref.folder if own else export.convert(ref, form), language, threads, max_new_tokens)
     if device not in ("cpu", "cuda"):
         raise LabError(f"CTranslate2 runs on cpu and cuda, not on {device}: take --engine transformers")
     if own:
         return CTranslate2(ref.folder, language, device, compute_type or "default", threads, max_new_tokens)
     compute_type = compute_type or ("int8" if device == "cpu" else "float16")
-    folder = export.export(ref, compute_type, log=log)
+    folder = export.export(ref, compute_type)
     return CTranslate2(folder, language, device, compute_type, threads, max_new_tokens)
 
 

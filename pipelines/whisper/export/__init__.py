@@ -19,10 +19,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from pipelines.recipes import digest
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.export import onnx_graph
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 COMPUTE_TYPES = ("int8", "int8_float16", "float16", "float32")
 """How CTranslate2 keeps and multiplies weights: int8 for a CPU, int8_float16 and float16 for a GPU."""
@@ -46,16 +48,14 @@ _LASTING = ("base", "base_model", "language", "context", "context_s", "confidenc
 """What a model's manifest tells that holds for its exports, too: no score does, they have other rounding."""
 
 
-def export(
-    ref: ModelRef, compute_type: str = "int8", *, to: str | Path = "", log: Callable[[str], None] = print
-) -> Path:
+def export(ref: ModelRef, compute_type: str = "int8", *, to: str | Path = "") -> Path:
     """`convert` to CTranslate2. Raises LabError where `compute_type` is none of COMPUTE_TYPES."""
     if compute_type not in COMPUTE_TYPES:
         raise LabError(f"compute type must be one of {', '.join(COMPUTE_TYPES)}, got {compute_type!r}")
-    return convert(ref, f"ctranslate2-{compute_type}", to=to, log=log)
+    return convert(ref, f"ctranslate2-{compute_type}", to=to)
 
 
-def convert(ref: ModelRef, form: str, *, to: str | Path = "", log: Callable[[str], None] = print) -> Path:
+def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
     """The folder of `ref` in one of FORMS: at hand, or converted now; below the cache, or at `to`.
 
     Raises LabError where a package is not installed, `form` is none of FORMS, `ref` is an export itself, `to` holds
@@ -81,7 +81,7 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "", log: Callable[[str
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, package, "making an export (`production` makes one to be served anywhere)")
     told_form = f"CTranslate2, {precision}" if format_ == "ctranslate2" else form
-    log(f"converting {ref.title} to {told_form} (once) ...")
+    logger.info(f"converting {ref.title} to {told_form} (once) ...")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # made beside and moved: of two processes that convert at once, the later one replaces an equal folder
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as place:

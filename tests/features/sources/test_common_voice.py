@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from log_recorder import record_log
 
 from pipelines import recipes
 from pipelines.features.sources.common_voice import archive, release
@@ -177,8 +178,8 @@ def test_the_folder_gives_the_same_examples(made, tmp_path):
 @pytest.mark.parametrize("path", ["archive", "folder"])
 def test_the_validated_pool_shares_nothing_with_validation_and_test(made, tmp_path, path):
     path = made if path == "archive" else unpack(tmp_path / "folder", toy())
-    told = []
-    source = CommonVoiceSource(str(path), pool="validated", log=told.append)
+    told = record_log()
+    source = CommonVoiceSource(str(path), pool="validated")
     examples = list(source.examples())
     assert sorted(ids(examples, "train")) == sorted([f"train{n}" for n in range(30)] + ["more1", "more2"])
     assert source.selection.left_out == {"speaker": 1, "sentence": 1}
@@ -645,8 +646,8 @@ def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
     # one sound for training and test: the leak check would refuse it, and is not the matter here
     chosen = {"source.kind": "common_voice", "source.path": str(pack(tmp_path / "a.tar.gz", files))}
     chosen["curation.leaks"] = "ignore"
-    told = []
-    cache = feature_pipeline.features(toy_settings(chosen), runs=tmp_path, log=told.append)
+    told = record_log()
+    cache = feature_pipeline.features(toy_settings(chosen), runs=tmp_path)
     assert cache.counts == {"train": 28, "validation": 2, "test": 3, "rejected": 2}
     assert dict(zip(cache.rejected["id"], cache.rejected["reason"])) == {
         "common_voice_sv-SE_train3": "missing",
@@ -654,6 +655,6 @@ def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
     }
     assert set(cache.rows["up_votes"]) == {"3"}
     assert [line for line in told if line.startswith("Common Voice 25.0")]
-    assert feature_pipeline.open_features(toy_settings(chosen), runs=tmp_path, log=told.append).digest == cache.digest
+    assert feature_pipeline.open_features(toy_settings(chosen), runs=tmp_path).digest == cache.digest
     with pytest.raises(LabError, match="'da'"):
-        feature_pipeline.features(toy_settings({**chosen, "language": "da"}), runs=tmp_path, log=told.append)
+        feature_pipeline.features(toy_settings({**chosen, "language": "da"}), runs=tmp_path)

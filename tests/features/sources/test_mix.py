@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+from log_recorder import record_log
 
 from pipelines import recipes
 from pipelines.features.sources import SPLITS, Example
@@ -36,7 +37,7 @@ class Toy:
 
 @pytest.fixture
 def told() -> list[str]:
-    return []
+    return record_log()
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def test_a_recipe_opens_a_mix_of_kinds(tmp_path, told):
         {"name": "own", "kind": "folder", "path": str(tmp_path), "gives": ["train", "validation", "test"]},
         {"name": "tour", "kind": "tour", "train": 4, "validation": 2, "test": 2, "gives": ["train"], "count": 3},
     ]
-    source = open_source(recipes.load("tour", {"source.kind": "mix", "source.parts": parts}).source, log=told.append)
+    source = open_source(recipes.load("tour", {"source.kind": "mix", "source.parts": parts}).source)
     assert [part.name for part in source.parts] == ["own", "tour"]
     assert (source.parts[1].count, source.parts[1].gives, source.seed) == (3, ("train",), 7)
     assert source.identity()["own.kind"] == "folder"

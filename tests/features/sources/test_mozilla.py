@@ -14,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+from log_recorder import record_log
 from servers.mozilla import SECRET, SIGNATURE, Collective
 
 from pipelines import recipes
@@ -78,8 +79,8 @@ def cache(tmp_path) -> Path:
 
 
 def test_a_download_is_verified_and_read(server, archive, tmp_path, capsys):
-    told = []
-    source = MozillaSource(DATASET, log=told.append)
+    told = record_log()
+    source = MozillaSource(DATASET)
     examples = list(source.examples())
     assert [(e.id, e.split, e.text) for e in examples] == [
         ("0", "validation", "Mening 0."), ("1", "test", "Mening 1."), ("2", "train", "Mening 2.")

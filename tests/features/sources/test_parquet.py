@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from log_recorder import record_log
 
 from pipelines import recipes
 from pipelines.features.sources import Example
@@ -45,13 +46,13 @@ def write(path: Path, content: pa.Table, rows_a_group: int = 4) -> Path:
 
 @pytest.fixture
 def told() -> list[str]:
-    return []
+    return record_log()
 
 
 @pytest.fixture
 def source(told):
     """`source(path, seed=7, **wishes)`: a local ParquetSource whose log lines land in `told`."""
-    return lambda path, seed=7, **wishes: ParquetSource(LocalFiles(str(path)), Wishes(**wishes), seed, told.append)
+    return lambda path, seed=7, **wishes: ParquetSource(LocalFiles(str(path)), Wishes(**wishes), seed)
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_threads_may_ask_for_sounds_while_rows_are_read_and_the_reader_answers_o
 
 def test_the_outline_reads_no_sound(tmp_path, source, monkeypatch):
     write(tmp_path / "train.parquet", table(10))
-    monkeypatch.setattr("pipelines.whisper.log_mel.sources.parquet.source._Sounds.__getitem__", lambda *asked: 1 / 0)
+    monkeypatch.setattr("pipelines.features.sources.parquet.source._Sounds.__getitem__", lambda *asked: 1 / 0)
     assert [e.id for e in source(tmp_path).outline()] == [f"train:{n}" for n in range(10)]
 
 
@@ -345,7 +346,7 @@ def test_identity_is_that_of_the_bytes_and_the_choices(tmp_path, source, monkeyp
     assert source(path, splits={"train": "none", "test": "train"}).identity() != before
     write(path, table(3, text=pa.array(["a", "b", "c"])))
     assert source(path).identity() != before
-    monkeypatch.setattr("pipelines.whisper.log_mel.sources.parquet.source.HASHED_BYTES", 0)
+    monkeypatch.setattr("pipelines.features.sources.parquet.source.HASHED_BYTES", 0)
     assert source(path).identity()["files_by"] == "size and time"
 
 
@@ -353,5 +354,5 @@ def test_a_recipe_opens_it(tmp_path, told):
     write(tmp_path / "train.parquet", table(2, raw_text=pa.array(["A", "B"])))
     settings = {"source.kind": "parquet", "source.path": str(tmp_path), "source.text_column": "raw_text"}
     settings |= {"source.splits.train": "none", "source.splits.test": "train"}
-    opened = open_source(recipes.load("tour", settings).source, log=told.append)
+    opened = open_source(recipes.load("tour", settings).source)
     assert [(e.text, e.split) for e in opened.examples()] == [("A", "test"), ("B", "test")]

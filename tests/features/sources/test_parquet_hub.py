@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from log_recorder import record_log
 
 from pipelines import recipes
 from pipelines.features import build as features_build
@@ -184,14 +185,14 @@ def server(monkeypatch):
 @pytest.fixture
 def told(capfd):
     """The lines that a source told. No token may be among them, nor on the screen."""
-    lines: list[str] = []
+    lines = record_log()
     yield lines
     shown = "\n".join([*lines, *capfd.readouterr()])
     assert TOKEN not in shown
 
 
 def nst(told: list[str], revision: str = "") -> ParquetSource:
-    return ParquetSource(HubFiles("jzju/nst", revision, told.append), log=told.append)
+    return ParquetSource(HubFiles("jzju/nst", revision))
 
 
 def everything(source: ParquetSource) -> list[tuple[str, str, bytes]]:
@@ -244,7 +245,7 @@ def test_a_revision_is_pinned_while_the_branch_moves_on(server, told):
 @pytest.mark.parametrize("name", ["jzju/nst@old", "hub://jzju/nst@old"])
 def test_a_revision_by_name(server, told, name):
     server.sets["jzju/nst"]["old"] = (CONVERTED, {"train.parquet": parquet(1, 7)})
-    source = ParquetSource(HubFiles(name, "", told.append), log=told.append)
+    source = ParquetSource(HubFiles(name, ""))
     assert [text for _, text, _ in everything(source)] == ["mening 7"]
     assert source.identity()["commit"] == CONVERTED
     assert nst(told, "old").identity() == source.identity()
@@ -262,7 +263,7 @@ def test_fleurs_by_a_recipe(server, told):
         "refs/convert/parquet": (CONVERTED, files),
     }
     settings = recipes.load("tour", {"source.kind": "hub", "source.path": "google/fleurs"}).source
-    source = open_source(settings, log=told.append)
+    source = open_source(settings)
     assert [(e.split, e.text) for e in source.examples()] == [
         (split, "Mening, ett.") for split in ("train", "validation", "test")
     ]
@@ -296,7 +297,7 @@ def test_the_card_says_which_file_is_which(server, told):
     server.sets["them/odd"] = {"main": (COMMIT, {**files, "README.md": CARD})}
 
     def read(config: str) -> tuple[str, list]:
-        source = ParquetSource(HubFiles("them/odd", log=told.append), Wishes(config), log=told.append)
+        source = ParquetSource(HubFiles("them/odd"), Wishes(config))
         return source.identity()["config"], [(split, text) for split, text, _ in everything(source)]
 
     mains = [("train", "mening 0"), ("train", "mening 1"), ("validation", "mening 2")]
@@ -328,30 +329,30 @@ def test_a_card_that_makes_no_sense_is_as_good_as_none(server, told, configs):
 
 def test_a_set_that_needs_its_script(server, told):
     server.sets["kb/old"] = {"main": (COMMIT, {"old.py": b"import datasets"})}
-    message = refusal(ParquetSource(HubFiles("kb/old", log=told.append), log=told.append))
+    message = refusal(ParquetSource(HubFiles("kb/old")))
     assert "the loading script old.py, which is not run" in message and "refs/convert/parquet" in message
 
 
 def test_a_set_without_parquet(server, told):
     server.sets["kb/empty"] = {"main": (COMMIT, {"README.md": b""})}
-    message = refusal(ParquetSource(HubFiles("kb/empty", log=told.append), log=told.append))
+    message = refusal(ParquetSource(HubFiles("kb/empty")))
     assert "holds no Parquet at main, nor at refs/convert/parquet" in message and "script" not in message
     server.sets["kb/empty"]["v1"] = server.sets["kb/empty"]["main"]
-    message = refusal(ParquetSource(HubFiles("kb/empty@v1", log=told.append), log=told.append))
+    message = refusal(ParquetSource(HubFiles("kb/empty@v1")))
     assert "at v1: try source.revision = 'refs/convert/parquet'" in message
 
 
 @pytest.mark.parametrize("name", ["nst", "a/b/c", "jzju/nst ?", "https://huggingface.co/x/y", ""])
 def test_a_name_that_is_none(told, name):
-    assert "owner/name" in refusal(ParquetSource(HubFiles(name, log=told.append), log=told.append))
+    assert "owner/name" in refusal(ParquetSource(HubFiles(name)))
 
 
 def test_two_revisions_at_once(told):
-    assert "keep one" in refusal(ParquetSource(HubFiles("a/b@x", "y", told.append), log=told.append))
+    assert "keep one" in refusal(ParquetSource(HubFiles("a/b@x", "y")))
 
 
 def test_a_set_and_a_revision_that_do_not_exist(server, told):
-    absent = ParquetSource(HubFiles("jzju/nts", log=told.append), log=told.append)
+    absent = ParquetSource(HubFiles("jzju/nts"))
     assert "does not exist, or is private" in refusal(absent)
     assert "no revision 'v9': correct source.revision" in refusal(nst(told, "v9"))
 
@@ -436,9 +437,7 @@ def test_a_cache_that_was_cut_off_fetches_no_finished_sound_again(server, told, 
     identity = {"features.dtype": "float32", "features.n_mels": 80}
 
     def build() -> FeatureCache:
-        return features_build.build(
-            tmp_path / "c", nst(told).examples(), gate.admit, identity, shard_clips=4, log=told.append
-        )
+        return features_build.build(tmp_path / "c", nst(told).examples(), gate.admit, identity, shard_clips=4)
 
     server.fail("train-00002", refuse(403))
     with pytest.raises(LabError, match="status 403"):

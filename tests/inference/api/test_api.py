@@ -646,9 +646,7 @@ def requirements(path: Path) -> list[str]:
 
 def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
     pytest.importorskip("ctranslate2")
-    served = export.convert(
-        whisper_model.resolve(str(toy_model)), "ctranslate2-int8", to=tmp_path / "served", log=lambda line: None
-    )
+    served = export.convert(whisper_model.resolve(str(toy_model)), "ctranslate2-int8", to=tmp_path / "served")
     names = ",".join(
         re.match(r"[\w.-]+", line)[0] for line in requirements(ROOT / "pipelines/inference/api/requirements.txt")
     )

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
 from pipelines import __main__ as cli
 from pipelines.inference.batch import job as batch_job
@@ -109,7 +110,8 @@ def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
     with open(job.partial, "ab") as file:
         file.write(b'{"transcript": "ljud')  # as a crash leaves it
     said, ear = [], Ear()
-    _, summary = run(talks, ear, log=said.append)
+    record_log(said)
+    _, summary = run(talks, ear)
     assert said == ["going on after 3 of 6 rows"]
     assert ear.heard == 2, "what was done is not done again"
     assert not job.partial.exists()
@@ -167,7 +169,8 @@ def test_another_table_or_model_is_refused_and_begun_anew_when_asked(talks, chan
 def test_a_finished_table_is_not_made_again_and_one_of_others_is_kept(talks):
     job, first = run(talks)
     ear, said = Ear(), []
-    assert run(talks, ear, log=said.append)[1] == first
+    record_log(said)
+    assert run(talks, ear)[1] == first
     assert (ear.heard, said) == (0, [f"{job.out} is there already, made of the same table by the same model"])
     job.out.write_text("my own words")
     with pytest.raises(LabError, match="exists and was not made by this command, or was changed since"):
@@ -209,8 +212,9 @@ def test_rows_with_an_error_are_done_once_more_and_the_others_kept(talks, tmp_pa
         job, first, []
     )
     said, ear = [], Picky()
-    assert run(talks, ear, log=said.append)[1] == first and not ear.asked, "nobody asked for a retry"
-    _, second = run(talks, ear, retry=True, log=said.append)
+    record_log(said)
+    assert run(talks, ear)[1] == first and not ear.asked, "nobody asked for a retry"
+    _, second = run(talks, ear, retry=True)
     assert ear.asked == ["2.wav", "3.wav", "4.wav"]
     assert said[-1] == "keeping the good ones of 6 rows"
     other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
@@ -309,7 +313,7 @@ def test_odd_cells_are_rows_with_an_error(talks, kind):
         talks = talks.with_suffix(".parquet")
         parquet.write_table(pyarrow.table({"file": [5, 0, None]}), talks)
     job = batch_job.plan([talks])
-    summary, _ = batch_run.run(job, Ear(), log=lambda line: None)
+    summary, _ = batch_run.run(job, Ear())
     assert (summary.rows, summary.errors) == ((4, 3) if kind == "text" else (3, 3))
     if kind == "parquet":
         told = parquet.read_table(job.out)["error"].to_pylist()
@@ -347,7 +351,7 @@ def test_a_folder_is_a_table_beside_it(talks, tmp_path):
     assert [row["audio"] for row in rows(job.out)] == [f"talks/clips/{n}.wav" for n in (1, 2, 3, 4, 6)]
     assert summary.errors == 1
     named = batch_job.plan([talks.parent], str(tmp_path / "x" / "out.tsv"))
-    batch_run.run(named, Ear(), log=lambda line: None)
+    batch_run.run(named, Ear())
     assert named.out.read_text("utf-8").splitlines()[1].startswith("../talks/clips/1.wav\tljud 1\t")
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from log_recorder import record_log
 from servers.loopback import free_port
 
 from pipelines import __main__ as cli
@@ -150,12 +151,12 @@ def test_a_private_model_is_not_fetched_by_a_build_without_a_token(server, toy_m
 def test_a_second_time_sends_what_differs_and_removes_old_modules(server):
     publish()
     repo = server.repos["space", NAME]
-    said = []
-    publish(log=said.append)
+    said = record_log()
+    publish()
     assert (len(repo.commits), said) == (2, [f"the Space {NAME} is there already, whole and the same"])
     files = server.files("space", NAME)
     files |= {"pipelines/old.py": b"gone by now", "app.py": b"older", "picture.png": b"theirs"}
-    publish(log=said.append)
+    publish()
     assert said[-1] == f"sending 1 of {len(space.modules()) + len(BESIDE) - 1} files to the Space {NAME}"
     assert "pipelines/old.py" not in sent(server)
     assert sent(server)["picture.png"] == b"theirs"
@@ -306,7 +307,7 @@ def transcribed(python: Path | str, folder: Path, server, spoken: Path) -> tuple
 
 def check(first: str, heard: list, toy_model: Path, spoken: Path) -> None:
     assert first == f"model: hub://lab/toy@{COMMIT} (the model that was asked for)\n"
-    ours = Transcriber(whisper_model.resolve(str(toy_model)), log=lambda line: None).transcribe(spoken)
+    ours = Transcriber(whisper_model.resolve(str(toy_model))).transcribe(spoken)
     assert heard[0] == ours.text
     assert "0.8 s" in heard[1]
 

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from log_recorder import record_log
 
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra.errors import UNFINISHED, LabError
@@ -84,9 +85,7 @@ with ranks.joined():
 
 @pytest.fixture(scope="module")
 def cache(toy_settings, tmp_path_factory):
-    return feature_pipeline.features(
-        toy_settings(SETTINGS), runs=tmp_path_factory.mktemp("cache"), log=lambda line: None
-    )
+    return feature_pipeline.features(toy_settings(SETTINGS), runs=tmp_path_factory.mktemp("cache"))
 
 
 def free_port() -> int:
@@ -183,9 +182,7 @@ def test_two_processes_train_as_one_does(toy_settings, toy_recipe, toy_model, ca
         augmentation.VaryingCollator, "__call__", lambda self, rows: drawn.append(str(rows)) or collate(self, rows)
     )
     settings = toy_settings(SETTINGS)
-    training_pipeline.train(
-        settings, cache, runs=tmp_path / "alone", progress=callbacks_progress.Progress(on_line=lambda line: None)
-    )
+    training_pipeline.train(settings, cache, runs=tmp_path / "alone", progress=callbacks_progress.Progress())
 
     runs, log = tmp_path / "two", tmp_path / "two.log"
     runs.mkdir()
@@ -281,6 +278,7 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
     ray_address, whole, toy_settings, cache, tmp_path
 ):
     lines, killed, ended = [], [], threading.Event()
+    record_log(lines)
 
     def kill() -> None:
         while not ended.wait(0.01):
@@ -290,7 +288,7 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    settings, progress = toy_settings({**SETTINGS, **DRAWS}), callbacks_progress.Progress(on_line=lines.append)
+    settings, progress = toy_settings({**SETTINGS, **DRAWS}), callbacks_progress.Progress()
     try:
         training_pipeline.train(settings, cache, runs=tmp_path, cluster=ray_address, devices=2, progress=progress)
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from log_recorder import record_log
 from servers.benches import Bench, contents, quiet
 
 from pipelines import __main__ as cli
@@ -87,7 +88,7 @@ def test_a_round_trip_is_byte_identical(bench, artefact):
     assert bench.exists("tour")
     fetched = bench.fetch("tour")
     assert contents(fetched) == contents(artefact) == bench.files("tour")
-    assert contents(bench.store.fetch(published, log=quiet)) == contents(artefact)
+    assert contents(bench.store.fetch(published)) == contents(artefact)
 
 
 def test_the_list_names_what_is_finished_and_nothing_else(bench, artefact):
@@ -152,6 +153,7 @@ def test_a_damaged_byte_is_found_and_publishing_again_mends_that_file_alone(benc
 def test_publishing_the_same_again_sends_nothing(bench, artefact):
     bench.publish(artefact, "tour")
     before, told = bench.uploads(), []
+    record_log(told)
     bench.publish(artefact, "tour", told.append)
     assert bench.uploads() == before
     assert "whole and the same" in told[0]
@@ -241,13 +243,13 @@ def test_facts_are_told_without_the_files(bench, artefact):
 
 def test_what_is_fetched_into_a_folder_is_a_copy_in_it(bench, artefact, tmp_path):
     bench.publish(artefact, "tour")
-    copy = bench.store.fetch(bench.uri("tour"), into=tmp_path / "into", log=quiet)
+    copy = bench.store.fetch(bench.uri("tour"), into=tmp_path / "into")
     assert copy.parent == tmp_path / "into"
     assert contents(copy) == contents(artefact)
     bench.write("tour", "shard-00001.bin", b"!" + FILES["shard-00001.bin"][1:])
     shutil.rmtree(copy)
     with pytest.raises(sealed_folder.Damaged, match=r"shard-00001.bin of .*tour arrived damaged"):
-        bench.store.fetch(bench.uri("tour"), into=tmp_path / "into", log=quiet)
+        bench.store.fetch(bench.uri("tour"), into=tmp_path / "into")
 
 
 def test_artefacts_lie_below_one_another_and_do_not_disturb_each_other(bench, artefact, tmp_path):
@@ -545,12 +547,12 @@ def test_a_commit_stays_what_it_was(hub_bench, artefact, tmp_path):
     other = make_artefact(tmp_path / "other", {"shard-00000.bin": b"o" * 2000}, digest="d2")
     second = hub_bench.publish(other, "tour")
     assert second != first
-    assert contents(hub_bench.store.fetch(first, log=quiet)) == contents(artefact)
-    assert contents(hub_bench.store.fetch(second, log=quiet)) == contents(other)
+    assert contents(hub_bench.store.fetch(first)) == contents(artefact)
+    assert contents(hub_bench.store.fetch(second)) == contents(other)
     with pytest.raises(LabError, match="no such repository .or revision"):
-        hub_bench.store.fetch("hub://lab/tour@nowhere", log=quiet)
+        hub_bench.store.fetch("hub://lab/tour@nowhere")
     with pytest.raises(LabError, match="leave out @revision"):
-        hub_bench.store.publish(artefact, "hub://lab/tour@main", log=quiet)
+        hub_bench.store.publish(artefact, "hub://lab/tour@main")
 
 
 def test_without_a_token_a_private_repository_is_not_there_and_the_line_says_so(hub_bench, artefact, monkeypatch):
@@ -616,17 +618,17 @@ def test_a_model_goes_to_the_registry_and_stays_where_it_was(hopsworks_bench, tm
     files = {"model.safetensors": b"w" * 5000, "config.json": b"{}", "empty": b""}
     model = make_artefact(tmp_path / "model", files, kind="model", test={"wer": 0.25, "n": 3})
     uri = "hopsworks://demo/Models/whisper_sv"
-    first = hopsworks_bench.store.publish(model, uri, log=quiet)
+    first = hopsworks_bench.store.publish(model, uri)
     assert first == f"{uri}/1"
     assert contents(model).keys() == {*files, "manifest.json"}
     server = hopsworks_bench.server
     assert server.models["whisper_sv_1"]["metrics"] == {"test_wer": 0.25}
     assert capsys.readouterr().out == ""
-    assert hopsworks_bench.store.publish(model, uri, log=quiet) == first
+    assert hopsworks_bench.store.publish(model, uri) == first
     manifest.amend(model, test={"wer": 0.2})
-    assert hopsworks_bench.store.publish(model, uri, log=quiet) == f"{uri}/2"
-    assert manifest.read(hopsworks_bench.store.fetch(first, log=quiet))["test"]["wer"] == 0.25
-    assert manifest.read(hopsworks_bench.store.fetch(uri, log=quiet))["test"]["wer"] == 0.2
+    assert hopsworks_bench.store.publish(model, uri) == f"{uri}/2"
+    assert manifest.read(hopsworks_bench.store.fetch(first))["test"]["wer"] == 0.25
+    assert manifest.read(hopsworks_bench.store.fetch(uri))["test"]["wer"] == 0.2
     assert hopsworks_bench.store.exists(uri)
 
 
@@ -635,14 +637,14 @@ def test_a_registration_that_fails_leaves_no_version(hopsworks_bench, tmp_path):
     uri = "hopsworks://demo/Models/whisper_sv"
     hopsworks_bench.server.fault("PUT .*/modelregistries/", "500")
     with pytest.raises(LabError, match="Hopsworks failed .500."):
-        hopsworks_bench.store.publish(model, uri, log=quiet)
+        hopsworks_bench.store.publish(model, uri)
     assert not hopsworks_bench.store.exists(uri)
-    assert hopsworks_bench.store.publish(model, uri, log=quiet) == f"{uri}/1"
+    assert hopsworks_bench.store.publish(model, uri) == f"{uri}/1"
 
 
 def test_the_registry_takes_models_alone(hopsworks_bench, artefact):
     with pytest.raises(LabError, match=r"takes models: .* such as hopsworks://demo/Resources/run"):
-        hopsworks_bench.store.publish(artefact, "hopsworks://demo/Models/run/checkpoint-4", log=quiet)
+        hopsworks_bench.store.publish(artefact, "hopsworks://demo/Models/run/checkpoint-4")
     assert hopsworks_bench.server.models == {}
 
 
@@ -675,7 +677,7 @@ def test_a_row_per_clip_goes_to_the_feature_group(monkeypatch):
     project = types.SimpleNamespace(get_feature_store=Features)
     monkeypatch.setattr(hopsworks, "_project", lambda uri: contextlib.nullcontext((project, "x")))
     rows = pd.DataFrame({"id": ["a"], "split": ["train"], "text": ["hej"], "duration_s": [1.5], "labels": [[1, 2]]})
-    hopsworks.add_rows("hopsworks://demo/Resources/x", rows, "clips", log=quiet)
+    hopsworks.add_rows("hopsworks://demo/Resources/x", rows, "clips")
     assert taken["name"] == "clips"
     assert taken["rows"].to_dict("records") == [
         {"id": "a", "split": "train", "duration_s": 1.5, "transcript": "hej", "path": "hopsworks://demo/Resources/x"}
@@ -693,8 +695,9 @@ def test_a_uri_without_a_path_is_one_line(cluster, uri):
 
 def test_a_cache_is_published_and_another_machine_trains_on_it(hub_bench, toy_settings, toy_cache, tmp_path, lab_cache):
     recipe, uri, told = toy_settings(), "hub://lab/toy-cache", []
+    record_log(told)
     here, there = tmp_path / "here", tmp_path / "there"
-    made = feature_pipeline.features(recipe, runs=here, cache_uri=str(toy_cache.folder), publish=uri, log=told.append)
+    made = feature_pipeline.features(recipe, runs=here, cache_uri=str(toy_cache.folder), publish=uri)
     assert made.folder == toy_cache.folder
     assert recipe_runs.stages(recipe, here)["features"]["cache_uri"] == made.uri
     published = recipe_runs.stages(recipe, here)["publication"]["cache_uri"]
@@ -703,15 +706,15 @@ def test_a_cache_is_published_and_another_machine_trains_on_it(hub_bench, toy_se
     assert hub_bench.server.repos["dataset", "lab/toy-cache"].private
 
     for named in (uri, published):
-        opened = feature_pipeline.open_features(recipe, named, runs=there, log=quiet)
+        opened = feature_pipeline.open_features(recipe, named, runs=there)
         assert opened.folder.is_relative_to(lab_cache)
         assert opened.digest == made.digest
         assert contents(opened.folder) == contents(made.folder)
-    again = feature_pipeline.features(recipe, runs=there, cache_uri=uri, log=quiet)
+    again = feature_pipeline.features(recipe, runs=there, cache_uri=uri)
     assert again.folder == opened.folder
     other = toy_settings({"features.dtype": "float16" if recipe.features.dtype == "float32" else "float32"})
     with pytest.raises(LabError, match="features.dtype"):
-        feature_pipeline.open_features(other, uri, runs=there, log=quiet)
+        feature_pipeline.open_features(other, uri, runs=there)
 
 
 def test_a_published_cache_has_a_card_that_is_no_part_of_it(hub_bench, toy_cache):
@@ -774,11 +777,9 @@ def test_a_model_gets_no_card_of_a_cache(hub_bench, tmp_path):
 
 def test_a_cache_on_a_drive_is_trained_on_from_this_machines_disk(drive_bench, toy_settings, toy_cache, lab_cache):
     drive_bench.publish(toy_cache.folder, "toy")
-    opened = feature_pipeline.open_features(toy_settings(), drive_bench.uri("toy"), log=quiet)
+    opened = feature_pipeline.open_features(toy_settings(), drive_bench.uri("toy"))
     assert opened.folder.is_relative_to(lab_cache)
-    made = feature_pipeline.features(
-        toy_settings(), cache_uri=drive_bench.uri("toy"), runs=lab_cache / "runs", log=quiet
-    )
+    made = feature_pipeline.features(toy_settings(), cache_uri=drive_bench.uri("toy"), runs=lab_cache / "runs")
     assert made.uri == drive_bench.uri("toy")  # stage 01 builds and opens where it is told to
 
 
@@ -794,8 +795,8 @@ def test_rows_go_to_the_feature_group_that_is_named(hopsworks_bench, toy_cache, 
 def test_a_model_in_the_registry_is_a_model_uri(hopsworks_bench, tmp_path):
     files = {"model.safetensors": b"w" * 5000, "config.json": b"{}"}
     model = make_artefact(tmp_path / "model", files, kind="model", name="tuned-d1", context="clip")
-    uri = hopsworks_bench.store.publish(model, "hopsworks://demo/Models/tuned", log=quiet)
-    ref = whisper_model.resolve(uri, log=quiet)
+    uri = hopsworks_bench.store.publish(model, "hopsworks://demo/Models/tuned")
+    ref = whisper_model.resolve(uri)
     assert (ref.name, ref.revision, ref.context) == ("tuned-d1", "d1", "clip")
     assert contents(ref.folder) == contents(model)
 
@@ -805,7 +806,7 @@ def test_a_model_in_a_folder_of_a_repository_is_a_model_uri(hub_bench, tmp_path)
     model = make_artefact(tmp_path / "model", files, kind="model", name="tuned-d1", context="clip")
     published = hub_bench.publish(model, "runs/tuned/model")
     assert re.fullmatch(r"hub://lab/runs/tuned/model@[0-9a-f]{40}", published)
-    assert contents(whisper_model.resolve(published, log=quiet).folder) == contents(model)
+    assert contents(whisper_model.resolve(published).folder) == contents(model)
 
 
 def test_publish_and_fetch_are_commands(hub_bench, artefact, monkeypatch, capfd):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from log_recorder import record_log
 from servers.benches import Bench, contents
 
 from pipelines.infra import manifest
@@ -563,9 +564,13 @@ def sit(toy_settings, toy_cache, toy_model, monkeypatch, one_thread):
 
     def one(run: Path, uri: str = "", at: dict[int, Callable] | None = None, **overrides):
         lines, looks = [], iter((0.5, 0.6, 0.4))
+        record_log(lines)
         monkeypatch.setattr(training_loop, "validator", lambda *args: lambda model: {"wer": next(looks), "loss": 1.0})
-        progress = Progress(on_step=lambda step: (at or {}).get(step, lambda copies: None)(live and live[-1]),
-                            on_line=lines.append)  # fmt: skip
+
+        def act(step: int) -> None:
+            (at or {}).get(step, lambda copies: None)(live and live[-1])
+
+        progress = Progress(on_step=act)
         settings = toy_settings(SETTINGS | overrides)
         return training_loop.train(
             settings, toy_cache, whisper_model.resolve(str(toy_model)), run, progress, uri
@@ -741,7 +746,7 @@ def test_killed_and_all_that_was_local_deleted_it_ends_with_the_same_weights(ser
     assert told.strip().splitlines()[-1].startswith(f"kept at {uri}: ")
     weights = manifest.sha256(model_of(whole) / "model.safetensors")
     assert manifest.sha256(model_of(elsewhere) / "model.safetensors") == weights
-    published = served.store.fetch(model, log=lambda line: None)
+    published = served.store.fetch(model)
     assert manifest.sha256(published / "model.safetensors") == weights
     noted = json.loads((elsewhere / "toy" / "stages.json").read_text())
     assert noted["model publication"]["model_uri"].startswith(model)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from log_recorder import record_log
 
 from pipelines.infra import manifest
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
@@ -25,8 +26,8 @@ def steps(folder: Path) -> list[int]:
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    lines: list[str] = []
-    return sealed_checkpoints.newest_complete(folder, run_digest="r1", log=lines.append), lines
+    lines = record_log()
+    return sealed_checkpoints.newest_complete(folder, run_digest="r1"), lines
 
 
 def test_seal_notes_step_and_run(tmp_path):

@@ -237,7 +237,7 @@ def test_a_varied_run_is_the_same_with_workers_and_without(toy_settings, toy_cac
     for changed in ({}, {"training.workers": 2}, {"augment.seed": 5}):
         recipe = toy_settings({**settings, **changed})
         ref = ModelRef("toy", Path(recipe.model.base), "folder", "1")
-        quiet = progress.Progress(on_line=lambda line: None)
+        quiet = progress.Progress()
         run = training_loop.train(recipe, toy_cache, ref, tmp_path / str(len(losses)), quiet)
         losses.append([row["loss"] for row in run.history if "loss" in row])
     assert losses[0] == losses[1]

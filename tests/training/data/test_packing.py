@@ -200,9 +200,7 @@ def test_the_text_of_a_row_is_the_text_of_its_labels(toy_cache, processor):
 def test_a_run_sees_clips_at_their_length_and_windows_at_30_s(toy_settings, toy_cache, toy_model, tmp_path):
     base = whisper_model.resolve(str(toy_model))
     settings = toy_settings({"training.window_share": 0.5, "training.steps": 9, "training.eval_every": 9})
-    trainer = training_loop._build_trainer(
-        settings, toy_cache, base, tmp_path, "r", progress.Progress(on_line=lambda line: None)
-    )
+    trainer = training_loop._build_trainer(settings, toy_cache, base, tmp_path, "r", progress.Progress())
     trainer.validate = lambda model: {"wer": 1.0, "loss": 1.0}
     shapes, collate = [], trainer.data_collator
     trainer.data_collator = lambda rows: shapes.append(tuple((made := collate(rows))["input_features"].shape)) or made

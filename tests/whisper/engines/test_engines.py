@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from log_recorder import record_log
 
 from pipelines.features.sources.synthetic import espeak
 from pipelines.infra import environment, manifest
@@ -48,9 +49,7 @@ def windows(toy_cache) -> np.ndarray:
 
 
 def opened(ref, engine, **kw):
-    return engines.open_engine(
-        ref, "sv", engine, log=lambda line: None, **{"device": "cpu", "max_new_tokens": 16, **kw}
-    )
+    return engines.open_engine(ref, "sv", engine, **{"device": "cpu", "max_new_tokens": 16, **kw})
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +242,9 @@ def test_without_ctranslate2_the_error_names_the_command(ref, monkeypatch):
 
 @ct2
 def test_an_export_is_made_once_and_sealed(ref, own_cache):
-    said: list[str] = []
-    first = export.export(ref, "int8", log=said.append)
-    again = export.export(ref, "int8", log=said.append)
+    said = record_log()
+    first = export.export(ref, "int8")
+    again = export.export(ref, "int8")
     assert first == again
     assert len(said) <= 1
     assert manifest.problem(first) is None
@@ -253,21 +252,21 @@ def test_an_export_is_made_once_and_sealed(ref, own_cache):
     assert told["kind"] == "ctranslate2"
     assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json"} <= told["files"].keys()
     assert not list(first.parent.glob(".export-*"))
-    assert export.export(ref, "float32", log=said.append) != first
+    assert export.export(ref, "float32") != first
 
 
 @ct2
 def test_a_damaged_export_is_made_again(ref):
-    folder = export.export(ref, "int8", log=lambda line: None)
+    folder = export.export(ref, "int8")
     (folder / "model.bin").write_bytes(b"half")
-    assert export.export(ref, "int8", log=lambda line: None) == folder
+    assert export.export(ref, "int8") == folder
     assert manifest.problem(folder) is None
 
 
 @ct2
 def test_an_export_goes_where_it_is_told_but_over_nothing_else(ref, tmp_path):
-    assert export.export(ref, "int8", to=tmp_path / "mine", log=lambda line: None) == tmp_path / "mine"
-    assert export.export(ref, "int8", to=tmp_path / "mine", log=lambda line: None) == tmp_path / "mine"
+    assert export.export(ref, "int8", to=tmp_path / "mine") == tmp_path / "mine"
+    assert export.export(ref, "int8", to=tmp_path / "mine") == tmp_path / "mine"
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "notes.txt").write_text("mine")
     with pytest.raises(LabError, match="empty"):
@@ -281,12 +280,12 @@ def test_what_does_not_convert_is_one_line(ref, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(LabError) as caught:
-        export.export(broken, "int8", log=lambda line: None)
+        export.export(broken, "int8")
     assert "\n" not in str(caught.value)
 
 
 def _export(folder: str, to: str) -> None:
-    export.export(whisper_model.resolve(folder), "int8", to=to, log=lambda line: None)
+    export.export(whisper_model.resolve(folder), "int8", to=to)
 
 
 @ct2
@@ -305,7 +304,7 @@ def test_two_processes_that_export_at_once_leave_one_whole_folder(toy_model, tmp
 @ct2
 def test_a_transcript_by_ctranslate2_needs_neither_torch_nor_transformers(ref, tmp_path, own_cache, encoded, speech):
     """They take a second to import, and 400 MB."""
-    export.export(ref, "int8", log=lambda line: None)
+    export.export(ref, "int8")
     (tmp_path / "clip.wav").write_bytes(encoded(speech(70 * 16_000)))
     code = f"""
 import sys

@@ -19,8 +19,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +29,7 @@ from typing import Any
 import filelock
 
 from pipelines.features.sources import SPLITS, Example
-from pipelines.features.sources.common_voice.release import CommonVoiceSource, unheard
+from pipelines.features.sources.common_voice.release import CommonVoiceSource
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError, missing_package
 
@@ -47,7 +47,7 @@ class MozillaSource:
     language: str = "sv"
     pool: str = "train"
     seed: int = 7
-    log: Callable[[str], None] = field(default=unheard, compare=False)
+
     """Told once what each split holds."""
 
     def identity(self) -> dict[str, str]:
@@ -65,7 +65,7 @@ class MozillaSource:
     @cached_property
     def corpus(self) -> CommonVoiceSource:
         """The archive."""
-        return CommonVoiceSource(str(download(self.dataset)), self.language, self.pool, self.seed, self.log)
+        return CommonVoiceSource(str(download(self.dataset)), self.language, self.pool, self.seed)
 
 
 def download(dataset: str, folder: Path | None = None) -> Path:

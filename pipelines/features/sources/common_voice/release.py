@@ -12,10 +12,11 @@ core; gunzip alone is half of it). Memory is that of the tables and of the clips
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -24,13 +25,11 @@ from pipelines.features.sources.common_voice import archive
 from pipelines.features.sources.common_voice.tables import POOLS, Row, Selection, Table, read, select
 from pipelines.infra.errors import LabError
 
+logger = logging.getLogger(__name__)
+
 MAX_CLIP_BYTES = 1 << 26
 """A larger member below `clips` is an attack on memory: 30 s of mp3 are 2 MB at most."""
 _RELEASE = re.compile(r"cv-corpus-(\d+(?:\.\d+)?(?:-delta)?-\d{4}-\d{2}-\d{2})")
-
-
-def unheard(line: str) -> None:
-    """A log that nobody reads; unlike a lambda it reaches worker processes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class CommonVoiceSource:
     language: str = "sv"
     pool: str = "train"
     seed: int = 7
-    log: Callable[[str], None] = field(default=unheard, compare=False)
+
     """Told once what each split holds and how many rows were left out for whose sake."""
 
     def identity(self) -> dict[str, str]:
@@ -122,7 +121,7 @@ class CommonVoiceSource:
     def selection(self) -> Selection:
         """Which clip is in which split."""
         chosen = select(self.release.tables, self.pool, self.seed)
-        self.log(self._in_words(chosen))
+        logger.info(self._in_words(chosen))
         return chosen
 
     def _wanted(self, splits: tuple[str, ...]) -> dict[str, tuple[str, Row]]:

@@ -10,6 +10,7 @@ TRIES times; everything else is one line. What the server wrote never reaches a 
 from __future__ import annotations
 
 import io
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from typing import Any
 from pipelines.features.sources.parquet.layout import Declared
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError, missing_package
+
+logger = logging.getLogger(__name__)
 
 CONVERTED = "refs/convert/parquet"
 """The branch on which the Hub keeps the Parquet that it made of other data sets."""
@@ -41,7 +44,6 @@ class HubFiles:
 
     dataset: str
     revision: str = ""
-    log: Callable[[str], None] = print
 
     @property
     def where(self) -> str:
@@ -83,7 +85,7 @@ class HubFiles:
         named = self._named["revision"]
         listing = self._list(named or "main")
         if not listing.sizes and not named:
-            self.log(f"hub://{self._id} has no Parquet on main: looking at {CONVERTED}")
+            logger.info(f"hub://{self._id} has no Parquet on main: looking at {CONVERTED}")
             listing = self._list(CONVERTED, listing)
         if not listing.sizes:
             raise LabError(
@@ -91,7 +93,7 @@ class HubFiles:
                 + (f", but the loading script {listing.script}, which is not run" if listing.script else "")
                 + (f": try source.revision = {CONVERTED!r}" if named else ": name another data set")
             )
-        self.log(f"hub://{self._id}: revision {listing.revision} is commit {listing.commit}")
+        logger.info(f"hub://{self._id}: revision {listing.revision} is commit {listing.commit}")
         return listing
 
     def _list(self, revision: str, otherwise: _Listing | None = None) -> _Listing:
@@ -140,7 +142,7 @@ class HubFiles:
                     raise self._refusal(error, what) from None
                 told = _in_words(error)
             if tried < TRIES:
-                self.log(f"hub://{self._id}: {what}: {told}; trying again in {wait_s:g} s ({tried} of {TRIES - 1})")
+                logger.info(f"hub://{self._id}: {what}: {told}; trying again in {wait_s:g} s ({tried} of {TRIES - 1})")
                 time.sleep(wait_s)
         raise LabError(
             f"hub://{self._id}: {what} could not be read from {environment.hub_host()} in {TRIES} tries, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pipelines.features.sources import SPLITS, Example
 from pipelines.features.sources.parquet.layout import NOTHING, Declared, Layout, Wishes, understand
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.manifest import sha256
+
+logger = logging.getLogger(__name__)
 
 HASHED_BYTES = 200_000_000
 """Below this many bytes of local Parquet, `identity` reads every byte; from here on it trusts sizes and times."""
@@ -96,7 +99,6 @@ class ParquetSource:
     files: Files
     wishes: Wishes = field(default_factory=Wishes)
     seed: int = 7
-    log: Callable[[str], None] = print
 
     def identity(self) -> dict[str, str]:
         """The files' identity, and what was chosen of them. Raises LabError where a choice cannot be made."""
@@ -137,15 +139,17 @@ class ParquetSource:
     def _tell(self, layout: Layout) -> None:
         where, columns = self.files.where, layout.columns
         splits = ", ".join(f"{split} = {name}" for split, name in layout.names.items())
-        self.log(
+        logger.info(
             f"{where}{f' ({layout.config})' if layout.config else ''}: {splits}; "
             f"audio = {columns.audio}, text = {columns.text}, speaker = {columns.speaker or 'unknown'}"
             + (f"; not used: {', '.join(layout.unused)}" if layout.unused else "")
         )
         if heads := [name for name in layout.names.values() if "partial-" in name]:
-            self.log(f"note: {', '.join(heads)} is only the head of the data set that the Hub converted, not all of it")
+            logger.info(
+                f"note: {', '.join(heads)} is only the head of the data set that the Hub converted, not all of it"
+            )
         if lacking := [split for split in SPLITS if split not in layout.names]:
-            self.log(
+            logger.info(
                 f"note: {where} gives no {' and no '.join(lacking)}: mix it with a source that does, or draw "
                 "held-out rows from train (source.splits.validation = '5%')"
             )

@@ -1,0 +1,94 @@
+"""Console output of the lab's loggers: one handler, which cooperates with progress bars.
+
+Modules write messages with `logging.getLogger(__name__)`. The library prints nothing until `configure` is called, as
+the commands, the notebooks and the app do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+LOGGER = logging.getLogger("pipelines")
+
+
+class ConsoleHandler(logging.Handler):
+    """Print each message as one plain line, above progress bars that are drawn at the moment."""
+
+    def __init__(self, stream: TextIO | None = None):
+        super().__init__()
+        self.stream = stream
+        """Where lines go; None is standard output as it is when a message is printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            stream = self.stream or sys.stdout
+            bars = sys.modules["tqdm"].tqdm if "tqdm" in sys.modules else None
+            if bars and getattr(bars, "_instances", None):
+                bars.write(record.getMessage(), file=stream)
+            else:
+                print(record.getMessage(), file=stream, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+class _ForwardingHandler(logging.Handler):
+    def __init__(self, receive: Callable[[str], None]):
+        super().__init__()
+        self.receive = receive
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.receive(record.getMessage())
+
+
+def configure(stream: TextIO | None = None) -> None:
+    """Print messages of level INFO and above on `stream`; None is standard output. Replace an earlier handler."""
+    for handler in [
+        handler for handler in LOGGER.handlers if isinstance(handler, ConsoleHandler | logging.NullHandler)
+    ]:
+        LOGGER.removeHandler(handler)
+    LOGGER.addHandler(ConsoleHandler(stream))
+    LOGGER.setLevel(logging.INFO)
+
+
+def mute() -> None:
+    """Print nothing in this process: of several processes that train together, only the first prints."""
+    LOGGER.handlers = [logging.NullHandler()]
+    LOGGER.propagate = False
+
+
+@contextlib.contextmanager
+def forwarded(receive: Callable[[str], None]) -> Iterator[None]:
+    """Pass each message to `receive` instead of printing it."""
+    handlers, propagate, level = LOGGER.handlers, LOGGER.propagate, LOGGER.level
+    LOGGER.handlers, LOGGER.propagate = [_ForwardingHandler(receive)], False
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.handlers, LOGGER.propagate = handlers, propagate
+        LOGGER.setLevel(level)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Print no message."""
+    with forwarded(lambda line: None):
+        yield
+
+
+@contextlib.contextmanager
+def rewritten(rewrite: Callable[[str], str]) -> Iterator[None]:
+    """Print each message as `rewrite` returns it."""
+    handlers = LOGGER.handlers
+
+    def pass_on(line: str) -> None:
+        record = logging.LogRecord(LOGGER.name, logging.INFO, __file__, 0, rewrite(line), None, None)
+        for handler in handlers:
+            handler.handle(record)
+
+    with forwarded(pass_on):
+        yield
