@@ -124,7 +124,7 @@ def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke
     if smoke:
         sizes |= {"source.train": 32, "source.validation": 8, "source.test": 8, "evaluation.max_new_tokens": 8}
     settings = recipes.load("tour", {**sizes, "training.steps": steps, "training.eval_every": every})
-    cache = feature_pipeline.features(settings, runs=folder / "features")
+    cache = feature_pipeline.run(settings, runs=folder / "features")
     base = whisper_model.resolve(settings.model.base)
     found: dict[str, list[dict[str, float]]] = {"alone": [], "folder": [], "hub": []}
     with loopback_hub():

@@ -96,7 +96,7 @@ def main() -> None:
     options = _options()
     if options.side:
         given = recipes.load("tour", json.loads(options.overrides))
-        side = SIDES[options.side](given, feature_pipeline.open_features(given, options.cache), options.folder)
+        side = SIDES[options.side](given, feature_pipeline.open_cache(given, options.cache), options.folder)
         return print(json.dumps(dataclasses.asdict(side)))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(Path(folder), options)
@@ -118,7 +118,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     print(
         f"{options.model}, {environment.detect().device}, {options.steps} steps of {options.batch} examples", flush=True
     )
-    short = feature_pipeline.features(recipes.load("tour", overrides), runs=folder / "runs")
+    short = feature_pipeline.run(recipes.load("tour", overrides), runs=folder / "runs")
     classic, ours = both(folder, overrides, short, "2 s")
     (folder / "pairs").mkdir()
     joined = {name: value for name, value in overrides.items() if not name.startswith("source.")} | {
@@ -127,7 +127,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "training.steps": min(options.steps, options.steps_4s),
         "training.eval_every": min(options.steps, options.steps_4s),
     }
-    longer = feature_pipeline.features(recipes.load("tour", joined), runs=folder / "runs")
+    longer = feature_pipeline.run(recipes.load("tour", joined), runs=folder / "runs")
     classic_4s, ours_4s = both(folder, joined, longer, "4 s")
     return {
         "speedup": round(ours.examples_per_s / classic.examples_per_s, 2),

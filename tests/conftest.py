@@ -148,7 +148,7 @@ def toy_cache(toy_settings, tmp_path_factory):
     """The toy recipe's feature cache."""
     from pipelines.features import pipeline as feature_pipeline
 
-    return feature_pipeline.features(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"))
+    return feature_pipeline.run(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"))
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def evaluate(
         return _plan(as_json, settings, recipe_runs.stage_folder(settings, runs) / "reports", f"score {uri} on {split}")
     report = experiment_pipeline.evaluate(
         settings,
-        feature_pipeline.open_features(settings, cache, runs=runs),
+        feature_pipeline.open_cache(settings, cache, runs=runs),
         uri,
         split.value,
         runs=runs,
@@ -281,7 +281,7 @@ def export(
     if dry_run:
         what = f"export {', '.join(models)} to {', '.join(forms)} and score all on {split}"
         return _plan(as_json, settings, environment.cache_folder(), what)
-    opened = feature_pipeline.open_features(settings, cache, runs=runs)
+    opened = feature_pipeline.open_cache(settings, cache, runs=runs)
     rows = exports.table(settings, opened, models, forms, split=split.value, runs=runs, threads=threads)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     following = (

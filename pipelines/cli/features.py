@@ -55,7 +55,7 @@ def features(
             cache or environment.runs_folder(runs) / "features",
             f"make a feature cache of the source {settings.source.kind!r}",
         )
-    made = feature_pipeline.features(settings, runs=runs, cache_uri=cache, publish=publish, ray_address=cluster)
+    made = feature_pipeline.run(settings, runs=runs, cache_uri=cache, publish=publish, ray_address=cluster)
     told = {
         "cache_uri": made.uri,
         "digest": made.digest,

@@ -150,7 +150,7 @@ def _train(
         )
     from pipelines.training import figures
 
-    opened = feature_pipeline.open_features(settings, cache, runs=runs)
+    opened = feature_pipeline.open_cache(settings, cache, runs=runs)
     progress = figures.console_progress() if distributed.is_first() else None
     stage = training_pipeline.distil if taught else training_pipeline.train
     made = stage(settings, opened, runs=runs, publish=publish, progress=progress, **how)

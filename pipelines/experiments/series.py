@@ -93,7 +93,7 @@ def run(experiments: Sequence[Recipe], *, runs: str | Path = "") -> tuple[list[E
 def _one(recipe: Recipe, runs: str | Path) -> tuple[EvalReport, bool]:
     """The test report of one experiment, and whether it was made now."""
     with console.silenced():
-        cache = feature_pipeline.features(recipe, runs=runs)
+        cache = feature_pipeline.run(recipe, runs=runs)
         model = training_pipeline.train(recipe, cache, runs=runs)
         existing = set((recipe_runs.stage_folder(recipe, runs) / "reports").glob("test-*"))
         report = experiment_pipeline.evaluate(recipe, cache, model.uri, "test", runs=runs)
@@ -223,7 +223,7 @@ def _curve(recipe: Recipe, whole: FeatureCache, cache: FeatureCache, runs: str |
 
 
 def _cache(recipe: Recipe, runs: str | Path) -> FeatureCache:
-    return feature_pipeline.features(recipe, runs=runs)
+    return feature_pipeline.run(recipe, runs=runs)
 
 
 def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str, Any]]:

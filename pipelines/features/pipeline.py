@@ -75,7 +75,7 @@ def features_identity(
     }
 
 
-def features(
+def run(
     recipe: Recipe,
     *,
     runs: str | Path = "",
@@ -115,7 +115,7 @@ def features(
     return cache
 
 
-def open_features(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:
+def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:
     """The cache that stage 02 trains on: `cache_uri`, else what stage 01 noted last. A stale one is refused.
 
     One that is not on this machine's own disk is fetched, and verified, into the lab's cache folder.

@@ -145,7 +145,7 @@ class WhisperFineTuning(FineTuningInterface):
     # --- the tasks
 
     def dataset(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> None:
-        cache = feature_pipeline.features(self._recipe(**params), runs=self.folder, on_clips=_counted(logs_dict))
+        cache = feature_pipeline.run(self._recipe(**params), runs=self.folder, on_clips=_counted(logs_dict))
         if logs_dict.get("cache_digest") != cache.digest:
             if logs_dict.get("model_uri"):
                 logger.info("the tuned model is set aside: it may have been trained on what is held out here")
@@ -247,7 +247,7 @@ class WhisperFineTuning(FineTuningInterface):
                 shutil.rmtree(note.parent)
 
     def _cache(self, recipe: Recipe, logs_dict: Mapping[str, Any]) -> FeatureCache:
-        return feature_pipeline.open_features(recipe, logs_dict["cache_uri"], runs=self.folder)
+        return feature_pipeline.open_cache(recipe, logs_dict["cache_uri"], runs=self.folder)
 
     def _remove_all_but(self, home: Path) -> None:
         """Only one model is kept: a training begins from a fresh one, and goes on in `home` where it was cut off."""

@@ -94,7 +94,7 @@ def test_the_label_model_is_the_named_recipes_with_the_same_seed(done, small):
         assert feature_pipeline.label_model(small("planted-repaired", seed, settings), runs).folder == found
     absent = small("planted-repaired", 44, {f"curation.{name}": value for name, value in REPAIR.items()})
     with pytest.raises(LabError, match=r"run --recipe planted-raw --set training.seed=44"):
-        feature_pipeline.features(absent, runs=runs)
+        feature_pipeline.run(absent, runs=runs)
 
 
 def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, small, tmp_path):
@@ -154,7 +154,7 @@ def test_what_is_exported_gives_the_scores_again(done, tmp_path):
         ]
         assert table["words"].sum() == report.score.words
     assert (costs["model"] == [report.lineage["digest"] for report in reports.values()]).all()
-    clips = [feature_pipeline.features(recipe, runs=runs).counts["train"] for recipe in recipes]
+    clips = [feature_pipeline.run(recipe, runs=runs).counts["train"] for recipe in recipes]
     assert costs["training_clips"].tolist() == clips
     assert clips[0] == 24 > clips[1], "leaks are dropped"
     assert costs["test_set"].nunique() == 1

@@ -545,12 +545,12 @@ def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, e
     settings = toy_settings({"source.kind": "folder", "source.path": str(tmp_path / "mine")})
     for seed, name in enumerate("abc"):
         add(name, seed)
-    feature_pipeline.features(settings, runs=tmp_path / "runs")
+    feature_pipeline.run(settings, runs=tmp_path / "runs")
     add("b2", 7)
     lines, decoded, decode = [], [], curation_gate.Gate._hear
     record_log(lines)
     monkeypatch.setattr(curation_gate.Gate, "_hear", lambda gate, *told: decoded.append(1) or decode(gate, *told))
-    made = feature_pipeline.features(settings, runs=tmp_path / "runs")
+    made = feature_pipeline.run(settings, runs=tmp_path / "runs")
     assert made.rows["id"].tolist() == ["a", "b", "b2", "c"]
     assert len(decoded) == 1
     assert any(line.startswith("3 of 4 clips were taken") for line in lines)

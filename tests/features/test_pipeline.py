@@ -29,25 +29,25 @@ def test_training_needs_the_cache_and_not_what_it_was_made_of(recordings, toy_se
     told = {"source.kind": "folder", "source.path": str(recordings)}
     done: list[tuple[int, int]] = []
     told |= {"features.shard_clips": 4}
-    made = feature_pipeline.features(
+    made = feature_pipeline.run(
         toy_settings(told), runs=tmp_path / "runs", on_clips=lambda *told: done.append(told)
     )
     assert done == [(4, 6), (2, 6)]
     shutil.rmtree(recordings)
     lines = record_log()
-    opened = feature_pipeline.open_features(toy_settings(told), made.uri, runs=tmp_path / "runs")
+    opened = feature_pipeline.open_cache(toy_settings(told), made.uri, runs=tmp_path / "runs")
     assert opened.digest == made.digest
     assert any("not at hand" in line for line in lines)
     with pytest.raises(StaleCache, match="source.seed"):
-        feature_pipeline.open_features(toy_settings({**told, "source.seed": 8}), made.uri, runs=tmp_path / "runs")
+        feature_pipeline.open_cache(toy_settings({**told, "source.seed": 8}), made.uri, runs=tmp_path / "runs")
 
 
 def test_a_source_that_is_at_hand_is_compared(recordings, toy_settings, tmp_path):
     told = {"source.kind": "folder", "source.path": str(recordings)}
-    made = feature_pipeline.features(toy_settings(told), runs=tmp_path / "runs")
+    made = feature_pipeline.run(toy_settings(told), runs=tmp_path / "runs")
     (recordings / "transcripts.csv").write_text("path,text,split\n0.wav,en annan mening,train\n", encoding="utf-8")
     with pytest.raises(StaleCache, match="source"):
-        feature_pipeline.open_features(toy_settings(told), made.uri, runs=tmp_path / "runs")
+        feature_pipeline.open_cache(toy_settings(told), made.uri, runs=tmp_path / "runs")
 
 
 def test_samples_pass_over_what_cannot_be_decoded(recordings, toy_settings):
@@ -62,23 +62,23 @@ def test_a_split_without_clips_is_told_at_once(recordings, toy_settings, tmp_pat
     (recordings / "transcripts.csv").write_text("path,text,split\n0.wav,en mening,train\n", encoding="utf-8")
     lines = record_log()
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
-    feature_pipeline.features(settings, runs=tmp_path / "runs")
+    feature_pipeline.run(settings, runs=tmp_path / "runs")
     assert any("no validation and no test clips" in line for line in lines)
 
 
 def test_a_source_that_lies_here_but_cannot_be_read_is_no_absent_one(recordings, toy_settings, tmp_path):
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
-    made = feature_pipeline.features(settings, runs=tmp_path / "runs")
+    made = feature_pipeline.run(settings, runs=tmp_path / "runs")
     (recordings / "transcripts.csv").write_text("nothing,of,use\n1,2,3\n", encoding="utf-8")
     with pytest.raises(LabError, match="column"):
-        feature_pipeline.open_features(settings, made.uri, runs=tmp_path / "runs")
+        feature_pipeline.open_cache(settings, made.uri, runs=tmp_path / "runs")
 
 
 def test_where_the_parts_of_a_mix_lie_is_not_part_of_a_cache(recordings, toy_settings, tmp_path):
     def digest() -> str:
         part = {"name": "own", "kind": "folder", "path": str(place), "gives": ["train", "validation", "test"]}
         settings = toy_settings({"source.kind": "mix", "source.parts": [part]})
-        made = feature_pipeline.features(settings, runs=tmp_path / "runs")
+        made = feature_pipeline.run(settings, runs=tmp_path / "runs")
         assert str(place) not in str(made.identity)
         return made.digest
 

@@ -97,13 +97,13 @@ def test_a_cluster_makes_the_same_cache_and_a_killed_worker_costs_its_shard_only
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    here = feature_pipeline.features(settings, runs=tmp_path / "here")
+    here = feature_pipeline.run(settings, runs=tmp_path / "here")
     monkeypatch.setattr(feature_pipeline, "Gate", gate_with(stop))
     with pytest.raises(KeyboardInterrupt):
-        feature_pipeline.features(settings, runs=tmp_path / "there")
+        feature_pipeline.run(settings, runs=tmp_path / "there")
     monkeypatch.setattr(feature_pipeline, "Gate", gate_with(kill_once))
     told = record_log()
-    there = feature_pipeline.features(settings, runs=tmp_path / "there", ray_address=address)
+    there = feature_pipeline.run(settings, runs=tmp_path / "there", ray_address=address)
     assert killed.exists()
     times = Counter(name for name, _ in lines_of(asked))
     assert times == {**{str(i): 1 for i in range(2, 12)}, "6": 2, "7": 2}

@@ -62,4 +62,4 @@ def test_it_takes_the_features_that_the_real_thing_made(toy_settings, toy_cache,
     plain, recipe = toy_settings(), toy_settings({"training.fast_dev_run": True})
     with recipe_runs._stage(plain, tmp_path, "features") as note:
         note["cache_uri"] = toy_cache.uri
-    assert feature_pipeline.open_features(recipe, runs=tmp_path).digest == toy_cache.digest
+    assert feature_pipeline.open_cache(recipe, runs=tmp_path).digest == toy_cache.digest

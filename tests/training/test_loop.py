@@ -53,7 +53,7 @@ def base(toy_model):
 def eight(toy_settings, tmp_path_factory):
     """A cache with eight clips to train on, of different lengths and with labels of different lengths."""
     sizes = {"source.train": 8, "source.validation": 3, "source.test": 1}
-    return feature_pipeline.features(toy_settings(sizes), runs=tmp_path_factory.mktemp("eight"))
+    return feature_pipeline.run(toy_settings(sizes), runs=tmp_path_factory.mktemp("eight"))
 
 
 @pytest.fixture(scope="module")

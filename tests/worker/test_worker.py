@@ -681,7 +681,7 @@ def test_a_training_that_was_cancelled_leaves_no_figures(tuner):
 def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(tuner, toy_cache, monkeypatch, capsys):
     """The worker was killed, and started again with another recipe's settings."""
     made = training_run.TrainedModel("there", "1a2b", 1, {"eval_wer": 0.5}, [], 1.0)
-    monkeypatch.setattr(feature_pipeline, "open_features", lambda *args, **_: toy_cache)
+    monkeypatch.setattr(feature_pipeline, "open_cache", lambda *args, **_: toy_cache)
     monkeypatch.setattr(
         training_pipeline, "train", lambda recipe, cache, *, runs, progress: ran.append((recipe, runs)) or made
     )

@@ -154,7 +154,7 @@ class _Jobs:
         settings = {name: value for name, value in recipe.settings().items() if name.startswith(_MAKES_THE_CACHE)}
         key = json.dumps(settings, sort_keys=True)
         if key not in self.caches:
-            self.caches[key] = feature_pipeline.features(recipe, runs=self.runs)
+            self.caches[key] = feature_pipeline.run(recipe, runs=self.runs)
         return self.caches[key]
 
     def _refuse_other_validation(self, cache: FeatureCache) -> None:
@@ -278,7 +278,7 @@ def _finish(recipe: Recipe, record: Record, jobs: _Jobs, folder: Path) -> Sweep:
     options = shlex.join(["--recipe", str(file), *(["--runs", str(jobs.runs)] if jobs.runs else [])])
     manifest.write_bytes(file, results.best_toml(recipe, chosen, best, len(trials), options).encode())
     with console.silenced():
-        cache = feature_pipeline.features(chosen, runs=jobs.runs)  # recorded for `train` and `evaluate`
+        cache = feature_pipeline.run(chosen, runs=jobs.runs)  # recorded for `train` and `evaluate`
         model = Path(training_pipeline.train(chosen, cache, runs=jobs.runs).uri)
     os.utime(model / manifest.MANIFEST)  # the app serves the newest model
     table = results.write_table(recipe, trials, folder)

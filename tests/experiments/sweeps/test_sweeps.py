@@ -109,7 +109,7 @@ def whole(toy_settings, runs, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_loop, "validator", by_loss)
         recipe = toy_settings(SEARCH)
-        feature_pipeline.features(recipe, runs=runs)
+        feature_pipeline.run(recipe, runs=runs)
         for name in ("log_mel", "labels"):
             patch.setattr(FeatureCache, name, spied(getattr(FeatureCache, name), read))
         made = sweeps.run(recipe, runs=runs)
@@ -411,7 +411,7 @@ def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
     assert best.training.keep_checkpoints == recipe.training.keep_checkpoints
     assert not best.search.space
     lines = record_log()
-    cache = feature_pipeline.open_features(best, runs=runs)
+    cache = feature_pipeline.open_cache(best, runs=runs)
     model = training_pipeline.train(best, cache, runs=runs, progress=callbacks_progress.Progress())
     assert lines == [f"this run is finished: {model.uri}"]
     assert Path(model.uri).parent == made.folder / made.best.run

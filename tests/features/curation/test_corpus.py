@@ -440,7 +440,7 @@ def test_the_identity_feels_the_label_model_and_what_held_out_tables_hold(tmp_pa
 
 def test_the_stage_tells_the_counts_everywhere(toy_settings, tmp_path):
     recipe = toy_settings({"curation.max_per_speaker": 1, "source.train": 60})
-    cache = feature_pipeline.features(recipe, runs=tmp_path)
+    cache = feature_pipeline.run(recipe, runs=tmp_path)
     assert counts(cache)["speaker_cap"] == (80, 68)
     assert cache.counts == {"train": 48, "validation": 8, "test": 12, "rejected": 12}
     assert json.loads((cache.folder / "manifest.json").read_text("utf-8"))["curation"] == cache.curation

@@ -123,7 +123,7 @@ def stage(toy_settings, toy_model, tmp_path, monkeypatch):
 
     def make(most: float):
         recipe = toy_settings({"curation.max_label_cer": most, "source.train": 12})
-        return feature_pipeline.features(recipe, runs=tmp_path / "runs")
+        return feature_pipeline.run(recipe, runs=tmp_path / "runs")
 
     return make
 

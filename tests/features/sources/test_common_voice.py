@@ -647,7 +647,7 @@ def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
     chosen = {"source.kind": "common_voice", "source.path": str(pack(tmp_path / "a.tar.gz", files))}
     chosen["curation.leaks"] = "ignore"
     told = record_log()
-    cache = feature_pipeline.features(toy_settings(chosen), runs=tmp_path)
+    cache = feature_pipeline.run(toy_settings(chosen), runs=tmp_path)
     assert cache.counts == {"train": 28, "validation": 2, "test": 3, "rejected": 2}
     assert dict(zip(cache.rejected["id"], cache.rejected["reason"])) == {
         "common_voice_sv-SE_train3": "missing",
@@ -655,6 +655,6 @@ def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
     }
     assert set(cache.rows["up_votes"]) == {"3"}
     assert [line for line in told if line.startswith("Common Voice 25.0")]
-    assert feature_pipeline.open_features(toy_settings(chosen), runs=tmp_path).digest == cache.digest
+    assert feature_pipeline.open_cache(toy_settings(chosen), runs=tmp_path).digest == cache.digest
     with pytest.raises(LabError, match="'da'"):
-        feature_pipeline.features(toy_settings({**chosen, "language": "da"}), runs=tmp_path)
+        feature_pipeline.run(toy_settings({**chosen, "language": "da"}), runs=tmp_path)

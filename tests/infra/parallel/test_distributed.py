@@ -85,7 +85,7 @@ with ranks.joined():
 
 @pytest.fixture(scope="module")
 def cache(toy_settings, tmp_path_factory):
-    return feature_pipeline.features(toy_settings(SETTINGS), runs=tmp_path_factory.mktemp("cache"))
+    return feature_pipeline.run(toy_settings(SETTINGS), runs=tmp_path_factory.mktemp("cache"))
 
 
 def free_port() -> int:

@@ -697,7 +697,7 @@ def test_a_cache_is_published_and_another_machine_trains_on_it(hub_bench, toy_se
     recipe, uri, told = toy_settings(), "hub://lab/toy-cache", []
     record_log(told)
     here, there = tmp_path / "here", tmp_path / "there"
-    made = feature_pipeline.features(recipe, runs=here, cache_uri=str(toy_cache.folder), publish=uri)
+    made = feature_pipeline.run(recipe, runs=here, cache_uri=str(toy_cache.folder), publish=uri)
     assert made.folder == toy_cache.folder
     assert recipe_runs.stages(recipe, here)["features"]["cache_uri"] == made.uri
     published = recipe_runs.stages(recipe, here)["publication"]["cache_uri"]
@@ -706,15 +706,15 @@ def test_a_cache_is_published_and_another_machine_trains_on_it(hub_bench, toy_se
     assert hub_bench.server.repos["dataset", "lab/toy-cache"].private
 
     for named in (uri, published):
-        opened = feature_pipeline.open_features(recipe, named, runs=there)
+        opened = feature_pipeline.open_cache(recipe, named, runs=there)
         assert opened.folder.is_relative_to(lab_cache)
         assert opened.digest == made.digest
         assert contents(opened.folder) == contents(made.folder)
-    again = feature_pipeline.features(recipe, runs=there, cache_uri=uri)
+    again = feature_pipeline.run(recipe, runs=there, cache_uri=uri)
     assert again.folder == opened.folder
     other = toy_settings({"features.dtype": "float16" if recipe.features.dtype == "float32" else "float32"})
     with pytest.raises(LabError, match="features.dtype"):
-        feature_pipeline.open_features(other, uri, runs=there)
+        feature_pipeline.open_cache(other, uri, runs=there)
 
 
 def test_a_published_cache_has_a_card_that_is_no_part_of_it(hub_bench, toy_cache):
@@ -777,9 +777,9 @@ def test_a_model_gets_no_card_of_a_cache(hub_bench, tmp_path):
 
 def test_a_cache_on_a_drive_is_trained_on_from_this_machines_disk(drive_bench, toy_settings, toy_cache, lab_cache):
     drive_bench.publish(toy_cache.folder, "toy")
-    opened = feature_pipeline.open_features(toy_settings(), drive_bench.uri("toy"))
+    opened = feature_pipeline.open_cache(toy_settings(), drive_bench.uri("toy"))
     assert opened.folder.is_relative_to(lab_cache)
-    made = feature_pipeline.features(toy_settings(), cache_uri=drive_bench.uri("toy"), runs=lab_cache / "runs")
+    made = feature_pipeline.run(toy_settings(), cache_uri=drive_bench.uri("toy"), runs=lab_cache / "runs")
     assert made.uri == drive_bench.uri("toy")  # stage 01 builds and opens where it is told to
 
 
