@@ -64,7 +64,9 @@ def _reports(recipe: Recipe, runs: str | Path) -> Path:
     return stage_folder(recipe, runs) / rehearsed / "reports"
 
 
-def scores(recipe: Recipe, cache: FeatureCache, model_uri: str, *, runs: str | Path = "") -> dict[str, EvalReport]:
+def evaluate_base_and_tuned(
+    recipe: Recipe, cache: FeatureCache, model_uri: str, *, runs: str | Path = ""
+) -> dict[str, EvalReport]:
     """Score the recipe's base model and the tuned one on the test split: `before` and `after`. Each is scored once."""
     with _stage(recipe, runs, "scores") as note:
         reports = {

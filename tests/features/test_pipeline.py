@@ -29,9 +29,7 @@ def test_training_needs_the_cache_and_not_what_it_was_made_of(recordings, toy_se
     told = {"source.kind": "folder", "source.path": str(recordings)}
     done: list[tuple[int, int]] = []
     told |= {"features.shard_clips": 4}
-    made = feature_pipeline.run(
-        toy_settings(told), runs=tmp_path / "runs", on_clips=lambda *told: done.append(told)
-    )
+    made = feature_pipeline.run(toy_settings(told), runs=tmp_path / "runs", on_clips=lambda *told: done.append(told))
     assert done == [(4, 6), (2, 6)]
     shutil.rmtree(recordings)
     lines = record_log()

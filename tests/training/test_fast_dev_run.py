@@ -24,7 +24,7 @@ def rehearsed(toy_settings, toy_cache, tmp_path_factory):
     record_log(lines)
     recipe = toy_settings({"training.fast_dev_run": True, "training.steps": 5_000})
     model = training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress.Progress())
-    reports = experiment_pipeline.scores(recipe, toy_cache, model.uri, runs=runs)
+    reports = experiment_pipeline.evaluate_base_and_tuned(recipe, toy_cache, model.uri, runs=runs)
     return recipe, runs, model, reports, lines
 
 
