@@ -93,9 +93,11 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
             elem_id="compare",
         )
         compared = gr.HTML("", elem_id="compared", padding=False)
-        known = inference_pipeline.card(transcriber.ref)
+        known = inference_pipeline.model_info(transcriber.ref)
         page.add(gr.HTML, lambda words: {"value": html.card(known, why, words)}, elem_id="card", padding=False)
-        correction, thanks = _feedback(gr, page, buttons, heard, language, fleeting=inference_pipeline.is_fleeting(log))
+        correction, thanks = _feedback(
+            gr, page, buttons, heard, language, fleeting=inference_pipeline.is_lost_on_restart(log)
+        )
 
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         told = [details, files, *downloads, compare]
@@ -293,8 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
     environment.share_cores()
     console.configure()
     options = _options(arguments)
-    named = options.model or os.environ.get("MODEL_URI") or inference_pipeline.of_space(environment.ROOT)
-    uri, why = inference_pipeline.choose(named, environment.runs_folder())
+    named = options.model or os.environ.get("MODEL_URI") or inference_pipeline.space_model_uri(environment.ROOT)
+    uri, why = inference_pipeline.choose_model(named, environment.runs_folder())
     print(f"model: {uri} ({WORDS['en']['why'][why]})", flush=True)
     if options.dry_run:
         print("next: python app.py without --dry-run serves it")
@@ -340,7 +342,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--log",
         type=Path,
-        default=inference_pipeline.usual_log(),
+        default=inference_pipeline.default_log(),
         help="feedback log; else LAB_LOG in the environment (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="say which model would be served, and end")

@@ -68,7 +68,7 @@ def transcribe(
         speaker_column=speaker_column,
         formats=[name.strip() for name in format_.split(",") if name.strip()],
     )
-    uri, _ = inference_pipeline.choose(model or None, environment.runs_folder(runs))
+    uri, _ = inference_pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         told = {"dry_run": True, "model": uri, **batch_run.outline(job)}
         return _print(as_json, told, f"model {uri}\n{batch_run.outline_in_words(told)}")
@@ -112,7 +112,7 @@ def serve(
     from pipelines.inference import pipeline as inference_pipeline
     from pipelines.infra import environment
 
-    uri, _ = inference_pipeline.choose(model or None, environment.runs_folder(runs))
+    uri, _ = inference_pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         told = {"dry_run": True, "would": f"serve {uri} on {host} port {port}", "token": bool(token)}
         return _print(
@@ -136,11 +136,11 @@ def serve(
         as_json,
         {
             "url": url,
-            "model": inference_pipeline.title(transcriber.ref),
+            "model": inference_pipeline.model_title(transcriber.ref),
             "engine": transcriber.loaded.name,
             "token": bool(token),
         },
-        f"model {inference_pipeline.title(transcriber.ref)} ({transcriber.loaded.name}) at {url}, documented at "
+        f"model {inference_pipeline.model_title(transcriber.ref)} ({transcriber.loaded.name}) at {url}, documented at "
         f"{url}/docs; "
         f"Ctrl-C ends it\nNext: curl -F file=@talk.wav{key} {url}/v1/audio/transcriptions",
     )

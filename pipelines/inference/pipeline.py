@@ -1,4 +1,4 @@
-"""TODO: describe this module."""
+"""The inference pipeline: load a model and describe it. Used by notebook 03, the app, the API and the commands."""
 
 from __future__ import annotations
 
@@ -17,81 +17,89 @@ from pipelines.whisper import model as whisper_model
 if TYPE_CHECKING:
     from pipelines.whisper.model import ModelRef
 
+BASE_MODEL = "openai/whisper-tiny"
+SPACE_FILE = "space.json"
+"""Names the model of a published Space; inference/deploy/space.py writes it beside app.py."""
 
-def transcriber(recipe: Recipe, model_uri: str = "", *, runs: str | Path = "") -> Transcriber:
-    """Stage 03: the model at `model_uri`, else what stage 02 noted last, ready to transcribe."""
+
+def load_transcriber(recipe: Recipe, model_uri: str = "", *, runs: str | Path = "") -> Transcriber:
+    """Load the model at `model_uri`, by default the one that the recipe's training stage recorded.
+
+    Raises LabError if neither exists.
+    """
     uri = model_uri or stages(recipe, runs).get("training", {}).get("model_uri")
     if not uri:
         raise LabError(
             f"no model for recipe {recipe.name}: run 02_training_pipeline first "
             f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
         )
-    ref = whisper_model.resolve(uri)
-    return Transcriber(ref, recipe.language)
+    return Transcriber(whisper_model.resolve(uri), recipe.language)
 
 
-BASE_MODEL = "openai/whisper-tiny"
-SPACE = "space.json"
-"""What tells a Space its model: pipelines/inference/deploy/space.py writes it beside app.py."""
+def choose_model(uri: str | None, runs: Path) -> tuple[str, str]:
+    """Return the URI of the model to serve and the reason for it.
 
-
-def choose(uri: str | None, runs: Path) -> tuple[str, str]:
-    """The URI of the model to serve, and why: `named` (by `uri`), `newest` (finished run below `runs`) or `base`."""
+    The reason is `named` (by `uri`), `newest` (finished run below `runs`) or `base`.
+    """
     if uri:
         return uri, "named"
     newest = newest_finished_model(runs)
     return (str(newest), "newest") if newest else (BASE_MODEL, "base")
 
 
-def of_space(folder: Path) -> str | None:
-    """The URI of the model that this copy of the page was published with; None where it was not published."""
+def space_model_uri(folder: Path) -> str | None:
+    """Return the model URI that the published Space in `folder` names, or None if `folder` is not a Space."""
     try:
-        return json.loads((folder / SPACE).read_text("utf-8"))["model"]
+        return json.loads((folder / SPACE_FILE).read_text("utf-8"))["model"]
     except FileNotFoundError:
         return None
 
 
-def usual_log() -> Path:
-    """Where feedback goes if nobody names a place: LAB_LOG, else beside app.py."""
+def default_log() -> Path:
+    """Return the path of the feedback log: LAB_LOG, else log.csv beside app.py."""
     return Path(os.environ.get("LAB_LOG") or environment.ROOT / "log.csv")
 
 
-def is_fleeting(log: Path) -> bool:
-    """Whether a log is lost when the page starts anew: a Space keeps nothing of what lies beside its app.py."""
+def is_lost_on_restart(log: Path) -> bool:
+    """Return whether a restart deletes the log: a Space does not preserve files beside its app.py."""
     return "SPACE_ID" in os.environ and log.absolute().is_relative_to(environment.ROOT)
 
 
-def card(ref: ModelRef) -> dict[str, str]:
-    """What a visitor may know of the model: name, revision, base, quantisation, test. Never a path of this machine."""
-    known = {
-        "name": _public(ref.name, ref.folder),
+def model_info(ref: ModelRef) -> dict[str, str]:
+    """Return what visitors may read about the model: name, revision, base, quantisation, test. No local path.
+
+    Fields without a value are left out.
+    """
+    info = {
+        "name": _without_folders(ref.name, ref.folder),
         "revision": ref.revision,
-        "base": _public(ref.facts.get("base") or ""),
+        "base": _without_folders(ref.facts.get("base") or ""),
         "quantisation": ref.quantisation or "",
-        "test": _test(ref.facts.get("test")),
+        "test": _format_test_score(ref.facts.get("test")),
     }
-    return {name: value for name, value in known.items() if value}
+    return {name: value for name, value in info.items() if value}
 
 
-def title(ref: ModelRef) -> str:
-    """Name @ revision for the page and the log, without the paths that ModelRef.title may hold."""
-    known = card(ref)
-    quantised = f" ({ref.quantisation})" if ref.quantisation else ""
-    return f"{known['name']}{quantised} @ {ref.revision}"
+def model_title(ref: ModelRef) -> str:
+    """Return `name @ revision` for the page and the log, without the local paths that ModelRef.title may contain."""
+    info = model_info(ref)
+    quantisation = f" ({ref.quantisation})" if ref.quantisation else ""
+    return f"{info['name']}{quantisation} @ {ref.revision}"
 
 
-def _public(name: str, folder: Path | None = None) -> str:
-    """`name`, or for a path what tells it from others: its last part, or the run's name where that part is `model`."""
+def _without_folders(name: str, folder: Path | None = None) -> str:
+    """Return `name`; for a path its last part, or the name of the run if the last part is `model`."""
     if not (name.startswith((".", "/", "~")) or Path(name).is_dir()):
         return name
     folder = folder or Path(name)
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def _test(score: dict[str, Any] | None) -> str:
-    """`WER 0.254 (95 % 0.221-0.290, n = 160, 12 speakers; by transformers)`, which scored it, whatever serves it.
+def _format_test_score(score: dict[str, Any] | None) -> str:
+    """Format a test score, or return "" if the model was not scored.
 
-    Empty where the model was not scored.
+    Example: `WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers; by transformers)`. The score was measured with
+    transformers, whichever engine serves the model.
     """
     if not score:
         return ""

@@ -231,7 +231,7 @@ def _add_facts(api: FastAPI, desk: Desk) -> None:
 
 def name_of(transcriber: Transcriber) -> str:
     """What the API calls the model: never a path."""
-    return inference_pipeline.card(transcriber.ref)["name"]
+    return inference_pipeline.model_info(transcriber.ref)["name"]
 
 
 def _model(transcriber: Transcriber) -> Model:
@@ -253,7 +253,7 @@ def _refuse_word_times(transcriber: Transcriber, response_format: Format) -> Non
 
 def told_of(transcriber: Transcriber) -> dict[str, str]:
     """The model's card, the engine that runs it, its language, and when it was made where its manifest tells."""
-    known = {name: value for name, value in inference_pipeline.card(transcriber.ref).items() if name != "test"}
+    known = {name: value for name, value in inference_pipeline.model_info(transcriber.ref).items() if name != "test"}
     made = transcriber.ref.facts.get("made")
     return {**known, "engine": transcriber.loaded.name, "language": transcriber.language} | (
         {"made": made} if made else {}

@@ -116,7 +116,7 @@ class Buttons:
                 gr.Warning(words["nothing_to_compare"], title=words["sorry"])
                 return ""
             title, transcript = self.service.before_tuning(heard)
-            tuned = (inference_pipeline.title(self.service.transcriber.ref), heard.text)
+            tuned = (inference_pipeline.model_title(self.service.transcriber.ref), heard.text)
             return html.side_by_side((title, transcript.text), tuned, words)
 
     def right(self, heard: Heard | None, username: str, keep: bool, language: str) -> Noted:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.inference.pipeline import title
+from pipelines.inference.pipeline import model_title
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Service:
         base = self._loaded_base()
         with self.turn() as give_way:
             told = _told(heard.audio_s, time.monotonic() + TIMEOUT_S, give_way)
-            return title(base.ref), base.transcribe(heard.recording, **told)
+            return model_title(base.ref), base.transcribe(heard.recording, **told)
 
     def _loaded_base(self) -> Transcriber:
         """Loaded beside the queue of recordings, which go on meanwhile; what failed once is not tried again."""
@@ -190,7 +190,7 @@ class Service:
                 self.log,
                 output=heard.text,
                 flag=flag,
-                model=title(self.transcriber.ref),
+                model=model_title(self.transcriber.ref),
                 reference=correction,
                 username=username,
                 recording=heard.recording if keep else None,

@@ -99,7 +99,7 @@ def write(folder: Path, name: str, model: Model, hardware: str = "cpu") -> list[
     for path in (*sources, *_examples(), Path("LICENSE")):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(environment.ROOT / path, folder / path)
-    manifest.write_json(folder / inference_pipeline.SPACE, {"model": model.uri})
+    manifest.write_json(folder / inference_pipeline.SPACE_FILE, {"model": model.uri})
     texts = {"requirements.txt": requirements(sources, hardware), "README.md": _readme(name, model, hardware)}
     for path, content in texts.items():
         (folder / path).write_text(content, encoding="utf-8")

@@ -113,7 +113,7 @@ def sealed_model(runs, name, finished_s, kind="model"):
 
 def test_a_named_model_is_chosen_first(tmp_path):
     sealed_model(tmp_path, "a", 100)
-    assert inference_pipeline.choose("hub://a/b", tmp_path) == ("hub://a/b", "named")
+    assert inference_pipeline.choose_model("hub://a/b", tmp_path) == ("hub://a/b", "named")
 
 
 def test_the_newest_finished_run_is_chosen_next(tmp_path):
@@ -122,12 +122,12 @@ def test_the_newest_finished_run_is_chosen_next(tmp_path):
     sealed_model(tmp_path, "c", 300, kind="report")
     (sealed_model(tmp_path, "damaged", 400) / "config.json").unlink()
     (sealed_model(tmp_path, "unfinished", 500) / manifest.MANIFEST).unlink()
-    assert inference_pipeline.choose("", tmp_path) == (str(newest), "newest")
+    assert inference_pipeline.choose_model("", tmp_path) == (str(newest), "newest")
 
 
 @pytest.mark.parametrize("runs", ["", "absent"])
 def test_the_base_model_is_chosen_last(tmp_path, runs):
-    assert inference_pipeline.choose(None, tmp_path / runs) == ("openai/whisper-tiny", "base")
+    assert inference_pipeline.choose_model(None, tmp_path / runs) == ("openai/whisper-tiny", "base")
 
 
 def run_app(*arguments, env=None):
@@ -917,7 +917,7 @@ def test_the_card_tells_the_test_score_and_no_path(tmp_path):
     ref = FakeTranscriber(
         tmp_path / "train-9" / "model", base=f"{tmp_path}/whisper-x @ 12ab", test=score, quantisation="q8"
     ).ref
-    page = html.card(inference_pipeline.card(ref), "newest", ENGLISH)
+    page = html.card(inference_pipeline.model_info(ref), "newest", ENGLISH)
     assert "WER 0.254 (95 % 0.221–0.290, n = 160, 12 speakers; by transformers)" in page
     assert "(q8)" in page
     assert "train-9" in page
@@ -928,8 +928,8 @@ def test_the_card_tells_the_test_score_and_no_path(tmp_path):
 
 def test_the_card_says_not_scored_and_is_escaped(tmp_path):
     ref = ModelRef("<script>alert(1)", tmp_path, "hub", "1")
-    assert ENGLISH["not_scored"] in html.card(inference_pipeline.card(ref), "base", ENGLISH)
-    assert "<script" not in html.card(inference_pipeline.card(ref), "base", ENGLISH)
+    assert ENGLISH["not_scored"] in html.card(inference_pipeline.model_info(ref), "base", ENGLISH)
+    assert "<script" not in html.card(inference_pipeline.model_info(ref), "base", ENGLISH)
 
 
 def test_the_page_has_one_public_endpoint_limits_and_no_analytics(tmp_path):

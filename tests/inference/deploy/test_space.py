@@ -210,7 +210,7 @@ def test_the_command_writes_only_or_does_nothing(server, tmp_path, capfd, monkey
     written = call("--folder", str(tmp_path / "s"))
     assert written["files"] == dry["files"]
     assert len(dry["files"]) == len(space.modules()) + len(BESIDE) - 1
-    assert inference_pipeline.of_space(tmp_path / "s") == dry["model"]
+    assert inference_pipeline.space_model_uri(tmp_path / "s") == dry["model"]
     assert ("space", NAME) not in server.repos
     assert call()["model"] == dry["model"]
     assert ("space", NAME) in server.repos
