@@ -88,36 +88,11 @@ def tiny_folder():
 
 
 @pytest.fixture(scope="session")
-def toy_of_width(tmp_path_factory, tiny_folder):
-    """`toy_of_width(32)`: a folder with a Whisper of two layers and random weights, so many numbers wide, and
-    whisper-tiny's tokenizer and feature extractor."""
-    import torch
-    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+def toy_of_width(tmp_path_factory):
+    """`toy_of_width(32)`: the folder of a Whisper with random weights, two layers and 32 channels (toy_whisper.py)."""
+    import toy_whisper
 
-    def make(width: int) -> Path:
-        folder = tmp_path_factory.mktemp("toy") / "toy-whisper"
-        folder.mkdir()
-        for path in [*tiny_folder.glob("*.json"), *tiny_folder.glob("*.txt")]:
-            if path.name not in ("config.json", "manifest.json", "mirror.json", "generation_config.json"):
-                shutil.copyfile(path, folder / path.name)
-        layers = {f"{half}_{what}": 2 for half in ("encoder", "decoder") for what in ("layers", "attention_heads")}
-        config = WhisperConfig.from_pretrained(
-            tiny_folder,
-            d_model=width,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            num_hidden_layers=2,
-            init_std=0.2,
-            **layers,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(5)
-            model = WhisperForConditionalGeneration(config)
-        model.generation_config = GenerationConfig.from_pretrained(tiny_folder)
-        model.save_pretrained(folder)
-        return folder
-
-    return make
+    return lambda width: toy_whisper.write(tmp_path_factory.mktemp("toy") / "toy-whisper", width)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from log_recorder import record_log
 from safetensors.torch import load_file
+from toy_whisper import END, NO_TIMESTAMPS, START, SWEDISH, TRANSCRIBE
 from transformers import GenerationConfig
 
 from pipelines import recipes
@@ -64,7 +65,7 @@ def teacher(toy_model):
 def batch(toy_cache):
     """Features, decoder's input and labels of four clips of unlike length."""
     told = Collator(toy_cache)(toy_cache.split("train")[:4].tolist())
-    told["decoder_input_ids"] = shift_right(told["labels"], 50258, 50257)
+    told["decoder_input_ids"] = shift_right(told["labels"], START, END)
     return told
 
 
@@ -112,7 +113,7 @@ def test_the_students_cache_of_keys_knows_its_layers(teacher, batch):
         distillation.student(whisper_model.load(teacher), small()).eval(),
         whisper_model.load_processor(teacher, "sv"),
     )
-    prompt = [50258, 50273, 50359, 50363]
+    prompt = [START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
     fast = decoding.generate(made, batch["input_features"][:1], prompt, 6)[0].tolist()
     slow = list(prompt)
     suppressed = torch.tensor(made.generation_config.suppress_tokens)
@@ -257,7 +258,7 @@ def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(
     labelled = whisper_model.load_processor(teacher, "sv").tokenizer
     place = int(made.split("train")[1])
     assert labelled.decode(made.labels(place), skip_special_tokens=True) == words[4]
-    assert made.labels(place)[-1] == 50257
+    assert made.labels(place)[-1] == END
     for split in ("validation", "test"):
         for before, after in zip(toy_cache.split(split), made.split(split), strict=True):
             assert toy_cache.labels(before) == made.labels(after)

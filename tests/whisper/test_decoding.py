@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from toy_whisper import END, FIRST_TIMESTAMP, LAST_TIMESTAMP, NO_TIMESTAMPS, START, SWEDISH, TRANSCRIBE
 
 from pipelines.infra.errors import LabError
 from pipelines.whisper import decoding
@@ -10,9 +11,6 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper import tokens as labels
 from pipelines.whisper.batching import Collator
 from pipelines.whisper.model import ModelRef
-
-START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS, END = 50258, 50273, 50359, 50363, 50257
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +52,10 @@ def by_transformers(model, processor, features: torch.Tensor, max_new_tokens: in
 def test_at_30_s_the_text_is_that_of_transformers_own_generation(toy_model, processor):
     toy = whisper_model.load(ModelRef("toy", toy_model, "folder", "0"))
     # a toy writes time stamps in spite of the prompt, and transformers would go on from them to a second window
-    toy.generation_config.suppress_tokens = [*toy.generation_config.suppress_tokens, *range(50364, 51865)]
+    toy.generation_config.suppress_tokens = [
+        *toy.generation_config.suppress_tokens,
+        *range(FIRST_TIMESTAMP, LAST_TIMESTAMP + 1),
+    ]
     scales = torch.tensor([0.1, 0.3, 1.0, 3.0])[:, None, None]
     features = scales * torch.randn(4, 80, 3000, generator=torch.Generator().manual_seed(1))
     ours = decoding.decode(toy, processor, features, language="sv", max_new_tokens=12)

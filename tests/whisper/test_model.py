@@ -13,6 +13,7 @@ import pytest
 import torch
 from servers.hub import Hub
 from servers.loopback import free_port
+from toy_whisper import END, NO_TIMESTAMPS, START, SWEDISH, TRANSCRIBE
 
 from pipelines import recipes
 from pipelines.infra import environment, manifest
@@ -22,6 +23,7 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
 ROOT = Path(__file__).parents[2]
+PROMPT = [SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
 COMMIT = "c0ffee" + 34 * "0"
 RESOLVE = """
 import json, sys, time
@@ -326,7 +328,7 @@ def test_language_is_pinned_and_stays_so_in_the_folder(toy, toy_model, tmp_path)
         "tokenizer.json",
     } <= {path.name for path in tmp_path.iterdir()}
     processor = whisper_model.load_processor(ModelRef("toy", tmp_path, "folder", "0"), "sv")
-    assert processor.tokenizer("").input_ids[:4] == [50258, 50273, 50359, 50363]
+    assert processor.tokenizer("").input_ids[:4] == [START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
 
 
 # ---- short context
@@ -422,7 +424,7 @@ def test_training_steps_at_two_lengths_move_all_but_the_sinusoids(toy):
     optimizer = torch.optim.SGD([p for p in toy.parameters() if p.requires_grad], lr=1.0)
     toy.train()
     for frames in (400, 56, 400):
-        labels = torch.tensor([[50273, 50359, 50363, 400, 50257], [50273, 50359, 50363, 500, 50257]])
+        labels = torch.tensor([[*PROMPT, 400, END], [*PROMPT, 500, END]])
         toy(input_features=features(frames), labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+from toy_whisper import END, FIRST_TIMESTAMP, NO_TIMESTAMPS, SWEDISH, TRANSCRIBE
 
 from pipelines import recipes
 from pipelines.infra.errors import LabError
@@ -21,7 +22,6 @@ from pipelines.whisper.batching import IGNORED, Collator
 from pipelines.whisper.log_mel import HOP_SAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NO_TIMESTAMPS, ZERO, END = 50363, 50364, 50257
 LENGTHS = np.random.default_rng(3).integers(90, 900, size=200)
 
 
@@ -132,7 +132,7 @@ def test_a_batch_of_windows_is_30_s_long_with_the_transcripts_joined(toy_cache, 
         told = [id for id in told.tolist() if id != IGNORED]
         tokenizer = processor.tokenizer
         text = " ".join(toy_cache.rows["text"].iloc[window])
-        assert told[:3] == [50273, 50359, NO_TIMESTAMPS]
+        assert told[:3] == [SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
         assert tokenizer.decode(told[3:-1]) == text
         assert told[-1] == END
     first = toy_cache.log_mel(rows[0]).frames
@@ -144,9 +144,9 @@ def test_timestamps_say_where_each_clip_lies(toy_cache, collator, processor):
     rows = toy_cache.split("train").tolist()[:4]
     lengths, texts = toy_cache.rows["frames"].to_numpy()[rows], toy_cache.rows["text"].iloc[rows].tolist()
     ids = collator(timestamps=True).window(rows)[1]
-    assert ids[:2] == [50273, 50359]
+    assert ids[:2] == [SWEDISH, TRANSCRIBE]
     assert NO_TIMESTAMPS not in ids
-    times = [(id - ZERO) * 0.02 for id in ids if id >= ZERO]
+    times = [(id - FIRST_TIMESTAMP) * 0.02 for id in ids if id >= FIRST_TIMESTAMP]
     ends = np.cumsum(lengths) * 0.01
     assert len(times) == 8
     assert times[0::2] == pytest.approx([0, *ends[:-1]], abs=0.011)

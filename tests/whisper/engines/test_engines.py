@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from log_recorder import record_log
+from toy_whisper import END, FIRST_TIMESTAMP, START, SWEDISH
 
 from pipelines.features.sources.synthetic import espeak
 from pipelines.infra import environment, manifest
@@ -142,10 +143,10 @@ def test_words_hold_letters_that_are_several_tokens(stock):
     spelling = Spelling(tokenizer.backend_tokenizer)
     text = "Åke äter ö-bär, 1 234 kr – visst? 🙂 naïve"
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    words = spelling.words([50258, *ids, 50257], [-5.0, *[-0.5] * len(ids), -5.0])
+    words = spelling.words([START, *ids, END], [-5.0, *[-0.5] * len(ids), -5.0])
     assert [word for word, _ in words] == text.split()
     assert sum(logprob for _, logprob in words) == pytest.approx(-0.5 * len(ids))
-    assert spelling.text([50258, 50273, *ids, 50257, 50364]) == text
+    assert spelling.text([START, SWEDISH, *ids, END, FIRST_TIMESTAMP]) == text
     assert spelling.words([], []) == ()
     assert spelling.prompt("sv") == prompt_ids(stock.processor, "sv")
 
