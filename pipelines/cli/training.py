@@ -152,7 +152,7 @@ def _train(
 
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
     progress = figures.console_progress() if distributed.is_first() else None
-    stage = training_pipeline.distil if taught else training_pipeline.train
+    stage = training_pipeline.distill if taught else training_pipeline.run
     made = stage(settings, opened, runs=runs, publish=publish, progress=progress, **how)
     if not distributed.is_first():
         return

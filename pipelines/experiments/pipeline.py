@@ -14,7 +14,7 @@ from pipelines.infra import environment, manifest
 from pipelines.recipes.runs import _REHEARSED, _bar, _stage, stage_folder
 from pipelines.recipes.settings import Recipe
 from pipelines.training import model_card
-from pipelines.training.pipeline import _rehearsal
+from pipelines.training.pipeline import apply_fast_dev_run
 from pipelines.whisper import lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
@@ -37,7 +37,7 @@ def evaluate(
     `on_clips` is told of every batch how many clips it held.
     """
     if recipe.training.fast_dev_run:
-        recipe, cache = _rehearsal(recipe, cache)
+        recipe, cache = apply_fast_dev_run(recipe, cache)
     ref = whisper_model.resolve(model_uri)
     made: list[int] = []
     with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:

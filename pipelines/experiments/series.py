@@ -94,7 +94,7 @@ def _one(recipe: Recipe, runs: str | Path) -> tuple[EvalReport, bool]:
     """The test report of one experiment, and whether it was made now."""
     with console.silenced():
         cache = feature_pipeline.run(recipe, runs=runs)
-        model = training_pipeline.train(recipe, cache, runs=runs)
+        model = training_pipeline.run(recipe, cache, runs=runs)
         existing = set((recipe_runs.stage_folder(recipe, runs) / "reports").glob("test-*"))
         report = experiment_pipeline.evaluate(recipe, cache, model.uri, "test", runs=runs)
     return report, report.folder not in existing

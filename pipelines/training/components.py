@@ -90,7 +90,7 @@ def build(
     """
     if recipe.distillation.teacher:
         raise LabError(
-            "a loop of your own has no teacher beside it: leave distillation.teacher out, or call lab.distill"
+            "a custom training loop has no teacher: leave distillation.teacher out, or call training.pipeline.distill"
         )
     base = base or whisper_model.resolve(recipe.model.base)
     begin(recipe)
@@ -163,7 +163,7 @@ def build_loader(recipe: Recipe, cache: FeatureCache, processor: Any, split: str
         return loader_of(recipe, sampler, clips, collate)
     if split != "validation":
         raise LabError(
-            f"a training loop has the splits train and validation, got {split!r}: lab.evaluate scores a test"
+            f"split must be train or validation, got {split!r}: experiments.pipeline.evaluate scores the test split"
         )
     rows, full_context = rows_of(cache, "validation"), recipe.training.context == "full"
     batches = sorted_batches(cache.rows["frames"].to_numpy()[rows], recipe.evaluation.batch_frames)

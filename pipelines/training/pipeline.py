@@ -30,7 +30,7 @@ from pipelines.whisper.model import ModelRef, _vocabulary_sha256
 logger = logging.getLogger(__name__)
 
 
-def train(
+def run(
     recipe: Recipe,
     cache: FeatureCache,
     *,
@@ -62,7 +62,7 @@ def train(
         raise LabError("torchrun and --cluster both start processes: leave one of them out")
     progress = progress if progress and distributed.is_first() else Progress()
     if recipe.training.fast_dev_run:
-        recipe, cache = _rehearsal(recipe, cache)
+        recipe, cache = apply_fast_dev_run(recipe, cache)
         resume = publish = ""
         distributed.by_first(lambda: shutil.rmtree(stage_folder(recipe, runs) / _REHEARSED, ignore_errors=True))
     with _stage(recipe, runs, "training") as note:
@@ -92,7 +92,7 @@ def train(
     return trained
 
 
-def distil(
+def distill(
     recipe: Recipe,
     cache: FeatureCache,
     *,
@@ -100,7 +100,7 @@ def distil(
     progress: Progress | None = None,
     **how: Any,
 ) -> TrainedModel:
-    """`train` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none.
+    """`run` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none.
 
     With the URI `resume` that teacher's checkpoints and its model are kept at the same URI with `-teacher` after it, so
     that an empty machine goes on with the very weights that the student began to learn from.
@@ -121,8 +121,8 @@ def distil(
         logger.info(f"no finished run of {own.name} on this cache is here: the teacher is trained first{fetched}")
     if own and (resume or not made):  # one that is finished is only copied, where it is not there yet
         alike = {name: how[name] for name in ("cluster", "devices") if name in how}
-        train(made[0] if made else own, cache, runs=runs, progress=progress, resume=resume, **alike)
-    return train(recipe, cache, runs=runs, progress=progress, **how)
+        run(made[0] if made else own, cache, runs=runs, progress=progress, resume=resume, **alike)
+    return run(recipe, cache, runs=runs, progress=progress, **how)
 
 
 def starting_model(recipe: Recipe, cache: FeatureCache, runs: str | Path = "") -> ModelRef:
@@ -202,7 +202,7 @@ def run_folder(
     return stage_folder(recipe, runs) / f"train-{digest(training_run.run_identity(recipe, cache, base, fork))}"
 
 
-def _rehearsal(recipe: Recipe, cache: FeatureCache) -> tuple[Recipe, FeatureCache]:
+def apply_fast_dev_run(recipe: Recipe, cache: FeatureCache) -> tuple[Recipe, FeatureCache]:
     logger.info(NOTE)
     return shortened(recipe), few(cache, bool(recipe.distillation.teacher))
 

@@ -162,7 +162,7 @@ class WhisperFineTuning(FineTuningInterface):
         recipe = recipes.resolve(plain.model_dump(mode="json"), settings_of(params, per_epoch))
         logger.info(f"{recipe.training.steps} steps, {per_epoch} to an epoch")
         self._remove_other_runs(home, recipe, cache)
-        model = training_pipeline.train(recipe, cache, runs=home, progress=_progress(logs_dict, per_epoch))
+        model = training_pipeline.run(recipe, cache, runs=home, progress=_progress(logs_dict, per_epoch))
         told = {"model_uri": model.uri, "model": f"{recipe.name}-{model.digest}"}
         logs_dict.update(told, progress_percent=100.0, wer=model.validation["eval_wer"])
 

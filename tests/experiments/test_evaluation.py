@@ -226,7 +226,7 @@ def test_a_look_at_validation_is_no_test_score(toy_settings, toy_cache, toy_mode
 def tuned(toy_settings, toy_cache, tmp_path_factory):
     """The toy, trained for two steps."""
     runs = tmp_path_factory.mktemp("tuned")
-    return training_pipeline.train(toy_settings({"training.steps": 2, "training.eval_every": 2}), toy_cache, runs=runs)
+    return training_pipeline.run(toy_settings({"training.steps": 2, "training.eval_every": 2}), toy_cache, runs=runs)
 
 
 def test_a_report_tells_what_was_scored_and_what_made_the_model(score, base, tuned):

@@ -233,7 +233,7 @@ def test_a_card_of_the_lab_and_a_report_stand_on_one_board(
 ):
     """What `evaluate` writes into a model's card is what a leaderboard compares by."""
     recipe = toy_settings({"training.steps": 1, "training.eval_every": 1, "evaluation.max_new_tokens": 3})
-    model = training_pipeline.train(recipe, toy_cache, runs=tmp_path / "runs")
+    model = training_pipeline.run(recipe, toy_cache, runs=tmp_path / "runs")
     report = experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=tmp_path / "runs")
     hub = publish("me/whisper-sv", (Path(model.uri) / "README.md").read_text("utf-8"))
     found = board("toy", hub, runs=tmp_path / "runs")

@@ -126,7 +126,7 @@ def test_a_test_score_adds_its_row_and_a_second_look_touches_nothing(
 ):
     runs, told = tmp_path / "runs", {"training.steps": 1, "training.eval_every": 1, "evaluation.max_new_tokens": 3}
     recipe = toy_settings(told)
-    model = training_pipeline.train(recipe, toy_cache, runs=runs)
+    model = training_pipeline.run(recipe, toy_cache, runs=runs)
     experiment_pipeline.evaluate(recipe, toy_cache, recipe.model.base, runs=runs)
     experiment_pipeline.evaluate(recipe, toy_cache, model.uri, "validation", runs=runs)
     assert run_log.read(runs) == []

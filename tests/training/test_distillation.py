@@ -406,8 +406,8 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
     steps: list[int] = []
     progress, kept = Progress(on_step=steps.append), str(tmp_path / "kept")
     with pytest.raises(LabError, match=r"no finished run of it .*: python -m pipelines distill --recipe toy-student"):
-        training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress)
-    made = training_pipeline.distil(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
+        training_pipeline.run(recipe, toy_cache, runs=runs, progress=progress)
+    made = training_pipeline.distill(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
     own = "toy-for-toy-student"  # trained on other data than the recipe toy says
     first = f"no finished run of {own} on this cache is here: the teacher is trained first"
     assert f"{first}, where {kept}-teacher has none" in lines
@@ -417,7 +417,7 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
     sealed_ns = (taught_by / "model" / manifest.MANIFEST).stat().st_mtime_ns
     lines.clear()
     other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 43})})
-    training_pipeline.distil(other, toy_cache, runs=runs, progress=progress)
+    training_pipeline.distill(other, toy_cache, runs=runs, progress=progress)
     assert lines[0] == "the teacher is at hand: none is trained"
     assert (taught_by / "model" / manifest.MANIFEST).stat().st_mtime_ns == sealed_ns
     # what the teacher heard for the first student is not decoded again for the second
@@ -427,7 +427,7 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
     # an empty machine takes both from where they are kept
     assert Path(f"{kept}-teacher", "model", manifest.MANIFEST).is_file()
     steps.clear()
-    again = training_pipeline.distil(recipe, toy_cache, runs=tmp_path / "bare", progress=progress, resume=kept)
+    again = training_pipeline.distill(recipe, toy_cache, runs=tmp_path / "bare", progress=progress, resume=kept)
     assert not steps
     assert again.digest == made.digest
     weights = [Path(model.uri) / "model.safetensors" for model in (again, made)]
@@ -439,10 +439,10 @@ def test_a_teacher_is_trained_and_kept_as_its_student_is(home, toy_cache, tmp_pa
     _, recipe = home
     own, asked = training_pipeline._recipe_of_teacher(recipe), []
     monkeypatch.setattr(
-        training_pipeline, "train", lambda recipe, cache, runs, progress, **how: asked.append((recipe.name, how))
+        training_pipeline, "run", lambda recipe, cache, runs, progress, **how: asked.append((recipe.name, how))
     )
     monkeypatch.setattr(training_pipeline, "_finished_teacher", lambda *told: (own, "there") if at_hand else None)
-    training_pipeline.distil(
+    training_pipeline.distill(
         recipe, toy_cache, runs=tmp_path, resume="hub://me/run", cluster="auto", devices=2, publish="there"
     )
     alike = {"cluster": "auto", "devices": 2}
@@ -451,7 +451,7 @@ def test_a_teacher_is_trained_and_kept_as_its_student_is(home, toy_cache, tmp_pa
         (recipe.name, {"resume": "hub://me/run", **alike, "publish": "there"}),
     ]
     asked.clear()
-    training_pipeline.distil(recipe, toy_cache, runs=tmp_path)
+    training_pipeline.distill(recipe, toy_cache, runs=tmp_path)
     assert [name for name, _ in asked] == ([] if at_hand else [own.name]) + [recipe.name]
 
 
@@ -485,7 +485,7 @@ def _report(made, recipe, cache, runs):
 )
 def test_a_teacher_that_cannot_be_is_one_line(toy_settings, toy_cache, tmp_path, overrides, told):
     with pytest.raises(LabError, match=told):
-        training_pipeline.distil(toy_settings(overrides), toy_cache, runs=tmp_path, progress=Progress())
+        training_pipeline.distill(toy_settings(overrides), toy_cache, runs=tmp_path, progress=Progress())
 
 
 def test_settings_that_exclude_each_other_are_refused(toy_settings, toy_cache, tmp_path):
@@ -496,7 +496,7 @@ def test_settings_that_exclude_each_other_are_refused(toy_settings, toy_cache, t
         with pytest.raises(LabError, match=told):
             recipes.load("tour", settings)
     with pytest.raises(LabError, match="a student starts from its teacher's layers: leave out --fork"):
-        training_pipeline.train(toy_settings(TAUGHT), toy_cache, runs=tmp_path, fork="somewhere")
+        training_pipeline.run(toy_settings(TAUGHT), toy_cache, runs=tmp_path, fork="somewhere")
 
 
 def test_a_teacher_must_have_heard_what_the_student_is_to_hear(toy_settings, toy_cache, teacher):
@@ -525,7 +525,7 @@ def test_a_rehearsal_teaches_a_few_clips(home, toy_cache, tmp_path):
     _, recipe = home
     rehearsed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": True})})
     lines = record_log()
-    made = training_pipeline.distil(rehearsed, toy_cache, runs=tmp_path, progress=Progress())
+    made = training_pipeline.distill(rehearsed, toy_cache, runs=tmp_path, progress=Progress())
     assert "fast-dev-run" in made.uri
     assert sum(line.startswith("fast_dev_run: 2 steps") for line in lines) == 2
     assert not list(tmp_path.glob("*/train-*"))

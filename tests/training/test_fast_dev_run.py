@@ -23,7 +23,7 @@ def rehearsed(toy_settings, toy_cache, tmp_path_factory):
     runs, lines = tmp_path_factory.mktemp("rehearsed"), []
     record_log(lines)
     recipe = toy_settings({"training.fast_dev_run": True, "training.steps": 5_000})
-    model = training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress.Progress())
+    model = training_pipeline.run(recipe, toy_cache, runs=runs, progress=progress.Progress())
     reports = experiment_pipeline.evaluate_base_and_tuned(recipe, toy_cache, model.uri, runs=runs)
     return recipe, runs, model, reports, lines
 
@@ -52,7 +52,7 @@ def test_each_rehearsal_begins_anew(rehearsed, toy_cache):
     lines, left = [], Path(model.uri).parent / "left.over"
     record_log(lines)
     left.write_text("")
-    again = training_pipeline.train(recipe, toy_cache, runs=runs, progress=progress.Progress())
+    again = training_pipeline.run(recipe, toy_cache, runs=runs, progress=progress.Progress())
     assert not left.exists()
     assert lines[1].startswith("starting from")
     assert again.digest == model.digest

@@ -29,7 +29,7 @@ def trained(toy_settings, toy_cache, tmp_path_factory):
     settings, runs = toy_settings(STEPS), tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
-        made = training_pipeline.train(settings, toy_cache, runs=runs, progress=Progress())
+        made = training_pipeline.run(settings, toy_cache, runs=runs, progress=Progress())
     return settings, Path(made.uri), runs
 
 

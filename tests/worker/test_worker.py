@@ -683,7 +683,7 @@ def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(t
     made = training_run.TrainedModel("there", "1a2b", 1, {"eval_wer": 0.5}, [], 1.0)
     monkeypatch.setattr(feature_pipeline, "open_cache", lambda *args, **_: toy_cache)
     monkeypatch.setattr(
-        training_pipeline, "train", lambda recipe, cache, *, runs, progress: ran.append((recipe, runs)) or made
+        training_pipeline, "run", lambda recipe, cache, *, runs, progress: ran.append((recipe, runs)) or made
     )
     ran: list = []
     params = tuner.check("train", {}, dict(PREPARED))

@@ -279,7 +279,7 @@ def _finish(recipe: Recipe, record: Record, jobs: _Jobs, folder: Path) -> Sweep:
     manifest.write_bytes(file, results.best_toml(recipe, chosen, best, len(trials), options).encode())
     with console.silenced():
         cache = feature_pipeline.run(chosen, runs=jobs.runs)  # recorded for `train` and `evaluate`
-        model = Path(training_pipeline.train(chosen, cache, runs=jobs.runs).uri)
+        model = Path(training_pipeline.run(chosen, cache, runs=jobs.runs).uri)
     os.utime(model / manifest.MANIFEST)  # the app serves the newest model
     table = results.write_table(recipe, trials, folder)
     results.write_picture(recipe, trials, folder)

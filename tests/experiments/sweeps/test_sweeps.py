@@ -412,7 +412,7 @@ def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
     assert not best.search.space
     lines = record_log()
     cache = feature_pipeline.open_cache(best, runs=runs)
-    model = training_pipeline.train(best, cache, runs=runs, progress=callbacks_progress.Progress())
+    model = training_pipeline.run(best, cache, runs=runs, progress=callbacks_progress.Progress())
     assert lines == [f"this run is finished: {model.uri}"]
     assert Path(model.uri).parent == made.folder / made.best.run
     assert tomllib.loads((Path(model.uri).parent / "recipe.toml").read_text("utf-8"))["training"]["seed"] == 42

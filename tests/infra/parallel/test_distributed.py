@@ -182,7 +182,7 @@ def test_two_processes_train_as_one_does(toy_settings, toy_recipe, toy_model, ca
         augmentation.VaryingCollator, "__call__", lambda self, rows: drawn.append(str(rows)) or collate(self, rows)
     )
     settings = toy_settings(SETTINGS)
-    training_pipeline.train(settings, cache, runs=tmp_path / "alone", progress=callbacks_progress.Progress())
+    training_pipeline.run(settings, cache, runs=tmp_path / "alone", progress=callbacks_progress.Progress())
 
     runs, log = tmp_path / "two", tmp_path / "two.log"
     runs.mkdir()
@@ -290,7 +290,7 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
     killer.start()
     settings, progress = toy_settings({**SETTINGS, **DRAWS}), callbacks_progress.Progress()
     try:
-        training_pipeline.train(settings, cache, runs=tmp_path, cluster=ray_address, devices=2, progress=progress)
+        training_pipeline.run(settings, cache, runs=tmp_path, cluster=ray_address, devices=2, progress=progress)
     finally:
         ended.set()
         killer.join()
@@ -306,7 +306,7 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
 @pytest.mark.ray
 def test_a_cluster_tells_what_is_wrong_in_one_line(ray_address, toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match=r"has 2 CPU\(s\), and --devices asks for 3: ask for fewer"):
-        training_pipeline.train(toy_settings(SETTINGS), cache, runs=tmp_path, cluster=ray_address, devices=3)
+        training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, cluster=ray_address, devices=3)
 
 
 def test_an_error_of_all_is_one_line(sit, tmp_path):
@@ -318,7 +318,7 @@ def test_an_error_of_all_is_one_line(sit, tmp_path):
 
 def test_devices_without_a_cluster_are_refused(toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match="needs a cluster; on one machine: python -m pipelines train --devices 2"):
-        training_pipeline.train(toy_settings(SETTINGS), cache, runs=tmp_path, devices=2)
+        training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, devices=2)
 
 
 CODES = """

@@ -56,7 +56,7 @@ def alike(one: Path, other: Path) -> bool:
 def test_a_fork_starts_from_those_weights_and_tells_it(toy_settings, toy_cache, toy_model, parent, tmp_path):
     recipe, lines = toy_settings(OTHER), []
     record_log(lines)
-    made = training_pipeline.train(recipe, toy_cache, runs=tmp_path, fork=str(parent), progress=progress.Progress())
+    made = training_pipeline.run(recipe, toy_cache, runs=tmp_path, fork=str(parent), progress=progress.Progress())
     checkpoint = parent / "checkpoints" / "checkpoint-3"
     run_digest = manifest.read(checkpoint)["run_digest"]
     lineage = {"run": run_digest, "step": 3, "weights_sha256": manifest.sha256(checkpoint / "model.safetensors")}
@@ -69,7 +69,7 @@ def test_a_fork_starts_from_those_weights_and_tells_it(toy_settings, toy_cache, 
     assert {name.removeprefix("fork."): value for name, value in identity.items() if "fork." in name} == lineage
     assert made.history[-1]["step"] == 1, "its steps, optimizer and learning rate begin anew"
 
-    plain = training_pipeline.train(recipe, toy_cache, runs=tmp_path, progress=progress.Progress())
+    plain = training_pipeline.run(recipe, toy_cache, runs=tmp_path, progress=progress.Progress())
     assert Path(plain.uri).parent != Path(made.uri).parent
     assert alike(Path(plain.uri), toy_model)
     assert "fork" not in manifest.read(Path(plain.uri))
