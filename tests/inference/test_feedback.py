@@ -178,7 +178,7 @@ def test_no_log_reads_as_no_rows(log):
 
 def test_two_processes_and_four_threads_lose_nothing(log):
     code = (
-        "import sys; from pathlib import Path; from pipelines import feedback\n"
+        "import sys; from pathlib import Path; from pipelines.inference import feedback\n"
         "for i in range(40): feedback.append(Path(sys.argv[1]), output=f'rad {i}', flag='right', model='m', "
         "username=sys.argv[2])"
     )

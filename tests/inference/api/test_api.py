@@ -28,7 +28,6 @@ import pytest
 import soundfile
 from hypothesis import strategies
 
-from pipelines.inference import api as serving
 from pipelines.inference import subtitles as written
 from pipelines.inference.api import api
 from pipelines.inference.api import server as api_server
@@ -707,7 +706,7 @@ def test_a_dry_run_serves_nothing_and_does_not_tell_the_token(monkeypatch, capsy
     from pipelines import __main__ as cli
 
     monkeypatch.setenv("LAB_API_TOKEN", TOKEN)
-    monkeypatch.setattr(serving, "listen", lambda *args: pytest.fail("listened"))
+    monkeypatch.setattr(api_server, "listen", lambda *args: pytest.fail("listened"))
     monkeypatch.setattr(sys, "argv", ["pipelines", "serve", "--model", str(toy_model), "--dry-run"])
     with pytest.raises(SystemExit) as done:
         cli.main()
@@ -719,11 +718,10 @@ def test_a_dry_run_serves_nothing_and_does_not_tell_the_token(monkeypatch, capsy
 
 def test_every_limit_of_the_command_line_is_the_servers(toy_model, monkeypatch):
     from pipelines import __main__ as cli
-    from pipelines.inference import api as serving
 
     seen = []
-    monkeypatch.setattr(serving, "make_app", lambda transcriber, limits, token: seen.append(limits))
-    monkeypatch.setattr(serving, "serve", lambda app, listening: listening.close())
+    monkeypatch.setattr(api, "make_app", lambda transcriber, limits, token: seen.append(limits))
+    monkeypatch.setattr(api_server, "serve", lambda app, listening: listening.close())
     told = {"--max-mb": "3", "--max-duration-s": "44", "--timeout-s": "55", "--queue": "66"}
     options = [word for pair in told.items() for word in pair]
     monkeypatch.setattr(sys, "argv", ["pipelines", "serve", "--model", str(toy_model), "--port", "0", *options])

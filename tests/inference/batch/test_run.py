@@ -68,9 +68,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(path: Path, ear: Ear | None = None, again=False, retry=False, log=lambda line: None, **options):
+def run(path: Path, ear: Ear | None = None, again=False, retry=False, **options):
     job = batch_job.plan([path], **options)
-    return job, batch_run.run(job, ear or Ear(), again=again, retry=retry, log=log)[0]
+    return job, batch_run.run(job, ear or Ear(), again=again, retry=retry)[0]
 
 
 def test_a_table_comes_back_with_transcripts_errors_and_wer(talks):
@@ -448,14 +448,14 @@ def test_a_killed_process_loses_no_row_that_was_done(talks, tmp_path):
     code = f"""
 import sys, time
 from pathlib import Path
-sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
-from pipelines import transcripts
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
+from pipelines.inference.batch import job, run
 from test_run import Ear
 class Slow(Ear):
     def transcribe(self, *told, **more):
         time.sleep(0.02)
         return super().transcribe(*told, **more)
-transcripts.run(transcripts.plan([Path({str(talks)!r})]), Slow())
+run.run(job.plan([Path({str(talks)!r})]), Slow())
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:

@@ -38,8 +38,8 @@ def server(hub_server, toy_model):
     return hub_server
 
 
-def publish(uri: str = "hub://lab/toy", hardware: str = "cpu", log=lambda line: None) -> dict[str, str]:
-    return space.publish(NAME, space.find_model(uri), hardware, log)
+def publish(uri: str = "hub://lab/toy", hardware: str = "cpu") -> dict[str, str]:
+    return space.publish(NAME, space.find_model(uri), hardware)
 
 
 def sent(server) -> dict[str, bytes]:
@@ -71,9 +71,11 @@ def test_it_holds_the_modules_that_are_imported_and_nothing_else(tmp_path):
     model = space.Model("lab/toy", COMMIT, False, ("config.json",))
     files = set(space.write(tmp_path / "s", NAME, model))
     assert files == {path.as_posix() for path in space.modules()} | BESIDE
-    rooms = {Path(name).parts[1].removesuffix(".py") for name in files - BESIDE}
-    assert {"transcriber", "engines", "models", "served", "feedback", "stores"} <= rooms
-    assert not rooms & {"training", "cache", "sources", "report", "evaluation", "lab", "space", "__main__", "batch"}
+    folders = {Path(name).parts[1] for name in files - BESIDE}
+    assert {"inference", "whisper", "speech", "infra"} <= folders
+    assert not folders & {"training", "features", "experiments", "worker", "cli", "__main__.py"}
+    parts = {Path(name).parts[2].removesuffix(".py") for name in files if name.startswith("pipelines/inference/")}
+    assert {"app", "feedback", "transcriber"} <= parts and not parts & {"api", "batch", "deploy", "figures"}
     code = """
 import importlib, pathlib, sys
 here = pathlib.Path.cwd()
@@ -93,9 +95,9 @@ print(len(mine), len(names))
 @pytest.mark.parametrize(
     ("source", "names"),
     [
-        ("def late():\n    from pipelines import audio", {"pipelines.speech.audio"}),
+        ("def late():\n    from pipelines.speech import audio", {"pipelines.speech.audio"}),
         (
-            "if TYPE_CHECKING:\n    from pipelines import lab\nelse:\n    import pipelines.speech.text",
+            "if TYPE_CHECKING:\n    from pipelines.features import pipeline\nelse:\n    import pipelines.speech.text",
             {"pipelines.speech.text"},
         ),
         ("if typing.TYPE_CHECKING:\n    import torch", set()),

@@ -1,0 +1,73 @@
+// Connects the page to its player and its microphone. Gradio's events call the functions of `window.lab`.
+
+import { createMicrophone } from "./microphone.js"
+import { createPlayer } from "./player.js"
+
+// Messages that Gradio shows in English only, by the name of our own message.
+const GRADIO_MESSAGES = {
+  too_large: /exceeds? (the )?maximum allowed size/i,
+  busy: /currently busy|Queue is full/i,
+  lost: /Connection to the server was lost|Connection errored out/i
+}
+
+export function startPage({ messages, maxDurationS, workletSource }) {
+  const settings = { requestTimeoutMs: 75000, maxDurationS }
+  const message = name => (messages[document.documentElement.lang] ?? messages.en)[name]
+  const player = createPlayer()
+  const microphone = createMicrophone({ player, message, workletSource, settings })
+
+  const saveFile = (files, extension) => {
+    if (!files) return
+    const link = document.createElement("a")
+    link.href = URL.createObjectURL(new Blob([files[extension]], { type: "text/plain;charset=utf-8" }))
+    link.download = `transcript.${extension}`
+    link.click()
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000)
+  }
+
+  const setLanguage = language => {
+    document.documentElement.lang = language
+    for (const element of document.querySelectorAll(`[data-label-${language}]`))
+      element.setAttribute("aria-label", element.getAttribute(`data-label-${language}`))
+  }
+
+  const translateGradioMessages = () => {
+    for (const text of document.querySelectorAll(".toast-message-text")) {
+      const name = Object.keys(GRADIO_MESSAGES).find(key => GRADIO_MESSAGES[key].test(text.textContent))
+      if (!name) continue
+      if (text.textContent !== message(name)) text.textContent = message(name)
+      const title = text.closest(".toast-body").querySelector(".toast-title")?.firstChild
+      if (title && title.nodeValue !== message("sorry")) title.nodeValue = message("sorry")
+    }
+  }
+
+  // What Gradio has no option for. It may render these elements again at any time.
+  const setAccessibilityAttributes = () => {
+    for (const box of document.querySelectorAll("#transcript textarea, #correction textarea"))
+      if (box.lang !== "sv") box.lang = "sv"
+    for (const region of document.querySelectorAll("#live, #timing, #compared"))
+      if (region.ariaLive !== "polite") region.ariaLive = "polite" // screen readers read changes aloud
+  }
+
+  document.addEventListener("click", event => {
+    if (event.target.closest?.("#stop")) microphone.stop()
+    const segment = event.target.closest?.("#details .play")?.closest("li")
+    if (segment) player.playSegment(segment)
+  })
+
+  new MutationObserver(() => {
+    translateGradioMessages()
+    setAccessibilityAttributes()
+    if (player.hasUndrawnSegments()) player.drawSegments()
+  }).observe(document.body, { childList: true, subtree: true })
+
+  window.lab = {
+    loadRecording: player.load,
+    saveFile,
+    setLanguage,
+    startMicrophone: microphone.start,
+    sessionId: microphone.sessionId,
+    transcriptReceived: microphone.transcriptReceived,
+    settings
+  }
+}
