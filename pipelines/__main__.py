@@ -68,7 +68,7 @@ def main() -> None:
     from pipelines.infra import environment
 
     environment.share_cores()
-    console.configure() if distributed.is_first() else console.mute()
+    console.configure() if distributed.is_main_process() else console.mute()
     try:
         app()
     except Unfinished as error:
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _fail(line: str, code: int) -> None:
-    if distributed.is_first_to_fail():
+    if distributed.claim_error_report():
         print(line, file=sys.stderr)
     sys.exit(code)
 

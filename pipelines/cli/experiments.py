@@ -56,9 +56,11 @@ def evaluate(
     settings, _ = _recipe(recipe, set_)
     if log:
         evaluation.refuse_listeners(log)
-    uri = model or recipe_runs.stages(settings, runs).get("training", {}).get("model_uri") or settings.model.base
+    uri = model or recipe_runs.read_stages(settings, runs).get("training", {}).get("model_uri") or settings.model.base
     if dry_run:
-        return _plan(as_json, settings, recipe_runs.stage_folder(settings, runs) / "reports", f"score {uri} on {split}")
+        return _plan(
+            as_json, settings, recipe_runs.experiment_folder(settings, runs) / "reports", f"score {uri} on {split}"
+        )
     report = experiment_pipeline.evaluate(
         settings,
         feature_pipeline.open_cache(settings, cache, runs=runs),

@@ -65,7 +65,7 @@ def features(
         "padded_bytes": made.padded_bytes,
     }
     if publish:
-        told["published_uri"] = recipe_runs.stages(settings, runs)["publication"]["cache_uri"]
+        told["published_uri"] = recipe_runs.read_stages(settings, runs)["publication"]["cache_uri"]
     _print(
         as_json,
         told,

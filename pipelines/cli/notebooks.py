@@ -29,7 +29,7 @@ def run(
     Every stage keeps what it finished: after a kill, the same call goes on where it was. The summary is written to
     `runs/<recipe>/summary.json`.
     """
-    folder = recipe_runs.stage_folder(recipe, runs) / "notebooks"
+    folder = recipe_runs.experiment_folder(recipe, runs) / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     shared = {"recipe": recipe_name, "overrides": overrides, "runs": str(environment.runs_folder(runs))}
     handed, seconds = {}, {}
@@ -38,7 +38,7 @@ def run(
         started = time.monotonic()
         _execute(name, folder, shared | handed | _IN_BATCH.get(name, {}), progress)
         seconds[name] = round(time.monotonic() - started, 1)
-        handed = _next_uri(name, recipe_runs.stages(recipe, runs))
+        handed = _next_uri(name, recipe_runs.read_stages(recipe, runs))
         logger.info(f"{name}: {seconds[name]:.0f} s{''.join(f', {key} {value}' for key, value in handed.items())}")
     return _summarise(recipe, runs, seconds)
 
@@ -78,7 +78,7 @@ def _next_uri(name: str, noted: dict[str, Any]) -> dict[str, str]:
 
 
 def _summarise(recipe: Recipe, runs: str | Path, seconds: dict[str, float]) -> dict[str, Any]:
-    noted = recipe_runs.stages(recipe, runs)
+    noted = recipe_runs.read_stages(recipe, runs)
     reports = {label: evaluation.read_report(Path(noted["scores"][label])) for label in ("before", "after")}
     summary = {
         "recipe": recipe.name,
@@ -92,7 +92,7 @@ def _summarise(recipe: Recipe, runs: str | Path, seconds: dict[str, float]) -> d
         "model_uri": noted["training"]["model_uri"],
         "digest": noted["training"]["digest"],
     }
-    manifest.write_json(recipe_runs.stage_folder(recipe, runs) / "summary.json", summary)
+    manifest.write_json(recipe_runs.experiment_folder(recipe, runs) / "summary.json", summary)
     return summary
 
 

@@ -38,7 +38,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done 
 
 def _log_to_stderr(as_json: bool) -> bool:
     """Keep standard output for the JSON object."""
-    if as_json and distributed.is_first():
+    if as_json and distributed.is_main_process():
         console.configure(sys.stderr)
     return as_json
 

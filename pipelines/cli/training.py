@@ -69,7 +69,7 @@ def train(
     if devices > 1 and not cluster and not dry_run and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(distributed.launch(devices, [sys.executable, "-m", "pipelines", *sys.argv[1:]]))
     set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
-    with distributed.joined():
+    with distributed.process_group():
         _train(
             recipe,
             set_,
@@ -119,7 +119,7 @@ def distill(
     """
     set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
     set_ = [*set_, f"distillation.teacher={teacher}"] if teacher else set_
-    with distributed.joined():
+    with distributed.process_group():
         _train(recipe, set_, runs, cache, dry_run, as_json, resume=resume, publish=publish, taught=True)
 
 
@@ -145,16 +145,16 @@ def _train(
         return _plan(
             as_json,
             settings,
-            recipe_runs.stage_folder(settings, runs),
+            recipe_runs.experiment_folder(settings, runs),
             f"train {settings.training.steps} steps from {start}",
         )
     from pipelines.training import figures
 
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
-    progress = figures.console_progress() if distributed.is_first() else None
+    progress = figures.console_progress() if distributed.is_main_process() else None
     stage = training_pipeline.distill if taught else training_pipeline.run
     made = stage(settings, opened, runs=runs, publish=publish, progress=progress, **how)
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
     told = {
         "model_uri": made.uri,
@@ -166,7 +166,7 @@ def _train(
     if made.copies:
         told["copies"] = dataclasses.asdict(made.copies)
     if publish:
-        told["published_uri"] = recipe_runs.stages(settings, runs)["model publication"]["model_uri"]
+        told["published_uri"] = recipe_runs.read_stages(settings, runs)["model publication"]["model_uri"]
     kept = f"\n{made.copies}" if made.copies else ""
     _print(
         as_json,

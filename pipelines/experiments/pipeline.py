@@ -11,7 +11,7 @@ from pipelines.experiments import evaluation, run_log, test_set_log
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment, manifest
-from pipelines.recipes.runs import _REHEARSED, _bar, _stage, stage_folder
+from pipelines.recipes.runs import REHEARSAL_FOLDER, clip_progress_bar, experiment_folder, record_stage
 from pipelines.recipes.settings import Recipe
 from pipelines.training import model_card
 from pipelines.training.pipeline import apply_fast_dev_run
@@ -40,7 +40,7 @@ def evaluate(
         recipe, cache = apply_fast_dev_run(recipe, cache)
     ref = whisper_model.resolve(model_uri)
     made: list[int] = []
-    with _bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
+    with clip_progress_bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
 
         def decoded(n: int) -> None:
             step(n)
@@ -60,15 +60,15 @@ def evaluate(
 
 
 def _reports(recipe: Recipe, runs: str | Path) -> Path:
-    rehearsed = _REHEARSED if recipe.training.fast_dev_run else ""
-    return stage_folder(recipe, runs) / rehearsed / "reports"
+    rehearsed = REHEARSAL_FOLDER if recipe.training.fast_dev_run else ""
+    return experiment_folder(recipe, runs) / rehearsed / "reports"
 
 
 def evaluate_base_and_tuned(
     recipe: Recipe, cache: FeatureCache, model_uri: str, *, runs: str | Path = ""
 ) -> dict[str, EvalReport]:
     """Score the recipe's base model and the tuned one on the test split: `before` and `after`. Each is scored once."""
-    with _stage(recipe, runs, "scores") as note:
+    with record_stage(recipe, runs, "scores") as note:
         reports = {
             label: evaluate(recipe, cache, uri, "test", runs=runs)
             for label, uri in (("before", recipe.model.base), ("after", model_uri))

@@ -95,7 +95,7 @@ def _one(recipe: Recipe, runs: str | Path) -> tuple[EvalReport, bool]:
     with console.silenced():
         cache = feature_pipeline.run(recipe, runs=runs)
         model = training_pipeline.run(recipe, cache, runs=runs)
-        existing = set((recipe_runs.stage_folder(recipe, runs) / "reports").glob("test-*"))
+        existing = set((recipe_runs.experiment_folder(recipe, runs) / "reports").glob("test-*"))
         report = experiment_pipeline.evaluate(recipe, cache, model.uri, "test", runs=runs)
     return report, report.folder not in existing
 
@@ -107,7 +107,7 @@ def found(experiments: Iterable[Recipe], runs: str | Path = "") -> dict[str, Eva
     """
     reports = {}
     for recipe in experiments:
-        folders = (recipe_runs.stage_folder(recipe, runs) / "reports").glob("test-*")
+        folders = (recipe_runs.experiment_folder(recipe, runs) / "reports").glob("test-*")
         for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns):
             if manifest.problem(folder) is None:
                 report = evaluation.read_report(folder)

@@ -33,7 +33,7 @@ from pipelines.infra.parallel import distributed
 from pipelines.infra.stores import hopsworks
 from pipelines.recipes import digest
 from pipelines.recipes import runs as recipe_runs
-from pipelines.recipes.runs import _bar, _stage, stages
+from pipelines.recipes.runs import clip_progress_bar, read_stages, record_stage
 from pipelines.recipes.settings import PartSettings, Recipe
 from pipelines.speech import audio
 from pipelines.whisper import model as whisper_model
@@ -92,7 +92,7 @@ def run(
     `on_clips` is told of each block of clips that is done how many it held, and how many there are in all; 0 where the
     source cannot tell before it is read.
     """
-    with _stage(recipe, runs, "features") as note:
+    with record_stage(recipe, runs, "features") as note:
         prepared, source = processor(recipe), open_source(recipe.source, recipe.language)
         identity = features_identity(recipe, source.identity(), prepared, runs)
         folder = _folder(cache_uri) if cache_uri else _cache_folder(runs, identity)
@@ -110,7 +110,7 @@ def run(
             "Add a `split` column, or recordings of more speakers"
         )
     if publish:
-        with _stage(recipe, runs, "publication") as note:
+        with record_stage(recipe, runs, "publication") as note:
             note["cache_uri"] = _publish(cache, publish)
     return cache
 
@@ -120,13 +120,13 @@ def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") ->
 
     One that is not on this machine's own disk is fetched, and verified, into the lab's cache folder.
     """
-    uri = cache_uri or stages(recipe, runs).get("features", {}).get("cache_uri")
+    uri = cache_uri or read_stages(recipe, runs).get("features", {}).get("cache_uri")
     if not uri:
         raise LabError(
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
-    with distributed.first_on_machine():
+    with distributed.local_main_process_first():
         folder = stores.at_hand(uri)
         identity = features_identity(recipe, _source_identity(recipe, folder), processor(recipe), runs)
         return caches.open_cache(folder, identity)
@@ -228,7 +228,7 @@ def _extract(
             curation, cache, rejected, before, held_out, lambda rows: _hear(recipe, cache, rows, runs), gate.label
         )
 
-    with _bar("log-mel", n_left or None) as step:
+    with clip_progress_bar("log-mel", n_left or None) as step:
 
         def done(n: int) -> None:
             step(n)
@@ -252,7 +252,7 @@ def _hear(recipe: Recipe, cache: FeatureCache, rows: np.ndarray, runs: str | Pat
     """What the label model hears in these rows of the cache."""
     ref, folder = label_model(recipe, runs), environment.runs_folder(runs) / "label_errors"
     logger.info(f"asking {ref.title} what it hears in {len(rows)} training clips")
-    with _bar("label errors", len(rows)) as step:
+    with clip_progress_bar("label errors", len(rows)) as step:
         return label_errors.heard(cache, rows, ref, recipe.language, recipe.evaluation, folder, on_clips=step)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.inference.transcriber import Transcriber
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
-from pipelines.recipes.runs import newest_finished_model, stages
+from pipelines.recipes.runs import newest_finished_model, read_stages
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import model as whisper_model
 
@@ -27,7 +27,7 @@ def load_transcriber(recipe: Recipe, model_uri: str = "", *, runs: str | Path = 
 
     Raises LabError if neither exists.
     """
-    uri = model_uri or stages(recipe, runs).get("training", {}).get("model_uri")
+    uri = model_uri or read_stages(recipe, runs).get("training", {}).get("model_uri")
     if not uri:
         raise LabError(
             f"no model for recipe {recipe.name}: run 02_training_pipeline first "

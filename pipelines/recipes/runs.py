@@ -14,42 +14,42 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes.settings import Recipe
 
-_REHEARSED = "thrown_away"
+REHEARSAL_FOLDER = "thrown_away"
 """Folder of what a rehearsal makes; each one begins by removing it."""
 
 
-def stage_folder(recipe: Recipe, runs: str | Path = "") -> Path:
+def experiment_folder(recipe: Recipe, runs: str | Path = "") -> Path:
     """Where everything lies that runs of this recipe made."""
     return environment.runs_folder(runs) / folder_name(recipe)
 
 
-def stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
+def read_stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
     """What the stages noted: name to facts; empty where none ran. A rehearsal takes the features of the real thing."""
     try:
-        noted = json.loads((stage_folder(recipe, runs) / "stages.json").read_text("utf-8"))
+        noted = json.loads((experiment_folder(recipe, runs) / "stages.json").read_text("utf-8"))
     except (OSError, ValueError):
         noted = {}
     if recipe.training.fast_dev_run and "features" not in noted:
         plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": False})})
-        noted |= {name: facts for name, facts in stages(plain, runs).items() if name == "features"}
+        noted |= {name: facts for name, facts in read_stages(plain, runs).items() if name == "features"}
     return noted
 
 
 @contextlib.contextmanager
-def _stage(recipe: Recipe, runs: str | Path, name: str) -> Iterator[dict[str, Any]]:
+def record_stage(recipe: Recipe, runs: str | Path, name: str) -> Iterator[dict[str, Any]]:
     """Note what the stage made and how long it took, once it has ended well."""
     started, facts = time.monotonic(), {}
     yield facts
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
-    folder = stage_folder(recipe, runs)
+    folder = experiment_folder(recipe, runs)
     folder.mkdir(parents=True, exist_ok=True)
     facts["seconds"] = round(time.monotonic() - started, 2)
-    manifest.write_json(folder / "stages.json", {**stages(recipe, runs), name: facts})
+    manifest.write_json(folder / "stages.json", {**read_stages(recipe, runs), name: facts})
 
 
 @contextlib.contextmanager
-def _bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def clip_progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar in clips; yields the function that moves it on."""
     from tqdm.auto import tqdm
 

@@ -138,7 +138,7 @@ def taught(
     pseudo, most = settings.labels == "teacher", settings.max_label_wer or float("inf")
     if not pseudo and not settings.max_label_wer:
         return cache
-    heard = distributed.by_first(lambda: _heard(recipe, cache, rows, teacher, run, newest()))
+    heard = distributed.broadcast_from_main(lambda: _heard(recipe, cache, rows, teacher, run, newest()))
     wers = label_errors.label_wers(cache.rows["text"].iloc[rows].tolist(), heard)
     near = wers <= most
     if pseudo:

@@ -94,7 +94,7 @@ def train(
     Several processes may train together (ranks.py): all must see the run's folder, the first writes and tells, and each
     gets the model.
     """
-    progress = progress if progress and distributed.is_first() else Progress()
+    progress = progress if progress and distributed.is_main_process() else Progress()
     identity = run_identity(recipe, cache, base, fork)
     name, folder, copies = digest(identity), run / "checkpoints", None
 
@@ -113,7 +113,7 @@ def train(
         return model
 
     with contextlib.ExitStack() as held:
-        model = distributed.by_first(begin)
+        model = distributed.broadcast_from_main(begin)
         data_parallel.refuse_unseen(run)
         if model:
             logger.info(f"this run is finished: {model.uri}")
@@ -122,7 +122,7 @@ def train(
                 model = model or _train(recipe, cache, base, run, name, progress, copies, fork, until)
                 if copies:
                     copies.offer(Path(model.uri))
-            distributed.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+            distributed.broadcast_from_main(lambda: shutil.rmtree(folder, ignore_errors=True))
         except BaseException:
             progress.on_stop()
             raise
@@ -154,7 +154,9 @@ def _train(
             line = oom.halved(run, error)
         logger.info(line)
         oom.free()
-    return distributed.by_first(functools.partial(finish, trainer, recipe, cache, run, run_digest, start, fork))
+    return distributed.broadcast_from_main(
+        functools.partial(finish, trainer, recipe, cache, run, run_digest, start, fork)
+    )
 
 
 def _newest(run: Path, run_digest: str) -> Path | None:
@@ -182,7 +184,7 @@ def _fit(
         sealed_checkpoints.remove_unusable(folder, found)
         return found
 
-    last = distributed.by_first(newest)
+    last = distributed.broadcast_from_main(newest)
     logger.info(f"going on from {last.name}" if last else f"starting from {base.title}")
     if last:
         data_parallel.tell_other_size(last)
@@ -193,7 +195,7 @@ def _fit(
         return trainer
     if done and 0 < interruption.until <= done.global_step:
         raise Paused(done.global_step, recipe.training.steps, history_of(done))
-    name, tracker = f"{recipe.name}-{run_digest}", recipe.training.tracker if distributed.is_first() else ""
+    name, tracker = f"{recipe.name}-{run_digest}", recipe.training.tracker if distributed.is_main_process() else ""
     try:
         with (
             trackers.attached(trainer, tracker, name, run),
@@ -201,7 +203,7 @@ def _fit(
         ):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     except torch.OutOfMemoryError:  # outside of the model: the optimizer's own numbers come with its first step
-        raise oom.ran_out(trainer.micro_batch, trainer.state.global_step + 1, distributed.size()) from None
+        raise oom.ran_out(trainer.micro_batch, trainer.state.global_step + 1, distributed.world_size()) from None
     except Diverged as error:
         kept = next(reversed(sealed_checkpoints.listed(folder)), "the base model")
         raise divergence.refused(error, run, str(kept), recipe.training.learning_rate) from None
@@ -265,11 +267,11 @@ def _longest_batches(recipe: Recipe, cache: FeatureCache, sampler: BucketSampler
     import torch
 
     settings, rows = recipe.training, rows_of(cache, "train")
-    clips = min(at_once, -(-settings.batch_size // distributed.size()))
+    clips = min(at_once, -(-settings.batch_size // distributed.world_size()))
     longest = padded_frames(int(cache.rows["frames"].to_numpy()[rows].max() / (1 - recipe.augment.speed)) + 1)
     sizes = [(clips, FULL_FRAMES if settings.context == "full" else longest)]
     if settings.window_share:
-        sizes.append((min(clips, -(-sampler.windows_per_batch // distributed.size())), FULL_FRAMES))
+        sizes.append((min(clips, -(-sampler.windows_per_batch // distributed.world_size())), FULL_FRAMES))
     tokens = MAX_LABEL_TOKENS if settings.window_share else max(len(cache.labels(row)) for row in rows)
     n_mels = cache.log_mel(int(rows[0])).frames.shape[1]
     return [

@@ -16,7 +16,7 @@ from pipelines.infra import stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes import digest
-from pipelines.recipes.runs import _REHEARSED, _stage, stage_folder
+from pipelines.recipes.runs import REHEARSAL_FOLDER, experiment_folder, record_stage
 from pipelines.recipes.settings import Recipe
 from pipelines.training import distillation, ray_train
 from pipelines.training import loop as training_loop
@@ -58,15 +58,17 @@ def run(
         raise LabError(
             f"devices={devices} needs a cluster; on one machine: python -m pipelines train --devices {devices}"
         )
-    if cluster and distributed.size() > 1:
+    if cluster and distributed.world_size() > 1:
         raise LabError("torchrun and --cluster both start processes: leave one of them out")
-    progress = progress if progress and distributed.is_first() else Progress()
+    progress = progress if progress and distributed.is_main_process() else Progress()
     if recipe.training.fast_dev_run:
         recipe, cache = apply_fast_dev_run(recipe, cache)
         resume = publish = ""
-        distributed.by_first(lambda: shutil.rmtree(stage_folder(recipe, runs) / _REHEARSED, ignore_errors=True))
-    with _stage(recipe, runs, "training") as note:
-        with distributed.first_on_machine():
+        distributed.broadcast_from_main(
+            lambda: shutil.rmtree(experiment_folder(recipe, runs) / REHEARSAL_FOLDER, ignore_errors=True)
+        )
+    with record_stage(recipe, runs, "training") as note:
+        with distributed.local_main_process_first():
             base = starting_model(recipe, cache, runs)
             parent = checkpoints_fork.find(fork, base) if fork else None
         folder = run_folder(recipe, cache, base, runs, parent)
@@ -83,8 +85,8 @@ def run(
             "validation_wer": trained.validation["eval_wer"],
             "training_seconds": trained.seconds,
         }
-    if publish and distributed.is_first():
-        with _stage(recipe, runs, "model publication") as note:
+    if publish and distributed.is_main_process():
+        with record_stage(recipe, runs, "model publication") as note:
             logger.info(f"the model is finished: {trained.uri}")
             published = stores.open_store(publish).publish(Path(trained.uri), publish)
             logger.info(f"published as {published}")
@@ -198,8 +200,8 @@ def run_folder(
 ) -> Path:
     """The folder of one training run, named by all that decides its weights."""
     if recipe.training.fast_dev_run:
-        return stage_folder(recipe, runs) / _REHEARSED / "run"
-    return stage_folder(recipe, runs) / f"train-{digest(training_run.run_identity(recipe, cache, base, fork))}"
+        return experiment_folder(recipe, runs) / REHEARSAL_FOLDER / "run"
+    return experiment_folder(recipe, runs) / f"train-{digest(training_run.run_identity(recipe, cache, base, fork))}"
 
 
 def apply_fast_dev_run(recipe: Recipe, cache: FeatureCache) -> tuple[Recipe, FeatureCache]:

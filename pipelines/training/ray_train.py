@@ -164,7 +164,7 @@ def _work(job: Job, ear: Any) -> None:
         return
     try:
         ray_cluster.refuse_unseen((job.run.parent, job.cache.folder, job.base.folder))
-        with distributed.joined():
+        with distributed.process_group():
             training_loop.train(job.recipe, job.cache, job.base, job.run, _telling(ear), job.resume, fork=job.fork)
     except distributed.PeerLost:
         raise

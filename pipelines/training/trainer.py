@@ -72,17 +72,17 @@ def trainer_class() -> type[Seq2SeqTrainer]:
             # seconds of training over all sittings: each line adds the time since the line before it
             now, history = time.monotonic(), self.state.log_history
             earlier = history[-1].get("seconds", 0.0) if history else 0.0
-            pace = {"clips_per_s": round(distributed.summed(self.pace.take())[0], 2)} if "loss" in logs else {}
+            pace = {"clips_per_s": round(distributed.all_reduce_sum(self.pace.take())[0], 2)} if "loss" in logs else {}
             super().log({**logs, **pace, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
             self.clock = now
 
         def get_train_dataloader(self) -> DataLoader:
             self.pace = Pace()  # the training loop begins with this call
             collate = self.data_collator
-            if distributed.size() > 1:
-                collate = data_parallel.ShareOf(collate, distributed.rank(), distributed.size())
+            if distributed.world_size() > 1:
+                collate = data_parallel.ShareOf(collate, distributed.rank(), distributed.world_size())
             loader = self.make_loader(self.sampler, self.train_dataset, collate)
-            if distributed.size() == 1:
+            if distributed.world_size() == 1:
                 return self.accelerator.prepare(loader)
             # the same without sharding: that would deal whole batches to the processes
             return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
@@ -158,11 +158,11 @@ def trainer_class() -> type[Seq2SeqTrainer]:
                 sealed_checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
                 sealed_checkpoints.prune(folder, keep=self.keep)
 
-            distributed.by_first(lambda: shutil.rmtree(saved, ignore_errors=True))
+            distributed.broadcast_from_main(lambda: shutil.rmtree(saved, ignore_errors=True))
             with self.pace.paused():
                 super()._save_checkpoint(model, trial)
-                distributed.wait()  # each process has written the state of its random numbers
-                distributed.by_first(seal)
+                distributed.barrier()  # each process has written the state of its random numbers
+                distributed.broadcast_from_main(seal)
 
     return LabTrainer
 

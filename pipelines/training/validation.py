@@ -51,12 +51,14 @@ def validator(
 
     def validate(model: Any) -> dict[str, float]:
         was_training = model.training
-        heard = distributed.merged(fit(lambda frames: hear(model, frames)))
+        heard = distributed.gather_dicts(fit(lambda frames: hear(model, frames)))
         hypotheses = [heard[row] for row in rows.tolist()]
         draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
         score = scoring.score(references, hypotheses, speakers, **draw)
         low, high = score.ci95
-        total, tokens = distributed.summed(*fit(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
+        total, tokens = distributed.all_reduce_sum(
+            *fit(lambda frames: _summed_loss(model, cache, rows, frames, full_context))
+        )
         model.train(was_training)  # where memory ran out it was left as it was just then
         return {"wer": score.wer, "wer_low": low, "wer_high": high, "loss": total / tokens}
 
@@ -65,7 +67,7 @@ def validator(
 
 def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> float:
     """Mean cross entropy per label token over `rows`, teacher-forced."""
-    total, tokens = distributed.summed(*_summed_loss(model, cache, rows, batch_frames, full_context))
+    total, tokens = distributed.all_reduce_sum(*_summed_loss(model, cache, rows, batch_frames, full_context))
     return total / tokens
 
 
@@ -95,7 +97,7 @@ def _own_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_
     """The rows of this process, in the batches in which a single one would decode them: padding changes transcripts."""
     lengths = cache.rows["frames"].to_numpy()[rows]
     batches = sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames)
-    return [rows[batch] for batch in batches[distributed.rank() :: distributed.size()]]
+    return [rows[batch] for batch in batches[distributed.rank() :: distributed.world_size()]]
 
 
 def rows_of(cache: FeatureCache, split: str) -> np.ndarray:

@@ -207,7 +207,7 @@ def test_a_tuned_model_keeps_its_test_score_and_stays_whole(toy_settings, toy_ca
     assert [call["full_context"] for call in calls] == [True, False]
     assert whisper_model.resolve(str(tuned)).facts["test"]["wer"] == reports["after"].score.wer == 0
     assert not (toy_model / manifest.MANIFEST).exists()
-    noted = recipe_runs.stages(toy_settings(), tmp_path / "runs")["scores"]
+    noted = recipe_runs.read_stages(toy_settings(), tmp_path / "runs")["scores"]
     assert noted["after"] == str(reports["after"].folder)
     experiment_pipeline.evaluate_base_and_tuned(toy_settings(), toy_cache, str(tuned), runs=tmp_path / "runs")
     assert len(calls) == 2

@@ -43,8 +43,8 @@ def test_it_lies_apart_and_no_later_stage_takes_it(rehearsed, toy_settings):
     assert Path(model.uri) == folder / "run" / "model"
     assert [path.name for path in runs.iterdir()] == ["toy-fast-dev-run"]
     assert recipe_runs.newest_finished_model(runs) is None
-    assert recipe_runs.stages(toy_settings(), runs) == {}
-    assert recipe_runs.stages(recipe, runs)["training"]["model_uri"] == model.uri
+    assert recipe_runs.read_stages(toy_settings(), runs) == {}
+    assert recipe_runs.read_stages(recipe, runs)["training"]["model_uri"] == model.uri
 
 
 def test_each_rehearsal_begins_anew(rehearsed, toy_cache):

@@ -89,7 +89,7 @@ def backend(on_gpu: bool) -> str:
     return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return _group().get_world_size() if _group() else 1
 
@@ -99,12 +99,12 @@ def rank() -> int:
     return _group().get_rank() if _group() else 0
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     return rank() == 0
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within, this process belongs to those that torchrun or Ray Train started with it, if any did.
 
     A peer that dies is PeerLost in the others. LabError where a machine has fewer GPUs than processes.
@@ -125,15 +125,15 @@ def joined() -> Iterator[None]:
         _group().destroy_process_group()
 
 
-def by_first(make: Callable[[], T]) -> T:
+def broadcast_from_main(make: Callable[[], T]) -> T:
     """What `make` returns in the first process, in every process (it is pickled); a LabError of it likewise.
 
     No process goes on before the first one has done it.
     """
-    if size() == 1:
+    if world_size() == 1:
         return make()
     told: list[Any] = [None, None]
-    if is_first():
+    if is_main_process():
         try:
             told[0] = make()
         except LabError as error:
@@ -145,24 +145,24 @@ def by_first(make: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def first_on_machine() -> Iterator[None]:
+def local_main_process_first() -> Iterator[None]:
     """Within, the first process of each machine goes before its others: what it fetches, they find."""
     leads = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not leads:
-        wait()
+        barrier()
     yield
     if leads:
-        wait()
+        barrier()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process has come here."""
-    summed(0.0)
+    all_reduce_sum(0.0)
 
 
-def summed(*values: float) -> list[float]:
+def all_reduce_sum(*values: float) -> list[float]:
     """Each of the numbers, summed over all processes (in float64): the same in every process."""
-    if size() == 1:
+    if world_size() == 1:
         return list(values)
     import torch
 
@@ -171,38 +171,38 @@ def summed(*values: float) -> list[float]:
     return sums.tolist()
 
 
-def merged(own: dict[Any, Any]) -> dict[Any, Any]:
+def gather_dicts(own: dict[Any, Any]) -> dict[Any, Any]:
     """The dictionaries of all processes in one."""
-    if size() == 1:
+    if world_size() == 1:
         return own
-    told: list[Any] = [None] * size()
+    told: list[Any] = [None] * world_size()
     _group().all_gather_object(told, own)
     return {name: value for part in told for name, value in part.items()}
 
 
-def agreed(word: str) -> str:
+def first_message(word: str) -> str:
     """The first word that a process has to say, in rank order; empty where none has. Every process must ask."""
-    if not summed(float(bool(word)))[0]:
+    if not all_reduce_sum(float(bool(word)))[0]:
         return ""
-    if size() == 1:
+    if world_size() == 1:
         return word
-    words: list[Any] = [None] * size()
+    words: list[Any] = [None] * world_size()
     _group().all_gather_object(words, word)
     return next(filter(None, words))
 
 
-def is_first_to_fail() -> bool:
+def claim_error_report() -> bool:
     """Whether no other process has failed before this one: one tells the user, the others are silent."""
     return _failures(1) == 1
 
 
 def has_failed() -> bool:
-    """Whether a process has failed by itself (`is_first_to_fail`)."""
+    """Whether a process has failed by itself (`claim_error_report`)."""
     return _failures(0) > 0
 
 
 def _failures(more: int) -> int:
-    if size() == 1:
+    if world_size() == 1:
         return more
     from torch.distributed.distributed_c10d import _get_default_store
 

@@ -56,7 +56,7 @@ class Guard:
 
         In all processes that train together, where the loss of one is none.
         """
-        (loss,), norm, self.loss = distributed.summed(float(self.loss)), float(norm), 0.0
+        (loss,), norm, self.loss = distributed.all_reduce_sum(float(self.loss)), float(norm), 0.0
         if not math.isfinite(loss):
             raise Diverged(step, "loss", loss)
         self.skipped_in_a_row = 0 if math.isfinite(norm) else self.skipped_in_a_row + 1
@@ -71,7 +71,7 @@ class Guard:
 
 def refused(error: Diverged, run: Path, kept: str, learning_rate: float) -> RunDiverged:
     """The error for the user; the run's folder remembers it for the next start."""
-    if distributed.is_first():
+    if distributed.is_main_process():
         manifest.write_json(run / _NOTE, {"step": error.step, "what": str(error)})
     return RunDiverged(
         f"training diverged: {error}. The weights of {kept} are kept, nothing after them. Try half the learning rate "

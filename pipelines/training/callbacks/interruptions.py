@@ -90,14 +90,14 @@ def _heeder(interruption: Interruption) -> Any:
 
     class Heeder(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step < state.max_steps and distributed.agreed(interruption.asked):
+            if state.global_step < state.max_steps and distributed.first_message(interruption.asked):
                 control.should_save = True
 
         def on_save(self, args, state, control, **kwargs):
             # also after a checkpoint that was due: no step is begun that nothing would keep
             if control.should_training_stop:
                 return
-            if who := distributed.agreed(interruption.asked):
+            if who := distributed.first_message(interruption.asked):
                 control.should_training_stop = True
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 interruption.ended = (

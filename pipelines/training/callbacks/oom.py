@@ -136,7 +136,7 @@ class Room:
                 made = work(self.frames)
             except torch.OutOfMemoryError:
                 full = "full"
-            if not distributed.agreed(full):
+            if not distributed.first_message(full):
                 return made
             self._halve()
             free()
@@ -148,7 +148,7 @@ class Room:
                 "device"
             )
         self.frames = max(FULL_FRAMES, self.frames // 2)
-        if distributed.is_first():
+        if distributed.is_main_process():
             _note(self.run, batch_frames=self.frames)
         self.tell(
             f"memory ran out in a look at validation: from now on its batches hold at most {self.frames} frames "

@@ -57,7 +57,7 @@ def refuse_unseen(run: Path) -> None:
 
 def tell_other_size(checkpoint: Path) -> None:
     """Say where another number of processes made the checkpoint that a run goes on from."""
-    made, now = len(list(checkpoint.glob("rng_state*.pth"))), distributed.size()
+    made, now = len(list(checkpoint.glob("rng_state*.pth"))), distributed.world_size()
     if made != now:
         logger.info(
             f"note: {made} process(es) made {checkpoint.name}, and {now} go on: same batches, same loss, other "

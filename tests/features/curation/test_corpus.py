@@ -444,7 +444,7 @@ def test_the_stage_tells_the_counts_everywhere(toy_settings, tmp_path):
     assert counts(cache)["speaker_cap"] == (80, 68)
     assert cache.counts == {"train": 48, "validation": 8, "test": 12, "rejected": 12}
     assert json.loads((cache.folder / "manifest.json").read_text("utf-8"))["curation"] == cache.curation
-    assert recipe_runs.stages(recipe, tmp_path)["features"]["curation"] == cache.curation
+    assert recipe_runs.read_stages(recipe, tmp_path)["features"]["curation"] == cache.curation
 
 
 def test_the_toy_tour_keeps_all_rows_and_its_identity(toy_cache):

@@ -403,12 +403,17 @@ def test_another_number_of_processes_is_told(tmp_path):
 
 def test_alone_nothing_is_started(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with distributed.joined():
+    with distributed.process_group():
         assert not torch.distributed.is_initialized()
-        assert (distributed.rank(), distributed.size(), distributed.summed(2, 3.5), distributed.agreed("now")) == (
+        assert (
+            distributed.rank(),
+            distributed.world_size(),
+            distributed.all_reduce_sum(2, 3.5),
+            distributed.first_message("now"),
+        ) == (
             0,
             1,
             [2, 3.5],
             "now",
         )
-        assert distributed.by_first(lambda: 7) == 7
+        assert distributed.broadcast_from_main(lambda: 7) == 7

@@ -699,8 +699,8 @@ def test_a_cache_is_published_and_another_machine_trains_on_it(hub_bench, toy_se
     here, there = tmp_path / "here", tmp_path / "there"
     made = feature_pipeline.run(recipe, runs=here, cache_uri=str(toy_cache.folder), publish=uri)
     assert made.folder == toy_cache.folder
-    assert recipe_runs.stages(recipe, here)["features"]["cache_uri"] == made.uri
-    published = recipe_runs.stages(recipe, here)["publication"]["cache_uri"]
+    assert recipe_runs.read_stages(recipe, here)["features"]["cache_uri"] == made.uri
+    published = recipe_runs.read_stages(recipe, here)["publication"]["cache_uri"]
     assert re.fullmatch(rf"{uri}@[0-9a-f]{{40}}", published)
     assert told[-1] == f"published as {published}"
     assert hub_bench.server.repos["dataset", "lab/toy-cache"].private
