@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from pipelines.inference.app.i18n import Words
-    from pipelines.inference.app.service import Heard
+    from pipelines.inference.app.service import SessionTranscript
     from pipelines.inference.transcriber import Transcriber
 
 
@@ -105,7 +105,7 @@ def build(transcriber: Transcriber, log: Path, *, why: str = "named", base: Any 
 
         def transcribed(
             recording: str | None,
-            heard: Heard | None,
+            heard: SessionTranscript | None,
             language: str,
             chosen: dict[str, int],
             progress=gr.Progress(),
@@ -183,7 +183,7 @@ class Page:
 
         first.__annotations__["request"] = gr.Request  # Gradio looks for it there, and cannot read it as a string
 
-        def then(chosen: str, heard: Heard | None) -> list[Any]:
+        def then(chosen: str, heard: SessionTranscript | None) -> list[Any]:
             chosen = chosen if chosen in WORDS else "en"
             return [chosen, *self.words(chosen), *details(heard, chosen)]
 

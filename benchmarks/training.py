@@ -316,16 +316,13 @@ def ours_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
     started = time.perf_counter()
     look(model)
     seconds = time.perf_counter() - started
-    transcripts = decoding.decode_rows(
-        model,
-        processor,
-        cache,
-        cache.split("validation"),
-        language=given.language,
-        batch_frames=given.evaluation.batch_frames,
-        max_new_tokens=given.evaluation.max_new_tokens,
+    options = decoding.DecodingOptions(
+        given.language,
+        given.evaluation.max_new_tokens,
         full_context=full_context,
+        batch_frames=given.evaluation.batch_frames,
     )
+    transcripts = decoding.decode_rows_to_text(model, processor, cache, cache.split("validation"), options)
     return Side(rate, seconds, _peak_mb(), transcripts)
 
 

@@ -39,7 +39,7 @@ from pipelines.speech.scoring import Score
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import lineage as whisper_lineage
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.decoding import Heard
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.model import ModelRef
 
 CODE = "2"
@@ -61,8 +61,8 @@ class EvalReport:
     """As written."""
     predictions: pd.DataFrame
     """One row per utterance: id, speaker, duration_s, reference, hypothesis, wer, the slice columns (slices.COLUMNS),
-    and snr_db, unseen_words, unseen_errors (report/slices.py), logprob and tokens (decoding.Heard). Reports of older
-    versions have fewer."""
+    and snr_db, unseen_words, unseen_errors (report/slices.py), logprob and tokens (decoding.Hypothesis). Reports of
+    older versions have fewer."""
     seconds: float
     """Wall-clock seconds of decoding; loading the model is not among them, except in reports of older versions."""
     test_set: str = ""
@@ -175,50 +175,45 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
 
 def _decode(
     recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
-) -> tuple[list[Heard], dict[str, Any]]:
+) -> tuple[list[Hypothesis], dict[str, Any]]:
     """What the model hears, and how fast: decoding_seconds (the model is loaded before), device, threads."""
     import torch
 
-    settings, here = recipe.evaluation, environment.detect()
+    here = environment.detect()
     if export.is_export(ref):
         return _decode_export(recipe, cache, ref, rows, on_clips)
     model, processor = whisper_model.load(ref, device=here.device), whisper_model.load_processor(ref, recipe.language)
     started = time.monotonic()
-    heard = decoding.hear_rows(
-        model,
-        processor,
-        cache,
-        rows,
-        language=recipe.language,
-        batch_frames=settings.batch_frames,
-        max_new_tokens=settings.max_new_tokens,
-        full_context=ref.context == "full",
-        on_clips=on_clips,
-    )
+    hypotheses = decoding.decode_rows(model, processor, cache, rows, _decoding_options(recipe, ref), on_clips)
     seconds = max(round(time.monotonic() - started, 2), 0.01)
-    return heard, {"decoding_seconds": seconds, "device": here.device_name, "threads": torch.get_num_threads()}
+    return hypotheses, {"decoding_seconds": seconds, "device": here.device_name, "threads": torch.get_num_threads()}
+
+
+def _decoding_options(recipe: Recipe, ref: ModelRef) -> DecodingOptions:
+    """Return the recipe's decoding options; a model that was not tuned on short windows gets the full 30 s."""
+    return DecodingOptions(
+        recipe.language,
+        recipe.evaluation.max_new_tokens,
+        full_context=ref.context == "full",
+        batch_frames=recipe.evaluation.batch_frames,
+    )
 
 
 def _decode_export(
     recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
-) -> tuple[list[Heard], dict[str, Any]]:
+) -> tuple[list[Hypothesis], dict[str, Any]]:
     """The same of an export, by the engine that reads it."""
-    settings = recipe.evaluation
-    engine = engines.open_engine(ref, recipe.language, max_new_tokens=settings.max_new_tokens)
+    engine = engines.open_engine(ref, recipe.language, max_new_tokens=recipe.evaluation.max_new_tokens)
     started = time.monotonic()
-    heard = decoding.by_batches(
-        lambda features: engine.hear(features.numpy()),
-        cache,
-        rows,
-        settings.batch_frames,
-        ref.context == "full",
-        on_clips,
+    options = _decoding_options(recipe, ref)
+    hypotheses = decoding.decode_in_batches(
+        lambda features: engine.decode(features.numpy()), cache, rows, options, on_clips
     )
     seconds = max(round(time.monotonic() - started, 2), 0.01)
-    return heard, {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
+    return hypotheses, {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
 
 
-def _predictions(cache: FeatureCache, rows: Any, heard: list[Heard]) -> pd.DataFrame:
+def _predictions(cache: FeatureCache, rows: Any, heard: list[Hypothesis]) -> pd.DataFrame:
     table = cache.rows.iloc[rows].reset_index(drop=True)
     told = [name for name in report_slices.TOLD if name in table]
     predictions = (

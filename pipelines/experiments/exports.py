@@ -149,7 +149,7 @@ def _speeds(
             for which, (engine, ref) in enumerate(zip(opened, refs, strict=True)):
                 window = _window(cache, int(row), ref)
                 started = time.perf_counter()
-                engine.hear(window)
+                engine.decode(window)
                 took[round_, place, which] = time.perf_counter() - started
     best = took.min(axis=0).mean(axis=0) * 1_000
     return [(engine.name, float(ms)) for engine, ms in zip(opened, best, strict=True)]

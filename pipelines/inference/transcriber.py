@@ -25,7 +25,7 @@ from pipelines.whisper import engines
 from pipelines.whisper import log_mel as features
 from pipelines.whisper.batching import padded_frames, sorted_batches
 from pipelines.whisper.confidence import Calibration
-from pipelines.whisper.decoding import Heard
+from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
 from pipelines.whisper.model import ModelRef
 
@@ -65,7 +65,7 @@ class Segment:
     text: str
     words: tuple[Word, ...] = ()
     logprob: float = 0.0
-    """Mean over tokens (decoding.Heard)."""
+    """Mean over tokens (decoding.Hypothesis)."""
     temperature: float = 0.0
     """At which it was decoded: above 0 where its text went in circles at first."""
     no_speech: float = 0.0
@@ -131,7 +131,7 @@ class _Intake:
 class _Settled(NamedTuple):
     """What is believed of a window, and how it came to that."""
 
-    heard: Heard
+    heard: Hypothesis
     temperature: float = 0.0
     no_speech: float = 0.0
 
@@ -239,12 +239,12 @@ class Transcriber:
 
     def _decode_windows(self, windows: list[Window], go_on: Callable[[], None], word_times: bool) -> list[Segment]:
         log_mels = [self.loaded.log_mel(Waveform(window.samples)) for window in windows]
-        heard: dict[int, Heard] = {}
+        heard: dict[int, Hypothesis] = {}
         lengths = np.array([self._frames(len(log_mel.frames)) for log_mel in log_mels])
         for batch in sorted_batches(lengths, BATCH_FRAMES) if len(windows) else []:
             go_on()
             tensor = self._tensor([log_mels[i] for i in batch])
-            heard |= zip(batch.tolist(), self.loaded.hear(tensor), strict=True)
+            heard |= zip(batch.tolist(), self.loaded.decode(tensor), strict=True)
         told = [self._settled(heard[i], log_mels[i], go_on) for i in range(len(windows))]
         parts: list[Segment] = []
         for window, log_mel, one in zip(windows, log_mels, told, strict=True):
@@ -260,19 +260,19 @@ class Transcriber:
         frames = max(self._frames(len(log_mel.frames)) for log_mel in log_mels)
         return np.stack([log_mel.padded(frames) for log_mel in log_mels])
 
-    def _settled(self, heard: Heard, log_mel: LogMel, go_on: Callable[[], None]) -> _Settled:
+    def _settled(self, heard: Hypothesis, log_mel: LogMel, go_on: Callable[[], None]) -> _Settled:
         """What is believed of a window: nothing where it is silent, another try where it goes in circles."""
         temperature = silent = 0.0
         if heard.logprob < _UNSURE_LOGPROB:
             go_on()
             silent = self.loaded.no_speech(self._tensor([log_mel]))[0]
             if silent > _NO_SPEECH:
-                return _Settled(Heard("", heard.logprob, heard.tokens))
+                return _Settled(Hypothesis("", heard.logprob, heard.tokens))
         for warmer in TEMPERATURES:
             if not repetition.is_repeating(heard.text):
                 break
             go_on()
-            temperature, heard = warmer, self.loaded.hear(self._tensor([log_mel]), warmer)[0]
+            temperature, heard = warmer, self.loaded.decode(self._tensor([log_mel]), warmer)[0]
         return _Settled(heard if not repetition.is_repeating(heard.text) else _cut(heard), temperature, silent)
 
     def _segments_of(self, window: Window, log_mel: LogMel, told: _Settled, word_times: bool) -> list[Segment]:
@@ -321,10 +321,10 @@ def _sentences(text: str) -> list[int]:
     return [0, *(n for n in range(1, len(words)) if words[n - 1].rstrip("\"'”’»)").endswith((".", "?", "!", "…")))]
 
 
-def _cut(heard: Heard) -> Heard:
+def _cut(heard: Hypothesis) -> Hypothesis:
     """A transcript that goes round in circles at every temperature, up to where the first circle closes."""
     kept = repetition.without_repeats(heard.text)
-    return Heard(kept, heard.logprob, heard.tokens, heard.words[: len(kept.split())])
+    return Hypothesis(kept, heard.logprob, heard.tokens, heard.words[: len(kept.split())])
 
 
 def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float) -> Iterator[np.ndarray]:

@@ -26,6 +26,7 @@ from pipelines.training.data import augmentation
 from pipelines.whisper import confidence, lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
+from pipelines.whisper.decoding import DecodingOptions
 from pipelines.whisper.log_mel import FULL_FRAMES
 from pipelines.whisper.model import ModelRef
 
@@ -174,18 +175,16 @@ def _calibrated(model: Any, trainer: Any, recipe: Recipe, cache: FeatureCache, r
     """How sure the model may be of its words: one more look at validation, on the CPU where the device is full."""
     import torch
 
-    batch_frames = oom.Room(run, recipe.evaluation.batch_frames, print).frames
+    options = DecodingOptions(
+        recipe.language,
+        recipe.evaluation.max_new_tokens,
+        full_context=recipe.training.context == "full",
+        batch_frames=oom.Room(run, recipe.evaluation.batch_frames, print).frames,
+    )
     for device in (trainer.args.device, "cpu"):
         with contextlib.suppress(torch.OutOfMemoryError):
-            return confidence.of_model(
-                model.to(device),
-                trainer.processing_class,
-                cache,
-                cache.split("validation"),
-                language=recipe.language,
-                batch_frames=batch_frames,
-                max_new_tokens=recipe.evaluation.max_new_tokens,
-                full_context=recipe.training.context == "full",
+            return confidence.calibrate(
+                model.to(device), trainer.processing_class, cache, cache.split("validation"), options
             )
         oom.free()
     return Calibration()

@@ -34,19 +34,13 @@ def validator(
         return room.fit(work) if room else work(settings.batch_frames)
 
     def hear(model: Any, batch_frames: int) -> dict[int, str]:
+        options = decoding.DecodingOptions(
+            recipe.language, settings.max_new_tokens, full_context=full_context, batch_frames=batch_frames
+        )
         heard = {}
         for batch in _own_batches(cache, rows, batch_frames, full_context):
-            told = decoding.decode_rows(
-                model,
-                processor,
-                cache,
-                batch,
-                language=recipe.language,
-                batch_frames=batch_frames,
-                max_new_tokens=settings.max_new_tokens,
-                full_context=full_context,
-            )
-            heard |= dict(zip(batch.tolist(), told, strict=True))
+            texts = decoding.decode_rows_to_text(model, processor, cache, batch, options)
+            heard |= dict(zip(batch.tolist(), texts, strict=True))
         return heard
 
     def validate(model: Any) -> dict[str, float]:

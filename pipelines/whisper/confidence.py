@@ -13,7 +13,7 @@ An export carries the numbers of the float32 weights that it was made of.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from pipelines.whisper.batching import ClipFeatures
+    from pipelines.whisper.decoding import DecodingOptions
 
 
 UNSURE = 0.5
@@ -73,38 +74,24 @@ class Calibration:
         return {name: round(told, 4) if isinstance(told, float) else told for name, told in asdict(self).items()}
 
 
-def of_model(
+def calibrate(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     cache: ClipFeatures,
     rows: np.ndarray,
-    *,
-    language: str,
-    batch_frames: int,
-    max_new_tokens: int,
-    full_context: bool,
+    options: DecodingOptions,
 ) -> Calibration:
-    """The calibration of a model on cache rows, those of the validation split: it is decoded once more."""
+    """Decode cache rows of the validation split and return the calibration fitted to their words."""
     rows = rows[:: max(1, -(-len(rows) // MOST_CLIPS))]
-    heard = decoding.hear_rows(
-        model,
-        processor,
-        cache,
-        rows,
-        language=language,
-        batch_frames=batch_frames,
-        max_new_tokens=max_new_tokens,
-        full_context=full_context,
-        closely=True,
-    )
-    return fit(*judged(cache.rows["text"].iloc[rows].tolist(), [one.words for one in heard]))
+    hypotheses = decoding.decode_rows(model, processor, cache, rows, replace(options, word_logprobs=True))
+    return fit(*judged(cache.rows["text"].iloc[rows].tolist(), [one.words for one in hypotheses]))
 
 
 def judged(references: Sequence[str], heard: Iterable[Sequence[tuple[str, float]]]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability float [n] of each word that was heard, and bool [n] whether it is right.
 
-    `heard`: for each utterance its words (decoding.Heard.words). Normalised as for WER; a word of which the normaliser
-    leaves nothing is left out, one that it splits counts as its parts.
+    `heard`: for each utterance its words (decoding.Hypothesis.words). Normalised as for WER; a word of which the
+    normaliser leaves nothing is left out, one that it splits counts as its parts.
     """
     import jiwer
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pipelines.whisper.batching import Collator, sorted_batches
+from pipelines.whisper.log_mel import FULL_FRAMES
 from pipelines.whisper.tokens import Spelling, prompt_ids
 
 if TYPE_CHECKING:
@@ -22,18 +23,38 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A transcript and how sure the model was of it."""
+class DecodingOptions:
+    """What a transcript depends on besides the model and the audio: the same for every clip of a run."""
+
+    language: str
+    """Code of one of Whisper's languages, such as `sv`."""
+    max_new_tokens: int
+    """Longer transcripts are cut. The prompt is not counted."""
+    temperature: float = 0.0
+    """0 decodes greedily; above 0 tokens are sampled."""
+    seed: int = 0
+    """Starts the generator that samples tokens."""
+    word_logprobs: bool = False
+    """Fill `Hypothesis.words`."""
+    full_context: bool = False
+    """Pad every clip to 30 s instead of to the longest clip of its batch. Read by the functions that take rows."""
+    batch_frames: int = 24_000
+    """Log-mel frames of a batch, padding included. Read by the functions that take rows."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """The transcript of one window with the model's log-probabilities."""
 
     text: str
     logprob: float
-    """Mean natural logarithm of the probability of its tokens, the end token among them; what Whisper's own decoder
-    calls avg_logprob. Suppressed tokens have no share in the probabilities. 0 is certainty."""
+    """Mean natural logarithm of the probability of its tokens, the end token included: `avg_logprob` in OpenAI's
+    decoder. Suppressed tokens take no part in the softmax. At most 0."""
     tokens: int
-    """Over how many tokens; without the end token where the transcript was cut at `max_new_tokens`."""
+    """Number of tokens in that mean; without an end token if the transcript was cut at `max_new_tokens`."""
     words: tuple[tuple[str, float], ...] = ()
-    """The words of `text` as it is split at blanks, each with the natural logarithm of its probability: the sum over
-    its tokens. Empty where nobody asked."""
+    """The words of `text`, split at white space, each with the natural logarithm of its probability: the sum over its
+    tokens. Empty unless `DecodingOptions.word_logprobs`."""
 
 
 def decode_rows(
@@ -41,121 +62,107 @@ def decode_rows(
     processor: WhisperProcessor,
     cache: ClipFeatures,
     rows: np.ndarray,
-    *,
-    language: str,
-    batch_frames: int,
-    max_new_tokens: int,
-    full_context: bool = False,
+    options: DecodingOptions,
     on_clips: Callable[[int], None] = lambda n: None,
-) -> list[str]:
-    """Transcripts of cache rows, in the order of `rows`; decoded longest first in batches of at most `batch_frames`."""
-    told = {"language": language, "max_new_tokens": max_new_tokens}
-    return by_batches(
-        lambda features: decode(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
+) -> list[Hypothesis]:
+    """Return the hypotheses of cache rows, in the order of `rows` (see `decode` and `decode_in_batches`)."""
+    return decode_in_batches(
+        lambda features: decode(model, processor, features, options), cache, rows, options, on_clips
     )
 
 
-def hear_rows(
+def decode_rows_to_text(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     cache: ClipFeatures,
     rows: np.ndarray,
-    *,
-    language: str,
-    batch_frames: int,
-    max_new_tokens: int,
-    full_context: bool = False,
-    closely: bool = False,
+    options: DecodingOptions,
     on_clips: Callable[[int], None] = lambda n: None,
-) -> list[Heard]:
-    """The transcripts of `decode_rows`, each with how sure the model was of it (see `hear`)."""
-    told = {"language": language, "max_new_tokens": max_new_tokens, "closely": closely}
-    return by_batches(
-        lambda features: hear(model, processor, features, **told), cache, rows, batch_frames, full_context, on_clips
+) -> list[str]:
+    """Return the transcripts of cache rows, in the order of `rows` (see `decode_to_text` and `decode_in_batches`)."""
+    return decode_in_batches(
+        lambda features: decode_to_text(model, processor, features, options), cache, rows, options, on_clips
     )
 
 
-def by_batches(
-    decoded: Callable[[torch.Tensor], list[_T]],
+def decode_in_batches(
+    decode_batch: Callable[[torch.Tensor], list[_T]],
     cache: ClipFeatures,
     rows: np.ndarray,
-    batch_frames: int,
-    full_context: bool,
-    on_clips: Callable[[int], None],
+    options: DecodingOptions,
+    on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[_T]:
-    """What `decoded` makes of each row, in the order of `rows`; it is given batches float32 [B, n_mels, T]."""
-    collate = Collator(cache, full_context=full_context)
+    """Return the result of `decode_batch` for each of `rows`, in their order.
+
+    Clips are decoded longest first, in batches float32 [B, n_mels, T] of at most `options.batch_frames` frames.
+    `on_clips` is called with the number of clips after each batch.
+    """
+    collate = Collator(cache, full_context=options.full_context)
     lengths = np.array([len(cache.log_mel(row).frames) for row in rows])
-    found: dict[int, _T] = {}
-    for batch in sorted_batches(np.full_like(lengths, 3_000) if full_context else lengths, batch_frames):
+    if options.full_context:
+        lengths = np.full_like(lengths, FULL_FRAMES)
+    results: dict[int, _T] = {}
+    for batch in sorted_batches(lengths, options.batch_frames):
         features = collate([int(rows[i]) for i in batch])["input_features"]
-        found |= zip(batch.tolist(), decoded(features), strict=True)
+        results |= zip(batch.tolist(), decode_batch(features), strict=True)
         on_clips(len(batch))
-    return [found[i] for i in range(len(rows))]
+    return [results[i] for i in range(len(rows))]
+
+
+def decode_to_text(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    features: torch.Tensor,
+    options: DecodingOptions,
+) -> list[str]:
+    """Return the greedy transcripts of `features` float [B, n_mels, T], T even and at most 3000.
+
+    Language and task are forced, timestamps are off, and the tokens that the model's generation settings suppress
+    stay suppressed. The encoder runs once, at T frames; Whisper's own `generate` in transformers would pad to 30 s.
+    """
+    tokens = generate(model, features, prompt_ids(processor, options.language), options.max_new_tokens)
+    return _texts(processor, tokens)
 
 
 def decode(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     features: torch.Tensor,
-    *,
-    language: str,
-    max_new_tokens: int,
-) -> list[str]:
-    """Greedy transcripts of `features` float [B, n_mels, T], T even and at most 3000.
+    options: DecodingOptions,
+) -> list[Hypothesis]:
+    """Return the hypotheses of `features` float [B, n_mels, T]: at temperature 0 the texts of `decode_to_text`.
 
-    Language and task are forced, timestamps are off, and the tokens that the model's generation settings suppress
-    stay suppressed. The encoder runs once, at T frames; transformers' own Whisper `generate` would pad to 30 s.
-    """
-    return _texts(processor, generate(model, features, prompt_ids(processor, language), max_new_tokens))
-
-
-def hear(
-    model: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    features: torch.Tensor,
-    *,
-    language: str,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    closely: bool = False,
-) -> list[Heard]:
-    """What `decode` returns, each transcript with how sure the model was of it.
-
-    Above a `temperature` of 0 tokens are drawn, with a generator that `seed` starts; the probabilities told are those
-    at temperature 1. `closely` adds `words`.
+    Above temperature 0 tokens are sampled; the log-probabilities remain those at temperature 1.
     """
     import torch
 
     steps: list[torch.Tensor] = []
-    draws = torch.Generator(device=model.device).manual_seed(seed)
+    generator = torch.Generator(device=model.device).manual_seed(options.seed)
 
-    def watch(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        told = torch.log_softmax(scores.float(), dim=-1)
-        if temperature:  # the largest of scores with Gumbel noise is a draw from their softmax
-            noise = -torch.empty_like(told).exponential_(generator=draws).log_()
-            scores = told + temperature * noise
-        steps.append(told.gather(-1, scores.argmax(dim=-1, keepdim=True))[:, 0])
+    def record_logprobs(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logprobs = torch.log_softmax(scores.float(), dim=-1)
+        if options.temperature:  # the argmax of scores plus Gumbel noise is a sample from their softmax
+            noise = -torch.empty_like(logprobs).exponential_(generator=generator).log_()
+            scores = logprobs + options.temperature * noise
+        steps.append(logprobs.gather(-1, scores.argmax(dim=-1, keepdim=True))[:, 0])
         return scores
 
-    prompt = prompt_ids(processor, language)
-    tokens = generate(model, features, prompt, max_new_tokens, watch)
-    ended = torch.isin(tokens, torch.tensor(_ends(model), device=tokens.device))
-    own = ended.cumsum(dim=-1) - ended.int() == 0  # up to the first end token; the others are padding
-    counts = own.sum(dim=-1)
+    prompt = prompt_ids(processor, options.language)
+    tokens = generate(model, features, prompt, options.max_new_tokens, record_logprobs)
+    is_end = torch.isin(tokens, torch.tensor(_end_tokens(model), device=tokens.device))
+    is_scored = is_end.cumsum(dim=-1) - is_end.int() == 0  # up to the first end token; the others are padding
+    counts = is_scored.sum(dim=-1)
     logprobs = torch.stack(steps, dim=-1)
-    means = (logprobs * own).sum(dim=-1) / counts
+    means = (logprobs * is_scored).sum(dim=-1) / counts
     words = [()] * len(features)
-    if closely:
-        spoken, spelling = own & ~ended, Spelling(processor.tokenizer.backend_tokenizer)
+    if options.word_logprobs:
+        spelling = Spelling(processor.tokenizer.backend_tokenizer)
         words = [
-            spelling.words(ids[mask].tolist(), found[mask].tolist())
-            for ids, found, mask in zip(tokens, logprobs, spoken, strict=True)
+            spelling.words(ids[is_text].tolist(), values[is_text].tolist())
+            for ids, values, is_text in zip(tokens, logprobs, is_scored & ~is_end, strict=True)
         ]
-    return [
-        Heard(*told) for told in zip(_texts(processor, tokens), means.tolist(), counts.tolist(), words, strict=True)
-    ]
+    columns = (_texts(processor, tokens), means.tolist(), counts.tolist(), words)
+    return [Hypothesis(*values) for values in zip(*columns, strict=True)]
 
 
 def no_speech(
@@ -187,7 +194,7 @@ def _texts(processor: WhisperProcessor, tokens: torch.Tensor) -> list[str]:
     ]
 
 
-def _ends(model: WhisperForConditionalGeneration) -> list[int]:
+def _end_tokens(model: WhisperForConditionalGeneration) -> list[int]:
     ends = model.generation_config.eos_token_id  # the trainer of transformers 5.15 makes a list of it
     return ends if isinstance(ends, list) else [ends]
 
@@ -214,7 +221,7 @@ def generate(
         num_beams=1,
         use_cache=True,
         eos_token_id=known.eos_token_id,
-        pad_token_id=_ends(model)[0],
+        pad_token_id=_end_tokens(model)[0],
         decoder_start_token_id=prompt[0],
         suppress_tokens=known.suppress_tokens,
         begin_suppress_tokens=known.begin_suppress_tokens,

@@ -37,12 +37,12 @@ def heard(monkeypatch):
     def plan(write) -> list[dict]:
         calls = []
 
-        def hear_rows(model, processor, cache, rows, on_clips=lambda n: None, **settings):
-            calls.append(settings)
+        def decode_rows(model, processor, cache, rows, options, on_clips=lambda n: None):
+            calls.append(dataclasses.asdict(options))
             on_clips(len(rows))
-            return [decoding.Heard(write(cache.rows.iloc[row]), -0.1, 5) for row in rows]
+            return [decoding.Hypothesis(write(cache.rows.iloc[row]), -0.1, 5) for row in rows]
 
-        monkeypatch.setattr(decoding, "hear_rows", hear_rows)
+        monkeypatch.setattr(decoding, "decode_rows", decode_rows)
         monkeypatch.setattr(whisper_model, "load", lambda ref, **kwargs: None)
         return calls
 
@@ -77,7 +77,7 @@ def test_a_report_is_sealed_read_back_equal_and_made_once(score, toy_cache, monk
     assert report.score.wer > 0.5
     assert report.seconds > 0
 
-    for module, name in ((decoding, "hear_rows"), (whisper_model, "load")):
+    for module, name in ((decoding, "decode_rows"), (whisper_model, "load")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("decoded again"))
     assert same(score(on_start=started.append, on_clips=told.append), report)
     assert (started, sum(told)) == ([12], 12)

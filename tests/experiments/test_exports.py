@@ -109,27 +109,27 @@ def pair(request):
 
 
 def test_the_graphs_say_the_same_words_as_surely(pair, windows):
-    for one, other in zip(*(engine.hear(windows) for engine in pair), strict=True):
+    for one, other in zip(*(engine.decode(windows) for engine in pair), strict=True):
         assert one.text == other.text
         assert one.tokens == other.tokens
         assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
         assert [word for word, _ in one.words] == [word for word, _ in other.words]
         assert [sure for _, sure in one.words] == pytest.approx([sure for _, sure in other.words], abs=1e-2)
-    assert len({heard.text for heard in pair[1].hear(windows)}) > 2
+    assert len({heard.text for heard in pair[1].decode(windows)}) > 2
 
 
 def test_a_text_among_many_is_the_text_alone(teacher, windows, monkeypatch):
     """Rows that are done leave the batch while others go on: nobody's text gets into another's."""
     engine = opened(teacher, "onnx", compute_type="float32")
-    monkeypatch.setattr(engine, "_heard", lambda ids, sure: (ids, sure))
-    whole = engine.hear(windows)
+    monkeypatch.setattr(engine, "_hypothesis", lambda ids, sure: (ids, sure))
+    whole = engine.decode(windows)
     first = {token: [ids.index(token) if token in ids else 99 for ids, _ in whole] for ids, _ in whole for token in ids}
     token = max(first, key=lambda token: len(set(first[token])))  # the toy never ends; this is to be its end token
     assert len(set(first[token])) > 2
     monkeypatch.setattr(type(engine.spelling), "end", property(lambda self: token))
     left = []
     monkeypatch.setattr(_Writing, "keep", lambda self, rows, keep=_Writing.keep: (left.append(rows), keep(self, rows)))
-    for (ids, sure), (known, known_sure) in zip(engine.hear(windows), whole, strict=True):
+    for (ids, sure), (known, known_sure) in zip(engine.decode(windows), whole, strict=True):
         ends = known.index(token) + 1 if token in known else len(known)
         assert ids == known[:ends]
         assert sure == pytest.approx(known_sure[:ends], abs=1e-3)
@@ -139,7 +139,7 @@ def test_a_text_among_many_is_the_text_alone(teacher, windows, monkeypatch):
 @pytest.mark.parametrize("frames", [2, 240, 3000])
 def test_the_graphs_take_windows_of_any_even_length(pair, frames):
     sound = np.random.default_rng(0).standard_normal((1, 80, frames)).astype(np.float32)
-    assert [one.text for one in pair[0].hear(sound)] == [one.text for one in pair[1].hear(sound)]
+    assert [one.text for one in pair[0].decode(sound)] == [one.text for one in pair[1].decode(sound)]
     told = [engine.no_speech(sound)[0] for engine in pair]
     assert told[0] == pytest.approx(told[1], rel=1e-3)
 
@@ -236,26 +236,26 @@ def test_a_window_that_is_asked_for_again_is_encoded_once(teacher, windows):
     encoder = engine.encoder
     engine.encoder = SimpleNamespace(run=lambda *told: runs.append(1) or encoder.run(*told))
     fresh = opened(teacher, "onnx", compute_type="float32").no_speech(windows[1:2])
-    first = engine.hear(windows[:1])
-    assert engine.hear(windows[:1]) == first
+    first = engine.decode(windows[:1])
+    assert engine.decode(windows[:1]) == first
     engine.no_speech(windows[:1])
     assert len(runs) == 1
     assert engine.no_speech(windows[1:2]) == pytest.approx(fresh)
-    assert engine.hear(windows[:2])[0].text == first[0].text
+    assert engine.decode(windows[:2])[0].text == first[0].text
     assert len(runs) == 3
 
 
 def test_a_transcript_that_is_cut_has_no_end_token(tuned, windows):
-    for heard in opened(tuned, "onnx", max_new_tokens=2).hear(windows):
+    for heard in opened(tuned, "onnx", max_new_tokens=2).decode(windows):
         assert heard.tokens <= 2
-    long = opened(tuned, "onnx", max_new_tokens=2).hear(windows)
-    stock = opened(tuned, "transformers", max_new_tokens=2).hear(windows)
+    long = opened(tuned, "onnx", max_new_tokens=2).decode(windows)
+    stock = opened(tuned, "transformers", max_new_tokens=2).decode(windows)
     assert [one.tokens for one in long] == [one.tokens for one in stock]
 
 
 def test_draws_hang_on_their_seed(tuned, windows):
     engine = opened(tuned, "onnx")
-    first, again, other = (engine.hear(windows[:2], 1.0, seed) for seed in (1, 1, 2))
+    first, again, other = (engine.decode(windows[:2], 1.0, seed) for seed in (1, 1, 2))
     assert [one.text for one in first] == [one.text for one in again] != [one.text for one in other]
 
 
@@ -298,7 +298,7 @@ def test_half_precision_loads_back_as_the_rounded_weights(tuned, windows):
     assert model.dtype == torch.float32
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
     assert not (folder / "recipe.json").exists()
-    said = [[one.text for one in opened(place, "transformers").hear(windows)] for place in (tuned, folder)]
+    said = [[one.text for one in opened(place, "transformers").decode(windows)] for place in (tuned, folder)]
     assert sum(a == b for a, b in zip(*said, strict=True)) >= 4
 
 

@@ -139,9 +139,9 @@ def scored(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(
         decoding,
-        "hear_rows",
-        lambda model, processor, cache, rows, **told: [
-            decoding.Heard(cache.rows["text"].iloc[row], -0.1, 5) for row in rows
+        "decode_rows",
+        lambda model, processor, cache, rows, options, on_clips: [
+            decoding.Hypothesis(cache.rows["text"].iloc[row], -0.1, 5) for row in rows
         ],
     )
     monkeypatch.setattr(whisper_model, "load", lambda ref, **told: None)

@@ -21,7 +21,7 @@ from pipelines.whisper import decoding, engines
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
-from pipelines.whisper.decoding import Heard
+from pipelines.whisper.decoding import Hypothesis
 
 SECOND = 16_000
 
@@ -61,11 +61,11 @@ class Scripted:
     def log_mel(self, waveform):
         return features.extract_light(waveform)
 
-    def hear(self, windows, temperature=0.0, seed=0):
+    def decode(self, windows, temperature=0.0, seed=0):
         self.shapes.append(windows.shape)
         self.temperatures.append(temperature)
         texts = [next(self.texts) for _ in windows]
-        return [Heard(t, self.logprob, 3, tuple((w, self.logprob) for w in t.split())) for t in texts]
+        return [Hypothesis(t, self.logprob, 3, tuple((w, self.logprob) for w in t.split())) for t in texts]
 
     def no_speech(self, windows):
         return [self.silent] * len(windows)
@@ -123,8 +123,8 @@ def test_the_app_hears_what_the_evaluation_hears(toy, toy_cache, toy_settings, m
     """The same clips through the audio file and through the feature cache."""
     monkeypatch.setattr(repetition, "is_repeating", lambda text: False)  # a toy's nonsense goes in circles
     rows = toy_cache.split("test")
-    options = {"language": "sv", "batch_frames": 1, "max_new_tokens": 16}
-    cached = decoding.decode_rows(toy.loaded.model, toy.loaded.processor, toy_cache, rows, **options)
+    options = decoding.DecodingOptions("sv", 16, batch_frames=1)
+    cached = decoding.decode_rows_to_text(toy.loaded.model, toy.loaded.processor, toy_cache, rows, options)
     heard = [toy.transcribe(clip.audio).text for clip in feature_pipeline.samples(toy_settings(), n=12)]
     assert heard == cached
     assert len(set(heard)) > 3

@@ -149,8 +149,8 @@ def test_a_student_says_the_same_by_either_engine(teacher, batch, tmp_path, monk
     ref = dataclasses.replace(whisper_model.resolve(str(tmp_path / "student")), context="clip")
     told = {"device": "cpu", "max_new_tokens": 8, "log": lambda line: None}
     windows = batch["input_features"].numpy()
-    stock = engines.open_engine(ref, "sv", "transformers", **told).hear(windows)
-    exact = engines.open_engine(ref, "sv", "ctranslate2", compute_type="float32", **told).hear(windows)
+    stock = engines.open_engine(ref, "sv", "transformers", **told).decode(windows)
+    exact = engines.open_engine(ref, "sv", "ctranslate2", compute_type="float32", **told).decode(windows)
     assert [one.text for one in stock] == [one.text for one in exact]
     assert len({one.text for one in stock}) > 1
 

@@ -10,6 +10,7 @@ from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import tokens as labels
 from pipelines.whisper.batching import Collator
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.model import ModelRef
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,9 +31,9 @@ def rows(toy_cache) -> np.ndarray:
     return toy_cache.split("test")
 
 
-def decode_rows(model, processor, cache, rows, batch_frames=24_000, **settings) -> list[str]:
-    settings = {"language": "sv", "max_new_tokens": 16, **settings}
-    return decoding.decode_rows(model, processor, cache, rows, batch_frames=batch_frames, **settings)
+def decode_rows_to_text(model, processor, cache, rows, on_clips=lambda n: None, **settings) -> list[str]:
+    options = DecodingOptions(**{"language": "sv", "max_new_tokens": 16, **settings})
+    return decoding.decode_rows_to_text(model, processor, cache, rows, options, on_clips)
 
 
 def by_transformers(model, processor, features: torch.Tensor, max_new_tokens: int) -> list[str]:
@@ -58,7 +59,7 @@ def test_at_30_s_the_text_is_that_of_transformers_own_generation(toy_model, proc
     ]
     scales = torch.tensor([0.1, 0.3, 1.0, 3.0])[:, None, None]
     features = scales * torch.randn(4, 80, 3000, generator=torch.Generator().manual_seed(1))
-    ours = decoding.decode(toy, processor, features, language="sv", max_new_tokens=12)
+    ours = decoding.decode_to_text(toy, processor, features, DecodingOptions("sv", 12))
     assert ours == by_transformers(toy, processor, features, 12)
     assert len(set(ours)) > 1
     assert all(ours)
@@ -69,7 +70,7 @@ def test_the_real_tiny_writes_what_transformers_own_generation_writes(tiny_folde
     tiny = whisper_model.load(ModelRef("tiny", tiny_folder, "folder", "0"))
     torch.set_num_threads(2)
     features = Collator(toy_cache, full_context=True)(rows[:3].tolist())["input_features"]
-    ours = decoding.decode(tiny, processor, features, language="sv", max_new_tokens=60)
+    ours = decoding.decode_to_text(tiny, processor, features, DecodingOptions("sv", 60))
     torch.set_num_threads(1)
     assert ours == by_transformers(tiny, processor, features, 60)
     assert all(len(text.split()) > 2 for text in ours)
@@ -78,13 +79,13 @@ def test_the_real_tiny_writes_what_transformers_own_generation_writes(tiny_folde
 def test_transcripts_come_in_the_order_of_the_rows(toy, processor, toy_cache, rows):
     told = []
     # batches of one clip each, longest first: neither their order nor their number may show
-    in_order = decode_rows(toy, processor, toy_cache, rows, batch_frames=1, on_clips=told.append)
+    in_order = decode_rows_to_text(toy, processor, toy_cache, rows, batch_frames=1, on_clips=told.append)
     assert told == [1] * len(rows)
     assert len(set(in_order)) > 3
     frames = toy_cache.rows["frames"].to_numpy()[rows]
     assert list(frames) != sorted(frames, reverse=True)
     shuffled = np.random.default_rng(0).permutation(len(rows))
-    again = decode_rows(toy, processor, toy_cache, rows[shuffled], batch_frames=1)
+    again = decode_rows_to_text(toy, processor, toy_cache, rows[shuffled], batch_frames=1)
     assert again == [in_order[i] for i in shuffled]
     assert sum(told) == len(rows)
 
@@ -93,12 +94,12 @@ def test_transcripts_come_in_the_order_of_the_rows_from_batches_of_several(proce
     # the loudest value of a clip stands for its transcript: no padding changes it
     sizes = []
 
-    def decode(model, processor, features, **settings):
+    def decode_to_text(model, processor, features, options):
         sizes.append(len(features))
         return [str(float(clip.max())) for clip in features]
 
-    monkeypatch.setattr(decoding, "decode", decode)
-    found = decode_rows(None, processor, toy_cache, rows, batch_frames=1_500)
+    monkeypatch.setattr(decoding, "decode_to_text", decode_to_text)
+    found = decode_rows_to_text(None, processor, toy_cache, rows, batch_frames=1_500)
     assert found == [str(float(toy_cache.log_mel(row).frames.max())) for row in rows]
     assert len(set(found)) > 6
     assert max(sizes) > 1
@@ -108,8 +109,8 @@ def test_transcripts_come_in_the_order_of_the_rows_from_batches_of_several(proce
 def test_a_clip_reads_the_same_alone_and_among_clips_of_its_length(toy, processor, toy_cache, rows):
     collate = Collator(toy_cache)
     together = collate(rows[:5].tolist())["input_features"]
-    batch = decoding.decode(toy, processor, together, language="sv", max_new_tokens=12)
-    alone = [decoding.decode(toy, processor, clip[None], language="sv", max_new_tokens=12)[0] for clip in together]
+    batch = decoding.decode_to_text(toy, processor, together, DecodingOptions("sv", 12))
+    alone = [decoding.decode_to_text(toy, processor, clip[None], DecodingOptions("sv", 12))[0] for clip in together]
     assert batch == alone
     assert len(set(batch)) > 1
 
@@ -117,12 +118,12 @@ def test_a_clip_reads_the_same_alone_and_among_clips_of_its_length(toy, processo
 def test_full_context_gives_every_batch_30_s(toy, processor, toy_cache, rows, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        decoding, "decode", lambda m, p, features, **kw: seen.append(features.shape) or [""] * len(features)
+        decoding, "decode_to_text", lambda m, p, features, options: seen.append(features.shape) or [""] * len(features)
     )
-    decode_rows(toy, processor, toy_cache, rows, batch_frames=9_000, full_context=True)
+    decode_rows_to_text(toy, processor, toy_cache, rows, batch_frames=9_000, full_context=True)
     assert seen == [(3, 80, 3000)] * 4
     seen.clear()
-    decode_rows(toy, processor, toy_cache, rows, batch_frames=3_000)
+    decode_rows_to_text(toy, processor, toy_cache, rows, batch_frames=3_000)
     assert sum(shape[0] for shape in seen) == len(rows)
     assert all(shape[0] * shape[2] <= 3_000 for shape in seen)
     assert max(shape[2] for shape in seen) < 1_000
@@ -133,18 +134,20 @@ def test_the_encoder_runs_once_and_the_model_comes_back_as_it_was(toy, processor
     handle = toy.model.encoder.register_forward_hook(lambda *args: calls.append(1))
     toy.train()
     features = Collator(toy_cache)(rows[:2].tolist())["input_features"]
-    decoding.decode(toy, processor, features, language="sv", max_new_tokens=6)
+    decoding.decode_to_text(toy, processor, features, DecodingOptions("sv", 6))
     handle.remove()
     assert calls == [1]
     assert toy.training
     toy.eval()
-    decoding.decode(toy, processor, features, language="sv", max_new_tokens=2)
+    decoding.decode_to_text(toy, processor, features, DecodingOptions("sv", 2))
     assert not toy.training
 
 
 def test_dropout_is_off_while_decoding(toy_model, processor, toy_cache, rows):
     noisy = whisper_model.load(ModelRef("toy", toy_model, "folder", "0"), dropout=0.5, spec_augment=True).train()
-    assert decode_rows(noisy, processor, toy_cache, rows[:4]) == decode_rows(noisy, processor, toy_cache, rows[:4])
+    assert decode_rows_to_text(noisy, processor, toy_cache, rows[:4]) == decode_rows_to_text(
+        noisy, processor, toy_cache, rows[:4]
+    )
 
 
 # ---- which tokens
@@ -189,14 +192,14 @@ def test_language_reaches_the_decoder(toy, processor, toy_cache, rows, monkeypat
         "generate",
         lambda model, features, prompt, n: prompts.append(prompt) or torch.full((len(features), 1), END),
     )
-    assert decode_rows(toy, processor, toy_cache, rows[:1], language="nn") == [""]
+    assert decode_rows_to_text(toy, processor, toy_cache, rows[:1], language="nn") == [""]
     assert prompts == [labels.prompt_ids(processor, "nn")]
 
 
 @pytest.mark.parametrize("language", ["qq", "swedish", ""])
 def test_an_unknown_language_is_one_line(toy, processor, toy_cache, rows, language):
     with pytest.raises(LabError, match="is not one of Whisper's") as caught:
-        decode_rows(toy, processor, toy_cache, rows[:1], language=language)
+        decode_rows_to_text(toy, processor, toy_cache, rows[:1], language=language)
     assert f"<|{language}|>" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -220,9 +223,8 @@ def test_labels_are_those_of_the_stock_tokenizer_without_its_start(processor):
 # ---- how sure
 
 
-def hear_rows(model, processor, cache, rows, batch_frames=24_000, **settings) -> list[decoding.Heard]:
-    settings = {"language": "sv", "max_new_tokens": 16, **settings}
-    return decoding.hear_rows(model, processor, cache, rows, batch_frames=batch_frames, **settings)
+def decode_rows(model, processor, cache, rows, **settings) -> list[Hypothesis]:
+    return decoding.decode_rows(model, processor, cache, rows, DecodingOptions("sv", 16, **settings))
 
 
 def teacher_forced(model, processor, features: torch.Tensor, text_tokens: list[int]) -> float:
@@ -243,7 +245,7 @@ def test_the_confidence_is_that_of_a_teacher_forced_forward_pass(toy_model, proc
     rare = min(free[:, 1:].unique().tolist(), key=lambda token: abs(int((free == token).any(dim=1).sum()) - 6))
     toy.generation_config.eos_token_id = [END, rare]  # the toy knows no end of its own: now some clips have one
     features = Collator(toy_cache)(rows.tolist())["input_features"]
-    heard = decoding.hear(toy, processor, features, language="sv", max_new_tokens=24)
+    heard = decoding.decode(toy, processor, features, DecodingOptions("sv", 24))
     own = [tokens[: tokens.index(rare) + 1] if rare in tokens else tokens for tokens in free.tolist()]
     assert [one.tokens for one in heard] == [len(tokens) for tokens in own]
     assert min(map(len, own)) < 24 == max(map(len, own)), "some end, others are cut"
@@ -253,10 +255,10 @@ def test_the_confidence_is_that_of_a_teacher_forced_forward_pass(toy_model, proc
 
 
 def test_what_is_heard_is_what_is_decoded(toy, processor, toy_cache, rows):
-    heard = hear_rows(toy, processor, toy_cache, rows)
-    assert [one.text for one in heard] == decode_rows(toy, processor, toy_cache, rows)
+    heard = decode_rows(toy, processor, toy_cache, rows)
+    assert [one.text for one in heard] == decode_rows_to_text(toy, processor, toy_cache, rows)
     shuffled = np.random.default_rng(0).permutation(len(rows))
-    alone = hear_rows(toy, processor, toy_cache, rows, batch_frames=1)
-    again = hear_rows(toy, processor, toy_cache, rows[shuffled], batch_frames=1)
+    alone = decode_rows(toy, processor, toy_cache, rows, batch_frames=1)
+    again = decode_rows(toy, processor, toy_cache, rows[shuffled], batch_frames=1)
     assert again == [alone[i] for i in shuffled]
     assert len({one.logprob for one in alone}) > 3

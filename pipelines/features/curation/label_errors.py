@@ -95,18 +95,12 @@ def _decode(
     model = whisper_model.load(ref, device=environment.detect().device)
     processor = whisper_model.load_processor(ref, language)
     full_context, told = ref.context == "full", {}
+    options = decoding.DecodingOptions(
+        language, settings.max_new_tokens, full_context=full_context, batch_frames=settings.batch_frames
+    )
     for names in _portions(cache, missing, settings.batch_frames, full_context):
-        transcripts = decoding.decode_rows(
-            model,
-            processor,
-            cache,
-            np.array([missing[name] for name in names]),
-            language=language,
-            batch_frames=settings.batch_frames,
-            max_new_tokens=settings.max_new_tokens,
-            full_context=full_context,
-            on_clips=on_clips,
-        )
+        rows = np.array([missing[name] for name in names])
+        transcripts = decoding.decode_rows_to_text(model, processor, cache, rows, options, on_clips)
         portion = dict(zip(names, transcripts, strict=True))
         _append(path, portion)
         told |= portion

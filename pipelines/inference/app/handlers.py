@@ -14,13 +14,13 @@ from pipelines.inference.app.i18n import WORDS
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
-    from pipelines.inference.app.service import Heard, Service
+    from pipelines.inference.app.service import Service, SessionTranscript
 
 
 if TYPE_CHECKING:
-    from pipelines.served import Heard, Service
+    from pipelines.served import Service, SessionTranscript
 
-    Noted = tuple[str, Heard | None]
+    Noted = tuple[str, SessionTranscript | None]
 
 DOWNLOADS = ("txt", "srt", "vtt")
 """Endings of the files that the page offers: subtitles.FORMATS."""
@@ -56,7 +56,7 @@ class Buttons:
     def _nothing(self) -> tuple[Any, ...]:
         return "", "", None, "", "", "", *self.details(None, "en")
 
-    def details(self, heard: Heard | None, language: str) -> tuple[Any, ...]:
+    def details(self, heard: SessionTranscript | None, language: str) -> tuple[Any, ...]:
         """Segments with times and unsure words as HTML, the files to download, buttons for both and to compare."""
         import gradio as gr
 
@@ -74,8 +74,8 @@ class Buttons:
         return told, files, *saves, gr.Button(interactive=comparable)
 
     def transcribe(
-        self, recording: str | None, heard: Heard | None, language: str, on_progress: Any = None
-    ) -> tuple[str, str, Heard]:
+        self, recording: str | None, heard: SessionTranscript | None, language: str, on_progress: Any = None
+    ) -> tuple[str, str, SessionTranscript]:
         """Transcript, a line with durations, and what the session remembers. The uploaded file is deleted, unless the
         model was busy: then it can be asked for again."""
         from pipelines.speech.audio import AudioError
@@ -83,7 +83,7 @@ class Buttons:
         with _one_line(language):
             done = True
             try:
-                heard = self.service.hear(recording, heard, on_progress or (lambda share: None))
+                heard = self.service.transcribe(recording, heard, on_progress or (lambda share: None))
             except AudioError as error:
                 done = error.reason != "busy"
                 raise
@@ -100,13 +100,13 @@ class Buttons:
             gr.Warning(WORDS[language]["no_microphone"], title=WORDS[language]["sorry"])
         return self._nothing()
 
-    def collect(self, talk: str | None, language: str) -> tuple[str, str, Heard]:
+    def collect(self, talk: str | None, language: str) -> tuple[str, str, SessionTranscript]:
         """The microphone has ended: transcript, line, what the session remembers."""
         with _one_line(language):
             heard = self.talks.collect(str(talk))
             return heard.text, _took(heard, language), heard
 
-    def compare(self, heard: Heard | None, language: str) -> str:
+    def compare(self, heard: SessionTranscript | None, language: str) -> str:
         """What the model from which this one was tuned hears in the same recording, beside what this one heard."""
         import gradio as gr
 
@@ -119,15 +119,19 @@ class Buttons:
             tuned = (inference_pipeline.model_title(self.service.transcriber.ref), heard.text)
             return html.side_by_side((title, transcript.text), tuned, words)
 
-    def right(self, heard: Heard | None, username: str, keep: bool, language: str) -> Noted:
+    def right(self, heard: SessionTranscript | None, username: str, keep: bool, language: str) -> Noted:
         """A line of thanks, and what the session remembers."""
         return self._note(heard, "right", "", username, keep, language)
 
-    def wrong(self, heard: Heard | None, correction: str, username: str, keep: bool, language: str) -> Noted:
+    def wrong(
+        self, heard: SessionTranscript | None, correction: str, username: str, keep: bool, language: str
+    ) -> Noted:
         """The same; `correction` is what was said, or the transcript left as it was."""
         return self._note(heard, "wrong", correction, username, keep, language)
 
-    def _note(self, heard: Heard | None, flag: str, correction: str, username: str, keep: bool, language: str) -> Noted:
+    def _note(
+        self, heard: SessionTranscript | None, flag: str, correction: str, username: str, keep: bool, language: str
+    ) -> Noted:
         import gradio as gr
 
         from pipelines.inference import feedback
@@ -145,7 +149,7 @@ class Buttons:
             return words[line].format(flag=words["flag"][flag]), heard
 
 
-def _took(heard: Heard, language: str) -> str:
+def _took(heard: SessionTranscript, language: str) -> str:
     line = WORDS[language]["took" if heard.text else "nothing_heard"]
     return line.format(audio_s=heard.audio_s, elapsed_s=heard.elapsed_s)
 

@@ -1,4 +1,4 @@
-"""Microphones that are heard while they are open: pieces of sound in, words out, at the end one Heard. Knows no Gradio.
+"""Live microphones: pieces of sound in, words out, at the end a SessionTranscript. Does not import Gradio.
 
 The browser keeps all sound, and every piece says where it begins. The answer says how much has been taken, from the
 beginning and without a gap: what was lost on the way is sent again from there, and what came twice is heard once.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.inference import streaming
-from pipelines.inference.app.service import HELD_S, MAX_DURATION_S, MIN_PEAK, Heard
+from pipelines.inference.app.service import HELD_S, MAX_DURATION_S, MIN_PEAK, SessionTranscript
 from pipelines.speech import audio
 from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, Waveform
 
@@ -45,7 +45,7 @@ class Live:
         self.stream: Stream = streaming.of(transcriber)
         self.taken = 0
         """Samples, at the microphone's own rate, that came in."""
-        self.heard: Heard | None = None
+        self.heard: SessionTranscript | None = None
         """What came of it, once it has ended."""
         self.told: Partial | None = None
         self._resampler = None
@@ -72,7 +72,7 @@ class Live:
         self.told = self.stream.feed(resampled)
         return self.told
 
-    def end(self) -> Heard:
+    def end(self) -> SessionTranscript:
         """Nothing more comes; may be asked again. Raises AudioError `no_recording` where nothing came, or `silent`."""
         if self.heard is not None:
             return self.heard
@@ -87,7 +87,7 @@ class Live:
             raise AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
         told = self.told = self.stream.end()
         held = Waveform(np.concatenate(self._held)) if self._samples <= HELD_S * SAMPLE_RATE_HZ else None
-        self.heard = Heard("", told.text, told.audio_s, told.latency_s, held, segments=told.segments)
+        self.heard = SessionTranscript("", told.text, told.audio_s, told.latency_s, held, segments=told.segments)
         return self.heard
 
     def _keep(self, samples: np.ndarray) -> None:
@@ -172,7 +172,7 @@ class Talks:
                 live.end()
             return told, live.taken, ends
 
-    def collect(self, talk: str) -> Heard:
+    def collect(self, talk: str) -> SessionTranscript:
         """What came of a microphone that has ended, which is forgotten. Raises AudioError `no_recording`."""
         with self._lock:
             _, live = self._talks.pop(talk, (0.0, None))

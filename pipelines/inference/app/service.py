@@ -32,7 +32,7 @@ TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
-class Heard:
+class SessionTranscript:
     """One transcript, as a visitor's session remembers it."""
 
     source: str
@@ -102,12 +102,12 @@ class Service:
         """Whether there is a model to hold this one against."""
         return self._load_base is not None or self._base is not None or self._loading.locked()
 
-    def hear(
+    def transcribe(
         self,
         path: str | None,
-        before: Heard | None = None,
+        before: SessionTranscript | None = None,
         on_progress: Callable[[float], None] = lambda share: None,
-    ) -> Heard:
+    ) -> SessionTranscript:
         """Transcribe the file `path`; the transcript `before` is the answer where it was made from the same upload.
 
         `on_progress` is told the share that is done, 0 to 1. Raises audio.AudioError with reason `no_recording`,
@@ -126,9 +126,11 @@ class Service:
             transcript = self.transcriber.transcribe(waveform, **told)
         held = waveform if waveform.duration_s <= HELD_S else None
         elapsed_s = time.monotonic() - started
-        return Heard(path, transcript.text, waveform.duration_s, elapsed_s, held, segments=transcript.segments)
+        return SessionTranscript(
+            path, transcript.text, waveform.duration_s, elapsed_s, held, segments=transcript.segments
+        )
 
-    def before_tuning(self, heard: Heard) -> tuple[str, Transcript]:
+    def before_tuning(self, heard: SessionTranscript) -> tuple[str, Transcript]:
         """Title of the model from which this one was tuned, and what it hears in the same recording.
 
         Raises audio.AudioError with reason `no_recording`, `busy` or `too_slow`; LabError where that model is not to
@@ -176,7 +178,9 @@ class Service:
         finally:
             self._line.leave(ticket)
 
-    def note(self, heard: Heard, flag: str, correction: str = "", username: str = "", *, keep: bool = False) -> Heard:
+    def note(
+        self, heard: SessionTranscript, flag: str, correction: str = "", username: str = "", *, keep: bool = False
+    ) -> SessionTranscript:
         """Write the verdict `flag` (right or wrong) on `heard` to the log; the same verdict twice is one row.
 
         An unchanged transcript is no correction. `keep` is the speaker's consent to store the recording.

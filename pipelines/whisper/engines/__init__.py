@@ -21,7 +21,7 @@ from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import export
-from pipelines.whisper.decoding import Heard
+from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.engines.ctranslate2_engine import CTranslate2
 from pipelines.whisper.engines.onnx_engine import Onnx
 from pipelines.whisper.engines.transformers_engine import Transformers
@@ -48,8 +48,8 @@ class Engine(Protocol):
     def log_mel(self, waveform: Waveform) -> LogMel:
         """The frames of a window of at most 30 s (features.extract, or as good as that)."""
 
-    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
-        """What is said in `windows`, float32 [B, n_mels, T], T even and at most 3000; with words."""
+    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
+        """Return the hypotheses, words included, of `windows` float32 [B, n_mels, T], T even and at most 3000."""
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         """When each word of `text`, as it is split at blanks, begins in `window` [n_mels, T], in seconds.

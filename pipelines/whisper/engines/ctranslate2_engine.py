@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
-from pipelines.whisper.decoding import Heard
+from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.tokens import Spelling
 
@@ -38,7 +38,7 @@ class CTranslate2:
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
 
-    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
         import ctranslate2
 
         if temperature:
@@ -50,7 +50,7 @@ class CTranslate2:
             sampling_topk=0 if temperature else 1,
             sampling_temperature=temperature or 1.0,
         )
-        return [self._heard(result) for result in results]
+        return [self._hypothesis(result) for result in results]
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         """By the heads of the decoder that follow the sound, and dynamic time warping: as OpenAI times words."""
@@ -72,15 +72,15 @@ class CTranslate2:
         most = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
         return self.model.generate(_view(windows), [self.prompt] * len(windows), beam_size=1, max_length=most, **how)
 
-    def _heard(self, result: Any) -> Heard:
+    def _hypothesis(self, result: Any) -> Hypothesis:
         """The transcript with its probabilities: the logits of each token, the end token's among them, are at hand."""
         ids = list(result.sequences_ids[0])
         chosen = [*ids, self.spelling.end][: len(result.logits[0])]  # without an end token where it was cut
         if not chosen:
-            return Heard("", 0.0, 0)
+            return Hypothesis("", 0.0, 0)
         logprobs = [_logprob(np.array(view), token) for view, token in zip(result.logits[0], chosen, strict=True)]
         words = self.spelling.words(ids, logprobs[: len(ids)])
-        return Heard(self.spelling.text(ids), sum(logprobs) / len(logprobs), len(logprobs), words)
+        return Hypothesis(self.spelling.text(ids), sum(logprobs) / len(logprobs), len(logprobs), words)
 
 
 def _view(windows: np.ndarray) -> Any:

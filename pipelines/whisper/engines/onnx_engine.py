@@ -12,7 +12,7 @@ from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
-from pipelines.whisper.decoding import Heard
+from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, state_names, wants_seven_bits
 from pipelines.whisper.log_mel import LogMel
@@ -46,7 +46,7 @@ class Onnx:
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
 
-    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
         draws = np.random.default_rng(seed)
         ids: list[list[int]] = [[] for _ in windows]
         sure: list[list[float]] = [[] for _ in windows]
@@ -69,7 +69,7 @@ class Onnx:
             if 2 * (live >= 0).sum() <= len(live):  # the rows that are done are decoded no further
                 writing.keep(live >= 0)
                 chosen, live = chosen[live >= 0], live[live >= 0]
-        return [self._heard(*told) for told in zip(ids, sure, strict=True)]
+        return [self._hypothesis(*told) for told in zip(ids, sure, strict=True)]
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         """By the heads of the decoder that follow the sound, and dynamic time warping: as OpenAI times words."""
@@ -78,10 +78,10 @@ class Onnx:
             return []
         heard = self._encoded(window[np.newaxis])
         told = {"tokens": np.array([[*self.prompt, *ids]]), **self._unwritten(1, heard), **heard}
-        (looks,) = self.decoder.run(["attention"], told)
-        # each token's row tells where the heads look to find the next: the prompt's last one finds the text's first
-        places = word_timestamps.first_places(looks[:, 0, len(self.prompt) - 1 :, : -(-frames // 2)])
-        return [places[n] * word_timestamps.PLACE_S for n in firsts]
+        (cross_attention,) = self.decoder.run(["attention"], told)
+        # a token's row is the attention that predicts the next token: the last of the prompt predicts the text's first
+        positions = word_timestamps.first_positions(cross_attention[:, 0, len(self.prompt) - 1 :, : -(-frames // 2)])
+        return [positions[n] * word_timestamps.POSITION_S for n in firsts]
 
     def no_speech(self, windows: np.ndarray) -> list[float]:
         start, *_, no_timestamps = self.prompt
@@ -109,10 +109,10 @@ class Onnx:
         none = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
         return {name: np.zeros(none[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
-    def _heard(self, ids: list[int], sure: list[float]) -> Heard:
+    def _hypothesis(self, ids: list[int], sure: list[float]) -> Hypothesis:
         spoken = [token for token in ids if token != self.spelling.end]
         words = self.spelling.words(spoken, sure[: len(spoken)])
-        return Heard(self.spelling.text(spoken), sum(sure) / len(sure), len(sure), words)
+        return Hypothesis(self.spelling.text(spoken), sum(sure) / len(sure), len(sure), words)
 
 
 class _Writing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from pipelines.speech.audio import Waveform
 from pipelines.whisper import decoding
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.decoding import Heard
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
 
@@ -25,30 +26,21 @@ class Transformers:
             torch.set_num_threads(threads)
         self.model = whisper_model.load(ref, device=device).eval()
         self.processor = whisper_model.load_processor(ref, language)
-        self.language, self.max_new_tokens = language, max_new_tokens
+        self.options = DecodingOptions(language, max_new_tokens, word_logprobs=True)
         self.name = f"transformers {device} {'bfloat16' if decoding.in_bfloat16(self.model) else 'float32'}"
         self.n_mels = self.model.config.num_mel_bins
-        # on ZeroGPU the GPU is lent for the length of a call; elsewhere this changes nothing
-        if "spaces" in sys.modules:
-            lent = sys.modules["spaces"].GPU
-            self.hear, self.no_speech = lent(self.hear), lent(self.no_speech)
+        if "spaces" in sys.modules:  # Hugging Face ZeroGPU attaches a GPU for the length of a decorated call
+            on_gpu = sys.modules["spaces"].GPU
+            self.decode, self.no_speech = on_gpu(self.decode), on_gpu(self.no_speech)
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract(waveform, self.n_mels)
 
-    def hear(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Heard]:
+    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
         import torch
 
-        return decoding.hear(
-            self.model,
-            self.processor,
-            torch.from_numpy(windows),
-            language=self.language,
-            max_new_tokens=self.max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            closely=True,
-        )
+        options = replace(self.options, temperature=temperature, seed=seed)
+        return decoding.decode(self.model, self.processor, torch.from_numpy(windows), options)
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         return []  # its fast attention does not tell where it looks
@@ -56,4 +48,4 @@ class Transformers:
     def no_speech(self, windows: np.ndarray) -> list[float]:
         import torch
 
-        return decoding.no_speech(self.model, self.processor, torch.from_numpy(windows), language=self.language)
+        return decoding.no_speech(self.model, self.processor, torch.from_numpy(windows), language=self.options.language)

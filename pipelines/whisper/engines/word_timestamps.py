@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-PLACE_S = 0.02
+POSITION_S = 0.02
 """One place of the encoder: two frames."""
 _MEDIAN = 7
 
 
-def first_places(looks: np.ndarray) -> list[int]:
-    """For each token the first place at which it is heard: `looks` float [heads, tokens, places], weights."""
-    weights = looks / looks.sum(axis=-1, keepdims=True)
+def first_positions(cross_attention: np.ndarray) -> list[int]:
+    """For each token the first place at which it is heard: `cross_attention` float [heads, tokens, places], weights."""
+    weights = cross_attention / cross_attention.sum(axis=-1, keepdims=True)
     weights = (weights - weights.mean(axis=1, keepdims=True)) / (weights.std(axis=1, keepdims=True) + 1e-9)
     tokens, places = warped(-_smoothed(weights).mean(axis=0))
-    return [int(places[np.argmax(tokens == token)]) for token in range(looks.shape[1])]
+    return [int(places[np.argmax(tokens == token)]) for token in range(cross_attention.shape[1])]
 
 
 def _smoothed(weights: np.ndarray) -> np.ndarray:

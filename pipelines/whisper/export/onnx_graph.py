@@ -60,12 +60,12 @@ def write(
     heard = [torch.zeros(2, heads, *shape) for _ in layers for shape in ((width, 12), (12, width))]
     tokens = torch.zeros(2, 2, dtype=torch.int64)
     cross, past, present = (_axes(layers, prefix) for prefix in ("", "past_", "present_"))
-    looks = {"attention": {1: "batch", 2: "new", 3: "heard"}} if decoder.followers else {}
+    cross_attention = {"attention": {1: "batch", 2: "new", 3: "heard"}} if decoder.alignment_heads else {}
     told = {"tokens": {0: "batch", 1: "new"}, **past, **cross}
     with tempfile.TemporaryDirectory(prefix=".float32-", dir=folder.parent) as aside:
         place = Path(aside) if int8 else folder
         _export(encoder, (features,), place / ENCODER, {"features": {0: "batch", 2: "frames"}}, cross)
-        telling = {"logits": {0: "batch"}, **present, **looks}
+        telling = {"logits": {0: "batch"}, **present, **cross_attention}
         _export(decoder, (tokens, *written, *heard), place / DECODER, told, telling)
         for name in (ENCODER, DECODER) if int8 else ():
             _quantise(place / name, folder / name, seven_bits)
@@ -225,7 +225,7 @@ def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Modu
             self.decoder = own_decoder
             self.products = nn.ModuleList(self_product(layer) for layer in own_decoder.layers)
             self.queries = nn.ModuleList(scaled(layer.encoder_attn.q_proj) for layer in own_decoder.layers)
-            self.followers = [
+            self.alignment_heads = [
                 (layer, head)
                 for layer, head in getattr(model.generation_config, "alignment_heads", None) or []
                 if layer < len(own_decoder.layers) and head < head_count
@@ -248,7 +248,7 @@ def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Modu
             return (self.decoder.embed_tokens.weight @ last.T).T
 
         def forward(self, tokens: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            decoder, present, looks = self.decoder, [], {}
+            decoder, present, cross_attention = self.decoder, [], {}
             count, batch = 2 * len(decoder.layers), tokens.shape[0]
             past, cross = states[:count], states[count:]
             places = torch.arange(past[1].shape[2] + tokens.shape[1])
@@ -263,12 +263,16 @@ def _halves(model: WhisperForConditionalGeneration, int8: bool) -> tuple[nn.Modu
                 states_ = states_ + layer.self_attn.out_proj(attended(weights, values, batch))
                 queries = self.queries[n](layer.encoder_attn_layer_norm(states_))
                 weights = looking(split(queries, batch), cross[2 * n])
-                looks |= {(n, head): weights[:, head] for at, head in self.followers if at == n}
+                cross_attention |= {(n, head): weights[:, head] for at, head in self.alignment_heads if at == n}
                 states_ = states_ + layer.encoder_attn.out_proj(attended(weights, cross[2 * n + 1], batch))
                 wide = layer.activation_fn(layer.fc1(layer.final_layer_norm(states_)))
                 states_ = states_ + by_rows(layer.fc2, wide)
                 present += [keys, values]
             told = (self.logits(decoder.layer_norm(states_[:, -1])), *present)
-            return (*told, torch.stack([looks[key] for key in self.followers])) if looks else told
+            return (
+                (*told, torch.stack([cross_attention[key] for key in self.alignment_heads]))
+                if cross_attention
+                else told
+            )
 
     return Encoder(), Decoder()

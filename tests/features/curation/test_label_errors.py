@@ -32,26 +32,24 @@ def ask(toy_cache, toy_settings, toy_model, tmp_path):
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
     """The rows that are really decoded."""
-    rows, really = [], decoding.decode_rows
+    rows, really = [], decoding.decode_rows_to_text
 
-    def noting(model, processor, cache, asked, **settings):
+    def noting(model, processor, cache, asked, *settings):
         rows.extend(asked.tolist())
-        return really(model, processor, cache, asked, **settings)
+        return really(model, processor, cache, asked, *settings)
 
-    monkeypatch.setattr(decoding, "decode_rows", noting)
+    monkeypatch.setattr(decoding, "decode_rows_to_text", noting)
     return rows
 
 
 def test_what_is_heard_is_what_decoding_gives_in_the_order_asked_for(ask, toy_cache, toy_model, toy_settings):
     ref, rows = whisper_model.resolve(str(toy_model)), [5, 0, 40]
-    plain = decoding.decode_rows(
+    plain = decoding.decode_rows_to_text(
         whisper_model.load(ref),
         whisper_model.load_processor(ref, "sv"),
         toy_cache,
         np.array(rows),
-        language="sv",
-        batch_frames=24_000,
-        max_new_tokens=16,
+        decoding.DecodingOptions("sv", 16, batch_frames=24_000),
     )
     assert len(set(plain)) > 1
     assert ask(rows) == plain
@@ -65,7 +63,7 @@ def test_nothing_is_decoded_twice(ask, decoded):
 
 
 def test_what_was_heard_before_a_kill_is_kept(ask, decoded, monkeypatch, tmp_path):
-    really, calls = decoding.decode_rows, []
+    really, calls = decoding.decode_rows_to_text, []
 
     def killed(*args, **settings):
         calls.append(1)
@@ -73,7 +71,7 @@ def test_what_was_heard_before_a_kill_is_kept(ask, decoded, monkeypatch, tmp_pat
             raise KeyboardInterrupt
         return really(*args, **settings)
 
-    monkeypatch.setattr(decoding, "decode_rows", killed)
+    monkeypatch.setattr(decoding, "decode_rows_to_text", killed)
     monkeypatch.setattr(label_errors, "_BATCHES", 1)
     rows = list(range(40))
     with pytest.raises(KeyboardInterrupt):
@@ -172,7 +170,9 @@ def test_a_model_is_asked_at_the_length_it_was_tuned_at(
 ):
     asked = []
     monkeypatch.setattr(
-        decoding, "decode_rows", lambda *told, full_context, **more: asked.append(full_context) or ["x"]
+        decoding,
+        "decode_rows_to_text",
+        lambda m, p, c, r, options, on_clips: asked.append(options.full_context) or ["x"],
     )
     ref = replace(whisper_model.resolve(str(toy_model)), context=context)
     assert label_errors.heard(toy_cache, np.array([3]), ref, "sv", toy_settings().evaluation, tmp_path) == ["x"]

@@ -442,7 +442,7 @@ from pipelines.inference.app.service import Service
 service = Service(SimpleNamespace(), None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    service.hear(sys.argv[1])
+    service.transcribe(sys.argv[1])
 except Exception as error:
     print(error.reason, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

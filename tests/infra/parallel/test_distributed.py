@@ -76,8 +76,8 @@ with ranks.joined():
     model = lab.train(settings, cache, runs=job["runs"])
     base = models.resolve(model.uri)
     validate = validation.validator(settings, cache, models.load_processor(base, "sv"), False)
-    decode, own = validation.decoding.decode_rows, []
-    validation.decoding.decode_rows = lambda *args, **more: own.extend(args[3].tolist()) or decode(*args, **more)
+    decode, own = validation.decoding.decode_rows_to_text, []
+    validation.decoding.decode_rows_to_text = lambda *args: own.extend(args[3].tolist()) or decode(*args)
     looked = [validate(models.load(base)), own]
     Path(f"{job['runs']}/looked-{ranks.rank()}.json").write_text(json.dumps(looked))
 """

@@ -18,9 +18,10 @@ from pipelines.features.sources.synthetic import espeak
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.speech import audio
-from pipelines.whisper import engines, export
+from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import Collator
+from pipelines.whisper.decoding import DecodingOptions
 from pipelines.whisper.export import onnx_graph
 from pipelines.whisper.tokens import Spelling, prompt_ids
 
@@ -68,13 +69,13 @@ def exact(ref):
 
 @ct2
 def test_in_float32_both_engines_say_the_same_words_as_surely(stock, exact, windows):
-    for a, b in zip(stock.hear(windows), exact.hear(windows), strict=True):
+    for a, b in zip(stock.decode(windows), exact.decode(windows), strict=True):
         assert a.text == b.text
         assert a.tokens == b.tokens
         assert a.logprob == pytest.approx(b.logprob, abs=2e-3)
         assert [word for word, _ in a.words] == [word for word, _ in b.words] == a.text.split()
         assert [p for _, p in a.words] == pytest.approx([p for _, p in b.words], abs=2e-2)
-    assert len({heard.text for heard in stock.hear(windows)}) > 2
+    assert len({heard.text for heard in stock.decode(windows)}) > 2
 
 
 @ct2
@@ -87,7 +88,7 @@ def test_the_real_model_says_the_same_in_float32_and_hears_nearly_the_same_in_ei
         opened(tiny, name, compute_type=kind, max_new_tokens=30)
         for name, kind in (("transformers", ""), ("ctranslate2", "float32"), ("ctranslate2", "int8"))
     )
-    mine, theirs = stock.hear(features.numpy()), exact.hear(features.numpy())
+    mine, theirs = stock.decode(features.numpy()), exact.decode(features.numpy())
     assert [heard.text for heard in mine] == [heard.text for heard in theirs]
     assert all(len(heard.words) > 2 for heard in mine)
     assert [heard.logprob for heard in mine] == pytest.approx([heard.logprob for heard in theirs], abs=2e-3)
@@ -101,7 +102,7 @@ def test_the_real_model_says_the_same_in_float32_and_hears_nearly_the_same_in_ei
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16])
 def test_no_engine_writes_more_tokens_than_it_may(ref, windows, n):
     counts = {
-        name: [h.tokens for h in opened(ref, name, max_new_tokens=n).hear(windows)] for name in engines.ENGINES[1:]
+        name: [h.tokens for h in opened(ref, name, max_new_tokens=n).decode(windows)] for name in engines.ENGINES[1:]
     }
     assert max(counts["transformers"]) == max(counts["ctranslate2"]) == n
 
@@ -114,25 +115,24 @@ def test_both_tell_how_silent_a_window_is(stock, exact, windows):
 @pytest.mark.parametrize("name", ["transformers", pytest.param("ctranslate2", marks=ct2)])
 def test_a_temperature_draws_and_a_seed_repeats(ref, windows, name):
     engine = opened(ref, name)
-    cold = [heard.text for heard in engine.hear(windows)]
-    warm = [heard.text for heard in engine.hear(windows, 1.0, seed=1)]
+    cold = [heard.text for heard in engine.decode(windows)]
+    warm = [heard.text for heard in engine.decode(windows, 1.0, seed=1)]
     assert warm != cold
-    assert cold == [heard.text for heard in engine.hear(windows)]
+    assert cold == [heard.text for heard in engine.decode(windows)]
     if name == "transformers":
-        assert warm == [heard.text for heard in engine.hear(windows, 1.0, seed=1)]
-        assert warm != [heard.text for heard in engine.hear(windows, 1.0, seed=2)]
+        assert warm == [heard.text for heard in engine.decode(windows, 1.0, seed=1)]
+        assert warm != [heard.text for heard in engine.decode(windows, 1.0, seed=2)]
 
 
 def test_what_is_drawn_follows_the_probabilities(stock, windows):
     """At temperature 1 the first token of many draws is spread as the model spreads it."""
-    from pipelines.whisper import decoding
 
     model, processor = stock.model, stock.processor
     one = torch.from_numpy(np.repeat(windows[:1], 400, axis=0))
     scores = []
     decoding.generate(model, one[:1], prompt_ids(processor, "sv"), 1, lambda tokens, s: scores.append(s) or s)
     wanted = torch.softmax(scores[0][0].float(), -1)
-    told = decoding.hear(model, processor, one, language="sv", max_new_tokens=1, temperature=1.0, seed=3)
+    told = decoding.decode(model, processor, one, DecodingOptions("sv", 1, temperature=1.0, seed=3))
     mean, spread = float((wanted * wanted.clamp(min=1e-30).log()).sum()), 0.0
     spread = math.sqrt(float((wanted * (wanted.clamp(min=1e-30).log() - mean) ** 2).sum()) / 400)
     assert np.mean([heard.logprob for heard in told]) == pytest.approx(mean, abs=4 * spread + 1e-3)

@@ -35,12 +35,12 @@ def test_the_way_is_the_cheapest_and_never_goes_back(n: int, m: int, seed: int):
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_tokens_are_found_where_the_heads_look(noise: float):
     begins = [0, 12, 20, 41]
-    looks = np.random.default_rng(1).random((3, 4, 60)) * noise + 1e-4
+    cross_attention = np.random.default_rng(1).random((3, 4, 60)) * noise + 1e-4
     for token, (begin, end) in enumerate(zip(begins, [*begins[1:], 60], strict=True)):
-        looks[:, token, begin:end] += 1.0 / (end - begin)
-    told = word_timestamps.first_places(looks)
+        cross_attention[:, token, begin:end] += 1.0 / (end - begin)
+    told = word_timestamps.first_positions(cross_attention)
     assert told == pytest.approx(begins, abs=2)
 
 
 def test_a_window_shorter_than_the_median_is_not_smoothed():
-    assert word_timestamps.first_places(np.full((1, 2, 3), 1 / 3)) in ([0, 1], [0, 2], [0, 0])
+    assert word_timestamps.first_positions(np.full((1, 2, 3), 1 / 3)) in ([0, 1], [0, 2], [0, 0])
