@@ -52,7 +52,7 @@ from pipelines.features import (
     build,
     cache,
 )
-from pipelines.features.curation import gate as curation_gate
+from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.sources import Example
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.infra.parallel import process_pool
@@ -110,8 +110,8 @@ def _processor() -> Any:
     return whisper_model.load_processor(whisper_model.resolve("openai/whisper-tiny"), "sv")
 
 
-def gate(processor: Any) -> curation_gate.Gate:
-    return curation_gate.Gate(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3)
+def clip_filter(processor: Any) -> ClipFilter:
+    return ClipFilter(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3)
 
 
 # --- the sides: each returns clips per second, and those that write, bytes per clip ----------------------------------
@@ -167,9 +167,9 @@ def ours(
     made = build.build(
         folder / "cache",
         repeated(examples, n),
-        gate(processor).admit,
+        clip_filter(processor).create_clip,
         IDENTITY | {"features.dtype": dtype},
-        workers=processes,
+        build.BuildOptions(workers=processes),
     )
     return n / (time.perf_counter() - started), made.bytes / n
 
@@ -224,10 +224,9 @@ def scaled_here(n: int, processes: int, folder: Path) -> dict[str, float]:
     build.build(
         folder / "scaled",
         tones(n),
-        curation_gate.Gate(letters, 80, 0.1, 30.0, 1e-3).admit,
+        ClipFilter(letters, 80, 0.1, 30.0, 1e-3).create_clip,
         IDENTITY | {"features.dtype": "float16"},
-        shard_clips=64,
-        workers=processes,
+        build.BuildOptions(shard_clips=64, workers=processes),
         on_clips=lambda clips: marks.append((time.perf_counter(), clips)),
     )
     peak_kb = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import label_errors
-from pipelines.features.curation.selection import GATE_STEPS, ORDER
+from pipelines.features.curation.selection import CLIP_STEPS, ORDER
 from pipelines.speech import scoring
 
 GROSS, SUBTLE = "label_swap", "label_word"
@@ -109,5 +109,5 @@ def of_repairs(repaired: FeatureCache) -> dict[str, Any]:
 
 def _reasons_before(reasons: Sequence[str]) -> set[str]:
     """Reasons of every step before the first of these."""
-    told = [reason for step in ORDER for reason in (GATE_STEPS.get(step) or (step,))]
+    told = [reason for step in ORDER for reason in (CLIP_STEPS.get(step) or (step,))]
     return set(told[: min(told.index(reason) for reason in reasons)])

@@ -218,7 +218,7 @@ def _curve(recipe: Recipe, whole: FeatureCache, cache: FeatureCache, runs: str |
     rows = whole.rows
     asked = np.flatnonzero((rows["split"] == "train") & ~rows["id"].isin(gone))
     folder = environment.runs_folder(runs) / "label_errors"
-    heard = label_errors.heard(whole, asked, ref, recipe.language, recipe.evaluation, folder)
+    heard = label_errors.transcribe(whole, asked, ref, recipe.language, recipe.evaluation, folder)
     return fault_detection.of_label_errors(rows.iloc[asked], heard)
 
 

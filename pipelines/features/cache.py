@@ -1,11 +1,11 @@
 """FeatureCache: trimmed log-mels in shards that are read through the page cache, sealed by a manifest.
 
-<cache>/build.json            what is being built; checked before an unfinished build goes on
+<cache>/build.json            identity of the build; compared before an unfinished build is resumed
         shard-00000.bin       frames of its clips one after another, float32 or float16, [n_frames, n_mels]
-        shard-00000.parquet   one row per clip; written after the frames: the shard is done
+        shard-00000.parquet   one row per clip; written after the frames: the shard is finished
         rejected.csv          id, split, reason, detail of every clip that was not used
-        repaired.csv          id, before, after, labels of every clip that got another transcript; where there are some
-        manifest.json         identity, counts, size and sha256 of every file; written last: the cache is done
+        repaired.csv          id, before, after, labels of every clip whose transcript was replaced; absent if none
+        manifest.json         identity, counts, size and sha256 of every file; written last: the cache is finished
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ logger = logging.getLogger(__name__)
 
 
 FORMAT = "5"
-"""Version of the code that makes caches: raised whenever the same input would give other rows or frames."""
-_REPAIRED = "repaired.csv"
+"""Version of the code that builds caches: raised when the same input would give other rows or frames."""
+REPAIRED = "repaired.csv"
+"""File of replaced transcripts in a cache."""
 _SOFT_FIELDS = ("library.",)
-"""Fields whose difference is told, but does not make a cache stale: the frames are checked by their own sha256."""
+"""Identity fields whose mismatch only warns: the frames are verified by their own sha256."""
 
 
 class StaleCache(LabError):
-    """The cache at hand is not the one that the recipe asks for."""
+    """The cache was built with another identity than the one that the recipe requires."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class FeatureCache:
 
     folder: Path
     identity: dict[str, Any]
-    """Flat: everything that made this cache, name to value."""
+    """Flat mapping of everything that decides the rows and frames: settings, source, code and library versions."""
     rows: pd.DataFrame
     """One row per clip: id, split, text, speaker, duration_s, frames, pad_value, offset, shard, label_offset,
     label_count, and the source's meta."""
     counts: dict[str, int]
     """Clips per split, and `rejected`."""
     token_ids: np.ndarray = field(repr=False)
-    """int32: the labels of all clips one after another; `label_offset` and `label_count` say whose they are."""
+    """int32 [n_tokens]: labels of all clips in a row; `label_offset` and `label_count` locate those of one clip."""
 
     @property
     def uri(self) -> str:
@@ -72,46 +73,46 @@ class FeatureCache:
 
     @property
     def bytes(self) -> int:
-        """Size of all files on the disk."""
+        """Size of all files on disk."""
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     @property
     def padded_bytes(self) -> int:
-        """What the same clips take as padded float32 tensors."""
+        """Size of the same clips as float32 tensors padded to 30 s."""
         return len(self.rows) * FULL_FRAMES * self.n_mels * 4
 
     @property
     def rejected(self) -> pd.DataFrame:
-        """id, split, reason, detail of every clip that was not used."""
+        """Rejected clips: id, split, reason, detail."""
         return pd.read_csv(self.folder / "rejected.csv", dtype=str, keep_default_na=False)
 
     @property
     def repaired(self) -> pd.DataFrame:
-        """id, before, after of every clip that got another transcript."""
-        if not (self.folder / _REPAIRED).exists():
+        """Clips whose transcript was replaced: id, before, after."""
+        if not (self.folder / REPAIRED).exists():
             return pd.DataFrame(columns=["id", "before", "after"])
         return _read_repaired(self.folder).drop(columns="labels")
 
     @property
     def curation(self) -> list[dict[str, Any]]:
-        """What each step of curation did: step, before, after, dropped, changed; empty where none was asked for."""
+        """One entry per curation step: step, before, after, dropped, changed; empty without curation."""
         return (manifest.read(self.folder) or {}).get("curation", [])
 
     def split(self, name: str) -> np.ndarray:
-        """Row numbers of a split, int64, in the source's order."""
+        """Return the row numbers of a split, int64, in the source's order."""
         return np.flatnonzero((self.rows["split"] == name).to_numpy())
 
     def log_mel(self, row: int) -> LogMel:
-        """The features of a row: frames are a read-only view of the page cache, not a copy."""
+        """Return the features of a row; its frames are a read-only view of the page cache, not a copy."""
         start, n_frames = self._offsets[row], self._frames[row]
         return LogMel(self._shards[self._shard_of[row]][start : start + n_frames], float(self._pad_values[row]))
 
     def labels(self, row: int) -> list[int]:
-        """Token ids that the decoder is to produce for a row."""
+        """Return the target token ids of a row."""
         start = self._label_offsets[row]
         return self.token_ids[start : start + self._label_counts[row]].tolist()
 
-    # column arrays: indexing a DataFrame row by row costs more than reading the frames
+    # Column arrays: indexing a DataFrame row by row costs more than reading the frames.
     _offsets = cached_property(lambda self: self.rows["offset"].to_numpy())
     _frames = cached_property(lambda self: self.rows["frames"].to_numpy())
     _pad_values = cached_property(lambda self: self.rows["pad_value"].to_numpy())
@@ -127,14 +128,13 @@ class FeatureCache:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """Worker processes open the shards themselves."""
+        """Pickle without the mapped shards: worker processes open them again."""
         return {name: value for name, value in self.__dict__.items() if name != "_shards"}
 
 
-def open_cache(folder: Path, wanted: Mapping[str, Any] | None = None) -> FeatureCache:
-    """Open a finished cache and verify every byte of it; with `wanted`, refuse one that was made otherwise.
+def open_cache(folder: Path, identity: Mapping[str, Any] | None = None) -> FeatureCache:
+    """Open a finished cache and verify every byte of it, on all cores; with `identity`, compare it with the cache's.
 
-    Verifying runs on all cores, as fast as the disk reads: nothing damaged is ever trained on.
     Raises StaleCache naming the fields that differ, LabError for a cache that is unfinished or damaged.
     """
     sealed = manifest.require_whole(
@@ -145,10 +145,10 @@ def open_cache(folder: Path, wanted: Mapping[str, Any] | None = None) -> Feature
             f"{folder} is whole, but not a feature cache (it is a {sealed.get('kind', 'folder of another kind')}): "
             "name the cache that 01_feature_pipeline printed"
         )
-    if wanted is not None:
-        _refuse_stale(folder, wanted, sealed["identity"])
+    if identity is not None:
+        _check_identity(folder, identity, sealed["identity"])
     try:
-        return _load(folder, sealed)
+        return load(folder, sealed)
     except (OSError, ValueError, KeyError) as error:
         raise LabError(
             f"{folder} is whole, but this lab (format {FORMAT}) cannot read it: {type(error).__name__}. "
@@ -157,25 +157,27 @@ def open_cache(folder: Path, wanted: Mapping[str, Any] | None = None) -> Feature
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether `folder` holds a sealed cache (sizes are compared; `open_cache` reads every byte)."""
+    """Return True if `folder` holds a finished cache. Compares file sizes only; `open_cache` reads every byte."""
     return manifest.problem(folder, thorough=False) is None
 
 
-def _refuse_stale(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    unlike = differences(wanted, found)
-    soft = [line for line in unlike if line.startswith(_SOFT_FIELDS)]
-    hard = [line for line in unlike if line not in soft]
+def _check_identity(folder: Path, required: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    """Raise StaleCache if a field differs; log differences of _SOFT_FIELDS."""
+    lines = differences(required, actual)
+    soft = [line for line in lines if line.startswith(_SOFT_FIELDS)]
+    hard = [line for line in lines if line not in soft]
     if hard:
         raise StaleCache(
-            f"the cache {folder} (digest {digest(found)}) is not the one this recipe asks for "
-            f"(digest {digest(wanted)}): {'; '.join(hard)}. Run 01_feature_pipeline with this recipe, "
+            f"the cache {folder} (digest {digest(actual)}) is not the one this recipe asks for "
+            f"(digest {digest(required)}): {'; '.join(hard)}. Run 01_feature_pipeline with this recipe, "
             "or train with the recipe and overrides that made the cache"
         )
     if soft:
         logger.info(f"note: this cache was made with other library versions ({'; '.join(soft)})")
 
 
-def _load(folder: Path, sealed: dict[str, Any]) -> FeatureCache:
+def load(folder: Path, sealed: dict[str, Any]) -> FeatureCache:
+    """Load the cache that the manifest `sealed` describes, without verifying it."""
     import pyarrow
 
     tables = []
@@ -183,46 +185,47 @@ def _load(folder: Path, sealed: dict[str, Any]) -> FeatureCache:
         table = shards.read(folder, number)[0].drop_columns(["audio"]).replace_schema_metadata(None)
         tables.append(table.append_column("shard", pyarrow.array(np.full(len(table), number, np.int32))))
     table = pyarrow.concat_tables(tables, promote_options="default")
-    token_ids, ends = _flat_labels(table["labels"])
+    token_ids, offsets = _flat_labels(table["labels"])
     rows = table.drop_columns(["labels"]).to_pandas()
-    rows = rows.assign(label_offset=ends[:-1], label_count=np.diff(ends))
+    rows = rows.assign(label_offset=offsets[:-1], label_count=np.diff(offsets))
     if sealed.get("repaired"):
         repaired = _read_repaired(folder)
-        places = pd.Index(rows["id"]).get_indexer(repaired["id"])
-        labels = [[int(token) for token in told.split()] for told in repaired["labels"]]
-        rows, token_ids = _with_labels(rows, token_ids, places, repaired["after"].tolist(), labels)
+        indices = pd.Index(rows["id"]).get_indexer(repaired["id"])
+        labels = [[int(token) for token in cell.split()] for cell in repaired["labels"]]
+        rows, token_ids = _replace_labels(rows, token_ids, indices, repaired["after"].tolist(), labels)
     order = [name for name in shards.RESERVED if name in rows]
     rows = rows[[*order, *(name for name in rows if name not in order)]]
-    kept = ~rows["id"].isin(sealed.get("dropped", ()))
-    return FeatureCache(folder, sealed["identity"], rows[kept].reset_index(drop=True), sealed["counts"], token_ids)
+    rows = rows[~rows["id"].isin(sealed.get("dropped", ()))].reset_index(drop=True)
+    return FeatureCache(folder, sealed["identity"], rows, sealed["counts"], token_ids)
 
 
-def with_transcripts(cache: FeatureCache, told: Mapping[int, tuple[str, list[int]]]) -> FeatureCache:
-    """The cache with other transcripts and label ids for the rows that `told` numbers; nothing on the disk changes."""
-    texts, labels = ([pair[i] for pair in told.values()] for i in (0, 1))
-    rows, token_ids = _with_labels(cache.rows, cache.token_ids, np.array([*told], dtype=np.int64), texts, labels)
+def with_transcripts(cache: FeatureCache, transcripts: Mapping[int, tuple[str, list[int]]]) -> FeatureCache:
+    """Return the cache with other transcripts: row number to text and label ids. Files do not change."""
+    texts, labels = ([pair[i] for pair in transcripts.values()] for i in (0, 1))
+    indices = np.array([*transcripts], dtype=np.int64)
+    rows, token_ids = _replace_labels(cache.rows, cache.token_ids, indices, texts, labels)
     return replace(cache, rows=rows, token_ids=token_ids)
 
 
-def _with_labels(
-    rows: pd.DataFrame, token_ids: np.ndarray, places: np.ndarray, texts: list[str], labels: list[list[int]]
+def _replace_labels(
+    rows: pd.DataFrame, token_ids: np.ndarray, indices: np.ndarray, texts: list[str], labels: list[list[int]]
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The rows with new transcripts at `places`, and the token ids with those of the new labels at the end."""
+    """Replace transcripts at row numbers `indices`; append the new labels to `token_ids`."""
     counts = np.array([len(ids) for ids in labels])
     columns = {name: rows[name].to_numpy(copy=True) for name in ("text", "label_offset", "label_count")}
-    columns["text"][places] = texts
-    columns["label_offset"][places] = len(token_ids) + np.cumsum(counts) - counts
-    columns["label_count"][places] = counts
+    columns["text"][indices] = texts
+    columns["label_offset"][indices] = len(token_ids) + np.cumsum(counts) - counts
+    columns["label_count"][indices] = counts
     return rows.assign(**columns), np.concatenate([token_ids, *(np.array(ids, np.int32) for ids in labels)])
 
 
 def _read_repaired(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / _REPAIRED, dtype=str, keep_default_na=False)
+    return pd.read_csv(folder / REPAIRED, dtype=str, keep_default_na=False)
 
 
 def _flat_labels(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """All token ids in a row, int32, and where each clip's begin and the last one's end, int64 [clips + 1]."""
+    """Flatten a list column: token ids, int32 [n_tokens], and offsets of the clips, int64 [n_clips + 1]."""
     parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
     counts = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
-    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
-    return np.concatenate(parts), ends
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
+    return np.concatenate(parts), offsets

@@ -1,4 +1,4 @@
-"""Why an example is not used."""
+"""A clip that passed all checks, and the error for an example that did not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.whisper.log_mel import LogMel
 
 
 class Rejected(LabError):
-    """An example that cannot be used: `reason` is one word for tables, `detail` says it in full."""
+    """An example that cannot be used: `reason` is one word for tables, `detail` a sentence for people."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -23,22 +23,22 @@ MAX_LABEL_TOKENS = 448
 """Positions of Whisper's decoder: a longer label cannot be trained on."""
 
 
-Recall = Callable[[bytes], tuple[LogMel, float] | None]
-"""The log-mel and the duration in seconds of an audio file that was heard before, by its fingerprint; or None."""
+FindFeatures = Callable[[bytes], tuple[LogMel, float] | None]
+"""Look up the fingerprint of an audio file in earlier caches: its log-mel and duration in seconds, or None."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An example that passed: what the cache keeps of it."""
+    """An example that passed all checks, with its features and labels."""
 
     example: Example
     text: str
     """The cleaned transcript."""
     labels: list[int]
-    """Token ids that the decoder is to produce: language, task, no-timestamps, text, end. At most 448."""
+    """Target token ids of the decoder: language, task, no-timestamps, text, end. At most 448."""
     log_mel: LogMel
     duration_s: float
     fingerprint: bytes = b""
-    """Of the audio file: what `Recall` finds the log-mel by. Empty where it is not to be found."""
+    """Fingerprint of the audio file, by which `FindFeatures` finds the log-mel. Empty: it cannot be found."""
     reused: bool = False
-    """Whether the log-mel was recalled, not made."""
+    """The log-mel was read from an earlier cache instead of computed."""

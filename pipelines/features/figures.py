@@ -1,4 +1,4 @@
-"""TODO: describe this module."""
+"""Tables and plots of a feature cache, for notebook 01 and the first cells of 02 and 03."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def recipe_table(recipe: Recipe) -> Styler:
-    """Every setting of a recipe that says something, one row for each group: what will run, before it runs."""
+    """Return the settings of a recipe that are not empty, one row per group."""
     groups: dict[str, list[str]] = {}
     for name, value in recipe.settings().items():
         group, _, leaf = name.rpartition(".")
         if value in ("", []):
             continue
         groups.setdefault(group or "recipe", []).append(f"{leaf} = {value}")
-    table = pd.DataFrame({"settings": {group: ",   ".join(told) for group, told in groups.items()}})
+    table = pd.DataFrame({"settings": {group: ",   ".join(lines) for group, lines in groups.items()}})
     return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
 
 
 def corpus_table(cache: FeatureCache) -> pd.DataFrame:
-    """Clips, speakers, minutes and mean length of every split."""
+    """Return clips, speakers, minutes and mean length of every split."""
     grouped = cache.rows.groupby("split", sort=False)
     return pd.DataFrame(
         {
@@ -45,32 +45,32 @@ def corpus_table(cache: FeatureCache) -> pd.DataFrame:
 
 
 def sample_table(cache: FeatureCache, n: int = 8) -> pd.DataFrame:
-    """The first clips of every split, without the columns that are for machines."""
-    machine = ["label_offset", "label_count", "shard", "offset", "pad_value", "frames"]
-    shown = cache.rows.drop(columns=machine)
-    return shown.groupby("split", sort=False).head(max(1, n // 3)).reset_index(drop=True)
+    """Return the first clips of every split, without internal columns."""
+    internal = ["label_offset", "label_count", "shard", "offset", "pad_value", "frames"]
+    rows = cache.rows.drop(columns=internal)
+    return rows.groupby("split", sort=False).head(max(1, n // 3)).reset_index(drop=True)
 
 
 def curation_table(cache: FeatureCache) -> pd.DataFrame:
-    """What each step of curation left: step, clips before and after, dropped, and transcripts that it changed."""
+    """Return, for each curation step, clips before and after, dropped clips and changed transcripts."""
     columns = ["step", "before", "after", "dropped", "changed"]
     return pd.DataFrame(cache.curation, columns=columns).set_index("step")
 
 
 def rejected_table(cache: FeatureCache) -> pd.DataFrame:
-    """How many clips were not used, by reason, with one example each."""
+    """Return the number of rejected clips by reason, with one example each."""
     rejected = cache.rejected
     return rejected.groupby("reason").agg(clips=("id", "size"), example=("id", "first"), detail=("detail", "first"))
 
 
 def size_table(cache: FeatureCache) -> pd.DataFrame:
-    """The cache beside the padded float32 tensors of the classic recipe."""
+    """Compare the size of the cache with float32 tensors padded to 30 s."""
     mb = pd.Series({"padded to 30 s, float32": cache.padded_bytes, "this cache": cache.bytes}) / 1e6
     return pd.DataFrame({"MB": mb.round(1), "share": (mb / mb.iloc[0]).map("{:.1%}".format)})
 
 
 def player(example: Example) -> Audio:
-    """An audio player for one example, as the source holds it."""
+    """Return an audio player for one example."""
     from IPython.display import Audio
 
     data = example.audio if isinstance(example.audio, bytes) else example.audio.read_bytes()
@@ -78,8 +78,8 @@ def player(example: Example) -> Audio:
 
 
 def log_mel(cache: FeatureCache, row: int) -> Figure:
-    """The log-mel of one clip: what Whisper sees."""
-    features, told = cache.log_mel(row), cache.rows.iloc[row]
+    """Plot the log-mel of one clip, the input of Whisper."""
+    features, clip = cache.log_mel(row), cache.rows.iloc[row]
     figure, axes = _axes(9, 2.6)
     axes.imshow(
         features.frames.T,
@@ -88,12 +88,12 @@ def log_mel(cache: FeatureCache, row: int) -> Figure:
         cmap="magma",
         extent=(0, len(features.frames) / 100, 0, cache.n_mels),
     )
-    axes.set(xlabel="time (s)", ylabel="mel band", title=f"“{told['text']}”  {told['speaker']}")
+    axes.set(xlabel="time (s)", ylabel="mel band", title=f"“{clip['text']}”  {clip['speaker']}")
     return figure
 
 
 def durations(cache: FeatureCache) -> Figure:
-    """How long the clips are, beside the 30 s that the classic recipe computes on for each."""
+    """Plot the distribution of clip lengths; the classic recipe pads each clip to 30 s."""
     figure, axes = _axes(9, 2.2)
     axes.hist(cache.rows["duration_s"], bins=40, color=_SOFT)
     mean = cache.rows["duration_s"].mean()
@@ -107,7 +107,7 @@ def durations(cache: FeatureCache) -> Figure:
 
 
 def batch(batch: dict[str, Any]) -> Figure:
-    """One training batch: the clips stacked, each as long as it is, padded to the longest."""
+    """Plot one training batch: its clips stacked, padded to the longest."""
     features = batch["input_features"]
     figure, axes = _axes(9, 3.2)
     stacked = np.concatenate([clip.numpy()[::4] for clip in features])

@@ -1,4 +1,7 @@
-"""TODO: describe this module."""
+"""Write the shards of a feature cache on a Ray cluster.
+
+The driver reads the examples, sends them with their audio bytes, and publishes the shards that come back.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import importlib.metadata
 import io
 import itertools
 import logging
-import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipelines.features import shards as features_shards
+from pipelines.features import shards
 from pipelines.features.clips import Clip, Rejected
-from pipelines.features.shards import Made, Maker, Task
+from pipelines.features.shards import ShardResult, ShardTask, ShardWriter
 from pipelines.features.sources import Example
 from pipelines.infra.errors import LabError
 from pipelines.infra.manifest import _PACKAGE, code_sha256
@@ -32,25 +34,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-WINDOW = 2
-"""Shards for each core in one Ray data set. Two of these are under way at a time, so that no core waits for the slowest
-shard of the one before, nor for the source."""
-
+SHARDS_PER_CORE = 2
+"""Shards per core in one Ray data set. Two data sets run at a time, so that no core waits for the slowest shard of the
+previous one or for the source."""
 _LARGE_BYTES = 64_000_000
-"""Files from here on do not travel."""
+"""Audio files of this size or more are decoded on the driver instead of being sent."""
 
 
-def make_shards(
-    make: Maker, tasks: Iterable[Task], address: str, versions: Mapping[str, str], on_clips: Callable[[int], None]
+def write_shards(
+    writer: ShardWriter,
+    tasks: Iterable[ShardTask],
+    address: str,
+    versions: Mapping[str, str],
+    on_clips: Callable[[int], None],
 ) -> None:
-    """Every shard of `tasks`, made by the cluster at `address` and published in `make.folder`, in any order.
+    """Write every shard of `tasks` on the cluster at `address` and publish it in `writer.folder`, in any order.
 
-    `address` is `auto` (the cluster that this machine is part of), `host:6379` (which of several), or `local` (one of
-    this machine alone, started here and ended). `versions` names packages that every machine must have in just these
-    versions; `on_clips` is told of clips as they are done. A worker that dies costs the shard that it was
-    making: another makes it again. Raises LabError for a cluster that cannot be used, and where ATTEMPTS workers died
-    over one shard.
+    `address` is `auto` (the cluster of this machine), `host:6379`, or `local` (started on this machine and stopped at
+    the end). `versions` maps packages to the version that every machine must have; `on_clips` receives the number of
+    clips of each finished shard. Ray repeats the shard of a worker that died. Raises LabError for a cluster that cannot
+    be used, and after ATTEMPTS workers died over one shard.
     """
     with joined(address) as ray:
         n_cores = int(ray.cluster_resources().get("CPU", 0))
@@ -59,100 +62,100 @@ def make_shards(
                 f"the Ray cluster {address} must have CPUs, got none: start a node with --num-cpus=1 or more"
             )
         logger.info(f"Ray cluster {address}: {n_cores} core(s)")
-        work = functools.partial(_make, ray.put(ray.cloudpickle.dumps(make)), {**versions, _OWN: code_sha256()})
-        carried = (_carried(task, make.admit) for task in tasks)
-        arrivals = _Arrivals(make.folder, on_clips)
-        with ThreadPoolExecutor(2) as threads, arrivals.ended_by_an_error():
-            before: Future[None] | None = None
-            while window := list(itertools.islice(carried, WINDOW * n_cores)):
-                under_way = threads.submit(_run, ray, work, window, arrivals)
-                if before:
-                    before.result()
-                before = under_way
-            if before:
-                before.result()
-        logger.info(f"{arrivals.shards} shard(s) were made by {len(arrivals.machines)} machine(s)")
+        work = functools.partial(_write, ray.put(ray.cloudpickle.dumps(writer)), {**versions, _OWN: code_sha256()})
+        portable = (_with_audio(task, writer.create_clip) for task in tasks)
+        collector = _Collector(writer.folder, on_clips)
+        with ThreadPoolExecutor(2) as threads, collector.stopped_by_errors():
+            previous: Future[None] | None = None
+            while batch := list(itertools.islice(portable, SHARDS_PER_CORE * n_cores)):
+                current = threads.submit(_run, ray, work, batch, collector)
+                if previous:
+                    previous.result()
+                previous = current
+            if previous:
+                previous.result()
+        logger.info(f"{collector.n_shards} shard(s) were made by {len(collector.machines)} machine(s)")
 
 
 @dataclass
-class _Arrivals:
-    """Shards as they come back, published one at a time."""
+class _Collector:
+    """Publishes shards as they return from the cluster, one at a time."""
 
     folder: Path
     on_clips: Callable[[int], None]
-    shards: int = 0
+    n_shards: int = 0
     machines: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _ended: bool = False
+    _stopped: bool = False
 
     @contextlib.contextmanager
-    def ended_by_an_error(self) -> Iterator[None]:
-        """An error within ends every data set at its next arrival: none may outlive the connection."""
+    def stopped_by_errors(self) -> Iterator[None]:
+        """After an error in the block, end every data set at its next result: none may outlive the connection."""
         try:
             yield
         except BaseException:
-            self._ended = True
+            self._stopped = True
             raise
 
-    def take(self, table: pyarrow.Table) -> None:
-        """What `_make` made."""
-        if self._ended:
+    def publish(self, table: pyarrow.Table) -> None:
+        """Publish one row of `_write`. Raises LabError for an error on the worker."""
+        if self._stopped:
             raise LabError("the work was ended")
         row = {name: table[name][0] for name in table.column_names}
-        if refusal := row["refusal"].as_py():
-            raise LabError(refusal)
+        if error := row["error"].as_py():
+            raise LabError(error)
         number = row["number"].as_py()
         with self._lock:
-            aside = self.folder / f".{features_shards.bin_name(number)}.{os.getpid()}.partial"
-            aside.write_bytes(row["frames"].as_buffer())
-            features_shards.publish(self.folder, Made(number, aside, row["index"].as_py(), reused=0))
-            self.shards += 1
+            path = shards.temporary_path(self.folder, number)
+            path.write_bytes(row["frames"].as_buffer())
+            shards.publish(self.folder, ShardResult(number, path, row["index"].as_py(), n_reused=0))
+            self.n_shards += 1
             self.machines.add(row["machine"].as_py())
             self.on_clips(row["clips"].as_py())
 
 
-def _run(ray: ModuleType, work: Callable[[Any], Any], window: list[Task], arrivals: _Arrivals) -> None:
-    """One Ray data set: a block for each shard, so that each is a piece of work of its own."""
-    rows = [{"task": pickle.dumps(task)} for task in window]
-    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+def _run(ray: ModuleType, work: Callable[[Any], Any], batch: list[ShardTask], collector: _Collector) -> None:
+    """Run one Ray data set with one block per shard, so that each shard is scheduled separately."""
+    rows = [{"task": pickle.dumps(task)} for task in batch]
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         work, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=1, max_retries=ATTEMPTS - 1
     )
     try:
-        for table in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-            arrivals.take(table)
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            collector.publish(table)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError):
         raise LabError(
-            f"{ATTEMPTS} workers of the Ray cluster died over one of the shards {window[0].number} to "
-            f"{window[-1].number}; most often memory is short: run again with less beside it; what is done is kept"
+            f"{ATTEMPTS} workers of the Ray cluster died over one of the shards {batch[0].number} to "
+            f"{batch[-1].number}; most often memory is short: run again with less beside it; what is done is kept"
         ) from None
 
 
-def _carried(task: Task, admit: Callable[[Example], Clip]) -> Task:
-    """The task with all that its shard is made of: the bytes of every audio file.
+def _with_audio(task: ShardTask, create_clip: Callable[[Example], Clip]) -> ShardTask:
+    """Return the task with the bytes of every audio file, so that workers need no access to the source.
 
-    A file that cannot be taken along (it is not there, or too large for memory) is judged here, and what comes of it
-    travels in the place of its bytes: a clip, or the reason and detail of a rejection.
+    A file that cannot be sent (missing, empty or too large) is processed here: its clip, or the reason and detail of
+    its rejection, takes the place of the bytes.
     """
 
-    def carry(example: Example) -> Example:
-        sound: Any = _read(example.audio)
-        if sound is None:
+    def load(example: Example) -> Example:
+        audio: Any = _read(example.audio)
+        if audio is None:
             try:
-                with features_shards.one_thread():
-                    sound = admit(example)
+                with shards.one_thread():
+                    audio = create_clip(example)
             except Rejected as rejection:
-                sound = (rejection.reason, rejection.detail)
-        return replace(example, audio=sound)
+                audio = (rejection.reason, rejection.detail)
+        return replace(example, audio=audio)
 
-    return replace(task, block=[carry(example) for example in task.block])
+    return replace(task, examples=[load(example) for example in task.examples])
 
 
-def _read(sound: bytes | Path) -> bytes | None:
-    """What is to travel; None for what cannot be read, holds nothing, or is too large to be taken into memory."""
-    if isinstance(sound, bytes):
-        return sound
+def _read(audio: bytes | Path) -> bytes | None:
+    """Return the bytes of an audio file; None if it cannot be read, is empty, or is too large to send."""
+    if isinstance(audio, bytes):
+        return audio
     try:
-        return sound.read_bytes() if sound.is_file() and 0 < sound.stat().st_size < _LARGE_BYTES else None
+        return audio.read_bytes() if audio.is_file() and 0 < audio.stat().st_size < _LARGE_BYTES else None
     except (OSError, ValueError):
         return None
 
@@ -160,20 +163,20 @@ def _read(sound: bytes | Path) -> bytes | None:
 # ---- on the cluster's machines
 
 
-def _make(pickled_maker: Any, versions: Mapping[str, str], table: pyarrow.Table) -> pyarrow.Table:
-    """A row with a task to a row with its shard: number, clips, frames, index, machine; or with a refusal, one line."""
+def _write(pickled_writer: Any, versions: Mapping[str, str], table: pyarrow.Table) -> pyarrow.Table:
+    """Map a row with a task to a row with its shard: number, clips, frames, index, machine; or with an error line."""
     import pyarrow
     import ray
 
-    number, clips, index, refusal, frames = -1, 0, b"", "", io.BytesIO()
+    number, clips, index, error_line, frames = -1, 0, b"", "", io.BytesIO()
     machine = ray.util.get_node_ip_address()
     try:
-        _refuse_other_versions(versions)
+        _check_versions(versions)
         task = pickle.loads(table["task"][0].as_buffer())
-        number, clips = task.number, len(task.block)
-        index, _ = _maker(pickled_maker).write(task, frames)
+        number, clips = task.number, len(task.examples)
+        index, _ = _load_writer(pickled_writer).write_frames(task, frames)
     except (ImportError, LabError) as error:
-        refusal = (
+        error_line = (
             f"the Ray machine {machine} cannot make shards: {error}. Install there what is installed here: "
             "pip install -c constraints.txt -r requirements.txt"
         )
@@ -183,30 +186,30 @@ def _make(pickled_maker: Any, versions: Mapping[str, str], table: pyarrow.Table)
         "frames": pyarrow.large_binary(),
         "index": pyarrow.large_binary(),
         "machine": pyarrow.string(),
-        "refusal": pyarrow.string(),
+        "error": pyarrow.string(),
     }
-    row = (number, clips, frames.getvalue(), index, ray.get_runtime_context().get_node_id(), refusal)
+    row = (number, clips, frames.getvalue(), index, ray.get_runtime_context().get_node_id(), error_line)
     return pyarrow.table([[value] for value in row], pyarrow.schema(schema))
 
 
 @functools.lru_cache(maxsize=1)
-def _maker(pickled: Any) -> Maker:
-    """The maker, unpickled once in a process: it holds a tokenizer."""
+def _load_writer(pickled: Any) -> ShardWriter:
+    """Unpickle the writer, which holds a tokenizer, once per process."""
     import ray
 
-    make = pickle.loads(ray.get(pickled))
-    return replace(make, admit=functools.partial(_admit, make.admit))
+    writer = pickle.loads(ray.get(pickled))
+    return replace(writer, create_clip=functools.partial(_create_clip, writer.create_clip))
 
 
-def _admit(admit: Callable[[Example], Clip], example: Example) -> Clip:
-    """`admit`, for an example as `_carried` leaves it."""
+def _create_clip(create_clip: Callable[[Example], Clip], example: Example) -> Clip:
+    """Call `create_clip` unless `_with_audio` has already processed the example."""
     if isinstance(example.audio, tuple):
         raise Rejected(*example.audio)
-    return example.audio if isinstance(example.audio, Clip) else admit(example)
+    return example.audio if isinstance(example.audio, Clip) else create_clip(example)
 
 
-def _refuse_other_versions(versions: Mapping[str, str]) -> None:
-    for name, wanted in versions.items():
-        found = code_sha256() if name == _OWN else importlib.metadata.version(name)
-        if found != wanted:
-            raise LabError(f"it has {name} {found} ({_PACKAGE.parent}), and this cache is made with {wanted}")
+def _check_versions(versions: Mapping[str, str]) -> None:
+    for name, expected in versions.items():
+        installed = code_sha256() if name == _OWN else importlib.metadata.version(name)
+        if installed != expected:
+            raise LabError(f"it has {name} {installed} ({_PACKAGE.parent}), and this cache is made with {expected}")

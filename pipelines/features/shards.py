@@ -1,9 +1,9 @@
-"""One shard of a feature cache: some hundred clips, the unit that is made in one piece, by whichever process.
+"""One shard of a feature cache: some hundred clips, written as a unit by one process.
 
 shard-00000.bin       frames of its clips one after another, float32 or float16, [n_frames, n_mels]
-shard-00000.parquet   one row per clip; what was rejected, and the sha256 of the frames, in its metadata
+shard-00000.parquet   index: one row per clip; rejected examples and the sha256 of the frames in its metadata
 
-The index is written after the frames are on the disk: with it, the shard is done.
+The index is written after the frames are flushed to disk: a shard with an index is finished.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -28,62 +28,66 @@ from pipelines.whisper.log_mel import LogMel
 if TYPE_CHECKING:
     import pyarrow
 
-
-_FACTS = b"shard"
-"""Key of the shard's facts in its index's metadata."""
+RESERVED = (
+    "id split text speaker duration_s frames pad_value labels offset audio shard label_offset label_count".split()
+)
+"""Columns that a source's `meta` cannot replace."""
+_METADATA_KEY = b"shard"
+"""Key of the shard's metadata in the Parquet metadata of its index."""
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """The examples of one shard."""
 
     number: int
-    block: list[Example]
+    examples: list[Example]
 
 
 @dataclass(frozen=True)
-class Made:
-    """A shard that is written but not yet published: its frames lie aside, its index is not on the disk."""
+class ShardResult:
+    """A shard that is not published yet: its frames are in a temporary file, its index is in memory."""
 
     number: int
-    aside: Path
+    frames_path: Path
     index: bytes
-    reused: int
-    """Clips whose frames came from an earlier cache."""
+    n_reused: int
+    """Clips whose frames were read from an earlier cache."""
 
 
 @dataclass
-class Maker:
-    """Makes shards; can be pickled, so that other processes make them, too. Memory is that of one clip and one index.
+class ShardWriter:
+    """Turn examples into shards. Can be pickled for other processes; holds one clip and one index in memory.
 
-    With `known`, finished caches, `admit` is called as `admit(example, recall)`: see `Known`.
+    With `reusable`, folders of finished caches, `create_clip` is called as `create_clip(example, find_features)`
+    with a `ReusableFeatures` of them.
     """
 
     folder: Path
-    admit: Callable[..., Clip]
+    create_clip: Callable[..., Clip]
     dtype: str
     n_mels: int
-    known: tuple[Path, ...] = ()
-    _recall: Known | None = field(default=None, init=False, repr=False)
+    reusable: tuple[Path, ...] = ()
+    _find_features: ReusableFeatures | None = field(default=None, init=False, repr=False)
 
-    def __call__(self, task: Task) -> Made:
-        if self.known and self._recall is None:
-            self._recall = Known(self.known, self.dtype, self.n_mels)
-        aside = self.folder / f".{bin_name(task.number)}.{os.getpid()}.partial"
-        with open(aside, "wb") as file:
-            index, reused = self.write(task, file)
-        return Made(task.number, aside, index, reused)
+    def __call__(self, task: ShardTask) -> ShardResult:
+        if self.reusable and self._find_features is None:
+            self._find_features = ReusableFeatures(self.reusable, self.dtype, self.n_mels)
+        path = temporary_path(self.folder, task.number)
+        with open(path, "wb") as file:
+            index, n_reused = self.write_frames(task, file)
+        return ShardResult(task.number, path, index, n_reused)
 
-    def write(self, task: Task, file: Any) -> tuple[bytes, int]:
-        """Write the frames of a shard to a binary `file`; its index, and how many clips came from an earlier cache."""
+    def write_frames(self, task: ShardTask, file: BinaryIO) -> tuple[bytes, int]:
+        """Write the frames of a shard to `file`. Return its index and the number of reused clips."""
         with one_thread():
-            return self._write(task, file)
+            return self._write_frames(task, file)
 
-    def _write(self, task: Task, file: Any) -> tuple[bytes, int]:
-        rows, rejected, offset, reused, sha256 = [], [], 0, 0, hashlib.sha256()
-        for example in task.block:
+    def _write_frames(self, task: ShardTask, file: BinaryIO) -> tuple[bytes, int]:
+        rows, rejected, offset, n_reused, sha256 = [], [], 0, 0, hashlib.sha256()
+        for example in task.examples:
             try:
-                clip = self.admit(example, self._recall) if self._recall else self.admit(example)
+                clip = self._create(example)
             except Rejected as error:
                 rejected.append(
                     {"id": example.id, "split": example.split, "reason": error.reason, "detail": error.detail}
@@ -94,32 +98,35 @@ class Maker:
             sha256.update(frames.data)
             rows.append(_row(clip, offset))
             offset += len(frames)
-            reused += clip.reused
-        facts = {"examples": block_digest(task.block), "sha256": sha256.hexdigest(), "rejected": rejected}
-        return _index(rows, facts), reused
+            n_reused += clip.reused
+        metadata = {"examples": examples_digest(task.examples), "sha256": sha256.hexdigest(), "rejected": rejected}
+        return _index(rows, metadata), n_reused
+
+    def _create(self, example: Example) -> Clip:
+        return self.create_clip(example, self._find_features) if self._find_features else self.create_clip(example)
 
 
-class Known:
-    """Frames that finished caches hold, by the fingerprint of the audio file they were made of: a `curation.Recall`.
+class ReusableFeatures:
+    """Features stored in finished caches, looked up by audio fingerprint: a `clips.FindFeatures`.
 
-    The caller sees to it that those caches were made with the same settings and code. A shard's bytes are compared
-    with the sha256 in the manifest before any of them is used; a shard that is damaged or gone is as good as none.
+    The caller guarantees that those caches were built with the same settings and code. The sha256 of a shard is
+    compared with the manifest before first use; a damaged or missing shard is ignored.
     """
 
     def __init__(self, folders: tuple[Path, ...], dtype: str, n_mels: int):
         self._dtype, self._n_mels = dtype, n_mels
-        sealed = {folder: (manifest.read(folder) or {"files": {}})["files"] for folder in folders}
+        files = {folder: (manifest.read(folder) or {"files": {}})["files"] for folder in folders}
         self._shards = [(folder, number) for folder in folders for number in numbers(folder)]
-        self._sha256 = [sealed[folder].get(bin_name(number), {}).get("sha256") for folder, number in self._shards]
+        self._sha256 = [files[folder].get(bin_name(number), {}).get("sha256") for folder, number in self._shards]
         self._open: dict[int, np.ndarray | None] = {}
         columns = {name: [] for name in ("audio", "shard", "offset", "frames", "pad_value", "duration_s")}
-        for place, (folder, number) in enumerate(self._shards):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged index recalls nothing
-                if manifest.sha256(folder / index_name(number)) != sealed[folder][index_name(number)]["sha256"]:
+        for shard, (folder, number) in enumerate(self._shards):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # ignore a damaged index
+                if manifest.sha256(folder / index_name(number)) != files[folder][index_name(number)]["sha256"]:
                     continue
                 table, _ = read(folder, number, [name for name in columns if name != "shard"])
                 columns["audio"].append(np.array(table["audio"].to_pylist(), "S16"))
-                columns["shard"].append(np.full(len(table), place))
+                columns["shard"].append(np.full(len(table), shard))
                 for name in ("offset", "frames", "pad_value", "duration_s"):
                     columns[name].append(table[name].to_numpy())
         joined = {
@@ -130,75 +137,77 @@ class Known:
         self._columns = {name: column[order] for name, column in joined.items()}
 
     def __call__(self, fingerprint: bytes) -> tuple[LogMel, float] | None:
-        """The features and the duration in seconds of the clip with this fingerprint, or None."""
+        """Return the features and the duration in seconds of the clip with this fingerprint, or None."""
         keys, key = self._columns["audio"], np.array(fingerprint, "S16")
-        at = int(np.searchsorted(keys, key))
-        if not fingerprint or at == len(keys) or keys[at] != key:
+        row = int(np.searchsorted(keys, key))
+        if not fingerprint or row == len(keys) or keys[row] != key:
             return None
-        start, n_frames = int(self._columns["offset"][at]), int(self._columns["frames"][at])
-        frames = self._frames(int(self._columns["shard"][at]))
+        start, n_frames = int(self._columns["offset"][row]), int(self._columns["frames"][row])
+        frames = self._frames(int(self._columns["shard"][row]))
         if frames is None or start + n_frames > len(frames):
             return None
-        pad_value, duration_s = float(self._columns["pad_value"][at]), float(self._columns["duration_s"][at])
+        pad_value, duration_s = float(self._columns["pad_value"][row]), float(self._columns["duration_s"][row])
         return LogMel(frames[start : start + n_frames], pad_value), duration_s
 
-    def _frames(self, place: int) -> np.ndarray | None:
-        if place not in self._open:
+    def _frames(self, shard: int) -> np.ndarray | None:
+        if shard not in self._open:
+            folder, number = self._shards[shard]
             try:
-                folder, number = self._shards[place]
-                whole = manifest.sha256(folder / bin_name(number)) == self._sha256[place]
-                self._open[place] = open_frames(folder, number, self._dtype, self._n_mels) if whole else None
+                intact = manifest.sha256(folder / bin_name(number)) == self._sha256[shard]
+                self._open[shard] = open_frames(folder, number, self._dtype, self._n_mels) if intact else None
             except (OSError, ValueError):
-                self._open[place] = None
-        return self._open[place]
+                self._open[shard] = None
+        return self._open[shard]
 
 
-def publish(folder: Path, made: Made) -> None:
-    """Put a shard in its place: its frames on the disk first, then its index."""
-    manifest.flush(made.aside)
-    os.replace(made.aside, folder / bin_name(made.number))
-    manifest.write_bytes(folder / index_name(made.number), made.index)
+def publish(folder: Path, result: ShardResult) -> None:
+    """Move a shard to its final name: frames first, flushed to disk, then the index."""
+    manifest.flush(result.frames_path)
+    os.replace(result.frames_path, folder / bin_name(result.number))
+    manifest.write_bytes(folder / index_name(result.number), result.index)
 
 
-def is_done(folder: Path, number: int, block: list[Example]) -> bool:
-    """Whether an earlier run finished this shard from the same examples, and its bytes are what they were."""
+def is_done(folder: Path, number: int, examples: list[Example]) -> bool:
+    """Return True if an earlier run finished this shard from the same examples and its bytes are intact."""
     try:
-        facts = read(folder, number, [])[1]
+        metadata = read(folder, number, [])[1]
         return (
-            facts["examples"] == block_digest(block) and manifest.sha256(folder / bin_name(number)) == facts["sha256"]
+            metadata["examples"] == examples_digest(examples)
+            and manifest.sha256(folder / bin_name(number)) == metadata["sha256"]
         )
     except (OSError, ValueError):
         return False
 
 
 def read(folder: Path, number: int, columns: list[str] | None = None) -> tuple[pyarrow.Table, dict[str, Any]]:
-    """The index of a shard (all columns, or these) and its facts: `examples`, `sha256`, `rejected`.
+    """Read the index of a shard: its `columns` (default: all) and its metadata `examples`, `sha256`, `rejected`.
 
-    Raises OSError or ValueError where there is none or it is damaged.
+    Raises OSError or ValueError if it is missing or damaged.
     """
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(folder / index_name(number), page_checksum_verification=True) as file:
         try:
-            facts = json.loads(file.schema_arrow.metadata[_FACTS])
+            metadata = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
         except (KeyError, TypeError):
             raise ValueError(f"{index_name(number)} is not the index of a shard") from None
-        return file.read(columns), facts
+        return file.read(columns), metadata
 
 
 def open_frames(folder: Path, number: int, dtype: str, n_mels: int) -> np.ndarray:
-    """The frames of a shard, [n_frames, n_mels], read-only through the page cache; the shard is not empty."""
-    # a plain array over the map: slicing a memmap costs three times as much
+    """Map the frames of a shard that is not empty: [n_frames, n_mels], read-only, through the page cache."""
+    # np.asarray: slicing a memmap costs three times as much as slicing a plain array
     return np.asarray(np.memmap(folder / bin_name(number), np.dtype(dtype), "r")).reshape(-1, n_mels)
 
 
 def numbers(folder: Path) -> list[int]:
-    """The shards of a folder that have an index, in order."""
+    """Return the numbers of the shards in a folder that have an index, sorted."""
     return sorted(int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.parquet"))
 
 
-def block_digest(block: list[Example]) -> str:
-    return digest({"examples": [[example.id, example.split, example.text] for example in block]})
+def examples_digest(examples: list[Example]) -> str:
+    """Return a digest of the ids, splits and transcripts of a shard."""
+    return digest({"examples": [[example.id, example.split, example.text] for example in examples]})
 
 
 def bin_name(number: int) -> str:
@@ -207,6 +216,11 @@ def bin_name(number: int) -> str:
 
 def index_name(number: int) -> str:
     return f"shard-{number:05d}.parquet"
+
+
+def temporary_path(folder: Path, number: int) -> Path:
+    """Return the path of a shard's frames until they are published, separate for each process."""
+    return folder / f".{bin_name(number)}.{os.getpid()}.partial"
 
 
 def _row(clip: Clip, offset: int) -> dict[str, Any]:
@@ -226,14 +240,8 @@ def _row(clip: Clip, offset: int) -> dict[str, Any]:
     }
 
 
-RESERVED = (
-    "id split text speaker duration_s frames pad_value labels offset audio shard label_offset label_count".split()
-)
-"""Columns that a source's `meta` cannot replace."""
-
-
-def _index(rows: list[dict[str, Any]], facts: dict[str, Any]) -> bytes:
-    """The rows as a Parquet file, the facts in its metadata: the same bytes for the same rows."""
+def _index(rows: list[dict[str, Any]], metadata: dict[str, Any]) -> bytes:
+    """Encode the rows and the metadata as a Parquet file: the same bytes for the same rows."""
     import pyarrow.parquet
 
     types = {
@@ -251,7 +259,7 @@ def _index(rows: list[dict[str, Any]], facts: dict[str, Any]) -> bytes:
     columns = {name: pyarrow.array([row[name] for row in rows], kind) for name, kind in types.items()}
     for name in dict.fromkeys(name for row in rows for name in row["meta"]):
         columns[name] = pyarrow.array([row["meta"].get(name) for row in rows], pyarrow.string())
-    table = pyarrow.table(columns).replace_schema_metadata({_FACTS: json.dumps(facts)})
+    table = pyarrow.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(metadata)})
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
@@ -259,7 +267,7 @@ def _index(rows: list[dict[str, Any]], facts: dict[str, Any]) -> bytes:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread to a clip: more are slower on so little work, and could sum in another order than a worker does."""
+    """Limit torch to one thread: more are slower for one clip, and could change the order of summation."""
     import torch
 
     before = torch.get_num_threads()

@@ -23,7 +23,7 @@ import numpy as np
 from pipelines.features.cache import FeatureCache, with_transcripts
 from pipelines.features.clips import Rejected
 from pipelines.features.curation import label_errors
-from pipelines.features.curation.gate import labelled
+from pipelines.features.curation.clip_filter import label_transcript
 from pipelines.features.curation.leaks import HELD_OUT
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
@@ -175,9 +175,9 @@ def _heard(
     else:
         logger.info(f"asking the teacher {teacher.title} what it hears in {len(rows)} training clips")
         place, on_clips = run.parent / "heard", _tenths(len(rows))
-        heard = label_errors.heard(cache, rows, teacher, recipe.language, recipe.evaluation, place, on_clips=on_clips)
+        heard = label_errors.transcribe(cache, rows, teacher, recipe.language, recipe.evaluation, place, on_clips=on_clips)
     told = dict(sorted(zip(names, heard, strict=True)))
-    manifest.write_bytes(run / HEARD, label_errors.lines(told).encode())
+    manifest.write_bytes(run / HEARD, label_errors.format_lines(told).encode())
     return heard
 
 
@@ -192,7 +192,7 @@ def _usable(
         if text.normalise(told) in held_out and recipe.curation.leaks != "ignore":
             return None
         try:
-            return labelled(told, tokenise, recipe.curation.full_stop)
+            return label_transcript(told, tokenise, recipe.curation.full_stop)
         except Rejected:
             return None
 

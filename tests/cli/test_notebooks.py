@@ -248,7 +248,7 @@ def test_a_second_run_extracts_and_trains_nothing_again(place: Place, summary: d
     assert len(before) == 2, "one shard and one model"
     again = place.run()
     assert changed(place.runs) == before
-    assert "this cache is at hand, nothing is extracted again" in printed(place.copy(FEATURES))
+    assert "feature cache found, nothing is extracted again" in printed(place.copy(FEATURES))
     assert f"this run is finished: {summary['model_uri']}" in printed(place.copy(TRAINING))
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 

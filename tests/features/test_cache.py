@@ -15,10 +15,10 @@ from log_recorder import record_log
 
 from pipelines.features import build as features_build
 from pipelines.features import pipeline as feature_pipeline
-from pipelines.features.build import build, lenders
+from pipelines.features.build import BuildOptions, build, reusable_caches
 from pipelines.features.cache import FeatureCache, StaleCache, is_finished, open_cache
 from pipelines.features.clips import Clip, Rejected
-from pipelines.features.curation import gate as curation_gate
+from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.sources import Example
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
@@ -43,8 +43,8 @@ def examples(n: int = 12) -> list[Example]:
     ]
 
 
-def admit(example: Example) -> Clip:
-    """A clip that depends on nothing but the example's id."""
+def create_clip(example: Example) -> Clip:
+    """Return a clip that depends only on the example's id."""
     if example.id in ("3", "7"):
         raise Rejected("silent", f'nothing to hear, in {example.id},\n"at all"')
     rng = np.random.default_rng(zlib.crc32(example.id.encode()))
@@ -58,41 +58,40 @@ def admit(example: Example) -> Clip:
     )
 
 
-def make(
-    folder: Path, admit=admit, rows=None, identity=IDENTITY, shard_clips: int = 4, log=lambda line: None, **more
+def build_cache(
+    folder: Path, create_clip=create_clip, rows=None, identity=IDENTITY, on_clips=lambda n: None, **options
 ) -> FeatureCache:
-    return build(
-        folder, examples() if rows is None else rows, admit, identity, shard_clips=shard_clips, log=log, **more
-    )
+    rows = examples() if rows is None else rows
+    return build(folder, rows, create_clip, identity, BuildOptions(**{"shard_clips": 4, **options}), on_clips=on_clips)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def admitting(ids: list[str], stop_at: str | None = None):
-    """`admit` that notes in `ids` what it is asked for, and is interrupted at `stop_at`."""
+def recording(ids: list[str], stop_at: str | None = None):
+    """Return a create_clip that records ids in `ids` and is interrupted at `stop_at`."""
 
-    def noting(example: Example) -> Clip:
+    def record(example: Example) -> Clip:
         if example.id == stop_at:
             raise KeyboardInterrupt
         ids.append(example.id)
-        return admit(example)
+        return create_clip(example)
 
-    return noting
+    return record
 
 
 def test_a_round_trip(tmp_path):
-    told = []
-    make(tmp_path / "c", on_clips=told.append)
+    n_clips = []
+    build_cache(tmp_path / "c", on_clips=n_clips.append)
     cache = open_cache(tmp_path / "c", IDENTITY)
-    kept = [e for e in examples() if e.id not in ("3", "7")]
-    assert cache.rows["id"].tolist() == [e.id for e in kept]
-    assert told == [4, 4, 4]
-    for row, example in enumerate(kept):
-        clip, found = admit(example), cache.log_mel(row)
-        assert np.array_equal(found.frames, clip.log_mel.frames)
-        assert found.pad_value == clip.log_mel.pad_value
+    accepted = [e for e in examples() if e.id not in ("3", "7")]
+    assert cache.rows["id"].tolist() == [e.id for e in accepted]
+    assert n_clips == [4, 4, 4]
+    for row, example in enumerate(accepted):
+        clip, log_mel = create_clip(example), cache.log_mel(row)
+        assert np.array_equal(log_mel.frames, clip.log_mel.frames)
+        assert log_mel.pad_value == clip.log_mel.pad_value
         assert cache.labels(row) == clip.labels
         assert cache.rows.loc[row, ["split", "text", "speaker", "frames"]].tolist() == [
             example.split,
@@ -100,7 +99,7 @@ def test_a_round_trip(tmp_path):
             example.speaker,
             len(clip.log_mel.frames),
         ]
-    assert cache.rows["accent"].fillna("").tolist() == [e.meta.get("accent", "") for e in kept]
+    assert cache.rows["accent"].fillna("").tolist() == [e.meta.get("accent", "") for e in accepted]
     assert cache.counts == {"train": 6, "validation": 3, "test": 1, "rejected": 2}
     assert cache.split("test").tolist() == [cache.rows.index[cache.rows["id"] == "11"][0]]
     assert not len(cache.split("dev"))
@@ -108,7 +107,7 @@ def test_a_round_trip(tmp_path):
 
 
 def test_every_rejected_clip_is_a_row(tmp_path):
-    rejected = make(tmp_path / "c").rejected
+    rejected = build_cache(tmp_path / "c").rejected
     assert rejected.to_dict("records") == [
         {"id": i, "split": "test", "reason": "silent", "detail": f'nothing to hear, in {i},\n"at all"'}
         for i in ("3", "7")
@@ -117,40 +116,39 @@ def test_every_rejected_clip_is_a_row(tmp_path):
 
 @pytest.mark.parametrize(("shard_clips", "shards"), [(1, 12), (5, 3), (6, 2), (100, 1)])
 def test_the_size_of_shards_changes_nothing_but_files(tmp_path, shard_clips, shards):
-    cache, whole = make(tmp_path / "c", shard_clips=shard_clips), make(tmp_path / "whole")
+    cache, whole = build_cache(tmp_path / "c", shard_clips=shard_clips), build_cache(tmp_path / "whole")
     assert len(list(cache.folder.glob("shard-*.bin"))) == shards
     assert cache.rows.drop(columns=["shard", "offset"]).equals(whole.rows.drop(columns=["shard", "offset"]))
     assert all(np.array_equal(cache.log_mel(row).frames, whole.log_mel(row).frames) for row in range(10))
 
 
 def test_an_interrupted_build_goes_on_where_it_was(tmp_path):
-    ids, lines = [], []
-    record_log(lines)
+    ids, lines = [], record_log()
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "c", admitting(ids, stop_at="9"))
+        build_cache(tmp_path / "c", recording(ids, stop_at="9"))
     assert ids == [str(i) for i in range(9)]
     assert not is_finished(tmp_path / "c")
     assert not (tmp_path / "c" / manifest.MANIFEST).exists()
     with pytest.raises(LabError, match=r"unfinished.*again"):
         open_cache(tmp_path / "c")
     ids.clear()
-    make(tmp_path / "c", admitting(ids))
+    build_cache(tmp_path / "c", recording(ids))
     assert ids == ["8", "9", "10", "11"]
     assert "2 shard(s)" in lines[0]
-    make(tmp_path / "uninterrupted")
+    build_cache(tmp_path / "uninterrupted")
     assert contents(tmp_path / "c") == contents(tmp_path / "uninterrupted")
 
 
 def build_until_number_6(folder: Path) -> None:
-    """Stands still at number 6: for a process that is to be killed there."""
+    """Wait at number 6, for a process that is to be killed there."""
 
-    def waiting(example: Example) -> Clip:
+    def wait(example: Example) -> Clip:
         if example.id == "6":
             (folder.parent / "here").touch()
             time.sleep(60)
-        return admit(example)
+        return create_clip(example)
 
-    make(folder, waiting)
+    build_cache(folder, wait)
 
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path):
@@ -161,7 +159,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path):
             assert process.is_alive()
             time.sleep(0.01)
         with pytest.raises(LabError, match="another process is building"):
-            make(tmp_path / "c")
+            build_cache(tmp_path / "c")
     finally:
         process.kill()
         process.join()
@@ -169,62 +167,62 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path):
     with pytest.raises(LabError, match="unfinished"):
         open_cache(tmp_path / "c")
     ids = []
-    make(tmp_path / "c", admitting(ids))
+    build_cache(tmp_path / "c", recording(ids))
     assert ids == [str(i) for i in range(4, 12)]
-    make(tmp_path / "uninterrupted")
+    build_cache(tmp_path / "uninterrupted")
     assert contents(tmp_path / "c") == contents(tmp_path / "uninterrupted")
 
 
 def test_a_second_builder_at_once_is_refused(tmp_path):
     def nested(example: Example) -> Clip:
         with pytest.raises(LabError, match="another process is building"):
-            make(tmp_path / "c")
-        return admit(example)
+            build_cache(tmp_path / "c")
+        return create_clip(example)
 
-    assert len(make(tmp_path / "c", nested).rows) == 10
-    assert len(make(tmp_path / "c").rows) == 10  # and the lock is given back
+    assert len(build_cache(tmp_path / "c", nested).rows) == 10
+    assert len(build_cache(tmp_path / "c").rows) == 10  # and the lock is given back
 
 
 @pytest.mark.parametrize("part", ["bin", "parquet"])
 def test_an_unfinished_shard_that_was_damaged_is_made_again(tmp_path, part):
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "c", admitting([], stop_at="9"))
+        build_cache(tmp_path / "c", recording([], stop_at="9"))
     path = tmp_path / "c" / f"shard-00001.{part}"
     path.write_bytes(path.read_bytes()[:-1])
     ids = []
-    make(tmp_path / "c", admitting(ids))
+    build_cache(tmp_path / "c", recording(ids))
     assert ids == [str(i) for i in range(4, 12)]
 
 
 def test_shards_of_other_examples_are_made_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "c", admitting([], stop_at="9"))
+        build_cache(tmp_path / "c", recording([], stop_at="9"))
     rows = examples()
     rows[5] = Example("5", "train", "en annan mening", b"")
     ids = []
-    make(tmp_path / "c", admitting(ids), rows)
+    build_cache(tmp_path / "c", recording(ids), rows)
     assert ids == [str(i) for i in range(4, 12)]
 
 
 def test_an_unfinished_build_of_another_identity_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "c", admitting([], stop_at="9"))
+        build_cache(tmp_path / "c", recording([], stop_at="9"))
     ids = []
-    cache = make(tmp_path / "c", admitting(ids), rows=examples(3), identity=IDENTITY | {"source.kind": "other"})
+    cache = build_cache(tmp_path / "c", recording(ids), rows=examples(3), identity=IDENTITY | {"source.kind": "other"})
     assert ids == ["0", "1", "2"]
     assert len(list(cache.folder.glob("shard-*"))) == 2
 
 
 def test_shards_left_over_from_smaller_shards_are_removed(tmp_path):
-    make(tmp_path / "c", shard_clips=1)
-    cache = make(tmp_path / "c", shard_clips=6)
+    build_cache(tmp_path / "c", shard_clips=1)
+    cache = build_cache(tmp_path / "c", shard_clips=6)
     assert len(list(cache.folder.glob("shard-*"))) == 4
     assert len(cache.rows) == 10
 
 
 @pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00001.parquet", "rejected.csv", "build.json"])
 def test_a_damaged_byte_is_named(tmp_path, name):
-    folder = make(tmp_path / "c").folder
+    folder = build_cache(tmp_path / "c").folder
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
@@ -233,7 +231,7 @@ def test_a_damaged_byte_is_named(tmp_path, name):
 
 
 def test_a_missing_or_shortened_shard_is_named(tmp_path):
-    folder = make(tmp_path / "c").folder
+    folder = build_cache(tmp_path / "c").folder
     data = (folder / "shard-00002.bin").read_bytes()
     (folder / "shard-00002.bin").write_bytes(data[:-4])
     assert not is_finished(folder)
@@ -257,7 +255,7 @@ def test_a_whole_folder_that_is_no_cache_is_refused(tmp_path):
 
 
 def test_a_cache_of_another_format_is_one_line(tmp_path):
-    folder = make(tmp_path / "c").folder
+    folder = build_cache(tmp_path / "c").folder
     (folder / "shard-00001.parquet").rename(folder / "shard-00001.json")
     manifest.seal(folder, **{name: value for name, value in manifest.read(folder).items() if name != "files"})
     with pytest.raises(LabError, match="Another version made it"):
@@ -265,7 +263,7 @@ def test_a_cache_of_another_format_is_one_line(tmp_path):
 
 
 def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
-    folder = make(tmp_path / "c").folder
+    folder = build_cache(tmp_path / "c").folder
     with pytest.raises(StaleCache, match=r"source.kind: wanted folder, found toy") as error:
         open_cache(folder, IDENTITY | {"source.kind": "folder", "library.numpy": "3"})
     assert "library.numpy" not in str(error.value)
@@ -276,7 +274,7 @@ def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
 
 def test_another_library_version_is_only_noted(tmp_path):
     lines = record_log()
-    cache = open_cache(make(tmp_path / "c").folder, IDENTITY | {"library.numpy": "3"})
+    cache = open_cache(build_cache(tmp_path / "c").folder, IDENTITY | {"library.numpy": "3"})
     assert len(cache.rows) == 10
     assert len(lines) == 1
     assert "library.numpy: wanted 3, found 2" in lines[0]
@@ -302,7 +300,7 @@ def test_a_foreign_folder_is_left_as_it_is(tmp_path, names):
         (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "c" / name).write_text("precious")
     with pytest.raises(LabError, match="not a feature cache"):
-        make(tmp_path / "c")
+        build_cache(tmp_path / "c")
     assert all((tmp_path / "c" / name).read_text() == "precious" for name in names)
 
 
@@ -315,35 +313,38 @@ def test_what_a_kill_while_writing_leaves_is_not_foreign(tmp_path):
         ".manifest.json.partial",
     ):
         (tmp_path / "c" / name).write_text("{")
-    assert len(make(tmp_path / "c").rows) == 10
-    assert set(contents(tmp_path / "c")) == set(contents(make(tmp_path / "d").folder))
+    assert len(build_cache(tmp_path / "c").rows) == 10
+    assert set(contents(tmp_path / "c")) == set(contents(build_cache(tmp_path / "d").folder))
 
 
 def test_duplicate_ids_are_refused(tmp_path):
     with pytest.raises(
         LabError, match="two examples have the id '3'"
     ):  # a rejected one counts, and one in another shard
-        make(tmp_path / "c", rows=[*examples(), Example("3", "train", "x", b"")])
+        build_cache(tmp_path / "c", rows=[*examples(), Example("3", "train", "x", b"")])
     assert not is_finished(tmp_path / "c")
 
 
 def test_no_usable_clip_is_refused(tmp_path):
     with pytest.raises(LabError, match="all 1 were rejected, the first as silent"):
-        make(tmp_path / "c", rows=[examples()[3]])
+        build_cache(tmp_path / "c", rows=[examples()[3]])
     with pytest.raises(LabError, match="no example"):
-        make(tmp_path / "d", rows=[])
+        build_cache(tmp_path / "d", rows=[])
     assert not is_finished(tmp_path / "c")
     assert not is_finished(tmp_path / "d")
 
 
 def test_a_shard_without_a_usable_clip_is_fine(tmp_path):
-    cache = make(tmp_path / "c", shard_clips=1)
+    cache = build_cache(tmp_path / "c", shard_clips=1)
     assert (cache.folder / "shard-00003.bin").stat().st_size == 0
-    assert np.array_equal(cache.log_mel(9).frames, admit(examples()[11]).log_mel.frames)
+    assert np.array_equal(cache.log_mel(9).frames, create_clip(examples()[11]).log_mel.frames)
 
 
 def test_float16_halves_the_frames(tmp_path):
-    whole, halved = make(tmp_path / "c"), make(tmp_path / "d", identity=IDENTITY | {"features.dtype": "float16"})
+    whole, halved = (
+        build_cache(tmp_path / "c"),
+        build_cache(tmp_path / "d", identity=IDENTITY | {"features.dtype": "float16"}),
+    )
     assert halved.log_mel(0).frames.dtype == np.float16
     assert halved.log_mel(0).padded().dtype == np.float32
     assert np.abs(halved.log_mel(5).frames - whole.log_mel(5).frames).max() < 2e-3
@@ -353,7 +354,7 @@ def test_float16_halves_the_frames(tmp_path):
 
 
 def test_frames_are_a_read_only_view_of_the_file(tmp_path):
-    frames = make(tmp_path / "c").log_mel(4).frames
+    frames = build_cache(tmp_path / "c").log_mel(4).frames
     base = frames
     while isinstance(base.base, np.ndarray):
         base = base.base
@@ -364,7 +365,7 @@ def test_frames_are_a_read_only_view_of_the_file(tmp_path):
 
 
 def test_pickling_takes_no_frames_along(tmp_path):
-    cache = make(tmp_path / "c")
+    cache = build_cache(tmp_path / "c")
     expected = cache.log_mel(6).frames.copy()
     sent = pickle.dumps(cache)
     assert b"memmap" not in sent
@@ -372,14 +373,14 @@ def test_pickling_takes_no_frames_along(tmp_path):
 
 
 def test_meta_cannot_replace_a_column(tmp_path):
-    cache = make(tmp_path / "c", rows=[Example("0", "train", "x", b"", meta={"offset": "99", "accent": "a"})])
+    cache = build_cache(tmp_path / "c", rows=[Example("0", "train", "x", b"", meta={"offset": "99", "accent": "a"})])
     assert cache.rows.loc[0, ["offset", "accent"]].tolist() == [0, "a"]
 
 
 def test_a_finished_cache_is_not_made_again(tmp_path):
-    make(tmp_path / "c")
+    build_cache(tmp_path / "c")
     before, ids = contents(tmp_path / "c"), []
-    make(tmp_path / "c", admitting(ids))
+    build_cache(tmp_path / "c", recording(ids))
     assert ids == []
     assert contents(tmp_path / "c") == before
 
@@ -389,7 +390,7 @@ def test_a_finished_cache_is_not_made_again(tmp_path):
 
 @dataclass(frozen=True)
 class DyingOnce:
-    """`admit`, but the process that first comes to number 6 is killed."""
+    """A create_clip that kills the first process that reaches number 6."""
 
     mark: Path
 
@@ -397,17 +398,16 @@ class DyingOnce:
         if example.id == "6" and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), 9)
-        return admit(example)
+        return create_clip(example)
 
 
 def test_worker_processes_write_the_same_bytes_and_one_that_dies_costs_its_shard_only(tmp_path):
-    lines, told = [], []
-    record_log(told)
-    make(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, on_clips=told.append)
-    make(tmp_path / "one")
+    lines, n_clips = record_log(), []
+    build_cache(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, on_clips=n_clips.append)
+    build_cache(tmp_path / "one")
     assert contents(tmp_path / "c") == contents(tmp_path / "one")
     assert lines == ["a worker process died (SIGKILL) over shard 1: another does it again"]
-    assert told == [4, 4, 4]
+    assert n_clips == [4, 4, 4]
 
 
 def test_an_interrupted_build_with_workers_goes_on_where_it_was(tmp_path):
@@ -419,68 +419,68 @@ def test_an_interrupted_build_with_workers_goes_on_where_it_was(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "c", rows=cut_off(), workers=2)
+        build_cache(tmp_path / "c", rows=cut_off(), workers=2)
     assert not is_finished(tmp_path / "c")
     ids = []
-    make(tmp_path / "c", admitting(ids))
+    build_cache(tmp_path / "c", recording(ids))
     assert ids == ["8", "9", "10", "11"]
-    make(tmp_path / "one")
+    build_cache(tmp_path / "one")
     assert contents(tmp_path / "c") == contents(tmp_path / "one")
 
 
 def test_a_small_corpus_starts_no_process(tmp_path, monkeypatch):
     monkeypatch.setattr(process_pool, "cores", lambda: 8)
     monkeypatch.setattr(process_pool.Pool, "ask", lambda *_: pytest.fail("was asked"))
-    assert len(make(tmp_path / "c", workers=0).rows) == 10
+    assert len(build_cache(tmp_path / "c", workers=0).rows) == 10
 
 
 def test_a_large_corpus_starts_them_when_it_has_shown_its_size(tmp_path, monkeypatch):
     monkeypatch.setattr(process_pool, "cores", lambda: 2)
     monkeypatch.setattr(features_build, "LARGE_CLIPS", 8)
-    asked = []
+    numbers = []
 
     def ask(pool, task, name):
-        asked.append(task.number)
+        numbers.append(task.number)
         return pickle.loads(pool._work)(task)
 
     monkeypatch.setattr(process_pool.Pool, "ask", ask)
-    make(tmp_path / "c", workers=0)
-    assert asked == [2]
+    build_cache(tmp_path / "c", workers=0)
+    assert numbers == [2]
 
 
 def test_work_that_cannot_be_sent_is_one_line(tmp_path):
     with pytest.raises(LabError, match="pickled"):
-        make(tmp_path / "c", admitting([]), workers=2)
+        build_cache(tmp_path / "c", recording([]), workers=2)
 
 
 def test_large_audio_ends_a_shard_early(tmp_path, monkeypatch):
     monkeypatch.setattr(features_build, "_BLOCK_BYTES", 1_000)
     loud = [replace(example, audio=bytes(600)) for example in examples()]
-    assert len(list(make(tmp_path / "c", rows=loud).folder.glob("*.bin"))) == 6
+    assert len(list(build_cache(tmp_path / "c", rows=loud).folder.glob("*.bin"))) == 6
 
 
-# --- frames that earlier caches hold ----------------------------------------------------------------------------------
+# --- reuse of earlier caches ------------------------------------------------------------------------------------------
 
 
-def hearing(ids: list[str]):
-    """`admit` that notes in `ids` what it had to hear, and recalls what it can."""
+def reusing(ids: list[str]):
+    """Return a create_clip that reuses features and records in `ids` the clips that it had to decode."""
 
-    def recalling(example: Example, recall=None) -> Clip:
-        key, clip = hashlib.sha256(example.id.encode()).digest()[:16], admit(example)
-        known = recall(key) if recall else None
-        if known is None:
+    def reuse_or_create(example: Example, find_features=None) -> Clip:
+        key, clip = hashlib.sha256(example.id.encode()).digest()[:16], create_clip(example)
+        features = find_features(key) if find_features else None
+        if features is None:
             ids.append(example.id)
             return replace(clip, fingerprint=key)
-        return replace(clip, log_mel=known[0], duration_s=known[1], fingerprint=key, reused=True)
+        return replace(clip, log_mel=features[0], duration_s=features[1], fingerprint=key, reused=True)
 
-    return recalling
+    return reuse_or_create
 
 
 NEW = Example("99", "test", "ny mening", b"", "speaker 9")
 
 
 @pytest.mark.parametrize(
-    ("rows", "heard"),
+    ("rows", "decoded"),
     [
         ([*examples(), NEW], ["99"]),
         ([NEW, *examples()], ["99"]),
@@ -491,49 +491,48 @@ NEW = Example("99", "test", "ny mening", b"", "speaker 9")
     ids=["appended", "in front", "inserted", "removed", "corrected"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_path, rows, heard, dtype):
-    identity, ids, lines = IDENTITY | {"features.dtype": dtype}, [], []
-    record_log(lines)
-    make(tmp_path / "old", hearing([]), identity=identity)
+def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_path, rows, decoded, dtype):
+    identity, ids, lines = IDENTITY | {"features.dtype": dtype}, [], record_log()
+    build_cache(tmp_path / "old", reusing([]), identity=identity)
     changed = identity | {"source.kind": "one more"}
-    make(tmp_path / "new", hearing(ids), rows, changed, reuse=[tmp_path / "old"])
-    assert ids == heard
-    used = len(rows) - len(heard) - 2
-    assert lines == [f"{used} of {len(rows)} clips were taken from an earlier cache, the others were decoded"]
-    make(tmp_path / "fresh", hearing([]), rows, changed)
+    build_cache(tmp_path / "new", reusing(ids), rows, changed, reuse=[tmp_path / "old"])
+    assert ids == decoded
+    n_reused = len(rows) - len(decoded) - 2
+    assert lines == [f"{n_reused} of {len(rows)} clips were taken from an earlier cache, the others were decoded"]
+    build_cache(tmp_path / "fresh", reusing([]), rows, changed)
     assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("part", ["bin", "parquet"])
 def test_a_damaged_shard_lends_nothing(tmp_path, part):
-    make(tmp_path / "old", hearing([]))
+    build_cache(tmp_path / "old", reusing([]))
     path = tmp_path / "old" / f"shard-00001.{part}"
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
     ids = []
-    make(tmp_path / "new", hearing(ids), reuse=[tmp_path / "old"])
+    build_cache(tmp_path / "new", reusing(ids), reuse=[tmp_path / "old"])
     assert ids == ["4", "5", "6"]
-    make(tmp_path / "fresh", hearing([]))
+    build_cache(tmp_path / "fresh", reusing([]))
     assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
 
 
 def test_only_whole_caches_of_the_same_settings_lend(tmp_path):
-    old = make(tmp_path / "old").folder
+    old = build_cache(tmp_path / "old").folder
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "cut", admitting([], stop_at="9"))
+        build_cache(tmp_path / "cut", recording([], stop_at="9"))
 
-    def lending(**changes):
+    def reusable(**changes):
         others = [old, tmp_path / "cut", tmp_path / "nowhere"]
-        return lenders(others, {**IDENTITY, **changes}, tmp_path / "new")
+        return reusable_caches(others, {**IDENTITY, **changes}, tmp_path / "new")
 
-    assert lending() == lending(**{"source.kind": "x", "language": "da", "features.vocabulary": "y"}) == [old]
-    assert lending(**{"settings.source.pool": "validated"}) == [old]  # chooses clips, and changes none
+    assert reusable() == reusable(**{"source.kind": "x", "language": "da", "features.vocabulary": "y"}) == [old]
+    assert reusable(**{"settings.source.pool": "validated"}) == [old]  # chooses clips, and changes none
     for name in ("features.dtype", "features.min_peak", "library.numpy", "code.cache", "curation.snr"):
-        assert lending(**{name: "other"}) == []
-    assert lenders([old], IDENTITY, old) == []
+        assert reusable(**{name: "other"}) == []
+    assert reusable_caches([old], IDENTITY, old) == []
     (old / "shard-00000.bin").unlink()
-    assert lending() == []
+    assert reusable() == []
 
 
 def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, encoded, speech, monkeypatch):
@@ -547,10 +546,9 @@ def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, e
         add(name, seed)
     feature_pipeline.run(settings, runs=tmp_path / "runs")
     add("b2", 7)
-    lines, decoded, decode = [], [], curation_gate.Gate._hear
-    record_log(lines)
-    monkeypatch.setattr(curation_gate.Gate, "_hear", lambda gate, *told: decoded.append(1) or decode(gate, *told))
-    made = feature_pipeline.run(settings, runs=tmp_path / "runs")
-    assert made.rows["id"].tolist() == ["a", "b", "b2", "c"]
+    lines, decoded, extract = record_log(), [], ClipFilter._extract
+    monkeypatch.setattr(ClipFilter, "_extract", lambda *arguments: decoded.append(1) or extract(*arguments))
+    cache = feature_pipeline.run(settings, runs=tmp_path / "runs")
+    assert cache.rows["id"].tolist() == ["a", "b", "b2", "c"]
     assert len(decoded) == 1
     assert any(line.startswith("3 of 4 clips were taken") for line in lines)

@@ -35,7 +35,7 @@ def test_training_needs_the_cache_and_not_what_it_was_made_of(recordings, toy_se
     lines = record_log()
     opened = feature_pipeline.open_cache(toy_settings(told), made.uri, runs=tmp_path / "runs")
     assert opened.digest == made.digest
-    assert any("not at hand" in line for line in lines)
+    assert any("not available" in line for line in lines)
     with pytest.raises(StaleCache, match="source.seed"):
         feature_pipeline.open_cache(toy_settings({**told, "source.seed": 8}), made.uri, runs=tmp_path / "runs")
 

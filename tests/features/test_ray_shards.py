@@ -16,15 +16,15 @@ import pytest
 from log_recorder import record_log
 
 from pipelines.cli import options
-from pipelines.features import build as features_build
 from pipelines.features import cache as caches
 from pipelines.features import pipeline as feature_pipeline
+from pipelines.features import ray_shards
+from pipelines.features.build import BuildOptions, build
 from pipelines.features.cache import FeatureCache
 from pipelines.features.clips import Clip
-from pipelines.features.curation.gate import Gate
+from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.sources import Example
 from pipelines.infra.errors import LabError
-from pipelines.infra.parallel import ray_cluster
 from pipelines.whisper.log_mel import LogMel
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -58,15 +58,15 @@ def files(cache: FeatureCache) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in cache.folder.iterdir()}
 
 
-def gate_with(trouble: Callable[[Example], None]) -> type[Gate]:
-    """A class, for it travels by value: the lab's gate, and before every clip some `trouble`."""
+def filter_with(before_clip: Callable[[Example], None]) -> type[ClipFilter]:
+    """Return a ClipFilter class, pickled by value, that calls `before_clip` before every clip."""
 
-    class TroubledGate(Gate):
-        def admit(self, example: Example, recall=None) -> Clip:
-            trouble(example)
-            return Gate.admit(self, example, recall)
+    class HookedFilter(ClipFilter):
+        def create_clip(self, example: Example, find_features=None) -> Clip:
+            before_clip(example)
+            return ClipFilter.create_clip(self, example, find_features)
 
-    return TroubledGate
+    return HookedFilter
 
 
 def waiting_for(happens: Callable[[], bool]) -> None:
@@ -80,34 +80,34 @@ def test_a_cluster_makes_the_same_cache_and_a_killed_worker_costs_its_shard_only
 ):
     features = {"features.shard_clips": 2, "features.workers": 1, "curation.leaks": "ignore"}
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings), **features})
-    asked, killed, driver = tmp_path / "asked", tmp_path / "killed", os.getpid()
+    calls, killed, driver = tmp_path / "asked", tmp_path / "killed", os.getpid()
 
     def stop(example: Example) -> None:
         if example.id == "2":
             raise KeyboardInterrupt
 
     def kill_once(example: Example) -> None:
-        with open(asked, "a") as file:
+        with open(calls, "a") as file:
             file.write(f"{example.id} {os.getpid()}\n")
         assert isinstance(example.audio, bytes) or os.getpid() == driver, "a path leads nowhere on another machine"
         if example.id in ("2", "4"):  # neither node makes all the shards
-            waiting_for(lambda: len({pid for _, pid in lines_of(asked) if pid != str(driver)}) > 1)
+            waiting_for(lambda: len({pid for _, pid in lines_of(calls) if pid != str(driver)}) > 1)
         if example.id == "7" and not killed.exists():
             waiting_for(lambda: len(list(tmp_path.glob("there/features/*/shard-*.parquet"))) > 1)
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     here = feature_pipeline.run(settings, runs=tmp_path / "here")
-    monkeypatch.setattr(feature_pipeline, "Gate", gate_with(stop))
+    monkeypatch.setattr(feature_pipeline, "ClipFilter", filter_with(stop))
     with pytest.raises(KeyboardInterrupt):
         feature_pipeline.run(settings, runs=tmp_path / "there")
-    monkeypatch.setattr(feature_pipeline, "Gate", gate_with(kill_once))
-    told = record_log()
+    monkeypatch.setattr(feature_pipeline, "ClipFilter", filter_with(kill_once))
+    lines = record_log()
     there = feature_pipeline.run(settings, runs=tmp_path / "there", ray_address=address)
     assert killed.exists()
-    times = Counter(name for name, _ in lines_of(asked))
+    times = Counter(name for name, _ in lines_of(calls))
     assert times == {**{str(i): 1 for i in range(2, 12)}, "6": 2, "7": 2}
-    assert "5 shard(s) were made by 2 machine(s)" in told
+    assert "5 shard(s) were made by 2 machine(s)" in lines
     assert set(there.rejected["reason"]) == {"empty", "unreadable", "missing"}
     assert there.digest == here.digest
     assert len(files(there)) == 6 * 2 + 3
@@ -118,32 +118,29 @@ def lines_of(path: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text().splitlines()]
 
 
-def quiet(line: str) -> None:
-    pass
-
-
-def admit(example: Example) -> Clip:
+def create_clip(example: Example) -> Clip:
     return Clip(example, example.text, [1, 2], LogMel(np.zeros((3, 8), np.float32), -1.0), 0.03)
 
 
-def admit_nobody(example: Example) -> Clip:
+def kill_process(example: Example) -> Clip:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def build(folder: Path, admit: Callable[[Example], Clip] = admit, **more) -> FeatureCache:
-    identity = {"features.dtype": "float32", "features.n_mels": 8, **more.pop("identity", {})}
-    return features_build.build(folder, [Example("0", "train", "mening", b"sound")], admit, identity, **more)
+def build_cache(folder: Path, address: str, create_clip=create_clip, **identity) -> FeatureCache:
+    identity = {"features.dtype": "float32", "features.n_mels": 8, **identity}
+    examples = [Example("0", "train", "mening", b"sound")]
+    return build(folder, examples, create_clip, identity, BuildOptions(ray_address=address))
 
 
 def test_a_shard_that_kills_whoever_makes_it_is_given_up(address, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_cluster, "ATTEMPTS", 1)
+    monkeypatch.setattr(ray_shards, "ATTEMPTS", 1)
     with pytest.raises(LabError, match=r"1 workers .* died over one of the shards 0 to 0; .* what is done is kept"):
-        build(tmp_path / "c", admit_nobody, ray_address=address)
+        build_cache(tmp_path / "c", address, kill_process)
 
 
 def test_a_machine_with_other_packages_is_refused(address, tmp_path):
     with pytest.raises(LabError, match=r"it has soxr .* made with 0\.0\. .*pip install -c constraints.txt") as error:
-        build(tmp_path / "c", identity={"library.soxr": "0.0"}, ray_address=address)
+        build_cache(tmp_path / "c", address, **{"library.soxr": "0.0"})
     assert "\n" not in str(error.value)
     assert not caches.is_finished(tmp_path / "c")
 
@@ -158,18 +155,18 @@ def test_an_address_that_is_silent_is_one_line(tmp_path):
     pytest.importorskip("ray.data")
     there = f"127.0.0.1:{closed_port()}"
     with pytest.raises(LabError, match=f"no Ray cluster answers at {there} .*: start one there with ray start --head"):
-        build(tmp_path / "c", ray_address=there)
+        build_cache(tmp_path / "c", there)
 
 
 @pytest.mark.parametrize("wrong", ["head", "head:", "head:many", "ray://head:10001"])
 def test_an_address_that_is_none_is_one_line(tmp_path, wrong):
     pytest.importorskip("ray.data")
     with pytest.raises(LabError, match="address is host:port, auto or local, got .*: run this on one of the"):
-        build(tmp_path / "c", ray_address=wrong)
+        build_cache(tmp_path / "c", wrong)
 
 
 def test_without_ray_the_command_says_how_to_get_it(monkeypatch, toy_recipe, toy_model, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    told = ["--recipe", str(toy_recipe), "--set", f"model.base={toy_model}", "--runs", str(tmp_path)]
+    lines = ["--recipe", str(toy_recipe), "--set", f"model.base={toy_model}", "--runs", str(tmp_path)]
     with pytest.raises(LabError, match=r"not installed\. Run: pip install 'ray\[data\]"):
-        options.app(["features", *told, "--cluster", "auto"], standalone_mode=False)
+        options.app(["features", *lines, "--cluster", "auto"], standalone_mode=False)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.features.build import build
+from pipelines.features.build import BuildOptions, build
 from pipelines.features.cache import FeatureCache
 from pipelines.features.clips import Clip
 from pipelines.features.sources import Example
@@ -55,7 +55,7 @@ def cache(tmp_path_factory, sounds) -> FeatureCache:
         rows,
         admit,
         {"features.dtype": "float32", "features.n_mels": 80},
-        shard_clips=2,
+        BuildOptions(shard_clips=2),
     )
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from pipelines.features.curation.gate import Gate
-from pipelines.features.shards import Maker, Task
+from pipelines.features.curation.clip_filter import ClipFilter
+from pipelines.features.shards import ShardTask, ShardWriter
 from pipelines.features.sources import Example
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import tokens
@@ -15,9 +15,9 @@ from pipelines.whisper.model import ModelRef
 
 LIGHT = """
 import pickle, sys
-make, task = pickle.load(sys.stdin.buffer)
-made = make(task)
-assert make.folder.joinpath(made.aside.name).stat().st_size, "no clip was kept"
+write, task = pickle.load(sys.stdin.buffer)
+result = write(task)
+assert result.frames_path.stat().st_size, "no clip was kept"
 print(*sorted({"transformers", "gradio", "datasets", "scipy"} & sys.modules.keys()))
 """
 
@@ -41,10 +41,11 @@ def test_what_others_set_on_the_tokenizer_cuts_no_label(processor):
 
 
 def test_a_process_that_makes_shards_imports_little(processor, encoded, speech, tmp_path):
-    make = Maker(tmp_path, Gate(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3).admit, "float32", 80)
-    task = Task(0, [Example("a", "train", "hej på dig", encoded(speech(16_000)), "s")])
+    create_clip = ClipFilter(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3).create_clip
+    writer = ShardWriter(tmp_path, create_clip, "float32", 80)
+    task = ShardTask(0, [Example("a", "train", "hej på dig", encoded(speech(16_000)), "s")])
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT], input=pickle.dumps((make, task)), capture_output=True, check=False
+        [sys.executable, "-c", LIGHT], input=pickle.dumps((writer, task)), capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().split() == []

@@ -1,8 +1,8 @@
-"""Label errors: training clips in which a model hears something else than their transcript says.
+"""Label errors: training clips whose transcript differs from what a model recognises.
 
-What a model heard is kept beside the runs, one file for each model, one line for each clip, so that another threshold,
-a cut-off run or a corpus with one more clip decodes nothing twice. Of processes that ask at the same time one decodes,
-and the others wait for its answers.
+The transcripts of a model are stored beside the runs, one file per model, one line per clip, so that another threshold,
+an interrupted run or a corpus with one more clip decodes nothing twice. Of several processes one decodes, the others
+wait for its results.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from pipelines.whisper.log_mel import FULL_FRAMES
 from pipelines.whisper.model import ModelRef
 
 CODE = "1"
-"""Version of the code that decodes: raised whenever the same model and clip would give another transcript."""
+"""Version of the decoding code: raised when the same model and clip would give another transcript."""
 _BATCHES = 8
-"""Batches between two writes: what a killed run repeats."""
+"""Batches between two writes; a killed run repeats at most these."""
 
 
-def label_cers(references: list[str], heard: list[str]) -> np.ndarray:
-    """Character error rate of each transcript, normalised, float64 [n]: edits over characters of the reference."""
-    edits = scoring.count_edits(references, heard)
+def label_cers(references: list[str], hypotheses: list[str]) -> np.ndarray:
+    """Return the character error rate of each normalised transcript, float64 [n]."""
+    edits = scoring.count_edits(references, hypotheses)
     return edits.char_edits / edits.chars
 
 
-def label_wers(references: list[str], heard: list[str]) -> np.ndarray:
-    """Word error rate of each transcript, normalised, float64 [n]: edits over words of the reference."""
-    edits = scoring.count_edits(references, heard)
+def label_wers(references: list[str], hypotheses: list[str]) -> np.ndarray:
+    """Return the word error rate of each normalised transcript, float64 [n]."""
+    edits = scoring.count_edits(references, hypotheses)
     return edits.word_edits / edits.words
 
 
-def heard(
+def transcribe(
     cache: FeatureCache,
     rows: np.ndarray,
     ref: ModelRef,
@@ -55,9 +55,9 @@ def heard(
     *,
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
-    """What the model hears in each of `rows` of the cache; what `folder` knows of already is not decoded again.
+    """Return the model's transcript of each of `rows` of the cache; those stored in `folder` are not decoded again.
 
-    A model tuned at clip length decodes so; any other sees the full 30 s.
+    A model tuned at clip length decodes at clip length, any other with 30 s of context.
     """
     identity = {
         **whisper_model.identity(ref),
@@ -70,16 +70,16 @@ def heard(
     names = fingerprints(cache, rows)
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
-        known = read(path)
-        missing = {name: int(row) for name, row in zip(names, rows, strict=True) if name not in known}
+        transcripts = read(path)
+        missing = {name: int(row) for name, row in zip(names, rows, strict=True) if name not in transcripts}
         on_clips(len(rows) - len(missing))
         if missing:
-            known |= _decode(cache, missing, ref, language, settings, path, on_clips)
-    return [known[name] for name in names]
+            transcripts |= _decode(cache, missing, ref, language, settings, path, on_clips)
+    return [transcripts[name] for name in names]
 
 
 def fingerprints(cache: FeatureCache, rows: np.ndarray) -> list[str]:
-    """What names the sound of each clip."""
+    """Return the fingerprint of each clip's audio, see `leaks.fingerprint`."""
     return [fingerprint(cache.log_mel(int(row))) for row in rows]
 
 
@@ -94,49 +94,48 @@ def _decode(
 ) -> dict[str, str]:
     model = whisper_model.load(ref, device=environment.detect().device)
     processor = whisper_model.load_processor(ref, language)
-    full_context, told = ref.context == "full", {}
+    full_context, transcripts = ref.context == "full", {}
     options = decoding.DecodingOptions(
         language, settings.max_new_tokens, full_context=full_context, batch_frames=settings.batch_frames
     )
-    for names in _portions(cache, missing, settings.batch_frames, full_context):
+    for names in _chunks(cache, missing, settings.batch_frames, full_context):
         rows = np.array([missing[name] for name in names])
-        transcripts = decoding.decode_rows_to_text(model, processor, cache, rows, options, on_clips)
-        portion = dict(zip(names, transcripts, strict=True))
-        _append(path, portion)
-        told |= portion
-    return told
+        decoded = decoding.decode_rows_to_text(model, processor, cache, rows, options, on_clips)
+        chunk = dict(zip(names, decoded, strict=True))
+        _append(path, chunk)
+        transcripts |= chunk
+    return transcripts
 
 
-def _portions(cache: FeatureCache, missing: dict[str, int], batch_frames: int, full_context: bool) -> list[list[str]]:
-    """The clips, longest first, a few batches at a time: neighbours in length stay together."""
+def _chunks(cache: FeatureCache, missing: dict[str, int], batch_frames: int, full_context: bool) -> list[list[str]]:
+    """Return the clips sorted by length, _BATCHES batches at a time."""
     names = list(missing)
     lengths = cache.rows["frames"].to_numpy()[[missing[name] for name in names]]
     batches = sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames)
-    return [
-        [names[i] for batch in batches[at : at + _BATCHES] for i in batch] for at in range(0, len(batches), _BATCHES)
-    ]
+    starts = range(0, len(batches), _BATCHES)
+    return [[names[i] for batch in batches[start : start + _BATCHES] for i in batch] for start in starts]
 
 
 def read(path: Path) -> dict[str, str]:
-    """Fingerprint to what was heard, as the first line of a clip has it; one that a kill cut short is passed over."""
-    known: dict[str, str] = {}
+    """Read the stored transcripts by fingerprint; the first line of a clip counts, incomplete lines are ignored."""
+    transcripts: dict[str, str] = {}
     if not path.exists():
-        return known
+        return transcripts
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             entry: dict[str, Any] = json.loads(line)
-            known.setdefault(entry["clip"], entry["heard"])
+            transcripts.setdefault(entry["clip"], entry["heard"])
         except (ValueError, KeyError, TypeError):
             continue
-    return known
+    return transcripts
 
 
-def _append(path: Path, portion: dict[str, str]) -> None:
-    """One write: a cut-off one leaves whole lines and at most one torn; the line break before it closes that one."""
+def _append(path: Path, transcripts: dict[str, str]) -> None:
+    """Append in one write. The leading line break ends a line that an interrupted write left incomplete."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(f"\n{lines(portion)}")
+        file.write(f"\n{format_lines(transcripts)}")
 
 
-def lines(heard: dict[str, str]) -> str:
-    """What `read` reads."""
-    return "".join(json.dumps({"clip": name, "heard": text}) + "\n" for name, text in heard.items())
+def format_lines(transcripts: dict[str, str]) -> str:
+    """Format transcripts by fingerprint as the JSON lines that `read` reads."""
+    return "".join(json.dumps({"clip": name, "heard": text}) + "\n" for name, text in transcripts.items())

@@ -1,7 +1,7 @@
-"""Leaks: training rows that share a speaker, a sentence or the very audio with a row that is held out.
+"""Leaks: training rows that share a speaker, a sentence or the audio with a held-out row.
 
-A model that has heard a test speaker, or read a test sentence, scores better than it is. Held out are the validation
-and test rows of the corpus itself and whatever else the recipe names: another release, another corpus.
+A model that was trained on a test speaker or a test sentence gets a better score than it deserves. Held out are the
+validation and test rows of the corpus, and the tables and caches of `curation.held_out`: another release or corpus.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from pipelines.whisper.log_mel import LogMel
 
 HELD_OUT = ("validation", "test")
 _FRAME_STEP = 8
-"""A fingerprint reads every eighth frame: no two recordings agree in all of those, and it costs microseconds."""
+"""A fingerprint reads every eighth frame: two recordings never agree in all of them, and it takes microseconds."""
 
 
 @dataclass
 class HeldOut:
-    """What must not be trained on; each value says where it is held out, for messages."""
+    """Values that must not occur in training rows; each maps to the row that holds it out, for messages."""
 
     speakers: dict[str, str] = field(default_factory=dict)
     sentences: dict[str, str] = field(default_factory=dict)
-    """Normalised (text.normalise): case and punctuation make no other sentence."""
+    """Normalised by text.normalise: without case and punctuation."""
     audio: dict[str, str] = field(default_factory=dict)
-    """By what names a sound: equal names, equal sounds (corpus.py)."""
+    """Audio keys, equal for equal audio (see corpus.py)."""
 
-    def add(self, where: str, speaker: str = "", sentence: str = "", audio: str = "") -> None:
-        """Hold out a row; what is empty is not known and holds out nothing."""
+    def add(self, row: str, speaker: str = "", sentence: str = "", audio: str = "") -> None:
+        """Hold out a row; empty values are unknown and hold out nothing."""
         for values, value in (
             (self.speakers, speaker),
             (self.sentences, text.normalise(sentence)),
             (self.audio, audio),
         ):
             if value:
-                values.setdefault(value, where)
+                values.setdefault(value, row)
 
-    def where_read(self, sentence: str) -> str | None:
-        """Where the sentence is held out, whatever its case and punctuation."""
+    def row_of_sentence(self, sentence: str) -> str | None:
+        """Return the row that holds out the sentence, regardless of case and punctuation, or None."""
         return self.sentences.get(text.normalise(sentence))
 
 
 @dataclass
 class SpeakerLeak(Step):
-    """Training clips of a speaker who is heard in a held-out row. Unknown speakers cannot be compared."""
+    """Drop training rows of a speaker of a held-out row. Unknown speakers cannot be compared."""
 
     held_out: HeldOut
     name: str = "leak_speaker"
@@ -60,13 +60,13 @@ class SpeakerLeak(Step):
             self.held_out.add(f"{example.split} row {example.id}", speaker=example.speaker)
 
     def verdict(self, example: Example) -> str | None:
-        where = self.held_out.speakers.get(example.speaker)
-        return where and f"speaker {_shown(example.speaker)} is in {where}"
+        row = self.held_out.speakers.get(example.speaker)
+        return row and f"speaker {_quote(example.speaker)} is in {row}"
 
 
 @dataclass
 class SentenceLeak(Step):
-    """Training clips whose normalised sentence is read in a held-out row, by whomever."""
+    """Drop training rows whose normalised sentence occurs in a held-out row, by any speaker."""
 
     held_out: HeldOut
     name: str = "leak_sentence"
@@ -76,32 +76,32 @@ class SentenceLeak(Step):
             self.held_out.add(f"{example.split} row {example.id}", sentence=example.text)
 
     def verdict(self, example: Example) -> str | None:
-        where = self.held_out.where_read(example.text)
-        return where and f"sentence {_shown(example.text)} is in {where}"
+        row = self.held_out.row_of_sentence(example.text)
+        return row and f"sentence {_quote(example.text)} is in {row}"
 
 
 @dataclass
 class AudioLeak(Step):
-    """Training clips whose sound is that of a held-out row; `prints` maps an id to what names its sound."""
+    """Drop training rows with the audio of a held-out row; `audio_key` maps an id to a key, equal for equal audio."""
 
     held_out: HeldOut
-    prints: Callable[[str], str]
+    audio_key: Callable[[str], str]
     name: str = "leak_audio"
 
     def observe(self, example: Example) -> None:
         if example.split in HELD_OUT:
-            self.held_out.add(f"{example.split} row {example.id}", audio=self.prints(example.id))
+            self.held_out.add(f"{example.split} row {example.id}", audio=self.audio_key(example.id))
 
     def verdict(self, example: Example) -> str | None:
-        where = self.held_out.audio.get(self.prints(example.id))
-        return where and f"the same audio is in {where}"
+        row = self.held_out.audio.get(self.audio_key(example.id))
+        return row and f"the same audio is in {row}"
 
 
 def fingerprint(log_mel: LogMel) -> str:
-    """32 hexadecimal digits that name a clip's sound: equal for equal samples at 16 kHz, in whatever container.
+    """Return 32 hexadecimal digits that are equal for equal samples at 16 kHz, in any container.
 
-    It is taken from the frames, which equal samples share to the last bit, at half precision, so that caches of both
-    precisions can be compared. Lossy coding, another gain or a cut make another sound.
+    Computed from the frames, which are equal to the last bit for equal samples, at half precision, so that caches of
+    both precisions can be compared. Lossy coding, another gain or a cut change the fingerprint.
     """
     frames = np.ascontiguousarray(log_mel.frames[::_FRAME_STEP], dtype=np.float16)
     ends = f"{log_mel.frames.shape} {np.float32(log_mel.pad_value)}".encode()
@@ -109,7 +109,7 @@ def fingerprint(log_mel: LogMel) -> str:
 
 
 def refuse(dropped: Mapping[str, Drop]) -> None:
-    """LabError with counts and first examples where any of `dropped` is a leak."""
+    """Raise LabError with counts and first examples if any of `dropped` is a leak."""
     leaks = [drop for drop in dropped.values() if drop.reason.startswith("leak_")]
     if not leaks:
         return
@@ -118,13 +118,13 @@ def refuse(dropped: Mapping[str, Drop]) -> None:
     for drop in leaks:
         firsts.setdefault(drop.reason, drop)
         counts[drop.reason] = counts.get(drop.reason, 0) + 1
-    told = "; ".join(f"{counts[reason]} by {reason} ({drop.id}: {drop.detail})" for reason, drop in firsts.items())
+    summary = "; ".join(f"{counts[reason]} by {reason} ({drop.id}: {drop.detail})" for reason, drop in firsts.items())
     raise LabError(
-        f"training rows must share nothing with validation and test, got {len(leaks)} that do: {told}. "
+        f"training rows must share nothing with validation and test, got {len(leaks)} that do: {summary}. "
         "Leave them out with curation.leaks=drop, or keep them with curation.leaks=ignore"
     )
 
 
-def _shown(value: str) -> str:
+def _quote(value: str) -> str:
     line = " ".join(value.split())
     return repr(line if len(line) <= 40 else line[:37] + "...")

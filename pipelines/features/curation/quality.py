@@ -1,4 +1,4 @@
-"""What is measured on one training clip, and the limits that it is held against."""
+"""Measurements on one training clip, and the limits that they are compared with."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 _FRAME_SAMPLES = SAMPLE_RATE_HZ // 50
 """20 ms: long enough for a pitch period, short enough for a pause."""
 _FULL_SCALE = 0.99
-"""A sample from here on counts as clipped: resampling lets clipped peaks ring a little."""
+"""Samples of at least this magnitude count as clipped: resampling makes clipped peaks ring a little."""
 _SILENCE_DB = 40.0
-"""A frame this far below the loudest one is silence: where soft consonants still lie above it."""
+"""A frame this far below the loudest one is silence; soft consonants are still louder."""
 _FLOOR = 1e-9
-"""The lowest power that is told apart, -90 dBFS: digital silence would make every ratio infinite."""
+"""Lower bound of a power, -90 dBFS: digital silence would make every ratio infinite."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a training clip must keep to; the defaults set no limit. Meanings: recipe.CurationSettings."""
+    """Limits for a training clip; the defaults set none. Meanings: recipes.settings.CurationSettings."""
 
     min_chars_per_s: float = 0.0
     max_chars_per_s: float = 0.0
@@ -32,18 +32,18 @@ class Limits:
 
     @property
     def active(self) -> bool:
-        """Whether anything is limited: only then is a clip's audio looked at."""
+        """True if anything is limited; otherwise the audio of a clip is not measured."""
         return self != _NONE
 
-    def check(self, waveform: Waveform, letters: int) -> None:
-        """Raise Rejected for the first limit that the clip, whose transcript has so many letters, does not keep.
+    def check(self, waveform: Waveform, n_letters: int) -> None:
+        """Raise Rejected for the first limit that the clip violates; `n_letters` is the length of its transcript.
 
-        Nothing is measured that has no limit: with the defaults this costs a comparison.
+        Quantities without a limit are not measured.
         """
         if not self.active:
             return
         self._check_level(waveform.samples)
-        self._check_rate(letters / waveform.duration_s)
+        self._check_rate(n_letters / waveform.duration_s)
         if self.max_silence_share < 1 or self.min_snr_db > 0:
             self._check_frames(frame_powers(waveform.samples))
 
@@ -70,36 +70,35 @@ _NONE = Limits()
 
 
 def level_dbfs(samples: np.ndarray) -> float:
-    """Root mean square of float [n] in dB of full scale; a full-scale square wave has 0, a sine -3."""
+    """Return the root mean square of float [n] in dB of full scale; a full-scale square wave has 0, a sine -3."""
     return _db(float(np.mean(np.square(samples, dtype=np.float64))))
 
 
 def clipped_share(samples: np.ndarray) -> float:
-    """Share of samples within 1 % of full scale."""
+    """Return the share of samples within 1 % of full scale."""
     return float(np.mean(np.abs(samples) >= _FULL_SCALE))
 
 
 def frame_powers(samples: np.ndarray) -> np.ndarray:
-    """Mean square of each 20 ms of float [n]: float64 [n_frames]; what is left at the end is not counted."""
+    """Return the mean square of each 20 ms of float [n]: float64 [n_frames]; an incomplete last frame is dropped."""
     count = max(1, len(samples) // _FRAME_SAMPLES)
     framed = samples[: count * _FRAME_SAMPLES].astype(np.float64).reshape(count, -1)
     return np.square(framed).mean(axis=1)
 
 
 def edge_silence_share(powers: np.ndarray) -> float:
-    """Share of frames before the first and after the last that is less than 40 dB below the loudest, 0 to 1."""
+    """Return the share of frames before and after the speech, 0 to 1: speech is within 40 dB of the loudest frame."""
     loud = np.flatnonzero(powers >= powers.max() * 10 ** (-_SILENCE_DB / 10))
     return 1 - (int(loud[-1]) - int(loud[0]) + 1) / len(powers)
 
 
 def snr_db(powers: np.ndarray) -> float:
-    """Signal over noise, estimated from frame powers alone, in dB, never below 0.
+    """Estimate the signal-to-noise ratio from frame powers alone, in dB, at least 0.
 
-    NIST's STNR is `10 log10(peak speech power / mean noise power)` over 20 ms windows; where signal and noise never
-    lay apart, both are read from the distribution of the powers: what 95 % of the frames stay below stands for speech,
-    what 15 % stay below (the pauses) for noise, the shares that the Institute for Signal and Information Processing
-    gives as customary (its note on signal-to-noise ratio). It says how far speech stands out of its pauses: a clip
-    without pauses is judged noisier than it is.
+    NIST's STNR is `10 log10(peak speech power / mean noise power)` over 20 ms windows. Without separate recordings of
+    both, percentiles of the powers stand in: the 95th for speech, the 15th (the pauses) for noise, the customary values
+    according to the Institute for Signal and Information Processing's note on the signal-to-noise ratio. The estimate
+    is too low for a clip without pauses.
     """
     speech, noise = np.percentile(powers, [95, 15])
     return _db(float(speech)) - _db(float(noise))

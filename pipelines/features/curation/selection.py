@@ -1,4 +1,4 @@
-"""What is decided over a whole corpus by its metadata, step by step, each counted before and after."""
+"""Curation steps over the metadata of a whole corpus, each counted before and after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pipelines.features.sources import Example
 from pipelines.speech import text
 
-GATE_STEPS = {
+CLIP_STEPS = {
     "usable": (),
     "duration": ("too_short", "too_long"),
     "level": ("silent", "quiet", "clipped"),
@@ -18,7 +18,7 @@ GATE_STEPS = {
     "silence": ("silence",),
     "noise": ("noisy",),
 }
-"""The gate's steps and the reasons that each gives; a reason that stands nowhere is of `usable`."""
+"""Steps of the clip filter and their rejection reasons; a reason that is not listed belongs to `usable`."""
 ORDER = (
     "text",
     "leak_speaker",
@@ -27,12 +27,12 @@ ORDER = (
     "duplicate_sentence",
     "speaker_cap",
     "balance",
-    *GATE_STEPS,
+    *CLIP_STEPS,
     "leak_audio",
     "duplicate_audio",
     "label_error",
 )
-"""Every step there is, in the order in which they run."""
+"""All steps in the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Count:
-    """What one step did; `changed` rows stay, with another transcript."""
+    """Effect of one step; `changed` rows stay, with another transcript."""
 
     step: str
     before: int
@@ -58,7 +58,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Repair:
-    """A row that got another transcript: a line of repaired.csv."""
+    """A row whose transcript was replaced: a line of repaired.csv."""
 
     before: str
     after: str
@@ -68,49 +68,47 @@ class Repair:
 
 @dataclass
 class Selection:
-    """What steps of curation dropped and repaired, by id, and their counts in order."""
+    """Rows that curation steps dropped and repaired, by id, and the counts of the steps in order."""
 
     dropped: dict[str, Drop] = field(default_factory=dict)
     counts: list[Count] = field(default_factory=list)
     repaired: dict[str, Repair] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, str]]:
-        """The dropped as lines of rejected.csv."""
+        """Return the dropped rows as lines of rejected.csv."""
         return [asdict(drop) for drop in self.dropped.values()]
 
     def table(self) -> list[dict[str, int | str]]:
-        """The counts as JSON holds them."""
+        """Return the counts for JSON."""
         return [asdict(count) for count in self.counts]
 
 
 class Step:
-    """A step sees every row that is left (`observe`), then judges each training row (`verdict`).
-
-    `name` is also the reason of whatever it drops.
-    """
+    """A curation step: it sees every remaining row (`observe`), then judges each training row (`verdict`)."""
 
     name: str
+    """Also the rejection reason of the rows that it drops."""
 
     def observe(self, example: Example) -> None:
-        """Note what the verdicts need to know of all rows."""
+        """Collect information about all rows that the verdicts need."""
 
     def verdict(self, example: Example) -> str | None:
-        """Why this training row is dropped, or None."""
+        """Return the reason for dropping this training row, or None."""
         raise NotImplementedError
 
 
 def select(outline: Callable[[], Iterable[Example]], steps: Iterable[Step]) -> Selection:
-    """Run the steps one after another, each on what the one before it has left.
+    """Run the steps one after another, each on the rows that the previous one kept.
 
-    `outline()` yields the rows of all splits anew at each call; no audio is touched. Memory is that of the dropped
-    rows and of what the steps note, not of the corpus.
+    `outline()` returns a new iterator over the rows of all splits; no audio is read. Memory grows with the dropped
+    rows and the steps' notes, not with the corpus.
     """
     selection = Selection()
     for step in steps:
-        for example in _left(outline, selection):
+        for example in _remaining(outline, selection):
             step.observe(example)
         before, drops = 0, []
-        for example in _left(outline, selection):
+        for example in _remaining(outline, selection):
             before += 1
             detail = step.verdict(example) if example.split == "train" else None
             if detail:
@@ -120,12 +118,12 @@ def select(outline: Callable[[], Iterable[Example]], steps: Iterable[Step]) -> S
     return selection
 
 
-def _left(outline: Callable[[], Iterable[Example]], selection: Selection) -> Iterator[Example]:
+def _remaining(outline: Callable[[], Iterable[Example]], selection: Selection) -> Iterator[Example]:
     return (example for example in outline() if example.id not in selection.dropped)
 
 
 def text_count(outline: Callable[[], Iterable[Example]]) -> Count:
-    """How many transcripts `text.clean` changes: it drops none and changes no word."""
+    """Count the transcripts that `text.clean` changes: it drops none and changes no word."""
     rows = changed = 0
     for example in outline():
         rows += 1
@@ -133,10 +131,10 @@ def text_count(outline: Callable[[], Iterable[Example]]) -> Count:
     return Count("text", rows, rows, 0, changed)
 
 
-def gate_counts(before: int, reasons: Iterable[str]) -> list[Count]:
-    """The gate's steps, from the number of rows before it and the reasons of those that it rejected."""
-    step_of = {reason: step for step, told in GATE_STEPS.items() for reason in told}
-    dropped = dict.fromkeys(GATE_STEPS, 0)
+def clip_step_counts(before: int, reasons: Iterable[str]) -> list[Count]:
+    """Return the counts of the clip filter's steps from the rows before it and its rejection reasons."""
+    step_of = {reason: step for step, step_reasons in CLIP_STEPS.items() for reason in step_reasons}
+    dropped = dict.fromkeys(CLIP_STEPS, 0)
     for reason in reasons:
         dropped[step_of.get(reason, "usable")] += 1
     counts = []
@@ -148,7 +146,7 @@ def gate_counts(before: int, reasons: Iterable[str]) -> list[Count]:
 
 @dataclass
 class Votes(Step):
-    """Too few listeners for, or too many against. Rows whose source tells no votes pass."""
+    """Drop rows with too few votes for them or too many against. Rows without votes pass."""
 
     min_up: int
     max_down: int
@@ -166,7 +164,7 @@ class Votes(Step):
 
 @dataclass
 class Duplicates(Step):
-    """All but the first of the training rows with one key; rows with an empty key pass."""
+    """Drop all but the first of the training rows with equal keys; rows with an empty key pass."""
 
     name: str
     key: Callable[[Example], str]
@@ -179,7 +177,7 @@ class Duplicates(Step):
 
 
 def duplicate_sentences() -> Duplicates:
-    """One speaker, one sentence, whatever its case and punctuation; unknown speakers cannot be compared."""
+    """Drop repetitions of a sentence, normalised, by one speaker; unknown speakers cannot be compared."""
 
     def key(example: Example) -> str:
         return f"{example.speaker}\0{text.normalise(example.text)}" if example.speaker else ""
@@ -191,43 +189,43 @@ def duplicate_sentences() -> Duplicates:
 class Thin(Step):
     """Keep at most `cap(sizes)` training rows of each group, drawn by `seed`; rows of the group "" pass.
 
-    A row's place in the draw is a hash of seed and id: another row can push it out, but never reshuffles the rest.
+    A row's rank in the draw is a hash of seed and id: a new row can displace another, but never reorders the rest.
     """
 
     name: str
     group: Callable[[Example], str]
     cap: Callable[[list[int]], int]
     seed: int
-    places: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    ranks: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     last: dict[str, int] | None = None
-    """Per group, the last place that is kept; drawn up at the first verdict."""
+    """Highest rank that is kept, by group; computed at the first verdict."""
 
     def observe(self, example: Example) -> None:
         if example.split == "train" and (group := self.group(example)):
-            self.places[group].append(self._place(example))
+            self.ranks[group].append(self._rank(example))
 
     def verdict(self, example: Example) -> str | None:
         if self.last is None:
-            cap = self.cap([len(places) for places in self.places.values()])
-            self.last = {group: sorted(places)[min(cap, len(places)) - 1] for group, places in self.places.items()}
+            cap = self.cap([len(ranks) for ranks in self.ranks.values()])
+            self.last = {group: sorted(ranks)[min(cap, len(ranks)) - 1] for group, ranks in self.ranks.items()}
         group = self.group(example)
-        if not group or self._place(example) <= self.last[group]:
+        if not group or self._rank(example) <= self.last[group]:
             return None
-        return f"{len(self.places[group])} rows of {group!r}, thinned"
+        return f"{len(self.ranks[group])} rows of {group!r}, thinned"
 
-    def _place(self, example: Example) -> int:
+    def _rank(self, example: Example) -> int:
         return int.from_bytes(hashlib.blake2b(f"{self.seed} {example.id}".encode(), digest_size=8).digest(), "big")
 
 
 def balance(column: str, ratio: float, seed: int) -> Thin:
-    """The groups of a column, the largest at most `ratio` times the smallest."""
+    """Limit the largest group of a metadata column to `ratio` times the smallest."""
     return Thin(
         "balance", lambda example: example.meta.get(column, ""), lambda sizes: int(ratio * min(sizes, default=0)), seed
     )
 
 
 def speaker_cap(most: int, seed: int) -> Thin:
-    """At most so many rows of one speaker."""
+    """Keep at most `most` rows of one speaker."""
     return Thin("speaker_cap", lambda example: example.speaker, lambda sizes: most, seed)
 
 

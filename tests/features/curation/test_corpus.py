@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.features import build
 from pipelines.features import cache as caches
 from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.build import BuildOptions, build
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import corpus
-from pipelines.features.curation.gate import Gate
+from pipelines.features.curation.clip_filter import ClipFilter
+from pipelines.features.curation.held_out import load_held_out
 from pipelines.features.curation.leaks import HeldOut
 from pipelines.features.curation.selection import ORDER
 from pipelines.features.sources import SPLITS, Example
@@ -66,18 +67,22 @@ def rows(sounds) -> list[Example]:
 def curated(folder: Path, source: Listed, hear=lambda cache, rows: pytest.fail("nobody asked"), **settings):
     """What lab.features does, with one token for each letter of a transcript and no model."""
     chosen = load("tour", {f"curation.{name}": value for name, value in settings.items()}).curation
-    gate = Gate(lambda text: [*map(ord, text)], 80, 0.1, 30.0, 1e-3, corpus.limits(chosen), chosen.full_stop)
-    held_out = corpus.load_held_out(chosen.held_out, 80)
+    clip_filter = ClipFilter(
+        lambda text: [*map(ord, text)], 80, 0.1, 30.0, 1e-3, corpus.limits(chosen), chosen.full_stop
+    )
+    held_out = load_held_out(chosen.held_out, 80)
     before = corpus.survey(chosen, source, held_out)
-    return build.build(
+
+    def functions(cache: FeatureCache) -> corpus.LabelErrors:
+        return corpus.LabelErrors(lambda indices: hear(cache, indices), clip_filter.label)
+
+    return build(
         folder,
-        corpus.left(source, before),
-        gate.admit,
+        corpus.selected(source, before),
+        clip_filter.create_clip,
         IDENTITY,
-        shard_clips=8,
-        curate=lambda cache, rejected: corpus.finish(
-            chosen, cache, rejected, before, held_out, lambda asked: hear(cache, asked), gate.label
-        ),
+        BuildOptions(shard_clips=8),
+        curate=lambda cache, rejected: corpus.finish(chosen, cache, rejected, before, held_out, functions(cache)),
     )
 
 
@@ -284,7 +289,7 @@ def test_another_cache_is_kept_out_by_its_audio_too(tmp_path, rows, sounds):
     assert reasons(cache) == {"train-12": "leak_audio"}
     assert cache.rejected["detail"].tolist() == ["the same audio is in other, test row x"]
     with pytest.raises(LabError, match="80 mel bands"):
-        corpus.load_held_out([str(tmp_path / "other")], 128)
+        load_held_out([str(tmp_path / "other")], 128)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +306,7 @@ def test_a_held_out_table_that_cannot_be_used_is_one_line(tmp_path, name, conten
     if content is not None:
         (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(LabError, match=complaint) as error:
-        corpus.load_held_out([str(tmp_path / name)], 80)
+        load_held_out([str(tmp_path / name)], 80)
     assert "\n" not in str(error.value)
 
 

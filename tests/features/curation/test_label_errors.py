@@ -24,7 +24,7 @@ def ask(toy_cache, toy_settings, toy_model, tmp_path):
     def heard(rows, **overrides) -> list[str]:
         settings = toy_settings(overrides).evaluation
         ref = replace(whisper_model.resolve(str(toy_model)), context="clip")
-        return label_errors.heard(toy_cache, np.array(rows), ref, "sv", settings, tmp_path / "heard")
+        return label_errors.transcribe(toy_cache, np.array(rows), ref, "sv", settings, tmp_path / "heard")
 
     return heard
 
@@ -97,7 +97,7 @@ def test_what_was_heard_first_is_what_was_heard(ask, toy_cache, tmp_path):
     ask([1])
     (path,) = (tmp_path / "heard").glob("*.jsonl")
     name = fingerprint(toy_cache.log_mel(1))
-    path.write_text(label_errors.lines({name: "först"}) + label_errors.lines({name: "sedan"}))
+    path.write_text(label_errors.format_lines({name: "först"}) + label_errors.format_lines({name: "sedan"}))
     assert ask([1]) == ["först"]
 
 
@@ -117,7 +117,7 @@ def test_the_error_rate_is_that_of_characters_without_case_and_signs():
 def stage(toy_settings, toy_model, tmp_path, monkeypatch):
     """`stage(most)`: the features of the toy recipe with this threshold, in runs of this test."""
     ref = replace(whisper_model.resolve(str(toy_model)), context="clip")  # at 30 s the toy has nothing to say
-    monkeypatch.setattr(feature_pipeline, "label_model", lambda recipe, runs="", log=print: ref)
+    monkeypatch.setattr(feature_pipeline, "label_model", lambda recipe, runs="": ref)
 
     def make(most: float):
         recipe = toy_settings({"curation.max_label_cer": most, "source.train": 12})
@@ -175,5 +175,5 @@ def test_a_model_is_asked_at_the_length_it_was_tuned_at(
         lambda m, p, c, r, options, on_clips: asked.append(options.full_context) or ["x"],
     )
     ref = replace(whisper_model.resolve(str(toy_model)), context=context)
-    assert label_errors.heard(toy_cache, np.array([3]), ref, "sv", toy_settings().evaluation, tmp_path) == ["x"]
+    assert label_errors.transcribe(toy_cache, np.array([3]), ref, "sv", toy_settings().evaluation, tmp_path) == ["x"]
     assert asked == [full]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.features.clips import Rejected
-from pipelines.features.curation.gate import Gate
+from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.curation.quality import (
     Limits,
     clipped_share,
@@ -103,13 +103,13 @@ def test_a_clip_shorter_than_a_frame_can_be_measured():
 
 @pytest.mark.parametrize(("split", "kept"), [("train", False), ("validation", True), ("test", True)])
 def test_only_training_clips_are_limited(encoded, split, kept):
-    gate = Gate(lambda text: [1], 80, 0.1, 30.0, 1e-3, Limits(max_chars_per_s=5.0))
+    clip_filter = ClipFilter(lambda text: [1], 80, 0.1, 30.0, 1e-3, Limits(max_chars_per_s=5.0))
     example = Example("a", split, "Hej på dig!", encoded(sine(peak=0.5)))
     if kept:
-        assert gate.admit(example).text == "Hej på dig!"
+        assert clip_filter.create_clip(example).text == "Hej på dig!"
         return
     with pytest.raises(Rejected) as error:
-        gate.admit(example)
+        clip_filter.create_clip(example)
     assert error.value.reason == "fast_speech"
     assert "8.0 characters/s" in error.value.detail  # letters alone: no space, no sign
 
@@ -119,7 +119,7 @@ def test_only_training_clips_are_limited(encoded, split, kept):
     [("Hej på dig", "Hej på dig."), ("Klart!", "Klart!"), ("Kvart i 4", "Kvart i 4."), ("Vad sa …", "Vad sa …")],
 )
 def test_a_full_stop_where_none_is(encoded, said, kept):
-    gate = Gate(lambda text: [len(text)], 80, 0.1, 30.0, 1e-3, full_stop=True)
-    clip = gate.admit(Example("a", "train", said, encoded(sine(peak=0.5))))
+    clip_filter = ClipFilter(lambda text: [len(text)], 80, 0.1, 30.0, 1e-3, full_stop=True)
+    clip = clip_filter.create_clip(Example("a", "train", said, encoded(sine(peak=0.5))))
     assert (clip.text, clip.labels) == (kept, [len(kept)])
-    assert gate.admit(Example("a", "test", said, encoded(sine(peak=0.5)))).text == said
+    assert clip_filter.create_clip(Example("a", "test", said, encoded(sine(peak=0.5)))).text == said

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 
 from pipelines.features.curation.selection import (
-    GATE_STEPS,
+    CLIP_STEPS,
     ORDER,
     Count,
     Votes,
     balance,
+    clip_step_counts,
     duplicate_sentences,
-    gate_counts,
     select,
     speaker_cap,
     text_count,
@@ -132,9 +132,9 @@ def test_text_is_counted_not_dropped():
     assert text_count(lambda: iter(rows)) == Count("text", 3, 3, 0, 2)
 
 
-def test_the_gate_counts_by_step():
+def test_the_clip_step_counts_by_step():
     reasons = ["silent", "unreadable", "noisy", "too_long", "too_short", "something_new", "clipped"]
-    counts = gate_counts(10, reasons)
+    counts = clip_step_counts(10, reasons)
     assert [(count.step, count.dropped) for count in counts] == [
         ("usable", 2),
         ("duration", 2),
@@ -145,4 +145,4 @@ def test_the_gate_counts_by_step():
     ]
     assert (counts[0].before, counts[-1].after) == (10, 3)
     assert all(later.before == earlier.after for earlier, later in pairwise(counts))
-    assert set(GATE_STEPS) < set(ORDER)
+    assert set(CLIP_STEPS) < set(ORDER)

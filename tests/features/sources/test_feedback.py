@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import recipes
 from pipelines.features.clips import Rejected
-from pipelines.features.curation.gate import Gate
+from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.sources.feedback import FeedbackSource
 from pipelines.features.sources.registry import open_source
 from pipelines.inference import feedback
@@ -37,9 +37,9 @@ def say(log, speech):
 
 def outcome(example) -> str:
     """The transcript that training would see, or the reason why there is none."""
-    gate = Gate(lambda text: [1], 80, 0.1, 30.0, 1e-3)
+    clip_filter = ClipFilter(lambda text: [1], 80, 0.1, 30.0, 1e-3)
     try:
-        return gate.admit(example).text
+        return clip_filter.create_clip(example).text
     except Rejected as error:
         return error.reason
 

@@ -128,7 +128,7 @@ def test_an_archive_put_there_by_hand_is_verified_and_kept(server, archive, tmp_
 
 
 def test_the_cache_of_a_download_is_that_of_its_archive(server, toy_settings, tmp_path):
-    from pipelines.features import pipeline as feature_pipeline
+    from pipelines.features import identity
     from pipelines.whisper import model as whisper_model
 
     def cache_folder(**told) -> Path:
@@ -136,8 +136,8 @@ def test_the_cache_of_a_download_is_that_of_its_archive(server, toy_settings, tm
             {"source.dataset": DATASET, **{f"source.{name}": value for name, value in told.items()}}
         )
         source = open_source(settings.source, settings.language)
-        return feature_pipeline._cache_folder(
-            tmp_path, feature_pipeline.features_identity(settings, source.identity(), whisper_model.processor(settings))
+        return identity.cache_folder(
+            tmp_path, identity.cache_identity(settings, source.identity(), whisper_model.processor(settings))
         )
 
     downloaded = cache_folder(kind="mozilla")

@@ -184,9 +184,9 @@ def test_a_file_that_a_card_names_for_two_splits_serves_none_of_them_twice(tmp_p
     for number, name in enumerate("ab"):
         write(tmp_path / f"{name}.parquet", table(1, number))
     with pytest.raises(LabError, match="b.parquet is declared for validation and for test: no row may serve two"):
-        ParquetSource(Carded(str(tmp_path)), log=str).identity()
+        ParquetSource(Carded(str(tmp_path))).identity()
     wishes = Wishes(splits={"validation": "none"})
-    assert [e.split for e in ParquetSource(Carded(str(tmp_path)), wishes, log=str).examples()] == ["train", "test"]
+    assert [e.split for e in ParquetSource(Carded(str(tmp_path)), wishes).examples()] == ["train", "test"]
 
 
 def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, told):

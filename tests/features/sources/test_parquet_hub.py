@@ -19,9 +19,9 @@ import yaml
 from log_recorder import record_log
 
 from pipelines import recipes
-from pipelines.features import build as features_build
+from pipelines.features.build import BuildOptions, build
 from pipelines.features.cache import FeatureCache
-from pipelines.features.curation.gate import Gate
+from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.sources.parquet import hub
 from pipelines.features.sources.parquet.hub import HubFiles, RangeFile
 from pipelines.features.sources.parquet.layout import Wishes
@@ -433,18 +433,20 @@ def test_a_cache_that_was_cut_off_fetches_no_finished_sound_again(server, told, 
     sounds = pa.array([{"bytes": wav, "path": ""} for wav in wavs], AUDIO)
     files = {f"train-0000{n}.parquet": parquet(12, 12 * n, audio=sounds) for n in range(3)}
     server.sets["jzju/nst"]["main"] = (COMMIT, files)
-    gate = Gate(lambda text: [1], 80, 0.1, 30.0, 1e-3)
+    clip_filter = ClipFilter(lambda text: [1], 80, 0.1, 30.0, 1e-3)
     identity = {"features.dtype": "float32", "features.n_mels": 80}
 
-    def build() -> FeatureCache:
-        return features_build.build(tmp_path / "c", nst(told).examples(), gate.admit, identity, shard_clips=4)
+    def build_cache() -> FeatureCache:
+        return build(
+            tmp_path / "c", nst(told).examples(), clip_filter.create_clip, identity, BuildOptions(shard_clips=4)
+        )
 
     server.fail("train-00002", refuse(403))
     with pytest.raises(LabError, match="status 403"):
-        build()
+        build_cache()
     server.asked.clear()
-    cache = build()
-    assert "going on with an unfinished cache: 6 shard(s) are already there" in told
+    cache = build_cache()
+    assert "resuming an unfinished cache: 6 shard(s) are already there" in told
     assert list(cache.rows["text"]) == [f"mening {i}" for i in range(36)]
     assert cache.counts == {"train": 36, "rejected": 0}
     fetched = {file: sum(size for path, size in fetched_bytes(server) if file in path) for file in files}

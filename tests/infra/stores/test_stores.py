@@ -785,10 +785,10 @@ def test_a_cache_on_a_drive_is_trained_on_from_this_machines_disk(drive_bench, t
 
 def test_rows_go_to_the_feature_group_that_is_named(hopsworks_bench, toy_cache, tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr(hopsworks, "add_rows", lambda uri, rows, group, log: taken.append((uri, len(rows), group)))
-    feature_pipeline._publish(toy_cache, hopsworks_bench.uri("toy"), quiet)
+    monkeypatch.setattr(hopsworks, "add_rows", lambda uri, rows, group: taken.append((uri, len(rows), group)))
+    feature_pipeline.publish_cache(toy_cache, hopsworks_bench.uri("toy"))
     monkeypatch.setenv("LAB_FEATURE_GROUP", "clips")
-    feature_pipeline._publish(toy_cache, hopsworks_bench.uri("toy"), quiet)
+    feature_pipeline.publish_cache(toy_cache, hopsworks_bench.uri("toy"))
     assert taken == [(hopsworks_bench.uri("toy"), len(toy_cache.rows), "clips")]
 
 

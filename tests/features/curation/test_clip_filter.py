@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.features.clips import MAX_LABEL_TOKENS, Clip, Rejected
-from pipelines.features.curation.gate import Gate
+from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.sources import Example
 
 
@@ -13,8 +13,8 @@ def tokenise(text: str) -> list[int]:
     return [0, 1, 2, *range(10, 10 + len(text.split())), 3]
 
 
-def gate(**settings) -> Gate:
-    return Gate(
+def clip_filter(**settings) -> ClipFilter:
+    return ClipFilter(
         **{"tokenise": tokenise, "n_mels": 80, "min_duration_s": 0.1, "max_duration_s": 30.0, "min_peak": 1e-3}
         | settings
     )
@@ -35,7 +35,7 @@ def clip(encoded, speech):
 
 def rejection(example: Example, **settings) -> Rejected:
     with pytest.raises(Rejected) as error:
-        gate(**settings).admit(example)
+        clip_filter(**settings).create_clip(example)
     assert str(error.value) == f"{error.value.reason}: {error.value.detail}"
     assert "\n" not in str(error.value)
     return error.value
@@ -43,7 +43,7 @@ def rejection(example: Example, **settings) -> Rejected:
 
 def test_a_good_clip_passes(clip):
     example = clip(text=' "Hej  på dig." ')
-    passed = gate().admit(example)
+    passed = clip_filter().create_clip(example)
     assert isinstance(passed, Clip)
     assert passed.example is example
     assert (passed.text, passed.labels, passed.duration_s) == ("Hej på dig.", [0, 1, 2, 10, 11, 12, 3], 1.0)
@@ -60,7 +60,7 @@ def test_a_good_clip_passes(clip):
     ids=["stereo", "8 kHz", "96 kHz"],
 )
 def test_other_shapes_of_sound_pass(clip, samples, rate_hz):
-    assert gate().admit(clip(samples, rate_hz)).duration_s == pytest.approx(1.0, abs=0.001)
+    assert clip_filter().create_clip(clip(samples, rate_hz)).duration_s == pytest.approx(1.0, abs=0.001)
 
 
 def test_missing(clip, tmp_path):
@@ -85,13 +85,13 @@ def test_unreadable(clip):
 
 def test_too_short(clip, speech):
     assert rejection(clip(speech(1_599))).reason == "too_short"
-    assert gate().admit(clip(speech(1_600))).duration_s == 0.1
+    assert clip_filter().create_clip(clip(speech(1_600))).duration_s == 0.1
 
 
 def test_too_long(clip, speech):
     assert rejection(clip(speech(480_001))).reason == "too_long"
     assert rejection(clip(speech(16_001)), max_duration_s=1.0).reason == "too_long"
-    assert gate().admit(clip(speech(480_000))).duration_s == 30.0
+    assert clip_filter().create_clip(clip(speech(480_000))).duration_s == 30.0
 
 
 def test_silent(clip, speech):
@@ -99,7 +99,7 @@ def test_silent(clip, speech):
     assert error.reason == "silent"
     assert "9.0e-04" in error.detail
     assert rejection(clip(np.zeros(16_000))).reason == "silent"
-    assert gate().admit(clip(speech(16_000, peak=1.1e-3), subtype="FLOAT"))
+    assert clip_filter().create_clip(clip(speech(16_000, peak=1.1e-3), subtype="FLOAT"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e25], ids=str)
@@ -117,7 +117,7 @@ def test_long_label(clip):
     error = rejection(clip(text="ja " * (MAX_LABEL_TOKENS - 3)))
     assert error.reason == "long_label"
     assert "449 tokens" in error.detail
-    assert len(gate().admit(clip(text="ja " * (MAX_LABEL_TOKENS - 4))).labels) == MAX_LABEL_TOKENS == 448
+    assert len(clip_filter().create_clip(clip(text="ja " * (MAX_LABEL_TOKENS - 4))).labels) == MAX_LABEL_TOKENS == 448
 
 
 @pytest.mark.parametrize("split", ["dev", "", "Train", "other"])
@@ -129,4 +129,4 @@ def test_unknown_split(clip, split):
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_known_splits(clip, split):
-    assert gate().admit(clip(split=split)).example.split == split
+    assert clip_filter().create_clip(clip(split=split)).example.split == split

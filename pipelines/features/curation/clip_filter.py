@@ -1,4 +1,4 @@
-"""One example to a clip, or why not."""
+"""Turn one example into a clip: decode, check, extract features, tokenize; or reject it with a reason."""
 
 from __future__ import annotations
 
@@ -8,63 +8,66 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.features.clips import MAX_LABEL_TOKENS, Clip, Recall, Rejected
+from pipelines.features.clips import MAX_LABEL_TOKENS, Clip, FindFeatures, Rejected
 from pipelines.features.curation.quality import Limits
 from pipelines.features.sources import SPLITS, Example
 from pipelines.speech import audio
 from pipelines.speech import text as speech_text
 from pipelines.speech.audio import AudioError, Waveform
-from pipelines.whisper import log_mel as features
+from pipelines.whisper import log_mel as log_mels
 from pipelines.whisper.log_mel import LogMel
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Turns examples into clips, or says why not. `tokenise` maps a clean transcript to label ids."""
+class ClipFilter:
+    """Creates clips from examples and rejects those that cannot be used."""
 
     tokenise: Callable[[str], list[int]]
+    """Maps a clean transcript to label ids."""
     n_mels: int
     min_duration_s: float
     max_duration_s: float
     min_peak: float
+    """Lowest peak, relative to full scale, of a clip that is not silent."""
     limits: Limits = field(default_factory=Limits)
-    """What training clips must keep to besides."""
+    """Further limits for training clips."""
     full_stop: bool = False
-    """Whether training transcripts that end without punctuation get a full stop."""
+    """Add a full stop to training transcripts that end without punctuation."""
 
-    def admit(self, example: Example, recall: Recall | None = None) -> Clip:
-        """Decode, check, extract. Raises Rejected; no other exception for whatever the file holds.
+    def create_clip(self, example: Example, find_features: FindFeatures | None = None) -> Clip:
+        """Decode, check and extract one example. Raises Rejected, and no other exception for any file content.
 
-        What `recall` knows is neither decoded nor checked again: it passed a gate of the same settings.
+        A clip that `find_features` finds is neither decoded nor checked again: it passed a filter with the same
+        settings.
         """
         try:
-            return self._clip(example, recall)
+            return self._create_clip(example, find_features)
         except AudioError as error:
             raise Rejected(error.reason, error.detail) from None
 
-    def _clip(self, example: Example, recall: Recall | None) -> Clip:
+    def _create_clip(self, example: Example, find_features: FindFeatures | None) -> Clip:
         if example.split not in SPLITS:
             raise Rejected("unknown_split", f"{example.split!r} is none of {', '.join(SPLITS)}")
         training = example.split == "train"
         transcript, labels = self.label(example.text, training)
         limits = self.limits if training else Limits()
-        sound = example.audio  # once: some sources make it on demand
+        sound = example.audio  # read once: some sources synthesise or fetch it on access
         fingerprint = audio.fingerprint(sound)
-        # limits look at the transcript and the split, too: what passed them elsewhere may not pass them here
-        known = recall(fingerprint) if recall and limits == Limits() else None
-        log_mel, duration_s = known or self._hear(sound, limits, transcript)
-        return Clip(example, transcript, labels, log_mel, duration_s, fingerprint, known is not None)
+        # Limits depend on the transcript and the split too: a clip that passed in another cache may fail here.
+        features = find_features(fingerprint) if find_features and limits == Limits() else None
+        log_mel, duration_s = features or self._extract(sound, limits, transcript)
+        return Clip(example, transcript, labels, log_mel, duration_s, fingerprint, features is not None)
 
-    def label(self, told: str, training: bool = True) -> tuple[str, list[int]]:
-        """The transcript as it is trained on or scored, and its label ids. Raises Rejected where it is unusable."""
-        return labelled(told, self.tokenise, self.full_stop and training)
+    def label(self, text: str, training: bool = True) -> tuple[str, list[int]]:
+        """Return the clean transcript and its label ids. Raises Rejected if it is unusable."""
+        return label_transcript(text, self.tokenise, self.full_stop and training)
 
-    def _hear(self, sound: bytes | Path, limits: Limits, transcript: str) -> tuple[LogMel, float]:
+    def _extract(self, sound: bytes | Path, limits: Limits, transcript: str) -> tuple[LogMel, float]:
         waveform = audio.decode(sound, self.max_duration_s)
         self._check(waveform)
         if limits.active:
             limits.check(waveform, len(speech_text.normalise(transcript).replace(" ", "")))
-        log_mel = features.extract(waveform, self.n_mels)
+        log_mel = log_mels.extract(waveform, self.n_mels)
         if not np.isfinite(log_mel.pad_value):
             raise Rejected("not_finite", "samples so large that their power overflows")
         return log_mel, waveform.duration_s
@@ -77,9 +80,9 @@ class Gate:
             raise Rejected("silent", f"the loudest sample is {peak:.1e} of full scale, below {self.min_peak:g}")
 
 
-def labelled(told: str, tokenise: Callable[[str], list[int]], full_stop: bool = False) -> tuple[str, list[int]]:
-    """The transcript, cleaned, and its label ids by `tokenise`. Raises Rejected where it is unusable."""
-    transcript = speech_text.clean(told)
+def label_transcript(text: str, tokenise: Callable[[str], list[int]], full_stop: bool = False) -> tuple[str, list[int]]:
+    """Clean a transcript and tokenize it. Raises Rejected if it is empty or has more than MAX_LABEL_TOKENS tokens."""
+    transcript = speech_text.clean(text)
     if not speech_text.normalise(transcript):
         raise Rejected("no_text", "the transcript holds no letter and no digit")
     if full_stop:

@@ -1,0 +1,116 @@
+"""Rows of other tables and caches that a recipe holds out, and keys that compare the audio of cached clips."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines.features.cache import FeatureCache, open_cache
+from pipelines.features.curation import leaks
+from pipelines.features.curation.leaks import HeldOut
+from pipelines.features.sources import Example
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+
+_SENTENCE = ("sentence", "text", "transcript", "transcription")
+_SPEAKER = ("client_id", "speaker", "speaker_id")
+
+
+class CachedAudio:
+    """The clips of a cache as examples without audio, with keys that are equal for equal audio.
+
+    Equal audio has the same number of frames and the same pad value. If no other clip has both, which is the usual
+    case, they form the key and no frame is read. `other_keys` holds such short keys of clips outside this cache.
+    """
+
+    def __init__(self, cache: FeatureCache, other_keys: Container[str] = ()):
+        self.cache, self._other_keys = cache, other_keys
+        rows = cache.rows
+        self._row = {name: row for row, name in enumerate(rows["id"])}
+        self._short_keys = [f"{frames} {pad}" for frames, pad in zip(rows["frames"], rows["pad_value"], strict=True)]
+        self._counts = Counter(self._short_keys)
+
+    def examples(self) -> Iterator[Example]:
+        table = self.cache.rows
+        meta = [name for name in ("gender", "accent", "age", "up_votes", "down_votes") if name in table]
+        columns = [table[name].tolist() for name in ("id", "split", "text", "speaker", *meta)]
+        for name, split, text, speaker, *cells in zip(*columns, strict=True):
+            filled = {key: value for key, value in zip(meta, cells, strict=True) if isinstance(value, str)}
+            yield Example(name, split, text, b"", speaker, filled)
+
+    def key(self, name: str, thorough: bool = False) -> str:
+        """Return the key of the clip with this id; with `thorough` the frames are read in any case."""
+        row = self._row[name]
+        short = self._short_keys[row]
+        if not thorough and self._counts[short] == 1 and short not in self._other_keys:
+            return short
+        return f"{short}: {leaks.fingerprint(self.cache.log_mel(row))}"
+
+
+def load_held_out(paths: Iterable[str], n_mels: int) -> HeldOut:
+    """Load the rows that a recipe holds out besides its source's own: from tables, and from caches with their audio."""
+    held_out = HeldOut()
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_dir():
+            _add_cache(held_out, path, n_mels)
+        else:
+            _add_table(held_out, path)
+    return held_out
+
+
+def content_digest(path: str) -> str:
+    """Return a digest of a held-out table or cache that does not depend on its path."""
+    file = Path(path).expanduser()
+    sealed = manifest.read(file) if file.is_dir() else None
+    if sealed:
+        return str(sealed.get("digest"))
+    if not file.is_file():
+        raise LabError(f"curation.held_out names {path}, which is neither a table nor a finished cache: correct it")
+    return manifest.sha256(file)[:16]
+
+
+def _add_cache(held_out: HeldOut, folder: Path, n_mels: int) -> None:
+    cache = open_cache(folder)
+    if cache.n_mels != n_mels:
+        raise LabError(
+            f"curation.held_out names the cache {folder}, which has {cache.n_mels} mel bands, and this one {n_mels}: "
+            "audio cannot be compared. Name a cache for a model with the same number, or a table"
+        )
+    audio = CachedAudio(cache)
+    for example in audio.examples():
+        if example.split in leaks.HELD_OUT:
+            row = f"{folder.name}, {example.split} row {example.id}"
+            held_out.add(row, example.speaker, example.text, audio.key(example.id, thorough=True))
+
+
+def _add_table(held_out: HeldOut, path: Path) -> None:
+    rows = _read_table(path)
+    speaker, sentence = (next((name for name in names if name in rows), None) for names in (_SPEAKER, _SENTENCE))
+    if not speaker and not sentence:
+        raise LabError(
+            f"{path} must have a column of speakers ({', '.join(_SPEAKER)}) or of sentences ({', '.join(_SENTENCE)}), "
+            f"got {', '.join(map(str, rows.columns)) or 'none'}"
+        )
+    if "split" in rows:
+        rows = rows[rows["split"] != "train"]
+    blank = [""] * len(rows)
+    speakers, sentences = (rows[name] if name else blank for name in (speaker, sentence))
+    for number, cells in enumerate(zip(speakers, sentences, strict=True), 1):
+        held_out.add(f"{path.name}, row {number}", *cells)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read a .tsv without quoting, as Common Voice writes it, or a .csv with quoting. Every cell is text."""
+    if path.suffix not in (".tsv", ".csv"):
+        raise LabError(f"curation.held_out takes tables (.tsv, .csv) and caches (folders), got {str(path)!r}")
+    dialect = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **dialect)
+    except OSError as error:
+        raise LabError(f"curation.held_out names {path}, which cannot be read: {error.strerror}") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise LabError(f"{path} is not a table that can be read: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,108 @@
+"""Identity of a feature cache: everything that decides its rows and frames, as a flat mapping.
+
+The digest of the identity names the cache's folder; training refuses a cache whose identity differs from its recipe's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.features import cache as caches
+from pipelines.features.curation import corpus
+from pipelines.features.sources.registry import open_source
+from pipelines.infra import environment, manifest
+from pipelines.infra.errors import LabError
+from pipelines.recipes import digest
+from pipelines.recipes import runs as recipe_runs
+from pipelines.recipes.settings import PartSettings, Recipe
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.model import ModelRef, _vocabulary_sha256
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = "source."
+"""Prefix of the source's own identity fields."""
+
+
+def cache_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any, runs: str | Path = "") -> dict[str, Any]:
+    """Return the identity of a recipe's cache; `library.*` versions are recorded, a mismatch only warns.
+
+    `source` is `Source.identity()`. `runs` is the folder in which a label model `run:<recipe>` is looked up.
+    """
+    settings = recipe.settings("features")
+    for name in ("shard_clips", "workers"):  # they divide the work and change no row
+        settings.pop(f"features.{name}")
+    return {
+        **settings,
+        "language": recipe.language,
+        "features.n_mels": processor.feature_extractor.feature_size,
+        "features.vocabulary": _vocabulary_sha256(processor),
+        "code.cache": caches.FORMAT,
+        **corpus.identity(recipe, lambda: label_model(recipe, runs)),
+        **_source_settings(recipe),
+        **{f"{_SOURCE}{name}": value for name, value in source.items()},
+        **{f"library.{name}": importlib.metadata.version(name) for name in ("transformers", "soxr", "soundfile")},
+    }
+
+
+def cache_folder(runs: str | Path, identity: dict[str, Any]) -> Path:
+    """Return `<runs>/features/<source kind>-<digest>`, shared by all recipes with the same identity.
+
+    Library versions are left out of the digest, so that an upgrade keeps the cache.
+    """
+    lasting = {name: value for name, value in identity.items() if not name.startswith("library.")}
+    return environment.runs_folder(runs) / "features" / f"{identity[f'{_SOURCE}kind']}-{digest(lasting)}"
+
+
+def label_model(recipe: Recipe, runs: str | Path = "") -> ModelRef:
+    """Return the model that finds label errors: `curation.label_model`, else the recipe's base model.
+
+    `run:<recipe>` is the newest finished model of that recipe and this recipe's seed. Raises LabError if it is missing.
+    """
+    name = recipe.curation.label_model or recipe.model.base
+    if not name.startswith("run:"):
+        return whisper_model.resolve(name)
+    other, seed = name.removeprefix("run:"), recipe.training.seed
+    folder = recipe_runs.newest_model_of_seed(environment.runs_folder(runs) / other, seed)
+    if folder is None:
+        raise LabError(
+            f"curation.label_model is {name!r}, and no finished run of {other} with training.seed={seed} is on this "
+            f"machine: python -m pipelines run --recipe {other} --set training.seed={seed}"
+        )
+    return whisper_model.resolve(str(folder))
+
+
+def source_identity(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Return the identity of the recipe's source; if it is not on this machine, the one recorded in the cache `folder`.
+
+    Training needs the cache, not the gigabytes it was built from. The source's settings are compared in any case. A
+    source whose path exists but cannot be read is an error.
+    """
+    try:
+        return open_source(recipe.source, recipe.language).identity()
+    except LabError as error:
+        if recipe.source.path and Path(recipe.source.path).expanduser().exists():
+            raise
+        recorded = (manifest.read(folder) or {}).get("identity", {})
+        logger.info(f"note: the source is not available ({error}); its identity is taken from the cache")
+        return {name.removeprefix(_SOURCE): value for name, value in recorded.items() if name.startswith(_SOURCE)}
+
+
+def _source_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the changed settings that select from a corpus; where the corpus is stored selects nothing."""
+    changed = recipe.changed("source")
+    if parts := changed.get("source.parts"):
+        changed["source.parts"] = [_part_settings(part) for part in parts]
+    ignored = ("source.path", "source.sentences", "source.kind")
+    return {f"settings.{name}": value for name, value in changed.items() if name not in ignored}
+
+
+def _part_settings(part: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a part, newer ones only if changed: the digests of older mixes stay as they are."""
+    defaults = PartSettings(name="plain").model_dump(mode="json")
+    unchanged = [name for name in ("faults", "men", "own_names") if part[name] == defaults[name]]
+    return {name: value for name, value in part.items() if name not in ("path", "sentences", *unchanged)}
