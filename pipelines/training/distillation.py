@@ -175,7 +175,8 @@ def _heard(
     else:
         logger.info(f"asking the teacher {teacher.title} what it hears in {len(rows)} training clips")
         place, on_clips = run.parent / "heard", _tenths(len(rows))
-        heard = label_errors.transcribe(cache, rows, teacher, recipe.language, recipe.evaluation, place, on_clips=on_clips)
+        settings = recipe.evaluation
+        heard = label_errors.transcribe(cache, rows, teacher, recipe.language, settings, place, on_clips=on_clips)
     told = dict(sorted(zip(names, heard, strict=True)))
     manifest.write_bytes(run / HEARD, label_errors.format_lines(told).encode())
     return heard
