@@ -60,7 +60,7 @@ sys.stdin.read()
 """
 
 
-class Timed(checkpoint_mirror.Copies):
+class Timed(checkpoint_mirror.CheckpointMirror):
     """Copies that note how long they hold the trainer, and put one checkpoint aside."""
 
     held_s: list[float]
@@ -119,7 +119,7 @@ def loopback_hub() -> Iterator[None]:
 
 
 def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke: bool) -> dict[str, Any]:
-    checkpoint_mirror.Copies = Timed
+    checkpoint_mirror.CheckpointMirror = Timed
     sizes: dict[str, Any] = {"source.validation": 24, "model.base": model}
     if smoke:
         sizes |= {"source.train": 32, "source.validation": 8, "source.test": 8, "evaluation.max_new_tokens": 8}

@@ -148,10 +148,10 @@ def _train(
             recipe_runs.experiment_folder(settings, runs),
             f"train {settings.training.steps} steps from {start}",
         )
-    from pipelines.training import figures
+    from pipelines.training.callbacks import console
 
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
-    progress = figures.console_progress() if distributed.is_main_process() else None
+    progress = console.console_progress() if distributed.is_main_process() else None
     stage = training_pipeline.distill if taught else training_pipeline.run
     made = stage(settings, opened, runs=runs, publish=publish, progress=progress, **how)
     if not distributed.is_main_process():

@@ -52,7 +52,7 @@ from pipelines.training.callbacks.oom import OutOfMemory
 from pipelines.training.callbacks.progress import Progress, history_of, is_over, reporter
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.checkpoints.fork import Fork
-from pipelines.training.checkpoints.mirror import Copies
+from pipelines.training.checkpoints.mirror import CheckpointMirror
 from pipelines.training.data import data_parallel
 from pipelines.training.run import TrainedModel, finish, finished, only_trainer, refuse_other_run, run_identity
 from pipelines.training.trainer import arguments_of, token_mean_loss, trainer_class
@@ -104,8 +104,8 @@ def train(
         held.enter_context(only_trainer(run))
         refuse_other_run(run, identity)
         if resume:
-            copies = Copies(resume, run, identity, recipe.training.keep_checkpoints)
-            newest = _newest(run, name, lambda line: None)
+            copies = CheckpointMirror(resume, run, identity, recipe.training.keep_checkpoints)
+            newest = _newest(run, name)
             copies.go_on_from(run / "model" if finished(run) else newest)
         model = finished(run)
         if model is None:
@@ -137,13 +137,13 @@ def _train(
     run: Path,
     run_digest: str,
     progress: Progress,
-    copies: Copies | None,
+    copies: CheckpointMirror | None,
     fork: Fork | None,
     until: int,
 ) -> TrainedModel:
     start, interruption = fork.start(base) if fork else base, Interruption(recipe.training.max_hours, until)
     if recipe.distillation.teacher:
-        newest = functools.partial(_newest, run, run_digest, lambda line: None)
+        newest = functools.partial(_newest, run, run_digest)
         cache = distillation.taught(recipe, cache, base, run, newest)
     divergence.tell_earlier(run)
     while True:
@@ -172,7 +172,7 @@ def _fit(
     run_digest: str,
     progress: Progress,
     interruption: Interruption,
-    copies: Copies | None,
+    copies: CheckpointMirror | None,
 ) -> Seq2SeqTrainer:
     """The trainer that has done every step that was left."""
     import torch
@@ -190,7 +190,7 @@ def _fit(
         data_parallel.tell_other_size(last)
     trainer = _build_trainer(recipe, cache, base, folder, run_digest, progress, [copies.callback()] if copies else [])
     done = _state_of(last) if last else None
-    if done and is_over(done, recipe):
+    if done and is_over(done, recipe.training.steps, recipe.training.patience):
         trainer.state = done  # cut off between the last checkpoint and the model: the Trainer would do one step more
         return trainer
     if done and 0 < interruption.until <= done.global_step:
@@ -236,7 +236,7 @@ def _build_trainer(
         data_collator=collate,
         processing_class=processor,
         compute_loss_func=token_mean_loss,
-        callbacks=[reporter(recipe, sampler, progress), *callbacks],
+        callbacks=[reporter(settings.steps, settings.patience, sampler, progress), *callbacks],
         sampler=sampler,
         teacher=distillation.teacher_of(recipe, base),
         validate=validator(recipe, cache, processor, settings.context == "full", room),

@@ -21,6 +21,7 @@ from pipelines.recipes.settings import Recipe
 from pipelines.training import distillation, ray_train
 from pipelines.training import loop as training_loop
 from pipelines.training import run as training_run
+from pipelines.training.callbacks.console import with_progress_file
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import fork as checkpoints_fork
 from pipelines.training.run import TrainedModel
@@ -60,7 +61,7 @@ def run(
         )
     if cluster and distributed.world_size() > 1:
         raise LabError("torchrun and --cluster both start processes: leave one of them out")
-    progress = progress if progress and distributed.is_main_process() else Progress()
+    progress = with_progress_file(progress or Progress()) if distributed.is_main_process() else Progress()
     if recipe.training.fast_dev_run:
         recipe, cache = apply_fast_dev_run(recipe, cache)
         resume = publish = ""

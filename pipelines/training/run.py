@@ -179,7 +179,7 @@ def _calibrated(model: Any, trainer: Any, recipe: Recipe, cache: FeatureCache, r
         recipe.language,
         recipe.evaluation.max_new_tokens,
         full_context=recipe.training.context == "full",
-        batch_frames=oom.Room(run, recipe.evaluation.batch_frames, print).frames,
+        batch_frames=oom.Room(run, recipe.evaluation.batch_frames).frames,
     )
     for device in (trainer.args.device, "cpu"):
         with contextlib.suppress(torch.OutOfMemoryError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +26,7 @@ from pipelines.whisper.log_mel import FULL_FRAMES
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -118,8 +120,8 @@ def halved(run: Path, error: OutOfMemory) -> str:
 class Room:
     """How many frames one batch of validation may hold: `frames`, or less where memory ran out in this run."""
 
-    def __init__(self, run: Path, frames: int, tell: Callable[[str], None]):
-        self.run, self.tell = run, tell
+    def __init__(self, run: Path, frames: int):
+        self.run = run
         self.frames = min(frames, _noted(run).get("batch_frames", frames))
 
     def fit(self, work: Callable[[int], T]) -> T:
@@ -150,7 +152,7 @@ class Room:
         self.frames = max(FULL_FRAMES, self.frames // 2)
         if distributed.is_main_process():
             _note(self.run, batch_frames=self.frames)
-        self.tell(
+        logger.info(
             f"memory ran out in a look at validation: from now on its batches hold at most {self.frames} frames "
             f"(evaluation.batch_frames={self.frames})"
         )

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: steps, a history of losses and scores, lines worth reading."""
+"""Report a run's progress: its steps, its history of losses and scores, and the time left."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from pipelines.recipes.settings import Recipe
 from pipelines.whisper.batching import BucketSampler
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-_TOLD = (
+_HISTORY_FIELDS = (
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "clips_per_s"),
     *("eval_wer", "eval_wer_low", "eval_wer_high", "eval_loss", "seconds"),
 )
@@ -26,62 +25,85 @@ _TOLD = (
 
 @dataclass(frozen=True)
 class Progress:
-    """What a training run tells while it goes on; hand in your own to draw it."""
+    """Functions that a training run calls to report its progress."""
 
     on_start: Callable[[int, int], None] = lambda step, steps: None
-    """(steps already done, steps in all)."""
+    """Receives (steps already done, total steps)."""
     on_step: Callable[[int], None] = lambda step: None
+    """Receives the number of the optimizer step that was done."""
     on_log: Callable[[list[dict[str, float]]], None] = lambda history: None
-    """The whole history so far, one dictionary per log line."""
+    """Receives the whole history so far, one dictionary per log line."""
     on_end: Callable[[list[dict[str, float]]], None] = lambda history: None
-    """The whole history, once the run is finished, also where it was finished before."""
+    """Receives the whole history of a finished run, also if it was finished before."""
     on_stop: Callable[[], None] = lambda: None
-    """The sitting ends without a model; the error follows."""
+    """Called when the sitting ends without a model; the error follows."""
+
+
+def combine(first: Progress, second: Progress) -> Progress:
+    """Return a Progress that passes each call to `first`, then to `second`."""
+
+    def call_both(name: str) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            getattr(first, name)(*args)
+            getattr(second, name)(*args)
+
+        return call
+
+    return Progress(**{field.name: call_both(field.name) for field in fields(Progress)})
 
 
 class Pace:
-    """Training clips per second, without the looks at validation and the checkpoints."""
+    """Training clips per second, without the time of validations and checkpoints."""
 
     def __init__(self):
         self.clips, self.since = 0, time.monotonic()
 
     def add(self, clips: int) -> None:
+        """Count `clips` as trained on."""
         self.clips += clips
 
     def take(self) -> float:
-        """The pace since it was taken last."""
+        """Return the clips per second since the last call."""
         clips, since = self.clips, self.since
         self.clips, self.since = 0, time.monotonic()
         return clips / max(self.since - since, 1e-9)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Exclude the time inside the context."""
         started = time.monotonic()
         yield
         self.since += time.monotonic() - started
 
 
 class TimeLeft:
-    """How long a run has been going on and will still take, of which this sitting made a part."""
+    """Estimate of a run's remaining time, from the steps of this sitting."""
 
-    def __init__(self, step: int, seconds: float):
-        self.first, self.seconds_before, self.began = step, seconds, time.monotonic()
+    def __init__(self, step: int, seconds: float = 0.0):
+        self.first, self.seconds_before, self.started = step, seconds, time.monotonic()
 
-    def told(self, step: int, steps: int) -> str:
-        """`12:03 done, 4:10 left`: over all sittings, and by this sitting's own pace with all that it stops for."""
-        here = time.monotonic() - self.began
-        left = here / max(1, step - self.first) * (steps - step)
-        return f"{_clock(self.seconds_before + here)} done, {_clock(left)} left"
+    def remaining_s(self, step: int, steps: int) -> float:
+        """Return the seconds left, at this sitting's pace including its validations and checkpoints."""
+        return (time.monotonic() - self.started) / max(1, step - self.first) * (steps - step)
+
+    def describe(self, step: int, steps: int) -> str:
+        """Return `12:03 done, 4:10 left`; the time done is that of all sittings."""
+        done = self.seconds_before + time.monotonic() - self.started
+        return f"{clock_time(done)} done, {clock_time(self.remaining_s(step, steps))} left"
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
+    """Return `m:ss`, or `h:mm:ss` from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:
-    """The callback that sets the epoch, ends with a look at validation, ends early, and tells `progress`."""
+def reporter(steps: int, patience: int, sampler: BucketSampler, progress: Progress) -> Any:
+    """Return the TrainerCallback that sets the sampler's epoch, stops early and reports to `progress`.
+
+    It also has the last step validated and saved. `steps` and `patience` are those of `is_over`.
+    """
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
@@ -104,30 +126,30 @@ def reporter(recipe: Recipe, sampler: BucketSampler, progress: Progress) -> Any:
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             logger.info(
                 f"step {state.global_step}: validation WER {metrics['eval_wer']:.3f}, loss {metrics['eval_loss']:.3f}; "
-                f"{self.time.told(state.global_step, state.max_steps)}"
+                f"{self.time.describe(state.global_step, state.max_steps)}"
             )
-            if is_over(state, recipe):
+            if is_over(state, steps, patience):
                 control.should_training_stop = True
 
     return Reporter()
 
 
-def is_over(state: TrainerState, recipe: Recipe) -> bool:
-    """Whether the last step is done, or as many validations as the recipe has patience for brought no better WER."""
+def is_over(state: TrainerState, steps: int, patience: int) -> bool:
+    """Return True after the last of `steps`, or after `patience` (0: no limit) validations without a lower WER."""
     wers = [row["eval_wer"] for row in state.log_history if "eval_wer" in row]
-    waited = len(wers) - 1 - wers.index(min(wers)) if wers else 0
-    return state.global_step >= recipe.training.steps or 0 < recipe.training.patience <= waited
+    since_best = len(wers) - 1 - wers.index(min(wers)) if wers else 0
+    return state.global_step >= steps or 0 < patience <= since_best
 
 
 def history_of(state: TrainerState) -> list[dict[str, float]]:
-    """One dictionary per log line of a TrainerState: step, and what was measured there."""
+    """Return one dictionary per log line of a TrainerState: the step and what was measured there."""
     return [
-        {name: row[name] for name in _TOLD if name in row}
+        {name: row[name] for name in _HISTORY_FIELDS if name in row}
         for row in state.log_history
         if "loss" in row or "eval_wer" in row
     ]
 
 
 def seconds_of(history: list[dict[str, float]]) -> float:
-    """Wall-clock seconds of training, over all sittings."""
+    """Return the wall-clock seconds of training, over all sittings."""
     return max((row["seconds"] for row in history), default=0.0)

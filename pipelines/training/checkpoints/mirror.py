@@ -22,7 +22,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,11 +163,11 @@ class Shelf:
             return self.store.fetch(f"{self.uri}/{name}", into=into)
 
 
-class Copies:
+class CheckpointMirror:
     """The thread that copies one run's checkpoints; a context around training that ends with the last tries."""
 
-    def __init__(self, uri: str, run: Path, identity: dict[str, Any], keep: int, tell: Callable[[str], None]):
-        self.shelf, self.keep, self._tell = Shelf(uri, identity), keep, tell
+    def __init__(self, uri: str, run: Path, identity: dict[str, Any], keep: int):
+        self.shelf, self.keep = Shelf(uri, identity), keep
         self.run, self.aside = run, run / "unsent"
         self._changed = threading.Condition()
         self._there: dict[int, int] | None = None
@@ -195,10 +195,10 @@ class Copies:
         except LabError as error:
             if last is None:
                 raise
-            self._tell(f"note: {error}. Going on with what is on this machine")
+            logger.info(f"note: {error}. Going on with what is on this machine")
             newest = last
         if newest is None:
-            self._tell(f"no checkpoint at {self.shelf.uri} yet: this run's checkpoints are copied there")
+            logger.info(f"no checkpoint at {self.shelf.uri} yet: this run's checkpoints are copied there")
         else:
             self.offer(newest)
         return newest
@@ -243,7 +243,7 @@ class Copies:
     def tell(self) -> None:
         """Tell what happened since the last call; the thread itself tells nothing, so that lines stay whole."""
         while self._lines:
-            self._tell(self._lines.popleft())
+            logger.info(self._lines.popleft())
 
     def tell_unsent(self) -> None:
         """Tell what is not at the URI yet, if anything."""
@@ -252,7 +252,7 @@ class Copies:
         if unsent:
             waiting = "it will be tried again" if reason else "it comes next"
             doing = f"{_name(pushing)} is being copied" if pushing else waiting
-            self._tell(f"not at {self.shelf.uri} yet: {_and(map(_name, unsent))}; {doing}")
+            logger.info(f"not at {self.shelf.uri} yet: {_and(map(_name, unsent))}; {doing}")
 
     def busy(self) -> bool:
         """Whether the thread is at work just now."""
@@ -265,7 +265,7 @@ class Copies:
             there, missing = (tuple(map(_name, steps)) for steps in (sorted(self._there or {}), self._unsent()))
             return Kept(self.shelf.uri, there, missing, self._reason)
 
-    def __enter__(self) -> Copies:
+    def __enter__(self) -> CheckpointMirror:
         self._thread = threading.Thread(target=self._work, name="copies of checkpoints", daemon=True)
         self._thread.start()
         return self
@@ -281,7 +281,7 @@ class Copies:
                 self._reason = self._reason or "the run was interrupted"
             self._changed.notify()
         if waits and unsent:
-            self._tell(
+            logger.info(
                 f"waiting up to {PATIENCE_S / 60:.0f} min until {_and(map(_name, unsent))} is at {self.shelf.uri} "
                 "(an interrupt ends the waiting, not the run)"
             )
@@ -291,7 +291,7 @@ class Copies:
             self._dropped = True
         self.tell()
         shutil.rmtree(self.aside, ignore_errors=True)
-        self._tell(str(self.kept()))
+        logger.info(str(self.kept()))
 
     def _wait(self, until: float) -> None:
         with contextlib.suppress(KeyboardInterrupt):
@@ -302,14 +302,14 @@ class Copies:
             self._reason = self._reason or "the store had not taken it when the waiting was over"
 
     def _bring_newer(self, last: Path | None) -> Path | None:
-        found, after = self.shelf.look(self._tell), _step(last) if last else 0
+        found, after = self.shelf.look(), _step(last) if last else 0
         newest = last
         for step in sorted((step for step in found if step > after), reverse=True):
             try:
-                newest = self.shelf.bring(step, found[step], {*found}, self.run, self._tell)
+                newest = self.shelf.bring(step, found[step], {*found}, self.run)
                 break
             except Damaged as error:
-                self._tell(f"skipping {_name(step)} at {self.shelf.uri}: {error}")
+                logger.info(f"skipping {_name(step)} at {self.shelf.uri}: {error}")
         reached = _step(newest) if newest else 0
         self._there = {step: best for step, best in found.items() if step <= reached}
         return newest
@@ -368,7 +368,7 @@ class Copies:
     def _push(self, step: int) -> None:
         started = time.monotonic()
         if self._there is None:
-            there = self.shelf.look(lambda line: None)
+            there = self.shelf.look()
             with self._changed:
                 self._there = {found: best for found, best in there.items() if found < step}
         self.shelf.push(self._offered[step])

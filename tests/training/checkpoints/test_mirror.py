@@ -76,7 +76,7 @@ class Run:
     def __init__(self, folder: Path, uri: str, keep: int = 2, **identity: Any):
         folder.mkdir(exist_ok=True)
         self.folder, self.keep, self.lines = folder / "checkpoints", keep, []
-        self.copies = checkpoint_mirror.Copies(uri, folder, IDENTITY | identity, keep, self.lines.append)
+        self.copies = checkpoint_mirror.CheckpointMirror(uri, folder, IDENTITY | identity, keep)
 
     def start(self) -> Path | None:
         last = sealed_checkpoints.newest_complete(self.folder, run_digest="r", log=self.lines.append)
@@ -555,12 +555,12 @@ def sit(toy_settings, toy_cache, toy_model, monkeypatch, one_thread):
     """
     live = []
 
-    class Watched(checkpoint_mirror.Copies):
+    class Watched(checkpoint_mirror.CheckpointMirror):
         def __init__(self, *args):
             super().__init__(*args)
             live.append(self)
 
-    monkeypatch.setattr(training_loop, "Copies", Watched)
+    monkeypatch.setattr(training_loop, "CheckpointMirror", Watched)
 
     def one(run: Path, uri: str = "", at: dict[int, Callable] | None = None, **overrides):
         lines, looks = [], iter((0.5, 0.6, 0.4))
