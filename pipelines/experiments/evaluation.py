@@ -30,7 +30,6 @@ from pipelines.features.cache import FeatureCache
 from pipelines.inference.feedback import _cleaned, wer
 from pipelines.infra import environment, feedback_log, manifest
 from pipelines.infra.errors import LabError
-from pipelines.infra.feedback_log import HEADER, read
 from pipelines.infra.parallel import process_pool
 from pipelines.recipes import digest
 from pipelines.recipes.settings import Recipe
@@ -273,7 +272,8 @@ def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> Non
     """
     refuse_listeners(log)
     stamp = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-    lines = [HEADER + b"\n"]
+    csv_log = feedback_log.open_log(log)
+    lines = [csv_log.header_line()]
     for told in report.predictions.itertuples():
         error = wer(told.reference, told.hypothesis)
         row = {
@@ -286,7 +286,7 @@ def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> Non
             "wer": error,
             "model": report.model,
         }
-        lines.append(feedback_log.line(row))
+        lines.append(csv_log.line(row))
     aside = log.with_name(f".{log.name}.partial")
     aside.write_bytes(b"".join(lines))
     os.replace(aside, log)
@@ -295,7 +295,7 @@ def write_log(log: Path, report: EvalReport, now: datetime | None = None) -> Non
 def refuse_listeners(log: Path) -> None:
     """LabError where `log` is anything but a log that `write_log` wrote: what people said is never replaced."""
     if log.is_file() and any(
-        row["username"] or row["audio"].startswith(("audio/",)) or not row["audio"] for row in read(log)
+        row["username"] or row["audio"].startswith(("audio/",)) or not row["audio"] for row in feedback_log.read(log)
     ):
         raise LabError(f"{log} holds what listeners said and is not replaced: name another file")
     if not log.absolute().parent.is_dir():

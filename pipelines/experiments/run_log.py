@@ -5,19 +5,15 @@ Rows are only ever added. Any number of processes may add to it, and what a cras
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import manifest
-from pipelines.infra.errors import LabError
+from pipelines.infra.csv_log import CsvLog
 from pipelines.recipes import digest
 from pipelines.recipes.settings import flatten
 
@@ -30,7 +26,6 @@ COLUMNS = (
 sources when it scored; `low` and `high` end the 95 % interval of `wer`; `report` is a folder, as seen from the runs."""
 LOCK_TIMEOUT_S = 60.0
 _SHOWN = ("when", "recipe", "seed", "model", "test_set", "n", "wer", "low", "high", "training_seconds", "report")
-_HEADER = ",".join(COLUMNS)
 
 
 def add(report: EvalReport, runs: Path) -> bool:
@@ -45,12 +40,12 @@ def add(report: EvalReport, runs: Path) -> bool:
     row = {name: " ".join(str(value).split()) for name, value in _row(report, runs).items()}
     if _is_known(row, read(runs)):  # without the lock: a second call touches nothing
         return False
-    runs.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(runs / f".{FILE}.lock", timeout=LOCK_TIMEOUT_S):
-            return not _is_known(row, read(runs)) and _append(runs, row)
-    except filelock.Timeout:
-        raise LabError(f"{runs / FILE} was locked by another process for {LOCK_TIMEOUT_S:g} s: try again") from None
+    log = _log(runs)
+    with log.locked():
+        if _is_known(row, log.read()):
+            return False
+        log.append(row)
+        return True
 
 
 def read(runs: Path) -> list[dict[str, str]]:
@@ -58,17 +53,7 @@ def read(runs: Path) -> list[dict[str, str]]:
 
     Raises LabError for a file with other columns.
     """
-    path = runs / FILE
-    if not path.is_file():
-        return []
-    header, *lines = path.read_text("utf-8", errors="replace").split("\n")
-    if not lines and _HEADER.startswith(header):
-        return []  # a crash cut the header short
-    if header.removeprefix("\ufeff").rstrip("\r") != _HEADER:
-        raise LabError(f"{path} must have the columns {_HEADER}, got {header[:200]!r}: move it away, it is made anew")
-    *ended, last = lines
-    rows = [row for row in map(_parse, ended) if row]
-    return [*rows, *([row] if (row := _whole(last, runs)) else [])]
+    return _log(runs).read()
 
 
 def in_words(rows: list[dict[str, str]]) -> str:
@@ -112,33 +97,10 @@ def _is_known(row: Mapping[str, str], rows: list[dict[str, str]]) -> bool:
     return any(all(row[name] == other[name] for name in named) for other in rows)
 
 
-def _append(runs: Path, row: Mapping[str, str]) -> bool:
-    """End the file with a whole line, then add one in a single write, flushed to the disk."""
-    path = runs / FILE
-    content = path.read_bytes() if path.is_file() else b""
-    kept, last = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(row[name] for name in COLUMNS)
-    mended = b"\n" if kept and _whole(last.decode("utf-8", "replace"), runs) else b""
-    added = mended + (b"" if kept else _HEADER.encode() + b"\n") + line.getvalue().encode()
-    with open(path, "ab") as file:
-        if last and not mended:
-            file.truncate(len(kept))
-        file.write(added)
-        file.flush()
-        os.fsync(file.fileno())
-    return True
-
-
-def _whole(line: str, runs: Path) -> dict[str, str] | None:
-    """The row of a line that does not end: an editor may have left its end out, a crash leaves a report out."""
-    row = _parse(line)
-    return row if row and row["report"] and (runs / row["report"]).is_dir() else None
-
-
-def _parse(line: str) -> dict[str, str] | None:
-    try:
-        cells = next(csv.reader([line.rstrip("\r")], strict=True), [])
-    except csv.Error:
-        return None
-    return dict(zip(COLUMNS, cells, strict=True)) if len(cells) == len(COLUMNS) else None
+def _log(runs: Path) -> CsvLog:
+    return CsvLog(
+        runs / FILE,
+        COLUMNS,
+        is_complete=lambda row: bool(row["report"]) and (runs / row["report"]).is_dir(),
+        lock_timeout_s=LOCK_TIMEOUT_S,
+    )

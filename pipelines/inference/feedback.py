@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import secrets
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.infra import feedback_log
 from pipelines.infra.errors import LabError
-from pipelines.infra.feedback_log import FLAGS, HEADER
+from pipelines.infra.feedback_log import FLAGS
 from pipelines.speech import scoring, text
 from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 
 MAX_CHARS = 2_000
 """Longer texts are refused: thirty seconds of speech hold some 500 characters."""
-LOCK_TIMEOUT_S = 10.0
 
 _C1_CONTROLS = re.compile(r"[\x80-\x9f]+")
 
@@ -62,12 +59,12 @@ def append(
         "wer": wer(reference, output),
         "model": model,
     }
-    with _locked(log):
-        size = _prepare(log)
+    csv_log = feedback_log.open_log(log)
+    with csv_log.locked():
         row["audio"] = _keep(recording, log.parent / "audio") if recording else ""
         try:
-            _write(log, (b"" if size else HEADER + b"\n") + feedback_log.line(row))
-        except OSError:
+            csv_log.append(row)
+        except (OSError, LabError):
             if row["audio"]:
                 (log.parent / row["audio"]).unlink()
             raise
@@ -87,57 +84,6 @@ def _cleaned(name: str, value: str) -> str:
     if len(value) > MAX_CHARS:
         raise LabError(f"{name} has {len(value):,} characters, at most {MAX_CHARS:,} are kept: shorten it")
     return text.clean(_C1_CONTROLS.sub(" ", value.encode("utf-8", "replace").decode()))
-
-
-@contextmanager
-def _locked(log: Path):
-    """Alone with the log, among all threads and processes. What the disk refuses becomes one line."""
-    import filelock
-
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(log.with_name(f".{log.name}.lock"), timeout=LOCK_TIMEOUT_S):
-            yield
-    except filelock.Timeout:
-        raise LabError(f"{log} was locked by another process for {LOCK_TIMEOUT_S:g} s: try again") from None
-    except OSError as error:
-        raise LabError(f"{log} cannot be written ({error.strerror or error}): free space or name another log") from None
-
-
-def _prepare(log: Path) -> int:
-    """Make the log end with a whole line; its size in bytes, 0 where a header is still needed."""
-    content = log.read_bytes() if log.is_file() else b""
-    head, newline, _ = content.partition(b"\n")
-    if not newline and HEADER.startswith(head) and head != HEADER:
-        os.truncate(log, 0) if content else None  # a crash cut the header short: nothing is lost
-        return 0
-    feedback_log.check_header(log, head)
-    tail = content[content.rfind(b"\n") + 1 :]
-    if tail:
-        _mend(log, tail, len(content))
-    return len(content)
-
-
-def _mend(log: Path, tail: bytes, size: int) -> None:
-    """End a last line that has no newline. A torn one goes: an open quote in it would swallow all rows after it."""
-    if tail == HEADER or feedback_log.parse(tail) is not None:
-        _write(log, b"\n")
-        return
-    _LOG.warning("%s: dropped a last row that a crash cut short: %r", log, tail)
-    os.truncate(log, size - len(tail))
-
-
-def _write(log: Path, line: bytes) -> None:
-    """Append `line` in one write and flush it to the disk; what was written of it goes again if the disk is full."""
-    with open(log, "ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            if file.write(line) != len(line):
-                raise OSError(28, "No space left on device")
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(size)
-            raise
 
 
 def _keep(recording: Waveform, folder: Path) -> str:

@@ -9,64 +9,36 @@ examples of them.
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 import re
 from pathlib import Path
 
-from pipelines.infra.errors import LabError
+from pipelines.infra.csv_log import CsvLog
 
 COLUMNS = ("audio", "output", "flag", "username", "timestamp", "reference", "wer", "model")
 FLAGS = ("right", "wrong")
-HEADER = ",".join(COLUMNS).encode()
 
 # What a spreadsheet would run as a formula: at the start of a cell, or after the semicolon that Swedish Excel takes
 # for the separator. Full-width signs count in some locales. An apostrophe in front makes it text.
 _FORMULA = r"(?='*[=+\-@\t\r＝＋－＠])"
-_ARM = re.compile(rf"(^|;\s*){_FORMULA}")
-_DISARM = re.compile(rf"(^|;\s*)'{_FORMULA}")
-
-_LOG = logging.getLogger(__name__)
+_FORMULA_START = re.compile(rf"(^|;\s*){_FORMULA}")
+_ESCAPED_START = re.compile(rf"(^|;\s*)'{_FORMULA}")
 
 
-def read(log: Path) -> list[dict[str, str]]:
-    """The rows of `log` as they were given to `feedback.append`, oldest first; none where there is no log yet.
+def open_log(path: Path) -> CsvLog:
+    """Return the feedback log at `path`; cells that a spreadsheet would run as a formula are stored as text."""
+    return CsvLog(
+        path,
+        COLUMNS,
+        remedy="free space or name another log",
+        foreign_remedy="move it away or name another log",
+        encode_cell=lambda cell: _FORMULA_START.sub(r"\1'", cell),
+        decode_cell=lambda cell: _ESCAPED_START.sub(r"\1", cell),
+    )
 
-    Raises LabError for a log with other columns. A row that a crash cut short is left out, with a warning.
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows as they were given to `feedback.append`, oldest first; an empty list if there is no log.
+
+    Raises LabError for a log with other columns.
     """
-    if not log.is_file():
-        return []
-    header, *lines = log.read_bytes().split(b"\n")
-    check_header(log, header)
-    rows = [parse(row) for row in lines if row.strip()]
-    if None in rows:
-        _LOG.warning("%s: %d rows are not whole and were left out", log, rows.count(None))
-    return [row for row in rows if row is not None]
-
-
-def check_header(log: Path, header: bytes) -> None:
-    """Raises LabError for a first line that does not name COLUMNS."""
-    if header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != HEADER:
-        found = header[:200].decode("utf-8", "replace").strip()
-        raise LabError(
-            f"{log} has the columns {found!r}, expected {HEADER.decode()!r}: move it away or name another log"
-        )
-
-
-def line(row: dict[str, str]) -> bytes:
-    """A row as a line of the log, its newline included."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(_ARM.sub(r"\1'", row[name]) for name in COLUMNS)
-    return out.getvalue().encode()
-
-
-def parse(line: bytes) -> dict[str, str] | None:
-    """The row in one line of the log, or None where it is not whole."""
-    try:
-        cells = next(csv.reader([line.decode().rstrip("\r")], strict=True))
-    except (csv.Error, UnicodeDecodeError):
-        return None
-    if len(cells) != len(COLUMNS):
-        return None
-    return {name: _DISARM.sub(r"\1", cell) for name, cell in zip(COLUMNS, cells, strict=True)}
+    return open_log(path).read()

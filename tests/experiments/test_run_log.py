@@ -107,11 +107,11 @@ def test_processes_that_add_at_once_lose_nothing_and_add_nothing_twice(tmp_path:
     for seed in range(10):
         hand_made.report(tmp_path, "raw", seed=seed)
     code = (
-        "import random, sys; from pathlib import Path; from pipelines import evaluation, history\n"
+        "import random, sys; from pathlib import Path; from pipelines.experiments import evaluation, run_log\n"
         "runs = Path(sys.argv[1]); folders = sorted((runs / 'raw' / 'reports').iterdir())\n"
         "random.Random(sys.argv[2]).shuffle(folders)\n"
         "sys.stdin.read(1)\n"
-        "print(sum(history.add(evaluation.read_report(folder), runs) for folder in folders))\n"
+        "print(sum(run_log.add(evaluation.read_report(folder), runs) for folder in folders))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}

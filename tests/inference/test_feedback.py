@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.experiments import evaluation
 from pipelines.inference import feedback
-from pipelines.infra import feedback_log
+from pipelines.infra import csv_log, feedback_log
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
 
@@ -200,8 +200,8 @@ def test_two_processes_and_four_threads_lose_nothing(log):
 
 def test_the_first_row_is_written_by_one_at_a_time(log, monkeypatch):
     """Appenders that all saw an empty log would write a header each: a slow look at the log makes that certain."""
-    look = feedback._prepare
-    monkeypatch.setattr(feedback, "_prepare", lambda log: (look(log), time.sleep(0.02))[0])
+    repair = csv_log.CsvLog._repair
+    monkeypatch.setattr(csv_log.CsvLog, "_repair", lambda log: (repair(log), time.sleep(0.02))[0])
     threads = [threading.Thread(target=add, args=(log,)) for _ in range(4)]
     for thread in threads:
         thread.start()
