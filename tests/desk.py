@@ -338,7 +338,7 @@ class Reader:
         assert re.search(TELLS["train"], done.out, re.MULTILINE), done
 
     def _make(self, arguments: list[str], given: dict[str, str], text: str) -> None:
-        """What make would call is run, without the notebooks (tests/test_notebooks.py) and without tests."""
+        """What make would call is run, without the notebooks (tests/cli/test_notebooks.py) and without tests."""
         makefile = (self.desk.folder / "Makefile").read_text("utf-8")
         for name in (word.partition("=")[0] for word in arguments if "=" in word):
             assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), f"the Makefile has no {name}"

@@ -1,6 +1,6 @@
 """The lab's score as a metric of Hugging Face's evaluate, for other people's code. Nothing is downloaded.
 
-    from pipelines.metric import Wer
+    from pipelines.experiments.metric import Wer
 
     Wer().compute(predictions=["hej då"], references=["Hej, du!"])["wer"]   # 0.5
 

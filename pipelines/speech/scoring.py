@@ -1,7 +1,8 @@
 """WER and CER with 95 % intervals, differences with p-values; the only definition of a score in the lab.
 
 What is drawn is speakers: utterances of one speaker are not independent. Several runs of one recipe, with other seeds,
-are a second source of chance beside them. tests/test_scoring.py measures coverage and false alarms by simulation.
+are a second source of chance beside them. tests/speech/test_scoring.py measures coverage and false alarms by
+simulation.
 """
 
 from __future__ import annotations

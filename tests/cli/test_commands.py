@@ -15,7 +15,7 @@ from pages import Command
 from servers.loopback import free_port
 
 NOT_RUN = {
-    r"docker (build|run) ": "an engine is wanted; tests/test_dockerfile.py reads the file",
+    r"docker (build|run) ": "an engine is wanted; tests/inference/deploy/test_dockerfile.py reads the file",
     r"python benchmarks/\w+\.py": "it measures for minutes to hours; tests/test_benchmarks.py runs it in small",
 }
 """Commands that no test runs, and why."""

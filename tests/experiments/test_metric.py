@@ -77,7 +77,7 @@ def ended(process: subprocess.Popen) -> str:
 
 
 RANK = """
-from pipelines.metric import Wer
+from pipelines.experiments.metric import Wer
 rank = int(sys.argv[1])
 heard = {0: ["hej på", "en båt till"], 1: ["ja", "vi ser", ""]}
 said = {0: ["Hej, på dig!", "en båt"], 1: ["ja", "vi ses", "å nej"]}
@@ -97,7 +97,7 @@ def test_two_processes_add_up_without_a_network(tmp_path):
 TRAINER = """
 import numpy as np, torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperConfig, WhisperForConditionalGeneration
-from pipelines.metric import Wer
+from pipelines.experiments.metric import Wer
 
 VOCABULARY = ["", "hej", "på", "dig", "du"]
 metric = Wer()

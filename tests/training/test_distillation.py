@@ -347,7 +347,7 @@ def fit(toy_settings, toy_cache, teacher):
 
 
 def test_a_student_that_was_cut_off_ends_with_the_same_weights_on_an_empty_machine(fit, tmp_path, monkeypatch):
-    """With an encoder that both share; tests/test_resume.py kills one that has its own, and keeps its folder."""
+    """Teacher and student share the encoder; tests/training/test_resume.py kills one with a separate encoder."""
     settings = {**TAUGHT, **SHORT, "model.dropout": 0.1, "model.freeze_encoder": True}
     alone, lines = fit(tmp_path / "alone", settings)
     assert any("of 48 training clips are learnt from (teacher labels)" in line for line in lines)

@@ -43,15 +43,21 @@ from pathlib import Path
 import torch
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor
 
-from pipelines import cache, models, recipe, training
+from pipelines import recipes
+from pipelines.features import cache
+from pipelines.infra import console
+from pipelines.training import loop
+from pipelines.training.callbacks.progress import Progress
+from pipelines.whisper import model as models
+
+console.configure()
 
 
 def train(job):
-    settings = recipe.load(job["recipe"], job["overrides"])
-    progress = training.Progress(on_step=lambda step: print("done step", step, flush=True),
-                                 on_line=lambda line: print(line, flush=True))
-    training.train(settings, cache.open_cache(Path(job["cache"])), models.resolve(settings.model.base),
-                   Path(job["run"]), progress)
+    settings = recipes.load(job["recipe"], job["overrides"])
+    progress = Progress(on_step=lambda step: print("done step", step, flush=True))
+    loop.train(settings, cache.open_cache(Path(job["cache"])), models.resolve(settings.model.base),
+               Path(job["run"]), progress)
 
 
 def by_loss(*args):
@@ -60,7 +66,7 @@ def by_loss(*args):
     return lambda model: (lambda found: {**found, "wer": found["loss"]})(validate(model))
 
 
-validator, training.validator = training.validator, by_loss
+validator, loop.validator = loop.validator, by_loss
 models.load_processor = functools.cache(models.load_processor)
 for line in sys.stdin:
     job = json.loads(line)

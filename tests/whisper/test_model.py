@@ -28,7 +28,8 @@ COMMIT = "c0ffee" + 34 * "0"
 RESOLVE = """
 import json, sys, time
 from pathlib import Path
-from pipelines import errors, mirror, models
+from pipelines.infra import errors
+from pipelines.whisper import mirror, model
 
 mirrored, *uris = sys.argv[1:]
 mirror.fetch = lambda name, cache, **kwargs: Path(mirrored)
@@ -36,7 +37,7 @@ told = []
 for uri in uris:
     started = time.monotonic()
     try:
-        ref = models.resolve(uri, log=lambda line: None)
+        ref = model.resolve(uri)
         found = {"name": ref.name, "folder": str(ref.folder), "origin": ref.origin, "revision": ref.revision}
         found["context"] = ref.context
     except errors.LabError as error:

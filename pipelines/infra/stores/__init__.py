@@ -2,7 +2,7 @@
 
 Work is local; stores move sealed folders (manifest.py). A copy counts once its manifest, put last, has been read back,
 and what is fetched appears when every byte of it is verified. A new store is one file, one row of the table below, and
-the contract suite tests/test_stores.py.
+the contract suite tests/infra/stores/test_stores.py.
 """
 
 from __future__ import annotations

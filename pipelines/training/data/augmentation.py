@@ -5,7 +5,8 @@ So the variations are made where their physics is simple on log-mels:
 - gain is a shift, exact above the extractor's floor;
 - noise adds its power to the speech's power: exact but for the phases between the two, which average out;
 - speed stretches time and moves the mel bands as resampling would, by linear interpolation: an approximation, off by
-  a few hundredths of the unit in which a log-mel spans 2 (tests/test_augmentation.py holds it against real resampling);
+  a few hundredths of the unit in which a log-mel spans 2 (tests/training/data/test_augmentation.py compares it with
+  real resampling);
 - masks are those of SpecAugment (Park et al. 2019) without time warping, filled with the clip's mean.
 
 Seed, epoch and row alone decide a variation: whichever worker makes it, and however often the run was cut off.

@@ -435,13 +435,14 @@ def test_again_it_trains_nothing_and_with_more_trials_it_goes_on(whole, toy_sett
 
 
 COMMAND = """
-from pipelines import __main__ as cli, training
+from pipelines import __main__ as cli
+from pipelines.training import loop
 
 def by_loss(*args):
     validate = validator(*args)
     return lambda model: (lambda found: {**found, "wer": found["loss"]})(validate(model))
 
-validator, training.validator = training.validator, by_loss
+validator, loop.validator = loop.validator, by_loss
 cli.main()
 """
 

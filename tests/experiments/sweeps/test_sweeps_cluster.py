@@ -147,8 +147,9 @@ from pathlib import Path
 
 import ray
 
-from pipelines import __main__ as cli, training
-from pipelines.sweeps import crew
+from pipelines import __main__ as cli
+from pipelines.experiments.sweeps import executors
+from pipelines.training import loop
 
 def held(job):
     \"\"\"Both trials come to step 6, tell so, and no further.\"\"\"
@@ -160,10 +161,10 @@ def held(job):
     def train(recipe, cache, base, run, progress, **how):
         return whole(recipe, cache, base, run, dataclasses.replace(progress, on_step=hold), **how)
 
-    whole, training.train = training.train, train
-    return crew._on_a_worker(job)  # the worker's own
+    whole, loop.train = loop.train, train
+    return executors._on_a_worker(job)  # the worker's own
 
-crew._on_a_worker, crew._LOOK_S, crew._SILENCE_S = held, 0.5, 5.0
+executors._on_a_worker, executors._LOOK_S, executors._SILENCE_S = held, 0.5, 5.0
 cli.main()
 """
 

@@ -250,8 +250,9 @@ def test_bytes_are_the_same_in_a_new_process_and_at_another_time():
     while int(time.time()) == begun:  # espeak-ng would seed its breath noise with the second of the day
         time.sleep(0.02)
     code = (
-        "import hashlib, json; from pipelines.features.sources import espeak; print(json.dumps({v: hashlib.sha256("
-        "espeak.synthesise('Älgen åt äpplen.', v, 150, 50)).hexdigest() for v in reversed(espeak.VARIANTS)}))"
+        "import hashlib, json; from pipelines.features.sources.synthetic import espeak; print(json.dumps({"
+        "v: hashlib.sha256(espeak.synthesise('Älgen åt äpplen.', v, 150, 50)).hexdigest() "
+        "for v in reversed(espeak.VARIANTS)}))"
     )
     there = json.loads(in_a_new_process(code))
     assert there == {variant: hashlib.sha256(wav).hexdigest() for variant, wav in here.items()}

@@ -57,11 +57,16 @@ SIT = """
 import json, os, sys
 from pathlib import Path
 
-from pipelines import augmentation, lab, models, ranks, recipe, training
+from pipelines import recipes
+from pipelines.features import pipeline as features
+from pipelines.infra.parallel import distributed
+from pipelines.training import pipeline as training
 from pipelines.training import validation
+from pipelines.training.data import augmentation
+from pipelines.whisper import model as models
 
 job = json.loads(Path(sys.argv[1]).read_text())
-settings, collate = recipe.load(job["recipe"], job["overrides"]), augmentation.VaryingCollator.__call__
+settings, collate = recipes.load(job["recipe"], job["overrides"]), augmentation.VaryingCollator.__call__
 
 
 def noted(self, rows):
@@ -71,15 +76,15 @@ def noted(self, rows):
 
 
 augmentation.VaryingCollator.__call__ = noted
-with ranks.joined():
-    cache = lab.open_features(settings, job["cache"])
-    model = lab.train(settings, cache, runs=job["runs"])
+with distributed.joined():
+    cache = features.open_cache(settings, job["cache"])
+    model = training.train(settings, cache, runs=job["runs"])
     base = models.resolve(model.uri)
     validate = validation.validator(settings, cache, models.load_processor(base, "sv"), False)
     decode, own = validation.decoding.decode_rows_to_text, []
     validation.decoding.decode_rows_to_text = lambda *args: own.extend(args[3].tolist()) or decode(*args)
     looked = [validate(models.load(base)), own]
-    Path(f"{job['runs']}/looked-{ranks.rank()}.json").write_text(json.dumps(looked))
+    Path(f"{job['runs']}/looked-{distributed.rank()}.json").write_text(json.dumps(looked))
 """
 
 
@@ -353,8 +358,8 @@ while not heard:
 time.sleep(0.3)
 sys.exit(75 if len(heard) == 1 else 1)
 """
-    launch = f"ranks.launch(2, [sys.executable, '-c', {hear!r}, sys.argv[1]])"
-    main = f"import sys; from pipelines import ranks; sys.exit({launch})"
+    launch = f"distributed.launch(2, [sys.executable, '-c', {hear!r}, sys.argv[1]])"
+    main = f"import sys; from pipelines.infra.parallel import distributed; sys.exit({launch})"
     process = started("-c", main, str(tmp_path), log=tmp_path / "log")
     while not {"0", "1"} <= {path.name for path in tmp_path.iterdir()}:
         assert process.poll() is None, (tmp_path / "log").read_text()

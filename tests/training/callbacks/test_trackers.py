@@ -85,17 +85,23 @@ def test_a_tracker_that_fails_is_told_no_more_and_training_goes_on(train_toy, tm
 TRAIN = """
 import json, os, sys
 from pathlib import Path
-from pipelines import cache, models, recipe, training
-from pipelines.errors import Unfinished
+from pipelines import recipes
+from pipelines.features import cache
+from pipelines.infra import console
+from pipelines.infra.errors import Unfinished
+from pipelines.training import loop
+from pipelines.training.callbacks.progress import Progress
+from pipelines.whisper import model
 
-settings = recipe.load(sys.argv[1], json.loads(sys.argv[2]))
+console.configure(sys.stderr)
+settings = recipes.load(sys.argv[1], json.loads(sys.argv[2]))
 def stop(step):
     if step == int(sys.argv[5]):
         os.kill(os.getpid(), 15)
 try:
-    progress = training.Progress(on_step=stop, on_line=lambda line: print(line, file=sys.stderr))
-    base, clips = models.resolve(settings.model.base), cache.open_cache(Path(sys.argv[3]))
-    training.train(settings, clips, base, Path(sys.argv[4]), progress)
+    progress = Progress(on_step=stop)
+    base, clips = model.resolve(settings.model.base), cache.open_cache(Path(sys.argv[3]))
+    loop.train(settings, clips, base, Path(sys.argv[4]), progress)
 except Unfinished:
     pass
 """

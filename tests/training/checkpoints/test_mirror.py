@@ -653,12 +653,12 @@ import hopsworks, huggingface_hub, torch
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor
 
 from pipelines import __main__ as cli
-from pipelines import figures, lab
-from pipelines.training import copies
+from pipelines.training import figures, pipeline
+from pipelines.training.checkpoints import mirror
 
 huggingface_hub.constants.HF_HUB_OFFLINE = False
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-copies.LAST_PAUSES_S, copies.SHARE = (0.1,), 1e3
+mirror.LAST_PAUSES_S, mirror.SHARE = (0.1,), 1e3
 
 for line in sys.stdin:
     job = json.loads(line)

@@ -309,10 +309,11 @@ def test_a_transcript_by_ctranslate2_needs_neither_torch_nor_transformers(ref, t
     (tmp_path / "clip.wav").write_bytes(encoded(speech(70 * 16_000)))
     code = f"""
 import sys
-from pipelines import environment, models
+from pipelines.infra import environment
 environment.cache_folder = lambda: __import__("pathlib").Path({str(own_cache)!r})
-from pipelines.transcriber import Transcriber
-heard = Transcriber(models.resolve({str(ref.folder)!r}), max_new_tokens=4).transcribe({str(tmp_path / "clip.wav")!r})
+from pipelines.inference.transcriber import Transcriber
+from pipelines.whisper import model
+heard = Transcriber(model.resolve({str(ref.folder)!r}), max_new_tokens=4).transcribe({str(tmp_path / "clip.wav")!r})
 assert heard.audio_s == 70
 print(*sorted({{"torch", "transformers", "pandas", "pyarrow"}} & sys.modules.keys()))
 """
