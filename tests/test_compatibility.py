@@ -1,0 +1,437 @@
+"""Artefacts of an earlier version are opened, resumed and compared by this one, and every digest is what it was.
+
+tests/fixtures/make.py made them. Each test works in a copy of that folder, which is the current folder, too: all paths
+in the artefacts are relative to it. Bytes are compared where the machine computes as the one that made them did;
+elsewhere numbers may differ by rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import (
+    comparison,
+    evaluation,
+    experiments,
+    export,
+    feedback,
+    history,
+    lab,
+    ledger,
+    manifest,
+    models,
+    sweeps,
+    training,
+    transcripts,
+)
+from pipelines import recipe as recipes
+from pipelines.audio import Waveform
+from pipelines.cache import FeatureCache, open_cache
+from pipelines.finetuning import whisper
+from pipelines.finetuning.jobs import Jobs
+from pipelines.sweeps import space
+from pipelines.sweeps.record import Record
+from pipelines.transcriber import Transcriber
+
+FIXTURES = Path(__file__).with_name("fixtures")
+WORKER_TRAINING = {"epochs": 4.0, "learning_rate": 0.02, "warmup_ratio": 0.125}
+"""The toy recipe's own steps, rate and warm-up, in the worker's terms: the run is the same."""
+SOURCE = {"kind": "folder", "seed": "7", "table_sha256": "0" * 64, "files_by": "content", "files_sha256": "1" * 64}
+"""What a source tells of itself, for identities that no file decides."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "seed": {"training.seed": 1},
+    "language": {"language": "da"},
+    "float16": {"features.dtype": "float16"},
+    "durations": {"features.min_duration_s": 0.5, "features.max_duration_s": 20, "features.workers": 2},
+    "curated": {"curation.leaks": "drop", "curation.unique_audio": True, "curation.min_snr_db": 5.0},
+    "labels": {"curation.max_label_cer": 0.5, "curation.label_errors": "repair", "curation.label_model": "./base"},
+    "planted": {"source.kind": "planted", "source.faults.noise": 0.1, "source.men": 0.2},
+    "hub": {"source.kind": "hub", "source.path": "owner/name", "source.splits.train": "train+other"},
+    "mix": {
+        "source.kind": "mix",
+        "source.parts": [
+            {"name": "a", "kind": "tour", "weight": 0.5, "gives": ["train", "test"]},
+            {"name": "b", "kind": "hub", "path": "owner/name", "weight": 1, "own_names": True},
+        ],
+    },
+    "augmented": {"augment.noise_share": 0.5, "augment.mel_masks": 1},
+    "masked": {"model.spec_augment": True, "model.freeze_encoder": True},
+    "lora": {"model.adapter": "lora", "model.lora_rank": 4, "model.lora_targets": ["q_proj", "fc1"]},
+    "schedule": {"training.scheduler": "cosine", "training.optimizer": "sgd", "training.beta1": 0.8},
+    "windows": {"training.window_share": 0.5, "training.window_timestamps": True},
+    "student": {"distillation.teacher": "./base", "distillation.decoder_layers": 1, "distillation.kl_weight": 0.5},
+    "search": {"search.trials": 9, "search.min_steps": 20, "search.sampler": "tpe"},
+    "no_identity": {"training.workers": 2, "training.max_hours": 1.0, "training.tracker": "trackio"},
+}
+"""Overrides of the toy recipe, by a name for each."""
+TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}
+
+
+# --- what is computed, here and when the fixtures were made -----------------------------------------------------------
+
+
+def machine() -> str:
+    """Name all that decides how sums are rounded here."""
+    import torch
+
+    about = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    vendor = next((line.partition(":")[2].strip() for line in about if line.startswith("vendor_id")), "")
+    return f"torch {torch.__version__}, {platform.machine()} {vendor} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def toy(overrides: Mapping[str, Any] | None = None) -> recipes.Recipe:
+    """Return the recipe of the fixtures."""
+    return recipes.load("toy.toml", overrides)
+
+
+def toy_cache() -> FeatureCache:
+    """Return the cache of the fixtures, whatever it is called."""
+    (folder,) = Path("runs/features").iterdir()
+    return open_cache(folder)
+
+
+def tuned_model() -> Path:
+    """Return the folder of the tuned model."""
+    (folder,) = Path("runs/toy").glob("train-*/model")
+    return folder
+
+
+def names_of(recipe: recipes.Recipe, cache: FeatureCache, base: models.ModelRef, processor: Any) -> dict[str, str]:
+    """Return the digests of a recipe's settings and of the identities that hang on them."""
+    features = lab.features_identity(recipe, SOURCE, processor)
+    lasting = {name: value for name, value in features.items() if not name.startswith("library.")}
+    return {
+        "settings": recipes.digest(recipe.settings()),
+        "search": recipes.digest(recipes.search_settings(recipe)),
+        "features": recipes.digest(lasting),
+        "run": lab.run_folder(recipe, cache, base).name,
+        "sweep": sweeps.folder_of(recipe).name,
+    }
+
+
+def shipped_names() -> dict[str, dict[str, str]]:
+    """Return the names of every shipped recipe, as it is and on the base model of the fixtures."""
+    base, names = models.resolve("./base"), {}
+    toys = toy_cache(), base, models.load_processor(base, "sv")
+    for name in recipes.names():
+        plain = recipes.load(name)
+        labelled = {"curation.label_model": "./base"} if plain.curation.label_model else {}
+        on_toy = names_of(recipes.load(name, {"model.base": "./base", **labelled}), *toys)
+        own = {"settings": recipes.digest(plain.settings()), "sweep": sweeps.folder_of(plain).name}
+        names[name] = {**own, **{f"toy_{what}": value for what, value in on_toy.items()}}
+    return names
+
+
+def override_names() -> dict[str, dict[str, str]]:
+    """Return the names of the toy recipe under each of SETTINGS, and of a fork."""
+    cache, base = toy_cache(), models.resolve("./base")
+    processor = models.load_processor(base, "sv")
+    names = {name: names_of(toy(overrides), cache, base, processor) for name, overrides in SETTINGS.items()}
+    fork = training.forks.find(str(tuned_model().parent), base)
+    return {**names, "fork": {"run": lab.run_folder(toy(), cache, base, fork=fork).name}}
+
+
+def cache_contents() -> dict[str, Any]:
+    """Return what the cache is called, and digests of all that it holds."""
+    cache = toy_cache()
+    frames = hashlib.sha256(b"".join(cache.log_mel(row).frames.tobytes() for row in range(len(cache.rows))))
+    columns = ["id", "split", "text", "speaker", "frames"]
+    rows = cache.rows[columns].to_csv(index=False, lineterminator="\n")
+    return {
+        "folder": cache.folder.name,
+        "digest": cache.digest,
+        "counts": cache.counts,
+        "rows_sha256": hashlib.sha256(rows.encode()).hexdigest(),
+        "frames_sha256": frames.hexdigest(),
+        "labels_sha256": hashlib.sha256(cache.token_ids.astype("<i4").tobytes()).hexdigest(),
+    }
+
+
+def run_contents() -> dict[str, Any]:
+    """Return what the finished run came to."""
+    model = training.finished(tuned_model().parent)
+    timed = ("seconds", "clips_per_s")
+    steps = [{name: row[name] for name in sorted(row) if name not in timed} for row in model.history]
+    return {
+        "folder": Path(model.uri).parent.name,
+        "digest": model.digest,
+        "weights_sha256": weights_sha256(Path(model.uri)),
+        "history": steps,
+    }
+
+
+def weights_sha256(model: Path) -> str:
+    """Return the sha256 of a model's weights."""
+    return manifest.sha256(model / "model.safetensors")
+
+
+def transcriber_of(model: Path | str) -> Transcriber:
+    """Return a transcriber whose name is the same on every machine."""
+    ref = models.resolve(str(model), log=lambda line: None)
+    engine = "auto" if export.is_export(ref) else "transformers"
+    return Transcriber(ref, engine=engine, device="cpu", max_new_tokens=12, log=lambda line: None)
+
+
+def transcripts_of(model: Path | str) -> dict[str, str]:
+    """Return what a model writes for three of the recordings."""
+    transcriber = transcriber_of(model)
+    return {path.name: transcriber.transcribe(path).text for path in sorted(Path("speech/clips").glob("[agk]0.wav"))}
+
+
+def report_contents() -> dict[str, Any]:
+    """Return names and scores of the two reports, and of their comparison."""
+    reports = {path.name: evaluation.read_report(path) for path in sorted(Path("runs/toy/reports").iterdir())}
+    compared = comparison.compare(["toy"], runs="runs")
+    return {
+        "reports": {
+            name: {"test_set": one.test_set, "wer": one.score.wer, "ci95": list(one.score.ci95), "cer": one.score.cer}
+            for name, one in reports.items()
+        },
+        "comparison": {"digest": compared.digest, "verdicts": [finding.verdict for finding in compared.findings]},
+    }
+
+
+def sweep_contents() -> dict[str, Any]:
+    """Return the sweep's name, its trials, and the settings of the next one."""
+    folder = sweeps.folder_of(toy(), "runs")
+    names = ("number", "settings", "target", "state", "looks", "run")
+    trials = list(Record(folder).trials.values())
+    facts = [{name: getattr(trial, name) for name in names} for trial in trials]
+    return {
+        "folder": folder.name,
+        "trials": json.loads(json.dumps(facts)),
+        "next": space.proposal(toy(), len(trials) + 1, trials),
+    }
+
+
+def recorded() -> dict[str, Any]:
+    """Return all that expected.json holds, computed from the current folder."""
+    (graphs,) = Path("exports/onnx").iterdir()
+    return {
+        "shipped_recipes": shipped_names(),
+        "overrides": override_names(),
+        "cache": cache_contents(),
+        "run": run_contents(),
+        "transcripts": transcripts_of(tuned_model()),
+        "export": {"folder": graphs.name, "transcripts": transcripts_of(graphs)},
+        "half_precision": export.convert(models.resolve(str(tuned_model())), "safetensors-float16").name,
+        **report_contents(),
+        "sweep": sweep_contents(),
+    }
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the earlier version computed; the current folder is a copy of the fixtures, which no variable overrides."""
+    shutil.copytree(FIXTURES, tmp_path / "lab", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.chdir(tmp_path / "lab")
+    for name in ("LAB_RUNS", "LAB_FEATURE_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LAB_CACHE", "exports")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return json.loads(Path("expected.json").read_text("utf-8"))
+
+
+def quiet(line: str) -> None:
+    """Drop a line."""
+
+
+def assert_same_weights(model: Path, expected: dict[str, Any]) -> None:
+    """Compare a model with the tuned one: by bytes on a machine like the one that made it, else by rounding."""
+    from safetensors.numpy import load_file
+
+    actual, wanted = (load_file(folder / "model.safetensors") for folder in (model, tuned_model()))
+    assert actual.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_allclose(actual[name], wanted[name], **TOLERANCE, err_msg=name)
+    if machine() == expected["made_with"]["machine"]:
+        assert weights_sha256(model) == expected["run"]["weights_sha256"]
+
+
+def test_shipped_recipes_have_the_recorded_digests(expected):
+    assert shipped_names() == expected["shipped_recipes"]
+
+
+def test_overridden_recipes_have_the_recorded_digests(expected):
+    assert override_names() == expected["overrides"]
+
+
+def test_cache_opens_with_the_recorded_contents(expected):
+    assert cache_contents() == expected["cache"]
+
+
+def test_features_stage_reuses_the_cache(expected):
+    lines: list[str] = []
+    cache = lab.features(toy(), runs="runs", log=lines.append)
+    assert cache.folder.name == expected["cache"]["folder"]
+    assert any("nothing is extracted again" in line for line in lines)
+    assert lab.open_features(toy(), runs="runs", log=quiet).digest == expected["cache"]["digest"]
+
+
+def test_features_stage_extracts_the_recorded_cache(expected):
+    extracted = lab.features(toy(), runs="anew", log=quiet)
+    assert (extracted.folder.name, extracted.counts) == (expected["cache"]["folder"], expected["cache"]["counts"])
+    cache = toy_cache()
+    for row in range(len(cache.rows)):
+        np.testing.assert_allclose(extracted.log_mel(row).frames, cache.log_mel(row).frames, atol=1e-4)
+        assert extracted.labels(row) == cache.labels(row)
+
+
+def test_interrupted_run_ends_with_the_recorded_weights(expected):
+    lines: list[str] = []
+    progress = training.Progress(on_line=lines.append)
+    model = lab.train(toy(), toy_cache(), runs="interrupted", progress=progress)
+    assert lines[0] == "going on from checkpoint-8"
+    assert (Path(model.uri).parent.name, model.digest) == (expected["run"]["folder"], expected["run"]["digest"])
+    assert_same_weights(Path(model.uri), expected)
+    for actual, wanted in zip(model.history, expected["run"]["history"], strict=True):
+        assert {name: actual[name] for name in wanted} == pytest.approx(wanted, rel=1e-2, abs=1e-3)
+
+
+def test_finished_run_is_not_trained_again(expected):
+    lines: list[str] = []
+    model = lab.train(toy(), toy_cache(), runs="runs", progress=training.Progress(on_line=lines.append))
+    assert lines == [f"this run is finished: {model.uri}"]
+    assert run_contents() == expected["run"]
+
+
+def test_tuned_model_transcribes_as_recorded(expected):
+    assert transcripts_of(tuned_model()) == expected["transcripts"]
+    by_notes = lab.transcriber(toy(), runs="runs", log=quiet)
+    assert by_notes.ref.revision == expected["run"]["digest"]
+
+
+def test_export_is_reused_and_transcribes_as_recorded(expected):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    lines: list[str] = []
+    folder = export.convert(models.resolve(str(tuned_model())), "onnx", log=lines.append)
+    assert (folder.name, lines) == (expected["export"]["folder"], [])
+    assert transcripts_of(folder) == expected["export"]["transcripts"]
+
+
+def test_new_export_has_the_recorded_name(expected):
+    folder = export.convert(models.resolve(str(tuned_model())), "safetensors-float16", log=quiet)
+    assert folder.name == expected["half_precision"]
+
+
+def test_reports_are_read_and_compared_as_recorded(expected):
+    actual = report_contents()
+    assert actual["comparison"] == expected["comparison"]
+    assert actual["reports"].keys() == expected["reports"].keys()
+    for name, wanted in expected["reports"].items():
+        assert {**actual["reports"][name], "ci95": 0} == {**wanted, "ci95": 0}
+        assert actual["reports"][name]["ci95"] == pytest.approx(wanted["ci95"])
+
+
+def test_scored_models_are_not_scored_again(expected):
+    decoded: list[int] = []
+    for uri in ("./base", str(tuned_model())):
+        report = lab.evaluate(toy(), toy_cache(), uri, runs="runs", log=quiet, on_clips=decoded.append)
+        assert report.folder.name in expected["reports"]
+        assert report.page is not None
+    assert decoded == []
+    assert len(experiments.find("toy", "runs", quiet)) == 1
+
+
+def test_new_scoring_has_the_recorded_name_and_score(expected):
+    shutil.rmtree("runs/toy/reports")
+    report = lab.evaluate(toy(), toy_cache(), str(tuned_model()), runs="runs", log=quiet)
+    assert report.score.wer == pytest.approx(expected["reports"][report.folder.name]["wer"])
+
+
+def test_sweep_goes_on_with_a_third_trial(expected):
+    assert sweep_contents() == expected["sweep"]
+    lines: list[str] = []
+    sweep = sweeps.run(toy({"search.trials": 3}), runs="runs", log=lines.append)
+    assert lines[0].startswith("going on with 2 trial(s) of ")
+    assert sweep.folder.name == expected["sweep"]["folder"]
+    assert [trial.number for trial in sweep.trials] == [1, 2, 3]
+    assert sweep.trials[2].settings == expected["sweep"]["next"]
+    for trial, wanted in zip(sweep.trials, expected["sweep"]["trials"]):
+        assert (trial.settings, trial.run) == (wanted["settings"], wanted["run"])
+        assert {str(step): trial.looks[int(step)] for step in wanted["looks"]} == wanted["looks"]
+    assert sweep.trials[2].looks
+
+
+@pytest.mark.slow
+def test_worker_goes_on_with_its_interrupted_training(expected):
+    state = json.loads(Path("worker/state.json").read_text("utf-8"))
+    run = state["job"]["params"]["run"]
+    shutil.copytree("runs/features", "worker/features")
+    shutil.copytree("interrupted/toy", Path("worker/tuned") / run / "toy")
+    folder = Path("worker").absolute()
+    jobs = Jobs(whisper.WhisperFineTuning(toy(), folder), folder)
+    try:
+        assert jobs.state == "Busy training"
+        jobs.job.done.result(120)
+        texts = [line["text"] for line in jobs.events.after(0)]
+    finally:
+        jobs.close()
+    assert texts[0] == "dataset began"
+    assert "train goes on: the server was ended while it ran" in texts
+    assert "going on from checkpoint-8" in texts
+    assert jobs.logs["model"] == f"toy-{expected['run']['digest']}"
+    assert_same_weights(Path(jobs.logs["model_uri"]), expected)
+
+
+def test_ledger_is_read_and_appended_to(expected):
+    log, model = Path("runs") / ledger.NAME, models.resolve(str(tuned_model()))
+    before = ledger.read(log)
+    assert [row["tuned"] for row in before] == ["no", "yes"]
+    (folder,) = [path for path in Path("runs/toy/reports").iterdir() if before[1]["report"].endswith(path.name)]
+    looks = ledger.note(Path("runs"), evaluation.read_report(folder), model, "toy", made=True)
+    assert (looks.scorings, looks.of_model, looks.models) == (3, 2, 2)
+    *earlier, last = ledger.read(log)
+    assert earlier == before
+    assert {**last, "when": ""} == {**before[1], "when": ""}
+
+
+def test_history_is_read_and_appended_to(expected):
+    runs = Path("runs").absolute()
+    (row,) = history.read(runs)
+    report = evaluation.read_report(runs / row["report"])
+    assert row["model"] == expected["run"]["digest"]
+    assert row["wer"] == f"{expected['reports'][report.folder.name]['wer']:.6f}"
+    assert not history.add(report, runs), "a model has one row for each test set"
+    path = runs / history.FILE
+    path.write_text(path.read_text("utf-8").replace(row["model"], "0" * 12), "utf-8")
+    assert history.add(report, runs)
+    old, new = history.read(runs)
+    unlike = ("when", "model", "code")
+    assert {**new, **dict.fromkeys(unlike)} == {**old, **dict.fromkeys(unlike)}
+
+
+def test_feedback_log_is_read_and_appended_to(expected):
+    log = Path("runs/feedback.csv")
+    before = feedback.read(log)
+    assert [row["flag"] for row in before] == ["right", "wrong"]
+    assert before[1]["reference"] == "ja, nej; å"
+    sound = Waveform(np.full(400, 0.1, dtype=np.float32))
+    row = feedback.append(log, output="nej", flag="right", model="toy @ 1", recording=sound)
+    assert feedback.read(log) == [*before, row]
+
+
+def test_transcription_goes_on_after_its_journal(expected):
+    job = transcripts.plan([Path("talks/talks.csv")])
+    assert transcripts.outline(job)["rows_done"] == 2
+    lines: list[str] = []
+    summary, _ = transcripts.run(job, transcriber_of(tuned_model()), log=lines.append)
+    assert lines == ["going on after 2 of 4 rows"]
+    assert (summary.rows, summary.errors) == (4, 0)
+    assert job.out.is_file() and not job.partial.exists()
