@@ -17,30 +17,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
-from pipelines import (
-    comparison,
-    evaluation,
-    experiments,
-    export,
-    feedback,
-    history,
-    lab,
-    ledger,
-    manifest,
-    models,
-    sweeps,
-    training,
-    transcripts,
-)
-from pipelines import recipe as recipes
-from pipelines.audio import Waveform
-from pipelines.cache import FeatureCache, open_cache
-from pipelines.finetuning import whisper
-from pipelines.finetuning.jobs import Jobs
-from pipelines.sweeps import space
-from pipelines.sweeps.record import Record
-from pipelines.transcriber import Transcriber
+from pipelines import recipes
+from pipelines.experiments import compare, evaluation, lookup, run_log, sweeps, test_set_log
+from pipelines.experiments import pipeline as experiment_pipeline
+from pipelines.experiments.sweeps import search_space
+from pipelines.experiments.sweeps.trials import Record
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.cache import FeatureCache, open_cache
+from pipelines.inference import feedback
+from pipelines.inference import pipeline as inference_pipeline
+from pipelines.inference.batch import job as batch_job
+from pipelines.inference.batch import run as batch_run
+from pipelines.inference.transcriber import Transcriber
+from pipelines.infra import feedback_log, manifest
+from pipelines.recipes import settings
+from pipelines.speech.audio import Waveform
+from pipelines.training import pipeline as training_pipeline
+from pipelines.training import run as training_run
+from pipelines.training.checkpoints import fork as checkpoints_fork
+from pipelines.whisper import export
+from pipelines.whisper import model as whisper_model
+from pipelines.worker import whisper_tasks
+from pipelines.worker.jobs import Jobs
 
 FIXTURES = Path(__file__).with_name("fixtures")
 WORKER_TRAINING = {"epochs": 4.0, "learning_rate": 0.02, "warmup_ratio": 0.125}
@@ -89,7 +89,7 @@ def machine() -> str:
     return f"torch {torch.__version__}, {platform.machine()} {vendor} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def toy(overrides: Mapping[str, Any] | None = None) -> recipes.Recipe:
+def toy(overrides: Mapping[str, Any] | None = None) -> settings.Recipe:
     """Return the recipe of the fixtures."""
     return recipes.load("toy.toml", overrides)
 
@@ -106,23 +106,25 @@ def tuned_model() -> Path:
     return folder
 
 
-def names_of(recipe: recipes.Recipe, cache: FeatureCache, base: models.ModelRef, processor: Any) -> dict[str, str]:
+def names_of(
+    recipe: settings.Recipe, cache: FeatureCache, base: whisper_model.ModelRef, processor: Any
+) -> dict[str, str]:
     """Return the digests of a recipe's settings and of the identities that hang on them."""
-    features = lab.features_identity(recipe, SOURCE, processor)
+    features = features_identity.cache_identity(recipe, SOURCE, processor)
     lasting = {name: value for name, value in features.items() if not name.startswith("library.")}
     return {
         "settings": recipes.digest(recipe.settings()),
         "search": recipes.digest(recipes.search_settings(recipe)),
         "features": recipes.digest(lasting),
-        "run": lab.run_folder(recipe, cache, base).name,
+        "run": training_pipeline.run_folder(recipe, cache, base).name,
         "sweep": sweeps.folder_of(recipe).name,
     }
 
 
 def shipped_names() -> dict[str, dict[str, str]]:
     """Return the names of every shipped recipe, as it is and on the base model of the fixtures."""
-    base, names = models.resolve("./base"), {}
-    toys = toy_cache(), base, models.load_processor(base, "sv")
+    base, names = whisper_model.resolve("./base"), {}
+    toys = toy_cache(), base, whisper_model.load_processor(base, "sv")
     for name in recipes.names():
         plain = recipes.load(name)
         labelled = {"curation.label_model": "./base"} if plain.curation.label_model else {}
@@ -134,11 +136,11 @@ def shipped_names() -> dict[str, dict[str, str]]:
 
 def override_names() -> dict[str, dict[str, str]]:
     """Return the names of the toy recipe under each of SETTINGS, and of a fork."""
-    cache, base = toy_cache(), models.resolve("./base")
-    processor = models.load_processor(base, "sv")
+    cache, base = toy_cache(), whisper_model.resolve("./base")
+    processor = whisper_model.load_processor(base, "sv")
     names = {name: names_of(toy(overrides), cache, base, processor) for name, overrides in SETTINGS.items()}
-    fork = training.forks.find(str(tuned_model().parent), base)
-    return {**names, "fork": {"run": lab.run_folder(toy(), cache, base, fork=fork).name}}
+    fork = checkpoints_fork.find(str(tuned_model().parent), base)
+    return {**names, "fork": {"run": training_pipeline.run_folder(toy(), cache, base, fork=fork).name}}
 
 
 def cache_contents() -> dict[str, Any]:
@@ -159,7 +161,7 @@ def cache_contents() -> dict[str, Any]:
 
 def run_contents() -> dict[str, Any]:
     """Return what the finished run came to."""
-    model = training.finished(tuned_model().parent)
+    model = training_run.finished(tuned_model().parent)
     timed = ("seconds", "clips_per_s")
     steps = [{name: row[name] for name in sorted(row) if name not in timed} for row in model.history]
     return {
@@ -177,9 +179,9 @@ def weights_sha256(model: Path) -> str:
 
 def transcriber_of(model: Path | str) -> Transcriber:
     """Return a transcriber whose name is the same on every machine."""
-    ref = models.resolve(str(model), log=lambda line: None)
+    ref = whisper_model.resolve(str(model))
     engine = "auto" if export.is_export(ref) else "transformers"
-    return Transcriber(ref, engine=engine, device="cpu", max_new_tokens=12, log=lambda line: None)
+    return Transcriber(ref, engine=engine, device="cpu", max_new_tokens=12)
 
 
 def transcripts_of(model: Path | str) -> dict[str, str]:
@@ -191,7 +193,7 @@ def transcripts_of(model: Path | str) -> dict[str, str]:
 def report_contents() -> dict[str, Any]:
     """Return names and scores of the two reports, and of their comparison."""
     reports = {path.name: evaluation.read_report(path) for path in sorted(Path("runs/toy/reports").iterdir())}
-    compared = comparison.compare(["toy"], runs="runs")
+    compared = compare.compare(["toy"], runs="runs")
     return {
         "reports": {
             name: {"test_set": one.test_set, "wer": one.score.wer, "ci95": list(one.score.ci95), "cer": one.score.cer}
@@ -210,7 +212,7 @@ def sweep_contents() -> dict[str, Any]:
     return {
         "folder": folder.name,
         "trials": json.loads(json.dumps(facts)),
-        "next": space.proposal(toy(), len(trials) + 1, trials),
+        "next": search_space.proposal(toy(), len(trials) + 1, trials),
     }
 
 
@@ -224,7 +226,7 @@ def recorded() -> dict[str, Any]:
         "run": run_contents(),
         "transcripts": transcripts_of(tuned_model()),
         "export": {"folder": graphs.name, "transcripts": transcripts_of(graphs)},
-        "half_precision": export.convert(models.resolve(str(tuned_model())), "safetensors-float16").name,
+        "half_precision": export.convert(whisper_model.resolve(str(tuned_model())), "safetensors-float16").name,
         **report_contents(),
         "sweep": sweep_contents(),
     }
@@ -276,15 +278,15 @@ def test_cache_opens_with_the_recorded_contents(expected):
 
 
 def test_features_stage_reuses_the_cache(expected):
-    lines: list[str] = []
-    cache = lab.features(toy(), runs="runs", log=lines.append)
+    lines = record_log()
+    cache = feature_pipeline.run(toy(), runs="runs")
     assert cache.folder.name == expected["cache"]["folder"]
     assert any("nothing is extracted again" in line for line in lines)
-    assert lab.open_features(toy(), runs="runs", log=quiet).digest == expected["cache"]["digest"]
+    assert feature_pipeline.open_cache(toy(), runs="runs").digest == expected["cache"]["digest"]
 
 
 def test_features_stage_extracts_the_recorded_cache(expected):
-    extracted = lab.features(toy(), runs="anew", log=quiet)
+    extracted = feature_pipeline.run(toy(), runs="anew")
     assert (extracted.folder.name, extracted.counts) == (expected["cache"]["folder"], expected["cache"]["counts"])
     cache = toy_cache()
     for row in range(len(cache.rows)):
@@ -293,9 +295,8 @@ def test_features_stage_extracts_the_recorded_cache(expected):
 
 
 def test_interrupted_run_ends_with_the_recorded_weights(expected):
-    lines: list[str] = []
-    progress = training.Progress(on_line=lines.append)
-    model = lab.train(toy(), toy_cache(), runs="interrupted", progress=progress)
+    lines = record_log()
+    model = training_pipeline.run(toy(), toy_cache(), runs="interrupted")
     assert lines[0] == "going on from checkpoint-8"
     assert (Path(model.uri).parent.name, model.digest) == (expected["run"]["folder"], expected["run"]["digest"])
     assert_same_weights(Path(model.uri), expected)
@@ -304,29 +305,29 @@ def test_interrupted_run_ends_with_the_recorded_weights(expected):
 
 
 def test_finished_run_is_not_trained_again(expected):
-    lines: list[str] = []
-    model = lab.train(toy(), toy_cache(), runs="runs", progress=training.Progress(on_line=lines.append))
+    lines = record_log()
+    model = training_pipeline.run(toy(), toy_cache(), runs="runs")
     assert lines == [f"this run is finished: {model.uri}"]
     assert run_contents() == expected["run"]
 
 
 def test_tuned_model_transcribes_as_recorded(expected):
     assert transcripts_of(tuned_model()) == expected["transcripts"]
-    by_notes = lab.transcriber(toy(), runs="runs", log=quiet)
+    by_notes = inference_pipeline.load_transcriber(toy(), runs="runs")
     assert by_notes.ref.revision == expected["run"]["digest"]
 
 
 def test_export_is_reused_and_transcribes_as_recorded(expected):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    lines: list[str] = []
-    folder = export.convert(models.resolve(str(tuned_model())), "onnx", log=lines.append)
+    lines = record_log()
+    folder = export.convert(whisper_model.resolve(str(tuned_model())), "onnx")
     assert (folder.name, lines) == (expected["export"]["folder"], [])
     assert transcripts_of(folder) == expected["export"]["transcripts"]
 
 
 def test_new_export_has_the_recorded_name(expected):
-    folder = export.convert(models.resolve(str(tuned_model())), "safetensors-float16", log=quiet)
+    folder = export.convert(whisper_model.resolve(str(tuned_model())), "safetensors-float16")
     assert folder.name == expected["half_precision"]
 
 
@@ -342,23 +343,23 @@ def test_reports_are_read_and_compared_as_recorded(expected):
 def test_scored_models_are_not_scored_again(expected):
     decoded: list[int] = []
     for uri in ("./base", str(tuned_model())):
-        report = lab.evaluate(toy(), toy_cache(), uri, runs="runs", log=quiet, on_clips=decoded.append)
+        report = experiment_pipeline.evaluate(toy(), toy_cache(), uri, runs="runs", on_clips=decoded.append)
         assert report.folder.name in expected["reports"]
         assert report.page is not None
     assert decoded == []
-    assert len(experiments.find("toy", "runs", quiet)) == 1
+    assert len(lookup.find("toy", "runs")) == 1
 
 
 def test_new_scoring_has_the_recorded_name_and_score(expected):
     shutil.rmtree("runs/toy/reports")
-    report = lab.evaluate(toy(), toy_cache(), str(tuned_model()), runs="runs", log=quiet)
+    report = experiment_pipeline.evaluate(toy(), toy_cache(), str(tuned_model()), runs="runs")
     assert report.score.wer == pytest.approx(expected["reports"][report.folder.name]["wer"])
 
 
 def test_sweep_goes_on_with_a_third_trial(expected):
     assert sweep_contents() == expected["sweep"]
-    lines: list[str] = []
-    sweep = sweeps.run(toy({"search.trials": 3}), runs="runs", log=lines.append)
+    lines = record_log()
+    sweep = sweeps.run(toy({"search.trials": 3}), runs="runs")
     assert lines[0].startswith("going on with 2 trial(s) of ")
     assert sweep.folder.name == expected["sweep"]["folder"]
     assert [trial.number for trial in sweep.trials] == [1, 2, 3]
@@ -376,7 +377,7 @@ def test_worker_goes_on_with_its_interrupted_training(expected):
     shutil.copytree("runs/features", "worker/features")
     shutil.copytree("interrupted/toy", Path("worker/tuned") / run / "toy")
     folder = Path("worker").absolute()
-    jobs = Jobs(whisper.WhisperFineTuning(toy(), folder), folder)
+    jobs = Jobs(whisper_tasks.WhisperFineTuning(toy(), folder), folder)
     try:
         assert jobs.state == "Busy training"
         jobs.job.done.result(120)
@@ -391,47 +392,47 @@ def test_worker_goes_on_with_its_interrupted_training(expected):
 
 
 def test_ledger_is_read_and_appended_to(expected):
-    log, model = Path("runs") / ledger.NAME, models.resolve(str(tuned_model()))
-    before = ledger.read(log)
+    model = whisper_model.resolve(str(tuned_model()))
+    before = test_set_log.read(Path("runs"))
     assert [row["tuned"] for row in before] == ["no", "yes"]
     (folder,) = [path for path in Path("runs/toy/reports").iterdir() if before[1]["report"].endswith(path.name)]
-    looks = ledger.note(Path("runs"), evaluation.read_report(folder), model, "toy", made=True)
+    looks = test_set_log.note(Path("runs"), evaluation.read_report(folder), model, "toy", made=True)
     assert (looks.scorings, looks.of_model, looks.models) == (3, 2, 2)
-    *earlier, last = ledger.read(log)
+    *earlier, last = test_set_log.read(Path("runs"))
     assert earlier == before
     assert {**last, "when": ""} == {**before[1], "when": ""}
 
 
 def test_history_is_read_and_appended_to(expected):
     runs = Path("runs").absolute()
-    (row,) = history.read(runs)
+    (row,) = run_log.read(runs)
     report = evaluation.read_report(runs / row["report"])
     assert row["model"] == expected["run"]["digest"]
     assert row["wer"] == f"{expected['reports'][report.folder.name]['wer']:.6f}"
-    assert not history.add(report, runs), "a model has one row for each test set"
-    path = runs / history.FILE
+    assert not run_log.add(report, runs), "a model has one row for each test set"
+    path = runs / run_log.FILE
     path.write_text(path.read_text("utf-8").replace(row["model"], "0" * 12), "utf-8")
-    assert history.add(report, runs)
-    old, new = history.read(runs)
+    assert run_log.add(report, runs)
+    old, new = run_log.read(runs)
     unlike = ("when", "model", "code")
     assert {**new, **dict.fromkeys(unlike)} == {**old, **dict.fromkeys(unlike)}
 
 
 def test_feedback_log_is_read_and_appended_to(expected):
     log = Path("runs/feedback.csv")
-    before = feedback.read(log)
+    before = feedback_log.read(log)
     assert [row["flag"] for row in before] == ["right", "wrong"]
     assert before[1]["reference"] == "ja, nej; å"
     sound = Waveform(np.full(400, 0.1, dtype=np.float32))
     row = feedback.append(log, output="nej", flag="right", model="toy @ 1", recording=sound)
-    assert feedback.read(log) == [*before, row]
+    assert feedback_log.read(log) == [*before, row]
 
 
 def test_transcription_goes_on_after_its_journal(expected):
-    job = transcripts.plan([Path("talks/talks.csv")])
-    assert transcripts.outline(job)["rows_done"] == 2
-    lines: list[str] = []
-    summary, _ = transcripts.run(job, transcriber_of(tuned_model()), log=lines.append)
+    job = batch_job.plan([Path("talks/talks.csv")])
+    assert batch_run.outline(job)["rows_done"] == 2
+    lines = record_log()
+    summary, _ = batch_run.run(job, transcriber_of(tuned_model()))
     assert lines == ["going on after 2 of 4 rows"]
     assert (summary.rows, summary.errors) == (4, 0)
     assert job.out.is_file() and not job.partial.exists()
