@@ -55,7 +55,7 @@ IMPORTED = (
     "torch", "transformers.trainer_seq2seq", "transformers.models.whisper.modeling_whisper", "gradio", "uvicorn",
     "pandas", "matplotlib.pyplot", "papermill.cli", "torch.distributed.run", "ipykernel.kernelapp",
     "pipelines.features.pipeline",
-    "servers.shared_tokenizer",
+    "servers.tokenizer_cache",
 )  # fmt: skip
 """Modules that most commands import."""
 TOUR = {
