@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from desk import desk  # noqa: F401  a fixture
+from lab_copy import lab_copy  # noqa: F401  a fixture
 from log_recorder import record_log, stop_recording
 from servers.benches import (  # noqa: F401  fixtures
     certificate,

@@ -1,21 +1,19 @@
-"""What is asked of a request before it is believed: where it comes from, a token, a size.
-
-Whoever opens a page of the web lets its scripts send requests to this machine, too. They cannot read the answers, but a
-job would be begun all the same. So what a browser tells of where a request comes from is looked at: `Sec-Fetch-Site`;
-and without a token also `Origin`, which has to be this very server, and `Host`, since a name that the page's owner
-points to 127.0.0.1 makes his page a page of this server (DNS rebinding). Programs send none of these but `Host`.
-"""
+"""ASGI middleware of the worker: host, origin, token and size of requests, and headers of responses."""
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from pipelines.inference.api.middleware import check_token, measured
-from pipelines.inference.api.schemas import Refusal
+from pipelines.inference.http_guard import (
+    Refusal,
+    check_fetch_site,
+    check_host,
+    check_origin,
+    check_token,
+    limit_body,
+)
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -58,37 +56,17 @@ class Guard:
 
         try:
             self._check(scope)
-            await self.app(scope, measured(scope, receive, self.max_mb), told)
+            await self.app(scope, limit_body(scope, receive, int(self.max_mb * 1e6)), told)
         except Refusal as refusal:
             await self.refused(refusal)(scope, receive, told)
 
     def _check(self, scope: Scope) -> None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if not self.token:
-            self._check_host(headers.get(b"host", ""))
+            check_host(scope, self.hosts)
         if (scope["method"], scope["path"]) in (("GET", "/"), ("HEAD", "/")):
             return
-        if headers.get(b"sec-fetch-site", "none") not in ("same-origin", "none"):
-            raise Refusal(403, "a page of another site may not use this worker")
+        check_fetch_site(scope)
         if self.token:
-            return check_token(scope, self.token)
-        origin, host = headers.get(b"origin"), headers.get(b"host", "")
-        if origin is not None and origin.lower().partition("://")[2] != host.lower():
-            raise Refusal(403, "a page of another site may not use this worker")
-
-    def _check_host(self, host: str) -> None:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            name = ""
-        if name in self.hosts or name.endswith(".localhost") or _is_address(name):
-            return
-        raise Refusal(403, "this worker is not known by that name: its operator may give it with --allow-host")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+            check_token(scope, self.token)
+        else:
+            check_origin(scope)

@@ -180,7 +180,7 @@ class WhisperFineTuning(FineTuningInterface):
         logger.info(f"the {'tuned' if uri else 'base'} model on {split}: {score}")
 
     def test(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
-        from pipelines.inference.api.schemas import refused
+        from pipelines.inference.api.schemas import audio_refusal
         from pipelines.inference.transcriber import Transcriber
 
         ref = whisper_model.resolve(logs_dict.get("model_uri") or self.recipe.model.base)
@@ -188,7 +188,7 @@ class WhisperFineTuning(FineTuningInterface):
         try:
             heard = transcriber.transcribe(params["audio"], self.max_duration_s)
         except AudioError as error:
-            raise LabError(refused(error).detail) from None
+            raise LabError(audio_refusal(error).detail) from None
         return {
             "text": heard.text,
             "confidence": round(heard.confidence, 4),

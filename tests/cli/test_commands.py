@@ -1,4 +1,4 @@
-"""Every command of README.md and of the pages below docs/ is run, in a copy of the lab whose recipes are small."""
+"""Run every command of README.md, CONTRIBUTING.md and docs/ in a copy of the lab whose recipes are small."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from pathlib import Path
 
 import pages
 import pytest
-from desk import PATIENCE_S, Reader
+from command_runner import NO_EFFECT, CommandRunner
+from lab_copy import TIMEOUT_S, python_words
 from pages import Command
 from servers.loopback import free_port
 
+pytestmark = pytest.mark.slow
 NOT_RUN = {
-    r"docker (build|run) ": "an engine is wanted; tests/inference/deploy/test_dockerfile.py reads the file",
-    r"python benchmarks/\w+\.py": "it measures for minutes to hours; tests/test_benchmarks.py runs it in small",
+    r"docker (build|run) ": "needs a Docker engine; tests/inference/deploy/test_dockerfile.py reads the file",
+    r"python benchmarks/\w+\.py": "takes minutes to hours; tests/test_benchmarks.py runs them in small",
+    r"python -m pytest ": "runs the tests themselves",
 }
 """Commands that no test runs, and why."""
-FIRST = {  # page to commands
+FIRST = {
+    "benchmarks.md": ["python -m pipelines features --recipe tour"],
     "experiments.md": [
         "python -m pipelines features --recipe tour-lora",
         "python -m pipelines train --recipe tour-lora",
@@ -28,38 +32,66 @@ FIRST = {  # page to commands
     "smaller-models.md": ["python -m pipelines features --recipe mine.toml"],
     "training.md": ["python -m pipelines features --recipe base"],
 }
-"""What the readers of these pages have done before."""
+"""Page to the commands that its readers have run before."""
 
 
 def not_run(command: Command) -> list[str]:
-    """The entries of NOT_RUN that a command falls under."""
+    """Return the patterns of NOT_RUN that match a command."""
     return [pattern for pattern in NOT_RUN if re.match(pattern, command.text)]
 
 
+def is_run_here(command: Command) -> bool:
+    return not (not_run(command) or pages.ON_A_CLUSTER.search(command.text))
+
+
+@pytest.fixture(scope="module")
+def completed() -> set[str]:
+    """The commands without effect that an earlier page has run."""
+    return set()
+
+
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(desk, page: Path):
-    desk.begin()
-    reader = Reader(desk)
+def test_commands_of_page_run(lab_copy, completed: set[str], page: Path):
+    lab_copy.reset()
+    runner = CommandRunner(lab_copy)
     try:
         for command in [Command(text, account=True) for text in FIRST.get(page.name, ())] + pages.commands(page):
-            if not (not_run(command) or pages.ON_A_CLUSTER.search(command.text)):
-                reader.run(command)
+            if is_run_here(command) and command.text not in completed:
+                runner.run(command)
+                if NO_EFFECT.match(command.text):
+                    completed.add(command.text)
     finally:
-        reader.close()
+        runner.close()
 
 
-def test_what_is_not_run_is_on_a_page():
-    named = [command for page in pages.PAGES for command in pages.commands(page)]
-    assert {pattern for command in named for pattern in not_run(command)} == NOT_RUN.keys()
+def test_every_excluded_command_is_on_a_page():
+    commands = [command for page in pages.PAGES for command in pages.commands(page)]
+    assert {pattern for command in commands for pattern in not_run(command)} == NOT_RUN.keys()
 
 
-def test_a_benchmark_that_a_page_names_has_these_options():
-    """They are not run, but neither do they promise what is not there."""
+def test_documented_benchmarks_have_their_options():
     for command in (command for page in pages.PAGES for command in pages.commands(page)):
         if command.text.startswith("python benchmarks/"):
             _, file, *words = command.words
             options = re.findall(r"\"(--[\w-]+)\"", (pages.ROOT / file).read_text("utf-8"))
             assert {word for word in words if word.startswith("--")} <= set(options), command.text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("python app.py --port 1", ["app.py", "--port", "1"]),
+        ("python -m pipelines run --set 'a=[1]'", ["-m", "pipelines", "run", "--set", "a=[1]"]),
+        (".venv/bin/python -m pipelines doctor", ["-m", "pipelines", "doctor"]),
+        ("papermill in.ipynb out.ipynb", ["-m", "papermill", "in.ipynb", "out.ipynb"]),
+        ("python -c 'print(1)' 2", None),
+        ("A=1 python app.py", None),
+        ("python app.py | head", None),
+        ("make run", None),
+    ],
+)
+def test_only_plain_python_programs_are_forked(text: str, words: list[str] | None):
+    assert python_words(text) == words
 
 
 @pytest.mark.parametrize(
@@ -80,32 +112,32 @@ def test_a_benchmark_that_a_page_names_has_these_options():
         "frobnicate",
     ],
 )
-def test_a_command_that_fails_is_found(desk, text: str):
-    """Those that need an account, too: without a line that says so their block has none."""
-    desk.begin()
+def test_wrong_command_fails(lab_copy, text: str):
+    """Commands that need an account fail, too, if their block does not say so."""
+    lab_copy.reset()
     with pytest.raises(AssertionError):
-        Reader(desk).run(Command(text))
+        CommandRunner(lab_copy).run(Command(text))
 
 
-def test_the_files_of_the_worker_s_page_serve_another_model(desk):
-    mine, served = pages.blocks((pages.ROOT / "docs" / "worker.md").read_text("utf-8"), "python")
-    (desk.folder / "mine.py").write_text(mine, "utf-8")
-    (desk.folder / "serve_mine.py").write_text(served.replace("8001", str(port := free_port())), "utf-8")
-    reader = Reader(desk)
-    reader.server, reader.address = desk.start("python serve_mine.py"), f"http://127.0.0.1:{port}"
+def test_worker_page_code_serves_another_model(lab_copy):
+    model, serve = pages.blocks((pages.ROOT / "docs" / "worker.md").read_text("utf-8"), "python")
+    (lab_copy.folder / "mine.py").write_text(model, "utf-8")
+    (lab_copy.folder / "serve_mine.py").write_text(serve.replace("8001", str(port := free_port())), "utf-8")
+    runner = CommandRunner(lab_copy)
+    runner.server, runner.address = lab_copy.start("python serve_mine.py"), f"http://127.0.0.1:{port}"
     try:
-        until_it_listens(port)
-        reader.run(Command("curl http://127.0.0.1:8001/status"))
-        reader.run(
+        wait_until_listening(port)
+        runner.run(Command("curl http://127.0.0.1:8001/status"))
+        runner.run(
             Command("""curl -H 'Content-Type: application/json' -d '{"task": "dataset"}' http://127.0.0.1:8001""")
         )
     finally:
-        reader.close()
+        runner.close()
 
 
-def until_it_listens(port: int) -> None:
-    ends = time.monotonic() + PATIENCE_S
-    while time.monotonic() < ends:
+def wait_until_listening(port: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return
         time.sleep(0.05)

@@ -113,7 +113,7 @@ def running(folder: Path, model: FineTuningInterface | None = None, token: str =
     """A worker for `model` in a thread of this process."""
     work = jobs.Jobs(model or MeanModel(folder), folder)
     listening = api_server.listen("127.0.0.1", 0)
-    server = api_server.server_of(api.make_app(work, limits, token, hosts))
+    server = api_server.create_server(api.make_app(work, limits, token, hosts))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -436,10 +436,10 @@ BROWSER = [
     ({"Origin": "null"}, "another site"),
     ({"Sec-Fetch-Site": "cross-site"}, "another site"),
     ({"Sec-Fetch-Site": "same-site"}, "another site"),
-    ({"Host": "evil.example", "Origin": "http://evil.example"}, "not known by that name"),
-    ({"Host": "127.0.0.1.evil.example"}, "not known by that name"),
-    ({"Host": "localhost@evil.example:80"}, "not known by that name"),
-    ({"Host": "[::1"}, "not known by that name"),
+    ({"Host": "evil.example", "Origin": "http://evil.example"}, "unknown host"),
+    ({"Host": "127.0.0.1.evil.example"}, "unknown host"),
+    ({"Host": "localhost@evil.example:80"}, "unknown host"),
+    ({"Host": "[::1"}, "unknown host"),
 ]
 
 
@@ -468,7 +468,7 @@ def test_with_a_token_nothing_but_the_empty_page_answers_without_it(tmp_path):
             for path in ("status", "tasks", "events", "nowhere"):
                 answers.append(httpx.get(f"{client.url}/{path}", headers=wrong))
             for told in answers:
-                ignored(told, 401, "wants its token")
+                ignored(told, 401, "requires its token")
                 assert told.headers["www-authenticate"] == "Bearer"
                 assert told.json().keys() == {"ignored", "reason"}
         assert "numbers" not in httpx.get(client.url).text

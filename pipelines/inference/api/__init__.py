@@ -1,11 +1,12 @@
-"""An HTTP API that transcribes, in the shape that OpenAI's clients expect.
+"""An HTTP API that transcribes, compatible with OpenAI's clients.
 
-    shapes   what is answered: transcripts, models, health, errors
-    desk     one decoding at a time, a few that wait, nobody for ever
-    gate     what is asked of a request before its body is believed: token, a free place, size, time
-    api      the addresses
-    page     the API in words, at /docs
-    server   a socket, uvicorn, and a clean end
+    schemas      responses: transcripts, models, health, errors
+    queue        one decoding at a time, a limited number of waiting requests
+    middleware   token, free slot, size and time of a request
+    api          the routes
+    responses    transcripts and model facts as responses
+    docs_page    the documentation at /docs
+    server       socket, uvicorn and shutdown
 
-A recording is held in memory or in a nameless temporary file, and is gone with its request.
+A recording is stored in memory or in an unnamed temporary file and is deleted with its request.
 """

@@ -1,4 +1,4 @@
-"""One decoding at a time: the model is not safe to call twice at once. A few requests wait, and nobody for ever."""
+"""The queue of the API: one recording is decoded at a time, since a model must not be called twice at once."""
 
 from __future__ import annotations
 
@@ -6,107 +6,105 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from pipelines.inference.api.schemas import Refusal, refused
+from pipelines.inference.api.schemas import audio_refusal
+from pipelines.inference.http_guard import Refusal, wait_for_disconnect
 from pipelines.inference.transcriber import Transcriber, Transcript
 from pipelines.speech.audio import AudioError
 
-SLOWEST_BYTES_PER_S = 10_000
-"""What a poor telephone line carries."""
-_LONGEST_RETRY_S = 60
+if TYPE_CHECKING:
+    from starlette.types import Receive
+
+_MAX_RETRY_S = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for, and how many may ask."""
+    """Limits on one request and on the number of requests."""
 
     max_mb: float = 100.0
-    """The body of a request, in millions of bytes."""
+    """Size of a request's body, in millions of bytes."""
     max_duration_s: float = 3600.0
-    """The recording in it."""
+    """Duration of the recording."""
     timeout_s: float = 600.0
-    """From the first byte of a request to its answer: sending it, waiting, decoding."""
+    """Time from the first byte of a request to its response: sending, waiting and decoding."""
     sending_s: float = 30.0
-    """The body of a request may take so long to come, and a second more for every SLOWEST_BYTES_PER_S of it: who sends
-    drop by drop holds a place that others could use."""
+    """Time for the body to arrive, plus one second per http_guard.MIN_BYTES_PER_S: a slow sender occupies a slot."""
     queue: int = 16
     """Requests that may wait while one is decoded."""
 
 
 class _Abandoned(Exception):
-    """Nobody waits for this transcript any more."""
+    """The client of this transcript has disconnected."""
 
 
-class Desk:
-    """A transcriber, and the requests before it."""
+class TranscriptionQueue:
+    """A transcriber and the requests that wait for it."""
 
     def __init__(self, transcriber: Transcriber, limits: Limits):
         self.transcriber, self.limits = transcriber, limits
-        self.places = limits.queue + 1
-        self.taken = 0
-        self._last_s = 1.0
-        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self.n_slots = limits.queue + 1
+        self.n_taken = 0
+        self._last_elapsed_s = 1.0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="decoding")
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for the length of a request, from its first byte on. Raises Refusal (503) where all are taken."""
-        if self.taken >= self.places:
-            after_s = min(max(math.ceil(self._last_s), 1), _LONGEST_RETRY_S)
-            headers = {"Retry-After": str(after_s)}
-            raise Refusal(503, f"the server is busy: try again in {after_s} s", "busy", headers=headers)
-        self.taken += 1
+    def slot(self) -> Iterator[None]:
+        """Occupy a slot for the duration of a request. Raises Refusal (503) if all are taken."""
+        if self.n_taken >= self.n_slots:
+            retry_s = min(max(math.ceil(self._last_elapsed_s), 1), _MAX_RETRY_S)
+            headers = {"Retry-After": str(retry_s)}
+            raise Refusal(503, f"the server is busy: try again in {retry_s} s", "busy", headers=headers)
+        self.n_taken += 1
         try:
             yield
         finally:
-            self.taken -= 1
+            self.n_taken -= 1
 
-    async def transcribe(
-        self, upload: BinaryIO, receive: Callable[[], Awaitable[dict]], word_times: bool = False
-    ) -> Transcript:
-        """The transcript of `upload`, when its turn has come. Raises Refusal.
+    async def transcribe(self, upload: BinaryIO, receive: Receive, word_times: bool = False) -> Transcript:
+        """Return the transcript of `upload` when its turn has come. Raises Refusal.
 
-        `receive` is that of the request, whose body has been read: what it tells next is that the client has left.
-        Where that happens, or this call is cancelled, the decoding ends before the next batch of windows, or the next
-        try of a window; where ffmpeg reads, at the latest when its time for a block (audio.PATIENCE_S) is up.
+        `receive` is that of the request, whose body has been read: it next reports that the client has disconnected.
+        In that case, or if this call is cancelled, decoding stops before the next batch of windows or the next attempt
+        at a window; while ffmpeg reads, after its time for a block (audio.PATIENCE_S) at the latest.
         """
         abandoned = threading.Event()
         loop = asyncio.get_running_loop()
-        decoding = loop.run_in_executor(self._decoding, self._decode, upload, abandoned, word_times)
-        leaving = asyncio.ensure_future(_left(receive))
+        decoding = loop.run_in_executor(self._executor, self._decode, upload, abandoned, word_times)
+        disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
-            await asyncio.wait({decoding, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({decoding, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not decoding.done():
-                raise Refusal(400, "the client left")  # which nobody hears
+                raise Refusal(400, "the client disconnected")
             return decoding.result()
         except AudioError as error:
-            raise refused(error) from None
+            raise audio_refusal(error) from None
         finally:
             abandoned.set()
             decoding.cancel()
-            leaving.cancel()
+            disconnect.cancel()
 
     def close(self) -> None:
-        """End when the decoding that runs does; what waits is dropped."""
-        self._decoding.shutdown(wait=False, cancel_futures=True)
+        """Stop after the current decoding; waiting requests are dropped."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, upload: BinaryIO, abandoned: threading.Event, word_times: bool) -> Transcript:
-        def go_on(_: object) -> None:
+        def stop_if_abandoned(_: object) -> None:
             if abandoned.is_set():
                 raise _Abandoned
 
-        go_on(None)
+        stop_if_abandoned(None)
         upload.seek(0)
-        heard = self.transcriber.transcribe(
-            upload.read(), self.limits.max_duration_s, on_audio=go_on, on_segment=go_on, word_times=word_times
+        transcript = self.transcriber.transcribe(
+            upload.read(),
+            self.limits.max_duration_s,
+            on_audio=stop_if_abandoned,
+            on_segment=stop_if_abandoned,
+            word_times=word_times,
         )
-        self._last_s = heard.elapsed_s
-        return heard
-
-
-async def _left(receive: Callable[[], Awaitable[dict]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        self._last_elapsed_s = transcript.elapsed_s
+        return transcript

@@ -1,68 +1,47 @@
-"""What the API answers: transcripts and errors in OpenAI's shapes, the model, its health."""
+"""Responses of the API: transcripts and errors in OpenAI's format, the model and its health."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import HTTPException
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from pipelines.inference import subtitles
+from pipelines.inference.http_guard import Refusal
 from pipelines.inference.transcriber import Transcript
 from pipelines.speech import repetition
 from pipelines.speech.audio import DAMAGED, AudioError
 
-
-class Refusal(HTTPException):
-    """A request that is not answered with a transcript: the status, one line, and where it can be named the field."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str | None = None,
-        *,
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ):
-        super().__init__(status, message, headers)
-        self.code, self.param = code, param
-
-    def response(self) -> JSONResponse:
-        """The answer in OpenAI's shape."""
-        kind = "invalid_request_error" if self.status_code < 500 else "server_error"
-        told = {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": told}, self.status_code, self.headers)
-
-
-_OF_AUDIO = {
-    "empty": "the file holds no sound",
-    "not_finite": "the file holds samples that are no numbers (NaN or infinite)",
+_AUDIO_ERRORS = {
+    "empty": "the file contains no audio",
+    "not_finite": "the file contains NaN or infinite samples",
 }
-_UNREADABLE = "the file is not audio that this server can read; wav, flac, mp3 and ogg always are"
+_UNREADABLE = "the file is not audio that this server can read; wav, flac, mp3 and ogg are always supported"
 
 
-def refused(error: AudioError) -> Refusal:
-    """The answer to audio that cannot be used. Only durations are told of what the decoder said: it may name places."""
+def audio_refusal(error: AudioError) -> Refusal:
+    """Return the response to unusable audio.
+
+    Of the decoder's own message only durations are passed on, since it may contain local paths.
+    """
     if error.reason == "too_long":
         return Refusal(413, f"the recording is too long: {error.detail}", "audio_too_long", param="file")
     if error.reason == DAMAGED:
         return Refusal(400, f"the recording is damaged: {error.detail}", "invalid_audio", param="file")
-    return Refusal(400, _OF_AUDIO.get(error.reason, _UNREADABLE), "invalid_audio", param="file")
+    return Refusal(400, _AUDIO_ERRORS.get(error.reason, _UNREADABLE), "invalid_audio", param="file")
 
 
 class Problem(BaseModel):
-    """What is wrong, in one line."""
+    """An error, in one line."""
 
     message: str
     type: Literal["invalid_request_error", "server_error"]
-    param: str | None = Field(description="The field at fault, where there is one.")
+    param: str | None = Field(description="The field at fault, if there is one.")
     code: str | None
 
 
 class Failure(BaseModel):
-    """Every answer that is none: OpenAI's error object."""
+    """OpenAI's error object."""
 
     error: Problem
 
@@ -74,42 +53,42 @@ class Transcription(BaseModel):
 
 
 class Word(BaseModel):
-    """A word; where its time was asked for, with it."""
+    """A word; with its times if they were requested."""
 
     word: str
-    start: float | None = Field(None, description="Seconds; only where times of words were asked for.")
-    end: float | None = Field(None, description="Seconds: where the next word begins, or the segment ends.")
-    confidence: float = Field(ge=0, le=1, description="The probability that the word is right.")
+    start: float | None = Field(None, description="Seconds; only if word times were requested.")
+    end: float | None = Field(None, description="Seconds: the start of the next word, or the end of the segment.")
+    confidence: float = Field(ge=0, le=1, description="The probability that the word is correct.")
 
 
 class TimedWord(Word):
-    """A word and when it is said."""
+    """A word and its times."""
 
     start: float = Field(description="Seconds.")
-    end: float = Field(description="Seconds: where the next word begins, or the segment ends.")
+    end: float = Field(description="Seconds: the start of the next word, or the end of the segment.")
 
 
 class TimedSegment(BaseModel):
-    """What was said in a stretch of the recording."""
+    """The transcript of one part of the recording."""
 
     id: int
-    seek: int = Field(description="Where the segment begins, in hundredths of a second.")
+    seek: int = Field(description="Start of the segment, in hundredths of a second.")
     start: float = Field(description="Seconds.")
     end: float = Field(description="Seconds.")
     text: str
-    tokens: list[int] = Field(description="Always empty: this server keeps no tokens.")
+    tokens: list[int] = Field(description="Always empty: this server does not return tokens.")
     temperature: float = Field(
-        ge=0, le=1, description="At which it was decoded: above 0 where its text went in circles at first."
+        ge=0, le=1, description="Sampling temperature; above 0 if the first attempt repeated itself."
     )
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float = Field(
         ge=0,
         le=1,
-        description="Of a segment that was doubted: its first avg_logprob was below -1. 0 for all others, for which it "
-        "is not computed. A segment without speech is left out.",
+        description="Computed only if the first avg_logprob was below -1, otherwise 0. Segments without speech are "
+        "left out.",
     )
-    confidence: float = Field(ge=0, le=1, description="The share of its words that is expected to be right.")
+    confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
     words: list[Word]
 
 
@@ -118,59 +97,59 @@ class VerboseTranscription(BaseModel):
 
     task: Literal["transcribe"]
     language: str
-    duration: float = Field(description="Of the recording, in seconds.")
+    duration: float = Field(description="Duration of the recording, in seconds.")
     text: str
-    confidence: float = Field(ge=0, le=1, description="The share of all words that is expected to be right.")
+    confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
     segments: list[TimedSegment]
-    words: list[TimedWord] | None = Field(None, description="Of all segments, where times of words were asked for.")
+    words: list[TimedWord] | None = Field(None, description="Words of all segments, if word times were requested.")
 
 
 class Prediction(BaseModel):
-    """What /predict answers."""
+    """The response of /predict."""
 
     text: str
-    confidence: float = Field(ge=0, le=1, description="The share of the words that is expected to be right.")
+    confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
     duration_s: float
-    elapsed_s: float = Field(description="From the recording to the text, without waiting for its turn.")
+    elapsed_s: float = Field(description="Seconds of decoding, without the time in the queue.")
 
 
 class Model(BaseModel):
-    """A model, as OpenAI's list has it."""
+    """A model, as in OpenAI's list."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="Seconds since 1970; 0 where the model does not tell.")
+    created: int = Field(description="Seconds since 1970; 0 if unknown.")
     owned_by: str
 
 
 class Models(BaseModel):
-    """The one model that is served here."""
+    """The one model that this server serves."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Health(BaseModel):
-    """The server answers, and this is what it serves."""
+    """The state of the server and its model."""
 
     status: Literal["ok"] = "ok"
-    model: dict[str, str] = Field(description="Name, revision, base, engine, and the day it was made where it tells.")
+    model: dict[str, str] = Field(description="Name, revision, base, engine, and the date of creation if it is known.")
     scores: dict[str, float | int | bool | list[float]] = Field(
-        description="On its own test split; empty if not scored."
+        description="Scores on the test split of the model's data; empty if it was not evaluated."
     )
-    waiting: int = Field(description="Requests that are being answered or wait for their turn.")
-    places: int = Field(description="As many may be at once; the next one is told to come again.")
+    waiting: int = Field(description="Requests that are being decoded or wait for it.")
+    places: int = Field(description="Maximum of `waiting`; further requests get 503.")
 
 
 def verbose(transcript: Transcript, language: str, word_times: bool = False) -> dict[str, Any]:
-    """The fields of VerboseTranscription: those of subtitles.as_dict, and the rest of OpenAI's that are known."""
-    told = subtitles.as_dict(transcript, language)
-    for segment in told["segments"]:
+    """Return the fields of VerboseTranscription: those of subtitles.as_dict and the remaining ones of OpenAI's."""
+    fields = subtitles.as_dict(transcript, language)
+    for segment in fields["segments"]:
         segment |= {
             "seek": round(segment["start"] * 100),
             "tokens": [],
             "compression_ratio": round(repetition.compression_ratio(segment["text"]), 4),
         }
     if word_times:
-        told["words"] = [word for segment in told["segments"] for word in segment["words"]]
-    return told
+        fields["words"] = [word for segment in fields["segments"] for word in segment["words"]]
+    return fields

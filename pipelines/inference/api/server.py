@@ -1,4 +1,4 @@
-"""A socket, uvicorn on it, and a clean end."""
+"""Serve an ASGI app with uvicorn: socket, address and shutdown. Used by the API and the worker."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-
-_GRACE_S = 8
-"""Requests that are being answered when the server is asked to end have so long; Docker kills after 10 s."""
+_SHUTDOWN_S = 8
+"""Seconds that requests in progress get on shutdown; Docker kills a container after 10 s."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any free one. Raises LabError where that cannot be."""
+    """Return a socket that listens at `host` and `port` (0: any free one). Raises LabError if that fails."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -28,15 +27,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
-    """The address of a listening socket as a URL; what listens everywhere is reached on the loopback, too."""
+    """Return the URL of a listening socket; for one that listens on every interface, the loopback URL."""
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_of(app: Starlette) -> uvicorn.Server:
-    """The server, not yet running; it ends where `should_exit` is set. The app finds it as `app.state.server`: an
-    answer that has no end of its own is to end with it."""
+def create_server(app: Starlette) -> uvicorn.Server:
+    """Return a server that is not running yet; setting its `should_exit` stops it.
+
+    It is also stored as `app.state.server`, so that endless responses can stop with it.
+    """
     import uvicorn
 
     app.state.server = uvicorn.Server(
@@ -48,22 +49,22 @@ def server_of(app: Starlette) -> uvicorn.Server:
             proxy_headers=False,
             lifespan="on",
             ws="none",
-            timeout_graceful_shutdown=_GRACE_S,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
         )
     )
     return app.state.server
 
 
 def serve(app: Starlette, listening: socket.socket) -> None:
-    """Answer requests until SIGTERM or SIGINT; what is being answered then is brought to its end, for some seconds.
+    """Serve until SIGTERM or SIGINT, then let requests in progress finish for some seconds.
 
     Call it in the main thread.
     """
-    server, signals = server_of(app), (signal.SIGINT, signal.SIGTERM)
-    # uvicorn raises the signal that ended it once more: without a handler that would be a death, not an end
-    before = {sent: signal.signal(sent, server.handle_exit) for sent in signals}
+    server, signals = create_server(app), (signal.SIGINT, signal.SIGTERM)
+    # uvicorn raises the signal again after its shutdown: without our handler it would kill the process
+    previous = {number: signal.signal(number, server.handle_exit) for number in signals}
     try:
         server.run(sockets=[listening])
     finally:
-        for sent, handler in before.items():
-            signal.signal(sent, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""Whisper's tokenizer is read once for all commands: half a second each time, and the same in every toy.
+"""Read Whisper's tokenizer once for all commands: that takes half a second, and it is the same in every toy model.
 
-Imported by the process that forks (forks.py), with a model's folder in the variable TOY.
+The fork server (fork_server.py) imports this module, with a model's folder in the variable TOY.
 """
 
 import functools
@@ -14,29 +14,27 @@ from transformers import WhisperProcessor
 from pipelines.whisper import model as whisper_model
 
 _read = WhisperProcessor.from_pretrained
-_places: dict[str, str] = {}
-"""Digest of a tokenizer to the first folder that had it."""
+_folders: dict[str, str] = {}
+"""Digest of a tokenizer to the first folder with it."""
 
 
 @functools.cache
-def _shared(digest: str, **told: str) -> WhisperProcessor:
-    return _read(_places[digest], **told)
+def _shared(digest: str, **options: str) -> WhisperProcessor:
+    return _read(_folders[digest], **options)
 
 
-def from_pretrained(folder: str | Path, **told: str) -> WhisperProcessor:
-    """The processor of a folder; that of another one with the same files will do."""
+def from_pretrained(folder: str | Path, **options: str) -> WhisperProcessor:
+    """Return the processor of a folder, or the one that was read from another folder with the same files."""
     files = sorted(path for path in Path(folder).glob("*.json") if "token" in path.name or "process" in path.name)
     if not files:
-        return _read(folder, **told)
+        return _read(folder, **options)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    _places.setdefault(digest, str(folder))
-    return _shared(digest, **told)
+    _folders.setdefault(digest, str(folder))
+    return _shared(digest, **options)
 
 
 WhisperProcessor.from_pretrained = from_pretrained
-with tempfile.TemporaryDirectory() as _saved:  # saved, the files are others: those of every model that is tuned
-    from pipelines.whisper import model as whisper_model
-
+with tempfile.TemporaryDirectory() as _saved:  # a saved processor has other files: those of every tuned model
     for _folder in (os.environ["TOY"], _saved):
         _processor = whisper_model.load_processor(whisper_model.ModelRef("toy", Path(_folder), "folder", ""), "sv")
         if not any(Path(_saved).iterdir()):

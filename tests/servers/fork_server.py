@@ -1,11 +1,12 @@
-"""A python that starts in no time: a process that has imported everything forks one for each command.
+"""Start Python programs quickly: a process that has imported everything forks one child per program.
 
-    python -c "from servers import forks; forks.serve()" SOCKET MODULE...     imports the modules and forks, until its
-                                                                              standard input is closed
-    python forks.py SOCKET WORD...                                            runs what `python WORD...` would
+    python -c "from servers import fork_server; fork_server.serve()" SOCKET MODULE...   imports the modules, then forks
+                                                                                        until its standard input closes
+    python fork_server.py SOCKET PYTHON REAL WORD...                                    runs what `python WORD...` would
+    ForkedProgram(...)                                                                  the same from Python
 
-The second takes its place in every respect: arguments, environment, folder, open files, signals, exit code. What needs
-a fresh interpreter (code with arguments, options) gets one.
+A forked program has the same arguments, environment, folder, open files, signals and exit code as a new process. Code
+with arguments and options of the interpreter get a new interpreter.
 """
 
 import atexit
@@ -19,6 +20,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import types
@@ -26,8 +28,11 @@ import types
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
 def serve() -> None:
-    """Import, then fork; returns in no process."""
+    """Import the modules, then fork; never returns."""
     address, *modules = sys.argv[1:]
     for name in modules:
         importlib.import_module(name)
@@ -36,9 +41,9 @@ def serve() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
-    ended, wakes = os.pipe()
-    os.set_blocking(wakes, False)
-    signal.set_wakeup_fd(wakes)
+    ended, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     print("ready", flush=True)
     running: dict[int, socket.socket] = {}
@@ -50,13 +55,13 @@ def serve() -> None:
             os._exit(0)
         if ended in ready:
             os.read(ended, 1024)
-            _tell_codes(running)
+            _send_exit_codes(running)
         for child in [child for child, connection in running.items() if connection in ready]:
-            _kill(child)  # whoever asked for it is gone
+            _kill(child)  # its client is gone
             running.pop(child).close()
         if listener in ready:
             connection, _ = listener.accept()
-            job, files = _received(connection)
+            job, files = _receive(connection)
             if not (child := os.fork()):
                 for other in (listener, connection, *running.values()):
                     other.close()
@@ -67,7 +72,7 @@ def serve() -> None:
             connection.sendall(struct.pack("i", child))
 
 
-def _tell_codes(running: dict[int, socket.socket]) -> None:
+def _send_exit_codes(running: dict[int, socket.socket]) -> None:
     while True:
         try:
             child, status = os.waitpid(-1, os.WNOHANG)
@@ -85,7 +90,7 @@ def _kill(child: int) -> None:
         os.killpg(child, signal.SIGKILL)
 
 
-def _received(connection: socket.socket) -> tuple[dict, list[int]]:
+def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
     head, files, _, _ = socket.recv_fds(connection, 4, 3)
     (size,) = struct.unpack("i", head)
     body = b""
@@ -94,8 +99,11 @@ def _received(connection: socket.socket) -> tuple[dict, list[int]]:
     return json.loads(body), files
 
 
+# --- the child --------------------------------------------------------------------------------------------------------
+
+
 def _become(job: dict, files: list[int]) -> None:
-    """What `python WORD...` does, up to its exit."""
+    """Run what `python WORD...` runs, and exit."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -117,7 +125,7 @@ def _become(job: dict, files: list[int]) -> None:
     except BaseException as error:
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         sys.excepthook(type(error), error, error.__traceback__)
-    _end(code)
+    _exit(code)
 
 
 def _execute(kind: str, *rest: str) -> None:
@@ -132,8 +140,8 @@ def _execute(kind: str, *rest: str) -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
-def _end(code: int) -> None:
-    """As an interpreter ends, but nothing is taken apart: that would copy all memory that is shared until then."""
+def _exit(code: int) -> None:
+    """End as an interpreter does, but free nothing: that would copy all memory that is shared with the server."""
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -142,32 +150,69 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
+# --- the client -------------------------------------------------------------------------------------------------------
+
+
+class ForkedProgram:
+    """A program that the server forked, with the methods of subprocess.Popen that tests use."""
+
+    def __init__(self, address: str, python: str, words: list[str], folder: str, variables: dict, files: list[int]):
+        """Start it with `files` (descriptors) as standard input, output and error; `python` is its sys.executable."""
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(address)
+        job = {"words": words, "python": python, "folder": folder, "variables": variables}
+        body = json.dumps(job).encode()
+        socket.send_fds(self._connection, [struct.pack("i", len(body))], files)
+        self._connection.sendall(body)
+        (self.pid,) = struct.unpack("i", self._connection.recv(4))
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the program runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code. Raise subprocess.TimeoutExpired after `timeout` seconds."""
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            code = self._connection.recv(4)
+            self.returncode = struct.unpack("i", code)[0] if code else 1
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 def run(address: str, python: str, words: list[str]) -> int:
-    """Have `words` run by the process at `address`; the exit code."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(address)
-    told = {"words": words, "python": python, "folder": os.getcwd(), "variables": dict(os.environ)}
-    body = json.dumps(told).encode()
+    """Run `words` on the server at `address` with this process's files and environment. Return the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    socket.send_fds(connection, [struct.pack("i", len(body))], [0, 1, 2])
-    connection.sendall(body)
-    (child,) = struct.unpack("i", connection.recv(4))
+    program = ForkedProgram(address, python, words, os.getcwd(), dict(os.environ), [0, 1, 2])
     for number in SIGNALS:
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        signal.signal(number, lambda number, _: os.kill(program.pid, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    code = connection.recv(4)
-    return struct.unpack("i", code)[0] if code else 1
+    return program.wait()
 
 
-def takes(words: list[str]) -> bool:
-    """Whether a forked process will do: a module, a file, or code without arguments."""
+def can_fork(words: list[str]) -> bool:
+    """Return whether `python WORD...` can be forked: a module, a file, or code without arguments."""
     return bool(words) and (words[0] == "-m" or words[0].endswith(".py") or (words[0] == "-c" and len(words) == 2))
 
 
 if __name__ == "__main__":
     address, python, real, *words = sys.argv[1:]
-    words = words[words[:1] == ["-u"] :]  # torchrun's; what is printed comes at the end at the latest
-    if not takes(words):
+    words = words[words[:1] == ["-u"] :]  # torchrun adds it; output appears at the end at the latest
+    if not can_fork(words):
         os.execv(real, [real, *words])
     code = run(address, python, words)
     if code < 0:

@@ -1,0 +1,105 @@
+"""Convert transcripts and the model's facts to responses, and read uploads."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, BinaryIO
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from pipelines.inference import pipeline as inference_pipeline
+from pipelines.inference import subtitles
+from pipelines.inference.api.schemas import Model, Prediction, verbose
+from pipelines.inference.http_guard import Refusal
+from pipelines.inference.transcriber import Transcriber, Transcript
+
+_MAX_MEMORY_BYTES = 1 << 20
+"""A larger body is stored in an unnamed temporary file."""
+
+
+class Format(StrEnum):
+    """Format of a transcript."""
+
+    json = "json"
+    text = "text"
+    srt = "srt"
+    verbose_json = "verbose_json"
+    vtt = "vtt"
+
+
+def transcript_response(
+    transcript: Transcript, response_format: Format, language: str, word_times: bool = False
+) -> Response:
+    """Return the transcript in the requested format."""
+    if response_format is Format.srt:
+        return Response(subtitles.srt(transcript), media_type="application/x-subrip")
+    if response_format is Format.vtt:
+        return Response(subtitles.vtt(transcript), media_type="text/vtt")
+    if response_format is Format.text:
+        return Response(f"{transcript.text}\n", media_type="text/plain")
+    if response_format is Format.verbose_json:
+        return JSONResponse(verbose(transcript, language, word_times))
+    return JSONResponse({"text": transcript.text})
+
+
+def prediction(transcript: Transcript) -> Prediction:
+    """Return the response of /predict."""
+    return Prediction(
+        text=transcript.text,
+        confidence=round(transcript.confidence, 4),
+        duration_s=round(transcript.audio_s, 3),
+        elapsed_s=round(transcript.elapsed_s, 3),
+    )
+
+
+def model_name(transcriber: Transcriber) -> str:
+    """Return the name of the model in the API, without any local path."""
+    return inference_pipeline.model_info(transcriber.ref)["name"]
+
+
+def model_entry(transcriber: Transcriber) -> Model:
+    """Return the model as an entry of OpenAI's model list."""
+    created = transcriber.ref.facts.get("made")
+    timestamp_s = int(datetime.fromisoformat(created).timestamp()) if created else 0
+    return Model(id=model_name(transcriber), created=timestamp_s, owned_by="swedish-whisper-lab")
+
+
+def model_facts(transcriber: Transcriber) -> dict[str, str]:
+    """Return the model's public facts, its engine, its language and, if recorded, when it was created."""
+    info = inference_pipeline.model_info(transcriber.ref)
+    info.pop("test", None)
+    facts = {**info, "engine": transcriber.loaded.name, "language": transcriber.language}
+    created = transcriber.ref.facts.get("made")
+    return {**facts, "made": created} if created else facts
+
+
+def model_scores(transcriber: Transcriber) -> dict[str, Any]:
+    """Return the numbers among the model's test scores; texts of a manifest may be private."""
+    scores = transcriber.ref.facts.get("test") or {}
+    return {name: value for name, value in scores.items() if _is_numeric(value)}
+
+
+def _is_numeric(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(one, int | float) for one in values)
+
+
+@contextlib.asynccontextmanager
+async def open_upload(request: Request) -> AsyncIterator[BinaryIO]:
+    """Yield the recording in the body of a request, raw or as the form field `file`, as an unnamed file."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        async with request.form(max_files=1, max_fields=10) as form:
+            file = form.get("file")
+            if not hasattr(file, "file"):
+                raise Refusal(400, "file: the form contains no file of this name", param="file")
+            yield file.file
+        return
+    with tempfile.SpooledTemporaryFile(_MAX_MEMORY_BYTES) as file:
+        async for chunk in request.stream():
+            file.write(chunk)
+        yield file
