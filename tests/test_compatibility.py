@@ -24,6 +24,7 @@ from pipelines.experiments import compare, evaluation, lookup, run_log, sweeps, 
 from pipelines.experiments import pipeline as experiment_pipeline
 from pipelines.experiments.sweeps import search_space
 from pipelines.experiments.sweeps.trials import Record
+from pipelines.features import identity
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache, open_cache
 from pipelines.inference import feedback
@@ -110,7 +111,7 @@ def names_of(
     recipe: settings.Recipe, cache: FeatureCache, base: whisper_model.ModelRef, processor: Any
 ) -> dict[str, str]:
     """Return the digests of a recipe's settings and of the identities that hang on them."""
-    features = features_identity.cache_identity(recipe, SOURCE, processor)
+    features = identity.cache_identity(recipe, SOURCE, processor)
     lasting = {name: value for name, value in features.items() if not name.startswith("library.")}
     return {
         "settings": recipes.digest(recipe.settings()),
