@@ -25,7 +25,7 @@ from pipelines.infra.errors import LabError, Unfinished
 from pipelines.worker.interface import FineTuningInterface
 
 _ROOT = str(Path(__file__).parents[2])
-START = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipelines.worker import child; child.main()"
+START = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipelines.worker import process; process.main()"
 _PATIENCE_S = 60.0
 """How long a process waits for the one before it, which ends as soon as its server is gone."""
 
