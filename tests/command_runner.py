@@ -19,7 +19,7 @@ OUTPUT = {
     "distill": r"^model \S+/model\nbest at step ",
     "evaluate": r" on (test|validation)\n  normalised  .*\n  as written  .*\nreport \S+\n",
     "export": r"^(test|validation), \d+ clips; ",
-    "production": r"^served by ctranslate2 .* in a fresh process, without torch and transformers: ",
+    "production": r"^served by ctranslate2 .*without torch and transformers: ",
     "sweep": r"^best: trial \d+, validation WER ",
     "transcribe": r"^model ",
     "compare": r"^Next: ",
@@ -34,8 +34,8 @@ OUTPUT = {
 }
 """A pattern that each command prints, except with --dry-run or --json."""
 SERVERS = {
-    "serve": r" at (http://\S+), told",
-    "worker": r" at (http://\S+) \(data",
+    "serve": r" at (http://[\w.:]+)",
+    "worker": r" at (http://[\w.:]+)",
     "app.py": r"page: (http://\S+?)/?\n",
 }
 """Commands that run until they are stopped, and the pattern with their address."""

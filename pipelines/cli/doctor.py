@@ -1,4 +1,4 @@
-"""Is this machine ready? Each check says what it found, and where something is wrong, what to do."""
+"""The command that checks this machine: doctor. Each check reports what it found and how to fix a problem."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from pipelines.cli.options import Json, print_result
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 
@@ -32,40 +35,70 @@ _PACKAGES = (
 )
 
 
+def doctor(
+    model: Annotated[str, typer.Option(help="Model for the test transcription.")] = "openai/whisper-tiny",
+    as_json: Json = False,
+):
+    """Check this machine: Python, packages, device, disk, audio, Hub, and one test transcription.
+
+    Example: python -m pipelines doctor
+    """
+    diagnosis = Diagnosis(tuple(check_all(model)))
+    print_result(as_json, diagnosis.as_dict(), str(diagnosis))
+    if diagnosis.problems:
+        raise typer.Exit(1)
+
+
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's report."""
+    """The result of one check."""
 
     name: str
     state: str
-    """ok, note (works without it) or wrong."""
+    """ok, note (an optional part is missing) or wrong."""
     found: str
     mend: str = ""
+    """How to fix it."""
+
+    def __str__(self) -> str:
+        fix = f"\n{'':24}-> {self.mend}" if self.mend else ""
+        return f"{self.state:<6}{self.name:<18}{self.found}{fix}"
 
 
-def examine(model_uri: str = "openai/whisper-tiny") -> list[Check]:
-    """All checks, in the order in which the lab needs the things they look at."""
+@dataclass(frozen=True)
+class Diagnosis:
+    """The results of all checks."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def problems(self) -> int:
+        return sum(check.state == "wrong" for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"checks": [asdict(check) for check in self.checks], "ready": not self.problems}
+
+    def __str__(self) -> str:
+        verdict = f"{self.problems} problem(s) to fix" if self.problems else "ready. Next: make run"
+        return "\n".join([*map(str, self.checks), verdict])
+
+
+def check_all(model_uri: str) -> list[Check]:
+    """Run all checks, in the order in which the lab needs what they check."""
     checks = (_python, _packages, _device, _disk, _audio, _espeak, _hub, _token)
-    return [_safely(check) for check in checks] + [_safely(lambda: _forward(model_uri), "forward pass")]
+    return [_run(check) for check in checks] + [_run(lambda: _transcription(model_uri), "forward pass")]
 
 
-def as_dicts(checks: list[Check]) -> list[dict[str, Any]]:
-    return [asdict(check) for check in checks]
-
-
-def _safely(check: Callable[[], Check], name: str = "") -> Check:
-    """A check that fails is a finding, not a crash."""
+def _run(check: Callable[[], Check], name: str = "") -> Check:
+    """Run a check; return an exception as a result."""
+    name = name or check.__name__.strip("_")
     try:
         return check()
     except LabError as error:
-        return Check(name or check.__name__.strip("_"), "wrong", str(error), "do what the message says")
+        return Check(name, "wrong", str(error), "do what the message says")
     except Exception as error:
-        return Check(
-            name or check.__name__.strip("_"),
-            "wrong",
-            f"{type(error).__name__}: {error}".splitlines()[0],
-            "pip install -r requirements.txt",
-        )
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Check(name, "wrong", first_line, "pip install -r requirements.txt")
 
 
 def _python() -> Check:
@@ -76,42 +109,38 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    found, lacking = [], []
+    installed, missing = [], []
     for name in _PACKAGES:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            installed.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            lacking.append(name)
-    if lacking:
-        return Check("packages", "wrong", f"missing: {', '.join(lacking)}", "pip install -r requirements.txt")
-    return Check("packages", "ok", ", ".join(found))
+            missing.append(name)
+    if missing:
+        return Check("packages", "wrong", f"missing: {', '.join(missing)}", "pip install -r requirements.txt")
+    return Check("packages", "ok", ", ".join(installed))
 
 
 def _device() -> Check:
-    here = environment.detect()
-    found = f"{here.device} ({here.device_name}), training in {here.dtype}, host {here.host}"
-    if here.device == "cpu":
-        return Check(
-            "device",
-            "note",
-            found,
-            "the tour runs on a CPU; whisper-small wants a GPU (Colab: Runtime, Change runtime type)",
-        )
-    return Check("device", "ok", found)
+    machine = environment.detect()
+    text = f"{machine.device} ({machine.device_name}), training in {machine.dtype}, host {machine.host}"
+    if machine.device == "cpu":
+        advice = "the tour runs on a CPU; whisper-small needs a GPU (Colab: Runtime, Change runtime type)"
+        return Check("device", "note", text, advice)
+    return Check("device", "ok", text)
 
 
 def _disk() -> Check:
     folder = environment.runs_folder()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free_gb = shutil.disk_usage(there).free / 1e9
-    found = f"{free_gb:.0f} GB free for {folder}"
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    free_gb = shutil.disk_usage(parent).free / 1e9
+    text = f"{free_gb:.0f} GB free for {folder}"
     if free_gb < _MIN_DISK_GB:
-        return Check("disk", "wrong", found, f"free {_MIN_DISK_GB} GB, or set LAB_RUNS to a larger disk")
-    return Check("disk", "ok", found)
+        return Check("disk", "wrong", text, f"free {_MIN_DISK_GB} GB, or set LAB_RUNS to a larger disk")
+    return Check("disk", "ok", text)
 
 
 def _audio() -> Check:
-    """A sine survives a round trip through every format that the lab promises to read."""
+    """Encode and decode a sine in every supported format."""
     import numpy as np
     import soundfile
 
@@ -122,7 +151,7 @@ def _audio() -> Check:
         file = io.BytesIO()
         soundfile.write(file, sine, 48_000, format=form)
         if abs(audio.decode(file.getvalue()).duration_s - 0.5) > 0.1:
-            return Check("audio", "wrong", f"{form} does not survive decoding", "pip install --upgrade soundfile soxr")
+            return Check("audio", "wrong", f"{form} is not decoded correctly", "pip install --upgrade soundfile soxr")
     return Check("audio", "ok", f"wav, flac, ogg and mp3 decode (libsndfile {soundfile.__libsndfile_version__})")
 
 
@@ -134,19 +163,14 @@ def _espeak() -> Check:
 
 
 def _hub() -> Check:
-    host = environment.hub_host()
     if environment.hub_reachable():
-        return Check("hub", "ok", f"{host} answers")
-    return Check(
-        "hub",
-        "note",
-        environment.hub_silence(),
-        "the tour takes its weights from the registry mirror; anything else needs the Hub or a folder",
-    )
+        return Check("hub", "ok", f"{environment.hub_host()} answers")
+    advice = "the tour takes its weights from the registry mirror; anything else needs the Hub or a folder"
+    return Check("hub", "note", environment.hub_silence(), advice)
 
 
 def _token() -> Check:
-    """Whether there is a token, never what it is."""
+    """Check that a token is set, without printing it."""
     from huggingface_hub import get_token
 
     if get_token():
@@ -154,14 +178,16 @@ def _token() -> Check:
     return Check("hub token", "note", "none", "needed only to push or to read private models: set HF_TOKEN")
 
 
-def _forward(model_uri: str) -> Check:
-    """One sentence through the whole chain: synthesis, log-mel, real weights, text."""
+def _transcription(model_uri: str) -> Check:
+    """Transcribe one synthetic sentence: speech synthesis, log-mel, model, text."""
     from pipelines.features.sources.synthetic import espeak
     from pipelines.inference.transcriber import Transcriber
     from pipelines.whisper import model as whisper_model
 
     ref = whisper_model.resolve(model_uri)
-    heard = Transcriber(ref).transcribe(espeak.synthesise("God morgon, hur mår du i dag?", "sv+m1", 150, 50))
-    if not heard.text:
-        return Check("forward pass", "wrong", f"{ref.title} heard nothing", "fetch the model again")
-    return Check("forward pass", "ok", f"{ref.title} heard “{heard.text}” in {heard.elapsed_s:.2f} s")
+    speech = espeak.synthesise("God morgon, hur mår du i dag?", "sv+m1", 150, 50)
+    transcript = Transcriber(ref).transcribe(speech)
+    if not transcript.text:
+        return Check("forward pass", "wrong", f"the transcript of {ref.title} is empty", "fetch the model again")
+    text = f"{ref.title} transcribed “{transcript.text}” in {transcript.elapsed_s:.2f} s"
+    return Check("forward pass", "ok", text)

@@ -1,10 +1,7 @@
-"""Commands that score, compare and search: evaluate, compare, leaderboard, experiments, sweep, export."""
+"""Commands that score, compare and search: evaluate, compare, leaderboard, experiments, sweep and export."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -19,23 +16,22 @@ from pipelines.cli.options import (
     RecipeName,
     Runs,
     ScoredSplit,
-    _assignment,
-    _plan,
-    _print,
-    _recipe,
-    app,
+    load_recipe,
+    parse_overrides,
+    print_plan,
+    print_result,
+    split_list,
 )
 from pipelines.infra.errors import LabError
 
 
-@app.command()
 def evaluate(
     recipe: RecipeName = "tour",
     set_: Overrides = (),
     runs: Runs = "",
     cache: CacheUri = "",
-    model: Annotated[str, typer.Option(help="Model URI; default: the one that `train` made last.")] = "",
-    split: Annotated[ScoredSplit, typer.Option(help="What to score.")] = ScoredSplit.test,
+    model: Annotated[str, typer.Option(help="Model URI; default: the recipe's newest model.")] = "",
+    split: Annotated[ScoredSplit, typer.Option(help="Split to score.")] = ScoredSplit.test,
     log: Annotated[
         Path | None,
         typer.Option(help="Write the transcripts to this file, with the columns of log_base.csv; replaces it."),
@@ -43,94 +39,68 @@ def evaluate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Score a model on a split of a cache: WER and CER with 95 % intervals, and a page that tells where it fails.
+    """Score a model on a split: WER and CER with 95 % intervals, and a report that shows where it fails.
 
     Example: python -m pipelines evaluate --recipe tour --model openai/whisper-tiny
     """
-    from pipelines.experiments import evaluation, test_set_log
-    from pipelines.experiments import pipeline as experiment_pipeline
+    from pipelines.experiments import pipeline, test_set_log, transcript_log
     from pipelines.features import pipeline as feature_pipeline
     from pipelines.infra import environment
     from pipelines.recipes import runs as recipe_runs
 
-    settings, _ = _recipe(recipe, set_)
+    settings = load_recipe(recipe, set_)
     if log:
-        evaluation.refuse_listeners(log)
+        transcript_log.refuse_listeners(log)
     uri = model or recipe_runs.read_stages(settings, runs).get("training", {}).get("model_uri") or settings.model.base
     if dry_run:
-        return _plan(
-            as_json, settings, recipe_runs.experiment_folder(settings, runs) / "reports", f"score {uri} on {split}"
-        )
-    report = experiment_pipeline.evaluate(
-        settings,
-        feature_pipeline.open_cache(settings, cache, runs=runs),
-        uri,
-        split.value,
-        runs=runs,
-    )
+        folder = recipe_runs.experiment_folder(settings, runs) / "reports"
+        return print_plan(as_json, f"score {uri} on {split}", folder, settings)
+    opened = feature_pipeline.open_cache(settings, cache, runs=runs)
+    report = pipeline.evaluate(settings, opened, uri, split.value, runs=runs)
     if log:
-        evaluation.write_log(log, report)
-    told = {
-        "model": report.model,
-        "split": split.value,
-        "score": report.score.as_dict(),
-        "raw": report.raw.as_dict(),
-        "report": str(report.folder),
-        "page": str(report.page),
-    }
-    if looks := test_set_log.looks(environment.runs_folder(runs), report):
-        told["looks"] = looks.as_dict()
-    _print(
-        as_json,
-        told,
-        f"{report.model} on {split}\n  normalised  {report.score}\n  as written  {report.raw}\nreport {report.folder}\n"
-        f"Next: open {report.page} in a browser: on whom it fails, and where",
-    )
+        transcript_log.write(log, report)
+    fields = report.as_dict()
+    if scorings := test_set_log.looks(environment.runs_folder(runs), report):
+        fields["looks"] = scorings.as_dict()
+    print_result(as_json, fields, f"{report}\nNext: open {report.page} in a browser to see on whom and where it fails")
 
 
-@app.command()
 def compare(
     experiments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN...", help="Recipes, run folders or report folders; none: what was ever scored."),
+        typer.Argument(metavar="RUN...", help="Recipes, run folders or report folders; none: list all past scores."),
     ] = None,
-    baseline: Annotated[str, typer.Option(help="What all are held against; default: the first.")] = "",
+    baseline: Annotated[str, typer.Option(help="Experiment to compare with; default: the first.")] = "",
     runs: Runs = "",
     out: Annotated[
         str,
-        typer.Option(metavar="FOLDER", help="Where comparison.json and comparison.png go; default: below the runs."),
+        typer.Option(metavar="FOLDER", help="Folder for comparison.json and comparison.png; default: below the runs."),
     ] = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Hold experiments on one test set against a baseline: ΔWER with 95 % interval and p, per slice, and the cost.
+    """Compare experiments with a baseline on one test set: ΔWER with 95 % interval and p, per slice, and the cost.
 
     Example: python -m pipelines compare tour tour-lora --baseline tour
     """
-    from pipelines.experiments import compare as comparison
-    from pipelines.experiments import figures as experiments_figures
     from pipelines.experiments import run_log
-    from pipelines.infra import environment, manifest, plots
+    from pipelines.experiments.comparison import compare
+    from pipelines.infra import environment
 
-    place = environment.runs_folder(runs)
+    runs_folder = environment.runs_folder(runs)
     if not (experiments or baseline):
-        rows = run_log.read(place)
-        return _print(as_json, {"experiments": rows}, run_log.in_words(rows))
-    compared = comparison.compare(experiments or [], baseline, runs=runs)
-    folder = Path(out) if out else place / "comparisons" / compared.digest
+        rows = run_log.read(runs_folder)
+        return print_result(as_json, {"experiments": rows}, run_log.in_words(rows))
+    comparison = compare.compare(experiments or [], baseline, runs=runs)
+    folder = Path(out) if out else runs_folder / "comparisons" / comparison.digest
     if dry_run:
-        names = ", ".join(finding.experiment.name for finding in compared.findings)
-        told = {"dry_run": True, "would": f"compare {names}", "writes": str(folder)}
-        return _print(as_json, told, f"would compare {names}\nwould write below {folder}\nnothing was done")
-    folder.mkdir(parents=True, exist_ok=True)
-    told = compared.as_dict()
-    manifest.write_json(folder / "comparison.json", told)
-    manifest.write_bytes(folder / "comparison.png", plots.png(experiments_figures.forest(compared)))
-    words = f"{compared.in_words()}\n\ncomparison {folder}\nNext: {told['next']}"
-    _print(as_json, {**told, "folder": str(folder)}, words)
+        names = ", ".join(finding.experiment.name for finding in comparison.findings)
+        return print_plan(as_json, f"compare {names}", folder)
+    comparison.write(folder)
+    text = f"{comparison}\n\ncomparison {folder}\nNext: {comparison.next_step()}"
+    print_result(as_json, {**comparison.as_dict(), "folder": str(folder)}, text)
 
 
-@app.command()
 def leaderboard(
     sources: Annotated[
         list[str], typer.Argument(help="Recipes, run folders, report folders, or models on the Hub (hub://owner/name).")
@@ -138,120 +108,92 @@ def leaderboard(
     runs: Runs = "",
     as_json: Json = False,
 ):
-    """Rank models on the test set and normaliser of the first; one that was trained on the test set is struck.
+    """Rank models on the test set and normaliser of the first; list models trained on that test set as invalid.
 
     Example: python -m pipelines leaderboard tour tour-lora hub://me/whisper-sv
     """
-    from pipelines.experiments import leaderboard as boards
+    from pipelines.experiments import leaderboard
 
-    board = boards.board(sources, runs=runs)
-    _print(as_json, board.as_dict(), f"{board.in_words()}\nNext: {board.next_step()}")
+    board = leaderboard.rank(sources, runs=runs)
+    print_result(as_json, board.as_dict(), f"{board}\nNext: {board.next_step()}")
 
 
-@app.command()
 def experiments(
     recipes_: Annotated[
-        str, typer.Option("--recipes", metavar="NAME,NAME", help="Default: the shipped series on the planted corpus.")
+        str, typer.Option("--recipes", metavar="NAME,NAME", help="Default: the planted-* recipes.")
     ] = "",
-    seeds: Annotated[str, typer.Option(metavar="SEED,SEED", help="Seeds of training.")] = "42,43",
+    seeds: Annotated[str, typer.Option(metavar="SEED,SEED", help="Training seeds.")] = "42,43",
     set_: Overrides = (),
     runs: Runs = "",
     export: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Run nothing; write tables of what is finished to this folder."),
+        typer.Option(metavar="FOLDER", help="Run nothing; write tables of the finished experiments to this folder."),
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Run recipes with several seeds, one after another: features, training, test score; what is finished stays.
+    """Run several recipes with several seeds: features, training and test score; skip finished ones.
 
     Example: python -m pipelines experiments --recipes planted-raw,planted-clean --seeds 42,43
     """
-    from pipelines.experiments import figures as experiments_figures
-    from pipelines.experiments import series
-    from pipelines.infra import environment, plots
+    from pipelines.experiments import series, series_tables
+    from pipelines.infra import environment
 
-    names = [*dict.fromkeys(name.strip() for name in recipes_.split(","))] if recipes_ else series.RECIPES
-    overrides = dict(_assignment(text) for text in set_)
-    chosen = series.planned(names, _numbers(seeds), overrides)
+    names = [*dict.fromkeys(split_list(recipes_))] if recipes_ else series.RECIPES
+    planned = series.plan(names, _parse_seeds(seeds), parse_overrides(set_))
     if dry_run:
-        lines = [f"{recipe.name}, seed {recipe.training.seed}" for recipe in chosen]
-        place = export or environment.runs_folder(runs)
-        would = f"export what is finished of {len(lines)} experiments" if export else f"run {len(lines)} experiments"
-        told = {"dry_run": True, "would": would, "writes": str(place), "experiments": lines}
-        return _print(as_json, told, "\n".join([f"would {would}, below {place}", *lines, "nothing was done"]))
+        lines = [f"{recipe.name}, seed {recipe.training.seed}" for recipe in planned]
+        folder = export or environment.runs_folder(runs)
+        action = f"export what is finished of {len(lines)} experiments" if export else f"run {len(lines)} experiments"
+        fields = {"dry_run": True, "would": action, "writes": str(folder), "experiments": lines}
+        return print_result(as_json, fields, "\n".join([f"would {action}, below {folder}", *lines, "nothing was done"]))
     if export:
-        series.export(chosen, export, runs=runs)
-        claims, picture = series.claims(export), export / "experiments.png"
-        if baseline := next((name for name in series.BASELINES if any(c["recipe"] == name for c in claims)), None):
-            found = json.loads((export / series.FILTERS).read_text("utf-8"))
-            picture.write_bytes(plots.png(experiments_figures.of_series(claims, baseline, found)))
-        words = [line for claim in claims for line in (claim["recipe"], *(f"  {x}" for x in series.headline(claim)))]
-        return _print(as_json, {"folder": str(export), "claims": claims}, "\n".join([*words, f"tables in {export}"]))
-    reports, failed = series.run(chosen, runs=runs)
-    told = {"reports": [str(report.folder) for report in reports], "failed": failed}
-    following = shlex.join(["python", "-m", "pipelines", "compare", *names])
-    where = f" --runs {shlex.quote(runs)}" if runs else ""
-    _print(as_json, told, f"{len(reports)} finished, {len(failed)} failed\nNext: {following}{where}")
-    if failed:
+        tables = series_tables.export(planned, export, runs=runs)
+        tables.write_figure()
+        return print_result(as_json, tables.as_dict(), str(tables))
+    result = series.run(planned, runs=runs)
+    command = shlex.join(["python", "-m", "pipelines", "compare", *names, *(("--runs", runs) if runs else ())])
+    print_result(as_json, result.as_dict(), f"{result}\nNext: {command}")
+    if result.failed:
         raise typer.Exit(1)
 
 
-@app.command()
 def sweep(
     recipe: RecipeName = "tour-search",
     set_: Overrides = (),
     runs: Runs = "",
     cluster: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help="Trials on a Ray cluster: auto (the one running here), host:6379, local."),
+        typer.Option(metavar="ADDRESS", help="Train on a Ray cluster: auto (running here), host:6379 or local."),
     ] = "",
     devices: Annotated[
         int,
         typer.Option(
-            min=0, help="With --cluster: so many trials at a time; default: as many as GPUs, or machines without any."
+            min=0, help="With --cluster: trials at a time; default: the number of GPUs, or of machines without GPUs."
         ),
     ] = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Try settings of the recipe's search space by their WER on validation; goes on where it was cut off.
+    """Search the recipe's space of settings by validation WER; resumes an interrupted sweep.
 
     Example: python -m pipelines sweep --recipe tour-search --set search.trials=4
     """
-    from pipelines.experiments import sweeps
-    from pipelines.experiments.sweeps import results as sweeps_results
+    from pipelines.experiments.sweeps import sweep as sweeps
 
-    settings, _ = _recipe(recipe, set_)
+    settings = load_recipe(recipe, set_)
     if devices and not cluster:
-        raise LabError("--devices needs --cluster: without one, one trial at a time trains in this process")
+        raise LabError("--devices needs --cluster: without a cluster, one trial at a time trains in this process")
     if dry_run:
-        plan = sweeps.outline(settings, runs)
-        told = {"dry_run": True, "would": f"try up to {plan['trials']} settings", "writes": plan["folder"], **plan}
-        lines = [f"  {name}: {words}" for name, words in plan["space"].items()]
-        steps = ", ".join(map(str, plan["rungs"]))
-        lines = [f"would {told['would']} ({plan['sampler']}), looked at after {steps} steps", *lines]
-        return _print(as_json, told, "\n".join([*lines, f"would write below {plan['folder']}", "nothing was done"]))
-    made = sweeps.run(settings, runs=runs, cluster=cluster, devices=devices)
-    told = {
-        "folder": str(made.folder),
-        "best": dataclasses.asdict(made.best),
-        "best_recipe": str(made.best_recipe),
-        "trials": [dataclasses.asdict(trial) for trial in made.trials],
-        "mattered": made.mattered,
-    }
-    _print(
-        as_json,
-        told,
-        f"\n{sweeps_results.in_words(made.table, made.mattered)}\n\nbest: trial {made.best.number}, validation WER "
-        f"{made.best.wer:.3f} (flattering: it was chosen by it)\ntable and picture in {made.folder}\n"
-        f"Next: python -m pipelines train {made.options} && python -m pipelines evaluate {made.options}",
-    )
+        outline = sweeps.outline(settings, runs)
+        return print_result(as_json, outline.as_dict(), str(outline))
+    result = sweeps.run(settings, runs=runs, cluster=cluster, devices=devices)
+    command = f"python -m pipelines train {result.options} && python -m pipelines evaluate {result.options}"
+    print_result(as_json, result.as_dict(), f"\n{result}\nNext: {command}")
 
 
-@app.command()
 def export(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model URIs; the first is the measure.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model URIs; the first is the baseline.")],
     to: Annotated[
         str,
         typer.Option(
@@ -264,13 +206,13 @@ def export(
     runs: Runs = "",
     cache: CacheUri = "",
     split: Annotated[
-        ScoredSplit, typer.Option(help="What they are held against each other on; a look at the test split counts.")
+        ScoredSplit, typer.Option(help="Split to score; each scoring of the test split is counted.")
     ] = ScoredSplit.validation,
-    threads: Annotated[int, typer.Option(min=0, help="Of the CPU, for the timing; 0 is all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads for the timing; 0 is all cores.")] = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Make exports of models, and hold each against the model it was made of: WER, agreement, size and speed.
+    """Export models and compare each export with its model: WER, agreement, size and speed.
 
     Example: python -m pipelines export runs/tour/train-1a2b3c4d5e6f/model --to ctranslate2-int8,onnx
     """
@@ -278,25 +220,20 @@ def export(
     from pipelines.features import pipeline as feature_pipeline
     from pipelines.infra import environment
 
-    settings, _ = _recipe(recipe, set_)
-    forms = [name.strip() for name in to.split(",") if name.strip()]
+    settings, forms = load_recipe(recipe, set_), split_list(to)
     if dry_run:
-        what = f"export {', '.join(models)} to {', '.join(forms)} and score all on {split}"
-        return _plan(as_json, settings, environment.cache_folder(), what)
+        action = f"export {', '.join(models)} to {', '.join(forms)} and score all on {split}"
+        return print_plan(as_json, action, environment.cache_folder(), settings)
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
-    rows = exports.table(settings, opened, models, forms, split=split.value, runs=runs, threads=threads)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    following = (
+    table = exports.compare_exports(settings, opened, models, forms, split=split.value, runs=runs, threads=threads)
+    command = (
         f"python -m pipelines production {shlex.quote(models[-1])} --form {forms[-1] if forms else ''} --to FOLDER"
     )
-    told = {"split": split.value, "n": rows[0].score.n, "load": load, "rows": [row.as_dict() for row in rows]}
-    places = "\n".join(f"{row.form or 'as it is'}: {row.folder}" for row in rows)
-    words = f"{exports.in_words(rows)}\n\n{split.value}, {rows[0].score.n} clips; load of the machine {load}\n{places}"
-    _print(as_json, told, f"{words}\nNext: {following}")
+    print_result(as_json, table.as_dict(), f"{table}\nNext: {command}")
 
 
-def _numbers(seeds: str) -> list[int]:
-    """`42,43` as numbers, each once."""
+def _parse_seeds(seeds: str) -> list[int]:
+    """Return `42,43` as a list of different integers."""
     try:
         return [*dict.fromkeys(int(seed) for seed in seeds.split(","))]
     except ValueError:

@@ -1,49 +1,133 @@
-"""The three notebooks in order, by papermill: what `make run` does. Each is handed the URI that the one before made."""
+"""The command that executes the three notebooks in order: run. Each gets the URI that the previous one produced."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from pipelines.experiments import evaluation
+from pipelines.cli import progress
+from pipelines.cli.options import (
+    DryRun,
+    Json,
+    Overrides,
+    RecipeName,
+    Runs,
+    load_recipe,
+    parse_overrides,
+    print_plan,
+    print_result,
+)
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError, Unfinished, missing_package
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.settings import Recipe
 
+if TYPE_CHECKING:
+    from pipelines.experiments.evaluation import EvalReport
+
 logger = logging.getLogger(__name__)
 
 NOTEBOOKS = ("01_feature_pipeline", "02_training_pipeline", "03_inference_app")
-_IN_BATCH = {NOTEBOOKS[2]: {"launch": False}}
-"""Nobody sits before the page, even where the command was given in a terminal of Jupyter or an editor."""
+_BATCH_PARAMETERS = {NOTEBOOKS[2]: {"launch": False}}
+"""No one uses the app here, even if the command runs in a terminal of Jupyter or of an editor."""
 
 
 def run(
-    recipe: Recipe, recipe_name: str, overrides: dict[str, Any], *, runs: str | Path = "", progress: bool = True
-) -> dict[str, Any]:
-    """Execute 01, 02 and 03; the executed copies land in `runs/<recipe>/notebooks/`. Returns the summary.
+    recipe: RecipeName = "tour", set_: Overrides = (), runs: Runs = "", dry_run: DryRun = False, as_json: Json = False
+):
+    """Run the three notebooks in order: features, training, app.
 
-    Every stage keeps what it finished: after a kill, the same call goes on where it was. The summary is written to
-    `runs/<recipe>/summary.json`.
+    Example: python -m pipelines run --recipe tour --set training.steps=60
+    """
+    settings = load_recipe(recipe, set_)
+    if dry_run:
+        folder = environment.runs_folder(runs) / settings.name
+        return print_plan(as_json, f"execute {', '.join(NOTEBOOKS)}", folder, settings)
+    stream = sys.stderr if as_json else sys.stdout
+    summary = execute(settings, recipe, parse_overrides(set_), runs=runs, stream=stream)
+    command = f"MODEL_URI={shlex.quote(summary.model_uri)} make app"
+    print_result(as_json, summary.as_dict(), f"{summary}\nNext: {command}, then open its address")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The results of one run of the notebooks."""
+
+    recipe: str
+    before: EvalReport
+    """Test score of the base model."""
+    after: EvalReport
+    """Test score of the fine-tuned model."""
+    seconds: dict[str, float]
+    """Wall-clock time per notebook, and `total`."""
+    cache_uri: str
+    model_uri: str
+    digest: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of summary.json."""
+        scores = {
+            f"wer_{label}": {"wer": report.score.wer, "ci95": list(report.score.ci95), "model": report.model}
+            for label, report in (("before", self.before), ("after", self.after))
+        }
+        return {
+            "recipe": self.recipe,
+            **scores,
+            "n_test": self.after.score.n,
+            "seconds": self.seconds,
+            "cache_uri": self.cache_uri,
+            "model_uri": self.model_uri,
+            "digest": self.digest,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"recipe {self.recipe}, {self.after.score.n} test utterances, normalised WER with 95 % interval"]
+        for label, report in (("before", self.before), ("after", self.after)):
+            score = report.score
+            lines.append("  {:<7}{:.3f}  ({:.3f} to {:.3f})  {}".format(label, score.wer, *score.ci95, report.model))
+        lines.append("seconds  " + json.dumps(self.seconds))
+        lines.append(f"cache    {self.cache_uri}")
+        lines.append(f"model    {self.model_uri}")
+        return "\n".join(lines)
+
+
+def execute(
+    recipe: Recipe,
+    recipe_name: str,
+    overrides: dict[str, Any],
+    *,
+    runs: str | Path = "",
+    stream: TextIO | None = None,
+) -> RunSummary:
+    """Execute the notebooks with papermill and show their progress on `stream`.
+
+    The executed copies are stored in `runs/<recipe>/notebooks/`, the summary in `runs/<recipe>/summary.json`. Finished
+    stages are not repeated: after an interruption, the same call continues.
     """
     folder = recipe_runs.experiment_folder(recipe, runs) / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     shared = {"recipe": recipe_name, "overrides": overrides, "runs": str(environment.runs_folder(runs))}
-    handed, seconds = {}, {}
+    previous, seconds = {}, {}
     for name in NOTEBOOKS:
         logger.info(f"{name} ...")
         started = time.monotonic()
-        _execute(name, folder, shared | handed | _IN_BATCH.get(name, {}), progress)
+        with progress.follow(name, stream or sys.stdout):
+            _execute_notebook(name, folder, shared | previous | _BATCH_PARAMETERS.get(name, {}))
         seconds[name] = round(time.monotonic() - started, 1)
-        handed = _next_uri(name, recipe_runs.read_stages(recipe, runs))
-        logger.info(f"{name}: {seconds[name]:.0f} s{''.join(f', {key} {value}' for key, value in handed.items())}")
-    return _summarise(recipe, runs, seconds)
+        previous = _next_parameters(name, recipe_runs.read_stages(recipe, runs))
+        logger.info(f"{name}: {seconds[name]:.0f} s{''.join(f', {key} {value}' for key, value in previous.items())}")
+    summary = _summarise(recipe, runs, seconds)
+    manifest.write_json(recipe_runs.experiment_folder(recipe, runs) / "summary.json", summary.as_dict())
+    return summary
 
 
-def _execute(name: str, folder: Path, parameters: dict[str, Any], progress: bool) -> None:
+def _execute_notebook(name: str, folder: Path, parameters: dict[str, Any]) -> None:
     try:
         import papermill
     except ImportError:
@@ -56,53 +140,36 @@ def _execute(name: str, folder: Path, parameters: dict[str, Any], progress: bool
             parameters=parameters,
             cwd=str(environment.ROOT),
             kernel_name="python3",
-            progress_bar=progress,
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log; what cells print stays in the copy
+            progress_bar=False,
+            extra_arguments=["--log-level=CRITICAL"],  # log of the kernel itself; output of cells goes to the copy
         )
     except papermill.PapermillExecutionError as error:
         if error.ename == Unfinished.__name__:
             raise Unfinished(f"{name}: {error.evalue}") from None
-        # what the lab refuses, it will refuse again; anything else may have been a passing fault
-        next_step = "mend that, then" if error.ename == "LabError" else "to go on,"
+        # a LabError will occur again; another error may have been temporary
+        next_step = "fix that, then" if error.ename == "LabError" else "to continue,"
         raise LabError(
             f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
             f"The executed copy is {copy}; {next_step} run the same command again"
         ) from None
 
 
-def _next_uri(name: str, noted: dict[str, Any]) -> dict[str, str]:
-    """The parameter that the next notebook is handed."""
+def _next_parameters(name: str, stages: dict[str, Any]) -> dict[str, str]:
+    """Return the parameter that the next notebook gets from notebook `name`."""
     if name == NOTEBOOKS[0]:
-        return {"cache_uri": noted["features"]["cache_uri"]}
-    return {"model_uri": noted["training"]["model_uri"]} if name == NOTEBOOKS[1] else {}
+        return {"cache_uri": stages["features"]["cache_uri"]}
+    return {"model_uri": stages["training"]["model_uri"]} if name == NOTEBOOKS[1] else {}
 
 
-def _summarise(recipe: Recipe, runs: str | Path, seconds: dict[str, float]) -> dict[str, Any]:
-    noted = recipe_runs.read_stages(recipe, runs)
-    reports = {label: evaluation.read_report(Path(noted["scores"][label])) for label in ("before", "after")}
-    summary = {
-        "recipe": recipe.name,
-        **{
-            f"wer_{label}": {"wer": report.score.wer, "ci95": list(report.score.ci95), "model": report.model}
-            for label, report in reports.items()
-        },
-        "n_test": reports["after"].score.n,
-        "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
-        "cache_uri": noted["features"]["cache_uri"],
-        "model_uri": noted["training"]["model_uri"],
-        "digest": noted["training"]["digest"],
-    }
-    manifest.write_json(recipe_runs.experiment_folder(recipe, runs) / "summary.json", summary)
-    return summary
+def _summarise(recipe: Recipe, runs: str | Path, seconds: dict[str, float]) -> RunSummary:
+    from pipelines.experiments import evaluation
 
-
-def in_words(summary: dict[str, Any]) -> str:
-    """The summary as lines for a terminal."""
-    lines = [f"recipe {summary['recipe']}, {summary['n_test']} test utterances, normalised WER with 95 % interval"]
-    for label in ("before", "after"):
-        told = summary[f"wer_{label}"]
-        lines.append("  {:<7}{:.3f}  ({:.3f} to {:.3f})  {}".format(label, told["wer"], *told["ci95"], told["model"]))
-    lines.append("seconds  " + json.dumps(summary["seconds"]))
-    lines.append(f"cache    {summary['cache_uri']}")
-    lines.append(f"model    {summary['model_uri']}")
-    return "\n".join(lines)
+    stages = recipe_runs.read_stages(recipe, runs)
+    return RunSummary(
+        recipe.name,
+        *(evaluation.read_report(Path(stages["scores"][label])) for label in ("before", "after")),
+        seconds | {"total": round(sum(seconds.values()), 1)},
+        stages["features"]["cache_uri"],
+        stages["training"]["model_uri"],
+        stages["training"]["digest"],
+    )

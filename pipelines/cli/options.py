@@ -1,4 +1,4 @@
-"""Options and helpers that the commands share."""
+"""Options that several commands share, and how commands print their results."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from pipelines import recipes
 from pipelines.infra import console
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
-from pipelines.recipes import settings as recipes_settings
+from pipelines.recipes.settings import Recipe
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Fine-tune Whisper for Swedish: features, training, evaluation, transcription.",
-)
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name, or a .toml file of your own.")]
+
+def _log_to_stderr(as_json: bool) -> bool:
+    """Send messages to standard error, so that standard output holds only the JSON object."""
+    if as_json and distributed.is_main_process():
+        console.configure(sys.stderr)
+    return as_json
+
+
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or path of a .toml file.")]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", "-s", metavar="NAME=VALUE", help="Override a setting, e.g. training.steps=60. Repeatable."),
@@ -32,51 +35,44 @@ Overrides = Annotated[
 Runs = Annotated[
     str, typer.Option("--runs", help="Folder for artefacts; default: LAB_RUNS, else runs/ in the project.")
 ]
-CacheUri = Annotated[str, typer.Option("--cache", help="Feature cache; default: the one that `features` made last.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and written, and end.")]
-
-
-def _log_to_stderr(as_json: bool) -> bool:
-    """Keep standard output for the JSON object."""
-    if as_json and distributed.is_main_process():
-        console.configure(sys.stderr)
-    return as_json
-
-
+CacheUri = Annotated[str, typer.Option("--cache", help="URI of a feature cache; default: the recipe's newest cache.")]
+ModelUri = Annotated[str, typer.Option("--model", help="Model URI; default: the newest finished run, else the base.")]
+Language = Annotated[str, typer.Option("--language", help="Whisper language code.")]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, transformers, ctranslate2 or onnx.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every network of this machine.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and written, and exit.")]
 Json = Annotated[
     bool,
     typer.Option(
         "--json",
         callback=_log_to_stderr,
         is_eager=True,
-        help="Print one JSON object on standard output; all else goes to standard error.",
+        help="Print one JSON object on standard output; messages go to standard error.",
     ),
 ]
 
 
 class ScoredSplit(StrEnum):
-    """Splits that are scored; training clips are not."""
+    """Splits that can be scored; training clips are not."""
 
     validation = "validation"
     test = "test"
 
 
-def _recipe(name: str, assignments: list[str]) -> tuple[recipes_settings.Recipe, dict[str, Any]]:
-    """The recipe with `NAME=VALUE` overrides, and the overrides as a dictionary."""
-    overrides = dict(_assignment(text) for text in assignments)
-    return recipes.load(name, overrides), overrides
+def load_recipe(name: str, assignments: list[str]) -> Recipe:
+    """Return the recipe with `NAME=VALUE` overrides applied."""
+    return recipes.load(name, parse_overrides(assignments))
 
 
-def _again(recipe: str, set_: list[str], runs: str) -> str:
-    """The options that name the same experiment in the next command."""
-    told = ["--recipe", recipe, *(word for assignment in set_ for word in ("--set", assignment))]
-    return shlex.join([*told, *(("--runs", runs) if runs else ())])
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """Return `NAME=VALUE` texts as a dictionary of settings."""
+    return dict(_parse_override(text) for text in assignments)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    """`a.b=1` as ("a.b", 1): the value is JSON where it parses as such, else a string.
+def _parse_override(text: str) -> tuple[str, Any]:
+    """Return `a.b=1` as ("a.b", 1): the value is parsed as JSON where possible, else it is a string.
 
-    A setting that is a string takes the text as it stands, `2024` and `true` included; quotes around it are JSON's.
+    A setting of type string takes the text unchanged, `2024` and `true` included, unless it is a quoted JSON string.
     """
     name, equals, value = text.partition("=")
     if not equals:
@@ -89,13 +85,37 @@ def _assignment(text: str) -> tuple[str, Any]:
     return name, value if recipes.takes_text(name) and not isinstance(parsed, str) else parsed
 
 
-def _plan(as_json: bool, settings: recipes_settings.Recipe, where: str | Path, what: str) -> None:
-    _print(
-        as_json,
-        {"dry_run": True, "would": what, "writes": str(where), "recipe": settings.settings()},
-        f"would {what}\nwould write below {where}\nnothing was done",
-    )
+def split_list(text: str) -> list[str]:
+    """Return the items of a comma-separated option."""
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _print(as_json: bool, told: dict[str, Any], words: str) -> None:
-    print(json.dumps(told, ensure_ascii=False) if as_json else words)
+def experiment_options(recipe: str, set_: list[str], runs: str) -> str:
+    """Return the options that select the same experiment in the next command, quoted for a shell."""
+    words = ["--recipe", recipe, *(word for assignment in set_ for word in ("--set", assignment))]
+    return shlex.join([*words, *(("--runs", runs) if runs else ())])
+
+
+def print_result(as_json: bool, fields: dict[str, Any], text: str) -> None:
+    """Print a command's result: `fields` as one JSON object, or `text` for people."""
+    print(json.dumps(fields, ensure_ascii=False) if as_json else text)
+
+
+def print_plan(as_json: bool, action: str, path: str | Path, recipe: Recipe | None = None) -> None:
+    """Print what a command would do and where it would write."""
+    fields = {"dry_run": True, "would": action, "writes": str(path)}
+    if recipe:
+        fields["recipe"] = recipe.settings()
+    print_result(as_json, fields, f"would {action}\nwould write below {path}\nnothing was done")
+
+
+def print_address(as_json: bool, fields: dict[str, Any], text: str) -> None:
+    """Print the address of a server at once: programs that start it wait for this line."""
+    print_result(as_json, fields, text)
+    sys.stdout.flush()
+
+
+def warn_without_token(token: str, host: str) -> None:
+    """Warn on standard error if the server can be reached from other machines without a token."""
+    if not token and host not in LOCAL_HOSTS:
+        print("warning: anyone who can reach this port may use it; LAB_API_TOKEN sets a token", file=sys.stderr)

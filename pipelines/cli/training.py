@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -16,16 +16,23 @@ from pipelines.cli.options import (
     Overrides,
     RecipeName,
     Runs,
-    _again,
-    _plan,
-    _print,
-    _recipe,
-    app,
+    experiment_options,
+    load_recipe,
+    print_plan,
+    print_result,
 )
 from pipelines.infra.parallel import distributed
+from pipelines.recipes.settings import Recipe
+
+PublishUri = Annotated[
+    str, typer.Option("--publish", help="Also copy the model to this URI: hub://…, hopsworks://… or a folder.")
+]
+FastDevRun = Annotated[
+    bool,
+    typer.Option("--fast-dev-run", help="Train two steps to check that everything works; its scores mean nothing."),
+]
 
 
-@app.command()
 def train(
     recipe: RecipeName = "tour",
     set_: Overrides = (),
@@ -34,33 +41,29 @@ def train(
     resume: Annotated[
         str,
         typer.Option(
-            help="Copy checkpoints there while training, and go on from the newest one there: hub://…, hopsworks://… "
+            help="Copy checkpoints to this URI while training, and resume from its newest one: hub://…, hopsworks://… "
             "or a folder. One URI holds one run."
         ),
     ] = "",
-    publish: Annotated[str, typer.Option(help="Also copy the model there: hub://…, hopsworks://… or a folder.")] = "",
+    publish: PublishUri = "",
     fork: Annotated[
-        str,
-        typer.Option(help="Start a new run from the weights of another: its folder, a checkpoint or a model, as URI."),
+        str, typer.Option(help="Start a new run from these weights: URI of a run's folder, a checkpoint or a model.")
     ] = "",
     cluster: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help="Train on a Ray cluster: auto (the one running here), host:6379, local."),
+        typer.Option(metavar="ADDRESS", help="Train on a Ray cluster: auto (running here), host:6379 or local."),
     ] = "",
     devices: Annotated[
         int,
         typer.Option(
-            min=1,
-            help="So many processes train together, each with a GPU or on cores; with --cluster, so many workers.",
+            min=1, help="Number of training processes (one per GPU, or on the CPU); with --cluster, of workers."
         ),
     ] = 1,
-    fast_dev_run: Annotated[
-        bool, typer.Option("--fast-dev-run", help="Two steps, to see that all works; the figures mean nothing.")
-    ] = False,
+    fast_dev_run: FastDevRun = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Stage 02: tune the recipe's model on a cache; goes on by itself where it was cut off.
+    """Stage 02: fine-tune the recipe's model on a feature cache; resumes an interrupted run.
 
     Example: python -m pipelines train --recipe tour --set training.steps=60
 
@@ -70,22 +73,27 @@ def train(
         raise typer.Exit(distributed.launch(devices, [sys.executable, "-m", "pipelines", *sys.argv[1:]]))
     set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
     with distributed.process_group():
-        _train(
-            recipe,
-            set_,
-            runs,
-            cache,
-            dry_run,
-            as_json,
+        settings = load_recipe(recipe, set_)
+        if dry_run:
+            return _print_plan(as_json, settings, runs, fork or settings.distillation.teacher or settings.model.base)
+        from pipelines.features import pipeline as feature_pipeline
+        from pipelines.training import pipeline
+        from pipelines.training.callbacks import console
+
+        model = pipeline.run(
+            settings,
+            feature_pipeline.open_cache(settings, cache, runs=runs),
+            runs=runs,
             resume=resume,
             publish=publish,
             fork=fork,
             cluster=cluster,
             devices=devices if cluster else 1,
+            progress=console.console_progress() if distributed.is_main_process() else None,
         )
+        _print_model(as_json, model, settings, runs, publish, experiment_options(recipe, set_, runs))
 
 
-@app.command()
 def distill(
     recipe: RecipeName = "tour-distil",
     set_: Overrides = (),
@@ -94,83 +102,62 @@ def distill(
     teacher: Annotated[
         str,
         typer.Option(
-            help="A tuned model's URI, or run:<recipe>: what that recipe makes of the same data; default: the "
+            help="URI of a tuned model, or run:<recipe> for that recipe's model on the same data; default: the "
             "recipe's distillation.teacher."
         ),
     ] = "",
     resume: Annotated[
         str,
         typer.Option(
-            help="Copy the student's checkpoints there, a run:<recipe> teacher's to the same with -teacher behind, "
-            "and go on from the newest ones there."
+            help="Copy the student's checkpoints to this URI and resume from its newest one; those of a run:<recipe> "
+            "teacher go to the same URI with -teacher appended."
         ),
     ] = "",
-    publish: Annotated[str, typer.Option(help="Also copy the student there: hub://…, hopsworks://… or a folder.")] = "",
-    fast_dev_run: Annotated[
-        bool, typer.Option("--fast-dev-run", help="Two steps, to see that all works; the figures mean nothing.")
-    ] = False,
+    publish: PublishUri = "",
+    fast_dev_run: FastDevRun = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Stage 02 for a smaller model: a student with fewer layers, taught by a tuned teacher; that is trained first where
-    the recipe is to make it and has not yet.
+    """Stage 02 for a smaller model: train a student with fewer layers from a tuned teacher; train a missing
+    run:<recipe> teacher first.
 
     Example: python -m pipelines distill --recipe tour-distil --set distillation.decoder_layers=1
     """
     set_ = [*set_, "training.fast_dev_run=true"] if fast_dev_run else set_
     set_ = [*set_, f"distillation.teacher={teacher}"] if teacher else set_
     with distributed.process_group():
-        _train(recipe, set_, runs, cache, dry_run, as_json, resume=resume, publish=publish, taught=True)
+        settings = load_recipe(recipe, set_)
+        if dry_run:
+            return _print_plan(as_json, settings, runs, settings.distillation.teacher or settings.model.base)
+        from pipelines.features import pipeline as feature_pipeline
+        from pipelines.training import pipeline
+        from pipelines.training.callbacks import console
 
-
-def _train(
-    recipe: str,
-    set_: list[str],
-    runs: str,
-    cache: str,
-    dry_run: bool,
-    as_json: bool,
-    *,
-    publish: str,
-    taught: bool = False,
-    **how: Any,
-) -> None:
-    from pipelines.features import pipeline as feature_pipeline
-    from pipelines.recipes import runs as recipe_runs
-    from pipelines.training import pipeline as training_pipeline
-
-    settings, _ = _recipe(recipe, set_)
-    if dry_run:
-        start = how.get("fork") or settings.distillation.teacher or settings.model.base
-        return _plan(
-            as_json,
+        model = pipeline.distill(
             settings,
-            recipe_runs.experiment_folder(settings, runs),
-            f"train {settings.training.steps} steps from {start}",
+            feature_pipeline.open_cache(settings, cache, runs=runs),
+            runs=runs,
+            resume=resume,
+            publish=publish,
+            progress=console.console_progress() if distributed.is_main_process() else None,
         )
-    from pipelines.training.callbacks import console
+        _print_model(as_json, model, settings, runs, publish, experiment_options(recipe, set_, runs))
 
-    opened = feature_pipeline.open_cache(settings, cache, runs=runs)
-    progress = console.console_progress() if distributed.is_main_process() else None
-    stage = training_pipeline.distill if taught else training_pipeline.run
-    made = stage(settings, opened, runs=runs, publish=publish, progress=progress, **how)
+
+def _print_plan(as_json: bool, settings: Recipe, runs: str | Path, start: str) -> None:
+    from pipelines.recipes import runs as recipe_runs
+
+    folder = recipe_runs.experiment_folder(settings, runs)
+    print_plan(as_json, f"train {settings.training.steps} steps from {start}", folder, settings)
+
+
+def _print_model(as_json: bool, model, settings: Recipe, runs: str | Path, publish: str, options: str) -> None:
+    from pipelines.recipes import runs as recipe_runs
+
     if not distributed.is_main_process():
         return
-    told = {
-        "model_uri": made.uri,
-        "digest": made.digest,
-        "best_step": made.best_step,
-        "validation": made.validation,
-        "seconds": made.seconds,
-    }
-    if made.copies:
-        told["copies"] = dataclasses.asdict(made.copies)
+    fields = model.as_dict()
     if publish:
-        told["published_uri"] = recipe_runs.read_stages(settings, runs)["model publication"]["model_uri"]
-    kept = f"\n{made.copies}" if made.copies else ""
-    _print(
-        as_json,
-        told,
-        f"model {made.uri}\nbest at step {made.best_step}: validation WER {made.validation['eval_wer']:.3f}\n"
-        f"Next: python -m pipelines evaluate {_again(recipe, set_, runs)}{kept}",
-    )
+        fields["published_uri"] = recipe_runs.read_stages(settings, runs)["model publication"]["model_uri"]
+    copies = f"\n{model.copies}" if model.copies else ""
+    print_result(as_json, fields, f"{model}\nNext: python -m pipelines evaluate {options}{copies}")

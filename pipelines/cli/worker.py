@@ -1,105 +1,105 @@
-"""The command that runs the fine-tuning worker."""
+"""The command that runs the fine-tuning worker: worker."""
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import DryRun, Json, Overrides, RecipeName, Runs, _plan, _print, _recipe, app
+from pipelines.cli.options import (
+    DryRun,
+    Host,
+    Json,
+    Overrides,
+    RecipeName,
+    Runs,
+    load_recipe,
+    print_address,
+    print_plan,
+    warn_without_token,
+)
 from pipelines.infra.errors import LabError
 
 
-@app.command()
 def worker(
     recipe: RecipeName = "tour",
     set_: Overrides = (),
     dataset: Annotated[
-        list[str],
-        typer.Option(
-            metavar="RECIPE", help="Clients may also ask for the data of this recipe, by its name. Repeatable."
-        ),
+        list[str], typer.Option(metavar="RECIPE", help="Offer the data of this recipe too, by its name. Repeatable.")
     ] = (),
-    language: Annotated[
-        list[str], typer.Option(metavar="CODE", help="Clients may also ask for this language. Repeatable.")
-    ] = (),
+    language: Annotated[list[str], typer.Option(metavar="CODE", help="Offer this language too. Repeatable.")] = (),
     store: Annotated[
         list[str],
         typer.Option(
             metavar="NAME=URI",
-            help="Clients may save models there, by this name; {name} in the URI is the model's. Repeatable. "
-            "Default: saved/ among the worker's own artefacts.",
+            help="Let clients save models to this URI, by this name; {name} stands for the model's name. Repeatable. "
+            "Default: saved/ in the worker's folder.",
         ),
     ] = (),
-    host: Annotated[str, typer.Option(help="0.0.0.0 is every network that this machine is on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8001,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free port.")] = 8001,
     token: Annotated[
         str,
         typer.Option(
             envvar="LAB_API_TOKEN",
             show_default=False,
-            help="What clients have to send; others on this machine see what is written here, so better set the "
-            "variable.",
+            help="Token that clients must send. Other users of this machine can read options: prefer the variable.",
         ),
     ] = "",
     allow_host: Annotated[
         list[str],
-        typer.Option(metavar="NAME", help="Without a token: a name by which clients know this machine. Repeatable."),
+        typer.Option(metavar="NAME", help="Without a token: accept this name of the machine from clients. Repeatable."),
     ] = (),
-    max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in millions of bytes.")] = 25.0,
-    max_duration_s: Annotated[float, typer.Option(min=0.1, help="Longest recording that is tried.")] = 600.0,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="How long test may take, and save be waited for.")] = 600.0,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request in megabytes (10^6 bytes).")] = 25.0,
+    max_duration_s: Annotated[float, typer.Option(min=0.1, help="Longest recording in seconds.")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit in seconds for test and save.")] = 600.0,
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Fine-tune over HTTP, one job at a time, until Ctrl-C or SIGTERM; the same command goes on with the job.
+    """Serve fine-tuning over HTTP, one job at a time; a restart resumes the job. Ctrl-C or SIGTERM ends it.
 
     Example: python -m pipelines worker --recipe tour --port 8001
     """
     from pipelines.infra import environment
     from pipelines.worker import whisper_tasks
 
-    settings, _ = _recipe(recipe, set_)
+    settings = load_recipe(recipe, set_)
     folder = environment.runs_folder(runs) / "worker"
-    others = [_recipe(name, ())[0] for name in dataset]
-    tuned = whisper_tasks.WhisperFineTuning(
+    tasks = whisper_tasks.WhisperFineTuning(
         settings,
         folder,
-        datasets={data.name: data for data in others},
+        datasets={data.name: data for data in (load_recipe(name, ()) for name in dataset)},
         languages=tuple(language),
-        stores=dict(_store(text) for text in store),
+        stores=dict(_parse_store(text) for text in store),
         max_duration_s=max_duration_s,
     )
-    offers = f"data sets {', '.join(tuned.datasets)}; stores {', '.join(tuned.stores)}"
+    offers = f"data sets {', '.join(tasks.datasets)}; stores {', '.join(tasks.stores)}"
     if dry_run:
-        return _plan(as_json, settings, folder, f"tune {settings.model.base} on {host} port {port}, {offers}")
-    from pipelines.inference.api import queue as api_queue
-    from pipelines.inference.api import server
-    from pipelines.worker import api as worker_api
-    from pipelines.worker import jobs
+        return print_plan(as_json, f"tune {settings.model.base} on {host} port {port}, {offers}", folder, settings)
+    from pipelines.inference.api import queue, server
+    from pipelines.worker import api, jobs
 
     listening = server.listen(host, port)
-    url = server.address(listening)
-    limits = api_queue.Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s)
-    if not token and host not in ("127.0.0.1", "::1", "localhost"):
-        print("warning: whoever reaches this port may use it; LAB_API_TOKEN sets a token", file=sys.stderr)
-    work = jobs.Jobs(tuned, folder)
-    key = ' -H "Authorization: Bearer $LAB_API_TOKEN"' if token else ""
-    asks = "-H 'Content-Type: application/json' -d '{\"task\": \"dataset\"}'"
-    _print(
-        as_json,
-        {"url": url, "state": work.state, "folder": str(folder), "token": bool(token)},
-        f"worker for {settings.model.base} at {url} ({offers}); {work.state}; Ctrl-C ends it, and the same command "
-        f"goes on\nNext: open {url} in a browser, or: curl {asks}{key} {url}",
+    limits = queue.Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s)
+    warn_without_token(token, host)
+    job_queue = jobs.Jobs(tasks, folder)
+    fields = {"url": server.address(listening), "state": job_queue.state, "folder": str(folder), "token": bool(token)}
+    print_address(as_json, fields, _address_text(fields, settings.model.base, offers))
+    server.serve(api.make_app(job_queue, limits, token, allow_host), listening)
+
+
+def _address_text(fields: dict, base: str, offers: str) -> str:
+    key = ' -H "Authorization: Bearer $LAB_API_TOKEN"' if fields["token"] else ""
+    request = f"-H 'Content-Type: application/json' -d '{{\"task\": \"dataset\"}}'{key} {fields['url']}"
+    return (
+        f"worker for {base} at {fields['url']} ({offers}); {fields['state']}; Ctrl-C stops it, the same "
+        f"command resumes it\nNext: open {fields['url']} in a browser, or: curl {request}"
     )
-    sys.stdout.flush()  # whoever started this waits for the address
-    server.serve(worker_api.make_app(work, limits, token, allow_host), listening)
 
 
-def _store(text: str) -> tuple[str, str]:
-    """`NAME=URI` as a pair."""
+def _parse_store(text: str) -> tuple[str, str]:
+    """Return `NAME=URI` as a pair."""
     name, _, uri = text.partition("=")
     if not (name and uri):
         raise LabError(f"--store takes NAME=URI such as hub=hub://me/{{name}}, got {text!r}")

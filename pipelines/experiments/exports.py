@@ -1,22 +1,19 @@
-"""Exports held against the model that they were made of, and the folder that a deployment needs.
-
-table        WER of models and their exports on a split, paired differences, agreement, size, speed: one table
-production   weights, tokenizer, settings, card and manifest in one folder, proved to be served in a fresh process
-"""
+"""Compare exports with the models that they were made from: WER, paired differences, agreement, size and speed."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.experiments import lookup
-from pipelines.experiments import pipeline as experiment_pipeline
+from pipelines.experiments import pipeline
+from pipelines.experiments.comparison import lookup
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.features.cache import FeatureCache
 from pipelines.recipes.settings import Recipe
@@ -32,42 +29,76 @@ from pipelines.whisper.model import ModelRef
 logger = logging.getLogger(__name__)
 
 TIMED_CLIPS = 40
-"""Clips that are decoded one by one for their speed, spread over the split."""
+"""Number of clips, spread over the split, that are decoded one by one to measure the speed."""
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Row:
+class ExportRow:
     """One model, or one export of it, on a split."""
 
     model: str
-    """Name and revision; says which form."""
+    """Name and revision, with the form of an export."""
     form: str
     """One of export.FORMS; empty for the model itself."""
     folder: str
     engine: str
-    """What decoded it for `ms`: engine, device, precision."""
+    """Engine, device and precision that were used for `ms`."""
     size_mb: float
-    """All files of the folder that it is served from, in millions of bytes."""
+    """Size of all files of its folder, in millions of bytes."""
     score: Score
     difference: Difference | None
-    """WER less that of the model it was made of; of a further model, less that of the first; None for the first."""
+    """For an export: WER minus that of its model; for a further model: minus that of the first; None for the first."""
     agreement: float | None
-    """Share of clips with the very transcript of what it is held against, case and punctuation included."""
+    """Share of clips whose transcript is identical to that of the model compared with, case and punctuation
+    included."""
     first: Difference | None
-    """WER less that of the first model of the table; None for that one."""
+    """WER minus that of the first model of the table; None for that model."""
     ms: float
-    """Milliseconds from the frames of a clip to its text, one clip at a time: the mean over clips of the fastest of
-    three tries; all rows in turns."""
+    """Milliseconds from the frames of a clip to its text, one clip at a time: mean over clips of the fastest of three
+    tries. All rows take turns."""
 
     def as_dict(self) -> dict[str, Any]:
-        told = {**vars(self), "score": self.score.as_dict()}
-        return told | {
-            name: found.as_dict() if (found := getattr(self, name)) else None for name in ("difference", "first")
-        }
+        differences = {name: getattr(self, name) for name in ("difference", "first")}
+        fields = {name: difference.as_dict() if difference else None for name, difference in differences.items()}
+        return {**vars(self), "score": self.score.as_dict(), **fields}
 
 
-def table(
+@dataclass(frozen=True)
+class ExportTable:
+    """Models and their exports on a split."""
+
+    split: str
+    rows: tuple[ExportRow, ...]
+    load: float | None
+    """Load average of the machine over the last minute, if the system reports it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        n = self.rows[0].score.n
+        return {"split": self.split, "n": n, "load": self.load, "rows": [row.as_dict() for row in self.rows]}
+
+    def __str__(self) -> str:
+        folders = "\n".join(f"{row.form or 'model'}: {row.folder}" for row in self.rows)
+        n = self.rows[0].score.n
+        return f"{self.markdown()}\n\n{self.split}, {n} clips; load of the machine {self.load}\n{folders}"
+
+    def markdown(self) -> str:
+        """Return the table as Markdown; the comparison with the first model appears if there are several models."""
+        header = ["model", "form", "WER", "95 %", "ΔWER (95 %)", "same text"]
+        several = sum(not row.form for row in self.rows) > 1
+        header += ["ΔWER, first model (95 %)"] if several else []
+        header += ["MB", "ms a clip", "decoded by"]
+        lines = [_markdown_row(header), _markdown_row("---" for _ in header)]
+        for row in self.rows:
+            name = row.model.partition(" @ ")[0].partition(" (")[0]
+            cells = [name, row.form or "model", f"{row.score.wer:.3f}", "{:.3f} to {:.3f}".format(*row.score.ci95)]
+            cells += [_difference_cell(row.difference), "" if row.agreement is None else f"{row.agreement:.0%}"]
+            cells += [_difference_cell(row.first)] if several else []
+            lines.append(_markdown_row([*cells, f"{row.size_mb:.1f}", f"{row.ms:.0f}", row.engine]))
+        return "\n".join(lines)
+
+
+def compare_exports(
     recipe: Recipe,
     cache: FeatureCache,
     uris: Sequence[str],
@@ -76,92 +107,92 @@ def table(
     split: str = "validation",
     runs: str | Path = "",
     threads: int = 0,
-) -> list[Row]:
-    """Each of the models `uris`, and after it its exports in `forms`, scored and timed on a split of the cache.
+) -> ExportTable:
+    """Score and time each model, and its exports in `forms`, on a split of the cache.
 
-    Scores are those of lab.evaluate: what was scored before is not decoded again, and a test split's are counted.
-    Raises LabError for a form that is none of export.FORMS, and what `export.convert` raises.
+    Existing reports are reused; scorings of the test split are counted. Raise LabError for a form that is not one of
+    export.FORMS, and whatever `export.convert` raises.
     """
-    places = [  # all of them first: what cannot be made shows before anything is scored
+    variants = [  # export everything first: errors appear before anything is scored
         (form, str(export.convert(whisper_model.resolve(uri), form)) if form else uri)
         for uri in uris
         for form in ("", *forms)
     ]
-    reports = [experiment_pipeline.evaluate(recipe, cache, there, split, runs=runs) for _, there in places]
-    refs = [whisper_model.resolve(there) for _, there in places]
-    rows = cache.split(split)
-    timed = rows[:: max(1, -(-len(rows) // TIMED_CLIPS))]
-    speeds = _speeds(recipe, cache, refs, timed, threads)
-    made, first, own = [], reports[0], reports[0]
-    for (form, _), ref, report, (engine, ms) in zip(places, refs, reports, speeds, strict=True):
-        own, against = (own, own) if form else (report, first)
-        held: tuple[Any, ...] = (None, None, None)
-        if report is not first:
-            held = (*_compared(recipe, report, against), _compared(recipe, report, first)[0])
-        size_mb = sum(path.stat().st_size for path in ref.folder.iterdir() if path.is_file()) / 1e6
-        made.append(
-            Row(report.model, form, str(ref.folder), engine, round(size_mb, 1), report.score, *held, round(ms, 1))
+    reports = [pipeline.evaluate(recipe, cache, uri, split, runs=runs) for _, uri in variants]
+    refs = [whisper_model.resolve(uri) for _, uri in variants]
+    split_rows = cache.split(split)
+    timed = split_rows[:: max(1, -(-len(split_rows) // TIMED_CLIPS))]
+    speeds = _measure_speeds(recipe, cache, refs, timed, threads)
+    rows, first, model = [], reports[0], reports[0]
+    for (form, _), ref, report, (engine, ms) in zip(variants, refs, reports, speeds, strict=True):
+        reference = model if form else first
+        model = model if form else report
+        row = ExportRow(
+            report.model,
+            form,
+            str(ref.folder),
+            engine,
+            _size_mb(ref.folder),
+            report.score,
+            None if report is first else _difference(recipe, report, reference),
+            None if report is first else _agreement(report, reference),
+            None if report is first else _difference(recipe, report, first),
+            round(ms, 1),
         )
-    return made
+        rows.append(row)
+    return ExportTable(split, tuple(rows), os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
 
 
-def _compared(recipe: Recipe, report: EvalReport, other: EvalReport) -> tuple[Difference, float]:
-    """The paired difference of two reports on one split, and the share of clips with the very same text."""
-    ours, theirs = (lookup.ordered(one) for one in (report, other))
-    edits = [scoring.count_edits(one["reference"].tolist(), one["hypothesis"].tolist()) for one in (ours, theirs)]
-    draw = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
-    found = scoring.difference(*edits, ours["speaker"].tolist(), **draw)
-    return found, float((ours["hypothesis"] == theirs["hypothesis"]).mean())
+def _size_mb(folder: Path) -> float:
+    return round(sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6, 1)
 
 
-def in_words(rows: Sequence[Row]) -> str:
-    """The table as lines of Markdown."""
-    head = ["model", "form", "WER", "95 %", "ΔWER (95 %)", "same text", "ΔWER, first model (95 %)"]
-    several = sum(not row.form for row in rows) > 1
-    lines = [_line([*head[: None if several else -1], "MB", "ms a clip", "decoded by"])]
-    lines.append(_line("---" for _ in lines[0].split(" | ")))
-    for row in rows:
-        cells = [row.model.partition(" @ ")[0].partition(" (")[0], row.form or "as it is", f"{row.score.wer:.3f}"]
-        cells += ["{:.3f} to {:.3f}".format(*row.score.ci95), _told(row.difference)]
-        cells += ["" if row.agreement is None else f"{row.agreement:.0%}"]
-        cells += [_told(row.first)] if several else []
-        lines.append(_line([*cells, f"{row.size_mb:.1f}", f"{row.ms:.0f}", row.engine]))
-    return "\n".join(lines)
+def _difference(recipe: Recipe, report: EvalReport, other: EvalReport) -> Difference:
+    """Return the paired difference of two reports on one split."""
+    tables = [lookup.ordered(one) for one in (report, other)]
+    edits = [scoring.count_edits(one["reference"].tolist(), one["hypothesis"].tolist()) for one in tables]
+    bootstrap = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
+    return scoring.difference(*edits, tables[0]["speaker"].tolist(), **bootstrap)
 
 
-def _line(cells: Any) -> str:
+def _agreement(report: EvalReport, other: EvalReport) -> float:
+    """Return the share of clips with identical transcripts."""
+    return float((lookup.ordered(report)["hypothesis"] == lookup.ordered(other)["hypothesis"]).mean())
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _told(difference: Difference | None) -> str:
+def _difference_cell(difference: Difference | None) -> str:
     return "" if difference is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(difference.delta, *difference.ci95)
 
 
-def _speeds(
+def _measure_speeds(
     recipe: Recipe, cache: FeatureCache, refs: Sequence[ModelRef], rows: np.ndarray, threads: int
 ) -> list[tuple[str, float]]:
-    """Engine and milliseconds a clip of each model, all in turns on every clip, so that other load hits all alike."""
+    """Return engine and milliseconds per clip of each model. Models take turns on every clip, so other load is fair."""
     logger.info(f"timing {len(refs)} on {len(rows)} clips, {_ROUNDS} times in turns")
-    opened = [_opened(recipe, ref, threads) for ref in refs]
-    took = np.empty((_ROUNDS, len(rows), len(refs)))
-    for round_ in range(-1, _ROUNDS):  # the first one only warms up
-        for place, row in enumerate(rows if round_ >= 0 else rows[:2]):
-            for which, (engine, ref) in enumerate(zip(opened, refs, strict=True)):
+    opened = [_open_engine(recipe, ref, threads) for ref in refs]
+    seconds = np.empty((_ROUNDS, len(rows), len(refs)))
+    for round_ in range(-1, _ROUNDS):  # round -1 is a warm-up on two clips, overwritten later
+        for clip, row in enumerate(rows if round_ >= 0 else rows[:2]):
+            for index, (engine, ref) in enumerate(zip(opened, refs, strict=True)):
                 window = _window(cache, int(row), ref)
                 started = time.perf_counter()
                 engine.decode(window)
-                took[round_, place, which] = time.perf_counter() - started
-    best = took.min(axis=0).mean(axis=0) * 1_000
+                seconds[round_, clip, index] = time.perf_counter() - started
+    best = seconds.min(axis=0).mean(axis=0) * 1_000
     return [(engine.name, float(ms)) for engine, ms in zip(opened, best, strict=True)]
 
 
-def _opened(recipe: Recipe, ref: ModelRef, threads: int) -> Engine:
-    engine = "auto" if export.is_export(ref) else "transformers"
-    most = recipe.evaluation.max_new_tokens
-    return engines.open_engine(ref, recipe.language, engine, threads=threads, max_new_tokens=most)
+def _open_engine(recipe: Recipe, ref: ModelRef, threads: int) -> Engine:
+    name = "auto" if export.is_export(ref) else "transformers"
+    max_new_tokens = recipe.evaluation.max_new_tokens
+    return engines.open_engine(ref, recipe.language, name, threads=threads, max_new_tokens=max_new_tokens)
 
 
 def _window(cache: FeatureCache, row: int, ref: ModelRef) -> np.ndarray:
-    """A clip as it is served: float32 [1, n_mels, T]."""
+    """Return the log-mel of a clip as it is served: float32 [1, n_mels, T]."""
     log_mel = cache.log_mel(row)
     return log_mel.padded(padded_frames(len(log_mel.frames)) if ref.context == "clip" else FULL_FRAMES)[None]

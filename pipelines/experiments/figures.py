@@ -1,4 +1,4 @@
-"""What people look at: tables, players, pictures and live curves. Nothing here decides anything."""
+"""Figures and tables of evaluations, comparisons, series and sweeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipelines.experiments.compare import ALPHA, Comparison
+from pipelines.experiments.comparison.compare import Comparison
+from pipelines.experiments.comparison.findings import is_significant
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment
 from pipelines.infra.plots import _ACCENT, _INK, _SOFT, _axes, _figure, _plain, _row
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def scores(reports: dict[str, EvalReport]) -> Figure:
-    """WER of each report with its 95 % interval."""
+    """Plot the WER of each report with its 95 % interval."""
     figure, axes = _axes(9, 0.9 + 0.5 * len(reports))
-    for place, report in enumerate(reversed(reports.values())):
+    for y, report in enumerate(reversed(reports.values())):
         low, high = report.score.ci95
-        axes.plot([low, high], [place, place], color=_SOFT, linewidth=5, solid_capstyle="round")
-        axes.plot(report.score.wer, place, "o", color=_ACCENT)
+        axes.plot([low, high], [y, y], color=_SOFT, linewidth=5, solid_capstyle="round")
+        axes.plot(report.score.wer, y, "o", color=_ACCENT)
         axes.annotate(
-            f"{report.score.wer:.3f}", (report.score.wer, place), textcoords="offset points", xytext=(0, 7), ha="center"
+            f"{report.score.wer:.3f}", (report.score.wer, y), textcoords="offset points", xytext=(0, 7), ha="center"
         )
     axes.set(
         yticks=range(len(reports)),
@@ -41,82 +42,85 @@ def scores(reports: dict[str, EvalReport]) -> Figure:
 
 
 def forest(comparison: Comparison) -> Figure:
-    """ΔWER of every experiment against the baseline with its 95 % interval, beside the line of no difference."""
+    """Plot ΔWER of every experiment against the baseline with its 95 % interval."""
     findings = comparison.findings[1:]
     figure, axes = _axes(9, 1.2 + 0.5 * len(findings))
     axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
-    for place, finding in enumerate(reversed(findings)):
+    for y, finding in enumerate(reversed(findings)):
         delta = finding.difference.delta
-        colour = _ACCENT if finding.shown else _SOFT
-        if finding.could_show is not None:  # with too few speakers there is no interval
-            axes.plot(finding.difference.ci95, [place, place], color=colour, linewidth=4, solid_capstyle="round")
-        axes.plot(delta, place, "o", color=_INK)
-        axes.annotate(f"{delta:+.3f}", (delta, place), textcoords="offset points", xytext=(0, 8), ha="center")
+        colour = _ACCENT if finding.is_conclusive else _SOFT
+        if finding.enough_speakers:  # else there is no interval
+            axes.plot(finding.difference.ci95, [y, y], color=colour, linewidth=4, solid_capstyle="round")
+        axes.plot(delta, y, "o", color=_INK)
+        axes.annotate(f"{delta:+.3f}", (delta, y), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set(
         yticks=range(len(findings)),
         yticklabels=[f"{finding.experiment.name}\n{finding.verdict.split(' (')[0]}" for finding in reversed(findings)],
-        xlabel=f"WER less that of {comparison.baseline.name}, with 95 % interval: left of the line is better",
+        xlabel=f"WER minus WER of {comparison.baseline.name}, with 95 % interval (left of the line is better)",
         ylim=(-0.5, len(findings) - 0.2),
     )
     axes.margins(x=0.15)
     return figure
 
 
-def of_series(claims: Sequence[dict[str, Any]], baseline: str, filters: dict[str, Any]) -> Figure:
-    """What a series of experiments came to, from its exported tables (series.py).
+def series_figure(claims: Sequence[dict[str, Any]], baseline: str, filters: dict[str, Any]) -> Figure:
+    """Plot the results of a series of experiments, from its exported tables (series_tables.py).
 
-    Left: ΔWER of each recipe against `baseline` with its 95 % interval; dark where a difference is shown after
-    correction for their number. Right: precision and recall of the label-error filter over its limits, one curve for
-    each seed of the model that heard the errors, the limit in use marked.
+    Left: ΔWER of each recipe against `baseline` with its 95 % interval, highlighted if a difference is shown after
+    correction for the number of recipes. Right: precision and recall of the label-error filter over its limits, one
+    curve per seed of the label model, with the limit in use marked.
     """
     rows = [(claim["recipe"], claim["against"][baseline]) for claim in claims if baseline in claim["against"]]
     rows.sort(key=lambda row: -row[1]["delta"])
     figure, (left, right) = _row(2, 11, 1.4 + 0.36 * len(rows))
-    left.axvline(0, color=_INK, linewidth=1, linestyle="--")
-    for place, (_, told) in enumerate(rows):
-        low, high = told["ci95"]
-        shown = not low <= 0 <= high and told["p_holm"] <= ALPHA
-        left.plot([low, high], [place, place], color=_ACCENT if shown else _SOFT, linewidth=4, solid_capstyle="round")
-        left.plot(told["delta"], place, "o", color=_INK, markersize=4)
-    left.set(
-        yticks=range(len(rows)),
-        yticklabels=[name for name, _ in rows],
-        xlabel=f"WER less that of {baseline}, 95 % interval",
-        ylim=(-0.6, len(rows) - 0.4),
-    )
-    for seed, told in filters.items():
-        curve = [point for point in told["label_errors"] if point["precision"] is not None]
-        right.plot([p["recall"] for p in curve], [p["precision"] for p in curve], label=f"model of seed {seed}")
-        for point in (p for p in curve if p["limit"] == told["limit"]):
-            right.plot(point["recall"], point["precision"], "o", color=_INK)
-            right.annotate(
-                f"CER > {point['limit']:g}",
-                (point["recall"], point["precision"]),
-                textcoords="offset points",
-                xytext=(6, 6),
-            )
+    _plot_differences(left, rows, baseline)
+    for seed, scores in filters.items():
+        _plot_label_filter(right, seed, scores)
     right.set(xlabel="recall of planted label errors", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     if right.lines:
         right.legend(frameon=False, loc="lower left")
     return figure
 
 
-def of_sweep(table: pd.DataFrame, space: dict[str, ParameterSettings], mattered: list[dict[str, Any]]) -> Figure:
-    """Each searched setting against the WER of its trials, that first which explains most (sweeps/results.py).
+def _plot_differences(axes: Any, rows: Sequence[tuple[str, dict[str, Any]]], baseline: str) -> None:
+    axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+    for y, (_, difference) in enumerate(rows):
+        colour = _ACCENT if is_significant(difference["ci95"], difference["p_holm"]) else _SOFT
+        axes.plot(difference["ci95"], [y, y], color=colour, linewidth=4, solid_capstyle="round")
+        axes.plot(difference["delta"], y, "o", color=_INK, markersize=4)
+    axes.set(
+        yticks=range(len(rows)),
+        yticklabels=[name for name, _ in rows],
+        xlabel=f"WER minus WER of {baseline}, 95 % interval",
+        ylim=(-0.6, len(rows) - 0.4),
+    )
 
-    A dot is a trial: the darker, the more steps; its WER is the best up to there, so pale dots would have come lower.
-    What was searched is shaded.
+
+def _plot_label_filter(axes: Any, seed: str, scores: dict[str, Any]) -> None:
+    curve = [point for point in scores["label_errors"] if point["precision"] is not None]
+    axes.plot([p["recall"] for p in curve], [p["precision"] for p in curve], label=f"model of seed {seed}")
+    for point in (p for p in curve if p["limit"] == scores["limit"]):
+        position = point["recall"], point["precision"]
+        axes.plot(*position, "o", color=_INK)
+        axes.annotate(f"CER > {point['limit']:g}", position, textcoords="offset points", xytext=(6, 6))
+
+
+def sweep_figure(table: pd.DataFrame, space: dict[str, ParameterSettings], importances: list[dict[str, Any]]) -> Figure:
+    """Plot each searched setting against the WER of its trials, the most important setting first (sweeps/results.py).
+
+    A dot is a trial, darker with more steps. Its WER is the best so far: trials that were stopped early (pale) might
+    have improved further. The searched range is shaded.
     """
-    figure = _figure(3.2 * max(2, len(mattered)), 3.2)
-    known = table[table["wer"].notna()]
-    panels = figure.subplots(1, len(mattered), sharey=True, squeeze=False)[0]
-    for axes, told in zip(panels, mattered, strict=True):
-        name = told["setting"]
-        values = known[name].astype(str) if space[name].kind == "choice" else known[name]
+    figure = _figure(3.2 * max(2, len(importances)), 3.2)
+    scored = table[table["wer"].notna()]
+    panels = figure.subplots(1, len(importances), sharey=True, squeeze=False)[0]
+    for axes, importance in zip(panels, importances, strict=True):
+        name = importance["setting"]
+        values = scored[name].astype(str) if space[name].kind == "choice" else scored[name]
         dots = _plain(axes).scatter(
-            values, known["wer"], c=known["steps"], cmap="Blues", vmin=0, edgecolors=_INK, zorder=2
+            values, scored["wer"], c=scored["steps"], cmap="Blues", vmin=0, edgecolors=_INK, zorder=2
         )
-        axes.set(xlabel=name, title=f"explains {told['explained']:.0%} of ranks at step {told['step']}")
+        axes.set(xlabel=name, title=f"explains {importance['explained']:.0%} of ranks at step {importance['step']}")
         axes.title.set_fontsize(9)
         if space[name].kind == "loguniform":
             axes.set_xscale("log")
@@ -130,7 +134,7 @@ def of_sweep(table: pd.DataFrame, space: dict[str, ParameterSettings], mattered:
 
 
 def slices(report: EvalReport) -> Styler:
-    """WER by slice with its 95 % interval, below a link to the report's page."""
+    """Return a table of WER by slice with 95 % intervals, and a link to the report page."""
     table = report.slices().replace({"value": {"": "not told"}})
     table["95 %"] = [f"{low:.3f} to {high:.3f}" for low, high in zip(table.pop("low"), table.pop("high"), strict=True)]
     styled = table.style.hide(axis="index").format({"wer": "{:.3f}"}, escape="html")
@@ -138,14 +142,14 @@ def slices(report: EvalReport) -> Styler:
 
 
 def _link(report: EvalReport) -> str:
-    """A link as a notebook of the folder `notebooks` follows it, and where the page lies, for anywhere else."""
-    place = html.escape(str(report.page))
+    """Return a link that works in a notebook of the folder `notebooks`, followed by the path of the page."""
+    path = html.escape(str(report.page))
     href = html.escape(os.path.relpath(report.page, environment.ROOT / "notebooks"))
-    return f'<a href="{href}" target="_blank">The whole report</a>: {place}'
+    return f'<a href="{href}" target="_blank">The whole report</a>: {path}'
 
 
 def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataFrame:
-    """The tuned model's worst errors, with what the base model made of the same clips."""
+    """Return the tuned model's worst transcripts beside the base model's transcripts of the same clips."""
     base = before.predictions.set_index("id")["hypothesis"]
     worst = after.predictions.nlargest(n, "wer")
     return pd.DataFrame(
@@ -159,7 +163,7 @@ def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataF
 
 
 def score_table(reports: dict[str, EvalReport]) -> pd.DataFrame:
-    """WER and CER of each report, normalised and as written, with intervals."""
+    """Return WER and CER of each report, normalised and as written, with intervals."""
     return pd.DataFrame(
         {
             label: {

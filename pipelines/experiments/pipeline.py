@@ -1,4 +1,8 @@
-"""TODO: describe this module."""
+"""Notebook 02's scores, and the commands' evaluations: score models on a split of a feature cache.
+
+evaluate(recipe, cache, model_uri, split)               -> EvalReport
+evaluate_base_and_tuned(recipe, cache, model_uri)       -> {"before": EvalReport, "after": EvalReport}
+"""
 
 from __future__ import annotations
 
@@ -31,43 +35,44 @@ def evaluate(
     runs: str | Path = "",
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> EvalReport:
-    """Score a model on a split of the cache; one that was scored before is read. A tuned model keeps its test score.
+    """Score a model on a split of the cache, or load an existing report of the same evaluation.
 
-    Every scoring of the test split is counted (ledger.py), and the count told; a further one of the same model warns.
-    `on_clips` is told of every batch how many clips it held.
+    Each scoring of the test split is counted (test_set_log.py) and logged; repeated scorings of a model log a warning.
+    The test score of a tuned model is added to its manifest and card. `on_clips` is called with the number of clips of
+    each batch.
     """
     if recipe.training.fast_dev_run:
         recipe, cache = apply_fast_dev_run(recipe, cache)
     ref = whisper_model.resolve(model_uri)
-    made: list[int] = []
+    started: list[int] = []
     with clip_progress_bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
 
-        def decoded(n: int) -> None:
+        def report_progress(n: int) -> None:
             step(n)
             on_clips(n)
 
         report = evaluation.evaluate(
-            recipe, cache, ref, split, _reports(recipe, runs), on_start=made.append, on_clips=decoded
+            recipe, cache, ref, split, _reports(recipe, runs), on_start=started.append, on_clips=report_progress
         )
     if split == "test" and not recipe.training.fast_dev_run:
-        looks = test_set_log.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(made))
-        logger.info((made and looks.warning()) or str(looks))
-    tuned = ref.facts.get("kind") == "model" and "made_of" not in ref.facts  # an export stays as it was made
+        scorings = test_set_log.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(started))
+        logger.info((started and scorings.warning()) or str(scorings))
+    tuned = ref.facts.get("kind") == "model" and "made_of" not in ref.facts  # an export is not changed
     if split == "test" and tuned and ref.origin == "folder":
-        _note_score(ref, report, recipe)
+        _save_score(ref, report, recipe)
     run_log.add(report, environment.runs_folder(runs))
     return report
 
 
 def _reports(recipe: Recipe, runs: str | Path) -> Path:
-    rehearsed = REHEARSAL_FOLDER if recipe.training.fast_dev_run else ""
-    return experiment_folder(recipe, runs) / rehearsed / "reports"
+    subfolder = REHEARSAL_FOLDER if recipe.training.fast_dev_run else ""
+    return experiment_folder(recipe, runs) / subfolder / "reports"
 
 
 def evaluate_base_and_tuned(
     recipe: Recipe, cache: FeatureCache, model_uri: str, *, runs: str | Path = ""
 ) -> dict[str, EvalReport]:
-    """Score the recipe's base model and the tuned one on the test split: `before` and `after`. Each is scored once."""
+    """Score the recipe's base model (`before`) and the tuned model (`after`) on the test split."""
     with record_stage(recipe, runs, "scores") as note:
         reports = {
             label: evaluate(recipe, cache, uri, "test", runs=runs)
@@ -77,12 +82,16 @@ def evaluate_base_and_tuned(
     return reports
 
 
-def _note_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
-    """Tell the score in the model's manifest and card, at the time of the sealing: the app serves the newest model."""
-    note = ref.folder / manifest.MANIFEST
-    sealed_ns = note.stat().st_mtime_ns
-    of = lineage.data_of(recipe.source.model_dump(mode="json"))
-    scored = {"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n}
-    told = {"test": report.score.as_dict(), "test_raw": report.raw.as_dict(), "test_data": of, "test_scored": scored}
-    model_card.refresh(ref.folder, **told)
-    os.utime(note, ns=(sealed_ns, sealed_ns))
+def _save_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
+    """Write the test score to the model's manifest and card. Keep the manifest's time: the app serves the newest
+    model."""
+    path = ref.folder / manifest.MANIFEST
+    sealed_ns = path.stat().st_mtime_ns
+    model_card.refresh(
+        ref.folder,
+        test=report.score.as_dict(),
+        test_raw=report.raw.as_dict(),
+        test_data=lineage.data_of(recipe.source.model_dump(mode="json")),
+        test_scored={"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n},
+    )
+    os.utime(path, ns=(sealed_ns, sealed_ns))

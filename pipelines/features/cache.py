@@ -81,6 +81,23 @@ class FeatureCache:
         """Size of the same clips as float32 tensors padded to 30 s."""
         return len(self.rows) * FULL_FRAMES * self.n_mels * 4
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `features --json` prints."""
+        names = ("digest", "counts", "curation", "bytes", "padded_bytes")
+        return {"cache_uri": self.uri, **{name: getattr(self, name) for name in names}}
+
+    def __str__(self) -> str:
+        row = "  {step:<16}{before:>8}{after:>9}{dropped:>9}{changed:>9}"
+        return "\n".join(
+            [
+                "curation            before    after  dropped  changed",
+                *(row.format(**counts) for counts in self.curation),
+                f"cache {self.uri}",
+                f"digest {self.digest}, {self.counts}, {self.bytes / 1e6:.1f} MB "
+                f"({self.bytes / self.padded_bytes:.1%} of padded float32)",
+            ]
+        )
+
     @property
     def rejected(self) -> pd.DataFrame:
         """Rejected clips: id, split, reason, detail."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ class TrainedModel:
     """Wall-clock seconds of training, over all sittings."""
     copies: Kept | None = None
     """What this sitting left at the URI that checkpoints are copied to, if there is one."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `train --json` prints."""
+        names = ("digest", "best_step", "validation", "seconds")
+        copies = {"copies": asdict(self.copies)} if self.copies else {}
+        return {"model_uri": self.uri, **{name: getattr(self, name) for name in names}, **copies}
+
+    def __str__(self) -> str:
+        return f"model {self.uri}\nbest at step {self.best_step}: validation WER {self.validation['eval_wer']:.3f}"
 
 
 def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipelines.cli import options
 from pipelines.infra.errors import LabError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(command.name or command.callback.__name__ for command in options.app.registered_commands)
+COMMANDS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
 STAGES = ("run", "features", "train", "evaluate")
 """Commands that write below the runs folder."""
 TOKEN = "hf_" + "secret" * 5
@@ -168,14 +168,14 @@ def test_training_without_features_says_what_to_run_first(call, runs: Path):
 
 
 def test_a_stop_by_hand_is_no_traceback(call, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(options, "app", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     done = call("train")
-    assert (done.code, done.err) == (130, "stopped; run the same command again to go on\n")
+    assert (done.code, done.err) == (130, "stopped; run the same command again to continue\n")
 
 
 def test_a_defect_is_not_hidden(call, monkeypatch: pytest.MonkeyPatch):
     """Only LabError is a message; anything else keeps its traceback."""
-    monkeypatch.setattr(options, "app", lambda: (_ for _ in ()).throw(ZeroDivisionError))
+    monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         call("train")
     assert not issubclass(ZeroDivisionError, LabError)
@@ -377,7 +377,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(call, offline, tmp_path: P
 
     spoken = call("doctor", "--model", tmp_path / "none")
     assert spoken.code == 1
-    assert "2 thing(s) to mend" in spoken.out
+    assert "2 problem(s) to fix" in spoken.out
     assert "Traceback" not in spoken.out + spoken.err
     assert TOKEN not in done.out + done.err + spoken.out + spoken.err
 
@@ -414,5 +414,5 @@ def test_a_place_that_cannot_be_made_is_one_line(call, tmp_path):
 
 
 def test_the_next_command_names_the_same_experiment():
-    told = options._again("tour", ["source.train=40", "source.path=my files"], "/some runs")
+    told = options.experiment_options("tour", ["source.train=40", "source.path=my files"], "/some runs")
     assert told == "--recipe tour --set source.train=40 --set 'source.path=my files' --runs '/some runs'"

@@ -334,11 +334,12 @@ def rows(tuned, teacher, toy_settings, toy_cache, tmp_path_factory):
     """The table of the student and of its teacher, with an export each."""
     runs, uris = tmp_path_factory.mktemp("runs"), [str(tuned), str(teacher)]
     recipe = toy_settings(FEW)
-    return exports.table(recipe, toy_cache, uris, ["onnx"], runs=runs, threads=1), runs, recipe
+    return exports.compare_exports(recipe, toy_cache, uris, ["onnx"], runs=runs, threads=1), runs, recipe
 
 
 def test_every_export_stands_under_its_model_with_what_it_differs_in(rows, toy_cache, tuned):
-    made, runs, recipe = rows
+    table, runs, recipe = rows
+    made = table.rows
     assert [row.form for row in made] == ["", "onnx"] * 2
     assert all(row.score.n == len(toy_cache.split("validation")) for row in made)
     assert all(row.ms > 0 for row in made)
@@ -353,11 +354,11 @@ def test_every_export_stands_under_its_model_with_what_it_differs_in(rows, toy_c
     assert others.first.delta == other.difference.delta == pytest.approx(other.score.wer - source.score.wer)
     assert others.difference.delta == 0
     assert json.loads(json.dumps([row.as_dict() for row in made]))[1]["agreement"] == 1.0
-    words = exports.in_words(made)
+    words = table.markdown()
     assert len(words.splitlines()) == 2 + 4
     assert len({line.count("|") for line in words.splitlines()}) == 1
     assert "ΔWER, first model" in words
-    assert "ΔWER, first model" not in exports.in_words(made[:2])
+    assert "ΔWER, first model" not in dataclasses.replace(table, rows=made[:2]).markdown()
     reports = sorted(path.parent for path in runs.glob("*/reports/validation-*/manifest.json"))
     assert len(reports) == 4, "what is scored is an ordinary report"
     assert experiment_pipeline.evaluate(recipe, toy_cache, graph.folder, "validation", runs=runs).score == (graph.score)

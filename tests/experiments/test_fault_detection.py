@@ -12,14 +12,14 @@ from pipelines.experiments import fault_detection
 
 def test_precision_and_recall_by_hand():
     found, planted = [True, True, True, False, False], [True, True, False, True, False]
-    assert fault_detection.counted(found, planted) == {
+    assert fault_detection.counts(found, planted) == {
         "found": 3,
         "planted": 3,
         "both": 2,
         "precision": 0.6667,
         "recall": 0.6667,
     }
-    assert fault_detection.counted([False], [False]) == {
+    assert fault_detection.counts([False], [False]) == {
         "found": 0,
         "planted": 0,
         "both": 0,
@@ -41,7 +41,7 @@ def caches():
 
 
 def test_checks_are_counted_over_the_clips_that_came_to_them(caches):
-    told = fault_detection.of_checks(*caches)
+    told = fault_detection.score_checks(*caches)
     counts = {name: tuple(check[key] for key in ("found", "planted", "both")) for name, check in told.items()}
     assert counts == {
         "leaks": (2, 2, 1),  # c7 is found and is none; c2 is one and is not found
@@ -59,7 +59,7 @@ def test_checks_are_counted_over_the_clips_that_came_to_them(caches):
 def test_a_check_late_in_the_order_is_not_blamed_for_what_was_dropped_before_it(caches):
     whole, curated = caches
     whole.rows.loc[whole.rows["id"] == "c4", "planted"] = "duplicate"  # dropped as noisy before audio is compared
-    assert fault_detection.of_checks(whole, curated)["duplicates"]["recall"] == 1
+    assert fault_detection.score_checks(whole, curated)["duplicates"]["recall"] == 1
 
 
 def test_the_curve_of_the_label_filter():
@@ -69,7 +69,7 @@ def test_the_curve_of_the_label_filter():
             "planted": ["", "label_swap", "label_word", "noise"],
         }
     )
-    curve = fault_detection.of_label_errors(rows, ["abcdefghij", "xxxxxxxxxx", "abcdefghxx", "abcdexxxxx"])
+    curve = fault_detection.score_label_filter(rows, ["abcdefghij", "xxxxxxxxxx", "abcdefghxx", "abcdexxxxx"])
     at = {entry["limit"]: entry for entry in curve}
     assert at[0.15]["dropped"] == {"label_swap": 1, "label_word": 1, "noise": 1}
     assert (at[0.15]["precision"], at[0.15]["recall"]) == (0.6667, 1)
@@ -85,6 +85,6 @@ def test_repairs_are_held_against_what_is_said():
         {"id": ["a", "b", "c"], "spoken": ["ett två", "tre fyra", "fem"], "planted": ["label_swap", "noise", ""]}
     )
     repaired = pd.DataFrame({"id": ["a", "b"], "before": ["hej då", "tre fyra"], "after": ["ett två", "tre fem"]})
-    told = fault_detection.of_repairs(SimpleNamespace(rows=rows, repaired=repaired))
+    told = fault_detection.score_repairs(SimpleNamespace(rows=rows, repaired=repaired))
     assert told == {"clips": 2, "planted": 1, "wer_before": 0.5, "wer_after": 0.25}
-    assert fault_detection.of_repairs(SimpleNamespace(rows=rows, repaired=repaired[:0]))["clips"] == 0
+    assert fault_detection.score_repairs(SimpleNamespace(rows=rows, repaired=repaired[:0]))["clips"] == 0

@@ -23,7 +23,7 @@ def quiet(line: str) -> None:
 
 
 def board(*sources: object, runs: Path) -> leaderboard.Board:
-    return leaderboard.board([str(source) for source in sources], runs=runs)
+    return leaderboard.rank([str(source) for source in sources], runs=runs)
 
 
 def entry(runs: Path, name: str = "raw") -> leaderboard.Entry:
@@ -57,16 +57,16 @@ def test_another_test_set_stands_apart(tmp_path: Path):
     found = board("raw", "easy", runs=tmp_path)
     assert [entry.wer for entry in found.ranked] == [0.25]
     assert [entry.wer for entry in found.not_comparable] == [0]
-    assert "not comparable: another test set or normaliser" in found.in_words()
+    assert "not comparable: another test set or normaliser" in str(found)
 
 
 @pytest.mark.parametrize(
     ("leaks", "scored", "status", "why"),
     [
-        ("drop", "", VALID, "by its note: the recipe drops"),
-        ("refuse", "", VALID, "by its note: the recipe refuses"),
-        ("ignore", "", UNVERIFIED, "is not at hand"),
-        ("drop", "another00001", UNVERIFIED, "cache cache0000001 that it was trained on is not at hand"),
+        ("drop", "", VALID, "by its settings: the recipe drops"),
+        ("refuse", "", VALID, "by its settings: the recipe refuses"),
+        ("ignore", "", UNVERIFIED, "is not available"),
+        ("drop", "another00001", UNVERIFIED, "its training cache cache0000001 is not available"),
     ],
 )
 def test_without_the_cache_its_note_decides(tmp_path: Path, leaks: str, scored: str, status: str, why: str):
@@ -120,11 +120,11 @@ def recording(test, train) -> None:
     ("change", "split", "status", "why"),
     [
         (lambda test, train: None, "test", VALID, "no training clip shares a speaker, sentence, recording with"),
-        (nobody, "test", UNVERIFIED, "who speaks is not told of every clip"),
+        (nobody, "test", UNVERIFIED, "some clips have no speaker"),
         (speaker, "test", INVALID, "training clips a speaker"),
         (sentence, "test", INVALID, "1 training clips a sentence"),
         (recording, "train", INVALID, "48 training clips a recording"),
-        (lambda test, train: None, "validation", INVALID, "chosen by 8 utterances of the test set"),
+        (lambda test, train: None, "validation", INVALID, "selected by 8 utterances of the test set"),
     ],
     ids=["clean", "nobody", "speaker", "sentence", "recording", "chosen"],
 )
@@ -180,9 +180,9 @@ def publish(hub_server, tmp_path: Path):
 @pytest.mark.parametrize(
     ("datasets", "status", "why"),
     [
-        (CV_11, UNVERIFIED, "trained on mozilla-foundation/common_voice_11_0, and not on which split"),
-        ("datasets: mozilla-foundation/common_voice_13_0", UNVERIFIED, "trained on mozilla-foundation/common_voice_13"),
-        ("", UNVERIFIED, "does not say what it was trained on"),
+        (CV_11, UNVERIFIED, "names mozilla-foundation/common_voice_11_0 as training data, without the split"),
+        ("datasets: mozilla-foundation/common_voice_13_0", UNVERIFIED, "names mozilla-foundation/common_voice_13_0"),
+        ("", UNVERIFIED, "does not state the training data"),
         ("datasets: [jzju/nst, google/fleurs]", UNVERIFIED, "does not name a normaliser"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_validation_score_and_a_broken_card_are_no_entries(publish, tmp_path: 
     held = publish("me/held", CARD.format(datasets="", split="validation", value=8))
     broken = publish("me/broken", "---\nmodel-index:\n- name: x\n---\nno results\n")
     plain = publish("me/plain", "no front matter at all\n")
-    with pytest.raises(LabError, match="no WER on a test set is told by hub://me/held, hub://me/broken, hub://me/pl"):
+    with pytest.raises(LabError, match="found no WER on a test set in hub://me/held, hub://me/broken, hub://me/pl"):
         board(held, broken, plain, runs=tmp_path)
 
 
@@ -255,17 +255,17 @@ def card_of(value: object, datasets: str = "some/other", **args: object):
 @pytest.mark.parametrize("value", [-5, float("nan"), float("inf")])
 def test_what_is_no_rate_is_no_entry(monkeypatch: pytest.MonkeyPatch, value: float):
     monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(value))
-    with pytest.raises(LabError, match="no WER on a test set is told"):
-        leaderboard.board(["hub://me/model"])
+    with pytest.raises(LabError, match="found no WER on a test set"):
+        leaderboard.rank(["hub://me/model"])
 
 
 @pytest.mark.parametrize("ci95", ["narrow", 0.3, [0.1, 0.2, 0.3]])
 def test_a_card_can_neither_break_the_table_nor_add_a_row(monkeypatch: pytest.MonkeyPatch, ci95):
     forged = "some/other\n1     openai/whisper-large  0.010 \x1b[31m"
     monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(0.1, forged, ci95=ci95, n="many"))
-    found = leaderboard.board(["hub://me/model"])
+    found = leaderboard.rank(["hub://me/model"])
     assert (found.ranked[0].ci95, found.ranked[0].n) == (None, None)
-    assert "\x1b" not in found.in_words() and len(found.in_words().splitlines()) == 4
+    assert "\x1b" not in str(found) and len(str(found).splitlines()) == 4
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

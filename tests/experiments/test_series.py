@@ -13,8 +13,9 @@ from log_recorder import record_log
 from typer.testing import CliRunner
 
 from pipelines import recipes as pipelines_recipes
-from pipelines.cli.options import app
-from pipelines.experiments import compare, figures, series
+from pipelines.__main__ import app
+from pipelines.experiments import figures, series, series_tables
+from pipelines.experiments.comparison import compare
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
@@ -67,7 +68,7 @@ def done(small, tmp_path_factory, one_thread):
 
 
 def test_all_recipes_of_a_seed_come_before_the_next_seed():
-    planned = series.planned(["tour", "tour-lora"], [1, 2], {"training.steps": 3})
+    planned = series.plan(["tour", "tour-lora"], [1, 2], {"training.steps": 3})
     assert [(r.name, r.training.seed) for r in planned] == [
         ("tour", 1),
         ("tour-lora", 1),
@@ -81,7 +82,7 @@ def test_a_series_tells_a_line_of_each_and_makes_nothing_twice(done):
     _recipes, runs, first, again = done
     assert len(first) == len(again) == 4
     assert first[0].startswith("[1/4] planted-raw, seed 42: WER ") and "min left" in first[0]
-    assert all("was there" in line for line in again) and not any("was there" in line for line in first)
+    assert all("existing report" in line for line in again) and not any("existing report" in line for line in first)
     assert len(list(runs.glob("*/train-*/model"))) == 4
 
 
@@ -120,8 +121,9 @@ def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, s
 def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):
     told = record_log()
     lacking = small("lacking", settings={"curation.max_label_cer": 0.5, "curation.label_model": "run:none"})
-    reports, failed = series.run([lacking, lacking], runs=tmp_path)
-    assert reports == [] and len(failed) == len(told) == 2
+    result = series.run([lacking, lacking], runs=tmp_path)
+    failed = result.failed
+    assert result.reports == () and len(failed) == len(told) == 2
     assert "no finished run of none" in failed[0]
 
 
@@ -130,20 +132,21 @@ def test_nor_does_a_fault_of_the_machine(small, tmp_path, monkeypatch, fault):
     def broken(*args, **kwargs):
         raise fault
 
-    monkeypatch.setattr(feature_pipeline, "features", broken)
-    reports, failed = series.run([small("planted-raw", seed) for seed in (42, 43)], runs=tmp_path)
-    assert reports == [] and len(failed) == 2
+    monkeypatch.setattr(feature_pipeline, "run", broken)
+    result = series.run([small("planted-raw", seed) for seed in (42, 43)], runs=tmp_path)
+    failed = result.failed
+    assert result.reports == () and len(failed) == 2
     assert all("\n" not in line and line.startswith("planted-raw, seed 4") for line in failed)
-    monkeypatch.setattr(feature_pipeline, "features", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(feature_pipeline, "run", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a fault of the program is to be seen
         series.run([small("planted-raw", 42)], runs=tmp_path)
 
 
 def test_what_is_exported_gives_the_scores_again(done, tmp_path):
     recipes, runs, *_ = done
-    reports = series.export(recipes, tmp_path, runs=runs)
+    reports = series_tables.export(recipes, tmp_path, runs=runs).reports
     assert list(reports) == [f"{r.name}/{r.training.seed}" for r in recipes]
-    table, costs = (pd.read_csv(tmp_path / name) for name in (series.UTTERANCES, series.RUNS))
+    table, costs = (pd.read_csv(tmp_path / name) for name in (series_tables.UTTERANCES, series_tables.RUNS))
     assert len(table) == 8 and len(costs) == 4
     for name, report in reports.items():
         edits = np.array([list(map(int, cell.split())) for cell in table[name]])
@@ -163,8 +166,8 @@ def test_what_is_exported_gives_the_scores_again(done, tmp_path):
 
 def test_filters_are_counted_for_each_seed(done, tmp_path):
     recipes, runs, *_ = done
-    series.export(recipes, tmp_path, runs=runs)
-    told = json.loads((tmp_path / series.FILTERS).read_text("utf-8"))
+    series_tables.export(recipes, tmp_path, runs=runs)
+    told = json.loads((tmp_path / series_tables.FILTERS).read_text("utf-8"))
     assert told.keys() == {"42", "43"}
     leaks = told["42"]["checks"]["planted-repaired"]["leaks"]
     assert (leaks["found"], leaks["planted"], leaks["both"], leaks["precision"]) == (3, 4, 3, 1)
@@ -177,8 +180,8 @@ def test_filters_are_counted_for_each_seed(done, tmp_path):
 
 def test_a_claim_from_the_tables_is_what_compare_says_of_the_runs(done, tmp_path):
     recipes, runs, *_ = done
-    reports = series.export(recipes, tmp_path, runs=runs)
-    raw, repaired = series.claims(tmp_path)
+    reports = series_tables.export(recipes, tmp_path, runs=runs).reports
+    raw, repaired = series_tables.claims(tmp_path)
     both = [reports[f"planted-raw/{seed}"].score for seed in (42, 43)]
     assert raw["wer"] == pytest.approx(np.mean([score.wer for score in both]))
     assert (raw["seeds"], raw["n"], raw["speakers"], raw["against"]) == ([42, 43], 8, 8, {})
@@ -194,9 +197,9 @@ def test_a_claim_from_the_tables_is_what_compare_says_of_the_runs(done, tmp_path
 
 def test_the_picture_has_a_row_for_each_recipe_and_a_curve_for_each_seed(done, tmp_path):
     recipes, runs, *_ = done
-    series.export(recipes, tmp_path, runs=runs)
-    filters = json.loads((tmp_path / series.FILTERS).read_text("utf-8"))
-    left, right = figures.of_series(series.claims(tmp_path), "planted-raw", filters).axes
+    series_tables.export(recipes, tmp_path, runs=runs)
+    filters = json.loads((tmp_path / series_tables.FILTERS).read_text("utf-8"))
+    left, right = figures.series_figure(series_tables.claims(tmp_path), "planted-raw", filters).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["planted-repaired"]
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["model of seed 42", "model of seed 43"]
     assert len(right.texts) == 2, "the limit in use is marked on each curve"
@@ -205,16 +208,18 @@ def test_the_picture_has_a_row_for_each_recipe_and_a_curve_for_each_seed(done, t
 def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_path):
     _recipes, runs, *_ = done
     other = small("planted-raw", 42, {"curation.leaks": "ignore", "training.learning_rate": 2e-3})
-    assert series.found([other], runs) == {}
+    assert series_tables.finished_reports([other], runs) == {}
     with pytest.raises(LabError, match="no finished experiment"):
-        series.export([other], tmp_path, runs=runs)
+        series_tables.export([other], tmp_path, runs=runs)
 
 
 def test_a_headline_says_where_no_difference_is_shown():
     claim = {"wer": 0.25, "ci95": (0.2, 0.3), "n": 9, "speakers": 3, "seeds": [42, 43]}
 
     def against(ci95: tuple[float, float], p_holm: float) -> list[str]:
-        return series.headline({**claim, "against": {"a": {"delta": -0.02, "ci95": ci95, "p": 0.01, "p_holm": p_holm}}})
+        return series_tables.headline(
+            {**claim, "against": {"a": {"delta": -0.02, "ci95": ci95, "p": 0.01, "p_holm": p_holm}}}
+        )
 
     assert against((-0.03, -0.01), 0.04) == [
         "WER 0.250 (95 % 0.200 to 0.300); normalised, 9 utterances, 3 speakers, 2 seeds.",
@@ -239,20 +244,20 @@ def test_the_command_plans_and_refuses():
     assert isinstance(refused.exception, LabError) and "whole numbers" in str(refused.exception)
 
 
-@pytest.mark.skipif(not (RESULTS / series.UTTERANCES).exists(), reason="no results are committed yet")
+@pytest.mark.skipif(not (RESULTS / series_tables.UTTERANCES).exists(), reason="no results are committed yet")
 def test_every_recipe_opens_with_what_the_committed_results_say():
-    claims = {claim["recipe"]: claim for claim in series.claims(RESULTS)}
+    claims = {claim["recipe"]: claim for claim in series_tables.claims(RESULTS)}
     assert claims.keys() <= set(pipelines_recipes.names())
     for name in (name for name in pipelines_recipes.names() if name.startswith("planted-")):
         opening = (pipelines_recipes.RECIPES / f"{name}.toml").read_text("utf-8").split("\n\nname = ")[0]
         assert ("(to be measured)" in opening) == (name not in claims), name
-        for line in series.headline(claims[name]) if name in claims else []:
+        for line in series_tables.headline(claims[name]) if name in claims else []:
             assert f"# {line}\n" in f"{opening}\n", name
 
 
-@pytest.mark.skipif(not (RESULTS / series.RUNS).exists(), reason="no results are committed yet")
+@pytest.mark.skipif(not (RESULTS / series_tables.RUNS).exists(), reason="no results are committed yet")
 def test_committed_runs_are_of_one_test_set_and_agree_with_the_utterances():
-    costs, table = pd.read_csv(RESULTS / series.RUNS), pd.read_csv(RESULTS / series.UTTERANCES)
+    costs, table = pd.read_csv(RESULTS / series_tables.RUNS), pd.read_csv(RESULTS / series_tables.UTTERANCES)
     assert costs["test_set"].nunique() == costs["normaliser"].nunique() == 1
     for row in costs.itertuples():
         edits = np.array([list(map(int, cell.split())) for cell in table[f"{row.recipe}/{row.seed}"]])

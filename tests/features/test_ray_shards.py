@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from log_recorder import record_log
 
-from pipelines.cli import options
+from pipelines.__main__ import app
 from pipelines.features import cache as caches
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features import ray_shards
@@ -169,4 +169,4 @@ def test_without_ray_the_command_says_how_to_get_it(monkeypatch, toy_recipe, toy
     monkeypatch.setitem(sys.modules, "ray", None)
     lines = ["--recipe", str(toy_recipe), "--set", f"model.base={toy_model}", "--runs", str(tmp_path)]
     with pytest.raises(LabError, match=r"not installed\. Run: pip install 'ray\[data\]"):
-        options.app(["features", *lines, "--cluster", "auto"], standalone_mode=False)
+        app(["features", *lines, "--cluster", "auto"], standalone_mode=False)

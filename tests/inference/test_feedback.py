@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.experiments import evaluation
+from pipelines.experiments import transcript_log
 from pipelines.inference import feedback
 from pipelines.infra import csv_log, feedback_log
 from pipelines.infra.errors import LabError
@@ -218,7 +218,7 @@ def test_a_report_becomes_a_log_that_reads_back(tmp_path):
     report = SimpleNamespace(predictions=predictions, model="tiny @ 1")
     log = tmp_path / "log.csv"
     for _ in range(2):  # the second replaces what the first wrote
-        evaluation.write_log(log, report)
+        transcript_log.write(log, report)
     rows = feedback_log.read(log)
     assert [(row["audio"], row["flag"], row["wer"]) for row in rows] == [
         ("a", "right", "0.0000"),
@@ -234,7 +234,7 @@ def test_what_listeners_said_is_never_replaced(tmp_path):
     feedback.append(log, output="hej", flag="right", model="tiny @ 1")
     before = log.read_bytes()
     with pytest.raises(LabError, match="listeners"):
-        evaluation.write_log(log, SimpleNamespace(predictions=pd.DataFrame(), model="tiny @ 1"))
+        transcript_log.write(log, SimpleNamespace(predictions=pd.DataFrame(), model="tiny @ 1"))
     assert log.read_bytes() == before
     with pytest.raises(LabError, match="no folder"):
-        evaluation.refuse_listeners(tmp_path / "absent" / "log.csv")
+        transcript_log.refuse_listeners(tmp_path / "absent" / "log.csv")

@@ -1,22 +1,22 @@
-"""What a report tells of a model on a split: one dictionary, which is report.json, and the page that shows it.
+"""Content of an evaluation report: one dictionary, stored as report.json and shown by report.html.
 
-report.json, `format` 1. Rates are shares (0.25 is 25 %), intervals 95 % over speakers, texts normalised where not told
-otherwise; a key that cannot be known is null, none is ever left out.
+report.json, `format` 1. Rates are fractions (0.25 is 25 %), intervals 95 % over speakers, texts normalised unless
+noted; an unknown value is null, no key is left out.
 
-    format          1: raised when a key changes its meaning or goes; new keys do not raise it
+    format          1: raised when a key is removed or changes its meaning, not for new keys
     model           name and revision;  quantisation: null or q8
     split, language, utterances, speakers, audio_seconds
     test_set        digest of the ids and references scored;  normaliser: version of text.normalise
-    lineage         what made the model; absolute paths are cut to their last part
+    lineage         origin of the model; absolute paths are cut to their last part
     score, raw      scoring.Score as a dictionary: normalised, and as written
     slices          slice, value, wer, low, high, n, speakers; slices are explained in `definitions`
-    words           words of the references that did not come out: words (seen or unseen in training), count, rate, ...
+    words           words of the references not recognised: words (seen or unseen in training), count, rate, ...
     worst           the utterances with the highest WER: id, speaker, reference, hypothesis, wer, duration_s, confidence
     confusions      substitutions, deletions, insertions, dots, letters, compounds: confusions.confusions
     inventions      for invented, repeating, empty: count, rate, examples: inventions.kinds
     calibration     mean_confidence, right, ece, ece_words, bins, coverage: calibration.calibration
     speed           decoding_seconds, real_time_factor (decoding over audio), times_real_time, device, threads
-    definitions     what each figure means, in words, as the page has it
+    definitions     explanation of each figure, as on the page
 """
 
 from __future__ import annotations
@@ -34,33 +34,35 @@ from pipelines.speech import scoring, text
 
 FORMAT = 1
 WORST = 10
-"""Utterances among the worst that the page shows, with their sound where it is to be had."""
+"""Number of worst utterances on the page, with audio if available."""
 
 
 def alignments(predictions: pd.DataFrame) -> list[list[Step]]:
-    """The words of each reference beside those of its transcript, normalised."""
+    """Align the words of each reference with those of its transcript, normalised."""
     texts = zip(predictions["reference"], predictions["hypothesis"], strict=True)
-    return [align(text.normalise(said).split(), text.normalise(written).split()) for said, written in texts]
+    return [
+        align(text.normalise(reference).split(), text.normalise(hypothesis).split()) for reference, hypothesis in texts
+    ]
 
 
-def facts(predictions: pd.DataFrame, told: Mapping[str, Any], speed: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of report.json: what can be told of `predictions`, after what was told of the model.
+def facts(predictions: pd.DataFrame, metadata: Mapping[str, Any], speed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of report.json: `metadata`, and the analysis of `predictions`.
 
-    `told` holds model, quantisation, split, language, test_set, normaliser, lineage, score and raw; `speed` holds
+    `metadata` has model, quantisation, split, language, test_set, normaliser, lineage, score and raw; `speed` has
     decoding_seconds, device and threads.
     """
     aligned = alignments(predictions)
     edits = scoring.count_edits(predictions["reference"].tolist(), predictions["hypothesis"].tolist())
     audio_s = float(predictions["duration_s"].sum())
-    lost = np.array([_lost(steps) for steps in aligned])
+    missed = np.array([_count_missed(steps) for steps in aligned])
     return {
         "format": FORMAT,
-        **redact_values(told),
+        **redact_values(metadata),
         "utterances": len(predictions),
-        "speakers": told["score"]["speakers"],
+        "speakers": metadata["score"]["speakers"],
         "audio_seconds": round(audio_s, 2),
         "slices": slices.table(predictions).to_dict("records"),
-        "words": slices.seen_and_unseen(predictions, lost),
+        "words": slices.seen_and_unseen(predictions, missed),
         "worst": _worst(predictions),
         "confusions": confusions.confusions(aligned),
         "inventions": _inventions(predictions, edits.char_edits / edits.chars),
@@ -71,15 +73,15 @@ def facts(predictions: pd.DataFrame, told: Mapping[str, Any], speed: Mapping[str
             "times_real_time": audio_s / speed["decoding_seconds"],
         },
         "definitions": {
-            **{f"slices.{name}": told for name, told in slices.DEFINITIONS.items()},
-            **{f"inventions.{name}": told for name, told in inventions.DEFINITIONS.items()},
-            **{f"calibration.{name}": told for name, told in calibration.DEFINITIONS.items()},
+            **{f"slices.{name}": text for name, text in slices.DEFINITIONS.items()},
+            **{f"inventions.{name}": text for name, text in inventions.DEFINITIONS.items()},
+            **{f"calibration.{name}": text for name, text in calibration.DEFINITIONS.items()},
         },
     }
 
 
-def _lost(steps: list[Step]) -> int:
-    """Words of the reference that were substituted or deleted."""
+def _count_missed(steps: list[Step]) -> int:
+    """Count the words of the reference that were substituted or deleted."""
     return sum(len(step.reference) for step in steps if step.is_error)
 
 
@@ -90,15 +92,16 @@ def _worst(predictions: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _inventions(predictions: pd.DataFrame, cers: np.ndarray) -> dict[str, Any]:
-    found: dict[str, list[int]] = {name: [] for name in inventions.DEFINITIONS}
-    for place, (said, written) in enumerate(zip(predictions["reference"], predictions["hypothesis"], strict=True)):
-        for name in inventions.kinds(text.normalise(said), text.normalise(written), cers[place]):
-            found[name].append(place)
+    rows_of: dict[str, list[int]] = {name: [] for name in inventions.DEFINITIONS}
+    texts = zip(predictions["reference"], predictions["hypothesis"], strict=True)
+    for row, (reference, hypothesis) in enumerate(texts):
+        for name in inventions.kinds(text.normalise(reference), text.normalise(hypothesis), cers[row]):
+            rows_of[name].append(row)
     return {
         name: {
-            "count": len(places),
-            "rate": len(places) / len(predictions),
-            "examples": predictions.iloc[places[:WORST]][["id", "reference", "hypothesis"]].to_dict("records"),
+            "count": len(rows),
+            "rate": len(rows) / len(predictions),
+            "examples": predictions.iloc[rows[:WORST]][["id", "reference", "hypothesis"]].to_dict("records"),
         }
-        for name, places in found.items()
+        for name, rows in rows_of.items()
     }

@@ -1,4 +1,4 @@
-"""Which word of a reference became which word of a transcript; split and joined compounds stay in one piece."""
+"""Align the words of a reference with those of a transcript. Split and joined compounds are kept together."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PIECES = 4
-"""A word is held against up to so many words that are its parts: `kväll s mat` beside `kvällsmat`."""
+"""Largest number of parts of a split or joined word: `kväll s mat` for `kvällsmat` has three."""
 _FREE = ("equal", "split", "join")
 _ERROR = 1_000_000
-"""Cost of an error, far above what any number of words that are alike can save."""
+"""Cost of an error, far above the total bonus for similar words."""
 _VOWELS = frozenset("aeiouyåäöé")
 
 
 @dataclass(frozen=True)
 class Step:
-    """Some neighbouring words of the reference and what became of them."""
+    """Adjacent words of the reference and the words of the transcript that they are aligned with."""
 
     kind: str
     """equal, substitution, deletion, insertion, split (one word written as several) or join (several as one)."""
@@ -24,15 +24,15 @@ class Step:
 
     @property
     def is_error(self) -> bool:
-        """Whether it counts as one word error where compounds are set aside."""
+        """True if the step counts as a word error when split and joined compounds do not."""
         return self.kind not in _FREE
 
 
 def align(reference: Sequence[str], hypothesis: Sequence[str], pieces: int = PIECES) -> list[Step]:
-    """The alignment with the fewest substitutions, deletions and insertions, where splits and joins cost nothing.
+    """Return the alignment with the fewest substitutions, deletions and insertions; splits and joins are free.
 
-    Takes words, or with `pieces=1`, which knows no splits and joins, letters. Of alignments with equally many errors it
-    is the one whose words are most alike. Time is the product of the lengths.
+    Takes words, or letters with `pieces=1` (no splits and joins). Among alignments with equally many errors, the one
+    with the most similar words is chosen. The run time is proportional to the product of the lengths.
     """
     if tuple(reference) == tuple(hypothesis):
         return [Step("equal", (word,), (word,)) for word in reference]
@@ -41,7 +41,7 @@ def align(reference: Sequence[str], hypothesis: Sequence[str], pieces: int = PIE
     for i in range(n + 1):
         for j in range(m + 1):
             if i or j:
-                best[i][j] = min(_arrivals(best, reference, hypothesis, i, j, pieces), key=lambda found: found[0])
+                best[i][j] = min(_arrivals(best, reference, hypothesis, i, j, pieces), key=lambda way: way[0])
     return _steps(best, reference, hypothesis)
 
 
@@ -53,7 +53,10 @@ def _arrivals(
     j: int,
     pieces: int,
 ) -> list[tuple[int, int, int]]:
-    """Ways to have aligned the first i with the first j words: (cost, reference words, transcript words) of each."""
+    """Return the possible last steps that align the first i with the first j words.
+
+    Each is (total cost, number of reference words, number of transcript words).
+    """
     ways = []
     if i and j:
         ways.append((best[i - 1][j - 1][0] + _cost(reference[i - 1], hypothesis[j - 1]), 1, 1))
@@ -69,19 +72,18 @@ def _arrivals(
     return ways
 
 
-def _cost(said: str, written: str) -> int:
-    """Of one word that stands for another: the more letters they share, the less; single letters, where both are
-    vowels."""
-    if said == written:
+def _cost(reference: str, hypothesis: str) -> int:
+    """Return the cost of a substitution: lower if two words share letters, or if two single letters are vowels."""
+    if reference == hypothesis:
         return -100
-    if len(said) == len(written) == 1:
-        return _ERROR - 50 * (said in _VOWELS and written in _VOWELS)
-    ours, theirs = set(said), set(written)
+    if len(reference) == len(hypothesis) == 1:
+        return _ERROR - 50 * (reference in _VOWELS and hypothesis in _VOWELS)
+    ours, theirs = set(reference), set(hypothesis)
     return _ERROR - 99 * len(ours & theirs) // len(ours | theirs)
 
 
 def _is_joined(word: str, parts: Sequence[str], start: int, end: int) -> bool:
-    """Whether `parts[start:end]` written together are `word`."""
+    """Return True if `word` is `parts[start:end]` written as one word."""
     return word.endswith(parts[end - 1]) and word == "".join(parts[start:end])
 
 

@@ -1,4 +1,4 @@
-"""Whether the model knows when it is right: confidence beside correctness, and what leaving out the unsure wins."""
+"""Calibration of confidence: confidence compared with correctness, and WER of the most confident utterances."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ DEFINITIONS = {
     "end token among them: exp(mean log-probability).",
     "ece": "Expected calibration error over ten equal bins of confidence (Guo et al. 2017): the mean distance, "
     "weighted by utterances, between confidence and the share of utterances without a wrong word.",
-    "ece_words": "The same with the share of right words, 1 - WER and never below 0, in place of right utterances: "
-    "confidence is a mean over tokens, so this is what it can be expected to meet.",
-    "coverage": "Of so large a share of the utterances, those that the model is surest of, the WER.",
+    "ece_words": "The same with the share of right words (1 - WER, at least 0) instead of right utterances: confidence "
+    "is a mean over tokens, so it should match this share.",
+    "coverage": "WER of the most confident utterances, for each share of utterances that is kept.",
 }
 
 
 def calibration(logprobs: np.ndarray, errors: np.ndarray, words: np.ndarray) -> dict[str, Any]:
-    """How far confidence can be trusted; all float or int [n], one for each utterance.
+    """Compare confidence with correctness; all arguments are float or int [n], one value per utterance.
 
     `bins`: low, high, n, confidence, right (share of utterances without a word error), words_right (1 - WER of the
     bin, at least 0); empty bins are left out. `ece`, `ece_words`: DEFINITIONS. `coverage`: at 5 %, 10 % ... 100 % of
-    the utterances, the surest first: coverage, confidence (the lowest among them), wer.
+    the utterances, the most confident first: coverage, confidence (the lowest among them), wer.
     """
     confidence = np.exp(logprobs)
-    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = [_bin(place, places == place, confidence, errors, words) for place in np.unique(places)]
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = [_bin(index, bin_of == index, confidence, errors, words) for index in np.unique(bin_of)]
     weights = np.array([part["n"] for part in bins]) / len(confidence)
     return {
         "mean_confidence": float(confidence.mean()),
@@ -41,14 +41,16 @@ def calibration(logprobs: np.ndarray, errors: np.ndarray, words: np.ndarray) -> 
     }
 
 
-def _bin(place: int, own: np.ndarray, confidence: np.ndarray, errors: np.ndarray, words: np.ndarray) -> dict[str, Any]:
+def _bin(
+    index: int, inside: np.ndarray, confidence: np.ndarray, errors: np.ndarray, words: np.ndarray
+) -> dict[str, Any]:
     return {
-        "low": float(place) / BINS,
-        "high": (float(place) + 1) / BINS,
-        "n": int(own.sum()),
-        "confidence": float(confidence[own].mean()),
-        "right": float((errors[own] == 0).mean()),
-        "words_right": max(0.0, 1 - float(errors[own].sum() / words[own].sum())),
+        "low": float(index) / BINS,
+        "high": (float(index) + 1) / BINS,
+        "n": int(inside.sum()),
+        "confidence": float(confidence[inside].mean()),
+        "right": float((errors[inside] == 0).mean()),
+        "words_right": max(0.0, 1 - float(errors[inside].sum() / words[inside].sum())),
     }
 
 

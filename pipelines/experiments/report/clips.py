@@ -1,4 +1,4 @@
-"""The sound of single clips, where the source can give it without asking the network."""
+"""Audio of single clips for the report page, if the source provides it without network access."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes.settings import SourceSettings
 from pipelines.speech import audio
 
-MOST_BYTES = 1_200_000
-"""Of all embedded sound together, as base64: a page stays below 2 MB."""
+MAX_BYTES = 1_200_000
+"""Limit for all embedded audio, as base64: the page stays below 2 MB."""
 _LONGEST_S = 30.0
-_ELSEWHERE = ("hub", "mozilla")
-"""Kinds of sources that are downloaded, or read over the network: a report fetches nothing."""
+_REMOTE = ("hub", "mozilla")
+"""Kinds of sources that need the network: a report fetches nothing."""
 
 
 def embedded(settings: SourceSettings, language: str, split: str, ids: Iterable[str]) -> tuple[dict[str, str], str]:
-    """FLAC at 16 kHz as data URIs, by id, of those of `ids` that there is room for; and why others have none.
+    """Return FLAC audio at 16 kHz as data URIs by id, and the reason why other ids have none (empty if all have).
 
-    Clips that come first in `ids` go first; the note is empty where none is lacking.
+    The first of `ids` are preferred if MAX_BYTES does not allow all.
     """
-    wanted = list(ids)
-    if away := sorted({kind for kind in _kinds(settings) if kind in _ELSEWHERE}):
-        return {}, f"the source ({', '.join(away)}) is read over the network, and a report fetches nothing"
+    requested = list(ids)
+    if remote := sorted({kind for kind in _kinds(settings) if kind in _REMOTE}):
+        return {}, f"the source ({', '.join(remote)}) is read over the network, and a report fetches nothing"
     try:
-        found = _sound(settings, language, split, set(wanted))
+        available = _read_audio(settings, language, split, set(requested))
     except (LabError, OSError) as error:
-        return {}, f"the source is not at hand ({type(error).__name__})"
-    uris, left = {}, MOST_BYTES
-    for name in wanted:
-        uri = found.get(name, "")
+        return {}, f"the source is not available ({type(error).__name__})"
+    uris, left = {}, MAX_BYTES
+    for name in requested:
+        uri = available.get(name, "")
         if uri and len(uri) <= left:
             uris[name], left = uri, left - len(uri)
-    if len(uris) == len(set(wanted)):
+    if len(uris) == len(set(requested)):
         return uris, ""
-    return uris, "the source has no such clip any more, it cannot be decoded, or it is too long for this page"
+    return uris, "the clip is no longer in the source, cannot be decoded, or is too long for this page"
 
 
-def _sound(settings: SourceSettings, language: str, split: str, wanted: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _read_audio(settings: SourceSettings, language: str, split: str, ids: set[str]) -> dict[str, str]:
+    uris: dict[str, str] = {}
     for example in open_source(settings, language).examples((split,)):
-        if example.id in wanted:
-            found[example.id] = _data_uri(example.audio)
-            if len(found) == len(wanted):
+        if example.id in ids:
+            uris[example.id] = _data_uri(example.audio)
+            if len(uris) == len(ids):
                 break
-    return found
+    return uris
 
 
-def _data_uri(sound: object) -> str:
+def _data_uri(content: object) -> str:
     import soundfile
 
     try:
-        waveform = audio.decode(sound, _LONGEST_S)
+        waveform = audio.decode(content, _LONGEST_S)
     except audio.AudioError:
         return ""
     file = io.BytesIO()

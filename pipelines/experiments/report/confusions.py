@@ -1,4 +1,4 @@
-"""What is taken for what: words, the letters å ä ö, and compounds that were split or joined."""
+"""Confusions: substituted words, the letters å ä ö, and compounds that were split or joined."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pipelines.experiments.report.alignment import Step, align
 
 SWEDISH = "åäö"
 _PLAIN = str.maketrans("åäöé", "aaoe")
-_MOST = 30
-"""Entries of each list that a report tells."""
+_MAX_ENTRIES = 30
+"""Length of each list in a report."""
 
 
 def confusions(alignments: list[list[Step]]) -> dict[str, Any]:
-    """Counts over all utterances, normalised.
+    """Count confusions over all utterances, normalised.
 
-    `substitutions`, `deletions`, `insertions`: the most frequent, `reference`, `hypothesis`, `count`.
-    `dots`: substituted words that differ in nothing but å ä ö é for a a o e.
+    `substitutions`, `deletions`, `insertions`: the most frequent ones, `reference`, `hypothesis`, `count`.
+    `dots`: substituted words that differ only in å ä ö é for a a o e.
     `letters`: see `letters`. `compounds`: see `compounds`.
     """
     steps = [step for steps in alignments for step in steps]
@@ -37,11 +37,10 @@ def confusions(alignments: list[list[Step]]) -> dict[str, Any]:
 
 
 def letters(steps: Iterable[Step]) -> list[dict[str, Any]]:
-    """For each of å, ä and ö: how often it was said, how often it was written, and what was written in its place.
+    """Count for each of å, ä and ö how often it is in the references, how often it is right, and what replaced it.
 
-    Counted in words that were recognised or nearly so: equal ones, compounds, and substituted ones of which at most
-    half the letters differ: in any other pair of words it is chance which letter stands beside which.
-    `taken_for` maps a letter (empty: none) to a count.
+    Only equal words, compounds, and substituted words with at most half of their letters wrong count: in other pairs of
+    words the alignment of letters is arbitrary. `taken_for` maps a letter (empty: none) to a count.
     """
     pairs: Counter[tuple[str, str]] = Counter()
     for step in steps:
@@ -60,9 +59,9 @@ def letters(steps: Iterable[Step]) -> list[dict[str, Any]]:
 
 
 def compounds(steps: list[Step]) -> dict[str, Any]:
-    """Words that were written as several (`splits`) and several that were written as one (`joins`), letters alike.
+    """Count words written as several (`splits`) and several words written as one (`joins`), with the same letters.
 
-    `wer_without`: the WER where they count as right; other words are then aligned as well as can be.
+    `wer_without`: the WER if they count as right.
     """
     splits, joins = ([step for step in steps if step.kind == kind] for kind in ("split", "join"))
     words = sum(len(step.reference) for step in steps)
@@ -75,18 +74,18 @@ def compounds(steps: list[Step]) -> dict[str, Any]:
 
 
 def _letter_pairs(step: Step) -> list[tuple[str, str]]:
-    """(letter of the reference, letter of the transcript or none) of a word that was recognised or nearly so."""
+    """Return pairs (letter of the reference, letter of the transcript or empty) of a recognised or similar word."""
     if step.kind not in ("equal", "split", "join", "substitution"):
         return []
-    said, written = "".join(step.reference), "".join(step.hypothesis)
-    if not set(said) & set(SWEDISH):
+    reference, hypothesis = "".join(step.reference), "".join(step.hypothesis)
+    if not set(reference) & set(SWEDISH):
         return []
-    if said == written:
-        return list(zip(said, said, strict=True))
-    pairs = [(*one.reference, *one.hypothesis) for one in align(said, written, pieces=1) if one.reference]
-    wrong = sum(one.is_error for one in align(said, written, pieces=1))
-    if wrong > max(len(said), len(written)) / 2:
+    if reference == hypothesis:
+        return list(zip(reference, reference, strict=True))
+    aligned = align(reference, hypothesis, pieces=1)
+    if sum(one.is_error for one in aligned) > max(len(reference), len(hypothesis)) / 2:
         return []
+    pairs = [(*one.reference, *one.hypothesis) for one in aligned if one.reference]
     return [(pair[0], pair[1] if len(pair) > 1 else "") for pair in pairs]
 
 
@@ -96,5 +95,5 @@ def _differs_in_dots(step: Step) -> bool:
 
 def _most_frequent(steps: Iterable[Step]) -> list[dict[str, Any]]:
     counts = Counter((" ".join(step.reference), " ".join(step.hypothesis)) for step in steps)
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))  # of equal counts, by the alphabet
-    return [{"reference": a, "hypothesis": b, "count": count} for (a, b), count in ordered[:_MOST]]
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))  # equal counts: alphabetically
+    return [{"reference": a, "hypothesis": b, "count": count} for (a, b), count in ordered[:_MAX_ENTRIES]]

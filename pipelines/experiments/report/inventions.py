@@ -1,41 +1,41 @@
-"""Transcripts that say what nobody said: invented, repeating, empty."""
+"""Transcripts with text that is not in the recording: invented, repeating, empty."""
 
 from __future__ import annotations
 
 from pipelines.speech.repetition import LONGEST, RATIO, TIMES, compression_ratio, has_run
 
-_WORDS, _LONGER, _SAID, _CER = 3, 3, 0.25, 0.7
+_MIN_WORDS, _MIN_EXTRA_WORDS, _MAX_SHARED, _MIN_CER = 3, 3, 0.25, 0.7
 
 DEFINITIONS = {
-    "invented": f"At least {_WORDS} words and more than {_CER:.0%} of the letters wrong, where at most {_SAID:.0%} of "
-    f"the words were said, or where there are at least {_LONGER} words more than were said. What was merely misheard "
-    "keeps more of its letters.",
-    "repeating": f"The same one to {LONGEST} words {TIMES} times or more in a row, where the reference has no such "
-    f"run; or text that zlib shrinks to less than 1/{RATIO:g}, Whisper's own threshold.",
+    "invented": f"At least {_MIN_WORDS} words and more than {_MIN_CER:.0%} of the letters wrong, and either at most "
+    f"{_MAX_SHARED:.0%} of the words are in the reference, or there are at least {_MIN_EXTRA_WORDS} words more than in "
+    "the reference. Words that are merely misrecognised keep more of their letters.",
+    "repeating": f"The same one to {LONGEST} words {TIMES} times or more in a row, without such a run in the "
+    f"reference; or text that zlib compresses to less than 1/{RATIO:g}, Whisper's own threshold.",
     "empty": "No word at all.",
 }
-"""What each of `kinds` means, as the page tells it. Case and punctuation are set aside."""
+"""Explanation of each of `kinds`, as on the page. Case and punctuation do not count."""
 
 
 def kinds(reference: str, hypothesis: str, cer: float) -> list[str]:
-    """Which of DEFINITIONS a transcript is; both texts normalised, `cer` their character error rate."""
-    said, written = reference.split(), hypothesis.split()
-    found = {
-        "invented": _is_invented(said, written, cer),
-        "repeating": _is_repeating(said, written),
+    """Return the keys of DEFINITIONS that apply to a transcript; both texts are normalised, `cer` is their CER."""
+    expected, written = reference.split(), hypothesis.split()
+    applies = {
+        "invented": _is_invented(expected, written, cer),
+        "repeating": _is_repeating(expected, written),
         "empty": not written,
     }
-    return [name for name, is_so in found.items() if is_so]
+    return [name for name, is_kind in applies.items() if is_kind]
 
 
-def _is_invented(said: list[str], written: list[str], cer: float) -> bool:
-    if len(written) < _WORDS or cer <= _CER:
+def _is_invented(expected: list[str], written: list[str], cer: float) -> bool:
+    if len(written) < _MIN_WORDS or cer <= _MIN_CER:
         return False
-    known = sum(word in said for word in written)
-    return known <= _SAID * len(written) or len(written) >= len(said) + _LONGER
+    shared = sum(word in expected for word in written)
+    return shared <= _MAX_SHARED * len(written) or len(written) >= len(expected) + _MIN_EXTRA_WORDS
 
 
-def _is_repeating(said: list[str], written: list[str]) -> bool:
+def _is_repeating(expected: list[str], written: list[str]) -> bool:
     if compression_ratio(" ".join(written)) > RATIO:
         return True
-    return has_run(written) and not has_run(said)
+    return has_run(written) and not has_run(expected)

@@ -1,4 +1,4 @@
-"""report.json as a page: one file that holds its style, its pictures and some sound, and asks for nothing else."""
+"""Render report.json as a page: one HTML file with its style, figures and some audio, which needs no network."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from pipelines.experiments.report.alignment import align
 from pipelines.recipes.settings import flatten
 from pipelines.speech import text
 
-_VALUES = 12
-"""Values of a slice that the page shows, those with most utterances; report.json has all."""
-_SHOWN = 15
-"""Entries of each list of confusions that the page shows."""
+_MAX_VALUES = 12
+"""Values per slice on the page, those with the most utterances; report.json has all."""
+_MAX_CONFUSIONS = 15
+"""Entries of each list of confusions on the page."""
 
 
 def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str, str], silence: str) -> str:
-    """The page of a report. `facts`: what report.json holds. `wers`: of each utterance. `sounds`: data URIs by
-    utterance id, and `silence`: why others of the worst have none.
+    """Return the report page. `facts`: the content of report.json. `wers`: WER per utterance. `sounds`: data URIs by
+    utterance id. `silence`: the reason why some of the worst utterances have no audio.
 
-    Every text is escaped by the template engine, and a content security policy forbids scripts and the network.
+    The template engine escapes all texts; a content security policy forbids scripts and network access.
     """
     import jinja2
     import numpy as np
 
-    rooms = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rooms.filters |= {"share": lambda value: f"{value:.1%}", "wer": lambda value: f"{value:.3f}", "flat": flatten}
-    return rooms.get_template("page.html").render(
+    environment.filters |= {"share": lambda value: f"{value:.1%}", "wer": lambda value: f"{value:.3f}", "flat": flatten}
+    return environment.get_template("page.html").render(
         facts=facts,
         sounds=sounds,
         silence=silence,
-        shown=_SHOWN,
+        shown=_MAX_CONFUSIONS,
         slices=_slices(facts["slices"]),
         scale=max([0.01, *(1.4 * row["wer"] for row in facts["slices"])]),
         worst=[{**row, "words": _marked(row["reference"], row["hypothesis"])} for row in facts["worst"]],
-        kept=_kept(facts["calibration"]["coverage"]),
+        kept=_nearest_to_80_percent(facts["calibration"]["coverage"]),
         pictures={
             "wers": pictures.wers(np.fromiter(wers, float)),
             "reliability": pictures.reliability(facts["calibration"]["bins"]),
@@ -52,17 +52,17 @@ def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str,
 
 
 def _slices(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Slice to the `rows` that are shown, and the number of values that are not (`more`)."""
-    told: dict[str, dict[str, Any]] = {}
+    """Return for each slice the `rows` on the page, and the number of further values (`more`)."""
+    parts: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(row["slice"] for row in rows):
-        own = [row for row in rows if row["slice"] == name]
-        largest = sorted(own, key=lambda row: -row["n"])[:_VALUES]
-        told[name] = {"rows": [row for row in own if row in largest], "more": len(own) - len(largest)}
-    return told
+        all_rows = [row for row in rows if row["slice"] == name]
+        largest = sorted(all_rows, key=lambda row: -row["n"])[:_MAX_VALUES]
+        parts[name] = {"rows": [row for row in all_rows if row in largest], "more": len(all_rows) - len(largest)}
+    return parts
 
 
 def _marked(reference: str, hypothesis: str) -> dict[str, list[tuple[str, str]]]:
-    """The words that were `said` and `written`, normalised, each with the kind of its step."""
+    """Return the words of reference (`said`) and transcript (`written`), normalised, with the kind of their step."""
     steps = align(text.normalise(reference).split(), text.normalise(hypothesis).split())
     return {
         "said": [(word, step.kind) for step in steps for word in step.reference],
@@ -70,6 +70,6 @@ def _marked(reference: str, hypothesis: str) -> dict[str, list[tuple[str, str]]]
     }
 
 
-def _kept(points: list[dict[str, float]]) -> dict[str, float]:
-    """The point of the coverage curve nearest to 80 % of the utterances."""
+def _nearest_to_80_percent(points: list[dict[str, float]]) -> dict[str, float]:
+    """Return the point of the coverage curve that is nearest to 80 % of the utterances."""
     return min(points, key=lambda point: abs(point["coverage"] - 0.8))

@@ -1,7 +1,8 @@
-"""ASHA, the asynchronous successive halving of Li et al. (2020), in its form with promotions.
+"""ASHA: the asynchronous successive halving algorithm of Li et al. (2020), with promotions.
 
-Trials pause at rungs: steps that grow by the factor `reduction`. Of those that came to a rung, one in `reduction` is to
-go on, by WER. Whenever somebody is free, the highest rung with a trial that is due sends it on; else a new one begins.
+Trials pause at rungs: steps that grow by the factor `reduction`. Of the trials that reached a rung, the best one in
+`reduction` by WER is promoted to the next rung. If a slot is free, the highest rung with a trial to promote comes
+first; otherwise a new trial starts.
 """
 
 from __future__ import annotations
@@ -15,35 +16,37 @@ from pipelines.recipes.settings import Recipe
 
 
 def rungs(recipe: Recipe) -> list[int]:
-    """The steps at which trials pause, each a look at validation, and last the recipe's number of steps."""
+    """Return the steps at which trials pause, each with a validation, and last the recipe's number of steps."""
     settings, search = recipe.training, recipe.search
-    found, at = [], search.min_steps or settings.eval_every
-    while search.reduction > 1 and (rung := math.ceil(at / settings.eval_every) * settings.eval_every) < settings.steps:
-        found.append(rung)
-        at *= search.reduction
-    return [*dict.fromkeys(found), settings.steps]
+    steps, step = [], search.min_steps or settings.eval_every
+    while (
+        rung := math.ceil(step / settings.eval_every) * settings.eval_every
+    ) < settings.steps and search.reduction > 1:
+        steps.append(rung)
+        step *= search.reduction
+    return [*dict.fromkeys(steps), settings.steps]
 
 
 def next_move(
-    trials: Mapping[int, Trial], under_way: Set[int], rungs: list[int], reduction: int, may_begin: bool
+    trials: Mapping[int, Trial], running: Set[int], rungs: list[int], reduction: int, may_start: bool
 ) -> tuple[int | None, int] | None:
-    """The number of the trial that is to go on, None for a new one, and the step to go to. None: nothing is to be done.
+    """Return the number of the trial to run next (None: a new trial) and its target step; None if nothing is left.
 
-    What was cut off comes first. When nothing else is due, the trial with the lowest WER goes on to the end: it is what
-    the sweep comes to.
+    Interrupted trials come first. If nothing else is left, the trial with the lowest WER continues to the last step:
+    its model is the result of the sweep.
     """
-    idle = [trial for number, trial in trials.items() if number not in under_way]
+    idle = [trial for number, trial in trials.items() if number not in running]
     for trial in idle:
         if trial.state == "begun":
             return trial.number, trial.target
     waiting = [trial for trial in idle if trial.state == "paused"]
-    following = dict(pairwise(rungs))
-    for rung in reversed(following):
-        there = sorted((t for t in trials.values() if t.reached(rung)), key=lambda t: (t.wer_at(rung), t.number))
-        for trial in there[: len(there) // reduction]:
+    next_rung = dict(pairwise(rungs))
+    for rung in reversed(next_rung):
+        ranked = sorted((t for t in trials.values() if t.reached(rung)), key=lambda t: (t.wer_at(rung), t.number))
+        for trial in ranked[: len(ranked) // reduction]:
             if trial in waiting and trial.target == rung:
-                return trial.number, following[rung]
-    if may_begin:
+                return trial.number, next_rung[rung]
+    if may_start:
         return None, rungs[0]
     best = min(trials.values(), key=lambda trial: (trial.wer, trial.number), default=None)
-    return (best.number, following[best.target]) if best in waiting and not under_way else None
+    return (best.number, next_rung[best.target]) if best in waiting and not running else None

@@ -1,7 +1,7 @@
-"""Who trains a sweep's trials: this process, one at a time, or the machines of a Ray cluster, several side by side.
+"""Where a sweep's trials train: in this process, one at a time, or on the machines of a Ray cluster, in parallel.
 
-On a cluster each trial has a GPU, or one core where there is none. Where its worker dies it is begun again, from its
-newest checkpoint. Runs, caches and weights must lie on a disk that all machines see; the package itself travels along.
+On a cluster each trial has a GPU, or one core if there are no GPUs. If its worker dies, it is started again from its
+newest checkpoint. Runs, caches and weights must be on a disk that all machines share; the package itself is sent along.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from pipelines.training.callbacks import oom
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 5.0
+_CHECK_INTERVAL_S = 5.0
 _SILENCE_S = 20.0
-"""What has not answered for so long is gone. Ray itself gives up after a minute, and takes this process with it."""
-_LOOKS_BETWEEN_LINES = 120
+"""Time without an answer after which a node is gone. Ray itself gives up after a minute, and ends this process."""
+_CHECKS_BETWEEN_WARNINGS = 120
 
 
-class Crew(Protocol):
-    """Takes jobs, as many at a time as it has hands."""
+class Executor(Protocol):
+    """Runs jobs, as many in parallel as it has slots."""
 
-    hands: int
+    slots: int
 
     def start(self, job: Job) -> None: ...
 
     def wait(self) -> Result:
-        """The next result. LabError where there will be none; errors.Unfinished where a signal ended it."""
+        """Return the next result. Raise LabError if there will be none, errors.Unfinished if a signal ended it."""
 
 
 @contextlib.contextmanager
-def hired(address: str, devices: int) -> Iterator[Crew]:
-    """This process where `address` is empty, else the Ray cluster there (cluster.py)."""
+def open_executor(address: str, devices: int) -> Iterator[Executor]:
+    """Yield an executor for the Ray cluster at `address`, or for this process if `address` is empty."""
     if not address:
-        yield Alone()
+        yield LocalExecutor()
         return
     with ray_cluster.joined(address) as ray:
         machines = len([node for node in ray.nodes() if node["Alive"]])
-        hands = devices or int(ray.cluster_resources().get("GPU", 0)) or machines
-        on_gpu = ray_train.refuse_too_small(ray, address, hands)
-        logger.info(f"Ray cluster {address}: {hands} trial(s) at a time, each with {'a GPU' if on_gpu else 'one core'}")
-        yield OnRay(ray, hands, on_gpu)
+        slots = devices or int(ray.cluster_resources().get("GPU", 0)) or machines
+        on_gpu = ray_train.refuse_too_small(ray, address, slots)
+        logger.info(f"Ray cluster {address}: {slots} trial(s) at a time, each with {'a GPU' if on_gpu else 'one core'}")
+        yield RayExecutor(ray, slots, on_gpu)
 
 
-class Alone:
-    """This process."""
+class LocalExecutor:
+    """Runs one job at a time in this process."""
 
-    hands = 1
+    slots = 1
 
     def __init__(self):
         self.jobs: list[Job] = []
@@ -76,42 +76,42 @@ class Alone:
             oom.free()
 
 
-class OnRay:
-    """The workers of a Ray cluster."""
+class RayExecutor:
+    """Runs jobs on the workers of a Ray cluster."""
 
-    def __init__(self, ray: Any, hands: int, on_gpu: bool):
-        self.ray, self.hands, self.under_way = ray, hands, {}
-        self.lookout = Lookout(ray, "GPU" if on_gpu else "CPU")
-        # no retries: Ray would send off what kills its worker again and again, and nobody would know
+    def __init__(self, ray: Any, slots: int, on_gpu: bool):
+        self.ray, self.slots, self.running = ray, slots, {}
+        self.monitor = ClusterMonitor(ray, "GPU" if on_gpu else "CPU")
+        # no retries by Ray: a job that kills its worker would be repeated without any message
         self.task = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_retries=0, scheduling_strategy="SPREAD")(
-            _on_a_worker
+            _run_on_worker
         )
 
     def start(self, job: Job) -> None:
-        with self._in_one_line():
-            self.under_way[self.task.remote(replace(job, cache=ray_train.light(job.cache)))] = job.number
+        with self._one_line_errors():
+            self.running[self.task.remote(replace(job, cache=ray_train.light(job.cache)))] = job.number
 
     def wait(self) -> Result:
-        with self._in_one_line():
+        with self._one_line_errors():
             done = self._next_done()
-            number = self.under_way.pop(done)
+            number = self.running.pop(done)
             result = self._result_of(done, number)
         if isinstance(result, LabError):
             raise result
         return result
 
     def _next_done(self) -> Any:
-        while True:  # waiting in short pieces hears Ctrl-C
-            done, _ = self.ray.wait(list(self.under_way), num_returns=1, timeout=1.0)
+        while True:  # short waits, so that Ctrl-C is handled
+            done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=1.0)
             if done:
                 return done[0]
-            self.lookout.look(len(self.under_way))
+            self.monitor.check(len(self.running))
 
     def _result_of(self, done: Any, number: int) -> Result | LabError:
         errors = self.ray.exceptions
         try:
             return self.ray.get(done)
-        except errors.RayTaskError as error:  # before its training began: a package is missing there, for example
+        except errors.RayTaskError as error:  # before training started, e.g. because a package is missing there
             return Result(number, "failed", reason=_last_line(error))
         except (
             errors.WorkerCrashedError,
@@ -119,60 +119,60 @@ class OnRay:
             errors.NodeDiedError,
             errors.OutOfMemoryError,
         ) as error:
-            self.lookout.refuse_gone()  # a cluster that goes takes its workers along
+            self.monitor.require_cluster()  # workers also die when their cluster ends
             return Result(number, "died", reason=f"its worker died ({type(error).__name__})")
 
     @contextlib.contextmanager
-    def _in_one_line(self) -> Iterator[None]:
+    def _one_line_errors(self) -> Iterator[None]:
         try:
             yield
         except self.ray.exceptions.RayError as error:
             raise LabError(
-                f"the sweep ended on the Ray cluster: {_last_line(error)}. Run the same command again to go on"
+                f"the sweep ended on the Ray cluster: {_last_line(error)}. Run the same command again to resume"
             ) from error
 
 
-class Lookout:
-    """Sees what Ray tells nobody, while nothing comes from the cluster.
+class ClusterMonitor:
+    """Detects failures that Ray does not report while this process waits for results.
 
-    Ray ends the whole process where the head is silent for a minute, with words of its own; it waits for ever where
-    this machine's node is gone, and for ever where no machine is left that could train.
+    Ray ends the process if the head does not answer for a minute. It waits forever if this machine's node is gone, or
+    if no machine is left that could train.
     """
 
     def __init__(self, ray: Any, kind: str):
         self.ray, self.kind = ray, kind
-        about = ray.get_runtime_context()
-        (here,) = [node for node in ray.nodes() if node["NodeID"] == about.get_node_id()]
-        self.places = {
-            "the head of the Ray cluster": about.gcs_address,
-            "this machine's node of the Ray cluster": f"{here['NodeManagerAddress']}:{here['NodeManagerPort']}",
+        context = ray.get_runtime_context()
+        (own_node,) = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+        self.addresses = {
+            "the head of the Ray cluster": context.gcs_address,
+            "this machine's node of the Ray cluster": f"{own_node['NodeManagerAddress']}:{own_node['NodeManagerPort']}",
         }
-        self.next, self.without = 0.0, 0
+        self.next_check, self.checks_without_machine = 0.0, 0
 
-    def look(self, waiting: int) -> None:
-        """`refuse_gone`, now and then; and a line where no machine is left that could train one of `waiting` trials."""
-        if time.monotonic() < self.next:
+    def check(self, waiting: int) -> None:
+        """Call `require_cluster` every few seconds; log if no machine can train one of `waiting` trials."""
+        if time.monotonic() < self.next_check:
             return
-        self.next = time.monotonic() + _LOOK_S
-        self.refuse_gone()
-        able = any(node["Alive"] and node.get("Resources", {}).get(self.kind) for node in self.ray.nodes())
-        self.without = 0 if able else self.without + 1
-        if self.without % _LOOKS_BETWEEN_LINES == 1:
+        self.next_check = time.monotonic() + _CHECK_INTERVAL_S
+        self.require_cluster()
+        available = any(node["Alive"] and node.get("Resources", {}).get(self.kind) for node in self.ray.nodes())
+        self.checks_without_machine = 0 if available else self.checks_without_machine + 1
+        if self.checks_without_machine % _CHECKS_BETWEEN_WARNINGS == 1:
             logger.info(f"no machine of the Ray cluster has a {self.kind} now: {waiting} trial(s) wait until one joins")
 
-    def refuse_gone(self) -> None:
-        """LabError where head or node do not answer for as long as a restart may take."""
+    def require_cluster(self) -> None:
+        """Raise LabError if the head or this machine's node does not answer for _SILENCE_S."""
         end = time.monotonic() + _SILENCE_S
-        while gone := [name for name, address in self.places.items() if not _answers(address)]:
+        while gone := [name for name, address in self.addresses.items() if not _is_reachable(address)]:
             if time.monotonic() > end:
                 raise LabError(
-                    f"{gone[0]} is gone ({self.places[gone[0]]}): start it anew, or another cluster, then run the same "
-                    "command again to go on"
+                    f"{gone[0]} is gone ({self.addresses[gone[0]]}): restart it, or another cluster, then run the same "
+                    "command again to resume"
                 )
-            time.sleep(_LOOK_S / 5)
+            time.sleep(_CHECK_INTERVAL_S / 5)
 
 
-def _answers(address: str) -> bool:
+def _is_reachable(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with contextlib.suppress(OSError):
         socket.create_connection((host.strip("[]"), int(port)), ray_cluster.CONNECT_S).close()
@@ -188,11 +188,11 @@ def _last_line(error: Exception) -> str:
 # ---- in the workers
 
 
-def _on_a_worker(job: Job) -> Result | LabError:
-    """What ends the sweep travels as a value: as an exception it would arrive in Ray's words."""
+def _run_on_worker(job: Job) -> Result | LabError:
+    """Run a job. Return errors that end the sweep as values: as exceptions they would be wrapped in Ray's messages."""
     try:
         ray_cluster.refuse_unseen((job.run.parent, job.cache.folder, job.base.folder))
-        with _ending_with_its_node():
+        with _exit_with_node():
             return fit(job)
     except Unfinished as error:
         return Unfinished(str(error))
@@ -201,15 +201,15 @@ def _on_a_worker(job: Job) -> Result | LabError:
 
 
 @contextlib.contextmanager
-def _ending_with_its_node() -> Iterator[None]:
-    """Within, this process ends when the Ray node that started it does.
+def _exit_with_node() -> Iterator[None]:
+    """End this process if the Ray node that started it ends while the body runs.
 
-    Ray lets it work on, seen by nobody, in a folder that the next sitting is to train in.
+    Ray would let it train on, in a folder that the resumed sweep needs.
     """
-    over, node = threading.Event(), os.getppid()
+    stop, node = threading.Event(), os.getppid()
 
     def watch() -> None:
-        while not over.wait(_LOOK_S):
+        while not stop.wait(_CHECK_INTERVAL_S):
             if os.getppid() != node:
                 os._exit(1)
 
@@ -217,4 +217,4 @@ def _ending_with_its_node() -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stop.set()

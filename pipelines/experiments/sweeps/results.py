@@ -1,4 +1,4 @@
-"""What a sweep shows: a table of all trials, what mattered, a picture, and the best recipe as a file."""
+"""Results of a sweep: the table of trials, the importance of settings, a figure, and the best recipe as a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipelines.infra import manifest, plots
 from pipelines.recipes import as_toml
 from pipelines.recipes.settings import Recipe
 
-TABLE, PICTURE = "trials.csv", "trials.png"
+TABLE, FIGURE = "trials.csv", "trials.png"
 
 
 def table(recipe: Recipe, trials: Sequence[Trial]) -> pd.DataFrame:
-    """One row per trial, those that came furthest first and the best of them before the others.
+    """Return one row per trial: those with the most steps first, and among them the lowest WER first.
 
-    `trial, state, steps, wer` (the best up to there), `best_step`, `wer_<step>` for each rung, `seconds`, a column for
-    each searched setting, `run` (its folder), `reason` (why it diverged or failed).
+    Columns: `trial, state, steps, wer` (best so far), `best_step`, `wer_<step>` for each rung, `seconds`, one column
+    per searched setting, `run` (its folder), `reason` (why it diverged or failed).
     """
     order = sorted(
         trials, key=lambda trial: (trial.state != "finished", trial.wer == math.inf, -trial.steps, trial.wer)
@@ -33,26 +33,26 @@ def table(recipe: Recipe, trials: Sequence[Trial]) -> pd.DataFrame:
     return pd.DataFrame([_row(trial, asha.rungs(recipe)) for trial in order])
 
 
-def mattered(recipe: Recipe, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """For each searched setting, the share of the variance of WER ranks that it explains alone, the largest first.
+def importances(recipe: Recipe, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return the share of the variance of WER ranks that each searched setting explains alone, the largest first.
 
-    Over all trials at the first rung, the only one that all have reached; those that diverged rank last, those that
-    failed otherwise are left out: `setting, explained` (0 to 1), `direction`
-    (+1: larger values made a larger WER; 0 for a choice), `trials`, `step`. Of numbers it is the square of Spearman's
-    correlation, of choices the correlation ratio of the ranks, which is above 0 by chance alone. A share says little
-    where trials are few: 8 trials that have nothing to do with a number explain half of it once in twenty times.
+    All trials are compared at the first rung, the only one that all have reached. Diverged trials rank last, failed
+    trials are left out. Fields: `setting, explained` (0 to 1), `direction` (+1: larger values gave a larger WER; 0 for
+    a choice), `trials`, `step`. For numbers the share is the square of Spearman's correlation, for choices the
+    correlation ratio of the ranks, which is above 0 by chance. With few trials a share means little: a setting without
+    any effect explains half of the variance of 8 trials once in twenty times.
     """
     first = asha.rungs(recipe)[0]
-    known = [trial for trial in trials if trial.reached(first) and trial.state != "failed"]
-    told = []
+    scored = [trial for trial in trials if trial.reached(first) and trial.state != "failed"]
+    rows = []
     for name, parameter in recipe.search.space.items():
-        values = [trial.settings[name] for trial in known]
-        ranks = pd.Series([trial.wer_at(first) for trial in known], dtype=float).rank()
+        values = [trial.settings[name] for trial in scored]
+        ranks = pd.Series([trial.wer_at(first) for trial in scored], dtype=float).rank()
         explained, direction = _explained(values, ranks, parameter.kind == "choice")
-        told.append(
-            {"setting": name, "explained": explained, "direction": direction, "trials": len(known), "step": first}
+        rows.append(
+            {"setting": name, "explained": explained, "direction": direction, "trials": len(scored), "step": first}
         )
-    return sorted(told, key=lambda row: -row["explained"])
+    return sorted(rows, key=lambda row: -row["explained"])
 
 
 def _explained(values: list[Any], ranks: pd.Series, is_choice: bool) -> tuple[float, int]:
@@ -66,52 +66,55 @@ def _explained(values: list[Any], ranks: pd.Series, is_choice: bool) -> tuple[fl
 
 
 def write_table(recipe: Recipe, trials: Sequence[Trial], folder: Path) -> pd.DataFrame:
-    """The table, also as a file in the sweep's folder."""
-    made = table(recipe, trials)
-    manifest.write_bytes(folder / TABLE, made.to_csv(index=False).encode())
-    return made
+    """Write the table to the sweep's folder and return it."""
+    rows = table(recipe, trials)
+    manifest.write_bytes(folder / TABLE, rows.to_csv(index=False).encode())
+    return rows
 
 
-def write_picture(recipe: Recipe, trials: Sequence[Trial], folder: Path) -> None:
-    """Each searched setting and the WER, in the sweep's folder."""
-    picture = figures.of_sweep(table(recipe, trials), recipe.search.space, mattered(recipe, trials))
-    manifest.write_bytes(folder / PICTURE, plots.png(picture))
+def write_figure(recipe: Recipe, trials: Sequence[Trial], folder: Path) -> None:
+    """Write a figure of each searched setting and the WER to the sweep's folder."""
+    figure = figures.sweep_figure(table(recipe, trials), recipe.search.space, importances(recipe, trials))
+    manifest.write_bytes(folder / FIGURE, plots.png(figure))
 
 
-def best_toml(recipe: Recipe, chosen: Recipe, best: Trial, n_trials: int, options: str) -> str:
-    """The best trial's recipe as a file that says where it comes from, and how to train and score it.
+def best_toml(recipe: Recipe, best_recipe: Recipe, best: Trial, n_trials: int, options: str) -> str:
+    """Return the best trial's recipe as TOML, with comments on its origin and on how to train and score it.
 
-    `options` is what commands need to be told to use it.
+    `options` are the command options that select it.
     """
     step = min(best.looks, key=lambda step: (best.looks[step], step))
-    opening = f"""\
+    comment = f"""\
 Trial {best.number}, the best of {n_trials} of `{recipe.name}`: validation WER {best.wer:.3f} at step {step}.
-{settings_in_words(best.settings)}
-It was chosen by that very figure, so it is flattering; the test split, which no trial has read, tells what it is worth.
+{format_settings(best.settings)}
+It was selected by this WER, which is therefore optimistic. No trial has read the test split: evaluate on that.
 
   python -m pipelines features {options}
   python -m pipelines train {options}
   python -m pipelines evaluate {options}
 """
-    return as_toml(chosen, opening)
+    return as_toml(best_recipe, comment)
 
 
-def settings_in_words(settings: dict[str, Any]) -> str:
-    """`training.learning_rate=0.0001, model.adapter=lora`."""
+def format_settings(settings: dict[str, Any]) -> str:
+    """Return settings as text: `training.learning_rate=0.0001, model.adapter=lora`."""
     return ", ".join(
         f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
     )
 
 
-def in_words(shown: pd.DataFrame, told: Sequence[dict[str, Any]]) -> str:
-    """The table and what mattered, as lines for a terminal."""
-    short = shown.drop(columns=["run", "reason", "best_step"])
+def format_results(trials: pd.DataFrame, importances: Sequence[dict[str, Any]]) -> str:
+    """Return the table of trials and the importances as text for a terminal."""
+    short = trials.drop(columns=["run", "reason", "best_step"])
     short.columns = [name.rpartition(".")[2] for name in short]
     for name in [name for name in short if name.startswith("wer")]:
         short[name] = [f"{wer:.3f}" if wer == wer else "" for wer in short[name].astype(float)]
     better = {1: "smaller was better", -1: "larger was better", 0: ""}
-    lines = [f"  {row['setting']:<32}{row['explained']:.2f}  {better[row['direction']]}".rstrip() for row in told]
-    head = f"share of the WER's ranks that each explains, {told[0]['trials']} trials at step {told[0]['step']}:"
+    lines = [
+        f"  {row['setting']:<32}{row['explained']:.2f}  {better[row['direction']]}".rstrip() for row in importances
+    ]
+    n_trials, step = importances[0]["trials"], importances[0]["step"]
+    head = f"share of the variance of WER ranks that each explains, {n_trials} trials at step {step}:"
     return "\n".join([short.to_string(index=False, na_rep="", float_format="{:.4g}".format), "", head, *lines])
 
 

@@ -1,4 +1,4 @@
-"""trials.json: what a sweep has tried and what came of it, written anew, whole, with every change."""
+"""trials.json: the settings and results of a sweep's trials. The complete file is rewritten with every change."""
 
 from __future__ import annotations
 
@@ -16,71 +16,70 @@ FILE = "trials.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of the searched parameters, and how far it has come."""
+    """One combination of searched settings and its results."""
 
     number: int
-    """From 1, in the order in which they were begun."""
+    """From 1, in the order in which trials started."""
     settings: dict[str, Any]
     target: int
-    """The step that it was sent to last."""
+    """Last step that it was to train to."""
     state: Literal["begun", "paused", "finished", "diverged", "failed"] = "begun"
-    """`begun`: sent to its target, with no answer yet. `paused`: there, with a checkpoint. `failed`: for another reason
-    than its loss; it is tried again with the next call."""
+    """`begun`: no result yet. `paused`: reached its target, with a checkpoint. `diverged`: NaN or infinite loss.
+    `failed`: any other error; it is tried again with the next call."""
     looks: dict[int, float] = field(default_factory=dict)
     """Step to WER on the validation split."""
     seconds: float = 0.0
-    """Of training, over all sittings."""
+    """Training time, over all calls."""
     run: str = ""
-    """Its folder's name, which its settings, data, base model and the lab's code decide."""
+    """Name of its folder, determined by its settings, data, base model and the lab's code."""
     reason: str = ""
     """Why it diverged or failed."""
     attempts: int = 0
-    """While it is under way: how often it was sent off from the checkpoint of step `sent_from`. A process that was
-    killed could not say so; that it was sent before and nothing came of it does."""
+    """Number of starts from the checkpoint of step `sent_from` without a result: detects processes that were killed."""
     sent_from: int = 0
 
     @property
     def steps(self) -> int:
-        """The last step at which it was looked at."""
+        """Last step with a validation score."""
         return max(self.looks, default=0)
 
     @property
-    def broke_off(self) -> bool:
-        """Whether it came to an end that has no WER."""
+    def has_no_score(self) -> bool:
+        """True if it ended without a WER."""
         return self.state in ("diverged", "failed")
 
     @property
     def wer(self) -> float:
-        """The best so far: that of the weights that are kept. Infinite where there is none."""
+        """Lowest WER so far, which is that of the kept weights; infinite if there is none."""
         return self.wer_at(self.steps)
 
     def wer_at(self, step: int) -> float:
-        """The best up to `step`."""
-        if self.broke_off:
+        """Return the lowest WER up to `step`."""
+        if self.has_no_score:
             return math.inf
         return min((wer for at, wer in self.looks.items() if at <= step), default=math.inf)
 
     def reached(self, step: int) -> bool:
-        """Whether its WER at `step` is known; a trial that has ended has come to every step."""
-        return self.broke_off or self.state == "finished" or self.steps >= step
+        """Return True if it was scored at `step`, or has ended."""
+        return self.has_no_score or self.state == "finished" or self.steps >= step
 
 
 class Record:
-    """The trials of the sweep in `folder` by number. LabError where its file is damaged."""
+    """The trials of the sweep in `folder` by number. Raises LabError if its file is damaged."""
 
     def __init__(self, folder: Path):
         self.path = folder / FILE
         try:
-            told = json.loads(self.path.read_text("utf-8")) if self.path.exists() else []
-            self.trials = {row["number"]: _trial(row) for row in told}
+            rows = json.loads(self.path.read_text("utf-8")) if self.path.exists() else []
+            self.trials = {row["number"]: _trial(row) for row in rows}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise LabError(
                 f"the sweep's record {self.path} is damaged ({type(error).__name__}: {error}). Remove it and run the "
-                "same command again: the same trials are drawn anew, and what was trained of them is found"
+                "same command again: the same trials are drawn again, and their finished training is reused"
             ) from None
 
     def put(self, trial: Trial) -> None:
-        """Note a trial, in the place of what was known of it."""
+        """Add a trial, or replace its earlier record, and write the file."""
         self.trials[trial.number] = trial
         manifest.write_json(self.path, [asdict(trial) for trial in self.trials.values()])
 

@@ -24,9 +24,8 @@ from log_recorder import record_log
 from safetensors.torch import load_file
 
 from pipelines import recipes
-from pipelines.cli import options
-from pipelines.experiments import sweeps
-from pipelines.experiments.sweeps import asha, executors, results, search_space, trial_run
+from pipelines.__main__ import app
+from pipelines.experiments.sweeps import asha, executors, results, search_space, sweep, trial_run
 from pipelines.experiments.sweeps.trials import Record, Trial
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
@@ -74,10 +73,6 @@ def looks(monkeypatch):
     monkeypatch.setattr(results, "write_picture", lambda *args: None)  # the first sweep has drawn one
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 def told(trials: list[Trial]) -> list[dict]:
     """Trials without their times."""
     return [{**dataclasses.asdict(trial), "seconds": 0} for trial in trials]
@@ -112,7 +107,7 @@ def whole(toy_settings, runs, one_thread):
         feature_pipeline.run(recipe, runs=runs)
         for name in ("log_mel", "labels"):
             patch.setattr(FeatureCache, name, spied(getattr(FeatureCache, name), read))
-        made = sweeps.run(recipe, runs=runs)
+        made = sweep.run(recipe, runs=runs)
     return recipe, made, told, read
 
 
@@ -195,13 +190,13 @@ def test_a_search_that_is_wrong_is_one_line(override, why):
 )
 def test_a_search_that_cannot_be_run_is_refused_before_anything_is_made(override, why, tmp_path):
     with pytest.raises(LabError, match=re.escape(why)):
-        sweeps.run(recipes.load("tour", override), runs=tmp_path)
+        sweep.run(recipes.load("tour", override), runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_trials_with_a_teacher_start_from_it(toy_settings, tmp_path):
     recipe = toy_settings({**SPACE, "name": "student", "distillation.teacher": "run:tour"})
-    jobs = sweeps._Jobs(recipe, "student", tmp_path, print)
+    jobs = sweep._Jobs(recipe, "student", tmp_path)
     with pytest.raises(LabError, match="no finished run of it on this cache"):
         jobs.of(Trial(1, {}, 2))
 
@@ -358,14 +353,14 @@ def test_what_mattered(toy_settings):
         )
         for number, rate in enumerate([1e-4, 5e-4, 2e-3, 9e-3], 1)
     ]
-    found = {row["setting"].rpartition(".")[2]: row for row in results.mattered(recipe, trials)}
+    found = {row["setting"].rpartition(".")[2]: row for row in results.importances(recipe, trials)}
     assert (found["learning_rate"]["explained"], found["learning_rate"]["direction"]) == (pytest.approx(1), -1)
     assert found["scheduler"]["explained"] == pytest.approx(0.8)
     assert found["warmup_steps"]["explained"] == 0
     assert {row["trials"] for row in found.values()} == {4}
     broken = Trial(5, {**trials[0].settings, "training.learning_rate": 1e-5}, 4, "diverged", {4: 0.1})
     failed = dataclasses.replace(broken, number=6, state="failed")
-    found = {row["setting"].rpartition(".")[2]: row for row in results.mattered(recipe, [*trials, broken, failed])}
+    found = {row["setting"].rpartition(".")[2]: row for row in results.importances(recipe, [*trials, broken, failed])}
     assert (found["learning_rate"]["explained"], found["learning_rate"]["direction"]) == (pytest.approx(1), -1)
     assert found["learning_rate"]["trials"] == 5
 
@@ -383,7 +378,7 @@ def test_no_sweep_reads_the_test_split(whole):
 
 def test_a_sweep_ends_with_table_picture_and_the_best_recipe(whole):
     recipe, made, lines, _ = whole
-    assert made.folder == sweeps.folder_of(recipe, made.folder.parent)
+    assert made.folder == sweep.folder_of(recipe, made.folder.parent)
     assert made.best.state == "finished"
     finished = [trial for trial in made.trials if trial.state == "finished"]
     assert made.best.wer == min(trial.wer for trial in finished)
@@ -392,13 +387,13 @@ def test_a_sweep_ends_with_table_picture_and_the_best_recipe(whole):
     assert table["trial"].iloc[0] == made.best.number
     assert {"training.learning_rate", "wer_4", "wer_8", "seconds", "run"} <= set(table)
     assert sorted(table["trial"]) == [1, 2, 3]
-    assert (made.folder / results.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (made.folder / results.FIGURE).read_bytes().startswith(b"\x89PNG")
     assert any(line.startswith("trial 2 to step 4: training.learning_rate=") for line in lines)
     assert re.search(
         r"trial 1 paused at step 4 of 8: WER [\d.]+; best so far [\d.]+ \(trial 1\); 1 of 3", "\n".join(lines)
     )
-    words = results.in_words(made.table, made.mattered)
-    (rate,) = [row for row in made.mattered if row["setting"] == "training.learning_rate"]
+    words = results.format_results(made.table, made.importances)
+    (rate,) = [row for row in made.importances if row["setting"] == "training.learning_rate"]
     better = {1: "smaller", -1: "larger"}[rate["direction"]]
     assert f"training.learning_rate          {rate['explained']:.2f}  {better} was better" in words
     assert f"{made.best.wer:.3f}" in words and "nan" not in words.lower()
@@ -424,11 +419,11 @@ def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
 def test_again_it_trains_nothing_and_with_more_trials_it_goes_on(whole, toy_settings, runs, monkeypatch):
     recipe, made, _, _ = whole
     monkeypatch.setattr(training_loop, "_build_trainer", lambda *args: pytest.fail("trained again"))
-    again = sweeps.run(recipe, runs=runs)
+    again = sweep.run(recipe, runs=runs)
     assert told(again.trials) == told(made.trials)
     monkeypatch.undo()
     monkeypatch.setattr(training_loop, "validator", by_loss)
-    more = sweeps.run(toy_settings(SEARCH | {"search.trials": 4}), runs=runs)
+    more = sweep.run(toy_settings(SEARCH | {"search.trials": 4}), runs=runs)
     assert more.folder == made.folder
     assert [trial.settings for trial in more.trials[:3]] == [trial.settings for trial in made.trials]
     assert len(more.trials) == 4
@@ -440,7 +435,7 @@ from pipelines.training import loop
 
 def by_loss(*args):
     validate = validator(*args)
-    return lambda model: (lambda found: {**found, "wer": found["loss"]})(validate(model))
+    return lambda model: (lambda scores: {**scores, "wer": scores["loss"]})(validate(model))
 
 validator, loop.validator = loop.validator, by_loss
 cli.main()
@@ -462,9 +457,9 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(whole, toy_recipe, to
     process.stdout.close()
     folder = fresh_runs / made.folder.name
     assert {trial["state"] for trial in noted(folder)} >= {"begun"}
-    again = sweeps.run(recipe, runs=fresh_runs)
+    again = sweep.run(recipe, runs=fresh_runs)
     assert told(again.trials) == told(made.trials)
-    assert (again.best.settings, again.mattered) == (made.best.settings, made.mattered)
+    assert (again.best.settings, again.importances) == (made.best.settings, made.importances)
 
 
 def as_argument(value) -> str:
@@ -482,7 +477,7 @@ def test_ctrl_c_leaves_it_to_go_on(whole, fresh_runs, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(Unfinished, match="SIGINT ended training"):
-            sweeps.run(recipe, runs=fresh_runs)
+            sweep.run(recipe, runs=fresh_runs)
     finally:
         signal.signal(signal.SIGINT, before)
     (begun,) = Record(fresh_runs / made.folder.name).trials.values()
@@ -493,32 +488,32 @@ def test_ctrl_c_leaves_it_to_go_on(whole, fresh_runs, monkeypatch):
 def test_between_two_trainings_ctrl_c_is_as_resumable(toy_settings, runs, monkeypatch):
     monkeypatch.setattr(feature_pipeline, "features", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Unfinished, match="Run the same command again"):
-        sweeps.run(toy_settings(SEARCH | {"search.seed": 1}), runs=runs)
+        sweep.run(toy_settings(SEARCH | {"search.seed": 1}), runs=runs)
 
 
 def test_a_budget_begins_no_further_trial_and_still_ends_with_a_model(whole, toy_settings, runs):
-    made = sweeps.run(toy_settings(SEARCH | {"search.seed": 2, "search.max_hours": 1e-9}), runs=runs)
+    made = sweep.run(toy_settings(SEARCH | {"search.seed": 2, "search.max_hours": 1e-9}), runs=runs)
     assert [(trial.number, trial.state) for trial in made.trials] == [(1, "finished")]
 
 
 def test_a_trial_that_fails_is_noted_and_one_that_all_would_share_is_raised(whole, toy_settings, runs, monkeypatch):
     wild = {"search.space.training.learning_rate": {"kind": "choice", "values": [1e-3, 1e36]}}
     small = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
-    made = sweeps.run(toy_settings(wild | small), runs=runs)
+    made = sweep.run(toy_settings(wild | small), runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "diverged"]
     assert "training diverged" in made.trials[1].reason
     assert made.table["state"].tolist() == ["finished", "diverged"]
     lora = {"search.space.model.adapter": {"kind": "choice", "values": ["", "lora"]}}
     monkeypatch.setitem(sys.modules, "peft", None)
     recipe = toy_settings(lora | small)
-    made = sweeps.run(recipe, runs=runs)
+    made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed"]
     assert "pip install 'peft" in made.trials[1].reason
     monkeypatch.undo()
-    assert [trial.state for trial in sweeps.run(recipe, runs=runs).trials] == ["finished", "finished"]
+    assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(LabError, match="pip install 'peft"):
-        sweeps.run(toy_settings(lora | small | {"model.adapter": "lora"}), runs=runs)
+        sweep.run(toy_settings(lora | small | {"model.adapter": "lora"}), runs=runs)
 
 
 SMALL = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
@@ -551,7 +546,7 @@ def test_whatever_befalls_a_trial_the_others_go_on(whole, toy_settings, runs, mo
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 3})
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "_build_trainer", faulty(fault))
-        made = sweeps.run(recipe, runs=runs)
+        made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed"]
     reason = made.trials[1].reason
     note = made.folder / made.trials[1].run / "traceback.txt"
@@ -576,28 +571,28 @@ def test_a_full_disk_ends_the_sweep_in_one_line(whole, toy_settings, runs, monke
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, free))
         for _ in range(3):
             with pytest.raises(LabError, match=r"^the disk is full at \S+: make room there, then run the same"):
-                sweeps.run(recipe, runs=runs)
-    made = sweeps.run(recipe, runs=runs)
+                sweep.run(recipe, runs=runs)
+    made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "finished"], "it was no trial's doing"
     shutil.rmtree(made.folder)
 
 
 class Pair:
-    """A crew of two, which says of each trial what it was told to, the last one that was sent first."""
+    """An executor with two slots that returns scripted results, the last started job first."""
 
-    hands = 2
+    slots = 2
 
-    def __init__(self, **told: str):
-        self.told, self.under_way, self.sent = told, [], []
+    def __init__(self, **results: str):
+        self.results, self.running, self.started = results, [], []
 
     def start(self, job) -> None:
-        self.under_way.append(job)
-        self.sent.append(job.number)
+        self.running.append(job)
+        self.started.append(job.number)
 
     def wait(self):
-        job = self.under_way.pop()
-        if self.told[f"trial_{job.number}"] == "whole":
-            return trial_run.fit(job, quiet)
+        job = self.running.pop()
+        if self.results[f"trial_{job.number}"] == "trained":
+            return trial_run.fit(job)
         return trial_run.Result(job.number, "failed", reason=f"trial {job.number} has no luck")
 
 
@@ -605,15 +600,15 @@ def test_of_several_at_a_time_one_may_fail_before_another_has_shown_that_it_can_
     whole, toy_settings, runs, monkeypatch
 ):
     recipe = toy_settings(SPACE | SMALL | {"search.trials": 3, "search.seed": 9})
-    monkeypatch.setattr(executors, "hired", lambda *args: contextlib.nullcontext(pair))
+    monkeypatch.setattr(executors, "open_executor", lambda *args: contextlib.nullcontext(pair))
     pair = Pair(trial_1="failed", trial_2="failed", trial_3="failed")
     with pytest.raises(LabError, match="trial 1 has no luck"):
-        sweeps.run(recipe, runs=runs)
-    assert pair.sent == [1, 2], "no third is begun where none has got past that"
-    pair = Pair(trial_1="whole", trial_2="failed", trial_3="whole")
-    made = sweeps.run(recipe, runs=runs)
+        sweep.run(recipe, runs=runs)
+    assert pair.started == [1, 2], "no third is begun where none has got past that"
+    pair = Pair(trial_1="trained", trial_2="failed", trial_3="trained")
+    made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed", "finished"]
-    assert pair.sent == [1, 2, 3]
+    assert pair.started == [1, 2, 3]
 
 
 class Killed(BaseException):
@@ -642,13 +637,15 @@ def test_a_trial_that_kills_its_process_twice_is_failed_and_the_others_go_on(who
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, 1, rate=2e-3))
     for _ in range(2):
         with pytest.raises(Killed):
-            sweeps.run(recipe, runs=runs)
-    made = sweeps.run(recipe, runs=runs)
+            sweep.run(recipe, runs=runs)
+    made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed"]
-    assert made.trials[1].reason.startswith("2 processes in a row died over it with no new checkpoint; most often")
+    assert made.trials[1].reason.startswith(
+        "2 processes in a row died in this trial without a new checkpoint, most"
+    )
     with pytest.raises(Killed):
-        sweeps.run(recipe, runs=runs)
-    assert [trial.state for trial in sweeps.run(recipe, runs=runs).trials] == ["finished", "finished"]
+        sweep.run(recipe, runs=runs)
+    assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
 def test_where_the_first_trial_kills_its_process_the_sweep_says_so(whole, toy_settings, runs, monkeypatch):
@@ -656,10 +653,10 @@ def test_where_the_first_trial_kills_its_process_the_sweep_says_so(whole, toy_se
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, rate=1e-3))
     for _ in range(2):
         with pytest.raises(Killed):
-            sweeps.run(recipe, runs=runs)
-    with pytest.raises(LabError, match="2 processes in a row died over it"):
-        sweeps.run(recipe, runs=runs)
-    assert [trial.state for trial in sweeps.run(recipe, runs=runs).trials] == ["finished", "finished"]
+            sweep.run(recipe, runs=runs)
+    with pytest.raises(LabError, match="2 processes in a row died in this trial"):
+        sweep.run(recipe, runs=runs)
+    assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
 def test_a_trial_that_comes_further_each_time_may_be_killed_more_often(whole, toy_settings, runs, monkeypatch):
@@ -667,8 +664,8 @@ def test_a_trial_that_comes_further_each_time_may_be_killed_more_often(whole, to
     monkeypatch.setattr(training_loop, "train", killed_at(1, 3, 5, 5, rate=2e-3))
     for _ in range(4):
         with pytest.raises(Killed):
-            sweeps.run(recipe, runs=runs)
-    made = sweeps.run(recipe, runs=runs)
+            sweep.run(recipe, runs=runs)
+    made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "finished"]
     assert {(trial.attempts, trial.sent_from) for trial in made.trials} == {(0, 0)}
 
@@ -681,17 +678,17 @@ def test_a_trial_waits_for_the_worker_of_an_earlier_sitting_to_end(whole, toy_se
         waited.append(seconds)
         held.release()
 
-    jobs = sweeps._Jobs(recipe, sweeps.folder_of(recipe, runs).name, runs, quiet)
+    jobs = sweep._Jobs(recipe, sweep.folder_of(recipe, runs).name, runs)
     folder = jobs.of(Trial(1, {"training.learning_rate": 1e-3}, 2)).run
     folder.mkdir(parents=True)
     with training_run.only_trainer(folder) as held:
         monkeypatch.setattr("filelock._api.time.sleep", release)
-        made = sweeps.run(recipe, runs=runs)
+        made = sweep.run(recipe, runs=runs)
     assert waited and [trial.state for trial in made.trials] == ["finished", "finished"]
 
 
 class Nodes:
-    """What a lookout asks of Ray, where this machine's node and another with a GPU are its cluster."""
+    """What a monitor asks of Ray, where this machine's node and another with a GPU are its cluster."""
 
     def __init__(self, head: str, node: str):
         self.gcs_address, self.get_node_id = head, lambda: "this"
@@ -706,43 +703,43 @@ class Nodes:
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A lookout, what its head and this machine's node listen at, what it asks, and the lines that it told."""
-    monkeypatch.setattr(executors, "_LOOK_S", 0.0)
-    monkeypatch.setattr(executors, "_LOOKS_BETWEEN_LINES", 10)
+    """A monitor, what its head and this machine's node listen at, what it asks, and the lines that it told."""
+    monkeypatch.setattr(executors, "_CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(executors, "_CHECKS_BETWEEN_WARNINGS", 10)
     with socket.create_server(("127.0.0.1", 0)) as head, socket.create_server(("127.0.0.1", 0)) as node:
         nodes = Nodes(*(f"127.0.0.1:{listening.getsockname()[1]}" for listening in (head, node)))
-        lines: list[str] = []
-        yield executors.Lookout(nodes, "GPU", lines.append), head, node, nodes, lines
+        lines = record_log()
+        yield executors.ClusterMonitor(nodes, "GPU"), head, node, nodes, lines
 
 
 def test_where_no_machine_is_left_that_could_train_a_line_says_so_now_and_then(watched):
-    lookout, _, _, nodes, lines = watched
-    lookout.look(2)
+    monitor, _, _, nodes, lines = watched
+    monitor.check(2)
     assert lines == []
     nodes.other["Alive"] = False
-    for _ in range(executors._LOOKS_BETWEEN_LINES):
-        lookout.look(2)
+    for _ in range(executors._CHECKS_BETWEEN_WARNINGS):
+        monitor.check(2)
     assert lines == ["no machine of the Ray cluster has a GPU now: 2 trial(s) wait until one joins"]
-    lookout.look(2)
+    monitor.check(2)
     assert len(lines) == 2
     nodes.other["Alive"] = True
-    lookout.look(2)
+    monitor.check(2)
     nodes.other["Alive"] = False
-    lookout.look(1)
+    monitor.check(1)
     assert len(lines) == 3
 
 
 @pytest.mark.parametrize(("which", "name"), [(1, "the head of"), (2, "this machine's node of")])
 def test_where_a_cluster_is_gone_the_sweep_ends_and_where_it_is_slow_it_waits(watched, monkeypatch, which, name):
-    lookout, place = watched[0], watched[which]
+    monitor, place = watched[0], watched[which]
     address, again = place.getsockname(), []
     place.close()
     with monkeypatch.context() as patch:
         patch.setattr(executors, "_SILENCE_S", 0.0)
         with pytest.raises(LabError, match=rf"^{name} the Ray cluster is gone \(127\S+: start it anew, or another"):
-            lookout.look(1)
+            monitor.check(1)
     monkeypatch.setattr(executors.time, "sleep", lambda seconds: again.append(socket.create_server(address)))
-    lookout.look(1)
+    monitor.check(1)
     assert len(again) == 1
     again[0].close()
 
@@ -750,11 +747,11 @@ def test_where_a_cluster_is_gone_the_sweep_ends_and_where_it_is_slow_it_waits(wa
 @pytest.mark.parametrize("content", ['[{"number": 1', '[{"number": 1}]', '{"number": 1}', "[[]]", '["\xe5"]'])
 def test_a_damaged_record_is_one_line(toy_settings, tmp_path, content):
     recipe = toy_settings(SEARCH)
-    folder = sweeps.folder_of(recipe, tmp_path)
+    folder = sweep.folder_of(recipe, tmp_path)
     folder.mkdir(parents=True)
     (folder / "trials.json").write_text(content, "latin-1")
     with pytest.raises(LabError, match=r"^the sweep's record \S+trials.json is damaged \(.*Remove it") as caught:
-        sweeps.run(recipe, runs=tmp_path)
+        sweep.run(recipe, runs=tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -762,7 +759,7 @@ def test_trials_are_compared_on_one_validation_split_and_one_cache_is_shared(who
     assert len(list((runs / "features").glob("tour-*"))) == 1
     searched = {"search.space.source.validation": {"kind": "choice", "values": [8, 9]}}
     small = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
-    other = sweeps.run(toy_settings(searched | small), runs=runs)
+    other = sweep.run(toy_settings(searched | small), runs=runs)
     assert [trial.state for trial in other.trials] == ["finished", "failed"]
     assert "change the validation split" in other.trials[1].reason
 
@@ -774,7 +771,7 @@ def test_other_data_than_at_the_beginning_are_refused(whole, fresh_runs, runs):
     first = dataclasses.replace(made.trials[0], run="train-0123456789ab")
     (folder / "trials.json").write_text(json.dumps([dataclasses.asdict(first)]))
     with pytest.raises(LabError, match=r"trial 1 was train-0123456789ab and would now be train-.* begin anew"):
-        sweeps.run(recipe, runs=fresh_runs)
+        sweep.run(recipe, runs=fresh_runs)
 
 
 @pytest.mark.parametrize(
@@ -821,12 +818,12 @@ def test_a_dry_run_lists_the_space_and_makes_nothing(tmp_path, capsys):
         "--runs",
         str(tmp_path),
     ]
-    options.app(["sweep", *given, "--dry-run"], standalone_mode=False)
+    app(["sweep", *given, "--dry-run"], standalone_mode=False)
     out = capsys.readouterr().out
     assert "training.learning_rate: loguniform from 1e-05 to 0.01" in out
     assert "training.scheduler: one of" in out and "after 10, 30, 60 steps" in out and "nothing was done" in out
     assert list(tmp_path.iterdir()) == []
-    options.app(["recipe", "tour-search"], standalone_mode=False)
+    app(["recipe", "tour-search"], standalone_mode=False)
     assert "search.trials = 8" in capsys.readouterr().out
 
 
@@ -836,7 +833,7 @@ def test_a_dry_run_lists_the_space_and_makes_nothing(tmp_path, capsys):
 )
 def test_what_a_sweep_cannot_do_is_one_line(given, why, tmp_path):
     with pytest.raises(LabError, match=why):
-        options.app(["sweep", *given, "--runs", str(tmp_path)], standalone_mode=False)
+        app(["sweep", *given, "--runs", str(tmp_path)], standalone_mode=False)
 
 
 def test_the_recipe_of_the_page_can_be_searched():

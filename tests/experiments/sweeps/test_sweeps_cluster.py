@@ -18,8 +18,7 @@ import pytest
 from conftest import _add_node
 
 from pipelines import recipes
-from pipelines.experiments import sweeps
-from pipelines.experiments.sweeps import executors, trial_run
+from pipelines.experiments.sweeps import executors, sweep, trial_run
 from pipelines.experiments.sweeps.trials import Trial
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra.errors import LabError
@@ -46,11 +45,7 @@ def address(ray_address):
     sys.modules["ray"].cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def quiet(line: str) -> None:
-    pass
-
-
-def told(made: sweeps.Sweep) -> list[dict]:
+def told(made: sweep.Sweep) -> list[dict]:
     """The trials without their times."""
     return [{**dataclasses.asdict(trial), "seconds": 0} for trial in made.trials]
 
@@ -59,7 +54,7 @@ def told(made: sweeps.Sweep) -> list[dict]:
 def here(toy_settings, one_thread, tmp_path_factory):
     """The sweep in this process alone, left alone: its recipe, and what came of it."""
     recipe = toy_settings(SEARCH)
-    return recipe, sweeps.run(recipe, runs=tmp_path_factory.mktemp("here"))
+    return recipe, sweep.run(recipe, runs=tmp_path_factory.mktemp("here"))
 
 
 @pytest.fixture
@@ -86,7 +81,7 @@ def killing(noted: Path):
 
         whole, training_loop.train = training_loop.train, train
         try:
-            return trial_run.fit(job, quiet)
+            return trial_run.fit(job)
         finally:
             training_loop.train = whole
 
@@ -98,17 +93,17 @@ def test_a_cluster_tries_the_same_and_a_killed_worker_costs_the_steps_since_its_
 ):
     (recipe, alone), noted, lines = here, tmp_path / "killed", []
     with monkeypatch.context() as patch:
-        patch.setattr(executors, "_on_a_worker", killing(noted))
-        run = sweeps.folder_of(recipe, there)
+        patch.setattr(executors, "_run_on_worker", killing(noted))
+        run = sweep.folder_of(recipe, there)
         patch.setattr(feature_pipeline, "run_folder", made_first(training_pipeline.run_folder))
-        made = sweeps.run(recipe, runs=there, cluster=address, devices=2)
+        made = sweep.run(recipe, runs=there, cluster=address, devices=2)
     assert noted.read_text() == "checkpoint-4"
     second: Trial = made.trials[1]
     assert "going on from checkpoint-4" in (run / second.run / "lines.txt").read_text()
     assert lines[0].startswith(f"Ray cluster {address}: 2 trial(s) at a time")
     assert "trial 2 is sent off again: its worker died (WorkerCrashedError)" in lines
     assert told(made) == told(alone)
-    more = sweeps.run(toy_settings(SEARCH | {"search.trials": 3}), runs=there)
+    more = sweep.run(toy_settings(SEARCH | {"search.trials": 3}), runs=there)
     assert told(more)[:2] == told(made) and more.trials[2].state == "finished", "what a cluster began goes on without"
 
 
@@ -129,15 +124,15 @@ def befalling(job: trial_run.Job) -> trial_run.Result | LabError:
         os.kill(os.getpid(), signal.SIGKILL)
     if job.number == 3:
         raise ModuleNotFoundError("No module named 'peft'")
-    return trial_run.fit(job, quiet)
+    return trial_run.fit(job)
 
 
 def test_trials_that_no_worker_survives_are_failed_and_the_others_go_on(address, toy_settings, there, monkeypatch):
-    monkeypatch.setattr(executors, "_on_a_worker", befalling)
+    monkeypatch.setattr(executors, "_run_on_worker", befalling)
     recipe = toy_settings(SEARCH | {"search.trials": 3, "training.steps": 2, "training.eval_every": 2})
-    made = sweeps.run(recipe, runs=there, cluster=address, devices=2)
+    made = sweep.run(recipe, runs=there, cluster=address, devices=2)
     assert [trial.state for trial in made.trials] == ["finished", "failed", "failed"]
-    assert made.trials[1].reason.startswith("2 processes in a row died over it with no new checkpoint")
+    assert made.trials[1].reason.startswith("2 processes in a row died in this trial without a new checkpoint")
     assert made.trials[2].reason == "ModuleNotFoundError: No module named 'peft'"
 
 
@@ -162,9 +157,9 @@ def held(job):
         return whole(recipe, cache, base, run, dataclasses.replace(progress, on_step=hold), **how)
 
     whole, loop.train = loop.train, train
-    return executors._on_a_worker(job)  # the worker's own
+    return executors._run_on_worker(job)  # the worker's own
 
-executors._on_a_worker, executors._LOOK_S, executors._SILENCE_S = held, 0.5, 5.0
+executors._run_on_worker, executors._CHECK_INTERVAL_S, executors._SILENCE_S = held, 0.5, 5.0
 cli.main()
 """
 
@@ -183,7 +178,7 @@ def held_command(recipe: settings.Recipe, runs: Path, address: str):
         stderr=subprocess.PIPE,
         text=True,
     )
-    folder, end = sweeps.folder_of(recipe, runs), time.monotonic() + 240
+    folder, end = sweep.folder_of(recipe, runs), time.monotonic() + 240
     try:
         while len(list(folder.glob("train-*/held"))) < 2:
             assert process.poll() is None, process.stderr.read()
@@ -205,8 +200,8 @@ def test_where_the_command_is_killed_the_same_command_goes_on(address, here, the
     with held_command(recipe, there, address) as process:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert states(sweeps.folder_of(recipe, there)) == ["begun", "begun"]
-    again = sweeps.run(recipe, runs=there, cluster="auto", devices=2)
+    assert states(sweep.folder_of(recipe, there)) == ["begun", "begun"]
+    again = sweep.run(recipe, runs=there, cluster="auto", devices=2)
     assert lines[0] == f"going on with 2 trial(s) of {again.folder}"
     assert "Ray cluster auto: 2 trial(s) at a time, each with one core" in lines
     assert told(again) == told(alone)
@@ -246,16 +241,16 @@ def test_where_the_head_dies_one_line_says_so_and_another_cluster_goes_on(doomed
         "command again to go on"
     ]
     assert "Traceback" not in error
-    assert states(sweeps.folder_of(recipe, there)) == ["begun", "begun"]
-    again = sweeps.run(recipe, runs=there, cluster=address, devices=2)
+    assert states(sweep.folder_of(recipe, there)) == ["begun", "begun"]
+    again = sweep.run(recipe, runs=there, cluster=address, devices=2)
     assert told(again) == told(alone)
 
 
 @pytest.mark.parametrize("name", ["its address", "auto"])
-def test_what_ends_a_sweep_on_a_worker_is_one_line_here(address, toy_settings, tmp_path, monkeypatch, name):
+def test_what_ends_a_sweep_run_on_worker_is_one_line_here(address, toy_settings, tmp_path, monkeypatch, name):
     def unseen(job: trial_run.Job) -> LabError:
         return LabError(f"the Ray machine does not see {job.run.parent}")
 
-    monkeypatch.setattr(executors, "_on_a_worker", unseen)
+    monkeypatch.setattr(executors, "_run_on_worker", unseen)
     with pytest.raises(LabError, match=r"^the Ray machine does not see \S+$"):
-        sweeps.run(toy_settings(SEARCH), runs=tmp_path, cluster="auto" if name == "auto" else address)
+        sweep.run(toy_settings(SEARCH), runs=tmp_path, cluster="auto" if name == "auto" else address)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines.cli import options
+from pipelines.__main__ import app
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -44,7 +44,7 @@ def test_the_linter_finds_nothing():
 def test_it_starts_the_server_as_the_command_knows_it():
     (start,) = map(json.loads, of("ENTRYPOINT"))
     assert start[:4] == ["python", "-m", "pipelines", "serve"]
-    given = typer.main.get_command(options.app).commands["serve"].make_context("serve", start[4:]).params
+    given = typer.main.get_command(app).commands["serve"].make_context("serve", start[4:]).params
     assert (given["host"], str(given["port"])) == ("0.0.0.0", *of("EXPOSE"))
     assert of("CMD") == []
 

@@ -10,17 +10,15 @@ import hand_made
 import numpy as np
 import pandas as pd
 import pytest
+from log_recorder import record_log
 
 from pipelines import __main__ as cli
-from pipelines.experiments import compare as comparison
-from pipelines.experiments import figures, lookup
+from pipelines.experiments import figures
+from pipelines.experiments.comparison import compare as comparison
+from pipelines.experiments.comparison import findings, lookup
 from pipelines.infra import plots
 from pipelines.infra.errors import LabError
 from pipelines.speech import scoring, text
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 def of_speaker(row) -> int:
@@ -49,8 +47,8 @@ def runs(tmp_path: Path) -> Path:
     return runs
 
 
-def compare(*named: object, runs: Path, **told) -> comparison.Comparison:
-    return comparison.compare([str(name) for name in named], runs=runs, log=told.pop("log", quiet), **told)
+def compare(*names: object, runs: Path, baseline: str = "") -> comparison.Comparison:
+    return comparison.compare([str(name) for name in names], baseline, runs=runs)
 
 
 def test_other_recordings_under_the_same_names_are_refused(runs: Path, tmp_path: Path):
@@ -102,10 +100,10 @@ def test_rows_are_paired_by_id_in_whatever_order_they_come(tmp_path: Path):
 
 
 def test_p_is_corrected_for_the_number_of_comparisons():
-    assert comparison.holm([]) == []
-    assert comparison.holm([0.03]) == [0.03]
-    assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert comparison.holm([0.5, 0.6]) == [1.0, 1.0]
+    assert findings.holm([]) == []
+    assert findings.holm([0.03]) == [0.03]
+    assert findings.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert findings.holm([0.5, 0.6]) == [1.0, 1.0]
 
 
 def test_many_comparisons_make_a_chance_find_no_result(tmp_path: Path):
@@ -123,7 +121,7 @@ def test_many_comparisons_make_a_chance_find_no_result(tmp_path: Path):
     _, among, *_ = compare("raw", "other", *names, runs=tmp_path).findings
     assert among.difference == alone.difference
     assert among.p_holm == pytest.approx(6 * alone.difference.p)
-    assert among.verdict == "no difference shown once corrected for the number of comparisons"
+    assert among.verdict == "no difference shown after correction for the number of comparisons"
 
 
 def test_from_a_handful_of_speakers_nothing_is_concluded(tmp_path: Path):
@@ -132,12 +130,12 @@ def test_from_a_handful_of_speakers_nothing_is_concluded(tmp_path: Path):
     hand_made.report(tmp_path, "better", hand_made.wrong(0), table=table)
     compared = compare("raw", "better", runs=tmp_path)
     better = compared.findings[1]
-    assert better.verdict == "cannot be told from 5 speaker(s)"
+    assert better.verdict == "too few speakers for a conclusion: 5"
     assert better.could_show is None
     told = compared.as_dict()["experiments"][1]
     assert [told[name] for name in ("ci95", "delta_ci95", "p", "p_holm")] == [None] * 4
     assert told["delta"] == pytest.approx(-5 / 12)
-    assert "more speakers" in compared.next_step()
+    assert "at least 6 speakers" in compared.next_step()
     assert plots.png(figures.forest(compared)).startswith(b"\x89PNG")
 
 
@@ -182,13 +180,13 @@ def test_the_wer_of_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path):
 
 def test_a_runs_folder_means_its_newest_model_and_says_what_it_left(runs: Path):
     hand_made.report(runs, "raw", hand_made.wrong(9), settings={"training.steps": 7})
-    lines: list[str] = []
-    (found,) = lookup.find("raw", runs, lines.append)
+    lines = record_log()
+    (found,) = lookup.find("raw", runs)
     assert found.lineage["settings"]["training"]["steps"] == 7
     assert "holds 2 older test report(s)" in lines[0]
     hand_made.report(runs, "raw", hand_made.wrong(9), tuned=False)
     hand_made.report(runs, "raw", hand_made.wrong(9), split="validation", settings={"training.steps": 8})
-    assert lookup.find("raw", runs, quiet)[0].folder == found.folder
+    assert lookup.find("raw", runs)[0].folder == found.folder
 
 
 def test_a_name_is_a_recipe_a_file_a_runs_folder_or_a_report(runs: Path, monkeypatch: pytest.MonkeyPatch):
@@ -249,7 +247,9 @@ def test_a_report_that_does_not_tell_what_was_scored_is_refused(runs: Path):
     (old, _) = lookup.find("raw", runs)
     told = json.loads((old.folder / "manifest.json").read_text("utf-8"))
     (old.folder / "manifest.json").write_text(json.dumps({**told, "test_set": ""}), "utf-8")
-    with pytest.raises(LabError, match=r"is from before reports told what was scored: remove that folder and evaluate"):
+    with pytest.raises(
+        LabError, match=r"is too old: it does not record what was scored\. Remove that folder"
+    ):
         compare(old.folder, "better", runs=runs)
 
 
@@ -378,13 +378,13 @@ def test_no_size_is_promised_where_p_alone_forbids_a_conclusion(tmp_path: Path):
     hand_made.report(tmp_path, "five", hand_made.wrong(lambda row: 3 if row.speaker == "s05" else 1), table=table)
     _, five = comparison.compare(["raw", "five"], runs=tmp_path).findings
     assert five.difference.ci95[1] < 0
-    assert five.verdict == "no difference shown: p is above 0.05, though the interval leaves 0 out"
+    assert five.verdict == "no difference shown: p is above 0.05, although the interval excludes 0"
 
 
 def test_a_fork_is_no_other_seed_of_the_recipe(tmp_path: Path):
     hand_made.report(tmp_path, "raw", seed=42)
     hand_made.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
-    (report,) = lookup.find("raw", tmp_path, quiet)
+    (report,) = lookup.find("raw", tmp_path)
     assert report.lineage["seed"] == 43
 
 
@@ -414,7 +414,7 @@ def test_utterances_without_a_speaker_are_told(tmp_path: Path):
     for name in ("raw", "other"):
         hand_made.report(tmp_path, name, table=table, settings={"training.steps": len(name)})
     compared = comparison.compare(["raw", "other"], runs=tmp_path)
-    assert any("60 utterances tell no speaker" in note for note in compared.notes())
+    assert any("60 utterances have no speaker" in note for note in compared.notes())
 
 
 def test_a_normaliser_that_is_no_more_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):

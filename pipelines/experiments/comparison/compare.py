@@ -1,0 +1,218 @@
+"""Compare experiments with a baseline on one test set: how large the difference is, how certain, on whom, at what cost.
+
+An experiment is one recipe on one cache; its reports differ only in the training seed. Reports of different test sets
+or normalisers are refused. "No difference shown" is a valid result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines import recipes
+from pipelines.experiments.comparison import lookup, tables
+from pipelines.experiments.comparison.findings import MIN_SPEAKERS, Finding, findings, slice_findings
+from pipelines.experiments.comparison.lookup import Experiment
+from pipelines.experiments.evaluation import EvalReport
+from pipelines.infra import environment, manifest
+from pipelines.infra.errors import LabError
+
+_NOT_COMPARED = ("name", "training.seed")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Findings on one test set; the first is the baseline."""
+
+    findings: tuple[Finding, ...]
+    slices: pd.DataFrame
+    """One row per slice value and experiment: slice, value, n, speakers, experiment, wer, delta, low, high (95 %
+    interval of delta in this slice). NaN if there are too few speakers, and for the baseline."""
+    runs: Path
+
+    @property
+    def baseline(self) -> Experiment:
+        return self.findings[0].experiment
+
+    @property
+    def best(self) -> Experiment:
+        """The experiment with the lowest WER, even if the difference is not shown."""
+        return min(self.findings, key=lambda finding: finding.score.wer).experiment
+
+    @property
+    def report(self) -> EvalReport:
+        """One of the reports: all have the same test set and normaliser."""
+        return self.baseline.reports[0]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the compared reports."""
+        reports = [[report.folder.name for report in finding.experiment.reports] for finding in self.findings]
+        return recipes.digest({"reports": reports})
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per experiment: seeds, WER and ΔWER with intervals, p, p corrected (Holm), and the verdict."""
+        return tables.score_table(self.findings)
+
+    def costs(self) -> pd.DataFrame:
+        """Return one row per experiment: training data, training time, machine, and models."""
+        return tables.cost_table(finding.experiment for finding in self.findings)
+
+    def slice_table(self) -> pd.DataFrame:
+        """Return WER of every experiment for each slice value with enough speakers, and the interval of ΔWER."""
+        return tables.slice_table(self.slices)
+
+    def differences(self, experiment: Experiment) -> dict[str, list[Any]]:
+        """Return the settings that differ: name to [baseline's value, experiment's value]; empty for untuned models."""
+        if not (experiment.tuned and self.baseline.tuned):
+            return {}
+        ours, theirs = experiment.settings, self.baseline.settings
+        names = sorted(ours.keys() | theirs.keys())
+        return {
+            name: [theirs.get(name), ours.get(name)]
+            for name in names
+            if name not in _NOT_COMPARED and ours.get(name) != theirs.get(name)
+        }
+
+    def changes(self) -> pd.DataFrame:
+        """Return one row per setting that differs from the baseline, one column per experiment."""
+        tuned = [finding.experiment for finding in self.findings if finding.experiment.tuned]
+        names = sorted({name for experiment in tuned for name in self.differences(experiment)})
+        values = {
+            experiment.name: [json.dumps(experiment.settings.get(name), ensure_ascii=False) for name in names]
+            for experiment in tuned
+        }
+        return pd.DataFrame(values, index=pd.Index(names, name="setting"))
+
+    def next_step(self) -> str:
+        """Return a suggestion for the next experiment, in one line."""
+        tuned = [finding.experiment for finding in self.findings if finding.experiment.tuned]
+        single = next((experiment for experiment in tuned if len(experiment.seeds) == 1), None)
+        if not self.findings[0].enough_speakers:
+            return f"score on a test set with at least {MIN_SPEAKERS} speakers, better some dozens"
+        if single:
+            recipe, seed = single.lineages[0]["recipe"], single.seeds[0] + 1
+            return (
+                f"python -m pipelines train --recipe {recipe} --set training.seed={seed}, evaluate with the same "
+                f"option, and compare again: one seed cannot separate the recipe's effect from chance"
+            )
+        others = self.findings[1:]
+        if not any(finding.is_conclusive for finding in others):
+            least = min(finding.could_show for finding in others)
+            return (
+                f"a larger change, or more test speakers: this test set shows a ΔWER of {least:.3f} four times in five"
+            )
+        return f"read where {self.best.name} still fails: {self.best.reports[0].folder}"
+
+    def notes(self) -> list[str]:
+        """Return the caveats that apply to this comparison."""
+        n = len(self.findings) - 1
+        notes = []
+        if not self.findings[0].enough_speakers:
+            notes.append(f"fewer than {MIN_SPEAKERS} test speakers: no interval is reported")
+        if n > 1:
+            notes.append(f"p (Holm) is corrected for {n} comparisons, intervals are not")
+        if any(len(finding.experiment.seeds) == 1 for finding in self.findings):
+            notes.append("one seed: the interval covers the choice of test speakers, but not the variation of training")
+        if n > 1 and any(len(finding.experiment.seeds) > 1 for finding in self.findings):
+            notes.append("the variation between seeds is estimated from all experiments together")
+        if unknown := int((self.report.predictions["speaker"] == "").sum()):
+            notes.append(
+                f"{unknown} utterances have no speaker: each counts as a separate speaker, and intervals are too narrow"
+            )
+        if len(self.slices):
+            notes.append("slices are many and uncorrected: they suggest what to test next and prove nothing")
+        return notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of comparison.json."""
+        return {
+            "test_set": self.report.test_set,
+            "normaliser": self.report.normaliser,
+            "split": self.report.split,
+            "n": self.report.score.n,
+            "speakers": self.findings[0].speakers,
+            "baseline": self.baseline.name,
+            "experiments": [self._finding_fields(finding) for finding in self.findings],
+            "slices": json.loads(self.slices.to_json(orient="records")),
+            "notes": self.notes(),
+            "next": self.next_step(),
+        }
+
+    def __str__(self) -> str:
+        report = self.report
+        parts = [
+            f"{report.split} set {report.test_set}: {report.score.n} utterances, {self.findings[0].speakers} speakers; "
+            f"normaliser {report.normaliser}; ΔWER against {self.baseline.name}, below 0 is better",
+            tables.align_columns(self.table()),
+            tables.align_columns(self.costs()),
+            tables.align_columns(self.changes()) if len(self.changes()) else "",
+            tables.align_columns(self.slice_table()) if (self.slices["speakers"] >= MIN_SPEAKERS).any() else "",
+            "\n".join(f"note: {note}" for note in self.notes()),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def write(self, folder: Path) -> None:
+        """Write comparison.json and comparison.png."""
+        from pipelines.experiments import figures
+        from pipelines.infra import plots
+
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest.write_json(folder / "comparison.json", self.as_dict())
+        manifest.write_bytes(folder / "comparison.png", plots.png(figures.forest(self)))
+
+    def _finding_fields(self, finding: Finding) -> dict[str, Any]:
+        experiment, difference, enough = finding.experiment, finding.difference, finding.enough_speakers
+        lineages = experiment.lineages
+        return {
+            "experiment": experiment.name,
+            "recipe": lineages[0].get("recipe"),
+            "seeds": experiment.seeds,
+            "models": experiment.models,
+            "wer": finding.score.wer,
+            "ci95": finding.score.ci95 if enough else None,
+            "wers": finding.score.wers,
+            "delta": difference and difference.delta,
+            "delta_ci95": difference.ci95 if difference and enough else None,
+            "p": difference.p if difference and enough else None,
+            "p_holm": finding.p_holm if enough else None,
+            "verdict": finding.verdict,
+            "could_show": finding.could_show,
+            "training_seconds": [one.get("training_seconds") for one in lineages if lookup.is_tuned(one)],
+            "machines": tables.distinct(one.get("machine") for one in lineages),
+            "data": lineages[0].get("data"),
+            "cache": lineages[0].get("cache"),
+            "differences": self.differences(experiment),
+            "reports": [_relative_to_runs(report.folder, self.runs) for report in experiment.reports],
+        }
+
+
+def compare(names: Sequence[str], baseline: str = "", *, runs: str | Path = "") -> Comparison:
+    """Compare the experiments `names` with `baseline`, by default with the first of them.
+
+    Each name is a report's folder, a run's folder or a recipe (lookup.find). A single tuned experiment is compared with
+    the model that it was tuned from, if a report of that model exists. Raise LabError if the reports have different
+    test sets or normalisers, or if there is nothing to compare with.
+    """
+    matches = [lookup.find(name, runs) for name in ([baseline] if baseline else []) + list(names)]
+    reports = list({report.folder.resolve(): report for reports in matches for report in reports}.values())
+    if not reports:
+        raise LabError("name what is to be compared: recipes, run folders or report folders")
+    experiments = lookup.gather(reports)
+    if len(experiments) == 1:
+        reports = [lookup.untuned_report(reports[0]), *reports]
+        experiments = lookup.gather(reports)
+    lookup.require_comparable(reports)
+    return Comparison(tuple(findings(experiments)), slice_findings(experiments), environment.runs_folder(runs))
+
+
+def _relative_to_runs(folder: Path, runs: Path) -> str:
+    """Return a folder below `runs` as a relative path, any other unchanged."""
+    inside = folder.absolute().is_relative_to(runs)
+    return Path(os.path.relpath(folder.absolute(), runs)).as_posix() if inside else str(folder)

@@ -1,0 +1,263 @@
+"""Find the reports of experiments by name, and group them by everything but the training seed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines import recipes
+from pipelines.experiments import evaluation
+from pipelines.experiments.evaluation import EvalReport
+from pipelines.infra import environment, manifest
+from pipelines.infra.errors import LabError
+from pipelines.recipes.settings import Recipe, flatten
+from pipelines.speech import scoring, text
+from pipelines.speech.scoring import Edits
+
+logger = logging.getLogger(__name__)
+
+SAME_DURATION_S = 0.02
+"""Largest difference in duration between two recordings that count as the same, in seconds."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recipe on one cache, or one model not tuned by the lab, scored on one test set."""
+
+    name: str
+    reports: tuple[EvalReport, ...]
+    """One per training seed, in the order of the seeds."""
+
+    @property
+    def lineages(self) -> list[dict[str, Any]]:
+        return [report.lineage for report in self.reports]
+
+    @property
+    def tuned(self) -> bool:
+        return is_tuned(self.lineages[0])
+
+    @property
+    def seeds(self) -> list[int]:
+        return [lineage["seed"] for lineage in self.lineages] if self.tuned else []
+
+    @property
+    def models(self) -> list[str]:
+        """Digests of the tuned models; name and revision of any other model."""
+        return [report.lineage["digest"] if self.tuned else report.model for report in self.reports]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The recipe's settings, flat, with the decoding settings of the report."""
+        return _settings(_manifest(self.reports[0]))
+
+    @cached_property
+    def edits(self) -> list[Edits]:
+        """Word edits per utterance for each seed, normalised, in the order of `ordered`."""
+        tables = [ordered(report) for report in self.reports]
+        return [scoring.count_edits(table["reference"].tolist(), table["hypothesis"].tolist()) for table in tables]
+
+
+def find(name: str, runs: str | Path = "") -> list[EvalReport]:
+    """Return the reports that `name` refers to: one for the folder of a report.
+
+    For the folder of a run, `runs/<recipe>`, or a recipe: the newest test report of a tuned model, and the reports of
+    the same experiment with other seeds. Raise LabError if there is none.
+    """
+    path = Path(name).expanduser()
+    if (path / manifest.MANIFEST).is_file():
+        return [_read(path)]
+    recipe = recipes.load(name).name if name.endswith(".toml") else name
+    folder = _run_folder(recipe, path, environment.runs_folder(runs))
+    newest, *older = _tuned_reports(folder)
+    key = _key(newest[1])
+    seeds = {newest[1]["lineage"]["seed"]: newest[0]}
+    for report, fields in older:
+        if _key(fields) == key:
+            seeds.setdefault(fields["lineage"]["seed"], report)
+    if others := sum(_key(fields) != key for _, fields in older):
+        logger.info(
+            f"note: {folder} holds {others} older test report(s) of models with other settings: name their folders to "
+            "use them"
+        )
+    return [_read(report) for _, report in sorted(seeds.items())]
+
+
+def _run_folder(recipe: str, path: Path, runs: Path) -> Path:
+    folder = next((folder for folder in (runs / recipe, path) if folder.is_dir()), None)
+    if folder:
+        return folder
+    evaluated = sorted(report.parents[2].name for report in runs.glob("*/reports/*/manifest.json"))
+    near = difflib.get_close_matches(recipe, evaluated, n=1)
+    raise LabError(
+        f"no report {recipe!r}{f'; did you mean {near[0]!r}?' if near else ''} Expected the folder of a report, one "
+        f"of a run such as runs/tour, or a recipe that was evaluated: python -m pipelines evaluate --recipe tour"
+    )
+
+
+def gather(reports: list[EvalReport]) -> list[Experiment]:
+    """Group reports into experiments by everything but the training seed; keep the order of the first reports.
+
+    An experiment is named after its recipe; if two have the same name, the first digits of their models are appended.
+    """
+    groups: dict[str, dict[int, EvalReport]] = {}
+    for report in reports:
+        key, seed = _key(_manifest(report)), report.lineage.get("seed", 0)
+        existing = groups.get(key, {}).get(seed)
+        if existing and existing.lineage.get("digest") != report.lineage.get("digest"):
+            key += report.lineage["digest"]  # a fork: the same recipe from other initial weights
+        groups.setdefault(key, {}).setdefault(seed, report)
+    by_seed = [tuple(report for _, report in sorted(group.items())) for group in groups.values()]
+    names = [_name(group[0]) for group in by_seed]
+    return [
+        Experiment(f"{name} {_revision(group[0])}" if names.count(name) > 1 else name, group)
+        for name, group in zip(names, by_seed, strict=True)
+    ]
+
+
+def untuned_report(report: EvalReport) -> EvalReport:
+    """Return the report, in the same folder and on the same test set, of the model that a model was tuned from.
+
+    For a student it is the report of its teacher. Raise LabError if there is none.
+    """
+    teacher = (report.lineage.get("teacher") or {}).get("digest")
+    for folder in [path.parent for path in report.folder.absolute().parent.glob(f"*/{manifest.MANIFEST}")]:
+        fields = manifest.read(folder) or {}
+        lineage = fields.get("lineage") or {}
+        if any(fields.get(name) != getattr(report, name) for name in ("test_set", "normaliser", "split")):
+            continue
+        if teacher and lineage.get("digest") == teacher:
+            return _read(folder)
+        if is_tuned(report.lineage) and not is_tuned(lineage) and _weights(lineage) == _weights(report.lineage):
+            return _read(folder)
+    recipe = report.lineage.get("recipe", "tour")
+    if teacher:
+        raise LabError(
+            "a comparison needs two experiments, got one: name another, or score the student's teacher on the same: "
+            f"python -m pipelines evaluate --recipe {recipe} --model <the teacher's folder>"
+        )
+    raise LabError(
+        "a comparison needs two experiments, got one: name another, or score the model that it was tuned from: "
+        f"python -m pipelines evaluate --recipe {recipe} --model {report.lineage.get('base', '').partition(' ')[0]}"
+    )
+
+
+def require_comparable(reports: list[EvalReport]) -> None:
+    """Raise LabError, naming the first report that differs, unless all have one test set and one normaliser."""
+    first = reports[0]
+    for report in reports:
+        if not report.test_set:
+            raise LabError(
+                f"{report.folder} is too old: it does not record what was scored. Remove that folder and evaluate again"
+            )
+        for name, label in (("test_set", "test set"), ("normaliser", "normaliser")):
+            expected, actual = getattr(first, name), getattr(report, name)
+            if expected != actual:
+                raise LabError(
+                    f"only reports of one {label} can be compared: {report.folder} has {actual} ({report.score.n} "
+                    f"utterances), {first.folder} has {expected} ({first.score.n}). Evaluate both on the same, or "
+                    "leave one out"
+                )
+        _require_same_recordings(first, report)
+    if first.normaliser != text.NORMALISER:
+        raise LabError(
+            f"{first.folder} was scored under normaliser {first.normaliser}, this version has {text.NORMALISER}: "
+            "remove that folder and evaluate again"
+        )
+
+
+def _require_same_recordings(first: EvalReport, other: EvalReport) -> None:
+    """Raise LabError if recordings with the same id and reference differ in duration."""
+    ours, theirs = ordered(first), ordered(other)
+    differs = (ours["duration_s"] - theirs["duration_s"]).abs() > SAME_DURATION_S
+    if differs.any():
+        row = int(differs.idxmax())
+        raise LabError(
+            f"only reports of the same recordings can be compared: {ours['id'][row]} lasts "
+            f"{theirs['duration_s'][row]:.2f} s in {other.folder} and {ours['duration_s'][row]:.2f} s in "
+            f"{first.folder} ({int(differs.sum())} of {len(differs)} differ). Evaluate both on the same, or "
+            "leave one out"
+        )
+
+
+def is_tuned(lineage: Mapping[str, Any]) -> bool:
+    """Return True for the lineage of a model that the lab tuned."""
+    return bool(lineage.get("digest") and lineage.get("settings"))
+
+
+def ordered(report: EvalReport) -> pd.DataFrame:
+    """Return the predictions in an order that is the same for all reports of a test set."""
+    return report.predictions.sort_values(["id", "reference"], ignore_index=True)
+
+
+# ---- reading reports, and what identifies an experiment
+
+
+def _read(folder: Path) -> EvalReport:
+    kind = (manifest.read(folder) or {}).get("kind")
+    if kind != "report":
+        raise LabError(f"{folder} must be the folder of a report, it is that of a {kind}: name one below reports/")
+    return evaluation.read_report(folder)
+
+
+def _tuned_reports(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the test reports of tuned models in a run's folder with their manifests, newest first.
+
+    Reports of the recipe's own models are preferred to those of other models.
+    """
+    paths = sorted(folder.glob(f"reports/*/{manifest.MANIFEST}"), key=lambda path: -path.stat().st_mtime_ns)
+    reports = [(path.parent, manifest.read(path.parent) or {}) for path in paths]
+    tuned = [
+        (path, fields)
+        for path, fields in reports
+        if fields.get("split") == "test" and is_tuned(fields.get("lineage") or {})
+    ]
+    if not tuned:
+        raise LabError(
+            f"{folder} holds no test report of a tuned model with a lineage: "
+            f"python -m pipelines train --recipe {folder.name}, then evaluate --recipe {folder.name}"
+        )
+    return [(path, fields) for path, fields in tuned if fields["lineage"]["recipe"] == folder.name] or tuned
+
+
+def _manifest(report: EvalReport) -> dict[str, Any]:
+    return manifest.read(report.folder) or {}
+
+
+def _key(fields: Mapping[str, Any]) -> str:
+    """Return the identity of an experiment: settings without the seed, data, base model, and decoding settings."""
+    lineage = fields.get("lineage") or {}
+    settings = {name: value for name, value in _settings(fields).items() if name != "training.seed"}
+    source = {name: lineage.get(name) for name in ("recipe", "cache", "base", "fork")}
+    if settings.get("curation.max_label_cer") and str(settings.get("curation.label_model")).startswith("run:"):
+        del source["cache"]  # the label model has the same seed: its transcripts, and so the cache, differ by seed
+    return json.dumps([settings, source, "" if is_tuned(lineage) else fields.get("model")], sort_keys=True)
+
+
+def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a report; settings that are newer than the report have their defaults."""
+    lineage, identity = fields.get("lineage") or {}, fields.get("identity") or {}
+    recipe = Recipe(name="defaults").settings() | flatten(lineage["settings"]) if is_tuned(lineage) else {}
+    return recipe | {name: value for name, value in identity.items() if name.startswith(("evaluation.", "context"))}
+
+
+def _weights(lineage: Mapping[str, Any]) -> str:
+    """Return the base model without its name: a tuned model records it without the path on the training machine."""
+    match = re.search(r"( \(\w+\))? @ [^@]*$", lineage.get("base") or "")
+    return match[0] if match else ""
+
+
+def _name(report: EvalReport) -> str:
+    return report.lineage["recipe"] if is_tuned(report.lineage) else report.model.partition(" @ ")[0]
+
+
+def _revision(report: EvalReport) -> str:
+    return (report.lineage["digest"] if is_tuned(report.lineage) else report.model.partition(" @ ")[2])[:6]
