@@ -1,6 +1,11 @@
-# make run    the tour: environment, then the three notebooks in order
-# make test   the tests
-# make app    the page, on the model that was made last
+# make run        create the environment, then run the tour: the three notebooks in order
+# make app        start the app with the newest model
+# make lint       check code style and that notebooks have no outputs
+# make test       run the fast tests: under 5 minutes, offline
+# make test-slow  run the other tests: browser, Ray, processes that are killed, every documented command
+# make test-all   run both
+# make doctor     check this machine
+# make clean      remove the environment and all runs
 PYTHON ?= python3
 VENV ?= .venv
 RECIPE ?= tour
@@ -9,7 +14,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run app test lint doctor browser test-colab log-base clean
+.PHONY: run app test test-slow test-all lint doctor browser test-colab log-base clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,10 +26,21 @@ run: $(VENV)/ready
 app: $(VENV)/ready
 	$(BIN)/python app.py
 
-test: $(VENV)/ready browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 -m "not ray"
-	$(BIN)/python -m pytest -q -m ray tests/features/test_ray_shards.py tests/infra/parallel/test_distributed.py tests/experiments/sweeps/test_sweeps_cluster.py
-	$(BIN)/python -m pytest -q -m ray tests/cli/test_commands_cluster.py
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+# worksteal: a worker that has finished takes tests of the other
+test: $(VENV)/ready
+	$(PYTEST) -n 2 --dist worksteal --durations=10 -m "not slow"
+	@echo "The fast tests passed. Next: make lint, then make test-slow (about 20 minutes) before a pull request"
+
+# loadfile: fixtures of a file are expensive. A second Ray cluster in one process may wait for ever
+test-slow: $(VENV)/ready browser
+	$(PYTEST) -n 2 --dist loadfile --durations=10 -m "slow and not ray"
+	$(PYTEST) -m ray --ignore tests/cli/test_commands_cluster.py
+	$(PYTEST) -m ray tests/cli/test_commands_cluster.py
+	@echo "The slow tests passed"
+
+test-all: test test-slow
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -33,30 +49,30 @@ lint: $(VENV)/ready
 doctor: $(VENV)/ready
 	$(BIN)/python -m pipelines doctor
 
-# the base model's transcripts of the tour's test sentences: what every later model is held against
+# the base model's transcripts of the tour's test sentences: every later model is compared with them
 log-base: $(VENV)/ready
 	$(BIN)/python -m pipelines features --recipe tour
 	$(BIN)/python -m pipelines evaluate --recipe tour --model openai/whisper-tiny --log log_base.csv
 
-# the notebooks on the toy recipe under the versions that Colab has, torch aside
+# run the notebooks on the toy recipe with the versions that Colab has, except torch
 COLAB_VENV ?= .venv-colab
 test-colab: $(COLAB_VENV)/ready
 	$(COLAB_VENV)/bin/python -m pytest -q --durations=5 tests/cli/test_notebooks.py
 
 $(COLAB_VENV)/ready: requirements.txt tests/requirements.txt tests/constraints-colab.txt
-	@echo "making an environment like Colab's in $(COLAB_VENV) (a few minutes, once) ..."
+	@echo "creating an environment like Colab's in $(COLAB_VENV) (a few minutes, once) ..."
 	@test -x $(COLAB_VENV)/bin/python || $(PYTHON) -m venv $(COLAB_VENV)
 	$(COLAB_VENV)/bin/python -m pip install -q --disable-pip-version-check -c tests/constraints-colab.txt -r requirements.txt -r tests/requirements.txt
 	@touch $@
 
-# one environment for everything; made anew when what it holds is named anew
+# one environment for everything; created again when a list of requirements changes
 $(VENV)/ready: requirements.txt constraints.txt tests/requirements.txt
-	@echo "making the environment in $(VENV) (a few minutes, once) ..."
+	@echo "creating the environment in $(VENV) (a few minutes, once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -r requirements.txt -r tests/requirements.txt
 	@touch $@
 
-# the browser tests want Debian's chromium: installed where we may, skipped by name where we may not
+# the browser tests need Debian's chromium: it is installed if we are root, otherwise they are skipped
 browser:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && echo "installing chromium ..." && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \

@@ -1,11 +1,13 @@
-"""What several test files make: encoded audio, a signal that sounds like speech, and a toy: model, recipe, cache."""
+"""Fixtures of several test files, and the two tiers: tests without the mark `slow` run offline and in this process."""
 
 from __future__ import annotations
 
 import io
 import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from lab_copy import lab_copy  # noqa: F401  a fixture
 from log_recorder import record_log, stop_recording
-from servers.benches import (  # noqa: F401  fixtures
+from servers.stores import (  # noqa: F401  fixtures
     certificate,
     cluster,
     drive_bench,
@@ -27,6 +29,54 @@ from servers.benches import (  # noqa: F401  fixtures
 from pipelines.infra import environment
 
 environment.share_cores()  # before torch is imported; the processes that tests start inherit it
+
+SLOW_MARKS = ("browser", "ray")
+SLOW_FIXTURES = ("lab_copy", "ray_address", "tiny_folder")
+"""Fixtures that start many processes, or need files that are fetched over the network."""
+OFFLINE = {"now": False}
+"""Whether connections to other machines are refused: True while a fast test runs."""
+
+
+def pytest_configure(config):
+    _refuse_connections_while_offline()
+
+
+def pytest_collection_modifyitems(items):
+    """Mark each test as slow that has one of SLOW_MARKS or uses one of SLOW_FIXTURES."""
+    for item in items:
+        if any(map(item.get_closest_marker, SLOW_MARKS)) or set(SLOW_FIXTURES) & set(item.fixturenames):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Refuse connections to other machines in fast tests."""
+    OFFLINE["now"] = item.get_closest_marker("slow") is None
+    try:
+        return (yield)
+    finally:
+        OFFLINE["now"] = False
+
+
+def _refuse_connections_while_offline() -> None:
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def check(host: object) -> None:
+        if OFFLINE["now"] and not re.fullmatch(r"127\..*|::1|localhost|0\.0\.0\.0|::|None|", str(host)):
+            raise socket.gaierror(f"fast tests run offline, but this one connects to {host}: mark it as slow")
+
+    def checked_connect(self, address, connect=connect):
+        if isinstance(address, tuple):
+            check(address[0])
+        return connect(self, address)
+
+    def checked_getaddrinfo(host, *args, **options):
+        check(host.decode() if isinstance(host, bytes) else host)
+        return getaddrinfo(host, *args, **options)
+
+    socket.socket.connect = checked_connect
+    socket.socket.connect_ex = lambda self, address: checked_connect(self, address, connect_ex)
+    socket.getaddrinfo = checked_getaddrinfo
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +120,7 @@ def console_as_before():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Toys are faster on one thread than on several that wait for each other."""
+    """Run torch on one thread: small models are faster without threads that wait for each other."""
     import torch
 
     threads = torch.get_num_threads()
@@ -81,7 +131,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_folder():
-    """The folder of the real openai/whisper-tiny: from this machine, the Hub or the registry mirror."""
+    """Folder of openai/whisper-tiny with its real weights: from this machine, the Hub or the registry mirror."""
     from pipelines.whisper import model as whisper_model
 
     return whisper_model.resolve("openai/whisper-tiny").folder
@@ -97,13 +147,13 @@ def toy_of_width(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def toy_model(toy_of_width) -> Path:
-    """A Whisper that writes nonsense, but what it writes depends on what it hears, and it trains in seconds."""
+    """A random Whisper whose transcripts depend on the audio and which trains in seconds."""
     return toy_of_width(32)
 
 
 @pytest.fixture(scope="session")
 def toy_recipe() -> Path:
-    """The recipe of an experiment that ends in seconds; its `model.base` is to be set to `toy_model`."""
+    """Path of a recipe that runs in seconds once `model.base` is set to `toy_model`."""
     return Path(__file__).with_name("toy.toml")
 
 
@@ -120,7 +170,7 @@ def toy_settings(toy_recipe, toy_model):
 
 @pytest.fixture(scope="session")
 def toy_cache(toy_settings, tmp_path_factory):
-    """The toy recipe's feature cache."""
+    """Feature cache of the toy recipe."""
     from pipelines.features import pipeline as feature_pipeline
 
     return feature_pipeline.run(toy_settings(), runs=tmp_path_factory.mktemp("toy-cache"))
@@ -128,17 +178,17 @@ def toy_cache(toy_settings, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def train_toy(toy_settings, toy_cache, toy_model):
-    """`train_toy(run, {"training.steps": 4}, on_step=...)`: the toy trained in the folder `run`; the model, or the
-    LabError that ended it, and the messages logged."""
+    """`train_toy(run, {"training.steps": 4}, on_step=...)`: train the toy model in the folder `run`; return the trained
+    model or the LabError, and the messages logged."""
     from pipelines.infra.errors import LabError
     from pipelines.training import loop as training_loop
     from pipelines.training.callbacks import progress as callbacks_progress
     from pipelines.whisper import model as whisper_model
 
-    def train(run: Path, overrides: dict | None = None, **told):
+    def train(run: Path, overrides: dict | None = None, **callbacks):
         lines = record_log()
         recipe = toy_settings({"evaluation.max_new_tokens": 3, **(overrides or {})})
-        progress = callbacks_progress.Progress(**told)
+        progress = callbacks_progress.Progress(**callbacks)
         try:
             return training_loop.train(recipe, toy_cache, whisper_model.resolve(str(toy_model)), run, progress), lines
         except LabError as error:
@@ -149,7 +199,7 @@ def train_toy(toy_settings, toy_cache, toy_model):
 
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: 127.0.0.1 stays 127.0.0.1
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux 0, too: it keeps 127.0.0.1 as the address
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "240",
     "GLOO_SOCKET_IFNAME": "lo",
 }
@@ -157,19 +207,19 @@ RAY = {
 
 @pytest.fixture(scope="session")
 def ray_address():
-    """A Ray cluster of two nodes with one core each, which listen on the loopback alone.
+    """Address of a Ray cluster of two nodes with one core each, on the loopback only.
 
-    One for all tests of a process: starting one takes a quarter of a minute.
+    All tests of a process share it: it starts in 15 s.
     """
-    temp = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
-    os.makedirs(f"{temp}/ray")  # where a node notes the newest cluster's address; it does not make the folder
-    told = RAY | {"RAY_TMPDIR": temp}
-    os.environ.update(told)
+    temp = tempfile.mkdtemp(prefix="ray-")  # a short path: it holds sockets
+    os.makedirs(f"{temp}/ray")  # a node writes the cluster's address here and does not create the folder
+    variables = RAY | {"RAY_TMPDIR": temp}
+    os.environ.update(variables)
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     pytest.importorskip("ray.train")
     nodes = cluster_utils.Cluster()
     node = {"num_cpus": 1, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
-    node["include_log_monitor"] = False  # every process less is seconds less
+    node["include_log_monitor"] = False  # each process costs seconds
     head = {"temp_dir": temp, "include_dashboard": False, "no_monitor": True}
     head["_system_config"] = {"prestart_worker_first_driver": False}
     try:
@@ -179,17 +229,17 @@ def ray_address():
     finally:
         nodes.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
-        for name in told:
+        for name in variables:
             os.environ.pop(name, None)
 
 
-def _add_node(nodes, **told) -> None:
-    """Ray gives a node 30 s to start, which is little on cores that others keep busy, and cannot be told otherwise."""
+def _add_node(nodes, **options) -> None:
+    """Add a node; try three times, because Ray's fixed limit of 30 s is short on a busy machine."""
     from pipelines.infra.parallel import process_pool
 
     for left in (2, 1, 0):
         try:
-            return nodes.add_node(**told)
+            return nodes.add_node(**options)
         except Exception as error:
             if "timed out" not in str(error):
                 raise

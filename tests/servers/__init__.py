@@ -1,1 +1,1 @@
-"""Loopback servers that the real clients speak to, with faults to order."""
+"""Loopback servers for the real clients, with faults on request."""

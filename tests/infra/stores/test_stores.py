@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from log_recorder import record_log
-from servers.benches import Bench, contents, quiet
+from servers.stores import Bench, contents, quiet
 
 from pipelines import __main__ as cli
 from pipelines.features import pipeline as feature_pipeline

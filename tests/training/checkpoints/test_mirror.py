@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from log_recorder import record_log
-from servers.benches import Bench, contents
+from servers.stores import Bench, contents
 
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
