@@ -15,10 +15,6 @@ from servers.hopsworks import Hopsworks, self_signed
 from servers.hub import Hub, Repo
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 @dataclasses.dataclass
 class Bench:
     """A store and what a test may see and spoil of its far side."""
@@ -46,11 +42,11 @@ class Bench:
     def exists(self, name: str) -> bool:
         return self.store.exists(self.uri(name))
 
-    def fetch(self, name: str, log=quiet) -> Path:
-        return self.store.fetch(self.uri(name), log=log)
+    def fetch(self, name: str) -> Path:
+        return self.store.fetch(self.uri(name))
 
-    def publish(self, folder: Path, name: str, log=quiet) -> str:
-        return self.store.publish(folder, self.uri(name), log=log)
+    def publish(self, folder: Path, name: str) -> str:
+        return self.store.publish(folder, self.uri(name))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from log_recorder import record_log
-from servers.stores import Bench, contents, quiet
+from servers.stores import Bench, contents
 
 from pipelines import __main__ as cli
 from pipelines.features import pipeline as feature_pipeline
@@ -154,7 +154,7 @@ def test_publishing_the_same_again_sends_nothing(bench, artefact):
     bench.publish(artefact, "tour")
     before, told = bench.uploads(), []
     record_log(told)
-    bench.publish(artefact, "tour", told.append)
+    bench.publish(artefact, "tour")
     assert bench.uploads() == before
     assert "whole and the same" in told[0]
 
@@ -222,13 +222,13 @@ def test_a_damaged_manifest_is_no_artefact(bench, artefact, content):
 def test_what_is_at_hand_is_not_fetched_again_and_repaired_if_damaged(bench, artefact):
     bench.publish(artefact, "tour")
     fetched = bench.fetch("tour")
-    told = []
-    assert bench.fetch("tour", told.append) == fetched
+    told = record_log()
+    assert bench.fetch("tour") == fetched
     assert told == []
     if bench.name == "local":
         return
     (fetched / "rejected.csv").write_bytes(b"ID,split,reason,detail\n")
-    assert bench.fetch("tour", told.append) == fetched
+    assert bench.fetch("tour") == fetched
     assert told == [f"fetching 1 of 6 files (0.0 MB) from {bench.uri('tour')}"]
     assert contents(fetched) == contents(artefact)
 
@@ -364,8 +364,8 @@ def test_a_download_that_fails_leaves_nothing_that_looks_whole_and_the_rest_is_f
     one_line(caught, SAID.get(kind, "broke off|damaged"))
     assert finished(served) == []
     served.server.faults.clear()
-    told = []
-    assert contents(served.fetch("tour", told.append)) == contents(artefact)
+    told = record_log()
+    assert contents(served.fetch("tour")) == contents(artefact)
     assert not re.search("fetching 6 of 6", told[0])
 
 
@@ -454,13 +454,13 @@ def test_no_token_reaches_a_log_a_message_or_a_file(served, artefact, kind, capl
     for name in ("huggingface_hub", "hopsworks_common", "hsml", "urllib3"):
         logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").propagate = True
-    told = []
+    told = record_log()
     served.server.fault(UPLOADS[served.name], kind, times=None)
     with pytest.raises(LabError) as caught:
-        served.publish(artefact, "tour", told.append)
+        served.publish(artefact, "tour")
     served.server.faults.clear()
-    served.publish(artefact, "tour", told.append)
-    fetched = served.fetch("tour", told.append)
+    served.publish(artefact, "tour")
+    fetched = served.fetch("tour")
     shown = capfd.readouterr()
     everything = [str(caught.value), caplog.text, shown.out, shown.err, *told]
     assert not [text for text in everything if served.secret in text or "Signature=5" in text]
@@ -957,10 +957,10 @@ def test_a_fetch_that_was_killed_is_no_artefact_and_goes_on(tmp_path, artefact):
             super().get(name, path)
 
     with pytest.raises(KeyboardInterrupt):
-        sealed_folder.fetch(Killed(artefact), "x/tour", quiet, tmp_path / "into")
+        sealed_folder.fetch(Killed(artefact), "x/tour", tmp_path / "into")
     assert not [path for path in (tmp_path / "into").iterdir() if not path.name.startswith(".")]
-    told = []
-    home = sealed_folder.fetch(place, "x/tour", told.append, tmp_path / "into")
+    told = record_log()
+    home = sealed_folder.fetch(place, "x/tour", tmp_path / "into")
     assert "fetching 3 of 6" in told[0]
     assert contents(home) == contents(artefact)
     shutil.rmtree(home)
