@@ -1,6 +1,6 @@
 """Progress of a notebook that runs in another process.
 
-The kernel appends lines to the file that the environment variable LAB_PROGRESS_FILE names; they are printed here.
+The kernel appends lines to a file (infra/progress_file.py); they are printed here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-VARIABLE = "LAB_PROGRESS_FILE"
+from pipelines.infra.progress_file import VARIABLE
+
 INTERVAL_S = 5.0
 """Shortest time between two lines where output is redirected."""
 _REFRESH_S = 0.5

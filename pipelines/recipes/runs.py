@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.infra import environment, manifest
+from pipelines.infra import environment, manifest, progress_file
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes.settings import Recipe
@@ -50,11 +50,20 @@ def record_stage(recipe: Recipe, runs: str | Path, name: str) -> Iterator[dict[s
 
 @contextlib.contextmanager
 def clip_progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar in clips; yields the function that moves it on."""
+    """Show a progress bar in clips and write its lines to the progress file; yield the function that advances it."""
     from tqdm.auto import tqdm
 
+    written_at = float("-inf")
+
+    def advance(n: int) -> None:
+        nonlocal written_at
+        bar.update(n)
+        if time.monotonic() - written_at >= progress_file.INTERVAL_S or bar.n == total:
+            written_at = time.monotonic()
+            progress_file.append(f"{label}: {bar.n}/{total or '?'} clips")
+
     with tqdm(desc=label, total=total, unit="clip") as bar:
-        yield bar.update
+        yield advance
 
 
 def newest_finished_model(runs: Path) -> Path | None:

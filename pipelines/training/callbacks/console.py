@@ -6,20 +6,13 @@ starts the training in another process, as papermill does, can show them.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from pipelines.infra import progress_file
 from pipelines.training.callbacks.progress import Progress, TimeLeft, clock_time, combine
-
-PROGRESS_FILE = "LAB_PROGRESS_FILE"
-"""Environment variable with the path of the file that receives the lines."""
-_INTERVAL_S = 3.0
-"""Shortest time between two lines, in seconds; the line of a validation is always written."""
 
 History = list[dict[str, float]]
 
@@ -29,7 +22,9 @@ logger = logging.getLogger(__name__)
 class ProgressLines:
     """A run's progress as lines: `step 40/200, loss 1.23, validation WER 0.610 (step 20), 2:10 left`."""
 
-    def __init__(self, write: Callable[[str], None], *, interval_s: float = _INTERVAL_S, validations: bool = True):
+    def __init__(
+        self, write: Callable[[str], None], *, interval_s: float = progress_file.INTERVAL_S, validations: bool = True
+    ):
         self._write, self._interval_s, self._validations = write, interval_s, validations
         self._step = self._steps = self._n_validations = 0
         self._written_at = float("-inf")
@@ -99,16 +94,9 @@ def progress_bar(
 
 def with_progress_file(progress: Progress) -> Progress:
     """Return a Progress that also appends lines to the file named by LAB_PROGRESS_FILE, if that is set."""
-    path = os.environ.get(PROGRESS_FILE)
-    if not path:
+    if not progress_file.is_requested():
         return progress
-
-    def append(line: str) -> None:
-        # training continues if the disk is full
-        with contextlib.suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-
-    return combine(progress, ProgressLines(append).progress())
+    return combine(progress, ProgressLines(progress_file.append).progress())
 
 
 def _measured(history: History) -> list[str]:

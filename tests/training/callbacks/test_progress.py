@@ -8,6 +8,7 @@ import time
 import pytest
 from log_recorder import record_log
 
+from pipelines.infra import progress_file
 from pipelines.training import figures
 from pipelines.training.callbacks import console, progress
 from pipelines.training.callbacks.console import ProgressLines
@@ -103,10 +104,10 @@ def test_progress_without_terminal_is_logged(clock, monkeypatch):
 
 def test_progress_file_receives_lines_if_set(clock, monkeypatch, tmp_path):
     path, steps = tmp_path / "progress.txt", []
-    monkeypatch.delenv(console.PROGRESS_FILE, raising=False)
+    monkeypatch.delenv(progress_file.VARIABLE, raising=False)
     plain = Progress(on_step=steps.append)
     assert console.with_progress_file(plain) is plain
-    monkeypatch.setenv(console.PROGRESS_FILE, str(path))
+    monkeypatch.setenv(progress_file.VARIABLE, str(path))
     report = console.with_progress_file(plain)
     report.on_start(0, 4)
     report.on_step(1)
@@ -117,7 +118,7 @@ def test_progress_file_receives_lines_if_set(clock, monkeypatch, tmp_path):
         "step 1/4, validation WER 0.500 (step 1), 0:00 left",
     ]
     assert steps == [1]
-    monkeypatch.setenv(console.PROGRESS_FILE, str(tmp_path))
+    monkeypatch.setenv(progress_file.VARIABLE, str(tmp_path))
     console.with_progress_file(plain).on_step(2)
     assert steps == [1, 2], "a file that cannot be written stops nothing"
 
