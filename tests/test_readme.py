@@ -178,6 +178,12 @@ def test_named_paths_exist(page: Path):
     assert missing == []
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "pipelines" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_paths_in_recipe_comments_exist(recipe: Path):
+    missing = [path for path in repository_paths(recipe.read_text("utf-8")) if not (ROOT / path).exists()]
+    assert missing == []
+
+
 @every_page
 def test_named_settings_exist(page: Path):
     assert [name for name in setting_names(page) if not is_setting(name)] == []
