@@ -1,6 +1,6 @@
-"""Bytes or a path to a Waveform: 16 kHz, mono, float32. libsndfile decodes, soxr resamples.
+"""Decode audio from bytes or a path to a Waveform: 16 kHz, mono, float32. libsndfile decodes, soxr resamples.
 
-No ffmpeg is needed; where it is installed, `blocks` reads video files and other formats through it.
+ffmpeg is optional: if it is installed, `blocks` reads video files and further formats with it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,29 @@ import numpy as np
 from pipelines.infra.errors import LabError
 
 SAMPLE_RATE_HZ = 16_000
-"""What Whisper hears."""
+"""Sampling rate of Whisper's input."""
 BLOCK_S = 30.0
-"""How much of a long recording is decoded at a time."""
+"""Duration of the blocks in which `blocks` decodes a recording."""
 MAX_RATE_HZ, MAX_CHANNELS = 384_000, 16
-"""What recorders offer. A header that tells more makes hours of samples pass for a second."""
-PATIENCE_S = 60.0
-"""ffmpeg has so long for each block."""
+"""The most that recorders offer. With a larger rate in its header, hours of samples would count as a second."""
+FFMPEG_TIMEOUT_S = 60.0
+"""Time that ffmpeg may take for one block."""
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".aac", ".mp4", ".webm")
+"""Suffixes of audio files in a folder without a table. Some need ffmpeg: they are listed so that they are rejected with
+a reason instead of being skipped."""
 DAMAGED = "damaged"
-"""Reason of an AudioError: the recording cannot be read to its end, and what comes before the damage was read."""
-_BLOCK_VALUES = 1 << 24
-"""Samples of all channels that are decoded at a time at most: 64 MB."""
-_FORMATS = "mov,matroska,webm,avi,flv,mpegts,mpeg,asf,aac,mp3,ogg,flac,wav,aiff,caf,amr,3gp,mp4,m4a"
-"""Containers that ffmpeg may open: none that lists other files or addresses."""
+"""Reason of an AudioError: the recording could be read only up to some point."""
+_MAX_BLOCK_VALUES = 1 << 24
+"""Most values, over all channels, that are decoded at a time: 64 MB of float32."""
+_FFMPEG_FORMATS = "mov,matroska,webm,avi,flv,mpegts,mpeg,asf,aac,mp3,ogg,flac,wav,aiff,caf,amr,3gp,mp4,m4a"
+"""Containers that ffmpeg may open: none of them refers to other files or addresses."""
 
 
 class AudioError(LabError):
-    """A clip that cannot be used: `reason` is one word for tables, the message says the detail."""
+    """A clip that cannot be used."""
 
     def __init__(self, reason: str, detail: str):
+        """`reason` is one word for tables, `detail` completes the message."""
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
@@ -49,10 +53,10 @@ class AudioError(LabError):
 
 @dataclass(frozen=True)
 class Waveform:
-    """Decoded speech."""
+    """A decoded clip."""
 
     samples: np.ndarray
-    """float32 [n], mono at SAMPLE_RATE_HZ, nominally within -1 to 1, all finite."""
+    """float32 [n], mono at SAMPLE_RATE_HZ, nominally from -1 to 1, all finite."""
 
     @property
     def duration_s(self) -> float:
@@ -60,11 +64,11 @@ class Waveform:
 
 
 def fingerprint(source: bytes | Path | str) -> bytes:
-    """16 bytes that name an audio file by its content, whatever it is called; none where it cannot be read."""
+    """Return the first 16 bytes of the sha256 of an audio file's content; b"" if it cannot be read."""
     try:
         if isinstance(source, bytes):
             return hashlib.sha256(source).digest()[:16]
-        if not Path(source).is_file():  # opening a pipe would wait for ever
+        if not Path(source).is_file():  # opening a pipe would block
             return b""
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()[:16]
@@ -75,18 +79,18 @@ def fingerprint(source: bytes | Path | str) -> bytes:
 def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> Waveform:
     """Decode wav, flac, mp3 or ogg: channels are averaged, the rate becomes 16 kHz.
 
-    Raises AudioError with reason `missing`, `empty`, `unreadable`, `too_long` (judged by the header, before anything
-    is decoded, and again by what came out of it) or `not_finite`.
+    Raises AudioError with reason `missing`, `empty`, `unreadable`, `too_long` (checked in the header before decoding,
+    and again in the decoded samples) or `not_finite`.
     """
     import soundfile
 
     try:
-        with _at_hand(source) as place, soundfile.SoundFile(place, closefd=False) as file:
-            _refuse_unheard_of(file.samplerate, file.channels)
-            _refuse_long(file.frames / file.samplerate, max_duration_s)
-            # one second more than allowed: a header can understate what follows
-            most = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
-            samples, rate_hz = file.read(most, dtype="float32", always_2d=True), file.samplerate
+        with _open_for_libsndfile(source) as target, soundfile.SoundFile(target, closefd=False) as file:
+            _check_header(file.samplerate, file.channels)
+            _check_duration(file.frames / file.samplerate, max_duration_s)
+            # one second more than allowed: the header can understate the duration
+            max_frames = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
+            samples, rate_hz = file.read(max_frames, dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
         raise AudioError(
             "unreadable", f"not audio that libsndfile can read ({error.error_string.strip(' .')})"
@@ -99,22 +103,22 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
 def blocks(
     source: bytes | Path | str, max_duration_s: float = float("inf"), block_s: float = BLOCK_S
 ) -> Iterator[np.ndarray]:
-    """Decode a recording of any length in constant memory: float32 [n] at 16 kHz, block after block.
+    """Yield the samples of a recording of any length in constant memory: float32 [n] at 16 kHz, block by block.
 
-    What libsndfile cannot read goes through ffmpeg where that is installed: the first audio track of a video, too.
-    Raises AudioError as `decode` does, when the block with the fault is asked for; with reason `damaged` where blocks
-    came before it, and nothing after it can be read.
+    Files that libsndfile cannot read are decoded by ffmpeg if that is installed, including the first audio track of a
+    video. Raises AudioError as `decode` does, at the block with the fault; with reason `damaged` if blocks came before
+    it and the rest cannot be read.
     """
     import soundfile
 
-    seen = 0
+    n_samples = 0
     try:
-        for block in _by_libsndfile(source, max_duration_s, block_s):
-            seen += len(block)
+        for block in _libsndfile_blocks(source, max_duration_s, block_s):
+            n_samples += len(block)
             yield block
     except (RuntimeError, ValueError, TypeError, OSError) as error:
-        if seen:  # another decoder would begin anew, and all would be heard twice
-            raise _damaged(seen) from None
+        if n_samples:  # ffmpeg would start from the beginning and repeat these blocks
+            raise _damaged(n_samples) from None
         if not isinstance(error, soundfile.LibsndfileError):
             raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
         if shutil.which("ffmpeg") is None:
@@ -123,83 +127,82 @@ def blocks(
                 f"not audio that libsndfile can read ({error.error_string.strip(' .')}); ffmpeg, which reads others "
                 "and video files, is not installed",
             ) from None
-        yield from _by_ffmpeg(source, max_duration_s, block_s)
+        yield from _ffmpeg_blocks(source, max_duration_s, block_s)
         return
-    if not seen:
+    if not n_samples:
         raise AudioError("empty", "the clip holds no samples")
 
 
-def _damaged(samples: int) -> AudioError:
-    return AudioError(DAMAGED, f"it cannot be read after {samples / SAMPLE_RATE_HZ:.1f} s")
+def _damaged(n_samples: int) -> AudioError:
+    return AudioError(DAMAGED, f"it cannot be read after {n_samples / SAMPLE_RATE_HZ:.1f} s")
 
 
-def _by_libsndfile(source: bytes | Path | str, max_duration_s: float, block_s: float) -> Iterator[np.ndarray]:
+def _libsndfile_blocks(source: bytes | Path | str, max_duration_s: float, block_s: float) -> Iterator[np.ndarray]:
     import soundfile
     import soxr
 
-    with _at_hand(source) as place, soundfile.SoundFile(place, closefd=False) as file:
-        _refuse_unheard_of(file.samplerate, file.channels)
-        _refuse_long(file.frames / file.samplerate, max_duration_s)
-        at_once = min(int(block_s * file.samplerate), _BLOCK_VALUES // file.channels)
+    with _open_for_libsndfile(source) as target, soundfile.SoundFile(target, closefd=False) as file:
+        _check_header(file.samplerate, file.channels)
+        _check_duration(file.frames / file.samplerate, max_duration_s)
+        block_frames = min(int(block_s * file.samplerate), _MAX_BLOCK_VALUES // file.channels)
         resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
-        same, seen = file.samplerate == SAMPLE_RATE_HZ, 0
+        same_rate, n_frames = file.samplerate == SAMPLE_RATE_HZ, 0
         while True:
-            read = file.read(at_once, dtype="float32", always_2d=True)
-            seen += len(read)
-            _refuse_long(seen / file.samplerate, max_duration_s)
-            block = _finite(_mono(read))
-            yield np.ascontiguousarray(block) if same else resampler.resample_chunk(block, last=not len(read))
-            if not len(read):
+            frames = file.read(block_frames, dtype="float32", always_2d=True)
+            n_frames += len(frames)
+            _check_duration(n_frames / file.samplerate, max_duration_s)
+            block = _finite(_mono(frames))
+            yield np.ascontiguousarray(block) if same_rate else resampler.resample_chunk(block, last=not len(frames))
+            if not len(frames):
                 return
 
 
-def _by_ffmpeg(source: bytes | Path | str, max_duration_s: float, block_s: float) -> Iterator[np.ndarray]:
-    """The first audio track of whatever ffmpeg can read. It opens this one file: no address, no list of other files."""
+def _ffmpeg_blocks(source: bytes | Path | str, max_duration_s: float, block_s: float) -> Iterator[np.ndarray]:
+    """Yield the first audio track of a file, decoded by ffmpeg, which may open this file only."""
     with contextlib.ExitStack() as stack:
-        place, held = stack.enter_context(_for_ffmpeg(source))
-        # xerror: a file that ends too soon is an error, after what came before it
+        path, inherited = stack.enter_context(_open_for_ffmpeg(source))
+        # xerror: report a truncated file as an error, after the samples before it
         command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file"]
-        command += ["-format_whitelist", _FORMATS]
-        command += ["-i", f"file:{place}", "-map", "0:a:0", "-f", "f32le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ)]
-        process = stack.enter_context(
-            subprocess.Popen([*command, "pipe:1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=held)
-        )
+        command += ["-format_whitelist", _FFMPEG_FORMATS]
+        command += ["-i", f"file:{path}", "-map", "0:a:0", "-f", "f32le", "-ac", "1", "-ar", str(SAMPLE_RATE_HZ)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "pass_fds": inherited}
+        process = stack.enter_context(subprocess.Popen([*command, "pipe:1"], **pipes))
         stack.callback(process.kill)
-        seen = 0
-        while raw := _read_in_time(process, int(block_s * SAMPLE_RATE_HZ) * 4):
+        n_samples = 0
+        while raw := _read_with_timeout(process, int(block_s * SAMPLE_RATE_HZ) * 4):
             block = np.frombuffer(raw[: len(raw) // 4 * 4], dtype=np.float32)
-            seen += len(block)
-            _refuse_long(seen / SAMPLE_RATE_HZ, max_duration_s)
+            n_samples += len(block)
+            _check_duration(n_samples / SAMPLE_RATE_HZ, max_duration_s)
             yield _finite(block)
         failed = process.wait()
-        if not seen:
+        if not n_samples:
             raise AudioError("unreadable", "neither libsndfile nor ffmpeg can read audio in it")
         if failed:
-            raise _damaged(seen)
+            raise _damaged(n_samples)
 
 
-def _read_in_time(process: subprocess.Popen, n_bytes: int) -> bytes:
-    """As many bytes, or what came before ffmpeg ended or its time for them was up, which ends it."""
-    late = threading.Timer(PATIENCE_S, process.kill)
-    late.daemon = True
-    late.start()
+def _read_with_timeout(process: subprocess.Popen, n_bytes: int) -> bytes:
+    """Read `n_bytes`; fewer at the end of ffmpeg's output, or after FFMPEG_TIMEOUT_S, when the process is killed."""
+    timer = threading.Timer(FFMPEG_TIMEOUT_S, process.kill)
+    timer.daemon = True
+    timer.start()
     try:
         return process.stdout.read(n_bytes)
     finally:
-        late.cancel()
+        timer.cancel()
 
 
 @contextlib.contextmanager
-def _for_ffmpeg(source: bytes | Path | str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A path that ffmpeg can open, and which open files it has to be handed for that.
+def _open_for_ffmpeg(source: bytes | Path | str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield a path that ffmpeg can open and the file descriptors that it must inherit for that.
 
-    It needs a file, not a pipe: mp4 may keep its index at its end. Where the system can, the file has no name, so that
-    nothing of it is left behind whatever ends this process.
+    Bytes become a file, not a pipe, because mp4 may store its index at the end. The file is anonymous where the system
+    allows it, so nothing is left on the disk if this process is killed.
     """
     if not isinstance(source, bytes):
         yield str(Path(source).absolute()), ()
-    elif (nameless := _nameless_file()) is not None:
-        with nameless as file:
+    elif (anonymous := _anonymous_file()) is not None:
+        with anonymous as file:
             file.write(source)
             file.flush()
             yield f"/proc/self/fd/{file.fileno()}", (file.fileno(),)
@@ -209,8 +212,8 @@ def _for_ffmpeg(source: bytes | Path | str) -> Iterator[tuple[str, tuple[int, ..
             yield str(path), ()
 
 
-def _nameless_file() -> IO[bytes] | None:
-    """A file in memory; None where the system has none, or does not let us."""
+def _anonymous_file() -> IO[bytes] | None:
+    """Return a file in memory; None if the system does not support or allow it."""
     if not hasattr(os, "memfd_create") or not os.path.isdir("/proc/self/fd"):
         return None
     try:
@@ -220,7 +223,7 @@ def _nameless_file() -> IO[bytes] | None:
 
 
 def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float("inf")) -> Waveform:
-    """A Waveform from samples [n] or [n, channels] (float, or integers at full scale) at `rate_hz`.
+    """Return a Waveform from samples [n] or [n, channels] (float, or integers at full scale) at `rate_hz`.
 
     Raises AudioError with reason `empty`, `not_finite` or `too_long`.
     """
@@ -229,7 +232,7 @@ def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float(
         raise AudioError("empty", "the clip holds no samples")
     if not np.isfinite(mono).all():
         raise AudioError("not_finite", "the clip holds NaN or infinite samples")
-    _refuse_long(len(mono) / rate_hz, max_duration_s)
+    _check_duration(len(mono) / rate_hz, max_duration_s)
     samples = np.ascontiguousarray(_resample(mono, rate_hz), dtype=np.float32)
     if samples.size == 0:
         raise AudioError("empty", f"{len(mono)} sample(s) at {rate_hz} Hz are less than one at {SAMPLE_RATE_HZ} Hz")
@@ -237,8 +240,8 @@ def from_array(samples: np.ndarray, rate_hz: int, max_duration_s: float = float(
 
 
 @contextlib.contextmanager
-def _at_hand(source: bytes | Path | str) -> Iterator[io.BytesIO | str | int]:
-    """What libsndfile can read by itself: through Python's file objects decoding takes a tenth longer."""
+def _open_for_libsndfile(source: bytes | Path | str) -> Iterator[io.BytesIO | str | int]:
+    """Yield a path or file descriptor: through Python's file objects decoding takes a tenth longer."""
     if not isinstance(source, bytes):
         path = Path(source)
         if not path.is_file():
@@ -259,7 +262,7 @@ def _at_hand(source: bytes | Path | str) -> Iterator[io.BytesIO | str | int]:
         yield io.BytesIO(source)
 
 
-def _refuse_long(duration_s: float, max_duration_s: float) -> None:
+def _check_duration(duration_s: float, max_duration_s: float) -> None:
     if duration_s > max_duration_s:
         raise AudioError("too_long", f"{duration_s:.1f} s, at most {max_duration_s:g} s can be used")
 
@@ -270,7 +273,7 @@ def _finite(block: np.ndarray) -> np.ndarray:
     return block
 
 
-def _refuse_unheard_of(rate_hz: int, channels: int) -> None:
+def _check_header(rate_hz: int, channels: int) -> None:
     if rate_hz > MAX_RATE_HZ or channels > MAX_CHANNELS:
         raise AudioError(
             "unreadable",
@@ -279,7 +282,7 @@ def _refuse_unheard_of(rate_hz: int, channels: int) -> None:
 
 
 def _as_float(samples: np.ndarray) -> np.ndarray:
-    """Integers become shares of full scale; floats stay."""
+    """Scale integers to -1 to 1; leave floats as they are."""
     if np.issubdtype(samples.dtype, np.integer):
         return samples.astype(np.float32) / np.float32(np.iinfo(samples.dtype).max + 1)
     return samples.astype(np.float32, copy=False)
@@ -288,7 +291,7 @@ def _as_float(samples: np.ndarray) -> np.ndarray:
 def _mono(samples: np.ndarray) -> np.ndarray:
     if samples.ndim == 1:
         return samples
-    # a mean over one channel takes a tenth of the time of decoding
+    # a mean over one channel would take a tenth of the time of decoding
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
 
 
@@ -298,7 +301,3 @@ def _resample(mono: np.ndarray, rate_hz: int) -> np.ndarray:
     import soxr
 
     return soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
-
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a", ".aac", ".mp4", ".webm")
-"""Audio where there is no table; what libsndfile cannot read is among them, so that it is rejected aloud."""

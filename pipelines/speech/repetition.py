@@ -1,48 +1,54 @@
-"""Transcripts that go round in circles: what a decoder does where it has lost the speech."""
+"""Detect and cut transcripts that repeat themselves, a typical failure of autoregressive decoding."""
 
 from __future__ import annotations
 
 import zlib
 
-RATIO = 2.4
-"""Whisper's own threshold (`compression_ratio_threshold`): what zlib shrinks by more than this repeats itself."""
-TIMES, LONGEST = 3, 6
-"""A run is the same one to LONGEST words TIMES times or more in a row."""
+MAX_COMPRESSION_RATIO = 2.4
+"""Transcripts with a higher ratio repeat themselves: `compression_ratio_threshold` in openai/whisper, transcribe.py."""
+MAX_PHRASE_WORDS = 6
+"""Longer repeated phrases are not searched for."""
+MIN_REPEATS = 3
+"""A run is a phrase of 1 to MAX_PHRASE_WORDS words that occurs this often or more in a row."""
+_MIN_SPOKEN_REPEATS = MIN_REPEATS + 2
+"""People do say a word three times in a row (nej, nej, nej), so a transcript needs a longer run to be rejected."""
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of a text over its bytes after zlib, as Whisper's decoder computes it."""
+    """Return the bytes of a text divided by its bytes after zlib: as openai/whisper, utils.py, computes it."""
     encoded = text.encode()
     return len(encoded) / len(zlib.compress(encoded))
 
 
 def has_run(words: list[str]) -> bool:
-    """Whether one to LONGEST words come TIMES times in a row."""
-    return _run(words) is not None
+    """Return True if a phrase of 1 to MAX_PHRASE_WORDS words occurs MIN_REPEATS times in a row."""
+    return _first_run(words, MIN_REPEATS) is not None
 
 
 def is_repeating(text: str) -> bool:
-    """Whether a transcript repeats itself more than people do; the same word thrice (nej, nej, nej) they may say."""
-    words = text.lower().split()
-    return compression_ratio(text) > RATIO or _run(words, times=TIMES + 2) is not None
+    """Return True if a transcript repeats itself more than speakers do."""
+    return (
+        compression_ratio(text) > MAX_COMPRESSION_RATIO
+        or _first_run(text.lower().split(), _MIN_SPOKEN_REPEATS) is not None
+    )
 
 
 def without_repeats(text: str) -> str:
-    """`text` up to the first time that a run's words are said once."""
-    found = _run(text.lower().split(), times=TIMES)
-    return " ".join(text.split()[: sum(found)]) if found else text
+    """Return `text` up to the end of the first occurrence of its first repeated phrase."""
+    run = _first_run(text.lower().split(), MIN_REPEATS)
+    return " ".join(text.split()[: sum(run)]) if run else text
 
 
-def _run(words: list[str], times: int = TIMES) -> tuple[int, int] | None:
-    """Where the first run begins, and how many words are repeated in it."""
+def _first_run(words: list[str], min_repeats: int) -> tuple[int, int] | None:
+    """Return the index at which the first run starts and the number of words in its phrase."""
     first = None
-    for size in range(1, LONGEST + 1):
-        alike = 0  # neighbours at this distance that are equal, in a row
-        for at, (a, b) in enumerate(zip(words, words[size:], strict=False)):
-            alike = alike + 1 if a == b else 0
-            if alike == size * (times - 1):
-                begin = at - alike + 1
-                if first is None or begin < first[0]:
-                    first = (begin, size)
+    for size in range(1, MAX_PHRASE_WORDS + 1):
+        equal = 0  # consecutive words that equal the word `size` positions later
+        for index, (word, later) in enumerate(zip(words, words[size:], strict=False)):
+            equal = equal + 1 if word == later else 0
+            if equal == size * (min_repeats - 1):
+                start = index - equal + 1
+                if first is None or start < first[0]:
+                    first = (start, size)
                 break
     return first

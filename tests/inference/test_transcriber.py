@@ -483,7 +483,7 @@ def test_an_ffmpeg_that_hangs_or_fails_ends_the_recording(tmp_path, monkeypatch,
     (tmp_path / "ffmpeg").write_text(FFMPEG.replace("dd", f"{first}\ndd").format(then=then))
     (tmp_path / "ffmpeg").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(audio, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(audio, "FFMPEG_TIMEOUT_S", 1.0)
     blocks = audio.blocks(b"a film, perhaps" * 9)
     if not first:
         assert len(next(blocks)) == 30 * SECOND

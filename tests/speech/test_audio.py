@@ -31,7 +31,7 @@ def tone(rate_hz: int, seconds: float = 1.0, peak: float = 0.5, hz: float = 440.
     return (peak * np.sin(2 * np.pi * hz * np.arange(int(rate_hz * seconds)) / rate_hz)).astype(np.float32)
 
 
-def reason(source, **settings) -> str:
+def rejection_reason(source, **settings) -> str:
     with pytest.raises(AudioError) as error:
         decode(source, **settings)
     assert "\n" not in str(error.value)
@@ -39,7 +39,7 @@ def reason(source, **settings) -> str:
     return error.value.reason
 
 
-def assert_is_the_tone(waveform: Waveform, peak: float = 0.5) -> None:
+def assert_tone(waveform: Waveform, peak: float = 0.5) -> None:
     assert waveform.samples.dtype == np.float32
     assert waveform.samples.ndim == 1
     assert waveform.duration_s == pytest.approx(1.0, abs=0.08)  # mp3 adds its own padding
@@ -52,11 +52,11 @@ def assert_is_the_tone(waveform: Waveform, peak: float = 0.5) -> None:
 @pytest.mark.parametrize("rate_hz", RATES)
 @pytest.mark.parametrize(("format", "subtype"), FORMATS, ids=lambda value: value)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_every_format_at_every_rate(encoded, format, subtype, rate_hz, channels):
+def test_every_format_decodes_at_every_rate(encoded, format, subtype, rate_hz, channels):
     if format == "MP3" and rate_hz > 48_000:
         pytest.skip("there is no mp3 above 48 kHz")
     sound = tone(rate_hz) if channels == 1 else np.stack([tone(rate_hz, peak=0.8), tone(rate_hz, peak=0.2)], axis=1)
-    assert_is_the_tone(decode(encoded(sound, rate_hz, format, subtype)))
+    assert_tone(decode(encoded(sound, rate_hz, format, subtype)))
 
 
 @pytest.mark.parametrize(("subtype", "step"), [("PCM_16", 2**-15), ("PCM_24", 2**-23), ("FLOAT", 0)])
@@ -65,7 +65,7 @@ def test_16_khz_mono_is_exact(encoded, subtype, step):
     assert np.abs(decode(encoded(sound, subtype=subtype)).samples - sound).max() <= step
 
 
-def test_bytes_and_paths_are_alike(encoded, tmp_path):
+def test_bytes_and_paths_decode_to_the_same_samples(encoded, tmp_path):
     data, path = encoded(tone(44_100), 44_100, "FLAC"), tmp_path / "å 1.flac"
     path.write_bytes(data)
     samples = decode(data).samples
@@ -74,14 +74,14 @@ def test_bytes_and_paths_are_alike(encoded, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "float32", "float64"])
-def test_arrays_of_integers_are_shares_of_full_scale(dtype):
+def test_integer_arrays_are_scaled_to_full_scale(dtype):
     scale = np.iinfo(dtype).max if dtype.startswith("int") else 1
     samples = from_array((tone(16_000) * scale).astype(dtype), 16_000).samples
     assert samples.dtype == np.float32
     assert np.abs(samples - tone(16_000)).max() < (0.02 if dtype == "int8" else 1e-4)
 
 
-def test_the_decoded_array_is_never_the_callers():
+def test_channels_are_averaged():
     sound = np.stack([tone(16_000), -tone(16_000)], axis=1)
     assert np.abs(from_array(sound, 16_000).samples).max() == 0  # opposite channels cancel
 
@@ -100,61 +100,61 @@ def test_the_decoded_array_is_never_the_callers():
         b"<html><body>404</body></html>",
     ],
 )
-def test_what_is_not_audio_is_unreadable(data):
-    assert reason(data) == "unreadable"
+def test_other_content_is_unreadable(data):
+    assert rejection_reason(data) == "unreadable"
 
 
-def test_missing_and_empty(tmp_path, encoded):
+def test_missing_and_empty_files_are_rejected(tmp_path, encoded):
     (tmp_path / "empty.wav").touch()
-    assert reason(tmp_path / "nowhere.wav") == "missing"
-    assert reason(tmp_path) == "missing"
-    assert reason(tmp_path / "empty.wav") == reason(b"") == "empty"
-    assert reason(encoded(np.zeros(0, np.float32))) == "empty"
+    assert rejection_reason(tmp_path / "nowhere.wav") == "missing"
+    assert rejection_reason(tmp_path) == "missing"
+    assert rejection_reason(tmp_path / "empty.wav") == rejection_reason(b"") == "empty"
+    assert rejection_reason(encoded(np.zeros(0, np.float32))) == "empty"
 
 
-def test_a_name_that_no_file_can_have():
-    assert reason("x" * 5_000 + ".wav") in ("missing", "unreadable")
-    assert reason("x\0.wav") in ("missing", "unreadable")
+def test_impossible_file_names_are_rejected():
+    assert rejection_reason("x" * 5_000 + ".wav") in ("missing", "unreadable")
+    assert rejection_reason("x\0.wav") in ("missing", "unreadable")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rate_hz", [16_000, 44_100])
-def test_not_finite(encoded, bad, rate_hz):
+def test_nan_and_infinite_samples_are_rejected(encoded, bad, rate_hz):
     sound = tone(rate_hz)
     sound[500] = bad
-    assert reason(encoded(sound, rate_hz, subtype="FLOAT")) == "not_finite"
+    assert rejection_reason(encoded(sound, rate_hz, subtype="FLOAT")) == "not_finite"
 
 
-def test_one_sample(encoded):
+def test_a_single_sample_is_decoded(encoded):
     assert len(decode(encoded(np.array([0.5], np.float32))).samples) == 1
 
 
 @pytest.mark.parametrize("rate_hz", [48_000, 96_000])
-def test_one_sample_that_resampling_swallows_is_empty(encoded, rate_hz):
-    assert reason(encoded(np.array([0.5], np.float32), rate_hz)) == "empty"
+def test_a_clip_shorter_than_one_16_khz_sample_is_empty(encoded, rate_hz):
+    assert rejection_reason(encoded(np.array([0.5], np.float32), rate_hz)) == "empty"
 
 
-def test_a_header_that_promises_more_gives_what_there_is(encoded):
+def test_overstated_header_yields_the_existing_samples(encoded):
     data = bytearray(encoded(tone(16_000), subtype="PCM_16"))
-    at = data.index(b"data") + 4
-    data[at : at + 4] = struct.pack("<I", 10 * (len(data) - at - 4))
+    offset = data.index(b"data") + 4
+    data[offset : offset + 4] = struct.pack("<I", 10 * (len(data) - offset - 4))
     assert len(decode(bytes(data), max_duration_s=2).samples) == 16_000
 
 
 @pytest.mark.parametrize(("format", "subtype"), FORMATS, ids=lambda value: value)
-@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
-def test_truncated_files_give_a_part_or_a_reason(encoded, format, subtype, kept):
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_truncated_files_give_samples_or_a_reason(encoded, format, subtype, share):
     data = encoded(tone(16_000), 16_000, format, subtype)
     try:
-        samples = decode(data[: int(kept * len(data))]).samples
+        samples = decode(data[: int(share * len(data))]).samples
     except AudioError:
-        assert reason(data[: int(kept * len(data))]) in ("unreadable", "empty")
+        assert rejection_reason(data[: int(share * len(data))]) in ("unreadable", "empty")
     else:
         assert 0 < len(samples) <= 17_500
         assert np.isfinite(samples).all()
 
 
-def test_half_a_wav_is_half_the_sound(encoded):
+def test_half_a_wav_gives_half_the_samples(encoded):
     data = encoded(tone(16_000), subtype="PCM_16")
     assert len(decode(data[: 44 + 16_000]).samples) == 8_000
 
@@ -176,57 +176,56 @@ def test_damaged_files_give_samples_or_a_reason(encoded, data):
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "MP3"])
-def test_too_long_is_told_from_the_header(encoded, monkeypatch, format):
+def test_duration_is_checked_in_the_header(encoded, monkeypatch, format):
     data = encoded(tone(8_000, 2.0), 8_000, format)
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: pytest.fail("was decoded"))
-    assert reason(data, max_duration_s=1.5) == "too_long"
+    assert rejection_reason(data, max_duration_s=1.5) == "too_long"
 
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(384_001, 1), (16_000, 17)])
-def test_a_header_that_tells_what_no_recorder_offers_is_unreadable(encoded, monkeypatch, rate_hz, channels):
-    """At 2 GHz, hours of silence that pack into a few megabytes would be a second, and taken for one."""
+def test_implausible_header_is_unreadable(encoded, monkeypatch, rate_hz, channels):
+    """At 2 GHz, hours of compressed silence would count as one second."""
     data = encoded(np.zeros((2_000, channels), np.float32), rate_hz)
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: pytest.fail("was decoded"))
-    assert reason(data) == "unreadable"
+    assert rejection_reason(data) == "unreadable"
     with pytest.raises(AudioError, match="unreadable"):
         list(audio.blocks(data))
 
 
-def test_a_block_of_many_channels_is_a_short_one(encoded, monkeypatch):
-    monkeypatch.setattr(audio, "_BLOCK_VALUES", 16_000)
+def test_many_channels_shorten_the_blocks(encoded, monkeypatch):
+    monkeypatch.setattr(audio, "_MAX_BLOCK_VALUES", 16_000)
     sound = np.repeat(tone(16_000)[:, None], 16, axis=1)
     blocks = list(audio.blocks(encoded(sound, 16_000, subtype="FLOAT")))
     assert [len(block) for block in blocks] == [1_000] * 16 + [0]
     assert np.allclose(np.concatenate(blocks), tone(16_000), atol=1e-6)
 
 
-def test_as_long_as_allowed_is_not_too_long(encoded):
+def test_exactly_the_allowed_duration_is_accepted(encoded):
     data = encoded(tone(44_100), 44_100)
     assert len(decode(data, max_duration_s=1.0).samples) == 16_000
-    assert reason(data, max_duration_s=0.999) == "too_long"
+    assert rejection_reason(data, max_duration_s=0.999) == "too_long"
 
 
-def test_what_comes_out_is_measured_too():
+def test_duration_of_an_array_is_checked():
     with pytest.raises(AudioError, match="too_long"):
         from_array(tone(8_000, 2.0), 8_000, max_duration_s=1.9)
 
 
-def test_a_fingerprint_names_the_content(tmp_path):
+def test_fingerprint_depends_on_the_content_only(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"sound")
     os.mkfifo(tmp_path / "pipe.wav")
     assert audio.fingerprint(b"sound") == audio.fingerprint(tmp_path / "a.wav") != audio.fingerprint(b"other")
     assert len(audio.fingerprint(b"sound")) == 16
     assert audio.fingerprint(tmp_path / "gone.wav") == audio.fingerprint(tmp_path) == b""
     assert audio.fingerprint(tmp_path / "pipe.wav") == b""
-    assert reason(tmp_path / "pipe.wav") == "missing"
+    assert rejection_reason(tmp_path / "pipe.wav") == "missing"
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
-def test_bytes_and_file_are_heard_alike(encoded, tmp_path, monkeypatch, kind):
+def test_bytes_and_files_decode_equally_without_memfd(encoded, tmp_path, monkeypatch, kind):
     data = encoded(tone(44_100), 44_100, kind)
     (tmp_path / "a").write_bytes(data)
-    heard = [decode(data).samples, decode(tmp_path / "a").samples]
+    samples = decode(data).samples
+    assert np.array_equal(decode(tmp_path / "a").samples, samples)
     monkeypatch.delattr(os, "memfd_create", raising=False)  # as on macOS and Windows
-    heard.append(decode(data).samples)
-    assert np.array_equal(heard[0], heard[1])
-    assert np.array_equal(heard[0], heard[2])
+    assert np.array_equal(decode(data).samples, samples)

@@ -8,7 +8,7 @@ from pipelines.speech import repetition
 
 
 @pytest.mark.parametrize(
-    ("text", "so"),
+    ("text", "expected"),
     [
         ("", False),
         ("nej nej nej", False),
@@ -19,12 +19,12 @@ from pipelines.speech import repetition
         ("a b c d e f g " * 12, True),
     ],
 )
-def test_what_goes_round_in_circles(text, so):
-    assert repetition.is_repeating(text) is so
+def test_repeating_transcripts_are_detected(text, expected):
+    assert repetition.is_repeating(text) is expected
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "expected"),
     [
         ("ett två tre", "ett två tre"),
         ("vi ses vi ses vi ses vi ses i morgon", "vi ses"),
@@ -32,14 +32,14 @@ def test_what_goes_round_in_circles(text, so):
         ("", ""),
     ],
 )
-def test_a_circle_is_cut_after_its_first_round(text, kept):
-    assert repetition.without_repeats(text) == kept
+def test_text_is_cut_after_the_first_occurrence(text, expected):
+    assert repetition.without_repeats(text) == expected
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=30))
-def test_what_is_cut_has_no_circle_left_and_begins_as_before(words):
+def test_cut_text_is_a_prefix_without_runs(words):
     text = " ".join(words)
-    kept = repetition.without_repeats(text)
-    assert text.startswith(kept)
-    assert not repetition.has_run(kept.split())
-    assert (kept == text) == (not repetition.has_run(words))
+    cut = repetition.without_repeats(text)
+    assert text.startswith(cut)
+    assert not repetition.has_run(cut.split())
+    assert (cut == text) == (not repetition.has_run(words))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.speech.text import clean, normalise
 
-WILD = st.one_of(
+UNUSUAL_TEXT = st.one_of(
     st.text(),
     st.text(
         alphabet=st.sampled_from(
@@ -28,7 +28,7 @@ WILD = st.one_of(
         ("\u212bngström", "Ångström", "ångström"),
     ],
 )
-def test_swedish_letters_stay_in_every_form(form, text, cleaned, normalised):
+def test_swedish_letters_survive_in_every_form(form, text, cleaned, normalised):
     assert clean(unicodedata.normalize(form, text)) == cleaned
     assert normalise(unicodedata.normalize(form, text)) == normalised
 
@@ -59,7 +59,7 @@ def test_letters_that_differ_in_marks_differ():
         ("jord\u00adgubbe", "jordgubbe"),
     ],
 )
-def test_clean(text, cleaned):
+def test_clean_keeps_words_and_punctuation(text, cleaned):
     assert clean(text) == cleaned
 
 
@@ -83,34 +83,34 @@ def test_clean(text, cleaned):
         ("X\u030ay", "x\u030ay"),
     ],
 )
-def test_normalise(text, normalised):
+def test_normalise_keeps_letters_and_digits(text, normalised):
     assert normalise(text) == normalised
 
 
-@given(WILD)
+@given(UNUSUAL_TEXT)
 @example("H\u0331")
 @example("a\u00ad\u030a")
 @example("❤\ufe0f")
-def test_twice_is_once(text):
+def test_clean_and_normalise_are_idempotent(text):
     assert clean(clean(text)) == clean(text)
     assert normalise(normalise(text)) == normalise(text)
 
 
-@given(WILD.filter(lambda text: "Σ" not in text))  # whose lower case depends on what follows
+@given(UNUSUAL_TEXT.filter(lambda text: "Σ" not in text))  # whose lower case depends on what follows
 @example("a\u00ad\u030a")
-def test_cleaning_changes_no_score(text):
+def test_cleaning_does_not_change_the_normalised_text(text):
     assert normalise(clean(text)) == normalise(text)
 
 
-@given(WILD)
-def test_what_comes_out_is_tidy(text):
-    for done in (clean(text), normalise(text)):
-        assert done == " ".join(done.split()) == unicodedata.normalize("NFC", done)
+@given(UNUSUAL_TEXT)
+def test_results_are_composed_and_single_spaced(text):
+    for result in (clean(text), normalise(text)):
+        assert result == " ".join(result.split()) == unicodedata.normalize("NFC", result)
     assert all(any(unicodedata.category(char)[0] in "LN" for char in word) for word in normalise(text).split())
     assert not any(unicodedata.category(char) == "Cc" for char in clean(text))
 
 
-def test_every_character_alone():
+def test_normalise_is_idempotent_for_every_character():
     for code in range(sys.maxunicode + 1):
         char = chr(code)
         if not unicodedata.is_normalized("NFC", char.lower()) or char.isupper():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.speech.repetition import LONGEST, RATIO, TIMES, compression_ratio, has_run
+from pipelines.speech.repetition import MAX_COMPRESSION_RATIO, MAX_PHRASE_WORDS, MIN_REPEATS, compression_ratio, has_run
 
 _MIN_WORDS, _MIN_EXTRA_WORDS, _MAX_SHARED, _MIN_CER = 3, 3, 0.25, 0.7
 
@@ -10,8 +10,9 @@ DEFINITIONS = {
     "invented": f"At least {_MIN_WORDS} words and more than {_MIN_CER:.0%} of the letters wrong, and either at most "
     f"{_MAX_SHARED:.0%} of the words are in the reference, or there are at least {_MIN_EXTRA_WORDS} words more than in "
     "the reference. Words that are merely misrecognised keep more of their letters.",
-    "repeating": f"The same one to {LONGEST} words {TIMES} times or more in a row, without such a run in the "
-    f"reference; or text that zlib compresses to less than 1/{RATIO:g}, Whisper's own threshold.",
+    "repeating": f"The same one to {MAX_PHRASE_WORDS} words {MIN_REPEATS} times or more in a row, without such a "
+    f"run in the reference; or text that zlib compresses to less than 1/{MAX_COMPRESSION_RATIO:g}, Whisper's own "
+    "threshold.",
     "empty": "No word at all.",
 }
 """Explanation of each of `kinds`, as on the page. Case and punctuation do not count."""
@@ -36,6 +37,6 @@ def _is_invented(expected: list[str], written: list[str], cer: float) -> bool:
 
 
 def _is_repeating(expected: list[str], written: list[str]) -> bool:
-    if compression_ratio(" ".join(written)) > RATIO:
+    if compression_ratio(" ".join(written)) > MAX_COMPRESSION_RATIO:
         return True
     return has_run(written) and not has_run(expected)

@@ -12,7 +12,7 @@ import pandas as pd
 from pipelines.experiments.report.alignment import Step
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import quality
-from pipelines.speech import scoring, text
+from pipelines.speech import intervals, scoring, text
 from pipelines.whisper import log_mel as whisper_log_mel
 from pipelines.whisper.log_mel import LogMel
 
@@ -117,7 +117,7 @@ def rate(errors: np.ndarray, of: np.ndarray, speakers: Sequence[str]) -> dict[st
     """
     names = [name or f"\0{number}" for number, name in enumerate(speakers)]
     blocks = np.unique(names, return_inverse=True)[1]
-    low, high = scoring.interval(errors, of, blocks, samples=1_000, seed=13)
+    low, high = intervals.bootstrap_ci95(errors, of, blocks, samples=1_000, seed=13)
     return {
         "rate": float(errors.sum() / of.sum()),
         "low": max(0.0, low),

@@ -285,7 +285,7 @@ class _Tally:
         if not self._speakers:
             return None
         counts = np.array(self._counts).reshape(len(self._speakers), -1).T
-        return scoring.score_of(scoring.Edits(*counts), self._speakers if self.job.recordings.speaker else None)
+        return scoring.score_edits(scoring.Edits(*counts), self._speakers if self.job.recordings.speaker else None)
 
 
 def _is_scored(recording: Recording, result: Result) -> bool:

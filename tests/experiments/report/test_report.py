@@ -167,7 +167,7 @@ def test_a_text_that_compresses_too_well_repeats_itself():
     varied = "det var en gång en liten flicka som bodde i skogen med sin mormor"
     assert repetition.compression_ratio(varied) < 1.5
     looped = " ".join(f"{varied} {n}" for n in range(5))  # no run: a number stands between
-    assert repetition.compression_ratio(looped) > repetition.RATIO
+    assert repetition.compression_ratio(looped) > repetition.MAX_COMPRESSION_RATIO
     assert inventions.kinds(looped, looped, 0.0) == ["repeating"]
     assert inventions.kinds(varied, varied, 0.0) == []
 

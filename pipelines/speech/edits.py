@@ -1,0 +1,74 @@
+"""Word and character edits between references and hypotheses, counted by Levenshtein alignment (jiwer)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.infra.errors import LabError
+from pipelines.speech import text
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Word and character edits of n utterances: int64 [n] each."""
+
+    substitutions: np.ndarray
+    """Words."""
+    insertions: np.ndarray
+    """Words."""
+    deletions: np.ndarray
+    """Words."""
+    words: np.ndarray
+    """Words in the reference."""
+    char_edits: np.ndarray
+    """Substituted, inserted and deleted characters, spaces included."""
+    chars: np.ndarray
+    """Characters in the reference, spaces included."""
+
+    @property
+    def word_edits(self) -> np.ndarray:
+        """Substitutions, insertions and deletions of words: int64 [n]."""
+        return self.substitutions + self.insertions + self.deletions
+
+
+def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, normalised: bool = True) -> Edits:
+    """Return the edits of every utterance, over words and over characters.
+
+    `normalised`: apply text.normalise to both sides; otherwise only white space is collapsed. Raises LabError for no
+    utterance, unequal lengths or a reference without a word.
+    """
+    if len(references) != len(hypotheses) or not len(references):
+        raise LabError(
+            f"scoring needs one transcript per reference and at least one, "
+            f"got {len(references)} references and {len(hypotheses)} transcripts"
+        )
+    rows = [
+        _count_one(_prepare(reference, normalised), _prepare(hypothesis, normalised))
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+    return Edits(*(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True)))
+
+
+def _prepare(sentence: str, normalised: bool) -> str:
+    return text.normalise(sentence) if normalised else " ".join(sentence.split())
+
+
+def _count_one(reference: str, hypothesis: str) -> tuple[int, int, int, int, int, int]:
+    """Return the values of one utterance in the order of the fields of `Edits`."""
+    import jiwer
+
+    if not reference:
+        raise LabError("a reference without a word cannot be scored: remove that row")
+    words = jiwer.process_words(reference, hypothesis)
+    chars = jiwer.process_characters(reference, hypothesis)
+    return (
+        words.substitutions,
+        words.insertions,
+        words.deletions,
+        len(reference.split()),
+        chars.substitutions + chars.insertions + chars.deletions,
+        len(reference),
+    )
