@@ -1,4 +1,4 @@
-"""TODO: describe this module."""
+"""Tables and transcripts for the notebook."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipelines.features.sources import Example
-from pipelines.inference.app import html as app_html
+from pipelines.inference.app import html
 from pipelines.inference.app.i18n import ENGLISH
 from pipelines.inference.transcriber import Transcriber, Transcript
 
 if TYPE_CHECKING:
     from IPython.display import HTML
 
+_STYLE = "<style>mark {background: none; color: inherit; text-decoration: underline wavy #b45309}</style>"
 
-def heard(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.DataFrame:
-    """What each model makes of the same clips, beside what was said."""
+
+def compare_transcripts(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.DataFrame:
+    """Return the reference of each example beside the transcript of each model."""
     rows = [
         {"said": example.text, **{label: model.transcribe(example.audio).text for label, model in transcribers.items()}}
         for example in examples
@@ -24,14 +26,13 @@ def heard(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.D
     return pd.DataFrame(rows)
 
 
-def transcript(transcript: Transcript) -> HTML:
-    """When each part was said, and with a wavy line the words that are more likely wrong than right."""
+def show_transcript(transcript: Transcript) -> HTML:
+    """Return the segments with their times; words that are more likely wrong than right have a wavy underline."""
     from IPython.display import HTML
 
-    look = "<style>mark {background: none; color: inherit; text-decoration: underline wavy #b45309}</style>"
-    lines = "".join(
-        f"<tr><td>{app_html.clock(segment.start_s)}</td>"
-        f"<td style='text-align: left'>{app_html.words_of(segment, ENGLISH)}</td></tr>"
+    rows = "".join(
+        f"<tr><td>{html.format_time(segment.start_s)}</td>"
+        f"<td style='text-align: left'>{html.mark_unsure_words(segment, ENGLISH)}</td></tr>"
         for segment in transcript.segments
     )
-    return HTML(f"{look}<table>{lines}</table><p>{transcript.confidence:.0%} sure of the words</p>")
+    return HTML(f"{_STYLE}<table>{rows}</table><p>Confidence {transcript.confidence:.0%}</p>")

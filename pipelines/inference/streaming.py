@@ -112,8 +112,8 @@ class Stream:
         )
 
 
-def of(transcriber: Transcriber, every_s: float = 0.5) -> Stream:
-    """A stream that this model hears."""
+def create_stream(transcriber: Transcriber, every_s: float = 0.5) -> Stream:
+    """Create a stream that `transcriber` decodes."""
     return Stream(transcriber.decode_windows, segmentation.detector(), longest_s=transcriber.longest_s, every_s=every_s)
 
 

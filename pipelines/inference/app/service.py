@@ -1,4 +1,4 @@
-"""What the app serves: which model, and what happens between a recording and a row of feedback. Knows no Gradio."""
+"""The app without its user interface: from an uploaded recording to a row of feedback. Does not import Gradio."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.inference.pipeline import model_title
 from pipelines.infra.errors import LabError
@@ -18,144 +18,148 @@ if TYPE_CHECKING:
     from pipelines.inference.transcriber import Segment, Transcriber, Transcript
     from pipelines.speech.audio import Waveform
 
-
 MAX_DURATION_S = 600.0
-"""Longer recordings are refused."""
+"""Maximum duration of a recording."""
 MIN_PEAK = 1e-3
-"""Recordings whose largest sample is below this share of full scale are refused as silent."""
-HELD_S = 60.0
-"""Longer recordings are not held in memory for the listener's consent, and so never kept."""
-TURN_S = 60.0
-"""Whoever waits longer for the model is told that it is busy."""
+"""Recordings with a smaller peak (share of full scale) are refused as silent."""
+MAX_RETAINED_S = 60.0
+"""Longer recordings are not held in memory for the visitor's consent, and so cannot be saved."""
+MAX_WAIT_S = 60.0
+"""Time after which a waiting request is refused as busy."""
 TIMEOUT_S = 300.0
-"""A recording that takes longer is given up."""
+"""Maximum time for one recording."""
 
 
 @dataclass(frozen=True)
 class SessionTranscript:
-    """One transcript, as a visitor's session remembers it."""
+    """A transcript as stored in a visitor's session."""
 
     source: str
-    """The upload it was made from; the file itself is gone by now."""
+    """Path of the upload, which has been deleted."""
     text: str
     audio_s: float
     elapsed_s: float
-    """Wall-clock time from file to text."""
+    """Wall-clock time from the file to the text."""
     recording: Waveform | None
-    """Held in memory until the visitor consents or leaves; None where it is too long to be held."""
-    noted: tuple[str, str, bool] | None = None
-    """The verdict that was last given on it: flag, correction, recording kept."""
+    """Held in memory until the visitor consents or leaves; None if it is too long."""
+    feedback: tuple[str, str, bool] | None = None
+    """The last feedback: flag, correction, whether the recording was saved."""
     segments: tuple[Segment, ...] = ()
-    """When each part was said, and how sure the model is of each word."""
+    """Segments with times and confidences."""
 
 
-class Line:
-    """Those who want the model, one after another in the order in which they came."""
+class TurnQueue:
+    """A first-in, first-out queue for the model."""
 
     def __init__(self) -> None:
-        self._waiting: deque[object] = deque()
-        self._moved = threading.Condition()
+        self._tickets: deque[object] = deque()
+        self._changed = threading.Condition()
 
     def enter(self, timeout_s: float) -> object | None:
-        """A ticket as soon as all before have left; None where that took too long."""
+        """Return a ticket once all earlier ones have left, or None after `timeout_s`."""
         ticket = object()
-        with self._moved:
-            self._waiting.append(ticket)
-        return ticket if self._comes(ticket, timeout_s) else None
+        with self._changed:
+            self._tickets.append(ticket)
+        return ticket if self._wait_for_turn(ticket, timeout_s) else None
 
-    def give_way(self, ticket: object, timeout_s: float) -> bool:
-        """Let all others that wait go first, each once; whether one's turn came again in time."""
-        with self._moved:
-            if len(self._waiting) == 1:
+    def yield_turn(self, ticket: object, timeout_s: float) -> bool:
+        """Let every waiting ticket go first once; return whether the turn came back in time."""
+        with self._changed:
+            if len(self._tickets) == 1:
                 return True
-            self._waiting.rotate(-1)
-            self._moved.notify_all()
-        return self._comes(ticket, timeout_s)
+            self._tickets.rotate(-1)
+            self._changed.notify_all()
+        return self._wait_for_turn(ticket, timeout_s)
 
     def leave(self, ticket: object) -> None:
-        """Make room; nothing where the ticket is no longer valid."""
-        with self._moved:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-                self._moved.notify_all()
+        """Remove a ticket, if it is still in the queue."""
+        with self._changed:
+            if ticket in self._tickets:
+                self._tickets.remove(ticket)
+                self._changed.notify_all()
 
-    def _comes(self, ticket: object, timeout_s: float) -> bool:
-        with self._moved:
-            came = self._moved.wait_for(lambda: self._waiting[0] is ticket, timeout_s)
-        if not came:
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def _wait_for_turn(self, ticket: object, timeout_s: float) -> bool:
+        with self._changed:
+            is_first = self._changed.wait_for(lambda: self._tickets[0] is ticket, timeout_s)
+        if not is_first:
             self.leave(ticket)
-        return came
+        return is_first
 
 
 class Service:
-    """A transcriber and a feedback log behind the buttons of a page. Any number of threads may call it."""
+    """A transcriber and a feedback log. Its methods are thread-safe."""
 
-    def __init__(self, transcriber: Transcriber, log: Path, base: Callable[[], Transcriber] | None = None):
-        """`base` loads the model from which this one was tuned, the first time that somebody wants to compare."""
+    def __init__(self, transcriber: Transcriber, log: Path, load_base: Callable[[], Transcriber] | None = None):
+        """`load_base` loads the model before fine-tuning; it is called at the first comparison."""
         self.transcriber, self.log = transcriber, log
-        self._load_base, self._base = base, None
+        self._load_base, self._base = load_base, None
         self._loading = threading.Lock()
-        self._line = Line()
+        self.queue = TurnQueue()
 
     @property
     def can_compare(self) -> bool:
-        """Whether there is a model to hold this one against."""
+        """Whether there is a model before fine-tuning."""
         return self._load_base is not None or self._base is not None or self._loading.locked()
 
     def transcribe(
         self,
         path: str | None,
-        before: SessionTranscript | None = None,
+        previous: SessionTranscript | None = None,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> SessionTranscript:
-        """Transcribe the file `path`; the transcript `before` is the answer where it was made from the same upload.
+        """Transcribe the file at `path`; return `previous` if it is of the same upload.
 
-        `on_progress` is told the share that is done, 0 to 1. Raises audio.AudioError with reason `no_recording`,
-        `missing`, `empty`, `unreadable`, `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
+        `on_progress` receives the completed share, 0 to 1. Raises AudioError with reason `no_recording`, `missing`,
+        `empty`, `unreadable`, `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
         """
         from pipelines.speech import audio
 
         if path is None:
             raise audio.AudioError("no_recording", "nothing was recorded or chosen")
-        if before is not None and before.source == path:
-            return before
+        if previous is not None and previous.source == path:
+            return previous
         started = time.monotonic()
-        waveform = _decoded(path, _in_time(started + TIMEOUT_S))
-        with self.turn() as give_way:
-            told = _told(waveform.duration_s, started + TIMEOUT_S, give_way, on_progress)
-            transcript = self.transcriber.transcribe(waveform, **told)
-        held = waveform if waveform.duration_s <= HELD_S else None
+        waveform = _read(path, _deadline(started + TIMEOUT_S))
+        with self.turn() as yield_turn:
+            callbacks = _callbacks(waveform.duration_s, started + TIMEOUT_S, yield_turn, on_progress)
+            transcript = self.transcriber.transcribe(waveform, **callbacks)
+        retained = waveform if waveform.duration_s <= MAX_RETAINED_S else None
         elapsed_s = time.monotonic() - started
         return SessionTranscript(
-            path, transcript.text, waveform.duration_s, elapsed_s, held, segments=transcript.segments
+            path, transcript.text, waveform.duration_s, elapsed_s, retained, segments=transcript.segments
         )
 
-    def before_tuning(self, heard: SessionTranscript) -> tuple[str, Transcript]:
-        """Title of the model from which this one was tuned, and what it hears in the same recording.
+    def transcribe_with_base(self, transcript: SessionTranscript) -> tuple[str, Transcript]:
+        """Return the title of the model before fine-tuning and its transcript of the same recording.
 
-        Raises audio.AudioError with reason `no_recording`, `busy` or `too_slow`; LabError where that model is not to
-        be had.
+        Raises AudioError with reason `no_recording`, `busy` or `too_slow`; LabError if the model cannot be loaded.
         """
         from pipelines.speech import audio
 
-        if heard.recording is None or not self.can_compare:
-            raise audio.AudioError("no_recording", "no recording is held that could be compared")
-        base = self._loaded_base()
-        with self.turn() as give_way:
-            told = _told(heard.audio_s, time.monotonic() + TIMEOUT_S, give_way)
-            return model_title(base.ref), base.transcribe(heard.recording, **told)
+        if transcript.recording is None or not self.can_compare:
+            raise audio.AudioError("no_recording", "there is no recording in memory to compare")
+        base = self._get_base()
+        with self.turn() as yield_turn:
+            callbacks = _callbacks(transcript.audio_s, time.monotonic() + TIMEOUT_S, yield_turn)
+            return model_title(base.ref), base.transcribe(transcript.recording, **callbacks)
 
-    def _loaded_base(self) -> Transcriber:
-        """Loaded beside the queue of recordings, which go on meanwhile; what failed once is not tried again."""
+    def _get_base(self) -> Transcriber:
+        """Return the model before fine-tuning, loading it at the first call without blocking the queue.
+
+        A failed load is not repeated.
+        """
         from pipelines.speech import audio
 
         if not self._loading.acquire(blocking=False):
-            raise audio.AudioError("busy", "the model before tuning is being loaded")
+            raise audio.AudioError("busy", "the model before fine-tuning is being loaded")
         try:
             if self._base is None:
                 load, self._load_base = self._load_base, None
                 if load is None:
-                    raise LabError("the model before tuning was not to be had")
+                    raise LabError("the model before fine-tuning could not be loaded")
                 self._base = load()
             return self._base
         finally:
@@ -163,47 +167,53 @@ class Service:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Callable[[float], bool]]:
-        """The model is this caller's alone, until it calls what it is given: that lets those who wait go first, and
-        tells whether its turn came again within so many seconds.
+        """Give the caller exclusive use of the model.
 
-        Raises audio.AudioError `busy` after TURN_S.
+        Yields a function that lets waiting callers go first and returns whether the turn came back within the given
+        number of seconds. Raises AudioError `busy` after MAX_WAIT_S.
         """
         from pipelines.speech import audio
 
-        ticket = self._line.enter(TURN_S)
+        ticket = self.queue.enter(MAX_WAIT_S)
         if ticket is None:
-            raise audio.AudioError("busy", f"the model was not free for {TURN_S:g} s")
+            raise audio.AudioError("busy", f"the model was not free for {MAX_WAIT_S:g} s")
         try:
-            yield lambda timeout_s: self._line.give_way(ticket, timeout_s)
+            yield lambda timeout_s: self.queue.yield_turn(ticket, timeout_s)
         finally:
-            self._line.leave(ticket)
+            self.queue.leave(ticket)
 
-    def note(
-        self, heard: SessionTranscript, flag: str, correction: str = "", username: str = "", *, keep: bool = False
+    def add_feedback(
+        self,
+        transcript: SessionTranscript,
+        flag: str,
+        correction: str = "",
+        username: str = "",
+        *,
+        save_recording: bool = False,
     ) -> SessionTranscript:
-        """Write the verdict `flag` (right or wrong) on `heard` to the log; the same verdict twice is one row.
+        """Append feedback with `flag` (right or wrong) to the log; repeated identical feedback is one row.
 
-        An unchanged transcript is no correction. `keep` is the speaker's consent to store the recording.
+        A correction equal to the transcript counts as none. `save_recording` is the speaker's consent.
         """
         from pipelines.inference import feedback
 
-        correction = "" if flag == "right" or correction.strip() == heard.text.strip() else correction
-        verdict = (flag, correction, keep and heard.recording is not None)
-        if verdict != heard.noted:
+        correction = "" if flag == "right" or correction.strip() == transcript.text.strip() else correction
+        new = (flag, correction, save_recording and transcript.recording is not None)
+        if new != transcript.feedback:
             feedback.append(
                 self.log,
-                output=heard.text,
+                output=transcript.text,
                 flag=flag,
                 model=model_title(self.transcriber.ref),
                 reference=correction,
                 username=username,
-                recording=heard.recording if keep else None,
+                recording=transcript.recording if save_recording else None,
             )
-        return replace(heard, noted=verdict)
+        return replace(transcript, feedback=new)
 
 
-def _decoded(path: str, in_time: Callable[[], float]) -> Waveform:
-    """The recording, read block by block: ten minutes at 16 kHz are 38 MB, whatever rate and channels the file has."""
+def _read(path: str, check_deadline: Callable[[], float]) -> Waveform:
+    """Read the recording block by block: ten minutes at 16 kHz are 38 MB, whatever the file's rate and channels."""
     import numpy as np
 
     from pipelines.speech import audio
@@ -211,7 +221,7 @@ def _decoded(path: str, in_time: Callable[[], float]) -> Waveform:
     blocks = []
     for block in audio.blocks(path, MAX_DURATION_S):
         blocks.append(block)
-        in_time()
+        check_deadline()
     samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
     if not samples.size:
         raise audio.AudioError("empty", f"less than one sample at {audio.SAMPLE_RATE_HZ} Hz")
@@ -220,32 +230,31 @@ def _decoded(path: str, in_time: Callable[[], float]) -> Waveform:
     return audio.Waveform(samples)
 
 
-def _in_time(ends_s: float) -> Callable[[], float]:
-    """What tells how many seconds are left until `ends_s` on the monotonic clock, and raises `too_slow` after it."""
+def _deadline(ends_s: float) -> Callable[[], float]:
+    """Return a function that returns the seconds until `ends_s` (monotonic clock) and raises `too_slow` after it."""
     from pipelines.speech import audio
 
-    def left_s() -> float:
-        left = ends_s - time.monotonic()
-        if left <= 0:
+    def remaining_s() -> float:
+        remaining = ends_s - time.monotonic()
+        if remaining <= 0:
             raise audio.AudioError("too_slow", f"not done after {TIMEOUT_S:g} s")
-        return left
+        return remaining
 
-    return left_s
+    return remaining_s
 
 
-def _told(
+def _callbacks(
     audio_s: float,
     ends_s: float,
-    give_way: Callable[[float], bool],
+    yield_turn: Callable[[float], bool],
     on_progress: Callable[[float], None] = lambda share: None,
-) -> dict[str, Callable[..., None]]:
-    """What a transcriber is to call on its way, between two batches: others go first, progress goes on, and time that
-    is up ends it."""
-    left_s = _in_time(ends_s)
+) -> dict[str, Any]:
+    """Return the callbacks of `Transcriber.transcribe`: yield the turn, report progress, raise after the deadline."""
+    check_deadline = _deadline(ends_s)
 
     def on_audio(seconds: float) -> None:
-        give_way(left_s())
-        left_s()
+        yield_turn(check_deadline())
+        check_deadline()
 
     def on_segment(segment: Segment) -> None:
         on_audio(segment.end_s)

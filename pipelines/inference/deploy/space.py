@@ -40,8 +40,9 @@ logger = logging.getLogger(__name__)
 HARDWARE = {"cpu": "cpu-basic", "zerogpu": "zero-a10g"}
 """What is asked for, and the Hub's name of it."""
 PYTHON = "3.12"
-EXAMPLES = Path("pipelines", "inference", "app", "examples")
-"""Recordings that the page offers to those who have nothing to say."""
+APP = Path("pipelines", "inference", "app")
+DATA_FOLDERS = (APP / "examples", APP / "static")
+"""Files that the app reads: example recordings, style and scripts."""
 _NEVER_CALLED = {"hopsworks", "pyarrow", "tqdm", "ray"}
 """Imported by functions that a page with a model of the Hub never calls."""
 _ZEROGPU_TORCH = "torch>=2.8,<2.12"
@@ -96,7 +97,7 @@ def write(folder: Path, name: str, model: Model, hardware: str = "cpu") -> list[
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} is not empty: name an empty folder")
     sources = modules()
-    for path in (*sources, *_examples(), Path("LICENSE")):
+    for path in (*sources, *data_files(), Path("LICENSE")):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(environment.ROOT / path, folder / path)
     manifest.write_json(folder / inference_pipeline.SPACE_FILE, {"model": model.uri})
@@ -122,8 +123,10 @@ def publish(name: str, model: Model, hardware: str = "cpu") -> dict[str, str]:
     return {"space": name, "commit": commit, "url": f"{environment.hub_endpoint()}/spaces/{name}"}
 
 
-def _examples() -> list[Path]:
-    return sorted(path.relative_to(environment.ROOT) for path in (environment.ROOT / EXAMPLES).iterdir())
+def data_files() -> list[Path]:
+    """Return the files of the app that are not modules, relative to the root."""
+    paths = [path for folder in DATA_FOLDERS for path in (environment.ROOT / folder).iterdir()]
+    return sorted(path.relative_to(environment.ROOT) for path in paths)
 
 
 def modules() -> list[Path]:

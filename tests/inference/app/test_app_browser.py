@@ -15,8 +15,9 @@ from servers.loopback import free_port
 
 from pipelines.features.sources.synthetic import espeak
 from pipelines.inference import feedback
-from pipelines.inference.app.handlers import DOWNLOADS, EXAMPLES
-from pipelines.inference.app.i18n import WORDS
+from pipelines.inference.app.handlers import DOWNLOADS
+from pipelines.inference.app.i18n import ENGLISH, SWEDISH
+from pipelines.inference.app.uploads import EXAMPLES
 from pipelines.infra import feedback_log, manifest
 from pipelines.speech import text
 
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[3]
 SENTENCE = "Vi ska åka till Stockholm på måndag."
 """whisper-tiny, untuned, hears every word of it."""
-ENGLISH, SWEDISH = WORDS["en"], WORDS["sv"]
 MICROPHONE_HZ = 48_000
 PATIENCE_MS = 60_000
 FLAGS = (
@@ -223,7 +223,7 @@ def test_speak_read_and_correct(page, server, spoken):
     page.fill("#username textarea, #username input", "Åsa")
     page.check("#keep input")
     page.click("#wrong")
-    page.wait_for_selector("#thanks >> text=Tack!")
+    page.wait_for_selector("#thanks >> text=Thank you!")
     if os.environ.get("LAB_SCREENSHOT"):
         _screenshots(page, Path(os.environ["LAB_SCREENSHOT"]))
     row = feedback_log.read(server.log)[-1]
@@ -238,7 +238,7 @@ def test_upload_and_confirm(page, server, spoken):
     heard = _transcribed(page)
     assert _words(heard) >= {"till", "stockholm"}, heard
     page.click("#right")
-    page.wait_for_selector("#thanks >> text=Tack!")
+    page.wait_for_selector("#thanks >> text=Thank you!")
     page.click("#recording button[aria-label='Clear']")
     page.wait_for_function("document.querySelector('#transcript textarea').value === ''")
     assert page.is_disabled("#transcribe")
@@ -314,7 +314,7 @@ def test_words_appear_while_somebody_speaks(page, server, spoken):
     assert _words(heard) & _words(SENTENCE), heard
     page.wait_for_selector("#player canvas", state="visible")
     page.click("#right")
-    page.wait_for_selector("#thanks >> text=Tack!")
+    page.wait_for_selector("#thanks >> text=Thank you!")
     assert feedback_log.read(server.log)[-1]["output"] == heard
     assert page.evaluate("document.querySelector('#player audio').duration") > _spoken_ms(spoken) / 1_000
     assert server.uploads == [], "no piece ever was a file"
@@ -364,7 +364,7 @@ def test_pieces_that_fail_are_sent_again_and_nothing_is_lost(page, console_error
             route.continue_()
 
     page.route("**/live", passed_on)
-    page.evaluate("void (window.lab.patience_ms = 2000)")
+    page.evaluate("void (window.lab.settings.requestTimeoutMs = 2000)")
     _speak(page)
     for _ in range(PATIENCE_MS // 100):
         if len(seen) > 6:
@@ -388,7 +388,7 @@ def test_a_connection_that_is_lost_for_a_while_loses_nothing(page, server, conso
     page.click("#stop")
     heard = _heard_all(page)
     page.click("#right")
-    page.wait_for_selector("#thanks >> text=Tack!")
+    page.wait_for_selector("#thanks >> text=Thank you!")
     assert feedback_log.read(server.log)[-1]["output"] == heard
     _away(console_errors)
 
@@ -396,7 +396,7 @@ def test_a_connection_that_is_lost_for_a_while_loses_nothing(page, server, conso
 def test_a_microphone_closes_when_no_more_fits_and_a_transcript_that_is_not_fetched_is_asked_for_again(
     page, console_errors
 ):
-    page.evaluate("void (window.lab.longest_s = 2)")
+    page.evaluate("void (window.lab.settings.maxDurationS = 2)")
     page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "full"}), times=1)
     _speak(page)
     page.wait_for_function("document.querySelector('#transcript textarea').value !== ''")
@@ -546,7 +546,7 @@ def test_feedback_before_any_transcript_is_a_friendly_warning(page, server):
 def test_the_page_tells_its_model_and_fits_a_phone(page, model):
     page.set_viewport_size({"width": 390, "height": 844})
     card = page.wait_for_selector("#card dl").inner_text()
-    assert "not scored" in card
+    assert ENGLISH["not_scored"] in card
     assert ENGLISH["why"]["named"] in card
     assert str(model) not in page.content()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -28,6 +28,10 @@ COMMIT = "c0ffee" + 34 * "0"
 NAME = "lab/talk"
 BESIDE = {"app.py", "LICENSE", "README.md", "requirements.txt", "space.json"}
 BESIDE |= {f"pipelines/inference/app/examples/{name}" for name in ("boat.ogg", "bread.ogg", "snow.ogg")}
+BESIDE |= {
+    f"pipelines/inference/app/static/{name}"
+    for name in ("page.css", "page.js", "player.js", "microphone.js", "worklet.js")
+}
 """What a Space holds beside modules."""
 
 
@@ -240,7 +244,7 @@ def test_on_zerogpu_spaces_is_imported_before_torch(tmp_path):
     on = clean(tmp_path / "s", "app.py", "--dry-run", SPACES_ZERO_GPU="true", **told)
     assert on.stdout.splitlines()[:2] == [
         "spaces before torch: True",
-        f"model: hub://lab/toy@{COMMIT} (the model that was asked for)",
+        f"model: hub://lab/toy@{COMMIT} (the requested model)",
     ], on.stderr
     assert "spaces" not in clean(tmp_path / "s", "app.py", "--dry-run", **told).stdout
 
@@ -308,7 +312,7 @@ def transcribed(python: Path | str, folder: Path, server, spoken: Path) -> tuple
 
 
 def check(first: str, heard: list, toy_model: Path, spoken: Path) -> None:
-    assert first == f"model: hub://lab/toy@{COMMIT} (the model that was asked for)\n"
+    assert first == f"model: hub://lab/toy@{COMMIT} (the requested model)\n"
     ours = Transcriber(whisper_model.resolve(str(toy_model))).transcribe(spoken)
     assert heard[0] == ours.text
     assert "0.8 s" in heard[1]

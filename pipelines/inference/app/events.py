@@ -1,0 +1,156 @@
+"""Connect the page's components to their handlers. The `js` arguments call the functions of static/page.js."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipelines.inference.app.handlers import DOWNLOADS, Handlers
+from pipelines.inference.app.i18n import TEXTS, choose_language
+from pipelines.inference.app.uploads import EXAMPLES, example_path
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from pipelines.inference.app.layout import Components
+    from pipelines.inference.app.service import SessionTranscript
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+_SILENT: dict[str, Any] = {**_PRIVATE, "show_progress": "hidden"}
+
+
+def connect_events(demo: gr.Blocks, page: Components, handlers: Handlers) -> None:
+    """Register all events, inside the `gr.Blocks` context `demo`."""
+    transcribed = _connect_transcribe(page, handlers)
+    live_ended = _connect_microphone(page, handlers)
+    for event in (transcribed, live_ended):
+        event.success(None, page.transcript, page.feedback.correction, js="text => text", **_PRIVATE)
+        event.success(handlers.show_details, [page.transcript_state, page.language], page.detail_outputs, **_SILENT)
+    _connect_recorder(page, handlers)
+    _connect_results(page, handlers)
+    _connect_feedback(page, handlers)
+    _connect_language(demo, page, handlers)
+
+
+def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
+    import gradio as gr
+
+    def transcribe(
+        recording: str | None,
+        previous: SessionTranscript | None,
+        language: str,
+        count: dict[str, int],
+        progress=gr.Progress(),
+    ) -> tuple[Any, ...]:
+        label, number = TEXTS[language]["transcribing"], count["number"]
+        outputs = handlers.transcribe(recording, previous, language, lambda share: progress(share, desc=label))
+        # skip the outputs if the visitor has chosen another recording meanwhile
+        return outputs if count["number"] == number else (gr.skip(), gr.skip(), gr.skip())
+
+    return page.transcribe.click(
+        transcribe,
+        [page.recording, page.transcript_state, page.language, page.recording_count],
+        page.transcript_outputs,
+        api_name="transcribe",
+        show_progress_on=page.transcript,
+    )
+
+
+def _connect_microphone(page: Components, handlers: Handlers) -> Any:
+    """Connect the live microphone and return the event of its final transcript.
+
+    The chunks themselves do not pass through Gradio's events: Gradio reloads the page when a connection breaks.
+    """
+    page.start_live.click(
+        handlers.open_microphone,
+        [page.live_id, page.language],
+        page.result_outputs,
+        js="async (_, language) => [await window.lab.startMicrophone(), language]",
+        queue=False,
+        **_SILENT,
+    )
+    ended = page.end_live.click(
+        handlers.collect_live,
+        [page.live_id, page.language],
+        page.transcript_outputs,
+        js="(_, language) => [window.lab.sessionId(), language]",
+        trigger_mode="multiple",
+        **_SILENT,
+    )
+    ended.success(None, None, None, js="() => window.lab.transcriptReceived(true)", **_PRIVATE)
+    ended.failure(None, None, None, js="() => window.lab.transcriptReceived(false)", **_PRIVATE)
+    return ended
+
+
+def _connect_recorder(page: Components, handlers: Handlers) -> None:
+    for event in (page.recording.change, page.start_live.click):
+        event(
+            lambda count: count.update(number=count["number"] + 1), page.recording_count, None, queue=False, **_SILENT
+        )
+    page.recording.change(
+        handlers.change_recording,
+        page.recording,
+        [page.transcribe, *page.result_outputs],
+        queue=False,
+        preprocess=False,
+        **_SILENT,
+    )
+    page.recording.change(None, page.recording, None, js="file => window.lab.loadRecording(file?.url)", **_PRIVATE)
+    for name, button in zip(EXAMPLES, page.examples, strict=True):
+        button.click(lambda name=name: example_path(name), None, page.recording, queue=False, **_SILENT)
+
+
+def _connect_results(page: Components, handlers: Handlers) -> None:
+    for ending, button in zip(DOWNLOADS, page.downloads, strict=True):
+        button.click(None, page.files, None, js=f"files => window.lab.saveFile(files, '{ending}')", **_PRIVATE)
+    page.compare.click(
+        handlers.compare,
+        [page.transcript_state, page.language],
+        page.comparison,
+        show_progress_on=page.comparison,
+        **_PRIVATE,
+    )
+
+
+def _connect_feedback(page: Components, handlers: Handlers) -> None:
+    import gradio as gr
+
+    form, state = page.feedback, page.transcript_state
+    outputs = [form.thanks, state]
+    form.right.click(
+        handlers.mark_right, [state, form.username, form.save_recording, page.language], outputs, **_SILENT
+    )
+    gr.on(
+        [form.wrong.click, form.correction.submit],
+        handlers.mark_wrong,
+        [state, form.correction, form.username, form.save_recording, page.language],
+        outputs,
+        **_SILENT,
+    )
+
+
+def _connect_language(demo: gr.Blocks, page: Components, handlers: Handlers) -> None:
+    """Start in the browser's language, and follow the language switch."""
+    import gradio as gr
+
+    localized = page.localized
+
+    def start(request: Any) -> list[Any]:
+        language = choose_language(request.headers.get("accept-language", ""))
+        unchanged = [gr.skip()] * len(localized.components)
+        return [language, *(unchanged if language == "en" else localized.updates(language)), language]
+
+    start.__annotations__["request"] = gr.Request  # Gradio cannot read the annotation as a string
+
+    def switch(language: str, transcript: SessionTranscript | None) -> list[Any]:
+        language = language if language in TEXTS else "en"
+        return [language, *localized.updates(language), *handlers.show_details(transcript, language)]
+
+    options = {**_SILENT, "queue": False}
+    set_language = {"js": "language => window.lab.setLanguage(language)", **_PRIVATE}
+    outputs = [page.language, *localized.components]
+    demo.load(start, None, [*outputs, page.language_switch], **options).then(
+        None, page.language_switch, None, **set_language
+    )
+    page.language_switch.input(
+        switch, [page.language_switch, page.transcript_state], [*outputs, *page.detail_outputs], **options
+    ).then(None, page.language_switch, None, **set_language)

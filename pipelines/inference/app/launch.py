@@ -1,0 +1,182 @@
+"""Build and serve the page, and its command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.inference import pipeline as inference_pipeline
+from pipelines.inference.app import assets
+from pipelines.inference.app.handlers import Handlers
+from pipelines.inference.app.i18n import TEXTS
+from pipelines.inference.app.service import Service
+from pipelines.inference.app.uploads import EXAMPLES, example_path
+from pipelines.infra import console, environment
+from pipelines.infra.errors import LabError
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from pipelines.inference.transcriber import Transcriber
+
+SESSION_S = 1_800
+"""Time after which a session's recording and uploads that were not transcribed are deleted."""
+_MAX_SESSIONS = 100
+"""Each may hold a minute of 16 kHz float32, 3.8 MB."""
+
+logger = logging.getLogger("app")  # outside the lab's loggers: its messages are not printed
+
+
+def build(
+    transcriber: Transcriber, log: Path, *, why: str = "named", base: Callable[[], Transcriber] | None = None
+) -> gr.Blocks:
+    """Build the page around `transcriber`; feedback goes to the CSV file `log`.
+
+    `why` is the reason of inference.pipeline.choose_model. `base` loads the model before fine-tuning when a visitor
+    compares it.
+    """
+    import gradio as gr
+
+    from pipelines.inference.app.events import connect_events
+    from pipelines.inference.app.layout import create_components
+
+    handlers = Handlers(Service(transcriber, log, base))
+    # delete_cache: seconds between two checks, age in seconds of the uploads that are deleted
+    with gr.Blocks(title=TEXTS["en"]["title"], analytics_enabled=False, delete_cache=(60, SESSION_S)) as demo:
+        page = create_components(
+            inference_pipeline.model_info(transcriber.ref),
+            why,
+            session_s=SESSION_S,
+            can_compare=handlers.service.can_compare,
+            is_ephemeral=inference_pipeline.is_lost_on_restart(log),
+        )
+        connect_events(demo, page, handlers)
+    demo.live_sessions = handlers.live_sessions
+    return demo.queue(default_concurrency_limit=1, max_size=20)
+
+
+def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None, share: bool | None = False) -> str:
+    """Serve the page in the background and return its address. It loads nothing from other servers.
+
+    Raises LabError if the port is taken.
+    """
+    from gradio.utils import get_upload_folder
+    from starlette.middleware import Middleware
+
+    from pipelines.inference.app.middleware import MAX_UPLOAD_BYTES, AppMiddleware
+
+    guard = Middleware(
+        AppMiddleware, live_sessions=demo.live_sessions, uploads=Path(get_upload_folder()), max_age_s=SESSION_S
+    )
+    # otherwise the browser stores every call; not every Gradio 6 has an argument for it
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            theme=assets.theme(),
+            css=assets.style(),
+            js=assets.script(),
+            quiet=True,
+            show_error=False,
+            max_file_size=MAX_UPLOAD_BYTES,
+            app_kwargs={"middleware": [guard]},
+            allowed_paths=[example_path(name) for name in EXAMPLES],  # they may be outside the working directory
+            state_session_capacity=_MAX_SESSIONS,
+            footer_links=["api"],
+            prevent_thread_lock=True,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+        )
+    except (OSError, OverflowError) as error:
+        logger.info("%s", error)
+        raise LabError(
+            f"the page cannot be served at {host or '127.0.0.1'}:{port or '7860-7959'}: the port is taken "
+            "or the address does not belong to this machine. Give others with --port and --host"
+        ) from None
+    return demo.share_url or demo.local_url
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line of app.py."""
+    if os.environ.get("SPACES_ZERO_GPU"):
+        import spaces  # noqa: F401  must be imported before torch: it emulates CUDA until a GPU is assigned
+    environment.share_cores()
+    console.configure()
+    options = parse_options(arguments)
+    requested = options.model or os.environ.get("MODEL_URI") or inference_pipeline.space_model_uri(environment.ROOT)
+    uri, why = inference_pipeline.choose_model(requested, environment.runs_folder())
+    print(f"model: {uri} ({TEXTS['en']['why'][why]})", flush=True)
+    if options.dry_run:
+        print("next: python app.py without --dry-run serves it")
+        return
+    try:
+        _serve(uri, why, options)
+    except LabError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of app.py."""
+    parser = argparse.ArgumentParser(prog="app.py", description="Serve a page that transcribes Swedish speech.")
+    parser.add_argument(
+        "--model",
+        help="folder, hub://owner/name[@revision] or Hub id; default: MODEL_URI, else the newest finished run, else "
+        f"{inference_pipeline.BASE_MODEL}",
+    )
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        help="auto, transformers, ctranslate2 or onnx (default: %(default)s)",
+        metavar="ENGINE",
+    )
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for every network)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--share", action="store_true", help="also create a public gradio.live link")
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=inference_pipeline.default_log(),
+        help="feedback log; default: LAB_LOG, else %(default)s",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print which model would be served, and exit")
+    return parser.parse_args(arguments)
+
+
+def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # deletes the temporary folder
+    with tempfile.TemporaryDirectory(prefix="lab-app-", ignore_cleanup_errors=True) as uploads:
+        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}  # read when Gradio is imported
+        transcriber = _load_transcriber(uri, options.engine)
+        demo = build(transcriber, options.log, why=why, base=_base_loader(transcriber, options.engine))
+        try:
+            address = launch(demo, host=options.host, port=options.port, share=options.share)
+            print(f"page: {address}")
+            print(f"next: open it and speak Swedish; feedback goes to {options.log}; stop with Ctrl+C", flush=True)
+            demo.block_thread()
+        finally:
+            demo.close(verbose=False)
+
+
+def _load_transcriber(uri: str, engine: str, language: str = "") -> Transcriber:
+    from pipelines.inference.transcriber import Transcriber
+    from pipelines.whisper import model as whisper_model
+
+    ref = whisper_model.resolve(uri)
+    return Transcriber(ref, language or ref.facts.get("language") or "sv", engine)
+
+
+def _base_loader(transcriber: Transcriber, engine: str) -> Callable[[], Transcriber] | None:
+    """Return a function that loads the model before fine-tuning, or None if it is unknown."""
+    base = transcriber.ref.facts.get("base_model")
+    return (lambda: _load_transcriber(base, engine, transcriber.language)) if base else None

@@ -1,0 +1,265 @@
+"""Components of the page, each with its texts in every language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.inference.app import html
+from pipelines.inference.app.handlers import DOWNLOADS
+from pipelines.inference.app.i18n import TEXTS
+from pipelines.inference.app.uploads import EXAMPLES
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from pipelines.inference.app.i18n import Texts
+
+
+class LocalizedComponents:
+    """Components that contain text, and how their arguments depend on the language."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Any, Callable[[Texts], dict[str, Any]]]] = []
+
+    @property
+    def components(self) -> list[Any]:
+        """All components, in the order of `updates`."""
+        return [component for component, _ in self._entries]
+
+    def add(self, kind: Any, localize: Callable[[Texts], dict[str, Any]], **options: Any) -> Any:
+        """Create a component; `localize` returns the arguments that are texts."""
+        component = kind(**localize(TEXTS["en"]), **options)
+        self._entries.append((component, localize))
+        return component
+
+    def updates(self, language: str) -> list[Any]:
+        """Return an update of each component to `language`."""
+        import gradio as gr
+
+        return [gr.update(**localize(TEXTS[language])) for _, localize in self._entries]
+
+
+@dataclass
+class Components:
+    """The components of the page that events read or change."""
+
+    localized: LocalizedComponents
+    transcript_state: gr.State
+    """The visitor's SessionTranscript."""
+    language: gr.State
+    recording_count: gr.State
+    """Dictionary with the `number` of recordings chosen so far."""
+    live_id: gr.JSON
+    """Session id of the open microphone; hidden."""
+    language_switch: gr.Radio
+    recording: gr.Audio
+    transcribe: gr.Button
+    examples: list[gr.Button]
+    start_live: gr.Button
+    end_live: gr.Button
+    """Clicked by the script when the server has the whole live recording; hidden."""
+    transcript: gr.Textbox
+    timing: gr.Markdown
+    details: gr.HTML
+    files: gr.JSON
+    """Content of the files to download, by format; hidden."""
+    downloads: list[gr.Button]
+    compare: gr.Button
+    comparison: gr.HTML
+    feedback: FeedbackForm
+
+    @property
+    def detail_outputs(self) -> list[Any]:
+        """Outputs of Handlers.show_details."""
+        return [self.details, self.files, *self.downloads, self.compare]
+
+    @property
+    def transcript_outputs(self) -> list[Any]:
+        """Outputs of Handlers.transcribe and Handlers.collect_live."""
+        return [self.transcript, self.timing, self.transcript_state]
+
+    @property
+    def result_outputs(self) -> list[Any]:
+        """All results, which are cleared for a new recording."""
+        form = self.feedback
+        return [*self.transcript_outputs, form.correction, form.thanks, self.comparison, *self.detail_outputs]
+
+
+@dataclass
+class FeedbackForm:
+    """The form below the transcript."""
+
+    correction: gr.Textbox
+    username: gr.Textbox
+    save_recording: gr.Checkbox
+    right: gr.Button
+    wrong: gr.Button
+    thanks: gr.Markdown
+
+
+def create_components(
+    model_info: dict[str, str], why: str, *, session_s: int, can_compare: bool, is_ephemeral: bool
+) -> Components:
+    """Create the page from top to bottom, inside a `gr.Blocks` context.
+
+    `why` is the reason of inference.pipeline.choose_model; a session expires after `session_s`; `is_ephemeral` says
+    that a restart deletes the feedback log.
+    """
+    import gradio as gr
+
+    page = LocalizedComponents()
+    transcript_state = gr.State(None, time_to_live=session_s)
+    language, recording_count = gr.State("en"), gr.State({"number": 0})
+    language_switch = page.add(
+        gr.Radio,
+        lambda texts: {"label": texts["language"]},
+        choices=[("English", "en"), ("Svenska", "sv")],
+        value="en",
+        container=False,
+        elem_id="language",
+    )
+    page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
+    with gr.Tabs():
+        with page.add(gr.Tab, lambda texts: {"label": texts["file_tab"]}):
+            recording, transcribe, examples = _create_recorder(page)
+        with page.add(gr.Tab, lambda texts: {"label": texts["live_tab"]}):
+            start_live, end_live = _create_microphone(page)
+    page.add(gr.Markdown, lambda texts: {"value": texts["privacy"]}, elem_id="privacy")
+    results = _create_results(page, can_compare)
+    page.add(gr.HTML, lambda texts: {"value": html.model_card(model_info, why, texts)}, elem_id="card", padding=False)
+    return Components(
+        localized=page,
+        transcript_state=transcript_state,
+        language=language,
+        recording_count=recording_count,
+        language_switch=language_switch,
+        recording=recording,
+        transcribe=transcribe,
+        examples=examples,
+        start_live=start_live,
+        end_live=end_live,
+        **results,
+        feedback=_create_feedback_form(page, is_ephemeral),
+    )
+
+
+def _create_recorder(page: LocalizedComponents) -> tuple[gr.Audio, gr.Button, list[gr.Button]]:
+    """Create the recorder, the Transcribe button, and a button for each example."""
+    import gradio as gr
+
+    recording = page.add(
+        gr.Audio,
+        lambda texts: {"label": texts["recording"]},
+        sources=["microphone", "upload"],
+        type="filepath",
+        elem_id="recording",
+        buttons=[],
+        editable=False,
+        waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"},
+    )
+    # disabled until the audio has been uploaded
+    transcribe = page.add(
+        gr.Button,
+        lambda texts: {"value": texts["transcribe"]},
+        variant="primary",
+        size="lg",
+        interactive=False,
+        elem_id="transcribe",
+    )
+    page.add(gr.Markdown, lambda texts: {"value": texts["examples"]}, elem_id="examples-label")
+    with gr.Row(elem_id="examples"):
+        examples = [gr.Button(sentence, size="sm", min_width=120) for sentence in EXAMPLES.values()]
+    return recording, transcribe, examples
+
+
+def _create_microphone(page: LocalizedComponents) -> tuple[gr.Button, gr.Button]:
+    """Create the buttons to start and stop, a hidden button for the script, and the area of the live transcript."""
+    import gradio as gr
+
+    page.add(gr.Markdown, lambda texts: {"value": texts["live_hint"]}, elem_id="live-hint")
+    start = page.add(gr.Button, lambda texts: {"value": texts["speak"]}, variant="primary", size="lg", elem_id="speak")
+    page.add(gr.Button, lambda texts: {"value": texts["stop"]}, variant="stop", size="lg", elem_id="stop")
+    end = gr.Button(elem_id="live-end")
+    gr.HTML(html.LIVE, elem_id="live", padding=False)
+    return start, end
+
+
+def _create_results(page: LocalizedComponents, can_compare: bool) -> dict[str, Any]:
+    """Create transcript, player, details, downloads and comparison, by the names of Components."""
+    import gradio as gr
+
+    transcript = page.add(
+        gr.Textbox,
+        lambda texts: {"label": texts["transcript"], "placeholder": texts["transcript_hint"]},
+        lines=3,
+        max_lines=12,
+        interactive=False,
+        buttons=["copy"],
+        elem_id="transcript",
+    )
+    timing = gr.Markdown("", elem_id="timing")
+    gr.HTML(html.player(TEXTS), elem_id="player", padding=False)
+    details = gr.HTML("", elem_id="details", padding=False)
+    files, live_id = gr.JSON(None, visible=False), gr.JSON(None, visible=False)
+    with gr.Row(elem_id="downloads"):
+        downloads = [_create_download(page, ending) for ending in DOWNLOADS]
+    compare = page.add(
+        gr.Button,
+        lambda texts: {"value": texts["compare"]},
+        size="sm",
+        interactive=False,
+        visible=can_compare,
+        elem_id="compare",
+    )
+    comparison = gr.HTML("", elem_id="compared", padding=False)
+    return {
+        "transcript": transcript,
+        "timing": timing,
+        "details": details,
+        "files": files,
+        "live_id": live_id,
+        "downloads": downloads,
+        "compare": compare,
+        "comparison": comparison,
+    }
+
+
+def _create_download(page: LocalizedComponents, ending: str) -> gr.Button:
+    import gradio as gr
+
+    return page.add(
+        gr.Button,
+        lambda texts: {"value": texts["download"].format(ending=ending)},
+        size="sm",
+        interactive=False,
+        min_width=100,
+    )
+
+
+def _create_feedback_form(page: LocalizedComponents, is_ephemeral: bool) -> FeedbackForm:
+    import gradio as gr
+
+    page.add(gr.Markdown, lambda texts: {"value": f"## {texts['question']}"}, elem_id="question")
+    correction = page.add(
+        gr.Textbox,
+        lambda texts: {"label": texts["correction"], "placeholder": texts["correction_hint"]},
+        lines=1,
+        max_lines=8,
+        max_length=2_000,
+        elem_id="correction",
+    )
+    username = page.add(gr.Textbox, lambda texts: {"label": texts["username"]}, max_length=100, elem_id="username")
+    save_recording = page.add(
+        gr.Checkbox, lambda texts: {"label": texts["keep"]}, value=False, elem_id="keep", container=False
+    )
+    page.add(
+        gr.Markdown,
+        lambda texts: {"value": f"{texts['stored']} {texts['fleeting']}" if is_ephemeral else texts["stored"]},
+        elem_id="stored",
+    )
+    with gr.Row():
+        right = page.add(gr.Button, lambda texts: {"value": texts["right"]}, min_width=120, elem_id="right")
+        wrong = page.add(gr.Button, lambda texts: {"value": texts["wrong"]}, min_width=120, elem_id="wrong")
+    return FeedbackForm(correction, username, save_recording, right, wrong, gr.Markdown("", elem_id="thanks"))

@@ -1,0 +1,235 @@
+"""Handlers of the page: transcribe, download, compare, give feedback."""
+
+import logging
+import shutil
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.inference.app.handlers import Handlers
+from pipelines.inference.app.i18n import ENGLISH, SWEDISH
+from pipelines.inference.app.service import Service
+from pipelines.inference.transcriber import Segment, Word
+from pipelines.infra.errors import LabError
+from tests.inference.app.app_fakes import (
+    FakeTranscriber,
+    expect_refusal,
+    feedback_rows,
+)
+
+gr = pytest.importorskip("gradio")
+ROOT = Path(__file__).resolve().parents[3]
+REFUSALS = ENGLISH["refused"]
+
+
+def test_downloads_contain_the_transcript(handlers, spoken):
+    segments = (Segment(0.0, 2.1, "Hej på dig.", (Word("Hej", 0.9),)),)
+    transcript = replace(handlers.transcribe(spoken, None, "en")[2], segments=segments)
+    _, files, *saves, _ = handlers.show_details(transcript, "en")
+    assert files["txt"] == "Hej på dig.\n"
+    assert files["srt"].startswith("1\n00:00:00,000 --> 00:00:02,100\nHej på dig.")
+    assert files["vtt"].startswith("WEBVTT")
+    assert [save.interactive for save in saves] == [True] * 3
+    segments, files, *saves, _ = handlers.show_details(None, "en")
+    assert (segments, files) == ("", None)
+    assert [save.interactive for save in saves] == [False] * 3
+
+
+def test_transcript_comes_with_durations(handlers, spoken):
+    text, line, transcript = handlers.transcribe(spoken, None, "en")
+    assert text == "Hej på dig."
+    assert line.startswith("2.1 s of speech in 0.")
+    assert transcript.source == spoken
+    assert transcript.recording.duration_s == pytest.approx(2.1)
+
+
+def test_same_upload_is_transcribed_once(handlers, spoken):
+    first = handlers.transcribe(spoken, None, "en")
+    Path(spoken).unlink()
+    assert handlers.transcribe(spoken, first[2], "en") == first
+    assert handlers.service.transcriber.calls == 1
+
+
+def test_empty_transcript_has_its_own_text(handlers, spoken):
+    handlers.service.transcriber.text = ""
+    assert handlers.transcribe(spoken, None, "en")[1].startswith("No words were recognised in 2.1 s")
+
+
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("unreadable", lambda wav: b"This is no sound.\n" * 50),
+        ("unreadable", lambda wav: wav(np.zeros(1_600, np.float32))[:20]),
+        ("empty", lambda wav: b""),
+        ("empty", lambda wav: wav(np.zeros(0, np.float32))),
+        ("not_finite", lambda wav: wav(np.full(1_600, np.nan, np.float32), subtype="FLOAT")),
+        ("silent", lambda wav: wav(np.zeros(16_000, np.float32))),
+        ("too_long", lambda wav: wav(np.zeros(601 * 1_000, np.float32), 1_000)),
+    ],
+)
+def test_unusable_recording_is_refused_in_one_line(handlers, tmp_path, encoded, reason, make):
+    path = tmp_path / "hostile.wav"
+    path.write_bytes(make(encoded))
+    assert expect_refusal(handlers.transcribe, str(path), None, "en") == REFUSALS[reason]
+    assert handlers.service.transcriber.calls == 0
+
+
+def test_no_and_missing_recording_have_different_texts(handlers, tmp_path):
+    assert expect_refusal(handlers.transcribe, None, None, "en") == REFUSALS["no_recording"]
+    assert expect_refusal(handlers.transcribe, str(tmp_path / "gone.wav"), None, "en") == REFUSALS["missing"]
+
+
+def test_unexpected_error_is_logged_but_not_shown(handlers, spoken, caplog):
+    handlers.service.transcriber.text = RuntimeError("/secret/path exploded")
+    with caplog.at_level(logging.ERROR):
+        assert expect_refusal(handlers.transcribe, spoken, None, "en") == ENGLISH["failed"]
+    assert "/secret/path exploded" in caplog.text
+
+
+def test_progress_is_a_share(handlers, spoken):
+    shares = []
+    handlers.transcribe(spoken, None, "en", shares.append)
+    assert shares == [pytest.approx(1.0)]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here")
+def test_formats_of_ffmpeg_are_transcribed(handlers, spoken, tmp_path):
+    for name in ("spoken.m4a", "spoken.mp4"):
+        path = tmp_path / name
+        picture = ["-f", "lavfi", "-i", "color=size=16x16:rate=5", "-shortest"] if name.endswith("mp4") else []
+        subprocess.run(["ffmpeg", "-v", "error", "-i", spoken, *picture, path], check=True)
+        text, line, _ = handlers.transcribe(str(path), None, "en")
+        assert text == "Hej på dig."
+        assert line.startswith("2.")
+
+
+def test_comparison_loads_the_base_model_once(tmp_path, spoken):
+    loads = []
+
+    def load():
+        loads.append(1)
+        return FakeTranscriber(tmp_path / "whisper-x", text="Hey pa dig.")
+
+    tuned = FakeTranscriber(tmp_path / "runs" / "train-1" / "model")
+    handlers = Handlers(Service(tuned, tmp_path / "log.csv", load))
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    assert loads == [], "the base model is loaded at the first comparison"
+    assert handlers.show_details(transcript, "en")[-1].interactive
+    comparison = handlers.compare(transcript, "en")
+    assert "<mark>Hey</mark> <mark>pa</mark> dig." in comparison
+    assert "<mark>Hej</mark> <mark>på</mark> dig." in comparison
+    assert str(tmp_path) not in comparison
+    handlers.compare(transcript, "en")
+    assert loads == [1]
+
+
+def test_comparison_needs_a_recording_and_a_base_model(handlers, spoken, warnings):
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    assert not handlers.show_details(transcript, "en")[-1].interactive
+    assert handlers.compare(None, "en") == ""
+    assert handlers.compare(replace(transcript, recording=None), "sv") == ""
+    assert warnings == [ENGLISH["nothing_to_compare"], SWEDISH["nothing_to_compare"]]
+
+
+def test_base_model_that_fails_to_load_is_one_line(tmp_path, spoken):
+    def load():
+        raise LabError("/secret/path is not there")
+
+    handlers = Handlers(Service(FakeTranscriber(tmp_path), tmp_path / "log.csv", load))
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    assert expect_refusal(handlers.compare, transcript, "en") == ENGLISH["failed"]
+    assert not handlers.show_details(transcript, "en")[-1].interactive, "a failed load is not repeated"
+
+
+def test_loading_the_base_model_does_not_block_recordings(tmp_path, spoken):
+    loading, go = threading.Event(), threading.Event()
+
+    def load():
+        loading.set()
+        assert go.wait(10)
+        return FakeTranscriber(tmp_path / "x")
+
+    handlers = Handlers(Service(FakeTranscriber(tmp_path), tmp_path / "log.csv", load))
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    comparing = threading.Thread(target=lambda: comparisons.append(handlers.compare(transcript, "en")))
+    comparisons = []
+    comparing.start()
+    assert loading.wait(10)
+    assert handlers.transcribe(spoken, None, "en")[0] == "Hej på dig."
+    assert expect_refusal(handlers.compare, transcript, "en") == REFUSALS["busy"]
+    go.set()
+    comparing.join(10)
+    assert "<dl>" in comparisons[0]
+
+
+def test_feedback_without_a_transcript_is_a_warning(handlers, warnings):
+    assert handlers.mark_right(None, "", True, "en") == ("", None)
+    assert handlers.mark_wrong(None, "x", "", False, "en") == ("", None)
+    assert warnings == [ENGLISH["nothing_to_judge"]] * 2
+    assert feedback_rows(handlers) == []
+
+
+def test_wrong_with_a_correction_is_saved_with_wer(handlers, spoken):
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    thanks, _ = handlers.mark_wrong(transcript, "Hej på er.", "Åsa", False, "en")
+    [row] = feedback_rows(handlers)
+    assert "Thank you" in thanks
+    assert row["model"] == "train-1 @ abc123"
+    assert [row[name] for name in ("audio", "output", "flag", "username", "reference", "wer")] == [
+        "",
+        "Hej på dig.",
+        "wrong",
+        "Åsa",
+        "Hej på er.",
+        "0.3333",
+    ]
+
+
+def test_unchanged_transcript_is_not_a_correction(handlers, spoken):
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    handlers.mark_wrong(transcript, " Hej på dig. ", "", False, "en")
+    assert [feedback_rows(handlers)[0][name] for name in ("flag", "reference", "wer")] == ["wrong", "", ""]
+
+
+def test_recording_is_saved_only_with_consent(handlers, spoken):
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    _, transcript = handlers.mark_right(transcript, "", False, "en")
+    assert feedback_rows(handlers)[0]["audio"] == ""
+    assert not (handlers.service.log.parent / "audio").exists()
+    thanks, _ = handlers.mark_right(transcript, "", True, "en")
+    assert (handlers.service.log.parent / feedback_rows(handlers)[1]["audio"]).is_file()
+    assert "with your recording" in thanks
+
+
+def test_repeated_feedback_is_one_row_changed_feedback_two(handlers, spoken):
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    _, transcript = handlers.mark_right(transcript, "", False, "en")
+    _, transcript = handlers.mark_right(transcript, "", False, "en")
+    _, transcript = handlers.mark_wrong(transcript, "Hej", "", False, "en")
+    assert [row["flag"] for row in feedback_rows(handlers)] == ["right", "wrong"]
+
+
+def test_long_recording_is_transcribed_but_not_saved(handlers, tmp_path, encoded, speech):
+    path = tmp_path / "long.wav"
+    path.write_bytes(encoded(speech(61 * 16_000)))
+    transcript = handlers.transcribe(str(path), None, "en")[2]
+    assert transcript.recording is None
+    assert "not saved" in handlers.mark_right(transcript, "", True, "en")[0]
+    assert feedback_rows(handlers)[0]["audio"] == ""
+
+
+def test_too_long_correction_is_a_warning(handlers, spoken, warnings):
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    assert handlers.mark_wrong(transcript, "a" * 2_001, "", False, "en") == ("", transcript)
+    assert warnings == [ENGLISH["text_too_long"]]
+    assert feedback_rows(handlers) == []
+
+
+def test_unwritable_log_is_one_line(handlers, spoken):
+    transcript = handlers.transcribe(spoken, None, "en")[2]
+    handlers.service.log.write_text("other,columns\n")
+    assert expect_refusal(handlers.mark_right, transcript, "", False, "en") == ENGLISH["not_noted"]

@@ -1,0 +1,78 @@
+"""Import, options and launch of the app."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.inference.app import launch
+from pipelines.inference.app.launch import build
+from pipelines.infra.errors import LabError
+from tests.inference.app.app_fakes import (
+    FakeTranscriber,
+)
+
+gr = pytest.importorskip("gradio")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_import_is_fast_and_loads_nothing_heavy():
+    code = (
+        "import time; start = time.process_time(); import app, sys, json; seconds = time.process_time() - start\n"
+        "heavy = ['gradio', 'torch', 'transformers', 'pandas', 'huggingface_hub', 'httpx']\n"
+        "print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, loaded = json.loads(done.stdout)
+    assert loaded == []
+    assert seconds < 1.0
+
+
+def run_app(*arguments, env=None):
+    return subprocess.run([sys.executable, "app.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_dry_run_prints_the_model_and_loads_nothing(tmp_path):
+    environ = {**os.environ, "LAB_RUNS": str(tmp_path), "MODEL_URI": "hub://me/mine"}
+    done = run_app("--dry-run", env=environ)
+    first, last = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert first.startswith("model: hub://me/mine (")
+    assert last.startswith("next: ")
+
+
+def test_log_option_precedes_the_environment(monkeypatch):
+    monkeypatch.setenv("LAB_LOG", "/data/log.csv")
+    assert launch.parse_options([]).log == Path("/data/log.csv")
+    assert launch.parse_options(["--log", "other.csv"]).log == Path("other.csv")
+    monkeypatch.delenv("LAB_LOG")
+    assert launch.parse_options([]).log == ROOT / "log.csv"
+
+
+def test_missing_model_is_one_line(tmp_path):
+    done = run_app("--model", str(tmp_path))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: no model in ")
+
+
+def test_page_has_one_endpoint_limits_and_no_analytics(tmp_path):
+    demo = build(FakeTranscriber(tmp_path), tmp_path / "log.csv")
+    public = {fn.api_name for fn in demo.fns.values() if fn.api_visibility == "public"}
+    assert public == {"transcribe"}
+    assert demo.analytics_enabled is False
+    assert demo.delete_cache == (60, 1_800)
+    assert (demo._queue.max_size, demo._queue.default_concurrency_limit) == (20, 1)
+    assert str(tmp_path) not in json.dumps(demo.get_config_file(), default=str)
+
+
+def test_taken_port_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(LabError, match="--port"):
+            launch.launch(build(FakeTranscriber(tmp_path), tmp_path / "log.csv"), port=taken.getsockname()[1])

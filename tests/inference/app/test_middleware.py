@@ -1,0 +1,292 @@
+"""The middleware before Gradio, by HTTP and alone."""
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from servers.loopback import free_port
+
+from pipelines.inference.app import launch, middleware, uploads
+from pipelines.inference.app import service as app_service
+from pipelines.inference.app.i18n import ENGLISH, SWEDISH
+from pipelines.inference.app.launch import build
+from pipelines.speech.audio import AudioError
+from tests.inference.app.app_fakes import (
+    SESSION_ID,
+    FakeTranscriber,
+    create_chunk,
+)
+
+gr = pytest.importorskip("gradio")
+REFUSALS = ENGLISH["refused"]
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The served page around a fake transcriber; `page.uploads` is its folder of uploads."""
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    demo = build(FakeTranscriber(tmp_path / "x"), tmp_path / "log.csv")
+    address = launch.launch(demo, port=free_port())
+    with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+        yield SimpleNamespace(demo=demo, client=client, uploads=tmp_path / "uploads", address=address)
+    demo.close(verbose=False)
+
+
+JSON = {"content-type": "application/json"}
+
+
+def upload(page, content, name="spoken.wav", **headers):
+    return page.client.post("/gradio_api/upload", files={"files": (name, content)}, headers=headers)
+
+
+def uploaded_files(page):
+    return [path for path in page.uploads.rglob("*") if path.is_file()]
+
+
+def call_transcribe(page, path):
+    """Return the response of the public endpoint for a file at `path`."""
+    call = "/gradio_api/call/transcribe"
+    response = page.client.post(call, json={"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]})
+    return page.client.get(f"{call}/{response.json()['event_id']}").text if response.status_code == 200 else response
+
+
+def test_identical_uploads_are_separate_files(page, spoken):
+    content = Path(spoken).read_bytes()
+    (one,), (other,) = (upload(page, content).json() for _ in range(2))
+    assert one != other
+    assert Path(one).name == Path(other).name == "spoken.wav"
+    assert page.demo.upload_file_set >= {one, other}, "Gradio deletes them after half an hour"
+    responses = []
+    both = [
+        threading.Thread(target=lambda path=path: responses.append(call_transcribe(page, path)))
+        for path in (one, other)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(30)
+    assert [("event: complete" in response, "Hej p" in response) for response in responses] == [(True, True)] * 2, (
+        responses
+    )
+    assert uploaded_files(page) == []
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}/a.wav", "https://127.0.0.1:{port}/a.wav"])
+def test_url_instead_of_a_file_is_never_fetched(page, monkeypatch, address):
+    from gradio import processing_utils
+
+    fetched = []
+
+    async def fetch(url, cache_dir):
+        fetched.append(url)
+        raise OSError
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        path = address.format(port=listening.getsockname()[1])
+        response = call_transcribe(page, path)
+        assert response.status_code == 400
+        assert response.json()["detail"] == REFUSALS["address"]
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+        for n, fn in page.demo.fns.items():  # those that only the page calls, too
+            body = {"fn_index": n, "data": data * len(fn.inputs), "session_hash": "x", "trigger_id": None}
+            for route in ("queue/join", "run/predict"):
+                if fn.inputs:
+                    answer = page.client.post(f"/gradio_api/{route}", json=body, headers={"accept-language": "sv"})
+                    assert (answer.status_code, answer.json()["error"]) == (400, SWEDISH["refused"]["address"])
+        with pytest.raises(TimeoutError):
+            listening.accept()
+    assert fetched == []
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ('[{"a": [{"path": "http://x/a.wav"}]}]', True),
+        ('{"p\\u0061th": "\\u0068ttp://x/a.wav"}', True),
+        ('{"path": " HTTPS://x"}', True),
+        ('{"path": "/tmp/http/a.wav"}', False),
+        ('{"other": "http://x"}', False),
+        ('{"path": 3}', False),
+        ("http://", False),
+        ("[" * 100_000, False),
+    ],
+)
+def test_contains_url_in_any_notation(body, names):
+    assert middleware.contains_url(body.encode()) is names
+
+
+def test_too_large_upload_is_refused_while_it_arrives(page, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_UPLOAD_REQUEST_BYTES", 300_000)
+    assert upload(page, b"a" * 200_000).status_code == 200
+    response = upload(page, b"a" * 400_000)
+    assert (response.status_code, response.text) == (413, REFUSALS["too_large"])
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=x", "accept-language": "sv"}
+    parts = (part for part in (head, *[b"a" * 100_000] * 5))
+    response = page.client.post("/gradio_api/upload", content=parts, headers=kind)  # in chunks: no length is response
+    assert (response.status_code, response.text) == (413, SWEDISH["refused"]["too_large"])
+    response = page.client.post("/gradio_api/queue/join", content=b"[" + b" " * 400_000 + b"]")
+    assert (response.status_code, response.json()["detail"]) == (413, REFUSALS["too_large"])
+
+
+def test_total_size_of_uploads_is_limited(page, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_UPLOADS_BYTES", 2_500_000)
+    response = [upload(page, b"few").status_code for _ in range(4)]
+    assert response == [200, 200, 200, 503], "a small file counts as a megabyte"
+    assert upload(page, b"few", **{"accept-language": "sv"}).text == SWEDISH["refused"]["busy"]
+    (page.uploads / "tmpbrokenoff").write_bytes(b"few")
+    (page.uploads / "another").mkdir()
+    (page.uploads / "another" / "page.wav").write_bytes(b"few")
+    assert uploads.delete_old_uploads(page.uploads, 60) == 4_000_000
+    assert uploads.delete_old_uploads(page.uploads, -60) == 0
+    assert [path.name for path in uploaded_files(page)] == ["page.wav"], "uploads of other pages remain"
+    assert upload(page, b"few").status_code == 200
+
+
+def test_live_route_returns_text_and_errors_as_json(page, speech, monkeypatch):
+    samples = speech(16_000)
+    response = page.client.post("/live", json=create_chunk(samples)).json()
+    assert (response["taken"], response["ended"]) == (16_000, False)
+    assert response["told"].startswith('<p lang="sv">')
+    response = page.client.post("/live", json=create_chunk([], 16_000, last=True)).json()
+    assert response["ended"]
+    assert page.demo.live_sessions.collect(SESSION_ID).audio_s == pytest.approx(1.0, abs=0.01)
+    for nonsense in (b"", b"[" * 100_000, b"{}", b"7", b"\xff"):
+        response = page.client.post("/live", content=nonsense, headers={**JSON, "accept-language": "sv"})
+        assert (response.status_code, response.json()["detail"]) == (400, SWEDISH["refused"]["unreadable"])
+    monkeypatch.setattr(app_service, "MAX_WAIT_S", 0.01)
+    with page.demo.live_sessions.service.turn():
+        response = page.client.post("/live", json={**create_chunk(samples), "language": "sv"})
+    assert (response.status_code, response.json()["reason"]) == (503, "busy")
+    assert response.json()["detail"] == SWEDISH["refused"]["busy"]
+    monkeypatch.setattr(page.demo.live_sessions, "receive", lambda chunk, is_disconnected: 1 / 0)
+    response = page.client.post("/live", json=create_chunk(samples))
+    assert (response.status_code, response.json()["detail"]) == (500, ENGLISH["failed"])
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/live", {"content-type": "application/json; charset=utf-8", "sec-fetch-site": "same-origin"}, 200),
+        ("/live", {**JSON, "sec-fetch-site": "cross-site"}, 403),
+        ("/live", {"content-type": "text/plain"}, 415),  # which a browser sends for any page, and does not ask first
+        ("/live", {}, 415),
+        ("/elsewhere/live", JSON, 404),
+        ("/gradio_api/live", JSON, 404),
+    ],
+)
+def test_live_route_accepts_json_of_the_same_site_only(page, speech, path, headers, status):
+    content = json.dumps(create_chunk(speech(8_000))).encode()
+    assert page.client.post(path, content=content, headers=headers).status_code == status
+    assert (SESSION_ID in page.demo.live_sessions._sessions) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "expected"),
+    [
+        ("/live", "", "/live"),
+        ("/live/", "/", "/live"),
+        ("/app/live", "/app", "/live"),
+        ("/live", "/app/", "/live"),
+        ("/live", "https://x.example/app", "/live"),
+        ("/other/live", "/app", "/other/live"),
+    ],
+)
+def test_path_with_and_without_the_proxys_root_path(path, root, expected):
+    assert middleware._path({"path": path, "root_path": root}) == expected
+
+
+def create_form(count, content=b"few"):
+    """Return `count` files of one form."""
+    return [("files", (f"{n}.wav", content)) for n in range(count)]
+
+
+def test_second_file_of_a_request_is_refused(page):
+    for count in (2, 1_000, 1_001):  # Gradio itself refuses more than a thousand, but leaves them in its folder
+        response = page.client.post(
+            "/gradio_api/upload", files=create_form(count, b""), headers={"accept-language": "sv"}
+        )
+        assert (response.status_code, response.text) == (400, SWEDISH["refused"]["unreadable"])
+    whole = page.client.build_request("POST", "/gradio_api/upload", files=create_form(100))
+    content, kind = whole.read(), {"content-type": whole.headers["content-type"]}
+    for size in (7, 1_000, len(content)):
+        parts = (content[at : at + size] for at in range(0, len(content), size))
+        assert page.client.post("/gradio_api/upload", content=parts, headers=kind).status_code == 400
+    assert len(uploaded_files(page)) <= 6 * 2, "those that arrived before the second part"
+    assert upload(page, b"--" * 1_000 + b"\r\n--").status_code == 200
+
+
+def test_other_requests_have_smaller_limits(page, speech, monkeypatch):
+    nested = b"[" + b"[]," * 100_000 + b"[]]"
+    response = page.client.post("/gradio_api/queue/join", content=nested, headers=JSON)
+    assert (response.status_code, response.json()["detail"]) == (413, REFUSALS["too_large"])
+    longest = create_chunk(np.zeros(480_000), rate_hz=48_000)
+    assert page.client.post("/live", json=longest).json()["taken"] == 480_000, "the largest chunk of the page"
+    response = page.client.post("/live", json=longest | {"more": "a" * middleware.MAX_CHUNK_BYTES})
+    assert (response.status_code, response.json()["reason"]) == (413, "too_large")
+    assert middleware._parse_flat_json(nested) is None
+    assert middleware._parse_flat_json(json.dumps(longest).encode()) == longest
+    call = {"data": [{"path": "http://x/a.wav"}, "a" * 2 * middleware._MAX_INLINE_BYTES]}  # looked through by a thread
+    response = page.client.post("/gradio_api/queue/join", json=call)
+    assert (response.status_code, response.json()["detail"]) == (400, REFUSALS["address"])
+
+
+def call_middleware(messages, talks, headers=JSON, path="/live"):
+    """Return status and body of the middleware's response to these ASGI messages, after which nothing arrives."""
+    import anyio
+
+    out, rest = [], iter(messages)
+
+    async def receive():
+        for message in rest:
+            return message
+        await anyio.sleep_forever()
+
+    async def send(message):
+        out.append(message)
+
+    async def call():
+        guard = middleware.AppMiddleware(None, talks, Path("nowhere"), 60.0)
+        response = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": response, "query_string": b""}
+        with anyio.fail_after(30):
+            await guard(scope, receive, send)
+
+    anyio.run(call)
+    return out[0]["status"], json.loads(out[1]["body"])
+
+
+def test_incomplete_request_times_out(monkeypatch):
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 0.05)
+    incomplete = [{"type": "http.request", "body": b"{", "more_body": True}]
+    for path in ("/live", "/gradio_api/queue/join"):
+        status, response = call_middleware(incomplete, None, path=path)
+        assert (status, response["reason"]) == (408, "busy")
+
+
+def test_chunk_is_not_read_if_too_many_wait(monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_WAITING_CHUNKS", 0)
+    status, response = call_middleware([], None)
+    assert (status, response["reason"]) == (503, "busy")
+
+
+def test_disconnect_cancels_a_waiting_chunk(speech):
+    class Patient:
+        def receive(self, chunk, is_disconnected):
+            until = time.monotonic() + 10
+            while not is_disconnected():
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            raise AudioError("busy", "disconnected")
+
+    body = json.dumps(create_chunk(speech(8_000))).encode()
+    status, response = call_middleware([{"type": "http.request", "body": body}, {"type": "http.disconnect"}], Patient())
+    assert (status, response["reason"]) == (503, "busy")
