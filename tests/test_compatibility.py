@@ -115,7 +115,7 @@ def names_of(
     lasting = {name: value for name, value in features.items() if not name.startswith("library.")}
     return {
         "settings": recipes.digest(recipe.settings()),
-        "search": recipes.digest(recipes.search_settings(recipe)),
+        "search": recipes.digest(recipe.search_settings()),
         "features": recipes.digest(lasting),
         "run": training_pipeline.run_folder(recipe, cache, base).name,
         "sweep": sweeps.folder_of(recipe).name,

@@ -17,7 +17,7 @@ import pytest
 from pages import PAGES, README, ROOT, Command, blocks, prose
 
 from pipelines import recipes
-from pipelines.recipes import settings
+from pipelines.recipes import base_settings, settings
 
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -85,7 +85,7 @@ def is_setting(name: str) -> bool:
     """Return whether recipes have a setting of this dotted name. Below a table with free names any name is one."""
     group: type = settings.Recipe
     for part in name.split("."):
-        if not (isinstance(group, type) and issubclass(group, settings.Settings)):
+        if not (isinstance(group, type) and issubclass(group, base_settings.Settings)):
             return True
         if part not in group.model_fields:
             return False
@@ -98,7 +98,7 @@ def setting_names(page: Path) -> list[str]:
     groups = [
         name
         for name, field in settings.Recipe.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, settings.Settings)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, base_settings.Settings)
     ]
     pattern = rf"((?:{'|'.join(groups)})(?:\.[a-z_]+)+)(=.*| = .*)?"
     matches = [re.fullmatch(pattern, span) for span in code_spans(page)]

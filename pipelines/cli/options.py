@@ -82,7 +82,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
         parsed = json.loads(value)
     except ValueError:
         return name, value
-    return name, value if recipes.takes_text(name) and not isinstance(parsed, str) else parsed
+    return name, value if recipes.is_text_setting(name) and not isinstance(parsed, str) else parsed
 
 
 def split_list(text: str) -> list[str]:

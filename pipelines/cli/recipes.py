@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from pipelines import recipes
 from pipelines.cli.options import Json, Overrides, load_recipe, print_result
 
 
@@ -21,5 +20,5 @@ def recipe(
     Example: python -m pipelines recipe tour --set training.steps=60
     """
     loaded = load_recipe(recipe, set_)
-    settings = loaded.settings() | (recipes.search_settings(loaded) if loaded.search.space else {})
+    settings = loaded.settings() | (loaded.search_settings() if loaded.search.space else {})
     print_result(as_json, settings, "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items()))

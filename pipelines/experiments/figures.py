@@ -14,7 +14,7 @@ from pipelines.experiments.comparison.findings import is_significant
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment
 from pipelines.infra.plots import _ACCENT, _INK, _SOFT, _axes, _figure, _plain, _row
-from pipelines.recipes.settings import ParameterSettings
+from pipelines.recipes.search_settings import ParameterSettings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import manifest
 from pipelines.infra.csv_log import CsvLog
 from pipelines.recipes import digest
-from pipelines.recipes.settings import flatten
+from pipelines.recipes.base_settings import flatten
 
 FILE = "experiments.csv"
 COLUMNS = (

@@ -18,7 +18,8 @@ from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes import digest
 from pipelines.recipes import runs as recipe_runs
-from pipelines.recipes.settings import PartSettings, Recipe
+from pipelines.recipes.data_settings import PartSettings
+from pipelines.recipes.settings import Recipe
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef, _vocabulary_sha256
 

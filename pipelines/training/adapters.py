@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.infra.errors import missing_package
-from pipelines.recipes.settings import ModelSettings
+from pipelines.recipes.training_settings import ModelSettings
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 

@@ -28,7 +28,8 @@ from pipelines.features.curation.leaks import HELD_OUT
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
-from pipelines.recipes.settings import DistillationSettings, Recipe
+from pipelines.recipes.settings import Recipe
+from pipelines.recipes.training_settings import DistillationSettings
 from pipelines.speech import text
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model

@@ -18,7 +18,8 @@ from typing import Any
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment, manifest
 from pipelines.infra.redact import redact_settings
-from pipelines.recipes.settings import Recipe, flatten
+from pipelines.recipes.base_settings import flatten
+from pipelines.recipes.settings import Recipe
 from pipelines.whisper.lineage import _DATA, _HUB_ID, FILE, data_of
 from pipelines.whisper.model import ModelRef
 

@@ -185,10 +185,10 @@ def test_a_defect_is_not_hidden(call, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_recipe_shows_every_setting_as_it_would_run(call):
-    from pipelines.recipes import known_names
+    from pipelines.recipes import setting_names
 
     told = call("recipe", "tour", "--set", "training.steps=7", "--json").told
-    assert told.keys() == set(known_names())
+    assert told.keys() == set(setting_names())
     assert told["training.steps"] == 7
     assert "training.steps = 7\n" in call("recipe", "--set", "training.steps=7").out
 

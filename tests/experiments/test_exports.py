@@ -20,7 +20,7 @@ from pipelines.experiments import pipeline as experiment_pipeline
 from pipelines.inference.deploy import package
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
-from pipelines.recipes.settings import DistillationSettings
+from pipelines.recipes.training_settings import DistillationSettings
 from pipelines.training import distillation
 from pipelines.whisper import engines, export
 from pipelines.whisper import model as whisper_model

@@ -25,7 +25,7 @@ from pipelines.features import cache as caches
 from pipelines.features.curation import label_errors
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
-from pipelines.recipes.settings import DistillationSettings
+from pipelines.recipes.training_settings import DistillationSettings
 from pipelines.training import distillation, trainer
 from pipelines.training import loop as training_loop
 from pipelines.training import pipeline as training_pipeline

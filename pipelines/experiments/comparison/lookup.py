@@ -19,7 +19,8 @@ from pipelines.experiments import evaluation
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
-from pipelines.recipes.settings import Recipe, flatten
+from pipelines.recipes.base_settings import flatten
+from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring, text
 from pipelines.speech.scoring import Edits
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from pipelines.features.sources.registry import open_source
 from pipelines.infra.errors import LabError
-from pipelines.recipes.settings import SourceSettings
+from pipelines.recipes.data_settings import SourceSettings
 from pipelines.speech import audio
 
 MAX_BYTES = 1_200_000

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.experiments.report import pictures
 from pipelines.experiments.report.alignment import align
-from pipelines.recipes.settings import flatten
+from pipelines.recipes.base_settings import flatten
 from pipelines.speech import text
 
 _MAX_VALUES = 12

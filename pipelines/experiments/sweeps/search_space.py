@@ -15,7 +15,8 @@ import numpy as np
 from pipelines import recipes
 from pipelines.experiments.sweeps.trials import Trial
 from pipelines.infra.errors import LabError, missing_package
-from pipelines.recipes.settings import ParameterSettings, Recipe, SearchSettings
+from pipelines.recipes.search_settings import ParameterSettings, SearchSettings
+from pipelines.recipes.settings import Recipe
 from pipelines.training import run as training_runs
 
 _ATTEMPTS = 100

@@ -144,7 +144,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     defaults = Recipe(name="plain").settings()
     irrelevant = ({"name", *training_runs.NOT_OF_THE_WEIGHTS} | {"features.workers"}) - {"model.base"}
     changed = {name: value for name, value in recipe.settings().items() if value != defaults[name]}
-    search = recipes.search_settings(recipe)
+    search = recipe.search_settings()
     for name in ("search.trials", "search.max_hours"):
         search.pop(name)
     return {name: value for name, value in changed.items() if name not in irrelevant} | search

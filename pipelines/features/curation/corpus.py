@@ -27,7 +27,8 @@ from pipelines.features.curation.quality import Limits
 from pipelines.features.curation.selection import Count, Drop, Duplicates, Repair, Selection, Step
 from pipelines.features.sources import Example, Source
 from pipelines.infra.errors import LabError
-from pipelines.recipes.settings import CurationSettings, Recipe
+from pipelines.recipes.data_settings import CurationSettings
+from pipelines.recipes.settings import Recipe
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 

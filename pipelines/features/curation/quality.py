@@ -21,7 +21,7 @@ _FLOOR = 1e-9
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for a training clip; the defaults set none. Meanings: recipes.settings.CurationSettings."""
+    """Limits for a training clip; the defaults set none. Meanings: recipes.data_settings.CurationSettings."""
 
     min_chars_per_s: float = 0.0
     max_chars_per_s: float = 0.0

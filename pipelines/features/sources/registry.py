@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.features.sources import Source
-from pipelines.recipes.settings import SourceSettings
+from pipelines.recipes.data_settings import SourceSettings
 
 
 def open_source(settings: SourceSettings, language: str = "sv") -> Source:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
-from pipelines.recipes.settings import TrainingSettings
+from pipelines.recipes.training_settings import TrainingSettings
 from pipelines.whisper.log_mel import FULL_FRAMES
 
 if TYPE_CHECKING:

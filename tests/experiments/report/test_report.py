@@ -15,7 +15,7 @@ from pipelines.experiments.report import calibration, clips, confusions, inventi
 from pipelines.experiments.report.alignment import align
 from pipelines.features.curation import quality
 from pipelines.infra import redact
-from pipelines.recipes.settings import SourceSettings
+from pipelines.recipes.data_settings import SourceSettings
 from pipelines.speech import repetition, text
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel

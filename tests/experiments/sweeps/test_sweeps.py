@@ -30,7 +30,7 @@ from pipelines.experiments.sweeps.trials import Record, Trial
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
 from pipelines.infra.errors import LabError, Unfinished
-from pipelines.recipes import settings as recipes_settings
+from pipelines.recipes import base_settings
 from pipelines.training import components, trainer, validation
 from pipelines.training import loop as training_loop
 from pipelines.training import pipeline as training_pipeline
@@ -444,7 +444,7 @@ cli.main()
 
 def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(whole, toy_recipe, toy_model, fresh_runs):
     recipe, made, _, _ = whole
-    given = {"model.base": str(toy_model), **recipes_settings.flatten(SEARCH)}
+    given = {"model.base": str(toy_model), **base_settings.flatten(SEARCH)}
     set_ = [word for name, value in given.items() for word in ("--set", f"{name}={as_argument(value)}")]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", COMMAND, "sweep", "--recipe", str(toy_recipe), "--runs", str(fresh_runs), *set_]

@@ -21,7 +21,7 @@ from pipelines.features.curation.leaks import HeldOut
 from pipelines.features.curation.selection import ORDER
 from pipelines.features.sources import SPLITS, Example
 from pipelines.infra.errors import LabError
-from pipelines.recipes import known_names, load
+from pipelines.recipes import load, setting_names
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper.model import ModelRef
@@ -406,7 +406,7 @@ OTHER = {
     "full_stop": True,
 }
 ELSEWHERE = ("held_out", "max_label_cer", "label_model")
-FLAT = [name.removeprefix("curation.") for name in known_names() if name.startswith("curation.")]
+FLAT = [name.removeprefix("curation.") for name in setting_names() if name.startswith("curation.")]
 
 
 @pytest.mark.parametrize("name", [name for name in FLAT if name not in ELSEWHERE])

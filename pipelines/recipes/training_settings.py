@@ -1,0 +1,139 @@
+"""Settings of training: the base model, the optimisation and distillation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.recipes.base_settings import Settings
+
+
+class ModelSettings(Settings):
+    """The model that training starts from, and which of its weights are trained."""
+
+    base: str = "openai/whisper-tiny"
+    """A Hub id, `hub://owner/name@revision`, a folder, or a quantised model such as `openai/whisper-small@q8`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in encoder and decoder during training, 0 to below 1. Whisper was trained without; 0.1 is too much for
+    whisper-tiny."""
+    spec_augment: bool = False
+    """Mask time and mel bands during training (SpecAugment, Park et al. 2019)."""
+    freeze_encoder: bool = False
+    """Train the decoder only, with the encoder frozen and without dropout in it: less memory, no backward pass
+    through the encoder."""
+    adapter: Literal["", "lora"] = ""
+    """`lora`: train low-rank matrices beside the frozen weights (Hu et al. 2021) and merge them at the end. With
+    `freeze_encoder` only the decoder has them."""
+    lora_rank: int = Field(8, ge=1)
+    """lora: rank of the matrices, at least 1."""
+    lora_alpha: float = Field(16.0, gt=0)
+    """lora: the update is scaled by lora_alpha / lora_rank; above 0."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """lora: dropout before the matrices, 0 to below 1."""
+    lora_targets: tuple[Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ...] = Field(
+        ("q_proj", "v_proj"), min_length=1
+    )
+    """lora: the layers with such matrices: four of the attention, two of the feed-forward network."""
+
+    @model_validator(mode="after")
+    def _lora_settings_need_an_adapter(self) -> ModelSettings:
+        fields = {name: field for name, field in type(self).model_fields.items() if name.startswith("lora_")}
+        changed = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if changed and not self.adapter:
+            raise ValueError(f"model.{changed[0]} is set, so model.adapter must be 'lora'")
+        return self
+
+
+class DistillationSettings(Settings):
+    """Training of a smaller student with a tuned teacher; see training/distillation.py. No teacher: plain tuning."""
+
+    teacher: str = ""
+    """The model that teaches the student and initialises it: a model's URI, or `run:<recipe>`, the model trained with
+    that recipe's [model], [augment] and [training] on this recipe's data and `model.base`."""
+    decoder_layers: int = Field(0, ge=0)
+    """Number of the student's decoder layers, evenly spaced in the teacher; 0 keeps all."""
+    encoder_layers: int = Field(0, ge=0)
+    """Number of the student's encoder layers; 0 keeps all. With all of them and `model.freeze_encoder`, teacher and
+    student share one encoder, which is computed once."""
+    temperature: float = Field(2.0, gt=0)
+    """Temperature of both distributions in the Kullback-Leibler divergence; above 0."""
+    kl_weight: float = Field(1.0, ge=0)
+    """Weight of the Kullback-Leibler divergence from the teacher; the cross entropy has weight 1."""
+    labels: Literal["teacher", "transcript"] = "teacher"
+    """Targets of the cross entropy: the teacher's hypotheses (pseudo-labels), or the transcripts."""
+    max_label_wer: float = Field(0.5, ge=0)
+    """Leave out training clips if the word error rate of the teacher's hypothesis is higher; 0 keeps all."""
+
+    @model_validator(mode="after")
+    def _other_settings_need_a_teacher(self) -> DistillationSettings:
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if changed and not self.teacher:
+            raise ValueError(
+                f"distillation.{changed[0]} is set, so distillation.teacher must name a model or run:<recipe>"
+            )
+        return self
+
+
+class TrainingSettings(Settings):
+    """Batches, optimisation, validation and checkpoints."""
+
+    steps: int = Field(120, ge=1)
+    """Number of optimizer steps, at least 1."""
+    batch_size: int = Field(8, ge=1)
+    """Clips per batch, at least 1; all are padded to one length."""
+    micro_batch: int = Field(0, ge=0)
+    """Clips per forward pass; 0: the whole batch, halved on out-of-memory errors. It changes the weights only by
+    rounding and by other random draws of dropout."""
+    accumulation: int = Field(1, ge=1)
+    """Batches per optimizer step (gradient accumulation), at least 1."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Highest learning rate, above 0."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps in which the learning rate rises from 0 to its highest value."""
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning rate after the warm-up: falls to 0 linearly, falls to 0 as half a cosine, or stays constant."""
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """Optimizer of torch. `adafactor` (Shazeer and Stern 2018) stores two vectors per matrix instead of AdamW's two
+    numbers per weight, and scales its steps by the size of the weights. `sgd` stores one number per weight and needs
+    far larger learning rates."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of matrices; biases and layer norms have none."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """adamw: decay rate of the mean of gradients; sgd: momentum; adafactor: not used. 0 to below 1."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """adamw: decay rate of the mean of squared gradients, 0 to below 1; Whisper itself was trained with 0.98."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm, above 0."""
+    context: Literal["clip", "full"] = "clip"
+    """Length of the encoder's input: `clip`: the longest clip of the batch; `full`: always 30 s."""
+    bucket_batches: int = Field(20, ge=1)
+    """Number of batches that are sorted by length together, then cut and shuffled; 1: batches of random lengths."""
+    eval_every: int = Field(40, ge=1)
+    """Steps between two validations, each followed by a checkpoint."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Number of newest checkpoints to keep, at least 1; the best on validation is kept too."""
+    patience: int = Field(0, ge=0)
+    """Stop after this number of validations without a better WER; 0: never stop early."""
+    window_share: float = Field(0.0, ge=0, le=1)
+    """Share of the training clips that are joined to windows of 30 s, drawn again in every epoch, 0 to 1: for models
+    that transcribe long recordings. See training/data/packing.py."""
+    window_timestamps: bool = False
+    """Add Whisper's timestamp tokens to the transcripts of windows: start and end of each clip."""
+    max_hours: float = Field(0.0, ge=0)
+    """Stop with a checkpoint after this number of hours; the next call resumes from it. 0: no limit."""
+    fast_dev_run: bool = False
+    """Train two steps and evaluate a few clips, in separate folders, to test the set-up. Scores mean nothing."""
+    tracker: Literal["", "trackio", "tensorboard", "wandb", "mlflow"] = ""
+    """Experiment tracker for losses and scores; each needs its package. trackio and tensorboard write to this machine
+    only."""
+    workers: int = Field(0, ge=0)
+    """Number of processes that load batches; 0: the training process loads them."""
+    seed: int = 42
+    """Seed of batches, dropout and adapters."""
+
+    @model_validator(mode="after")
+    def _timestamps_need_windows(self) -> TrainingSettings:
+        if self.window_timestamps and not self.window_share:
+            raise ValueError("training.window_timestamps is set, so training.window_share must be above 0")
+        return self
