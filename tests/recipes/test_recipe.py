@@ -11,13 +11,14 @@ import pytest
 
 from pipelines import recipes
 from pipelines.infra.errors import LabError
-from pipelines.recipes import differences, digest, known_names, load, names
-from pipelines.recipes.settings import Recipe, flatten
+from pipelines.recipes import differences, digest, load, names, setting_names
+from pipelines.recipes.base_settings import flatten
+from pipelines.recipes.settings import Recipe
 
 ROOT = Path(__file__).parents[2]
 
 
-def refusal(*arguments) -> str:
+def error_message(*arguments) -> str:
     with pytest.raises(LabError) as error:
         load(*arguments)
     assert "\n" not in str(error.value)
@@ -25,12 +26,12 @@ def refusal(*arguments) -> str:
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_shipped_recipe_loads_under_its_own_name(name):
+def test_shipped_recipe_loads_with_its_file_name(name):
     assert load(name).name == name
-    assert set(flatten(load(name).model_dump())) == set(known_names())
+    assert set(flatten(load(name).model_dump())) == set(setting_names())
 
 
-def test_there_is_a_tour():
+def test_default_recipe_is_the_tour():
     assert "tour" in names()
     assert load().name == "tour"
 
@@ -43,7 +44,7 @@ def test_there_is_a_tour():
         {"training.steps": 61, "features": {"dtype": "float16"}},
     ],
 )
-def test_overrides_nested_and_dotted(overrides):
+def test_overrides_may_be_nested_or_dotted(overrides):
     changed = load("tour", overrides)
     assert (changed.training.steps, changed.features.dtype) == (61, "float16")
     assert changed.training.batch_size == load("tour").training.batch_size
@@ -53,7 +54,7 @@ def test_overrides_nested_and_dotted(overrides):
     ]
 
 
-def test_a_recipe_of_ones_own(tmp_path):
+def test_recipe_file_loads_by_path(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\nlanguage = "nb"\n[training]\nsteps = 7\n[model]\n', "utf-8")
     assert (load(path).language, load(str(path)).training.steps) == ("nb", 7)
@@ -72,14 +73,14 @@ def test_a_recipe_of_ones_own(tmp_path):
         ({"training.steps.x": 5}, "'training.steps'"),
     ],
 )
-def test_a_misspelt_name_is_refused_with_the_nearest(overrides, suggestion):
-    message = refusal("tour", overrides)
+def test_misspelt_name_error_suggests_the_nearest(overrides, suggestion):
+    message = error_message("tour", overrides)
     assert "unknown setting" in message
     assert suggestion in message
 
 
-def test_a_name_near_to_none_is_refused_too():
-    assert "did you mean" not in refusal("tour", {"zzzzzzzz": 1})
+def test_unrelated_name_error_has_no_suggestion():
+    assert "did you mean" not in error_message("tour", {"zzzzzzzz": 1})
 
 
 @pytest.mark.parametrize(
@@ -101,20 +102,20 @@ def test_a_name_near_to_none_is_refused_too():
         ("training.context", None),
     ],
 )
-def test_a_value_out_of_range_is_one_line(name, value):
-    message = refusal("tour", {name: value})
+def test_value_out_of_range_is_a_one_line_error(name, value):
+    message = error_message("tour", {name: value})
     assert message.startswith(f"setting {name}: ")
     assert repr(value) in message
 
 
-def test_a_folder_source_needs_its_folder():
-    assert "source.path" in refusal("tour", {"source.kind": "folder"})
+def test_folder_source_without_path_is_an_error():
+    assert "source.path" in error_message("tour", {"source.kind": "folder"})
     assert load("tour", {"source.kind": "folder", "source.path": "x"}).source.path == "x"
 
 
 @pytest.mark.parametrize(("kind", "what"), [("hub", "owner/name"), ("parquet", "Parquet"), ("feedback", "log")])
-def test_other_sources_need_their_place(kind, what):
-    assert what in refusal("tour", {"source.kind": kind})
+def test_source_without_path_is_an_error(kind, what):
+    assert what in error_message("tour", {"source.kind": kind})
     assert load("tour", {"source.kind": kind, "source.path": "x/y"}).source.kind == kind
 
 
@@ -136,7 +137,7 @@ splits.train = "train"
 """
 
 
-def test_parts_of_a_mix(tmp_path):
+def test_parts_of_a_mix_are_read_and_overridden(tmp_path):
     path = tmp_path / "mixed.toml"
     path.write_text(PARTS, "utf-8")
     first, second = load(path).source.parts
@@ -149,7 +150,7 @@ def test_parts_of_a_mix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("count = 20", "cuont = 20", "unknown setting 'source.parts.1.cuont'; did you mean 'source.parts.1.count'?"),
         ("splits.train", "splits.trian", "'source.parts.1.splits.trian'; did you mean 'source.parts.1.splits.train'?"),
@@ -163,42 +164,42 @@ def test_parts_of_a_mix(tmp_path):
         ("[[source.parts]]", "[[source.prats]]", "unknown setting 'source.prats'; did you mean 'source.parts'?"),
     ],
 )
-def test_a_part_that_is_wrong_is_one_line(tmp_path, old, new, told):
+def test_invalid_part_is_a_one_line_error(tmp_path, old, new, message):
     path = tmp_path / "mixed.toml"
     path.write_text(PARTS.replace(old, new), "utf-8")
-    assert told in refusal(path)
+    assert message in error_message(path)
 
 
-@pytest.mark.parametrize("named", ["test", "validation+test", "test.clean", "Partial-Test", "cv_test", "dev + testing"])
-def test_a_test_split_is_never_selected_by(tmp_path, named):
-    told = refusal("tour", {"source.kind": "hub", "source.path": "a/b", "source.splits.validation": named})
-    assert "must not be a test split" in told and "\n" not in told
-    part = {"name": "a", "kind": "hub", "path": "a/b", "gives": ["validation"], "splits.validation": named}
-    assert "must not be a test split" in refusal("tour", {"source.kind": "mix", "source.parts": [part]})
+@pytest.mark.parametrize("split", ["test", "validation+test", "test.clean", "Partial-Test", "cv_test", "dev + testing"])
+def test_test_split_as_validation_is_an_error(tmp_path, split):
+    message = error_message("tour", {"source.kind": "hub", "source.path": "a/b", "source.splits.validation": split})
+    assert "must not be a test split" in message and "\n" not in message
+    part = {"name": "a", "kind": "hub", "path": "a/b", "gives": ["validation"], "splits.validation": split}
+    assert "must not be a test split" in error_message("tour", {"source.kind": "mix", "source.parts": [part]})
 
 
-@pytest.mark.parametrize("named", ["", "none", "5%", "dev", "contest", "latest", "validation+other"])
-def test_other_splits_are_selected_by(named):
-    chosen = {"source.kind": "hub", "source.path": "a/b", "source.splits.validation": named}
-    assert load("tour", {**chosen, "source.splits.test": "test"}).source.splits.validation == named
+@pytest.mark.parametrize("split", ["", "none", "5%", "dev", "contest", "latest", "validation+other"])
+def test_other_splits_are_allowed_as_validation(split):
+    overrides = {"source.kind": "hub", "source.path": "a/b", "source.splits.validation": split}
+    assert load("tour", {**overrides, "source.splits.test": "test"}).source.splits.validation == split
 
 
-def test_a_mix_has_parts_and_they_are_no_mixes():
-    assert "belong together" in refusal("tour", {"source.kind": "mix"})
+def test_mix_without_parts_or_in_a_mix_is_an_error():
+    assert "belong together" in error_message("tour", {"source.kind": "mix"})
     inner = {"name": "b", "kind": "tour"}
     nested = {"source.kind": "mix", "source.parts": [{"name": "a", "kind": "mix", "parts": [inner]}]}
-    assert "a part cannot be a mix" in refusal("tour", nested)
-    assert "list of tables" in refusal("tour", {"source.kind": "mix", "source.parts": "cv"})
+    assert "a part cannot be a mix" in error_message("tour", nested)
+    assert "list of tables" in error_message("tour", {"source.kind": "mix", "source.parts": "cv"})
 
 
 @pytest.mark.parametrize("overrides", ["training.steps=60", ["training.steps"], 5])
-def test_overrides_that_are_no_dictionary(overrides):
-    assert "dictionary" in refusal("tour", overrides)
+def test_overrides_of_another_type_are_an_error(overrides):
+    assert "dictionary" in error_message("tour", overrides)
 
 
-def test_recipes_that_cannot_be_read(tmp_path):
-    assert "did you mean 'tour'" in refusal("tuor")
-    assert "no recipe" in refusal(tmp_path / "nowhere.toml")
+def test_unreadable_recipe_is_a_one_line_error(tmp_path):
+    assert "did you mean 'tour'" in error_message("tuor")
+    assert "no recipe" in error_message(tmp_path / "nowhere.toml")
     for name, content in {
         "broken.toml": b"name = ",
         "latin.toml": "name = 'å'".encode("cp1252"),
@@ -206,31 +207,31 @@ def test_recipes_that_cannot_be_read(tmp_path):
         "more.toml": b"name = 'x'\n[training]\nstep = 5",
     }.items():
         (tmp_path / name).write_bytes(content)
-        assert refusal(tmp_path / name)
+        assert error_message(tmp_path / name)
     (tmp_path / "folder.toml").mkdir()
-    assert "folder.toml" in refusal(tmp_path / "folder.toml")
+    assert "folder.toml" in error_message(tmp_path / "folder.toml")
 
 
-def test_settings_are_frozen():
+def test_settings_are_immutable():
     for group, field in ((load(), "name"), (load().training, "steps")):
         with pytest.raises(pydantic.ValidationError):
             setattr(group, field, getattr(group, field))
 
 
-def test_settings_by_group():
+def test_settings_returns_the_named_groups():
     assert set(load().settings("training", "name")) == {
-        name for name in known_names() if name.startswith("training.")
+        name for name in setting_names() if name.startswith("training.")
     } | {"name"}
 
 
-def test_known_names_are_those_of_the_model():
-    assert sorted(known_names()) == sorted(flatten(load().model_dump()))
-    assert len(set(known_names())) == len(known_names())
+def test_setting_names_match_the_model():
+    assert sorted(setting_names()) == sorted(flatten(load().model_dump()))
+    assert len(set(setting_names())) == len(setting_names())
 
 
 def other_value(name: str, value):
-    """Another valid value of a setting."""
-    given = {
+    """Return another valid value of a setting."""
+    values = {
         "name": "another",
         "language": "da",
         "source.kind": "folder",
@@ -248,7 +249,7 @@ def other_value(name: str, value):
         "curation.leaks": "drop",
         "curation.label_errors": "repair",
         "source.men": 0.9,
-        **{name: 0.1 for name in known_names() if name.startswith("source.faults.")},
+        **{name: 0.1 for name in setting_names() if name.startswith("source.faults.")},
         "curation.held_out": ["test.tsv"],
         "curation.balance_by": "gender",
         "curation.min_level_dbfs": -60.0,
@@ -263,23 +264,23 @@ def other_value(name: str, value):
     }
     if isinstance(value, bool):
         return not value
-    return given[name] if name in given else value + (1 if isinstance(value, int | float) else "x")
+    return values[name] if name in values else value + (1 if isinstance(value, int | float) else "x")
 
 
-@pytest.mark.parametrize("name", [name for name in known_names() if name != "source.parts"])  # they need their kind
-def test_the_digest_feels_every_setting(name):
-    told = {"source.path": "x", "model.adapter": "lora", "training.window_share": 0.5}  # some settings need another
+@pytest.mark.parametrize("name", [name for name in setting_names() if name != "source.parts"])  # they need their kind
+def test_digest_changes_with_every_setting(name):
+    required = {"source.path": "x", "model.adapter": "lora", "training.window_share": 0.5}
     if name.startswith("distillation."):
-        told = {"distillation.teacher": "run:tour"}
-    base = load("tour", told)
-    changed = load("tour", {**told, name: other_value(name, base.settings()[name])})
+        required = {"distillation.teacher": "run:tour"}
+    base = load("tour", required)
+    changed = load("tour", {**required, name: other_value(name, base.settings()[name])})
     assert digest(changed.settings()) != digest(base.settings())
     assert [line.partition(":")[0] for line in differences(base.settings(), changed.settings())] == [name]
 
 
-def test_the_digest_is_the_same_in_every_process():
+def test_digest_is_equal_in_every_process():
     script = "from pipelines.recipes import load, digest; print(digest(load().settings()))"
-    found = {
+    digests = {
         subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,
@@ -290,32 +291,92 @@ def test_the_digest_is_the_same_in_every_process():
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert found == {digest(load().settings())}
-    assert len(found.pop()) == 12
+    assert digests == {digest(load().settings())}
+    assert len(digests.pop()) == 12
 
 
-def test_the_digest_does_not_feel_order():
+def test_digest_ignores_the_order_of_fields():
     assert digest({"a": 1, "b": "å"}) == digest({"b": "å", "a": 1}) != digest({"a": "1", "b": "å"})
 
 
-def test_differences():
+def test_differences_has_one_line_per_field():
     assert differences({"a": 1, "b": 2}, {"b": 2}) == ["a: wanted 1, found nothing"]
     assert differences({}, {"a": 1}) == ["a: wanted nothing, found 1"]
     assert differences({"a": 1}, {"a": 1}) == []
 
 
-def test_flatten():
+def test_flatten_joins_names_with_dots():
     assert flatten({"a": {"b": {"c": 1}}, "d": 2, "e.f": 3}) == {"a.b.c": 1, "d": 2, "e.f": 3}
 
 
-def test_the_language_and_the_name_are_plain_words():
+def test_language_codes_have_two_or_three_letters():
     for language in ("sv", "nb", "yue"):
         assert Recipe(name="x", language=language).language == language
     assert recipes.RECIPES.is_dir()
 
 
-def test_a_group_at_its_defaults_adds_nothing_to_an_identity():
+def test_changed_omits_defaults():
     assert load().changed("curation") == load().changed("augment") == {}
     assert load("tour", {"curation.leaks": "drop", "curation.min_snr_db": 0.0}).changed("curation") == {
         "curation.leaks": "drop"
     }
+
+
+# --- extends ----------------------------------------------------------------------------------------------------------
+
+
+def write_recipes(folder: Path, **files: str) -> None:
+    """Write `<name>.toml` for each keyword; the name is added as a setting."""
+    for name, content in files.items():
+        (folder / f"{name}.toml").write_text(f'name = "{name}"\n{content}\n', "utf-8")
+
+
+def test_extended_settings_are_those_of_the_parent(tmp_path):
+    write_recipes(tmp_path, child='extends = "planted-checked"\n[training]\nlearning_rate = 3e-4')
+    child, parent = load(tmp_path / "child.toml"), load("planted-checked")
+    assert [line.split(":")[0] for line in differences(parent.settings(), child.settings())] == [
+        "name",
+        "training.learning_rate",
+    ]
+
+
+def test_extends_may_name_a_file_beside_the_recipe(tmp_path):
+    write_recipes(
+        tmp_path,
+        child='extends = "parent.toml"\n[training]\nsteps = 3',
+        parent='extends = "planted-checked"\n[training]\nsteps = 2\nseed = 5',
+    )
+    training = load(tmp_path / "child.toml").training
+    assert (training.steps, training.seed, training.eval_every) == (3, 5, load("planted-checked").training.eval_every)
+
+
+def test_extends_is_no_setting(tmp_path):
+    write_recipes(tmp_path, child='extends = "tour"')
+    child = load(tmp_path / "child.toml")
+    assert "extends" not in child.settings() and "extends" not in recipes.as_toml(child)
+    assert digest(child.settings()) == digest(load("tour", {"name": "child"}).settings())
+    assert "extends is read from a recipe's file" in error_message("tour", {"extends": "small"})
+
+
+@pytest.mark.parametrize("extends", ['"child.toml"', '"other.toml"'])
+def test_extends_cycle_is_a_one_line_error(tmp_path, extends):
+    write_recipes(tmp_path, child=f"extends = {extends}", other='extends = "child.toml"')
+    assert "extend each other in a cycle: child.toml -> " in error_message(tmp_path / "child.toml")
+
+
+@pytest.mark.parametrize(
+    ("extends", "message"),
+    [
+        ('"tuor"', "child.toml extends the recipe 'tuor', which does not exist; did you mean 'tour'?"),
+        ('"nowhere.toml"', "extends the recipe 'nowhere.toml', which does not exist"),
+        ('["tour", "small"]', "extends must be the name of one recipe or a .toml file, got ['tour', 'small']"),
+    ],
+)
+def test_unknown_parent_is_a_one_line_error(tmp_path, extends, message):
+    write_recipes(tmp_path, child=f"extends = {extends}")
+    assert message in error_message(tmp_path / "child.toml")
+
+
+def test_misspelt_setting_of_a_parent_is_an_error(tmp_path):
+    write_recipes(tmp_path, child='extends = "parent.toml"', parent="[training]\nstesp = 3")
+    assert "unknown setting 'training.stesp'" in error_message(tmp_path / "child.toml")
