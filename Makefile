@@ -1,6 +1,6 @@
 # make run        create the environment, then run the tour: the three notebooks in order
 # make app        start the app with the newest model
-# make lint       check code style and that notebooks have no outputs
+# make lint       check code style, also of the app's JavaScript, and that notebooks have no outputs
 # make test       run the fast tests: under 5 minutes, offline
 # make test-slow  run the other tests: browser, Ray, processes that are killed, every documented command
 # make test-all   run both
@@ -14,7 +14,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run app test test-slow test-all lint doctor browser test-colab log-base clean
+.PHONY: run app test test-slow test-all lint lint-js doctor browser test-colab log-base clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,9 +42,21 @@ test-slow: $(VENV)/ready browser
 
 test-all: test test-slow
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready lint-js
 	$(BIN)/ruff check .
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+# JavaScript and CSS of the app, by biome; the folder's name has the version, so that a new one is installed
+BIOME := 2.6.8
+BIOME_FOLDER := .lint/biome-$(BIOME)
+lint-js:
+	@if ! command -v npm >/dev/null; then \
+	  echo "no npm: the JavaScript check is skipped (install it with: sudo apt-get install npm)"; \
+	else \
+	  test -x $(BIOME_FOLDER)/node_modules/.bin/biome \
+	    || npm install --silent --no-audit --no-fund --prefix $(BIOME_FOLDER) @biomejs/biome@$(BIOME) \
+	  && $(BIOME_FOLDER)/node_modules/.bin/biome check --config-path=.ci pipelines; \
+	fi
 
 doctor: $(VENV)/ready
 	$(BIN)/python -m pipelines doctor
