@@ -397,7 +397,7 @@ def test_ledger_is_read_and_appended_to(expected):
     before = test_set_log.read(Path("runs"))
     assert [row["tuned"] for row in before] == ["no", "yes"]
     (folder,) = [path for path in Path("runs/toy/reports").iterdir() if before[1]["report"].endswith(path.name)]
-    looks = test_set_log.note(Path("runs"), evaluation.read_report(folder), model, "toy", made=True)
+    looks = test_set_log.add(Path("runs"), evaluation.read_report(folder), model, "toy", is_new=True)
     assert (looks.scorings, looks.of_model, looks.models) == (3, 2, 2)
     *earlier, last = test_set_log.read(Path("runs"))
     assert earlier == before

@@ -60,7 +60,7 @@ def evaluate(
     if log:
         transcript_log.write(log, report)
     fields = report.as_dict()
-    if scorings := test_set_log.looks(environment.runs_folder(runs), report):
+    if scorings := test_set_log.counts_of(environment.runs_folder(runs), report):
         fields["looks"] = scorings.as_dict()
     print_result(as_json, fields, f"{report}\nNext: open {report.page} in a browser to see on whom and where it fails")
 
@@ -90,7 +90,7 @@ def compare(
     runs_folder = environment.runs_folder(runs)
     if not (experiments or baseline):
         rows = run_log.read(runs_folder)
-        return print_result(as_json, {"experiments": rows}, run_log.in_words(rows))
+        return print_result(as_json, {"experiments": rows}, run_log.format_table(rows))
     comparison = compare.compare(experiments or [], baseline, runs=runs)
     folder = Path(out) if out else runs_folder / "comparisons" / comparison.digest
     if dry_run:

@@ -55,7 +55,7 @@ def evaluate(
             recipe, cache, ref, split, _reports(recipe, runs), on_start=started.append, on_clips=report_progress
         )
     if split == "test" and not recipe.training.fast_dev_run:
-        scorings = test_set_log.note(environment.runs_folder(runs), report, ref, recipe.name, made=bool(started))
+        scorings = test_set_log.add(environment.runs_folder(runs), report, ref, recipe.name, is_new=bool(started))
         logger.info((started and scorings.warning()) or str(scorings))
     tuned = ref.facts.get("kind") == "model" and "made_of" not in ref.facts  # an export is not changed
     if split == "test" and tuned and ref.origin == "folder":

@@ -1,9 +1,7 @@
-"""Every scoring of a test split: a line of `runs/test_scorings.csv`, a file that only grows.
+"""The log of test-set scorings: `runs/test_scorings.csv`, one row each time a test split is scored.
 
-A test split answers once. Whoever scores many models, or one model with many settings, and keeps the best, has selected
-on it, and its figure is no longer one of unseen speech. The lab never selects by it; what people do shows here.
-
-Rows are appended as infra/csv_log.py describes.
+Scoring many models on a test split and keeping the best one selects on it; its score is then no longer that of unseen
+speech. The lab itself never selects on a test split. This log shows how often people looked at it.
 """
 
 from __future__ import annotations
@@ -22,24 +20,24 @@ from pipelines.whisper.model import ModelRef
 
 NAME = "test_scorings.csv"
 COLUMNS = ("when", "recipe", "model", "model_digest", "tuned", "report", "test_set")
-"""`when` in UTC; `model_digest` names the weights, whatever they are called; `report` as seen from the runs folder."""
+"""`when` in UTC; `model_digest` identifies the weights; `report` is a folder relative to the runs."""
 _TEST_SET = re.compile(r"[0-9a-f]{16}")
-"""The last cell of every whole line: a shorter one was cut."""
+"""The last cell of a complete row."""
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How often a test set was scored, a report's own scoring included."""
+class ScoringCounts:
+    """How often a test set was scored, including the scoring of a given report."""
 
     test_set: str
-    """Its digest (evaluation.test_set)."""
+    """Digest of the test set (evaluation.test_set)."""
     recipe: str
     scorings: int
-    """Of any model, by any recipe."""
+    """Scorings of any model, by any recipe."""
     of_model: int
-    """Of the report's model; of an untuned one those of this recipe: each recipe scores its own base once."""
+    """Scorings of the report's model. For an untuned model only those by this recipe: each recipe scores its base once."""
     models: int
-    """Different models that this recipe scored on it, the untuned one included."""
+    """Number of different models that this recipe scored on it, including the untuned one."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,22 +49,22 @@ class Looks:
         )
 
     def warning(self) -> str:
-        """What is to be said after a scoring that was not this model's first; empty after the first."""
+        """Return a warning if this model was scored more than once, else an empty string."""
         return (
             f"warning: this model was scored on this test set {self.of_model} times, and recipe {self.recipe} scored "
-            f"{self.models} models on it: whoever picks the best of them selects on the test split; pick by validation"
+            f"{self.models} models on it: choosing the best of them selects on the test split; choose by validation instead"
             if self.of_model > 1
             else ""
         )
 
 
-def note(
-    runs: Path, report: EvalReport, ref: ModelRef, recipe: str, *, made: bool, now: datetime | None = None
-) -> Looks:
-    """Add the report's scoring to the log of the folder `runs`, and count.
+def add(
+    runs: Path, report: EvalReport, ref: ModelRef, recipe: str, *, is_new: bool, now: datetime | None = None
+) -> ScoringCounts:
+    """Add a scoring to the log of the folder `runs` and return the counts.
 
-    A report that was read and not `made` is no scoring; one that the log does not know is added all the same. `now` is
-    the clock's time unless told. Raises LabError for a log that cannot be written.
+    A report that is not new is added only if it is missing from the log. `now` defaults to the current time. Raise
+    LabError for a log that cannot be written.
     """
     row = {
         "when": (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
@@ -74,26 +72,26 @@ def note(
         "model": " ".join(report.model.split()),
         "model_digest": digest(whisper_model.identity(ref)),
         "tuned": "yes" if "digest" in report.lineage else "no",
-        "report": _seen_from(runs, report.folder),
+        "report": _relative_to(runs, report.folder),
         "test_set": report.test_set,
     }
     log = _log(runs)
 
-    def lacking() -> bool:
-        return made or not any(_same(row, other, "report", "test_set") for other in log.read())
+    def is_missing() -> bool:
+        return is_new or not any(_same(row, other, "report", "test_set") for other in log.read())
 
-    if lacking():
+    if is_missing():
         with log.locked():
-            if lacking():
+            if is_missing():
                 log.append(row)
     return _count(log.read(), row)
 
 
-def looks(runs: Path, report: EvalReport) -> Looks | None:
-    """The counts for a report's model and test set; None for a report that the log does not know."""
-    told, rows = {"report": _seen_from(runs, report.folder), "test_set": report.test_set}, read(runs)
-    own = next((row for row in rows if _same(row, told, *told)), None)
-    return own and _count(rows, own)
+def counts_of(runs: Path, report: EvalReport) -> ScoringCounts | None:
+    """Return the counts for a report's model and test set, or None if the report is not in the log."""
+    key, rows = {"report": _relative_to(runs, report.folder), "test_set": report.test_set}, read(runs)
+    row = next((row for row in rows if _same(row, key, *key)), None)
+    return row and _count(rows, row)
 
 
 def read(runs: Path) -> list[dict[str, str]]:
@@ -101,15 +99,15 @@ def read(runs: Path) -> list[dict[str, str]]:
     return _log(runs).read()
 
 
-def _count(rows: list[dict[str, str]], own: dict[str, str]) -> Looks:
-    here = [row for row in rows if _same(row, own, "test_set")]
-    among = ("model_digest",) if own["tuned"] == "yes" else ("model_digest", "recipe")
-    return Looks(
-        own["test_set"],
-        own["recipe"],
-        len(here),
-        sum(_same(row, own, *among) for row in here),
-        len({row["model_digest"] for row in here if _same(row, own, "recipe")}),
+def _count(rows: list[dict[str, str]], scoring: dict[str, str]) -> ScoringCounts:
+    of_test_set = [row for row in rows if _same(row, scoring, "test_set")]
+    same_model = ("model_digest",) if scoring["tuned"] == "yes" else ("model_digest", "recipe")
+    return ScoringCounts(
+        scoring["test_set"],
+        scoring["recipe"],
+        len(of_test_set),
+        sum(_same(row, scoring, *same_model) for row in of_test_set),
+        len({row["model_digest"] for row in of_test_set if _same(row, scoring, "recipe")}),
     )
 
 
@@ -117,7 +115,7 @@ def _same(one: dict[str, str], other: dict[str, str], *columns: str) -> bool:
     return all(one[name] == other[name] for name in columns)
 
 
-def _seen_from(runs: Path, folder: Path) -> str:
+def _relative_to(runs: Path, folder: Path) -> str:
     return folder.relative_to(runs).as_posix() if folder.is_relative_to(runs) else str(folder)
 
 

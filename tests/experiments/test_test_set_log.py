@@ -26,17 +26,17 @@ def noted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(whisper_model, "identity", lambda ref: {"weights_sha256": ref})
 
-    def note(model="m", report="toy/reports/test-1", recipe="toy", tuned=True, test_set=TEST_SET, made=True):
+    def note(model="m", report="toy/reports/test-1", recipe="toy", tuned=True, test_set=TEST_SET, is_new=True):
         lineage = {"base": "b", **({"digest": model} if tuned else {})}
         told = SimpleNamespace(
             folder=tmp_path / report, model=f"{model}, tuned @ 1", test_set=test_set, lineage=lineage
         )
-        return test_set_log.note(tmp_path, told, model, recipe, made=made, now=NOON)
+        return test_set_log.add(tmp_path, told, model, recipe, is_new=is_new, now=NOON)
 
     return note
 
 
-def counts(looks: test_set_log.Looks) -> tuple[int, int, int]:
+def counts(looks: test_set_log.ScoringCounts) -> tuple[int, int, int]:
     return looks.scorings, looks.of_model, looks.models
 
 
@@ -78,10 +78,10 @@ def test_a_tuned_model_is_one_model_for_every_recipe_and_a_base_is_not(noted):
 def test_a_report_that_is_read_is_no_scoring(noted, tmp_path):
     noted("m", "toy/reports/test-1")
     (tmp_path / f".{NAME}.lock").unlink()
-    assert counts(noted("m", "toy/reports/test-1", made=False)) == (1, 1, 1)
+    assert counts(noted("m", "toy/reports/test-1", is_new=False)) == (1, 1, 1)
     assert not (tmp_path / f".{NAME}.lock").exists(), "nothing is written"
     assert counts(noted("m", "toy/reports/test-1")) == (2, 2, 1), "made anew, it is one"
-    assert counts(noted("m", "toy/reports/test-7", made=False)) == (3, 3, 1), "unknown to the log, it was one"
+    assert counts(noted("m", "toy/reports/test-7", is_new=False)) == (3, 3, 1), "unknown to the log, it was one"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ model.identity = lambda ref: {{"weights_sha256": ref}}
 runs = Path(sys.argv[1])
 for n in range(40):
     report = SimpleNamespace(folder=runs / f"{{sys.argv[2]}}-{{n}}", model="m", test_set="{TEST_SET}", lineage={{}})
-    test_set_log.note(runs, report, "m", "toy", made=True)
+    test_set_log.add(runs, report, "m", "toy", is_new=True)
 """
     writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path, name], cwd=ROOT) for name in "ab"]
     assert [writer.wait(300) for writer in writers] == [0, 0]
@@ -177,6 +177,6 @@ def test_a_report_finds_its_counts(scored, tmp_path):
     scored()
     (folder,) = (tmp_path / "toy" / "reports").iterdir()
     report = evaluation.read_report(folder)
-    assert counts(test_set_log.looks(tmp_path, report)) == (1, 1, 1)
-    assert test_set_log.looks(tmp_path, dataclasses.replace(report, test_set="f" * 16)) is None
-    assert test_set_log.looks(tmp_path / "none", report) is None
+    assert counts(test_set_log.counts_of(tmp_path, report)) == (1, 1, 1)
+    assert test_set_log.counts_of(tmp_path, dataclasses.replace(report, test_set="f" * 16)) is None
+    assert test_set_log.counts_of(tmp_path / "none", report) is None

@@ -17,9 +17,9 @@ _MAX_CONFUSIONS = 15
 """Entries of each list of confusions on the page."""
 
 
-def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str, str], silence: str) -> str:
+def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str, str], missing_audio: str) -> str:
     """Return the report page. `facts`: the content of report.json. `wers`: WER per utterance. `sounds`: data URIs by
-    utterance id. `silence`: the reason why some of the worst utterances have no audio.
+    utterance id. `missing_audio`: the reason why some of the worst utterances have no audio.
 
     The template engine escapes all texts; a content security policy forbids scripts and network access.
     """
@@ -37,8 +37,8 @@ def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str,
     return environment.get_template("page.html").render(
         facts=facts,
         sounds=sounds,
-        silence=silence,
-        shown=_MAX_CONFUSIONS,
+        missing_audio=missing_audio,
+        max_confusions=_MAX_CONFUSIONS,
         slices=_slices(facts["slices"]),
         scale=max([0.01, *(1.4 * row["wer"] for row in facts["slices"])]),
         worst=[{**row, "words": _marked(row["reference"], row["hypothesis"])} for row in facts["worst"]],
@@ -62,11 +62,11 @@ def _slices(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _marked(reference: str, hypothesis: str) -> dict[str, list[tuple[str, str]]]:
-    """Return the words of reference (`said`) and transcript (`written`), normalised, with the kind of their step."""
+    """Return the normalised words of reference and hypothesis, each with the kind of its alignment step."""
     steps = align(text.normalise(reference).split(), text.normalise(hypothesis).split())
     return {
-        "said": [(word, step.kind) for step in steps for word in step.reference],
-        "written": [(word, step.kind) for step in steps for word in step.hypothesis],
+        "reference": [(word, step.kind) for step in steps for word in step.reference],
+        "hypothesis": [(word, step.kind) for step in steps for word in step.hypothesis],
     }
 
 

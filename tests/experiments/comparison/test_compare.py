@@ -247,9 +247,7 @@ def test_a_report_that_does_not_tell_what_was_scored_is_refused(runs: Path):
     (old, _) = lookup.find("raw", runs)
     told = json.loads((old.folder / "manifest.json").read_text("utf-8"))
     (old.folder / "manifest.json").write_text(json.dumps({**told, "test_set": ""}), "utf-8")
-    with pytest.raises(
-        LabError, match=r"is too old: it does not record what was scored\. Remove that folder"
-    ):
+    with pytest.raises(LabError, match=r"is too old: it does not record what was scored\. Remove that folder"):
         compare(old.folder, "better", runs=runs)
 
 

@@ -352,16 +352,16 @@ def test_no_absolute_path_is_left_within_a_string(value, left):
     assert redact.redact_values({"told": [value]}) == {"told": [left]}
 
 
-def page_of(told: dict, *pairs: tuple[str, str], silence: str = "", **columns) -> str:
+def page_of(told: dict, *pairs: tuple[str, str], missing_audio: str = "", **columns) -> str:
     facts, predictions = facts_of(told, *pairs, **columns)
-    return page.render(facts, predictions["wer"], {"clip-0": "data:audio/flac;base64,AAAA"}, silence)
+    return page.render(facts, predictions["wer"], {"clip-0": "data:audio/flac;base64,AAAA"}, missing_audio)
 
 
 def test_no_transcript_becomes_markup(told):
     pairs = [("hej på dig", HOSTILE), (HOSTILE, "hej"), ("hej", "hej")]
     told = {**told, "model": HOSTILE, "lineage": {HOSTILE: HOSTILE}}
     ids = [HOSTILE, "b", "c"]
-    made = page_of(told, *pairs, id=ids, speaker=ids, gender=ids, silence=HOSTILE)
+    made = page_of(told, *pairs, id=ids, speaker=ids, gender=ids, missing_audio=HOSTILE)
     assert "<script" not in made
     assert "<img" not in made
     assert "&lt;script&gt;" in made
@@ -410,8 +410,8 @@ def embedded(source: dict, ids: list[str], split: str = "test") -> tuple[dict[st
 
 def test_the_sound_of_a_clip_comes_from_the_source(toy_cache, toy_settings):
     ids = toy_cache.rows["id"].iloc[toy_cache.split("test")[:2]].tolist()
-    found, silence = clips.embedded(toy_settings().source, "sv", "test", ids)
-    assert (list(found), silence) == (ids, "")
+    found, missing_audio = clips.embedded(toy_settings().source, "sv", "test", ids)
+    assert (list(found), missing_audio) == (ids, "")
     samples, rate_hz = soundfile.read(io.BytesIO(base64.b64decode(found[ids[1]].partition(",")[2])))
     assert rate_hz == 16_000
     row = toy_cache.rows[toy_cache.rows["id"] == ids[1]].iloc[0]
@@ -424,15 +424,15 @@ def test_the_sound_of_a_clip_comes_from_the_source(toy_cache, toy_settings):
     [
         ({"kind": "hub", "path": "google/fleurs"}, "read over the network"),
         ({"kind": "mozilla", "dataset": "abc"}, "read over the network"),
-        ({"kind": "folder", "path": "not/there"}, "not at hand"),
+        ({"kind": "folder", "path": "not/there"}, "not available"),
         ({"kind": "mix", "parts": [{"name": "a", "kind": "hub", "path": "google/fleurs"}]}, "read over the network"),
     ],
 )
 def test_without_the_source_at_hand_there_is_a_reason_and_no_sound(source: dict, why: str):
-    found, silence = embedded(source, ["x"])
+    found, missing_audio = embedded(source, ["x"])
     assert found == {}
-    assert why in silence
-    assert "not/there" not in silence
+    assert why in missing_audio
+    assert "not/there" not in missing_audio
 
 
 def test_what_has_no_room_or_cannot_be_decoded_is_left_out(encoded, speech, tmp_path, monkeypatch):
@@ -443,8 +443,8 @@ def test_what_has_no_room_or_cannot_be_decoded_is_left_out(encoded, speech, tmp_
     (tmp_path / "transcripts.csv").write_text("path,text,split\n" + rows)
     source = {"kind": "folder", "path": str(tmp_path)}
     ids = ["b", "a", "c", "gone"]
-    every, silence = embedded(source, ids)
+    every, missing_audio = embedded(source, ids)
     assert set(every) == {"a", "b"}
-    assert "cannot be decoded" in silence
-    monkeypatch.setattr(clips, "MOST_BYTES", len(every["a"]) + 10)
+    assert "cannot be decoded" in missing_audio
+    monkeypatch.setattr(clips, "MAX_BYTES", len(every["a"]) + 10)
     assert set(embedded(source, ids)[0]) == {"a"}, "the first has no room"

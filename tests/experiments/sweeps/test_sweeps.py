@@ -640,9 +640,7 @@ def test_a_trial_that_kills_its_process_twice_is_failed_and_the_others_go_on(who
             sweep.run(recipe, runs=runs)
     made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "failed"]
-    assert made.trials[1].reason.startswith(
-        "2 processes in a row died in this trial without a new checkpoint, most"
-    )
+    assert made.trials[1].reason.startswith("2 processes in a row died in this trial without a new checkpoint, most")
     with pytest.raises(Killed):
         sweep.run(recipe, runs=runs)
     assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
