@@ -22,10 +22,10 @@ COLUMNS = (
     "when", "recipe", "recipe_digest", "cache", "model", "code", "seed", "test_set", "normaliser", "n", "wer", "low",
     "high", "machine", "training_seconds", "steps", "report",
 )  # fmt: skip
-"""`recipe_digest` covers all settings except the seed; `cache` and `model` are digests; `code` is the digest of the lab's
-sources at scoring time; `low` and `high` are the 95 % interval of `wer`; `report` is a folder relative to the runs."""
+"""`recipe_digest` covers all settings except the seed; `cache` and `model` are digests; `code` is the digest of the
+lab's sources at scoring time; `low` and `high` are the 95 % interval of `wer`; `report` is a folder relative to the runs."""
 LOCK_TIMEOUT_S = 60.0
-_TABLE_COLUMNS = (
+_PRINTED = (
     "when",
     "recipe",
     "seed",
@@ -72,9 +72,9 @@ def format_table(rows: list[dict[str, str]]) -> str:
     """Return the rows as a text table, with the next command."""
     if not rows:
         return "no tuned model was scored on a test set yet\nNext: python -m pipelines run --recipe tour"
-    table = [[row[name] for name in _TABLE_COLUMNS] for row in rows]
-    widths = [max(map(len, column)) for column in zip(_TABLE_COLUMNS, *table, strict=True)]
-    lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in (_TABLE_COLUMNS, *table)]
+    table = [[row[name] for name in _PRINTED] for row in rows]
+    widths = [max(map(len, column)) for column in zip(_PRINTED, *table, strict=True)]
+    lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in (_PRINTED, *table)]
     recipes = [row["recipe"] for row in rows if row["test_set"] == rows[-1]["test_set"]]
     return "\n".join([*lines, f"Next: python -m pipelines compare {' '.join(dict.fromkeys(recipes))}"])
 

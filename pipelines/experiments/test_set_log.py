@@ -35,7 +35,7 @@ class ScoringCounts:
     scorings: int
     """Scorings of any model, by any recipe."""
     of_model: int
-    """Scorings of the report's model. For an untuned model only those by this recipe: each recipe scores its base once."""
+    """Scorings of the report's model; of an untuned model only those by this recipe, as each recipe scores its base."""
     models: int
     """Number of different models that this recipe scored on it, including the untuned one."""
 
@@ -52,7 +52,7 @@ class ScoringCounts:
         """Return a warning if this model was scored more than once, else an empty string."""
         return (
             f"warning: this model was scored on this test set {self.of_model} times, and recipe {self.recipe} scored "
-            f"{self.models} models on it: choosing the best of them selects on the test split; choose by validation instead"
+            f"{self.models} models on it: choosing the best one selects on the test split; choose by validation instead"
             if self.of_model > 1
             else ""
         )
