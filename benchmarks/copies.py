@@ -49,6 +49,8 @@ from pipelines.recipes import settings as recipes_settings
 from pipelines.training import loop as training_loop
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import mirror as checkpoint_mirror
+from pipelines.training.checkpoints import remote as checkpoint_remote
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import model as whisper_model
 
 HUB = """
@@ -89,13 +91,13 @@ def side(
         cpu.append(time.process_time())
 
     progress = Progress(on_start=mark, on_step=mark)
-    made = training_loop.train(settings, cache, base, run, progress, uri)
+    made = training_loop.train(TrainingRun(settings, cache, base, run, progress, uri))
     steps = [after - before for before, after in itertools.pairwise(cpu)]
     found = {"train_s": wall[-1] - wall[0], "step_cpu_s": statistics.median(steps)}
     if uri:
         assert made.copies.there and not made.copies.missing, str(made.copies)
         started = time.process_time()
-        checkpoint_mirror.Shelf(f"{uri}-sample", {}).push(Timed.sample)
+        checkpoint_remote.RemoteCheckpoints(f"{uri}-sample", {}).push(Timed.sample)
         found |= {"held_s": statistics.median(Timed.held_s), "cpu_s": time.process_time() - started}
     return found
 
@@ -119,7 +121,7 @@ def loopback_hub() -> Iterator[None]:
 
 
 def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke: bool) -> dict[str, Any]:
-    checkpoint_mirror.CheckpointMirror = Timed
+    training_loop.CheckpointMirror = Timed
     sizes: dict[str, Any] = {"source.validation": 24, "model.base": model}
     if smoke:
         sizes |= {"source.train": 32, "source.validation": 8, "source.test": 8, "evaluation.max_new_tokens": 8}

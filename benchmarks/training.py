@@ -54,6 +54,7 @@ from pipelines.speech import (
 from pipelines.training import loop as training_loop
 from pipelines.training import validation
 from pipelines.training.callbacks.progress import Progress
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import (
@@ -307,7 +308,7 @@ def classic_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
 def ours_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
     base = whisper_model.resolve(given.model.base)
     clock = _Clock()
-    trained = training_loop.train(given, cache, base, folder / "run", Progress(on_step=clock))
+    trained = training_loop.train(TrainingRun(given, cache, base, folder / "run", Progress(on_step=clock)))
     rate, ref = clock.rate(given.training.batch_size * given.training.accumulation), whisper_model.resolve(trained.uri)
     model = whisper_model.load(ref, device=environment.detect().device)
     processor = whisper_model.load_processor(ref, given.language)

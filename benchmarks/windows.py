@@ -88,7 +88,7 @@ def speakers_windows(opened: FeatureCache) -> list[list[int]]:
     for speaker in sorted(set(speakers[opened.split("test")])):
         rows = [row for row in opened.split("test") if speakers[row] == speaker]
         while rows:
-            count = packing.fitting([len(opened.log_mel(row).frames) for row in rows])
+            count = packing.count_within_30_s([len(opened.log_mel(row).frames) for row in rows])
             groups.append(rows[:count])
             rows = rows[count:]
     return groups

@@ -182,15 +182,16 @@ def train_toy(toy_settings, toy_cache, toy_model):
     model or the LabError, and the messages logged."""
     from pipelines.infra.errors import LabError
     from pipelines.training import loop as training_loop
-    from pipelines.training.callbacks import progress as callbacks_progress
+    from pipelines.training.callbacks.progress import Progress
+    from pipelines.training.run import TrainingRun
     from pipelines.whisper import model as whisper_model
 
     def train(run: Path, overrides: dict | None = None, **callbacks):
         lines = record_log()
         recipe = toy_settings({"evaluation.max_new_tokens": 3, **(overrides or {})})
-        progress = callbacks_progress.Progress(**callbacks)
+        base, progress = whisper_model.resolve(str(toy_model)), Progress(**callbacks)
         try:
-            return training_loop.train(recipe, toy_cache, whisper_model.resolve(str(toy_model)), run, progress), lines
+            return training_loop.train(TrainingRun(recipe, toy_cache, base, run, progress)), lines
         except LabError as error:
             return error, lines
 

@@ -162,7 +162,7 @@ def cache_contents() -> dict[str, Any]:
 
 def run_contents() -> dict[str, Any]:
     """Return what the finished run came to."""
-    model = training_run.finished(tuned_model().parent)
+    model = training_run.finished_model(tuned_model().parent)
     timed = ("seconds", "clips_per_s")
     steps = [{name: row[name] for name in sorted(row) if name not in timed} for row in model.history]
     return {
@@ -298,7 +298,7 @@ def test_features_stage_extracts_the_recorded_cache(expected):
 def test_interrupted_run_ends_with_the_recorded_weights(expected):
     lines = record_log()
     model = training_pipeline.run(toy(), toy_cache(), runs="interrupted")
-    assert lines[0] == "going on from checkpoint-8"
+    assert lines[0] == "resuming from checkpoint-8"
     assert (Path(model.uri).parent.name, model.digest) == (expected["run"]["folder"], expected["run"]["digest"])
     assert_same_weights(Path(model.uri), expected)
     for actual, wanted in zip(model.history, expected["run"]["history"], strict=True):
@@ -387,7 +387,7 @@ def test_worker_goes_on_with_its_interrupted_training(expected):
         jobs.close()
     assert texts[0] == "dataset began"
     assert "train goes on: the server was ended while it ran" in texts
-    assert "going on from checkpoint-8" in texts
+    assert "resuming from checkpoint-8" in texts
     assert jobs.logs["model"] == f"toy-{expected['run']['digest']}"
     assert_same_weights(Path(jobs.logs["model_uri"]), expected)
 

@@ -86,9 +86,7 @@ def train(
             runs=runs,
             resume=resume,
             publish=publish,
-            fork=fork,
-            cluster=cluster,
-            devices=devices if cluster else 1,
+            launch=pipeline.Launch(fork, cluster, devices if cluster else 1),
             progress=console.console_progress() if distributed.is_main_process() else None,
         )
         _print_model(as_json, model, settings, runs, publish, experiment_options(recipe, set_, runs))

@@ -1,8 +1,8 @@
-"""What is tuned: all weights, the decoder's alone, or small matrices (LoRA) that are merged into them at the end.
+"""Choose the weights to tune: all, only the decoder's, or low-rank matrices (LoRA) that are merged at the end.
 
-A LoRA checkpoint holds the matrices in peft's format and no weight of the base model; the finished model is a plain
-Whisper. peft's wrapper puts its layers inside the very modules that `models.load` prepared, so contexts at clip length
-work as they do without it.
+A LoRA checkpoint has the matrices in peft's format and no weights of the base model; the finished model is a plain
+Whisper. peft puts its layers inside the modules that `whisper.model.load` prepared, so contexts at clip length work
+with it too.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 _WEIGHTS = "adapter_model.safetensors"
 _IN_THE_ENCODER = r"(.*\.)?encoder\..*"
-"""The full names of the encoder's layers; the decoder's attention over the encoder is called encoder_attn."""
+"""Pattern of the encoder's layers; the decoder's cross-attention is called encoder_attn and does not match."""
 
 
 def prepare(model: WhisperForConditionalGeneration, settings: ModelSettings) -> Any:
-    """The model as it is trained: frozen where the settings say so, wrapped by peft where they name an adapter."""
+    """Freeze the encoder and add LoRA layers as the settings say; return the model or peft's wrapper of it."""
     if settings.freeze_encoder:
         freeze(model.model.encoder)
     return _with_lora(model, settings) if settings.adapter == "lora" else model
 
 
 def freeze(module: torch.nn.Module) -> None:
-    """Take `module` out of training: no gradients, hence no memory for them in its forward pass, and no dropout."""
+    """Switch off gradients and dropout in `module`; its forward pass then stores no activations."""
     module.requires_grad_(False)
     for part in module.modules():
         for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
@@ -42,13 +42,13 @@ def freeze(module: torch.nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-def bare(model: Any) -> WhisperForConditionalGeneration:
-    """The Whisper inside peft's wrapper, adapted layers included; a model without one as it is."""
+def unwrap(model: Any) -> WhisperForConditionalGeneration:
+    """Return the Whisper inside peft's wrapper, with its LoRA layers; an unwrapped model is returned as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def load_checkpoint(checkpoint: Path, base: ModelRef) -> WhisperForConditionalGeneration:
-    """The plain Whisper that a checkpoint amounts to: an adapter's matrices merged into the weights of `base`."""
+    """Load a checkpoint as a plain Whisper; an adapter's matrices are merged into the weights of `base`."""
     if not (checkpoint / _WEIGHTS).exists():
         return whisper_model.load(ModelRef("checkpoint", checkpoint, "folder", checkpoint.name))
     return _peft().PeftModel.from_pretrained(whisper_model.load(base), checkpoint).merge_and_unload()
@@ -63,7 +63,7 @@ def _with_lora(model: WhisperForConditionalGeneration, settings: ModelSettings) 
         exclude_modules=_IN_THE_ENCODER if settings.freeze_encoder else None,
     )
     wrapped = _peft().get_peft_model(model, config)
-    # a checkpoint names no folder of this machine, and saving it asks no Hub and writes no card
+    # a checkpoint must not contain a local path, and saving it must neither call the Hub nor write a card
     wrapped.peft_config["default"].base_model_name_or_path = ""
     wrapped.create_or_update_model_card = lambda folder: None
     return wrapped
@@ -74,6 +74,6 @@ def _peft() -> Any:
         import peft
     except ImportError:
         raise missing_package("peft", "peft>=0.20", "model.adapter = 'lora'") from None
-    # peft asks transformers for an attribute by the name that it had before
+    # peft uses an attribute of transformers by its former name
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     return peft

@@ -1,9 +1,11 @@
-"""What a recipe's training is made of, a builder for each part: the trainer calls them, and so may a loop of your own.
+"""Build the parts of a recipe's training: model, optimizer, schedule, loaders and validation.
+
+The trainer uses these builders, and a custom training loop can use them too:
 
     parts = build(recipe, cache)
     parts = build(recipe, cache, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.01))
 
-Whatever is handed in takes the place of what would be built, and the rest is built around it.
+A part that is passed in is not built, and the others are built around it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pipelines.recipes.settings import Recipe
 from pipelines.training import adapters, distillation
 from pipelines.training.callbacks import interruptions
 from pipelines.training.data import augmentation, packing
-from pipelines.training.trainer import SCHEDULES, fix_the_order_of_sums, shift_right, token_mean_loss
+from pipelines.training.trainer import SCHEDULES, shift_right, token_mean_loss, use_deterministic_sums
 from pipelines.training.validation import rows_of, validator
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import BucketSampler, ClipDataset, Collator, sorted_batches
@@ -35,40 +37,40 @@ if TYPE_CHECKING:
 
 @dataclass
 class Parts:
-    """What a training loop needs; see `build`."""
+    """The parts of a training loop; see `build`."""
 
     model: Any
-    """A Whisper in float32 on this machine's device, at any context up to 30 s; with LoRA, peft's wrapper of it."""
+    """Whisper in float32 on this machine's device, for any context up to 30 s; with LoRA, peft's wrapper of it."""
     processor: WhisperProcessor
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
-    """To be stepped after each step of the optimizer."""
+    """Schedule that is stepped after each step of the optimizer."""
     loader: DataLoader
-    """One epoch of training batches: see batches.Collator."""
+    """One epoch of training batches, see whisper.batching.Collator."""
     validation_loader: DataLoader
-    """The validation split, longest clips first."""
+    """Validation split, longest clips first."""
     validate: Callable[[Any], dict[str, float]]
-    """From a model to its `wer`, `wer_low`, `wer_high` (95 %) and `loss` on the validation split."""
+    """Function from a model to its `wer`, `wer_low`, `wer_high` (95 %) and `loss` on the validation split."""
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Training batches on the model's device, epoch after epoch, each epoch in an order of its own; never ends."""
+        """Yield training batches on the model's device without end; each epoch has another order."""
         device = next(self.model.parameters()).device
         for epoch in itertools.count():
-            sampler = getattr(self.loader, "batch_sampler", None)  # a loader of one's own may have none
+            sampler = getattr(self.loader, "batch_sampler", None)  # a custom loader may have none
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
             for batch in self.loader:
                 yield {name: value.to(device) for name, value in batch.items()}
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The trainer's loss of a batch: mean cross entropy per label token; in bfloat16 where the device has it."""
+        """Return the mean cross entropy per label token of a batch, in bfloat16 if the device supports it."""
         import torch
 
         inputs, config = dict(batch), self.model.config
         labels = inputs.pop("labels")
         inputs["decoder_input_ids"] = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
-        short = environment.detect().dtype == "bfloat16"
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=short):
+        bfloat16 = environment.detect().dtype == "bfloat16"
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=bfloat16):
             return token_mean_loss(self.model(**inputs), labels)
 
 
@@ -83,42 +85,42 @@ def build(
     loader: Iterable[dict[str, torch.Tensor]] | None = None,
     validate: Callable[[Any], dict[str, float]] | None = None,
 ) -> Parts:
-    """Everything that training a recipe takes, as the trainer has it; what is handed in is not built.
+    """Build all parts as the trainer has them; a part that is passed in is not built.
 
-    `optimizer` is a function of the model, `scheduler` one of the optimizer. `base` is the recipe's base model where
-    it is at hand already. The test split is not among the parts.
+    `optimizer` is a function of the model, `scheduler` one of the optimizer. `base` is the recipe's base model if the
+    caller has resolved it already. The test split is not among the parts.
     """
     if recipe.distillation.teacher:
         raise LabError(
             "a custom training loop has no teacher: leave distillation.teacher out, or call training.pipeline.distill"
         )
     base = base or whisper_model.resolve(recipe.model.base)
-    begin(recipe)
+    seed_everything(recipe)
     processor = whisper_model.load_processor(base, recipe.language)
     if model is None:
         model = build_model(recipe, base).to(environment.detect().device).train()
-    made = optimizer(model) if optimizer else build_optimizer(recipe, model)
+    built_optimizer = optimizer(model) if optimizer else build_optimizer(recipe, model)
     return Parts(
         model,
         processor,
-        made,
-        scheduler(made) if scheduler else build_scheduler(recipe, made),
+        built_optimizer,
+        scheduler(built_optimizer) if scheduler else build_scheduler(recipe, built_optimizer),
         build_loader(recipe, cache, processor) if loader is None else loader,
         build_loader(recipe, cache, processor, "validation"),
         validate or build_validator(recipe, cache, processor),
     )
 
 
-def begin(recipe: Recipe) -> None:
-    """Seed every random number, and fix the order of sums: before anything is built."""
+def seed_everything(recipe: Recipe) -> None:
+    """Seed all random number generators and use deterministic sums; call it before anything is built."""
     import transformers
 
     transformers.set_seed(recipe.training.seed)
-    fix_the_order_of_sums()
+    use_deterministic_sums()
 
 
 def build_model(recipe: Recipe, base: ModelRef) -> Any:
-    """The model as it is trained, on the CPU: its language pinned, frozen or wrapped by peft as the recipe says."""
+    """Build the model that is trained, on the CPU, with the recipe's language, dropout and adapter."""
     model = whisper_model.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
     if recipe.distillation.teacher:
         model = distillation.student(model, recipe.distillation)
@@ -127,7 +129,7 @@ def build_model(recipe: Recipe, base: ModelRef) -> Any:
 
 
 def build_optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
-    """The recipe's optimizer over what is to be trained; biases and layer norms do not decay."""
+    """Build the optimizer of the trainable weights; biases and layer norms have no weight decay."""
     import torch
 
     settings, trained = recipe.training, [weights for weights in model.parameters() if weights.requires_grad]
@@ -144,7 +146,7 @@ def build_optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
 
 
 def build_scheduler(recipe: Recipe, optimizer: Any) -> LRScheduler:
-    """How the learning rate goes over the recipe's steps."""
+    """Build the learning-rate schedule over the recipe's steps."""
     from transformers import get_scheduler
 
     settings = recipe.training
@@ -157,7 +159,10 @@ def build_scheduler(recipe: Recipe, optimizer: Any) -> LRScheduler:
 
 
 def build_loader(recipe: Recipe, cache: FeatureCache, processor: Any, split: str = "train") -> DataLoader:
-    """Batches of the training split as the trainer draws them, or of the validation split. LabError for another."""
+    """Build the loader of the training split, as the trainer draws it, or of the validation split.
+
+    Raises LabError for another split.
+    """
     if split == "train":
         sampler, clips, collate = training_clips(recipe, cache, processor)
         return loader_of(recipe, sampler, clips, collate)
@@ -172,30 +177,30 @@ def build_loader(recipe: Recipe, cache: FeatureCache, processor: Any, split: str
 
 
 def build_validator(recipe: Recipe, cache: FeatureCache, processor: Any) -> Callable[[Any], dict[str, float]]:
-    """The look at the validation split that training selects by."""
-    look = validator(recipe, cache, processor, recipe.training.context == "full")
-    return lambda model: look(adapters.bare(model))
+    """Build the function that scores a model on the validation split."""
+    validate = validator(recipe, cache, processor, recipe.training.context == "full")
+    return lambda model: validate(adapters.unwrap(model))
 
 
 def sampler_of(recipe: Recipe, cache: FeatureCache) -> BucketSampler:
-    """What draws the training clips."""
+    """Build the sampler of the training clips."""
     settings, rows = recipe.training, rows_of(cache, "train")
     order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
-    varied = bool(augmentation.Variation(**recipe.augment.model_dump()))
+    augmented = bool(augmentation.Variation(**recipe.augment.model_dump()))
     if settings.window_share:
-        return packing.WindowSampler(*order, share=settings.window_share, drawn=varied)
-    return augmentation.DrawnSampler(*order) if varied else BucketSampler(*order)
+        return packing.WindowSampler(*order, share=settings.window_share, with_epoch=augmented)
+    return augmentation.EpochSampler(*order) if augmented else BucketSampler(*order)
 
 
 def training_clips(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple[BucketSampler, Any, Any]:
-    """What draws the training clips, what they are, and what makes batches of them."""
+    """Build the sampler, data set and collator of the training clips."""
     settings, rows = recipe.training, rows_of(cache, "train")
     full_context = settings.context == "full"
     variation = augmentation.Variation(**recipe.augment.model_dump())
     clips, collate = ClipDataset(cache, rows), Collator(cache, full_context=full_context)
     if variation:
-        clips = augmentation.DrawnClips(cache, rows)
-        collate = augmentation.VaryingCollator(cache, variation, full_context=full_context)
+        clips = augmentation.EpochClips(cache, rows)
+        collate = augmentation.AugmentingCollator(cache, variation, full_context=full_context)
     if settings.window_share:
         clips, timestamps = packing.WindowClips(clips), settings.window_timestamps
         collate = packing.WindowCollator(collate, processor, recipe.language, timestamps=timestamps)
@@ -205,7 +210,7 @@ def training_clips(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple
 def loader_of(
     recipe: Recipe, sampler: Any, clips: Any, collate: Callable[[Any], dict[str, torch.Tensor]]
 ) -> DataLoader:
-    """The batches that `sampler` draws of `clips`, made by the recipe's workers."""
+    """Build the loader of a sampler, data set and collator, with the recipe's number of worker processes."""
     from torch.utils.data import DataLoader
 
     return DataLoader(

@@ -1,12 +1,7 @@
-"""A smaller student: some layers of a tuned teacher, taught to answer as the teacher does.
+"""Train a smaller student: some layers of a tuned teacher, trained on the teacher's transcripts and distributions.
 
-    student    the teacher's model without most of its layers; those that stay are spaced as far apart as can be
-    taught     the cache with what the teacher hears as transcripts, without the clips that it mishears
-    Teacher    how far a student's distributions are from the teacher's, batch by batch
-
-The recipe of Distil-Whisper (Gandhi et al. 2023), at the length of the clips. An encoder that both share, because it is
-frozen, runs once. All else is ordinary training (training/): the student is tuned by the same trainer, from its first
-weights, which are the teacher's.
+The recipe of Distil-Whisper (Gandhi et al. 2023), at the length of the clips. The student starts from the teacher's
+layers. A frozen encoder is shared by both and runs once. Everything else is ordinary training with the same trainer.
 """
 
 from __future__ import annotations
@@ -25,7 +20,7 @@ from pipelines.features.clips import Rejected
 from pipelines.features.curation import label_errors
 from pipelines.features.curation.clip_filter import label_transcript
 from pipelines.features.curation.leaks import HELD_OUT
-from pipelines.infra import manifest
+from pipelines.infra import console, manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes.settings import Recipe
@@ -46,163 +41,166 @@ logger = logging.getLogger(__name__)
 
 
 CODE = "1"
-"""Version of the code that distils: raised whenever the same recipe, cache and teacher would give other weights."""
-HEARD = "heard.jsonl"
-"""In a run's folder and in each of its checkpoints: what the teacher heard in each training clip, as relabel.py has it.
-A machine of another kind may hear a clip otherwise; so what a student began to learn goes with it."""
+"""Version of this code: raised when the same recipe, cache and teacher would give other weights."""
+TRANSCRIPTS = "heard.jsonl"
+"""File with the teacher's transcript of each training clip, in a run's folder and in each of its checkpoints.
+
+Another machine may decode a clip differently, so a resumed run needs the transcripts that it started with.
+"""
 _LONGER = 1.1
-"""Clips may be so much longer than the longest that a teacher heard: augmentation, too, stretches them by as much."""
-
-
-# ---- the student
+"""Largest ratio of the longest clip to the teacher's longest: augmentation stretches clips by as much."""
 
 
 def student(model: WhisperForConditionalGeneration, settings: DistillationSettings) -> WhisperForConditionalGeneration:
-    """The teacher's `model`, cut down to the student's layers, in place.
+    """Remove all layers of the teacher's `model` but the student's, in place, and return it.
 
-    Cross-attention heads that align words with time are renamed with their layers; those of layers that are gone are
-    forgotten. LabError where the teacher has fewer layers than are asked for.
+    Alignment heads of remaining layers are renumbered, others removed. Raises LabError if the teacher has fewer layers
+    than the settings request.
     """
-    for half, wanted in (("encoder", settings.encoder_layers), ("decoder", settings.decoder_layers)):
-        chosen = spaced(getattr(model.config, f"{half}_layers"), wanted, half)
+    for half, count in (("encoder", settings.encoder_layers), ("decoder", settings.decoder_layers)):
+        chosen = spaced_layers(getattr(model.config, f"{half}_layers"), count, half)
         stack = getattr(model.model, half)
-        stack.layers = type(stack.layers)(stack.layers[place] for place in chosen)
+        stack.layers = type(stack.layers)(stack.layers[index] for index in chosen)
         setattr(model.config, f"{half}_layers", len(chosen))
-        for place, layer in enumerate(stack.layers if half == "decoder" else ()):
-            layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = place  # where its keys and values are kept
-    _rename_alignment_heads(model.generation_config, chosen)
+        for index, layer in enumerate(stack.layers if half == "decoder" else ()):
+            layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = index  # index in the key-value cache
+    _renumber_alignment_heads(model.generation_config, chosen)
     return model
 
 
-def spaced(layers: int, wanted: int, half: str) -> list[int]:
-    """The numbers of `wanted` of a teacher's `layers`, as far apart as can be, the last one among them; 0 is all."""
-    if wanted > layers:
+def spaced_layers(layers: int, count: int, half: str) -> list[int]:
+    """Return `count` evenly spaced indices of a teacher's `layers`, always with the last one; 0 is all layers."""
+    if count > layers:
         raise LabError(
-            f"distillation.{half}_layers must be at most the teacher's, which are {layers}, got {wanted}: ask for fewer"
+            f"distillation.{half}_layers must be at most the teacher's, which are {layers}, got {count}: ask for fewer"
         )
-    chosen = np.linspace(0, layers - 1, wanted or layers).round().astype(int)
+    chosen = np.linspace(0, layers - 1, count or layers).round().astype(int)
     chosen[-1] = layers - 1
     return chosen.tolist()
 
 
-def _rename_alignment_heads(settings: Any, chosen: list[int]) -> None:
-    known = getattr(settings, "alignment_heads", None)
-    if known is None:
+def _renumber_alignment_heads(generation_config: Any, chosen: list[int]) -> None:
+    heads = getattr(generation_config, "alignment_heads", None)
+    if heads is None:
         return
-    kept = [[chosen.index(layer), head] for layer, head in known if layer in chosen]
-    if kept:
-        settings.alignment_heads = kept
-    else:  # readers take the upper half of all layers then
-        del settings.alignment_heads
+    remaining = [[chosen.index(layer), head] for layer, head in heads if layer in chosen]
+    if remaining:
+        generation_config.alignment_heads = remaining
+    else:  # without the attribute, readers use the upper half of all layers
+        del generation_config.alignment_heads
 
 
-# ---- what it learns from
-
-
-def refuse_unfit(recipe: Recipe, cache: FeatureCache, teacher: ModelRef) -> None:
-    """LabError for a teacher that does not know the length of what the student is to hear."""
+def refuse_shorter_teacher(recipe: Recipe, cache: FeatureCache, teacher: ModelRef) -> None:
+    """Raise LabError if the teacher was not tuned on inputs as long as the student's."""
     settings = recipe.training
-    whole = settings.context == "full" or settings.window_share > 0
+    full_windows = settings.context == "full" or settings.window_share > 0
     if teacher.context == "full":
-        if whole:
+        if full_windows:
             return
         raise LabError(
-            f"the teacher {teacher.title} has heard nothing but 30 s, and the student is to hear clips at their "
-            "length: set training.context=full, or tune the teacher first"
+            f"the teacher {teacher.title} was tuned on windows of 30 s only, and the student is to train at the length "
+            "of its clips: set training.context=full, or tune the teacher at clip length first"
         )
-    heard_s = float(teacher.facts.get("context_s", 0.0))  # 0: it does not tell
-    if whole and heard_s < FULL_FRAMES / 100:
+    longest_s = float(teacher.facts.get("context_s", 0.0))  # 0: not recorded
+    if full_windows and longest_s < FULL_FRAMES / 100:
         raise LabError(
-            f"the teacher {teacher.title} has heard no more than {heard_s:g} s, and the student is to hear 30 s: leave "
-            "out training.window_share and training.context=full, or take a teacher that was tuned with them"
+            f"the teacher {teacher.title} was tuned on at most {longest_s:g} s, and the student is to train on 30 s: "
+            "leave out training.window_share and training.context=full, or take a teacher that was tuned with them"
         )
     longest = int(cache.rows["frames"].to_numpy()[cache.split("train")].max(initial=0))
-    if heard_s and padded_frames(longest) > padded_frames(math.ceil(heard_s * 100 * _LONGER) + 2):
+    if longest_s and padded_frames(longest) > padded_frames(math.ceil(longest_s * 100 * _LONGER) + 2):
         raise LabError(
-            f"the teacher {teacher.title} has heard no more than {heard_s:g} s, and the student is to hear clips of up "
-            f"to {longest / 100:g} s: set features.max_duration_s={heard_s:g}, or take a teacher that was tuned on "
-            "clips as long"
+            f"the teacher {teacher.title} was tuned on at most {longest_s:g} s, and the student is to train on clips "
+            f"of up to {longest / 100:g} s: set features.max_duration_s={longest_s:g}, or take a teacher that was tuned "
+            "on clips as long"
         )
 
 
-def taught(
+def student_cache(
     recipe: Recipe, cache: FeatureCache, teacher: ModelRef, run: Path, newest: Callable[[], Path | None]
 ) -> FeatureCache:
-    """The cache as the student learns from it: training clips with what the teacher hears in them as their transcript,
-    where the recipe asks for that, and without those in which it hears something too far from what was said.
+    """Return the cache that the student trains on.
 
-    What it hears is kept beside the folder `run` (relabel.py) and in it (HEARD); a run that goes on from a checkpoint,
-    `newest`, goes on with what that tells. A clip is left out, too, where the teacher hears nothing that can be learnt,
-    or a sentence of validation or test. LabError where none is left.
+    With `labels = "teacher"` the teacher's transcripts replace those of the training clips. Clips whose transcript
+    differs too much from the reference (`max_label_wer`), cannot be used as a label, or is a sentence of validation or
+    test are left out. Transcripts are stored beside the folder `run` and in it (TRANSCRIPTS); a resumed run takes those
+    of its checkpoint `newest()`. Raises LabError if no clip remains.
     """
     settings, rows = recipe.distillation, cache.split("train")
-    pseudo, most = settings.labels == "teacher", settings.max_label_wer or float("inf")
-    if not pseudo and not settings.max_label_wer:
+    replace_labels, max_wer = settings.labels == "teacher", settings.max_label_wer or float("inf")
+    if not replace_labels and not settings.max_label_wer:
         return cache
-    heard = distributed.broadcast_from_main(lambda: _heard(recipe, cache, rows, teacher, run, newest()))
-    wers = label_errors.label_wers(cache.rows["text"].iloc[rows].tolist(), heard)
-    near = wers <= most
-    if pseudo:
-        usable = _usable(recipe, cache, teacher, heard)
-        kept = {int(row): usable[i] for i, row in enumerate(rows) if near[i] and usable[i]}
-        cache = with_transcripts(cache, kept)
+    transcripts = distributed.broadcast_from_main(lambda: _transcripts(recipe, cache, rows, teacher, run, newest))
+    close = label_errors.label_wers(cache.rows["text"].iloc[rows].tolist(), transcripts) <= max_wer
+    if replace_labels:
+        labels = _labels(recipe, cache, teacher, transcripts)
+        used = {int(row): labels[i] for i, row in enumerate(rows) if close[i] and labels[i]}
+        cache = with_transcripts(cache, used)
     else:
-        kept = dict.fromkeys(rows[near].tolist())
-    misheard = int((~near).sum())
-    told = (
-        f"in {misheard} the teacher hears something else (WER above {most:g}), and {len(rows) - misheard - len(kept)}"
+        used = dict.fromkeys(rows[close].tolist())
+    n_far = int((~close).sum())
+    reasons = (
+        f"in {n_far} the teacher's transcript differs (WER above {max_wer:g}), "
+        f"and {len(rows) - n_far - len(used)} give no label"
     )
-    if not kept:
+    if not used:
         raise LabError(
-            f"none of {len(rows)} training clips can be learnt from: {told} give no label. Raise "
-            "distillation.max_label_wer, or take a better teacher"
+            f"none of {len(rows)} training clips can be used: {reasons}. Raise distillation.max_label_wer, or take a "
+            "better teacher"
         )
-    logger.info(
-        f"{len(kept)} of {len(rows)} training clips are learnt from ({settings.labels} labels); {told} give no label"
-    )
-    stays = (cache.rows["split"] != "train") | cache.rows.index.isin(list(kept))
-    return replace(cache, rows=cache.rows[stays].reset_index(drop=True), counts={**cache.counts, "train": len(kept)})
+    logger.info(f"{len(used)} of {len(rows)} training clips are used ({settings.labels} labels); {reasons}")
+    stays = (cache.rows["split"] != "train") | cache.rows.index.isin(list(used))
+    return replace(cache, rows=cache.rows[stays].reset_index(drop=True), counts={**cache.counts, "train": len(used)})
 
 
-def _heard(
-    recipe: Recipe, cache: FeatureCache, rows: np.ndarray, teacher: ModelRef, run: Path, last: Path | None
+def _transcripts(
+    recipe: Recipe,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    teacher: ModelRef,
+    run: Path,
+    newest: Callable[[], Path | None],
 ) -> list[str]:
-    """What the teacher heard in each of `rows` when this run began, or hears now; noted in the run's folder."""
+    """Return the teacher's transcript of each row, from the newest checkpoint if it has all; write them to the run."""
+    with console.silenced():  # skipped checkpoints are logged when training starts
+        checkpoint = newest()
     names = label_errors.fingerprints(cache, rows)
-    known = label_errors.read(last / HEARD) if last else {}
-    if known.keys() >= set(names):
-        logger.info(f"what the teacher heard in {len(rows)} training clips is taken from {last.name}")
-        heard = [known[name] for name in names]
+    recorded = label_errors.read(checkpoint / TRANSCRIPTS) if checkpoint else {}
+    if recorded.keys() >= set(names):
+        logger.info(f"the teacher's transcripts of {len(rows)} training clips are taken from {checkpoint.name}")
+        transcripts = [recorded[name] for name in names]
     else:
-        logger.info(f"asking the teacher {teacher.title} what it hears in {len(rows)} training clips")
-        place, on_clips = run.parent / "heard", _tenths(len(rows))
+        logger.info(f"transcribing {len(rows)} training clips with the teacher {teacher.title}")
+        folder, on_clips = run.parent / "heard", _log_tenths(len(rows))
         settings = recipe.evaluation
-        heard = label_errors.transcribe(cache, rows, teacher, recipe.language, settings, place, on_clips=on_clips)
-    told = dict(sorted(zip(names, heard, strict=True)))
-    manifest.write_bytes(run / HEARD, label_errors.format_lines(told).encode())
-    return heard
+        transcripts = label_errors.transcribe(
+            cache, rows, teacher, recipe.language, settings, folder, on_clips=on_clips
+        )
+    by_name = dict(sorted(zip(names, transcripts, strict=True)))
+    manifest.write_bytes(run / TRANSCRIPTS, label_errors.format_lines(by_name).encode())
+    return transcripts
 
 
-def _usable(
-    recipe: Recipe, cache: FeatureCache, teacher: ModelRef, heard: list[str]
+def _labels(
+    recipe: Recipe, cache: FeatureCache, teacher: ModelRef, transcripts: list[str]
 ) -> list[tuple[str, list[int]] | None]:
-    """For each transcript what is learnt of it: as the cache writes it, and its label ids; None where nothing is."""
+    """Return the text and label ids of each transcript; None for those that cannot be used."""
     tokenise = whisper_tokens.labeller(whisper_model.load_processor(teacher, recipe.language), recipe.language)
     held_out = set(map(text.normalise, cache.rows["text"][cache.rows["split"].isin(HELD_OUT)]))
 
-    def usable(told: str) -> tuple[str, list[int]] | None:
-        if text.normalise(told) in held_out and recipe.curation.leaks != "ignore":
+    def label(transcript: str) -> tuple[str, list[int]] | None:
+        if text.normalise(transcript) in held_out and recipe.curation.leaks != "ignore":
             return None
         try:
-            return label_transcript(told, tokenise, recipe.curation.full_stop)
+            return label_transcript(transcript, tokenise, recipe.curation.full_stop)
         except Rejected:
             return None
 
-    return [usable(told) for told in heard]
+    return [label(transcript) for transcript in transcripts]
 
 
-def _tenths(clips: int) -> Callable[[int], None]:
-    """Tells `log` of every tenth of the clips that is done."""
+def _log_tenths(clips: int) -> Callable[[int], None]:
+    """Return a function that is called with numbers of clips, and logs each tenth of `clips`."""
     done = 0
 
     def on_clips(n: int) -> None:
@@ -214,11 +212,8 @@ def _tenths(clips: int) -> Callable[[int], None]:
     return on_clips
 
 
-# ---- the teacher, while the student learns
-
-
 class Teacher:
-    """A teacher beside a student that is trained. With `shared` it takes the student's own encoder output."""
+    """The teacher of a student in training. With `shared` it reuses the student's encoder output."""
 
     def __init__(self, model: WhisperForConditionalGeneration, temperature: float, weight: float, *, shared: bool):
         self.model = model.eval().requires_grad_(False)
@@ -227,48 +222,50 @@ class Teacher:
     def divergence(
         self, inputs: dict[str, torch.Tensor], outputs: Any, labels: torch.Tensor, tokens: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """KL divergence of the student's distributions from the teacher's, weighted: a scalar.
+        """Return the weighted KL divergence of the student's distributions from the teacher's, a scalar.
 
-        Summed over the label tokens of a batch and divided by `tokens`, their number in the whole optimizer step, as
-        the cross entropy is. Both are softened by the temperature; its square keeps the gradients' size (Hinton et al.
-        2015). `inputs` are those of the student, `labels` int64 [B, L] with IGNORED where nothing counts.
+        It is summed over the label tokens of a batch and divided by `tokens`, their number in the whole optimizer step,
+        like the cross entropy. The temperature softens both distributions, and its square restores the size of the
+        gradients (Hinton et al. 2015). `inputs` are the student's, `labels` int64 [B, L] with IGNORED for no label.
         """
         import torch.nn.functional as F
 
-        counted = labels != IGNORED
-        told, said = (
-            F.log_softmax(logits[counted].float() / self.temperature, dim=-1)
+        labelled = labels != IGNORED
+        teacher, student = (
+            F.log_softmax(logits[labelled].float() / self.temperature, dim=-1)
             for logits in (self._logits(inputs, outputs), outputs.logits)
         )
-        total = F.kl_div(said, told, log_target=True, reduction="sum") * self.temperature**2
-        return self.weight * total / (tokens if tokens is not None else counted.sum())
+        total = F.kl_div(student, teacher, log_target=True, reduction="sum") * self.temperature**2
+        return self.weight * total / (tokens if tokens is not None else labelled.sum())
 
     def _logits(self, inputs: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
         import torch
 
         self.model.to(inputs["decoder_input_ids"].device)
-        heard = {"input_features": inputs["input_features"]}
+        encoder_inputs = {"input_features": inputs["input_features"]}
         if self.shared:
-            heard = {"encoder_outputs": (outputs.encoder_last_hidden_state.detach(),)}
+            encoder_inputs = {"encoder_outputs": (outputs.encoder_last_hidden_state.detach(),)}
         with torch.no_grad(), decoding.autocast(self.model):
-            return self.model(**heard, decoder_input_ids=inputs["decoder_input_ids"], use_cache=False).logits
+            return self.model(**encoder_inputs, decoder_input_ids=inputs["decoder_input_ids"], use_cache=False).logits
 
 
-def teacher_of(recipe: Recipe, ref: ModelRef) -> Teacher | None:
-    """The teacher that a recipe trains with, loaded; None where its distributions count for nothing."""
+def load_teacher(recipe: Recipe, ref: ModelRef) -> Teacher | None:
+    """Load the teacher of a recipe; return None if its distributions have no weight in the loss."""
     settings = recipe.distillation
     if not (settings.teacher and settings.kl_weight):
         return None
     shared = recipe.model.freeze_encoder and not settings.encoder_layers
     model = whisper_model.load(ref)
     if shared:
-        model.model.encoder.layers = type(model.model.encoder.layers)()  # never called: no memory for them
+        model.model.encoder.layers = type(model.model.encoder.layers)()  # unused: frees their memory
     return Teacher(model, settings.temperature, settings.kl_weight, shared=shared)
 
 
 def lineage(teacher: ModelRef) -> dict[str, Any]:
-    """What a student's manifest tells of its teacher: its weights, and the caches that it learnt from (None: unknown),
-    its own teacher's among them."""
+    """Return a student's manifest entry about its teacher: the weights and the caches that it was trained on.
+
+    The caches include those of the teacher's own teacher; None stands for an unknown one.
+    """
     earlier = (teacher.facts.get("teacher") or {}).get("caches", [])
-    own = None if teacher.facts.get("fork") else teacher.facts.get("cache")
-    return {"digest": teacher.revision, **whisper_model.identity(teacher), "caches": [own, *earlier]}
+    cache = None if teacher.facts.get("fork") else teacher.facts.get("cache")
+    return {"digest": teacher.revision, **whisper_model.identity(teacher), "caches": [cache, *earlier]}

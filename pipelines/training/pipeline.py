@@ -1,12 +1,15 @@
-"""TODO: describe this module."""
+"""Entry points of the training pipeline: run a recipe, or distill a student from its teacher.
+
+run(recipe, cache)      -> TrainedModel; resumes in its own folder
+distill(recipe, cache)  -> TrainedModel of the student; trains a missing teacher first
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,15 +23,43 @@ from pipelines.recipes.runs import REHEARSAL_FOLDER, experiment_folder, record_s
 from pipelines.recipes.settings import Recipe
 from pipelines.training import distillation, ray_train
 from pipelines.training import loop as training_loop
-from pipelines.training import run as training_run
 from pipelines.training.callbacks.console import with_progress_file
 from pipelines.training.callbacks.progress import Progress
-from pipelines.training.checkpoints import fork as checkpoints_fork
-from pipelines.training.run import TrainedModel
+from pipelines.training.checkpoints.fork import Fork, find_weights
+from pipelines.training.run import TrainedModel, TrainingRun, finished_model, run_identity
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef, _vocabulary_sha256
 
 logger = logging.getLogger(__name__)
+
+CLIPS = 4
+"""Validation and test clips of a fast_dev_run."""
+TEACHER_CLIPS = 64
+"""Training clips that a teacher transcribes in a fast_dev_run."""
+NOTE = f"fast_dev_run: 2 steps, {CLIPS} validation clips, separate folders. Its figures mean nothing"
+_FOR = "-for-"
+"""Between the names of a teacher's and a student's recipe, if the teacher is trained on the student's data."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run starts, and on which machines."""
+
+    fork: str = ""
+    """URI of a run's folder, a checkpoint or a model to start from; empty for the base model."""
+    cluster: str = ""
+    """Address of a Ray cluster; empty for this machine."""
+    devices: int = 1
+    """Workers of the Ray cluster that train together."""
+
+    def __post_init__(self):
+        if self.devices > 1 and not self.cluster:
+            raise LabError(
+                f"devices={self.devices} needs a cluster; on one machine: "
+                f"python -m pipelines train --devices {self.devices}"
+            )
+        if self.cluster and distributed.world_size() > 1:
+            raise LabError("torchrun and --cluster both start processes: leave one of them out")
 
 
 def run(
@@ -38,61 +69,49 @@ def run(
     runs: str | Path = "",
     resume: str = "",
     publish: str = "",
-    fork: str = "",
-    cluster: str = "",
-    devices: int = 1,
+    launch: Launch | None = None,
     progress: Progress | None = None,
 ) -> TrainedModel:
-    """Stage 02: tune the recipe's base model on the cache; resumes by itself inside its own run folder.
+    """Tune the recipe's base model on the cache (stage 02); resume an interrupted run in its folder.
 
-    With the URI `resume` checkpoints are copied there in the background, and an empty machine goes on from there. With
-    `publish` the finished model is copied to that URI. With `fork`, the URI of a run's folder, a checkpoint or a model,
-    a new run starts from those weights. With the setting `training.fast_dev_run`, two steps are made anew each time, in
-    a folder that no later stage looks into, and nothing is copied anywhere. With `cluster`, a Ray cluster's address,
-    `devices` of its workers train together.
-
-    A recipe that names a teacher trains its student, and raises LabError where that teacher is not trained yet.
+    Checkpoints are copied to the URI `resume` in the background, and an empty machine resumes from there. The finished
+    model is copied to the URI `publish`. With the setting `training.fast_dev_run`, two steps are done in a separate
+    folder that later stages do not use, and nothing is copied. A recipe that names a teacher trains its student; raises
+    LabError if that teacher is not trained yet.
     """
-    if recipe.distillation.teacher and fork:
+    launch = launch or Launch()
+    if recipe.distillation.teacher and launch.fork:
         raise LabError("a student starts from its teacher's layers: leave out --fork, or distillation.teacher")
-    if devices > 1 and not cluster:
-        raise LabError(
-            f"devices={devices} needs a cluster; on one machine: python -m pipelines train --devices {devices}"
-        )
-    if cluster and distributed.world_size() > 1:
-        raise LabError("torchrun and --cluster both start processes: leave one of them out")
     progress = with_progress_file(progress or Progress()) if distributed.is_main_process() else Progress()
     if recipe.training.fast_dev_run:
         recipe, cache = apply_fast_dev_run(recipe, cache)
         resume = publish = ""
-        distributed.broadcast_from_main(
-            lambda: shutil.rmtree(experiment_folder(recipe, runs) / REHEARSAL_FOLDER, ignore_errors=True)
-        )
+        rehearsal = experiment_folder(recipe, runs) / REHEARSAL_FOLDER
+        distributed.broadcast_from_main(lambda: shutil.rmtree(rehearsal, ignore_errors=True))
     with record_stage(recipe, runs, "training") as note:
         with distributed.local_main_process_first():
             base = starting_model(recipe, cache, runs)
-            parent = checkpoints_fork.find(fork, base) if fork else None
-        folder = run_folder(recipe, cache, base, runs, parent)
-        if cluster:
-            trained = ray_train.train(
-                cluster, devices, ray_train.Job(recipe, cache, base, folder, resume, parent), progress
-            )
-        else:
-            trained = training_loop.train(recipe, cache, base, folder, progress, resume, fork=parent)
+            fork = find_weights(launch.fork, base) if launch.fork else None
+        folder = run_folder(recipe, cache, base, runs, fork)
+        job = TrainingRun(recipe, cache, base, folder, progress, resume, fork)
+        model = ray_train.train(launch.cluster, launch.devices, job) if launch.cluster else training_loop.train(job)
         note |= {
-            "model_uri": trained.uri,
-            "digest": trained.digest,
-            "best_step": trained.best_step,
-            "validation_wer": trained.validation["eval_wer"],
-            "training_seconds": trained.seconds,
+            "model_uri": model.uri,
+            "digest": model.digest,
+            "best_step": model.best_step,
+            "validation_wer": model.validation["eval_wer"],
+            "training_seconds": model.seconds,
         }
     if publish and distributed.is_main_process():
-        with record_stage(recipe, runs, "model publication") as note:
-            logger.info(f"the model is finished: {trained.uri}")
-            published = stores.open_store(publish).publish(Path(trained.uri), publish)
-            logger.info(f"published as {published}")
-            note["model_uri"] = published
-    return trained
+        _publish(recipe, model, runs, publish)
+    return model
+
+
+def _publish(recipe: Recipe, model: TrainedModel, runs: str | Path, uri: str) -> None:
+    with record_stage(recipe, runs, "model publication") as note:
+        logger.info(f"the model is finished: {model.uri}")
+        note["model_uri"] = stores.open_store(uri).publish(Path(model.uri), uri)
+        logger.info(f"published as {note['model_uri']}")
 
 
 def distill(
@@ -100,128 +119,123 @@ def distill(
     cache: FeatureCache,
     *,
     runs: str | Path = "",
+    resume: str = "",
+    publish: str = "",
+    launch: Launch | None = None,
     progress: Progress | None = None,
-    **how: Any,
 ) -> TrainedModel:
-    """`run` for a recipe that names a teacher; one that a recipe is to make is trained first, where there is none.
+    """Train the student of a recipe that names a teacher, as `run` does; train a missing `run:<recipe>` teacher first.
 
-    With the URI `resume` that teacher's checkpoints and its model are kept at the same URI with `-teacher` after it, so
-    that an empty machine goes on with the very weights that the student began to learn from.
+    With the URI `resume` the teacher's checkpoints and model are copied to `<resume>-teacher`, so that an empty machine
+    continues with the same teacher weights.
     """
+    launch = launch or Launch()
     if not recipe.distillation.teacher:
         raise LabError(
             f"recipe {recipe.name} names no teacher: take --recipe tour-distil, or give one with --teacher (a model's "
             "URI, or run:<recipe>) and --set distillation.decoder_layers=2"
         )
-    own = _recipe_of_teacher(recipe)
-    made = own and _finished_teacher(own, cache, runs)
-    kept = how.get("resume") and not recipe.training.fast_dev_run
-    resume = f"{how['resume'].rstrip('/')}-teacher" if kept else ""
-    if own is None or made:
-        logger.info("the teacher is at hand: none is trained")
+    teacher = _teacher_recipe(recipe)
+    finished = teacher and _finished_teacher(teacher, cache, runs)
+    teacher_uri = f"{resume.rstrip('/')}-teacher" if resume and not recipe.training.fast_dev_run else ""
+    if teacher is None or finished:
+        logger.info("teacher model found; skipping teacher training")
     else:
-        fetched = f", where {resume} has none" if resume else ""
-        logger.info(f"no finished run of {own.name} on this cache is here: the teacher is trained first{fetched}")
-    if own and (resume or not made):  # one that is finished is only copied, where it is not there yet
-        alike = {name: how[name] for name in ("cluster", "devices") if name in how}
-        run(made[0] if made else own, cache, runs=runs, progress=progress, resume=resume, **alike)
-    return run(recipe, cache, runs=runs, progress=progress, **how)
+        fetched = f", unless {teacher_uri} has it" if teacher_uri else ""
+        logger.info(f"no finished run of {teacher.name} on this cache: training the teacher first{fetched}")
+    if teacher and (teacher_uri or not finished):  # a finished one is only copied to the URI
+        teacher = finished[0] if finished else teacher
+        run(teacher, cache, runs=runs, resume=teacher_uri, launch=replace(launch, fork=""), progress=progress)
+    return run(recipe, cache, runs=runs, resume=resume, publish=publish, launch=launch, progress=progress)
 
 
 def starting_model(recipe: Recipe, cache: FeatureCache, runs: str | Path = "") -> ModelRef:
-    """What training starts from: the recipe's base model, or its teacher. LabError where that is not to be had."""
+    """Return the recipe's base model, or its teacher; raise LabError if there is no teacher or it does not match."""
     if not recipe.distillation.teacher:
         return whisper_model.resolve(recipe.model.base)
-    own = _recipe_of_teacher(recipe)
-    made = own and _finished_teacher(own, cache, runs)
-    uri = made[1] if made else None if own else recipe.distillation.teacher
-    if uri is None:
+    teacher_recipe = _teacher_recipe(recipe)
+    finished = teacher_recipe and _finished_teacher(teacher_recipe, cache, runs)
+    if teacher_recipe and not finished:
         raise LabError(
             f"distillation.teacher is {recipe.distillation.teacher!r}, and no finished run of it on this cache is on "
             f"this machine: python -m pipelines distill --recipe {recipe.name} trains it first"
         )
-    teacher = whisper_model.resolve(uri)
-    distillation.refuse_unfit(recipe, cache, teacher)
-    prepared = whisper_model.load_processor(teacher, recipe.language)
-    found = {
-        "features.n_mels": prepared.feature_extractor.feature_size,
-        "features.vocabulary": _vocabulary_sha256(prepared),
+    teacher = whisper_model.resolve(finished[1] if finished else recipe.distillation.teacher)
+    distillation.refuse_shorter_teacher(recipe, cache, teacher)
+    processor = whisper_model.load_processor(teacher, recipe.language)
+    expected = {
+        "features.n_mels": processor.feature_extractor.feature_size,
+        "features.vocabulary": _vocabulary_sha256(processor),
     }
-    if unlike := recipes.differences({name: cache.identity.get(name) for name in found}, found):
-        raise LabError(f"the teacher {teacher.title} cannot read this cache: {'; '.join(unlike)}. Take another teacher")
+    if changed := recipes.differences({name: cache.identity.get(name) for name in expected}, expected):
+        raise LabError(
+            f"the teacher {teacher.title} cannot read this cache: {'; '.join(changed)}. Take another teacher"
+        )
     return teacher
 
 
-_FOR = "-for-"
-
-
-def _recipe_of_teacher(recipe: Recipe) -> Recipe | None:
-    """The recipe that makes the teacher, on the student's data; None where the teacher is a model's URI."""
-    name, of_run = recipe.distillation.teacher, "run:"
-    if not name.startswith(of_run):
+def _teacher_recipe(recipe: Recipe) -> Recipe | None:
+    """Return the recipe that trains the teacher on the student's data; None if the teacher is a model's URI."""
+    name, prefix = recipe.distillation.teacher, "run:"
+    if not name.startswith(prefix):
         return None
-    told = recipes.load(name.removeprefix(of_run))
-    if told.distillation.teacher or told.name == recipe.name:
+    teacher = recipes.load(name.removeprefix(prefix))
+    if teacher.distillation.teacher or teacher.name == recipe.name:
         raise LabError(
             f"distillation.teacher must name a recipe that tunes a whole model under another name, got {name!r}: "
             f"call the student something else (--set name={recipe.name}-distil), or name another teacher"
         )
-    kept = {name: getattr(recipe, name) for name in ("language", "source", "features", "curation")}
-    rehearsed = {"fast_dev_run": recipe.training.fast_dev_run}
-    other = told.model.base != recipe.model.base or any(getattr(told, name) != value for name, value in kept.items())
-    return told.model_copy(
+    data = {name: getattr(recipe, name) for name in ("language", "source", "features", "curation")}
+    differs = teacher.model.base != recipe.model.base or any(
+        getattr(teacher, name) != value for name, value in data.items()
+    )
+    return teacher.model_copy(
         update={
-            **kept,
-            # on other data it is not that recipe's own model, and must not lie where that would be looked for
-            "name": f"{told.name}{_FOR}{recipe.name}"[:64] if other else told.name,
-            "model": told.model.model_copy(update={"base": recipe.model.base}),
-            "training": told.training.model_copy(update=rehearsed),
+            **data,
+            # trained on other data, it must not be in the folder of that recipe's own model
+            "name": f"{teacher.name}{_FOR}{recipe.name}"[:64] if differs else teacher.name,
+            "model": teacher.model.model_copy(update={"base": recipe.model.base}),
+            "training": teacher.training.model_copy(update={"fast_dev_run": recipe.training.fast_dev_run}),
         }
     )
 
 
-def _finished_teacher(own: Recipe, cache: FeatureCache, runs: str | Path) -> tuple[Recipe, str] | None:
-    """The recipe that made the teacher of this cache, which may be called otherwise than `own`, and the model's URI; in
-    a rehearsal one that was rehearsed will do."""
-    plain = own.model_copy(update={"training": own.training.model_copy(update={"fast_dev_run": False})})
-    base = whisper_model.resolve(own.model.base)
-    asked = own.model_copy(update={"name": own.name.partition(_FOR)[0]})  # somebody may have trained it so by hand
-    for wanted in (plain, own, asked):
-        if made := training_run.finished(run_folder(wanted, cache, base, runs)):
-            return wanted, made.uri
+def _finished_teacher(teacher: Recipe, cache: FeatureCache, runs: str | Path) -> tuple[Recipe, str] | None:
+    """Return the recipe and the URI of a finished teacher on this cache.
+
+    Its recipe may have the original name, if it was trained on this data directly, and for a fast_dev_run a teacher of
+    a fast_dev_run is enough.
+    """
+    full = teacher.model_copy(update={"training": teacher.training.model_copy(update={"fast_dev_run": False})})
+    base = whisper_model.resolve(teacher.model.base)
+    original = teacher.model_copy(update={"name": teacher.name.partition(_FOR)[0]})
+    for candidate in (full, teacher, original):
+        if model := finished_model(run_folder(candidate, cache, base, runs)):
+            return candidate, model.uri
     return None
 
 
 def run_folder(
-    recipe: Recipe,
-    cache: FeatureCache,
-    base: ModelRef,
-    runs: str | Path = "",
-    fork: checkpoints_fork.Fork | None = None,
+    recipe: Recipe, cache: FeatureCache, base: ModelRef, runs: str | Path = "", fork: Fork | None = None
 ) -> Path:
-    """The folder of one training run, named by all that decides its weights."""
+    """Return the folder of a training run, named by the digest of its identity."""
     if recipe.training.fast_dev_run:
         return experiment_folder(recipe, runs) / REHEARSAL_FOLDER / "run"
-    return experiment_folder(recipe, runs) / f"train-{digest(training_run.run_identity(recipe, cache, base, fork))}"
+    return experiment_folder(recipe, runs) / f"train-{digest(run_identity(recipe, cache, base, fork))}"
 
 
 def apply_fast_dev_run(recipe: Recipe, cache: FeatureCache) -> tuple[Recipe, FeatureCache]:
+    """Return the recipe and the cache of a fast_dev_run: two steps, few clips."""
     logger.info(NOTE)
-    return shortened(recipe), few(cache, bool(recipe.distillation.teacher))
+    return shorten_recipe(recipe), reduce_cache(cache, bool(recipe.distillation.teacher))
 
 
-CLIPS = 4
-"""Validation and test clips that are looked at."""
-TAUGHT = 64
-"""Training clips that a teacher is asked for its transcripts of."""
-NOTE = f"fast_dev_run: 2 steps, a look at {CLIPS} clips, folders of its own. Its figures mean nothing"
-
-
-def shortened(recipe: Recipe) -> Recipe:
-    """The recipe with two steps and short transcripts."""
+def shorten_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with two steps and short transcripts."""
     training = {"steps": 2, "eval_every": 2, "warmup_steps": 0}
     evaluation = {"max_new_tokens": min(16, recipe.evaluation.max_new_tokens)}
-    student = {"max_label_wer": 0.0} if recipe.distillation.teacher else {}  # a rehearsed teacher hears nothing right
+    # a teacher of two steps transcribes nothing right
+    student = {"max_label_wer": 0.0} if recipe.distillation.teacher else {}
     return recipe.model_copy(
         update={
             "distillation": recipe.distillation.model_copy(update=student),
@@ -231,11 +245,11 @@ def shortened(recipe: Recipe) -> Recipe:
     )
 
 
-def few(cache: FeatureCache, taught: bool = False) -> FeatureCache:
-    """The cache with all of its training clips and the first few of the others; of those, too, where `taught`."""
+def reduce_cache(cache: FeatureCache, has_teacher: bool = False) -> FeatureCache:
+    """Return the cache with the first CLIPS clips of validation and test, and with a teacher few of training too."""
     rows = cache.rows
-    kept = [
-        rows[rows["split"] == "train"].head(TAUGHT if taught else len(rows)),
+    parts = [
+        rows[rows["split"] == "train"].head(TEACHER_CLIPS if has_teacher else len(rows)),
         *(rows[rows["split"] == name].head(CLIPS) for name in ("validation", "test")),
     ]
-    return replace(cache, rows=pd.concat(kept).reset_index(drop=True))
+    return replace(cache, rows=pd.concat(parts).reset_index(drop=True))

@@ -1,8 +1,8 @@
-"""The workers of a Ray cluster train together: Ray Train starts them, and starts them anew where one dies.
+"""Train on the workers of a Ray cluster; Ray Train starts them, and restarts them if one dies.
 
-Each runs the very function that a single process runs (training.train), so the run's folder, its checkpoints and the
-weights are those of torchrun on one machine. The run's folder, the cache and the base model must lie on a disk that all
-machines see; this package itself travels along (cluster.py).
+Each worker runs the same function as a single process (loop.train), so the run's folder, checkpoints and weights are
+those of torchrun on one machine. The run's folder, the cache and the base model must be on a disk that all machines
+share. This package is sent to them (ray_cluster.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,81 +21,67 @@ from typing import Any
 from pipelines.features.cache import FeatureCache
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.parallel import distributed, ray_cluster
-from pipelines.recipes.settings import Recipe
 from pipelines.training import loop as training_loop
-from pipelines.training import run as training_run
 from pipelines.training.callbacks.progress import Progress
-from pipelines.training.checkpoints.fork import Fork
-from pipelines.training.run import TrainedModel
-from pipelines.whisper.model import ModelRef
+from pipelines.training.run import TrainedModel, TrainingRun, finished_model
 
 logger = logging.getLogger(__name__)
 
 RESTARTS = 20
-"""So many times in one sitting the workers are started anew, after one of them died."""
-_LISTEN_S = 0.2
+"""Largest number of restarts in one sitting after a worker died."""
+_POLL_S = 0.2
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every worker is told: the arguments of training.train."""
-
-    recipe: Recipe
-    cache: FeatureCache
-    base: ModelRef
-    run: Path
-    resume: str
-    fork: Fork | None
-
-
-class Ear:
-    """An actor of the cluster: takes what the workers tell to the process that started them."""
+class Messages:
+    """Ray actor that passes the workers' messages to the process that started them."""
 
     def __init__(self):
-        self.told: list[tuple[str, tuple]] = []
+        self.calls: list[tuple[str, tuple]] = []
         self.error: LabError | None = None
 
-    def tell(self, name: str, *args: Any) -> None:
-        """One call of the Progress."""
-        self.told.append((name, args))
+    def report(self, name: str, *args: Any) -> None:
+        """Record a call of the Progress."""
+        self.calls.append((name, args))
 
     def fail(self, error: LabError) -> None:
-        """The first error that would come again with the next start."""
+        """Record an error that a restart would repeat; the first one counts."""
         self.error = self.error or error
 
     def take(self) -> list[tuple[str, tuple]]:
-        told, self.told = self.told, []
-        return told
+        """Return the calls since the last time."""
+        calls, self.calls = self.calls, []
+        return calls
 
     def failed(self) -> LabError | None:
+        """Return the recorded error."""
         return self.error
 
 
-def train(address: str, devices: int, job: Job, progress: Progress | None = None) -> TrainedModel:
-    """`training.train` by `devices` workers of the Ray cluster at `address` (see cluster.make_shards).
+def train(address: str, devices: int, run: TrainingRun) -> TrainedModel:
+    """Train `run` with `devices` workers of the Ray cluster at `address`; return the finished model.
 
-    Each has a GPU, or one core where the cluster has no GPU. A worker that dies costs the steps since the newest
-    checkpoint. Raises LabError for a cluster that cannot be used or is too small, and what training.train raises.
+    Each worker has a GPU, or one core if the cluster has no GPU. A worker that dies costs the steps since the newest
+    checkpoint. Raises LabError for a cluster that cannot be used or is too small, and the errors of loop.train.
     """
-    progress = progress or Progress()
     with ray_cluster.joined(address) as ray:
         on_gpu = refuse_too_small(ray, address, devices)
         logger.info(f"Ray cluster {address}: {devices} worker(s), each with {'a GPU' if on_gpu else 'one core'}")
-        ear = ray.remote(num_cpus=0)(Ear).remote()
-        notes = job.run / "ray"
-        shutil.rmtree(notes, ignore_errors=True)
-        fit = _trainer(functools.partial(_work, replace(job, cache=light(job.cache)), ear), devices, on_gpu, notes).fit
+        messages = ray.remote(num_cpus=0)(Messages).remote()
+        storage = run.folder / "ray"
+        shutil.rmtree(storage, ignore_errors=True)
+        sent = replace(run, cache=without_open_files(run.cache), progress=_remote_progress(messages))
         try:
-            _listen(ray, fit, ear, progress)
+            fit = _ray_trainer(functools.partial(_work, sent, messages), devices, on_gpu, storage).fit
+            _forward_progress(ray, fit, messages, run.progress)
         finally:
-            shutil.rmtree(notes, ignore_errors=True)
-    model = training_run.finished(job.run)
+            shutil.rmtree(storage, ignore_errors=True)
+    model = finished_model(run.folder)
     if model is None:
-        raise LabError(f"the workers ended without a model in {job.run}: is it on a disk that all machines share?")
+        raise LabError(f"the workers ended without a model in {run.folder}: is it on a disk that all machines share?")
     return model
 
 
-def _trainer(work: Callable[[], None], devices: int, on_gpu: bool, notes: Path) -> Any:
+def _ray_trainer(work: Callable[[], None], devices: int, on_gpu: bool, storage: Path) -> Any:
     try:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -106,77 +92,75 @@ def _trainer(work: Callable[[], None], devices: int, on_gpu: bool, notes: Path) 
         torch_config=TorchConfig(distributed.backend(on_gpu), timeout_s=int(distributed.PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(num_workers=devices, use_gpu=on_gpu),
         run_config=RunConfig(
-            name="train", storage_path=str(notes), failure_config=FailureConfig(max_failures=RESTARTS)
+            name="train", storage_path=str(storage), failure_config=FailureConfig(max_failures=RESTARTS)
         ),
     )
 
 
-def _listen(ray: ModuleType, fit: Callable[[], Any], ear: Any, progress: Progress) -> None:
-    """Until `fit` has ended, tell `progress` what the workers tell; then raise what ended them, if anything did."""
+def _forward_progress(ray: ModuleType, fit: Callable[[], Any], messages: Any, progress: Progress) -> None:
+    """Call `fit` in a thread and pass the workers' calls to `progress`; raise the error that ended them, if any."""
     failures: list[Exception] = []
 
-    def run() -> None:
+    def call_fit() -> None:
         try:
             fit()
         except Exception as error:
             failures.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)  # the main thread stays free for Ctrl-C
+    thread = threading.Thread(target=call_fit, daemon=True)  # the main thread has to receive Ctrl-C
     thread.start()
     while thread.is_alive():
-        time.sleep(_LISTEN_S)
-        for name, args in ray.get(ear.take.remote()):
+        time.sleep(_POLL_S)
+        for name, args in ray.get(messages.take.remote()):
             getattr(progress, name)(*args)
-    if error := ray.get(ear.failed.remote()):
+    if error := ray.get(messages.failed.remote()):
         raise error
     for failure in failures:
         lines = [line for line in str(failure).splitlines() if line.strip()]
         raise LabError(
             f"training on the Ray cluster ended: {lines[-1] if lines else type(failure).__name__}. "
-            "Run the same command again to go on from the newest checkpoint"
+            "Run the same command again to continue from the newest checkpoint"
         ) from failure
 
 
 def refuse_too_small(ray: ModuleType, address: str, devices: int) -> bool:
-    """Whether the workers get GPUs. LabError where there are fewer devices: Ray would wait for more."""
-    there = ray.cluster_resources()
-    kind = "GPU" if there.get("GPU") else "CPU"
-    if there.get(kind, 0) < devices:
+    """Return True if the workers get GPUs; raise LabError if there are too few devices, for which Ray would wait."""
+    resources = ray.cluster_resources()
+    kind = "GPU" if resources.get("GPU") else "CPU"
+    if resources.get(kind, 0) < devices:
         raise LabError(
-            f"the Ray cluster {address} has {there.get(kind, 0):.0f} {kind}(s), and --devices asks for {devices}: "
+            f"the Ray cluster {address} has {resources.get(kind, 0):.0f} {kind}(s), and --devices asks for {devices}: "
             "ask for fewer, or start more nodes"
         )
     return kind == "GPU"
 
 
-def light(cache: FeatureCache) -> FeatureCache:
-    """The cache without what it has read so far."""
+def without_open_files(cache: FeatureCache) -> FeatureCache:
+    """Return a copy of the cache without the data that it has read so far."""
     return FeatureCache(**{field.name: getattr(cache, field.name) for field in fields(cache)})
 
 
-# ---- in the workers
-
-
-def _work(job: Job, ear: Any) -> None:
+def _work(run: TrainingRun, messages: Any) -> None:
+    """Train in a worker."""
     import ray
 
-    if ray.get(ear.failed.remote()):
+    if ray.get(messages.failed.remote()):
         return
     try:
-        ray_cluster.refuse_unseen((job.run.parent, job.cache.folder, job.base.folder))
+        ray_cluster.refuse_unseen((run.folder.parent, run.cache.folder, run.base.folder))
         with distributed.process_group():
-            training_loop.train(job.recipe, job.cache, job.base, job.run, _telling(ear), job.resume, fork=job.fork)
+            training_loop.train(run)
     except distributed.PeerLost:
         raise
     except LabError as error:
-        ray.get(ear.fail.remote(error))
+        ray.get(messages.fail.remote(error))
         raise
 
 
-def _telling(ear: Any) -> Progress:
-    """A Progress that tells `ear`."""
+def _remote_progress(messages: Any) -> Progress:
+    """Return a Progress that sends its calls to the actor."""
 
-    def teller(name: str) -> Callable[..., None]:
-        return lambda *args: ear.tell.remote(name, *args)
+    def reporter(name: str) -> Callable[..., None]:
+        return lambda *args: messages.report.remote(name, *args)
 
-    return Progress(**{field.name: teller(field.name) for field in fields(Progress)})
+    return Progress(**{field.name: reporter(field.name) for field in fields(Progress)})

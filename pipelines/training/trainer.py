@@ -1,4 +1,4 @@
-"""transformers' Seq2SeqTrainer with our batches, our loss, our validation and sealed checkpoints."""
+"""transformers' Seq2SeqTrainer with this lab's batches, loss, validation and sealed checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,144 +32,156 @@ if TYPE_CHECKING:
 
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-"""The recipe's names of them, and transformers'."""
+"""Schedule in a recipe to its name in transformers."""
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor", "sgd": "sgd"}
+"""Optimizer in a recipe to its name in transformers."""
 
 
+@dataclass(frozen=True)
+class TrainerParts:
+    """What LabTrainer needs beside the arguments of Seq2SeqTrainer."""
+
+    sampler: BucketSampler
+    validate: Callable[[Any], dict[str, float]]
+    """Function from a model to its `wer`, `wer_low`, `wer_high` and `loss` on the validation split."""
+    run_digest: str
+    keep_checkpoints: int
+    micro_batch: int
+    """Clips in one forward pass; larger batches are split."""
+    build_loader: Callable[[Any, Any, Callable], DataLoader]
+    """Function of sampler, data set and collator."""
+    build_optimizer: Callable[[Any], Any]
+    build_scheduler: Callable[[Any], Any]
+    teacher: Teacher | None = None
+    """Teacher of a distillation with a KL loss."""
+    extra_files: Sequence[Path] = ()
+    """Files that are added to each checkpoint if they exist."""
+    trial_batches: Sequence[dict[str, torch.Tensor]] = ()
+    """Batches that must fit into memory before the first step."""
+
+
+@functools.cache
 def trainer_class() -> type[Seq2SeqTrainer]:
-    """Seq2SeqTrainer with our sampler, our validation and sealed checkpoints (built late)."""
-    from accelerate.data_loader import prepare_data_loader
-
-    with contextlib.redirect_stdout(sys.stderr):  # transformers greets whoever has set WANDB_MODE=offline
+    """Return LabTrainer: Seq2SeqTrainer with the methods of `LabTrainerMixin`. It imports transformers."""
+    with contextlib.redirect_stdout(sys.stderr):  # transformers prints a greeting if WANDB_MODE=offline is set
         from transformers import Seq2SeqTrainer
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-    class LabTrainer(Seq2SeqTrainer):
-        def __init__(
-            self,
-            *args: Any,
-            sampler: BucketSampler,
-            teacher: Teacher | None,
-            validate: Callable,
-            run_digest: str,
-            keep: int,
-            carried: Sequence[Path],
-            micro_batch: int,
-            make_loader: Callable[[Any, Any, Callable], DataLoader],
-            make_optimizer: Callable[[Any], Any],
-            make_scheduler: Callable[[Any], Any],
-            tried_first: Sequence[dict[str, torch.Tensor]] = (),
-            **kwargs: Any,
-        ):
-            super().__init__(*args, **kwargs)
-            self.sampler, self.validate, self.run_digest, self.keep = sampler, validate, run_digest, keep
-            self.micro_batch, self.tried_first, self.teacher = micro_batch, tried_first, teacher
-            self.carried = carried
-            self.make_loader, self.make_optimizer, self.make_scheduler = make_loader, make_optimizer, make_scheduler
-            self.clock = time.monotonic()
-            self.guard = Guard(scaled=self.args.fp16)
-
-        def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            # seconds of training over all sittings: each line adds the time since the line before it
-            now, history = time.monotonic(), self.state.log_history
-            earlier = history[-1].get("seconds", 0.0) if history else 0.0
-            pace = {"clips_per_s": round(distributed.all_reduce_sum(self.pace.take())[0], 2)} if "loss" in logs else {}
-            super().log({**logs, **pace, "seconds": round(earlier + now - self.clock, 3)}, *args, **kwargs)
-            self.clock = now
-
-        def get_train_dataloader(self) -> DataLoader:
-            self.pace = Pace()  # the training loop begins with this call
-            collate = self.data_collator
-            if distributed.world_size() > 1:
-                collate = data_parallel.ShareOf(collate, distributed.rank(), distributed.world_size())
-            loader = self.make_loader(self.sampler, self.train_dataset, collate)
-            if distributed.world_size() == 1:
-                return self.accelerator.prepare(loader)
-            # the same without sharding: that would deal whole batches to the processes
-            return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
-
-        def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-            if self.optimizer is None:
-                self.optimizer = self.make_optimizer(self.model if model is None else model)
-            return self.optimizer
-
-        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            if self.lr_scheduler is None:
-                self.lr_scheduler = self.make_scheduler(self.optimizer if optimizer is None else optimizer)
-                self._created_lr_scheduler = True
-            return self.lr_scheduler
-
-        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
-            # the decoder's input is made here: the labels themselves go to token_mean_loss and not to the model
-            start = self.model.config.decoder_start_token_id
-            inputs = {
-                **inputs,
-                "decoder_input_ids": shift_right(inputs["labels"], start, self.model.config.pad_token_id),
-            }
-            if self.teacher:
-                self.compute_loss_func = functools.partial(taught_loss, self.teacher, inputs)
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
-
-        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-            self._try_first(model, *args, **kwargs)
-            forward_backward, losses = super().training_step, []
-            pieces = list(oom.pieces(inputs, self.micro_batch))
-            for piece in pieces:
-                # processes sum their gradients once, after the last piece: others may have another number of them
-                alone = contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(model)
-                with alone, oom.watched(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
-                    losses.append(forward_backward(model, piece, *args, **kwargs))
-            loss = sum(losses)
-            self.guard.add(loss)
-            self.pace.add(len(inputs["labels"]))
-            return loss
-
-        def _try_first(self, model: Any, *args: Any, **kwargs: Any) -> None:
-            """At the first step of a sitting, the longest batches that can come; memory runs out now or never."""
-            batches, self.tried_first = self.tried_first, ()
-            for batch in batches:
-                with (
-                    oom.watched(len(batch["labels"]), self.state.global_step + 1, self.args.world_size),
-                    oom.tried(model, self.optimizer),
-                    self.accelerator.no_sync(model),
-                ):
-                    super().training_step(model, batch, *args, **kwargs)
-
-        def _clip_grad_norm(self, model: Any) -> torch.Tensor:
-            norm = super()._clip_grad_norm(model)
-            self.guard.check(self.state.global_step + 1, norm)
-            return norm
-
-        def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-            with self.pace.paused():
-                found = self.validate(adapters.bare(self.model))
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-            self.guard.check_validation(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
-
-        def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            folder = Path(self.args.output_dir)
-            saved = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-
-            def seal() -> None:
-                for path in filter(Path.is_file, self.carried):
-                    _put_into(saved, path)
-                sealed_checkpoints.seal(saved, run_digest=self.run_digest, best_step=self.state.best_global_step)
-                sealed_checkpoints.prune(folder, keep=self.keep)
-
-            distributed.broadcast_from_main(lambda: shutil.rmtree(saved, ignore_errors=True))
-            with self.pace.paused():
-                super()._save_checkpoint(model, trial)
-                distributed.barrier()  # each process has written the state of its random numbers
-                distributed.broadcast_from_main(seal)
-
-    return LabTrainer
+    return type("LabTrainer", (LabTrainerMixin, Seq2SeqTrainer), {})
 
 
-def _put_into(folder: Path, path: Path) -> None:
-    """A file in a checkpoint, too: as a link, for it is the same in each of them, where the disk has links."""
+class LabTrainerMixin:
+    """Methods that replace those of Seq2SeqTrainer; a mixin, so that importing it does not import transformers."""
+
+    def __init__(self, *args: Any, parts: TrainerParts, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.parts, self.sampler, self.validate = parts, parts.sampler, parts.validate
+        self.micro_batch, self.trial_batches = parts.micro_batch, parts.trial_batches
+        self.logged_at, self.pace = time.monotonic(), Pace()
+        self.guard = Guard(scaled=self.args.fp16)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add `seconds`, the training time of all sittings, and `clips_per_s` to each log line."""
+        now, history = time.monotonic(), self.state.log_history
+        earlier_s = history[-1].get("seconds", 0.0) if history else 0.0
+        pace = {"clips_per_s": round(distributed.all_reduce_sum(self.pace.take())[0], 2)} if "loss" in logs else {}
+        super().log({**logs, **pace, "seconds": round(earlier_s + now - self.logged_at, 3)}, *args, **kwargs)
+        self.logged_at = now
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of the lab's batches; with several processes each gets its part of every batch."""
+        from accelerate.data_loader import prepare_data_loader
+
+        self.pace = Pace()  # the Trainer calls this when its loop starts
+        if distributed.world_size() == 1:
+            return self.accelerator.prepare(
+                self.parts.build_loader(self.sampler, self.train_dataset, self.data_collator)
+            )
+        collate = data_parallel.RankCollator(self.data_collator, distributed.rank(), distributed.world_size())
+        loader = self.parts.build_loader(self.sampler, self.train_dataset, collate)
+        # without accelerate's sharding, which would give whole batches to the processes
+        return prepare_data_loader(loader, self.accelerator.device, 1, 0, put_on_device=True)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Build the recipe's optimizer."""
+        if self.optimizer is None:
+            self.optimizer = self.parts.build_optimizer(self.model if model is None else model)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Build the recipe's learning-rate schedule."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self.parts.build_scheduler(self.optimizer if optimizer is None else optimizer)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        """Pass the shifted labels to the decoder; the labels themselves go to the loss function alone."""
+        config = self.model.config
+        decoder_input_ids = shift_right(inputs["labels"], config.decoder_start_token_id, config.pad_token_id)
+        inputs = {**inputs, "decoder_input_ids": decoder_input_ids}
+        if self.parts.teacher:
+            self.compute_loss_func = functools.partial(distillation_loss, self.parts.teacher, inputs)
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do the forward and backward pass in micro-batches; return the sum of their losses."""
+        self._run_trial_batches(model, *args, **kwargs)
+        losses, pieces = [], list(oom.split(inputs, self.micro_batch))
+        for piece in pieces:
+            # gradients are reduced once, after the last piece: processes may have different numbers of pieces
+            synced = contextlib.nullcontext() if piece is pieces[-1] else self.accelerator.no_sync(model)
+            with synced, oom.converted(len(piece["labels"]), self.state.global_step + 1, self.args.world_size):
+                losses.append(super().training_step(model, piece, *args, **kwargs))
+        loss = sum(losses)
+        self.guard.add(loss)
+        self.pace.add(len(inputs["labels"]))
+        return loss
+
+    def _run_trial_batches(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Run the longest batches once before the first step, so that memory runs out then or not at all."""
+        batches, self.trial_batches = self.trial_batches, ()
+        for batch in batches:
+            with (
+                oom.converted(len(batch["labels"]), self.state.global_step + 1, self.args.world_size),
+                oom.without_effect(model, self.optimizer),
+                self.accelerator.no_sync(model),
+            ):
+                super().training_step(model, batch, *args, **kwargs)
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        self.guard.check(self.state.global_step + 1, norm)
+        return norm
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Return and log the metrics of the validation split; raise Diverged if its loss is not finite."""
+        with self.pace.paused():
+            scores = self.validate(adapters.unwrap(self.model))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.guard.check_validation(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        distributed.broadcast_from_main(lambda: shutil.rmtree(checkpoint, ignore_errors=True))
+        with self.pace.paused():
+            super()._save_checkpoint(model, trial)
+            distributed.barrier()  # each process has written the state of its random numbers
+            distributed.broadcast_from_main(lambda: self._seal(checkpoint))
+
+    def _seal(self, checkpoint: Path) -> None:
+        for path in filter(Path.is_file, self.parts.extra_files):
+            _link_or_copy(path, checkpoint)
+        best_step = self.state.best_global_step
+        sealed_checkpoints.seal(checkpoint, run_digest=self.parts.run_digest, best_step=best_step)
+        sealed_checkpoints.prune(checkpoint.parent, keep=self.parts.keep_checkpoints)
+
+
+def _link_or_copy(path: Path, folder: Path) -> None:
+    """Add a file to a folder as a hard link, or as a copy if the disk has no links."""
     (folder / path.name).unlink(missing_ok=True)
     try:
         os.link(path, folder / path.name)
@@ -177,7 +190,7 @@ def _put_into(folder: Path, path: Path) -> None:
 
 
 def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """The Trainer's own settings: the recipe's, and what this machine bears."""
+    """Build the TrainingArguments from the recipe, adapted to this device."""
     from transformers import Seq2SeqTrainingArguments
 
     settings, machine = recipe.training, environment.detect()
@@ -187,7 +200,7 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         max_grad_norm=settings.max_grad_norm,
-        # these seven are for the trackers, which tell them: building.py makes optimizer and schedule
+        # the next seven are only reported to trackers: components.py builds optimizer and schedule
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
@@ -205,9 +218,9 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         save_steps=settings.eval_every,
         metric_for_best_model="wer",
         greater_is_better=False,
-        logging_nan_inf_filter=False,  # it would hide them: see divergence.py
+        logging_nan_inf_filter=False,  # it would hide NaN losses from divergence.py
         logging_steps=max(1, min(10, settings.steps // 12)),
-        accelerator_config={"non_blocking": machine.device == "cuda"},  # pinned batches travel while the GPU computes
+        accelerator_config={"non_blocking": machine.device == "cuda"},  # copy pinned batches while the GPU computes
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
@@ -215,7 +228,7 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         use_cpu=machine.device == "cpu",
         ddp_find_unused_parameters=False,
     )
-    # Trainer would wrap the model in DataParallel on Kaggle's two GPUs: threads that share one context length
+    # on two GPUs the Trainer would wrap the model in DataParallel, whose threads share one context length
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
@@ -223,10 +236,10 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
 def token_mean_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Cross entropy summed over label tokens and divided by their number in the whole optimizer step.
+    """Return the cross entropy summed over label tokens, divided by their number in the whole optimizer step.
 
     With accumulation every micro-batch is divided by the same total, so that k small batches give the gradient of one
-    large batch. `labels` int64 [B, L] with IGNORED where nothing counts.
+    large batch. `labels` int64 [B, L], IGNORED where a position has no label.
     """
     import torch.nn.functional as F
 
@@ -236,29 +249,29 @@ def token_mean_loss(
     return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
 
 
-def taught_loss(
+def distillation_loss(
     teacher: Teacher,
     inputs: dict[str, torch.Tensor],
     outputs: Any,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """`token_mean_loss`, and what a student's distributions are away from its teacher's."""
-    own = token_mean_loss(outputs, labels, num_items_in_batch)
-    return own + teacher.divergence(inputs, outputs, labels, num_items_in_batch)
+    """Return `token_mean_loss` plus the weighted KL divergence from the teacher's distributions."""
+    loss = token_mean_loss(outputs, labels, num_items_in_batch)
+    return loss + teacher.divergence(inputs, outputs, labels, num_items_in_batch)
 
 
 def shift_right(labels: torch.Tensor, start: int, pad: int) -> torch.Tensor:
-    """The decoder's input for `labels` int64 [B, L]: the start token first, IGNORED as padding."""
+    """Return the decoder's input for `labels` int64 [B, L]: the start token first, `pad` instead of IGNORED."""
     shifted = labels.new_full(labels.shape, start)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill(shifted == IGNORED, pad)
 
 
-def fix_the_order_of_sums() -> None:
-    """On several CPU threads some gradients are summed in varying order: two runs then differ in their last digits."""
+def use_deterministic_sums() -> None:
+    """Make gradients on several CPU threads reproducible: torch otherwise sums some of them in varying order."""
     import torch
 
     if not torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time and changes no result here
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it takes time and changes no result here

@@ -1,4 +1,4 @@
-"""The looks at the validation split between two checkpoints: WER decides which weights are kept."""
+"""Score a model on the validation split: WER selects the best checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring
-from pipelines.training.callbacks.oom import Room
+from pipelines.training.callbacks.oom import ValidationBatch
 from pipelines.training.trainer import shift_right, token_mean_loss
 from pipelines.whisper import decoding
 from pipelines.whisper.batching import IGNORED, Collator, sorted_batches
@@ -20,61 +20,63 @@ from pipelines.whisper.log_mel import FULL_FRAMES
 
 
 def validator(
-    recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool, room: Room | None = None
+    recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool, batch: ValidationBatch | None = None
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from a model to its validation loss, and its normalised WER with the 95 % interval.
+    """Return a function from a model to its `wer`, `wer_low`, `wer_high` (95 %, normalised) and `loss` on validation.
 
-    With `room` its batches become smaller where memory runs out.
+    With `batch` its batches become smaller when memory runs out.
     """
     rows = rows_of(cache, "validation")
     references, speakers = (cache.rows[name].iloc[rows].tolist() for name in ("text", "speaker"))
     settings = recipe.evaluation
 
-    def fit(work: Callable[[int], Any]) -> Any:
-        return room.fit(work) if room else work(settings.batch_frames)
+    def run(work: Callable[[int], Any]) -> Any:
+        return batch.run_with_retries(work) if batch else work(settings.batch_frames)
 
-    def hear(model: Any, batch_frames: int) -> dict[int, str]:
+    def decode(model: Any, batch_frames: int) -> dict[int, str]:
         options = decoding.DecodingOptions(
             recipe.language, settings.max_new_tokens, full_context=full_context, batch_frames=batch_frames
         )
-        heard = {}
-        for batch in _own_batches(cache, rows, batch_frames, full_context):
-            texts = decoding.decode_rows_to_text(model, processor, cache, batch, options)
-            heard |= dict(zip(batch.tolist(), texts, strict=True))
-        return heard
+        hypotheses = {}
+        for part in _rank_batches(cache, rows, batch_frames, full_context):
+            texts = decoding.decode_rows_to_text(model, processor, cache, part, options)
+            hypotheses |= dict(zip(part.tolist(), texts, strict=True))
+        return hypotheses
 
     def validate(model: Any) -> dict[str, float]:
         was_training = model.training
-        heard = distributed.gather_dicts(fit(lambda frames: hear(model, frames)))
-        hypotheses = [heard[row] for row in rows.tolist()]
-        draw = {"samples": settings.bootstrap_samples, "seed": settings.seed}
-        score = scoring.score(references, hypotheses, speakers, **draw)
+        by_row = distributed.gather_dicts(run(lambda frames: decode(model, frames)))
+        hypotheses = [by_row[row] for row in rows.tolist()]
+        score = scoring.score(references, hypotheses, speakers, samples=settings.bootstrap_samples, seed=settings.seed)
         low, high = score.ci95
-        total, tokens = distributed.all_reduce_sum(
-            *fit(lambda frames: _summed_loss(model, cache, rows, frames, full_context))
-        )
-        model.train(was_training)  # where memory ran out it was left as it was just then
-        return {"wer": score.wer, "wer_low": low, "wer_high": high, "loss": total / tokens}
+        loss = _mean_loss(run(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
+        model.train(was_training)  # an out-of-memory error may have left it in evaluation mode
+        return {"wer": score.wer, "wer_low": low, "wer_high": high, "loss": loss}
 
     return validate
 
 
 def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> float:
-    """Mean cross entropy per label token over `rows`, teacher-forced."""
-    total, tokens = distributed.all_reduce_sum(*_summed_loss(model, cache, rows, batch_frames, full_context))
+    """Return the mean cross entropy per label token over `rows`, teacher-forced."""
+    return _mean_loss(_summed_loss(model, cache, rows, batch_frames, full_context))
+
+
+def _mean_loss(summed: tuple[float, int]) -> float:
+    """Return the mean over all processes of (summed loss, label tokens)."""
+    total, tokens = distributed.all_reduce_sum(*summed)
     return total / tokens
 
 
 def _summed_loss(
     model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool
 ) -> tuple[float, int]:
-    """The cross entropy of this process's share of `rows`, summed, and its label tokens."""
+    """Return the summed cross entropy and the label tokens of this process's part of `rows`."""
     import torch
 
     collate, total, tokens = Collator(cache, full_context=full_context), 0.0, 0
     config, was_training = model.config, model.training
     model.eval()
-    for batch in _own_batches(cache, rows, batch_frames, full_context):
+    for batch in _rank_batches(cache, rows, batch_frames, full_context):
         inputs = {name: value.to(model.device) for name, value in collate(batch.tolist()).items()}
         labels = inputs.pop("labels")
         with torch.inference_mode():
@@ -87,15 +89,18 @@ def _summed_loss(
     return total, tokens
 
 
-def _own_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> list[np.ndarray]:
-    """The rows of this process, in the batches in which a single one would decode them: padding changes transcripts."""
+def _rank_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> list[np.ndarray]:
+    """Return this process's batches of rows.
+
+    They are batches of the whole split, as in a single process: another padding may change transcripts.
+    """
     lengths = cache.rows["frames"].to_numpy()[rows]
     batches = sorted_batches(np.full_like(lengths, FULL_FRAMES) if full_context else lengths, batch_frames)
     return [rows[batch] for batch in batches[distributed.rank() :: distributed.world_size()]]
 
 
 def rows_of(cache: FeatureCache, split: str) -> np.ndarray:
-    """The rows of a split that training cannot do without."""
+    """Return the rows of a split; raise LabError if it is empty."""
     rows = cache.split(split)
     if not len(rows):
         raise LabError(

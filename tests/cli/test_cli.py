@@ -274,10 +274,10 @@ def test_an_unfinished_run_has_an_exit_code_of_its_own_and_the_same_command_goes
     ended = call("train", *hasty)
     assert (ended.code, ended.out) == (75, "")
     assert "\nunfinished: the time budget of 1e-09 h ended training after step 1 of 2; " in ended.err
-    assert ended.err.endswith("checkpoint-1 is kept. Run the same command or cell again to go on from there\n")
+    assert ended.err.endswith("checkpoint-1 is kept. Run the same command or cell again to continue from there\n")
     made = call("train", *hasty)
     assert made.told["best_step"] == 2
-    assert "going on from checkpoint-1" in made.err
+    assert "resuming from checkpoint-1" in made.err
 
     fork = ("--fork", made.told["model_uri"], "--set", "training.steps=1", "--json")
     forked = call("train", *toy, *fork).told

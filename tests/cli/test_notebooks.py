@@ -341,7 +341,7 @@ def test_killed_in_mid_training_it_goes_on_and_ends_with_the_same_weights(
 
     done = subprocess.run(command, cwd=ROOT, env=place.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"going on from checkpoint-(4|8)$", printed(out), flags=re.MULTILINE)
+    assert re.search(r"resuming from checkpoint-(4|8)$", printed(out), flags=re.MULTILINE)
     (weights,) = runs.rglob("model/model.safetensors")
     assert sha256(weights) == sha256(Path(summary["model_uri"]) / "model.safetensors")
     assert summary["digest"] in weights.parent.parent.name

@@ -16,6 +16,7 @@ from pipelines.training import loop as training_loop
 from pipelines.training import run as training_run
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import model as whisper_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +44,7 @@ def fit(toy_settings, toy_cache, base):
 
         progress = Progress(on_step=on_step)
         try:
-            return training_loop.train(toy_settings(overrides), toy_cache, base, run, progress)
+            return training_loop.train(TrainingRun(toy_settings(overrides), toy_cache, base, run, progress))
         except CutOff:
             return None
 
@@ -106,9 +107,9 @@ def test_the_context_at_clip_length_works_through_the_wrapper(base, toy_settings
         # new matrices add nothing: their product is zero
         assert torch.equal(wrapped(**told).logits, plain(**told).logits)
     assert wrapped.config.max_source_positions == 1500
-    assert adapters.bare(wrapped).model.encoder.embed_positions.weight.shape == (1500, 32)
-    assert not adapters.bare(wrapped).model.encoder.embed_positions.weight.requires_grad
-    assert adapters.bare(plain) is plain
+    assert adapters.unwrap(wrapped).model.encoder.embed_positions.weight.shape == (1500, 32)
+    assert not adapters.unwrap(wrapped).model.encoder.embed_positions.weight.requires_grad
+    assert adapters.unwrap(plain) is plain
 
 
 # ---- what comes out

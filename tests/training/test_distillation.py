@@ -31,7 +31,7 @@ from pipelines.training import loop as training_loop
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training import run as training_run
 from pipelines.training.callbacks.progress import Progress
-from pipelines.training.run import context_s
+from pipelines.training.run import TrainingRun, context_s
 from pipelines.training.trainer import shift_right, token_mean_loss
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import model as whisper_model
@@ -86,12 +86,12 @@ def answer(model, batch):
     [(4, 0, [0, 1, 2, 3]), (4, 4, [0, 1, 2, 3]), (4, 2, [0, 3]), (4, 1, [3]), (12, 3, [0, 6, 11]), (32, 2, [0, 31])],
 )
 def test_layers_are_spaced_as_far_apart_as_can_be_and_the_last_is_kept(layers, wanted, chosen):
-    assert distillation.spaced(layers, wanted, "decoder") == chosen
+    assert distillation.spaced_layers(layers, wanted, "decoder") == chosen
 
 
 def test_more_layers_than_the_teachers_are_refused():
     with pytest.raises(LabError, match=r"distillation.decoder_layers must be at most .* are 4, got 5"):
-        distillation.spaced(4, 5, "decoder")
+        distillation.spaced_layers(4, 5, "decoder")
 
 
 def test_a_student_has_the_teachers_weights_under_new_numbers(teacher, toy_model, tmp_path):
@@ -184,7 +184,7 @@ def test_the_divergence_is_what_its_definition_says(teacher, batch):
 
 def test_a_shared_encoder_gives_the_same_divergence_without_running_again(teacher, batch, toy_settings):
     recipe = toy_settings({**TAUGHT, "model.freeze_encoder": True})
-    shared, apart = distillation.teacher_of(recipe, teacher), distillation.teacher_of(toy_settings(TAUGHT), teacher)
+    shared, apart = distillation.load_teacher(recipe, teacher), distillation.load_teacher(toy_settings(TAUGHT), teacher)
     assert (shared.shared, apart.shared) == (True, False)
     assert not len(shared.model.model.encoder.layers)
     with torch.no_grad():
@@ -195,15 +195,15 @@ def test_a_shared_encoder_gives_the_same_divergence_without_running_again(teache
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert not ran
     fewer = toy_settings({**TAUGHT, "model.freeze_encoder": True, "distillation.encoder_layers": 1})
-    assert not distillation.teacher_of(fewer, teacher).shared
-    assert distillation.teacher_of(toy_settings({**TAUGHT, "distillation.kl_weight": 0}), teacher) is None
+    assert not distillation.load_teacher(fewer, teacher).shared
+    assert distillation.load_teacher(toy_settings({**TAUGHT, "distillation.kl_weight": 0}), teacher) is None
 
 
 def test_only_the_student_learns(teacher, batch):
     judge = distillation.Teacher(whisper_model.load(teacher), 2.0, 1.0, shared=False)
     model = distillation.student(whisper_model.load(teacher), small()).train()
     outputs = answer(model, batch)
-    loss = trainer.taught_loss(judge, batch, outputs, batch["labels"], None)
+    loss = trainer.distillation_loss(judge, batch, outputs, batch["labels"], None)
     own = token_mean_loss(outputs, batch["labels"])
     assert float(loss.detach()) > float(own.detach())
     loss.backward()
@@ -229,7 +229,7 @@ def learnt(toy_cache, teacher, tmp_path):
     """`learnt(recipe, log)`: the cache as a student of the recipe learns from it, which has no checkpoint yet."""
 
     def ask(recipe, log=lambda line: None):
-        return distillation.taught(recipe, toy_cache, teacher, tmp_path, lambda: None, log)
+        return distillation.student_cache(recipe, toy_cache, teacher, tmp_path, lambda: None, log)
 
     return ask
 
@@ -290,22 +290,22 @@ def test_what_a_checkpoint_tells_is_learnt_and_nobody_is_asked_again(toy_setting
     run.mkdir(), last.mkdir()
 
     def learnt(newest: Path | None) -> list[str]:
-        made = distillation.taught(recipe, toy_cache, teacher, run, lambda: newest, lambda line: None)
+        made = distillation.student_cache(recipe, toy_cache, teacher, run, lambda: newest, lambda line: None)
         return made.rows["text"].iloc[made.split("train")].tolist()
 
     first, other = [f"först {n}" for n in range(len(rows))], [f"sedan {n}" for n in range(len(rows))]
     hears(first)
     assert learnt(None) == first
-    told = (run / distillation.HEARD).read_text()
+    told = (run / distillation.TRANSCRIPTS).read_text()
     names = [json.loads(line)["clip"] for line in told.splitlines()]
     assert names == sorted(label_errors.fingerprints(toy_cache, rows)), "the same clips are the same bytes"
     hears(other)
-    (last / distillation.HEARD).write_text(told)
+    (last / distillation.TRANSCRIPTS).write_text(told)
     assert learnt(last) == first
-    assert (run / distillation.HEARD).read_text() == told
-    (last / distillation.HEARD).write_text("".join(told.splitlines(keepends=True)[1:]))
+    assert (run / distillation.TRANSCRIPTS).read_text() == told
+    (last / distillation.TRANSCRIPTS).write_text("".join(told.splitlines(keepends=True)[1:]))
     assert learnt(last) == other, "a checkpoint that does not tell all of it"
-    (last / distillation.HEARD).unlink()
+    (last / distillation.TRANSCRIPTS).unlink()
     assert learnt(last) == other, "one from before checkpoints told it"
 
 
@@ -339,7 +339,9 @@ def fit(toy_settings, toy_cache, teacher):
 
         progress = Progress(on_step=on_step)
         try:
-            return training_loop.train(toy_settings(overrides), toy_cache, teacher, run, progress, resume), lines
+            return training_loop.train(
+                TrainingRun(toy_settings(overrides), toy_cache, teacher, run, progress, resume)
+            ), lines
         except CutOff:
             return None, lines
 
@@ -356,7 +358,7 @@ def test_a_student_that_was_cut_off_ends_with_the_same_weights_on_an_empty_machi
     shutil.rmtree(here)
     monkeypatch.setattr(label_errors, "heard", lambda *args, **told: pytest.fail("the teacher is asked again"))
     made, lines = fit(here / "run", settings, resume=kept)
-    assert "going on from checkpoint-2" in lines
+    assert "resuming from checkpoint-2" in lines
     assert "what the teacher heard in 48 training clips is taken from checkpoint-2" in lines
     ours, theirs = (Path(model.uri) / "model.safetensors" for model in (made, alone))
     assert manifest.sha256(ours) == manifest.sha256(theirs)
@@ -437,18 +439,16 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
 @pytest.mark.parametrize("at_hand", [False, True])
 def test_a_teacher_is_trained_and_kept_as_its_student_is(home, toy_cache, tmp_path, monkeypatch, at_hand):
     _, recipe = home
-    own, asked = training_pipeline._recipe_of_teacher(recipe), []
+    own, asked = training_pipeline._teacher_recipe(recipe), []
     monkeypatch.setattr(
         training_pipeline, "run", lambda recipe, cache, runs, progress, **how: asked.append((recipe.name, how))
     )
     monkeypatch.setattr(training_pipeline, "_finished_teacher", lambda *told: (own, "there") if at_hand else None)
-    training_pipeline.distill(
-        recipe, toy_cache, runs=tmp_path, resume="hub://me/run", cluster="auto", devices=2, publish="there"
-    )
-    alike = {"cluster": "auto", "devices": 2}
+    launch = training_pipeline.Launch(cluster="auto", devices=2)
+    training_pipeline.distill(recipe, toy_cache, runs=tmp_path, resume="hub://me/run", launch=launch, publish="there")
     assert asked == [
-        (own.name, {"resume": "hub://me/run-teacher", **alike}),
-        (recipe.name, {"resume": "hub://me/run", **alike, "publish": "there"}),
+        (own.name, {"resume": "hub://me/run-teacher", "launch": launch}),
+        (recipe.name, {"resume": "hub://me/run", "launch": launch, "publish": "there"}),
     ]
     asked.clear()
     training_pipeline.distill(recipe, toy_cache, runs=tmp_path)
@@ -456,15 +456,13 @@ def test_a_teacher_is_trained_and_kept_as_its_student_is(home, toy_cache, tmp_pa
 
 
 def test_on_other_data_a_teacher_is_not_that_recipes_own_model(toy_settings):
-    own = training_pipeline._recipe_of_teacher(toy_settings({"name": "mine", "distillation.teacher": "run:tour"}))
+    own = training_pipeline._teacher_recipe(toy_settings({"name": "mine", "distillation.teacher": "run:tour"}))
     assert own.name == "tour-for-mine"
     asks = {"name": "mine", "distillation.teacher": "run:tour", "model.base": recipes.load("tour").model.base}
-    assert training_pipeline._recipe_of_teacher(recipes.load("tour", asks)).name == "tour"
+    assert training_pipeline._teacher_recipe(recipes.load("tour", asks)).name == "tour"
     assert (
         len(
-            training_pipeline._recipe_of_teacher(
-                toy_settings({"name": "m" * 64, "distillation.teacher": "run:tour"})
-            ).name
+            training_pipeline._teacher_recipe(toy_settings({"name": "m" * 64, "distillation.teacher": "run:tour"})).name
         )
         == 64
     )
@@ -496,17 +494,19 @@ def test_settings_that_exclude_each_other_are_refused(toy_settings, toy_cache, t
         with pytest.raises(LabError, match=told):
             recipes.load("tour", settings)
     with pytest.raises(LabError, match="a student starts from its teacher's layers: leave out --fork"):
-        training_pipeline.run(toy_settings(TAUGHT), toy_cache, runs=tmp_path, fork="somewhere")
+        training_pipeline.run(
+            toy_settings(TAUGHT), toy_cache, runs=tmp_path, launch=training_pipeline.Launch("somewhere")
+        )
 
 
 def test_a_teacher_must_have_heard_what_the_student_is_to_hear(toy_settings, toy_cache, teacher):
     whole = dataclasses.replace(teacher, context="full")
-    distillation.refuse_unfit(toy_settings(TAUGHT), toy_cache, teacher)
-    distillation.refuse_unfit(toy_settings({**TAUGHT, "training.context": "full"}), toy_cache, whole)
+    distillation.refuse_shorter_teacher(toy_settings(TAUGHT), toy_cache, teacher)
+    distillation.refuse_shorter_teacher(toy_settings({**TAUGHT, "training.context": "full"}), toy_cache, whole)
     with pytest.raises(LabError, match="has heard nothing but 30 s"):
-        distillation.refuse_unfit(toy_settings(TAUGHT), toy_cache, whole)
+        distillation.refuse_shorter_teacher(toy_settings(TAUGHT), toy_cache, whole)
     with pytest.raises(LabError, match="has heard no more than 4 s, and the student is to hear 30 s"):
-        distillation.refuse_unfit(toy_settings({**TAUGHT, "training.window_share": 0.2}), toy_cache, teacher)
+        distillation.refuse_shorter_teacher(toy_settings({**TAUGHT, "training.window_share": 0.2}), toy_cache, teacher)
 
 
 def test_a_teacher_of_the_very_same_clips_is_taken_and_one_of_shorter_clips_is_not(toy_settings, toy_cache, teacher):
@@ -514,11 +514,11 @@ def test_a_teacher_of_the_very_same_clips_is_taken_and_one_of_shorter_clips_is_n
     for longest in (*toy_cache.split("train"), frames.argmin()):  # whatever its length, it is the longest of its own
         alone = dataclasses.replace(toy_cache, rows=toy_cache.rows.iloc[[longest]].assign(split="train"))
         own = dataclasses.replace(teacher, facts={"context_s": context_s(recipe, alone)})
-        distillation.refuse_unfit(recipe, alone, own)
+        distillation.refuse_shorter_teacher(recipe, alone, own)
     shorter = dataclasses.replace(teacher, facts={"context_s": context_s(recipe, toy_cache) / 2})
     with pytest.raises(LabError, match=r"than 1\.\d+ s, and the student is to hear clips of .*max_duration_s=1\."):
-        distillation.refuse_unfit(recipe, toy_cache, shorter)
-    distillation.refuse_unfit(recipe, toy_cache, dataclasses.replace(teacher, facts={}))
+        distillation.refuse_shorter_teacher(recipe, toy_cache, shorter)
+    distillation.refuse_shorter_teacher(recipe, toy_cache, dataclasses.replace(teacher, facts={}))
 
 
 def test_a_rehearsal_teaches_a_few_clips(home, toy_cache, tmp_path):

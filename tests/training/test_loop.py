@@ -27,6 +27,7 @@ from pipelines.training import run as training_run
 from pipelines.training import validation
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import confidence
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import IGNORED, Collator
@@ -96,7 +97,7 @@ def fit(toy_settings, toy_cache, base):
 
         progress = Progress(on_step=on_step, **told)
         try:
-            made = training_loop.train(toy_settings(overrides), toy_cache, base, run, progress)
+            made = training_loop.train(TrainingRun(toy_settings(overrides), toy_cache, base, run, progress))
         except CutOff:
             made = None
         assert (made is None) == (cut or cut_at > 0)
@@ -157,7 +158,7 @@ def gradients(recipe, cache, base, folder: Path, change=lambda trainer: None):
     """Every optimizer step of a training run: the rows it saw, its gradient, and the reference's loss and gradient."""
     from transformers import TrainerCallback
 
-    trainer = training_loop._build_trainer(recipe, cache, base, folder, "r", Progress())
+    trainer = training_loop._build_trainer(TrainingRun(recipe, cache, base, folder))
     trainer.validate = lambda model: {"wer": 1.0, "loss": 1.0}
     batches, steps, collate = [], [], trainer.data_collator
     trainer.data_collator = lambda rows: batches.append(rows) or collate(rows)
@@ -341,7 +342,7 @@ def test_patience_ends_a_run_early(fit, looks, tmp_path):
         fit(tmp_path / "again", impatient, cut=True)
     looks([])
     again, lines = fit(tmp_path / "again", impatient)
-    assert lines == ["going on from checkpoint-4"]
+    assert lines == ["resuming from checkpoint-4"]
     assert told(again.history) == told(made.history)
     assert same(weights(again), weights(made))
 
@@ -405,7 +406,7 @@ def test_another_cache_is_another_run(toy_settings, toy_cache, eight, base, tmp_
     (tmp_path / "run").mkdir()
     manifest.write_json(tmp_path / "run" / "run.json", training_run.run_identity(toy_settings(), toy_cache, base))
     with pytest.raises(LabError, match=f"cache: wanted {eight.digest}, found {toy_cache.digest}"):
-        training_loop.train(toy_settings(), eight, base, tmp_path / "run", Progress())
+        training_loop.train(TrainingRun(toy_settings(), eight, base, tmp_path / "run"))
 
 
 def test_a_second_trainer_is_refused_at_once(fit, tmp_path, monkeypatch):
@@ -426,7 +427,7 @@ def test_a_second_trainer_is_refused_at_once(fit, tmp_path, monkeypatch):
 def test_a_cache_without_a_split_is_one_line(toy_settings, toy_cache, base, tmp_path, split):
     lacking = dataclasses.replace(toy_cache, rows=toy_cache.rows[toy_cache.rows["split"] != split])
     with pytest.raises(LabError, match=f"has no {split} clips"):
-        training_loop.train(toy_settings(), lacking, base, tmp_path / "run", Progress())
+        training_loop.train(TrainingRun(toy_settings(), lacking, base, tmp_path / "run"))
 
 
 # ---- cut off and gone on with
@@ -457,8 +458,8 @@ def test_a_run_that_was_cut_off_twice_is_the_same_run(fit, looks, whole, tmp_pat
     looks([0.4])
     made, third = fit(tmp_path / "run")
     assert first[0].startswith("starting from")
-    assert second[0] == "going on from checkpoint-4"
-    assert third[0] == "going on from checkpoint-8"
+    assert second[0] == "resuming from checkpoint-4"
+    assert third[0] == "resuming from checkpoint-8"
     assert same(weights(made), weights(whole))
     assert told(made.history) == told(whole.history)
     seconds = [row["seconds"] for row in made.history]
@@ -480,7 +481,7 @@ def test_every_shipped_recipe_is_bit_equal_when_it_was_cut_off(fit, looks, tmp_p
     fit(tmp_path / "run", few, cut_at=3)
     looks([0.4])
     made, lines = fit(tmp_path / "run", few)
-    assert lines[0] == "going on from checkpoint-2"
+    assert lines[0] == "resuming from checkpoint-2"
     assert same(weights(made), weights(alone))
     assert told(made.history) == told(alone.history)
 
@@ -505,7 +506,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(fit, looks, wh
     made, lines = fit(tmp_path / "run")
     assert lines[:2] == [
         "skipping checkpoint-8: optimizer.pt is damaged (its sha256 differs)",
-        "going on from checkpoint-4",
+        "resuming from checkpoint-4",
     ]
     assert same(weights(made), weights(whole))
 
@@ -521,7 +522,7 @@ def test_an_unfinished_checkpoint_is_ignored_and_written_anew(fit, looks, tmp_pa
     looks([0.7])
     _, lines = fit(tmp_path / "run", longer, cut_at=14)
     assert lines[0].startswith("skipping checkpoint-12: unfinished")
-    assert lines[1] == "going on from checkpoint-8"
+    assert lines[1] == "resuming from checkpoint-8"
     assert manifest.problem(torn) is None
     assert not (torn / "left.over").exists()
 
@@ -533,7 +534,7 @@ def test_a_save_that_was_cut_off_leaves_no_checkpoint(fit, looks, tmp_path):
     looks([0.6, 0.4])
     _, lines = fit(tmp_path / "run", {"training.steps": 6, "training.eval_every": 2})
     assert lines[0].startswith("skipping checkpoint-4: unfinished")
-    assert lines[1] == "going on from checkpoint-2"
+    assert lines[1] == "resuming from checkpoint-2"
 
 
 def test_cut_off_between_the_last_checkpoint_and_the_model(fit, looks, tmp_path):

@@ -215,10 +215,10 @@ def test_killed_four_times_and_bit_equal(sit, whole, tmp_path):
     fourth = sit(run, sealed(12))
     last = sit(run)
     assert first[0].startswith("starting from ")
-    assert second[0] == "going on from checkpoint-4"
-    assert third[0] == "going on from checkpoint-4"
-    assert fourth[:2] == ["skipping checkpoint-8: unfinished (it has no manifest)", "going on from checkpoint-4"]
-    assert last[0] == "going on from checkpoint-12"
+    assert second[0] == "resuming from checkpoint-4"
+    assert third[0] == "resuming from checkpoint-4"
+    assert fourth[:2] == ["skipping checkpoint-8: unfinished (it has no manifest)", "resuming from checkpoint-4"]
+    assert last[0] == "resuming from checkpoint-12"
     assert (steps(second)[0], steps(third)[0], steps(last)) == (5, 5, [13, 14])
     assert not any(line.startswith("starting from") for lines in (second, third, fourth, last) for line in lines)
     assert weights_sha256(run) == weights_sha256(whole)
@@ -231,8 +231,8 @@ def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
     sit(run, done(6), **workers)
     second = sit(run, being_written(12), **workers)
     third = sit(run, **workers)
-    assert second[0] == "going on from checkpoint-4"
-    assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "going on from checkpoint-8"]
+    assert second[0] == "resuming from checkpoint-4"
+    assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "resuming from checkpoint-8"]
     assert weights_sha256(run) == weights_sha256(whole)
     assert history(run) == history(whole)
 
@@ -259,8 +259,8 @@ def test_other_kinds_of_training_are_killed_and_bit_equal_too(sit, whole, tmp_pa
     sit(run, done(6), **other)
     second = sit(run, being_written(12), **other)
     third = sit(run, **other)
-    assert second[0] == "going on from checkpoint-4"
-    assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "going on from checkpoint-8"]
+    assert second[0] == "resuming from checkpoint-4"
+    assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "resuming from checkpoint-8"]
     assert weights_sha256(run) == weights_sha256(alone) != weights_sha256(whole)
     assert history(run) == history(alone)
 
@@ -279,7 +279,7 @@ def test_killed_twenty_times_at_random_moments_and_bit_equal(sit, tmp_path):
     last = sit(run, **settings)
     sit(tmp_path / "whole", **settings)
     story = f"KILL_SEED={seed}\n" + "\n".join(f"{phase}: {lines}" for phase, lines in told)
-    assert any(line.startswith("going on from checkpoint-") for line in last), story
+    assert any(line.startswith("resuming from checkpoint-") for line in last), story
     assert weights_sha256(run) == weights_sha256(tmp_path / "whole"), story
     assert history(run) == history(tmp_path / "whole"), story
 
@@ -349,7 +349,7 @@ def test_killed_on_two_threads_and_bit_equal(sit, toy_of_width, tmp_path):
     settings = {**sizes, "model.base": str(toy_of_width(192)), "threads": 2}
     sit(tmp_path / "whole", **settings)
     sit(tmp_path / "run", sealed(1), **settings)
-    assert sit(tmp_path / "run", **settings)[0].startswith("going on from checkpoint-")
+    assert sit(tmp_path / "run", **settings)[0].startswith("resuming from checkpoint-")
     assert weights_sha256(tmp_path / "run") == weights_sha256(tmp_path / "whole")
 
 
@@ -368,7 +368,7 @@ def test_the_command_goes_on_where_it_was_killed(whole, toy_recipe, toy_model, t
     again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
     assert "starting from" in log.read_text()
-    assert "going on from checkpoint-" in again.stdout
+    assert "resuming from checkpoint-" in again.stdout
     assert "starting from" not in again.stdout
     (run,) = (tmp_path / "runs" / "toy").glob("train-*")
     assert f"model {run / 'model'}" in again.stdout

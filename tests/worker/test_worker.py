@@ -835,7 +835,7 @@ def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
         assert worker.told["state"] == "Busy training"
         assert client.settled() == "Ready"
         log = client.log()
-        assert f"going on from checkpoint-{kept}" in log
+        assert f"resuming from checkpoint-{kept}" in log
         assert sum(line.startswith("starting from ") for line in log) == 1
         told = client.status()
         assert (told["progress_percent"], told["epoch"]) == (100.0, EPOCHS)

@@ -89,7 +89,7 @@ class RayExecutor:
 
     def start(self, job: Job) -> None:
         with self._one_line_errors():
-            self.running[self.task.remote(replace(job, cache=ray_train.light(job.cache)))] = job.number
+            self.running[self.task.remote(replace(job, cache=ray_train.without_open_files(job.cache)))] = job.number
 
     def wait(self) -> Result:
         with self._one_line_errors():

@@ -38,7 +38,7 @@ def check(recipe: Recipe) -> None:
     if recipe.training.fast_dev_run:
         raise LabError("training.fast_dev_run trains two steps, whose WER means nothing: sweep without it")
     for name in search.space:
-        if name in training_runs.NOT_OF_THE_WEIGHTS and name != "model.base":
+        if name in training_runs.NOT_IN_IDENTITY and name != "model.base":
             raise LabError(
                 f"search.space.{name}: every trial would have the same weights; search a setting that changes them"
             )

@@ -107,7 +107,7 @@ def run(recipe: Recipe, *, runs: str | Path = "", cluster: str = "", devices: in
     search_space.check(recipe)
     folder = folder_of(recipe, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    with training_runs.only_trainer(folder), _resumable(folder):
+    with training_runs.lock_run(folder), _resumable(folder):
         manifest.write_bytes(folder / "recipe.toml", recipes.as_toml(recipe).encode())
         record, jobs = Record(folder), _Jobs(recipe, folder.name, runs)
         if record.trials:
@@ -142,7 +142,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that determine the trials, flat, without defaults: a new setting leaves old names
     unchanged."""
     defaults = Recipe(name="plain").settings()
-    irrelevant = ({"name", *training_runs.NOT_OF_THE_WEIGHTS} | {"features.workers"}) - {"model.base"}
+    irrelevant = ({"name", *training_runs.NOT_IN_IDENTITY} | {"features.workers"}) - {"model.base"}
     changed = {name: value for name, value in recipe.settings().items() if value != defaults[name]}
     search = recipe.search_settings()
     for name in ("search.trials", "search.max_hours"):

@@ -18,9 +18,9 @@ from pipelines.features.cache import FeatureCache
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.recipes.settings import Recipe
 from pipelines.training import loop as training_loop
-from pipelines.training import run as training_run
 from pipelines.training.callbacks import divergence, interruptions
 from pipelines.training.callbacks.progress import Progress, seconds_of
+from pipelines.training.run import TrainingRun, lock_run
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -65,12 +65,12 @@ def fit(job: Job) -> Result:
     Raise errors.Unfinished if a signal ended it, and LabError if the disk is full.
     """
     histories: list[list[dict[str, float]]] = [[]]
-    progress = Progress(on_log=histories.append)
     until = job.until if job.until < job.recipe.training.steps else 0
+    run = TrainingRun(job.recipe, job.cache, job.base, job.run, Progress(on_log=histories.append), until=until)
     state, reason = "finished", ""
     try:
         _wait_for_lock(job.run)
-        histories.append(training_loop.train(job.recipe, job.cache, job.base, job.run, progress, until=until).history)
+        histories.append(training_loop.train(run).history)
     except interruptions.Paused as paused:
         state = "paused"
         histories.append(paused.history)
@@ -91,7 +91,7 @@ def _wait_for_lock(run: Path) -> None:
     Raise LabError if it still trains in the folder after _PATIENCE_S.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with training_run.only_trainer(run, _PATIENCE_S):
+    with lock_run(run, _PATIENCE_S):
         pass
 
 

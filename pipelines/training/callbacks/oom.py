@@ -1,10 +1,9 @@
-"""Where a batch does not fit into memory, it goes through the model in pieces; a look at validation in smaller batches.
+"""Continue with smaller pieces when memory runs out, in training and in validation.
 
-The batches stay those that the sampler drew, each at the length of its longest clip, and the loss of a step stays the
-sum over its label tokens divided by their number: the pieces give the same gradient up to the order of its sums (and
-other draws of dropout). So their size is no part of a run's identity. It is noted in the run's folder, so that a
-resumed run goes on as it was. On a GPU the longest batch that can come is tried before the first step: what does not
-fit shows at once, not when that batch is drawn.
+Training batches stay those that the sampler drew, each at the length of its longest clip. The loss of a step stays the
+sum over its label tokens divided by their number, so micro-batches give the same gradient up to the order of its sums
+(and other dropout masks). Their size is not part of a run's identity. It is written to memory.json in the run's folder,
+and a resumed run uses it again. On a GPU the longest possible batch is tried before the first step.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
-from pipelines.recipes.training_settings import TrainingSettings
 from pipelines.whisper.log_mel import FULL_FRAMES
 
 if TYPE_CHECKING:
@@ -28,46 +26,46 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
 T = TypeVar("T")
 
-_NOTE = "memory.json"
-_KEPT = {"AdamW": 2, "SGD": 1, "Adafactor": 0}
-"""Numbers that an optimizer keeps for each weight; Adafactor's are few."""
+_FILE = "memory.json"
+_STATES_PER_WEIGHT = {"AdamW": 2, "SGD": 1, "Adafactor": 0}
+"""Numbers that an optimizer stores for each weight; Adafactor stores few."""
 
 
 class OutOfMemory(Exception):
-    """A piece of so many clips did not fit, at which step."""
+    """A micro-batch of `clips` clips did not fit into memory at a step."""
 
     def __init__(self, clips: int, step: int):
         super().__init__(f"{clips} clips did not fit into memory at step {step}")
         self.clips, self.step = clips, step
 
 
-def micro_batch(run: Path, settings: TrainingSettings) -> int:
-    """How many clips go through the model at once: what the recipe asks for, or less where more did not fit."""
-    wanted = settings.micro_batch or settings.batch_size
-    return min(wanted, _noted(run).get("micro_batch", wanted))
+def micro_batch(run: Path, requested: int) -> int:
+    """Return the clips of one forward pass: `requested`, or fewer if memory ran out earlier in this run."""
+    return min(requested, _read(run).get("micro_batch", requested))
 
 
-def pieces(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The batch in pieces of `size` clips, padded as it is."""
+def split(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the batch in micro-batches of `size` clips, with unchanged padding."""
     for start in range(0, len(batch["labels"]), size):
         yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
 
 @contextlib.contextmanager
-def watched(clips: int, step: int, processes: int) -> Iterator[None]:
-    """Within, memory that runs out is the error that `ran_out` makes of it."""
+def converted(clips: int, step: int, processes: int) -> Iterator[None]:
+    """Convert torch's out-of-memory errors to those of `error_of`."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError:
-        raise ran_out(clips, step, processes) from None
+        raise error_of(clips, step, processes) from None
 
 
-def ran_out(clips: int, step: int, processes: int) -> Exception:
-    """OutOfMemory; LabError where other processes wait for this one."""
+def error_of(clips: int, step: int, processes: int) -> Exception:
+    """Return OutOfMemory, or a LabError if other processes would have to change their batches too."""
     if processes == 1:
         return OutOfMemory(clips, step)
     return LabError(
@@ -76,101 +74,99 @@ def ran_out(clips: int, step: int, processes: int) -> Exception:
     )
 
 
-def is_tried_first() -> bool:
-    """Whether the longest batch is tried before the first step: a CPU swaps where a GPU ends."""
+def tries_longest_batch() -> bool:
+    """Return True if the longest batch is tried before the first step: on a GPU; a CPU swaps instead of failing."""
     return environment.detect().device == "cuda"
 
 
 @contextlib.contextmanager
-def tried(model: Any, optimizer: Any) -> Iterator[None]:
-    """Within, a forward and backward pass leaves no trace: no gradient, no draw from the random numbers.
+def without_effect(model: Any, optimizer: Any) -> Iterator[None]:
+    """Undo the effects of a forward and backward pass on gradients and random numbers.
 
-    The room that the optimizer's numbers for each weight will take from its first step on is taken meanwhile.
+    Meanwhile it allocates as much memory as the optimizer's state will take from the first step on.
     """
     import numpy as np
     import torch
 
-    tuned = [weight for weight in model.parameters() if weight.requires_grad]
-    kept = _KEPT[type(getattr(optimizer, "optimizer", optimizer)).__name__]  # accelerate wraps it
-    taken = [] if optimizer.state else [torch.empty_like(weight) for weight in tuned for _ in range(kept)]
-    draws, devices = np.random.get_state(), {weight.device.index for weight in tuned if weight.is_cuda}
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    states = _STATES_PER_WEIGHT[type(getattr(optimizer, "optimizer", optimizer)).__name__]  # accelerate wraps it
+    reserved = [] if optimizer.state else [torch.empty_like(weight) for weight in weights for _ in range(states)]
+    numpy_state, devices = np.random.get_state(), {weight.device.index for weight in weights if weight.is_cuda}
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        np.random.set_state(draws)  # SpecAugment's
+        np.random.set_state(numpy_state)  # SpecAugment draws from it
         model.zero_grad(set_to_none=True)
-        taken.clear()
+        reserved.clear()
 
 
-def halved(run: Path, error: OutOfMemory) -> str:
-    """Note that the run goes on with half the clips at once; the line that says so. LabError where it was one clip."""
+def halve_micro_batch(run: Path, error: OutOfMemory) -> str:
+    """Halve the run's micro-batch and return a log line; raise LabError if it was one clip."""
     if error.clips == 1:
         raise LabError(
             f"memory does not hold one clip at step {error.step}: take a smaller model.base or a larger device"
         )
     half = error.clips // 2
-    _note(run, micro_batch=half)
+    _write(run, micro_batch=half)
     return (
         f"memory ran out: {error}. From now on {half} go through the model at once, and the gradient is summed over "
         "each batch as before: same batches, same loss"
     )
 
 
-class Room:
-    """How many frames one batch of validation may hold: `frames`, or less where memory ran out in this run."""
+class ValidationBatch:
+    """Largest size of a validation batch in frames; it is halved when memory runs out."""
 
     def __init__(self, run: Path, frames: int):
         self.run = run
-        self.frames = min(frames, _noted(run).get("batch_frames", frames))
+        self.frames = min(frames, _read(run).get("batch_frames", frames))
 
-    def fit(self, work: Callable[[int], T]) -> T:
-        """What `work` makes in batches of so many frames; where memory runs out, it is done again with half as many.
+    def run_with_retries(self, work: Callable[[int], T]) -> T:
+        """Return `work(frames)`, repeated with half the frames whenever memory runs out.
 
-        Every process that trains halves when one must; `work` itself speaks with no other. LabError where 30 s are
-        too much.
+        All processes halve together, so `work` must not communicate. Raises LabError if 30 s do not fit.
         """
         import torch
 
         while True:
-            made, full = None, ""
+            result, failed = None, ""
             try:
-                made = work(self.frames)
+                result = work(self.frames)
             except torch.OutOfMemoryError:
-                full = "full"
-            if not distributed.first_message(full):
-                return made
+                failed = "memory"
+            if not distributed.first_message(failed):
+                return result
             self._halve()
             free()
 
     def _halve(self) -> None:
         if self.frames <= FULL_FRAMES:
             raise LabError(
-                "memory does not hold 30 s of speech in a look at validation: take a smaller model.base or a larger "
-                "device"
+                "memory does not hold 30 s of speech in validation: take a smaller model.base or a larger device"
             )
         self.frames = max(FULL_FRAMES, self.frames // 2)
         if distributed.is_main_process():
-            _note(self.run, batch_frames=self.frames)
+            _write(self.run, batch_frames=self.frames)
         logger.info(
-            f"memory ran out in a look at validation: from now on its batches hold at most {self.frames} frames "
+            f"memory ran out in validation: from now on its batches hold at most {self.frames} frames "
             f"(evaluation.batch_frames={self.frames})"
         )
 
 
-def _noted(run: Path) -> dict[str, int]:
+def _read(run: Path) -> dict[str, int]:
     try:
-        return json.loads((run / _NOTE).read_text("utf-8"))
+        return json.loads((run / _FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def _note(run: Path, **told: int) -> None:
-    manifest.write_json(run / _NOTE, {**_noted(run), **told})
+def _write(run: Path, **sizes: int) -> None:
+    manifest.write_json(run / _FILE, {**_read(run), **sizes})
 
 
 def free() -> None:
-    """Give back what a trainer that is gone held."""
+    """Release the memory of objects that are no longer referenced."""
     import torch
 
     gc.collect()

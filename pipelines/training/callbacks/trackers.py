@@ -1,8 +1,8 @@
-"""Experiment trackers by name, through transformers' own callbacks: what a run logs, on a page that stays.
+"""Report a run to an experiment tracker through transformers' callbacks.
 
-Where the tool can, a resumed run goes on in the same place; trackio and tensorboard keep all on this machine. A tracker
-is told the Trainer's settings and the model's, in which there is no token. One that fails is told no more, and training
-goes on: its server may be gone, its disk full, its package broken.
+A resumed run continues the same tracker run if the tracker supports that. trackio and tensorboard store everything on
+this machine. A tracker receives the settings of the Trainer and of the model, which contain no token. After its first
+failure (a missing server, a full disk) it is not called again, and training continues.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _PACKAGES = {"trackio": "trackio>=0.21.1", "tensorboard": "tensorboard>=2.15", "
 
 @contextlib.contextmanager
 def attached(trainer: Any, tracker: str, name: str, folder: Path) -> Iterator[None]:
-    """Within, `tracker` (a key of the packages above, or empty for none) is told what `trainer` logs, as run `name`.
+    """Report what `trainer` logs to `tracker` as run `name`; an empty `tracker` is none.
 
-    LabError where its package is not installed. What trackers print is left out: commands print what they promise.
+    The tracker's own output is dropped. Raises LabError if its package is not installed.
     """
     if not tracker:
         yield
@@ -37,46 +37,46 @@ def attached(trainer: Any, tracker: str, name: str, folder: Path) -> Iterator[No
     if importlib.util.find_spec(tracker) is None:
         raise missing_package(tracker, _PACKAGES[tracker], f"training.tracker = {tracker!r}")
     trainer.args.run_name, trainer.args.project, trainer.args.trackio_static_space_id = name, PROJECT, False
-    with _variables(_settings(tracker, name, folder)):
+    with _environment(_settings(tracker, name, folder)):
         try:
             callback = _callback(tracker)
         except Exception as error:
-            logger.info(_lost(tracker, error))
+            logger.info(_failure(tracker, error))
             yield
             return
         trainer.add_callback(callback)
-        logger.info(f"{tracker} is told of this run as {name}{_where(tracker, folder)}")
+        logger.info(f"{tracker} records this run as {name}{_how_to_view(tracker, folder)}")
         try:
             yield
         except BaseException:
-            # the Trainer ends without telling: what the tracker still holds would be lost
+            # the Trainer does not call it on an error: the tracker would lose its buffer
             callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
             raise
 
 
 def _callback(tracker: str) -> Any:
-    """The tracker's callback; at the first of its calls that fails, `log` is told, and the tracker nothing any more."""
+    """Return the tracker's callback; after its first failed call, which is logged, it does nothing."""
     from transformers import TrainerCallback
     from transformers.integrations import get_reporting_integration_callbacks
 
-    lost = False
+    failed = False
     with contextlib.redirect_stdout(io.StringIO()):
         callback = get_reporting_integration_callbacks([tracker])[0]()
 
-    def guarded(tell: Callable) -> Callable:
-        @functools.wraps(tell)
-        def told(*args: Any, **kwargs: Any) -> None:
-            nonlocal lost
-            if lost:
+    def guarded(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> None:
+            nonlocal failed
+            if failed:
                 return
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    tell(*args, **kwargs)
-            except Exception as error:  # whatever a tracker or its client may raise
-                lost = True
-                logger.info(_lost(tracker, error))
+                    method(*args, **kwargs)
+            except Exception as error:  # trackers and their clients raise all kinds
+                failed = True
+                logger.info(_failure(tracker, error))
 
-        return told
+        return call
 
     for event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
         if getattr(type(callback), event) is not getattr(TrainerCallback, event):
@@ -84,13 +84,13 @@ def _callback(tracker: str) -> Any:
     return callback
 
 
-def _lost(tracker: str, error: Exception) -> str:
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"note: {tracker} failed and is told no more in this sitting; training goes on ({words})"
+def _failure(tracker: str, error: Exception) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"note: {tracker} failed and records no more of this sitting; training continues ({reason})"
 
 
 def _settings(tracker: str, name: str, folder: Path) -> dict[str, str]:
-    """Variables by which a tracker takes its place and the run that it is to go on with."""
+    """Return the environment variables that set a tracker's folder and the run that it continues."""
     return {
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
         "wandb": {"WANDB_PROJECT": PROJECT, "WANDB_RUN_ID": name, "WANDB_RESUME": "allow", "WANDB_DIR": str(folder)},
@@ -98,16 +98,16 @@ def _settings(tracker: str, name: str, folder: Path) -> dict[str, str]:
     }.get(tracker, {})
 
 
-def _where(tracker: str, folder: Path) -> str:
-    look = {"trackio": f"trackio show --project {PROJECT}", "tensorboard": f"tensorboard --logdir {folder.parent}"}
-    return f"; to look: {look[tracker]}" if tracker in look else ""
+def _how_to_view(tracker: str, folder: Path) -> str:
+    commands = {"trackio": f"trackio show --project {PROJECT}", "tensorboard": f"tensorboard --logdir {folder.parent}"}
+    return f"; to view it: {commands[tracker]}" if tracker in commands else ""
 
 
 @contextlib.contextmanager
-def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while; those that somebody has set stay as they are."""
-    unset = [name for name in wanted if name not in os.environ]
-    os.environ.update({name: wanted[name] for name in unset})
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the context, except those that are set already."""
+    unset = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in unset})
     try:
         yield
     finally:

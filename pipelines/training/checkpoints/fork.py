@@ -1,4 +1,4 @@
-"""A new run that starts on purpose from the weights of another; where it comes from is part of what it is."""
+"""Start a new run from the weights of another run; the fork is part of the new run's identity."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
-_NOTE = "run.json"
+_RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
 class Fork:
-    """The weights that a run starts from, and the run and step that made them."""
+    """Weights to start from, and the run and step that wrote them."""
 
     folder: Path
     run: str
-    """The digest of the run that made them."""
+    """Digest of the run that wrote them."""
     step: int
     weights_sha256: str
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What the new run's identity and its model's manifest tell."""
+        """Fields of the new run's identity and of its model's manifest."""
         return {"run": self.run, "step": self.step, "weights_sha256": self.weights_sha256}
 
     def start(self, base: ModelRef) -> ModelRef:
-        """What training starts from: the base model as the other run had tuned it."""
+        """Return the base model with the weights of the other run."""
         return replace(base, folder=self.folder, origin="fork", revision=f"{self.run} step {self.step}")
 
 
-def find(uri: str, base: ModelRef) -> Fork:
-    """The weights at `uri`: a run's folder (its model, else its newest whole checkpoint), a checkpoint or a model.
+def find_weights(uri: str, base: ModelRef) -> Fork:
+    """Return the weights at `uri`: a checkpoint, a model or a run's folder.
 
-    Raises LabError where there is none, where it is damaged, or where it was tuned from other weights than `base`.
+    Of a run's folder it is the model, or else the newest whole checkpoint. Raises LabError if there is none, if it is
+    damaged, or if it was tuned from other weights than `base`.
     """
     folder = stores.at_hand(uri)
-    if (folder / _NOTE).exists():
+    if (folder / _RUN_FILE).exists():
         folder = _newest(folder)
     facts = manifest.require_whole(folder, "the weights to fork from", "Name a run's folder, a checkpoint or a model")
     if facts.get("kind") not in ("checkpoint", "model"):
@@ -56,13 +57,13 @@ def find(uri: str, base: ModelRef) -> Fork:
 
 
 def _newest(run: Path) -> Path:
-    """What a run's folder has to offer."""
+    """Return the model or the newest whole checkpoint of a run's folder."""
     if manifest.problem(run / "model", thorough=False) is None:
         return run / "model"
-    name = digest(json.loads((run / _NOTE).read_text("utf-8")))
+    name = digest(json.loads((run / _RUN_FILE).read_text("utf-8")))
     newest = sealed_checkpoints.newest_complete(run / "checkpoints", run_digest=name)
     if newest is None:
-        raise LabError(f"{run} has no whole checkpoint yet: let it come to one, or train from the base model")
+        raise LabError(f"{run} has no whole checkpoint yet: train it longer, or start from the base model")
     return newest
 
 
@@ -73,8 +74,8 @@ def _step(folder: Path, facts: dict[str, Any]) -> int:
 
 
 def _refuse_other_base(folder: Path, base: ModelRef) -> None:
-    """Where the other run's own note lies beside the weights, it tells what they were tuned from."""
-    notes = [place / _NOTE for place in list(folder.parents)[:2] if (place / _NOTE).exists()]
-    wanted = whisper_model.identity(base)["weights_sha256"]
-    if notes and json.loads(notes[0].read_text("utf-8")).get("base.weights_sha256") != wanted:
+    """Raise LabError if the other run's run.json, in a folder above the weights, names another base model."""
+    paths = [parent / _RUN_FILE for parent in list(folder.parents)[:2] if (parent / _RUN_FILE).exists()]
+    expected = whisper_model.identity(base)["weights_sha256"]
+    if paths and json.loads(paths[0].read_text("utf-8")).get("base.weights_sha256") != expected:
         raise LabError(f"{folder} was not tuned from {base.title}: set model.base to the model that it was tuned from")

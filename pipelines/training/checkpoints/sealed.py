@@ -1,4 +1,4 @@
-"""Complete-or-absent checkpoints: sealed when whole, verified before use, pruned only after a newer one is sealed."""
+"""Seal, verify, list and prune checkpoints: only complete ones are used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(folder: Path, *, run_digest: str, best_step: int | None) -> None:
-    """Mark the checkpoint `folder` as whole: its files, the run that it belongs to, and the best step so far."""
+    """Write the manifest of a checkpoint: its files, its run and the best step so far."""
     manifest.seal(folder, kind="checkpoint", step=step_of(folder), run_digest=run_digest, best_step=best_step)
 
 
 def newest_complete(folder: Path, *, run_digest: str) -> Path | None:
-    """The newest whole checkpoint of this run below `folder`; each newer one that is not whole is named and skipped."""
+    """Return the newest whole checkpoint of this run below `folder`; log newer ones that are skipped."""
     for checkpoint in reversed(listed(folder)):
         fault = manifest.problem(checkpoint) or _foreign(checkpoint, run_digest)
         if fault is None:
@@ -30,43 +30,42 @@ def newest_complete(folder: Path, *, run_digest: str) -> Path | None:
 
 
 def remove_unusable(folder: Path, newest: Path | None) -> None:
-    """Remove what lies after the checkpoint that training goes on from: it will be written anew."""
+    """Remove the checkpoints after `newest`, from which training resumes: they will be written again."""
     for checkpoint in listed(folder):
         if newest is None or step_of(checkpoint) > step_of(newest):
             shutil.rmtree(checkpoint)
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Keep the `keep` newest whole checkpoints and the best one that each of them knows; call it after sealing one.
+    """Remove all whole checkpoints but the `keep` newest and the best one that each of them names.
 
-    Should the newest turn out damaged, the one before it still finds its best.
+    Call it after sealing one. If the newest is damaged later, the one before it still has its best checkpoint.
     """
     whole = [path for path in listed(folder) if manifest.problem(path, thorough=False) is None]
     newest = whole[-keep:]
     best_steps = {manifest.read(path).get("best_step") for path in newest}
     for checkpoint in whole[:-keep]:
         if step_of(checkpoint) not in best_steps:
-            # the manifest goes first: a kill in the middle leaves an unfinished folder, never a damaged whole one
+            # manifest first: a kill in between leaves an unfinished folder, not a damaged one
             (checkpoint / manifest.MANIFEST).unlink()
             shutil.rmtree(checkpoint)
 
 
 def listed(folder: Path) -> list[Path]:
-    """The checkpoint folders below `folder`, whole or not, oldest step first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and is_named(path)]
-    return sorted(found, key=step_of)
+    """Return the checkpoint folders below `folder`, whole or not, oldest step first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir() and is_named(path)), key=step_of)
 
 
 def is_named(path: Path) -> bool:
-    """Whether a path has a checkpoint's name."""
+    """Return True if a path has the name of a checkpoint."""
     return _NAME.fullmatch(path.name) is not None
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step in a checkpoint's name."""
+    """Return the optimizer step in a checkpoint's name."""
     return int(_NAME.fullmatch(checkpoint.name)[1])
 
 
 def _foreign(checkpoint: Path, run_digest: str) -> str | None:
-    found = manifest.read(checkpoint).get("run_digest")
-    return None if found == run_digest else f"it belongs to another run ({found})"
+    recorded = manifest.read(checkpoint).get("run_digest")
+    return None if recorded == run_digest else f"it belongs to another run ({recorded})"

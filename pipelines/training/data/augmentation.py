@@ -1,15 +1,13 @@
-"""Training clips varied anew in every epoch: speed, gain, noise and masks, on the log-mels that the cache holds.
+"""Augment training clips in every epoch: speed, gain, noise and masks, on the cache's log-mels.
 
-The cache keeps no waveforms, and copies of it would multiply its bytes and show each variation again in every epoch.
-So the variations are made where their physics is simple on log-mels:
+The cache stores no waveforms, so the augmentations work on log-mels:
 - gain is a shift, exact above the extractor's floor;
-- noise adds its power to the speech's power: exact but for the phases between the two, which average out;
-- speed stretches time and moves the mel bands as resampling would, by linear interpolation: an approximation, off by
-  a few hundredths of the unit in which a log-mel spans 2 (tests/training/data/test_augmentation.py compares it with
-  real resampling);
+- noise adds its power to the speech's power: exact except for the phases between the two, which average out;
+- speed stretches time and moves the mel bands as resampling would, by linear interpolation. The error is a few
+  hundredths, on a scale where a log-mel spans 2 (tests/training/data/test_augmentation.py compares real resampling);
 - masks are those of SpecAugment (Park et al. 2019) without time warping, filled with the clip's mean.
 
-Seed, epoch and row alone decide a variation: whichever worker makes it, and however often the run was cut off.
+Only seed, epoch and row decide an augmentation, not the worker that computes it nor interruptions of the run.
 """
 
 from __future__ import annotations
@@ -30,20 +28,20 @@ if TYPE_CHECKING:
 
 
 CODE = "1"
-"""Version of the code that varies clips: raised whenever the same seed, epoch and row would give other frames."""
+"""Version of this code: raised when the same seed, epoch and row would give other frames."""
 _FLOOR = np.float32(-1.5)
-"""The extractor's value for digital silence: (log10(1e-10) + 4) / 4."""
+"""Value of digital silence in Whisper's extractor: (log10(1e-10) + 4) / 4."""
 _RANGE = np.float32(2.0)
-"""The extractor clamps at this far below a clip's maximum: 80 dB."""
+"""Distance below a clip's maximum at which the extractor clamps: 80 dB."""
 _NOISE_SPAN_DB = 20.0
 _TOP_HZ = 8_000.0
 _BIN_HZ = 40.0
-"""Distance of the 400-point transform's bins: how many of them a band averages decides how noise fluctuates in it."""
+"""Distance of the bins of the 400-point transform. The number of bins in a band decides how noise fluctuates in it."""
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How much a clip may be varied; the fields of recipe.AugmentSettings, which tells what they mean."""
+    """Largest augmentation of a clip; the fields are described in recipes.settings.AugmentSettings."""
 
     speed: float = 0.0
     gain_db: float = 0.0
@@ -56,15 +54,15 @@ class Variation:
     seed: int = 17
 
     def __bool__(self) -> bool:
-        """Whether it varies anything."""
+        """Return True if any augmentation is on."""
         return bool(self.speed or self.gain_db or self.noise_share or self.time_masks or self.mel_masks)
 
     def apply(self, log_mel: LogMel, epoch: int, row: int) -> LogMel:
-        """The row's log-mel as this epoch hears it; float32 frames of its own."""
+        """Return the row's augmented log-mel for an epoch, a float32 copy."""
         rng = np.random.default_rng([self.seed, epoch, row])
-        # all are drawn, whatever is on: one setting does not shift what another draws
-        drawn = 1 + self.speed * rng.uniform(-1, 1)
-        rate = max(drawn, len(log_mel.frames) / FULL_FRAMES)  # a slow clip past 30 s would lose its end, not its text
+        # all random numbers are drawn in any case, so that one setting does not change the draws of another
+        requested = 1 + self.speed * rng.uniform(-1, 1)
+        rate = max(requested, len(log_mel.frames) / FULL_FRAMES)  # beyond 30 s the clip's end would be lost
         gain_db = self.gain_db * rng.uniform(-1, 1)
         noisy, snr_db = rng.uniform() < self.noise_share, self.noise_snr_db + _NOISE_SPAN_DB * rng.uniform()
         frames = log_mel.frames.astype(np.float32)
@@ -80,8 +78,8 @@ class Variation:
         return LogMel(frames, pad_value)
 
 
-class DrawnSampler(BucketSampler):
-    """Batches of (epoch, index): workers, which know no epoch, are told it with every clip."""
+class EpochSampler(BucketSampler):
+    """Sampler of batches of (epoch, index), so that loader workers receive the epoch with every clip."""
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
@@ -89,65 +87,67 @@ class DrawnSampler(BucketSampler):
             yield [(epoch, index) for index in batch]
 
 
-class DrawnClips(ClipDataset):
-    """(epoch, row) for (epoch, position)."""
+class EpochClips(ClipDataset):
+    """Data set that returns (epoch, row) for (epoch, position)."""
 
-    def __getitem__(self, drawn: tuple[int, int]) -> tuple[int, int]:
-        epoch, position = drawn
+    def __getitem__(self, item: tuple[int, int]) -> tuple[int, int]:
+        epoch, position = item
         return epoch, int(self.rows[position])
 
 
-class VaryingCollator(Collator):
-    """What Collator makes of row numbers, made of (epoch, row) with every clip varied."""
+class AugmentingCollator(Collator):
+    """Collator of (epoch, row) pairs that augments every clip."""
 
     def __init__(self, cache: FeatureCache, variation: Variation, *, full_context: bool = False):
         super().__init__(cache, full_context=full_context)
         self.variation = variation
 
-    def __call__(self, drawn: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        return self.collate([self.log_mel(clip) for clip in drawn], [self.cache.labels(row) for _, row in drawn])
+    def __call__(self, clips: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """Return the batch of (epoch, row) pairs."""
+        return self.collate([self.log_mel(clip) for clip in clips], [self.cache.labels(row) for _, row in clips])
 
-    def log_mel(self, drawn: tuple[int, int]) -> LogMel:
-        epoch, row = drawn
+    def log_mel(self, clip: tuple[int, int]) -> LogMel:
+        """Return the augmented log-mel of (epoch, row)."""
+        epoch, row = clip
         return self.variation.apply(self.cache.log_mel(row), epoch, row)
 
 
 def at_speed(frames: np.ndarray, rate: float) -> np.ndarray:
-    """float32 [n, n_mels] as if the recording were played at `rate`: shorter and higher above 1. At most 30 s long."""
+    """Return float32 [n, n_mels] as if the recording were played at `rate` (above 1: shorter, higher), at most 30 s."""
     n, n_mels = frames.shape
     length = max(1, min(FULL_FRAMES, round(n / rate)))
-    stretched = _between(frames, np.arange(length) * rate)
+    stretched = _interpolate(frames, np.arange(length) * rate)
     step = _mel(_TOP_HZ) / (n_mels + 1)
     source = _mel(_band_hz(n_mels) / rate) / step - 1
-    moved = _between(stretched.T, source).T
-    moved[:, source > n_mels - 1] = max(frames.max() - _RANGE, _FLOOR)  # slower: nothing comes from above 8 kHz
+    moved = _interpolate(stretched.T, source).T
+    moved[:, source > n_mels - 1] = max(frames.max() - _RANGE, _FLOOR)  # slower: there is no content from above 8 kHz
     return np.ascontiguousarray(moved, dtype=np.float32)
 
 
 def with_gain(frames: np.ndarray, gain_db: float) -> np.ndarray:
-    """float32 frames of the same clip made louder by `gain_db`: log-mels are (log10(power) + 4) / 4."""
+    """Return float32 frames that are louder by `gain_db`; a log-mel is (log10(power) + 4) / 4."""
     return np.maximum(frames + np.float32(gain_db / 40), _FLOOR)
 
 
 def with_noise(frames: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    """float32 frames [n, n_mels] with white noise `snr_db` below the clip's mean power.
+    """Return float32 frames [n, n_mels] with white noise `snr_db` below the clip's mean power.
 
-    The mel filters have equal areas, so white noise has one mean in all bands; it fluctuates less in wide ones, which
-    average more bins.
+    The mel filters have equal areas, so white noise has the same mean in all bands. It fluctuates less in wide bands,
+    which average more bins.
     """
     power = 10.0 ** (4 * frames.astype(np.float64) - 4)
     width_hz = np.gradient(_band_hz(frames.shape[1]))
     level = (power.mean(axis=0) @ width_hz) / width_hz.sum() / 10 ** (snr_db / 10)
     bins = np.maximum(1.0, width_hz / _BIN_HZ)
     noise = level * rng.gamma(bins, 1 / bins, size=frames.shape)
-    loud = (np.log10(np.maximum(power + noise, 1e-10)) + 4) / 4
-    return np.maximum(loud, loud.max() - _RANGE).astype(np.float32)
+    noisy = (np.log10(np.maximum(power + noise, 1e-10)) + 4) / 4
+    return np.maximum(noisy, noisy.max() - _RANGE).astype(np.float32)
 
 
 def masked(
     frames: np.ndarray, time_masks: int, time_width: int, mel_masks: int, mel_width: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """A copy of frames [n, n_mels] with that many stretches set to its mean, each of a width drawn up to the given."""
+    """Return a copy of frames [n, n_mels] with masked stretches set to its mean, of random widths up to those given."""
     out, mean = frames.copy(), frames.mean()
     for _ in range(time_masks):
         start, end = _stretch(len(frames), time_width, rng)
@@ -158,29 +158,29 @@ def masked(
     return out
 
 
-def _stretch(size: int, most: int, rng: np.random.Generator) -> tuple[int, int]:
-    width = int(rng.integers(0, min(size, most) + 1))
+def _stretch(size: int, max_width: int, rng: np.random.Generator) -> tuple[int, int]:
+    width = int(rng.integers(0, min(size, max_width) + 1))
     start = int(rng.integers(0, size - width + 1))
     return start, start + width
 
 
-def _between(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Rows of `values` at fractional places, by linear interpolation; past the ends, the end itself."""
-    places = np.clip(places, 0, len(values) - 1)
-    low = np.floor(places).astype(np.int64)
+def _interpolate(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return rows of `values` at fractional positions, linearly interpolated; beyond the ends, the end's row."""
+    positions = np.clip(positions, 0, len(values) - 1)
+    low = np.floor(positions).astype(np.int64)
     high = np.minimum(low + 1, len(values) - 1)
-    share = (places - low).astype(np.float32)[:, None]
-    return values[low] * (1 - share) + values[high] * share
+    weight = (positions - low).astype(np.float32)[:, None]
+    return values[low] * (1 - weight) + values[high] * weight
 
 
 def _mel(hz: np.ndarray | float) -> np.ndarray:
-    """Slaney's mel scale, the one of Whisper's filters: linear up to 1 kHz, logarithmic above."""
+    """Convert Hz to Slaney's mel scale, which Whisper's filters use: linear up to 1 kHz, logarithmic above."""
     hz = np.asarray(hz, dtype=np.float64)
     return np.where(hz < 1_000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1_000) / 1_000) / np.log(6.4))
 
 
 @lru_cache(maxsize=4)
 def _band_hz(n_mels: int) -> np.ndarray:
-    """Centres of the mel bands, Hz."""
+    """Return the centres of the mel bands in Hz."""
     mels = np.linspace(0, _mel(_TOP_HZ), n_mels + 2)[1:-1]
     return np.where(mels < 15, mels * 200 / 3, 1_000 * np.exp((mels - 15) * np.log(6.4) / 27))

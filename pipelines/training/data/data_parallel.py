@@ -1,9 +1,9 @@
-"""Several processes train on one batch: each takes its share of the clips.
+"""Split each batch among the processes that train together.
 
-The recipe's batch is the batch of all processes together. Each of them draws the same batches in the same order, at the
-length of the longest clip of the whole batch; the loss of a step stays the sum over all label tokens divided by their
-number, and gradients are summed over processes. So their number changes nothing but the order of sums (and draws of
-dropout): it is no part of a run's identity.
+The recipe's batch size is that of all processes together. Each draws the same batches in the same order, padded to the
+longest clip of the whole batch. The loss of a step stays the sum over all label tokens divided by their number, and
+gradients are summed over processes. So the number of processes changes only the order of sums and the dropout masks,
+and is not part of a run's identity.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ShareOf:
-    """A collator that leaves process `rank` of `size` its share of each batch."""
+class RankCollator:
+    """Collator that returns the part of each batch that process `rank` of `size` trains on."""
 
     collate: Callable[[Any], dict[str, torch.Tensor]]
     rank: int
     size: int
 
     def __call__(self, rows: Any) -> dict[str, torch.Tensor]:
-        return share(self.collate(rows), self.rank, self.size)
+        return rank_part(self.collate(rows), self.rank, self.size)
 
 
-def share(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
-    """Every `size`-th clip of the batch, padded as it is.
+def rank_part(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
+    """Return every `size`-th clip of the batch from `rank` on, with unchanged padding.
 
-    Where there is none left, a clip whose labels count in nothing: all processes must meet to sum gradients.
+    If none is left, return one clip without labels: every process must take part in the sum of gradients.
     """
     if rank < len(batch["labels"]):
         return {name: tensor[rank::size] for name, tensor in batch.items()}
-    spare = {name: tensor[:1] for name, tensor in batch.items()}
-    return {**spare, "labels": spare["labels"].new_full(spare["labels"].shape, IGNORED)}
+    clip = {name: tensor[:1] for name, tensor in batch.items()}
+    return {**clip, "labels": clip["labels"].new_full(clip["labels"].shape, IGNORED)}
 
 
-def refuse_unseen(run: Path) -> None:
-    """LabError in a process that does not see what the first one has written in the run's folder."""
+def refuse_unshared(run: Path) -> None:
+    """Raise LabError if this process cannot read what the main process has written in the run's folder."""
     if not (run / "run.json").exists():
         raise LabError(
             f"process {distributed.rank()} does not see {run}: name a folder (--runs) that all machines share"
         )
 
 
-def tell_other_size(checkpoint: Path) -> None:
-    """Say where another number of processes made the checkpoint that a run goes on from."""
-    made, now = len(list(checkpoint.glob("rng_state*.pth"))), distributed.world_size()
-    if made != now:
+def log_other_world_size(checkpoint: Path) -> None:
+    """Log a note if the checkpoint was written by another number of processes."""
+    before, now = len(list(checkpoint.glob("rng_state*.pth"))), distributed.world_size()
+    if before != now:
         logger.info(
-            f"note: {made} process(es) made {checkpoint.name}, and {now} go on: same batches, same loss, other "
-            "roundings and draws of dropout; the weights will be as good, not the same to the last digit"
+            f"note: {before} process(es) wrote {checkpoint.name}, and {now} continue: same batches and loss, other "
+            "rounding and dropout masks; the weights will be as good, but not the same to the last digit"
         )

@@ -450,7 +450,7 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(whole, toy_recipe, to
     command = [sys.executable, "-c", COMMAND, "sweep", "--recipe", str(toy_recipe), "--runs", str(fresh_runs), *set_]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if re.match("  trial [12]: going on from checkpoint-4", line):
+        if re.match("  trial [12]: resuming from checkpoint-4", line):
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
@@ -525,10 +525,10 @@ def faulty(fault: BaseException, rate: float = 2e-3):
     """`_build_trainer`, which raises where a trial has this learning rate."""
     build = training_loop._build_trainer
 
-    def raising(recipe, *args):
-        if recipe.training.learning_rate == rate:
+    def raising(run, *args):
+        if run.recipe.training.learning_rate == rate:
             raise fault
-        return build(recipe, *args)
+        return build(run, *args)
 
     return raising
 
@@ -624,10 +624,10 @@ def killed_at(*steps: int, rate: float):
             del left[0]
             raise Killed
 
-    def killing(recipe, cache, base, run, progress, *more, **how):
-        if recipe.training.learning_rate == rate:
-            progress = dataclasses.replace(progress, on_step=kill)
-        return train(recipe, cache, base, run, progress, *more, **how)
+    def killing(run):
+        if run.recipe.training.learning_rate == rate:
+            run = dataclasses.replace(run, progress=dataclasses.replace(run.progress, on_step=kill))
+        return train(run)
 
     return killing
 
@@ -679,7 +679,7 @@ def test_a_trial_waits_for_the_worker_of_an_earlier_sitting_to_end(whole, toy_se
     jobs = sweep._Jobs(recipe, sweep.folder_of(recipe, runs).name, runs)
     folder = jobs.of(Trial(1, {"training.learning_rate": 1e-3}, 2)).run
     folder.mkdir(parents=True)
-    with training_run.only_trainer(folder) as held:
+    with training_run.lock_run(folder) as held:
         monkeypatch.setattr("filelock._api.time.sleep", release)
         made = sweep.run(recipe, runs=runs)
     assert waited and [trial.state for trial in made.trials] == ["finished", "finished"]
@@ -788,7 +788,7 @@ def test_a_run_that_was_paused_has_the_weights_of_one_that_was_not(train_toy, tm
         paused, lines = train_toy_until(train_toy, tmp_path / "run", drawn, 4)
         assert isinstance(paused, interruptions.Paused)
         assert [row["step"] for row in paused.history if "eval_wer" in row] == [4]
-    assert lines == ["going on from checkpoint-4"]
+    assert lines == ["resuming from checkpoint-4"]
     made, _ = train_toy(tmp_path / "run", drawn)
     assert made.best_step == 8, "the last weights are compared"
     one, other = (load_file(Path(model.uri) / "model.safetensors") for model in (alone, made))
@@ -799,7 +799,7 @@ def train_toy_until(train_toy, run: Path, overrides: dict, until: int):
     """`train_toy` that pauses; it hands everything else on as progress."""
     train, lines = training_loop.train, None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_loop, "train", lambda *args, **told: train(*args, **told, until=until))
+        patch.setattr(training_loop, "train", lambda run: train(dataclasses.replace(run, until=until)))
         ended, lines = train_toy(run, overrides)
     return ended, lines
 

@@ -21,6 +21,7 @@ from pipelines import recipes
 from pipelines.experiments.sweeps import executors, sweep, trial_run
 from pipelines.experiments.sweeps.trials import Trial
 from pipelines.features import pipeline as feature_pipeline
+from pipelines.infra import console
 from pipelines.infra.errors import LabError
 from pipelines.recipes import settings
 from pipelines.training import loop as training_loop
@@ -74,10 +75,11 @@ def killing(noted: Path):
                 noted.write_text(" ".join(path.name for path in (job.run / "checkpoints").glob("checkpoint-*")))
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def train(recipe, cache, base, run, progress, **how):
-            lines = (run / "lines.txt").open("a", buffering=1)
-            watched = dataclasses.replace(progress, on_step=kill_once, on_line=lambda line: lines.write(f"{line}\n"))
-            return whole(recipe, cache, base, run, watched, **how)
+        def train(run):
+            lines = (run.folder / "lines.txt").open("a", buffering=1)
+            watched = dataclasses.replace(run, progress=dataclasses.replace(run.progress, on_step=kill_once))
+            with console.forwarded(lambda line: lines.write(f"{line}\n")):
+                return whole(watched)
 
         whole, training_loop.train = training_loop.train, train
         try:
@@ -99,7 +101,7 @@ def test_a_cluster_tries_the_same_and_a_killed_worker_costs_the_steps_since_its_
         made = sweep.run(recipe, runs=there, cluster=address, devices=2)
     assert noted.read_text() == "checkpoint-4"
     second: Trial = made.trials[1]
-    assert "going on from checkpoint-4" in (run / second.run / "lines.txt").read_text()
+    assert "resuming from checkpoint-4" in (run / second.run / "lines.txt").read_text()
     assert lines[0].startswith(f"Ray cluster {address}: 2 trial(s) at a time")
     assert "trial 2 is sent off again: its worker died (WorkerCrashedError)" in lines
     assert told(made) == told(alone)

@@ -30,6 +30,7 @@ from pipelines.training import validation
 from pipelines.training.callbacks import progress as callbacks_progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.data import data_parallel
+from pipelines.training.pipeline import Launch
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import IGNORED
 
@@ -66,7 +67,7 @@ from pipelines.training.data import augmentation
 from pipelines.whisper import model as models
 
 job = json.loads(Path(sys.argv[1]).read_text())
-settings, collate = recipes.load(job["recipe"], job["overrides"]), augmentation.VaryingCollator.__call__
+settings, collate = recipes.load(job["recipe"], job["overrides"]), augmentation.AugmentingCollator.__call__
 
 
 def noted(self, rows):
@@ -75,7 +76,7 @@ def noted(self, rows):
     return collate(self, rows)
 
 
-augmentation.VaryingCollator.__call__ = noted
+augmentation.AugmentingCollator.__call__ = noted
 with distributed.joined():
     cache = features.open_cache(settings, job["cache"])
     model = training.train(settings, cache, runs=job["runs"])
@@ -182,9 +183,9 @@ def history(run: Path) -> list[dict]:
 def test_two_processes_train_as_one_does(toy_settings, toy_recipe, toy_model, cache, tmp_path, monkeypatch):
     from pipelines.training.data import augmentation
 
-    drawn, collate = [], augmentation.VaryingCollator.__call__
+    drawn, collate = [], augmentation.AugmentingCollator.__call__
     monkeypatch.setattr(
-        augmentation.VaryingCollator, "__call__", lambda self, rows: drawn.append(str(rows)) or collate(self, rows)
+        augmentation.AugmentingCollator, "__call__", lambda self, rows: drawn.append(str(rows)) or collate(self, rows)
     )
     settings = toy_settings(SETTINGS)
     training_pipeline.run(settings, cache, runs=tmp_path / "alone", progress=callbacks_progress.Progress())
@@ -261,7 +262,7 @@ def test_killed_then_asked_to_end_and_the_next_start_ends_with_the_same_weights(
     assert len(re.findall(r"unfinished: SIGTERM ended training after step \d+ of 12; .* is kept", told)) == 1, told
     code, told = sit(tmp_path, DRAWS)
     assert code == 0, told
-    assert told.count("going on from checkpoint-") == 1
+    assert told.count("resuming from checkpoint-") == 1
     assert "starting from" not in told
     assert same_weights(run_of(tmp_path), whole)
     assert history(run_of(tmp_path)) == history(whole)
@@ -295,13 +296,13 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
     killer.start()
     settings, progress = toy_settings({**SETTINGS, **DRAWS}), callbacks_progress.Progress()
     try:
-        training_pipeline.run(settings, cache, runs=tmp_path, cluster=ray_address, devices=2, progress=progress)
+        training_pipeline.run(settings, cache, runs=tmp_path, launch=Launch("", ray_address, 2), progress=progress)
     finally:
         ended.set()
         killer.join()
     assert len(killed) == 1
     assert sum(line.startswith("starting from") for line in lines) == 1
-    assert sum(line.startswith("going on from checkpoint-") for line in lines) == 1
+    assert sum(line.startswith("resuming from checkpoint-") for line in lines) == 1
     assert not (run_of(tmp_path) / "ray").exists()
     assert run_of(tmp_path).name == whole.name
     assert same_weights(run_of(tmp_path), whole)
@@ -311,7 +312,7 @@ def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
 @pytest.mark.ray
 def test_a_cluster_tells_what_is_wrong_in_one_line(ray_address, toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match=r"has 2 CPU\(s\), and --devices asks for 3: ask for fewer"):
-        training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, cluster=ray_address, devices=3)
+        training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, launch=Launch("", ray_address, 3))
 
 
 def test_an_error_of_all_is_one_line(sit, tmp_path):
@@ -323,7 +324,7 @@ def test_an_error_of_all_is_one_line(sit, tmp_path):
 
 def test_devices_without_a_cluster_are_refused(toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match="needs a cluster; on one machine: python -m pipelines train --devices 2"):
-        training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, devices=2)
+        training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, launch=Launch(devices=2))
 
 
 CODES = """
@@ -381,7 +382,7 @@ def batch_of(n_clips: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("n_clips", "size"), [(7, 2), (8, 2), (4, 3), (3, 3)])
 def test_shares_are_the_batch(n_clips: int, size: int):
     batch = batch_of(n_clips)
-    parts = [data_parallel.share(batch, rank, size) for rank in range(size)]
+    parts = [data_parallel.rank_part(batch, rank, size) for rank in range(size)]
     for name, tensor in batch.items():
         assert torch.equal(torch.cat([part[name] for part in parts]).sort(0).values, tensor)
     assert max(len(part["labels"]) for part in parts) - min(len(part["labels"]) for part in parts) <= 1
@@ -389,7 +390,7 @@ def test_shares_are_the_batch(n_clips: int, size: int):
 
 def test_who_has_no_clip_runs_one_that_counts_in_nothing():
     batch = batch_of(1)
-    spare = data_parallel.share(batch, 1, 2)
+    spare = data_parallel.rank_part(batch, 1, 2)
     assert torch.equal(spare["input_features"], batch["input_features"])
     assert (spare["labels"] == IGNORED).all()
     assert not (batch["labels"] == IGNORED).any()
@@ -399,10 +400,10 @@ def test_another_number_of_processes_is_told(tmp_path):
     told = []
     for rank in (0, 1):
         (tmp_path / f"rng_state_{rank}.pth").touch()
-    data_parallel.tell_other_size(tmp_path, told.append)
+    data_parallel.log_other_world_size(tmp_path, told.append)
     assert told[0].startswith(f"note: 2 process(es) made {tmp_path.name}, and 1 go on: same batches")
     (tmp_path / "rng_state_1.pth").unlink()
-    data_parallel.tell_other_size(tmp_path, told.append)
+    data_parallel.log_other_world_size(tmp_path, told.append)
     assert len(told) == 1
 
 

@@ -73,7 +73,7 @@ def test_the_next_start_tells_it_and_may_come_further(train_toy, spoil, tmp_path
     made, lines = train_toy(tmp_path / "run", SETTINGS)
     assert lines[:2] == [
         "note: this run diverged before (the loss of step 3 is nan); on a CPU the same steps end the same way",
-        "going on from checkpoint-2",
+        "resuming from checkpoint-2",
     ]
     assert made.history[-1]["step"] == 6
 

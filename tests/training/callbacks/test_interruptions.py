@@ -53,18 +53,18 @@ def test_a_signal_at_an_odd_step_ends_with_a_checkpoint_and_changes_no_weight(tr
     checkpoint = run / "checkpoints" / "checkpoint-3"
     assert str(ended) == (
         f"{number.name} ended training after step 3 of 8; {checkpoint} is kept. "
-        "Run the same command or cell again to go on from there"
+        "Run the same command or cell again to continue from there"
     )
     assert manifest.problem(checkpoint) is None
     assert signal.getsignal(number) is before
     assert not (run / "model").exists()
 
     ended, lines = train_toy(run, SETTINGS, on_step=sends(number, 5))
-    assert lines[0] == "going on from checkpoint-3"
+    assert lines[0] == "resuming from checkpoint-3"
     assert steps_at_hand(run) == [4, 5]
 
     made, lines = train_toy(run, SETTINGS)
-    assert lines[0] == "going on from checkpoint-5"
+    assert lines[0] == "resuming from checkpoint-5"
     assert weights_sha256(made) == weights_sha256(whole)
     assert (made.best_step, made.validation["eval_wer"]) == (whole.best_step, whole.validation["eval_wer"])
     assert [row["step"] for row in made.history if "eval_wer" in row] == [4, 8]
@@ -92,7 +92,7 @@ def test_the_time_budget_ends_every_sitting_after_a_step(train_toy, tmp_path):
     ended, _ = train_toy(run, hasty)
     assert str(ended).startswith("the time budget of 1e-09 h ended training after step 1 of 2;")
     made, lines = train_toy(run, hasty)
-    assert (lines[0], made.best_step) == ("going on from checkpoint-1", 2)
+    assert (lines[0], made.best_step) == ("resuming from checkpoint-1", 2)
 
 
 def test_a_signal_after_the_last_step_is_passed_on_and_the_next_call_makes_the_model(train_toy, whole, tmp_path):

@@ -92,12 +92,12 @@ def test_it_goes_on_from_the_last_checkpoint_and_a_resumed_run_is_split_at_once(
     )
     assert isinstance(ended, Unfinished)
     assert "did not fit into memory at step 5" in "\n".join(lines)
-    assert lines[-1] == "going on from checkpoint-3"
+    assert lines[-1] == "resuming from checkpoint-3"
     assert json.loads((run / "memory.json").read_text()) == {"micro_batch": 3}
     assert [path.name for path in sealed_checkpoints.listed(run / "checkpoints")] == ["checkpoint-3", "checkpoint-5"]
     passes = room_for(4)
     made, lines = train_toy(run, SETTINGS)
-    assert lines[0] == "going on from checkpoint-5"
+    assert lines[0] == "resuming from checkpoint-5"
     assert not any("memory" in line for line in lines)
     assert max(passes) == 3
     assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
@@ -132,7 +132,7 @@ def test_where_the_optimizer_s_own_numbers_do_not_fit_batches_are_halved_too(tra
     assert [line.split(". From now on ")[0].split(" from /")[0] for line in told] == [
         "starting",
         *("memory ran out: 7 clips did not fit into memory at step 1", "starting"),
-        *("memory ran out: 3 clips did not fit into memory at step 5", "going on from checkpoint-3"),
+        *("memory ran out: 3 clips did not fit into memory at step 5", "resuming from checkpoint-3"),
     ]
     assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
     assert made.digest == whole.digest
@@ -173,7 +173,7 @@ def test_a_look_at_validation_that_does_not_fit_takes_smaller_batches(train_toy,
     passes = looks_at(3)
     made, lines = train_toy(tmp_path / "run", FULL)
     assert [line for line in lines if "memory" in line] == [
-        "memory ran out in a look at validation: from now on its batches hold at most "
+        "memory ran out in validation: from now on its batches hold at most "
         f"{frames} frames (evaluation.batch_frames={frames})"
         for frames in (12_000, 6_000)
     ]
@@ -183,13 +183,13 @@ def test_a_look_at_validation_that_does_not_fit_takes_smaller_batches(train_toy,
     assert [row["eval_wer"] for row in made.history if "eval_wer" in row] == [
         row["eval_wer"] for row in wanted.history if "eval_wer" in row
     ]
-    assert oom.Room(tmp_path / "run", 24_000, print).frames == 6_000, "the next sitting begins with it"
+    assert oom.ValidationBatch(tmp_path / "run", 24_000, print).frames == 6_000, "the next sitting begins with it"
 
 
 def test_a_look_at_validation_that_cannot_fit_ends_the_run_in_one_line(train_toy, looks_at, tmp_path):
     looks_at(0)
     ended, _ = train_toy(tmp_path / "run", FULL)
-    assert str(ended).startswith("memory does not hold 30 s of speech in a look at validation: take a smaller")
+    assert str(ended).startswith("memory does not hold 30 s of speech in validation: take a smaller")
 
 
 def test_the_longest_batch_is_tried_before_the_first_step(train_toy, whole, toy_cache, tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_the_longest_batch_is_tried_before_the_first_step(train_toy, whole, toy_
         return model
 
     monkeypatch.setattr(whisper_model, "load", small)
-    monkeypatch.setattr(oom, "is_tried_first", lambda: True)
+    monkeypatch.setattr(oom, "tries_longest_batch", lambda: True)
     made, lines = train_toy(tmp_path / "run", SETTINGS)
     assert [line.split(". From now on ")[0] for line in lines if "memory" in line] == [
         "memory ran out: 7 clips did not fit into memory at step 1"
@@ -224,7 +224,7 @@ def test_the_longest_batch_is_tried_before_the_first_step(train_toy, whole, toy_
 def test_what_is_tried_leaves_no_trace(train_toy, tmp_path, monkeypatch, kind):
     draws = {"model.dropout": 0.1, "model.spec_augment": True, "training.steps": 3, "training.eval_every": 3, **kind}
     plain, _ = train_toy(tmp_path / "plain", draws)
-    monkeypatch.setattr(oom, "is_tried_first", lambda: True)
+    monkeypatch.setattr(oom, "tries_longest_batch", lambda: True)
     made, _ = train_toy(tmp_path / "tried", draws)
     ours, theirs = weights(made), weights(plain)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -232,13 +232,13 @@ def test_what_is_tried_leaves_no_trace(train_toy, tmp_path, monkeypatch, kind):
 
 def test_beside_other_devices_the_run_ends_and_says_what_to_set():
     with pytest.raises(LabError, match="one of 2 devices. Set training.micro_batch=4"):
-        with oom.watched(8, 3, processes=2):
+        with oom.converted(8, 3, processes=2):
             raise torch.OutOfMemoryError
 
 
 def test_pieces_hold_every_clip_once_in_order():
     batch = {"input_features": torch.arange(14).reshape(7, 2), "labels": torch.arange(7)}
-    pieces = list(oom.pieces(batch, 3))
+    pieces = list(oom.split(batch, 3))
     assert [len(piece["labels"]) for piece in pieces] == [3, 3, 1]
     for name, tensor in batch.items():
         assert torch.equal(torch.cat([piece[name] for piece in pieces]), tensor)

@@ -75,7 +75,7 @@ def test_a_tracker_that_fails_is_told_no_more_and_training_goes_on(train_toy, tm
     made, lines = train_toy(tmp_path / "run", {**SETTINGS, "training.steps": 2, "training.eval_every": 1})
     assert Path(made.uri).is_dir()
     assert [line for line in lines if "trackio failed" in line] == [
-        "note: trackio failed and is told no more in this sitting; training goes on "
+        "note: trackio failed and records no more of this sitting; training continues "
         "(OSError: [Errno 28] No space left on device)"
     ]
     assert calls.count(fails) == 1 and calls[-1] == fails

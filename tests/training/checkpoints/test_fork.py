@@ -56,7 +56,9 @@ def alike(one: Path, other: Path) -> bool:
 def test_a_fork_starts_from_those_weights_and_tells_it(toy_settings, toy_cache, toy_model, parent, tmp_path):
     recipe, lines = toy_settings(OTHER), []
     record_log(lines)
-    made = training_pipeline.run(recipe, toy_cache, runs=tmp_path, fork=str(parent), progress=progress.Progress())
+    made = training_pipeline.run(
+        recipe, toy_cache, runs=tmp_path, launch=training_pipeline.Launch(str(parent)), progress=progress.Progress()
+    )
     checkpoint = parent / "checkpoints" / "checkpoint-3"
     run_digest = manifest.read(checkpoint)["run_digest"]
     lineage = {"run": run_digest, "step": 3, "weights_sha256": manifest.sha256(checkpoint / "model.safetensors")}

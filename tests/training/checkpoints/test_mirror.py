@@ -26,7 +26,9 @@ from pipelines.infra.stores import local
 from pipelines.training import loop as training_loop
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import mirror as checkpoint_mirror
+from pipelines.training.checkpoints import remote as checkpoint_remote
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import model as whisper_model
 
 ROOT = Path(__file__).parents[3]
@@ -75,12 +77,12 @@ class Run:
 
     def __init__(self, folder: Path, uri: str, keep: int = 2, **identity: Any):
         folder.mkdir(exist_ok=True)
-        self.folder, self.keep, self.lines = folder / "checkpoints", keep, []
+        self.folder, self.keep, self.lines = folder / "checkpoints", keep, record_log()
         self.copies = checkpoint_mirror.CheckpointMirror(uri, folder, IDENTITY | identity, keep)
 
     def start(self) -> Path | None:
-        last = sealed_checkpoints.newest_complete(self.folder, run_digest="r", log=self.lines.append)
-        return self.copies.go_on_from(last)
+        last = sealed_checkpoints.newest_complete(self.folder, run_digest="r")
+        return self.copies.resume_from(last)
 
     def save(self, step: int, best: int | None = None) -> None:
         self.write(step, best)
@@ -97,13 +99,13 @@ class Run:
     def arrived(self, *steps: int) -> None:
         """Wait until these are at the URI, and all is tidy there."""
         names = {f"checkpoint-{step}" for step in steps}
-        until(lambda: names <= {*self.copies.kept().there} and not self.copies.busy())
+        until(lambda: names <= {*self.copies.state().there} and not self.copies.busy())
 
     def failed(self) -> None:
-        until(lambda: self.copies.kept().reason)
+        until(lambda: self.copies.state().reason)
 
     def told(self, words: str) -> list[str]:
-        self.copies.tell()
+        self.copies.log_messages()
         return [line for line in self.lines if words in line]
 
 
@@ -270,7 +272,7 @@ def test_what_nobody_here_made_is_refused_at_the_start_and_left_alone(bench, sta
         bench.write(f"run/{name}", file, b"hers")
     before = bench.files("run")
     with pytest.raises(
-        checkpoint_mirror.OtherRun, match=rf"run/{name} is unfinished and holds files .* name another URI"
+        checkpoint_remote.OtherRun, match=rf"run/{name} is unfinished and holds files .* name another URI"
     ) as error:
         start("run", bench.uri("run"))
     assert "\n" not in str(error.value)
@@ -305,10 +307,10 @@ def test_a_finished_model_removes_its_own_checkpoints_alone(local_bench, start, 
         local_bench.write(f"run/{name}", "model.safetensors", b"hers")
     local_bench.write("run/checkpoint-7", "run.json", json.dumps({**IDENTITY, "cache": "c2"}).encode())
     shutil.copytree(run.folder / "checkpoint-2", tmp_path / "run" / "model")
-    before, shelf = local_bench.files("run"), run.copies.shelf
-    with pytest.raises(checkpoint_mirror.OtherRun, match="run/model is unfinished"):
+    before, shelf = local_bench.files("run"), run.copies.remote
+    with pytest.raises(checkpoint_remote.OtherRun, match="run/model is unfinished"):
         shelf.push(tmp_path / "run" / "model")
-    shelf.tidy({checkpoint_mirror.MODEL}, checkpoint_mirror.MODEL)
+    shelf.prune({checkpoint_remote.MODEL}, checkpoint_remote.MODEL)
     assert local_bench.files("run") == {
         name: found for name, found in before.items() if not name.startswith("checkpoint-2/")
     }
@@ -393,7 +395,7 @@ def test_a_hub_that_fails_every_commit_does_not_look_like_success(hub_bench, sta
         run.failed()
     assert run.told("waiting up to 15 min until checkpoint-2 is at hub://lab/run")
     assert run.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the Hub failed (500)")
-    kept = run.copies.kept()
+    kept = run.copies.state()
     assert (kept.there, kept.missing) == ((), ("checkpoint-2",))
     assert there(hub_bench) == []
     assert not run.copies.aside.exists()
@@ -504,7 +506,7 @@ def test_between_two_copies_the_thread_rests_until_the_end(local_bench, start, m
 
 
 def test_the_waiting_at_the_end_is_bounded(hub_bench, start, silence, monkeypatch):
-    monkeypatch.setattr(checkpoint_mirror, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(checkpoint_mirror, "FINAL_WAIT_S", 0.5)
     run = start("run", hub_bench.uri("run"))
     silence.set()
     with run.copies:
@@ -572,9 +574,8 @@ def sit(toy_settings, toy_cache, toy_model, monkeypatch, one_thread):
 
         progress = Progress(on_step=act)
         settings = toy_settings(SETTINGS | overrides)
-        return training_loop.train(
-            settings, toy_cache, whisper_model.resolve(str(toy_model)), run, progress, uri
-        ), lines
+        base = whisper_model.resolve(str(toy_model))
+        return training_loop.train(TrainingRun(settings, toy_cache, base, run, progress, uri)), lines
 
     return one
 
@@ -741,7 +742,7 @@ def test_killed_and_all_that_was_local_deleted_it_ends_with_the_same_weights(ser
         shutil.rmtree(folder)
 
     told = command("train", f"--runs={elsewhere}", f"--cache={cache}", f"--resume={uri}", f"--publish={model}")
-    assert "going on from checkpoint-" in told
+    assert "resuming from checkpoint-" in told
     assert "starting from" not in told
     assert told.strip().splitlines()[-1].startswith(f"kept at {uri}: ")
     weights = manifest.sha256(model_of(whole) / "model.safetensors")

@@ -11,17 +11,17 @@ from pipelines.recipes import load
 from pipelines.speech.audio import Waveform
 from pipelines.training import loop as training_loop
 from pipelines.training import run as training_run
-from pipelines.training.callbacks import progress
 from pipelines.training.data.augmentation import (
-    DrawnClips,
-    DrawnSampler,
+    AugmentingCollator,
+    EpochClips,
+    EpochSampler,
     Variation,
-    VaryingCollator,
     at_speed,
     masked,
     with_gain,
     with_noise,
 )
+from pipelines.training.run import TrainingRun
 from pipelines.whisper.batching import BucketSampler, Collator
 from pipelines.whisper.log_mel import FULL_FRAMES, LogMel, extract
 from pipelines.whisper.model import ModelRef
@@ -190,7 +190,7 @@ def test_half_precision_caches_are_varied_too(clip):
 
 def test_batches_are_those_of_the_plain_sampler_with_their_epoch():
     lengths = np.random.default_rng(0).integers(10, 300, 47)
-    plain, drawn = BucketSampler(lengths, 5, 3, seed=1), DrawnSampler(lengths, 5, 3, seed=1)
+    plain, drawn = BucketSampler(lengths, 5, 3, seed=1), EpochSampler(lengths, 5, 3, seed=1)
     assert len(plain) == len(drawn)
     for epoch in (0, 3):
         plain.set_epoch(epoch)
@@ -200,9 +200,9 @@ def test_batches_are_those_of_the_plain_sampler_with_their_epoch():
 
 def test_the_collator_stacks_varied_clips_beside_their_own_labels(toy_cache):
     rows = toy_cache.split("train")
-    drawn = [DrawnClips(toy_cache, rows)[(2, position)] for position in (4, 1)]
+    drawn = [EpochClips(toy_cache, rows)[(2, position)] for position in (4, 1)]
     assert drawn == [(2, int(rows[4])), (2, int(rows[1]))]
-    batch = VaryingCollator(toy_cache, EVERYTHING)(drawn)
+    batch = AugmentingCollator(toy_cache, EVERYTHING)(drawn)
     plain = Collator(toy_cache)([row for _, row in drawn])
     assert np.array_equal(batch["labels"], plain["labels"])
     for i, (epoch, row) in enumerate(drawn):
@@ -210,7 +210,7 @@ def test_the_collator_stacks_varied_clips_beside_their_own_labels(toy_cache):
         frames = batch["input_features"].shape[-1]
         assert np.array_equal(batch["input_features"][i], expected.padded(frames))
         assert batch["attention_mask"][i].sum() == len(expected.frames)
-    same = VaryingCollator(toy_cache, Variation())(drawn)
+    same = AugmentingCollator(toy_cache, Variation())(drawn)
     assert all(np.array_equal(same[name], plain[name]) for name in plain)
 
 
@@ -237,8 +237,7 @@ def test_a_varied_run_is_the_same_with_workers_and_without(toy_settings, toy_cac
     for changed in ({}, {"training.workers": 2}, {"augment.seed": 5}):
         recipe = toy_settings({**settings, **changed})
         ref = ModelRef("toy", Path(recipe.model.base), "folder", "1")
-        quiet = progress.Progress()
-        run = training_loop.train(recipe, toy_cache, ref, tmp_path / str(len(losses)), quiet)
-        losses.append([row["loss"] for row in run.history if "loss" in row])
+        model = training_loop.train(TrainingRun(recipe, toy_cache, ref, tmp_path / str(len(losses))))
+        losses.append([row["loss"] for row in model.history if "loss" in row])
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]

@@ -11,10 +11,10 @@ from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
 from pipelines.training import loop as training_loop
 from pipelines.training import run as training_run
-from pipelines.training.callbacks import progress
 from pipelines.training.data import packing
-from pipelines.training.data.augmentation import DrawnClips, Variation, VaryingCollator
+from pipelines.training.data.augmentation import AugmentingCollator, EpochClips, Variation
 from pipelines.training.data.packing import WindowClips, WindowCollator, WindowSampler
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import tokens
@@ -69,9 +69,9 @@ def test_joined_log_mels_are_those_of_the_joined_recordings_but_at_the_borders(s
 
 
 def test_as_many_clips_fit_as_30_seconds_hold():
-    assert packing.fitting([1000, 1000, 1000, 1]) == 3
-    assert packing.fitting([1000, 1000, 1001]) == 2
-    assert packing.fitting([3000, 10]) == 1
+    assert packing.count_within_30_s([1000, 1000, 1000, 1]) == 3
+    assert packing.count_within_30_s([1000, 1000, 1001]) == 2
+    assert packing.count_within_30_s([3000, 10]) == 1
 
 
 # ---- the sampler
@@ -161,7 +161,7 @@ def test_what_goes_beyond_30_seconds_or_the_decoder_is_left_out(toy_cache, colla
     lengths = toy_cache.rows["frames"].to_numpy()[rows]
     made = collator()
     log_mel, ids = made.window(rows)
-    count = packing.fitting(lengths)
+    count = packing.count_within_30_s(lengths)
     assert count < len(rows)
     assert len(log_mel.frames) == lengths[:count].sum() <= 3000
     whole = len(ids)
@@ -173,9 +173,9 @@ def test_what_goes_beyond_30_seconds_or_the_decoder_is_left_out(toy_cache, colla
 
 def test_a_window_holds_the_clips_as_this_epoch_hears_them(toy_cache, processor):
     rows, variation = toy_cache.split("train"), Variation(gain_db=20, seed=3)
-    made = WindowCollator(VaryingCollator(toy_cache, variation), processor, "sv")
-    sampler = WindowSampler(toy_cache.rows["frames"].to_numpy()[rows], 4, 5, seed=1, share=0.5, drawn=True)
-    clips = WindowClips(DrawnClips(toy_cache, rows))
+    made = WindowCollator(AugmentingCollator(toy_cache, variation), processor, "sv")
+    sampler = WindowSampler(toy_cache.rows["frames"].to_numpy()[rows], 4, 5, seed=1, share=0.5, with_epoch=True)
+    clips = WindowClips(EpochClips(toy_cache, rows))
     found = []
     for batches in epochs(sampler, 2):
         windowed = next(batch for batch in batches if isinstance(batch[0], list))
@@ -200,7 +200,7 @@ def test_the_text_of_a_row_is_the_text_of_its_labels(toy_cache, processor):
 def test_a_run_sees_clips_at_their_length_and_windows_at_30_s(toy_settings, toy_cache, toy_model, tmp_path):
     base = whisper_model.resolve(str(toy_model))
     settings = toy_settings({"training.window_share": 0.5, "training.steps": 9, "training.eval_every": 9})
-    trainer = training_loop._build_trainer(settings, toy_cache, base, tmp_path, "r", progress.Progress())
+    trainer = training_loop._build_trainer(TrainingRun(settings, toy_cache, base, tmp_path))
     trainer.validate = lambda model: {"wer": 1.0, "loss": 1.0}
     shapes, collate = [], trainer.data_collator
     trainer.data_collator = lambda rows: shapes.append(tuple((made := collate(rows))["input_features"].shape)) or made
