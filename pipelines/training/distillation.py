@@ -111,8 +111,8 @@ def refuse_shorter_teacher(recipe: Recipe, cache: FeatureCache, teacher: ModelRe
     if longest_s and padded_frames(longest) > padded_frames(math.ceil(longest_s * 100 * _LONGER) + 2):
         raise LabError(
             f"the teacher {teacher.title} was tuned on at most {longest_s:g} s, and the student is to train on clips "
-            f"of up to {longest / 100:g} s: set features.max_duration_s={longest_s:g}, or take a teacher that was tuned "
-            "on clips as long"
+            f"of up to {longest / 100:g} s: set features.max_duration_s={longest_s:g}, or take a teacher that was "
+            "tuned on clips as long"
         )
 
 

@@ -254,7 +254,7 @@ def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(
     assert own["text"].iloc[0] == words[0]
     assert own["text"].iloc[1] == words[4]
     assert made.counts["train"] == len(own) == len(rows) - 3
-    assert f"{len(rows) - 3} of {len(rows)} training clips are learnt from (teacher labels)" in lines[-1]
+    assert f"{len(rows) - 3} of {len(rows)} training clips are used (teacher labels)" in lines[-1]
     labelled = whisper_model.load_processor(teacher, "sv").tokenizer
     place = int(made.split("train")[1])
     assert labelled.decode(made.labels(place), skip_special_tokens=True) == words[4]
@@ -280,7 +280,7 @@ def test_transcripts_can_be_learnt_and_the_misheard_left_out_all_the_same(toy_se
 def test_a_teacher_that_hears_nothing_right_is_refused(toy_settings, toy_cache, hears, learnt):
     hears(["något annat än det som sades"] * len(toy_cache.split("train")))
     recipe = toy_settings({**TAUGHT, "distillation.max_label_wer": 0.1})
-    with pytest.raises(LabError, match="none of 48 training clips can be learnt from: in 48 the teacher"):
+    with pytest.raises(LabError, match="none of 48 training clips can be used: in 48 the teacher"):
         learnt(recipe)
 
 
@@ -352,14 +352,14 @@ def test_a_student_that_was_cut_off_ends_with_the_same_weights_on_an_empty_machi
     """Teacher and student share the encoder; tests/training/test_resume.py kills one with a separate encoder."""
     settings = {**TAUGHT, **SHORT, "model.dropout": 0.1, "model.freeze_encoder": True}
     alone, lines = fit(tmp_path / "alone", settings)
-    assert any("of 48 training clips are learnt from (teacher labels)" in line for line in lines)
+    assert any("of 48 training clips are used (teacher labels)" in line for line in lines)
     here, kept = tmp_path / "runs" / "student", str(tmp_path / "kept")
     assert fit(here / "run", settings, cut_at=3, resume=kept)[0] is None
     shutil.rmtree(here)
     monkeypatch.setattr(label_errors, "heard", lambda *args, **told: pytest.fail("the teacher is asked again"))
     made, lines = fit(here / "run", settings, resume=kept)
     assert "resuming from checkpoint-2" in lines
-    assert "what the teacher heard in 48 training clips is taken from checkpoint-2" in lines
+    assert "the teacher's transcripts of 48 training clips are taken from checkpoint-2" in lines
     ours, theirs = (Path(model.uri) / "model.safetensors" for model in (made, alone))
     assert manifest.sha256(ours) == manifest.sha256(theirs)
     assert not any("layers.1." in name for name in load_file(ours) if ".decoder." in name)
@@ -411,7 +411,7 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
         training_pipeline.run(recipe, toy_cache, runs=runs, progress=progress)
     made = training_pipeline.distill(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
     own = "toy-for-toy-student"  # trained on other data than the recipe toy says
-    first = f"no finished run of {own} on this cache is here: the teacher is trained first"
+    first = f"no finished run of {own} on this cache: training the teacher first"
     assert f"{first}, where {kept}-teacher has none" in lines
     (taught_by,) = (runs / own).glob("train-*")
     assert Path(made.uri).parents[1] == runs / "toy-student"
@@ -420,7 +420,7 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
     lines.clear()
     other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": 43})})
     training_pipeline.distill(other, toy_cache, runs=runs, progress=progress)
-    assert lines[0] == "the teacher is at hand: none is trained"
+    assert lines[0] == "teacher model found; skipping teacher training"
     assert (taught_by / "model" / manifest.MANIFEST).stat().st_mtime_ns == sealed_ns
     # what the teacher heard for the first student is not decoded again for the second
     assert len(list((runs / "toy-student" / "heard").glob("*.jsonl"))) == 1
@@ -503,9 +503,9 @@ def test_a_teacher_must_have_heard_what_the_student_is_to_hear(toy_settings, toy
     whole = dataclasses.replace(teacher, context="full")
     distillation.refuse_shorter_teacher(toy_settings(TAUGHT), toy_cache, teacher)
     distillation.refuse_shorter_teacher(toy_settings({**TAUGHT, "training.context": "full"}), toy_cache, whole)
-    with pytest.raises(LabError, match="has heard nothing but 30 s"):
+    with pytest.raises(LabError, match="was tuned on windows of 30 s only"):
         distillation.refuse_shorter_teacher(toy_settings(TAUGHT), toy_cache, whole)
-    with pytest.raises(LabError, match="has heard no more than 4 s, and the student is to hear 30 s"):
+    with pytest.raises(LabError, match="was tuned on at most 4 s, and the student is to train on 30 s"):
         distillation.refuse_shorter_teacher(toy_settings({**TAUGHT, "training.window_share": 0.2}), toy_cache, teacher)
 
 

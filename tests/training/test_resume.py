@@ -308,7 +308,7 @@ def saves(step: int, name: str) -> Callable[[Path, str], bool]:
 
 
 def started(folder: Path, log: str) -> bool:
-    return "starting from" in log or "going on from" in log
+    return "starting from" in log or "resuming from" in log
 
 
 FILES = ["config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
@@ -331,7 +331,7 @@ def test_sigterm_to_the_whole_group_ends_with_a_checkpoint_and_bit_equal(sit, wh
     (newest,) = sealed_checkpoints.listed(run / "checkpoints")[-1:]
     assert f"{newest} is kept" in ended[-1]
     last = sit(run, **workers)
-    assert last[0] == f"going on from {newest.name}"
+    assert last[0] == f"resuming from {newest.name}"
     assert weights_sha256(run) == weights_sha256(whole)
     assert history(run) == history(whole)
 

@@ -44,9 +44,8 @@ class WindowSampler(BucketSampler):
     """Sampler of batches of clips and batches of windows in random order; a window is a list of clips.
 
     `share` of the clips goes into windows of about 30 s; clips beyond 30 s are left out (see WindowCollator). A batch
-    of windows has about as much speech as one of clips, and at least one window. Only seed and epoch decide the draw, and
-    every epoch has the same number of batches. With `with_epoch`, clips are (epoch, index) as in
-    augmentation.EpochSampler.
+    of windows has about as much speech as one of clips, and at least one window. Only seed and epoch decide the draw,
+    and every epoch has the same number of batches. With `with_epoch`, clips are (epoch, index) as in EpochSampler.
     """
 
     def __init__(

@@ -401,7 +401,7 @@ def test_another_number_of_processes_is_told(tmp_path):
     for rank in (0, 1):
         (tmp_path / f"rng_state_{rank}.pth").touch()
     data_parallel.log_other_world_size(tmp_path, told.append)
-    assert told[0].startswith(f"note: 2 process(es) made {tmp_path.name}, and 1 go on: same batches")
+    assert told[0].startswith(f"note: 2 process(es) wrote {tmp_path.name}, and 1 continue: same batches")
     (tmp_path / "rng_state_1.pth").unlink()
     data_parallel.log_other_world_size(tmp_path, told.append)
     assert len(told) == 1

@@ -256,7 +256,7 @@ def test_another_run_that_is_found_late_is_left_alone(hub_bench, start):
     other.write(4)
     hub_bench.server.fault("GET /api/", "500", times=None)
     assert other.start().name == "checkpoint-4"
-    assert other.told("Going on with what is on this machine")
+    assert other.told("Continuing with the files on this machine")
     with other.copies:
         hub_bench.server.faults.clear()
         other.save(6)
@@ -621,7 +621,7 @@ def test_a_finished_run_sends_the_model_that_is_not_there_and_an_empty_machine_g
 
     before = hub_bench.uploads()
     fetched, lines = sit(tmp_path / "elsewhere", "hub://lab/run")
-    assert not any(line.startswith(("starting", "going on", "step ")) for line in lines)
+    assert not any(line.startswith(("starting", "resuming", "step ")) for line in lines)
     assert lines[-1] == "kept at hub://lab/run: model"
     assert hub_bench.uploads() == before
     assert contents(Path(fetched.uri)) == contents(Path(made.uri))
