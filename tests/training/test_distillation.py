@@ -215,27 +215,23 @@ def test_only_the_student_learns(teacher, batch):
 
 
 @pytest.fixture
-def hears(monkeypatch):
-    """`hears(words)`: what the teacher hears in the training clips, in their order, whatever they are."""
+def set_transcripts(monkeypatch):
+    """`set_transcripts(texts)`: the teacher's transcripts of the training clips, in their order."""
 
-    def plan(words: list[str]) -> None:
-        monkeypatch.setattr(label_errors, "heard", lambda cache, rows, *args, **told: words)
+    def replace(texts: list[str]) -> None:
+        monkeypatch.setattr(label_errors, "transcribe", lambda cache, rows, *args, **kwargs: texts)
 
-    return plan
+    return replace
 
 
 @pytest.fixture
-def learnt(toy_cache, teacher, tmp_path):
-    """`learnt(recipe, log)`: the cache as a student of the recipe learns from it, which has no checkpoint yet."""
-
-    def ask(recipe, log=lambda line: None):
-        return distillation.student_cache(recipe, toy_cache, teacher, tmp_path, lambda: None, log)
-
-    return ask
+def student_cache(toy_cache, teacher, tmp_path):
+    """`student_cache(recipe)`: the cache of a student without checkpoints."""
+    return lambda recipe: distillation.student_cache(recipe, toy_cache, teacher, tmp_path, lambda: None)
 
 
-def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(
-    toy_settings, toy_cache, teacher, hears, learnt
+def test_close_transcripts_become_labels_others_are_dropped(
+    toy_settings, toy_cache, teacher, set_transcripts, student_cache
 ):
     rows = toy_cache.split("train")
     said = toy_cache.rows["text"].iloc[rows].tolist()
@@ -243,9 +239,9 @@ def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(
     words = [text.upper() for text in said]
     words[1], words[2], words[3] = "helt andra ord än de som sades", "", test
     words[4] = f"{said[4]} och"
-    hears(words)
-    recipe, lines = toy_settings({**TAUGHT, "distillation.max_label_wer": 0.5}), []
-    made = learnt(recipe, lines.append)
+    set_transcripts(words)
+    recipe, lines = toy_settings({**TAUGHT, "distillation.max_label_wer": 0.5}), record_log()
+    made = student_cache(recipe)
     own = made.rows.iloc[made.split("train")]
     wers = label_errors.label_wers(said, words)
     gone = {toy_cache.rows["id"].iloc[rows[place]] for place in (1, 2, 3)}
@@ -266,40 +262,40 @@ def test_what_the_teacher_hears_is_learnt_and_what_it_mishears_is_left_out(
     assert made.digest == toy_cache.digest
 
 
-def test_transcripts_can_be_learnt_and_the_misheard_left_out_all_the_same(toy_settings, toy_cache, hears, learnt):
+def test_reference_labels_drop_clips_with_far_transcripts(toy_settings, toy_cache, set_transcripts, student_cache):
     rows = toy_cache.split("train")
     said = toy_cache.rows["text"].iloc[rows].tolist()
-    hears([said[0].upper(), "något annat", *said[2:]])
+    set_transcripts([said[0].upper(), "något annat", *said[2:]])
     told = {**TAUGHT, "distillation.labels": "transcript", "distillation.max_label_wer": 0.2}
-    made = learnt(toy_settings(told))
+    made = student_cache(toy_settings(told))
     assert made.rows["text"].iloc[made.split("train")].tolist() == [said[0], *said[2:]]
     plain = toy_settings({**told, "distillation.max_label_wer": 0})
-    assert learnt(plain) is toy_cache
+    assert student_cache(plain) is toy_cache
 
 
-def test_a_teacher_that_hears_nothing_right_is_refused(toy_settings, toy_cache, hears, learnt):
-    hears(["något annat än det som sades"] * len(toy_cache.split("train")))
+def test_teacher_without_close_transcripts_is_refused(toy_settings, toy_cache, set_transcripts, student_cache):
+    set_transcripts(["något annat än det som sades"] * len(toy_cache.split("train")))
     recipe = toy_settings({**TAUGHT, "distillation.max_label_wer": 0.1})
     with pytest.raises(LabError, match="none of 48 training clips can be used: in 48 the teacher"):
-        learnt(recipe)
+        student_cache(recipe)
 
 
-def test_what_a_checkpoint_tells_is_learnt_and_nobody_is_asked_again(toy_settings, toy_cache, teacher, hears, tmp_path):
+def test_complete_transcripts_of_a_checkpoint_are_reused(toy_settings, toy_cache, teacher, set_transcripts, tmp_path):
     rows, recipe = toy_cache.split("train"), toy_settings(TAUGHT)
     run, last = tmp_path / "run", tmp_path / "checkpoint-2"
     run.mkdir(), last.mkdir()
 
     def learnt(newest: Path | None) -> list[str]:
-        made = distillation.student_cache(recipe, toy_cache, teacher, run, lambda: newest, lambda line: None)
+        made = distillation.student_cache(recipe, toy_cache, teacher, run, lambda: newest)
         return made.rows["text"].iloc[made.split("train")].tolist()
 
     first, other = [f"först {n}" for n in range(len(rows))], [f"sedan {n}" for n in range(len(rows))]
-    hears(first)
+    set_transcripts(first)
     assert learnt(None) == first
     told = (run / distillation.TRANSCRIPTS).read_text()
     names = [json.loads(line)["clip"] for line in told.splitlines()]
     assert names == sorted(label_errors.fingerprints(toy_cache, rows)), "the same clips are the same bytes"
-    hears(other)
+    set_transcripts(other)
     (last / distillation.TRANSCRIPTS).write_text(told)
     assert learnt(last) == first
     assert (run / distillation.TRANSCRIPTS).read_text() == told
@@ -412,7 +408,7 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
     made = training_pipeline.distill(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
     own = "toy-for-toy-student"  # trained on other data than the recipe toy says
     first = f"no finished run of {own} on this cache: training the teacher first"
-    assert f"{first}, where {kept}-teacher has none" in lines
+    assert f"{first}, unless {kept}-teacher has it" in lines
     (taught_by,) = (runs / own).glob("train-*")
     assert Path(made.uri).parents[1] == runs / "toy-student"
     assert manifest.read(Path(made.uri))["teacher"]["digest"] == taught_by.name.removeprefix("train-")

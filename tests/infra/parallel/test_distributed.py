@@ -397,13 +397,13 @@ def test_who_has_no_clip_runs_one_that_counts_in_nothing():
 
 
 def test_another_number_of_processes_is_told(tmp_path):
-    told = []
+    told = record_log()
     for rank in (0, 1):
         (tmp_path / f"rng_state_{rank}.pth").touch()
-    data_parallel.log_other_world_size(tmp_path, told.append)
+    data_parallel.log_other_world_size(tmp_path)
     assert told[0].startswith(f"note: 2 process(es) wrote {tmp_path.name}, and 1 continue: same batches")
     (tmp_path / "rng_state_1.pth").unlink()
-    data_parallel.log_other_world_size(tmp_path, told.append)
+    data_parallel.log_other_world_size(tmp_path)
     assert len(told) == 1
 
 
