@@ -1,26 +1,25 @@
-"""Decoding against faster-whisper and the transformers pipeline: same weights, same recordings, in one go.
+"""Decoding compared with faster-whisper and the transformers pipeline: same weights, same recordings.
 
     python benchmarks/inference.py --model runs/tour/train-…/model       a tuned whisper-tiny, with word error rates
     python benchmarks/inference.py --model openai/whisper-small@q8 --as-tuned --tokens 24 --speed-only --clips 8 \\
-        --minutes 0                                                          weights of another size, for speed alone
-    python benchmarks/inference.py --sides ours,ours-ctranslate2,ours-transformers --model …   our engines alone
-    python benchmarks/inference.py --smoke                               a minute: does it run? its figures mean nothing
+        --minutes 0                                                      weights of another size, for speed only
+    python benchmarks/inference.py --sides ours,ours-ctranslate2,ours-transformers --model …   only our engines
+    python benchmarks/inference.py --smoke                a minute, to check that it runs; the figures mean nothing
 
-ours            Transcriber, windows at the length of the clip, on the engine that `auto` takes: ONNX Runtime, int8, on
-                a CPU with VNNI; ours-onnx, ours-ctranslate2 and ours-transformers name one (the last in float32)
-faster-whisper  int8, the same exported weights, greedy; a long recording by its batched pipeline (batches of 8)
+ours            Transcriber, windows of the clip's length, with the engine that `auto` selects: ONNX Runtime, int8, on
+                a CPU with VNNI; ours-onnx, ours-ctranslate2 and ours-transformers (float32) name an engine
+faster-whisper  int8, the same exported weights, greedy; a long recording with its batched pipeline (batches of 8)
 transformers    its pipeline in float32, greedy; a long recording in chunks of 30 s (batches of 8)
 
-Clips are sentences of the tour's test split and several of one speaker joined, 2 to 10 s; the long recording is all of
-them, a pause between each, over and over, until it lasts `--minutes`. Each side runs in a process of its own with
-`--threads` threads, loads the model, hears one clip to warm up, then each clip by itself; the sides take turns, round
-after round, and the fastest round of each counts. Nobody decodes with beams or with timestamps.
+Clips are sentences of the tour's test split, several of one speaker joined, 2 to 10 s; the long recording repeats all
+of them with pauses until it lasts `--minutes`. Each side runs in a separate process with `--threads` threads, loads the
+model, decodes one clip as warm-up, then each clip alone. The sides take turns, round after round, and the fastest round
+of each counts. No side uses beam search or timestamps.
 
 The last line is one JSON object: `speedup_vs_faster_whisper`, `speedup_vs_transformers` (clips), `longform_speedup`
-(against faster-whisper), `memory_ratio` (peak of the process, ours over faster-whisper; with the long
-recording where there is one), `delta_wer_ci95` (ours less
-faster-whisper on the clips, paired, by speaker), `wer` of each side on clips and long recording; null where it was not
-measured. `sides` tells seconds and memory of each.
+(over faster-whisper), `memory_ratio` (peak of the process, ours over faster-whisper, including the long recording if
+there is one), `delta_wer_ci95` (ours minus faster-whisper on the clips, paired, by speaker), `wer` of each side on
+clips and long recording; null if not measured. `sides` has seconds and memory of each side.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -43,16 +41,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks import side_by_side
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.infra import environment
-from pipelines.speech import (
-    audio,
-    scoring,
-)
-from pipelines.speech.audio import (
-    SAMPLE_RATE_HZ,
-    Waveform,
-)
+from pipelines.speech import audio, scoring
+from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.whisper import export
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
@@ -60,7 +53,7 @@ from pipelines.whisper.model import ModelRef
 LANGUAGE = "sv"
 PAUSE_S = 0.6
 BATCH = 8
-Hear = Callable[[np.ndarray], str]
+Transcribe = Callable[[np.ndarray], str]
 
 
 def main() -> None:
@@ -84,7 +77,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         f"({sum(seconds) / len(seconds):.1f} s on average), one recording of {options.minutes:g} minutes",
         flush=True,
     )
-    for side in options.sides:  # exports are made before anything is timed
+    for side in options.sides:  # convert the weights before anything is timed
         if side.startswith("ours"):
             SIDES[side](ref, options.threads, options.tokens)
     if "faster-whisper" in options.sides:
@@ -92,14 +85,14 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     best: dict[str, dict[str, Any]] = {}
     for number in range(options.rounds):
         for side in options.sides:
-            told = _elsewhere(side, folder, options, long=options.minutes > 0 and number == 0)
-            known = best.setdefault(side, told)
+            result = _run_side(side, folder, options, long=options.minutes > 0 and number == 0)
+            fastest = best.setdefault(side, result)
             for name in ("clips_s", "clips_peak_mb"):
-                known[name] = min(known[name], told[name])
+                fastest[name] = min(fastest[name], result[name])
             print(
-                f"round {number + 1}, {side:15}{told['clips_s'] / len(clips) * 1000:8.0f} ms a clip"
-                + (f", {told['long_s']:7.1f} s the long recording" if told["long_s"] else "")
-                + f", peak {told['peak_mb']:6,.0f} MB; load {os.getloadavg()[0]:.1f}",
+                f"round {number + 1}, {side:15}{result['clips_s'] / len(clips) * 1000:8.0f} ms a clip"
+                + (f", {result['long_s']:7.1f} s the long recording" if result["long_s"] else "")
+                + f", peak {result['peak_mb']:6,.0f} MB; load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
     return {
@@ -108,43 +101,45 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "speedup_vs_transformers": ratio(best, "transformers", "clips_s"),
         "longform_speedup": ratio(best, "faster-whisper", "long_s"),
         "longform_vs_transformers": ratio(best, "transformers", "long_s"),
-        "memory_ratio": (turned := ratio(best, "faster-whisper", "peak_mb")) and round(1 / turned, 3),
+        "memory_ratio": (inverse := ratio(best, "faster-whisper", "peak_mb")) and round(1 / inverse, 3),
         "delta_wer_ci95": None,
-        **({} if options.speed_only else compared(best, texts, speakers, long_text)),
+        **({} if options.speed_only else compare_wer(best, texts, speakers, long_text)),
         "sides": {
-            side: {name: round(told[name], 3) for name in ("clips_s", "clips_peak_mb", "long_s", "peak_mb")}
-            for side, told in best.items()
+            side: {name: round(result[name], 3) for name in ("clips_s", "clips_peak_mb", "long_s", "peak_mb")}
+            for side, result in best.items()
         },
     }
 
 
 def ratio(best: dict[str, dict[str, Any]], peer: str, figure: str) -> float | None:
-    """A figure of another side over that of ours; None where one of both was not measured."""
+    """Return a figure of another side over that of ours; None if one of them was not measured."""
     ours, theirs = (best.get(side, {}).get(figure) for side in ("ours", peer))
     return round(theirs / ours, 2) if ours and theirs else None
 
 
-def compared(best: dict[str, dict[str, Any]], texts: list[str], speakers: list[str], long_text: str) -> dict[str, Any]:
-    """WER of each side on clips and long recording, and ours less faster-whisper on the clips with its interval."""
-    found: dict[str, Any] = {"wer": {}, "wer_long": {}}
-    for side, told in best.items():
-        score = scoring.score(texts, told["texts"], speakers)
-        found["wer"][side] = round(score.wer, 4)
+def compare_wer(
+    best: dict[str, dict[str, Any]], texts: list[str], speakers: list[str], long_text: str
+) -> dict[str, Any]:
+    """Return WER of each side on clips and long recording, and ours minus faster-whisper on clips with its interval."""
+    scores: dict[str, Any] = {"wer": {}, "wer_long": {}}
+    for side, result in best.items():
+        score = scoring.score(texts, result["texts"], speakers)
+        scores["wer"][side] = round(score.wer, 4)
         print(f"{side:15} clips {score}")
-        if told["long_text"]:
-            edits = scoring.count_edits([long_text], [told["long_text"]])
-            found["wer_long"][side] = round(float(edits.word_edits.sum() / edits.words.sum()), 4)
-            print(f"{side:15} long recording WER {found['wer_long'][side]:.3f}")
+        if result["long_text"]:
+            edits = scoring.count_edits([long_text], [result["long_text"]])
+            scores["wer_long"][side] = round(float(edits.word_edits.sum() / edits.words.sum()), 4)
+            print(f"{side:15} long recording WER {scores['wer_long'][side]:.3f}")
     if not {"ours", "faster-whisper"} <= best.keys():
-        return found
+        return scores
     ours, peer = (scoring.count_edits(texts, best[side]["texts"]) for side in ("ours", "faster-whisper"))
     difference = scoring.difference(ours, peer, speakers)
-    print(f"ours less faster-whisper: {difference}, paired")
-    return {**found, "delta_wer_ci95": [round(limit, 4) for limit in difference.ci95]}
+    print(f"ours minus faster-whisper: {difference}, paired")
+    return {**scores, "delta_wer_ci95": [round(limit, 4) for limit in difference.ci95]}
 
 
 def recordings(n: int) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """`n` clips of 2 to 10 s, what is said in them, and by whom: one to four test sentences of one speaker."""
+    """Return `n` clips of 2 to 10 s, their texts and their speakers: one to four test sentences of a speaker."""
     by_speaker: dict[str, list[tuple[np.ndarray, str]]] = {}
     for example in TourSource().examples(("test",)):
         by_speaker.setdefault(example.speaker, []).append((audio.decode(example.audio).samples, example.text))
@@ -165,16 +160,16 @@ def recordings(n: int) -> tuple[list[np.ndarray], list[str], list[str]]:
 
 
 def joined(clips: list[np.ndarray], texts: list[str], minutes: float) -> tuple[np.ndarray, str]:
-    """All clips one after the other, until the recording lasts so long; and what is said in it."""
-    parts, said, samples = [], [], 0
+    """Return all clips one after the other, repeated until the recording lasts `minutes`, and its text."""
+    parts, spoken_texts, samples = [], [], 0
     while samples < minutes * 60 * SAMPLE_RATE_HZ:
         for clip, text in zip(clips, texts, strict=True):
             parts += [clip, _silence(PAUSE_S)]
-            said.append(text)
+            spoken_texts.append(text)
             samples += len(clip) + len(parts[-1])
             if samples >= minutes * 60 * SAMPLE_RATE_HZ:
                 break
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32), " ".join(said)
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32), " ".join(spoken_texts)
 
 
 def _silence(seconds: float) -> np.ndarray:
@@ -184,49 +179,50 @@ def _silence(seconds: float) -> np.ndarray:
 # ---- the sides
 
 
-def _ours(ref: ModelRef, threads: int, tokens: int, engine: str = "auto") -> tuple[Hear, Hear]:
+def _ours(ref: ModelRef, threads: int, tokens: int, engine: str = "auto") -> tuple[Transcribe, Transcribe]:
     from pipelines.inference.transcriber import Transcriber
 
     transcriber = Transcriber(ref, LANGUAGE, engine=engine, threads=threads, max_new_tokens=tokens)
     print(transcriber.loaded.name, file=sys.stderr)
 
-    def hear(samples: np.ndarray) -> str:
+    def transcribe(samples: np.ndarray) -> str:
         return transcriber.transcribe(Waveform(samples)).text
 
-    return hear, hear
+    return transcribe, transcribe
 
 
-def _faster_whisper(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]:
+def _faster_whisper(ref: ModelRef, threads: int, tokens: int) -> tuple[Transcribe, Transcribe]:
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     model = WhisperModel(str(export.export(ref, "int8")), "cpu", compute_type="int8", cpu_threads=threads)
     batched = BatchedInferencePipeline(model)
-    asked = {"language": LANGUAGE, "beam_size": 1, "condition_on_previous_text": False, "without_timestamps": True}
-    asked["max_new_tokens"] = tokens
+    options = {"language": LANGUAGE, "beam_size": 1, "condition_on_previous_text": False, "without_timestamps": True}
+    options["max_new_tokens"] = tokens
     if ref.context == "clip" and not ref.facts.get("digest"):  # --as-tuned
-        asked["temperature"] = 0.0
+        options["temperature"] = 0.0
 
-    def hear(samples: np.ndarray) -> str:
-        return " ".join(segment.text.strip() for segment in model.transcribe(samples, **asked)[0])
+    def transcribe(samples: np.ndarray) -> str:
+        return " ".join(segment.text.strip() for segment in model.transcribe(samples, **options)[0])
 
-    def hear_long(samples: np.ndarray) -> str:
-        return " ".join(segment.text.strip() for segment in batched.transcribe(samples, batch_size=BATCH, **asked)[0])
+    def transcribe_long(samples: np.ndarray) -> str:
+        return " ".join(segment.text.strip() for segment in batched.transcribe(samples, batch_size=BATCH, **options)[0])
 
-    return hear, hear_long
+    return transcribe, transcribe_long
 
 
-def _transformers(ref: ModelRef, threads: int, tokens: int) -> tuple[Hear, Hear]:
+def _transformers(ref: ModelRef, threads: int, tokens: int) -> tuple[Transcribe, Transcribe]:
     import torch
     from transformers import pipeline
 
     torch.set_num_threads(threads)
-    asked = {"language": LANGUAGE, "task": "transcribe", "num_beams": 1, "max_new_tokens": tokens}
-    transcribe = pipeline("automatic-speech-recognition", model=str(ref.folder))
+    options = {"language": LANGUAGE, "task": "transcribe", "num_beams": 1, "max_new_tokens": tokens}
+    recognizer = pipeline("automatic-speech-recognition", model=str(ref.folder))
 
-    def heard(samples: np.ndarray, **how: Any) -> str:
-        return transcribe({"raw": samples, "sampling_rate": SAMPLE_RATE_HZ}, generate_kwargs=asked, **how)["text"]
+    def transcribe(samples: np.ndarray, **chunking: Any) -> str:
+        audio_input = {"raw": samples, "sampling_rate": SAMPLE_RATE_HZ}
+        return recognizer(audio_input, generate_kwargs=options, **chunking)["text"]
 
-    return heard, lambda samples: heard(samples, chunk_length_s=30, batch_size=BATCH)
+    return transcribe, lambda samples: transcribe(samples, chunk_length_s=30, batch_size=BATCH)
 
 
 SIDES = {
@@ -238,29 +234,29 @@ SIDES = {
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    """One side in this process: seconds over all clips, seconds of the long recording, peak memory, texts."""
+    """Run one side in this process: seconds of all clips and of the long recording, peak memory, texts."""
     ref = whisper_model.resolve(options.model)
     if options.as_tuned:
         from pipelines.inference import transcriber as inference_transcriber
 
         ref, inference_transcriber.TEMPERATURES = replace(ref, context="clip"), ()
-    hear, hear_long = SIDES[options.side](ref, options.threads, options.tokens)
+    transcribe, transcribe_long = SIDES[options.side](ref, options.threads, options.tokens)
     clips = list(np.load(options.folder / "clips.npz").values())
-    hear(clips[0])
+    transcribe(clips[0])
     started = time.perf_counter()
-    texts = [hear(clip) for clip in clips]
+    texts = [transcribe(clip) for clip in clips]
     clips_s, clips_peak_mb, long_s, long_text = time.perf_counter() - started, _peak_mb(), 0.0, ""
     if options.long:
         (long,) = np.load(options.folder / "long.npz").values()
         started = time.perf_counter()
-        long_text = hear_long(long)
+        long_text = transcribe_long(long)
         long_s = time.perf_counter() - started
     figures = {"clips_s": clips_s, "clips_peak_mb": clips_peak_mb, "long_s": long_s, "peak_mb": _peak_mb()}
     return {**figures, "texts": texts, "long_text": long_text}
 
 
 def _peak_mb() -> float:
-    """Of this program; what getrusage tells begins with the peak of the process that started it."""
+    """Return the peak memory of this process. On Linux, getrusage would include the peak of its parent."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -268,30 +264,27 @@ def _peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _elsewhere(side: str, folder: Path, options: argparse.Namespace, *, long: bool) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--model", options.model]
-    command += ["--threads", str(options.threads), *(["--long"] if long else [])]
-    command += ["--tokens", str(options.tokens), *(["--as-tuned"] if options.as_tuned else [])]
-    threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def _run_side(side: str, folder: Path, options: argparse.Namespace, *, long: bool) -> dict[str, Any]:
+    arguments = ["--side", side, "--folder", str(folder), "--model", options.model]
+    arguments += ["--threads", str(options.threads), *(["--long"] if long else [])]
+    arguments += ["--tokens", str(options.tokens), *(["--as-tuned"] if options.as_tuned else [])]
+    variables = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return side_by_side.run_in_process(__file__, arguments, variables)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="a minute: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="a minute, to check that it runs")
     parser.add_argument("--model", default="openai/whisper-tiny")
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--minutes", type=float, default=30, help="the long recording; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=224, help="most tokens for a window, on every side")
+    parser.add_argument("--tokens", type=int, default=224, help="limit of tokens for a window, on every side")
     parser.add_argument(
         "--as-tuned",
         action="store_true",
-        help="decode at clip length although it was not tuned so: for speed, with --tokens, no second tries",
+        help="decode at clip length although the model was not tuned so, without fallback; for speed, with --tokens",
     )
     parser.add_argument("--speed-only", action="store_true", help="no word error rates")
     parser.add_argument(

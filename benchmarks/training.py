@@ -1,23 +1,23 @@
-"""Training and validation against the classic recipe: same clips, same weights, same number of examples, in one go.
+"""Training and validation compared with the classic recipe: same clips, weights and number of examples.
 
     python benchmarks/training.py            the tour with whisper-tiny: half an hour on two slow cores
-    python benchmarks/training.py --smoke    a minute: does it run? its figures mean nothing
+    python benchmarks/training.py --smoke    a minute, to check that it runs; the figures mean nothing
     python benchmarks/training.py --model FOLDER --batch 16 --steps 200 --speed-only      speed of other weights
 
 classic   Seq2SeqTrainer as in the courses: features padded to 30 s, batches drawn at random, activation checkpointing,
           fp16 on a GPU; validation by `predict_with_generate` in batches of 8
-ours      the lab's own `training.train` on the lab's cache: batches of their longest clip, from length buckets;
-          validation as it is done between checkpoints: transcripts and loss
+ours      the lab's training on the lab's cache: batches padded to their longest clip, from length buckets; validation
+          as between checkpoints: transcripts and loss
 
-Both learn from the very same frames (the cache rebuilds the padded tensors), labels, learning rate and warm-up, and may
-write the same number of tokens. Each side runs in a process of its own. Examples per second are those of the optimizer
-steps after the first two; validation, saving and starting are left out. Two corpora: the tour's clips (2 s on average),
-trained to the end, with the WER of both on the validation split; and pairs of them joined (4 s), for speed alone.
+Both use the same frames (the cache rebuilds the padded tensors), labels, learning rate and warm-up, and the same limit
+of tokens. Each side runs in a separate process. Examples per second are those of the optimizer steps after the first
+two, without validation, saving and start-up. There are two corpora: the tour's clips (2 s on average), trained to the
+end, with the WER of both sides on the validation split; and pairs of clips joined (4 s), for speed only.
 
 The last line is one JSON object: `speedup` and `speedup_4s` (examples per second, ours over classic), `eval_speedup`,
-`wer_classic`, `wer_ours`, `delta_wer_ci95` (ours less classic, paired, by speaker), `memory_ratio` (peak, ours over
-classic), `device`. On a GPU whose peak is known also `mfu`: the share of it that each side turns into the model's own
-arithmetic (Chowdhery et al. 2022), at the lengths that its batches have, padding counted, recomputation not.
+`wer_classic`, `wer_ours`, `delta_wer_ci95` (ours minus classic, paired, by speaker), `memory_ratio` (peak, ours over
+classic), `device`. On a GPU with a known peak also `mfu`: the share of the peak that each side uses for the arithmetic
+of the model (Chowdhery et al. 2022) at the lengths of its batches, including padding, without recomputation.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ import csv
 import dataclasses
 import json
 import os
-import re
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +38,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks import flops, recordings, side_by_side
 from pipelines import recipes
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
@@ -57,47 +56,30 @@ from pipelines.training.callbacks.progress import Progress
 from pipelines.training.run import TrainingRun
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.batching import (
-    bucketed,
-    padded_frames,
-)
-from pipelines.whisper.log_mel import FULL_FRAMES
 
-WARM_STEPS = 2
-"""Steps that are not timed: kernels are chosen, memory is fetched."""
+WARM_UP_STEPS = 2
+"""Steps that are not timed: kernels are selected and memory is allocated."""
 CLASSIC_EVAL_BATCH = 8
-PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-"""Dense half-precision matrix FLOP per second by NVIDIA's data sheets, by a word of the device's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What one side told of itself."""
+    """Results of one side."""
 
     examples_per_s: float
     eval_s: float
-    """Seconds of one look at the validation split."""
+    """Seconds of one validation."""
     peak_mb: float
-    """Of the process; on a GPU that of the device's memory."""
+    """Peak memory of the process; on a GPU that of the device."""
     transcripts: list[str]
-    """Of the validation split."""
+    """Transcripts of the validation split."""
 
 
 def main() -> None:
     options = _options()
     if options.side:
-        given = recipes.load("tour", json.loads(options.overrides))
-        side = SIDES[options.side](given, feature_pipeline.open_cache(given, options.cache), options.folder)
+        recipe = recipes.load("tour", json.loads(options.overrides))
+        side = SIDES[options.side](recipe, feature_pipeline.open_cache(recipe, options.cache), options.folder)
         return print(json.dumps(dataclasses.asdict(side)))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(Path(folder), options)
@@ -120,7 +102,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         f"{options.model}, {environment.detect().device}, {options.steps} steps of {options.batch} examples", flush=True
     )
     short = feature_pipeline.run(recipes.load("tour", overrides), runs=folder / "runs")
-    classic, ours = both(folder, overrides, short, "2 s")
+    classic, ours = run_both(folder, overrides, short, "2 s")
     (folder / "pairs").mkdir()
     joined = {name: value for name, value in overrides.items() if not name.startswith("source.")} | {
         "source.kind": "folder",
@@ -129,7 +111,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "training.eval_every": min(options.steps, options.steps_4s),
     }
     longer = feature_pipeline.run(recipes.load("tour", joined), runs=folder / "runs")
-    classic_4s, ours_4s = both(folder, joined, longer, "4 s")
+    classic_4s, ours_4s = run_both(folder, joined, longer, "4 s")
     return {
         "speedup": round(ours.examples_per_s / classic.examples_per_s, 2),
         "speedup_4s": round(ours_4s.examples_per_s / classic_4s.examples_per_s, 2),
@@ -137,17 +119,17 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "memory_ratio": round(ours.peak_mb / classic.peak_mb, 3),
         "device": _device(),
         **utilisation({"": (short, overrides, classic, ours), "_4s": (longer, joined, classic_4s, ours_4s)}),
-        **({} if options.speed_only else compared(short, classic, ours)),
+        **({} if options.speed_only else compare_wer(short, classic, ours)),
     }
 
 
-def both(folder: Path, overrides: dict[str, Any], cache: FeatureCache, label: str) -> tuple[Side, Side]:
-    """The two sides, one after the other, each in a process of its own."""
+def run_both(folder: Path, overrides: dict[str, Any], cache: FeatureCache, label: str) -> tuple[Side, Side]:
+    """Run the two sides one after the other, each in a separate process."""
     sides = []
     for name in SIDES:
-        place = folder / f"{name} {label}"
-        place.mkdir()
-        side = _elsewhere(name, overrides, cache, place)
+        side_folder = folder / f"{name} {label}"
+        side_folder.mkdir()
+        side = _run_side(name, overrides, cache, side_folder)
         print(
             f"{label} clips, {name:8}{side.examples_per_s:8.2f} examples/s, validation {side.eval_s:6.1f} s, "
             f"peak {side.peak_mb:7,.0f} MB; load {os.getloadavg()[0]:.1f}",
@@ -157,80 +139,40 @@ def both(folder: Path, overrides: dict[str, Any], cache: FeatureCache, label: st
     return tuple(sides)
 
 
-def compared(cache: FeatureCache, classic: Side, ours: Side) -> dict[str, Any]:
-    """WER of both on the validation split, and the interval of their difference."""
+def compare_wer(cache: FeatureCache, classic: Side, ours: Side) -> dict[str, Any]:
+    """Return the WER of both on the validation split, and the interval of their difference."""
     rows = cache.rows.iloc[cache.split("validation")]
     texts, speakers = rows["text"].tolist(), rows["speaker"].tolist()
     for name, side in (("classic", classic), ("ours", ours)):
         print(f"{name:8}{scoring.score(texts, side.transcripts, speakers)}")
     edits = [scoring.count_edits(texts, side.transcripts) for side in (ours, classic)]
-    found = scoring.difference(*edits, speakers)
-    print(f"ours less classic: {found}, paired")
+    difference = scoring.difference(*edits, speakers)
+    print(f"ours minus classic: {difference}, paired")
     wer_ours, wer_classic = (float(side.word_edits.sum() / side.words.sum()) for side in edits)
     return {
         "wer_classic": round(wer_classic, 4),
         "wer_ours": round(wer_ours, 4),
-        "delta_wer_ci95": [round(limit, 4) for limit in found.ci95],
+        "delta_wer_ci95": [round(limit, 4) for limit in difference.ci95],
     }
 
 
 def utilisation(corpora: dict[str, tuple[FeatureCache, dict[str, Any], Side, Side]]) -> dict[str, Any]:
-    """`mfu` of both sides on each corpus; nothing without a GPU, or where its peak is not known."""
-    peak = peak_of(_device())
+    """Return `mfu` of both sides on each corpus; empty without a GPU with a known peak."""
+    peak = flops.peak_of(_device())
     if not peak:
         return {}
-    found = {}
+    shares = {}
     for label, (cache, overrides, classic, ours) in corpora.items():
-        given = recipes.load("tour", overrides)
+        recipe = recipes.load("tour", overrides)
         for name, side in (("classic", classic), ("ours", ours)):
-            share = side.examples_per_s * flops_per_example(given, cache, full=name == "classic") / peak
-            found[f"{name}{label}"] = round(share, 4)
+            share = side.examples_per_s * flops.flops_per_example(recipe, cache, full=name == "classic") / peak
+            shares[f"{name}{label}"] = round(share, 4)
             print(f"{name}{label}: {share:.2%} of {peak / 1e12:.0f} TFLOP/s")
-    return {"mfu": found}
-
-
-def peak_of(device: str) -> float:
-    """FLOP per second of the device of this name; 0 where it is not known."""
-    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device)), 0.0)
-
-
-def flops_per_example(given: Recipe, cache: FeatureCache, full: bool) -> float:
-    """Of one clip's forward and backward pass, on average over an epoch; `full` in batches padded to 30 s."""
-    from transformers import WhisperConfig
-
-    config, settings = (
-        WhisperConfig.from_pretrained(whisper_model.resolve(given.model.base).folder),
-        given.training,
-    )
-    rows = cache.split("train")
-    frames, labels = cache.rows["frames"].to_numpy()[rows], np.array([len(cache.labels(row)) for row in rows])
-    total = 0.0
-    for batch in bucketed(frames, settings.batch_size, 1 if full else settings.bucket_batches, settings.seed, 0):
-        length = FULL_FRAMES if full else padded_frames(int(frames[batch].max()))
-        total += len(batch) * flops(config, length, int(labels[batch].max()))
-    return total / len(rows)
-
-
-def flops(config: Any, n_frames: int, n_tokens: int) -> float:
-    """FLOPs to learn from one clip: of its forward pass, and twice that for the backward pass.
-
-    A matrix of m x n takes 2mn at every position that it is applied to, and attention 4 d for every pair of positions
-    (Kaplan et al. 2020, section 2.1; with attention: Chowdhery et al. 2022, appendix B). In an encoder-decoder the
-    encoder's matrices, and those that make keys and values of its output, apply to its n_frames / 2 positions, the
-    decoder's others to its tokens.
-    """
-    d, positions = config.d_model, n_frames // 2
-    stem = 2 * 3 * d * (config.num_mel_bins * n_frames + d * positions)
-    encoder_layer = positions * (2 * (4 * d * d + 2 * d * config.encoder_ffn_dim) + 4 * d * positions)
-    keys_values = positions * 2 * 2 * d * d
-    matrices = 2 * (6 * d * d + 2 * d * config.decoder_ffn_dim)
-    decoder_layer = keys_values + n_tokens * (matrices + 4 * d * (n_tokens + positions))
-    forward = stem + config.encoder_layers * encoder_layer + config.decoder_layers * decoder_layer
-    return 3.0 * (forward + n_tokens * 2 * d * config.vocab_size)
+    return {"mfu": shares}
 
 
 def pairs(folder: Path, sizes: dict[str, int]) -> Path:
-    """Each two of the tour's clips joined, 4 s on average, as a folder of recordings with its table."""
+    """Write pairs of the tour's clips, 4 s on average, as a folder of recordings with a table; return the folder."""
     import soundfile
 
     tour = TourSource(**sizes)
@@ -238,43 +180,41 @@ def pairs(folder: Path, sizes: dict[str, int]) -> Path:
         table = csv.writer(file)
         table.writerow(["path", "text", "split", "speaker"])
         for split in SPLITS:
-            spoken = list(tour.examples((split,)))
-            for first, second in zip(spoken[::2], spoken[1::2]):
-                samples = np.concatenate([audio.decode(clip.audio).samples for clip in (first, second)])
+            for first, samples, text in recordings.joined_pairs(tour.examples((split,))):
                 soundfile.write(folder / f"{first.id}.wav", samples, audio.SAMPLE_RATE_HZ)
-                table.writerow([f"{first.id}.wav", f"{first.text} {second.text}", split, first.speaker])
+                table.writerow([f"{first.id}.wav", text, split, first.speaker])
     return folder
 
 
 # --- the sides --------------------------------------------------------------------------------------------------------
 
 
-def classic_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
-    """The stock Trainer with the stock arguments; of the recipe it takes weights, batch, steps and learning rate."""
+def run_classic(recipe: Recipe, cache: FeatureCache, folder: Path) -> Side:
+    """Train with the stock Trainer and arguments; the recipe gives weights, batch size, steps and learning rate."""
     import torch
     import transformers
 
-    base = whisper_model.resolve(given.model.base)
-    processor = whisper_model.load_processor(base, given.language)
-    transformers.set_seed(given.training.seed)
+    base = whisper_model.resolve(recipe.model.base)
+    processor = whisper_model.load_processor(base, recipe.language)
+    transformers.set_seed(recipe.training.seed)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(base.folder, dtype=torch.float32)
-    whisper_model.set_language(model, given.language)
+    whisper_model.set_language(model, recipe.language)
     on_gpu = torch.cuda.is_available()
-    steps = given.training.steps
+    steps = recipe.training.steps
     arguments = transformers.Seq2SeqTrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=given.training.batch_size,
+        per_device_train_batch_size=recipe.training.batch_size,
         per_device_eval_batch_size=CLASSIC_EVAL_BATCH,
-        learning_rate=given.training.learning_rate,
-        warmup_steps=given.training.warmup_steps,
+        learning_rate=recipe.training.learning_rate,
+        warmup_steps=recipe.training.warmup_steps,
         gradient_checkpointing=True,
         fp16=on_gpu,
         eval_strategy="no",
         save_strategy="no",
         predict_with_generate=True,
         # the prompt of four tokens counts
-        generation_max_length=given.evaluation.max_new_tokens + 4,
+        generation_max_length=recipe.evaluation.max_new_tokens + 4,
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
@@ -302,36 +242,37 @@ def classic_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
     seconds = time.perf_counter() - started
     predicted = np.where(predicted < 0, processor.tokenizer.pad_token_id, predicted)
     texts = processor.tokenizer.batch_decode(predicted, skip_special_tokens=True)
-    return Side(clock.rate(given.training.batch_size), seconds, _peak_mb(), [text.strip() for text in texts])
+    return Side(clock.rate(recipe.training.batch_size), seconds, _peak_mb(), [text.strip() for text in texts])
 
 
-def ours_here(given: Recipe, cache: FeatureCache, folder: Path) -> Side:
-    base = whisper_model.resolve(given.model.base)
+def run_ours(recipe: Recipe, cache: FeatureCache, folder: Path) -> Side:
     clock = _Clock()
-    trained = training_loop.train(TrainingRun(given, cache, base, folder / "run", Progress(on_step=clock)))
-    rate, ref = clock.rate(given.training.batch_size * given.training.accumulation), whisper_model.resolve(trained.uri)
+    base = whisper_model.resolve(recipe.model.base)
+    trained = training_loop.train(TrainingRun(recipe, cache, base, folder / "run", Progress(on_step=clock)))
+    rate = clock.rate(recipe.training.batch_size * recipe.training.accumulation)
+    ref = whisper_model.resolve(trained.uri)
     model = whisper_model.load(ref, device=environment.detect().device)
-    processor = whisper_model.load_processor(ref, given.language)
-    full_context = given.training.context == "full"
-    look = validation.validator(given, cache, processor, full_context)
+    processor = whisper_model.load_processor(ref, recipe.language)
+    full_context = recipe.training.context == "full"
+    validate = validation.validator(recipe, cache, processor, full_context)
     started = time.perf_counter()
-    look(model)
+    validate(model)
     seconds = time.perf_counter() - started
     options = decoding.DecodingOptions(
-        given.language,
-        given.evaluation.max_new_tokens,
+        recipe.language,
+        recipe.evaluation.max_new_tokens,
         full_context=full_context,
-        batch_frames=given.evaluation.batch_frames,
+        batch_frames=recipe.evaluation.batch_frames,
     )
     transcripts = decoding.decode_rows_to_text(model, processor, cache, cache.split("validation"), options)
     return Side(rate, seconds, _peak_mb(), transcripts)
 
 
-SIDES = {"classic": classic_here, "ours": ours_here}
+SIDES = {"classic": run_classic, "ours": run_ours}
 
 
 class Padded:
-    """What `Dataset.map` with the stock extractor leaves: 30 s tensors, and labels without the start token."""
+    """The data set that `Dataset.map` with the stock extractor makes: 30 s tensors, labels without start token."""
 
     def __init__(self, cache: FeatureCache, split: str):
         self.cache, self.rows = cache, cache.split(split)
@@ -345,7 +286,7 @@ class Padded:
 
 
 def collate_padded(clips: list[dict[str, Any]]) -> dict[str, Any]:
-    """float32 [B, n_mels, 3000], and labels padded with -100."""
+    """Return float32 [B, n_mels, 3000], and labels padded with -100."""
     import torch
 
     longest = max(len(clip["labels"]) for clip in clips)
@@ -356,7 +297,7 @@ def collate_padded(clips: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class _Clock:
-    """Notes when each optimizer step ended."""
+    """Records when each optimizer step ended."""
 
     def __init__(self):
         self.marks: dict[int, float] = {}
@@ -365,8 +306,8 @@ class _Clock:
         self.marks[step] = time.perf_counter()
 
     def rate(self, examples: int) -> float:
-        """Examples per second after the warm steps, `examples` to a step."""
-        first, last = min(WARM_STEPS, max(self.marks) - 1), max(self.marks)
+        """Return examples per second after the warm-up steps, with `examples` per step."""
+        first, last = min(WARM_UP_STEPS, max(self.marks) - 1), max(self.marks)
         return (last - first) * examples / (self.marks[last] - self.marks[first])
 
 
@@ -384,26 +325,23 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
 
 
-def _elsewhere(name: str, overrides: dict[str, Any], cache: FeatureCache, folder: Path) -> Side:
-    command = [sys.executable, __file__, "--side", name, "--overrides", json.dumps(overrides), "--cache", cache.uri]
-    # threads that sleep while they wait, for both: beside any other load a spinning one costs the other its core
-    surroundings = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [*command, "--folder", str(folder)], stdout=subprocess.PIPE, env=surroundings, check=True, text=True
-    )
-    return Side(**json.loads(done.stdout.splitlines()[-1]))
+def _run_side(name: str, overrides: dict[str, Any], cache: FeatureCache, folder: Path) -> Side:
+    arguments = ["--side", name, "--overrides", json.dumps(overrides), "--cache", cache.uri, "--folder", str(folder)]
+    # for both sides, waiting threads sleep: a spinning thread would take a core from other processes
+    variables = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    return Side(**side_by_side.run_in_process(__file__, arguments, variables))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="a minute: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="a minute, to check that it runs")
     parser.add_argument("--model", default="openai/whisper-tiny")
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--steps-4s", type=int, default=30, help="steps on the joined clips: speed alone")
+    parser.add_argument("--steps-4s", type=int, default=30, help="steps on the joined clips, for speed only")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--speed-only", action="store_true", help="no word error rates: the weights are not trained")
-    parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
+    parser.add_argument("--speed-only", action="store_true", help="no word error rates")
+    parser.add_argument("--folder", type=Path, default=None, help="working folder; default: the temporary folder")
     for hidden in ("--side", "--overrides", "--cache"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()

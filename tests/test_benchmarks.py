@@ -94,7 +94,7 @@ def test_the_formula_counts_what_the_model_computes(training, toy_model, n_frame
     whisper_model.allow_short_context(model)
     with FlopCounterMode(display=False) as counted:
         model(torch.zeros(1, config.num_mel_bins, n_frames), decoder_input_ids=torch.zeros(1, n_tokens, dtype=int))
-    assert 3 * counted.get_total_flops() == pytest.approx(training.flops(config, n_frames, n_tokens), rel=0.01)
+    assert 3 * counted.get_total_flops() == pytest.approx(training.flops.flops(config, n_frames, n_tokens), rel=0.01)
 
 
 def test_utilisation_is_told_of_a_gpu_whose_peak_is_known(training, toy_cache, toy_model, monkeypatch):
@@ -112,7 +112,7 @@ def test_utilisation_is_told_of_a_gpu_whose_peak_is_known(training, toy_cache, t
      ("NVIDIA H100 PCIe", 756e12), ("Tesla V100-SXM2-16GB", 125e12), ("cpu, 2 cores", 0), ("NVIDIA Foo L400", 0)],
 )  # fmt: skip
 def test_peaks_are_found_by_name(training, device, peak):
-    assert training.peak_of(device) == peak
+    assert training.flops.peak_of(device) == peak
 
 
 def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):

@@ -23,7 +23,8 @@ COLUMNS = (
     "high", "machine", "training_seconds", "steps", "report",
 )  # fmt: skip
 """`recipe_digest` covers all settings except the seed; `cache` and `model` are digests; `code` is the digest of the
-lab's sources at scoring time; `low` and `high` are the 95 % interval of `wer`; `report` is a folder relative to the runs."""
+lab's sources at scoring time; `low` and `high` are the 95 % interval of `wer`; `report` is a path relative to the runs.
+"""
 LOCK_TIMEOUT_S = 60.0
 _PRINTED = (
     "when",
