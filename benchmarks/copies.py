@@ -1,19 +1,19 @@
-"""What copying checkpoints to a store costs training: the same run without and with `--resume`, in turns.
+"""Cost of copying checkpoints to a store: the same training run without and with `--resume`.
 
     python benchmarks/copies.py            whisper-tiny on the tour's clips; some ten minutes on two quiet cores
-    python benchmarks/copies.py --smoke    one short round: does it run? its figures mean nothing
+    python benchmarks/copies.py --smoke    one short round, to check that it runs; the figures mean nothing
 
 alone     no copies
 folder    to a folder of this machine
-hub       to a Hub on loopback, in a process of its own (tests/servers): whole checkpoints go over a socket
+hub       to a Hub on loopback in another process (tests/servers): complete checkpoints are sent over a socket
 
-`overhead` is the median over the rounds of a side's time from the first step to the last over that of `alone`, less 1.
-It drowns in the noise of a busy machine, so what is behind it is told, too, in figures that other load hardly moves:
+`overhead` is the median over the rounds of a side's time from the first step to the last, divided by that of `alone`,
+minus 1. On a busy machine it is mostly noise, so figures that depend little on other load are reported as well:
 
-held_s    how long each checkpoint held the trainer's own thread (hard links and a note)
-cpu_s     the processor time of copying one checkpoint, all threads, measured with nothing beside it
-bound     (held_s + cpu_s) over the processor time of training from one checkpoint to the next at the recipe's own
-          `eval_every`, without its look at validation: what copying costs where no core is ever idle
+held_s    time for which a checkpoint blocks the training thread (hard links and a note)
+cpu_s     CPU time of copying one checkpoint, all threads, measured alone
+bound     (held_s + cpu_s) over the CPU time of training between two checkpoints at the recipe's `eval_every`, without
+          validation: the cost of copying if no core is ever idle
 
 The last line is one JSON object: for each side `overhead`, `held_s`, `cpu_s`, `bound`; and `mb` of a checkpoint,
 `step_cpu_s`, `eval_every`, `load`, `cores`.
@@ -63,7 +63,7 @@ sys.stdin.read()
 
 
 class Timed(checkpoint_mirror.CheckpointMirror):
-    """Copies that note how long they hold the trainer, and put one checkpoint aside."""
+    """A mirror that records how long it blocks the trainer, and keeps a sample checkpoint."""
 
     held_s: list[float]
     sample: Path
@@ -82,7 +82,7 @@ class Timed(checkpoint_mirror.CheckpointMirror):
 def side(
     uri: str, run: Path, settings: recipes_settings.Recipe, cache: Any, base: whisper_model.ModelRef
 ) -> dict[str, float]:
-    """One run, with copies where there is a URI: its time, and what one copy costs."""
+    """Train once, with copies if there is a URI; return its time and the cost of one copy."""
     shutil.rmtree(run, ignore_errors=True)
     Timed.held_s, wall, cpu = [], [], []
 
@@ -91,20 +91,20 @@ def side(
         cpu.append(time.process_time())
 
     progress = Progress(on_start=mark, on_step=mark)
-    made = training_loop.train(TrainingRun(settings, cache, base, run, progress, uri))
+    trained = training_loop.train(TrainingRun(settings, cache, base, run, progress, uri))
     steps = [after - before for before, after in itertools.pairwise(cpu)]
-    found = {"train_s": wall[-1] - wall[0], "step_cpu_s": statistics.median(steps)}
+    figures = {"train_s": wall[-1] - wall[0], "step_cpu_s": statistics.median(steps)}
     if uri:
-        assert made.copies.there and not made.copies.missing, str(made.copies)
+        assert trained.copies.there and not trained.copies.missing, str(trained.copies)
         started = time.process_time()
-        checkpoint_remote.RemoteCheckpoints(f"{uri}-sample", {}).push(Timed.sample)
-        found |= {"held_s": statistics.median(Timed.held_s), "cpu_s": time.process_time() - started}
-    return found
+        checkpoint_mirror.Shelf(f"{uri}-sample", {}).push(Timed.sample)
+        figures |= {"held_s": statistics.median(Timed.held_s), "cpu_s": time.process_time() - started}
+    return figures
 
 
 @contextlib.contextmanager
 def loopback_hub() -> Iterator[None]:
-    """A Hub in a process of its own; the environment points to it."""
+    """Run a Hub in another process and point the environment to it."""
     paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
     server = subprocess.Popen([sys.executable, "-c", HUB], env=os.environ | {"PYTHONPATH": paths},
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -128,24 +128,24 @@ def measure(folder: Path, model: str, steps: int, every: int, rounds: int, smoke
     settings = recipes.load("tour", {**sizes, "training.steps": steps, "training.eval_every": every})
     cache = feature_pipeline.run(settings, runs=folder / "features")
     base = whisper_model.resolve(settings.model.base)
-    found: dict[str, list[dict[str, float]]] = {"alone": [], "folder": [], "hub": []}
+    sides: dict[str, list[dict[str, float]]] = {"alone": [], "folder": [], "hub": []}
     with loopback_hub():
         for number in range(rounds):
-            for name in [*found][number % 3 :] + [*found][: number % 3]:
+            for name in [*sides][number % 3 :] + [*sides][: number % 3]:
                 uri = {"alone": "", "folder": str(folder / f"shelf-{number}"), "hub": f"hub://lab/run-{number}"}[name]
-                found[name].append(side(uri, folder / "run", settings, cache, base))
-                told = ", ".join(f"{key} {value:.3f}" for key, value in found[name][-1].items())
-                print(f"round {number + 1}: {name}: {told}; load {os.getloadavg()[0]:.1f}", flush=True)
-    return result(found, recipes.load("tour").training.eval_every, Timed.sample)
+                sides[name].append(side(uri, folder / "run", settings, cache, base))
+                figures = ", ".join(f"{key} {value:.3f}" for key, value in sides[name][-1].items())
+                print(f"round {number + 1}: {name}: {figures}; load {os.getloadavg()[0]:.1f}", flush=True)
+    return result(sides, recipes.load("tour").training.eval_every, Timed.sample)
 
 
-def result(found: dict[str, list[dict[str, float]]], eval_every: int, sample: Path) -> dict[str, Any]:
-    step_cpu_s = statistics.median(row["step_cpu_s"] for row in found["alone"])
-    told: dict[str, Any] = {}
+def result(sides: dict[str, list[dict[str, float]]], eval_every: int, sample: Path) -> dict[str, Any]:
+    step_cpu_s = statistics.median(row["step_cpu_s"] for row in sides["alone"])
+    costs: dict[str, Any] = {}
     for name in ("folder", "hub"):
-        rows = list(zip(found[name], found["alone"], strict=True))
+        rows = list(zip(sides[name], sides["alone"], strict=True))
         held_s, cpu_s = (statistics.median(row[key] for row, _ in rows) for key in ("held_s", "cpu_s"))
-        told[name] = {
+        costs[name] = {
             "overhead": round(statistics.median(row["train_s"] / alone["train_s"] for row, alone in rows) - 1, 4),
             "held_s": round(held_s, 4),
             "cpu_s": round(cpu_s, 3),
@@ -153,17 +153,23 @@ def result(found: dict[str, list[dict[str, float]]], eval_every: int, sample: Pa
         }
     n_bytes = sum(entry["bytes"] for entry in manifest.read(sample)["files"].values())
     machine = {"load": round(os.getloadavg()[0], 1), "cores": process_pool.cores()}
-    return {**told, "mb": round(n_bytes / 1e6), "step_cpu_s": round(step_cpu_s, 3), "eval_every": eval_every, **machine}
+    return {
+        **costs,
+        "mb": round(n_bytes / 1e6),
+        "step_cpu_s": round(step_cpu_s, 3),
+        "eval_every": eval_every,
+        **machine,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="one short round: does it run?")
+    parser.add_argument("--smoke", action="store_true", help="one short round, to check that it runs")
     parser.add_argument("--model", default="openai/whisper-tiny")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--every", type=int, default=20, help="steps between two checkpoints")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to work; some 3 GB for a while")
+    parser.add_argument("--folder", type=Path, help="working folder; needs some 3 GB")
     options = parser.parse_args()
     if options.smoke:
         options.steps, options.every, options.rounds = 4, 2, 1

@@ -161,15 +161,15 @@ def recordings(n: int) -> tuple[list[np.ndarray], list[str], list[str]]:
 
 def joined(clips: list[np.ndarray], texts: list[str], minutes: float) -> tuple[np.ndarray, str]:
     """Return all clips one after the other, repeated until the recording lasts `minutes`, and its text."""
-    parts, spoken_texts, samples = [], [], 0
+    parts, references, samples = [], [], 0
     while samples < minutes * 60 * SAMPLE_RATE_HZ:
         for clip, text in zip(clips, texts, strict=True):
             parts += [clip, _silence(PAUSE_S)]
-            spoken_texts.append(text)
+            references.append(text)
             samples += len(clip) + len(parts[-1])
             if samples >= minutes * 60 * SAMPLE_RATE_HZ:
                 break
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32), " ".join(spoken_texts)
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32), " ".join(references)
 
 
 def _silence(seconds: float) -> np.ndarray:

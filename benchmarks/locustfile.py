@@ -1,8 +1,8 @@
-"""Users of the HTTP API: each sends one clip after another, and sends the next when it has the transcript.
+"""Users of the HTTP API: each sends one clip after another, the next as soon as it has the transcript.
 
     CLIPS=folder locust -f benchmarks/locustfile.py --headless -u 10 -r 10 -t 30s --host http://127.0.0.1:8000
 
-`CLIPS` is a folder of audio files. benchmarks/serving.py starts a server of its own and runs this.
+`CLIPS` is a folder of audio files. benchmarks/serving.py starts a server and runs this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TOKEN = os.environ.get("LAB_API_TOKEN")
 
 
 class Speaker(HttpUser):
-    """Somebody who dictates without a pause."""
+    """A user who sends clips without a pause."""
 
     @task
     def transcribe(self) -> None:
@@ -33,4 +33,4 @@ class Speaker(HttpUser):
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
             elif "text" not in response.json():
-                response.failure("an answer without a transcript")
+                response.failure("a response without a transcript")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
-from pipelines.features.sources import Example
+from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.speech import audio
 
 
@@ -17,6 +20,21 @@ def joined_pairs(examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndar
     for first, second in zip(clips[::2], clips[1::2]):
         samples = np.concatenate([audio.decode(clip.audio).samples for clip in (first, second)])
         yield first, samples, f"{first.text} {second.text}"
+
+
+def write_pairs(folder: Path, sizes: dict[str, int]) -> Path:
+    """Write pairs of the tour's clips, 4 s on average, as a folder of recordings with a table; return the folder."""
+    import soundfile
+
+    tour = TourSource(**sizes)
+    with open(folder / "transcripts.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "text", "split", "speaker"])
+        for split in SPLITS:
+            for first, samples, text in joined_pairs(tour.examples((split,))):
+                soundfile.write(folder / f"{first.id}.wav", samples, audio.SAMPLE_RATE_HZ)
+                table.writerow([f"{first.id}.wav", text, split, first.speaker])
+    return folder
 
 
 def tones(n: int) -> Iterator[Example]:

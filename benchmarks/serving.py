@@ -1,18 +1,18 @@
-"""The HTTP API under load: requests per second, and how long they take, for 1 to 50 users that never pause.
+"""The HTTP API under load: requests per second and response times for 1 to 50 users without pauses.
 
     python benchmarks/serving.py --model runs/tour/train-.../model     30 s for each number of users
-    python benchmarks/serving.py --soak-minutes 10 --users 10          memory over time, and what was dropped
-    python benchmarks/serving.py --smoke                               seconds: does it run? its figures mean nothing
+    python benchmarks/serving.py --soak-minutes 10 --users 10          memory over time, and failed requests
+    python benchmarks/serving.py --smoke                               seconds, to check that it runs
 
-The server is a process of its own on the loopback (`python -m pipelines serve`), the users are locust's
+The server runs in another process on the loopback interface (`python -m pipelines serve`), the users are locust's
 (benchmarks/locustfile.py), and both share the cores of this machine. The clips are the first of the tour's test split,
-2 s on average, sent as wav. A user sends the next clip when the transcript of the last is there, so with more users
-than one the time of a request is mostly waiting for its turn. `failed` counts every request without a transcript.
+2 s on average, sent as wav. A user sends the next clip when it has the transcript of the last, so with more than one
+user the response time is mostly waiting time. `failed` counts every request without a transcript.
 
 The last line is one JSON object: `users` (for each number: `requests`, `failed`, `per_s`, `p50_s`, `p95_s`) and
 `peak_mb` of the server; with --soak-minutes `requests`, `failed`, `minutes`, `rss_mb` (every ten seconds) and `growth`
-(the median of the last quarter over that of the second: the first is warming up); always `model`, `engine`, `cores`
-and `load`, the machine's when the benchmark began.
+(the median of the last quarter over that of the second; the first is warm-up); always `model`, `engine`, `cores` and
+`load` (of the machine at the start).
 """
 
 from __future__ import annotations
@@ -53,35 +53,37 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--soak-minutes", type=float, default=0.0)
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--smoke", action="store_true")
-    told = parser.parse_args(arguments)
-    if told.smoke:
-        told.seconds, told.clips = 2.0, 2
-    users = [int(number) for number in (told.users or ("1,3" if told.smoke else USERS)).split(",")]
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.seconds, options.clips = 2.0, 2
+    users = [int(number) for number in (options.users or ("1,3" if options.smoke else USERS)).split(",")]
     load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as temp:
         clips = Path(temp)
-        for example in itertools.islice(TourSource().examples(("test",)), told.clips):
+        for example in itertools.islice(TourSource().examples(("test",)), options.clips):
             (clips / f"{example.id}.wav").write_bytes(example.audio)
-        with served(told.model, told.engine, max(users)) as (server, known):
-            url = known.pop("url")
-            warm(url, clips)
-            soaked = told.soak_minutes and soak(server, url, clips, max(users), told.soak_minutes * 60)
-            found = soaked or ramp(server, url, clips, users, told.seconds)
-    print(json.dumps({**found, **known, "cores": process_pool.cores(), "load": load}))
+        with served(options.model, options.engine, max(users)) as (server, info):
+            url = info.pop("url")
+            send_each_once(url, clips)
+            if options.soak_minutes:
+                result = soak(server, url, clips, max(users), options.soak_minutes * 60)
+            else:
+                result = ramp(server, url, clips, users, options.seconds)
+    print(json.dumps({**result, **info, "cores": process_pool.cores(), "load": load}))
 
 
 @contextlib.contextmanager
 def served(model: str, engine: str, users: int) -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
-    """A server in a process of its own, and its url, model and engine; ended by SIGTERM."""
+    """Run a server in another process; yield it with its url, model and engine; end it with SIGTERM."""
     command = [sys.executable, "-m", "pipelines", "serve", "--port", "0", "--json", "--engine", engine]
     command += ["--queue", str(users), *(["--model", model] if model else [])]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
         if not line:
-            sys.exit("the server did not start: its last line says why")
-        known = json.loads(line)
-        yield psutil.Process(process.pid), {name: known[name] for name in ("url", "model", "engine")}
+            sys.exit("the server did not start: see its last line")
+        info = json.loads(line)
+        yield psutil.Process(process.pid), {name: info[name] for name in ("url", "model", "engine")}
         process.send_signal(signal.SIGTERM)
         if process.wait(60):
             sys.exit(f"the server did not end cleanly: {process.returncode}")
@@ -90,32 +92,32 @@ def served(model: str, engine: str, users: int) -> Iterator[tuple[psutil.Process
         process.wait()
 
 
-def warm(url: str, clips: Path) -> None:
-    """One request for each clip, so that nothing is measured that happens once."""
+def send_each_once(url: str, clips: Path) -> None:
+    """Send each clip once as warm-up."""
     for clip in sorted(clips.glob("*.wav")):
         request = urllib.request.Request(f"{url}/predict", clip.read_bytes(), {"Content-Type": "audio/wav"})
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            answer.read()
+        with urllib.request.urlopen(request, timeout=600) as response:
+            response.read()
 
 
 def ramp(server: psutil.Process, url: str, clips: Path, users: list[int], seconds: float) -> dict[str, Any]:
-    """So many seconds for each number of users, as a table and a dictionary."""
+    """Run each number of users for `seconds`; print a table and return the figures."""
     print(f"{'users':>6} {'requests':>9} {'failed':>7} {'per s':>7} {'p50 s':>7} {'p95 s':>7}", flush=True)
-    found, peak = {}, 0
+    by_users, peak = {}, 0
     for number in users:
         one = figures(json.loads(finished(locust(url, clips, number, seconds))))
         peak = max(peak, server.memory_info().rss)
-        found[str(number)] = one
+        by_users[str(number)] = one
         print(
             f"{number:>6} {one['requests']:>9} {one['failed']:>7} {one['per_s']:>7.2f} {one['p50_s']:>7.2f} "
             f"{one['p95_s']:>7.2f}",
             flush=True,
         )
-    return {"users": found, "peak_mb": round(peak / 1e6)}
+    return {"users": by_users, "peak_mb": round(peak / 1e6)}
 
 
 def soak(server: psutil.Process, url: str, clips: Path, users: int, seconds: float) -> dict[str, Any]:
-    """The server's memory while `users` ask without a pause."""
+    """Record the server's memory while `users` send requests without a pause."""
     running, started, rss = locust(url, clips, users, seconds), time.monotonic(), []
     print("minute   MB", flush=True)
     while running.poll() is None:
@@ -132,7 +134,7 @@ def soak(server: psutil.Process, url: str, clips: Path, users: int, seconds: flo
 
 
 def locust(url: str, clips: Path, users: int, seconds: float) -> subprocess.Popen:
-    """locust's users, who finish what they began when the time is over; its statistics go to its standard output."""
+    """Start locust; its users finish their last request, and its statistics go to standard output."""
     command = [sys.executable, "-m", "locust", "-f", str(ROOT / "benchmarks" / "locustfile.py"), "--headless", "--json"]
     command += ["--host", url, "-u", str(users), "-r", str(users), "-t", f"{max(round(seconds), 1)}s"]
     command += ["--stop-timeout", "600", "--exit-code-on-error", "0", "--loglevel", "ERROR"]
@@ -140,16 +142,16 @@ def locust(url: str, clips: Path, users: int, seconds: float) -> subprocess.Pope
 
 
 def finished(running: subprocess.Popen) -> str:
-    said, _ = running.communicate()
+    output, _ = running.communicate()
     if running.returncode:
-        sys.exit("locust failed: its last line says why")
-    return said
+        sys.exit("locust failed: see its last line")
+    return output
 
 
 def figures(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Requests, failures, pace and percentiles from locust's statistics (times are rounded to two digits by locust)."""
+    """Return requests, failures, rate and percentiles from locust's statistics (locust rounds times to two digits)."""
     if not entries:
-        sys.exit("no request was answered in this time: take more --seconds")
+        sys.exit("no request was answered in this time: use more --seconds")
     (entry,) = entries
     times_ms = {float(time_ms): count for time_ms, count in entry["response_times"].items()}
     lasted_s = max(entry["last_request_timestamp"] - entry["start_time"], 1e-3)
@@ -163,11 +165,11 @@ def figures(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def percentile(counts: dict[float, int], share: float) -> float:
-    """The smallest value that at least `share` of all are not above."""
-    wanted, seen = share * sum(counts.values()), 0
+    """Return the smallest value that is at least as large as `share` of all values."""
+    needed, seen = share * sum(counts.values()), 0
     for value in sorted(counts):
         seen += counts[value]
-        if seen >= wanted:
+        if seen >= needed:
             return value
     raise ValueError("nothing was counted")
 

@@ -23,7 +23,6 @@ of the model (Chowdhery et al. 2022) at the lengths of its batches, including pa
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
@@ -42,12 +41,9 @@ from benchmarks import flops, recordings, side_by_side
 from pipelines import recipes
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
-from pipelines.features.sources import SPLITS
-from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.infra import environment
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import (
-    audio,
     scoring,
 )
 from pipelines.training import loop as training_loop
@@ -57,7 +53,7 @@ from pipelines.training.run import TrainingRun
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 
-WARM_UP_STEPS = 2
+UNTIMED_STEPS = 2
 """Steps that are not timed: kernels are selected and memory is allocated."""
 CLASSIC_EVAL_BATCH = 8
 
@@ -106,7 +102,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     (folder / "pairs").mkdir()
     joined = {name: value for name, value in overrides.items() if not name.startswith("source.")} | {
         "source.kind": "folder",
-        "source.path": str(pairs(folder / "pairs", sizes)),
+        "source.path": str(recordings.write_pairs(folder / "pairs", sizes)),
         "training.steps": min(options.steps, options.steps_4s),
         "training.eval_every": min(options.steps, options.steps_4s),
     }
@@ -161,29 +157,14 @@ def utilisation(corpora: dict[str, tuple[FeatureCache, dict[str, Any], Side, Sid
     peak = flops.peak_of(_device())
     if not peak:
         return {}
-    shares = {}
+    mfu = {}
     for label, (cache, overrides, classic, ours) in corpora.items():
         recipe = recipes.load("tour", overrides)
         for name, side in (("classic", classic), ("ours", ours)):
             share = side.examples_per_s * flops.flops_per_example(recipe, cache, full=name == "classic") / peak
-            shares[f"{name}{label}"] = round(share, 4)
+            mfu[f"{name}{label}"] = round(share, 4)
             print(f"{name}{label}: {share:.2%} of {peak / 1e12:.0f} TFLOP/s")
-    return {"mfu": shares}
-
-
-def pairs(folder: Path, sizes: dict[str, int]) -> Path:
-    """Write pairs of the tour's clips, 4 s on average, as a folder of recordings with a table; return the folder."""
-    import soundfile
-
-    tour = TourSource(**sizes)
-    with open(folder / "transcripts.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "text", "split", "speaker"])
-        for split in SPLITS:
-            for first, samples, text in recordings.joined_pairs(tour.examples((split,))):
-                soundfile.write(folder / f"{first.id}.wav", samples, audio.SAMPLE_RATE_HZ)
-                table.writerow([f"{first.id}.wav", text, split, first.speaker])
-    return folder
+    return {"mfu": mfu}
 
 
 # --- the sides --------------------------------------------------------------------------------------------------------
@@ -307,7 +288,7 @@ class _Clock:
 
     def rate(self, examples: int) -> float:
         """Return examples per second after the warm-up steps, with `examples` per step."""
-        first, last = min(WARM_UP_STEPS, max(self.marks) - 1), max(self.marks)
+        first, last = min(UNTIMED_STEPS, max(self.marks) - 1), max(self.marks)
         return (last - first) * examples / (self.marks[last] - self.marks[first])
 
 

@@ -1,11 +1,11 @@
-"""Single clips and joined windows: how well models transcribe either, on the test split of one cache.
+"""WER of models on single clips and on windows of joined clips, on the test split of one cache.
 
     python benchmarks/windows.py --cache runs/features/tour-... runs/tour/train-.../model openai/whisper-tiny
 
-clips      as `python -m pipelines evaluate` scores them: at clip length for models that were tuned so, else at 30 s
+clips      as `python -m pipelines evaluate` scores them: at clip length for models tuned at clip length, else at 30 s
 windows    each speaker's clips joined up to 30 s (training/data/packing.py), decoded at 30 s, one transcript each
 
-Both are normalised WER with 95 % intervals over speakers. The last line is one JSON object.
+Both scores are normalised WER with 95 % intervals over speakers. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipelines.whisper.model import ModelRef
 
 BATCH_FRAMES = 24_000
 MAX_NEW_TOKENS = 440
-"""All that the decoder has positions for."""
+"""The number of positions of the decoder, without the prompt."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,19 +39,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", required=True, help="a feature cache with a test split")
     parser.add_argument("--language", default="sv")
     parser.add_argument("models", nargs="+", help="model URIs")
-    told = parser.parse_args(arguments)
-    opened, found = cache.open_cache(Path(told.cache)), {}
-    for uri in told.models:
+    options = parser.parse_args(arguments)
+    opened, results = cache.open_cache(Path(options.cache)), {}
+    for uri in options.models:
         ref = whisper_model.resolve(uri)
-        scores = {"clips": clips(opened, ref, told.language), "windows": joined(opened, ref, told.language)}
-        for what, score in scores.items():
-            print(f"{ref.title}  {what:<8} {score}", flush=True)
-        found[ref.title] = {what: score.as_dict() for what, score in scores.items()}
-    print(json.dumps(found))
+        scores = {"clips": clips(opened, ref, options.language), "windows": joined(opened, ref, options.language)}
+        for name, score in scores.items():
+            print(f"{ref.title}  {name:<8} {score}", flush=True)
+        results[ref.title] = {name: score.as_dict() for name, score in scores.items()}
+    print(json.dumps(results))
 
 
 def clips(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
-    """The test clips one by one."""
+    """Score the test clips one by one."""
     rows = opened.split("test")
     options = DecodingOptions(language, 128, full_context=ref.context == "full", batch_frames=BATCH_FRAMES)
     hypotheses = decoding.decode_rows_to_text(
@@ -61,12 +61,12 @@ def clips(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
         rows,
         options,
     )
-    told = opened.rows.iloc[rows]
-    return scoring.score(told["text"].tolist(), hypotheses, told["speaker"].tolist())
+    table = opened.rows.iloc[rows]
+    return scoring.score(table["text"].tolist(), hypotheses, table["speaker"].tolist())
 
 
 def joined(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
-    """The test clips of each speaker in windows."""
+    """Score the test clips of each speaker, joined to windows."""
     model, processor = (
         whisper_model.load(ref, device=environment.detect().device),
         whisper_model.load_processor(ref, language),
@@ -77,13 +77,13 @@ def joined(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
     for start in range(0, len(groups), size):
         features = collate(groups[start : start + size])["input_features"]
         hypotheses += decoding.decode_to_text(model, processor, features, DecodingOptions(language, MAX_NEW_TOKENS))
-    told = [opened.rows.iloc[group] for group in groups]
-    references = [" ".join(rows["text"]) for rows in told]
-    return scoring.score(references, hypotheses, [rows["speaker"].iloc[0] for rows in told])
+    tables = [opened.rows.iloc[group] for group in groups]
+    references = [" ".join(rows["text"]) for rows in tables]
+    return scoring.score(references, hypotheses, [rows["speaker"].iloc[0] for rows in tables])
 
 
 def speakers_windows(opened: FeatureCache) -> list[list[int]]:
-    """The rows of the test split, one list for each window: one speaker's clips, as many as fit."""
+    """Return the rows of the test split, one list per window: as many clips of one speaker as fit."""
     speakers, groups = opened.rows["speaker"], []
     for speaker in sorted(set(speakers[opened.split("test")])):
         rows = [row for row in opened.split("test") if speakers[row] == speaker]

@@ -25,25 +25,26 @@ from pipelines.cli.options import (
 )
 from pipelines.infra import console
 
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE|FOLDER|TABLE...",
+        help="Audio files, folders of them, or one table (csv, tsv, parquet) with a column of audio files.",
+    ),
+]
+ReferenceColumn = Annotated[
+    str,
+    typer.Option(help="Reference transcripts, for WER; default: text, sentence, transcript_reference or reference."),
+]
+
 
 def transcribe(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE|FOLDER|TABLE...",
-            help="Audio files, folders of them, or one table (csv, tsv, parquet) with a column of audio files.",
-        ),
-    ],
+    inputs: Inputs,
     out: Annotated[
         str, typer.Option(help="Table to write, or its folder; default: <name>.transcribed.csv beside the input.")
     ] = "",
     audio_column: Annotated[str, typer.Option(help="Default: audio, path, file or file_name.")] = "",
-    reference_column: Annotated[
-        str,
-        typer.Option(
-            help="Reference transcripts, for WER; default: text, sentence, transcript_reference or reference."
-        ),
-    ] = "",
+    reference_column: ReferenceColumn = "",
     speaker_column: Annotated[str, typer.Option(help="Default: speaker, client_id or speaker_id.")] = "",
     format_: Annotated[
         str,
@@ -73,14 +74,8 @@ def transcribe(
     from pipelines.infra import environment
     from pipelines.whisper import model as whisper_model
 
-    job = batch_job.plan(
-        inputs,
-        out,
-        audio_column=audio_column,
-        reference_column=reference_column,
-        speaker_column=speaker_column,
-        formats=split_list(format_),
-    )
+    columns = {"audio_column": audio_column, "reference_column": reference_column, "speaker_column": speaker_column}
+    job = batch_job.plan(inputs, out, **columns, formats=split_list(format_))
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         plan = {"dry_run": True, "model": uri, **batch_run.outline(job)}

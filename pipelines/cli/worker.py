@@ -21,6 +21,17 @@ from pipelines.cli.options import (
 from pipelines.infra.errors import LabError
 
 
+StoreUris = Annotated[
+    list[str],
+    typer.Option(
+        "--store",
+        metavar="NAME=URI",
+        help="Let clients save models to this URI, by this name; {name} stands for the model's name. Repeatable. "
+        "Default: saved/ in the worker's folder.",
+    ),
+]
+
+
 def worker(
     recipe: RecipeName = "tour",
     set_: Overrides = (),
@@ -28,14 +39,7 @@ def worker(
         list[str], typer.Option(metavar="RECIPE", help="Offer the data of this recipe too, by its name. Repeatable.")
     ] = (),
     language: Annotated[list[str], typer.Option(metavar="CODE", help="Offer this language too. Repeatable.")] = (),
-    store: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=URI",
-            help="Let clients save models to this URI, by this name; {name} stands for the model's name. Repeatable. "
-            "Default: saved/ in the worker's folder.",
-        ),
-    ] = (),
+    store: StoreUris = (),
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free port.")] = 8001,
     token: Annotated[

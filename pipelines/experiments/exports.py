@@ -111,7 +111,7 @@ def compare_exports(
     """Score and time each model, and its exports in `forms`, on a split of the cache.
 
     Existing reports are reused; scorings of the test split are counted. Raise LabError for a form that is not one of
-    export.FORMS, and whatever `export.convert` raises.
+    export.FORMS, and the errors of `export.convert`.
     """
     variants = [  # export everything first: errors appear before anything is scored
         (form, str(export.convert(whisper_model.resolve(uri), form)) if form else uri)

@@ -142,10 +142,10 @@ class ClusterMonitor:
     def __init__(self, ray: Any, kind: str):
         self.ray, self.kind = ray, kind
         context = ray.get_runtime_context()
-        (own_node,) = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+        (node,) = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
         self.addresses = {
             "the head of the Ray cluster": context.gcs_address,
-            "this machine's node of the Ray cluster": f"{own_node['NodeManagerAddress']}:{own_node['NodeManagerPort']}",
+            "this machine's node of the Ray cluster": f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}",
         }
         self.next_check, self.checks_without_machine = 0.0, 0
 

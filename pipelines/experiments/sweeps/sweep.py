@@ -278,8 +278,13 @@ def _record_result(recipe: Recipe, record: Record, result: Result) -> None:
     if result.state == "failed" and not running and not any(other.looks for other in record.trials.values()):
         record.put(trial)
         raise LabError(result.reason)
-    looks, seconds = result.looks or trial.looks, result.seconds or trial.seconds
-    trial = replace(trial, looks=looks, seconds=seconds, state=result.state, reason=result.reason)
+    trial = replace(
+        trial,
+        looks=result.wers or trial.looks,
+        seconds=result.seconds or trial.seconds,
+        state=result.state,
+        reason=result.reason,
+    )
     record.put(trial)
     results.write_table(recipe, list(record.trials.values()), record.path.parent)
     if trial.reason:

@@ -53,7 +53,7 @@ class Result:
     number: int
     state: str
     """paused, finished, diverged or failed: see trials.Trial. `died`: its process ended without a result."""
-    looks: dict[int, float] = field(default_factory=dict)
+    wers: dict[int, float] = field(default_factory=dict)
     """Step to WER on the validation split, from the first step on."""
     seconds: float = 0.0
     reason: str = ""
@@ -81,8 +81,8 @@ def fit(job: Job) -> Result:
     except Exception as error:  # e.g. of peft, torch or the disk: it must not end the other trials
         state, reason = "failed", describe_unexpected(error, job.run)
     history = histories[-1]
-    looks = {int(row["step"]): row["eval_wer"] for row in history if "eval_wer" in row}
-    return Result(job.number, state, looks, seconds_of(history), reason)
+    wers = {int(row["step"]): row["eval_wer"] for row in history if "eval_wer" in row}
+    return Result(job.number, state, wers, seconds_of(history), reason)
 
 
 def _wait_for_lock(run: Path) -> None:
@@ -110,8 +110,8 @@ def describe_unexpected(error: Exception, folder: Path) -> str:
 
 def refuse_full_disk(error: Exception, folder: Path) -> None:
     """Raise LabError if a full disk caused the error. safetensors says so only in its message, torch not at all."""
-    says_full = getattr(error, "errno", 0) in _DISK_FULL or f"os error {errno.ENOSPC}" in str(error)
-    if says_full or shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
+    is_reported = getattr(error, "errno", 0) in _DISK_FULL or f"os error {errno.ENOSPC}" in str(error)
+    if is_reported or shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
         raise LabError(
             f"the disk is full at {folder}: free space there, then run the same command again to resume"
         ) from error
