@@ -49,7 +49,6 @@ from pipelines.recipes import settings as recipes_settings
 from pipelines.training import loop as training_loop
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import mirror as checkpoint_mirror
-from pipelines.training.checkpoints import remote as checkpoint_remote
 from pipelines.training.run import TrainingRun
 from pipelines.whisper import model as whisper_model
 

@@ -20,7 +20,6 @@ from pipelines.cli.options import (
 )
 from pipelines.infra.errors import LabError
 
-
 StoreUris = Annotated[
     list[str],
     typer.Option(
