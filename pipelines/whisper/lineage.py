@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.infra.redact import redact_settings
+from pipelines.infra.redact import redact_model_name
 from pipelines.whisper.model import ModelRef
 
 FILE = "README.md"
@@ -42,4 +42,4 @@ def data_of(source: Mapping[str, Any]) -> dict[str, str]:
 
 def base_of(base: ModelRef) -> str:
     """The base model's title, without a path of the trainer's machine."""
-    return replace(base, name=redact_settings(base.name, "base")).title
+    return replace(base, name=redact_model_name(base.name)).title
