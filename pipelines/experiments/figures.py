@@ -13,7 +13,7 @@ from pipelines.experiments.comparison.compare import Comparison
 from pipelines.experiments.comparison.findings import is_significant
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment
-from pipelines.infra.plots import _ACCENT, _INK, _SOFT, _axes, _figure, _plain, _row
+from pipelines.infra.plots import ACCENT, INK, SOFT, empty_figure, figure_with_axes, figure_with_row, without_frame
 from pipelines.recipes.search_settings import ParameterSettings
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 def scores(reports: dict[str, EvalReport]) -> Figure:
     """Plot the WER of each report with its 95 % interval."""
-    figure, axes = _axes(9, 0.9 + 0.5 * len(reports))
+    figure, axes = figure_with_axes(9, 0.9 + 0.5 * len(reports))
     for y, report in enumerate(reversed(reports.values())):
         low, high = report.score.ci95
-        axes.plot([low, high], [y, y], color=_SOFT, linewidth=5, solid_capstyle="round")
-        axes.plot(report.score.wer, y, "o", color=_ACCENT)
+        axes.plot([low, high], [y, y], color=SOFT, linewidth=5, solid_capstyle="round")
+        axes.plot(report.score.wer, y, "o", color=ACCENT)
         axes.annotate(
             f"{report.score.wer:.3f}", (report.score.wer, y), textcoords="offset points", xytext=(0, 7), ha="center"
         )
@@ -44,14 +44,14 @@ def scores(reports: dict[str, EvalReport]) -> Figure:
 def forest(comparison: Comparison) -> Figure:
     """Plot ΔWER of every experiment against the baseline with its 95 % interval."""
     findings = comparison.findings[1:]
-    figure, axes = _axes(9, 1.2 + 0.5 * len(findings))
-    axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+    figure, axes = figure_with_axes(9, 1.2 + 0.5 * len(findings))
+    axes.axvline(0, color=INK, linewidth=1, linestyle="--")
     for y, finding in enumerate(reversed(findings)):
         delta = finding.difference.delta
-        colour = _ACCENT if finding.is_conclusive else _SOFT
+        colour = ACCENT if finding.is_conclusive else SOFT
         if finding.enough_speakers:  # else there is no interval
             axes.plot(finding.difference.ci95, [y, y], color=colour, linewidth=4, solid_capstyle="round")
-        axes.plot(delta, y, "o", color=_INK)
+        axes.plot(delta, y, "o", color=INK)
         axes.annotate(f"{delta:+.3f}", (delta, y), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set(
         yticks=range(len(findings)),
@@ -72,7 +72,7 @@ def series_figure(claims: Sequence[dict[str, Any]], baseline: str, filters: dict
     """
     rows = [(claim["recipe"], claim["against"][baseline]) for claim in claims if baseline in claim["against"]]
     rows.sort(key=lambda row: -row[1]["delta"])
-    figure, (left, right) = _row(2, 11, 1.4 + 0.36 * len(rows))
+    figure, (left, right) = figure_with_row(2, 11, 1.4 + 0.36 * len(rows))
     _plot_differences(left, rows, baseline)
     for seed, scores in filters.items():
         _plot_label_filter(right, seed, scores)
@@ -83,11 +83,11 @@ def series_figure(claims: Sequence[dict[str, Any]], baseline: str, filters: dict
 
 
 def _plot_differences(axes: Any, rows: Sequence[tuple[str, dict[str, Any]]], baseline: str) -> None:
-    axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+    axes.axvline(0, color=INK, linewidth=1, linestyle="--")
     for y, (_, difference) in enumerate(rows):
-        colour = _ACCENT if is_significant(difference["ci95"], difference["p_holm"]) else _SOFT
+        colour = ACCENT if is_significant(difference["ci95"], difference["p_holm"]) else SOFT
         axes.plot(difference["ci95"], [y, y], color=colour, linewidth=4, solid_capstyle="round")
-        axes.plot(difference["delta"], y, "o", color=_INK, markersize=4)
+        axes.plot(difference["delta"], y, "o", color=INK, markersize=4)
     axes.set(
         yticks=range(len(rows)),
         yticklabels=[name for name, _ in rows],
@@ -101,7 +101,7 @@ def _plot_label_filter(axes: Any, seed: str, scores: dict[str, Any]) -> None:
     axes.plot([p["recall"] for p in curve], [p["precision"] for p in curve], label=f"model of seed {seed}")
     for point in (p for p in curve if p["limit"] == scores["limit"]):
         position = point["recall"], point["precision"]
-        axes.plot(*position, "o", color=_INK)
+        axes.plot(*position, "o", color=INK)
         axes.annotate(f"CER > {point['limit']:g}", position, textcoords="offset points", xytext=(6, 6))
 
 
@@ -111,14 +111,14 @@ def sweep_figure(table: pd.DataFrame, space: dict[str, ParameterSettings], impor
     A dot is a trial, darker with more steps. Its WER is the best so far: trials that were stopped early (pale) might
     have improved further. The searched range is shaded.
     """
-    figure = _figure(3.2 * max(2, len(importances)), 3.2)
+    figure = empty_figure(3.2 * max(2, len(importances)), 3.2)
     scored = table[table["wer"].notna()]
     panels = figure.subplots(1, len(importances), sharey=True, squeeze=False)[0]
     for axes, importance in zip(panels, importances, strict=True):
         name = importance["setting"]
         values = scored[name].astype(str) if space[name].kind == "choice" else scored[name]
-        dots = _plain(axes).scatter(
-            values, scored["wer"], c=scored["steps"], cmap="Blues", vmin=0, edgecolors=_INK, zorder=2
+        dots = without_frame(axes).scatter(
+            values, scored["wer"], c=scored["steps"], cmap="Blues", vmin=0, edgecolors=INK, zorder=2
         )
         axes.set(xlabel=name, title=f"explains {importance['explained']:.0%} of ranks at step {importance['step']}")
         axes.title.set_fontsize(9)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import Example
-from pipelines.infra.plots import _ACCENT, _SOFT, _axes
+from pipelines.infra.plots import ACCENT, SOFT, figure_with_axes
 from pipelines.recipes.settings import Recipe
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def player(example: Example) -> Audio:
 def log_mel(cache: FeatureCache, row: int) -> Figure:
     """Plot the log-mel of one clip, the input of Whisper."""
     features, clip = cache.log_mel(row), cache.rows.iloc[row]
-    figure, axes = _axes(9, 2.6)
+    figure, axes = figure_with_axes(9, 2.6)
     axes.imshow(
         features.frames.T,
         origin="lower",
@@ -94,10 +94,10 @@ def log_mel(cache: FeatureCache, row: int) -> Figure:
 
 def durations(cache: FeatureCache) -> Figure:
     """Plot the distribution of clip lengths; the classic recipe pads each clip to 30 s."""
-    figure, axes = _axes(9, 2.2)
-    axes.hist(cache.rows["duration_s"], bins=40, color=_SOFT)
+    figure, axes = figure_with_axes(9, 2.2)
+    axes.hist(cache.rows["duration_s"], bins=40, color=SOFT)
     mean = cache.rows["duration_s"].mean()
-    axes.axvline(mean, color=_ACCENT)
+    axes.axvline(mean, color=ACCENT)
     axes.set(
         xlabel="clip length (s)",
         ylabel="clips",
@@ -109,7 +109,7 @@ def durations(cache: FeatureCache) -> Figure:
 def batch(batch: dict[str, Any]) -> Figure:
     """Plot one training batch: its clips stacked, padded to the longest."""
     features = batch["input_features"]
-    figure, axes = _axes(9, 3.2)
+    figure, axes = figure_with_axes(9, 3.2)
     stacked = np.concatenate([clip.numpy()[::4] for clip in features])
     axes.imshow(
         stacked, origin="upper", aspect="auto", cmap="magma", extent=(0, features.shape[-1] / 100, len(features), 0)

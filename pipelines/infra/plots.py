@@ -1,4 +1,4 @@
-"""TODO: describe this module."""
+"""The style of all figures: colours, plain axes, and figures that notebooks display."""
 
 from __future__ import annotations
 
@@ -6,40 +6,44 @@ import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-_INK, _ACCENT, _SOFT = "#1f3a5f", "#c8553d", "#8aa1b8"
+INK, ACCENT, SOFT = "#1f3a5f", "#c8553d", "#8aa1b8"
+"""Colours of the main, the highlighted and the secondary data."""
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a file's content."""
+    """Return a figure as the content of a PNG file, 110 dots per inch."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
 
-def _axes(width_in: float, height_in: float) -> tuple[Figure, Any]:
-    figure = _figure(width_in, height_in)
-    return figure, _plain(figure.subplots())
+def figure_with_axes(width_in: float, height_in: float) -> tuple[Figure, Axes]:
+    """Return a figure of this size in inches and its only axes."""
+    figure = empty_figure(width_in, height_in)
+    return figure, without_frame(figure.subplots())
 
 
-def _row(n: int, width_in: float, height_in: float) -> tuple[Figure, Any]:
-    figure = _figure(width_in, height_in)
-    return figure, [_plain(axes) for axes in figure.subplots(1, n)]
+def figure_with_row(n: int, width_in: float, height_in: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of this size in inches and its `n` axes, side by side."""
+    figure = empty_figure(width_in, height_in)
+    return figure, [without_frame(axes) for axes in figure.subplots(1, n)]
 
 
-def _figure(width_in: float, height_in: float) -> Figure:
-    """A figure outside pyplot's registry, that notebooks draw by itself: shown once, and nothing has to be closed."""
+def empty_figure(width_in: float, height_in: float) -> Figure:
+    """Return a figure outside pyplot's registry: notebooks display it once, and it does not have to be closed."""
     from matplotlib.figure import Figure
 
-    class Picture(Figure):
+    class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:
             return png(self)
 
-    return Picture(figsize=(width_in, height_in), layout="constrained")
+    return NotebookFigure(figsize=(width_in, height_in), layout="constrained")
 
 
-def _plain(axes: Any) -> Any:
+def without_frame(axes: Any) -> Any:
+    """Hide the upper and right border of the axes, and return them."""
     axes.spines[["top", "right"]].set_visible(False)
     return axes

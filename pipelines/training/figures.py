@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pipelines.infra.plots import _ACCENT, _INK, _SOFT, _row
+from pipelines.infra.plots import ACCENT, INK, SOFT, figure_with_row
 from pipelines.training.callbacks.console import progress_bar
 from pipelines.training.callbacks.progress import Progress
 
@@ -19,12 +19,12 @@ _REDRAW_S = 5.0
 
 def curves(history: list[dict[str, float]]) -> Figure:
     """Plot training loss, validation loss, validation WER and clips per second over steps."""
-    figure, (left, middle, right) = _row(3, 11, 2.6)
+    figure, (left, middle, right) = figure_with_row(3, 11, 2.6)
     for axes, name, colour, label in (
-        (left, "loss", _SOFT, "training"),
-        (left, "eval_loss", _INK, "validation"),
-        (middle, "eval_wer", _ACCENT, "validation WER"),
-        (right, "clips_per_s", _SOFT, "training"),
+        (left, "loss", SOFT, "training"),
+        (left, "eval_loss", INK, "validation"),
+        (middle, "eval_wer", ACCENT, "validation WER"),
+        (right, "clips_per_s", SOFT, "training"),
     ):
         points = [(row["step"], row[name]) for row in history if name in row]
         if points:
