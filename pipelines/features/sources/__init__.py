@@ -1,4 +1,4 @@
-"""Where Examples come from: every source yields the same type, whatever it reads."""
+"""Sources of examples: every source yields the same type, Example."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance as its source holds it: nothing decoded, nothing cleaned."""
+    """One utterance as its source holds it: not decoded, not cleaned."""
 
     id: str
     """Unique within the source."""
@@ -21,22 +21,22 @@ class Example:
     text: str
     """The transcript as the source has it."""
     audio: bytes | Path
-    """An encoded audio file (wav, flac, mp3, ogg): its bytes, or where it lies."""
+    """An encoded audio file (wav, flac, mp3, ogg): its bytes or its path."""
     speaker: str = ""
-    """Who speaks: the unit of every bootstrap and of every leak check. Empty where unknown."""
+    """Speaker id, the unit of bootstraps and leak checks. Empty if unknown."""
     meta: dict[str, str] = field(default_factory=dict)
-    """What slices are made of: gender, variant, accent, ..."""
+    """Columns for slices: gender, variant, accent, ..."""
 
 
 class Source(Protocol):
-    """A corpus: it knows what it is, and yields its examples in a fixed order."""
+    """A corpus that yields its examples in a fixed order."""
 
     def identity(self) -> dict[str, str]:
-        """What made this corpus (versions, digests, seeds): part of every cache digest."""
+        """Return everything that decides the corpus (versions, digests, seeds): part of every cache digest."""
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """The examples of these splits, in an order that never changes for one identity."""
+        """Return the examples of these splits, in an order that never changes for one identity."""
 
-    # A source that can tell its rows without reading or making any audio also has
+    # A source that can list its rows without reading or synthesising audio also has
     #     def outline(self) -> Iterator[Example]: the same examples in the same order, audio b"" or a path
-    # and curation chooses among them before anything is decoded.
+    # so that curation can select among them before anything is decoded.

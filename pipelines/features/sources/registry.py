@@ -1,4 +1,4 @@
-"""Settings to a Source: the one table that names every kind."""
+"""Open the source that a recipe's settings describe; each kind is imported on use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipelines.recipes.data_settings import SourceSettings
 
 
 def open_source(settings: SourceSettings, language: str = "sv") -> Source:
-    """The corpus that a recipe's `[source]` names; `language` is the recipe's, `log` is told what was guessed of it."""
+    """Return the corpus of a recipe's `[source]` settings; `language` is the recipe's."""
     if settings.kind == "mix":
         return _mix(settings, language)
     if settings.kind in ("hub", "parquet"):
@@ -26,14 +26,14 @@ def _tour(settings: SourceSettings) -> Source:
 
 
 def _planted(settings: SourceSettings) -> Source:
-    from pipelines.features.sources.synthetic.planted import PlantedSource, Shares
+    from pipelines.features.sources.synthetic.planted import FaultRates, PlantedSource
 
     return PlantedSource(
         settings.train,
         settings.validation,
         settings.test,
         settings.seed,
-        Shares(**settings.faults.model_dump()),
+        FaultRates(**settings.faults.model_dump()),
         settings.men,
         settings.sentences,
     )
@@ -58,22 +58,22 @@ def _mozilla(settings: SourceSettings, language: str) -> Source:
 
 
 def _parquet(settings: SourceSettings, language: str) -> Source:
-    from pipelines.features.sources.parquet.hub import KNOWN, HubFiles
-    from pipelines.features.sources.parquet.layout import Wishes
+    from pipelines.features.sources.parquet.hub import DATASET_DEFAULTS, HubFiles
+    from pipelines.features.sources.parquet.layout import LayoutSettings
     from pipelines.features.sources.parquet.source import LocalFiles, ParquetSource
 
     on_hub = settings.kind == "hub"
-    known = KNOWN.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
-    wishes = Wishes(
+    defaults = DATASET_DEFAULTS.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
+    layout = LayoutSettings(
         settings.config,
         settings.audio_column,
-        settings.text_column or known.get("text_column", ""),
+        settings.text_column or defaults.get("text_column", ""),
         settings.speaker_column,
         settings.splits.model_dump(),
         language,
     )
     files = HubFiles(settings.path, settings.revision) if on_hub else LocalFiles(settings.path)
-    return ParquetSource(files, wishes, settings.seed)
+    return ParquetSource(files, layout, settings.seed)
 
 
 def _feedback(settings: SourceSettings) -> Source:

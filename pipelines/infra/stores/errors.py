@@ -52,6 +52,23 @@ def explain(error: Exception, *, store: str, uri: str, credential: str) -> LabEr
     return LabError(f"{_refusal(status, store, uri, credential)} ({_detail(error)})")
 
 
+def explain_hub(error: Exception, uri: str, page: str) -> LabError | None:
+    """Return the line for an error of huggingface_hub about `uri`, without the server's words; None for other errors.
+
+    `page` is the web page of the repository.
+    """
+    lines = {
+        "GatedRepoError": f"{uri} is gated: accept its terms at {page}, and set HF_TOKEN to a token of that account",
+        "RepositoryNotFoundError": f"{uri} does not exist, or is private: check owner/name, or set HF_TOKEN",
+        "DisabledRepoError": f"{uri} was disabled by the Hub: name another repository",
+        "OfflineModeIsEnabled": f"{uri} is on the Hub, and HF_HUB_OFFLINE forbids access to it: unset HF_HUB_OFFLINE",
+    }
+    if line := next((lines[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in lines), None):
+        return LabError(line)
+    status = status_of(error)
+    return None if status is None else LabError(_refusal(status, "the Hub", uri, "HF_TOKEN"))
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an exception of a client, or None where no answer came."""
     found = (getattr(getattr(cause, "response", None), "status_code", None) for cause in _chain(error))

@@ -17,7 +17,7 @@ from log_recorder import record_log
 
 from pipelines import recipes
 from pipelines.features.sources import Example
-from pipelines.features.sources.parquet.layout import Wishes
+from pipelines.features.sources.parquet.layout import LayoutSettings
 from pipelines.features.sources.parquet.source import LocalFiles, ParquetSource
 from pipelines.features.sources.registry import open_source
 from pipelines.infra.errors import LabError
@@ -51,8 +51,8 @@ def told() -> list[str]:
 
 @pytest.fixture
 def source(told):
-    """`source(path, seed=7, **wishes)`: a local ParquetSource whose log lines land in `told`."""
-    return lambda path, seed=7, **wishes: ParquetSource(LocalFiles(str(path)), Wishes(**wishes), seed)
+    """`source(path, seed=7, **settings)`: a local ParquetSource whose log lines land in `told`."""
+    return lambda path, seed=7, **settings: ParquetSource(LocalFiles(str(path)), LayoutSettings(**settings), seed)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_every_row_comes_out_once_in_order_with_its_fields(tmp_path, source, tol
     assert len({e.id for e in examples}) == 15
     assert (examples[11].id, examples[11].speaker) == ("data/train-00001-of-00002:1", "2")
     assert any("train = train, test = test; audio = audio, text = text, speaker = speaker_id" in line for line in told)
-    assert any("gives no validation" in line for line in told)
+    assert any("has no validation" in line for line in told)
     assert [e.text for e in source(tmp_path).examples(("test",))] == ["mening 100", "mening 101"]
 
 
@@ -185,8 +185,8 @@ def test_a_file_that_a_card_names_for_two_splits_serves_none_of_them_twice(tmp_p
         write(tmp_path / f"{name}.parquet", table(1, number))
     with pytest.raises(LabError, match="b.parquet is declared for validation and for test: no row may serve two"):
         ParquetSource(Carded(str(tmp_path))).identity()
-    wishes = Wishes(splits={"validation": "none"})
-    assert [e.split for e in ParquetSource(Carded(str(tmp_path)), wishes).examples()] == ["train", "test"]
+    settings = LayoutSettings(splits={"validation": "none"})
+    assert [e.split for e in ParquetSource(Carded(str(tmp_path)), settings).examples()] == ["train", "test"]
 
 
 def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, told):

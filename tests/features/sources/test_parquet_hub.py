@@ -24,7 +24,7 @@ from pipelines.features.cache import FeatureCache
 from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.sources.parquet import hub
 from pipelines.features.sources.parquet.hub import HubFiles, RangeFile
-from pipelines.features.sources.parquet.layout import Wishes
+from pipelines.features.sources.parquet.layout import LayoutSettings
 from pipelines.features.sources.parquet.source import ParquetSource
 from pipelines.features.sources.registry import open_source
 from pipelines.infra.errors import LabError
@@ -267,7 +267,7 @@ def test_fleurs_by_a_recipe(server, told):
     assert [(e.split, e.text) for e in source.examples()] == [
         (split, "Mening, ett.") for split in ("train", "validation", "test")
     ]
-    assert any("no Parquet on main: looking at refs/convert/parquet" in line for line in told)
+    assert any("no Parquet on main: reading refs/convert/parquet" in line for line in told)
     assert source.identity() | {"commit": CONVERTED, "config": "sv_se"} == source.identity()
 
 
@@ -297,7 +297,7 @@ def test_the_card_says_which_file_is_which(server, told):
     server.sets["them/odd"] = {"main": (COMMIT, {**files, "README.md": CARD})}
 
     def read(config: str) -> tuple[str, list]:
-        source = ParquetSource(HubFiles("them/odd"), Wishes(config))
+        source = ParquetSource(HubFiles("them/odd"), LayoutSettings(config))
         return source.identity()["config"], [(split, text) for split, text, _ in everything(source)]
 
     mains = [("train", "mening 0"), ("train", "mening 1"), ("validation", "mening 2")]
@@ -362,12 +362,12 @@ def test_a_set_and_a_revision_that_do_not_exist(server, told):
     [
         ("/resolve/", 403, "GatedRepo", "is gated: accept its terms"),
         ("/api/", 401, "GatedRepo", "is gated: accept its terms"),
-        ("/api/", 401, "", "set HF_TOKEN"),
-        ("/resolve/", 401, "", "set HF_TOKEN"),
-        ("/api/", 403, "", "status 403"),
-        ("/resolve/", 403, "", "status 403"),
+        ("/api/", 401, "", "Set HF_TOKEN"),
+        ("/resolve/", 401, "", "Set HF_TOKEN"),
+        ("/api/", 403, "", "(403)"),
+        ("/resolve/", 403, "", "(403)"),
         ("/resolve/", 404, "EntryNotFound", "lost the file data/train-00000-of-00002.parquet"),
-        ("/api/", 400, "", "status 400"),
+        ("/api/", 400, "", "(400)"),
     ],
 )
 def test_what_another_try_would_not_mend_is_one_line_at_once(server, told, where, status, code, line):
@@ -442,7 +442,7 @@ def test_a_cache_that_was_cut_off_fetches_no_finished_sound_again(server, told, 
         )
 
     server.fail("train-00002", refuse(403))
-    with pytest.raises(LabError, match="status 403"):
+    with pytest.raises(LabError, match=r"\(403\)"):
         build_cache()
     server.asked.clear()
     cache = build_cache()

@@ -1,10 +1,12 @@
-"""Data sets on the Hugging Face Hub, in Parquet: listed once, pinned to a commit, read in ranges and never stored.
+"""Data sets on the Hugging Face Hub, in Parquet: listed once, pinned to a commit, read in byte ranges, never stored.
 
-    files = HubFiles("google/fleurs")       # main holds a script, so refs/convert/parquet is taken, and told
-    files.open("sv_se/train/0000.parquet")  # random access: pyarrow asks for the byte ranges that it needs
+    files = HubFiles("google/fleurs")       # main holds a loading script, so refs/convert/parquet is read
+    files.open("sv_se/train/0000.parquet")  # random access: pyarrow requests the byte ranges that it needs
 
-A question that fails in passing (429, 5xx, a connection that is cut, an answer that is too short) is put again, up to
-TRIES times; everything else is one line. What the server wrote never reaches a message: it might repeat a token.
+A request that fails for a temporary reason (429, 5xx, a lost connection, a response that is too short) is repeated, up
+to TRIES times; any other error is one line. The server's own words are left out of messages: they may repeat a token.
+
+HFFS_VERDICT
 """
 
 from __future__ import annotations
@@ -21,21 +23,22 @@ from typing import Any
 from pipelines.features.sources.parquet.layout import Declared
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError, missing_package
+from pipelines.infra.stores import errors as store_errors
 
 logger = logging.getLogger(__name__)
 
 CONVERTED = "refs/convert/parquet"
-"""The branch on which the Hub keeps the Parquet that it made of other data sets."""
+"""Branch of the Parquet files that the Hub converts from other data sets."""
 TRIES = 6
 WAIT_S = 1.0
-"""Before the second try; doubled for each further one."""
+"""Wait before the second try; doubled for each further one."""
 MAX_WAIT_S = 60.0
 TIMEOUT_S = 30.0
-"""Silence after which a connection counts as cut."""
-_PASSING = (408, 429, 500, 502, 503, 504)
+"""A connection without data for this long counts as lost."""
+_TEMPORARY = (408, 429, 500, 502, 503, 504)
 _NAME = re.compile(r"(hub://)?(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
-KNOWN = {"google/fleurs": {"text_column": "raw_transcription"}}
-"""Settings of data sets that leave a choice: FLEURS' `raw_transcription` has capitals and punctuation."""
+DATASET_DEFAULTS = {"google/fleurs": {"text_column": "raw_transcription"}}
+"""Settings of data sets with several text columns: FLEURS' `raw_transcription` has capitals and punctuation."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,14 @@ class HubFiles:
         return f"hub://{self._id}@{self._listing.commit[:12]}"
 
     def identity(self) -> dict[str, str]:
-        """The data set and the commit that its revision is today."""
+        """Return the data set and the commit of its revision."""
         return {"kind": "hub", "dataset": self._id, "commit": self._listing.commit}
 
     def names(self) -> list[str]:
         return sorted(self._listing.sizes)
 
     def declared(self) -> Declared:
-        """What the head of the data set's card says: `configs`, with a pattern of files for each split."""
+        """Return the `configs` of the data set's card: configuration to split to files."""
         return self._listing.declared
 
     def open(self, name: str) -> io.BufferedIOBase:
@@ -85,7 +88,7 @@ class HubFiles:
         named = self._named["revision"]
         listing = self._list(named or "main")
         if not listing.sizes and not named:
-            logger.info(f"hub://{self._id} has no Parquet on main: looking at {CONVERTED}")
+            logger.info(f"hub://{self._id} has no Parquet on main: reading {CONVERTED}")
             listing = self._list(CONVERTED, listing)
         if not listing.sizes:
             raise LabError(
@@ -96,18 +99,18 @@ class HubFiles:
         logger.info(f"hub://{self._id}: revision {listing.revision} is commit {listing.commit}")
         return listing
 
-    def _list(self, revision: str, otherwise: _Listing | None = None) -> _Listing:
-        """The files at `revision`; `otherwise` is returned where there is no such revision."""
+    def _list(self, revision: str, default: _Listing | None = None) -> _Listing:
+        """List the files at `revision`; return `default` if there is no such revision."""
         hub = _hub()
         api = hub.HfApi(endpoint=environment.hub_endpoint())
         try:
-            info = self._asked(
+            info = self._retry(
                 lambda: api.dataset_info(self._id, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
                 f"the list of its files at {revision}",
             )
         except _NoRevision:
-            if otherwise:
-                return otherwise
+            if default:
+                return default
             raise LabError(f"hub://{self._id} has no revision {revision!r}: correct source.revision") from None
         files = {file.rfilename: file.size for file in info.siblings or ()}
         script = f"{self._id.rpartition('/')[2]}.py"
@@ -116,63 +119,52 @@ class HubFiles:
         return _Listing(revision, info.sha, sizes, script if script in files else "", declared)
 
     def _fetch(self, url: str, name: str, start: int, stop: int) -> bytes:
-        """Bytes from `start` to before `stop`, all of them."""
+        """Read the bytes from `start` to before `stop`, all of them."""
 
-        def ask() -> bytes:
+        def request() -> bytes:
             from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
             headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-            answer = get_session().get(url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
-            hf_raise_for_status(answer)
-            content = answer.content if answer.status_code == 206 else answer.content[start:stop]
+            response = get_session().get(url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
+            hf_raise_for_status(response)
+            content = response.content if response.status_code == 206 else response.content[start:stop]
             if len(content) != stop - start:
-                raise _CutShort(f"{len(content)} bytes instead of {stop - start}")
+                raise _TooShort(f"{len(content)} bytes instead of {stop - start}")
             return content
 
-        return self._asked(ask, name)
+        return self._retry(request, name)
 
-    def _asked(self, ask: Callable[[], Any], what: str) -> Any:
-        """What `ask` returns, asked again where it fails in passing. Raises LabError for a refusal."""
-        for tried in range(1, TRIES + 1):
+    def _retry(self, request: Callable[[], Any], what: str) -> Any:
+        """Return the result of `request`, repeated after temporary errors. Raises LabError for any other error."""
+        for tries in range(1, TRIES + 1):
             try:
-                return ask()
+                return request()
             except Exception as error:
-                passing, wait_s = _passes(error), _wait_s(error, tried)
-                if not passing:
-                    raise self._refusal(error, what) from None
-                told = _in_words(error)
-            if tried < TRIES:
-                logger.info(f"hub://{self._id}: {what}: {told}; trying again in {wait_s:g} s ({tried} of {TRIES - 1})")
+                if not _is_temporary(error):
+                    raise self._explain(error, what) from None
+                wait_s, cause = _wait_s(error, tries), _describe(error)
+            if tries < TRIES:
+                logger.info(f"hub://{self._id}: {what}: {cause}; trying again in {wait_s:g} s ({tries} of {TRIES - 1})")
                 time.sleep(wait_s)
         raise LabError(
             f"hub://{self._id}: {what} could not be read from {environment.hub_host()} in {TRIES} tries, "
-            f"the last ended with {told}: run this again later, what is done is kept"
+            f"the last ended with {cause}: run this again later, what is done is kept"
         )
 
-    def _refusal(self, error: Exception, what: str) -> Exception:
-        """The line for what another try would not mend; other errors, which are ours, as they are."""
+    def _explain(self, error: Exception, what: str) -> Exception:
+        """Return the error for a request that is not repeated; an error that is not the Hub's as it is."""
         from huggingface_hub import errors
 
         page = f"{environment.hub_endpoint()}/datasets/{self._id}"
-        lines = {
-            errors.GatedRepoError: f"is gated: accept its terms at {page}, and set HF_TOKEN to a token of that account",
-            errors.RepositoryNotFoundError: "does not exist, or is private: check owner/name, or set HF_TOKEN",
-            errors.DisabledRepoError: "was disabled by the Hub: name another data set",
-            errors.EntryNotFoundError: f"lost the file {what}: run this again",
-            errors.OfflineModeIsEnabled: "cannot be asked for while HF_HUB_OFFLINE is set: unset it",
-        }
         if isinstance(error, errors.RevisionNotFoundError):
             return _NoRevision()
-        for kind, line in lines.items():
-            if isinstance(error, kind):
-                return LabError(f"hub://{self._id} {line}")
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is None and isinstance(error, ValueError):
-            return LabError(f"hub://{self._id}: {what} came as no Hub writes it: check HF_ENDPOINT ({page})")
-        if status is None:
-            return error
-        mend = "set HF_TOKEN to a valid token, or unset it" if status == 401 else "check the data set's page"
-        return LabError(f"hub://{self._id}: the Hub refused {what} with status {status}: {mend}")
+        if isinstance(error, errors.EntryNotFoundError):
+            return LabError(f"hub://{self._id} lost the file {what}: run this again")
+        if explained := store_errors.explain_hub(error, f"hub://{self._id}", page):
+            return explained
+        if isinstance(error, ValueError):
+            return LabError(f"hub://{self._id}: {what} is not a response of a Hub: check HF_ENDPOINT ({page})")
+        return error
 
 
 @dataclass(frozen=True)
@@ -182,54 +174,54 @@ class _Listing:
     sizes: dict[str, int]
     """Parquet file to its size in bytes."""
     script: str
-    """The loading script, where there is one."""
+    """The loading script, or empty."""
     declared: Declared
 
 
 def _declared(configs: Any, names: list[str]) -> Declared:
-    """The `configs` of a card, with those of the files `names` that its patterns fit; whatever is odd in it is left."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Match the `configs` of a card with the files `names`; malformed parts of the card are ignored."""
+    declared: dict[str, dict[str, list[str]]] = {}
     for config in configs if isinstance(configs, list) else ():
         if isinstance(config, dict):
             patterns = _patterns(config.get("data_files"))
-            files = {split: _fitting(names, of) for split, of in patterns.items()}
+            files = {split: _matches(names, of) for split, of in patterns.items()}
             name = str(config.get("config_name", "default"))
-            found["" if name == "default" else name] = {split: of for split, of in files.items() if of}
-    return {name: splits for name, splits in found.items() if splits}
+            declared["" if name == "default" else name] = {split: of for split, of in files.items() if of}
+    return {name: splits for name, splits in declared.items() if splits}
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """Split to patterns, of every form that the library datasets reads; without splits all is train."""
+    """Return split to patterns, from any form that the library datasets reads; without splits all is train."""
     if isinstance(data_files, dict):
         data_files = [{"split": split, "path": path} for split, path in data_files.items()]
-    told: dict[str, list[str]] = {}
+    patterns: dict[str, list[str]] = {}
     for item in data_files if isinstance(data_files, list) else [data_files]:
         split, path = (item.get("split"), item.get("path")) if isinstance(item, dict) else ("train", item)
         paths = path if isinstance(path, list) else [path]
-        told.setdefault(str(split), []).extend(one for one in paths if isinstance(one, str))
-    return told
+        patterns.setdefault(str(split), []).extend(one for one in paths if isinstance(one, str))
+    return patterns
 
 
-def _fitting(names: list[str], patterns: list[str]) -> list[str]:
+def _matches(names: list[str], patterns: list[str]) -> list[str]:
     from fsspec.utils import glob_translate
 
-    fits = [re.compile(glob_translate(pattern.removeprefix("./"))) for pattern in patterns]
-    return [name for name in names if any(fit.match(name) for fit in fits)]
+    expressions = [re.compile(glob_translate(pattern.removeprefix("./"))) for pattern in patterns]
+    return [name for name in names if any(expression.match(name) for expression in expressions)]
 
 
 class _NoRevision(Exception):
-    """The data set is there, the branch, tag or commit is not."""
+    """The data set exists, but not this branch, tag or commit."""
 
 
-class _CutShort(Exception):
-    """An answer that ended well, with fewer bytes than were asked for."""
+class _TooShort(Exception):
+    """A successful response with fewer bytes than requested."""
 
 
 class RangeFile(io.RawIOBase):
-    """A read-only file of `size` bytes behind `fetch(start, stop)`: one question for each read, nothing kept."""
+    """A read-only file of `size` bytes, read by `fetch(start, stop)`: one request per read, no buffer."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int):
-        self._fetch, self._size, self._at = fetch, size, 0
+        self._fetch, self._size, self._position = fetch, size, 0
 
     def readable(self) -> bool:
         return True
@@ -238,16 +230,16 @@ class RangeFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
-        content = self._fetch(self._at, stop) if self._at < stop else b""
-        self._at += len(content)
+        stop = self._size if size is None or size < 0 else min(self._position + size, self._size)
+        content = self._fetch(self._position, stop) if self._position < stop else b""
+        self._position += len(content)
         return content
 
 
@@ -259,27 +251,26 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def _passes(error: Exception) -> bool:
-    """Whether another try may mend it: the server was busy or broken, or the connection was."""
-    if isinstance(error, _CutShort | TimeoutError):
+def _is_temporary(error: Exception) -> bool:
+    """Return True if the request may succeed later: the server is busy or failed, or the connection was lost."""
+    if isinstance(error, _TooShort | TimeoutError):
         return True
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return status in _PASSING
+    if (status := store_errors.status_of(error)) is not None:
+        return status in _TEMPORARY
     return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)  # httpx or httpx2, as the client has
 
 
-def _wait_s(error: Exception, tried: int) -> float:
-    """What the server asks for (Retry-After, or `RateLimit: "api";r=0;t=55`), else WAIT_S doubled for each try.
-
-    At most MAX_WAIT_S.
+def _wait_s(error: Exception, tries: int) -> float:
+    """Return the wait that the server requests (Retry-After, or `RateLimit: "api";r=0;t=55`), else WAIT_S doubled
+    for each try; at most MAX_WAIT_S.
     """
     headers = getattr(getattr(error, "response", None), "headers", {})
-    asked = re.fullmatch(r"\s*(\d+)\s*", headers.get("Retry-After", ""))
-    asked = asked or re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
-    return min(float(asked[1]) if asked else WAIT_S * 2 ** (tried - 1), MAX_WAIT_S)
+    seconds = re.fullmatch(r"\s*(\d+)\s*", headers.get("Retry-After", ""))
+    seconds = seconds or re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+    return min(float(seconds[1]) if seconds else WAIT_S * 2 ** (tries - 1), MAX_WAIT_S)
 
 
-def _in_words(error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return f"status {status}" if status else str(error) if isinstance(error, _CutShort) else type(error).__name__
+def _describe(error: Exception) -> str:
+    if status := store_errors.status_of(error):
+        return f"status {status}"
+    return str(error) if isinstance(error, _TooShort) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Which Parquet file is which split, which column is which: what the settings say, else what names and types tell."""
+"""Assign Parquet files to splits and columns to their meaning: from the settings, else from names and types."""
 
 from __future__ import annotations
 
@@ -20,94 +20,100 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev", "partial-validation"),
     "test": ("test", "partial-test"),
 }
-"""What a split is guessed by, the first first; `partial-` are the heads that the Hub converts of large data sets."""
+"""Names by which a split is guessed, in order; `partial-`: the Hub converts only the head of a large data set."""
 NOTHING = "none"
-"""As a split's setting: leave it empty."""
+"""Setting of a split that stays empty."""
 _KEYWORDS = {name for guesses in SPLIT_NAMES.values() for name in guesses}
 _SHARE = re.compile(r"(\d{1,2}(?:\.\d+)?) ?%")
 _NUMBERING = re.compile(r"[-_.]?\d{4,}(-of-\d+)?(-[0-9a-f]{8,})?$")
-"""`-00000-of-00010-a09b74b3ef9c3b56`: which part of a split a file is."""
+"""`-00000-of-00010-a09b74b3ef9c3b56`: the number of a file within its split."""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the settings say; empty ones are guessed."""
+class LayoutSettings:
+    """The settings of splits and columns; empty ones are guessed."""
 
     config: str = ""
     audio_column: str = ""
     text_column: str = ""
     speaker_column: str = ""
     splits: Mapping[str, str] = field(default_factory=dict)
-    """Split of the lab to the data set's: `validated`, `train+other`, NOTHING, or empty to guess. For validation and
-    test also a share of the training rows, `5%`."""
+    """Split of the lab to splits of the data set: `validated`, `train+other`, NOTHING, or empty to guess.
+
+    For validation and test also a share of the training rows, `5%`.
+    """
     language: str = "sv"
-    """Guesses the configuration: `sv`, `sv_se`, `sv-SE`."""
+    """Language code by which the configuration is guessed: `sv`, `sv_se`, `sv-SE`."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column is which."""
+    """Names of the columns."""
 
     audio: str
     text: str
     speaker: str
-    """Empty where no column tells who speaks."""
+    """Empty if unknown."""
     meta: tuple[str, ...]
     labels: dict[str, list[str]]
-    """Meta columns that hold numbers for names: column to names."""
+    """Meta columns with class labels: column to the names of the labels."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What was understood of the files."""
+    """Splits and columns of the files."""
 
     config: str
     splits: dict[str, list[str]]
     """Split of the lab to the names of its files, in reading order."""
     names: dict[str, str]
-    """Split of the lab to what it was taken from: the data set's own names joined with `+`, or a share of train."""
+    """Split of the lab to its origin: names of the data set's splits joined with `+`, or a share of train."""
     drawn: dict[str, float]
-    """Split of the lab to the share of the training rows, between 0 and 1, that is drawn for it."""
+    """Split of the lab to the share of training rows, between 0 and 1, drawn for it."""
     unused: list[str]
-    """Splits of the data set that no split of the lab takes."""
+    """Splits of the data set that are not used."""
     columns: Columns
 
 
 Declared = Mapping[str, Mapping[str, list[str]]]
-"""What a data set says of itself: configuration to split to files. The configuration `default` has no name here."""
+"""Files as a data set declares them: configuration to split to files. The configuration `default` is ""."""
 
 
-def understand(
-    where: str, files: list[str], schema_of: Callable[[str], Any], wishes: Wishes, declared: Declared | None = None
+def infer_layout(
+    where: str,
+    files: list[str],
+    schema_of: Callable[[str], Any],
+    settings: LayoutSettings,
+    declared: Declared | None = None,
 ) -> Layout:
-    """The layout of the Parquet `files` at `where`; `schema_of` gives the pyarrow schema of one of them.
+    """Return the layout of the Parquet `files` at `where`; `schema_of` returns the pyarrow schema of a file.
 
-    Configurations and splits are those that are `declared`, else guessed by the names of the files.
-    Raises LabError, naming the setting, where the wishes do not fit or leave a choice.
+    Configurations and splits are those that are `declared`, else guessed from file names. Raises LabError, naming the
+    setting, if the settings do not match the files or are ambiguous.
     """
     if not files:
-        raise LabError(f"{where} must hold Parquet files, got none: name another place")
-    config, by_split = _choose_config(where, declared or _guessed_configs(files), wishes)
-    drawn = _drawn_shares(where, wishes.splits)
-    chosen = _choose_splits(where, by_split, {**wishes.splits, **dict.fromkeys(drawn, NOTHING)})
+        raise LabError(f"{where} must hold Parquet files, got none: name another data set or folder")
+    config, by_split = _choose_config(where, declared or _guessed_configs(files), settings)
+    drawn = _drawn_fractions(where, settings.splits)
+    chosen = _choose_splits(where, by_split, {**settings.splits, **dict.fromkeys(drawn, NOTHING)})
     if drawn and "train" not in chosen:
         raise LabError(f"{where} has no training rows to draw from: name some with source.splits.train")
     used = {split: sorted({file for name in of for file in by_split[name]}) for split, of in chosen.items()}
-    _refuse_shared(where, used)
-    taken_from = {split: "+".join(of) for split, of in chosen.items()}
-    taken_from |= {split: f"{share:.4g} of train" for split, share in drawn.items()}
+    _check_disjoint(where, used)
+    origins = {split: "+".join(of) for split, of in chosen.items()}
+    origins |= {split: f"{share:.4g} of train" for split, share in drawn.items()}
     return Layout(
         config,
         used,
-        {split: taken_from[split] for split in SPLITS if split in taken_from},
+        {split: origins[split] for split in SPLITS if split in origins},
         drawn,
         sorted(by_split.keys() - {name for of in chosen.values() for name in of}),
-        _columns(where, schema_of(next(iter(used.values()))[0]), wishes),
+        _columns(where, schema_of(next(iter(used.values()))[0]), settings),
     )
 
 
-def _refuse_shared(where: str, used: Mapping[str, list[str]]) -> None:
-    """A card may name one file under two splits."""
+def _check_disjoint(where: str, used: Mapping[str, list[str]]) -> None:
+    """Raise LabError if a card names one file under two splits."""
     owner: dict[str, str] = {}
     for split, file in ((split, file) for split, files in used.items() for file in files):
         if owner.setdefault(file, split) != split:
@@ -125,25 +131,25 @@ def _guessed_configs(names: list[str]) -> Declared:
     return configs
 
 
-def _choose_config(where: str, configs: Declared, wishes: Wishes) -> tuple[str, Mapping[str, list[str]]]:
-    """The configuration, and its files by the data set's own names of splits."""
-    wanted = wishes.config
-    asked = re.compile(re.escape(wanted) if wanted else rf"{wishes.language}([-_]\w+)?", re.IGNORECASE)
-    names = {config: (config or "default", config.rpartition("/")[2]) for config in configs}
-    fitting = [config for config in configs if any(asked.fullmatch(name) for name in names[config])]
-    if not wanted and len(configs) == 1:
-        fitting = list(configs)
-    if len(fitting) != 1:
-        found = ", ".join(repr(config or "default") for config in sorted(configs)[:12]) + (
+def _choose_config(where: str, configs: Declared, settings: LayoutSettings) -> tuple[str, Mapping[str, list[str]]]:
+    """Return the configuration, and its files by split of the data set."""
+    name = settings.config
+    pattern = re.compile(re.escape(name) if name else rf"{settings.language}([-_]\w+)?", re.IGNORECASE)
+    aliases = {config: (config or "default", config.rpartition("/")[2]) for config in configs}
+    matches = [config for config in configs if any(pattern.fullmatch(alias) for alias in aliases[config])]
+    if not name and len(configs) == 1:
+        matches = list(configs)
+    if len(matches) != 1:
+        listed = ", ".join(repr(config or "default") for config in sorted(configs)[:12]) + (
             " ..." if len(configs) > 12 else ""
         )
-        got = f"source.config = {wanted!r}" if wanted else "no source.config"
-        raise LabError(f"{where} holds the configurations {found}, got {got}: name one of them with source.config")
-    return fitting[0], configs[fitting[0]]
+        got = f"source.config = {name!r}" if name else "no source.config"
+        raise LabError(f"{where} holds the configurations {listed}, got {got}: name one of them with source.config")
+    return matches[0], configs[matches[0]]
 
 
 def _config_and_split(name: str) -> tuple[str, str]:
-    """`sv_se/train/0000.parquet` and `sv_se/train-00000-of-00002.parquet` as ("sv_se", "train")."""
+    """Split `sv_se/train/0000.parquet` or `sv_se/train-00000-of-00002.parquet` into ("sv_se", "train")."""
     *folders, stem = PurePosixPath(name).with_suffix("").parts
     split = _NUMBERING.sub("", stem)
     if folders and (not split or (folders[-1].lower() in _KEYWORDS and split.lower() not in _KEYWORDS)):
@@ -154,7 +160,7 @@ def _config_and_split(name: str) -> tuple[str, str]:
 def _choose_splits(
     where: str, by_split: Mapping[str, list[str]], settings: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
-    """Split of the lab to the data set's names for it. No file may serve two splits."""
+    """Return split of the lab to splits of the data set. No file may serve two splits."""
     named = {split: _named_splits(where, by_split, split, settings.get(split, "")) for split in SPLITS}
     free = [name for name in by_split if not any(name in of for of in named.values())]
     guessed = {split: _guessed_split(free, split) if not settings.get(split) else () for split in SPLITS}
@@ -173,36 +179,36 @@ def _choose_splits(
 def _named_splits(where: str, by_split: Mapping[str, list[str]], split: str, setting: str) -> tuple[str, ...]:
     if setting in ("", NOTHING):
         return ()
-    asked = tuple(name.strip() for name in setting.split("+"))
-    for name in asked:
+    names = tuple(name.strip() for name in setting.split("+"))
+    for name in names:
         if name not in by_split:
             raise LabError(
                 f"{where} has the splits {', '.join(sorted(by_split))}, got source.splits.{split} = {setting!r}: "
                 f"correct it, or write {NOTHING!r}"
             )
-    return asked
+    return names
 
 
 def _guessed_split(names: list[str], split: str) -> tuple[str, ...]:
-    """The first of the usual names for `split` that is among `names`: those that no setting has claimed."""
+    """Return the first usual name of `split` among `names`, which no setting uses."""
     lower = {name.lower(): name for name in names}
     return tuple(lower[guess] for guess in SPLIT_NAMES[split] if guess in lower)[:1]
 
 
-def _drawn_shares(where: str, settings: Mapping[str, str]) -> dict[str, float]:
-    """Split to the share of train that its setting asks for: `5%` is 0.05."""
+def _drawn_fractions(where: str, settings: Mapping[str, str]) -> dict[str, float]:
+    """Return split to the fraction of train in its setting: `5%` is 0.05."""
     matches = {split: _SHARE.fullmatch(settings.get(split, "")) for split in ("validation", "test")}
-    shares = {split: float(match[1]) / 100 for split, match in matches.items() if match}
-    if sum(shares.values()) >= 1:
+    fractions = {split: float(match[1]) / 100 for split, match in matches.items() if match}
+    if sum(fractions.values()) >= 1:
         raise LabError(f"{where}: source.splits must leave something of train, got 100% or more: lower them")
-    return shares
+    return fractions
 
 
-def _columns(where: str, schema: Any, wishes: Wishes) -> Columns:
+def _columns(where: str, schema: Any, settings: LayoutSettings) -> Columns:
     features, lower = _hub_features(schema), {name.lower(): name for name in schema.names}
-    audio = _audio_column(where, schema, features, wishes.audio_column)
-    text = _text_column(where, schema, wishes.text_column)
-    speaker = wishes.speaker_column or next((lower[name] for name in SPEAKER if name in lower), "")
+    audio = _audio_column(where, schema, features, settings.audio_column)
+    text = _text_column(where, schema, settings.text_column)
+    speaker = settings.speaker_column or next((lower[name] for name in SPEAKER if name in lower), "")
     if speaker and speaker not in schema.names:
         raise LabError(f"{where} has no column {speaker!r} (source.speaker_column): {_listed(schema)}")
     meta = [lower[name] for name in META if name in lower and _is_plain(schema.field(lower[name]).type)]
@@ -216,20 +222,20 @@ def _columns(where: str, schema: Any, wishes: Wishes) -> Columns:
     )
 
 
-def _audio_column(where: str, schema: Any, features: Mapping[str, Any], wanted: str) -> str:
-    fitting = [name for name in schema.names if _holds_files(schema.field(name), features)]
-    if wanted and wanted not in fitting:
-        kind = f"of type {schema.field(wanted).type}" if wanted in schema.names else f"absent: {_listed(schema)}"
-        raise LabError(f"{where}: source.audio_column must hold audio files as bytes, got {wanted!r}, {kind}")
-    if not wanted and not fitting:
+def _audio_column(where: str, schema: Any, features: Mapping[str, Any], setting: str) -> str:
+    matches = [name for name in schema.names if _holds_files(schema.field(name), features)]
+    if setting and setting not in matches:
+        kind = f"of type {schema.field(setting).type}" if setting in schema.names else f"absent: {_listed(schema)}"
+        raise LabError(f"{where}: source.audio_column must hold audio files as bytes, got {setting!r}, {kind}")
+    if not setting and not matches:
         raise LabError(f"{where} has no column of audio files as bytes, got {_listed(schema)}: name another data set")
-    if not wanted and len(fitting) > 1:
-        raise LabError(f"{where} has the audio columns {', '.join(fitting)}: name one with source.audio_column")
-    return wanted or fitting[0]
+    if not setting and len(matches) > 1:
+        raise LabError(f"{where} has the audio columns {', '.join(matches)}: name one with source.audio_column")
+    return setting or matches[0]
 
 
 def _holds_files(column: Any, features: Mapping[str, Any]) -> bool:
-    """Whether a column holds encoded files: a struct with bytes, or bytes that its type or name calls audio."""
+    """Return True for a column of encoded files: a struct with bytes, or bytes whose type or name is audio."""
     import pyarrow.types as types
 
     def binary(kind: Any) -> bool:
@@ -243,19 +249,19 @@ def _holds_files(column: Any, features: Mapping[str, Any]) -> bool:
     return binary(column.type) and (kind == "Audio" or column.name.lower() in ("audio", "speech"))
 
 
-def _text_column(where: str, schema: Any, wanted: str) -> str:
+def _text_column(where: str, schema: Any, setting: str) -> str:
     strings = [name for name in schema.names if _is_string(schema.field(name).type)]
-    if wanted and wanted not in strings:
-        raise LabError(f"{where}: source.text_column must be one of {', '.join(strings) or 'none'}, got {wanted!r}")
-    fitting = [name for name in strings if name.lower() in TEXT]
-    if not wanted and len(fitting) != 1:
-        found = f"the text columns {', '.join(fitting)}" if fitting else f"no column that is called {' or '.join(TEXT)}"
-        raise LabError(f"{where} has {found}: name one of {', '.join(strings) or 'none'} with source.text_column")
-    return wanted or fitting[0]
+    if setting and setting not in strings:
+        raise LabError(f"{where}: source.text_column must be one of {', '.join(strings) or 'none'}, got {setting!r}")
+    matches = [name for name in strings if name.lower() in TEXT]
+    if not setting and len(matches) != 1:
+        columns = f"the text columns {', '.join(matches)}" if matches else f"no column called {' or '.join(TEXT)}"
+        raise LabError(f"{where} has {columns}: name one of {', '.join(strings) or 'none'} with source.text_column")
+    return setting or matches[0]
 
 
 def _hub_features(schema: Any) -> dict[str, Any]:
-    """The `features` that the library datasets writes into a schema; empty where it did not write it."""
+    """Return the `features` that the library datasets writes into a schema, or nothing."""
     try:
         return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
