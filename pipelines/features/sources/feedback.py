@@ -1,8 +1,8 @@
-"""What listeners said in the app, as training examples: the loop from the app back to the data.
+"""Feedback from the app as training examples: the loop from the app back to the data.
 
-A verdict `right` gives the transcript that was judged, a correction gives the correction. Every row of the log becomes
-an Example: one without a recording, or `wrong` without a correction, is rejected by curation under `missing` or
-`no_text`, so that it is counted. All are training rows: who corrects is no sample of who speaks, so they judge nothing.
+The transcript of an example is the judged transcript for the verdict `right`, else the correction. Every row of the log
+becomes an Example: curation rejects and counts one without a recording (`missing`) or `wrong` without a correction
+(`no_text`). All are training rows: people who give feedback are not a random sample of speakers to evaluate with.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from functools import cached_property
 from pathlib import Path
 
 from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources.folder import is_inside
 from pipelines.infra import feedback_log
 from pipelines.infra.errors import LabError
 from pipelines.infra.manifest import sha256
 
-NOT_KEPT = "no-recording-was-kept"
-"""The name under which the recording of a row without one is looked for in vain."""
+MISSING = "no-recording-was-kept"
+"""File name, which does not exist, of a row without a recording."""
 META = ("flag", "timestamp", "model")
 
 
 @dataclass(frozen=True)
 class FeedbackSource:
-    """The corpus in the feedback log `path`, with the recordings beside it."""
+    """The corpus of the feedback log `path`, with the recordings beside it."""
 
     path: str
 
     def identity(self) -> dict[str, str]:
-        """A digest of the rows as they were understood, and one of the recordings."""
+        """Return a digest of the rows, and one of the recordings."""
         rows = (json.dumps([row.id, row.text, row.speaker, row.meta]) for row in self._all)
         files = (sha256(row.audio) if os.path.isfile(row.audio) else "absent" for row in self._all)
         return {"kind": "feedback", "rows_sha256": _digest(rows), "files_sha256": _digest(files)}
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """The rows, oldest first, if `train` is asked for. Raises LabError at once for a log that cannot be used."""
+        """Return the rows, oldest first, if `splits` include train. Raises LabError at once for an unusable log."""
         return iter(self._all if "train" in splits else ())
 
     def outline(self) -> Iterator[Example]:
-        """All rows; their audio is a path, and no file is opened."""
+        """Return all rows; their audio is a path, and no file is opened."""
         return self.examples()
 
     @property
@@ -63,20 +64,16 @@ class FeedbackSource:
 
     def _example(self, number: int, row: dict[str, str]) -> Example:
         audio = self._recording(row["audio"])
-        name = f"{number:05d}-{audio.stem}"  # a number of its own: one recording may be judged twice
+        name = f"{number:05d}-{audio.stem}"  # numbered, because a recording may be judged twice
         text = row["output"] if row["flag"] == "right" else row["reference"]
         speaker = row["username"] or f"anonymous-{name}"
         return Example(name, "train", text, audio, speaker, {column: row[column] for column in META if row[column]})
 
     def _recording(self, cell: str) -> Path:
-        """Where a row's recording lies: beside the log, wherever a cell of the log may point."""
+        """Return the path of a row's recording; a cell that leads out of the log's folder counts as missing."""
         folder = self._log.parent
-        file = folder / cell if cell and "\0" not in cell else folder / NOT_KEPT
-        try:
-            stays = file.resolve().is_relative_to(folder.resolve())
-        except (OSError, RuntimeError):  # links in a circle lead nowhere
-            stays = False
-        return file if stays else folder / NOT_KEPT
+        file = folder / cell if cell and "\0" not in cell else folder / MISSING
+        return file if is_inside(file, folder) else folder / MISSING
 
 
 def _digest(lines: Iterator[str]) -> str:

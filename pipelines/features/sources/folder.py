@@ -1,12 +1,12 @@
-"""Your own recordings: audio files in a folder, with a table of transcripts or a `.txt` beside each file.
+"""Own recordings: audio files in a folder, with a table of transcripts or a `.txt` beside each file.
 
     my-speech/transcripts.csv       or .tsv, .jsonl; or metadata.*      path,text,split,speaker
               clips/0001.wav                                            clips/0001.wav,"Hej, hej!",train,anna
 
-Columns: the file as path, file_name, file or audio, seen from the folder; its transcript as text, sentence, transcript
-or transcription; where known split, speaker (client_id, speaker_id), gender, age, accent. Without a table, the
-transcript of `a.wav` is `a.txt`. A file that is named but absent, and an audio file without a transcript, still become
-Examples: curation rejects and counts them.
+Columns: the file as path, file_name, file or audio, relative to the folder; its transcript as text, sentence,
+transcript or transcription; optional: split, speaker (client_id, speaker_id), gender, age, accent. Without a table, the
+transcript of `a.wav` is `a.txt`. A missing file and an audio file without a transcript still become Examples: curation
+rejects and counts them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ TEXT = ("text", "sentence", "transcript", "transcription")
 SPEAKER = ("speaker", "client_id", "speaker_id")
 META = ("gender", "age", "accent")
 HASHED_BYTES = 200_000_000
-"""Below this many bytes of audio in all, `identity` reads every byte; from here on it trusts sizes and times."""
+"""Below this size of all audio, `identity` hashes its content; from it on, sizes and modification times."""
 _SPLIT_NAMES = (
     {name: name for name in SPLITS} | {"training": "train"} | dict.fromkeys(("valid", "val", "dev"), "validation")
 )
 Record = tuple[str, dict[str, Any]]
-"""Where a row stands, for errors, and its cells by column name."""
+"""The position of a row, for errors, and its cells by column name."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class FolderSource:
     seed: int = 7
 
     def identity(self) -> dict[str, str]:
-        """A digest of the rows as they were understood, and one of the audio: (path, size, sha256) of every file.
+        """Return a digest of the rows, and one of the audio: path, size and sha256 of every file.
 
-        From HASHED_BYTES on the time of change stands in for the sha256: a copy without its times is another corpus.
+        From HASHED_BYTES on, modification times replace the sha256: a copy with other times is another corpus.
         """
         audio = [example.audio for example in self._all]
         by_content = sum(os.path.getsize(path) for path in audio if os.path.isfile(path)) < HASHED_BYTES
@@ -67,16 +67,16 @@ class FolderSource:
         }
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """The examples of these splits in the table's order (by path without a table).
+        """Return the examples of these splits in the table's order (by path without a table).
 
-        Rows whose split is none of SPLITS come only when all of SPLITS are asked for: curation rejects them.
-        Raises LabError at once for a table that cannot be used.
+        Rows with an unknown split are included only if `splits` are all of SPLITS: curation rejects them. Raises
+        LabError at once for a table that cannot be used.
         """
-        wanted = {*splits, *({row.split for row in self._all} - {*SPLITS} if {*SPLITS} <= {*splits} else ())}
-        return (example for example in self._all if example.split in wanted)
+        included = {*splits, *({row.split for row in self._all} - {*SPLITS} if {*SPLITS} <= {*splits} else ())}
+        return (example for example in self._all if example.split in included)
 
     def outline(self) -> Iterator[Example]:
-        """All examples; their audio is a path, and no file is opened."""
+        """Return all examples; their audio is a path, and no file is opened."""
         return self.examples()
 
     @property
@@ -96,7 +96,7 @@ class FolderSource:
 
 
 def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, seed: int | None) -> Example:
-    """`seed` draws the split; None takes the table's."""
+    """Return the example of a row; `seed` draws the split, None takes the table's."""
     where, row = record
     stem, speaker = file.with_suffix("").as_posix(), _cell(row, SPEAKER, where, "").strip()
     split = _cell(row, ("split",), where, "").strip()
@@ -107,21 +107,21 @@ def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, see
 
 
 def _drawn_split(speaker: str, stem: str, seed: int) -> str:
-    """80/10/10 by a hash of the speaker, or of the file where nobody knows who speaks: no other row can change it."""
+    """Draw the split, 80/10/10, by a hash of the speaker, else of the file: independent of all other rows."""
     share = int(_digest([str(seed), f"speaker {speaker}" if speaker else f"file {stem}"])[:12], 16) / 16**12
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
 
 
 def _records(folder: Path) -> list[Record]:
-    """The rows of the folder's table, or of its `.txt` files. LabError where there is no transcript."""
+    """Return the rows of the folder's table, or of its `.txt` files. Raises LabError if there is no transcript."""
     if not folder.is_dir():
         raise LabError(f"source.path must name a folder of audio files, got {str(folder)!r}, which is none: correct it")
     tables = [folder / name for name in TABLES if (folder / name).exists()]
     if len(tables) > 1:
         raise LabError(f"{folder} must hold one table, got {' and '.join(path.name for path in tables)}: keep one")
     if not tables:
-        found = list(_txt_records(folder))
-        records, what = found if any(row["text"] for _, row in found) else [], f"no {', '.join(TABLES)} and no .txt"
+        records, what = list(_txt_records(folder)), f"no {', '.join(TABLES)} and no .txt"
+        records = records if any(row["text"] for _, row in records) else []
     else:
         parse = _json_records if tables[0].suffix == ".jsonl" else _csv_records
         records, what = list(parse(tables[0].name, _read(tables[0]))), f"no row in {tables[0].name}"
@@ -131,7 +131,7 @@ def _records(folder: Path) -> list[Record]:
 
 
 def _csv_records(name: str, content: str) -> Iterator[Record]:
-    """csv with `,` or (Swedish Excel) `;`, and quotes; tsv without: there a `"` is a letter like any other."""
+    """Parse a .csv with `,` or (Swedish Excel) `;` and quotes, or a .tsv without quotes: there `"` is a letter."""
     first = content.partition("\n")[0]
     delimiter = "\t" if name.endswith(".tsv") else ";" if ";" in first and "," not in first else ","
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -167,7 +167,7 @@ def _json_records(name: str, content: str) -> Iterator[Record]:
 
 
 def _txt_records(folder: Path) -> Iterator[Record]:
-    """Every audio file that is not hidden, by path, with the text beside it: empty where there is none."""
+    """Yield every audio file that is not hidden, by path, with the text of its `.txt` file, else an empty text."""
     audio = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     for path in sorted(path for path in audio if not any(part.startswith(".") for part in path.parts)):
         where = str(path).encode(errors="replace").decode()
@@ -176,7 +176,7 @@ def _txt_records(folder: Path) -> Iterator[Record]:
 
 
 def _cell(row: dict[str, Any], names: tuple[str, ...], where: str, default: str | None = None) -> str:
-    """The first of the columns `names` that the row has; `default` where it has none, LabError where that is None."""
+    """Return the first cell of the columns `names`, else `default`. Raises LabError if that is None."""
     name = next((name for name in names if name in row), None)
     if name is None and default is None:
         raise LabError(f"{where}: a column must be named {' or '.join(names)}, got {', '.join(row)}: rename one")
@@ -188,15 +188,19 @@ def _cell(row: dict[str, Any], names: tuple[str, ...], where: str, default: str 
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:
-    """`name` as a path relative to `folder`; LabError if it leads out of it, through symlinks too."""
+    """Return `name` as a path relative to `folder`. Raises LabError if it leads out of it, also through symlinks."""
     file = Path(os.path.normpath(name))
-    try:
-        stays = (folder / file).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle lead nowhere
-        stays = False
-    if not stays or file.is_absolute() or ".." in file.parts or not file.name:
-        raise LabError(f"{where}: a file must be a path inside the folder, got {name!r}: copy it there, name it anew")
+    if not is_inside(folder / file, folder) or file.is_absolute() or ".." in file.parts or not file.name:
+        raise LabError(f"{where}: a file must be a path inside the folder, got {name!r}: copy it there")
     return file
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Return True if `file`, with symlinks resolved, is in `folder`."""
+    try:
+        return file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # circular links
+        return False
 
 
 def _unique(files: list[tuple[str, Path]]) -> list[Path]:
@@ -208,7 +212,7 @@ def _unique(files: list[tuple[str, Path]]) -> list[Path]:
 
 
 def _read(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark; NUL bytes are dropped."""
+    """Read a UTF-8 file, with or without a byte order mark; NUL bytes are dropped."""
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\0", "")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Several sources as one: training rows drawn in turn from each, held-out rows from those that are named for it.
+"""Several sources as one: training rows drawn in turn from each part, held-out rows from the parts that give some.
 
     [source]
     kind = "mix"
@@ -15,8 +15,8 @@
     path = "jzju/nst"
     count = 20000
 
-Every row keeps where it is from: `origin` in its meta, and before its id. Nothing but the seed decides the order.
-A part with `own_names` keeps ids and speakers as they are: a test set is the same within the mix and without it.
+Every row records its part: as `origin` in its meta and as prefix of its id. The order depends on the seed alone. A part
+with `own_names` keeps ids and speakers unchanged: a test set is the same within the mix and without it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipelines.infra.errors import LabError
 logger = logging.getLogger(__name__)
 
 _GLOBAL_SPEAKER = re.compile(r"[0-9a-f]{32,}")
-"""A hash, as Common Voice names its speakers: the same one in two corpora is the same person."""
+"""A hash, Common Voice's name of a speaker: equal hashes in two corpora are the same person."""
 
 
 @dataclass(frozen=True)
@@ -45,69 +45,70 @@ class Part:
     """Unique in the mix."""
     source: Source
     gives: tuple[str, ...] = ("train",)
-    """The splits that are taken from it."""
+    """The splits taken from it."""
     weight: float = 0.0
-    """Share of the training rows, relative to the other parts'; 0 in all of them: every row is taken."""
+    """Weight of its training rows relative to the other parts; 0 in all parts: every row is taken."""
     count: int = 0
-    """Training rows that are taken, the first in the source's order; 0 takes them all."""
+    """Number of training rows taken, the first in the source's order; 0: all."""
     own_names: bool = False
-    """Ids and speakers are kept as they are."""
+    """Keep ids and speakers unchanged."""
 
 
 Read = Callable[[Part, tuple[str, ...]], Iterator[Example]]
-"""Gives the rows of a part that belong to these splits."""
+"""Reads the rows of a part that belong to these splits."""
 
 
 @dataclass(frozen=True)
 class MixSource:
-    """The corpus of all `parts`. With weights, training rows keep these shares, and end where the first part does."""
+    """The corpus of all `parts`. With weights, training rows keep these ratios, until the first part ends."""
 
     parts: tuple[Part, ...]
     seed: int = 7
 
     def identity(self) -> dict[str, str]:
-        """The identity of every part below its name, and how they are drawn. Raises LabError for parts that clash."""
+        """Return the identity of every part, prefixed by its name, and the settings. Raises LabError for a conflict."""
         _check(self.parts)
-        told = {"kind": "mix", "seed": str(self.seed), "parts": " ".join(part.name for part in self.parts)}
+        fields = {"kind": "mix", "seed": str(self.seed), "parts": " ".join(part.name for part in self.parts)}
         for part in self.parts:
-            told |= {
+            fields |= {
                 f"{part.name}.gives": " ".join(sorted(part.gives, key=SPLITS.index)),
                 f"{part.name}.weight": f"{part.weight:g}",
                 f"{part.name}.count": str(part.count),
                 **({f"{part.name}.own_names": "true"} if part.own_names else {}),
                 **{f"{part.name}.{name}": value for name, value in part.source.identity().items()},
             }
-        return told
+        return fields
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """Training rows of all parts in turn, then the held-out rows of each part that gives some.
+        """Return the training rows of all parts in turn, then the held-out rows of each part that gives some.
 
-        A part that gives all of SPLITS is asked for all of them, so that rows of no split come out to be rejected.
-        Raises LabError at once for parts that clash, and at the end for a part with fewer rows than its `count`.
+        All splits of a part that gives all of SPLITS are read at once, so that rows with an unknown split are included
+        and rejected. Raises LabError at once for conflicting parts, and at the end for a part with fewer rows than its
+        `count`.
         """
         _check(self.parts)
-        return self._examples(splits, lambda part, wanted: part.source.examples(wanted))
+        return self._examples(splits, lambda part, names: part.source.examples(names))
 
     @property
     def outline(self) -> Callable[[], Iterator[Example]] | None:
-        """What gives all examples without their sound; None where a part cannot tell its rows without it."""
+        """A function that returns all examples without audio; None if a part has no outline."""
         if not all(getattr(part.source, "outline", None) for part in self.parts):
             return None
         _check(self.parts)
-        return lambda: self._examples(SPLITS, _outlined)
+        return lambda: self._examples(SPLITS, _outline)
 
     def _examples(self, splits: tuple[str, ...], read: Read) -> Iterator[Example]:
         if "train" in splits:
             yield from self._interleaved([part for part in self.parts if "train" in part.gives], read)
         for part in self.parts:
-            asked = tuple(split for split in SPLITS if split in part.gives and split in splits)
-            if asked not in ((), ("train",)):
-                held_out = asked if asked == SPLITS else tuple(split for split in asked if split != "train")
+            included = tuple(split for split in SPLITS if split in part.gives and split in splits)
+            if included not in ((), ("train",)):
+                held_out = included if included == SPLITS else tuple(split for split in included if split != "train")
                 rows = (example for example in read(part, held_out) if example.split != "train")
                 yield from (_from(part, example) for example in rows)
 
     def _interleaved(self, parts: list[Part], read: Read) -> Iterator[Example]:
-        """One row at a time of a part drawn by weight; parts without weights are drawn alike until all have ended."""
+        """Yield one row at a time of a part drawn by weight; without weights, equally likely until all parts end."""
         rng = random.Random(f"mix {self.seed}")
         rows = {part.name: islice(read(part, ("train",)), part.count or None) for part in parts}
         taken = dict.fromkeys(rows, 0)
@@ -118,43 +119,41 @@ class MixSource:
                 taken[part.name] += 1
                 yield _from(part, example)
                 continue
-            _refuse_too_few(part, taken[part.name])
+            _check_count(part, taken[part.name])
             if part.weight:
-                self._tell_end(part, taken)
+                self._log_end(part, taken)
                 return
             parts = [other for other in parts if other is not part]
 
-    def _tell_end(self, ended: Part, taken: dict[str, int]) -> None:
-        told = ", ".join(f"{name} {count:,}" for name, count in taken.items())
-        logger.info(
-            f"mix: {ended.name} has no more training rows, so that the mix ends with {told}; the rest is left out"
-        )
+    def _log_end(self, part: Part, taken: dict[str, int]) -> None:
+        counts = ", ".join(f"{name} {count:,}" for name, count in taken.items())
+        logger.info(f"mix: {part.name} has no more training rows, so the mix ends with {counts}; the rest is left out")
 
 
 def _check(parts: tuple[Part, ...]) -> None:
     names = [part.name for part in parts]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise LabError(f"source.parts must have names of their own, got {twice[0]!r} twice: rename one")
-    if len(kept := [part.name for part in parts if part.own_names]) > 1:
-        raise LabError(f"source.parts: one part may have own_names, got {', '.join(kept)}: choose one")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise LabError(f"source.parts must have unique names, got {duplicates[0]!r} twice: rename one")
+    if len(names := [part.name for part in parts if part.own_names]) > 1:
+        raise LabError(f"source.parts: one part may have own_names, got {', '.join(names)}: choose one")
     weighted = {bool(part.weight) for part in parts if "train" in part.gives}
     if len(weighted) > 1:
-        lacking = [part.name for part in parts if "train" in part.gives and not part.weight]
-        raise LabError(f"source.parts must all have a weight or none, got none for {', '.join(lacking)}: add it")
+        missing = [part.name for part in parts if "train" in part.gives and not part.weight]
+        raise LabError(f"source.parts must all have a weight or none, got none for {', '.join(missing)}: add it")
 
 
-def _outlined(part: Part, splits: tuple[str, ...]) -> Iterator[Example]:
-    """The outline of a part as its examples would come: rows of no split only where all of SPLITS are asked for."""
+def _outline(part: Part, splits: tuple[str, ...]) -> Iterator[Example]:
+    """Yield the outline of a part; rows with an unknown split only if `splits` are all of SPLITS."""
     return (example for example in part.source.outline() if example.split in splits or {*SPLITS} <= {*splits})
 
 
-def _refuse_too_few(part: Part, taken: int) -> None:
+def _check_count(part: Part, taken: int) -> None:
     if taken < part.count:
         raise LabError(f"source.parts: {part.name} must give {part.count:,} training rows, has {taken:,}: lower count")
 
 
 def _from(part: Part, example: Example) -> Example:
-    """The example under its part's name. Its sound is not touched: it may not be read yet."""
+    """Return the example with its part's name. Its audio is not accessed: it may be read on demand."""
     prefix, speaker = "" if part.own_names else f"{part.name}/", example.speaker
     if speaker and not _GLOBAL_SPEAKER.fullmatch(speaker):
         speaker = f"{prefix}{speaker}"

@@ -43,7 +43,7 @@ def told() -> list[str]:
 @pytest.fixture
 def rows(told):
     """`rows(part, ..., seed=7, splits=SPLITS)`: the examples of a mix."""
-    return lambda *parts, seed=7, splits=SPLITS: list(MixSource(parts, seed, told.append).examples(splits))
+    return lambda *parts, seed=7, splits=SPLITS: list(MixSource(parts, seed).examples(splits))
 
 
 ALL = ("train", "validation", "test")
@@ -84,7 +84,7 @@ def test_weights_keep_their_shares_until_a_part_ends_and_that_is_told(rows, told
     counts = Counter(e.meta["origin"] for e in found)
     assert counts["a"] == 1000
     assert 250 < counts["b"] < 420
-    assert f"a has no more training rows, so that the mix ends with a 1,000, b {counts['b']}" in told[0]
+    assert f"a has no more training rows, so the mix ends with a 1,000, b {counts['b']}" in told[0]
     assert "left out" in told[0]
 
 

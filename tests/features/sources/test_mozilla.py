@@ -167,8 +167,8 @@ def test_importing_the_room_loads_no_client():
 def test_a_cut_download_goes_on_where_it_was(server, archive, tmp_path, capfd):
     server.faults["cut after"] = 100_000
     said = refusal(capfd)
-    assert "was cut at 64.0 KB" in said  # the client writes whole blocks of 64 KiB
-    assert "goes on from there" in said
+    assert "was interrupted at 64.0 KB" in said  # the client writes whole blocks of 64 KiB
+    assert "to resume it" in said
     assert (cache(tmp_path) / f"{NAME}.part").stat().st_size == 65_536
     assert not (cache(tmp_path) / NAME).exists()
     server.faults.clear()
@@ -179,7 +179,7 @@ def test_a_cut_download_goes_on_where_it_was(server, archive, tmp_path, capfd):
 def test_a_download_that_ends_early_without_a_word_goes_on_too(server, archive, capfd):
     """Without a length the client takes the end of the connection for the end of the file."""
     server.faults |= {"no length": True, "cut after": 50_000}
-    assert f"was cut at 50000 of {len(archive)} bytes" in refusal(capfd)
+    assert f"was interrupted at 50000 of {len(archive)} bytes" in refusal(capfd)
     server.faults.clear()
     assert download(DATASET).read_bytes() == archive
     assert server.requests[-1] == ("GET", "/file", "bytes=50000-")
@@ -203,7 +203,7 @@ def test_a_part_of_another_version_is_not_continued(server, archive, tmp_path):
 def test_without_a_checksum_a_cut_download_starts_over(server, archive, capfd):
     server.details["checksum"] = None
     server.faults["cut after"] = 50_000
-    assert "starts over" in refusal(capfd)
+    assert "to start over" in refusal(capfd)
     server.faults.clear()
     assert download(DATASET).read_bytes() == archive
     assert json.loads(download(DATASET).with_name("download.json").read_text())["checksum_compared"] is False
@@ -263,7 +263,7 @@ def test_terms_that_were_not_agreed_to(server, capfd):
     server.faults["POST", f"/api/datasets/{DATASET}/download"] = (403, body)
     said = refusal(capfd)
     assert f"agree to its terms at https://mozilladatacollective.com/datasets/{DATASET}" in said
-    assert "(it says: Agree to the terms of … at …)" in said
+    assert "(reason: Agree to the terms of … at …)" in said
 
 
 POST, GET, FILE = ("POST", f"/api/datasets/{DATASET}/download"), ("GET", f"/api/datasets/{DATASET}"), ("GET", "/file")
@@ -275,7 +275,7 @@ POST, GET, FILE = ("POST", f"/api/datasets/{DATASET}/download"), ("GET", f"/api/
         (GET, 404, {"message": "gone"}, "source.dataset"),
         (GET, 410, {}, "source.dataset"),
         (GET, 500, {}, "HTTP 500"),
-        (GET, 200, b"<html>", "must answer, got JSONDecodeError"),
+        (GET, 200, b"<html>", "must respond, got JSONDecodeError"),
         (GET, 200, {}, "pip install -U datacollective"),
         (GET, 200, [], "pip install -U datacollective"),
         (GET, 200, {"id": DATASET, "filename": None}, "must name an archive"),
@@ -284,8 +284,8 @@ POST, GET, FILE = ("POST", f"/api/datasets/{DATASET}/download"), ("GET", f"/api/
         (POST, 503, b"", "HTTP 503"),
         (POST, 200, {"downloadUrl": f"http://x.example/?{SIGNATURE}"}, "pip install -U datacollective"),
         (POST, 200, b"[]", "pip install -U datacollective"),
-        (FILE, 403, b"<Error/>", "cut at 0.0 B"),
-        (FILE, 500, b"", "cut at 0.0 B"),
+        (FILE, 403, b"<Error/>", "interrupted at 0.0 B"),
+        (FILE, 500, b"", "interrupted at 0.0 B"),
     ],
 )
 def test_what_a_server_may_say(server, capfd, where, status, body, words):

@@ -129,7 +129,7 @@ def test_threads_may_ask_for_sounds_while_rows_are_read_and_the_reader_answers_o
 
 def test_the_outline_reads_no_sound(tmp_path, source, monkeypatch):
     write(tmp_path / "train.parquet", table(10))
-    monkeypatch.setattr("pipelines.features.sources.parquet.source._Sounds.__getitem__", lambda *asked: 1 / 0)
+    monkeypatch.setattr("pipelines.features.sources.parquet.source._AudioColumn.__getitem__", lambda *index: 1 / 0)
     assert [e.id for e in source(tmp_path).outline()] == [f"train:{n}" for n in range(10)]
 
 

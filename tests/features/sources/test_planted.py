@@ -16,14 +16,14 @@ from pipelines.features.curation import corpus, quality
 from pipelines.features.curation.leaks import HeldOut
 from pipelines.features.sources import Example
 from pipelines.features.sources.registry import open_source
-from pipelines.features.sources.synthetic.planted import FAULTS, PlantedSource, Shares, clipped, noisy
+from pipelines.features.sources.synthetic.planted import FAULTS, FaultRates, PlantedSource, add_noise, clip
 from pipelines.infra.errors import LabError
 from pipelines.recipes import load
 from pipelines.speech import audio, text
 
 needs_espeak = pytest.mark.skipif(find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed")
 SHIPPED = [name for name in recipes.names() if name.startswith("planted-")]
-SHARES = Shares(label_swap=0.2, label_word=0.1, noise=0.1, clipping=0.1, duplicate=0.15, leak=0.16)
+SHARES = FaultRates(label_swap=0.2, label_word=0.1, noise=0.1, clipping=0.1, duplicate=0.15, leak=0.16)
 SMALL = PlantedSource(100, 8, 32, faults=SHARES, men=0.8)
 
 
@@ -51,16 +51,16 @@ def test_shares_are_kept_and_no_clip_has_two_faults():
 
 def test_more_faults_than_clips_are_refused():
     with pytest.raises(LabError, match="at most 1 in all, got 1.2"):
-        PlantedSource(50, 4, 8, faults=Shares(label_swap=0.6, noise=0.6)).plan()
+        PlantedSource(50, 4, 8, faults=FaultRates(label_swap=0.6, noise=0.6)).plan()
     with pytest.raises(LabError, match="must leave clips that can be copied"):
-        PlantedSource(50, 4, 8, faults=Shares(duplicate=1.0)).plan()
+        PlantedSource(50, 4, 8, faults=FaultRates(duplicate=1.0)).plan()
     with pytest.raises(LabError, match="two clips or none"):
-        PlantedSource(10, 4, 8, faults=Shares(label_swap=0.1)).plan()
+        PlantedSource(10, 4, 8, faults=FaultRates(label_swap=0.1)).plan()
 
 
 def test_held_out_splits_are_clean_and_do_not_feel_the_faults():
     for split in ("validation", "test"):
-        clean = rows(replace(SMALL, faults=Shares(), men=0.5), split)
+        clean = rows(replace(SMALL, faults=FaultRates(), men=0.5), split)
         assert rows(split=split) == clean
         assert all(row.text == row.meta["spoken"] and not row.meta["planted"] for row in clean)
     assert len({row.speaker for row in rows(split="test")}) == 32
@@ -115,7 +115,7 @@ def test_leaks_are_of_the_test():
 
 
 def test_men_have_their_share():
-    clean = replace(SMALL, faults=Shares())
+    clean = replace(SMALL, faults=FaultRates())
     assert Counter(row.meta["gender"] for row in rows(clean)) == {"male": 80, "female": 20}
 
 
@@ -144,7 +144,7 @@ def test_sentences_of_a_file_are_spoken_in_training_alone(tmp_path: Path):
 def test_noise_is_about_as_loud_as_the_speech(speech):
     clean = speech(32_000).astype(np.float64)
     for seed in range(8):
-        mixed = noisy(clean, np.random.default_rng(seed))
+        mixed = add_noise(clean, np.random.default_rng(seed))
         assert np.abs(mixed).max() <= 1
         gain = (mixed @ clean) / (clean @ clean)
         snr_db = 10 * np.log10(np.square(gain * clean).mean() / np.square(mixed - gain * clean).mean())
@@ -152,7 +152,7 @@ def test_noise_is_about_as_loud_as_the_speech(speech):
 
 
 def test_a_quarter_of_the_samples_is_clipped(speech):
-    found = clipped(speech(32_000))
+    found = clip(speech(32_000))
     assert np.abs(found).max() == 1.0
     assert 0.1 < quality.clipped_share(found) <= 0.25
 

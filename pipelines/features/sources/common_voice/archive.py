@@ -1,7 +1,7 @@
-"""Reading a tar from the internet: in one forward pass, nothing written, nothing followed, damage never overlooked.
+"""Read a tar from the internet in one forward pass: nothing is written, no link is followed, damage is an error.
 
-tarfile alone takes a broken header for the end of the archive, and reads a gzip's checksum only if asked for its last
-byte; here both are errors.
+tarfile alone takes a broken header for the end of the archive, and compares a gzip's checksum only after its last byte
+is read; here both are errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, BinaryIO
 from pipelines.infra.errors import LabError
 
 MAX_HEADER_BYTES = 1 << 20
-"""A longer name or pax header is an attack on memory."""
+"""A longer name or pax header would exhaust the memory."""
 _BLOCK_BYTES = 1 << 16
 _LONG_HEADERS = (
     tarfile.XHDTYPE,
@@ -31,7 +31,7 @@ _LONG_HEADERS = (
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a tar. It can be opened until the next member is asked for."""
+    """A regular file in a tar. It can be opened until the iteration continues."""
 
     name: PurePosixPath
     """Relative, without `.` and `..`."""
@@ -44,10 +44,10 @@ class Member:
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Every regular file of the tar `path` (gzipped or not) in its order; memory is that of one header.
+    """Yield every regular file of the tar `path` (gzipped or not) in its order; memory is that of one header.
 
-    Raises LabError for a file that is no tar, is cut or damaged, or holds what no corpus does: links, devices, names
-    that are absolute or lead upwards. Whoever reads on to the end has had every checksum of the gzip compared.
+    Raises LabError for a file that is not a tar, is truncated or damaged, or holds links, devices or names that are
+    absolute or contain `..`. After a complete iteration every checksum of the gzip has been compared.
     """
     with damage_named(path), _decompressed(path) as file:
         tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictInfo)
@@ -61,18 +61,18 @@ def members(path: Path) -> Iterator[Member]:
 
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn what a broken archive makes its readers raise into one LabError."""
+    """Convert the exceptions of a damaged archive to one LabError."""
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise LabError(
-            f"{path.name} must be a whole .tar.gz, got: {' '.join(what.split())}. Download it again"
+            f"{path.name} must be a whole .tar.gz, got: {' '.join(cause.split())}. Download it again"
         ) from None
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """A header reader for which only the end mark is the end."""
+    """A header reader that accepts only the end mark as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:

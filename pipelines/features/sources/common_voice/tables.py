@@ -1,7 +1,7 @@
-"""The TSVs of a Common Voice release, and which of their rows are training, validation and test.
+"""The TSV tables of a Common Voice release, and their rows for training, validation and test.
 
-CorporaCreator, which makes them, quotes nothing and puts a backslash before a tab inside a sentence; some sentences
-came to it already quoted as csv, and are unquoted here.
+CorporaCreator writes them without quoting and puts a backslash before a tab inside a sentence. Some of its input
+sentences were already quoted as CSV; they are unquoted here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POOLS = {
 }
 """Pool of training clips to the tables it is made of."""
 HELD_OUT_SHARE = 0.05
-"""`train+validation`: this share of its clips is held out as validation, by whole speakers."""
+"""Share of the clips of `train+validation` that is held out as validation, by whole speakers."""
 MAX_LINE_BYTES = 1 << 20
 _REQUIRED = ("client_id", "path", "sentence")
 _META = {
@@ -38,9 +38,9 @@ _META = {
     "up_votes": ("up_votes",),
     "down_votes": ("down_votes",),
 }
-"""What an Example's meta calls it, to the columns of releases 11 to 26 (`accent` became `accents`)."""
+"""Key in an Example's meta to the columns of releases 11 to 26 (`accent` became `accents`)."""
 _GENDERS = {"male_masculine": "male", "female_feminine": "female"}
-"""Names since release 17, to those before, so that slices of two releases are comparable."""
+"""Names since release 17 to those before it, so that slices of two releases are comparable."""
 _TAB = re.compile(r"(?<!\\)\t")
 
 
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A TSV that was read to its end."""
+    """A table that was read completely."""
 
     rows: list[Row]
     bytes: int
@@ -66,7 +66,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which clip is in which split."""
+    """The clips of each split."""
 
     rows: dict[str, tuple[str, Row]] = field(default_factory=dict)
     """Clip to its split and its row: training first, each in its table's order."""
@@ -75,7 +75,7 @@ class Selection:
 
 
 def read(name: str, file: IO[bytes], locale: str) -> Table:
-    """Read a table to its end. Raises LabError naming the line for whatever cannot be relied on."""
+    """Read a table completely. Raises LabError naming the line for malformed content."""
     digest, size, number = hashlib.sha256(), 0, 0
     header: list[str] = []
     rows: list[Row] = []
@@ -89,12 +89,12 @@ def read(name: str, file: IO[bytes], locale: str) -> Table:
             rows.append(_row(f"{name} line {number}", dict(_pairs(name, number, header, cells)), locale))
     if not rows:
         raise LabError(f"{name} must hold at least one clip, got no row: choose another pool, or a whole release")
-    _refuse_twins(name, rows)
+    _check_unique_clips(name, rows)
     return Table(rows, size, digest.hexdigest())
 
 
 def select(tables: dict[str, Table], pool: str, seed: int) -> Selection:
-    """The rows of each split. Raises LabError for a clip that two of train, dev and test claim."""
+    """Return the rows of each split. Raises LabError for a clip in two of train, dev and test."""
     tables = {name: tables[name] for name in POOLS[pool]}
     test = tables["test"].rows
     if pool == "train+validation":
@@ -108,17 +108,20 @@ def select(tables: dict[str, Table], pool: str, seed: int) -> Selection:
         train, left_out = _apart_from(candidates, [*validation, *test])
     if not train:
         raise LabError(f"pool {pool!r} must leave clips to train on, got none: choose source.pool = 'train'")
-    _refuse_twins("train, dev and test", [*train, *validation, *test])
+    _check_unique_clips("train, dev and test", [*train, *validation, *test])
     splits = (("train", train), ("validation", validation), ("test", test))
     return Selection({row.clip: (split, row) for split, rows in splits for row in rows}, left_out)
 
 
 def _apart_from(rows: list[Row], held: list[Row]) -> tuple[list[Row], dict[str, int]]:
-    """The rows that share neither speaker nor sentence with `held`, and how many do; held rows themselves not told."""
+    """Return the rows without a common speaker or sentence with `held`, and the number of others.
+
+    Rows of `held` itself are left out and not counted.
+    """
     clips = {row.clip for row in held}
     speakers = {row.speaker for row in held} - {""}
     sentences = {speech_text.normalise(row.text) for row in held}
-    kept, left_out = [], Counter(speaker=0, sentence=0)
+    separate, left_out = [], Counter(speaker=0, sentence=0)
     for row in rows:
         if row.clip in clips:
             continue
@@ -127,18 +130,18 @@ def _apart_from(rows: list[Row], held: list[Row]) -> tuple[list[Row], dict[str, 
         elif speech_text.normalise(row.text) in sentences:
             left_out["sentence"] += 1
         else:
-            kept.append(row)
-    return kept, dict(left_out)
+            separate.append(row)
+    return separate, dict(left_out)
 
 
 def _held_out(rows: list[Row], seed: int) -> list[Row]:
-    """All rows of speakers drawn by `seed` until HELD_OUT_SHARE is full; the smallest speaker where none fits."""
+    """Return the rows of speakers drawn by `seed` up to HELD_OUT_SHARE; at least those of the smallest speaker."""
     clips = Counter(row.speaker for row in rows)
     order = sorted(clips, key=lambda speaker: hashlib.sha256(f"{seed} {speaker}".encode()).digest())
-    room, drawn = len(rows) * HELD_OUT_SHARE, set()
+    remaining, drawn = len(rows) * HELD_OUT_SHARE, set()
     for speaker in order:
-        if clips[speaker] <= room:
-            room -= clips[speaker]
+        if clips[speaker] <= remaining:
+            remaining -= clips[speaker]
             drawn.add(speaker)
     drawn = drawn or {min(order, key=clips.__getitem__)}
     return [row for row in rows if row.speaker in drawn]
@@ -158,9 +161,9 @@ def _cells(where: str, line: bytes) -> list[str]:
 
 def _header(name: str, cells: list[str]) -> list[str]:
     header = [cell.strip().lower() for cell in cells]
-    lacking = [column for column in _REQUIRED if column not in header]
-    if lacking or len(set(header)) < len(header):
-        fault = f"no {' and no '.join(lacking)}" if lacking else "a column twice"
+    missing = [column for column in _REQUIRED if column not in header]
+    if missing or len(set(header)) < len(header):
+        fault = f"no {' and no '.join(missing)}" if missing else "a column twice"
         raise LabError(
             f"{name} must have the columns {', '.join(_REQUIRED)} once each, separated by tabs, got {fault} among "
             f"{', '.join(header)[:200]!a}: take the table of the release"
@@ -192,13 +195,13 @@ def _row(where: str, cells: dict[str, str], locale: str) -> Row:
 
 
 def _first(cells: dict[str, str], columns: tuple[str, ...]) -> str:
-    """The first of `columns` that says something; equal values share their memory."""
+    """Return the first value of `columns` that is not empty, interned to save memory."""
     values = (cells.get(column, "").strip() for column in columns)
     return sys.intern(next(filter(None, values), ""))
 
 
 def _unquoted(sentence: str) -> str:
-    '''A sentence that csv has quoted, `"""Hej"", sa hon."`, as it was; every other as it is.'''
+    '''Undo CSV quoting, as in `"""Hej"", sa hon."`; other sentences stay as they are.'''
     inner = sentence.strip()[1:-1]
     quoted = len(sentence.strip()) > 1 and sentence.strip()[0] == sentence.strip()[-1] == '"'
     if quoted and '""' in inner and '"' not in inner.replace('""', ""):
@@ -206,7 +209,7 @@ def _unquoted(sentence: str) -> str:
     return sentence
 
 
-def _refuse_twins(name: str, rows: list[Row]) -> None:
-    twin = next((clip for clip, n in Counter(row.clip for row in rows).items() if n > 1), None)
-    if twin is not None:
-        raise LabError(f"{name} must name a clip once, got {twin!a} twice: take the tables of one release")
+def _check_unique_clips(name: str, rows: list[Row]) -> None:
+    duplicate = next((clip for clip, n in Counter(row.clip for row in rows).items() if n > 1), None)
+    if duplicate is not None:
+        raise LabError(f"{name} must name a clip once, got {duplicate!a} twice: take the tables of one release")

@@ -6,7 +6,9 @@
 A request that fails for a temporary reason (429, 5xx, a lost connection, a response that is too short) is repeated, up
 to TRIES times; any other error is one line. The server's own words are left out of messages: they may repeat a token.
 
-HFFS_VERDICT
+`huggingface_hub.HfFileSystem` (2.4) was compared with `RangeFile` on a faulty server. It repeats 429 and lost
+connections, and sends no token to another host. But it returns a short or a whole-file response as if it were the
+requested range, quotes the server's words in errors, and lists the folder of each file again. So `RangeFile` stays.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Swedish speech from espeak-ng, byte for byte the same whatever was synthesised before.
+"""Swedish speech from espeak-ng: the same bytes for the same arguments, independent of earlier calls.
 
 espeak-ng keeps hidden state between utterances (the phase of its pitch flutter, its gain control, a cycle counter)
-that neither setting the voice again nor espeak_Terminate() resets, and it seeds its breath noise with the clock: the
-same call then gives other bytes each time. So every utterance gets a freshly loaded library with a fixed seed, about
-3 ms. Where the library cannot be unloaded (Windows, or another package holds it open) the utterance is synthesised in
-a fresh Python process instead, about 0.1 s, with the same bytes.
+that neither setting the voice again nor espeak_Terminate() resets, and it seeds its breath noise with the clock, so the
+same call returns other bytes each time. So the library is loaded again with a fixed seed for every utterance, about
+3 ms. If the library cannot be unloaded (Windows, or another package uses it) the utterance is synthesised in a new
+Python process instead, about 0.1 s, with the same bytes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipelines.infra.errors import LabError, missing_package
 
 REQUIREMENT = "espeakng-loader>=0.2.4"
 SAMPLE_RATE_HZ = 22_050
-"""espeak-ng's own rate: mono, 16-bit."""
+"""Sample rate of espeak-ng: mono, 16-bit."""
 VARIANTS = tuple(f"sv+f{i}" for i in range(1, 6)) + tuple(f"sv+m{i}" for i in range(1, 8))
-"""The Swedish voice as five women and seven men. espeak-ng itself accepts unknown variants in silence."""
+"""The Swedish voice as five women and seven men. espeak-ng accepts unknown variants without an error."""
 RATES_WPM = range(80, 451)
-"""Speaking rates in words a minute. espeak-ng itself accepts anything in silence."""
+"""Speaking rates in words per minute. espeak-ng accepts any value without an error."""
 PITCHES = range(100)
-"""Pitch, 50 being the voice's own. espeak-ng itself accepts anything in silence."""
+"""Pitch; 50 is the default of the voice. espeak-ng accepts any value without an error."""
 
 # Constants of espeak-ng's speak_lib.h.
 _OUTPUT_SYNCHRONOUS, _DONT_EXIT_ON_ERROR = 2, 0x8000
@@ -45,17 +45,17 @@ _NOISE_SEED = 1
 _DATA_FILES = ("phondata", "phonindex", "phontab", "intonations", "sv_dict", "lang/gmq/sv")
 _PATH_LIMIT = 160  # characters; espeak-ng cannot find its data under a longer path
 
-_LOCK = threading.Lock()  # espeak-ng is one global machine per process
+_LOCK = threading.Lock()  # espeak-ng has one global state per process
 
 
 class _StillLoaded(Exception):
-    """The library keeps the state of earlier utterances: it could not be unloaded."""
+    """The library could not be unloaded, so it keeps the state of earlier utterances."""
 
 
 def synthesise(text: str, variant: str, rate_wpm: int, pitch: int) -> bytes:
-    """A WAV file (mono, 16-bit, SAMPLE_RATE_HZ) of `text`, a function of the four arguments alone.
+    """Return a WAV file (mono, 16-bit, SAMPLE_RATE_HZ) of `text` that depends on the four arguments only.
 
-    Raises LabError for an argument outside VARIANTS, RATES_WPM or PITCHES, and whenever espeak-ng refuses.
+    Raises LabError for an argument outside VARIANTS, RATES_WPM or PITCHES, and for an error of espeak-ng.
     """
     _check(text, variant, rate_wpm, pitch)
     with _LOCK:
@@ -66,17 +66,17 @@ def synthesise(text: str, variant: str, rate_wpm: int, pitch: int) -> bytes:
 
 
 def version() -> str:
-    """The version of the espeak-ng library, like 1.52.0."""
+    """Return the version of the espeak-ng library, such as 1.52.0."""
     with _LOCK:
         library = _load(_loader())
         library.espeak_Info.restype = ctypes.c_char_p
-        found = library.espeak_Info(None).decode()
+        number = library.espeak_Info(None).decode()
         _unload(library)
-    return found
+    return number
 
 
 def build_sha256() -> str:
-    """Digest of the library and of every data file behind VARIANTS: two builds of one version may sound different."""
+    """Return a digest of the library and the data files of VARIANTS: builds of one version may sound different."""
     loader = _loader()
     data = Path(loader.get_data_path())
     voices = [data / "voices" / "!v" / variant.removeprefix("sv+") for variant in VARIANTS]
@@ -123,7 +123,7 @@ def _load(loader: ModuleType) -> ctypes.CDLL:
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    """Drop our hold on the library; the last one to let go unmaps it, and with it its state."""
+    """Close the library; when no user is left it is unmapped, and its state is lost."""
     if os.name == "posix":
         import _ctypes  # ctypes has no public way to close a library
 
@@ -132,7 +132,7 @@ def _unload(library: ctypes.CDLL) -> None:
 
 @contextmanager
 def _fresh_library() -> Iterator[ctypes.CDLL]:
-    """espeak-ng as in a new process, ready to speak. Raises _StillLoaded where it has spoken before."""
+    """Load espeak-ng in its initial state. Raises _StillLoaded if it has been used before."""
     loader = _loader()
     library = _load(loader)
     try:
@@ -146,7 +146,7 @@ def _fresh_library() -> Iterator[ctypes.CDLL]:
 
 
 def _initialise(library: ctypes.CDLL, data_path: str) -> None:
-    """Start espeak-ng on its own data, and make sure it took no other: it falls back to a system-wide copy."""
+    """Initialise espeak-ng with its packaged data. Raises LabError if it fell back to a system-wide copy."""
     rate_hz = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), _DONT_EXIT_ON_ERROR)
     library.espeak_Info.restype = ctypes.c_char_p
     used = ctypes.c_char_p()
@@ -161,27 +161,27 @@ def _initialise(library: ctypes.CDLL, data_path: str) -> None:
 
 
 def _samples_here(text: str, variant: str, rate_wpm: int, pitch: int) -> bytes:
-    """Little-endian int16 samples at SAMPLE_RATE_HZ, synthesised in this process."""
+    """Synthesise in this process. Returns little-endian int16 samples at SAMPLE_RATE_HZ."""
     chunks: list[bytes] = []
 
     @_CALLBACK
-    def keep(samples, count, events):
+    def collect(samples, count, events):
         if samples and count > 0:
             chunks.append(ctypes.string_at(samples, 2 * count))
-        return 0  # go on
+        return 0  # continue
 
     with _fresh_library() as library:
-        library.espeak_SetSynthCallback(keep)
+        library.espeak_SetSynthCallback(collect)
         _expect_ok(library.espeak_SetVoiceByName(variant.encode()), f"espeak_SetVoiceByName({variant!r})")
         _expect_ok(library.espeak_SetParameter(_PARAMETER_RATE, rate_wpm, 0), f"rate {rate_wpm}")
         _expect_ok(library.espeak_SetParameter(_PARAMETER_PITCH, pitch, 0), f"pitch {pitch}")
-        _speak(library, text)
+        _synthesise_text(library, text)
     if not chunks:
-        raise LabError(f"espeak-ng gave no sound for {text!r}")
+        raise LabError(f"espeak-ng returned no audio for {text!r}")
     return b"".join(chunks)
 
 
-def _speak(library: ctypes.CDLL, text: str) -> None:
+def _synthesise_text(library: ctypes.CDLL, text: str) -> None:
     encoded = text.encode() + b"\0"
     size = ctypes.c_size_t(len(encoded))
     status = library.espeak_Synth(encoded, size, 0, _POSITION_CHARACTER, 0, _TEXT_UTF8, None, None)
@@ -205,18 +205,18 @@ def _wav(samples: bytes) -> bytes:
 
 
 def _wav_from_child(*arguments: str | int) -> bytes:
-    """The same WAV file from a new Python process, whose library has never spoken."""
+    """Synthesise in a new Python process, whose library is in its initial state. Returns a WAV file."""
     root = Path(__file__).resolve().parents[4]
-    code = f"import sys; sys.path.insert(0, {str(root)!r}); import {__name__} as espeak; espeak._answer_parent()"
-    asked = json.dumps(arguments).encode()
-    done = subprocess.run([sys.executable, "-c", code], input=asked, capture_output=True, check=False)
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); import {__name__} as espeak; espeak._run_child()"
+    request = json.dumps(arguments).encode()
+    done = subprocess.run([sys.executable, "-c", code], input=request, capture_output=True, check=False)
     if done.returncode != 0 or not done.stdout:
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-        raise LabError(f"espeak-ng failed in a process of its own: {reason}")
+        raise LabError(f"espeak-ng failed in a child process: {reason}")
     return done.stdout
 
 
-def _answer_parent() -> None:
-    """What the child of _wav_from_child runs: arguments as JSON on stdin, the WAV file on stdout."""
+def _run_child() -> None:
+    """Run in the child of _wav_from_child: arguments as JSON on stdin, the WAV file on stdout."""
     text, variant, rate_wpm, pitch = json.loads(sys.stdin.buffer.read())
     sys.stdout.buffer.write(_wav(_samples_here(text, variant, rate_wpm, pitch)))

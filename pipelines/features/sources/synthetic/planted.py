@@ -1,9 +1,9 @@
-"""The corpus `planted`: the tour's speech with faults planted in its training split, each of them known.
+"""The corpus `planted`: the tour's speech with known faults planted in its training split.
 
-What real corpora have and nobody counts: wrong transcripts, noise, clipping, copies, clips of the test's speakers and
-sentences, mostly men. Here it is known which clip has which, so that what curation finds can be counted, too. The
-truth stands in two columns that no step of curation reads: `planted` (one of FAULTS, or empty) and `spoken` (what is
-really said). Validation and test are clean, and the same whatever is planted.
+Real corpora have such faults, but unlabelled: wrong transcripts, noise, clipping, copies, clips of the test's speakers
+and sentences, mostly men. Here the fault of each clip is recorded, so that the results of curation can be measured. The
+truth is in two columns that no curation step reads: `planted` (one of FAULTS, or empty) and `spoken` (the true
+transcript). Validation and test are clean and do not depend on the faults.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ FAULTS = (
     "leak_audio",
     "leak_renamed",
 )
-"""Every value of the column `planted`.
+"""Values of the column `planted`.
 
 label_swap      the transcript is another clip's
 label_word      one word of the transcript was dropped, doubled or exchanged
 noise           white or pink noise, from 5 dB above the speech to 5 dB below it
 clipping        a quarter of the samples at full scale
-duplicate       the very clip once more (the first of its kind counts as clean)
-leak_speaker    said by a speaker of the test
-leak_sentence   a sentence of the test, without its capital letter and full stop
-leak_audio      a clip of the test under another speaker's name, one word of the transcript dropped
-leak_renamed    said by a speaker of the test under another name: nothing in the corpus tells
+duplicate       a copy of another clip (the first of each group counts as clean)
+leak_speaker    spoken by a speaker of the test split
+leak_sentence   a sentence of the test split, without its capital letter and full stop
+leak_audio      a clip of the test split under another speaker's name, one word of the transcript dropped
+leak_renamed    spoken by a speaker of the test split under another name: no metadata shows it
 """
 PERSONAS = {"train": 8, "validation": 4, "test": 8}
 """Speakers per variant: 48, 8 and 32 speakers."""
 NOISE_SNR_DB = (-5.0, 5.0)
 CLIPPED_SHARE = 0.25
 COPIES = 3
-"""Times that a duplicated clip comes again."""
+"""Copies of a duplicated clip."""
 SENTENCE_WORDS = range(3, 13)
-"""Words of a sentence that is taken from a file: clips of the tour's length."""
+"""Number of words of a sentence from a file, for clips of the tour's length."""
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Shares of the training clips that have a fault, 0 to 1; no clip has two. Meanings: FAULTS."""
+class FaultRates:
+    """Fractions of the training clips with each fault, 0 to 1; no clip has two. Meanings: FAULTS."""
 
     label_swap: float = 0.0
     label_word: float = 0.0
@@ -67,25 +67,25 @@ class Shares:
     clipping: float = 0.0
     duplicate: float = 0.0
     leak: float = 0.0
-    """All four kinds of leak, alike."""
+    """All four kinds of leak together, a quarter each."""
 
-    def kinds(self, clips: int, rng: random.Random) -> list[str]:
-        """The fault of each of so many clips, or "", in random order."""
-        told = {
-            fault: getattr(self, fault.partition("_")[0] if fault.startswith("leak") else fault) for fault in FAULTS
-        }
-        told = {fault: share / 4 if fault.startswith("leak") else share for fault, share in told.items()}
-        kinds = [fault for fault, share in told.items() for _ in range(round(share * clips))]
-        if len(kinds) > clips:
-            raise LabError(f"source.faults must be at most 1 in all, got {sum(told.values()):g}: plant less")
-        kinds += [""] * (clips - len(kinds))
+    def kinds(self, n_clips: int, rng: random.Random) -> list[str]:
+        """Return the fault, or "", of each of `n_clips` clips, in random order."""
+        rates = {fault: self.leak / 4 if fault.startswith("leak") else getattr(self, fault) for fault in FAULTS}
+        kinds = [fault for fault, rate in rates.items() for _ in range(round(rate * n_clips))]
+        if len(kinds) > n_clips:
+            raise LabError(f"source.faults must be at most 1 in all, got {sum(rates.values()):g}: plant less")
+        kinds += [""] * (n_clips - len(kinds))
         rng.shuffle(kinds)
         return kinds
 
 
 @dataclass(frozen=True)
 class Line:
-    """One clip of the plan: what is said, and what the corpus tells of it."""
+    """One clip of the plan: the utterance, and its metadata in the corpus.
+
+    The plan's digest contains these field names.
+    """
 
     said: Utterance
     transcript: str
@@ -101,14 +101,14 @@ class PlantedSource:
     validation: int = 120
     test: int = 224
     seed: int = 7
-    faults: Shares = field(default_factory=Shares)
+    faults: FaultRates = field(default_factory=FaultRates)
     men: float = 0.5
-    """Share of the training clips that men speak."""
+    """Fraction of the training clips with male voices."""
     sentences: str = ""
-    """A text file whose lines are spoken in the training split, in place of the tour's sentences."""
+    """Path of a text file whose lines replace the tour's sentences in the training split."""
 
     def identity(self) -> dict[str, str]:
-        """Sizes, seed, the whole plan, and the build of espeak-ng that speaks it."""
+        """Return sizes and seed, a digest of the plan, and the build of espeak-ng."""
         lines = "\n".join(map(repr, self.plan()))
         return {
             "kind": "planted",
@@ -122,15 +122,15 @@ class PlantedSource:
         }
 
     def plan(self) -> tuple[Line, ...]:
-        """Every clip in the corpus's order, without audio: a pure function of the settings."""
+        """Return every clip in the corpus's order, without audio: a pure function of the settings."""
         return self._lines
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """The examples of these splits in the plan's order, each synthesised when it is asked for."""
-        return (_example(line, _sound(line)) for line in self.plan() if line.said.split in splits)
+        """Yield the examples of these splits in the plan's order; each is synthesised when it is yielded."""
+        return (_example(line, _audio(line)) for line in self.plan() if line.said.split in splits)
 
     def outline(self) -> Iterator[Example]:
-        """All examples without their audio: nothing is synthesised."""
+        """Yield all examples without audio: nothing is synthesised."""
         return (_example(line, b"") for line in self.plan())
 
     @cached_property
@@ -139,36 +139,38 @@ class PlantedSource:
         texts = tour.split_texts(sizes, self.seed)
         if self.sentences:
             held_out = [sentence for split in ("validation", "test") for sentence, _ in texts[split]]
-            texts["train"] = _sentences_of(Path(self.sentences), self.train, held_out, self.seed)
+            texts["train"] = _read_sentences(Path(self.sentences), self.train, held_out, self.seed)
         voices = {split: tour.personas(split, self.seed, PERSONAS[split]) for split in SPLITS}
         mixed = {**voices, "train": self._by_gender(voices["train"])}
-        said = {split: list(tour.turns("planted", split, texts[split], mixed[split], self.seed)) for split in SPLITS}
-        clean = {split: [_honest(utterance) for utterance in said[split]] for split in SPLITS}
+        clean = {}
+        for split in SPLITS:
+            utterances = tour.turns("planted", split, texts[split], mixed[split], self.seed)
+            clean[split] = [_clean_line(utterance) for utterance in utterances]
         clean["train"] = _Planter(clean, voices["test"], self.faults, self.seed).lines()
         return tuple(line for split in SPLITS for line in clean[split])
 
     def _by_gender(self, voices: list[Persona]) -> list[Persona]:
-        """One speaker for each training clip: men and women in their shares, each taking turns among themselves."""
+        """Return one speaker per training clip: men and women in the set ratio, each taking turns in their group."""
         rng, n_men = random.Random(f"planted men {self.seed}"), round(self.men * self.train)
         men = [True] * n_men + [False] * (self.train - n_men)
         rng.shuffle(men)
         groups = {man: [voice for voice in voices if (voice.variant[3] == "m") == man] for man in (True, False)}
-        taken = {True: 0, False: 0}
+        n_used = {True: 0, False: 0}
         speakers = []
         for man in men:
-            speakers.append(groups[man][taken[man] % len(groups[man])])
-            taken[man] += 1
+            speakers.append(groups[man][n_used[man] % len(groups[man])])
+            n_used[man] += 1
         return speakers
 
 
 class _Planter:
-    """Turns clean training lines into faulty ones."""
+    """Plants faults in clean training lines."""
 
-    def __init__(self, clean: dict[str, list[Line]], test_voices: list[Persona], faults: Shares, seed: int):
+    def __init__(self, clean: dict[str, list[Line]], test_voices: list[Persona], faults: FaultRates, seed: int):
         self.rng = random.Random(f"planted faults {seed}")
         self.train, self.test = clean["train"], clean["test"]
-        heard = {line.speaker for line in self.test}
-        self.voices = [voice for voice in test_voices if voice.speaker in heard]  # a small test has fewer
+        speakers = {line.speaker for line in self.test}  # a small test split has fewer than all
+        self.voices = [voice for voice in test_voices if voice.speaker in speakers]
         self.kinds = faults.kinds(len(self.train), self.rng)
         self.words = sorted({word for line in self.train for word in line.transcript.rstrip(".?!").split()[1:]})
 
@@ -176,7 +178,7 @@ class _Planter:
         lines = list(self.train)
         self._swap(lines)
         self._copy(lines)
-        alone: dict[str, Callable[[Line], Line]] = {
+        planters: dict[str, Callable[[Line], Line]] = {
             "label_word": self._with_another_word,
             "noise": lambda line: line,
             "clipping": lambda line: line,
@@ -185,59 +187,59 @@ class _Planter:
             "leak_audio": self._of_a_test_clip,
             "leak_renamed": self._by_a_renamed_test_speaker,
         }
-        for place, kind in enumerate(self.kinds):
-            if kind in alone:
-                lines[place] = replace(alone[kind](lines[place]), fault=kind)
+        for index, kind in enumerate(self.kinds):
+            if kind in planters:
+                lines[index] = replace(planters[kind](lines[index]), fault=kind)
         return lines
 
-    def _of(self, kind: str) -> list[int]:
-        return [place for place, other in enumerate(self.kinds) if other == kind]
+    def _indices(self, kind: str) -> list[int]:
+        return [index for index, other in enumerate(self.kinds) if other == kind]
 
     def _swap(self, lines: list[Line]) -> None:
-        """Each of the chosen gets the transcript of the next one."""
-        places = self._of("label_swap")
-        if len(places) == 1:
+        """Give each chosen clip the transcript of the next one."""
+        indices = self._indices("label_swap")
+        if len(indices) == 1:
             raise LabError("source.faults.label_swap must take two clips or none, got one: plant more")
-        for place, other in zip(places, [*places[1:], *places[:1]], strict=True):
-            lines[place] = replace(lines[place], transcript=self.train[other].transcript, fault="label_swap")
+        for index, other in zip(indices, [*indices[1:], *indices[:1]], strict=True):
+            lines[index] = replace(lines[index], transcript=self.train[other].transcript, fault="label_swap")
 
     def _copy(self, lines: list[Line]) -> None:
-        """Groups of one clean clip and COPIES that are planted: the first in the corpus's order is the original."""
-        copies, originals = self._of("duplicate"), self._of("")
+        """Form groups of one clean clip and COPIES copies; the first in the corpus's order is the original."""
+        copies, originals = self._indices("duplicate"), self._indices("")
         self.rng.shuffle(copies)
         self.rng.shuffle(originals)
         for start in range(0, len(copies), COPIES):
             if not originals:
                 raise LabError("source.faults.duplicate must leave clips that can be copied: plant fewer faults")
             first, *others = sorted([originals.pop(), *copies[start : start + COPIES]])
-            for place in others:
-                said = replace(lines[first].said, id=lines[place].said.id)
-                lines[place] = replace(lines[first], said=said, fault="duplicate")
+            for index in others:
+                utterance = replace(lines[first].said, id=lines[index].said.id)
+                lines[index] = replace(lines[first], said=utterance, fault="duplicate")
 
     def _with_another_word(self, line: Line) -> Line:
         return replace(line, transcript=self._changed(line.transcript))
 
     def _changed(self, transcript: str) -> str:
-        """One word after the first dropped, doubled or exchanged."""
+        """Drop, double or exchange one word, not the first."""
         words = transcript.split()
-        place = self.rng.randrange(1, len(words)) if len(words) > 1 else 0
-        word = words[place].rstrip(".?!,")
-        sign = words[place][len(word) :]
-        other = self.rng.choice([known for known in self.words if known != word])
+        index = self.rng.randrange(1, len(words)) if len(words) > 1 else 0
+        word = words[index].rstrip(".?!,")
+        sign = words[index][len(word) :]
+        other = self.rng.choice([candidate for candidate in self.words if candidate != word])
         drop = [] if len(words) > 1 else [other]
-        words[place : place + 1] = self.rng.choice([drop, [word, word + sign], [other + sign]])
+        words[index : index + 1] = self.rng.choice([drop, [word, word + sign], [other + sign]])
         return " ".join(words)
 
     def _by_a_test_speaker(self, line: Line) -> Line:
         voice = self.rng.choice(self.voices)
-        said = replace(
+        utterance = replace(
             line.said, speaker=voice.speaker, variant=voice.variant, rate_wpm=voice.rate_wpm, pitch=voice.pitch
         )
-        return replace(line, said=said, speaker=voice.speaker)
+        return replace(line, said=utterance, speaker=voice.speaker)
 
     def _by_a_renamed_test_speaker(self, line: Line) -> Line:
-        known = self._by_a_test_speaker(line)
-        return replace(known, speaker=f"unknown-{known.speaker}")
+        leak = self._by_a_test_speaker(line)
+        return replace(leak, speaker=f"unknown-{leak.speaker}")
 
     def _of_a_test_sentence(self, line: Line) -> Line:
         sentence = self.rng.choice(self.test).transcript
@@ -246,42 +248,42 @@ class _Planter:
 
     def _of_a_test_clip(self, line: Line) -> Line:
         copied = self.rng.choice(self.test)
-        said = replace(copied.said, id=line.said.id, split="train")
+        utterance = replace(copied.said, id=line.said.id, split="train")
         words = copied.transcript.split()
         transcript = " ".join(words[:-1]) if len(words) > 1 else self._changed(copied.transcript)
-        return replace(line, said=said, transcript=transcript)
+        return replace(line, said=utterance, transcript=transcript)
 
 
-def noisy(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """float [n] with white or pink noise at a signal-to-noise ratio drawn from NOISE_SNR_DB."""
+def add_noise(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add white or pink noise to float [n], at a signal-to-noise ratio drawn from NOISE_SNR_DB."""
     noise = rng.standard_normal(len(samples))
     if rng.random() < 0.5:  # pink: power falls with frequency
         spectrum = np.fft.rfft(noise)
         noise = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(samples))
     snr_db = rng.uniform(*NOISE_SNR_DB)
-    wanted = np.square(samples).mean() / 10 ** (snr_db / 10)
-    mixed = samples + noise * np.sqrt(wanted / np.square(noise).mean())
-    return mixed * min(1.0, 0.95 / np.abs(mixed).max())  # as loud as the format bears: noise is not to clip
+    noise_power = np.square(samples).mean() / 10 ** (snr_db / 10)
+    mixed = samples + noise * np.sqrt(noise_power / np.square(noise).mean())
+    return mixed * min(1.0, 0.95 / np.abs(mixed).max())  # avoid clipping
 
 
-def clipped(samples: np.ndarray) -> np.ndarray:
-    """float [n], made so loud that CLIPPED_SHARE of the samples that are no silence reach full scale."""
+def clip(samples: np.ndarray) -> np.ndarray:
+    """Amplify float [n] until CLIPPED_SHARE of the samples that are not silence reach full scale."""
     loud = np.abs(samples)[np.abs(samples) > 0.01 * np.abs(samples).max()]
     return np.clip(samples / np.quantile(loud, 1 - CLIPPED_SHARE), -1.0, 1.0)
 
 
-def _sentences_of(path: Path, count: int, held_out: list[str], seed: int) -> list[tuple[str, str]]:
-    """`count` lines of a text file, drawn by seed, none of them held out: (text, origin) pairs."""
+def _read_sentences(path: Path, count: int, held_out: list[str], seed: int) -> list[tuple[str, str]]:
+    """Draw `count` lines of a text file that are not held out. Returns (text, origin) pairs."""
     try:
-        found = [line.strip() for line in path.expanduser().read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.expanduser().read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"source.sentences must name a UTF-8 text file, got {path} ({type(error).__name__})") from None
-    taken, chosen = {text.normalise(sentence) for sentence in held_out}, []
-    random.Random(f"planted sentences {seed}").shuffle(found)
-    for line in found:
+    used, chosen = {text.normalise(sentence) for sentence in held_out}, []
+    random.Random(f"planted sentences {seed}").shuffle(lines)
+    for line in lines:
         normal = text.normalise(line)
-        if len(normal.split()) in SENTENCE_WORDS and normal not in taken:
-            taken.add(normal)
+        if len(normal.split()) in SENTENCE_WORDS and normal not in used:
+            used.add(normal)
             chosen.append((line, "file"))
     if len(chosen) < count:
         raise LabError(
@@ -291,44 +293,45 @@ def _sentences_of(path: Path, count: int, held_out: list[str], seed: int) -> lis
     return chosen[:count]
 
 
-def _honest(utterance: Utterance) -> Line:
+def _clean_line(utterance: Utterance) -> Line:
     return Line(utterance, utterance.text, utterance.speaker)
 
 
-def _sound(line: Line) -> bytes:
-    said = line.said
-    sound = espeak.synthesise(said.text, said.variant, said.rate_wpm, said.pitch)
+def _audio(line: Line) -> bytes:
+    utterance = line.said
+    wav = espeak.synthesise(utterance.text, utterance.variant, utterance.rate_wpm, utterance.pitch)
     if line.fault == "noise":
-        digest = hashlib.sha256(f"planted noise {said}".encode()).digest()
-        return _treated(sound, lambda samples: noisy(samples, np.random.default_rng(int.from_bytes(digest[:8], "big"))))
-    return _treated(sound, clipped) if line.fault == "clipping" else sound
+        digest = hashlib.sha256(f"planted noise {utterance}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        return _transform(wav, lambda samples: add_noise(samples, rng))
+    return _transform(wav, clip) if line.fault == "clipping" else wav
 
 
-def _treated(sound: bytes, treat: Callable[[np.ndarray], np.ndarray]) -> bytes:
-    """A WAV file like `sound` with other samples."""
+def _transform(wav: bytes, transform: Callable[[np.ndarray], np.ndarray]) -> bytes:
+    """Apply `transform` to the samples of a WAV file."""
     import soundfile
 
-    samples, rate_hz = soundfile.read(io.BytesIO(sound), dtype="float64")
+    samples, rate_hz = soundfile.read(io.BytesIO(wav), dtype="float64")
     file = io.BytesIO()
-    soundfile.write(file, treat(samples), rate_hz, format="WAV", subtype="PCM_16")
+    soundfile.write(file, transform(samples), rate_hz, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
 
-def _example(line: Line, sound: bytes) -> Example:
-    said = line.said
+def _example(line: Line, audio: bytes) -> Example:
+    utterance = line.said
     return Example(
-        id=said.id,
-        split=said.split,
+        id=utterance.id,
+        split=utterance.split,
         text=line.transcript,
-        audio=sound,
+        audio=audio,
         speaker=line.speaker,
         meta={
-            "gender": said.gender,
-            "variant": said.variant,
-            "rate_wpm": str(said.rate_wpm),
-            "pitch": str(said.pitch),
-            "origin": said.origin,
+            "gender": utterance.gender,
+            "variant": utterance.variant,
+            "rate_wpm": str(utterance.rate_wpm),
+            "pitch": str(utterance.pitch),
+            "origin": utterance.origin,
             "planted": line.fault,
-            "spoken": said.text,
+            "spoken": utterance.text,
         },
     )

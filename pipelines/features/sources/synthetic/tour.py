@@ -1,7 +1,7 @@
 """The embedded corpus `tour`: Swedish sentences written for this project, spoken by espeak-ng.
 
-It needs no download and no licence, and it is a fair miniature of a real corpus: speakers, voices and sentences of
-one split never occur in another. What it teaches a model is espeak-ng's Swedish, not people's.
+It needs no download and no licence, and has the structure of a real corpus: speakers, voices and sentences of one split
+never occur in another. A model learns espeak-ng's Swedish from it, not that of people.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from pipelines.features.sources.synthetic import espeak
 from pipelines.features.sources.synthetic.tour_text import grammar_sentences, hand_sentences
 from pipelines.infra.errors import LabError
 
-# Who speaks in which split. Neighbouring timbres (f3 and f4, f2 and f5, m6 and m1) are kept on the two sides, so that
-# test asks for new voices of a known kind; both held-out splits hold as many women as men.
 SPLIT_VARIANTS = {
     "train": ("sv+f4", "sv+f5", "sv+m1", "sv+m4", "sv+m5", "sv+m7"),
     "validation": ("sv+f1", "sv+m2"),
     "test": ("sv+f2", "sv+f3", "sv+m3", "sv+m6"),
 }
+"""Voices of each split. Of similar voices (f3 and f4, f2 and f5, m6 and m1) one is in train and one in test: the test
+voices are new but not unusual. Both held-out splits have as many women as men."""
 PERSONAS = {"train": 8, "validation": 4, "test": 4}
 """Speakers per variant: 48, 8 and 16 speakers."""
 
 RATE_WPM = (135, 185)
-"""Base speaking rate of every persona of every split, in words a minute."""
+"""Range of the base speaking rate of a persona, in words per minute."""
 PITCH = (38, 64)
-"""Base pitch of every persona, in espeak-ng's units (50 is the variant's own): about -2.5 to +3.5 semitones."""
+"""Range of the base pitch of a persona, in espeak-ng's units (default 50): about -2.5 to +3.5 semitones."""
 RATE_JITTER_WPM = 5
 PITCH_JITTER = 3
 
 HELD_OUT_HAND_PERCENT = 70
-"""Part of validation and test taken from the hand-written list; the rest is the grammar's."""
+"""Share of validation and test, in percent, from the hand-written list; the rest is from the grammar."""
 TRAIN_HAND_MINIMUM = 400
-"""Hand-written sentences that the held-out splits leave to train (or train's size, when that is smaller)."""
+"""Minimum of hand-written sentences in train (or the size of train, if that is smaller)."""
 
 
 @dataclass(frozen=True)
 class Persona:
-    """A speaker: a variant at a pitch and a rate of its own."""
+    """A speaker: a variant with a pitch and a speaking rate."""
 
     speaker: str
     variant: str
@@ -53,7 +53,7 @@ class Persona:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One line of the plan: all that decides an example, before any audio exists."""
+    """One line of the plan: everything that decides an example, without audio."""
 
     id: str
     split: str
@@ -63,7 +63,7 @@ class Utterance:
     rate_wpm: int
     pitch: int
     origin: str
-    """hand or grammar."""
+    """`hand` or `grammar`."""
 
     @property
     def gender(self) -> str:
@@ -80,7 +80,7 @@ class TourSource:
     seed: int = 7
 
     def identity(self) -> dict[str, str]:
-        """Sizes, seed, the sentences, the whole plan, and the build of espeak-ng that speaks it."""
+        """Return sizes and seed, digests of the sentences and the plan, and the build of espeak-ng."""
         utterances = self.plan()
         return {
             "kind": "tour",
@@ -95,25 +95,25 @@ class TourSource:
         }
 
     def plan(self) -> tuple[Utterance, ...]:
-        """Every utterance in the corpus's order, without audio."""
+        """Return every utterance in the corpus's order, without audio."""
         return _plan(self.train, self.validation, self.test, self.seed)
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """The examples of these splits in the plan's order, each synthesised when it is asked for."""
+        """Yield the examples of these splits in the plan's order; each is synthesised when it is yielded."""
         unknown = sorted(set(splits) - set(SPLITS))
         if unknown:
             raise LabError(f"Unknown split {', '.join(unknown)}: expected some of {', '.join(SPLITS)}")
-        return (_spoken(utterance) for utterance in self.plan() if utterance.split in splits)
+        return (_synthesise(utterance) for utterance in self.plan() if utterance.split in splits)
 
     def outline(self) -> Iterator[Example]:
-        """All examples without their audio: nothing is synthesised."""
+        """Yield all examples without audio: nothing is synthesised."""
         return (_example(utterance, b"") for utterance in self.plan())
 
 
 def plan(train: int = 960, validation: int = 120, test: int = 160, seed: int = 7) -> list[Utterance]:
-    """Who says what, and how: a pure function of the sizes, the seed and the sentences. No audio.
+    """Return the utterances of all splits: a pure function of the sizes, the seed and the sentences.
 
-    Raises LabError for a split below one sentence, or for more sentences than there are.
+    Raises LabError for a split without a sentence, or for more sentences than exist.
     """
     return list(_plan(train, validation, test, seed))
 
@@ -130,7 +130,7 @@ def _plan(train: int, validation: int, test: int, seed: int) -> tuple[Utterance,
 
 
 def split_texts(sizes: dict[str, int], seed: int) -> dict[str, list[tuple[str, str]]]:
-    """Per split, its (text, origin) pairs in order. Every sentence goes to one split."""
+    """Return the (text, origin) pairs of each split in order. Every sentence is in one split only."""
     hand = list(hand_sentences())
     hand_sizes = _hand_sizes(sizes, len(hand))
     grammar_sizes = {split: sizes[split] - hand_sizes[split] for split in SPLITS}
@@ -146,26 +146,26 @@ def split_texts(sizes: dict[str, int], seed: int) -> dict[str, list[tuple[str, s
 
 
 def _hand_sizes(sizes: dict[str, int], available: int) -> dict[str, int]:
-    """How many hand-written sentences each split gets: the held-out splits their share, train the rest."""
+    """Return the number of hand-written sentences per split: the held-out splits get their share, train the rest."""
     for split in SPLITS:
         if sizes[split] < 1:
             raise LabError(f"The tour corpus needs at least 1 sentence in {split}, got {split}={sizes[split]}")
     # Rounded up, so that even one held-out sentence is hand-written.
     held_out = {split: -(-sizes[split] * HELD_OUT_HAND_PERCENT // 100) for split in ("validation", "test")}
-    left = available - sum(held_out.values())
-    if left < min(TRAIN_HAND_MINIMUM, sizes["train"]):
+    remaining = available - sum(held_out.values())
+    if remaining < min(TRAIN_HAND_MINIMUM, sizes["train"]):
         raise LabError(
             f"The tour corpus holds {available} hand-written sentences, too few for validation={sizes['validation']} "
-            f"and test={sizes['test']} (they take {sum(held_out.values())}; train keeps {TRAIN_HAND_MINIMUM}): "
-            "ask for less"
+            f"and test={sizes['test']} (they take {sum(held_out.values())}; train needs {TRAIN_HAND_MINIMUM}): "
+            "lower them"
         )
-    return {"train": min(sizes["train"], left), **held_out}
+    return {"train": min(sizes["train"], remaining), **held_out}
 
 
 def turns(
     corpus: str, split: str, texts: Iterable[tuple[str, str]], speakers: Iterable[Persona], seed: int
 ) -> Iterator[Utterance]:
-    """The split's utterances: its speakers take turns, again and again, and vary a little from one to the next."""
+    """Yield the split's utterances: its speakers take turns, with small variations of rate and pitch."""
     rng = random.Random(f"tour jitter {seed} {split}")
     for index, ((text, origin), persona) in enumerate(zip(texts, itertools.cycle(speakers), strict=False)):
         yield Utterance(
@@ -181,21 +181,21 @@ def turns(
 
 
 def personas(split: str, seed: int, count: int) -> list[Persona]:
-    """The split's speakers, `count` of each variant, in the order they take turns: variants alternate."""
+    """Return the split's speakers, `count` per variant, in the order of their turns: variants alternate."""
     rng = random.Random(f"tour personas {seed} {split}")
     by_variant = [_variant_personas(variant, count, rng) for variant in SPLIT_VARIANTS[split]]
     return [voices[number] for number in range(count) for voices in by_variant]
 
 
 def _variant_personas(variant: str, count: int, rng: random.Random) -> list[Persona]:
-    """`count` speakers of one variant, spread evenly over RATE_WPM and PITCH so that every split covers both."""
+    """Return `count` speakers of one variant, spread evenly over RATE_WPM and PITCH."""
     rates, pitches = _spread(RATE_WPM, count, rng), _spread(PITCH, count, rng)
     name = variant.removeprefix("sv+")
     return [Persona(f"{name}-{number + 1:02d}", variant, rates[number], pitches[number]) for number in range(count)]
 
 
 def _spread(bounds: tuple[int, int], count: int, rng: random.Random) -> list[int]:
-    """One whole number at random from each of `count` equal parts of `bounds`, in random order."""
+    """Draw one whole number from each of `count` equal parts of `bounds`, in random order."""
     low, high = bounds
     width = (high - low) / count
     values = [round(low + width * (part + rng.random())) for part in range(count)]
@@ -203,17 +203,17 @@ def _spread(bounds: tuple[int, int], count: int, rng: random.Random) -> list[int
     return values
 
 
-def _spoken(utterance: Utterance) -> Example:
-    sound = espeak.synthesise(utterance.text, utterance.variant, utterance.rate_wpm, utterance.pitch)
-    return _example(utterance, sound)
+def _synthesise(utterance: Utterance) -> Example:
+    audio = espeak.synthesise(utterance.text, utterance.variant, utterance.rate_wpm, utterance.pitch)
+    return _example(utterance, audio)
 
 
-def _example(utterance: Utterance, sound: bytes) -> Example:
+def _example(utterance: Utterance, audio: bytes) -> Example:
     return Example(
         id=utterance.id,
         split=utterance.split,
         text=utterance.text,
-        audio=sound,
+        audio=audio,
         speaker=utterance.speaker,
         meta={
             "gender": utterance.gender,
