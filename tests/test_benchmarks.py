@@ -18,6 +18,7 @@ from pipelines.whisper import model as whisper_model
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_feature_benchmark_ends_with_its_figures(tiny_folder, tmp_path):
     command = [sys.executable, "benchmarks/features.py", "--smoke", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -30,6 +31,7 @@ def test_the_feature_benchmark_ends_with_its_figures(tiny_folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_window_benchmark_scores_clips_and_windows(toy_cache, toy_model):
     command = [sys.executable, "benchmarks/windows.py", "--cache", toy_cache.uri, str(toy_model)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -39,6 +41,7 @@ def test_the_window_benchmark_scores_clips_and_windows(toy_cache, toy_model):
     assert found["clips"]["speakers"] == found["windows"]["speakers"]
 
 
+@pytest.mark.slow
 def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     command = [
         sys.executable,
@@ -61,6 +64,7 @@ def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_api_ends_with_its_figures(toy_model):
     if not importlib.util.find_spec("locust"):  # importing it here would exchange this process's threads for greenlets
         pytest.skip("locust is not installed")
@@ -115,6 +119,7 @@ def test_peaks_are_found_by_name(training, device, peak):
     assert training.flops.peak_of(device) == peak
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):
     command = [sys.executable, "benchmarks/copies.py", "--smoke", "--model", str(toy_model), "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -129,6 +134,7 @@ def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_inference_runs_all_sides_and_ends_with_one_json_object(toy_model, tmp_path):
     command = [sys.executable, "benchmarks/inference.py", "--smoke", "--model", str(toy_model)]
     environ = {**os.environ, "LAB_CACHE": str(tmp_path)}  # where the exported weights land

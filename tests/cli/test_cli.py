@@ -148,6 +148,7 @@ def test_a_wrong_setting_is_one_line_and_code_1(call, runs: Path, command: str, 
     assert not runs.exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_in_a_process_of_its_own(tmp_path: Path):
     done = process("train", "--set", "training.stepz=3", "--json", LAB_RUNS=str(tmp_path))
     assert "did you mean 'training.steps'?" in one_line(done)

@@ -202,6 +202,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_the_summary_holds_the_figures_and_the_uris(place: Place, summary: dict[str, Any]):
     assert summary == json.loads((place.folder / "summary.json").read_text("utf-8"))
     for name in ("wer_before", "wer_after"):
@@ -216,6 +217,7 @@ def test_the_summary_holds_the_figures_and_the_uris(place: Place, summary: dict[
     assert summary["digest"] == json.loads((Path(summary["model_uri"]) / "manifest.json").read_text("utf-8"))["digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pictures"), [(FEATURES, 2), (TRAINING, 3), (APP, 0)])
 def test_the_executed_copies_are_whole(place: Place, summary: dict[str, Any], name: str, pictures: int):
     executed = cells(place.copy(name))
@@ -230,6 +232,7 @@ def test_the_executed_copies_are_whole(place: Place, summary: dict[str, Any], na
     assert players == {FEATURES: 3, TRAINING: 0, APP: 5}[name]
 
 
+@pytest.mark.slow
 def test_the_executed_copies_print_what_they_hand_on(place: Place, summary: dict[str, Any]):
     assert f"cache URI  {summary['cache_uri']}\n" in printed(place.copy(FEATURES))
     assert f"model URI  {summary['model_uri']}\n" in printed(place.copy(TRAINING))
@@ -237,6 +240,7 @@ def test_the_executed_copies_print_what_they_hand_on(place: Place, summary: dict
     assert f"MODEL_URI={summary['model_uri']} python app.py" in printed(place.copy(APP))
 
 
+@pytest.mark.slow
 def test_in_batch_the_page_is_built_and_not_opened(place: Place, summary: dict[str, Any]):
     (built,) = [cell for cell in cells(place.copy(APP)) if "app.build(" in cell.source]
     assert built.outputs == []
@@ -253,6 +257,7 @@ def test_a_second_run_extracts_and_trains_nothing_again(place: Place, summary: d
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_plain_papermill_takes_recipe_and_overrides(place: Place, tmp_path: Path):
     out = tmp_path / "out.ipynb"
     given = place.papermill(FEATURES, out, ", source.train: 4, source: {test: 2}", runs=str(tmp_path / "runs"))
@@ -264,6 +269,7 @@ def test_plain_papermill_takes_recipe_and_overrides(place: Place, tmp_path: Path
     assert (counts["train"], counts["validation"], counts["test"]) == (4, 8, 2)
 
 
+@pytest.mark.slow
 def test_a_misspelt_override_stops_papermill_with_a_suggestion(place: Place, tmp_path: Path):
     out = tmp_path / "out.ipynb"
     done = place.command(*place.papermill(FEATURES, out, ", source.trian: 4", runs=str(tmp_path / "runs")))
@@ -272,6 +278,7 @@ def test_a_misspelt_override_stops_papermill_with_a_suggestion(place: Place, tmp
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_stale_cache_is_refused_and_the_field_is_named(place: Place, summary: dict[str, Any], tmp_path: Path):
     before = changed(place.runs)
     given = place.papermill(TRAINING, tmp_path / "out.ipynb", ", source.seed: 8", cache_uri=summary["cache_uri"])
@@ -281,6 +288,7 @@ def test_a_stale_cache_is_refused_and_the_field_is_named(place: Place, summary: 
     assert changed(place.runs) == before
 
 
+@pytest.mark.slow
 def test_the_comparison_tells_what_helped_and_runs_no_pipeline(place: Place, tmp_path: Path):
     for name, errors in (("raw", 3), ("better", 2)):
         run_log.add(hand_made.report(tmp_path, name, hand_made.wrong(errors)), tmp_path)
@@ -300,6 +308,7 @@ def test_the_comparison_tells_what_helped_and_runs_no_pipeline(place: Place, tmp
     assert set(tmp_path.rglob("*")) - before == {out}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_where_in_one_line(place: Place, tmp_path: Path):
     settings = ("--set", "source.kind=folder", "--set", f"source.path={tmp_path / 'none'}")
     given = ("--recipe", str(place.recipe), "--set", f"model.base={place.model}", *settings)

@@ -88,6 +88,7 @@ print("none" if found is None else repr((found["wer"], found["wer_low"], found["
 """
 
 
+@pytest.mark.slow
 def test_two_processes_add_up_without_a_network(tmp_path):
     processes = [started(RANK, tmp_path, rank) for rank in "01"]
     score = scoring.score(REFERENCES, PREDICTIONS, ["a", "a", "b", "b", "c"])
@@ -129,6 +130,7 @@ print(found["eval_wer"], found["eval_substitutions"], found["eval_words"], found
 """
 
 
+@pytest.mark.slow
 def test_it_serves_as_compute_metrics_of_a_trainer_without_a_network(tmp_path):
     """Three utterances of three, two and three words; in the second `du` is heard as `på`."""
     assert ended(started(TRAINER, tmp_path)) == "0.125 1 8 True"

@@ -102,6 +102,7 @@ def test_a_file_with_other_columns_is_not_touched(tmp_path: Path):
     assert (tmp_path / "experiments.csv").read_text() == "mine,own\n1,2\n"
 
 
+@pytest.mark.slow
 def test_processes_that_add_at_once_lose_nothing_and_add_nothing_twice(tmp_path: Path):
     """Each adds all ten rows, in another order."""
     for seed in range(10):

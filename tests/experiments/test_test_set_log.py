@@ -103,6 +103,7 @@ def test_however_much_of_the_first_line_reached_the_disk(noted, tmp_path, cut):
     assert counts(noted("n", "toy/reports/test-2")) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing(tmp_path):
     code = f"""
 import sys

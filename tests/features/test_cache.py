@@ -151,6 +151,7 @@ def build_until_number_6(folder: Path) -> None:
     build_cache(folder, wait)
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_where_it_was(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=build_until_number_6, args=(tmp_path / "c",))
     process.start()

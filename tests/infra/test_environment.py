@@ -333,6 +333,7 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
     assert others - with_transformers - elsewhere == environment._LIGHT.keys()
 
 
+@pytest.mark.slow
 def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch):
     """The real pip reads the pins, and finds that what is installed already satisfies them."""
     run = subprocess.run

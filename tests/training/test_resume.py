@@ -336,6 +336,7 @@ def test_sigterm_to_the_whole_group_ends_with_a_checkpoint_and_bit_equal(sit, wh
     assert history(run) == history(whole)
 
 
+@pytest.mark.slow
 def test_the_equality_could_fail(sit, whole, tmp_path):
     """Dropout and SpecAugment do draw: another seed gives other weights."""
     sit(tmp_path / "run", **{"training.seed": 43})

@@ -116,6 +116,7 @@ def test_a_folder_comes_first_and_is_named_by_its_weights(toy_model, monkeypatch
     assert whisper_model.identity(ref) == {"weights_sha256": digest, "quantisation": "none"}
 
 
+@pytest.mark.slow
 def test_the_hub_then_its_cache_and_then_never_the_hub_again(hub, mirrored, toy_model, tmp_path):
     first, again = resolve_elsewhere(hub.endpoint, tmp_path, mirrored, "lab/toy", "hub://lab/toy@main")
     assert (first["origin"], first["revision"], again["origin"]) == ("hub", COMMIT[:12], "hub cache")
@@ -132,6 +133,7 @@ def test_the_hub_then_its_cache_and_then_never_the_hub_again(hub, mirrored, toy_
     assert len(hub.requests) == asked
 
 
+@pytest.mark.slow
 def test_a_model_that_the_lab_published_tells_how_it_was_tuned(toy_model, mirrored, tmp_path):
     server = Hub()
     server.add("model", "lab/tuned", sealed_copy(toy_model, tmp_path / "m"), COMMIT)
@@ -141,6 +143,7 @@ def test_a_model_that_the_lab_published_tells_how_it_was_tuned(toy_model, mirror
     assert (first["context"], first["revision"]) == (cached["context"], cached["revision"]) == ("clip", COMMIT[:12])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "kb-small"])
 def test_the_baselines_of_the_recipes_come_from_the_hub(name, toy_model, mirrored, tmp_path):
     base = recipes.load(name).model.base
@@ -163,6 +166,7 @@ def test_the_baselines_of_the_recipes_come_from_the_hub(name, toy_model, mirrore
     assert whisper_model.identity(ref)["weights_sha256"] == manifest.sha256(toy_model / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_tuned_model_that_was_published_with_its_card_is_found_whole(toy_model, mirrored, tmp_path):
     (folder := tmp_path / "m").mkdir()
     for path in toy_model.iterdir():
@@ -177,6 +181,7 @@ def test_a_tuned_model_that_was_published_with_its_card_is_found_whole(toy_model
     assert (cached["origin"], cached["context"]) == ("hub cache", "clip")
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
     for found in resolve_elsewhere(
         hub.endpoint, tmp_path, mirrored, "lab/other", "hub://lab/toy@no-such-branch", "a b/c"
@@ -186,6 +191,7 @@ def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
         assert "\n" not in found["error"]
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_is_one_line_and_leaves_nothing_that_is_taken_for_a_model(
     toy_model, mirrored, tmp_path
 ):
@@ -204,6 +210,7 @@ def test_a_download_that_breaks_off_is_one_line_and_leaves_nothing_that_is_taken
     ).stat().st_size
 
 
+@pytest.mark.slow
 def test_the_mirror_where_the_hub_does_not_answer_and_that_is_decided_once(dead_endpoint, mirrored, tmp_path):
     uris = ["openai/whisper-tiny", "lab/unknown", "openai/whisper-tiny@q8"]
     tiny, unknown, q8 = resolve_elsewhere(dead_endpoint, tmp_path, mirrored, *uris)
@@ -218,6 +225,7 @@ def test_the_mirror_where_the_hub_does_not_answer_and_that_is_decided_once(dead_
     assert unknown["seconds"] < 1
 
 
+@pytest.mark.slow
 def test_offline_asks_nobody(hub, mirrored, tmp_path):
     (found,) = resolve_elsewhere(hub.endpoint, tmp_path, mirrored, "openai/whisper-tiny", HF_HUB_OFFLINE="1")
     assert found["origin"] == "registry mirror"

@@ -40,6 +40,7 @@ def test_what_others_set_on_the_tokenizer_cuts_no_label(processor):
     assert tokens.labeller(processor, "sv")(long) == whole
 
 
+@pytest.mark.slow
 def test_a_process_that_makes_shards_imports_little(processor, encoded, speech, tmp_path):
     create_clip = ClipFilter(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3).create_clip
     writer = ShardWriter(tmp_path, create_clip, "float32", 80)

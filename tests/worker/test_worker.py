@@ -274,6 +274,7 @@ def process_of(folder: Path):
         server.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_job_ends_with_a_killed_server_and_the_next_one_goes_on(tmp_path):
     diary = tmp_path / "diary"
 
@@ -302,6 +303,7 @@ def test_a_job_ends_with_a_killed_server_and_the_next_one_goes_on(tmp_path):
     assert sorted(set(steps())) == list(range(1, 41)) and len(steps()) <= 42, "but for what was cut off, once each"
 
 
+@pytest.mark.slow
 def test_a_job_that_says_nothing_ends_with_its_server_too(tmp_path):
     with process_of(tmp_path) as (server, client):
         client.do("dataset", NUMBERS)

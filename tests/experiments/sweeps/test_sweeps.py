@@ -442,6 +442,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(whole, toy_recipe, toy_model, fresh_runs):
     recipe, made, _, _ = whole
     given = {"model.base": str(toy_model), **base_settings.flatten(SEARCH)}

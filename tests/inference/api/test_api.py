@@ -643,6 +643,7 @@ def requirements(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
+@pytest.mark.slow
 def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
     pytest.importorskip("ctranslate2")
     served = export.convert(whisper_model.resolve(str(toy_model)), "ctranslate2-int8", to=tmp_path / "served")
@@ -675,6 +676,7 @@ def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly
     assert {path.name for path in tmp_path.iterdir()} <= {"err", "cache", "served"}
 
 
+@pytest.mark.slow
 def test_without_torch_a_model_that_is_no_export_is_refused_in_one_line(toy_model, tmp_path):
     names = ",".join(requirements(ROOT / "pipelines/inference/api/requirements.txt"))
     command = [sys.executable, "-c", BLOCKED, names, "serve", "--model", str(toy_model), "--port", "0"]

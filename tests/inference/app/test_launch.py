@@ -20,6 +20,7 @@ gr = pytest.importorskip("gradio")
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 def test_import_is_fast_and_loads_nothing_heavy():
     code = (
         "import time; start = time.process_time(); import app, sys, json; seconds = time.process_time() - start\n"
@@ -36,6 +37,7 @@ def run_app(*arguments, env=None):
     return subprocess.run([sys.executable, "app.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_model_and_loads_nothing(tmp_path):
     environ = {**os.environ, "LAB_RUNS": str(tmp_path), "MODEL_URI": "hub://me/mine"}
     done = run_app("--dry-run", env=environ)
@@ -53,6 +55,7 @@ def test_log_option_precedes_the_environment(monkeypatch):
     assert launch.parse_options([]).log == ROOT / "log.csv"
 
 
+@pytest.mark.slow
 def test_missing_model_is_one_line(tmp_path):
     done = run_app("--model", str(tmp_path))
     assert done.returncode == 1

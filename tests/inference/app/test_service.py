@@ -129,6 +129,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_highly_compressed_file_uses_little_memory(tmp_path):
     """Read half a minute of eight channels at 384 kHz: 380 MB as floats, half a megabyte as silence in FLAC."""
     soundfile = pytest.importorskip("soundfile")

@@ -442,6 +442,7 @@ def test_a_dry_run_counts_and_writes_nothing(talks, capfd):
     assert sorted(talks.parent.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_no_row_that_was_done(talks, tmp_path):
     talks.write_text("audio,text\n" + "".join(f"clips/{(1, 2, 4, 6)[n % 4]}.wav,hej {n}\n" for n in range(200)))
     job = batch_job.plan([talks])

@@ -71,6 +71,7 @@ def _environ(**variables: str) -> dict[str, str]:
 # ---- what is in it
 
 
+@pytest.mark.slow
 def test_it_holds_the_modules_that_are_imported_and_nothing_else(tmp_path):
     model = space.Model("lab/toy", COMMIT, False, ("config.json",))
     files = set(space.write(tmp_path / "s", NAME, model))
@@ -234,6 +235,7 @@ def test_odd_names_are_refused(tmp_path, name, hardware):
 # ---- ZeroGPU
 
 
+@pytest.mark.slow
 def test_on_zerogpu_spaces_is_imported_before_torch(tmp_path):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "spaces.py").write_text(

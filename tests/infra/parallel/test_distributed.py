@@ -315,6 +315,7 @@ def test_a_cluster_tells_what_is_wrong_in_one_line(ray_address, toy_settings, ca
         training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, launch=Launch("", ray_address, 3))
 
 
+@pytest.mark.slow
 def test_an_error_of_all_is_one_line(sit, tmp_path):
     code, told = sit(tmp_path, {"training.patiense": 1})
     assert code == 1
@@ -348,6 +349,7 @@ def test_who_stays_after_a_fault_of_another_is_killed(monkeypatch):
     assert distributed.launch(2, [sys.executable, "-c", stays]) == 3
 
 
+@pytest.mark.slow
 def test_a_signal_is_handed_on_to_each_once(tmp_path):
     hear = """
 import os, signal, sys, time

@@ -289,6 +289,7 @@ def _export(folder: str, to: str) -> None:
     export.export(whisper_model.resolve(folder), "int8", to=to)
 
 
+@pytest.mark.slow
 @ct2
 def test_two_processes_that_export_at_once_leave_one_whole_folder(toy_model, tmp_path):
     context = multiprocessing.get_context("spawn")
@@ -302,6 +303,7 @@ def test_two_processes_that_export_at_once_leave_one_whole_folder(toy_model, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
+@pytest.mark.slow
 @ct2
 def test_a_transcript_by_ctranslate2_needs_neither_torch_nor_transformers(ref, tmp_path, own_cache, encoded, speech):
     """They take a second to import, and 400 MB."""
