@@ -79,20 +79,20 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_commands_are_the_stages_and_what_helps():
+def test_commands_follow_the_pipeline_order():
     assert {"run", "features", "train", "evaluate", "transcribe", "recipe", "doctor"} <= set(COMMANDS)
     assert {"compare", "leaderboard"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example_of_itself(call, command: str):
+def test_command_help_has_an_example(call, command: str):
     done = call(command, "--help")
     assert done.code == 0
     assert f"Example: python -m pipelines {command}" in done.out
     assert "--json" in done.out
 
 
-def test_without_a_command_all_are_listed(call):
+def test_no_command_lists_all_commands(call):
     done = call()
     assert all(command in done.out + done.err for command in COMMANDS)
 
@@ -108,7 +108,7 @@ WOULD = {
 
 
 @pytest.mark.parametrize("command", STAGES)
-def test_a_dry_run_says_what_it_would_do_and_does_nothing(call, runs: Path, command: str):
+def test_dry_run_prints_plan_and_writes_nothing(call, runs: Path, command: str):
     settings = ("--set", "training.steps=7", "--set", "model.base=no/where")
     done = call(command, "--dry-run", *settings)
     assert (done.code, done.err) == (0, "")
@@ -143,38 +143,38 @@ def one_line(done: Done) -> str:
         ("training.steps", "--set takes NAME=VALUE such as training.steps=60, got 'training.steps'"),
     ],
 )
-def test_a_wrong_setting_is_one_line_and_code_1(call, runs: Path, command: str, setting: str, complaint: str):
+def test_wrong_setting_prints_one_line_and_exits_1(call, runs: Path, command: str, setting: str, complaint: str):
     assert complaint in one_line(call(command, "--set", setting))
     assert not runs.exists()
 
 
 @pytest.mark.slow
-def test_a_wrong_setting_in_a_process_of_its_own(tmp_path: Path):
+def test_wrong_setting_in_a_separate_process(tmp_path: Path):
     done = process("train", "--set", "training.stepz=3", "--json", LAB_RUNS=str(tmp_path))
     assert "did you mean 'training.steps'?" in one_line(done)
 
 
 @pytest.mark.parametrize("command", STAGES)
-def test_an_unknown_recipe_suggests_the_nearest(call, runs: Path, command: str):
+def test_unknown_recipe_suggests_the_nearest_name(call, runs: Path, command: str):
     assert "no recipe 'tuor'; did you mean 'tour'?" in one_line(call(command, "--recipe", "tuor"))
 
 
-def test_a_recipe_file_that_is_no_toml_is_named(call, tmp_path: Path):
+def test_invalid_toml_recipe_is_named(call, tmp_path: Path):
     (tmp_path / "mine.toml").write_text("name = ")
     assert "mine.toml is not valid TOML" in one_line(call("recipe", tmp_path / "mine.toml"))
 
 
-def test_training_without_features_says_what_to_run_first(call, runs: Path):
+def test_training_without_features_names_the_command(call, runs: Path):
     assert "python -m pipelines features --recipe tour" in one_line(call("train", "--json"))
 
 
-def test_a_stop_by_hand_is_no_traceback(call, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_prints_no_traceback(call, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     done = call("train")
     assert (done.code, done.err) == (130, "stopped; run the same command again to continue\n")
 
 
-def test_a_defect_is_not_hidden(call, monkeypatch: pytest.MonkeyPatch):
+def test_unexpected_error_keeps_its_traceback(call, monkeypatch: pytest.MonkeyPatch):
     """Only LabError is a message; anything else keeps its traceback."""
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
@@ -185,7 +185,7 @@ def test_a_defect_is_not_hidden(call, monkeypatch: pytest.MonkeyPatch):
 # --- recipe -----------------------------------------------------------------------------------------------------------
 
 
-def test_recipe_shows_every_setting_as_it_would_run(call):
+def test_recipe_command_prints_all_settings(call):
     from pipelines.recipes import setting_names
 
     told = call("recipe", "tour", "--set", "training.steps=7", "--json").told
@@ -206,14 +206,14 @@ def test_recipe_shows_every_setting_as_it_would_run(call):
         ('curation.held_out=["2024"]', ["2024"]),
     ],
 )
-def test_a_setting_that_is_text_takes_it_as_it_stands(call, setting: str, value):
+def test_text_setting_takes_the_value_unchanged(call, setting: str, value):
     assert call("recipe", "--set", setting, "--json").told[setting.partition("=")[0]] == value
 
 
 # --- a life -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, toy_model: Path, tmp_path: Path):
+def test_commands_run_a_complete_toy_experiment(call, runs: Path, toy_recipe: Path, toy_model: Path, tmp_path: Path):
     toy = ("--recipe", toy_recipe, "--set", f"model.base={toy_model}", "--json")
 
     features = call("features", *toy).told
@@ -267,9 +267,7 @@ def test_a_toy_experiment_by_commands_alone(call, runs: Path, toy_recipe: Path, 
     assert spoken.out.splitlines()[-1].startswith("Next: python -m pipelines evaluate")
 
 
-def test_an_unfinished_run_has_an_exit_code_of_its_own_and_the_same_command_goes_on(
-    call, runs: Path, toy_recipe: Path, toy_model: Path, toy_cache
-):
+def test_unfinished_run_exits_75_and_resumes(call, runs: Path, toy_recipe: Path, toy_model: Path, toy_cache):
     toy = ("--recipe", toy_recipe, "--cache", toy_cache.uri, "--set", f"model.base={toy_model}")
     hasty = (*toy, "--set", "training.steps=2", "--set", "training.max_hours=1e-9", "--json")
     ended = call("train", *hasty)
@@ -285,7 +283,7 @@ def test_an_unfinished_run_has_an_exit_code_of_its_own_and_the_same_command_goes
     assert json.loads(Path(forked["model_uri"], "manifest.json").read_text("utf-8"))["fork"]["step"] == 2
 
 
-def test_a_rehearsal_by_command(call, runs: Path, toy_recipe: Path, toy_model: Path, toy_cache):
+def test_fast_dev_run_writes_to_separate_folder(call, runs: Path, toy_recipe: Path, toy_model: Path, toy_cache):
     toy = ("--recipe", toy_recipe, "--cache", toy_cache.uri, "--set", f"model.base={toy_model}")
     done = call("train", *toy, "--fast-dev-run")
     assert done.code == 0
@@ -297,9 +295,7 @@ def test_a_rehearsal_by_command(call, runs: Path, toy_recipe: Path, toy_model: P
 # --- transcribe -------------------------------------------------------------------------------------------------------
 
 
-def test_transcribe_goes_on_after_a_file_that_cannot_be_read(
-    call, runs: Path, toy_model: Path, tmp_path: Path, encoded, speech
-):
+def test_transcribe_continues_after_unreadable_file(call, runs: Path, toy_model: Path, tmp_path: Path, encoded, speech):
     good, broken, missing, last = (tmp_path / name for name in ("good.wav", "broken.mp3", "missing.wav", "last.ogg"))
     good.write_bytes(encoded(speech(16_000)))
     broken.write_bytes(b"this is no sound" * 100)
@@ -328,7 +324,7 @@ def test_transcribe_goes_on_after_a_file_that_cannot_be_read(
     assert call("transcribe", good, "--model", toy_model).code == 0
 
 
-def test_transcribe_refuses_a_model_that_is_not_there(call, tmp_path: Path, encoded, speech):
+def test_transcribe_refuses_missing_model(call, tmp_path: Path, encoded, speech):
     (tmp_path / "good.wav").write_bytes(encoded(speech(16_000)))
     assert "no model in" in one_line(call("transcribe", tmp_path / "good.wav", "--model", tmp_path / "none"))
 
@@ -351,7 +347,7 @@ def offline(monkeypatch: pytest.MonkeyPatch):
     environment.hub_reachable.cache_clear()
 
 
-def test_doctor_finds_this_machine_ready(call, offline, runs: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_doctor_reports_a_ready_machine(call, offline, runs: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     done = call("doctor", "--model", tiny_folder, "--json")
     found = {check["name"]: check for check in done.told["checks"]}
@@ -365,7 +361,7 @@ def test_doctor_finds_this_machine_ready(call, offline, runs: Path, tiny_folder:
     assert not runs.exists(), "looking changes nothing"
 
 
-def test_doctor_says_what_is_wrong_and_how_to_mend_it(call, offline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_doctor_reports_problems_and_fixes(call, offline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipelines.cli.doctor._PACKAGES", ("jiwer", "not-there"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     done = call("doctor", "--model", tmp_path / "none", "--json")
@@ -386,7 +382,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(call, offline, tmp_path: P
 # --- the smaller commands ---------------------------------------------------------------------------------------------
 
 
-def test_a_dry_fetch_says_where_and_touches_nothing(call, tmp_path, monkeypatch):
+def test_dry_fetch_prints_folder_and_writes_nothing(call, tmp_path, monkeypatch):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     done = call("fetch", "hub://me/tour-cache", "--dry-run")
     assert (done.code, "would fetch hub://me/tour-cache" in done.out) == (0, True)
@@ -394,19 +390,19 @@ def test_a_dry_fetch_says_where_and_touches_nothing(call, tmp_path, monkeypatch)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_dry_publish_refuses_what_the_real_one_would(call, tmp_path):
+def test_dry_publish_refuses_missing_folder(call, tmp_path):
     done = call("publish", tmp_path / "absent", "hub://me/x", "--dry-run")
     assert done.code == 1
     assert "absent" in one_line(done)
 
 
-def test_training_clips_are_not_scored(call):
+def test_train_split_cannot_be_scored(call):
     done = call("evaluate", "--split", "train")
     assert done.code == 2
     assert "validation" in done.err
 
 
-def test_a_place_that_cannot_be_made_is_one_line(call, tmp_path):
+def test_unwritable_folder_prints_one_line(call, tmp_path):
     (tmp_path / "file").write_text("no folder")
     done = call("features", "--runs", tmp_path / "file" / "runs", "--set", "source.train=2")
     assert done.code == 1
@@ -414,6 +410,6 @@ def test_a_place_that_cannot_be_made_is_one_line(call, tmp_path):
     assert str(tmp_path / "file") in done.err
 
 
-def test_the_next_command_names_the_same_experiment():
+def test_next_command_selects_the_same_experiment():
     told = options.experiment_options("tour", ["source.train=40", "source.path=my files"], "/some runs")
     assert told == "--recipe tour --set source.train=40 --set 'source.path=my files' --runs '/some runs'"

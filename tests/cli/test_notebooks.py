@@ -50,13 +50,13 @@ def links(path: Path) -> list[str]:
 # --- how they are written ---------------------------------------------------------------------------------------------
 
 
-def test_there_are_three_in_order_and_one_that_compares():
+def test_there_are_three_stages_and_a_comparison():
     assert [path.stem for path in PATHS] == [FEATURES, TRAINING, APP, COMPARISON]
     assert notebooks.NOTEBOOKS == (FEATURES, TRAINING, APP)
 
 
 @each
-def test_the_file_is_valid_and_holds_no_outputs(path: Path):
+def test_notebook_is_valid_and_stripped(path: Path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert not any(cell.outputs or cell.execution_count for cell in cells(path))
@@ -65,7 +65,7 @@ def test_the_file_is_valid_and_holds_no_outputs(path: Path):
 
 
 @each
-def test_the_parameters_are_tagged_plain_and_the_same_everywhere(path: Path):
+def test_parameters_are_tagged_and_consistent(path: Path):
     assigned = re.findall(r"^(\w+) = (.*)$", tagged(path).source, flags=re.MULTILINE)
     names = [name for name, _ in assigned]
     assert len(assigned) == len(tagged(path).source.splitlines()), "nothing but assignments"
@@ -83,12 +83,12 @@ def test_the_parameters_are_tagged_plain_and_the_same_everywhere(path: Path):
     assert names[3:] == own[path.stem]
 
 
-def test_the_first_cell_is_the_same_in_all():
+def test_first_cell_is_the_same_in_all_notebooks():
     assert len({cells(path)[0].source for path in PATHS}) == 1
 
 
 @each
-def test_cells_are_few_and_short_and_define_nothing(path: Path):
+def test_code_cells_are_few_short_and_define_nothing(path: Path):
     sources = [cell.source for cell in cells(path)]
     assert 8 <= len(sources) <= 16
     assert not [source for source in sources if re.search(r"^\s*(async )?(def|class) ", source, flags=re.MULTILINE)]
@@ -98,7 +98,7 @@ def test_cells_are_few_and_short_and_define_nothing(path: Path):
 
 
 @each
-def test_prose_comes_before_code(path: Path):
+def test_text_precedes_code(path: Path):
     kinds = [cell.cell_type for cell in nbformat.read(path, as_version=4).cells]
     assert kinds[0] == "markdown"
     code, prose = kinds.count("code"), kinds.count("markdown")
@@ -108,13 +108,13 @@ def test_prose_comes_before_code(path: Path):
 
 
 @each
-def test_every_link_leads_somewhere(path: Path):
+def test_local_links_exist(path: Path):
     local = [target for target in links(path) if "://" not in target]
     assert [target for target in local if target.startswith("../pipelines/")], "it names the rooms it shows"
     assert [target for target in local if not (path.parent / target.partition("#")[0]).exists()] == []
 
 
-def test_one_repository_name_is_used_everywhere():
+def test_repository_name_is_consistent():
     pages = [page.read_text("utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
     texts = [path.read_text("utf-8") for path in PATHS]
     named = {name for text in (*texts, *pages) for name in re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+)/blob", text)}
@@ -124,7 +124,7 @@ def test_one_repository_name_is_used_everywhere():
 
 
 @each
-def test_the_badge_opens_its_own_notebook(path: Path):
+def test_colab_badge_opens_its_notebook(path: Path):
     badges = [link for link in links(path) if link.startswith("https://colab.research.google.com/github/")]
     assert len(badges) == 1
     assert badges[0].endswith(f"/blob/main/notebooks/{path.name}")
@@ -203,7 +203,7 @@ def sha256(path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_summary_holds_the_figures_and_the_uris(place: Place, summary: dict[str, Any]):
+def test_summary_has_scores_and_uris(place: Place, summary: dict[str, Any]):
     assert summary == json.loads((place.folder / "summary.json").read_text("utf-8"))
     for name in ("wer_before", "wer_after"):
         low, high = summary[name]["ci95"]
@@ -219,7 +219,7 @@ def test_the_summary_holds_the_figures_and_the_uris(place: Place, summary: dict[
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "pictures"), [(FEATURES, 2), (TRAINING, 3), (APP, 0)])
-def test_the_executed_copies_are_whole(place: Place, summary: dict[str, Any], name: str, pictures: int):
+def test_executed_copies_have_all_outputs(place: Place, summary: dict[str, Any], name: str, pictures: int):
     executed = cells(place.copy(name))
     outputs = [output for cell in executed for output in cell.outputs]
     assert all(cell.execution_count for cell in executed)
@@ -233,7 +233,7 @@ def test_the_executed_copies_are_whole(place: Place, summary: dict[str, Any], na
 
 
 @pytest.mark.slow
-def test_the_executed_copies_print_what_they_hand_on(place: Place, summary: dict[str, Any]):
+def test_executed_copies_print_their_uris(place: Place, summary: dict[str, Any]):
     assert f"cache URI  {summary['cache_uri']}\n" in printed(place.copy(FEATURES))
     assert f"model URI  {summary['model_uri']}\n" in printed(place.copy(TRAINING))
     assert f"digest     {summary['digest']}, best at step " in printed(place.copy(TRAINING))
@@ -241,13 +241,13 @@ def test_the_executed_copies_print_what_they_hand_on(place: Place, summary: dict
 
 
 @pytest.mark.slow
-def test_in_batch_the_page_is_built_and_not_opened(place: Place, summary: dict[str, Any]):
+def test_app_is_built_but_not_launched_in_batch(place: Place, summary: dict[str, Any]):
     (built,) = [cell for cell in cells(place.copy(APP)) if "app.build(" in cell.source]
     assert built.outputs == []
 
 
 @pytest.mark.slow
-def test_a_second_run_extracts_and_trains_nothing_again(place: Place, summary: dict[str, Any]):
+def test_second_run_reuses_cache_and_model(place: Place, summary: dict[str, Any]):
     before = changed(place.runs)
     assert len(before) == 2, "one shard and one model"
     again = place.run()
@@ -258,7 +258,7 @@ def test_a_second_run_extracts_and_trains_nothing_again(place: Place, summary: d
 
 
 @pytest.mark.slow
-def test_plain_papermill_takes_recipe_and_overrides(place: Place, tmp_path: Path):
+def test_papermill_takes_recipe_and_overrides(place: Place, tmp_path: Path):
     out = tmp_path / "out.ipynb"
     given = place.papermill(FEATURES, out, ", source.train: 4, source: {test: 2}", runs=str(tmp_path / "runs"))
     done = place.command(*given)
@@ -270,7 +270,7 @@ def test_plain_papermill_takes_recipe_and_overrides(place: Place, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_misspelt_override_stops_papermill_with_a_suggestion(place: Place, tmp_path: Path):
+def test_misspelt_override_stops_papermill_with_hint(place: Place, tmp_path: Path):
     out = tmp_path / "out.ipynb"
     done = place.command(*place.papermill(FEATURES, out, ", source.trian: 4", runs=str(tmp_path / "runs")))
     assert done.returncode != 0
@@ -279,7 +279,7 @@ def test_a_misspelt_override_stops_papermill_with_a_suggestion(place: Place, tmp
 
 
 @pytest.mark.slow
-def test_a_stale_cache_is_refused_and_the_field_is_named(place: Place, summary: dict[str, Any], tmp_path: Path):
+def test_stale_cache_is_refused_with_field_name(place: Place, summary: dict[str, Any], tmp_path: Path):
     before = changed(place.runs)
     given = place.papermill(TRAINING, tmp_path / "out.ipynb", ", source.seed: 8", cache_uri=summary["cache_uri"])
     done = place.command(*given)
@@ -289,7 +289,7 @@ def test_a_stale_cache_is_refused_and_the_field_is_named(place: Place, summary: 
 
 
 @pytest.mark.slow
-def test_the_comparison_tells_what_helped_and_runs_no_pipeline(place: Place, tmp_path: Path):
+def test_comparison_notebook_runs_no_pipeline(place: Place, tmp_path: Path):
     for name, errors in (("raw", 3), ("better", 2)):
         run_log.add(hand_made.report(tmp_path, name, hand_made.wrong(errors)), tmp_path)
     before = set(tmp_path.rglob("*"))
@@ -309,7 +309,7 @@ def test_the_comparison_tells_what_helped_and_runs_no_pipeline(place: Place, tmp
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_says_where_in_one_line(place: Place, tmp_path: Path):
+def test_failed_run_prints_notebook_and_cell(place: Place, tmp_path: Path):
     settings = ("--set", "source.kind=folder", "--set", f"source.path={tmp_path / 'none'}")
     given = ("--recipe", str(place.recipe), "--set", f"model.base={place.model}", *settings)
     done = place.command("pipelines", "run", *given, "--runs", str(tmp_path / "runs"), "--json")
@@ -321,7 +321,7 @@ def test_a_run_that_fails_says_where_in_one_line(place: Place, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_unfinished_model_is_not_handed_on(place: Place, summary: dict[str, Any]):
+def test_unfinished_training_stops_the_run(place: Place, summary: dict[str, Any]):
     hasty = ("--set", "training.seed=43", "--set", "training.max_hours=1e-9")
     given = ("--recipe", str(place.recipe), "--set", f"model.base={place.model}", *hasty)
     done = place.command("pipelines", "run", *given)
@@ -335,9 +335,7 @@ def test_an_unfinished_model_is_not_handed_on(place: Place, summary: dict[str, A
 
 
 @pytest.mark.slow
-def test_killed_in_mid_training_it_goes_on_and_ends_with_the_same_weights(
-    place: Place, summary: dict[str, Any], tmp_path: Path
-):
+def test_killed_training_resumes_to_the_same_weights(place: Place, summary: dict[str, Any], tmp_path: Path):
     """Everything gets SIGKILL once a checkpoint is whole; the second run starts from a checkpoint."""
     runs, out = tmp_path / "runs", tmp_path / "out.ipynb"
     command = [

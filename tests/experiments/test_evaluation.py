@@ -64,7 +64,7 @@ def same(one: EvalReport, other: EvalReport) -> bool:
     return dataclasses.replace(one, predictions=None) == dataclasses.replace(other, predictions=None)
 
 
-def test_a_report_is_sealed_read_back_equal_and_made_once(score, toy_cache, monkeypatch):
+def test_report_is_written_once_and_read_back_equal(score, toy_cache, monkeypatch):
     started, told = [], []
     report = score(on_start=started.append, on_clips=told.append)
     assert (started, sum(told)) == ([12], 12)
@@ -83,7 +83,7 @@ def test_a_report_is_sealed_read_back_equal_and_made_once(score, toy_cache, monk
     assert (started, sum(told)) == ([12], 12)
 
 
-def test_the_scores_are_those_of_the_predictions(score, heard):
+def test_scores_match_predictions(score, heard):
     heard(lambda row: row["text"].lower().strip(".") if row["gender"] == "female" else row["text"] + " ja")
     report = score(overrides={"evaluation.bootstrap_samples": 250, "evaluation.seed": 3})
     texts = [report.predictions[name].tolist() for name in ("reference", "hypothesis", "speaker")]
@@ -100,13 +100,13 @@ def test_the_scores_are_those_of_the_predictions(score, heard):
     "other",
     [{"split": "validation"}, {"overrides": {"evaluation.max_new_tokens": 17}}, {"overrides": {"language": "da"}}],
 )
-def test_what_decides_the_figures_makes_another_report(score, heard, other):
+def test_changed_identity_creates_another_report(score, heard, other):
     calls = heard(lambda row: "ja")
     folders = {score().folder, score(**other).folder, score().folder, score(**other).folder}
     assert (len(folders), len(calls)) == (2, 2)
 
 
-def test_another_model_makes_another_report(score, heard, base, toy_model, tmp_path):
+def test_another_model_creates_another_report(score, heard, base, toy_model, tmp_path):
     calls = heard(lambda row: "ja")
     shutil.copytree(toy_model, tmp_path / "copy")
     assert score().folder == score(ref=whisper_model.resolve(str(tmp_path / "copy"))).folder
@@ -117,7 +117,7 @@ def test_another_model_makes_another_report(score, heard, base, toy_model, tmp_p
     assert len(calls) == 3
 
 
-def test_a_damaged_report_is_refused_and_made_again(score, heard):
+def test_damaged_report_is_refused_and_rebuilt(score, heard):
     calls = heard(lambda row: row["text"])
     report = score()
     table = report.folder / "predictions.csv"
@@ -130,7 +130,7 @@ def test_a_damaged_report_is_refused_and_made_again(score, heard):
     assert manifest.problem(again.folder) is None
 
 
-def test_slices_cut_by_what_the_source_tells(score, heard):
+def test_slices_use_metadata_of_the_source(score, heard):
     heard(lambda row: row["text"] if row["gender"] == "female" else "")
     slices = score().slices()
     assert set(slices["slice"]) == {"gender", "variant", "origin", "duration", "snr", "words"}
@@ -142,7 +142,7 @@ def test_slices_cut_by_what_the_source_tells(score, heard):
     assert set(slices[slices["slice"] == "variant"]["value"]) == {"sv+f2", "sv+f3", "sv+m3", "sv+m6"}
 
 
-def test_what_the_source_does_not_tell_of_some_is_a_slice_of_its_own(score, heard, toy_cache):
+def test_missing_metadata_is_a_separate_slice(score, heard, toy_cache):
     heard(lambda row: row["text"])
     accents = [None, "Gotland", float("nan")] * len(toy_cache.rows)
     cache = dataclasses.replace(toy_cache, rows=toy_cache.rows.assign(accent=accents[: len(toy_cache.rows)]))
@@ -152,7 +152,7 @@ def test_what_the_source_does_not_tell_of_some_is_a_slice_of_its_own(score, hear
     assert "not told" in report.page.read_text("utf-8")
 
 
-def test_worst_first(score, heard):
+def test_worst_utterances_come_first(score, heard):
     heard(lambda row: " ".join([row["text"], *["ja"] * (int(row["id"][-2:]) % 7)]))
     report = score()
     worst = report.worst(5)
@@ -163,7 +163,7 @@ def test_worst_first(score, heard):
     assert len(report.worst(100)) == 12
 
 
-def test_quantised_weights_are_named_in_every_report(score, heard, base):
+def test_report_names_quantised_weights(score, heard, base):
     heard(lambda row: "ja")
     assert "q8" not in score().model
     report = score(ref=dataclasses.replace(base, name="openai/whisper-small", quantisation="q8"))
@@ -172,7 +172,7 @@ def test_quantised_weights_are_named_in_every_report(score, heard, base):
     assert evaluation.read_report(report.folder).model == report.model
 
 
-def test_a_model_is_decoded_at_the_length_it_was_trained_at(score, heard, base):
+def test_model_is_decoded_at_its_training_length(score, heard, base):
     calls = heard(lambda row: "ja")
     score(overrides={"evaluation.max_new_tokens": 9})
     score(ref=dataclasses.replace(base, context="clip"))
@@ -181,14 +181,14 @@ def test_a_model_is_decoded_at_the_length_it_was_trained_at(score, heard, base):
 
 
 @pytest.mark.parametrize("text", ["", "007", "NA", 'han sa "ja"', "rad\nrad", "rad\rrad", "a,b;c", "å ä ö é", "1.50"])
-def test_transcripts_come_back_from_the_disk_as_they_were(score, heard, text):
+def test_transcripts_survive_the_csv_round_trip(score, heard, text):
     heard(lambda row: text)
     report = score()
     assert report.predictions["hypothesis"].tolist() == [text] * 12
     assert len(report.slices()) > 5
 
 
-def test_an_empty_split_is_one_line(score, toy_cache):
+def test_empty_split_raises_one_line_error(score, toy_cache):
     lacking = dataclasses.replace(toy_cache, rows=toy_cache.rows[toy_cache.rows["split"] != "test"])
     with pytest.raises(LabError, match="has no test clips to score"):
         score(cache=lacking)
@@ -197,7 +197,7 @@ def test_an_empty_split_is_one_line(score, toy_cache):
 # ---- as a stage
 
 
-def test_a_tuned_model_keeps_its_test_score_and_stays_whole(toy_settings, toy_cache, toy_model, heard, tmp_path):
+def test_test_score_is_added_to_the_model_manifest(toy_settings, toy_cache, toy_model, heard, tmp_path):
     calls = heard(lambda row: row["text"])
     tuned = tmp_path / "tuned"
     shutil.copytree(toy_model, tuned)
@@ -213,7 +213,7 @@ def test_a_tuned_model_keeps_its_test_score_and_stays_whole(toy_settings, toy_ca
     assert len(calls) == 2
 
 
-def test_a_look_at_validation_is_no_test_score(toy_settings, toy_cache, toy_model, heard, tmp_path):
+def test_validation_score_is_not_added_to_the_model(toy_settings, toy_cache, toy_model, heard, tmp_path):
     heard(lambda row: row["text"])
     tuned = tmp_path / "tuned"
     shutil.copytree(toy_model, tuned)
@@ -229,7 +229,7 @@ def tuned(toy_settings, toy_cache, tmp_path_factory):
     return training_pipeline.run(toy_settings({"training.steps": 2, "training.eval_every": 2}), toy_cache, runs=runs)
 
 
-def test_a_report_tells_what_was_scored_and_what_made_the_model(score, base, tuned):
+def test_report_records_test_set_and_lineage(score, base, tuned):
     of_base, of_tuned = score(), score(whisper_model.resolve(tuned.uri))
     assert of_tuned.test_set == of_base.test_set == evaluation.test_set(of_base.predictions.iloc[::-1])
     other = of_base.predictions.assign(reference=["ett annat ord", *of_base.predictions["reference"][1:]])
@@ -244,7 +244,7 @@ def test_a_report_tells_what_was_scored_and_what_made_the_model(score, base, tun
 # ---- the page and what programs read
 
 
-def test_a_report_holds_its_page_and_the_same_as_json(score, heard, toy_cache, toy_model):
+def test_report_contains_page_and_json(score, heard, toy_cache, toy_model):
     heard(lambda row: f"<b>{row['text']}</b>" if row["gender"] == "female" else "hej")
     report = score()
     assert set(manifest.read(report.folder)["files"]) == {"predictions.csv", "report.json", "report.html"}
@@ -262,7 +262,7 @@ def test_a_report_holds_its_page_and_the_same_as_json(score, heard, toy_cache, t
         assert str(path.parent) not in page + json.dumps(facts), "nothing tells whose machine it was"
 
 
-def test_what_a_model_of_the_labs_own_is_made_of_tells_no_folder(score, tuned, toy_model):
+def test_lineage_of_a_tuned_model_contains_no_path(score, tuned, toy_model):
     report = score(whisper_model.resolve(tuned.uri))
     facts, page = json.dumps(report.details()), report.page.read_text("utf-8")
     assert "(a local path) @ " in facts, "the base is told without its place"
@@ -271,7 +271,7 @@ def test_what_a_model_of_the_labs_own_is_made_of_tells_no_folder(score, tuned, t
     assert "training.learning_rate" in page
 
 
-def test_confidence_and_words_come_with_the_predictions(score, toy_cache):
+def test_predictions_contain_confidence_and_unseen_words(score, toy_cache):
     predictions = score().predictions
     assert predictions["logprob"].between(-12, -1e-4).all()
     assert predictions["logprob"].nunique() > 3
@@ -283,7 +283,7 @@ def test_confidence_and_words_come_with_the_predictions(score, toy_cache):
     assert predictions["snr_db"].between(5, 80).all()
 
 
-def test_a_report_of_an_older_version_is_read(score, heard, tmp_path):
+def test_report_of_an_older_version_is_readable(score, heard, tmp_path):
     heard(lambda row: "ja")
     new = score()
     old = tmp_path / "old"
@@ -300,13 +300,13 @@ def test_a_report_of_an_older_version_is_read(score, heard, tmp_path):
     assert len(report.worst(3)) == 3
 
 
-def test_decoding_is_timed_without_the_loading(score, heard, monkeypatch):
+def test_decoding_time_excludes_model_loading(score, heard, monkeypatch):
     heard(lambda row: "ja")
     monkeypatch.setattr(whisper_model, "load", lambda ref, **kwargs: time.sleep(0.4))
     assert 0 < score().seconds < 0.3
 
 
-def test_a_notebook_shows_slices_and_where_the_page_lies(score, heard):
+def test_slices_figure_links_the_report_page(score, heard):
     heard(lambda row: row["text"])
     report = score()
     shown = figures.slices(report).to_html()

@@ -86,7 +86,7 @@ def converted(tuned: Path, form: str) -> Path:
     return export.convert(whisper_model.resolve(str(tuned)), form)
 
 
-def test_weights_in_several_files_are_refused_in_one_line(tuned, tmp_path):
+def test_sharded_weights_are_refused_in_one_line(tuned, tmp_path):
     """Whether the folder is sealed, as a published one may be, or not."""
     folder, ref = tmp_path / "sharded", whisper_model.resolve(str(tuned))
     whisper_model.load(ref).save_pretrained(folder, max_shard_size="1MB")
@@ -108,7 +108,7 @@ def pair(request):
     return opened(uri, "transformers"), opened(uri, "onnx", compute_type="float32")
 
 
-def test_the_graphs_say_the_same_words_as_surely(pair, windows):
+def test_onnx_graphs_match_text_and_confidence(pair, windows):
     for one, other in zip(*(engine.decode(windows) for engine in pair), strict=True):
         assert one.text == other.text
         assert one.tokens == other.tokens
@@ -118,7 +118,7 @@ def test_the_graphs_say_the_same_words_as_surely(pair, windows):
     assert len({heard.text for heard in pair[1].decode(windows)}) > 2
 
 
-def test_a_text_among_many_is_the_text_alone(teacher, windows, monkeypatch):
+def test_batched_transcript_equals_single_transcript(teacher, windows, monkeypatch):
     """Rows that are done leave the batch while others go on: nobody's text gets into another's."""
     engine = opened(teacher, "onnx", compute_type="float32")
     monkeypatch.setattr(engine, "_hypothesis", lambda ids, sure: (ids, sure))
@@ -137,7 +137,7 @@ def test_a_text_among_many_is_the_text_alone(teacher, windows, monkeypatch):
 
 
 @pytest.mark.parametrize("frames", [2, 240, 3000])
-def test_the_graphs_take_windows_of_any_even_length(pair, frames):
+def test_graphs_accept_any_even_window_length(pair, frames):
     sound = np.random.default_rng(0).standard_normal((1, 80, frames)).astype(np.float32)
     assert [one.text for one in pair[0].decode(sound)] == [one.text for one in pair[1].decode(sound)]
     told = [engine.no_speech(sound)[0] for engine in pair]
@@ -149,7 +149,7 @@ def eight_bits(teacher):
     return opened(teacher, "onnx", compute_type="int8")
 
 
-def test_in_eight_bits_the_encoder_hears_nearly_the_same(teacher, eight_bits, windows):
+def test_int8_encoder_is_close_to_float32(teacher, eight_bits, windows):
     """The toy's random weights say little; how far states are from those of float32 is what rounding does."""
     exact = opened(teacher, "onnx", compute_type="float32")
     assert (exact.name, eight_bits.name) == ("onnxruntime cpu float32", "onnxruntime cpu int8")
@@ -179,7 +179,7 @@ def spiky(teacher, tmp_path_factory):
     return lambda windows: session.run(["key_0"], {"features": windows})[0]
 
 
-def test_in_eight_bits_too_a_clip_says_the_same_beside_others(spiky, windows):
+def test_int8_transcript_does_not_depend_on_batch(spiky, windows):
     """One range for a whole batch would let a neighbour decide how finely a clip is heard."""
     beside = spiky(windows)
     for row, window in enumerate(windows):
@@ -187,13 +187,13 @@ def test_in_eight_bits_too_a_clip_says_the_same_beside_others(spiky, windows):
         assert np.linalg.norm(alone - beside[row]) < 0.03 * np.linalg.norm(alone)
 
 
-def test_nothing_but_the_graphs_of_eight_bits_is_left(teacher):
+def test_int8_export_leaves_only_int8_graphs(teacher):
     folder = converted(teacher, "onnx-int8")
     assert {path.suffix for path in folder.iterdir()} <= {".onnx", ".json", ".md"}
     assert [path for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_weights_of_eight_bits_are_refused_where_they_would_overflow(teacher, monkeypatch):
+def test_int8_is_refused_if_it_would_overflow(teacher, monkeypatch):
     folder = converted(teacher, "onnx-int8")
     made = manifest.read(folder)["made_of"]["bits"]
     monkeypatch.setattr("pipelines.whisper.engines.onnx_engine.wants_seven_bits", lambda: True)
@@ -212,7 +212,7 @@ def test_weights_of_eight_bits_are_refused_where_they_would_overflow(teacher, mo
 
 
 @ct2
-def test_words_begin_where_ctranslate2_says(teacher, windows, tmp_path):
+def test_word_times_match_ctranslate2(teacher, windows, tmp_path):
     ref = whisper_model.resolve(str(teacher))
     model = whisper_model.load(ref)
     model.generation_config.alignment_heads = [[0, 0], [1, 1]]
@@ -231,7 +231,7 @@ def test_words_begin_where_ctranslate2_says(teacher, windows, tmp_path):
     assert one.word_starts(windows[0], 40, "") == []
 
 
-def test_a_window_that_is_asked_for_again_is_encoded_once(teacher, windows):
+def test_repeated_window_is_encoded_once(teacher, windows):
     engine, runs = opened(teacher, "onnx", compute_type="float32"), []
     encoder = engine.encoder
     engine.encoder = SimpleNamespace(run=lambda *told: runs.append(1) or encoder.run(*told))
@@ -245,7 +245,7 @@ def test_a_window_that_is_asked_for_again_is_encoded_once(teacher, windows):
     assert len(runs) == 3
 
 
-def test_a_transcript_that_is_cut_has_no_end_token(tuned, windows):
+def test_truncated_transcript_has_no_end_token(tuned, windows):
     for heard in opened(tuned, "onnx", max_new_tokens=2).decode(windows):
         assert heard.tokens <= 2
     long = opened(tuned, "onnx", max_new_tokens=2).decode(windows)
@@ -253,7 +253,7 @@ def test_a_transcript_that_is_cut_has_no_end_token(tuned, windows):
     assert [one.tokens for one in long] == [one.tokens for one in stock]
 
 
-def test_draws_hang_on_their_seed(tuned, windows):
+def test_sampling_depends_on_seed(tuned, windows):
     engine = opened(tuned, "onnx")
     first, again, other = (engine.decode(windows[:2], 1.0, seed) for seed in (1, 1, 2))
     assert [one.text for one in first] == [one.text for one in again] != [one.text for one in other]
@@ -265,7 +265,7 @@ def test_draws_hang_on_their_seed(tuned, windows):
 @pytest.mark.parametrize(
     "form", ["onnx", "onnx-int8", "safetensors-float16", pytest.param("ctranslate2-int8", marks=ct2)]
 )
-def test_an_export_is_a_sealed_model_that_says_what_it_is(tuned, form):
+def test_export_is_a_sealed_model_with_its_form(tuned, form):
     folder = converted(tuned, form)
     assert manifest.problem(folder) is None
     ref = whisper_model.resolve(str(folder))
@@ -286,7 +286,7 @@ def test_an_export_is_a_sealed_model_that_says_what_it_is(tuned, form):
             opened(folder, "transformers")
 
 
-def test_half_precision_loads_back_as_the_rounded_weights(tuned, windows):
+def test_float16_loads_as_rounded_weights(tuned, windows):
     folder = converted(tuned, "safetensors-float16")
     before, after = (load_file(place / "model.safetensors") for place in (tuned, folder))
     assert before.keys() == after.keys()
@@ -302,7 +302,7 @@ def test_half_precision_loads_back_as_the_rounded_weights(tuned, windows):
     assert sum(a == b for a, b in zip(*said, strict=True)) >= 4
 
 
-def test_weights_that_half_precision_cannot_hold_are_refused(tuned, tmp_path):
+def test_weights_beyond_float16_range_are_refused(tuned, tmp_path):
     from safetensors.torch import save_file
 
     weights = load_file(tuned / "model.safetensors")
@@ -317,11 +317,11 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"), [("openai/whisper-tiny", "openai/whisper-tiny"), ("/srv/anna/secret/own", "own"), ("./a/b", "b")]
 )
-def test_a_manifest_that_travels_tells_no_place(name, told):
+def test_exported_manifest_contains_no_path(name, told):
     assert export._without_place(name) == told
 
 
-def test_a_form_that_there_is_not_is_named(tuned):
+def test_unknown_export_form_is_named(tuned):
     with pytest.raises(LabError, match=r"an export must be one of ctranslate2-int8, .*onnx.*, got 'tflite'"):
         export.convert(whisper_model.resolve(str(tuned)), "tflite")
 
@@ -337,7 +337,7 @@ def rows(tuned, teacher, toy_settings, toy_cache, tmp_path_factory):
     return exports.compare_exports(recipe, toy_cache, uris, ["onnx"], runs=runs, threads=1), runs, recipe
 
 
-def test_every_export_stands_under_its_model_with_what_it_differs_in(rows, toy_cache, tuned):
+def test_export_table_compares_each_export_with_its_model(rows, toy_cache, tuned):
     table, runs, recipe = rows
     made = table.rows
     assert [row.form for row in made] == ["", "onnx"] * 2
@@ -364,7 +364,7 @@ def test_every_export_stands_under_its_model_with_what_it_differs_in(rows, toy_c
     assert experiment_pipeline.evaluate(recipe, toy_cache, graph.folder, "validation", runs=runs).score == (graph.score)
 
 
-def test_an_exports_look_at_the_test_split_counts_and_leaves_its_model_alone(tuned, toy_settings, toy_cache, tmp_path):
+def test_scoring_an_export_counts_and_keeps_its_model(tuned, toy_settings, toy_cache, tmp_path):
     before, recipe = (tuned / manifest.MANIFEST).read_bytes(), toy_settings(FEW)
     for form in ("onnx", "safetensors-float16"):
         experiment_pipeline.evaluate(recipe, toy_cache, str(converted(tuned, form)), "test", runs=tmp_path)
@@ -394,7 +394,7 @@ def recording(tmp_path_factory, encoded, speech) -> Path:
 
 
 @pytest.mark.parametrize("form", ["safetensors-float16", pytest.param("ctranslate2-int8", marks=ct2)])
-def test_a_deployments_folder_holds_what_is_needed_and_serves_in_a_fresh_process(tuned, tmp_path, recording, form):
+def test_production_folder_serves_in_a_new_process(tuned, tmp_path, recording, form):
     ref, folder = whisper_model.resolve(str(tuned)), tmp_path / "served"
     proof = package.production(ref, form, folder, recording=recording)
     names = {path.name for path in folder.iterdir()}
@@ -412,7 +412,7 @@ def test_a_deployments_folder_holds_what_is_needed_and_serves_in_a_fresh_process
         package.production(ref, form, folder, recording=recording)
 
 
-def test_a_folder_that_does_not_serve_is_not_kept(tuned, tmp_path):
+def test_production_folder_that_fails_is_removed(tuned, tmp_path):
     (tmp_path / "no.wav").write_bytes(b"this is no sound")
     with pytest.raises(LabError, match="a fresh process could not serve the folder, so it was not kept: .*AudioError"):
         package.production(
@@ -443,7 +443,7 @@ def call(monkeypatch, capfd):
     return run
 
 
-def test_by_command(call, tuned, rows, toy_recipe, toy_model, toy_cache, tmp_path, recording):
+def test_export_and_production_commands(call, tuned, rows, toy_recipe, toy_model, toy_cache, tmp_path, recording):
     _, runs, _ = rows
     known = ["--recipe", toy_recipe, "--set", f"model.base={toy_model}", "--set", "evaluation.max_new_tokens=6"]
     known += ["--cache", toy_cache.uri, "--runs", runs, "--threads", 1]

@@ -10,7 +10,7 @@ import pytest
 from pipelines.experiments import fault_detection
 
 
-def test_precision_and_recall_by_hand():
+def test_counts_give_precision_and_recall():
     found, planted = [True, True, True, False, False], [True, True, False, True, False]
     assert fault_detection.counts(found, planted) == {
         "found": 3,
@@ -40,7 +40,7 @@ def caches():
     return SimpleNamespace(rows=pd.concat([whole, test])), SimpleNamespace(rejected=rejected)
 
 
-def test_checks_are_counted_over_the_clips_that_came_to_them(caches):
+def test_checks_are_scored_on_clips_that_reached_them(caches):
     told = fault_detection.score_checks(*caches)
     counts = {name: tuple(check[key] for key in ("found", "planted", "both")) for name, check in told.items()}
     assert counts == {
@@ -56,13 +56,13 @@ def test_checks_are_counted_over_the_clips_that_came_to_them(caches):
     assert "clipping" not in told
 
 
-def test_a_check_late_in_the_order_is_not_blamed_for_what_was_dropped_before_it(caches):
+def test_late_check_ignores_clips_dropped_earlier(caches):
     whole, curated = caches
     whole.rows.loc[whole.rows["id"] == "c4", "planted"] = "duplicate"  # dropped as noisy before audio is compared
     assert fault_detection.score_checks(whole, curated)["duplicates"]["recall"] == 1
 
 
-def test_the_curve_of_the_label_filter():
+def test_label_filter_curve():
     rows = pd.DataFrame(
         {
             "text": ["abcdefghij", "abcdefghij", "abcdefghij", "abcdefghij"],
@@ -80,7 +80,7 @@ def test_the_curve_of_the_label_filter():
     assert recalls == sorted(recalls, reverse=True)
 
 
-def test_repairs_are_held_against_what_is_said():
+def test_repairs_are_scored_against_spoken_text():
     rows = pd.DataFrame(
         {"id": ["a", "b", "c"], "spoken": ["ett två", "tre fyra", "fem"], "planted": ["label_swap", "noise", ""]}
     )

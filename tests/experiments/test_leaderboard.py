@@ -36,7 +36,7 @@ def entry(runs: Path, name: str = "raw") -> leaderboard.Entry:
 # --- the lab's reports ------------------------------------------------------------------------------------------------
 
 
-def test_models_are_ranked_by_wer_and_tell_who_trained_what_on_what(tmp_path: Path):
+def test_models_are_ranked_by_wer_with_their_origin(tmp_path: Path):
     for name, errors in (("second", 2), ("first", 1), ("third", 3)):
         hand_made.report(tmp_path, name, hand_made.wrong(errors))
     base = hand_made.report(tmp_path, "first", hand_made.wrong(6), tuned=False)
@@ -51,7 +51,7 @@ def test_models_are_ranked_by_wer_and_tell_who_trained_what_on_what(tmp_path: Pa
     assert found.ranked[3].status == UNVERIFIED
 
 
-def test_another_test_set_stands_apart(tmp_path: Path):
+def test_other_test_set_is_listed_separately(tmp_path: Path):
     hand_made.report(tmp_path, "raw", hand_made.wrong(3))
     hand_made.report(tmp_path, "easy", hand_made.wrong(0), table=hand_made.rows(speakers=6))
     found = board("raw", "easy", runs=tmp_path)
@@ -69,14 +69,14 @@ def test_another_test_set_stands_apart(tmp_path: Path):
         ("drop", "another00001", UNVERIFIED, "its training cache cache0000001 is not available"),
     ],
 )
-def test_without_the_cache_its_note_decides(tmp_path: Path, leaks: str, scored: str, status: str, why: str):
+def test_status_without_cache_depends_on_settings(tmp_path: Path, leaks: str, scored: str, status: str, why: str):
     hand_made.report(tmp_path, "raw", settings={"curation.leaks": leaks}, scored=scored)
     found = entry(tmp_path)
     assert found.status == status
     assert why in found.why
 
 
-def test_what_the_run_was_trained_on_that_a_fork_came_of_is_not_known(tmp_path: Path):
+def test_fork_of_unchecked_run_is_unverified(tmp_path: Path):
     parent = {"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64}
     hand_made.report(tmp_path, "raw", settings={"curation.leaks": "drop"}, fork=parent)
     found = entry(tmp_path)
@@ -128,12 +128,12 @@ def recording(test, train) -> None:
     ],
     ids=["clean", "nobody", "speaker", "sentence", "recording", "chosen"],
 )
-def test_the_cache_tells_what_was_trained_on(trained, change, split: str, status: str, why: str):
+def test_status_depends_on_training_clips(trained, change, split: str, status: str, why: str):
     found = trained(change, split)
     assert (found.status, why in found.why) == (status, True), found.why
 
 
-def test_an_invalid_entry_is_shown_last_and_without_a_rank(trained, tmp_path: Path):
+def test_invalid_entry_is_last_and_unranked(trained, tmp_path: Path):
     found = trained(sentence)
     table = hand_made.evaluation.read_report(Path(found.source)).predictions
     worse = hand_made.report(tmp_path, "worse", hand_made.wrong(1), table=table.drop(columns=["hypothesis", "wer"]))
@@ -186,7 +186,7 @@ def publish(hub_server, tmp_path: Path):
         ("datasets: [jzju/nst, google/fleurs]", UNVERIFIED, "does not name a normaliser"),
     ],
 )
-def test_a_card_is_never_silently_valid(publish, tmp_path: Path, datasets: str, status: str, why: str):
+def test_model_card_entry_is_unverified(publish, tmp_path: Path, datasets: str, status: str, why: str):
     (found,) = board(
         publish("me/whisper-sv", CARD.format(datasets=datasets, split="test", value=19.89)), runs=tmp_path
     ).ranked
@@ -197,14 +197,14 @@ def test_a_card_is_never_silently_valid(publish, tmp_path: Path, datasets: str, 
 
 
 @pytest.mark.parametrize(("value", "share"), [(19.89, 0.1989), (0.1989, 0.1989), (1.04, 1.04), ("'19.9 %'", 0.199)])
-def test_shares_and_per_cents_are_told_apart(publish, tmp_path: Path, value, share: float):
+def test_card_wer_is_read_as_fraction_or_per_cent(publish, tmp_path: Path, value, share: float):
     (found,) = board(
         publish("me/whisper-sv", CARD.format(datasets="", split="test", value=value)), runs=tmp_path
     ).ranked
     assert found.wer == pytest.approx(share)
 
 
-def test_cards_and_reports_of_other_test_sets_stand_apart(publish, tmp_path: Path):
+def test_card_and_report_of_other_sets_are_separate(publish, tmp_path: Path):
     hand_made.report(tmp_path, "raw")
     hub = publish("me/whisper-sv", CARD.format(datasets=CV_11, split="test", value=8))
     found = board("raw", hub, runs=tmp_path)
@@ -213,7 +213,7 @@ def test_cards_and_reports_of_other_test_sets_stand_apart(publish, tmp_path: Pat
     assert ([entry.by for entry in found.ranked], len(found.not_comparable)) == (["me"], 1)
 
 
-def test_a_validation_score_and_a_broken_card_are_no_entries(publish, tmp_path: Path):
+def test_validation_score_and_broken_card_are_ignored(publish, tmp_path: Path):
     held = publish("me/held", CARD.format(datasets="", split="validation", value=8))
     broken = publish("me/broken", "---\nmodel-index:\n- name: x\n---\nno results\n")
     plain = publish("me/plain", "no front matter at all\n")
@@ -221,14 +221,14 @@ def test_a_validation_score_and_a_broken_card_are_no_entries(publish, tmp_path: 
         board(held, broken, plain, runs=tmp_path)
 
 
-def test_a_model_that_is_not_there_is_one_line(hub_server, tmp_path: Path):
+def test_missing_hub_model_raises_one_line_error(hub_server, tmp_path: Path):
     with pytest.raises(LabError, match="the Hub has no hub://me/nothing"):
         board("hub://me/nothing", runs=tmp_path)
     with pytest.raises(LabError, match="no report 'nothing'"):
         board("nothing", runs=tmp_path)
 
 
-def test_a_card_of_the_lab_and_a_report_stand_on_one_board(
+def test_lab_card_and_report_share_one_board(
     publish, toy_settings, toy_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What `evaluate` writes into a model's card is what a leaderboard compares by."""
@@ -253,14 +253,14 @@ def card_of(value: object, datasets: str = "some/other", **args: object):
 
 
 @pytest.mark.parametrize("value", [-5, float("nan"), float("inf")])
-def test_what_is_no_rate_is_no_entry(monkeypatch: pytest.MonkeyPatch, value: float):
+def test_invalid_wer_value_is_ignored(monkeypatch: pytest.MonkeyPatch, value: float):
     monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(value))
     with pytest.raises(LabError, match="found no WER on a test set"):
         leaderboard.rank(["hub://me/model"])
 
 
 @pytest.mark.parametrize("ci95", ["narrow", 0.3, [0.1, 0.2, 0.3]])
-def test_a_card_can_neither_break_the_table_nor_add_a_row(monkeypatch: pytest.MonkeyPatch, ci95):
+def test_hostile_card_cannot_break_the_table(monkeypatch: pytest.MonkeyPatch, ci95):
     forged = "some/other\n1     openai/whisper-large  0.010 \x1b[31m"
     monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(0.1, forged, ci95=ci95, n="many"))
     found = leaderboard.rank(["hub://me/model"])
@@ -271,7 +271,7 @@ def test_a_card_can_neither_break_the_table_nor_add_a_row(monkeypatch: pytest.Mo
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_ranks_and_says_what_next(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_leaderboard_command_ranks_and_suggests_next_step(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     def call(*more: str) -> str:
         monkeypatch.setattr(sys, "argv", ["pipelines", "leaderboard", "raw", "best", "--runs", str(tmp_path), *more])
         with pytest.raises(SystemExit) as ended:

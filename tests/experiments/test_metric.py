@@ -25,7 +25,7 @@ def metric(tmp_path):
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("speakers", [None, ["a", "a", "b", "b", "c"]])
-def test_it_is_the_labs_score(metric, normalised, speakers):
+def test_metric_equals_scoring_score(metric, normalised, speakers):
     told = metric().compute(predictions=PREDICTIONS, references=REFERENCES, speakers=speakers, normalised=normalised)
     score = scoring.score(REFERENCES, PREDICTIONS, speakers, normalised=normalised)
     assert (told["wer"], told["wer_low"], told["wer_high"]) == (score.wer, *score.ci95)
@@ -35,7 +35,7 @@ def test_it_is_the_labs_score(metric, normalised, speakers):
     assert all(type(value) in (int, float) for value in told.values()), "a Trainer logs nothing else"
 
 
-def test_batches_and_single_utterances_add_up(metric):
+def test_metric_accumulates_batches_and_single_rows(metric):
     whole, parts = metric().compute(predictions=PREDICTIONS, references=REFERENCES), metric()
     parts.add_batch(predictions=PREDICTIONS[:3], references=REFERENCES[:3])
     parts.add(prediction=PREDICTIONS[3], reference=REFERENCES[3])
@@ -44,7 +44,7 @@ def test_batches_and_single_utterances_add_up(metric):
     assert parts.compute(predictions=["ja"], references=["ja"])["wer"] == 0, "what was computed is forgotten"
 
 
-def test_what_cannot_be_scored_is_one_line(metric):
+def test_unscorable_input_raises_one_line_error(metric):
     with pytest.raises(LabError, match="without a word"):
         metric().compute(predictions=["ja"], references=["?!"])
     with pytest.raises(LabError, match="1 speakers"):
@@ -89,7 +89,7 @@ print("none" if found is None else repr((found["wer"], found["wer_low"], found["
 
 
 @pytest.mark.slow
-def test_two_processes_add_up_without_a_network(tmp_path):
+def test_metric_combines_processes_offline(tmp_path):
     processes = [started(RANK, tmp_path, rank) for rank in "01"]
     score = scoring.score(REFERENCES, PREDICTIONS, ["a", "a", "b", "b", "c"])
     assert [ended(process) for process in processes] == [repr((score.wer, score.ci95[0], 5)), "none"]
@@ -131,12 +131,12 @@ print(found["eval_wer"], found["eval_substitutions"], found["eval_words"], found
 
 
 @pytest.mark.slow
-def test_it_serves_as_compute_metrics_of_a_trainer_without_a_network(tmp_path):
+def test_metric_works_in_trainer_offline(tmp_path):
     """Three utterances of three, two and three words; in the second `du` is heard as `på`."""
     assert ended(started(TRAINER, tmp_path)) == "0.125 1 8 True"
 
 
-def test_the_module_has_nothing_else():
+def test_unknown_module_attribute_is_an_error():
     from pipelines.experiments import metric as experiments_metric
 
     with pytest.raises(AttributeError, match="no attribute 'Cer'"):

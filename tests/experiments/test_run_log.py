@@ -27,7 +27,7 @@ def table(runs: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_a_row_tells_what_was_trained_on_what_and_how_it_scored(tmp_path: Path):
+def test_row_records_training_data_and_score(tmp_path: Path):
     report = hand_made.report(tmp_path, "raw", settings={"training.steps": 77})
     assert run_log.add(report, tmp_path)
     (row,) = run_log.read(tmp_path)
@@ -43,7 +43,7 @@ def test_a_row_tells_what_was_trained_on_what_and_how_it_scored(tmp_path: Path):
     assert re.fullmatch(r"[0-9a-f]{12}", row["code"]) and re.fullmatch(r"[0-9a-f]{12}", row["recipe_digest"])
 
 
-def test_the_recipe_digest_is_that_of_all_seeds(tmp_path: Path):
+def test_recipe_digest_is_equal_for_all_seeds(tmp_path: Path):
     for seed in (1, 2):
         run_log.add(hand_made.report(tmp_path, "raw", seed=seed), tmp_path)
     run_log.add(hand_made.report(tmp_path, "raw", settings={"training.steps": 7}), tmp_path)
@@ -51,7 +51,7 @@ def test_the_recipe_digest_is_that_of_all_seeds(tmp_path: Path):
     assert first == second != other
 
 
-def test_a_model_has_one_row_for_each_test_set(tmp_path: Path):
+def test_model_has_one_row_per_test_set(tmp_path: Path):
     report = hand_made.report(tmp_path, "raw")
     assert [run_log.add(report, tmp_path) for _ in range(3)] == [True, False, False]
     assert run_log.add(dataclasses.replace(report, test_set="another"), tmp_path)
@@ -59,7 +59,7 @@ def test_a_model_has_one_row_for_each_test_set(tmp_path: Path):
     assert [row["test_set"] for row in run_log.read(tmp_path)] == [report.test_set, "another", report.test_set]
 
 
-def test_what_is_no_test_of_a_tuned_model_has_no_row(tmp_path: Path):
+def test_only_test_scores_of_tuned_models_are_logged(tmp_path: Path):
     for report in (
         hand_made.report(tmp_path, "raw", tuned=False),
         hand_made.report(tmp_path, "raw", split="validation"),
@@ -71,7 +71,7 @@ def test_what_is_no_test_of_a_tuned_model_has_no_row(tmp_path: Path):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 20, -1, -2, -30])
-def test_whatever_a_crash_leaves_no_whole_row_is_lost_and_none_is_half(tmp_path: Path, keep: int):
+def test_crash_loses_no_complete_row(tmp_path: Path, keep: int):
     """The last line is cut after so many characters, or so many before its end."""
     first, second = (hand_made.report(tmp_path, "raw", seed=seed) for seed in (1, 2))
     for report in (first, second):
@@ -88,14 +88,14 @@ def test_whatever_a_crash_leaves_no_whole_row_is_lost_and_none_is_half(tmp_path:
 
 
 @pytest.mark.parametrize("length", [0, 5, -1])
-def test_a_torn_header_is_written_anew(tmp_path: Path, length: int):
+def test_torn_header_is_rewritten(tmp_path: Path, length: int):
     (tmp_path / "experiments.csv").write_text((",".join(run_log.COLUMNS) + "\n")[:length])
     assert run_log.read(tmp_path) == []
     assert run_log.add(hand_made.report(tmp_path, "raw"), tmp_path)
     assert len(table(tmp_path)) == 2
 
 
-def test_a_file_with_other_columns_is_not_touched(tmp_path: Path):
+def test_file_with_other_columns_is_not_changed(tmp_path: Path):
     (tmp_path / "experiments.csv").write_text("mine,own\n1,2\n")
     with pytest.raises(LabError, match="move it away"):
         run_log.add(hand_made.report(tmp_path, "raw"), tmp_path)
@@ -103,7 +103,7 @@ def test_a_file_with_other_columns_is_not_touched(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_processes_that_add_at_once_lose_nothing_and_add_nothing_twice(tmp_path: Path):
+def test_concurrent_adders_write_each_row_once(tmp_path: Path):
     """Each adds all ten rows, in another order."""
     for seed in range(10):
         hand_made.report(tmp_path, "raw", seed=seed)
@@ -122,7 +122,7 @@ def test_processes_that_add_at_once_lose_nothing_and_add_nothing_twice(tmp_path:
     assert sorted(int(row["seed"]) for row in run_log.read(tmp_path)) == list(range(10))
 
 
-def test_a_test_score_adds_its_row_and_a_second_look_touches_nothing(
+def test_test_score_adds_one_row_repeated_call_none(
     toy_settings, toy_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     runs, told = tmp_path / "runs", {"training.steps": 1, "training.eval_every": 1, "evaluation.max_new_tokens": 3}
@@ -140,7 +140,7 @@ def test_a_test_score_adds_its_row_and_a_second_look_touches_nothing(
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*experiments*")} == before
 
 
-def test_compare_without_names_lists_what_was_scored(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_compare_without_names_lists_the_log(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     def listed() -> list[str]:
         monkeypatch.setattr(sys, "argv", ["pipelines", "compare", "--runs", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:

@@ -67,7 +67,7 @@ def done(small, tmp_path_factory, one_thread):
     return recipes, runs, first, again
 
 
-def test_all_recipes_of_a_seed_come_before_the_next_seed():
+def test_plan_orders_recipes_within_each_seed():
     planned = series.plan(["tour", "tour-lora"], [1, 2], {"training.steps": 3})
     assert [(r.name, r.training.seed) for r in planned] == [
         ("tour", 1),
@@ -78,7 +78,7 @@ def test_all_recipes_of_a_seed_come_before_the_next_seed():
     assert {r.training.steps for r in planned} == {3}
 
 
-def test_a_series_tells_a_line_of_each_and_makes_nothing_twice(done):
+def test_second_series_run_reuses_all_reports(done):
     _recipes, runs, first, again = done
     assert len(first) == len(again) == 4
     assert first[0].startswith("[1/4] planted-raw, seed 42: WER ") and "min left" in first[0]
@@ -86,7 +86,7 @@ def test_a_series_tells_a_line_of_each_and_makes_nothing_twice(done):
     assert len(list(runs.glob("*/train-*/model"))) == 4
 
 
-def test_the_label_model_is_the_named_recipes_with_the_same_seed(done, small):
+def test_label_model_is_of_the_named_recipe_and_seed(done, small):
     _recipes, runs, *_ = done
     for seed in (42, 43):
         found = recipe_runs.newest_model_of_seed(runs / "planted-raw", seed)
@@ -98,7 +98,7 @@ def test_the_label_model_is_the_named_recipes_with_the_same_seed(done, small):
         feature_pipeline.run(absent, runs=runs)
 
 
-def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, small, tmp_path):
+def test_ambiguous_label_model_is_refused(done, small, tmp_path):
     _recipes, runs, *_ = done
     for name in ("one", "other"):
         shutil.copytree(
@@ -118,7 +118,7 @@ def test_a_named_recipe_that_was_trained_in_two_ways_is_not_chosen_among(done, s
         )
 
 
-def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):
+def test_failed_experiment_does_not_end_the_series(small, tmp_path):
     told = record_log()
     lacking = small("lacking", settings={"curation.max_label_cer": 0.5, "curation.label_model": "run:none"})
     result = series.run([lacking, lacking], runs=tmp_path)
@@ -128,7 +128,7 @@ def test_a_failed_experiment_does_not_end_the_series(small, tmp_path):
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), MemoryError(), RuntimeError("CUDA\nat ...")])
-def test_nor_does_a_fault_of_the_machine(small, tmp_path, monkeypatch, fault):
+def test_machine_error_does_not_end_the_series(small, tmp_path, monkeypatch, fault):
     def broken(*args, **kwargs):
         raise fault
 
@@ -142,7 +142,7 @@ def test_nor_does_a_fault_of_the_machine(small, tmp_path, monkeypatch, fault):
         series.run([small("planted-raw", 42)], runs=tmp_path)
 
 
-def test_what_is_exported_gives_the_scores_again(done, tmp_path):
+def test_exported_tables_reproduce_the_scores(done, tmp_path):
     recipes, runs, *_ = done
     reports = series_tables.export(recipes, tmp_path, runs=runs).reports
     assert list(reports) == [f"{r.name}/{r.training.seed}" for r in recipes]
@@ -164,7 +164,7 @@ def test_what_is_exported_gives_the_scores_again(done, tmp_path):
     assert not any(str(path) in file.read_text("utf-8") for file in tmp_path.iterdir() for path in (runs, ROOT))
 
 
-def test_filters_are_counted_for_each_seed(done, tmp_path):
+def test_filter_scores_are_exported_per_seed(done, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes, tmp_path, runs=runs)
     told = json.loads((tmp_path / series_tables.FILTERS).read_text("utf-8"))
@@ -178,7 +178,7 @@ def test_filters_are_counted_for_each_seed(done, tmp_path):
     assert at["found"] == repaired + dropped > 0
 
 
-def test_a_claim_from_the_tables_is_what_compare_says_of_the_runs(done, tmp_path):
+def test_claims_equal_the_comparison_of_the_runs(done, tmp_path):
     recipes, runs, *_ = done
     reports = series_tables.export(recipes, tmp_path, runs=runs).reports
     raw, repaired = series_tables.claims(tmp_path)
@@ -195,7 +195,7 @@ def test_a_claim_from_the_tables_is_what_compare_says_of_the_runs(done, tmp_path
     assert told["p_holm"] == other.p_holm and raw["ci95"] == baseline.score.ci95
 
 
-def test_the_picture_has_a_row_for_each_recipe_and_a_curve_for_each_seed(done, tmp_path):
+def test_series_figure_has_recipe_rows_and_seed_curves(done, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes, tmp_path, runs=runs)
     filters = json.loads((tmp_path / series_tables.FILTERS).read_text("utf-8"))
@@ -205,7 +205,7 @@ def test_the_picture_has_a_row_for_each_recipe_and_a_curve_for_each_seed(done, t
     assert len(right.texts) == 2, "the limit in use is marked on each curve"
 
 
-def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_path):
+def test_export_ignores_runs_with_other_settings(done, small, tmp_path):
     _recipes, runs, *_ = done
     other = small("planted-raw", 42, {"curation.leaks": "ignore", "training.learning_rate": 2e-3})
     assert series_tables.finished_reports([other], runs) == {}
@@ -213,7 +213,7 @@ def test_only_what_is_finished_with_these_settings_is_exported(done, small, tmp_
         series_tables.export([other], tmp_path, runs=runs)
 
 
-def test_a_headline_says_where_no_difference_is_shown():
+def test_headline_states_when_no_difference_is_shown():
     claim = {"wer": 0.25, "ci95": (0.2, 0.3), "n": 9, "speakers": 3, "seeds": [42, 43]}
 
     def against(ci95: tuple[float, float], p_holm: float) -> list[str]:
@@ -229,7 +229,7 @@ def test_a_headline_says_where_no_difference_is_shown():
     assert against((-0.03, -0.01), 0.06)[1].endswith("corrected 0.06): no difference shown.")
 
 
-def test_the_command_plans_and_refuses():
+def test_experiments_command_plans_and_rejects_bad_seeds():
     runner = CliRunner()
     told = runner.invoke(app, ["experiments", "--dry-run", "--json", "--seeds", "1,2", "--recipes", "planted-raw,tour"])
     assert json.loads(told.stdout)["experiments"] == [
@@ -245,7 +245,7 @@ def test_the_command_plans_and_refuses():
 
 
 @pytest.mark.skipif(not (RESULTS / series_tables.UTTERANCES).exists(), reason="no results are committed yet")
-def test_every_recipe_opens_with_what_the_committed_results_say():
+def test_recipe_comments_match_committed_results():
     claims = {claim["recipe"]: claim for claim in series_tables.claims(RESULTS)}
     assert claims.keys() <= set(pipelines_recipes.names())
     for name in (name for name in pipelines_recipes.names() if name.startswith("planted-")):
@@ -256,7 +256,7 @@ def test_every_recipe_opens_with_what_the_committed_results_say():
 
 
 @pytest.mark.skipif(not (RESULTS / series_tables.RUNS).exists(), reason="no results are committed yet")
-def test_committed_runs_are_of_one_test_set_and_agree_with_the_utterances():
+def test_committed_runs_agree_with_utterances():
     costs, table = pd.read_csv(RESULTS / series_tables.RUNS), pd.read_csv(RESULTS / series_tables.UTTERANCES)
     assert costs["test_set"].nunique() == costs["normaliser"].nunique() == 1
     for row in costs.itertuples():

@@ -40,7 +40,7 @@ def counts(looks: test_set_log.ScoringCounts) -> tuple[int, int, int]:
     return looks.scorings, looks.of_model, looks.models
 
 
-def test_a_line_for_every_scoring(noted, tmp_path):
+def test_each_scoring_adds_a_row(noted, tmp_path):
     assert counts(noted()) == (1, 1, 1)
     lines = (tmp_path / NAME).read_text("utf-8").splitlines()
     assert lines[0] == "when,recipe,model,model_digest,tuned,report,test_set"
@@ -53,7 +53,7 @@ def test_a_line_for_every_scoring(noted, tmp_path):
     assert (tmp_path / NAME).read_bytes().startswith(before)
 
 
-def test_who_looked_how_often(noted):
+def test_scorings_are_counted_per_model_and_recipe(noted):
     assert counts(noted("base", "toy/reports/test-0", tuned=False)) == (1, 1, 1)
     first = noted("m", "toy/reports/test-1")
     assert (counts(first), first.warning()) == ((2, 1, 2), "")
@@ -67,7 +67,7 @@ def test_who_looked_how_often(noted):
     assert counts(noted("m", "toy/reports/test-4", test_set="f" * 16)) == (1, 1, 1)
 
 
-def test_a_tuned_model_is_one_model_for_every_recipe_and_a_base_is_not(noted):
+def test_base_model_is_counted_per_recipe(noted):
     noted("base", "one/reports/test-1", "one", tuned=False)
     noted("m", "one/reports/test-2", "one")
     assert noted("base", "two/reports/test-1", "two", tuned=False).warning() == ""
@@ -75,7 +75,7 @@ def test_a_tuned_model_is_one_model_for_every_recipe_and_a_base_is_not(noted):
     assert noted("m", "two/reports/test-2", "two").of_model == 2
 
 
-def test_a_report_that_is_read_is_no_scoring(noted, tmp_path):
+def test_existing_report_adds_no_scoring(noted, tmp_path):
     noted("m", "toy/reports/test-1")
     (tmp_path / f".{NAME}.lock").unlink()
     assert counts(noted("m", "toy/reports/test-1", is_new=False)) == (1, 1, 1)
@@ -87,7 +87,7 @@ def test_a_report_that_is_read_is_no_scoring(noted, tmp_path):
 @pytest.mark.parametrize(
     "torn", [b"2026-01-02T12:00:00+00:00,toy,m,d", b'2026,toy,"m, tu', b"when,rec", b"\xff\xfe\x00"]
 )
-def test_a_line_that_a_crash_cut_short_harms_no_other(noted, tmp_path, torn):
+def test_torn_row_is_ignored(noted, tmp_path, torn):
     noted("m", "toy/reports/test-1")
     with open(tmp_path / NAME, "ab") as file:
         file.write(torn)
@@ -96,7 +96,7 @@ def test_a_line_that_a_crash_cut_short_harms_no_other(noted, tmp_path, torn):
 
 
 @pytest.mark.parametrize("cut", [1, 30, 60, 100, 139])
-def test_however_much_of_the_first_line_reached_the_disk(noted, tmp_path, cut):
+def test_torn_header_at_any_length_is_repaired(noted, tmp_path, cut):
     noted()
     content = (tmp_path / NAME).read_bytes()
     (tmp_path / NAME).write_bytes(content[:cut])
@@ -104,7 +104,7 @@ def test_however_much_of_the_first_line_reached_the_disk(noted, tmp_path, cut):
 
 
 @pytest.mark.slow
-def test_processes_that_write_at_once_lose_nothing(tmp_path):
+def test_concurrent_writers_lose_no_row(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
@@ -123,7 +123,7 @@ for n in range(40):
     assert (len(lines), len(test_set_log.read(tmp_path)), len(set(lines[1:]))) == (81, 80, 80)
 
 
-def test_a_log_that_cannot_be_written_is_one_line(noted, tmp_path):
+def test_unwritable_log_raises_one_line_error(noted, tmp_path):
     (tmp_path / NAME).mkdir()
     with pytest.raises(LabError, match="cannot be written .*: free space or make it writable"):
         noted()
@@ -156,7 +156,7 @@ def scored(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
     return evaluate
 
 
-def test_scoring_the_test_split_is_counted_told_and_warned_of(scored, tmp_path):
+def test_test_scoring_is_logged_and_repeated_one_warns(scored, tmp_path):
     (told,) = scored()
     assert "scoring number 1, 1 of them of this model; models that recipe toy scored on it: 1" in told
     assert [told] == scored(), "the report was read: no scoring"
@@ -166,13 +166,13 @@ def test_scoring_the_test_split_is_counted_told_and_warned_of(scored, tmp_path):
     assert len(test_set_log.read(tmp_path)) == 2
 
 
-def test_other_looks_are_not_counted(scored, tmp_path):
+def test_validation_and_dev_runs_are_not_counted(scored, tmp_path):
     scored(split="validation")
     scored({"training.fast_dev_run": True})
     assert not (tmp_path / NAME).exists()
 
 
-def test_a_report_finds_its_counts(scored, tmp_path):
+def test_counts_of_returns_counts_of_a_report(scored, tmp_path):
     from pipelines.experiments import evaluation
 
     scored()

@@ -51,7 +51,7 @@ def compare(*names: object, runs: Path, baseline: str = "") -> comparison.Compar
     return comparison.compare([str(name) for name in names], baseline, runs=runs)
 
 
-def test_other_recordings_under_the_same_names_are_refused(runs: Path, tmp_path: Path):
+def test_reports_of_different_recordings_are_refused(runs: Path, tmp_path: Path):
     frame = hand_made.rows()
     frame.loc[7, "duration_s"] += 0.5
     hand_made.report(runs, "elsewhere", hand_made.wrong(lambda row: 2), table=frame)
@@ -62,7 +62,7 @@ def test_other_recordings_under_the_same_names_are_refused(runs: Path, tmp_path:
 # --- what was found ---------------------------------------------------------------------------------------------------
 
 
-def test_better_worse_and_no_difference_are_told_apart(runs: Path):
+def test_verdict_is_better_worse_or_no_difference(runs: Path):
     compared = compare("raw", "better", "same", runs=runs)
     raw, better, same = compared.findings
     assert [finding.experiment.name for finding in compared.findings] == ["raw", "better", "same"]
@@ -80,7 +80,7 @@ def test_better_worse_and_no_difference_are_told_apart(runs: Path):
     assert (worse.verdict, worse.difference.delta) == ("worse", pytest.approx(1 / 12))
 
 
-def test_the_pairing_takes_out_what_is_hard_for_both(tmp_path: Path):
+def test_pairing_removes_speaker_difficulty(tmp_path: Path):
     """Speakers differ by far more than the models do; every speaker gains the same."""
     hand_made.report(tmp_path, "raw", hand_made.wrong(lambda row: 1 + of_speaker(row) % 9))
     hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: of_speaker(row) % 9))
@@ -90,7 +90,7 @@ def test_the_pairing_takes_out_what_is_hard_for_both(tmp_path: Path):
     assert better.verdict == "better"
 
 
-def test_rows_are_paired_by_id_in_whatever_order_they_come(tmp_path: Path):
+def test_rows_are_paired_by_id_in_any_order(tmp_path: Path):
     table = hand_made.rows()
     hand_made.report(tmp_path, "raw", hand_made.wrong(lambda row: 1 + of_speaker(row) % 9), table=table)
     backwards = table.iloc[::-1].reset_index(drop=True)
@@ -99,14 +99,14 @@ def test_rows_are_paired_by_id_in_whatever_order_they_come(tmp_path: Path):
     assert better.difference.ci95 == pytest.approx((-1 / 12, -1 / 12))
 
 
-def test_p_is_corrected_for_the_number_of_comparisons():
+def test_holm_corrects_p_for_number_of_comparisons():
     assert findings.holm([]) == []
     assert findings.holm([0.03]) == [0.03]
     assert findings.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert findings.holm([0.5, 0.6]) == [1.0, 1.0]
 
 
-def test_many_comparisons_make_a_chance_find_no_result(tmp_path: Path):
+def test_chance_result_among_many_is_not_significant(tmp_path: Path):
     """Nine of ten speakers lose as much as the tenth gains: p = 22 / 1024. Among six, chance brings that."""
     worse = [2] * 9 + [1] * 2 + [0]
     hand_made.report(tmp_path, "raw", hand_made.wrong(1))
@@ -124,7 +124,7 @@ def test_many_comparisons_make_a_chance_find_no_result(tmp_path: Path):
     assert among.verdict == "no difference shown after correction for the number of comparisons"
 
 
-def test_from_a_handful_of_speakers_nothing_is_concluded(tmp_path: Path):
+def test_few_speakers_give_no_conclusion(tmp_path: Path):
     table = hand_made.rows(speakers=5)
     hand_made.report(tmp_path, "raw", hand_made.wrong(5), table=table)
     hand_made.report(tmp_path, "better", hand_made.wrong(0), table=table)
@@ -139,7 +139,7 @@ def test_from_a_handful_of_speakers_nothing_is_concluded(tmp_path: Path):
     assert plots.png(figures.forest(compared)).startswith(b"\x89PNG")
 
 
-def test_where_speakers_are_unknown_each_utterance_is_its_own(tmp_path: Path):
+def test_unknown_speakers_count_per_utterance(tmp_path: Path):
     table = hand_made.rows().assign(speaker="")
     for name, errors in (("raw", 2), ("better", 1)):
         hand_made.report(tmp_path, name, hand_made.wrong(errors), table=table)
@@ -149,7 +149,7 @@ def test_where_speakers_are_unknown_each_utterance_is_its_own(tmp_path: Path):
 # --- what an experiment is --------------------------------------------------------------------------------------------
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_experiment(runs: Path):
+def test_runs_with_different_seeds_are_one_experiment(runs: Path):
     raw = compare("raw", "better", runs=runs).baseline
     assert (raw.seeds, len(raw.models)) == ([42, 43], 2)
     every = [report.folder for name in ("raw", "better") for report in lookup.find(name, runs)]
@@ -161,13 +161,13 @@ def test_runs_that_differ_in_the_seed_alone_are_one_experiment(runs: Path):
 
 
 @pytest.mark.parametrize(("label_model", "count"), [("run:raw", 1), ("", 2)])
-def test_a_cache_that_each_seed_s_own_model_made_divides_no_experiment(tmp_path: Path, label_model: str, count: int):
+def test_caches_of_seed_label_models_are_one_experiment(tmp_path: Path, label_model: str, count: int):
     settings = {"curation.max_label_cer": 0.5, "curation.label_model": label_model}
     reports = [hand_made.report(tmp_path, seed=seed, settings=settings, cache=f"cache{seed}") for seed in (1, 2)]
     assert len(lookup.gather(reports)) == count
 
 
-def test_the_wer_of_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path):
+def test_experiment_wer_is_mean_over_seeds(tmp_path: Path):
     for seed, errors in ((1, 1), (2, 3)):
         hand_made.report(tmp_path, "raw", hand_made.wrong(errors), seed=seed)
         hand_made.report(tmp_path, "better", hand_made.wrong(errors), seed=seed, settings={"training.steps": 9})
@@ -178,7 +178,7 @@ def test_the_wer_of_an_experiment_is_the_mean_over_its_seeds(tmp_path: Path):
     assert low < -1 / 12 < 1 / 12 < high, "the luck of the seeds is in the interval"
 
 
-def test_a_runs_folder_means_its_newest_model_and_says_what_it_left(runs: Path):
+def test_run_folder_selects_newest_model_and_logs_rest(runs: Path):
     hand_made.report(runs, "raw", hand_made.wrong(9), settings={"training.steps": 7})
     lines = record_log()
     (found,) = lookup.find("raw", runs)
@@ -189,7 +189,7 @@ def test_a_runs_folder_means_its_newest_model_and_says_what_it_left(runs: Path):
     assert lookup.find("raw", runs)[0].folder == found.folder
 
 
-def test_a_name_is_a_recipe_a_file_a_runs_folder_or_a_report(runs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_find_accepts_recipe_file_folder_and_report(runs: Path, monkeypatch: pytest.MonkeyPatch):
     (runs / "mine.toml").write_text('name = "raw"')
     monkeypatch.chdir(runs)
     folders = [report.folder for report in lookup.find("raw", runs)]
@@ -198,7 +198,7 @@ def test_a_name_is_a_recipe_a_file_a_runs_folder_or_a_report(runs: Path, monkeyp
     assert [report.folder for report in lookup.find(str(folders[1]), runs)] == folders[1:]
 
 
-def test_two_of_one_name_are_told_apart_and_what_differs_is_named(runs: Path):
+def test_equal_names_get_digests_and_changed_settings(runs: Path):
     other = hand_made.report(runs, "raw", hand_made.wrong(1), settings={"training.learning_rate": 3e-4})
     first = lookup.find("better", runs)[0]
     (raw,) = [path for path in (runs / "raw" / "reports").iterdir() if path.name != other.folder.name][:1]
@@ -211,7 +211,7 @@ def test_two_of_one_name_are_told_apart_and_what_differs_is_named(runs: Path):
     assert better == {"curation.max_label_cer": [0.0, 0.6]}
 
 
-def test_a_single_experiment_is_held_against_the_model_it_was_tuned_from(tmp_path: Path):
+def test_single_experiment_is_compared_with_its_base(tmp_path: Path):
     hand_made.report(tmp_path, "raw", hand_made.wrong(1))
     with pytest.raises(LabError, match=r"got one: .* evaluate --recipe raw --model openai/whisper-tiny"):
         compare("raw", runs=tmp_path)
@@ -225,7 +225,7 @@ def test_a_single_experiment_is_held_against_the_model_it_was_tuned_from(tmp_pat
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_another_test_set_is_refused_and_the_report_named(runs: Path):
+def test_other_test_set_is_refused_with_report_name(runs: Path):
     table = hand_made.rows()
     table.loc[3, "reference"] += " och"
     other = hand_made.report(runs, "other", table=table)
@@ -236,14 +236,14 @@ def test_another_test_set_is_refused_and_the_report_named(runs: Path):
     assert "\n" not in told
 
 
-def test_another_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(text, "NORMALISER", "99")
     other = hand_made.report(runs, "other")
     with pytest.raises(LabError, match=f"only reports of one normaliser can be compared: {other.folder} has 99"):
         compare("raw", "other", runs=runs)
 
 
-def test_a_report_that_does_not_tell_what_was_scored_is_refused(runs: Path):
+def test_report_without_test_set_digest_is_refused(runs: Path):
     (old, _) = lookup.find("raw", runs)
     told = json.loads((old.folder / "manifest.json").read_text("utf-8"))
     (old.folder / "manifest.json").write_text(json.dumps({**told, "test_set": ""}), "utf-8")
@@ -251,7 +251,7 @@ def test_a_report_that_does_not_tell_what_was_scored_is_refused(runs: Path):
         compare(old.folder, "better", runs=runs)
 
 
-def test_what_is_no_report_is_one_line(runs: Path, tmp_path: Path):
+def test_unknown_report_raises_one_line_error(runs: Path, tmp_path: Path):
     with pytest.raises(LabError, match=r"no report 'betr'; did you mean 'better'\?"):
         compare("raw", "betr", runs=runs)
     (tmp_path / "empty").mkdir()
@@ -265,7 +265,7 @@ def test_what_is_no_report_is_one_line(runs: Path, tmp_path: Path):
 # --- how it is told ---------------------------------------------------------------------------------------------------
 
 
-def test_slices_tell_on_whom(tmp_path: Path):
+def test_slices_show_differences_per_gender(tmp_path: Path):
     hand_made.report(tmp_path, "raw", hand_made.wrong(3))
     hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: 1 if row.gender == "female" else 3))
     slices = compare("raw", "better", runs=tmp_path).slices.set_index(["value", "experiment"])
@@ -276,7 +276,7 @@ def test_slices_tell_on_whom(tmp_path: Path):
     assert slices["n"].tolist() == [30] * 4
 
 
-def test_a_slice_of_few_speakers_has_no_interval(tmp_path: Path):
+def test_slice_with_few_speakers_has_no_interval(tmp_path: Path):
     table = hand_made.rows()
     table["accent"] = ["Skåne" if row.speaker < "s03" else "Uppland" for row in table.itertuples()]
     hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
@@ -289,7 +289,7 @@ def test_a_slice_of_few_speakers_has_no_interval(tmp_path: Path):
     assert ("accent", "Skåne") not in shown.index and ("accent", "Uppland") in shown.index
 
 
-def test_costs_and_data_are_told(runs: Path):
+def test_comparison_contains_costs_and_data(runs: Path):
     told = compare("raw", "better", runs=runs).as_dict()
     better = told["experiments"][1]
     assert better["training_seconds"] == [142.5, 143.5]
@@ -300,7 +300,7 @@ def test_costs_and_data_are_told(runs: Path):
     assert told["test_set"] == lookup.find("raw", runs)[0].test_set
 
 
-def test_the_next_step_follows_from_what_is_lacking(runs: Path):
+def test_next_step_depends_on_findings(runs: Path):
     assert "read where better still fails" in compare("raw", "better", runs=runs).next_step()
     assert "larger change" in compare("raw", "same", runs=runs).next_step()
     hand_made.report(runs, "single", hand_made.wrong(1))
@@ -327,7 +327,7 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, runs: P
     return run
 
 
-def test_the_command_shows_the_table_and_leaves_json_and_a_picture(call, runs: Path, tmp_path: Path):
+def test_compare_command_prints_table_and_writes_files(call, runs: Path, tmp_path: Path):
     code, out, err = call("raw", "better", "same", "--out", tmp_path / "out")
     assert (code, err) == (0, "")
     table = out.split("\n\n")[1].splitlines()
@@ -345,7 +345,7 @@ def test_the_command_shows_the_table_and_leaves_json_and_a_picture(call, runs: P
     assert Path(told["folder"]).parent == runs / "comparisons"
 
 
-def test_a_dry_comparison_checks_and_writes_nothing(call, runs: Path, tmp_path: Path):
+def test_dry_comparison_writes_nothing(call, runs: Path, tmp_path: Path):
     before = sorted(runs.rglob("*"))
     code, out, _ = call("raw", "better", "--dry-run", "--out", tmp_path / "out")
     assert (code, "would compare raw, better\n" in out) == (0, True)
@@ -353,13 +353,13 @@ def test_a_dry_comparison_checks_and_writes_nothing(call, runs: Path, tmp_path: 
     assert sorted(runs.rglob("*")) == before
 
 
-def test_a_comparison_that_cannot_be_is_one_line(call):
+def test_impossible_comparison_prints_one_line(call):
     code, out, err = call("raw", "nothing")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: no report 'nothing'")
 
 
-def test_seeds_whose_label_model_has_their_seed_are_one_experiment(tmp_path: Path):
+def test_seed_label_models_keep_one_experiment(tmp_path: Path):
     asks = {"curation.max_label_cer": 0.4, "curation.label_model": "run:raw"}
     for seed in (42, 43):
         hand_made.report(tmp_path, "raw", seed=seed, cache="rawcache0001")
@@ -369,7 +369,7 @@ def test_seeds_whose_label_model_has_their_seed_are_one_experiment(tmp_path: Pat
     assert compared.costs().loc["filtered", "cache"] == "filtered0042, filtered0043"
 
 
-def test_no_size_is_promised_where_p_alone_forbids_a_conclusion(tmp_path: Path):
+def test_large_p_prevents_conclusion_despite_interval(tmp_path: Path):
     """Five of six speakers gain two words in twelve: p cannot fall below 2 / 2^5, however large the gain."""
     table = hand_made.rows(speakers=6)
     hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
@@ -379,14 +379,14 @@ def test_no_size_is_promised_where_p_alone_forbids_a_conclusion(tmp_path: Path):
     assert five.verdict == "no difference shown: p is above 0.05, although the interval excludes 0"
 
 
-def test_a_fork_is_no_other_seed_of_the_recipe(tmp_path: Path):
+def test_fork_is_not_another_seed(tmp_path: Path):
     hand_made.report(tmp_path, "raw", seed=42)
     hand_made.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
     (report,) = lookup.find("raw", tmp_path)
     assert report.lineage["seed"] == 43
 
 
-def test_a_base_in_a_folder_of_this_machine_is_found_beside(tmp_path: Path):
+def test_base_from_a_local_folder_is_matched(tmp_path: Path):
     """A tuned model does not tell the place, the report of the base does."""
     for tuned, place in ((True, "(a local path)"), (False, "/somewhere/my base")):
         made = hand_made.report(tmp_path, "raw", tuned=tuned).folder / "manifest.json"
@@ -395,7 +395,7 @@ def test_a_base_in_a_folder_of_this_machine_is_found_beside(tmp_path: Path):
     assert [finding.experiment.tuned for finding in compared.findings] == [False, True]
 
 
-def test_an_untuned_model_has_no_luck_of_training(tmp_path: Path):
+def test_untuned_model_adds_no_seed_variance(tmp_path: Path):
     for seed, errors in ((1, 2), (2, 3)):
         hand_made.report(tmp_path, "tuned", hand_made.wrong(errors), seed=seed)
     untuned = hand_made.report(tmp_path, "base", hand_made.wrong(6), tuned=False)
@@ -407,7 +407,7 @@ def test_an_untuned_model_has_no_luck_of_training(tmp_path: Path):
     assert ours == pytest.approx(theirs * np.sqrt(1 / 2) / np.sqrt(1 / 2 + 1), rel=0.05)
 
 
-def test_utterances_without_a_speaker_are_told(tmp_path: Path):
+def test_note_counts_utterances_without_speaker(tmp_path: Path):
     table = hand_made.rows().assign(speaker="")
     for name in ("raw", "other"):
         hand_made.report(tmp_path, name, table=table, settings={"training.steps": len(name)})
@@ -415,7 +415,7 @@ def test_utterances_without_a_speaker_are_told(tmp_path: Path):
     assert any("60 utterances have no speaker" in note for note in compared.notes())
 
 
-def test_a_normaliser_that_is_no_more_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_outdated_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(text, "NORMALISER", "99")
     with pytest.raises(LabError, match="was scored under normaliser 1, this version has 99"):
         compare("raw", "better", runs=runs)

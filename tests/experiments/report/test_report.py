@@ -46,7 +46,7 @@ def table(*pairs: tuple[str, str], **columns) -> pd.DataFrame:
 # ---- which word became which
 
 
-def test_every_kind_of_step():
+def test_alignment_has_every_kind_of_step():
     assert steps("jag bor här", "jag bor här") == [("equal", word, word) for word in ("jag", "bor", "här")]
     assert steps("jag bor här", "jag har bor") == [
         ("equal", "jag", "jag"),
@@ -73,7 +73,7 @@ def test_every_kind_of_step():
     assert steps("", "") == []
 
 
-def test_a_compound_is_found_among_other_errors_and_only_where_all_letters_are_alike():
+def test_compound_is_aligned_only_with_equal_letters():
     assert [kind for kind, *_ in steps("stora sjukhus brinner", "tora sjuk hus binner")] == [
         "substitution",
         "split",
@@ -83,7 +83,7 @@ def test_a_compound_is_found_among_other_errors_and_only_where_all_letters_are_a
     assert "split" not in [kind for kind, *_ in steps("sjukhus", "hus sjuk")]
 
 
-def test_without_compounds_the_errors_are_those_of_levenshtein():
+def test_errors_without_compounds_equal_levenshtein():
     import jiwer
 
     rng = np.random.default_rng(3)
@@ -103,7 +103,7 @@ def confused(*pairs: tuple[str, str]) -> dict:
     return confusions.confusions(report.alignments(table(*pairs)))
 
 
-def test_confusions_count_words_most_frequent_first():
+def test_confusions_are_sorted_by_frequency():
     found = confused(("hej på dig", "hej po dig"), ("gå på tur", "gå po"), ("ja", "ja ja"), ("nej", "hej"))
     assert found["substitutions"] == [
         {"reference": "på", "hypothesis": "po", "count": 2},
@@ -113,7 +113,7 @@ def test_confusions_count_words_most_frequent_first():
     assert found["insertions"] == [{"reference": "", "hypothesis": "ja", "count": 1}]
 
 
-def test_letters_are_counted_where_words_are_nearly_right():
+def test_letters_are_counted_in_similar_words():
     found = confused(
         ("Får får får?", "far får for"),  # å as a, right, as o
         ("äpplet", "eplet"),  # ä as e
@@ -128,7 +128,7 @@ def test_letters_are_counted_where_words_are_nearly_right():
     assert found["dots"]["count"] == 1, "far for får; for is another vowel"
 
 
-def test_compounds_are_counted_apart_with_the_wer_without_them():
+def test_compounds_are_counted_with_wer_without_them():
     found = confused(("ett nytt sjukhus", "ett nytt sjuk hus"), ("i dag är det sol", "idag är de sol"))["compounds"]
     assert (found["splits"], found["joins"]) == (1, 1)
     assert found["wer_without"] == pytest.approx(1 / 8)
@@ -156,14 +156,14 @@ def test_compounds_are_counted_apart_with_the_wer_without_them():
         ("a b c d e f g", "a b a b a c a b", []),
     ],
 )
-def test_inventions(said: str, written: str, kinds: list[str]):
+def test_inventions_are_classified(said: str, written: str, kinds: list[str]):
     import jiwer
 
     cer = jiwer.cer(said, written)
     assert inventions.kinds(said, written, cer) == kinds
 
 
-def test_a_text_that_compresses_too_well_repeats_itself():
+def test_compressible_text_counts_as_repeating():
     varied = "det var en gång en liten flicka som bodde i skogen med sin mormor"
     assert repetition.compression_ratio(varied) < 1.5
     looped = " ".join(f"{varied} {n}" for n in range(5))  # no run: a number stands between
@@ -175,7 +175,7 @@ def test_a_text_that_compresses_too_well_repeats_itself():
 # ---- calibration
 
 
-def test_calibration_of_a_model_that_knows_what_it_knows():
+def test_calibrated_model_has_no_calibration_error():
     logprobs = np.log([0.95, 0.95, 0.95, 0.95, 0.25, 0.25, 0.25, 0.25])
     errors, words = np.array([0, 0, 0, 1, 4, 0, 8, 4]), np.full(8, 4)
     found = calibration.calibration(logprobs, errors, words)
@@ -193,7 +193,7 @@ def test_calibration_of_a_model_that_knows_what_it_knows():
     assert points[1.0]["wer"] == 17 / 32
 
 
-def test_coverage_takes_the_surest_first_and_certainty_has_a_bin():
+def test_coverage_starts_with_most_confident_utterances():
     found = calibration.calibration(np.log([0.2, 1.0, 0.6]), np.array([3, 0, 1]), np.array([3, 3, 3]))
     assert [round(point["wer"], 3) for point in found["coverage"]] == [0, 0.167, 0.444]
     assert [part["high"] for part in found["bins"]] == [0.3, 0.7, 1.0]
@@ -203,7 +203,7 @@ def test_coverage_takes_the_surest_first_and_certainty_has_a_bin():
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
-def test_the_snr_of_a_log_mel_is_that_of_the_waveform(speech, n_mels: int):
+def test_log_mel_snr_equals_waveform_snr(speech, n_mels: int):
     rng, seconds = np.random.default_rng(2), 4
     pauses = np.repeat([1.0, 0.0, 1.0, 0.0], seconds * 4_000).astype(np.float32)
     for noise in (0.1, 0.01, 0.001):
@@ -213,7 +213,7 @@ def test_the_snr_of_a_log_mel_is_that_of_the_waveform(speech, n_mels: int):
         assert of_log_mel == pytest.approx(of_samples, abs=1.5)
 
 
-def test_what_slices_need_of_the_cache(toy_cache):
+def test_slice_columns_come_from_the_cache(toy_cache):
     rows = toy_cache.split("test")
     found = slices.columns(toy_cache, rows)
     said = toy_cache.rows["text"].iloc[rows].tolist()
@@ -230,7 +230,7 @@ def test_what_slices_need_of_the_cache(toy_cache):
     assert len(found) == len(rows)
 
 
-def test_slices_come_in_their_order_with_the_numbers_of_the_part():
+def test_slices_are_ordered_and_scored():
     pairs = [("ett två", "ett två"), ("ett två", "ett"), ("ett två", ""), ("ett två", "ett två")]
     found = slices.table(
         table(
@@ -250,7 +250,7 @@ def test_slices_come_in_their_order_with_the_numbers_of_the_part():
     assert (found["low"] <= found["wer"]).all() and (found["wer"] <= found["high"]).all()
 
 
-def test_words_seen_and_unseen_in_training():
+def test_seen_and_unseen_words_are_scored_separately():
     known = {"en", "hund", "springer"}
     predictions = table(("en hund springer", "en hund"), ("en lodjur springer", "en lodur springer"))
     aligned = report.alignments(predictions)
@@ -292,7 +292,7 @@ def facts_of(told: dict, *pairs: tuple[str, str], **columns) -> tuple[dict, pd.D
     return report.facts(predictions, told, SPEED), predictions
 
 
-def test_the_facts_have_the_keys_that_are_promised_and_no_other(told):
+def test_report_json_has_exactly_the_documented_keys(told):
     facts, _ = facts_of(told, ("hej på dig", "hej po dig"), ("gott nytt år", "gott nytt år"), gender=["f", "m"])
     promised = (
         "format model quantisation split language utterances speakers audio_seconds test_set normaliser lineage score "
@@ -318,7 +318,7 @@ def test_the_facts_have_the_keys_that_are_promised_and_no_other(told):
     assert facts["inventions"]["invented"] == {"count": 0, "rate": 0.0, "examples": []}
 
 
-def test_nothing_tells_whose_machine_it_was(told):
+def test_report_contains_no_local_path(told):
     facts, _ = facts_of(told, ("hej", "hej"))
     assert facts["model"] == "tiny @ 1234"
     assert facts["lineage"]["settings"]["source"]["path"] == "clips"
@@ -348,7 +348,7 @@ def test_nothing_tells_whose_machine_it_was(told):
         ("km / h, 24/7, och/eller, </s>, ./x, ../y", "km / h, 24/7, och/eller, </s>, ./x, ../y"),
     ],
 )
-def test_no_absolute_path_is_left_within_a_string(value, left):
+def test_absolute_paths_within_strings_are_cut(value, left):
     assert redact.redact_values({"told": [value]}) == {"told": [left]}
 
 
@@ -357,7 +357,7 @@ def page_of(told: dict, *pairs: tuple[str, str], missing_audio: str = "", **colu
     return page.render(facts, predictions["wer"], {"clip-0": "data:audio/flac;base64,AAAA"}, missing_audio)
 
 
-def test_no_transcript_becomes_markup(told):
+def test_hostile_text_is_escaped_in_the_page(told):
     pairs = [("hej på dig", HOSTILE), (HOSTILE, "hej"), ("hej", "hej")]
     told = {**told, "model": HOSTILE, "lineage": {HOSTILE: HOSTILE}}
     ids = [HOSTILE, "b", "c"]
@@ -369,7 +369,7 @@ def test_no_transcript_becomes_markup(told):
     assert not re.search(r"<[^>]*\sonerror", made)
 
 
-def test_the_page_asks_nothing_of_the_network_and_is_whole(told):
+def test_page_is_complete_and_needs_no_network(told):
     made = page_of(told, ("hej på dig", "hej po"), ("hej", "hej"), snr=["under 10 dB", "10 to 20 dB"])
     assert not re.search(r"(?:https?:)?//[a-z]", made.lower()), "no address"
     assert not re.search(r"<(?:script|link|iframe|object|embed|base|form)\b|@import|url\((?!#)", made.lower())
@@ -389,12 +389,12 @@ def test_the_page_asks_nothing_of_the_network_and_is_whole(told):
     assert "currentColor" in made
 
 
-def test_a_page_of_a_perfect_model(told):
+def test_page_of_a_model_without_errors(told):
     made = page_of(told, ("hej", "hej"), ("ja", "ja"))
     assert "No utterance has a wrong word" in made
 
 
-def test_many_values_of_a_slice_are_not_all_shown(told):
+def test_page_shows_largest_values_of_a_long_slice(told):
     pairs = [("hej", "hej")] * 30
     made = page_of(told, *pairs, accent=[f"accent {n:02d}" for n in range(28)] + ["accent 27"] * 2)
     assert "16 more values" in made
@@ -408,7 +408,7 @@ def embedded(source: dict, ids: list[str], split: str = "test") -> tuple[dict[st
     return clips.embedded(SourceSettings.model_validate(source), "sv", split, ids)
 
 
-def test_the_sound_of_a_clip_comes_from_the_source(toy_cache, toy_settings):
+def test_clip_audio_is_read_from_the_source(toy_cache, toy_settings):
     ids = toy_cache.rows["id"].iloc[toy_cache.split("test")[:2]].tolist()
     found, missing_audio = clips.embedded(toy_settings().source, "sv", "test", ids)
     assert (list(found), missing_audio) == (ids, "")
@@ -428,14 +428,14 @@ def test_the_sound_of_a_clip_comes_from_the_source(toy_cache, toy_settings):
         ({"kind": "mix", "parts": [{"name": "a", "kind": "hub", "path": "google/fleurs"}]}, "read over the network"),
     ],
 )
-def test_without_the_source_at_hand_there_is_a_reason_and_no_sound(source: dict, why: str):
+def test_unavailable_source_gives_reason_instead_of_audio(source: dict, why: str):
     found, missing_audio = embedded(source, ["x"])
     assert found == {}
     assert why in missing_audio
     assert "not/there" not in missing_audio
 
 
-def test_what_has_no_room_or_cannot_be_decoded_is_left_out(encoded, speech, tmp_path, monkeypatch):
+def test_large_or_broken_audio_is_left_out(encoded, speech, tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / f"{name}.wav").write_bytes(encoded(speech(16_000 * (3 if name == "b" else 1))))
     (tmp_path / "c.wav").write_bytes(b"not audio")

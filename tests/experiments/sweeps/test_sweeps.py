@@ -122,7 +122,7 @@ def spied(method, read: set[str]):
 # --- the recipe's search ----------------------------------------------------------------------------------------------
 
 
-def test_a_search_is_no_part_of_what_a_run_is(toy_settings, toy_cache, toy_model):
+def test_search_settings_are_not_part_of_run_identity(toy_settings, toy_cache, toy_model):
     plain, searching = toy_settings(), toy_settings(SPACE | {"search.seed": 3})
     assert searching.search.space.keys() == {"training.learning_rate", "training.warmup_steps", "training.scheduler"}
     assert plain.settings() == searching.settings()
@@ -130,7 +130,7 @@ def test_a_search_is_no_part_of_what_a_run_is(toy_settings, toy_cache, toy_model
     assert training_run.run_identity(plain, toy_cache, base) == training_run.run_identity(searching, toy_cache, base)
 
 
-def test_settings_of_optimizer_and_schedule_leave_older_runs_their_names(toy_settings, toy_cache, toy_model):
+def test_new_optimizer_settings_keep_old_run_names(toy_settings, toy_cache, toy_model):
     base = whisper_model.resolve(str(toy_model))
     plain = training_run.run_identity(toy_settings(), toy_cache, base)
     others = {"training.scheduler": "cosine", "training.optimizer": "sgd"}
@@ -141,7 +141,7 @@ def test_settings_of_optimizer_and_schedule_leave_older_runs_their_names(toy_set
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_a_recipe_written_as_toml_is_read_as_the_same_recipe(name):
+def test_recipe_survives_toml_round_trip(name):
     recipe = recipes.load(
         name, SPACE | {"search.trials": 5, "source.sentences": 'a "b" \\ å\n', "model.dropout": 1e-05}
     )
@@ -151,7 +151,7 @@ def test_a_recipe_written_as_toml_is_read_as_the_same_recipe(name):
     assert "[search" not in recipes.as_toml(recipes.load("tour"))
 
 
-def test_the_parts_of_a_mix_as_toml():
+def test_mix_parts_are_written_as_toml():
     parts = [{"name": "a", "kind": "tour", "weight": 0.5}, {"name": "b", "kind": "hub", "path": "o/n", "weight": 1}]
     recipe = recipes.load("tour", {"source.kind": "mix", "source.parts": parts})
     assert recipes.resolve(tomllib.loads(recipes.as_toml(recipe)), {}) == recipe
@@ -171,7 +171,7 @@ def test_the_parts_of_a_mix_as_toml():
         ({"search.space.model.adapter": {"kind": "coin"}}, "'choice'"),
     ],
 )
-def test_a_search_that_is_wrong_is_one_line(override, why):
+def test_invalid_search_raises_one_line_error(override, why):
     with pytest.raises(LabError, match=re.escape(why)) as error:
         recipes.load("tour", override)
     assert "\n" not in str(error.value)
@@ -188,13 +188,13 @@ def test_a_search_that_is_wrong_is_one_line(override, why):
         ({"search.space.training.workers": {"kind": "int", "low": 0, "high": 1}}, "the same weights"),
     ],
 )
-def test_a_search_that_cannot_be_run_is_refused_before_anything_is_made(override, why, tmp_path):
+def test_impossible_search_is_refused_before_writing(override, why, tmp_path):
     with pytest.raises(LabError, match=re.escape(why)):
         sweep.run(recipes.load("tour", override), runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trials_with_a_teacher_start_from_it(toy_settings, tmp_path):
+def test_trials_with_teacher_start_from_teacher(toy_settings, tmp_path):
     recipe = toy_settings({**SPACE, "name": "student", "distillation.teacher": "run:tour"})
     jobs = sweep._Jobs(recipe, "student", tmp_path)
     with pytest.raises(LabError, match="no finished run of it on this cache"):
@@ -205,7 +205,7 @@ def test_trials_with_a_teacher_start_from_it(toy_settings, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_trials_are_drawn_by_seed_and_record_alone(toy_settings, sampler):
+def test_proposals_depend_only_on_seed_and_record(toy_settings, sampler):
     if sampler == "tpe":
         pytest.importorskip("optuna")
     recipe = toy_settings(SPACE | {"search.sampler": sampler, "training.learning_rate": 1e-3})
@@ -232,7 +232,7 @@ def test_trials_are_drawn_by_seed_and_record_alone(toy_settings, sampler):
     assert search_space.proposal(other, 2, trials[:1]) != trials[1].settings
 
 
-def test_tpe_hears_of_trials_that_diverged(toy_settings):
+def test_tpe_uses_diverged_trials(toy_settings):
     pytest.importorskip("optuna")
     recipe = toy_settings(SPACE | {"search.sampler": "tpe"})
     others = {"training.warmup_steps": 2, "training.scheduler": "linear"}
@@ -250,7 +250,7 @@ def test_tpe_hears_of_trials_that_diverged(toy_settings):
     assert again["training.learning_rate"] == drawn[0], "one that failed is held to be as bad"
 
 
-def test_a_small_space_is_exhausted(toy_settings):
+def test_small_space_is_exhausted(toy_settings):
     few = {"search.space.training.scheduler": SPACE["search.space.training.scheduler"]}
     recipe, trials = toy_settings(few), []
     while settings := search_space.proposal(recipe, len(trials) + 1, trials):
@@ -258,7 +258,7 @@ def test_a_small_space_is_exhausted(toy_settings):
     assert sorted(trial.settings["training.scheduler"] for trial in trials) == ["constant", "cosine", "linear"]
 
 
-def test_without_optuna_the_error_names_the_command(toy_settings, monkeypatch):
+def test_missing_optuna_error_names_install_command(toy_settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(LabError, match=r"Run: pip install 'optuna>="):
         search_space.proposal(toy_settings(SPACE | {"search.sampler": "tpe"}), 2, [])
@@ -278,7 +278,7 @@ def test_without_optuna_the_error_names_the_command(toy_settings, monkeypatch):
         ({"search.min_steps": 1, "search.reduction": 4}, [10, 20, 60]),
     ],
 )
-def test_every_rung_is_a_look_at_validation(search, expected):
+def test_rungs_are_validation_steps(search, expected):
     sizes = {"training.steps": 60, "training.eval_every": 10}
     assert asha.rungs(recipes.load("tour", sizes | search)) == expected
 
@@ -304,7 +304,7 @@ def played(wers: list[float], hands: int, reduction: int = 3, diverged: tuple[in
         trials[number] = dataclasses.replace(trial, state=state, looks={**trial.looks, trial.target: wers[number - 1]})
 
 
-def test_one_in_three_goes_on_and_one_is_trained_to_the_end():
+def test_one_in_three_trials_is_promoted():
     assert played([0.5, 0.3, 0.4], hands=1) == [(1, 10), (2, 10), (3, 10), (2, 30), (2, 60)]
     moves = played([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], hands=1)
     assert [move for move in moves if move[1] == 10] == [(number, 10) for number in range(1, 10)]
@@ -313,31 +313,31 @@ def test_one_in_three_goes_on_and_one_is_trained_to_the_end():
     assert [number for number, target in moves if target == 60] == [1]
 
 
-def test_several_at_a_time_make_each_move_once():
+def test_parallel_slots_make_each_move_once():
     for hands in (2, 3, 8):
         moves = played([0.9, 0.1, 0.7, 0.2, 0.5, 0.4, 0.3, 0.8, 0.6], hands)
         assert len(moves) == len(set(moves))
         assert (2, 60) in moves and len([move for move in moves if move[1] == 10]) == 9
 
 
-def test_a_trial_that_diverged_is_sent_nowhere_and_counts_as_worst():
+def test_diverged_trial_ranks_last_and_stops():
     assert played([0.0, 0.4, 0.3], hands=1, diverged=(1,)) == [(1, 10), (2, 10), (3, 10), (3, 30), (3, 60)]
 
 
-def test_the_lowest_wer_is_trained_to_the_end_though_its_rung_is_not_full():
+def test_lowest_wer_trains_to_end_in_incomplete_rung():
     trials = {1: Trial(1, {}, 60, "finished", {10: 0.5, 60: 0.4}), 2: Trial(2, {}, 30, "paused", {10: 0.5, 30: 0.3})}
     assert asha.next_move(trials, set(), [10, 30, 60], 3, False) == (2, 60)
     trials[2] = Trial(2, {}, 30, "paused", {10: 0.5, 30: 0.4})
     assert asha.next_move(trials, set(), [10, 30, 60], 3, False) is None
 
 
-def test_what_was_cut_off_comes_first():
+def test_interrupted_trial_comes_first():
     trials = {1: Trial(1, {}, 30, looks={10: 0.5}), 2: Trial(2, {}, 10, "paused", {10: 0.1})}
     assert asha.next_move(trials, set(), [10, 30, 60], 2, True) == (1, 30)
     assert asha.next_move(trials, {1}, [10, 30, 60], 2, True) == (2, 30)
 
 
-def test_what_mattered(toy_settings):
+def test_importances_rank_settings(toy_settings):
     recipe = toy_settings(SPACE)
     trials = [
         Trial(
@@ -368,7 +368,7 @@ def test_what_mattered(toy_settings):
 # --- a whole sweep ----------------------------------------------------------------------------------------------------
 
 
-def test_no_sweep_reads_the_test_split(whole):
+def test_sweep_never_reads_the_test_split(whole):
     recipe, made, _, read = whole
     assert read == {"train", "validation"}
     assert list(made.folder.glob("reports/*")) == []
@@ -376,7 +376,7 @@ def test_no_sweep_reads_the_test_split(whole):
     assert recipe.source.test, "there was one to be read"
 
 
-def test_a_sweep_ends_with_table_picture_and_the_best_recipe(whole):
+def test_sweep_writes_table_figure_and_best_recipe(whole):
     recipe, made, lines, _ = whole
     assert made.folder == sweep.folder_of(recipe, made.folder.parent)
     assert made.best.state == "finished"
@@ -399,7 +399,7 @@ def test_a_sweep_ends_with_table_picture_and_the_best_recipe(whole):
     assert f"{made.best.wer:.3f}" in words and "nan" not in words.lower()
 
 
-def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
+def test_best_recipe_identifies_the_best_run(whole, runs):
     recipe, made, _, _ = whole
     best = recipes.load(made.best_recipe)
     assert {name: best.settings()[name] for name in made.best.settings} == made.best.settings
@@ -416,7 +416,7 @@ def test_the_best_recipe_names_the_very_run_that_was_best(whole, runs):
     assert f"python -m pipelines evaluate --recipe {made.best_recipe}" in opening
 
 
-def test_again_it_trains_nothing_and_with_more_trials_it_goes_on(whole, toy_settings, runs, monkeypatch):
+def test_repeated_sweep_trains_only_new_trials(whole, toy_settings, runs, monkeypatch):
     recipe, made, _, _ = whole
     monkeypatch.setattr(training_loop, "_build_trainer", lambda *args: pytest.fail("trained again"))
     again = sweep.run(recipe, runs=runs)
@@ -443,7 +443,7 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been(whole, toy_recipe, toy_model, fresh_runs):
+def test_killed_sweep_resumes_to_the_same_result(whole, toy_recipe, toy_model, fresh_runs):
     recipe, made, _, _ = whole
     given = {"model.base": str(toy_model), **base_settings.flatten(SEARCH)}
     set_ = [word for name, value in given.items() for word in ("--set", f"{name}={as_argument(value)}")]
@@ -467,7 +467,7 @@ def as_argument(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def test_ctrl_c_leaves_it_to_go_on(whole, fresh_runs, monkeypatch):
+def test_ctrl_c_during_training_is_resumable(whole, fresh_runs, monkeypatch):
     recipe, made, _, _ = whole
 
     def interrupted(*args):
@@ -486,18 +486,18 @@ def test_ctrl_c_leaves_it_to_go_on(whole, fresh_runs, monkeypatch):
     assert (fresh_runs / made.folder.name / begun.run / "checkpoints" / "checkpoint-4").exists()
 
 
-def test_between_two_trainings_ctrl_c_is_as_resumable(toy_settings, runs, monkeypatch):
+def test_ctrl_c_between_trainings_is_resumable(toy_settings, runs, monkeypatch):
     monkeypatch.setattr(feature_pipeline, "features", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Unfinished, match="Run the same command again"):
         sweep.run(toy_settings(SEARCH | {"search.seed": 1}), runs=runs)
 
 
-def test_a_budget_begins_no_further_trial_and_still_ends_with_a_model(whole, toy_settings, runs):
+def test_exhausted_budget_still_gives_a_model(whole, toy_settings, runs):
     made = sweep.run(toy_settings(SEARCH | {"search.seed": 2, "search.max_hours": 1e-9}), runs=runs)
     assert [(trial.number, trial.state) for trial in made.trials] == [(1, "finished")]
 
 
-def test_a_trial_that_fails_is_noted_and_one_that_all_would_share_is_raised(whole, toy_settings, runs, monkeypatch):
+def test_trial_error_is_recorded_common_error_raised(whole, toy_settings, runs, monkeypatch):
     wild = {"search.space.training.learning_rate": {"kind": "choice", "values": [1e-3, 1e36]}}
     small = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
     made = sweep.run(toy_settings(wild | small), runs=runs)
@@ -543,7 +543,7 @@ def faulty(fault: BaseException, rate: float = 2e-3):
     ],
     ids=["peft", "torch", "memory"],
 )
-def test_whatever_befalls_a_trial_the_others_go_on(whole, toy_settings, runs, monkeypatch, fault):
+def test_unexpected_trial_error_does_not_end_sweep(whole, toy_settings, runs, monkeypatch, fault):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 3})
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "_build_trainer", faulty(fault))
@@ -565,7 +565,7 @@ def test_whatever_befalls_a_trial_the_others_go_on(whole, toy_settings, runs, mo
     ],
     ids=["system", "safetensors", "torch"],
 )
-def test_a_full_disk_ends_the_sweep_in_one_line(whole, toy_settings, runs, monkeypatch, fault, free):
+def test_full_disk_ends_sweep_with_one_line(whole, toy_settings, runs, monkeypatch, fault, free):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 4})
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "_build_trainer", faulty(fault))
@@ -597,9 +597,7 @@ class Pair:
         return trial_run.Result(job.number, "failed", reason=f"trial {job.number} has no luck")
 
 
-def test_of_several_at_a_time_one_may_fail_before_another_has_shown_that_it_can_be_done(
-    whole, toy_settings, runs, monkeypatch
-):
+def test_parallel_trial_may_fail_before_first_success(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(SPACE | SMALL | {"search.trials": 3, "search.seed": 9})
     monkeypatch.setattr(executors, "open_executor", lambda *args: contextlib.nullcontext(pair))
     pair = Pair(trial_1="failed", trial_2="failed", trial_3="failed")
@@ -633,7 +631,7 @@ def killed_at(*steps: int, rate: float):
     return killing
 
 
-def test_a_trial_that_kills_its_process_twice_is_failed_and_the_others_go_on(whole, toy_settings, runs, monkeypatch):
+def test_trial_that_kills_twice_fails_others_continue(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 5})
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, 1, rate=2e-3))
     for _ in range(2):
@@ -647,7 +645,7 @@ def test_a_trial_that_kills_its_process_twice_is_failed_and_the_others_go_on(who
     assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
-def test_where_the_first_trial_kills_its_process_the_sweep_says_so(whole, toy_settings, runs, monkeypatch):
+def test_first_trial_that_kills_twice_ends_sweep(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 6})
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, rate=1e-3))
     for _ in range(2):
@@ -658,7 +656,7 @@ def test_where_the_first_trial_kills_its_process_the_sweep_says_so(whole, toy_se
     assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
-def test_a_trial_that_comes_further_each_time_may_be_killed_more_often(whole, toy_settings, runs, monkeypatch):
+def test_kills_with_progress_do_not_fail_a_trial(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 7, "training.steps": 6})
     monkeypatch.setattr(training_loop, "train", killed_at(1, 3, 5, 5, rate=2e-3))
     for _ in range(4):
@@ -669,7 +667,7 @@ def test_a_trial_that_comes_further_each_time_may_be_killed_more_often(whole, to
     assert {(trial.attempts, trial.sent_from) for trial in made.trials} == {(0, 0)}
 
 
-def test_a_trial_waits_for_the_worker_of_an_earlier_sitting_to_end(whole, toy_settings, runs, monkeypatch):
+def test_trial_waits_for_lock_of_earlier_worker(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 8})
     waited: list[float] = []
 
@@ -711,7 +709,7 @@ def watched(monkeypatch):
         yield executors.ClusterMonitor(nodes, "GPU"), head, node, nodes, lines
 
 
-def test_where_no_machine_is_left_that_could_train_a_line_says_so_now_and_then(watched):
+def test_missing_machines_are_logged_at_intervals(watched):
     monitor, _, _, nodes, lines = watched
     monitor.check(2)
     assert lines == []
@@ -729,7 +727,7 @@ def test_where_no_machine_is_left_that_could_train_a_line_says_so_now_and_then(w
 
 
 @pytest.mark.parametrize(("which", "name"), [(1, "the head of"), (2, "this machine's node of")])
-def test_where_a_cluster_is_gone_the_sweep_ends_and_where_it_is_slow_it_waits(watched, monkeypatch, which, name):
+def test_lost_cluster_ends_sweep_slow_one_does_not(watched, monkeypatch, which, name):
     monitor, place = watched[0], watched[which]
     address, again = place.getsockname(), []
     place.close()
@@ -744,7 +742,7 @@ def test_where_a_cluster_is_gone_the_sweep_ends_and_where_it_is_slow_it_waits(wa
 
 
 @pytest.mark.parametrize("content", ['[{"number": 1', '[{"number": 1}]', '{"number": 1}', "[[]]", '["\xe5"]'])
-def test_a_damaged_record_is_one_line(toy_settings, tmp_path, content):
+def test_damaged_record_raises_one_line_error(toy_settings, tmp_path, content):
     recipe = toy_settings(SEARCH)
     folder = sweep.folder_of(recipe, tmp_path)
     folder.mkdir(parents=True)
@@ -754,7 +752,7 @@ def test_a_damaged_record_is_one_line(toy_settings, tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_trials_are_compared_on_one_validation_split_and_one_cache_is_shared(whole, toy_settings, runs):
+def test_trials_share_validation_split_and_cache(whole, toy_settings, runs):
     assert len(list((runs / "features").glob("tour-*"))) == 1
     searched = {"search.space.source.validation": {"kind": "choice", "values": [8, 9]}}
     small = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
@@ -763,7 +761,7 @@ def test_trials_are_compared_on_one_validation_split_and_one_cache_is_shared(who
     assert "change the validation split" in other.trials[1].reason
 
 
-def test_other_data_than_at_the_beginning_are_refused(whole, fresh_runs, runs):
+def test_changed_data_is_refused_on_resume(whole, fresh_runs, runs):
     recipe, made, _, _ = whole
     folder = fresh_runs / made.folder.name
     folder.mkdir(parents=True)
@@ -782,7 +780,7 @@ def test_other_data_than_at_the_beginning_are_refused(whole, fresh_runs, runs):
     ],
     ids=["adamw", "adafactor", "sgd"],
 )
-def test_a_run_that_was_paused_has_the_weights_of_one_that_was_not(train_toy, tmp_path, optimizer):
+def test_paused_run_has_weights_of_uninterrupted_run(train_toy, tmp_path, optimizer):
     drawn = {"model.dropout": 0.1, "training.steps": 8, "training.weight_decay": 0.01, **optimizer}
     alone, _ = train_toy(tmp_path / "alone", drawn)
     for _ in range(2):
@@ -808,7 +806,7 @@ def train_toy_until(train_toy, run: Path, overrides: dict, until: int):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_lists_the_space_and_makes_nothing(tmp_path, capsys):
+def test_sweep_dry_run_prints_space_and_writes_nothing(tmp_path, capsys):
     given = [
         "--recipe",
         "tour-search",
@@ -830,12 +828,12 @@ def test_a_dry_run_lists_the_space_and_makes_nothing(tmp_path, capsys):
     ("given", "why"),
     [(["--recipe", "tour"], "has no search space"), (["--devices", "2"], "needs --cluster")],
 )
-def test_what_a_sweep_cannot_do_is_one_line(given, why, tmp_path):
+def test_impossible_sweep_raises_one_line_error(given, why, tmp_path):
     with pytest.raises(LabError, match=why):
         app(["sweep", *given, "--runs", str(tmp_path)], standalone_mode=False)
 
 
-def test_the_recipe_of_the_page_can_be_searched():
+def test_documented_search_space_is_valid():
     (block,) = re.findall(r"^```toml\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     search_space.check(recipes.resolve(tomllib.loads(block), {}))
 
@@ -847,7 +845,7 @@ def examples() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_the_documented_loop_trains_as_the_trainer_does(toy_settings, train_toy, runs, tmp_path, monkeypatch, capsys):
+def test_documented_loop_equals_the_trainer(toy_settings, train_toy, runs, tmp_path, monkeypatch, capsys):
     loop = examples()[0]
     assert len(loop.splitlines()) < 30
     settings = {"evaluation.max_new_tokens": 3, "training.scheduler": "cosine", "training.weight_decay": 0.1}
@@ -864,7 +862,7 @@ def test_the_documented_loop_trains_as_the_trainer_does(toy_settings, train_toy,
 
 
 @pytest.mark.parametrize("chosen", [{}, {"model.freeze_encoder": True, "training.scheduler": "cosine"}])
-def test_optimizer_and_schedule_are_those_that_transformers_would_build(toy_settings, toy_model, tmp_path, chosen):
+def test_optimizer_and_schedule_match_transformers(toy_settings, toy_model, tmp_path, chosen):
     """So that runs from before there were builders keep their weights, as they keep their names."""
     from transformers import Trainer
 
@@ -886,7 +884,7 @@ def test_optimizer_and_schedule_are_those_that_transformers_would_build(toy_sett
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adafactor", torch.optim.Adafactor), ("sgd", torch.optim.SGD)])
-def test_the_recipe_names_the_optimizer(toy_settings, toy_model, name, kind):
+def test_recipe_selects_the_optimizer(toy_settings, toy_model, name, kind):
     settings = toy_settings({"training.optimizer": name, "training.weight_decay": 0.1, "training.beta1": 0.8})
     made = components.build_optimizer(settings, whisper_model.load(whisper_model.resolve(str(toy_model))))
     assert type(made) is kind
@@ -895,7 +893,7 @@ def test_the_recipe_names_the_optimizer(toy_settings, toy_model, name, kind):
     assert {group.get("momentum") for group in made.param_groups} == ({0.8} if name == "sgd" else {None})
 
 
-def test_each_part_may_be_ones_own(toy_settings, toy_cache):
+def test_each_component_can_be_replaced(toy_settings, toy_cache):
     settings = toy_settings({"evaluation.max_new_tokens": 3})
     linear = torch.nn.Linear(2, 2)
     parts = components.build(

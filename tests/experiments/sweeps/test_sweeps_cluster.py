@@ -90,9 +90,7 @@ def killing(noted: Path):
     return on_a_worker
 
 
-def test_a_cluster_tries_the_same_and_a_killed_worker_costs_the_steps_since_its_checkpoint(
-    address, toy_settings, here, there, tmp_path, monkeypatch
-):
+def test_cluster_sweep_equals_local_after_killed_worker(address, toy_settings, here, there, tmp_path, monkeypatch):
     (recipe, alone), noted, lines = here, tmp_path / "killed", []
     with monkeypatch.context() as patch:
         patch.setattr(executors, "_run_on_worker", killing(noted))
@@ -129,7 +127,7 @@ def befalling(job: trial_run.Job) -> trial_run.Result | LabError:
     return trial_run.fit(job)
 
 
-def test_trials_that_no_worker_survives_are_failed_and_the_others_go_on(address, toy_settings, there, monkeypatch):
+def test_trial_that_kills_workers_fails_others_continue(address, toy_settings, there, monkeypatch):
     monkeypatch.setattr(executors, "_run_on_worker", befalling)
     recipe = toy_settings(SEARCH | {"search.trials": 3, "training.steps": 2, "training.eval_every": 2})
     made = sweep.run(recipe, runs=there, cluster=address, devices=2)
@@ -197,7 +195,7 @@ def states(folder: Path) -> list[str]:
     return [trial["state"] for trial in json.loads((folder / "trials.json").read_text("utf-8"))]
 
 
-def test_where_the_command_is_killed_the_same_command_goes_on(address, here, there):
+def test_killed_cluster_sweep_is_resumed(address, here, there):
     (recipe, alone), lines = here, []
     with held_command(recipe, there, address) as process:
         process.send_signal(signal.SIGKILL)
@@ -231,7 +229,7 @@ def doomed(ray_address):
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def test_where_the_head_dies_one_line_says_so_and_another_cluster_goes_on(doomed, address, here, there):
+def test_lost_head_is_reported_and_sweep_resumed_elsewhere(doomed, address, here, there):
     (recipe, alone), (first, kill) = here, doomed
     with held_command(recipe, there, first) as process:
         kill()
@@ -249,7 +247,7 @@ def test_where_the_head_dies_one_line_says_so_and_another_cluster_goes_on(doomed
 
 
 @pytest.mark.parametrize("name", ["its address", "auto"])
-def test_what_ends_a_sweep_run_on_worker_is_one_line_here(address, toy_settings, tmp_path, monkeypatch, name):
+def test_worker_error_that_ends_sweep_is_one_line(address, toy_settings, tmp_path, monkeypatch, name):
     def unseen(job: trial_run.Job) -> LabError:
         return LabError(f"the Ray machine does not see {job.run.parent}")
 
