@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and with which exit code; a toy experiment lived by commands alone."""
+"""The command line: output, errors and exit codes; and a complete toy experiment by commands."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from pipelines import __main__ as cli
 from pipelines.cli import options
 from pipelines.infra.errors import LabError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
+COMMANDS = list(typer.main.get_command(cli.app).commands)
 STAGES = ("run", "features", "train", "evaluate")
 """Commands that write below the runs folder."""
 TOKEN = "hf_" + "secret" * 5
 
 
 @dataclass(frozen=True)
-class Done:
-    """What one command left: exit code, standard output, standard error."""
+class Completed:
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -43,7 +44,7 @@ class Done:
 def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     """`call("train", "--json")`: run a command in this process, as `python -m pipelines` would."""
 
-    def run(*arguments: object) -> Done:
+    def run(*arguments: object) -> Completed:
         monkeypatch.setattr(sys, "argv", ["pipelines", *map(str, arguments)])
         capfd.readouterr()
         code = 0
@@ -51,27 +52,27 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
             cli.main()
         except SystemExit as end:
             code = int(end.code or 0)
-        return Done(code, *capfd.readouterr())
+        return Completed(code, *capfd.readouterr())
 
     return run
 
 
-def process(*arguments: str, **variables: str) -> Done:
-    """The same in a process of its own."""
+def process(*arguments: str, **variables: str) -> Completed:
+    """Run a command in a separate process."""
     command = [sys.executable, "-m", "pipelines", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False)
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Completed(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty LAB_RUNS."""
+    """Set LAB_RUNS to a folder that does not exist yet."""
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below `folder` with its size and the time of its last change; the notes of seconds aside."""
+    """Return size and modification time of every file below `folder` except stages.json, which has times."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "stages.json")
     return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
@@ -80,8 +81,9 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_commands_follow_the_pipeline_order():
-    assert {"run", "features", "train", "evaluate", "transcribe", "recipe", "doctor"} <= set(COMMANDS)
-    assert {"compare", "leaderboard"} <= set(COMMANDS)
+    assert COMMANDS[:7] == ["run", "features", "train", "distill", "evaluate", "compare", "leaderboard"]
+    assert COMMANDS[-2:] == ["recipe", "doctor"]
+    assert {"transcribe", "serve", "publish-space"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -123,8 +125,8 @@ def test_dry_run_prints_plan_and_writes_nothing(call, runs: Path, command: str):
 # --- what a user can get wrong ----------------------------------------------------------------------------------------
 
 
-def one_line(done: Done) -> str:
-    """The message of a command that failed as it should."""
+def one_line(done: Completed) -> str:
+    """Return the message of a command that failed with one line."""
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1, done.err
@@ -175,7 +177,7 @@ def test_ctrl_c_prints_no_traceback(call, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_unexpected_error_keeps_its_traceback(call, monkeypatch: pytest.MonkeyPatch):
-    """Only LabError is a message; anything else keeps its traceback."""
+    """Only LabError is printed as a message."""
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         call("train")
@@ -338,7 +340,7 @@ CHECKS = [
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch):
-    """The Hub is not asked; the answer that other tests got is not kept."""
+    """Disable the Hub and clear the cached result of other tests."""
     from pipelines.infra import environment
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

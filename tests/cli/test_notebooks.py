@@ -1,4 +1,4 @@
-"""The notebooks: how they are written, and how they run: in order, by plain papermill, stale, killed and run again."""
+"""The notebooks: their form, and runs in order, with papermill, with a stale cache, and after a kill."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FEATURES, TRAINING, APP = "01_feature_pipeline", "02_training_pipeline", "03_inference_app"
 COMPARISON = "04_compare_experiments"
-"""Reads what the others left; no part of a run."""
+"""Reads results; not part of a run."""
 SHARED = ["recipe", "overrides", "runs"]
-"""Parameters that every notebook of a run takes, in this order; what it is handed comes after them."""
+"""Parameters of every notebook of a run, in this order, before its other parameters."""
 
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -37,13 +37,13 @@ def cells(path: Path, kind: str = "code") -> list[nbformat.NotebookNode]:
 
 
 def tagged(path: Path) -> nbformat.NotebookNode:
-    """The one cell that papermill replaces."""
+    """Return the cell that papermill replaces."""
     (cell,) = [cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", [])]
     return cell
 
 
 def links(path: Path) -> list[str]:
-    """Targets of every markdown link and image."""
+    """Return the targets of all Markdown links and images."""
     return re.findall(r"\]\(([^)\s]+)\)", "\n".join(cell.source for cell in cells(path, "markdown")))
 
 
@@ -135,7 +135,7 @@ def test_colab_badge_opens_its_notebook(path: Path):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the toy experiment runs: the toy recipe and model, a runs folder, and commands on one thread."""
+    """A toy experiment: recipe, model, runs folder, and commands with one thread."""
 
     recipe: Path
     model: Path
@@ -151,7 +151,7 @@ class Place:
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
 
     def run(self) -> dict[str, Any]:
-        """`python -m pipelines run` to its end; the summary that it prints."""
+        """Run `python -m pipelines run` and return the summary that it prints."""
         settings = ("--recipe", str(self.recipe), "--set", f"model.base={self.model}")
         done = self.command("pipelines", "run", *settings, "--json")
         assert done.returncode == 0, done.stderr
@@ -160,7 +160,7 @@ class Place:
         return json.loads(done.stdout)
 
     def papermill(self, name: str, out: Path, overrides: str, **parameters: str) -> list[str]:
-        """The arguments of plain papermill, as the README gives them."""
+        """Return the arguments of a papermill command, as in the README."""
         given = [word for key, value in parameters.items() for word in ("-p", key, value)]
         overridden = ["-y", f"overrides: {{model.base: '{self.model}'{overrides}}}"]
         notebook = f"notebooks/{name}.ipynb"
@@ -169,7 +169,7 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """Where the runs of the toy recipe lie."""
+        """Folder of the toy recipe's runs."""
         return self.runs / "toy"
 
     def copy(self, name: str) -> Path:
@@ -183,18 +183,18 @@ def place(toy_recipe: Path, toy_model: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def summary(place: Place) -> dict[str, Any]:
-    """What the first run of all three told."""
+    """Return the summary of the first run."""
     return place.run()
 
 
 def printed(path: Path) -> str:
-    """All that an executed copy wrote to its streams."""
+    """Return everything that an executed copy printed."""
     outputs = [output for cell in cells(path) for output in cell.outputs]
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
 
 def changed(folder: Path) -> dict[str, int]:
-    """When the large things below `folder` were last written: shards and weights."""
+    """Return modification times of shards and weights below `folder`."""
     return {str(path): path.stat().st_mtime_ns for kind in ("*.bin", "*.safetensors") for path in folder.rglob(kind)}
 
 
@@ -336,7 +336,7 @@ def test_unfinished_training_stops_the_run(place: Place, summary: dict[str, Any]
 
 @pytest.mark.slow
 def test_killed_training_resumes_to_the_same_weights(place: Place, summary: dict[str, Any], tmp_path: Path):
-    """Everything gets SIGKILL once a checkpoint is whole; the second run starts from a checkpoint."""
+    """All processes get SIGKILL after a checkpoint; the second run resumes from it."""
     runs, out = tmp_path / "runs", tmp_path / "out.ipynb"
     command = [
         sys.executable,
@@ -355,7 +355,7 @@ def test_killed_training_resumes_to_the_same_weights(place: Place, summary: dict
 
 
 def _kill_after_a_checkpoint(command: list[str], environment: dict[str, str], folder: Path) -> None:
-    """Run papermill, and kill it and its kernel (which leads a group of its own) once a checkpoint is whole."""
+    """Run papermill, and kill it and its kernel (another process group) when a checkpoint is complete."""
     started = time.monotonic()
     process = psutil.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

@@ -32,7 +32,7 @@ def base(toy_model):
 
 @pytest.fixture
 def heard(monkeypatch):
-    """`heard(function)`: from now on the model writes `function(row of the cache)`; the settings it was asked with."""
+    """Return `heard(function)`, which makes the model write `function(row of the cache)` and returns its options."""
 
     def plan(write) -> list[dict]:
         calls = []
@@ -51,7 +51,7 @@ def heard(monkeypatch):
 
 @pytest.fixture
 def score(toy_settings, toy_cache, base, tmp_path):
-    """`score()`: the toy's report on test; anything may be another."""
+    """Return `score()`, which evaluates the toy model on the test split; arguments replace defaults."""
 
     def make(ref=base, split="test", cache=toy_cache, overrides=None, **told) -> EvalReport:
         return evaluation.evaluate(toy_settings(overrides), cache, ref, split, tmp_path / "reports", **told)
@@ -224,7 +224,7 @@ def test_validation_score_is_not_added_to_the_model(toy_settings, toy_cache, toy
 
 @pytest.fixture(scope="module")
 def tuned(toy_settings, toy_cache, tmp_path_factory):
-    """The toy, trained for two steps."""
+    """Return the toy model after two training steps."""
     runs = tmp_path_factory.mktemp("tuned")
     return training_pipeline.run(toy_settings({"training.steps": 2, "training.eval_every": 2}), toy_cache, runs=runs)
 

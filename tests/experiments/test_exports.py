@@ -1,4 +1,4 @@
-"""Exports: they say what their model says, tell what they are, and a deployment's folder serves by itself."""
+"""Exports: equal transcripts, metadata, comparison tables and production folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FEW = {"evaluation.max_new_tokens": 6}
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
-    """Exports of the toy land in a folder of the tests; the real weights stay where they are."""
+    """Store exports of the toy model in a temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setattr(environment, "cache_folder", lambda: folder)
@@ -44,7 +44,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sealed(toy_model, tmp_path_factory):
-    """`sealed(1)`: a finished model at clip length: the toy with so many of its two decoder layers."""
+    """Return `sealed(n)`, which creates a finished clip-length model with n of the toy's two decoder layers."""
     ref = whisper_model.resolve(str(toy_model))
 
     def make(decoder_layers: int) -> Path:
@@ -87,7 +87,7 @@ def converted(tuned: Path, form: str) -> Path:
 
 
 def test_sharded_weights_are_refused_in_one_line(tuned, tmp_path):
-    """Whether the folder is sealed, as a published one may be, or not."""
+    """Test a sealed folder and an unsealed one."""
     folder, ref = tmp_path / "sharded", whisper_model.resolve(str(tuned))
     whisper_model.load(ref).save_pretrained(folder, max_shard_size="1MB")
     whisper_model.load_processor(ref, "sv").save_pretrained(folder)
@@ -103,7 +103,7 @@ def test_sharded_weights_are_refused_in_one_line(tuned, tmp_path):
 
 @pytest.fixture(scope="module", params=["teacher", "student"])
 def pair(request):
-    """The same weights by transformers and as graphs; of two decoder layers, and of one."""
+    """Return the same weights as a transformers engine and as ONNX graphs, with two decoder layers and with one."""
     uri = request.getfixturevalue("teacher" if request.param == "teacher" else "tuned")
     return opened(uri, "transformers"), opened(uri, "onnx", compute_type="float32")
 
@@ -119,7 +119,7 @@ def test_onnx_graphs_match_text_and_confidence(pair, windows):
 
 
 def test_batched_transcript_equals_single_transcript(teacher, windows, monkeypatch):
-    """Rows that are done leave the batch while others go on: nobody's text gets into another's."""
+    """Finished rows leave the batch while others continue; texts must not mix."""
     engine = opened(teacher, "onnx", compute_type="float32")
     monkeypatch.setattr(engine, "_hypothesis", lambda ids, sure: (ids, sure))
     whole = engine.decode(windows)
@@ -150,7 +150,7 @@ def eight_bits(teacher):
 
 
 def test_int8_encoder_is_close_to_float32(teacher, eight_bits, windows):
-    """The toy's random weights say little; how far states are from those of float32 is what rounding does."""
+    """The toy has random weights, so encoder states are compared instead of texts."""
     exact = opened(teacher, "onnx", compute_type="float32")
     assert (exact.name, eight_bits.name) == ("onnxruntime cpu float32", "onnxruntime cpu int8")
     known, rounded = exact._encoded(windows), eight_bits._encoded(windows)
@@ -163,7 +163,7 @@ def test_int8_encoder_is_close_to_float32(teacher, eight_bits, windows):
 
 @pytest.fixture(scope="module")
 def spiky(teacher, tmp_path_factory):
-    """The encoder, in eight bits, of a model in which one channel is huge wherever its input points that way.
+    """Return the int8 encoder of a model with one very large channel.
 
     Real models have such places behind GELU, a hundred times larger than others.
     """
@@ -180,7 +180,7 @@ def spiky(teacher, tmp_path_factory):
 
 
 def test_int8_transcript_does_not_depend_on_batch(spiky, windows):
-    """One range for a whole batch would let a neighbour decide how finely a clip is heard."""
+    """One quantisation range per batch would make a clip depend on its neighbours."""
     beside = spiky(windows)
     for row, window in enumerate(windows):
         alone = spiky(window[None])[0]
@@ -331,7 +331,7 @@ def test_unknown_export_form_is_named(tuned):
 
 @pytest.fixture(scope="module")
 def rows(tuned, teacher, toy_settings, toy_cache, tmp_path_factory):
-    """The table of the student and of its teacher, with an export each."""
+    """Return the table of a student and its teacher, with one export each."""
     runs, uris = tmp_path_factory.mktemp("runs"), [str(tuned), str(teacher)]
     recipe = toy_settings(FEW)
     return exports.compare_exports(recipe, toy_cache, uris, ["onnx"], runs=runs, threads=1), runs, recipe
@@ -429,7 +429,7 @@ def test_production_folder_that_fails_is_removed(tuned, tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """`call("export", ...)`: what the command prints on standard output."""
+    """Return `call("export", ...)`, which runs the command and returns its output."""
 
     def run(*arguments) -> str:
         monkeypatch.setattr(sys, "argv", ["pipelines", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""Precision and recall against known faults, counted by hand."""
+"""Precision and recall of curation on known faults, counted by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_counts_give_precision_and_recall():
 
 @pytest.fixture
 def caches():
-    """A whole cache of eight training clips, and what curation left of it."""
+    """Return an uncurated cache of eight training clips, and the curated one."""
     faults = ["", "leak_speaker", "leak_renamed", "duplicate", "noise", "label_swap", "label_word", "noise"]
     whole = pd.DataFrame({"id": [f"c{n}" for n in range(8)], "split": "train", "planted": faults})
     test = pd.DataFrame({"id": ["t0"], "split": "test", "planted": [""]})

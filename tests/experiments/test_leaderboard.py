@@ -1,4 +1,4 @@
-"""The leaderboard: one test set and normaliser to a board, and no entry that was trained on it."""
+"""The leaderboard: one test set and normaliser per board, and the status of each entry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def board(*sources: object, runs: Path) -> leaderboard.Board:
 
 
 def entry(runs: Path, name: str = "raw") -> leaderboard.Entry:
-    """The one entry of a board of one report."""
+    """Return the only entry of a board with one report."""
     found = board(name, runs=runs)
     (entry,) = (*found.ranked, *found.invalid)
     return entry
@@ -85,7 +85,7 @@ def test_fork_of_unchecked_run_is_unverified(tmp_path: Path):
 
 @pytest.fixture
 def trained(toy_cache, tmp_path: Path):
-    """`trained(change)`: the entry of a model trained on the toy cache, and scored on its test rows, changed."""
+    """Return `trained(change)`: the entry of a model trained on the toy cache and scored on changed test rows."""
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "toy").symlink_to(toy_cache.folder)
 
@@ -112,7 +112,7 @@ def sentence(test, train) -> None:
 
 
 def recording(test, train) -> None:
-    """The rows are training rows under other names."""
+    """Rename training rows, so that only the recordings are equal."""
     test["speaker"], test["reference"] = "somebody", "en helt annan mening"
 
 
@@ -165,7 +165,7 @@ CV_11 = "datasets: [mozilla-foundation/common_voice_11_0]"
 
 @pytest.fixture
 def publish(hub_server, tmp_path: Path):
-    """`publish("me/whisper-sv", card)`: a model repository with that card."""
+    """Return `publish("me/whisper-sv", card)`, which creates a model repository with that card."""
 
     def put(name: str, card: str) -> str:
         folder = tmp_path / "cards" / name
@@ -231,7 +231,7 @@ def test_missing_hub_model_raises_one_line_error(hub_server, tmp_path: Path):
 def test_lab_card_and_report_share_one_board(
     publish, toy_settings, toy_cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What `evaluate` writes into a model's card is what a leaderboard compares by."""
+    """`evaluate` writes test set and normaliser to the card, and the leaderboard reads them."""
     recipe = toy_settings({"training.steps": 1, "training.eval_every": 1, "evaluation.max_new_tokens": 3})
     model = training_pipeline.run(recipe, toy_cache, runs=tmp_path / "runs")
     report = experiment_pipeline.evaluate(recipe, toy_cache, model.uri, runs=tmp_path / "runs")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def metric(tmp_path):
-    """`metric(**told)`: the metric, which keeps its files in a folder of the test's own."""
+    """Return `metric(**options)`, which creates the metric with its files in a temporary folder."""
     from pipelines.experiments.metric import Wer
 
     return lambda **told: Wer(cache_dir=str(tmp_path), **told)
@@ -62,7 +62,7 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 
 
 def started(code: str, tmp_path: Path, *arguments: str) -> subprocess.Popen:
-    """An interpreter that reaches no network, has an empty home, and runs `code`."""
+    """Start an interpreter without network and with an empty home directory that runs `code`."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", OFFLINE + code, *arguments]
     return subprocess.Popen(
@@ -132,7 +132,7 @@ print(found["eval_wer"], found["eval_substitutions"], found["eval_words"], found
 
 @pytest.mark.slow
 def test_metric_works_in_trainer_offline(tmp_path):
-    """Three utterances of three, two and three words; in the second `du` is heard as `på`."""
+    """Three utterances of three, two and three words; in the second `du` is recognised as `på`."""
     assert ended(started(TRAINER, tmp_path)) == "0.125 1 8 True"
 
 

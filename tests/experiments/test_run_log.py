@@ -1,4 +1,4 @@
-"""experiments.csv: one row for each tuned model and test set, whoever writes at the same time and whatever was torn."""
+"""experiments.csv: one row per tuned model and test set, also with concurrent writers and torn rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def table(runs: Path) -> list[list[str]]:
-    """The file as any other program reads it."""
+    """Return the rows of the file as lists of cells."""
     with open(runs / "experiments.csv", newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
 
@@ -72,7 +72,7 @@ def test_only_test_scores_of_tuned_models_are_logged(tmp_path: Path):
 
 @pytest.mark.parametrize("keep", [0, 1, 20, -1, -2, -30])
 def test_crash_loses_no_complete_row(tmp_path: Path, keep: int):
-    """The last line is cut after so many characters, or so many before its end."""
+    """Cut the last line after `length` characters, or that many before its end if negative."""
     first, second = (hand_made.report(tmp_path, "raw", seed=seed) for seed in (1, 2))
     for report in (first, second):
         run_log.add(report, tmp_path)
@@ -104,7 +104,7 @@ def test_file_with_other_columns_is_not_changed(tmp_path: Path):
 
 @pytest.mark.slow
 def test_concurrent_adders_write_each_row_once(tmp_path: Path):
-    """Each adds all ten rows, in another order."""
+    """Each process adds all ten rows in a different order."""
     for seed in range(10):
         hand_made.report(tmp_path, "raw", seed=seed)
     code = (

@@ -1,4 +1,4 @@
-"""Series of experiments: what is run and exported, and that every recipe's claim follows from what is committed."""
+"""Series of experiments: runs, exported tables, and claims that follow from the committed tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small(toy_settings, tmp_path_factory):
-    """`small(name, seed, **settings)`: a toy experiment on a small planted corpus."""
+    """Return `small(name, seed, settings)`, which creates a toy recipe on a small planted corpus."""
 
     def make(name: str, seed: int = 42, settings: dict | None = None):
         return toy_settings({**SMALL, "name": name, "training.seed": seed, **(settings or {})})
@@ -50,7 +50,7 @@ REPAIR = {"max_label_cer": 0.5, "label_errors": "repair", "label_model": "run:pl
 
 @pytest.fixture(scope="module")
 def done(small, tmp_path_factory, one_thread):
-    """A series of two recipes with two seeds: its experiments, its runs, what it told, and what it told again."""
+    """Run a series of two recipes with two seeds twice; return recipes, runs folder, and the log lines of each run."""
     runs = tmp_path_factory.mktemp("runs")
     recipes = [
         small(name, seed, settings)

@@ -21,7 +21,7 @@ TEST_SET = "0123456789abcdef"
 
 @pytest.fixture
 def noted(tmp_path, monkeypatch):
-    """`noted("model", report="r1")`: the counts after a scoring of that model."""
+    """Return `noted("model", report="r1")`, which logs a scoring and returns the counts."""
     from pipelines.whisper import model as whisper_model
 
     monkeypatch.setattr(whisper_model, "identity", lambda ref: {"weights_sha256": ref})
@@ -134,7 +134,7 @@ def test_unwritable_log_raises_one_line_error(noted, tmp_path):
 
 @pytest.fixture
 def scored(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
-    """`scored({"evaluation.max_new_tokens": 9})`: the lines that lab.evaluate tells of the base model on test."""
+    """Return `scored(overrides)`, which evaluates the base model on the test split and returns the log lines."""
     from pipelines.experiments import pipeline as experiment_pipeline
     from pipelines.whisper import decoding
     from pipelines.whisper import model as whisper_model

@@ -1,4 +1,4 @@
-"""Comparisons whose truth is known: reports made by hand, and the command that holds them against each other."""
+"""Comparisons of hand-made reports with known differences, and the compare command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def of_clip(row) -> int:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Raw and two others, each with two seeds: one has a word in ten less wrong with every speaker, one is as good."""
+    """Create reports of three recipes with two seeds: `better` has one error less in twelve words, `same` as many."""
     runs = tmp_path / "runs"
     for seed in (42, 43):
         hand_made.report(runs, "raw", hand_made.wrong(lambda row: 2 + of_speaker(row) % 3), seed=seed)
@@ -81,7 +81,7 @@ def test_verdict_is_better_worse_or_no_difference(runs: Path):
 
 
 def test_pairing_removes_speaker_difficulty(tmp_path: Path):
-    """Speakers differ by far more than the models do; every speaker gains the same."""
+    """Speakers differ far more than models; every speaker improves by the same amount."""
     hand_made.report(tmp_path, "raw", hand_made.wrong(lambda row: 1 + of_speaker(row) % 9))
     hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: of_speaker(row) % 9))
     raw, better = compare("raw", "better", runs=tmp_path).findings
@@ -107,7 +107,7 @@ def test_holm_corrects_p_for_number_of_comparisons():
 
 
 def test_chance_result_among_many_is_not_significant(tmp_path: Path):
-    """Nine of ten speakers lose as much as the tenth gains: p = 22 / 1024. Among six, chance brings that."""
+    """p = 22 / 1024 is significant alone, but not among six comparisons."""
     worse = [2] * 9 + [1] * 2 + [0]
     hand_made.report(tmp_path, "raw", hand_made.wrong(1))
     hand_made.report(tmp_path, "other", hand_made.wrong(lambda row: worse[of_speaker(row)]))
@@ -312,7 +312,7 @@ def test_next_step_depends_on_findings(runs: Path):
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, runs: Path):
-    """`call("raw", "better")`: exit code, standard output and error of `python -m pipelines compare`."""
+    """Return `call("raw", "better")`, which runs the command and returns exit code, output and errors."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pipelines", "compare", *map(str, arguments), "--runs", str(runs)])
@@ -370,7 +370,7 @@ def test_seed_label_models_keep_one_experiment(tmp_path: Path):
 
 
 def test_large_p_prevents_conclusion_despite_interval(tmp_path: Path):
-    """Five of six speakers gain two words in twelve: p cannot fall below 2 / 2^5, however large the gain."""
+    """Five of six speakers improve: p cannot be below 2 / 2^5, however large the difference."""
     table = hand_made.rows(speakers=6)
     hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
     hand_made.report(tmp_path, "five", hand_made.wrong(lambda row: 3 if row.speaker == "s05" else 1), table=table)
@@ -387,7 +387,7 @@ def test_fork_is_not_another_seed(tmp_path: Path):
 
 
 def test_base_from_a_local_folder_is_matched(tmp_path: Path):
-    """A tuned model does not tell the place, the report of the base does."""
+    """A tuned model does not record the path of its base; the report of the base does."""
     for tuned, place in ((True, "(a local path)"), (False, "/somewhere/my base")):
         made = hand_made.report(tmp_path, "raw", tuned=tuned).folder / "manifest.json"
         made.write_text(made.read_text().replace('"base": "openai/whisper-tiny', f'"base": "{place}'))

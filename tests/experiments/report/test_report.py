@@ -27,7 +27,7 @@ def steps(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
 
 
 def table(*pairs: tuple[str, str], **columns) -> pd.DataFrame:
-    """Predictions: one row for each (reference, hypothesis); every other column may be given."""
+    """Return predictions with one row per (reference, hypothesis); `columns` replace defaults."""
     told = {
         "id": [f"clip-{n}" for n in range(len(pairs))],
         "speaker": [f"s{n % 3}" for n in range(len(pairs))],

@@ -1,4 +1,4 @@
-"""Sweeps: the same trials whoever was killed when, none of which reads the test split; and one's own loop."""
+"""Sweeps: proposals, promotions, interruptions, failures and results; and the documented training loop."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def by_loss(*args):
-    """The toy's WER never moves, so trials would all be alike; its loss does."""
+    """Use the loss as WER: the toy's WER is constant, so all trials would be equal."""
     validate = VALIDATOR(*args)
     return lambda model: (lambda found: {**found, "wer": found["loss"]})(validate(model))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """What every part of a trial would do again."""
+    """Cache what every part of a trial would compute again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(whisper_model, "load_processor", functools.cache(whisper_model.load_processor))
         yield
@@ -74,7 +74,7 @@ def looks(monkeypatch):
 
 
 def told(trials: list[Trial]) -> list[dict]:
-    """Trials without their times."""
+    """Return trials without their times."""
     return [{**dataclasses.asdict(trial), "seconds": 0} for trial in trials]
 
 
@@ -84,13 +84,13 @@ def noted(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A runs folder in which the toy's features will be made once."""
+    """Return a runs folder in which the toy's features are built once."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
 def fresh_runs(runs, tmp_path) -> Path:
-    """A runs folder of a test's own; what is made already of the toy's features is there."""
+    """Return a separate runs folder with a copy of the toy's features."""
     if (runs / "features").exists():
         shutil.copytree(runs / "features", tmp_path / "runs" / "features")
     return tmp_path / "runs"
@@ -98,7 +98,7 @@ def fresh_runs(runs, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(toy_settings, runs, one_thread):
-    """A sweep that was left alone: its recipe, what came of it, what it told, and the splits of every row it read."""
+    """Run a sweep without interruption; return recipe, result, log lines and the splits that were read."""
     told = record_log()
     read: set[str] = set()
     with pytest.MonkeyPatch.context() as patch:
@@ -284,7 +284,7 @@ def test_rungs_are_validation_steps(search, expected):
 
 
 def played(wers: list[float], hands: int, reduction: int = 3, diverged: tuple[int, ...] = ()) -> list[tuple[int, int]]:
-    """The moves of a sweep whose trials have these WERs at every step; the one that was sent first comes back first."""
+    """Return the moves of a sweep whose trials have these WERs at every step; jobs finish in their order."""
     trials: dict[int, Trial] = {}
     moves, under_way = [], []
     while True:
@@ -519,7 +519,7 @@ def test_trial_error_is_recorded_common_error_raised(whole, toy_settings, runs, 
 
 SMALL = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}
 TWO_RATES = {"search.space.training.learning_rate": {"kind": "choice", "values": [1e-3, 2e-3]}}
-"""The toy recipe's own, and another."""
+"""The toy recipe's rate, and another."""
 
 
 def faulty(fault: BaseException, rate: float = 2e-3):
@@ -611,11 +611,11 @@ def test_parallel_trial_may_fail_before_first_success(whole, toy_settings, runs,
 
 
 class Killed(BaseException):
-    """As SIGKILL, it lets nobody tell of anything."""
+    """Stands for SIGKILL: no handler runs."""
 
 
 def killed_at(*steps: int, rate: float):
-    """`training.train` in which a trial with this learning rate is killed, once at each of these steps."""
+    """Return a `loop.train` that kills a trial with this learning rate once at each of these steps."""
     train, left = training_loop.train, list(steps)
 
     def kill(step: int) -> None:
@@ -685,7 +685,7 @@ def test_trial_waits_for_lock_of_earlier_worker(whole, toy_settings, runs, monke
 
 
 class Nodes:
-    """What a monitor asks of Ray, where this machine's node and another with a GPU are its cluster."""
+    """A fake of Ray for the monitor: this machine's node, and another node with a GPU."""
 
     def __init__(self, head: str, node: str):
         self.gcs_address, self.get_node_id = head, lambda: "this"
@@ -700,7 +700,7 @@ class Nodes:
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A monitor, what its head and this machine's node listen at, what it asks, and the lines that it told."""
+    """Yield a monitor, the sockets of head and node, the fake of Ray, and the log lines."""
     monkeypatch.setattr(executors, "_CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr(executors, "_CHECKS_BETWEEN_WARNINGS", 10)
     with socket.create_server(("127.0.0.1", 0)) as head, socket.create_server(("127.0.0.1", 0)) as node:
@@ -795,7 +795,7 @@ def test_paused_run_has_weights_of_uninterrupted_run(train_toy, tmp_path, optimi
 
 
 def train_toy_until(train_toy, run: Path, overrides: dict, until: int):
-    """`train_toy` that pauses; it hands everything else on as progress."""
+    """Run `train_toy` until it pauses at a step."""
     train, lines = training_loop.train, None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_loop, "train", lambda run: train(dataclasses.replace(run, until=until)))
@@ -863,7 +863,7 @@ def test_documented_loop_equals_the_trainer(toy_settings, train_toy, runs, tmp_p
 
 @pytest.mark.parametrize("chosen", [{}, {"model.freeze_encoder": True, "training.scheduler": "cosine"}])
 def test_optimizer_and_schedule_match_transformers(toy_settings, toy_model, tmp_path, chosen):
-    """So that runs from before there were builders keep their weights, as they keep their names."""
+    """Older runs must keep their weights and names."""
     from transformers import Trainer
 
     settings = toy_settings({"training.weight_decay": 0.1, "training.beta2": 0.98, **chosen})

@@ -1,4 +1,4 @@
-"""A sweep whose trials train side by side on a Ray cluster: the same trials as in one process, whoever dies."""
+"""Sweeps on a Ray cluster: the same trials as in one process, also after killed workers and heads."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def address(ray_address):
-    """The cluster; what this file defines travels there by value."""
+    """Return the address of a cluster; functions of this file are sent there by value."""
     sys.modules["ray"].cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray_address
     sys.modules["ray"].cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def told(made: sweep.Sweep) -> list[dict]:
-    """The trials without their times."""
+    """Return the trials without their times."""
     return [{**dataclasses.asdict(trial), "seconds": 0} for trial in made.trials]
 
 
 @pytest.fixture(scope="module")
 def here(toy_settings, one_thread, tmp_path_factory):
-    """The sweep in this process alone, left alone: its recipe, and what came of it."""
+    """Run a local sweep without interruption; return its recipe and result."""
     recipe = toy_settings(SEARCH)
     return recipe, sweep.run(recipe, runs=tmp_path_factory.mktemp("here"))
 
 
 @pytest.fixture
 def there(here, tmp_path) -> Path:
-    """Another runs folder, with the features that the sweep is made of."""
+    """Return another runs folder with the same features."""
     (tmp_path / "there").mkdir()
     os.symlink(here[1].folder.parent / "features", tmp_path / "there" / "features")
     return tmp_path / "there"
 
 
 def killing(noted: Path):
-    """What a worker does with a job; the first time that trial 2 comes to step 6 it kills itself."""
+    """Return a worker function that kills itself the first time that trial 2 reaches step 6."""
 
     def on_a_worker(job: trial_run.Job) -> trial_run.Result | LabError:
         def kill_once(step: int) -> None:
@@ -108,7 +108,7 @@ def test_cluster_sweep_equals_local_after_killed_worker(address, toy_settings, h
 
 
 def made_first(run_folder):
-    """The run's folder, made: its worker writes lines into it."""
+    """Wrap `run_folder` so that the folder exists: the worker writes lines to it."""
 
     def make(*args):
         folder = run_folder(*args)
@@ -119,7 +119,7 @@ def made_first(run_folder):
 
 
 def befalling(job: trial_run.Job) -> trial_run.Result | LabError:
-    """What a worker does with a job: trial 2 kills it, whenever it is tried, and trial 3 cannot even begin."""
+    """Run a job on a worker: trial 2 always kills it, trial 3 cannot start."""
     if job.number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     if job.number == 3:
@@ -166,7 +166,7 @@ cli.main()
 
 @contextlib.contextmanager
 def held_command(recipe: settings.Recipe, runs: Path, address: str):
-    """`python -m pipelines sweep`, whose two trials both wait at step 6, after the checkpoint of step 4."""
+    """Run the sweep command; yield its process when both trials wait at step 6, after a checkpoint at step 4."""
     file = runs.parent / "recipe.toml"
     file.write_text(recipes.as_toml(recipe), "utf-8")
     command = [sys.executable, "-c", HELD, "sweep", "--recipe", str(file), "--runs", str(runs)]
@@ -209,7 +209,7 @@ def test_killed_cluster_sweep_is_resumed(address, here, there):
 
 @pytest.fixture
 def doomed(ray_address):
-    """The head of another cluster, with two cores: its address, and what kills all its processes."""
+    """Start the head of another cluster with two cores; return its address and a function that kills it."""
     temp = tempfile.mkdtemp(prefix="ray-")
     nodes = sys.modules["ray.cluster_utils"].Cluster()
     node = {"num_cpus": 2, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
