@@ -78,13 +78,14 @@ def transcribe(
     job = batch_job.plan(inputs, out, **columns, formats=split_list(format_))
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
-        plan = {"dry_run": True, "model": uri, **batch_run.outline(job)}
-        return print_result(as_json, plan, f"model {uri}\n{batch_run.outline_in_words(plan)}")
+        outline = batch_run.Outline(job)
+        plan = {"dry_run": True, "model": uri, **outline.as_dict()}
+        return print_result(as_json, plan, f"model {uri}\n{outline}")
     console.configure(sys.stderr)  # standard output is for the transcripts
     transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
-    summary, results = batch_run.run(job, transcriber, again=again, retry=retry_errors)
-    print_result(as_json, *(show(job, summary, results) for show in (batch_run.as_dict, batch_run.in_words)))
-    if summary.errors:
+    result = batch_run.run(job, transcriber, again=again, retry=retry_errors)
+    print_result(as_json, result.as_dict(), str(result))
+    if result.summary.errors:
         raise typer.Exit(1)
 
 

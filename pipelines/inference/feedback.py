@@ -15,8 +15,9 @@ from pathlib import Path
 from pipelines.infra import feedback_log
 from pipelines.infra.errors import LabError
 from pipelines.infra.feedback_log import FLAGS
-from pipelines.speech import scoring, text
+from pipelines.speech import text
 from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
+from pipelines.speech.edits import count_edits
 
 MAX_CHARS = 2_000
 """Longer texts are refused: thirty seconds of speech hold some 500 characters."""
@@ -75,7 +76,7 @@ def wer(reference: str, output: str) -> str:
     """Normalised word error rate with four decimals; empty where the reference holds no word."""
     if not text.normalise(reference):
         return ""
-    edits = scoring.count_edits([reference], [output])
+    edits = count_edits([reference], [output])
     return f"{edits.word_edits[0] / edits.words[0]:.4f}"
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 from pipelines.features.sources import Example
 from pipelines.inference.app import html
 from pipelines.inference.app.i18n import ENGLISH
-from pipelines.inference.transcriber import Transcriber, Transcript
+from pipelines.inference.transcriber import Transcriber
+from pipelines.inference.transcript import Transcript
 
 if TYPE_CHECKING:
     from IPython.display import HTML

@@ -1,8 +1,8 @@
-"""Text while somebody is still speaking: what is certain by now, what may yet change, and how late it comes.
+"""Transcribe while somebody speaks: final words, words that may still change, and the latency.
 
-Samples come in as they are recorded. A stretch that has ended with a pause is decoded once more and is final. The open
-stretch is decoded again and again as it grows, which is cheap at the length of a clip; of its words those count as
-settled on which two decodings in a row agree (LocalAgreement-2: Liu et al. 2020; Macháček et al. 2023).
+A stretch of speech that has ended with a pause is decoded once more and is final. The open stretch is decoded
+repeatedly as it grows, which is cheap at the length of a clip. Its words are settled when two decodings in a row agree
+on them (LocalAgreement-2: Liu et al. 2020; Macháček et al. 2023).
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ import numpy as np
 
 from pipelines.inference import segmentation
 from pipelines.inference.segmentation import Detector, Window
-from pipelines.inference.transcriber import Segment, Transcriber
+from pipelines.inference.transcriber import Transcriber
+from pipelines.inference.transcript import Segment
 from pipelines.speech.audio import SAMPLE_RATE_HZ
 
-Decode = Callable[[list[Window]], list[Segment]]
-"""Windows to segments: Transcriber.decode_windows."""
+DecodeWindows = Callable[[list[Window]], list[Segment]]
+"""Transcriber.decode_windows."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """What has been heard up to now."""
+    """The transcript up to now."""
 
     segments: tuple[Segment, ...]
-    """Finished stretches; they do not change any more."""
+    """Finished stretches, which do not change any more."""
     settled: str
-    """The words of the open stretch on which two decodings in a row agreed."""
+    """Words of the open stretch on which two decodings in a row agreed."""
     open: str
-    """Its other words, which may yet change."""
+    """Its other words, which may still change."""
     audio_s: float
-    """How much has come in."""
+    """Audio received."""
     latency_s: float
-    """From the arrival of the newest samples to this text, wall-clock."""
+    """Wall-clock time from the arrival of the newest samples to this text."""
 
     @property
     def text(self) -> str:
@@ -44,80 +45,90 @@ class Partial:
 
 
 class Stream:
-    """One speaker's stream of samples. Not safe for several threads at once."""
+    """One speaker's stream of samples. Not thread-safe."""
 
-    def __init__(self, decode: Decode, detector: Detector, *, longest_s: float, every_s: float = 0.5):
-        """`longest_s`: of a window. `every_s`: the open stretch is decoded again after so many seconds of it, or after
-        twice as many as the last decoding took, so that a slow model does not fall behind the speaker."""
-        self._decode, self._every = decode, int(every_s * SAMPLE_RATE_HZ)
-        self._cutter = segmentation.Cutter(detector, longest_s)
+    def __init__(self, decode_windows: DecodeWindows, detector: Detector, *, longest_s: float, every_s: float = 0.5):
+        """`longest_s` is the longest window.
+
+        The open stretch is decoded again after `every_s` of new audio, or after twice the time of the last decoding, so
+        that a slow model does not fall behind.
+        """
+        self._decode_windows, self._interval = decode_windows, int(every_s * SAMPLE_RATE_HZ)
+        self._cutter = segmentation.WindowCutter(detector, longest_s)
         self._segments: tuple[Segment, ...] = ()
         self._finished: list[Window] = []
-        self._ended = False
-        self._samples, self._decoded_at = 0, 0
-        self._before: list[str] = []
+        """Finished windows that are not decoded yet."""
+        self._has_ended = False
+        self._n_samples = 0
+        self._n_decoded = 0
+        """Samples of the open stretch at its last decoding."""
+        self._words: list[str] = []
+        """Words of the last decoding of the open stretch."""
         self._settled: list[str] = []
-        self._open_since: int | None = None
-        self._took_s = 0.0
+        self._stretch_start: int | None = None
+        self._decoding_s = 0.0
 
     def feed(self, samples: np.ndarray) -> Partial:
-        """Take float32 [n] at 16 kHz, and tell what has been heard.
+        """Add float32 [n] at 16 kHz and return the transcript up to now.
 
-        Where decoding fails the samples are taken nevertheless, and the next call decodes what is still to be decoded.
+        If decoding fails, the samples count as added, and the next call decodes what is missing.
         """
         started = time.monotonic()
-        self._samples += len(samples)
-        self._finished += self._cutter.take(samples)
+        self._n_samples += len(samples)
+        self._finished += self._cutter.feed(samples)
         if self._finished:
-            self._close()
-        begin, stretch = self._cutter.open_stretch()
-        if begin != self._open_since:
-            self._open_since, self._before, self._settled, self._decoded_at = begin, [], [], 0
-        if len(stretch) - self._decoded_at >= max(self._every, int(2 * self._took_s * SAMPLE_RATE_HZ)):
-            self._decoded_at = len(stretch)
-            self._hear(Window(stretch, (begin or 0) / SAMPLE_RATE_HZ))
-        return self._told(started)
+            self._decode_finished()
+        start, stretch = self._cutter.open_stretch()
+        if start != self._stretch_start:
+            self._reset_open_stretch(start)
+        if len(stretch) - self._n_decoded >= max(self._interval, int(2 * self._decoding_s * SAMPLE_RATE_HZ)):
+            self._n_decoded = len(stretch)
+            self._decode_open(Window(stretch, (start or 0) / SAMPLE_RATE_HZ))
+        return self._partial(started)
 
     def end(self) -> Partial:
-        """Nothing more comes: what is open is final. Where decoding fails it can be called again."""
+        """Return the final transcript; can be called again if decoding fails."""
         started = time.monotonic()
-        if not self._ended:
-            self._finished += self._cutter.end()
-            self._ended = True
-        self._close()
-        return self._told(started)
+        if not self._has_ended:
+            self._finished += self._cutter.finish()
+            self._has_ended = True
+        self._decode_finished()
+        return self._partial(started)
 
-    def _close(self) -> None:
-        self._segments += tuple(self._decode(self._finished))
+    def _decode_finished(self) -> None:
+        self._segments += tuple(self._decode_windows(self._finished))
         self._finished = []
-        self._open_since, self._before, self._settled, self._decoded_at = None, [], [], 0
+        self._reset_open_stretch(None)
 
-    def _hear(self, window: Window) -> None:
+    def _reset_open_stretch(self, start: int | None) -> None:
+        self._stretch_start, self._words, self._settled, self._n_decoded = start, [], [], 0
+
+    def _decode_open(self, window: Window) -> None:
         started = time.monotonic()
-        words = " ".join(segment.text for segment in self._decode([window])).split()
-        self._took_s = time.monotonic() - started
-        agreed = _shared(self._before, words)
+        words = " ".join(segment.text for segment in self._decode_windows([window])).split()
+        self._decoding_s = time.monotonic() - started
+        agreed = _common_prefix(self._words, words)
         if len(agreed) > len(self._settled) and agreed[: len(self._settled)] == self._settled:
             self._settled = agreed
-        self._before = words
+        self._words = words
 
-    def _told(self, started: float) -> Partial:
-        rest = self._before[len(self._settled) :]
+    def _partial(self, started: float) -> Partial:
         return Partial(
             self._segments,
             " ".join(self._settled),
-            " ".join(rest),
-            self._samples / SAMPLE_RATE_HZ,
+            " ".join(self._words[len(self._settled) :]),
+            self._n_samples / SAMPLE_RATE_HZ,
             time.monotonic() - started,
         )
 
 
 def create_stream(transcriber: Transcriber, every_s: float = 0.5) -> Stream:
     """Create a stream that `transcriber` decodes."""
-    return Stream(transcriber.decode_windows, segmentation.detector(), longest_s=transcriber.longest_s, every_s=every_s)
+    detector = segmentation.open_detector()
+    return Stream(transcriber.decode_windows, detector, longest_s=transcriber.longest_s, every_s=every_s)
 
 
-def _shared(a: list[str], b: list[str]) -> list[str]:
-    """The words with which both begin."""
+def _common_prefix(a: list[str], b: list[str]) -> list[str]:
+    """Return the words with which both lists begin."""
     n = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return b[:n]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.inference.transcriber import Segment, Transcript, Word
+from pipelines.inference.transcript import Segment, Transcript, Word
 
 LINE_CHARS = 42
 """Longest line of a subtitle, and two lines at most: what broadcasters and streaming services ask for."""

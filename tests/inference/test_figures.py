@@ -1,6 +1,6 @@
 """Transcripts in the notebook."""
 
-from pipelines.inference.transcriber import Segment, Transcript, Word
+from pipelines.inference.transcript import Segment, Transcript, Word
 
 
 def test_notebook_transcript_marks_unsure_words():

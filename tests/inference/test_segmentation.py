@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.inference import segmentation
-from pipelines.inference.segmentation import CHUNK_SAMPLES, Everything, windows
+from pipelines.inference.segmentation import CHUNK_SAMPLES, AlwaysSpeech, windows
 
 SECOND = 16_000
 
@@ -65,12 +65,12 @@ def test_what_waits_for_others_to_join_it_is_given_out_when_none_can_come():
     speech = spoken(300 * SECOND, (1, 5))
     blocks = (speech[at : at + SECOND] for at in range(0, len(speech), SECOND))
     found, seen = None, 0
-    cutter = segmentation.Cutter(Scripted(), 30.0, 30.0)
+    cutter = segmentation.WindowCutter(Scripted(), 30.0, 30.0)
     for block in blocks:
         seen += 1
-        for window in cutter.take(block):
+        for window in cutter.feed(block):
             found = (seen, window)
-        assert len(cutter.held) <= 35 * SECOND, "memory grows with the silence"
+        assert len(cutter.buffer) <= 35 * SECOND, "memory grows with the silence"
     assert found
     assert found[0] < 35
 
@@ -122,7 +122,7 @@ def test_no_sample_of_speech_is_lost_or_doubled_whatever_the_blocks(n, spans, st
 
 def test_without_a_detector_all_is_speech():
     samples = spoken(70 * SECOND, (0, 70))
-    found = list(windows([samples], Everything(), longest_s=30.0))
+    found = list(windows([samples], AlwaysSpeech(), longest_s=30.0))
     assert np.array_equal(np.concatenate([window.samples for window in found]), samples)
     assert all(20 < len(window.samples) / SECOND <= 30 for window in found[:-1])
 

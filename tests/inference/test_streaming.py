@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from pipelines.inference.streaming import Stream, _shared
-from pipelines.inference.transcriber import Segment
+from pipelines.inference.streaming import Stream, _common_prefix
+from pipelines.inference.transcript import Segment
 from tests.inference.test_segmentation import SECOND, Scripted, spoken
 
 
@@ -82,6 +82,6 @@ def test_latency_is_the_time_of_the_work_and_audio_what_came_in():
 
 
 def test_the_shared_beginning():
-    assert _shared(["a", "b", "c"], ["a", "b", "d", "e"]) == ["a", "b"]
-    assert _shared([], ["a"]) == []
-    assert _shared(["a"], ["a", "b"]) == ["a"]
+    assert _common_prefix(["a", "b", "c"], ["a", "b", "d", "e"]) == ["a", "b"]
+    assert _common_prefix([], ["a"]) == []
+    assert _common_prefix(["a"], ["a", "b"]) == ["a"]

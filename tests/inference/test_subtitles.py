@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.inference import subtitles
-from pipelines.inference.transcriber import Segment, Transcript, Word
+from pipelines.inference.transcript import Segment, Transcript, Word
 
 WORDS = "Det var en gång en gumma som bodde i ett litet hus långt inne i den djupa skogen med sin katt".split()
 

@@ -14,6 +14,7 @@ from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.inference import segmentation, transcriber
 from pipelines.inference.transcriber import Transcriber, longest_window_s
+from pipelines.inference.transcript import DamagedRecording
 from pipelines.infra.errors import LabError
 from pipelines.speech import audio, repetition
 from pipelines.speech.audio import AudioError, Waveform
@@ -79,7 +80,7 @@ class Scripted:
 @pytest.fixture
 def scripted(clip_model, monkeypatch):
     """`scripted(engine, context_s=8.0)`: a Transcriber around a Scripted engine; without a detector, all is speech."""
-    monkeypatch.setattr(segmentation, "detector", segmentation.Everything)
+    monkeypatch.setattr(segmentation, "open_detector", segmentation.AlwaysSpeech)
 
     def make(engine, ref=None, **facts):
         monkeypatch.setattr(engines, "open_engine", lambda *args, **kw: engine)
@@ -229,7 +230,7 @@ def test_a_long_recording_is_heard_by_a_real_decoder_in_windows_of_speech(toy):
     said = [audio.decode(example.audio).samples for example in TourSource(1, 1, 12).examples(("test",))]
     recording = np.concatenate([part for samples in said for part in (samples, np.zeros(2 * SECOND, np.float32))])
     assert len(recording) > 35 * SECOND
-    windows = list(segmentation.windows([recording], segmentation.detector(), longest_s=30.0))
+    windows = list(segmentation.windows([recording], segmentation.open_detector(), longest_s=30.0))
     heard = toy.transcribe(Waveform(recording))
     assert heard.segments
     assert {segment.start_s for segment in heard.segments} <= {round(window.start_s, 3) for window in windows}
@@ -237,7 +238,7 @@ def test_a_long_recording_is_heard_by_a_real_decoder_in_windows_of_speech(toy):
 
 
 def test_a_model_of_30_s_gets_windows_filled_with_speech(scripted, clip_model, speech, monkeypatch):
-    monkeypatch.setattr(segmentation, "detector", segmentation.Everything)
+    monkeypatch.setattr(segmentation, "open_detector", segmentation.AlwaysSpeech)
     engine = Scripted()
     heard = scripted(engine, dataclasses.replace(clip_model, context="full")).transcribe(Waveform(speech(100 * SECOND)))
     assert {shape[2] for shape in engine.shapes} == {3_000}
@@ -322,7 +323,7 @@ def test_words_that_could_not_be_timed_share_the_segment_by_letters(scripted, sp
 def test_an_engine_that_cannot_time_words_says_so(scripted, speech, toy):
     for model in (scripted(Scripted()), toy):
         assert not model.times_words
-        with pytest.raises(LabError, match="cannot tell when words are said"):
+        with pytest.raises(LabError, match="does not support word times"):
             model.transcribe(Waveform(speech(SECOND)), word_times=True)
 
 
@@ -440,14 +441,14 @@ def test_of_a_damaged_recording_all_is_heard_once_up_to_the_damage(
     assert [len(next(blocks)), len(next(blocks))] == [30 * SECOND] * 2
     with pytest.raises(AudioError, match="^damaged: it cannot be read after 60.0 s$"):
         next(blocks)
-    with pytest.raises(transcriber.Damaged) as caught:
+    with pytest.raises(DamagedRecording) as caught:
         scripted(Scripted(), context_s=10.0).transcribe(recording)
-    assert (caught.value.reason, caught.value.heard.audio_s) == ("damaged", 60)
-    assert caught.value.heard.segments[-1].end_s == 60
+    assert (caught.value.reason, caught.value.transcript.audio_s) == ("damaged", 60)
+    assert caught.value.transcript.segments[-1].end_s == 60
     told = []
     with pytest.raises(AudioError, match="damaged"):
         told.extend(scripted(Scripted(), context_s=10.0).segments(recording))
-    assert tuple(told) == caught.value.heard.segments
+    assert tuple(told) == caught.value.transcript.segments
 
 
 @needs_ffmpeg

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from pipelines.inference.api.schemas import audio_refusal
 from pipelines.inference.http_guard import Refusal, wait_for_disconnect
-from pipelines.inference.transcriber import Transcriber, Transcript
+from pipelines.inference.transcriber import Transcriber
+from pipelines.inference.transcript import Transcript
 from pipelines.speech.audio import AudioError
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference import subtitles
 from pipelines.inference.api.schemas import Model, Prediction, verbose
 from pipelines.inference.http_guard import Refusal
-from pipelines.inference.transcriber import Transcriber, Transcript
+from pipelines.inference.transcriber import Transcriber
+from pipelines.inference.transcript import Transcript
 
 _MAX_MEMORY_BYTES = 1 << 20
 """A larger body is stored in an unnamed temporary file."""

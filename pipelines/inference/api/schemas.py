@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from pipelines.inference import subtitles
 from pipelines.inference.http_guard import Refusal
-from pipelines.inference.transcriber import Transcript
+from pipelines.inference.transcript import Transcript
 from pipelines.speech import repetition
 from pipelines.speech.audio import DAMAGED, AudioError
 

@@ -45,7 +45,7 @@ class Handlers:
         import gradio as gr
 
         from pipelines.inference import subtitles
-        from pipelines.inference.transcriber import Transcript
+        from pipelines.inference.transcript import Transcript
 
         has_segments = bool(transcript and transcript.segments)
         files = None

@@ -11,7 +11,7 @@ from pipelines.speech import text
 if TYPE_CHECKING:
     from pipelines.inference.app.i18n import Texts
     from pipelines.inference.streaming import Partial
-    from pipelines.inference.transcriber import Segment
+    from pipelines.inference.transcript import Segment
 
 LIVE = '<div id="live-text"></div><p id="live-note" role="status"></p>'
 """Elements that the script fills with the live transcript and the state of the connection."""

@@ -15,7 +15,8 @@ from pipelines.inference.pipeline import model_title
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
-    from pipelines.inference.transcriber import Segment, Transcriber, Transcript
+    from pipelines.inference.transcriber import Transcriber
+    from pipelines.inference.transcript import Segment, Transcript
     from pipelines.speech.audio import Waveform
 
 MAX_DURATION_S = 600.0

@@ -1,23 +1,17 @@
-"""TODO: describe this module."""
+"""The input and output of one call, and its results."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from pipelines.inference import subtitles
-from pipelines.inference.batch import tables
-from pipelines.inference.batch.tables import Recording, Recordings
-from pipelines.infra import manifest
+from pipelines.inference.batch import table_files
+from pipelines.inference.batch.tables import Recordings, expand_user, find_recordings
 from pipelines.infra.errors import LabError
-
-if TYPE_CHECKING:
-    from pipelines.inference.transcriber import Transcript
-
+from pipelines.speech import scoring
 
 COLUMNS = ("transcript", "confidence", "audio_s", "error")
 WER = "wer"
@@ -25,51 +19,54 @@ WER = "wer"
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be transcribed, and where it goes."""
+    """Recordings to transcribe, and the files to write."""
 
     recordings: Recordings
     out: Path | None
-    """The table that is written; None where transcripts are only handed back."""
+    """The table to write; None if the transcripts are only returned."""
     formats: tuple[str, ...] = ()
-    """Subtitle files for each recording: keys of subtitles.FORMATS."""
+    """Formats of the subtitle files for each recording, keys of subtitles.FORMATS."""
     folder: Path | None = None
-    """Where they go; None: beside each recording."""
+    """Folder of the subtitle files; None: beside each recording."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that the table gets."""
+        """The columns that are added to the table."""
         return (*COLUMNS, WER) if self.recordings.reference else COLUMNS
 
     @property
     def partial(self) -> Path:
+        """The journal of an unfinished table."""
         return self.out.with_name(f"{self.out.name}.partial")
 
     @property
     def earlier(self) -> Path:
+        """The journal of the previous call, if some of its rows have errors."""
         return self.out.with_name(f"{self.out.name}.earlier")
 
     @property
     def summary(self) -> Path:
+        """The summary of the finished table."""
         return self.out.with_name(f"{self.out.name}.json")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one recording."""
+    """The result for one recording."""
 
     name: str
     transcript: str = ""
     confidence: float | None = None
-    """None where no word was heard."""
+    """None if no word was recognised."""
     audio_s: float | None = None
     elapsed_s: float = 0.0
     error: str | None = None
-    """A transcript beside it is that of what comes before the damage."""
+    """With a transcript: that of the part before the damage."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of all."""
+    """Totals over all recordings."""
 
     model: str
     engine: str
@@ -77,14 +74,57 @@ class Summary:
     errors: int
     audio_s: float
     elapsed_s: float
-    """Seconds of transcribing, over all sittings."""
+    """Seconds of transcribing, over all calls."""
     score: dict[str, Any] | None = None
     """scoring.Score of the rows with a reference and without an error."""
 
     @property
     def speed(self) -> float:
-        """Seconds of sound for a second of time."""
+        """Seconds of audio per second."""
         return self.audio_s / self.elapsed_s if self.elapsed_s else 0.0
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """The outcome of a job; `results` is empty if they are in a table."""
+
+    job: Job
+    summary: Summary
+    results: list[Result] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary and the table's path, or the transcripts."""
+        if self.job.out:
+            return {**asdict(self.summary), "speed": round(self.summary.speed, 2), "table": str(self.job.out)}
+        transcripts = []
+        for result in self.results:
+            fields: dict[str, Any] = {"file": result.name}
+            if result.error:
+                fields["error"] = result.error
+            if result.audio_s is not None:
+                fields |= {
+                    "text": result.transcript,
+                    "audio_s": result.audio_s,
+                    "elapsed_s": result.elapsed_s,
+                    "confidence": result.confidence,
+                }
+            transcripts.append(fields)
+        return {"model": self.summary.model, "engine": self.summary.engine, "transcripts": transcripts}
+
+    def __str__(self) -> str:
+        summary = self.summary
+        if self.job.out is None:
+            lines = (f"{one.name}: {'; '.join(filter(None, (one.transcript, one.error)))}" for one in self.results)
+            return "\n".join([f"model {summary.model}", *lines])
+        lines = [
+            f"model {summary.model}, {summary.engine}",
+            f"{summary.rows} rows, {summary.errors} with an error: {summary.audio_s:,.1f} s of audio "
+            f"in {summary.elapsed_s:,.1f} s, {summary.speed:.1f}x real time",
+        ]
+        if summary.score:
+            lines.append(str(scoring.Score(**summary.score)))
+        hint = "; see its column `error`, and repeat these rows with --retry-errors" if summary.errors else ""
+        return "\n".join([*lines, f"table {self.job.out}{hint}"])
 
 
 def plan(
@@ -96,95 +136,49 @@ def plan(
     speaker_column: str = "",
     formats: Sequence[str] = (),
 ) -> Job:
-    """The job for audio files, folders of them, or one table.
+    """Return the job for audio files, folders of them, or one table. Raises LabError for invalid input.
 
-    `out` names the table that is written, or, where it has no table's ending, a folder for table and subtitle files.
-    Without it the table lies beside its input; files have none.
+    `out` is the table to write or, without a table's suffix, a folder for the table and subtitle files. By default the
+    table is written beside its input; audio files have none.
     """
     if unknown := [name for name in formats if name not in subtitles.FORMATS]:
         raise LabError(f"--format takes {', '.join(subtitles.FORMATS)}, got {unknown[0]!r}")
-    named = [path for path in inputs if path.suffix.lower() in tables.SUFFIXES and not path.is_dir()]
-    if named and len(inputs) > 1:
-        raise LabError(f"a table is transcribed alone, got {named[0]} and {len(inputs) - 1} more: call it for each")
-    place = tables.at_home(Path(out)) if out else None
-    is_table = place is not None and place.suffix.lower() in tables.SUFFIXES and not place.is_dir()
-    folder = None if is_table else place
-    if place and not is_table and not place.is_dir() and (place.exists() or place.suffix[1:] in subtitles.FORMATS):
-        raise LabError(f"--out takes a table ({', '.join(tables.SUFFIXES)}) or a folder, got {place}: name another")
-    target = place if is_table else _target(inputs, named, folder)
-    if named:
-        table = tables.open_table(named[0])
+    input_tables = [path for path in inputs if path.suffix.lower() in table_files.SUFFIXES and not path.is_dir()]
+    if input_tables and len(inputs) > 1:
+        raise LabError(
+            f"a table is transcribed alone, got {input_tables[0]} and {len(inputs) - 1} more: call it for each"
+        )
+    target, folder = _resolve_out(out)
+    target = target or _default_target(inputs, input_tables, folder)
+    if input_tables:
+        table = table_files.open_table(input_tables[0])
+        if target.absolute() == input_tables[0].absolute():
+            raise LabError(f"--out {target} is the table itself, which is never replaced: name another file")
     else:
-        files = [file for path in inputs for file in (tables.audio_in(path) if path.is_dir() else [path])]
-        table = tables.Listing(files, target.absolute().parent if target else None)
-    if named and target.absolute() == named[0].absolute():
-        raise LabError(f"--out {target} is the table itself, which is never replaced: name another file")
-    if target and target.suffix.lower() not in table.kinds:
-        raise LabError(f"--out must end in {' or '.join(table.kinds)} here, got {target}: name another")
-    added = (*COLUMNS, WER)
-    found = tables.recordings(table, audio_column, reference_column, added, speaker_column)
-    return Job(found, target, tuple(dict.fromkeys(formats)), folder)
+        files = [file for path in inputs for file in (table_files.find_audio_files(path) if path.is_dir() else [path])]
+        table = table_files.FileList(files, target.absolute().parent if target else None)
+    if target and target.suffix.lower() not in table.suffixes:
+        raise LabError(f"--out must end in {' or '.join(table.suffixes)} here, got {target}: name another")
+    recordings = find_recordings(table, audio_column, reference_column, (*COLUMNS, WER), speaker_column)
+    return Job(recordings, target, tuple(dict.fromkeys(formats)), folder)
 
 
-def _target(inputs: Sequence[Path], named: list[Path], folder: Path | None) -> Path | None:
-    """Where the table goes that nobody named: beside the one table or folder; files have none."""
-    one = tables.at_home(inputs[0])
-    if not named and (len(inputs) > 1 or not one.is_dir()):
+def _resolve_out(out: str) -> tuple[Path | None, Path | None]:
+    """Return the table or the folder that --out names, each None if it names the other or nothing."""
+    if not out:
+        return None, None
+    path = expand_user(Path(out))
+    if path.suffix.lower() in table_files.SUFFIXES and not path.is_dir():
+        return path, None
+    if not path.is_dir() and (path.exists() or path.suffix[1:] in subtitles.FORMATS):
+        raise LabError(f"--out takes a table ({', '.join(table_files.SUFFIXES)}) or a folder, got {path}: name another")
+    return None, path
+
+
+def _default_target(inputs: Sequence[Path], input_tables: list[Path], folder: Path | None) -> Path | None:
+    """Return the table to write if --out does not name it: beside the one table or folder; None for files."""
+    path = expand_user(inputs[0])
+    if not input_tables and (len(inputs) > 1 or not path.is_dir()):
         return folder / "transcribed.csv" if folder else None
-    stem, suffix = (one.stem, one.suffix) if named else (one.absolute().name, ".csv")
-    return (folder or one.absolute().parent) / f"{stem}.transcribed{suffix}"
-
-
-# ---- subtitle files
-
-
-def _places(job: Job) -> list[Path | None]:
-    """For each row the path of its subtitle files, without their ending: that of the recording, where no other has it.
-
-    Nothing where no subtitle files are asked for.
-    """
-    taken: dict[Path, Path] = {}
-    places = []
-    for number, recording in enumerate(job.recordings if job.formats else (), 1):
-        if recording.audio is None:
-            places.append(None)
-            continue
-        path = _beside(job, recording, number)
-        place = path.with_suffix("")
-        # a.wav and a.mp3: a.srt and a.mp3.srt
-        places.append(place if taken.setdefault(place, path) == path else path)
-    return places
-
-
-def _beside(job: Job, recording: Recording, number: int) -> Path:
-    """Where the recording lies, or its like below the folder of the job: never outside it."""
-    is_file = isinstance(recording.audio, Path)
-    if job.folder is None and not is_file:
-        raise LabError("the rows hold sound, not files, so that nothing lies beside it: name a folder with --out")
-    if job.folder is None:
-        return recording.audio
-    if is_file:
-        path = Path(os.path.normpath(recording.audio))
-        base = Path(os.path.normpath(job.recordings.table.folder))
-        return job.folder / (path.relative_to(base) if path.is_relative_to(base) and base != Path() else path.name)
-    return job.folder / (PurePath(recording.name.replace("\\", "/")).name or f"row-{number:06d}")
-
-
-def _refuse_existing(job: Job, places: list[Path | None]) -> None:
-    for place in filter(None, places):
-        for form in job.formats:
-            if (path := _file(place, form)).exists():
-                raise LabError(f"{path} exists already: name a folder with --out, or replace it with --again")
-
-
-def _write(place: Path, form: str, heard: Transcript, language: str) -> None:
-    told = subtitles.FORMATS[form](heard)
-    if form == "json":
-        told = json.dumps(subtitles.as_dict(heard, language), ensure_ascii=False, indent=1) + "\n"
-    path = _file(place, form)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_bytes(path, told.encode())
-
-
-def _file(place: Path, form: str) -> Path:
-    return place.with_name(f"{place.name}.{form}")
+    stem, suffix = (path.stem, path.suffix) if input_tables else (path.absolute().name, ".csv")
+    return (folder or path.absolute().parent) / f"{stem}.transcribed{suffix}"

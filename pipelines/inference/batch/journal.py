@@ -1,4 +1,4 @@
-"""TODO: describe this module."""
+"""The journal of a table: finished rows of an interrupted call, and rows without errors of an earlier one."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ if TYPE_CHECKING:
     from pipelines.inference.transcriber import Transcriber
 
 
-# ---- what is done
-
-
 @dataclass(frozen=True)
-class _Begun:
-    """What an earlier call left."""
+class Journal:
+    """The valid part of a journal file."""
 
-    made_of: dict[str, Any]
+    identity: dict[str, Any]
+    """See `identity_of`; `made_of` in the file."""
     rows: int
     n_bytes: int
-    """Up to the end of the last whole line."""
+    """End of the last complete line."""
 
 
-def _made_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
-    """What decides the table that is written, under the names by which an error calls it."""
-    found, ref = job.recordings, transcriber.ref
+def identity_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
+    """Return everything that determines the output, by the names that errors use."""
+    recordings, ref = job.recordings, transcriber.ref
     return {
-        "table": found.table.digest(),
-        "audio column": found.audio,
-        "reference column": found.reference,
-        "speaker column": found.speaker,
+        "table": recordings.table.digest(),
+        "audio column": recordings.audio,
+        "reference column": recordings.reference,
+        "speaker column": recordings.speaker,
         "model": ref.revision,
         "engine": transcriber.loaded.name,
         "language": transcriber.language,
@@ -47,129 +45,137 @@ def _made_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
     }
 
 
-def _refuse_unlike(out: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    if other := [name for name, value in now.items() if then.get(name) != value]:
+def _check_identity(out: Path, recorded: dict[str, Any], current: dict[str, Any]) -> None:
+    if differing := [name for name, value in current.items() if recorded.get(name) != value]:
         raise LabError(
-            f"{out} was begun with another {' and '.join(other)}: call it as before, begin anew with --again, "
+            f"{out} was started with another {' and '.join(differing)}: call it as before, start again with --again, "
             "or name another file with --out"
         )
 
 
-def _going_on(job: Job, made_of: dict[str, Any], retry: bool) -> _Begun | None:
-    """Where an earlier call was cut off. For `retry` its lines are set aside, to be kept or done once more; where some
-    are aside already, such a retry was cut off, and goes on."""
-    begun = _begun(job.partial)
-    if begun:
-        _refuse_unlike(job.out, begun.made_of, made_of)
-    if begun and retry and not job.earlier.exists():
+def find_interrupted(job: Job, identity: dict[str, Any], retry: bool) -> Journal | None:
+    """Return the journal of an interrupted call, or None. Raises LabError if its identity differs.
+
+    For `retry` its rows are set aside first, to be reused or repeated. If there are such rows already, the interrupted
+    call was itself a retry, which is continued.
+    """
+    journal = read_journal(job.partial)
+    if journal:
+        _check_identity(job.out, journal.identity, identity)
+    if journal and retry and not job.earlier.exists():
         os.replace(job.partial, job.earlier)
         return None
-    return begun
+    return journal
 
 
-def _done(job: Job, made_of: dict[str, Any], retry: bool) -> Summary | None:
-    """The figures of a table that is there already, unless some of its rows are to be tried once more.
+def find_finished(job: Job, identity: dict[str, Any], retry: bool) -> Summary | None:
+    """Return the summary of a finished table, or None if there is none or if `retry` has rows to repeat.
 
-    LabError where it is not this command's, or of something else, or the good rows that a retry keeps are gone.
+    Raises LabError if the table was not written by this command, if its identity differs, or if the rows that a retry
+    reuses are gone.
     """
-    finished, earlier = _finished(job), _begun(job.earlier)
+    finished, earlier = _read_summary(job), read_journal(job.earlier)
     if job.out.exists() and not finished:
         raise LabError(
-            f"{job.out} exists and was not made by this command, or was changed since: "
+            f"{job.out} exists and was not written by this command, or was changed since: "
             "name another file with --out, or replace it with --again"
         )
-    for then in (finished["made_of"] if finished else None, earlier.made_of if earlier else None):
-        if then is not None:
-            _refuse_unlike(job.out, then, made_of)
-    if not finished or (retry and finished["summary"]["errors"] and earlier):
+    for recorded in (finished["made_of"] if finished else None, earlier.identity if earlier else None):
+        if recorded is not None:
+            _check_identity(job.out, recorded, identity)
+    if not finished:
         return None
     if retry and finished["summary"]["errors"]:
-        raise LabError(f"{job.earlier.name}, which held the good rows, is gone: begin anew with --again")
+        if earlier:
+            return None
+        raise LabError(f"{job.earlier.name}, which contained the good rows, is gone: start again with --again")
     return Summary(**finished["summary"])
 
 
-def _kept(earlier: Path, skip: int) -> Iterator[Result | None]:
-    """For each row from `skip` on what an earlier call heard in it; None where it did not, or had an error."""
-    begun = _begun(earlier)
-    told = islice(_results(earlier), skip, begun.rows) if begun else ()
-    yield from (result if result.error is None else None for result in told)
+def reusable_results(earlier: Path, skip: int) -> Iterator[Result | None]:
+    """Yield for each row from `skip` on the earlier result without an error, or None; endless."""
+    journal = read_journal(earlier)
+    results = islice(read_results(earlier), skip, journal.rows) if journal else ()
+    yield from (result if result.error is None else None for result in results)
     yield from repeat(None)
 
 
-def _begun(partial: Path) -> _Begun | None:
-    """What lies there, up to the last line that is whole; None where not even the first is."""
-    lines = _lines(partial)
-    head = next(lines, None)
-    if head is None or not isinstance(head[0].get("made_of"), dict):
+def read_journal(path: Path) -> Journal | None:
+    """Read a journal up to its last complete line; return None if not even the first line is complete."""
+    lines = _read_lines(path)
+    first = next(lines, None)
+    if first is None or not isinstance(first[0].get("made_of"), dict):
         return None
-    rows, n_bytes = 0, head[1]
+    rows, n_bytes = 0, first[1]
     for cells, end in lines:
         if "transcript" not in cells:
             break
         rows, n_bytes = rows + 1, end
-    return _Begun(head[0]["made_of"], rows, n_bytes)
+    return Journal(first[0]["made_of"], rows, n_bytes)
 
 
-def _lines(partial: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each whole line, and where it ends; the first that is not ends them all."""
-    if not partial.is_file():
+def _read_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield content and end of each line, up to the first that is incomplete."""
+    if not path.is_file():
         return
     end = 0
-    with open(partial, "rb") as file:
+    with open(path, "rb") as file:
         for line in file:
             end += len(line)
             try:
-                told = json.loads(line) if line.endswith(b"\n") else None
+                fields = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 return
-            if not isinstance(told, dict):
+            if not isinstance(fields, dict):
                 return
-            yield told, end
+            yield fields, end
 
 
 @contextmanager
-def _journal(partial: Path, begun: _Begun | None, made_of: dict[str, Any]) -> Iterator[BinaryIO]:
-    """The file open at its end: new with its first line, or cut to the lines that are whole."""
-    with open(partial, "r+b" if begun else "wb") as file:
-        if begun:
-            file.truncate(begun.n_bytes)
+def open_journal(path: Path, journal: Journal | None, identity: dict[str, Any]) -> Iterator[BinaryIO]:
+    """Open a journal for appending: a new one with its first line, or an existing one cut to its complete lines."""
+    with open(path, "r+b" if journal else "wb") as file:
+        if journal:
+            file.truncate(journal.n_bytes)
             file.seek(0, os.SEEK_END)
         else:
-            file.write(_line({"made_of": made_of}))
+            file.write(encode_line({"made_of": identity}))
             file.flush()
-        manifest.flush(partial)
+        manifest.flush(path)
         yield file
 
 
-def _line(told: dict[str, Any]) -> bytes:
-    return json.dumps(told, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+def encode_line(fields: dict[str, Any]) -> bytes:
+    """Return a line of the journal."""
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-def _finished(job: Job) -> dict[str, Any] | None:
-    """The notes on a table that is whole; None where there are none, or the table is not the one they speak of."""
+def read_results(path: Path) -> Iterator[Result]:
+    """Yield the results in a journal."""
+    return (Result(name="", **cells) for cells, _ in islice(_read_lines(path), 1, None))
+
+
+def _read_summary(job: Job) -> dict[str, Any] | None:
+    """Read the summary file of a table; return None if it is missing or does not belong to the table."""
     try:
-        told = json.loads(job.summary.read_text("utf-8"))
-        whole = told["sha256"] == manifest.sha256(job.out)
-        Summary(**told["summary"])
+        content = json.loads(job.summary.read_text("utf-8"))
+        is_current = content["sha256"] == manifest.sha256(job.out)
+        Summary(**content["summary"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return told if whole and isinstance(told.get("made_of"), dict) else None
-
-
-def _results(place: Path) -> Iterator[Result]:
-    return (Result(name="", **cells) for cells, _ in islice(_lines(place), 1, None))
+    return content if is_current and isinstance(content.get("made_of"), dict) else None
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One process at a time writes a table."""
+def lock_table(out: Path) -> Iterator[None]:
+    """Lock a table against other processes. Raises LabError if it is locked."""
     import filelock
 
     try:
-        place = out.with_name(f".{out.name}.lock")
-        with filelock.FileLock(place, timeout=0):
+        path = out.with_name(f".{out.name}.lock")
+        with filelock.FileLock(path, timeout=0):
             yield
-            with suppress(OSError):  # nobody waits for it; Windows does not let it go
-                place.unlink()
+            with suppress(OSError):  # Windows does not delete an open file
+                path.unlink()
     except filelock.Timeout:
         raise LabError(f"another process is writing {out}: wait for it, or name another file with --out") from None

@@ -1,13 +1,4 @@
-"""Many recordings to text: row after row of a table, in constant memory, and where it is cut off it goes on.
-
-    talks.csv                       what was asked for
-    talks.transcribed.csv.partial   one line of JSON for each row that is done; the first names table, model, settings
-    talks.transcribed.csv           made of both when all rows are done: whole or absent
-    talks.transcribed.csv.json      the same names, figures, and the sha256 of the table: it is finished
-    talks.transcribed.csv.earlier   the lines of the call before, where some have an error: a retry keeps the others
-
-A recording that cannot be used is a row with an error. A reference column gives WER, row by row and over all.
-"""
+"""Transcribe the recordings of a job one after another, and write the table."""
 
 from __future__ import annotations
 
@@ -16,7 +7,7 @@ import logging
 import os
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice, repeat
 from pathlib import Path
@@ -24,232 +15,217 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.inference.batch.job import COLUMNS, WER, Job, Result, Summary, _places, _refuse_existing, _write
+from pipelines.inference.batch.job import COLUMNS, WER, BatchResult, Job, Result, Summary
 from pipelines.inference.batch.journal import (
-    _alone,
-    _begun,
-    _done,
-    _going_on,
-    _journal,
-    _kept,
-    _line,
-    _made_of,
-    _results,
+    encode_line,
+    find_finished,
+    find_interrupted,
+    identity_of,
+    lock_table,
+    open_journal,
+    read_journal,
+    read_results,
+    reusable_results,
 )
+from pipelines.inference.batch.subtitle_files import refuse_existing, subtitle_paths, write_subtitles
 from pipelines.inference.batch.tables import Recording
-from pipelines.inference.transcriber import Damaged
+from pipelines.inference.transcript import DamagedRecording
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.speech import scoring, text
 from pipelines.speech.audio import AudioError
+from pipelines.speech.edits import Edits, count_edits
 
 if TYPE_CHECKING:
     from pipelines.inference.transcriber import Transcriber
 
+FLUSH_S = 5.0
+"""A power failure loses the rows of at most this time; a killed process at most the last row."""
+_REFRESH_S = 0.5
+
 logger = logging.getLogger(__name__)
 
 
-FLUSH_S = 5.0
-"""A loss of power costs the rows of so many seconds; the end of the process, however hard, at most the last one."""
-_TELL_S = 0.5
-
-
-def run(
-    job: Job, transcriber: Transcriber, *, again: bool = False, retry: bool = False
-) -> tuple[Summary, list[Result]]:
-    """The figures; and what was heard, where no table holds it. Raises LabError as `transcribe_table` does."""
+def run(job: Job, transcriber: Transcriber, *, again: bool = False, retry: bool = False) -> BatchResult:
+    """Run a job. Raises LabError as `transcribe_table` does."""
     if again and retry:
-        raise LabError("--again begins anew, --retry-errors keeps what is good: give one of them")
+        raise LabError("--again repeats all rows, --retry-errors only those with errors: give one of them")
     if job.out is None:
         if retry:
-            raise LabError("--retry-errors is for tables, and files have none: name one with --out")
+            raise LabError("--retry-errors is for tables, and audio files have none: name one with --out")
         return transcribe_files(job, transcriber, again=again)
-    return transcribe_table(job, transcriber, again=again, retry=retry), []
+    return BatchResult(job, transcribe_table(job, transcriber, again=again, retry=retry))
 
 
-def transcribe_files(job: Job, transcriber: Transcriber, *, again: bool = False) -> tuple[Summary, list[Result]]:
-    """Every recording of a job without a table. Subtitle files that are there already are refused, or written anew."""
-    places = _places(job)
+def transcribe_files(job: Job, transcriber: Transcriber, *, again: bool = False) -> BatchResult:
+    """Transcribe a job without a table. Existing subtitle files raise LabError, unless `again` replaces them."""
+    paths = subtitle_paths(job)
     if not again:
-        _refuse_existing(job, places)
-    results = [*_transcribed(job, transcriber, places, job.recordings.count(), 0)]
-    return _summary(transcriber, results, None), results
+        refuse_existing(job, paths)
+    results = list(_transcribe(job, transcriber, paths, job.recordings.count()))
+    return BatchResult(job, _summarise(transcriber, results, None), results)
 
 
 def transcribe_table(job: Job, transcriber: Transcriber, *, again: bool = False, retry: bool = False) -> Summary:
-    """Transcribe the rows that are not done yet, then write the table.
+    """Transcribe the rows that are not finished, then write the table.
 
-    Raises LabError where the table that is to be written was made of, or begun with, something else, or is of unknown
-    origin; `again` begins anew in its place, `retry` does the rows with an error once more. Rows that are done stay
-    done, whatever ends the process.
+    `again` repeats all rows, `retry` those with errors. Finished rows survive the end of the process. Raises LabError
+    if the output was started with other input or settings, or was not written by this command.
     """
     n = job.recordings.count()
     if not n:
-        raise LabError("there is no row to transcribe: the table is a header alone")
+        raise LabError("there is no row to transcribe: the table has only a header")
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(job.out):
-        made_of, places = _made_of(job, transcriber), _places(job)
+    with lock_table(job.out):
+        identity, paths = identity_of(job, transcriber), subtitle_paths(job)
         if again:
             job.earlier.unlink(missing_ok=True)
-        begun = None if again else _going_on(job, made_of, retry)
-        if begun:
-            logger.info(f"going on after {begun.rows} of {n} rows")
-        elif not again and (done := _done(job, made_of, retry)):
-            logger.info(f"{job.out} is there already, made of the same table by the same model")
-            return done
-        elif not again and (earlier := _begun(job.earlier)):
+        interrupted = None if again else find_interrupted(job, identity, retry)
+        if interrupted:
+            logger.info(f"continuing after {interrupted.rows} of {n} rows")
+        elif not again and (summary := find_finished(job, identity, retry)):
+            logger.info(f"{job.out} exists already, from the same table and model")
+            return summary
+        elif not again and (earlier := read_journal(job.earlier)):
             logger.info(f"keeping the good ones of {earlier.rows} rows")
         elif not again:
-            _refuse_existing(job, places)
-        skip = begun.rows if begun else 0
-        with _journal(job.partial, begun, made_of) as file:
+            refuse_existing(job, paths)
+        skip = interrupted.rows if interrupted else 0
+        with open_journal(job.partial, interrupted, identity) as file:
             flushed = time.monotonic()
-            for result in _transcribed(job, transcriber, places, n, skip, _kept(job.earlier, skip)):
-                file.write(_line({name: value for name, value in asdict(result).items() if name != "name"}))
+            for result in _transcribe(job, transcriber, paths, n, skip, reusable_results(job.earlier, skip)):
+                file.write(encode_line({name: value for name, value in asdict(result).items() if name != "name"}))
                 file.flush()
                 if time.monotonic() - flushed > FLUSH_S:
                     manifest.flush(job.partial)
                     flushed = time.monotonic()
-        return _finish(job, transcriber, made_of)
+        return _write_table(job, transcriber, identity)
 
 
-# ---- in words
+class Outline:
+    """What a job would do."""
+
+    def __init__(self, job: Job):
+        recordings, journal = job.recordings, read_journal(job.partial) if job.out else None
+        self.fields: dict[str, Any] = {
+            "would": f"transcribe {recordings.count()} recordings",
+            "writes": str(job.out) if job.out else "",
+            "columns": {
+                "audio": recordings.audio,
+                "reference": recordings.reference,
+                "speaker": recordings.speaker,
+            },
+            "formats": list(job.formats),
+            "subtitles": str(job.folder or "beside each recording") if job.formats else "",
+            "rows_done": journal.rows if journal else 0,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields."""
+        return self.fields
+
+    def __str__(self) -> str:
+        fields = self.fields
+        columns = ", ".join(f"{role}: {name}" for role, name in fields["columns"].items() if name)
+        lines = [f"would {fields['would']} ({columns})"]
+        if fields["rows_done"]:
+            lines.append(f"{fields['rows_done']} of them are finished already")
+        if fields["writes"]:
+            lines.append(f"would write {fields['writes']}")
+        if fields["formats"]:
+            lines.append(f"would write {', '.join(fields['formats'])}: {fields['subtitles']}")
+        return "\n".join([*lines, "nothing was done"])
 
 
-def outline(job: Job) -> dict[str, Any]:
-    """What would be done and written."""
-    found, begun = job.recordings, _begun(job.partial) if job.out else None
-    return {
-        "would": f"transcribe {found.count()} recordings",
-        "writes": str(job.out) if job.out else "",
-        "columns": {"audio": found.audio, "reference": found.reference, "speaker": found.speaker},
-        "formats": list(job.formats),
-        "subtitles": str(job.folder or "beside each recording") if job.formats else "",
-        "rows_done": begun.rows if begun else 0,
-    }
-
-
-def outline_in_words(outline: dict[str, Any]) -> str:
-    columns = ", ".join(f"{what}: {name}" for what, name in outline["columns"].items() if name)
-    lines = [f"would {outline['would']} ({columns})"]
-    if outline["rows_done"]:
-        lines.append(f"{outline['rows_done']} of them are done already")
-    if outline["writes"]:
-        lines.append(f"would write {outline['writes']}")
-    if outline["formats"]:
-        lines.append(f"would write {', '.join(outline['formats'])}: {outline['subtitles']}")
-    return "\n".join([*lines, "nothing was done"])
-
-
-def as_dict(job: Job, summary: Summary, results: Sequence[Result]) -> dict[str, Any]:
-    """What programs are told: the figures, the table's path or the transcripts."""
-    if job.out:
-        return {**asdict(summary), "speed": round(summary.speed, 2), "table": str(job.out)}
-    heard = ("audio_s", "elapsed_s", "confidence")
-    rows = []
-    for result in results:
-        rows.append({"file": result.name} | ({"error": result.error} if result.error else {}))
-        if result.audio_s is not None:
-            rows[-1] |= {"text": result.transcript, **{name: getattr(result, name) for name in heard}}
-    return {"model": summary.model, "engine": summary.engine, "transcripts": rows}
-
-
-def in_words(job: Job, summary: Summary, results: Sequence[Result]) -> str:
-    """What people are told; the last line says what came of it."""
-    if job.out is None:
-        told = (f"{one.name}: {'; '.join(filter(None, (one.transcript, one.error)))}" for one in results)
-        return "\n".join([f"model {summary.model}", *told])
-    lines = [
-        f"model {summary.model}, {summary.engine}",
-        f"{summary.rows} rows, {summary.errors} with an error: {summary.audio_s:,.1f} s of sound "
-        f"in {summary.elapsed_s:,.1f} s, {summary.speed:.1f}x real time",
-    ]
-    if summary.score:
-        lines.append(str(scoring.Score(**summary.score)))
-    mend = "; its column `error` says why, --retry-errors tries these rows once more" if summary.errors else ""
-    return "\n".join([*lines, f"table {job.out}{mend}"])
-
-
-# ---- one recording after another
-
-
-def _transcribed(
+def _transcribe(
     job: Job,
     transcriber: Transcriber,
-    places: list[Path | None],
+    paths: list[Path | None],
     n: int,
-    skip: int,
-    kept: Iterable[Result | None] = repeat(None),
+    skip: int = 0,
+    reusable: Iterable[Result | None] = repeat(None),
 ) -> Iterator[Result]:
-    """The results from row `skip` on, below a progress bar; `kept` are those of these rows that are known already."""
+    """Yield the results of the rows from `skip` on, with a progress bar; `reusable` are existing results of them."""
     from tqdm.auto import tqdm
 
     with tqdm(total=n, initial=skip, unit="clip", desc="transcribing") as bar:
-        pace = _Pace(bar)
-        rows = zip(islice(job.recordings, skip, None), kept)
-        for number, (recording, known) in enumerate(rows, skip):
-            yield known or _result(job, transcriber, recording, places[number] if places else None, pace)
+        progress = _Progress(bar)
+        rows = zip(islice(job.recordings, skip, None), reusable)
+        for number, (recording, result) in enumerate(rows, skip):
+            path = paths[number] if paths else None
+            yield result or _transcribe_one(job, transcriber, recording, path, progress)
             bar.update()
 
 
-def _result(job: Job, transcriber: Transcriber, recording: Recording, place: Path | None, pace: _Pace) -> Result:
-    """What is heard in one recording; its subtitle files are written before the row counts."""
+def _transcribe_one(
+    job: Job, transcriber: Transcriber, recording: Recording, path: Path | None, progress: _Progress
+) -> Result:
+    """Transcribe one recording and write its subtitle files."""
     error = None
     try:
         if recording.audio is None and not recording.name:
             raise AudioError("missing", "the row names no file")
         if recording.audio is None:
-            raise AudioError("unreadable", f"the row holds {recording.name} instead of a path or sound")
-        heard = transcriber.transcribe(recording.audio, on_audio=pace.within)
-    except Damaged as damage:
-        heard, error = damage.heard, _one_line(damage)
+            raise AudioError("unreadable", f"the row contains {recording.name} instead of a path or audio")
+        transcript = transcriber.transcribe(recording.audio, on_audio=progress.show_current)
+    except DamagedRecording as damage:
+        transcript, error = damage.transcript, _one_line(damage)
     except AudioError as failure:
         return Result(recording.name, error=_one_line(failure))
     for form in job.formats:
-        _write(place, form, heard, transcriber.language)
-    pace.after(heard.audio_s)
-    sure = round(heard.confidence, 4) if any(segment.words for segment in heard.segments) else None
-    return Result(recording.name, heard.text, sure, round(heard.audio_s, 3), round(heard.elapsed_s, 3), error)
+        write_subtitles(path, form, transcript, transcriber.language)
+    progress.add(transcript.audio_s)
+    has_words = any(segment.words for segment in transcript.segments)
+    return Result(
+        recording.name,
+        transcript.text,
+        round(transcript.confidence, 4) if has_words else None,
+        round(transcript.audio_s, 3),
+        round(transcript.elapsed_s, 3),
+        error,
+    )
 
 
 def _one_line(error: AudioError) -> str:
     return " ".join(str(error).split())
 
 
-class _Pace:
-    """Seconds of sound and the multiple of real time, beside the bar; within a long recording, too."""
+class _Progress:
+    """Seconds of audio and multiple of real time beside the progress bar, also within a long recording."""
 
     def __init__(self, bar: Any):
         self.bar, self.audio_s = bar, 0.0
-        self.started = self.told = time.monotonic()
+        self.started = self.refreshed = time.monotonic()
 
-    def within(self, seconds: float) -> None:
-        if time.monotonic() - self.told > _TELL_S:
-            self._tell(self.audio_s + seconds, refresh=True)
+    def show_current(self, seconds: float) -> None:
+        """Show the current recording's progress, at most every _REFRESH_S."""
+        if time.monotonic() - self.refreshed > _REFRESH_S:
+            self._show(self.audio_s + seconds, refresh=True)
 
-    def after(self, seconds: float) -> None:
+    def add(self, seconds: float) -> None:
+        """Add a finished recording."""
         self.audio_s += seconds
-        self._tell(self.audio_s, refresh=False)
+        self._show(self.audio_s, refresh=False)
 
-    def _tell(self, audio_s: float, refresh: bool) -> None:
-        self.told = time.monotonic()
-        speed = audio_s / max(self.told - self.started, 1e-9)
-        self.bar.set_postfix_str(f"{audio_s:,.0f} s of sound, {speed:.1f}x real time", refresh=refresh)
+    def _show(self, audio_s: float, refresh: bool) -> None:
+        self.refreshed = time.monotonic()
+        speed = audio_s / max(self.refreshed - self.started, 1e-9)
+        self.bar.set_postfix_str(f"{audio_s:,.0f} s of audio, {speed:.1f}x real time", refresh=refresh)
 
 
-def _finish(job: Job, transcriber: Transcriber, made_of: dict[str, Any]) -> Summary:
-    """Table, notes, and only then the rows that both are made of are gone."""
-    if job.recordings.table.digest() != made_of["table"]:
-        raise LabError("the table was changed while it was transcribed: put it back, or begin anew with --again")
-    aside = job.out.with_name(f".{job.out.stem}.partial{job.out.suffix}")
-    tally = _Tally(job)
-    job.recordings.table.write(aside, job.columns, tally.cells())
-    manifest.flush(aside)
-    os.replace(aside, job.out)
+def _write_table(job: Job, transcriber: Transcriber, identity: dict[str, Any]) -> Summary:
+    """Write the table and its summary, then remove the journal; with errors, keep it for a retry."""
+    if job.recordings.table.digest() != identity["table"]:
+        raise LabError("the table was changed while it was transcribed: restore it, or start again with --again")
+    temporary = job.out.with_name(f".{job.out.stem}.partial{job.out.suffix}")
+    rows = _ScoredRows(job)
+    job.recordings.table.write(temporary, job.columns, rows.cells())
+    manifest.flush(temporary)
+    os.replace(temporary, job.out)
     manifest.sync_folder(job.out.parent)
-    summary = _summary(transcriber, _results(job.partial), tally.score())
-    told = {"summary": asdict(summary), "made_of": made_of, "sha256": manifest.sha256(job.out)}
-    manifest.write_json(job.summary, told)
+    summary = _summarise(transcriber, read_results(job.partial), rows.score())
+    content = {"summary": asdict(summary), "made_of": identity, "sha256": manifest.sha256(job.out)}
+    manifest.write_json(job.summary, content)
     if summary.errors:
         os.replace(job.partial, job.earlier)
     else:
@@ -258,8 +234,8 @@ def _finish(job: Job, transcriber: Transcriber, made_of: dict[str, Any]) -> Summ
     return summary
 
 
-class _Tally:
-    """The cells that each row gets; and of all rows together what scores them: numbers, not their words."""
+class _ScoredRows:
+    """The cells added to each row, and the edit counts for the total score, without the texts."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -268,38 +244,35 @@ class _Tally:
         self._names: dict[str, str] = {}
 
     def cells(self) -> Iterator[dict[str, Any]]:
-        rows = zip(self.job.recordings.without_audio(), _results(self.job.partial), strict=True)
+        """Yield the added cells of each row."""
+        rows = zip(self.job.recordings.without_audio(), read_results(self.job.partial), strict=True)
         for recording, result in rows:
             yield {name: getattr(result, name) for name in COLUMNS} | {WER: self._wer(recording, result)}
 
     def _wer(self, recording: Recording, result: Result) -> float | None:
-        if not _is_scored(recording, result):
+        """Return the WER of a row, or None if it has an error or a reference without words."""
+        if result.error is not None or not text.normalise(recording.reference):
             return None
-        edits = scoring.count_edits([recording.reference], [result.transcript])
+        edits = count_edits([recording.reference], [result.transcript])
         self._counts.extend(int(count[0]) for count in vars(edits).values())
         self._speakers.append(self._names.setdefault(recording.speaker, recording.speaker))
         return round(float(edits.word_edits[0] / edits.words[0]), 4)
 
     def score(self) -> scoring.Score | None:
-        """Of all rows that can be scored, once their cells were made; None where there is none."""
+        """Return the score of all scored rows after `cells` has been consumed; None if there are none."""
         if not self._speakers:
             return None
         counts = np.array(self._counts).reshape(len(self._speakers), -1).T
-        return scoring.score_edits(scoring.Edits(*counts), self._speakers if self.job.recordings.speaker else None)
+        return scoring.score_edits(Edits(*counts), self._speakers if self.job.recordings.speaker else None)
 
 
-def _is_scored(recording: Recording, result: Result) -> bool:
-    """A recording that could not be heard says nothing of the model, a reference without words nothing at all."""
-    return result.error is None and bool(text.normalise(recording.reference))
-
-
-def _summary(transcriber: Transcriber, results: Iterable[Result], score: scoring.Score | None) -> Summary:
+def _summarise(transcriber: Transcriber, results: Iterable[Result], score: scoring.Score | None) -> Summary:
     rows = errors = 0
     audio_s = elapsed_s = 0.0
     for result in results:
         rows, errors = rows + 1, errors + (result.error is not None)
         audio_s, elapsed_s = audio_s + (result.audio_s or 0.0), elapsed_s + result.elapsed_s
-    told = json.loads(json.dumps(score.as_dict())) if score else None
+    fields = json.loads(json.dumps(score.as_dict())) if score else None
     return Summary(
-        transcriber.ref.title, transcriber.loaded.name, rows, errors, round(audio_s, 3), round(elapsed_s, 3), told
+        transcriber.ref.title, transcriber.loaded.name, rows, errors, round(audio_s, 3), round(elapsed_s, 3), fields
     )

@@ -32,7 +32,8 @@ from pipelines.inference import subtitles as written
 from pipelines.inference.api import api
 from pipelines.inference.api import server as api_server
 from pipelines.inference.api.queue import Limits
-from pipelines.inference.transcriber import Transcriber, Transcript
+from pipelines.inference.transcriber import Transcriber
+from pipelines.inference.transcript import Transcript
 from pipelines.infra.errors import LabError
 from pipelines.whisper import export
 from pipelines.whisper import model as whisper_model

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.inference.app import live
 from pipelines.inference.segmentation import Window
-from pipelines.inference.transcriber import Segment, Transcript
+from pipelines.inference.transcript import Segment, Transcript
 from pipelines.infra import feedback_log
 from pipelines.speech.audio import AudioError
 from pipelines.whisper.model import ModelRef

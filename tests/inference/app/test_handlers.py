@@ -13,7 +13,7 @@ import pytest
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH
 from pipelines.inference.app.service import Service
-from pipelines.inference.transcriber import Segment, Word
+from pipelines.inference.transcript import Segment, Word
 from pipelines.infra.errors import LabError
 from tests.inference.app.app_fakes import (
     FakeTranscriber,

@@ -6,7 +6,7 @@ from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference.app import html
 from pipelines.inference.app.i18n import ENGLISH
 from pipelines.inference.streaming import Partial
-from pipelines.inference.transcriber import Segment, Word
+from pipelines.inference.transcript import Segment, Word
 from pipelines.whisper.model import ModelRef
 from tests.inference.app.app_fakes import (
     FakeTranscriber,

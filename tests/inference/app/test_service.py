@@ -13,7 +13,7 @@ from pipelines.inference.app import service as app_service
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH
 from pipelines.inference.app.service import Service
-from pipelines.inference.transcriber import Transcript
+from pipelines.inference.transcript import Transcript
 from tests.inference.app.app_fakes import (
     FakeTranscriber,
     create_chunk,

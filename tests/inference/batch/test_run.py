@@ -1,4 +1,4 @@
-"""Many recordings to text: rows that are done stay done, a table is whole or absent, and one bad file ends nothing."""
+"""Tables of recordings: finished rows are kept, output is complete or absent, a bad file is a row with an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from pipelines import __main__ as cli
 from pipelines.inference.batch import job as batch_job
 from pipelines.inference.batch import journal
 from pipelines.inference.batch import run as batch_run
-from pipelines.inference.transcriber import Damaged, Segment, Transcript, Word
+from pipelines.inference.batch.job import BatchResult
+from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.speech import audio, scoring
@@ -28,37 +29,37 @@ from pipelines.whisper.model import ModelRef
 ROOT = Path(__file__).parents[3]
 
 
-class Ear:
-    """Hears the number of tenths of a second that a recording has, as `ljud 12`; stops after `most` of them."""
+class FakeTranscriber:
+    """Returns the duration of a recording in tenths of a second, as `ljud 12`; is interrupted after `most` calls."""
 
     def __init__(self, revision: str = "r1", most: int = 1000):
-        self.ref = ModelRef("ear", Path(), "folder", revision)
+        self.ref = ModelRef("fake", Path(), "folder", revision)
         self.loaded, self.language = SimpleNamespace(name="stub cpu"), "sv"
-        self.most, self.heard = most, 0
+        self.most, self.calls = most, 0
 
     def transcribe(self, recording, on_audio=lambda seconds: None):
         sound = audio.decode(recording)
-        if self.heard == self.most:
+        if self.calls == self.most:
             raise KeyboardInterrupt
-        self.heard += 1
+        self.calls += 1
         on_audio(sound.duration_s)
         words = ("ljud", str(round(10 * sound.duration_s)))
-        said = Segment(0.0, sound.duration_s, " ".join(words), tuple(Word(word, 0.75) for word in words))
-        return Transcript(said.text, sound.duration_s, 0.01, (said,))
+        messages = Segment(0.0, sound.duration_s, " ".join(words), tuple(Word(word, 0.75) for word in words))
+        return Transcript(messages.text, sound.duration_s, 0.01, (messages,))
 
 
 @pytest.fixture
 def talks(tmp_path, encoded):
-    """A table of six rows: row 3 names a file that is no audio, row 5 none, row 6 has no reference."""
+    """A table of six rows: row 3 names a file that is not audio, row 5 none, row 6 has no reference."""
     folder = tmp_path / "talks"
     (folder / "clips").mkdir(parents=True)
     for n in (1, 2, 4, 6):
         (folder / f"clips/{n}.wav").write_bytes(encoded(np.full(1600 * n, 0.1, dtype=np.float32)))
     (folder / "clips/3.wav").write_bytes(b"this is no sound" * 20)
-    said = ["Ljud 1.", "ljud nio", "x", "helt fel här", "y", ""]
+    messages = ["Ljud 1.", "ljud nio", "x", "helt fel här", "y", ""]
     who = ["a", "a", "b", "b", "c", "c"]
     files = [f"clips/{n}.wav" if n != 5 else "" for n in range(1, 7)]
-    lines = ["path,sentence,client_id", *map(",".join, zip(files, said, who))]
+    lines = ["path,sentence,client_id", *map(",".join, zip(files, messages, who))]
     (folder / "talks.csv").write_text("\n".join(lines) + "\n", "utf-8")
     return folder / "talks.csv"
 
@@ -68,28 +69,28 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(path: Path, ear: Ear | None = None, again=False, retry=False, **options):
+def run(path: Path, transcriber: FakeTranscriber | None = None, again=False, retry=False, **options):
     job = batch_job.plan([path], **options)
-    return job, batch_run.run(job, ear or Ear(), again=again, retry=retry)[0]
+    return job, batch_run.run(job, transcriber or FakeTranscriber(), again=again, retry=retry).summary
 
 
 def test_a_table_comes_back_with_transcripts_errors_and_wer(talks):
     job, summary = run(talks)
     assert job.out == talks.parent / "talks.transcribed.csv"
-    told = rows(job.out)
-    assert list(told[0]) == ["path", "sentence", "client_id", "transcript", "confidence", "audio_s", "error", "wer"]
-    assert [row["transcript"] for row in told] == ["ljud 1", "ljud 2", "", "ljud 4", "", "ljud 6"]
-    assert [row["wer"] for row in told] == ["0.0", "0.5", "", "1.0", "", ""]
-    assert [row["audio_s"] for row in told] == ["0.1", "0.2", "", "0.4", "", "0.6"]
-    assert [bool(row["error"]) for row in told] == [False, False, True, False, True, False]
-    assert told[0]["confidence"] == "0.75"
-    assert told[2]["error"].startswith("unreadable: ")
-    assert told[4]["error"] == "missing: the row names no file"
+    table = rows(job.out)
+    assert list(table[0]) == ["path", "sentence", "client_id", "transcript", "confidence", "audio_s", "error", "wer"]
+    assert [row["transcript"] for row in table] == ["ljud 1", "ljud 2", "", "ljud 4", "", "ljud 6"]
+    assert [row["wer"] for row in table] == ["0.0", "0.5", "", "1.0", "", ""]
+    assert [row["audio_s"] for row in table] == ["0.1", "0.2", "", "0.4", "", "0.6"]
+    assert [bool(row["error"]) for row in table] == [False, False, True, False, True, False]
+    assert table[0]["confidence"] == "0.75"
+    assert table[2]["error"].startswith("unreadable: ")
+    assert table[4]["error"] == "missing: the row names no file"
     assert (summary.rows, summary.errors, summary.audio_s) == (6, 2, 1.3)
     expected = scoring.score(["Ljud 1.", "ljud nio", "helt fel här"], ["ljud 1", "ljud 2", "ljud 4"], ["a", "a", "b"])
     assert summary.score == json.loads(json.dumps(expected.as_dict()))
     assert summary.score["speakers"] == 2
-    assert str(expected) in batch_run.in_words(job, summary, [])
+    assert str(expected) in str(BatchResult(job, summary))
 
 
 def test_without_a_reference_there_is_no_wer(talks):
@@ -103,17 +104,17 @@ def test_without_a_reference_there_is_no_wer(talks):
 
 def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(talks, Ear(most=2))
+        run(talks, FakeTranscriber(most=2))
     job = batch_job.plan([talks])
     assert not job.out.exists()
-    assert batch_run.outline(job)["rows_done"] == 3
+    assert batch_run.Outline(job).fields["rows_done"] == 3
     with open(job.partial, "ab") as file:
         file.write(b'{"transcript": "ljud')  # as a crash leaves it
-    said, ear = [], Ear()
-    record_log(said)
-    _, summary = run(talks, ear)
-    assert said == ["going on after 3 of 6 rows"]
-    assert ear.heard == 2, "what was done is not done again"
+    messages, transcriber = [], FakeTranscriber()
+    record_log(messages)
+    _, summary = run(talks, transcriber)
+    assert messages == ["continuing after 3 of 6 rows"]
+    assert transcriber.calls == 2, "what was done is not done again"
     assert not job.partial.exists()
     other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
     assert other.out.read_bytes() == job.out.read_bytes()
@@ -126,7 +127,7 @@ def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
 @pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[]\n", b'{"other": 1}\n', b"\n"])
 def test_lines_that_are_not_whole_are_not_taken_for_rows(talks, damage):
     with pytest.raises(KeyboardInterrupt):
-        run(talks, Ear(most=1))
+        run(talks, FakeTranscriber(most=1))
     job = batch_job.plan([talks])
     with open(job.partial, "ab") as file:
         file.write(damage + b'{"transcript": "not mine", "confidence": 1, "audio_s": 1, "error": null}\n')
@@ -142,24 +143,24 @@ def test_a_journal_without_its_first_line_is_begun_anew(talks):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "changed"),
     [
         (lambda talks: talks.write_text(talks.read_text("utf-8") + "clips/1.wav,hej,d\n", "utf-8"), "table"),
-        ({"ear": Ear("r2")}, "model"),
+        ({"transcriber": FakeTranscriber("r2")}, "model"),
         ({"formats": ["srt"]}, "format"),
         ({"reference_column": "path"}, "reference column"),
     ],
 )
 @pytest.mark.parametrize("finished", [False, True])
-def test_another_table_or_model_is_refused_and_begun_anew_when_asked(talks, change, named, finished):
+def test_another_table_or_model_is_refused_and_begun_anew_when_asked(talks, change, changed, finished):
     if finished:
         run(talks)
     else:
         with pytest.raises(KeyboardInterrupt):
-            run(talks, Ear(most=1))
+            run(talks, FakeTranscriber(most=1))
     options = change if isinstance(change, dict) else change(talks) and {}
     options = options or {}
-    with pytest.raises(LabError, match=f"was begun with another {named}: call it as before.*--again") as caught:
+    with pytest.raises(LabError, match=f"was started with another {changed}: call it as before.*--again") as caught:
         run(talks, **options)
     assert "\n" not in str(caught.value)
     job, summary = run(talks, again=True, **options)
@@ -168,12 +169,12 @@ def test_another_table_or_model_is_refused_and_begun_anew_when_asked(talks, chan
 
 def test_a_finished_table_is_not_made_again_and_one_of_others_is_kept(talks):
     job, first = run(talks)
-    ear, said = Ear(), []
-    record_log(said)
-    assert run(talks, ear)[1] == first
-    assert (ear.heard, said) == (0, [f"{job.out} is there already, made of the same table by the same model"])
+    transcriber, messages = FakeTranscriber(), []
+    record_log(messages)
+    assert run(talks, transcriber)[1] == first
+    assert (transcriber.calls, messages) == (0, [f"{job.out} exists already, from the same table and model"])
     job.out.write_text("my own words")
-    with pytest.raises(LabError, match="exists and was not made by this command, or was changed since"):
+    with pytest.raises(LabError, match="exists and was not written by this command, or was changed since"):
         run(talks)
     assert job.out.read_text() == "my own words"
     run(talks, again=True)
@@ -181,42 +182,41 @@ def test_a_finished_table_is_not_made_again_and_one_of_others_is_kept(talks):
 
 
 def test_a_table_that_changes_under_way_makes_no_mixture(talks):
-    class Meddler(Ear):
-        def transcribe(self, recording, **told):
+    class EditingTranscriber(FakeTranscriber):
+        def transcribe(self, recording, **options):
             talks.write_text(talks.read_text("utf-8").replace("nio", "tio"), "utf-8")
-            return super().transcribe(recording, **told)
+            return super().transcribe(recording, **options)
 
     with pytest.raises(LabError, match="the table was changed while"):
-        run(talks, Meddler())
+        run(talks, EditingTranscriber())
     assert not batch_job.plan([talks]).out.exists()
 
 
-class Picky(Ear):
-    """Cannot hear what `deaf_to` names, as where a drive is not mounted."""
+class FailingTranscriber(FakeTranscriber):
+    """Fails for the files in `missing`, as if a drive were not mounted."""
 
-    def __init__(self, *deaf_to: str, **told):
-        super().__init__(**told)
-        self.deaf_to, self.asked = deaf_to, []
+    def __init__(self, *missing: str, **options):
+        super().__init__(**options)
+        self.missing, self.requested = missing, []
 
-    def transcribe(self, recording, **told):
-        self.asked.append(recording.name)
-        if recording.name in self.deaf_to:
+    def transcribe(self, recording, **options):
+        self.requested.append(recording.name)
+        if recording.name in self.missing:
             raise audio.AudioError("missing", f"there is no file {recording.name}")
-        return super().transcribe(recording, **told)
+        return super().transcribe(recording, **options)
 
 
 def test_rows_with_an_error_are_done_once_more_and_the_others_kept(talks, tmp_path):
-    job, first = run(talks, Picky("2.wav", "4.wav"))
+    job, first = run(talks, FailingTranscriber("2.wav", "4.wav"))
     assert first.errors == 4
-    assert "--retry-errors" in batch_run.in_words(job, first, []) and "--again" not in batch_run.in_words(
-        job, first, []
-    )
-    said, ear = [], Picky()
-    record_log(said)
-    assert run(talks, ear)[1] == first and not ear.asked, "nobody asked for a retry"
-    _, second = run(talks, ear, retry=True)
-    assert ear.asked == ["2.wav", "3.wav", "4.wav"]
-    assert said[-1] == "keeping the good ones of 6 rows"
+    printed = str(BatchResult(job, first))
+    assert "--retry-errors" in printed and "--again" not in printed
+    messages, transcriber = [], FailingTranscriber()
+    record_log(messages)
+    assert run(talks, transcriber)[1] == first and not transcriber.requested, "nobody asked for a retry"
+    _, second = run(talks, transcriber, retry=True)
+    assert transcriber.requested == ["2.wav", "3.wav", "4.wav"]
+    assert messages[-1] == "keeping the good ones of 6 rows"
     other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
     assert other.out.read_bytes() == job.out.read_bytes()
     assert second == at_once
@@ -224,40 +224,42 @@ def test_rows_with_an_error_are_done_once_more_and_the_others_kept(talks, tmp_pa
 
 def test_a_retry_that_mends_all_leaves_nothing_behind(talks):
     talks.write_text("audio\nclips/1.wav\nclips/2.wav\n")
-    run(talks, Picky("2.wav"))
+    run(talks, FailingTranscriber("2.wav"))
     assert (talks.parent / "talks.transcribed.csv.earlier").exists()
     _, summary = run(talks, retry=True)
     assert summary.errors == 0
     left = {path.name for path in talks.parent.iterdir()}
     assert left == {"clips", "talks.csv", "talks.transcribed.csv", "talks.transcribed.csv.json"}
-    ear = Picky()
-    assert run(talks, ear, retry=True)[1] == summary and not ear.asked, "there is nothing to do once more"
+    transcriber = FailingTranscriber()
+    assert run(talks, transcriber, retry=True)[1] == summary and not transcriber.requested, (
+        "there is nothing to do once more"
+    )
 
 
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_retry_that_is_cut_off_goes_on(talks, tmp_path, retry):
-    """The first sitting is cut off in row 4, its retry after row 2; what was heard is heard once."""
+    """The first call is interrupted in row 4, its retry after row 2; each row is transcribed once."""
     with pytest.raises(KeyboardInterrupt):
-        run(talks, Picky("2.wav", most=1))
-    first = Picky(most=1)
+        run(talks, FailingTranscriber("2.wav", most=1))
+    first = FailingTranscriber(most=1)
     with pytest.raises(KeyboardInterrupt):
         run(talks, first, retry=True)
-    assert first.asked == ["2.wav", "3.wav", "4.wav"], "row 1 was kept, row 4 is where this one ends"
-    last = Picky()
+    assert first.requested == ["2.wav", "3.wav", "4.wav"], "row 1 was kept, row 4 is where this one ends"
+    last = FailingTranscriber()
     job, summary = run(talks, last, retry=retry)
-    assert last.asked == ["4.wav", "6.wav"]
+    assert last.requested == ["4.wav", "6.wav"]
     other, at_once = run(talks, out=str(tmp_path / "at-once.csv"))
     assert (other.out.read_bytes(), at_once) == (job.out.read_bytes(), summary)
 
 
 def test_a_retry_is_of_the_same_table_and_model(talks):
     job, _ = run(talks)
-    with pytest.raises(LabError, match="was begun with another model"):
-        run(talks, Ear("r2"), retry=True)
+    with pytest.raises(LabError, match="was started with another model"):
+        run(talks, FakeTranscriber("r2"), retry=True)
     with pytest.raises(LabError, match="give one of them"):
         run(talks, again=True, retry=True)
     job.earlier.unlink()
-    with pytest.raises(LabError, match="is gone: begin anew with --again"):
+    with pytest.raises(LabError, match="is gone: start again with --again"):
         run(talks, retry=True)
     _, summary = run(talks, again=True)
     assert summary.rows == 6
@@ -265,25 +267,25 @@ def test_a_retry_is_of_the_same_table_and_model(talks):
     with pytest.raises(LabError, match="was changed since"):
         run(talks, retry=True)
     with pytest.raises(LabError, match="is for tables"):
-        batch_run.run(batch_job.plan([talks.parent / "clips" / "1.wav"]), Ear(), retry=True)
+        batch_run.run(batch_job.plan([talks.parent / "clips" / "1.wav"]), FakeTranscriber(), retry=True)
 
 
 def test_again_keeps_nothing_of_the_call_before(talks):
-    run(talks, Picky("2.wav"))
-    ear = Picky()
-    run(talks, ear, again=True)
-    assert ear.asked == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
+    run(talks, FailingTranscriber("2.wav"))
+    transcriber = FailingTranscriber()
+    run(talks, transcriber, again=True)
+    assert transcriber.requested == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
 
 
 def test_a_damaged_recording_is_a_row_with_what_was_heard_of_it_and_why_no_more(talks):
-    class Partly(Ear):
-        def transcribe(self, recording, **told):
-            heard = super().transcribe(recording, **told)
+    class DamagedTranscriber(FakeTranscriber):
+        def transcribe(self, recording, **options):
+            transcript = super().transcribe(recording, **options)
             if recording.name == "4.wav":
-                raise Damaged(audio.AudioError("damaged", "it cannot be read after 0.4 s"), heard)
-            return heard
+                raise DamagedRecording(audio.AudioError("damaged", "it cannot be read after 0.4 s"), transcript)
+            return transcript
 
-    job, summary = run(talks, Partly(), formats=["txt"])
+    job, summary = run(talks, DamagedTranscriber(), formats=["txt"])
     row = rows(job.out)[3]
     assert (row["transcript"], row["audio_s"]) == ("ljud 4", "0.4")
     assert row["error"] == "damaged: it cannot be read after 0.4 s"
@@ -291,10 +293,10 @@ def test_a_damaged_recording_is_a_row_with_what_was_heard_of_it_and_why_no_more(
     assert (talks.parent / "clips/4.txt").read_text() == "ljud 4\n"
     assert (summary.errors, summary.score["n"]) == (3, 2)
     files = batch_job.plan([talks.parent / "clips/4.wav"])
-    told = batch_run.run(files, Partly())
-    (said,) = batch_run.as_dict(files, *told)["transcripts"]
-    assert (said["text"], said["error"]) == ("ljud 4", row["error"])
-    assert batch_run.in_words(files, *told).endswith("4.wav: ljud 4; damaged: it cannot be read after 0.4 s")
+    result = batch_run.run(files, DamagedTranscriber())
+    (fields,) = result.as_dict()["transcripts"]
+    assert (fields["text"], fields["error"]) == ("ljud 4", row["error"])
+    assert str(result).endswith("4.wav: ljud 4; damaged: it cannot be read after 0.4 s")
 
 
 @pytest.mark.parametrize("kind", ["text", "parquet"])
@@ -304,8 +306,8 @@ def test_odd_cells_are_rows_with_an_error(talks, kind):
         cells = ["~no-such-user/a.wav", "a" * 5_000, "\x00.wav", clip]
         talks.write_text("audio\n" + "\n".join(cells) + "\n")
         (talks.parent / "clips/~a.wav").write_bytes((talks.parent / "clips/1.wav").read_bytes())
-        _, (heard,) = batch_run.run(batch_job.plan([talks.parent / "clips/~a.wav"]), Ear())
-        assert heard.transcript == "ljud 1"
+        (result,) = batch_run.run(batch_job.plan([talks.parent / "clips/~a.wav"]), FakeTranscriber()).results
+        assert result.transcript == "ljud 1"
         run(talks.parent / "clips")  # it is one of these, too
     else:
         pyarrow = pytest.importorskip("pyarrow")
@@ -313,16 +315,16 @@ def test_odd_cells_are_rows_with_an_error(talks, kind):
         talks = talks.with_suffix(".parquet")
         parquet.write_table(pyarrow.table({"file": [5, 0, None]}), talks)
     job = batch_job.plan([talks])
-    summary, _ = batch_run.run(job, Ear())
+    summary = batch_run.run(job, FakeTranscriber()).summary
     assert (summary.rows, summary.errors) == ((4, 3) if kind == "text" else (3, 3))
     if kind == "parquet":
-        told = parquet.read_table(job.out)["error"].to_pylist()
-        assert told[:2] == [f"unreadable: the row holds {n} instead of a path or sound" for n in (5, 0)]
-        assert told[2] == "missing: the row names no file"
+        table = parquet.read_table(job.out)["error"].to_pylist()
+        assert table[:2] == [f"unreadable: the row contains {n} instead of a path or audio" for n in (5, 0)]
+        assert table[2] == "missing: the row names no file"
 
 
 def test_an_end_between_the_table_and_its_notes_is_mended_by_the_next_call(talks, monkeypatch):
-    def full(*told):
+    def full(*table):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
@@ -331,14 +333,14 @@ def test_an_end_between_the_table_and_its_notes_is_mended_by_the_next_call(talks
             run(talks)
     job = batch_job.plan([talks])
     assert job.out.exists() and job.partial.exists()
-    ear = Ear()
-    assert run(talks, ear)[1].rows == 6
-    assert (ear.heard, job.partial.exists(), job.summary.exists()) == (0, False, True)
+    transcriber = FakeTranscriber()
+    assert run(talks, transcriber)[1].rows == 6
+    assert (transcriber.calls, job.partial.exists(), job.summary.exists()) == (0, False, True)
 
 
 def test_two_at_once_are_refused(talks):
     job = batch_job.plan([talks])
-    with journal._alone(job.out), pytest.raises(LabError, match="another process is writing"):
+    with journal.lock_table(job.out), pytest.raises(LabError, match="another process is writing"):
         run(talks)
 
 
@@ -350,19 +352,20 @@ def test_a_folder_is_a_table_beside_it(talks, tmp_path):
     assert job.out == tmp_path / "talks.transcribed.csv"
     assert [row["audio"] for row in rows(job.out)] == [f"talks/clips/{n}.wav" for n in (1, 2, 3, 4, 6)]
     assert summary.errors == 1
-    named = batch_job.plan([talks.parent], str(tmp_path / "x" / "out.tsv"))
-    batch_run.run(named, Ear())
-    assert named.out.read_text("utf-8").splitlines()[1].startswith("../talks/clips/1.wav\tljud 1\t")
+    changed = batch_job.plan([talks.parent], str(tmp_path / "x" / "out.tsv"))
+    batch_run.run(changed, FakeTranscriber())
+    assert changed.out.read_text("utf-8").splitlines()[1].startswith("../talks/clips/1.wav\tljud 1\t")
 
 
 def test_files_write_nothing_unless_asked(talks, tmp_path):
     clip = talks.parent / "clips" / "1.wav"
     job = batch_job.plan([clip])
-    summary, (result,) = batch_run.run(job, Ear())
-    assert (result.name, result.transcript, summary.rows) == (str(clip), "ljud 1", 1)
+    outcome = batch_run.run(job, FakeTranscriber())
+    (result,) = outcome.results
+    assert (result.name, result.transcript, outcome.summary.rows) == (str(clip), "ljud 1", 1)
     assert sorted(path.name for path in clip.parent.iterdir()) == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
-    named = batch_job.plan([clip, clip], str(tmp_path / "out"))
-    assert named.out == tmp_path / "out" / "transcribed.csv"
+    changed = batch_job.plan([clip, clip], str(tmp_path / "out"))
+    assert changed.out == tmp_path / "out" / "transcribed.csv"
 
 
 @pytest.mark.parametrize(
@@ -451,28 +454,28 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
 from pipelines.inference.batch import job, run
-from test_run import Ear
-class Slow(Ear):
-    def transcribe(self, *told, **more):
+from test_run import FakeTranscriber
+class SlowTranscriber(FakeTranscriber):
+    def transcribe(self, *args, **options):
         time.sleep(0.02)
-        return super().transcribe(*told, **more)
-run.run(job.plan([Path({str(talks)!r})]), Slow())
+        return super().transcribe(*args, **options)
+run.run(job.plan([Path({str(talks)!r})]), SlowTranscriber())
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
-        while batch_run.outline(job)["rows_done"] < 3:
+        while batch_run.Outline(job).fields["rows_done"] < 3:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
-    done = batch_run.outline(job)["rows_done"]
+    done = batch_run.Outline(job).fields["rows_done"]
     assert 3 <= done < 200
     assert not job.out.exists()
-    ear = Ear()
-    run(talks, ear)
-    assert ear.heard == 200 - done
+    transcriber = FakeTranscriber()
+    run(talks, transcriber)
+    assert transcriber.calls == 200 - done
     other, _ = run(talks, out=str(tmp_path / "at-once.csv"))
     assert other.out.read_bytes() == job.out.read_bytes()
 
@@ -482,13 +485,13 @@ def test_a_table_by_command_with_a_real_model(talks, toy_model, encoded, speech,
     (talks.parent / "spoken.wav").write_bytes(encoded(speech(6_000)))
     talks.write_text("audio,text\nspoken.wav,hej\nclips/3.wav,hej\n")
     out = talks.parent / "x" / "heard.csv"
-    code, said, _ = transcribe(
+    code, messages, _ = transcribe(
         capfd, talks, "--model", toy_model, "--engine", "transformers", "--json", "--out", out, "--format", "srt"
     )
-    told = json.loads(said)
-    assert (code, told["rows"], told["errors"], told["table"]) == (1, 2, 1, str(out))
-    assert told["engine"].startswith("transformers cpu")
+    table = json.loads(messages)
+    assert (code, table["rows"], table["errors"], table["table"]) == (1, 2, 1, str(out))
+    assert table["engine"].startswith("transformers cpu")
     first, second = rows(out)
     assert (first["audio_s"], first["error"], second["transcript"]) == ("0.375", "", "")
-    assert float(first["wer"]) == told["score"]["wer"]
+    assert float(first["wer"]) == table["score"]["wer"]
     assert (talks.parent / "spoken.srt").exists()

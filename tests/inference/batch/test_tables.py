@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.inference.batch import tables
-from pipelines.inference.batch.tables import Listing, open_table, recordings
+from pipelines.inference.batch import table_files
+from pipelines.inference.batch.table_files import FileList, open_table
+from pipelines.inference.batch.tables import find_recordings
 from pipelines.infra.errors import LabError
 
 ADDED = [
@@ -51,7 +52,7 @@ def written(path: Path, content: str, encoding: str = "utf-8") -> Path:
 )
 def test_text_tables_keep_their_cells_and_get_more(tmp_path, name, content, out):
     table = open_table(written(tmp_path / name, "\ufeff" + content))
-    assert [(row.name, row.reference.strip('"')[:3]) for row in recordings(table)] == [
+    assert [(row.name, row.reference.strip('"')[:3]) for row in find_recordings(table)] == [
         ("a.wav", "Hej"),
         ("b.wav", "Två"),
     ]
@@ -66,31 +67,31 @@ def test_parquet_keeps_types_and_sound_and_gets_more(tmp_path):
     table = pa.table({"Audio": sound, "n": pa.array([1, None], pa.int8()), "text": ["Hej", None]})
     pq.write_table(table.replace_schema_metadata({"huggingface": "{}"}), tmp_path / "a.parquet")
     opened = open_table(tmp_path / "a.parquet")
-    first, second = recordings(opened)
+    first, second = find_recordings(opened)
     assert (first.audio, first.name, first.reference) == (b"RIFF", "x/1.wav", "Hej")
     assert (second.audio, second.reference) == (tmp_path / "2.wav", "")
     opened.write(tmp_path / "out.parquet", NAMES, iter(ADDED))
-    made = pq.read_table(tmp_path / "out.parquet")
-    assert made.select(table.column_names).cast(table.schema).equals(table)
-    assert made.schema.metadata[b"huggingface"] == b"{}"
-    assert made.select(NAMES).to_pylist() == ADDED
+    written_table = pq.read_table(tmp_path / "out.parquet")
+    assert written_table.select(table.column_names).cast(table.schema).equals(table)
+    assert written_table.schema.metadata[b"huggingface"] == b"{}"
+    assert written_table.select(NAMES).to_pylist() == ADDED
 
 
 def test_a_long_parquet_is_read_and_written_in_pieces(tmp_path):
-    n = 3 * tables._BATCH_ROWS + 5
+    n = 3 * table_files._BATCH_ROWS + 5
     pq.write_table(pa.table({"file": [f"{i}.wav" for i in range(n)]}), tmp_path / "a.parquet")
     opened = open_table(tmp_path / "a.parquet")
-    assert [row.name for row in recordings(opened)] == [f"{i}.wav" for i in range(n)]
+    assert [row.name for row in find_recordings(opened)] == [f"{i}.wav" for i in range(n)]
     opened.write(tmp_path / "out.parquet", ("transcript",), ({"transcript": str(i)} for i in range(n)))
     assert pq.read_table(tmp_path / "out.parquet")["transcript"].to_pylist() == [str(i) for i in range(n)]
 
 
 def test_columns_are_found_by_usual_names_or_by_those_given(tmp_path):
     table = open_table(written(tmp_path / "a.csv", "file_name,Path,client_id,sentence,what\na,b,c,d,e\n"))
-    found = recordings(table)
-    assert (found.audio, found.reference, found.speaker) == ("Path", "sentence", "client_id")
-    found = recordings(table, audio="file_name", reference="what", speaker="sentence")
-    (row,) = found
+    recordings = find_recordings(table)
+    assert (recordings.audio, recordings.reference, recordings.speaker) == ("Path", "sentence", "client_id")
+    recordings = find_recordings(table, audio="file_name", reference="what", speaker="sentence")
+    (row,) = recordings
     assert (row.name, row.reference, row.speaker) == ("a", "e", "d")
     assert row.audio == tmp_path / "a", "paths are seen from the table"
 
@@ -104,43 +105,43 @@ def test_columns_are_found_by_usual_names_or_by_those_given(tmp_path):
         ("audio,b\n1,2,3\n", {}, "line 2: a row must have the header's 2 cells, got 3"),
         ("audio,audio\n1,2\n", {}, "names a column twice"),
         ("", {}, "is empty"),
-        ('audio,b\n"1,2\n', {}, "is no CSV"),
+        ('audio,b\n"1,2\n', {}, "is not valid CSV"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_line(tmp_path, content, options, complaint):
     table = open_table(written(tmp_path / "a.csv", content))
     with pytest.raises(LabError) as caught:
-        list(recordings(table, **options, added=("transcript",)))
+        list(find_recordings(table, **options, added=("transcript",)))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_other_letters_and_absent_files_are_one_line(tmp_path):
     with pytest.raises(LabError, match="is not UTF-8"):
-        list(recordings(open_table(written(tmp_path / "a.csv", "audio\nå.wav\n", "latin-1"))))
+        list(find_recordings(open_table(written(tmp_path / "a.csv", "audio\nå.wav\n", "latin-1"))))
     with pytest.raises(LabError, match="there is no table"):
         open_table(tmp_path / "b.csv")
     (tmp_path / "c.parquet").write_bytes(b"PAR0")
     with pytest.raises(LabError, match="cannot be read as Parquet"):
-        recordings(open_table(tmp_path / "c.parquet"))
+        find_recordings(open_table(tmp_path / "c.parquet"))
 
 
 def test_sound_in_a_parquet_file_is_read_for_hearing_alone_and_written_in_large_groups(tmp_path, monkeypatch):
     n = 1_000
     sound = [{"bytes": bytes([row % 250]) * 1_000, "path": f"{row}.wav"} for row in range(n)]
     pq.write_table(pa.table({"audio": sound, "text": [f"rad {row}" for row in range(n)]}), tmp_path / "a.parquet")
-    found = recordings(open_table(tmp_path / "a.parquet"))
-    read, rows = [], found.table.rows
-    monkeypatch.setattr(found.table, "rows", lambda columns: read.append(list(columns)) or rows(columns))
-    assert found.count() == n and read == []
-    assert [row.reference for row in found.without_audio()] == [f"rad {row}" for row in range(n)]
+    recordings = find_recordings(open_table(tmp_path / "a.parquet"))
+    read, rows = [], recordings.table.rows
+    monkeypatch.setattr(recordings.table, "rows", lambda columns: read.append(list(columns)) or rows(columns))
+    assert recordings.count() == n and read == []
+    assert [row.reference for row in recordings.without_audio()] == [f"rad {row}" for row in range(n)]
     assert read == [["text"]]
-    monkeypatch.setattr(tables, "_GROUP_BYTES", 300_000)
-    found.table.write(tmp_path / "out.parquet", NAMES, [ADDED[0]] * n)
-    made = pq.ParquetFile(tmp_path / "out.parquet")
-    sizes = [made.metadata.row_group(number).num_rows for number in range(made.num_row_groups)]
+    monkeypatch.setattr(table_files, "_GROUP_BYTES", 300_000)
+    recordings.table.write(tmp_path / "out.parquet", NAMES, [ADDED[0]] * n)
+    written_table = pq.ParquetFile(tmp_path / "out.parquet")
+    sizes = [written_table.metadata.row_group(number).num_rows for number in range(written_table.num_row_groups)]
     assert sum(sizes) == n and 3 <= len(sizes) <= 5
-    assert made.read(["audio"])["audio"].to_pylist() == sound
+    assert written_table.read(["audio"])["audio"].to_pylist() == sound
 
 
 def test_a_parquet_file_that_is_one_large_group_is_not_held_whole(tmp_path):
@@ -156,7 +157,7 @@ def test_a_parquet_file_that_is_one_large_group_is_not_held_whole(tmp_path):
 
 @pytest.mark.parametrize("columns", ["audio", "audio,text"])
 def test_rows_are_counted_and_read_without_audio(tmp_path, columns):
-    table = recordings(open_table(written(tmp_path / "a.csv", f"{columns}\n" + f"{columns}\n" * 3)))
+    table = find_recordings(open_table(written(tmp_path / "a.csv", f"{columns}\n" + f"{columns}\n" * 3)))
     assert table.count() == len(list(table.without_audio())) == 3
 
 
@@ -164,14 +165,14 @@ def test_files_are_a_table_whose_paths_are_seen_from_it(tmp_path):
     for name in ("t/b.wav", "t/x/a.MP3", "t/.hidden.wav", "t/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    files = tables.audio_in(tmp_path / "t")
-    listing = Listing(files, tmp_path)
-    assert [row.name for row in recordings(listing)] == ["t/b.wav", "t/x/a.MP3"]
-    assert [row.audio for row in recordings(listing)] == files
+    files = table_files.find_audio_files(tmp_path / "t")
+    listing = FileList(files, tmp_path)
+    assert [row.name for row in find_recordings(listing)] == ["t/b.wav", "t/x/a.MP3"]
+    assert [row.audio for row in find_recordings(listing)] == files
     before = listing.digest()
     listing.write(tmp_path / "out.csv", ("transcript",), [{"transcript": "ett"}, {"transcript": None}])
     assert (tmp_path / "out.csv").read_text("utf-8") == "audio,transcript\nt/b.wav,ett\nt/x/a.MP3,\n"
     files[0].write_bytes(b"longer")
     assert listing.digest() != before
     with pytest.raises(LabError, match="no audio in"):
-        tables.audio_in(tmp_path / "t" / "none")
+        table_files.find_audio_files(tmp_path / "t" / "none")

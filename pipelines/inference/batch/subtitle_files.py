@@ -1,0 +1,70 @@
+"""Subtitle files for each recording of a job."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from pipelines.inference import subtitles
+from pipelines.inference.batch.job import Job
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+
+if TYPE_CHECKING:
+    from pipelines.inference.batch.tables import Recording
+    from pipelines.inference.transcript import Transcript
+
+
+def subtitle_paths(job: Job) -> list[Path | None]:
+    """Return for each row the path of its subtitle files without suffix, or an empty list if none are requested.
+
+    Two recordings of one stem get different paths: a.wav and a.mp3 become a.srt and a.mp3.srt.
+    """
+    recordings_by_path: dict[Path, Path] = {}
+    paths: list[Path | None] = []
+    for number, recording in enumerate(job.recordings if job.formats else (), 1):
+        if recording.audio is None:
+            paths.append(None)
+            continue
+        full = _path_with_suffix(job, recording, number)
+        stem = full.with_suffix("")
+        paths.append(stem if recordings_by_path.setdefault(stem, full) == full else full)
+    return paths
+
+
+def _path_with_suffix(job: Job, recording: Recording, number: int) -> Path:
+    """Return the path of the recording, or the corresponding path inside the job's folder."""
+    is_file = isinstance(recording.audio, Path)
+    if job.folder is None and not is_file:
+        raise LabError("the rows contain audio instead of paths: name a folder for the subtitles with --out")
+    if job.folder is None:
+        return recording.audio
+    if is_file:
+        path = Path(os.path.normpath(recording.audio))
+        base = Path(os.path.normpath(job.recordings.table.folder))
+        return job.folder / (path.relative_to(base) if path.is_relative_to(base) and base != Path() else path.name)
+    return job.folder / (PurePath(recording.name.replace("\\", "/")).name or f"row-{number:06d}")
+
+
+def refuse_existing(job: Job, paths: list[Path | None]) -> None:
+    """Raise LabError if one of the subtitle files exists."""
+    for stem in filter(None, paths):
+        for form in job.formats:
+            if (path := _file(stem, form)).exists():
+                raise LabError(f"{path} exists already: name a folder with --out, or replace it with --again")
+
+
+def write_subtitles(stem: Path, form: str, transcript: Transcript, language: str) -> None:
+    """Write the subtitle file of one format, a key of subtitles.FORMATS."""
+    content = subtitles.FORMATS[form](transcript)
+    if form == "json":
+        content = json.dumps(subtitles.as_dict(transcript, language), ensure_ascii=False, indent=1) + "\n"
+    path = _file(stem, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_bytes(path, content.encode())
+
+
+def _file(stem: Path, form: str) -> Path:
+    return stem.with_name(f"{stem.name}.{form}")

@@ -1,0 +1,233 @@
+"""Tables in CSV, TSV and Parquet files, and lists of audio files as tables. Cells of text tables are not changed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, TextIO
+
+from pipelines.inference.batch.tables import Cells, Table, expand_user
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+from pipelines.speech.audio import AUDIO_SUFFIXES
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+_BATCH_ROWS = 64
+"""Rows of a Parquet file that are read at a time; they may contain audio."""
+_GROUP_BYTES = 16 << 20
+"""Size of the row groups that are written; readers load them one by one, and small ones are slow."""
+_TEXT_COLUMNS = ("transcript", "error")
+"""Added columns of type string; the others are float64."""
+
+
+def open_table(path: Path) -> Table:
+    """Open the table in a file. Raises LabError if it does not exist."""
+    if not path.is_file():
+        raise LabError(f"there is no table {path}: name a file that ends in {', '.join(SUFFIXES)}")
+    return ParquetTable(path) if path.suffix.lower() == ".parquet" else TextTable(path)
+
+
+def find_audio_files(folder: Path) -> list[Path]:
+    """Return all audio files in `folder` and its subfolders, sorted. Raises LabError if there are none."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not files:
+        raise LabError(f"no audio in {folder}: expected files that end in {', '.join(AUDIO_SUFFIXES)}")
+    return files
+
+
+class FileList:
+    """Audio files as a table with one column; its paths are relative to `base`, or unchanged without it."""
+
+    columns = ("audio",)
+    suffixes = (".csv", ".tsv")
+
+    def __init__(self, files: Sequence[Path], base: Path | None = None):
+        self.files, self.base, self.folder = files, base, base or Path()
+
+    def digest(self) -> str:
+        """Return a digest of the paths and sizes."""
+        sizes = ((self._name(path), path.stat().st_size if path.is_file() else -1) for path in self.files)
+        return hashlib.sha256("".join(f"{name}\t{size}\n" for name, size in sizes).encode()).hexdigest()
+
+    def count(self) -> int:
+        return len(self.files)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
+        return ({"audio": self._name(path)} for path in self.files)
+
+    def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
+        rows = ([self._name(file), *(cells[name] for name in names)] for file, cells in zip(self.files, added))
+        _write_text(path, [*self.columns, *names], rows, "\t" if path.suffix.lower() == ".tsv" else ",")
+
+    def _name(self, path: Path) -> str:
+        if self.base is None:
+            return str(path)
+        try:
+            return PurePath(os.path.relpath(expand_user(path), self.folder)).as_posix()
+        except ValueError:  # another drive on Windows
+            return str(expand_user(path).absolute())
+
+
+class TextTable:
+    """CSV with `,` or (Swedish Excel) `;` and quotes, or TSV, in which `"` is an ordinary character."""
+
+    def __init__(self, path: Path):
+        self.path, self.folder, self.suffixes = path, path.absolute().parent, (path.suffix.lower(),)
+
+    @cached_property
+    def columns(self) -> list[str]:
+        header = next(self._lines(), None)
+        if header is None:
+            raise LabError(f"{self.path} is empty: expected a header and rows")
+        if len({*header[1]}) < len(header[1]):
+            raise LabError(f"{self.path} names a column twice: got {', '.join(header[1])}")
+        return header[1]
+
+    def digest(self) -> str:
+        return manifest.sha256(self.path)
+
+    def count(self) -> int:
+        return sum(1 for _ in self._rows())
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
+        indices = {name: self.columns.index(name) for name in columns}
+        return ({name: cells[index].strip() for name, index in indices.items()} for cells in self._rows())
+
+    def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
+        rows = ([*cells, *(more[name] for name in names)] for cells, more in zip(self._rows(), added, strict=True))
+        _write_text(path, [*self.columns, *names], rows, self._delimiter)
+
+    def _rows(self) -> Iterator[list[str]]:
+        n = len(self.columns)
+        lines = self._lines()
+        next(lines)
+        for line, cells in lines:
+            if len(cells) != n:
+                raise LabError(
+                    f"{self.path.name} line {line}: a row must have the header's {n} cells, got {len(cells)}: "
+                    f"put quotes around a text that contains {self._delimiter!r}"
+                )
+            yield cells
+
+    def _lines(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield line number and cells of each row that is not blank, including the header."""
+        with _open_text(self.path) as file:
+            if self._delimiter == "\t":
+                yield from ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1) if line.strip())
+                return
+            reader = csv.reader(file, delimiter=self._delimiter, strict=True)
+            yield from ((reader.line_num, cells) for cells in reader if any(cells))
+
+    @cached_property
+    def _delimiter(self) -> str:
+        if self.path.suffix.lower() == ".tsv":
+            return "\t"
+        with _open_text(self.path) as file:
+            header = file.readline()
+        return ";" if ";" in header and "," not in header else ","
+
+
+class ParquetTable:
+    """A Parquet file, read a few rows at a time."""
+
+    suffixes = (".parquet",)
+
+    def __init__(self, path: Path):
+        self.path, self.folder = path, path.absolute().parent
+
+    @cached_property
+    def columns(self) -> list[str]:
+        with self._open() as file:
+            return file.schema_arrow.names
+
+    def digest(self) -> str:
+        return manifest.sha256(self.path)
+
+    def count(self) -> int:
+        with self._open() as file:
+            return file.metadata.num_rows
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
+        with self._open() as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
+                yield from batch.to_pylist()
+
+    def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        added = iter(added)
+        with self._open() as file:
+            fields = [pyarrow.field(n, pyarrow.string() if n in _TEXT_COLUMNS else pyarrow.float64()) for n in names]
+            schema = pyarrow.schema([*file.schema_arrow, *fields], metadata=file.schema_arrow.metadata)
+            with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+                for batches in _row_groups(file.iter_batches(_BATCH_ROWS)):
+                    group = pyarrow.Table.from_batches(batches)
+                    cells = [next(added) for _ in range(group.num_rows)]
+                    arrays = [pyarrow.array([row[f.name] for row in cells], f.type) for f in fields]
+                    writer.write_table(pyarrow.Table.from_arrays([*group.columns, *arrays], schema=schema))
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            # with a buffer, a row group is read gradually: other writers may store everything in one group
+            with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
+                yield file
+        except pyarrow.ArrowInvalid as error:
+            reason = str(error).splitlines()[0]
+            raise LabError(f"{self.path} cannot be read as Parquet: {reason}. Write it again") from None
+
+
+def _row_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
+    """Collect record batches to groups of about _GROUP_BYTES."""
+    group: list[Any] = []
+    n_bytes = 0
+    for batch in batches:
+        group.append(batch)
+        n_bytes += batch.nbytes
+        if n_bytes >= _GROUP_BYTES:
+            yield group
+            group, n_bytes = [], 0
+    if group:
+        yield group
+
+
+def _write_text(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str) -> None:
+    """Write CSV, or TSV without quotes: a TSV cell contains no tab and no line break."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        if delimiter == "\t":
+            file.write("\t".join(header) + "\n")
+            file.writelines("\t".join(_tsv_cell(cell) for cell in cells) + "\n" for cells in rows)
+            return
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(["" if cell is None else cell for cell in cells] for cells in rows)
+
+
+def _tsv_cell(value: Any) -> str:
+    cell = "" if value is None else str(value)
+    return " ".join(cell.split()) if "\t" in cell or "\n" in cell else cell
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[TextIO]:
+    """Open a text file for reading; raise LabError for wrong encoding or quotes."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError:
+        raise LabError(f"{path} is not UTF-8: save it as UTF-8") from None
+    except csv.Error as error:
+        raise LabError(f"{path} is not valid CSV: {error}. Check its quotes") from None

@@ -1,0 +1,70 @@
+"""The transcript of a recording: segments and words with times and confidences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.speech.audio import AudioError
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a transcript, split at white space."""
+
+    text: str
+    confidence: float
+    """Probability that the word is correct, 0 to 1, calibrated if the model has a calibration."""
+    start_s: float | None = None
+    """None unless word times were requested."""
+    end_s: float | None = None
+    """Start of the next word, or end of the segment."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The transcript of one part of a recording."""
+
+    start_s: float
+    end_s: float
+    text: str
+    words: tuple[Word, ...] = ()
+    logprob: float = 0.0
+    """Mean over tokens (decoding.Hypothesis)."""
+    temperature: float = 0.0
+    """Sampling temperature; above 0 if the first attempt repeated itself."""
+    no_speech: float = 0.0
+    """Probability of no speech (decoding.no_speech). 0 if `logprob` was high, since computing it costs another run."""
+
+    @property
+    def confidence(self) -> float:
+        """Expected share of correct words, 0 to 1."""
+        return _mean_confidence(self.words)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The transcript of a recording."""
+
+    text: str
+    audio_s: float
+    """Duration of the recording."""
+    elapsed_s: float
+    """Wall-clock time for reading, feature extraction and decoding."""
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """Expected share of correct words, 0 to 1."""
+        return _mean_confidence(tuple(word for segment in self.segments for word in segment.words))
+
+
+class DamagedRecording(AudioError):
+    """A recording that cannot be read to its end; `transcript` is that of the part before the damage."""
+
+    def __init__(self, error: AudioError, transcript: Transcript):
+        super().__init__(error.reason, error.detail)
+        self.transcript = transcript
+
+
+def _mean_confidence(words: tuple[Word, ...]) -> float:
+    return sum(word.confidence for word in words) / len(words) if words else 0.0
