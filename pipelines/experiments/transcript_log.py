@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.experiments.evaluation import EvalReport
-from pipelines.inference.feedback import _cleaned, wer
+from pipelines.inference.feedback import clean_field, wer
 from pipelines.infra import feedback_log
 from pipelines.infra.errors import LabError
 
@@ -26,7 +26,7 @@ def write(log: Path, report: EvalReport, now: datetime | None = None) -> None:
         error = wer(utterance.reference, utterance.hypothesis)
         row = {
             "audio": utterance.id,
-            "output": _cleaned("output", utterance.hypothesis),
+            "output": clean_field("output", utterance.hypothesis),
             "flag": "right" if float(error or 1) == 0 else "wrong",
             "username": "",
             "timestamp": timestamp,

@@ -48,8 +48,8 @@ def append(
     """
     if flag not in FLAGS:
         raise LabError(f"flag must be {' or '.join(FLAGS)}, got {flag!r}")
-    output, username, model = _cleaned("output", output), _cleaned("username", username), _cleaned("model", model)
-    reference = output if flag == "right" else _cleaned("reference", reference)
+    output, username, model = clean_field("output", output), clean_field("username", username), clean_field("model", model)
+    reference = output if flag == "right" else clean_field("reference", reference)
     row = {
         "audio": "",
         "output": output,
@@ -80,7 +80,7 @@ def wer(reference: str, output: str) -> str:
     return f"{edits.word_edits[0] / edits.words[0]:.4f}"
 
 
-def _cleaned(name: str, value: str) -> str:
+def clean_field(name: str, value: str) -> str:
     """One line of NFC text that UTF-8 can hold. Raises LabError for more than MAX_CHARS."""
     if len(value) > MAX_CHARS:
         raise LabError(f"{name} has {len(value):,} characters, at most {MAX_CHARS:,} are kept: shorten it")
