@@ -1,14 +1,14 @@
-"""Fine-tuning as a service: one job at a time over HTTP, for any model that keeps to the interface.
+"""Fine-tuning as a service: one job at a time over HTTP, for any model that implements FineTuningInterface.
 
-    interface  what a model has to be able to do: dataset, train, eval, test, save, status
-    whisper    the lab's own pipelines behind that interface
-    events     what jobs tell, line after line, kept on the disk
-    places     what a line may not tell: where things lie on this machine
-    child      the process that does tasks, and ends with its server
-    jobs       one job at a time, whose state outlives the server
-    guard      what is asked of a request before it is believed: where it comes from, a token, a size
-    api        the addresses, and the page
+    interface        the six methods of a model: dataset, train, eval, test, save, status
+    whisper_tasks    the lab's pipelines behind that interface; whisper_parameters: what clients may send
+    event_log        the lines that jobs report, stored on disk
+    process          the child process that runs tasks, and ends with its server
+    job_process      the server's side of that process
+    jobs             one job at a time, whose state outlives the server
+    middleware       checks of requests before they are read
+    api              routes and the page
 
-Tasks run in a process apart, so that one can be cancelled, killed or run out of memory without the server. A
-server that was killed goes on, once it is started again, with the job that it had.
+Tasks run in a child process, so that a task can be cancelled, killed or run out of memory without the server. A server
+that is started again after a kill resumes its job.
 """

@@ -27,11 +27,11 @@ _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
 }
-"""Of every answer."""
+"""Headers of every response."""
 
 
 class Guard:
-    """ASGI middleware around the app. The page itself is open to all: it holds nothing of the worker's."""
+    """ASGI middleware around the app. The page is open to all: it contains no data of the worker."""
 
     def __init__(
         self,
@@ -48,17 +48,17 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
-        async def told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *((n, v) for n, v in _HEADERS.items() if n not in own)]
+                existing = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *((n, v) for n, v in _HEADERS.items() if n not in existing)]
             await send(message)
 
         try:
             self._check(scope)
-            await self.app(scope, limit_body(scope, receive, int(self.max_mb * 1e6)), told)
+            await self.app(scope, limit_body(scope, receive, int(self.max_mb * 1e6)), send_with_headers)
         except Refusal as refusal:
-            await self.refused(refusal)(scope, receive, told)
+            await self.refused(refusal)(scope, receive, send_with_headers)
 
     def _check(self, scope: Scope) -> None:
         if not self.token:

@@ -1,4 +1,7 @@
-"""The process that does tasks: it reads them from standard input, tells JSON lines, and ends when its server does."""
+"""The child process that runs tasks: it reads them from standard input and writes JSON lines to standard output.
+
+It ends when its server ends.
+"""
 
 from __future__ import annotations
 
@@ -26,40 +29,40 @@ from pipelines.worker.interface import FineTuningInterface
 
 _ROOT = str(Path(__file__).parents[2])
 START = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipelines.worker import process; process.main()"
-_PATIENCE_S = 60.0
-"""How long a process waits for the one before it, which ends as soon as its server is gone."""
+_LOCK_TIMEOUT_S = 60.0
+"""Longest wait in seconds for the process of an earlier server, which ends soon after its server."""
 
-Tell = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a process is to do."""
+    """A task for the process."""
 
     implementation: FineTuningInterface
     task: str
     params: dict[str, Any]
     logs: dict[str, Any]
     lock: Path
-    """Held while the work is done: no two processes ever work in one folder."""
+    """Path of the lock that is held while the task runs: one process per folder."""
 
 
 class Logs(MutableMapping):
-    """The `logs_dict` of a task: every assignment is told to the server."""
+    """The `logs_dict` of a task; every assignment is sent to the server."""
 
-    def __init__(self, values: dict[str, Any], tell: Tell):
-        self._values, self._tell = values, tell
+    def __init__(self, values: dict[str, Any], send: Send):
+        self._values, self._send = values, send
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._values[name] = value
-        self.tell()
+        self.send()
 
     def __delitem__(self, name: str) -> None:
         del self._values[name]
-        self.tell()
+        self.send()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -68,37 +71,38 @@ class Logs(MutableMapping):
         return len(self._values)
 
     def update(self, *values: Any, **more: Any) -> None:
-        """As of a dictionary; told once."""
+        """Update several values and send them once."""
         self._values.update(*values, **more)
-        self.tell()
+        self.send()
 
-    def tell(self) -> None:
-        self._tell({"logs": plain(self._values)})
+    def send(self) -> None:
+        """Send all values to the server."""
+        self._send({"logs": plain(self._values)})
 
 
 class Lines(io.TextIOBase):
-    """Standard output while a task runs: each whole line is told."""
+    """Standard output of a task; each complete line is sent to the server."""
 
-    def __init__(self, tell: Tell):
-        self._tell, self._begun = tell, ""
+    def __init__(self, send: Send):
+        self._send, self._rest = send, ""
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        *whole, self._begun = (self._begun + text).split("\n")
-        for line in filter(str.strip, whole):
-            self._tell({"line": line})
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in filter(str.strip, lines):
+            self._send({"line": line})
         return len(text)
 
     def end(self) -> None:
-        """Tell what was begun and not ended."""
-        if self._begun:
+        """Send an incomplete last line."""
+        if self._rest:
             self.write("\n")
 
 
 def packed(work: Work) -> bytes:
-    """Work as a process that was started with START reads it. Raises LabError where it cannot be sent to one."""
+    """Return work in the format that `main` reads. Raises LabError if it cannot be pickled."""
     try:
         return pickle.dumps(sys.path) + pickle.dumps(work)
     except (pickle.PicklingError, AttributeError, TypeError, RecursionError) as error:
@@ -106,49 +110,49 @@ def packed(work: Work) -> bytes:
 
 
 def main() -> None:
-    """Do the work that comes on standard input, one piece after another; its end ends the process at once, whatever it
-    does, and all that it started."""
-    told, lock = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Lock()
-    os.dup2(2, 1)  # what a library prints must not come between the lines
+    """Run the tasks from standard input in turn. At its end, kill this process and all that it started."""
+    output, lock = os.fdopen(os.dup(1), "w", encoding="utf-8"), threading.Lock()
+    os.dup2(2, 1)  # output of libraries must not get between the messages
 
-    def tell(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> None:
         with lock:
-            told.write(json.dumps(message, allow_nan=False) + "\n")
-            told.flush()
+            output.write(json.dumps(message, allow_nan=False) + "\n")
+            output.flush()
 
-    come: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(come,), daemon=True).start()
-    sys.stdout = lines = Lines(tell)
+    received: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(received,), daemon=True).start()
+    sys.stdout = lines = Lines(send)
     console.configure()
-    while work := come.get():
-        outcome = _outcome(work, Logs(work.logs, tell))
+    while work := received.get():
+        outcome = _run(work, Logs(work.logs, send))
         lines.end()
-        tell(outcome)
+        send(outcome)
     os._exit(1)
 
 
-def _read(come: queue.SimpleQueue[Work | None]) -> None:
-    """Read work for as long as there is a server: the pipe is its alone, and ends with it, however it was killed."""
+def _receive(received: queue.SimpleQueue[Work | None]) -> None:
+    """Read work until the pipe is closed, which happens when the server ends or is killed."""
     try:
         while True:
             sys.path[:] = pickle.load(sys.stdin.buffer)
-            come.put(pickle.load(sys.stdin.buffer))
+            received.put(pickle.load(sys.stdin.buffer))
     except EOFError:
         os.killpg(os.getpgrp(), signal.SIGKILL)
-    except Exception:  # what cannot be imported here
+    except Exception:  # e.g. a class that cannot be imported here
         traceback.print_exc()
-        come.put(None)
+        received.put(None)
 
 
-def _outcome(work: Work, logs: Logs) -> dict[str, Any]:
-    alone = filelock.FileLock(work.lock)
+def _run(work: Work, logs: Logs) -> dict[str, Any]:
+    """Run a task and return its last message: result, unfinished, error or defect."""
+    lock = filelock.FileLock(work.lock)
     try:
-        alone.acquire(timeout=_PATIENCE_S)
+        lock.acquire(timeout=_LOCK_TIMEOUT_S)
     except filelock.Timeout:
         return {"error": "another process still works in this folder: stop it, then send this again"}
     try:
         result = getattr(work.implementation, work.task)(work.params, logs)
-        logs.tell()
+        logs.send()
         return {"result": plain(result)}
     except Unfinished as error:
         return {"unfinished": str(error)}
@@ -158,11 +162,11 @@ def _outcome(work: Work, logs: Logs) -> dict[str, Any]:
         traceback.print_exc()
         return {"defect": True}
     finally:
-        alone.release()
+        lock.release()
 
 
 def plain(value: Any) -> Any:
-    """JSON values of `value`: what is no finite number is null. Raises TypeError for what is no JSON value."""
+    """Return `value` as JSON values, with None for NaN and infinity. Raises TypeError for other types."""
     if isinstance(value, dict):
         return {str(name): plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -170,7 +174,7 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # names of files may hold what is no character
+        return value.encode("utf-8", "replace").decode()  # file names may contain bytes that are not valid text
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):

@@ -229,7 +229,7 @@ def test_what_goes_wrong_is_a_state_redact_text_and_without_a_traceback(client, 
     assert client.do("dataset").startswith("Error: numbers are missing")
     ignored(client.post("eval"), 409, "dataset first")
     assert client.do("dataset", NUMBERS) == "Ready"
-    assert client.do("eval", {"how": "broken"}) == "Error: eval failed unexpectedly; the worker's own output tells how"
+    assert client.do("eval", {"how": "broken"}) == "Error: eval failed unexpectedly; see the worker's output"
     assert "secret.py" in capfd.readouterr().err, "for the operator"
     assert client.do("eval", {"how": "killed"}) == "Error: eval was killed; most often memory is short"
     assert client.do("eval", {"how": "no json"}).startswith("Error: eval failed unexpectedly")
@@ -335,20 +335,20 @@ def test_a_model_that_cannot_be_sent_to_a_process_is_told_and_blocks_nothing(tmp
 
 def test_a_state_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "state.json").write_text('{"job": {"task": "rm -rf"}}')
-    with pytest.raises(LabError, match="cannot be read as the state of a worker: remove it to begin anew"):
+    with pytest.raises(LabError, match="cannot be read as the state of a worker: remove it to start again"):
         jobs.Jobs(MeanModel(tmp_path), tmp_path)
 
 
 def test_the_log_is_bounded_and_outlives_a_cut(tmp_path):
-    log = event_log.EventLog(tmp_path / "log.jsonl", kept=10)
+    log = event_log.EventLog(tmp_path / "log.jsonl", max_lines=10)
     for number in range(1, 36):
         log.add(f"line {number} " + "x" * 3_000)
     assert [line["id"] for line in log.after(0)] == list(range(26, 36))
     assert len((tmp_path / "log.jsonl").read_bytes().splitlines()) < 20
-    assert len(log.after(34)[0]["text"]) == event_log.LONGEST
+    assert len(log.after(34)[0]["text"]) == event_log.MAX_CHARACTERS
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"id": 36, "te')
-    again = event_log.EventLog(tmp_path / "log.jsonl", kept=10)
+    again = event_log.EventLog(tmp_path / "log.jsonl", max_lines=10)
     again.add("after the cut")
     assert [line["id"] for line in again.after(33)] == [34, 35, 36]
 
@@ -567,7 +567,7 @@ def test_places_with_blanks_are_known_and_words_are_left_alone(toy_settings, tmp
     drive = "/content/drive/My Drive/anna/models"
     given = {"drive": f"{drive}/{{name}}", "near": "models/{name}", "hub": "hub://me/{name}"}
     worker = whisper_tasks.WhisperFineTuning(toy_settings(), tmp_path, stores=given)
-    told = redact_text(f"publishing models to {drive}/tour-1", *worker.places())
+    told = redact_text(f"publishing models to {drive}/tour-1", *worker.private_paths())
     assert told == "publishing models to …/tour-1"
 
 
@@ -575,7 +575,7 @@ def test_places_with_blanks_are_known_and_words_are_left_alone(toy_settings, tmp
     "settings", [{"distillation.teacher": "run:tour"}, {"curation.max_label_cer": 0.5, "curation.label_model": "run:a"}]
 )
 def test_recipes_that_need_another_run_are_refused_at_the_start(toy_settings, tmp_path, settings):
-    with pytest.raises(LabError, match="tunes whole models by themselves.*take another recipe"):
+    with pytest.raises(LabError, match="has no access to other runs.*take another recipe"):
         whisper_tasks.WhisperFineTuning(toy_settings(settings), tmp_path)
 
 
@@ -658,11 +658,11 @@ def test_a_data_set_tells_how_far_it_is(tuner, toy_cache, monkeypatch):
             on_clips(n, 40)
         return toy_cache
 
-    monkeypatch.setattr(feature_pipeline, "features", features)
+    monkeypatch.setattr(feature_pipeline, "run", features)
     tuner.dataset(dict(PREPARED), Told())
     assert told == [25.0, 75.0, 100.0]
     told.clear()
-    monkeypatch.setattr(feature_pipeline, "features", lambda recipe, on_clips, **_: on_clips(7, 0) or toy_cache)
+    monkeypatch.setattr(feature_pipeline, "run", lambda recipe, on_clips, **_: on_clips(7, 0) or toy_cache)
     logs = Told()
     tuner.dataset(dict(PREPARED), logs)
     assert not told, "of a corpus that does not tell its size there is no share"
@@ -680,14 +680,14 @@ def test_a_training_that_was_cancelled_leaves_no_figures(tuner):
     assert logs == {**PREPARED, "scores": {"base": {"wer": 0.9}}}
 
 
-def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(tuner, toy_cache, monkeypatch, capsys):
+def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(tuner, toy_cache, monkeypatch):
     """The worker was killed, and started again with another recipe's settings."""
     made = training_run.TrainedModel("there", "1a2b", 1, {"eval_wer": 0.5}, [], 1.0)
     monkeypatch.setattr(feature_pipeline, "open_cache", lambda *args, **_: toy_cache)
     monkeypatch.setattr(
         training_pipeline, "run", lambda recipe, cache, *, runs, progress: ran.append((recipe, runs)) or made
     )
-    ran: list = []
+    ran, log = [], record_log()
     params = tuner.check("train", {}, dict(PREPARED))
 
     def trained() -> tuple[Path, str]:
@@ -697,18 +697,20 @@ def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(t
         run = training_pipeline.run_folder(recipe, toy_cache, base, home)
         run.mkdir(parents=True, exist_ok=True)
         training_run.refuse_other_run(run, training_run.run_identity(recipe, toy_cache, base))
-        return run, capsys.readouterr().out
+        said = "\n".join(log)
+        log.clear()
+        return run, said
 
     first, _ = trained()
     again, said = trained()
     assert again == first and first.is_dir()
-    assert "anew" not in said
+    assert "starts again" not in said
     tuner.recipe = tuner.datasets["toy"] = recipes.resolve(
         tuner.recipe.model_dump(mode="json"), {"training.weight_decay": 0.5}
     )
     other, said = trained()
     assert other != first and not first.exists(), "nothing of it is left"
-    assert "begins anew: the worker's settings are others now (training.weight_decay: wanted 0.5, found 0.0" in said
+    assert "starts again: the worker's settings have changed (training.weight_decay: wanted 0.5, found 0.0" in said
 
 
 def test_epochs_and_warmup_become_steps(toy_settings, toy_cache):
@@ -729,12 +731,13 @@ def test_an_operator_cannot_offer_training_on_held_out_speakers_nor_a_store_that
         whisper_tasks.WhisperFineTuning(toy_settings(), tmp_path, stores={"odd": "hub://me/{model}"})
 
 
-def test_another_data_set_sets_the_tuned_model_aside(tuner, toy_cache, monkeypatch, capsys):
+def test_another_data_set_sets_the_tuned_model_aside(tuner, toy_cache, monkeypatch):
+    lines = record_log()
     logs = {**PREPARED, "cache_digest": "1", "model_uri": "old", "model": "toy-1", "wer": 0.5, "scores": {"tuned": {}}}
-    monkeypatch.setattr(feature_pipeline, "features", lambda recipe, **_: toy_cache)
+    monkeypatch.setattr(feature_pipeline, "run", lambda recipe, **_: toy_cache)
     tuner.dataset({"dataset": "other", "language": "sv"}, logs)
     assert not {"model_uri", "model", "wer", "scores"} & logs.keys()
-    assert "set aside" in capsys.readouterr().out
+    assert any("no longer used" in line for line in lines)
     logs |= {"model_uri": "new", "wer": 0.4}
     tuner.dataset({"dataset": "other", "language": "sv"}, logs)
     assert (logs["model_uri"], logs["wer"]) == ("new", 0.4), "the same data set again changes nothing"
