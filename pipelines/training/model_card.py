@@ -1,8 +1,8 @@
-"""The card of a finished model: its README.md, which the Hub shows and leaderboards read.
+"""Write the model card of a finished model: its README.md, which the Hub shows and leaderboards read.
 
-It is made of what the model's folder holds (recipe.json, training.json, the manifest's facts), so it can be written
-anew when a test score is added. It names no folder of this machine, nor does what is published beside it; nothing in a
-recipe can break out of its YAML.
+The card is built from files in the model's folder (recipe.json, training.json, the facts of the manifest), so it can be
+written again when a test score is added. It contains no local path. The YAML of its front matter is written by
+huggingface_hub, and text of a recipe cannot break out of it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pipelines.whisper.lineage import _DATA, _HUB_ID, FILE, data_of
 from pipelines.whisper.model import ModelRef
 
 _LICENCES = {"openai/whisper-": "apache-2.0", "KBLab/kb-whisper-": "apache-2.0"}
-"""First letters of base models on the Hub, and their licence there; others are not guessed."""
+"""Licences of base models on the Hub, by the prefix of their names; others are not guessed."""
 
 
 def facts_of(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
-    """What the card tells that only the training run knows: kept in the model's manifest."""
+    """Return the facts of a training run for the model's manifest and card."""
     hours = cache.rows.groupby("split")["duration_s"].sum() / 3600
     return {
         "base_model": _hub_id(base) or (base.facts.get("base_model") if recipe.distillation.teacher else None),
@@ -42,26 +42,26 @@ def facts_of(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, A
 
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Put the card into the folder of a model that is not sealed yet; `facts` is what its manifest will hold."""
+    """Write the card of a model that is not sealed yet; `facts` are those of its manifest."""
     (folder / FILE).write_text(_card(folder, facts), encoding="utf-8")
 
 
 def refresh(folder: Path, **facts: Any) -> None:
-    """Add facts to a sealed model's manifest and write its card anew, where it has one; told again, nothing changes."""
-    sealed, told = manifest.read(folder), json.loads(json.dumps(facts))
-    if not (folder / FILE).exists():  # a model from before there were cards
-        manifest.amend(folder, **told)
-    elif not (FILE in sealed["files"] and told.items() <= sealed.items()):
-        manifest.replace(folder, FILE, _card(folder, {**sealed, **told}).encode(), **told)
+    """Add facts to a sealed model's manifest and card; the same facts again change nothing."""
+    sealed, added = manifest.read(folder), json.loads(json.dumps(facts))
+    if not (folder / FILE).exists():  # models of early versions have no card
+        manifest.amend(folder, **added)
+    elif not (FILE in sealed["files"] and added.items() <= sealed.items()):
+        manifest.replace(folder, FILE, _card(folder, {**sealed, **added}).encode(), **added)
 
 
 def _card(folder: Path, facts: Mapping[str, Any]) -> str:
-    told, training = (json.loads((folder / name).read_text("utf-8")) for name in ("recipe.json", "training.json"))
-    recipe = Recipe.model_validate(told).model_dump(mode="json")  # settings that came later are at their defaults
-    return f"---\n{_metadata(recipe, training, facts)}\n---\n\n{_body(recipe, training, facts)}"
+    from huggingface_hub import ModelCard
 
-
-# ---- the front matter
+    settings, training = (json.loads((folder / name).read_text("utf-8")) for name in ("recipe.json", "training.json"))
+    recipe = Recipe.model_validate(settings).model_dump(mode="json")  # adds the defaults of newer settings
+    front_matter = _metadata(recipe, training, facts)
+    return str(ModelCard(f"---\n{front_matter}\n---\n\n{_body(recipe, training, facts)}"))
 
 
 def _metadata(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:
@@ -71,7 +71,7 @@ def _metadata(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[s
     datasets = [part["path"] for part in _sources(recipe) if part["kind"] == "hub" and _HUB_ID.fullmatch(part["path"])]
     return ModelCardData(
         language=recipe["language"],
-        license=next((told for begins, told in _LICENCES.items() if (base or "").startswith(begins)), None),
+        license=next((name for prefix, name in _LICENCES.items() if (base or "").startswith(prefix)), None),
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         tags=["whisper", "swedish-whisper-lab", *(["synthetic-speech"] if _synthetic(recipe) else [])],
@@ -84,7 +84,7 @@ def _metadata(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[s
 
 
 def _results(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> list[Any]:
-    """One entry per metric and split, in shares (0.25, not 25 %), as the lab's reports have them."""
+    """Return one result per metric and split, as fractions (0.25, not 25 %)."""
     from huggingface_hub import EvalResult
 
     def entry(split: str, data: Mapping[str, str], metric: str, name: str, value: float, **args: Any) -> EvalResult:
@@ -101,26 +101,25 @@ def _results(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[st
             metric_args=args or None,
         )
 
-    own, best = data_of(recipe["source"]), training["validation"]
+    data, best = data_of(recipe["source"]), training["validation"]
     interval = {"ci95": [best["eval_wer_low"], best["eval_wer_high"]]} if "eval_wer_low" in best else {}
-    results = [entry("validation", own, "wer", "WER, normalised", best["eval_wer"], **interval)]
-    test, raw, of = facts.get("test"), facts.get("test_raw"), facts.get("test_data") or own
-    scored = facts.get("test_scored") or {}  # test_set, normaliser: what a leaderboard compares by
+    results = [entry("validation", data, "wer", "WER, normalised", best["eval_wer"], **interval)]
+    test, raw, test_data = facts.get("test"), facts.get("test_raw"), facts.get("test_data") or data
+    scored = facts.get("test_scored") or {}  # test_set and normaliser, for leaderboards
     if test:
-        results.append(entry("test", of, "wer", "WER, normalised", test["wer"], ci95=list(test["ci95"]), **scored))
-        results.append(entry("test", of, "cer", "CER, normalised", test["cer"]))
+        results.append(
+            entry("test", test_data, "wer", "WER, normalised", test["wer"], ci95=list(test["ci95"]), **scored)
+        )
+        results.append(entry("test", test_data, "cer", "CER, normalised", test["cer"]))
     if test and raw:
         plain = {**scored, "normaliser": "none"} if scored else {}
-        results.append(entry("test", of, "wer", "WER, as written", raw["wer"], ci95=list(raw["ci95"]), **plain))
+        results.append(entry("test", test_data, "wer", "WER, as written", raw["wer"], ci95=list(raw["ci95"]), **plain))
     return results
-
-
-# ---- the text
 
 
 def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:
     language = "Swedish" if recipe["language"] == "sv" else f"`{recipe['language']}`"
-    base = f"`{facts['base_model']}`" if facts.get("base_model") else "A model of the trainer's own"
+    base = f"`{facts['base_model']}`" if facts.get("base_model") else "A private base model"
     quantised = f" ({facts['quantisation']})" if facts.get("quantisation") else ""
     code = f'"language": "{recipe["language"]}", "task": "transcribe"'
     return f"""# {facts["name"]}
@@ -133,7 +132,7 @@ def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, 
 |---|---|---|---|---|
 {_score_lines(recipe, training, facts)}
 
-Normalised: case and punctuation set aside. The validation split chose the checkpoint, so its figure is flattered.
+Normalised: without case and punctuation. The checkpoint was selected on validation, so that score is optimistic.
 Intervals are bootstrapped over speakers.
 
 ## How to use it
@@ -174,9 +173,9 @@ def _score_lines(recipe: dict[str, Any], training: dict[str, Any], facts: Mappin
     lines = []
     for result in _results(recipe, training, facts):
         low_high = (result.metric_args or {}).get("ci95")
-        told = "{:.3f} to {:.3f}".format(*low_high) if low_high else ""
+        interval = "{:.3f} to {:.3f}".format(*low_high) if low_high else ""
         split, data = result.dataset_split, _inline(result.dataset_name)
-        lines.append(f"| {split} | {data} | {result.metric_name} | {result.metric_value:.3f} | {told} |")
+        lines.append(f"| {split} | {data} | {result.metric_name} | {result.metric_value:.3f} | {interval} |")
     if not facts.get("test"):
         lines.append("| test | | | not scored yet | |")
     return "\n".join(lines)
@@ -184,7 +183,7 @@ def _score_lines(recipe: dict[str, Any], training: dict[str, Any], facts: Mappin
 
 def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     counts = facts.get("data") or {}
-    lines = [f"- {split}: {told['clips']} clips, {told['hours']:.2f} hours" for split, told in counts.items()]
+    lines = [f"- {split}: {size['clips']} clips, {size['hours']:.2f} hours" for split, size in counts.items()]
     for source in _sources(recipe):
         name = data_of(source)["name"]
         terms = _DATA.get(source["kind"], ("", "For its terms see its own card on the Hub."))[1]
@@ -192,53 +191,50 @@ def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_FALLS = {"linear": "falling in a line to 0", "cosine": "falling in a half cosine to 0", "constant": "constant"}
+_DECAY = {"linear": "linear decay to 0", "cosine": "cosine decay to 0", "constant": "constant"}
 
 
 def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:
     settings, tuned = recipe["training"], recipe["model"]
-    what = {"": "all weights", "lora": "LoRA, merged into the weights"}[tuned["adapter"]]
+    weights = {"": "all weights", "lora": "LoRA, merged into the weights"}[tuned["adapter"]]
     frozen = ", the encoder frozen" if tuned["freeze_encoder"] else ""
-    taught = f", by the teacher {_inline(facts['base'])}, whose layers it began with" if facts.get("teacher") else ""
+    teacher = f", by the teacher {_inline(facts['base'])}, from whose layers it started" if facts.get("teacher") else ""
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
     machine = _inline(facts.get("machine") or "an unnamed machine")
-    falls = _FALLS[settings.get("scheduler", "linear")]
+    decay = _DECAY[settings.get("scheduler", "linear")]
     steps = max((row["step"] for row in training["history"]), default=training["best_step"])
     return (
-        f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {what}{frozen}{taught}; learning "
-        f"rate {settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, {falls}; "
-        f"seed {settings['seed']}; the best checkpoint on validation is that of step {training['best_step']}. "
+        f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {weights}{frozen}{teacher}; "
+        f"learning rate {settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, {decay}; "
+        f"seed {settings['seed']}; best checkpoint on validation: step {training['best_step']}. "
         f"{training['seconds'] / 60:.1f} minutes on {machine}; {versions}."
     )
 
 
 def _recipe_lines(recipe: dict[str, Any]) -> str:
-    """Every setting, as `python -m pipelines recipe` prints it, without the places on the trainer's machine."""
+    """Return all settings, one line each, without local paths."""
     public = flatten(redact_settings(recipe))
     return "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in public.items())
 
 
 def _limits(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
-    lines = ["- It writes fluent sentences where it hears badly, and sometimes words that nobody said."]
+    lines = ["- It may write fluent but wrong sentences for unclear speech, and words that were not spoken."]
     if _synthetic(recipe):
-        lines.append("- Its speech was synthetic: the scores say nothing about how well it understands people.")
+        lines.append("- Its speech was synthetic: the scores do not apply to human speech.")
     else:
-        lines.append(
-            "- It understands voices, accents, rooms and subjects that its data lacks worse than the scores say."
-        )
+        lines.append("- For voices, accents, rooms and subjects that are not in its data it is worse than the scores.")
     if facts.get("context") == "clip":
         lines.append(
-            "- It was tuned at the length of its clips, not at Whisper's 30 s. The scores are made so; tools that pad "
-            "every clip to 30 s, as the pipeline above does, may find others."
+            "- It was tuned and scored at the length of its clips, not at Whisper's 30 s. Tools that pad every clip to "
+            "30 s, as the pipeline above does, may give other scores."
         )
         if not recipe["training"]["window_share"]:
-            lines.append("- No recording longer than a clip was trained on: cut long ones into sentences first.")
+            lines.append(
+                "- No recording longer than a clip was trained on: split long recordings into sentences first."
+            )
     if facts.get("quantisation"):
-        lines.append("- It was tuned from weights that had been quantised: not the base model's own.")
+        lines.append("- It was tuned from quantised weights of the base model.")
     return "\n".join(lines)
-
-
-# ---- what may be told
 
 
 def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -251,12 +247,12 @@ def _synthetic(recipe: dict[str, Any]) -> bool:
 
 
 def _hub_id(base: ModelRef) -> str | None:
-    """The base model's id on the Hub; None for one that lies in a folder or has no such id."""
+    """Return the base model's id on the Hub, None if it is in a folder or has no such id."""
     name = base.name.removeprefix("hub://").partition("@")[0]
     return name if base.origin != "folder" and _HUB_ID.fullmatch(name) else None
 
 
-def _inline(told: str) -> str:
-    """Text that stays within its line and its cell, whatever it holds."""
-    plain = html.escape(" ".join(told.split()), quote=False)
+def _inline(text: str) -> str:
+    """Escape text so that it stays within its line and its table cell."""
+    plain = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"[|`\[\]*_<>]", lambda sign: f"&#{ord(sign[0])};", plain)

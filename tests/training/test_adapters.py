@@ -71,7 +71,7 @@ def moved(toy_model: Path, model) -> set[str]:
 # ---- what is trained
 
 
-def test_a_frozen_encoder_takes_no_gradient_and_no_memory_for_it(base, toy_settings):
+def test_frozen_encoder_has_no_gradients_or_activations(base, toy_settings):
     model = prepared(base, toy_settings, freeze_encoder=True, dropout=0.5).train()
     assert not any(name.startswith(ENCODER) for name in trained_names(model))
     assert any(name.startswith("model.decoder.") for name in trained_names(model))
@@ -84,14 +84,14 @@ def test_a_frozen_encoder_takes_no_gradient_and_no_memory_for_it(base, toy_setti
     assert not torch.equal(plain.model.encoder(features)[0], plain.model.encoder(features)[0])
 
 
-def test_the_decoder_of_a_frozen_encoder_keeps_its_dropout(base, toy_settings):
+def test_decoder_keeps_dropout_with_frozen_encoder(base, toy_settings):
     model = prepared(base, toy_settings, freeze_encoder=True, dropout=0.5).train()
     told = {"input_features": torch.randn(1, 80, 100), "decoder_input_ids": torch.arange(9)[None]}
     assert not torch.equal(model(**told).logits, model(**told).logits)
 
 
 @pytest.mark.parametrize(("frozen", "halves"), [(False, {"encoder", "decoder"}), (True, {"decoder"})])
-def test_lora_trains_its_matrices_and_nothing_else(base, toy_settings, frozen, halves):
+def test_lora_trains_only_its_matrices(base, toy_settings, frozen, halves):
     model = prepared(base, toy_settings, adapter="lora", freeze_encoder=frozen, lora_targets=["q_proj", "fc1"])
     names = trained_names(model)
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
@@ -100,7 +100,7 @@ def test_lora_trains_its_matrices_and_nothing_else(base, toy_settings, frozen, h
     assert any(".encoder_attn.q_proj." in name for name in names)
 
 
-def test_the_context_at_clip_length_works_through_the_wrapper(base, toy_settings):
+def test_clip_length_context_works_through_peft(base, toy_settings):
     wrapped, plain = prepared(base, toy_settings, adapter="lora").eval(), whisper_model.load(base).eval()
     told = {"input_features": torch.randn(2, 80, 104), "decoder_input_ids": torch.arange(10).reshape(2, 5)}
     with torch.no_grad():
@@ -115,12 +115,12 @@ def test_the_context_at_clip_length_works_through_the_wrapper(base, toy_settings
 # ---- what comes out
 
 
-def test_training_a_frozen_encoder_moves_the_decoder_alone(fit, toy_model, tmp_path):
+def test_training_with_frozen_encoder_changes_only_decoder(fit, toy_model, tmp_path):
     names = moved(toy_model, fit(tmp_path / "run", {"model.freeze_encoder": True, "training.steps": 4}))
     assert names == {name for name in load_file(toy_model / "model.safetensors") if not name.startswith(ENCODER)}
 
 
-def test_a_lora_model_is_a_plain_whisper_with_the_adapted_layers_moved(fit, base, toy_model, tmp_path):
+def test_lora_model_is_a_plain_whisper(fit, base, toy_model, tmp_path):
     made = fit(tmp_path / "run", LORA)
     names = moved(toy_model, made)
     assert len(names) == 2 * (2 + 4)  # q_proj and v_proj: two layers of self-attention, and two with two attentions
@@ -134,7 +134,7 @@ def test_a_lora_model_is_a_plain_whisper_with_the_adapted_layers_moved(fit, base
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_a_lora_checkpoint_holds_its_matrices_and_no_base_model_or_folder(fit, base, toy_cache, tmp_path):
+def test_lora_checkpoint_has_no_base_weights_or_paths(fit, base, toy_cache, tmp_path):
     assert fit(tmp_path / "run", LORA, cut_at=5) is None
     (checkpoint,) = sealed_checkpoints.listed(tmp_path / "run" / "checkpoints")
     held = load_file(checkpoint / "adapter_model.safetensors")
@@ -155,7 +155,7 @@ def test_a_lora_checkpoint_holds_its_matrices_and_no_base_model_or_folder(fit, b
 # ---- names and refusals
 
 
-def test_the_defaults_leave_the_names_of_runs_as_they_were(toy_settings, toy_cache, base):
+def test_default_settings_do_not_change_run_names(toy_settings, toy_cache, base):
     plain = training_run.run_identity(toy_settings(), toy_cache, base)
     assert not any("lora" in name or "freeze" in name or "adapter" in name for name in plain)
     told = training_run.run_identity(toy_settings(LORA | {"model.freeze_encoder": True}), toy_cache, base)
@@ -163,7 +163,7 @@ def test_the_defaults_leave_the_names_of_runs_as_they_were(toy_settings, toy_cac
     assert changed == {**LORA, "model.freeze_encoder": True}
 
 
-def test_peft_is_named_with_its_command_where_it_is_absent(base, toy_settings, monkeypatch):
+def test_missing_peft_names_the_install_command(base, toy_settings, monkeypatch):
     def absent(name, *args, real=builtins.__import__):
         if name.split(".")[0] == "peft":
             raise ImportError(name)
@@ -183,12 +183,12 @@ def test_peft_is_named_with_its_command_where_it_is_absent(base, toy_settings, m
         ({"model.adapter": "lora", "model.lora_targets": []}, "setting model.lora_targets"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(overrides, told):
+def test_invalid_adapter_settings_are_refused(overrides, told):
     with pytest.raises(LabError) as error:
         recipes.load("tour", overrides)
     assert told in str(error.value)
 
 
-def test_a_recipe_survives_being_written_down_whole(toy_settings):
+def test_recipe_round_trips_through_toml(toy_settings):
     for settings in (toy_settings(), toy_settings(LORA)):
         assert recipes_settings.Recipe.model_validate(settings.model_dump(mode="json")) == settings

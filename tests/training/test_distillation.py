@@ -85,7 +85,7 @@ def answer(model, batch):
     ("layers", "wanted", "chosen"),
     [(4, 0, [0, 1, 2, 3]), (4, 4, [0, 1, 2, 3]), (4, 2, [0, 3]), (4, 1, [3]), (12, 3, [0, 6, 11]), (32, 2, [0, 31])],
 )
-def test_layers_are_spaced_as_far_apart_as_can_be_and_the_last_is_kept(layers, wanted, chosen):
+def test_layers_are_evenly_spaced_and_include_the_last(layers, wanted, chosen):
     assert distillation.spaced_layers(layers, wanted, "decoder") == chosen
 
 
@@ -94,7 +94,7 @@ def test_more_layers_than_the_teachers_are_refused():
         distillation.spaced_layers(4, 5, "decoder")
 
 
-def test_a_student_has_the_teachers_weights_under_new_numbers(teacher, toy_model, tmp_path):
+def test_student_has_teacher_weights_with_new_layer_indices(teacher, toy_model, tmp_path):
     made = distillation.student(whisper_model.load(teacher), small(encoder_layers=1))
     whisper_model.save(made, whisper_model.load_processor(teacher, "sv"), tmp_path / "student")
     before, after = load_file(toy_model / "model.safetensors"), load_file(tmp_path / "student" / "model.safetensors")
@@ -107,7 +107,7 @@ def test_a_student_has_the_teachers_weights_under_new_numbers(teacher, toy_model
     assert len(again.model.decoder.layers) == len(again.model.encoder.layers) == 1
 
 
-def test_the_students_cache_of_keys_knows_its_layers(teacher, batch):
+def test_student_key_value_cache_has_its_layers(teacher, batch):
     """Greedy tokens with the cache, against those of whole passes without it."""
     made, processor = (
         distillation.student(whisper_model.load(teacher), small()).eval(),
@@ -129,7 +129,7 @@ def test_the_students_cache_of_keys_knows_its_layers(teacher, batch):
     assert processor.tokenizer.decode(fast)
 
 
-def test_alignment_heads_go_with_their_layers():
+def test_alignment_heads_are_renumbered_with_layers():
     settings = GenerationConfig(alignment_heads=[[2, 2], [3, 0], [3, 5]])
     distillation._rename_alignment_heads(settings, [0, 3])
     assert settings.alignment_heads == [[1, 0], [1, 5]]
@@ -139,7 +139,7 @@ def test_alignment_heads_go_with_their_layers():
 
 
 @pytest.mark.skipif(not export.installed(), reason="ctranslate2 is not installed")
-def test_a_student_says_the_same_by_either_engine(teacher, batch, tmp_path, monkeypatch):
+def test_student_transcript_is_equal_in_both_engines(teacher, batch, tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "cache_folder", lambda: tmp_path / "cache")
     made, processor = (
         distillation.student(whisper_model.load(teacher), small()),
@@ -158,7 +158,7 @@ def test_a_student_says_the_same_by_either_engine(teacher, batch, tmp_path, monk
 # ---- the divergence
 
 
-def test_a_model_is_not_apart_from_itself_and_another_is(teacher, batch):
+def test_divergence_is_zero_only_for_the_same_model(teacher, batch):
     judge = distillation.Teacher(whisper_model.load(teacher), 2.0, 1.0, shared=False)
     whole, part = whisper_model.load(teacher).eval(), distillation.student(whisper_model.load(teacher), small()).eval()
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_a_model_is_not_apart_from_itself_and_another_is(teacher, batch):
     assert float(apart[1]) > 0.01
 
 
-def test_the_divergence_is_what_its_definition_says(teacher, batch):
+def test_divergence_matches_its_definition(teacher, batch):
     judge = distillation.Teacher(whisper_model.load(teacher), 3.0, 0.5, shared=False)
     with torch.no_grad():
         outputs = answer(distillation.student(whisper_model.load(teacher), small()).eval(), batch)
@@ -182,7 +182,7 @@ def test_the_divergence_is_what_its_definition_says(teacher, batch):
     assert float(alone) == pytest.approx(wanted / int(counted.sum()), rel=1e-4)
 
 
-def test_a_shared_encoder_gives_the_same_divergence_without_running_again(teacher, batch, toy_settings):
+def test_shared_encoder_runs_once_with_equal_divergence(teacher, batch, toy_settings):
     recipe = toy_settings({**TAUGHT, "model.freeze_encoder": True})
     shared, apart = distillation.load_teacher(recipe, teacher), distillation.load_teacher(toy_settings(TAUGHT), teacher)
     assert (shared.shared, apart.shared) == (True, False)
@@ -199,7 +199,7 @@ def test_a_shared_encoder_gives_the_same_divergence_without_running_again(teache
     assert distillation.load_teacher(toy_settings({**TAUGHT, "distillation.kl_weight": 0}), teacher) is None
 
 
-def test_only_the_student_learns(teacher, batch):
+def test_only_the_student_has_gradients(teacher, batch):
     judge = distillation.Teacher(whisper_model.load(teacher), 2.0, 1.0, shared=False)
     model = distillation.student(whisper_model.load(teacher), small()).train()
     outputs = answer(model, batch)
@@ -344,7 +344,7 @@ def fit(toy_settings, toy_cache, teacher):
     return train
 
 
-def test_a_student_that_was_cut_off_ends_with_the_same_weights_on_an_empty_machine(fit, tmp_path, monkeypatch):
+def test_interrupted_student_resumes_bit_equal_elsewhere(fit, tmp_path, monkeypatch):
     """Teacher and student share the encoder; tests/training/test_resume.py kills one with a separate encoder."""
     settings = {**TAUGHT, **SHORT, "model.dropout": 0.1, "model.freeze_encoder": True}
     alone, lines = fit(tmp_path / "alone", settings)
@@ -366,14 +366,14 @@ def test_a_student_that_was_cut_off_ends_with_the_same_weights_on_an_empty_machi
     assert "by the teacher" in (Path(made.uri) / "README.md").read_text()
 
 
-def test_the_divergence_is_part_of_the_loss(fit, tmp_path):
+def test_divergence_is_part_of_the_loss(fit, tmp_path):
     settings = {**TAUGHT, **SHORT, "training.steps": 1, "training.eval_every": 1, "distillation.labels": "transcript"}
     made = [fit(tmp_path / str(weight), {**settings, "distillation.kl_weight": weight})[0] for weight in (1, 0)]
     losses = [next(row["loss"] for row in model.history if "loss" in row) for model in made]
     assert losses[0] > losses[1] + 0.01
 
 
-def test_what_changes_the_student_names_its_run_and_the_teachers_place_does_not(toy_settings, toy_cache, teacher):
+def test_run_name_depends_on_student_not_teacher_path(toy_settings, toy_cache, teacher):
     def named(ref=teacher, **told):
         settings = {**TAUGHT, **{f"distillation.{name}": value for name, value in told.items()}}
         return training_run.run_identity(toy_settings(settings), toy_cache, ref)
@@ -398,7 +398,7 @@ def home(toy_settings, tmp_path_factory):
     return folder, toy_settings({**settings, "training.steps": 1, "training.eval_every": 1})
 
 
-def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
+def test_missing_teacher_is_trained_first_and_once(home, toy_cache, tmp_path):
     runs, recipe = home
     lines = record_log()
     steps: list[int] = []
@@ -433,7 +433,7 @@ def test_the_teacher_is_trained_first_and_only_once(home, toy_cache, tmp_path):
 
 
 @pytest.mark.parametrize("at_hand", [False, True])
-def test_a_teacher_is_trained_and_kept_as_its_student_is(home, toy_cache, tmp_path, monkeypatch, at_hand):
+def test_teacher_run_gets_launch_and_resume_uri(home, toy_cache, tmp_path, monkeypatch, at_hand):
     _, recipe = home
     own, asked = training_pipeline._teacher_recipe(recipe), []
     monkeypatch.setattr(
@@ -451,7 +451,7 @@ def test_a_teacher_is_trained_and_kept_as_its_student_is(home, toy_cache, tmp_pa
     assert [name for name, _ in asked] == ([] if at_hand else [own.name]) + [recipe.name]
 
 
-def test_on_other_data_a_teacher_is_not_that_recipes_own_model(toy_settings):
+def test_teacher_on_other_data_has_another_name(toy_settings):
     own = training_pipeline._teacher_recipe(toy_settings({"name": "mine", "distillation.teacher": "run:tour"}))
     assert own.name == "tour-for-mine"
     asks = {"name": "mine", "distillation.teacher": "run:tour", "model.base": recipes.load("tour").model.base}
@@ -477,12 +477,12 @@ def _report(made, recipe, cache, runs):
         ({"distillation.teacher": "no/such-model@q8"}, "is not on this machine"),
     ],
 )
-def test_a_teacher_that_cannot_be_is_one_line(toy_settings, toy_cache, tmp_path, overrides, told):
+def test_invalid_teacher_raises_one_line(toy_settings, toy_cache, tmp_path, overrides, told):
     with pytest.raises(LabError, match=told):
         training_pipeline.distill(toy_settings(overrides), toy_cache, runs=tmp_path, progress=Progress())
 
 
-def test_settings_that_exclude_each_other_are_refused(toy_settings, toy_cache, tmp_path):
+def test_conflicting_settings_are_refused(toy_settings, toy_cache, tmp_path):
     for settings, told in (
         ({"distillation.decoder_layers": 2}, "distillation.decoder_layers is set, so distillation.teacher must name"),
         ({**TAUGHT, "model.adapter": "lora"}, "distillation.teacher excludes model.adapter"),
@@ -495,7 +495,7 @@ def test_settings_that_exclude_each_other_are_refused(toy_settings, toy_cache, t
         )
 
 
-def test_a_teacher_must_have_heard_what_the_student_is_to_hear(toy_settings, toy_cache, teacher):
+def test_teacher_of_shorter_inputs_is_refused(toy_settings, toy_cache, teacher):
     whole = dataclasses.replace(teacher, context="full")
     distillation.refuse_shorter_teacher(toy_settings(TAUGHT), toy_cache, teacher)
     distillation.refuse_shorter_teacher(toy_settings({**TAUGHT, "training.context": "full"}), toy_cache, whole)
@@ -505,7 +505,7 @@ def test_a_teacher_must_have_heard_what_the_student_is_to_hear(toy_settings, toy
         distillation.refuse_shorter_teacher(toy_settings({**TAUGHT, "training.window_share": 0.2}), toy_cache, teacher)
 
 
-def test_a_teacher_of_the_very_same_clips_is_taken_and_one_of_shorter_clips_is_not(toy_settings, toy_cache, teacher):
+def test_teacher_of_equal_clips_is_accepted_shorter_refused(toy_settings, toy_cache, teacher):
     recipe, frames = toy_settings(TAUGHT), toy_cache.rows["frames"].to_numpy()
     for longest in (*toy_cache.split("train"), frames.argmin()):  # whatever its length, it is the longest of its own
         alone = dataclasses.replace(toy_cache, rows=toy_cache.rows.iloc[[longest]].assign(split="train"))
@@ -517,7 +517,7 @@ def test_a_teacher_of_the_very_same_clips_is_taken_and_one_of_shorter_clips_is_n
     distillation.refuse_shorter_teacher(recipe, toy_cache, dataclasses.replace(teacher, facts={}))
 
 
-def test_a_rehearsal_teaches_a_few_clips(home, toy_cache, tmp_path):
+def test_fast_dev_run_uses_few_training_clips(home, toy_cache, tmp_path):
     _, recipe = home
     rehearsed = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": True})})
     lines = record_log()

@@ -28,7 +28,7 @@ def rehearsed(toy_settings, toy_cache, tmp_path_factory):
     return recipe, runs, model, reports, lines
 
 
-def test_two_steps_and_one_look_at_a_few_clips(rehearsed):
+def test_fast_dev_run_does_two_steps_on_few_clips(rehearsed):
     _, _, model, reports, lines = rehearsed
     assert [row["step"] for row in model.history if "loss" in row] == [1, 2]
     assert [row["step"] for row in model.history if "eval_wer" in row] == [2]
@@ -37,7 +37,7 @@ def test_two_steps_and_one_look_at_a_few_clips(rehearsed):
     assert "mean nothing" in NOTE
 
 
-def test_it_lies_apart_and_no_later_stage_takes_it(rehearsed, toy_settings):
+def test_fast_dev_run_is_not_used_by_later_stages(rehearsed, toy_settings):
     recipe, runs, model, _, _ = rehearsed
     folder = runs / "toy-fast-dev-run" / "thrown_away"
     assert Path(model.uri) == folder / "run" / "model"
@@ -47,7 +47,7 @@ def test_it_lies_apart_and_no_later_stage_takes_it(rehearsed, toy_settings):
     assert recipe_runs.read_stages(recipe, runs)["training"]["model_uri"] == model.uri
 
 
-def test_each_rehearsal_begins_anew(rehearsed, toy_cache):
+def test_fast_dev_run_starts_from_scratch(rehearsed, toy_cache):
     recipe, runs, model, _, _ = rehearsed
     lines, left = [], Path(model.uri).parent / "left.over"
     record_log(lines)
@@ -58,7 +58,7 @@ def test_each_rehearsal_begins_anew(rehearsed, toy_cache):
     assert again.digest == model.digest
 
 
-def test_it_takes_the_features_that_the_real_thing_made(toy_settings, toy_cache, tmp_path):
+def test_fast_dev_run_uses_existing_features(toy_settings, toy_cache, tmp_path):
     plain, recipe = toy_settings(), toy_settings({"training.fast_dev_run": True})
     with recipe_runs._stage(plain, tmp_path, "features") as note:
         note["cache_uri"] = toy_cache.uri

@@ -192,7 +192,7 @@ def accumulating(settings, batch_size: int, accumulation: int, steps: int = 1):
     return settings({f"training.{name}": value for name, value in (sizes | rest).items()})
 
 
-def test_four_small_batches_are_one_large_batch(toy_settings, eight, base, tmp_path):
+def test_four_accumulated_batches_equal_one_large_batch(toy_settings, eight, base, tmp_path):
     found = {}
     for batch_size, accumulation in ((8, 1), (2, 4)):
         recipe = accumulating(toy_settings, batch_size, accumulation)
@@ -205,7 +205,7 @@ def test_four_small_batches_are_one_large_batch(toy_settings, eight, base, tmp_p
     assert len({len(eight.labels(row)) for row in rows}) > 3
 
 
-def test_the_test_above_sees_what_transformers_makes_of_accumulation_by_itself(toy_settings, eight, base, tmp_path):
+def test_accumulation_test_detects_transformers_own_loss(toy_settings, eight, base, tmp_path):
     from transformers import Seq2SeqTrainer
 
     def leave_the_loss_to_the_model(trainer):
@@ -217,7 +217,7 @@ def test_the_test_above_sees_what_transformers_makes_of_accumulation_by_itself(t
     assert distance(gradient, wanted) > 0.01
 
 
-def test_an_incomplete_group_at_the_end_of_an_epoch_is_a_token_mean_too(toy_settings, eight, base, tmp_path):
+def test_incomplete_last_group_is_a_token_mean(toy_settings, eight, base, tmp_path):
     # 4 batches an epoch in groups of 3: six clips, two clips, six clips, ...
     steps, logged = gradients(accumulating(toy_settings, 2, 3, steps=4), eight, base, tmp_path)
     assert [len(rows) for rows, *_ in steps] == [6, 2, 6, 2]
@@ -230,7 +230,7 @@ def test_an_incomplete_group_at_the_end_of_an_epoch_is_a_token_mean_too(toy_sett
 
 
 @pytest.mark.parametrize("full_context", [False, True])
-def test_validation_loss_is_the_token_mean_over_all_clips(toy_cache, base, full_context):
+def test_validation_loss_is_token_mean_over_all_clips(toy_cache, base, full_context):
     model, rows = whisper_model.load(base, dropout=0.5).train(), toy_cache.split("validation")
     budget, shapes = 6_000 if full_context else 1_500, []
     handle = model.model.encoder.register_forward_pre_hook(lambda encoder, args: shapes.append(args[0].shape))
@@ -247,7 +247,7 @@ def test_validation_loss_is_the_token_mean_over_all_clips(toy_cache, base, full_
         assert found == pytest.approx(np.average(losses, weights=tokens), rel=1e-5)
 
 
-def test_the_decoder_starts_with_one_start_token(fit, looks, tmp_path, monkeypatch):
+def test_decoder_input_has_one_start_token(fit, looks, tmp_path, monkeypatch):
     looks([1.0])
     seen, load = [], whisper_model.load
 
@@ -272,7 +272,7 @@ def test_the_decoder_starts_with_one_start_token(fit, looks, tmp_path, monkeypat
 # ---- what comes out
 
 
-def test_training_moves_everything_but_the_sinusoids(fit, toy_model, tmp_path):
+def test_training_changes_all_weights_but_sinusoids(fit, toy_model, tmp_path):
     made, lines = fit(tmp_path / "run")
     before, after = load_file(toy_model / "model.safetensors"), weights(made)
     assert before.keys() == after.keys()
@@ -283,7 +283,7 @@ def test_training_moves_everything_but_the_sinusoids(fit, toy_model, tmp_path):
     assert [line.split(":")[0] for line in lines[1:]] == ["step 4", "step 8", "step 12"]
 
 
-def test_a_model_is_sealed_and_complete(fit, looks, base, toy_cache, tmp_path):
+def test_finished_model_is_sealed_and_complete(fit, looks, base, toy_cache, tmp_path):
     looks([0.5])
     ended = []
     noisy = {"training.steps": 2, "model.dropout": 0.1, "model.spec_augment": True}
@@ -312,21 +312,21 @@ def test_a_model_is_sealed_and_complete(fit, looks, base, toy_cache, tmp_path):
 
 
 @pytest.mark.parametrize(("wers", "best"), [([0.5, 0.2, 0.9], 2), ([0.5, 0.5, 0.5], 1), ([0.9, 0.8, 0.3], 3)])
-def test_the_model_is_the_best_checkpoint_and_not_the_last(fit, looks, tmp_path, wers, best):
+def test_model_is_the_best_checkpoint_not_the_last(fit, looks, tmp_path, wers, best):
     seen = looks(wers)
     made, _ = fit(tmp_path / "run", {"training.steps": 3, "training.eval_every": 1, "training.warmup_steps": 0})
     assert (made.best_step, made.validation["eval_wer"], made.validation["step"]) == (best, min(wers), best)
     assert [same(weights(made), state) for state in seen] == [step == best for step in (1, 2, 3)]
 
 
-def test_steps_that_are_no_multiple_end_with_a_look(fit, looks, tmp_path):
+def test_last_step_is_validated_if_not_a_multiple(fit, looks, tmp_path):
     looks([0.5, 0.4])
     made, _ = fit(tmp_path / "run", {"training.steps": 6})
     assert [row["step"] for row in made.history if "eval_wer" in row] == [4, 6]
     assert made.best_step == 6
 
 
-def test_patience_ends_a_run_early(fit, looks, tmp_path):
+def test_patience_stops_a_run_early(fit, looks, tmp_path):
     impatient = {"training.steps": 5, "training.eval_every": 1, "training.patience": 2}
     wers = [0.5, 0.4, 0.6, 0.4, 0.1]
     looks(wers)
@@ -347,7 +347,7 @@ def test_patience_ends_a_run_early(fit, looks, tmp_path):
     assert same(weights(again), weights(made))
 
 
-def test_dropout_and_spec_augment_change_what_is_learnt(fit, looks, tmp_path):
+def test_dropout_and_spec_augment_change_the_weights(fit, looks, tmp_path):
     learnt = {}
     for name, overrides in {
         "plain": {},
@@ -361,7 +361,7 @@ def test_dropout_and_spec_augment_change_what_is_learnt(fit, looks, tmp_path):
     assert alike == {("plain", "plain again")}
 
 
-def test_spec_augment_masks_time_and_mel_bands_of_real_frames_alone(base):
+def test_spec_augment_masks_only_real_frames(base):
     model = whisper_model.load(base, spec_augment=True).train()
     np.random.seed(0)
     mask = torch.ones(4, 400, dtype=torch.long)
@@ -379,7 +379,7 @@ def test_spec_augment_masks_time_and_mel_bands_of_real_frames_alone(base):
 # ---- one run, one folder
 
 
-def test_a_finished_run_is_returned_at_once(fit, looks, tmp_path, monkeypatch):
+def test_finished_run_is_returned_at_once(fit, looks, tmp_path, monkeypatch):
     looks([0.5])
     made, _ = fit(tmp_path / "run", {"training.steps": 2})
     monkeypatch.setattr(training_loop, "_build_trainer", lambda *args: pytest.fail("trained again"))
@@ -395,21 +395,21 @@ def test_a_finished_run_is_returned_at_once(fit, looks, tmp_path, monkeypatch):
     [({"training.learning_rate": 2e-3}, "training.learning_rate: wanted 0.002, found 0.001"),
      ({"model.dropout": 0.1}, "model.dropout: wanted 0.1, found 0.0")],
 )  # fmt: skip
-def test_the_folder_of_another_run_is_refused(fit, looks, tmp_path, overrides, named):
+def test_folder_of_another_run_is_refused(fit, looks, tmp_path, overrides, named):
     looks([0.5])
     fit(tmp_path / "run", {"training.steps": 2})
     with pytest.raises(LabError, match=rf"belongs to another run: {named}\. Name another folder"):
         fit(tmp_path / "run", {"training.steps": 2, **overrides})
 
 
-def test_another_cache_is_another_run(toy_settings, toy_cache, eight, base, tmp_path):
+def test_other_cache_is_another_run(toy_settings, toy_cache, eight, base, tmp_path):
     (tmp_path / "run").mkdir()
     manifest.write_json(tmp_path / "run" / "run.json", training_run.run_identity(toy_settings(), toy_cache, base))
     with pytest.raises(LabError, match=f"cache: wanted {eight.digest}, found {toy_cache.digest}"):
         training_loop.train(TrainingRun(toy_settings(), eight, base, tmp_path / "run"))
 
 
-def test_a_second_trainer_is_refused_at_once(fit, tmp_path, monkeypatch):
+def test_second_trainer_in_a_folder_is_refused(fit, tmp_path, monkeypatch):
     refused = []
 
     def validate(model):
@@ -424,7 +424,7 @@ def test_a_second_trainer_is_refused_at_once(fit, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_cache_without_a_split_is_one_line(toy_settings, toy_cache, base, tmp_path, split):
+def test_cache_without_a_split_raises_one_line(toy_settings, toy_cache, base, tmp_path, split):
     lacking = dataclasses.replace(toy_cache, rows=toy_cache.rows[toy_cache.rows["split"] != split])
     with pytest.raises(LabError, match=f"has no {split} clips"):
         training_loop.train(TrainingRun(toy_settings(), lacking, base, tmp_path / "run"))
@@ -451,7 +451,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_run_that_was_cut_off_twice_is_the_same_run(fit, looks, whole, tmp_path):
+def test_run_interrupted_twice_is_bit_equal(fit, looks, whole, tmp_path):
     looks([0.5, 0.6])
     _, first = fit(tmp_path / "run", cut_at=7)
     _, second = fit(tmp_path / "run", cut_at=10)
@@ -469,7 +469,7 @@ def test_a_run_that_was_cut_off_twice_is_the_same_run(fit, looks, whole, tmp_pat
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_shipped_recipe_is_bit_equal_when_it_was_cut_off(fit, looks, tmp_path, name):
+def test_shipped_recipes_resume_bit_equal(fit, looks, tmp_path, name):
     """Its settings of model, training and augmentation on the toy; the numbers of steps alone are the toy's."""
     shipped = recipes.load(name)
     chosen = shipped.changed("model") | shipped.changed("training") | shipped.changed("augment")
@@ -486,7 +486,7 @@ def test_every_shipped_recipe_is_bit_equal_when_it_was_cut_off(fit, looks, tmp_p
     assert told(made.history) == told(alone.history)
 
 
-def test_a_run_is_told_where_it_stands(fit, looks, tmp_path):
+def test_progress_reports_resumed_steps(fit, looks, tmp_path):
     looks([0.5, 0.6])
     starts = []
     fit(tmp_path / "run", cut_at=6, on_start=lambda *args: starts.append(args))
@@ -498,7 +498,7 @@ def test_a_run_is_told_where_it_stands(fit, looks, tmp_path):
     assert histories[0] > 4
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(fit, looks, whole, tmp_path):
+def test_damaged_checkpoint_falls_back_to_previous(fit, looks, whole, tmp_path):
     looks([0.5, 0.6])
     fit(tmp_path / "run", cut_at=10)
     flip(tmp_path / "run" / "checkpoints" / "checkpoint-8" / "optimizer.pt")
@@ -511,7 +511,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(fit, looks, wh
     assert same(weights(made), weights(whole))
 
 
-def test_an_unfinished_checkpoint_is_ignored_and_written_anew(fit, looks, tmp_path):
+def test_unfinished_checkpoint_is_ignored_and_rewritten(fit, looks, tmp_path):
     longer = {"training.steps": 16}
     looks([0.5, 0.6])
     fit(tmp_path / "run", longer, cut_at=10)
@@ -527,7 +527,7 @@ def test_an_unfinished_checkpoint_is_ignored_and_written_anew(fit, looks, tmp_pa
     assert not (torn / "left.over").exists()
 
 
-def test_a_save_that_was_cut_off_leaves_no_checkpoint(fit, looks, tmp_path):
+def test_interrupted_save_leaves_no_checkpoint(fit, looks, tmp_path):
     looks([0.5, 0.6])
     with cut_before(sealed_checkpoints, "seal", when=lambda folder, **facts: folder.name == "checkpoint-4"):
         fit(tmp_path / "run", {"training.steps": 6, "training.eval_every": 2}, cut=True)
@@ -537,7 +537,7 @@ def test_a_save_that_was_cut_off_leaves_no_checkpoint(fit, looks, tmp_path):
     assert lines[1] == "resuming from checkpoint-2"
 
 
-def test_cut_off_between_the_last_checkpoint_and_the_model(fit, looks, tmp_path):
+def test_interruption_before_the_model_resumes_to_it(fit, looks, tmp_path):
     # five steps end inside an epoch of twelve, where transformers' trainer would take one step more
     short = {"training.steps": 5}
     looks([0.5, 0.4])
@@ -552,7 +552,7 @@ def test_cut_off_between_the_last_checkpoint_and_the_model(fit, looks, tmp_path)
     assert same(weights(made), weights(wanted))
 
 
-def test_a_model_that_was_not_sealed_is_written_anew(fit, looks, whole, tmp_path):
+def test_unsealed_model_is_written_again(fit, looks, whole, tmp_path):
     looks([0.5, 0.6, 0.4])
     with cut_before(manifest, "seal", when=lambda folder, kind, **facts: kind == "model"):
         fit(tmp_path / "run", cut=True)
@@ -563,7 +563,7 @@ def test_a_model_that_was_not_sealed_is_written_anew(fit, looks, whole, tmp_path
     assert not (Path(made.uri) / "left.over").exists()
 
 
-def test_a_damaged_best_checkpoint_is_an_error_and_no_model(fit, looks, tmp_path):
+def test_damaged_best_checkpoint_is_an_error(fit, looks, tmp_path):
     looks([0.3, 0.6])
     fit(tmp_path / "run", cut_at=10)
     flip(tmp_path / "run" / "checkpoints" / "checkpoint-4" / "model.safetensors")
@@ -574,16 +574,14 @@ def test_a_damaged_best_checkpoint_is_an_error_and_no_model(fit, looks, tmp_path
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4, 10]), (2, [4, 8, 10]), (3, [4, 6, 8, 10])])
-def test_as_many_checkpoints_are_kept_as_told_and_the_best(fit, looks, tmp_path, keep, left):
+def test_newest_and_best_checkpoints_are_kept(fit, looks, tmp_path, keep, left):
     looks([0.5, 0.2, 0.6, 0.7, 0.8])
     fit(tmp_path / "run", {"training.eval_every": 2, "training.keep_checkpoints": keep}, cut_at=11)
     assert steps_at_hand(tmp_path / "run") == left
     assert all(manifest.problem(path) is None for path in sealed_checkpoints.listed(tmp_path / "run" / "checkpoints"))
 
 
-def test_a_finished_model_tells_how_much_it_has_heard_at_once_and_how_sure_it_may_be(
-    train_toy, toy_cache, tmp_path, monkeypatch
-):
+def test_model_records_context_and_calibration(train_toy, toy_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(confidence, "fit", lambda logprobs, right: Calibration(0.5, 0.1, len(right)))
     wanted = toy_cache.rows["duration_s"].iloc[toy_cache.split("train")].max()
     for overrides, context_s in (({}, wanted), ({"training.window_share": 0.2}, 30.0)):

@@ -62,7 +62,7 @@ def made_card(tmp_path: Path, recipe, **facts) -> ModelCard:
 # ---- what it tells
 
 
-def test_a_finished_model_has_a_card_that_the_hub_s_own_client_reads(trained, toy_cache):
+def test_card_is_valid_for_huggingface_hub(trained, toy_cache):
     _, folder, _ = trained
     assert manifest.problem(folder) is None
     assert lineage.FILE in manifest.read(folder)["files"]
@@ -80,7 +80,7 @@ def test_a_finished_model_has_a_card_that_the_hub_s_own_client_reads(trained, to
     assert "2 steps of 4 clips, all weights" in text
 
 
-def test_the_validation_score_has_its_interval(trained):
+def test_validation_score_has_an_interval(trained):
     _, folder, _ = trained
     best = json.loads((folder / "training.json").read_text())["validation"]
     low, high = best["eval_wer_low"], best["eval_wer_high"]
@@ -89,7 +89,7 @@ def test_the_validation_score_has_its_interval(trained):
     assert (told.metric_value, told.metric_args) == (best["eval_wer"], {"ci95": [low, high]})
 
 
-def test_the_validation_interval_is_that_of_the_score(toy_settings, toy_cache):
+def test_validation_interval_equals_that_of_the_score(toy_settings, toy_cache):
     from pipelines.speech import scoring
     from pipelines.whisper import decoding
 
@@ -104,7 +104,7 @@ def test_the_validation_interval_is_that_of_the_score(toy_settings, toy_cache):
     assert (found["wer"], found["wer_low"], found["wer_high"]) == (score.wer, *score.ci95)
 
 
-def test_a_test_report_is_told_in_the_card_and_the_folder_stays_whole(scored, trained):
+def test_test_score_is_added_and_folder_stays_sealed(scored, trained):
     _, folder, _ = trained
     assert manifest.problem(folder) is None
     told = results(folder)
@@ -121,14 +121,14 @@ def test_a_test_report_is_told_in_the_card_and_the_folder_stays_whole(scored, tr
     assert "not scored yet" not in read(folder).text
 
 
-def test_scoring_again_changes_no_byte_and_not_the_time(scored, trained, toy_cache):
+def test_equal_score_changes_no_byte_of_the_model(scored, trained, toy_cache):
     settings, folder, runs = trained
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     experiment_pipeline.evaluate(settings, toy_cache, str(folder), runs=runs)
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
 
 
-def test_a_published_model_has_its_card_and_a_later_score_reaches_it(trained, tmp_path):
+def test_later_score_reaches_the_published_card(trained, tmp_path):
     folder, copy = tmp_path / "model", tmp_path / "published"
     shutil.copytree(trained[1], folder)
     for wer in (0.25, 0.24):
@@ -138,7 +138,7 @@ def test_a_published_model_has_its_card_and_a_later_score_reaches_it(trained, tm
         assert manifest.problem(copy) is None
 
 
-def test_the_hub_takes_a_model_with_its_card(trained, tmp_path, monkeypatch):
+def test_hub_accepts_a_model_with_its_card(trained, tmp_path, monkeypatch):
     import huggingface_hub
 
     server, folder = Hub(), tmp_path / "model"
@@ -158,7 +158,7 @@ def test_the_hub_takes_a_model_with_its_card(trained, tmp_path, monkeypatch):
     huggingface_hub.close_session()
 
 
-def test_cut_off_while_the_card_is_exchanged_the_model_is_whole(trained, tmp_path, monkeypatch):
+def test_interrupted_card_refresh_leaves_a_whole_model(trained, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(trained[1], folder)
     write, left = manifest.write_bytes, [0]
@@ -181,7 +181,7 @@ def test_cut_off_while_the_card_is_exchanged_the_model_is_whole(trained, tmp_pat
     assert results(folder)["test", "WER, normalised"].metric_value == 0.25
 
 
-def test_a_model_from_before_there_were_cards_takes_its_score(tmp_path):
+def test_model_without_card_records_its_score(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     manifest.seal(tmp_path, kind="model", name="old")
     model_card.refresh(tmp_path, test={"wer": 0.25})
@@ -192,7 +192,7 @@ def test_a_model_from_before_there_were_cards_takes_its_score(tmp_path):
 # ---- what it does not tell
 
 
-def test_no_path_and_no_token_is_in_what_is_published(scored, trained, toy_model):
+def test_published_files_have_no_path_and_no_token(scored, trained, toy_model):
     settings, folder, runs = trained
     assert settings.model.base == str(toy_model)  # there is one to tell
     texts = {path.name: path.read_text("utf-8") for path in folder.iterdir() if path.suffix in (".json", ".md")}
@@ -206,7 +206,7 @@ def test_no_path_and_no_token_is_in_what_is_published(scored, trained, toy_model
     assert manifest.read(folder)["base"].startswith("(a local path) @ ")
 
 
-def test_the_name_of_a_folder_beside_the_trainer_is_one_too(toy_settings, toy_model, tmp_path, monkeypatch):
+def test_relative_folder_is_redacted(toy_settings, toy_model, tmp_path, monkeypatch):
     """No slash in it: it could be a model's name."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(toy_model, tmp_path / "annas")
@@ -234,7 +234,7 @@ def test_the_name_of_a_folder_beside_the_trainer_is_one_too(toy_settings, toy_mo
         },
     ],
 )
-def test_where_things_lie_is_the_trainer_s_own_business(toy_settings, tmp_path, overrides):
+def test_local_paths_are_redacted_in_settings(toy_settings, tmp_path, overrides):
     told = made_card(tmp_path, toy_settings(overrides))
     assert "anna" not in str(told)
 
@@ -251,7 +251,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_no_name_in_a_recipe_breaks_the_card(toy_settings, tmp_path, hostile):
+def test_names_in_a_recipe_cannot_break_the_card(toy_settings, tmp_path, hostile):
     overrides = {"source.kind": "hub", "source.path": hostile, "source.config": hostile, "source.text_column": hostile}
     recipe = toy_settings(overrides)
     plain = made_card(tmp_path, toy_settings({"source.kind": "hub", "source.path": "own/er"}))
@@ -285,11 +285,11 @@ def test_no_name_in_a_recipe_breaks_the_card(toy_settings, tmp_path, hostile):
         ("/data/model", "folder", None),
     ],
 )
-def test_the_base_model_is_named_where_the_hub_has_it(name, origin, hub_id):
+def test_base_model_is_named_if_on_the_hub(name, origin, hub_id):
     assert model_card._hub_id(whisper_model.ModelRef(name, Path("x"), origin, "0")) == hub_id
 
 
-def test_data_sets_of_the_hub_are_named_for_its_index(toy_settings, tmp_path):
+def test_hub_data_sets_are_in_the_front_matter(toy_settings, tmp_path):
     parts = [{"name": "nst", "kind": "hub", "path": "jzju/nst"}, {"name": "tour", "kind": "tour"}]
     found = made_card(tmp_path, toy_settings({"source.kind": "mix", "source.parts": parts}))
     assert found.data.datasets == ["jzju/nst"]
@@ -301,13 +301,13 @@ def test_data_sets_of_the_hub_are_named_for_its_index(toy_settings, tmp_path):
     assert "synthetic-speech" not in front["tags"]
 
 
-def test_the_planted_corpus_is_synthetic_too(toy_settings, tmp_path):
+def test_planted_corpus_is_tagged_synthetic(toy_settings, tmp_path):
     found = made_card(tmp_path, toy_settings({"source.kind": "planted"}))
     assert "synthetic-speech" in found.data.tags
     assert "Its speech was synthetic" in found.text
 
 
-def test_lora_and_windows_are_told(toy_settings, tmp_path):
+def test_card_describes_lora_and_windows(toy_settings, tmp_path):
     lora = {"model.adapter": "lora", "model.freeze_encoder": True, "training.window_share": 0.2}
     text = made_card(tmp_path, toy_settings(lora), context="clip", quantisation="q8").text
     assert "LoRA, merged into the weights, the encoder frozen" in text
@@ -316,5 +316,5 @@ def test_lora_and_windows_are_told(toy_settings, tmp_path):
     assert "No recording longer than a clip" in made_card(tmp_path, toy_settings(), context="clip").text
 
 
-def test_a_source_of_another_version_is_called_by_its_kind():
+def test_unknown_source_is_named_by_its_kind():
     assert lineage.data_of({"kind": "not_yet"}) == {"type": "not_yet", "name": "not_yet"}

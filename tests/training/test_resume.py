@@ -206,7 +206,7 @@ def whole(sit, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_four_times_and_bit_equal(sit, whole, tmp_path):
+def test_run_killed_four_times_is_bit_equal(sit, whole, tmp_path):
     run = tmp_path / "run"
     first = sit(run, sealed(4))
     second = sit(run, done(7))
@@ -226,7 +226,7 @@ def test_killed_four_times_and_bit_equal(sit, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
+def test_run_killed_with_two_workers_is_bit_equal(sit, whole, tmp_path):
     run, workers = tmp_path / "run", {"training.workers": 2}
     sit(run, done(6), **workers)
     second = sit(run, being_written(12), **workers)
@@ -253,7 +253,7 @@ def test_killed_with_two_workers_and_bit_equal(sit, whole, tmp_path):
     ],
     ids=["lora", "frozen", "windows", "student"],
 )
-def test_other_kinds_of_training_are_killed_and_bit_equal_too(sit, whole, tmp_path, other):
+def test_other_kinds_of_training_resume_bit_equal(sit, whole, tmp_path, other):
     alone, run = tmp_path / "alone", tmp_path / "run"
     sit(alone, **other)
     sit(run, done(6), **other)
@@ -266,7 +266,7 @@ def test_other_kinds_of_training_are_killed_and_bit_equal_too(sit, whole, tmp_pa
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_at_random_moments_and_bit_equal(sit, tmp_path):
+def test_run_killed_at_random_moments_is_bit_equal(sit, tmp_path):
     """In start-up, in steps, in validation, in saves and right after them, four times each, in random order."""
     seed = int(os.environ.get("KILL_SEED") or time.time_ns())
     rng, settings = random.Random(seed), {"training.steps": 20, "training.eval_every": 2, "training.batch_size": 4}
@@ -324,7 +324,7 @@ MOMENTS = {
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_whole_group_ends_with_a_checkpoint_and_bit_equal(sit, whole, tmp_path):
+def test_sigterm_to_process_group_resumes_bit_equal(sit, whole, tmp_path):
     run, workers = tmp_path / "run", {"training.workers": 2}
     ended = sit(run, done(4), sends=signal.SIGTERM, **workers)
     assert "pipelines.infra.errors.Unfinished: SIGTERM ended training after step " in ended[-1]
@@ -337,14 +337,14 @@ def test_sigterm_to_the_whole_group_ends_with_a_checkpoint_and_bit_equal(sit, wh
 
 
 @pytest.mark.slow
-def test_the_equality_could_fail(sit, whole, tmp_path):
+def test_comparison_detects_another_seed(sit, whole, tmp_path):
     """Dropout and SpecAugment do draw: another seed gives other weights."""
     sit(tmp_path / "run", **{"training.seed": 43})
     assert weights_sha256(tmp_path / "run") != weights_sha256(whole)
 
 
 @pytest.mark.slow
-def test_killed_on_two_threads_and_bit_equal(sit, toy_of_width, tmp_path):
+def test_run_killed_on_two_threads_is_bit_equal(sit, toy_of_width, tmp_path):
     """A model wide enough for both threads to add to one gradient: unless told, they take turns at random."""
     sizes = {"training.steps": 3, "training.batch_size": 16, "training.eval_every": 1, "training.accumulation": 1}
     settings = {**sizes, "model.base": str(toy_of_width(192)), "threads": 2}
@@ -355,7 +355,7 @@ def test_killed_on_two_threads_and_bit_equal(sit, toy_of_width, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_where_it_was_killed(whole, toy_recipe, toy_model, toy_cache, tmp_path):
+def test_killed_command_resumes(whole, toy_recipe, toy_model, toy_cache, tmp_path):
     settings = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
     command = [sys.executable, "-m", "pipelines", "train", "--recipe", str(toy_recipe), f"--set=model.base={toy_model}"]
     command += [*settings, f"--cache={toy_cache.uri}", f"--runs={tmp_path / 'runs'}"]

@@ -144,7 +144,7 @@ def ignored(answer: httpx.Response, status: int, about: str) -> str:
 # --- the interface, and a second model behind it ----------------------------------------------------------------------
 
 
-def test_a_model_has_to_do_all_six_tasks():
+def test_interface_requires_all_six_methods():
     tasks = ("dataset", "train", "eval", "test", "save", "status")
     assert FineTuningInterface.__abstractmethods__ == set(tasks)
     half = type("Half", (FineTuningInterface,), {name: getattr(MeanModel, name) for name in tasks if name != "save"})
@@ -152,7 +152,7 @@ def test_a_model_has_to_do_all_six_tasks():
         half()
 
 
-def test_a_life_of_another_model(client, tmp_path):
+def test_all_tasks_of_a_custom_model(client, tmp_path):
     assert client.post("status").json()["internal_state"] == "Ready"
     for task in ("train", "eval"):
         assert "send the task dataset first" in ignored(client.post(task), 409, f"{task} was ignored")
@@ -187,7 +187,7 @@ def test_a_life_of_another_model(client, tmp_path):
     assert client.log(after=10**9) == log, "a log that was begun anew is told whole"
 
 
-def test_while_busy_all_but_status_is_ignored_at_once(client):
+def test_busy_worker_ignores_all_tasks_but_status(client):
     client.do("dataset", NUMBERS)
     client.post("train", {"steps": 500, "pause_s": 0.02})
     until(lambda: client.status()["step"])
@@ -206,7 +206,7 @@ def test_while_busy_all_but_status_is_ignored_at_once(client):
     assert client.status()["value"] == 3.75, "what was cancelled is not gone on with"
 
 
-def test_a_task_that_is_waited_for_can_be_cancelled_and_takes_no_longer_than_it_may(tmp_path):
+def test_synchronous_task_can_be_cancelled_and_times_out(tmp_path):
     with running(tmp_path, limits=queue.Limits(max_mb=1, timeout_s=1)) as client, ThreadPoolExecutor() as pool:
         waiting = pool.submit(client.post, "test", {"pause_s": 60})
         until(lambda: client.state() == "Busy testing")
@@ -221,7 +221,7 @@ def test_a_task_that_is_waited_for_can_be_cancelled_and_takes_no_longer_than_it_
         assert (tmp_path / "saved.json").exists(), "it goes on although nobody waits"
 
 
-def test_what_goes_wrong_is_a_state_redact_text_and_without_a_traceback(client, tmp_path, capfd):
+def test_errors_are_states_without_paths_or_tracebacks(client, tmp_path, capfd):
     failed = client.do("dataset")
     assert failed == "Error: numbers are missing in …/numbers.json and …/secret place/numbers.json"
     ignored(client.post("eval"), 409, "dataset first")
@@ -241,7 +241,7 @@ def test_what_goes_wrong_is_a_state_redact_text_and_without_a_traceback(client, 
     assert str(tmp_path) not in json.dumps(client.log())
 
 
-def test_an_end_of_the_server_asks_the_job_to_end_and_the_next_one_goes_on(tmp_path):
+def test_stopped_server_stops_job_and_next_one_resumes(tmp_path):
     with running(tmp_path) as client:
         client.do("dataset", NUMBERS)
         client.post("train", {"steps": 40, "pause_s": 0.05})
@@ -275,7 +275,7 @@ def process_of(folder: Path):
 
 
 @pytest.mark.slow
-def test_a_job_ends_with_a_killed_server_and_the_next_one_goes_on(tmp_path):
+def test_killed_server_ends_job_and_next_one_resumes(tmp_path):
     diary = tmp_path / "diary"
 
     def steps() -> list[int]:
@@ -304,7 +304,7 @@ def test_a_job_ends_with_a_killed_server_and_the_next_one_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_says_nothing_ends_with_its_server_too(tmp_path):
+def test_silent_job_ends_with_its_server(tmp_path):
     with process_of(tmp_path) as (server, client):
         client.do("dataset", NUMBERS)
         client.post("eval", {"how": "silent", "say": "now"})
@@ -326,20 +326,20 @@ class Unsendable(MeanModel):
         return params
 
 
-def test_a_model_that_cannot_be_sent_to_a_process_is_told_and_blocks_nothing(tmp_path):
+def test_unpicklable_model_is_an_error_state(tmp_path):
     with running(tmp_path, Unsendable(tmp_path)) as client:
         for _ in range(2):
             assert client.do("dataset", NUMBERS).startswith("Error: no process can be started: Unsendable")
         ignored(client.post("cancel"), 409, "nothing is running")
 
 
-def test_a_state_that_cannot_be_read_is_one_line(tmp_path):
+def test_unreadable_state_raises_one_line(tmp_path):
     (tmp_path / "state.json").write_text('{"job": {"task": "rm -rf"}}')
     with pytest.raises(LabError, match="cannot be read as the state of a worker: remove it to start again"):
         jobs.Jobs(MeanModel(tmp_path), tmp_path)
 
 
-def test_the_log_is_bounded_and_outlives_a_cut(tmp_path):
+def test_log_is_bounded_and_survives_a_torn_line(tmp_path):
     log = event_log.EventLog(tmp_path / "log.jsonl", max_lines=10)
     for number in range(1, 36):
         log.add(f"line {number} " + "x" * 3_000)
@@ -353,7 +353,7 @@ def test_the_log_is_bounded_and_outlives_a_cut(tmp_path):
     assert [line["id"] for line in again.after(33)] == [34, 35, 36]
 
 
-def test_a_full_disk_keeps_no_worker_from_starting(tmp_path, monkeypatch):
+def test_worker_starts_on_a_full_disk(tmp_path, monkeypatch):
     event_log.EventLog(tmp_path / "log.jsonl").add("before")
 
     def full(*args):
@@ -380,7 +380,7 @@ def test_a_full_disk_keeps_no_worker_from_starting(tmp_path, monkeypatch):
         ("steps 1/2/3 and /tmp", None),
     ],
 )
-def test_lines_tell_no_places(line: str, told: str | None):
+def test_log_lines_have_no_local_paths(line: str, told: str | None):
     assert redact_text(line) == (line if told is None else told)
     assert redact_text(f"{ROOT}/pipelines/x.py") == "…/x.py"
 
@@ -412,12 +412,12 @@ JSON = {"Content-Type": "application/json"}
         (b'{"task": "train", "params": {}}', "not 'params'"),
     ],
 )
-def test_what_is_no_request_is_refused(client, content: bytes, about: str):
+def test_invalid_request_is_refused(client, content: bytes, about: str):
     ignored(httpx.post(client.url, content=content, headers=JSON), 400, about)
     assert client.state() == "Ready"
 
 
-def test_addresses_and_methods_that_are_not_there(client):
+def test_unknown_routes_and_methods_are_refused(client):
     ignored(httpx.get(f"{client.url}/nowhere"), 404, "Not Found")
     ignored(httpx.get(f"{client.url}/../../etc/passwd"), 404, "Not Found")
     ignored(httpx.put(client.url), 405, "Method Not Allowed")
@@ -425,7 +425,7 @@ def test_addresses_and_methods_that_are_not_there(client):
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
-def test_what_a_page_of_any_site_may_send_unasked_is_no_request(client, kind: str):
+def test_requests_without_cors_preflight_are_refused(client, kind: str):
     content = json.dumps({"task": "dataset", "parameters": NUMBERS})
     ignored(httpx.post(client.url, content=content, headers={"Content-Type": kind}), 415, "send application/json")
     form = {"task": "dataset", "parameters": json.dumps(NUMBERS)}
@@ -446,7 +446,7 @@ BROWSER = [
 
 
 @pytest.mark.parametrize(("headers", "about"), BROWSER)
-def test_a_page_of_another_site_begins_no_job_and_reads_nothing(client, headers: dict, about: str):
+def test_other_site_can_neither_start_nor_read(client, headers: dict, about: str):
     refused = httpx.post(client.url, json={"task": "dataset", "parameters": NUMBERS}, headers=headers)
     ignored(refused, 403, about)
     assert "internal_state" not in refused.json()
@@ -455,14 +455,14 @@ def test_a_page_of_another_site_begins_no_job_and_reads_nothing(client, headers:
     assert client.state() == "Ready"
 
 
-def test_names_that_the_operator_gave_and_the_page_of_the_worker_itself_are_let_in(tmp_path):
+def test_allowed_hosts_and_same_origin_are_accepted(tmp_path):
     with running(tmp_path, hosts=["Lab.example"]) as client:
         for host in ("lab.example", "localhost:1", "[::1]:80", "192.168.1.10:8001"):
             own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
             assert httpx.post(client.url, json={"task": "status"}, headers=own).status_code == 200
 
 
-def test_with_a_token_nothing_but_the_empty_page_answers_without_it(tmp_path):
+def test_only_the_page_is_open_without_the_token(tmp_path):
     with running(tmp_path, token=TOKEN) as client:
         assert client.do("dataset", NUMBERS) == "Ready"
         for wrong in ({}, {"Authorization": "Bearer other"}, {"Authorization": f"Basic {TOKEN}".encode()}):
@@ -480,7 +480,7 @@ def test_with_a_token_nothing_but_the_empty_page_answers_without_it(tmp_path):
         assert httpx.get(f"{client.url}/status", headers=cross).status_code == 403
 
 
-def test_too_much_is_refused_whatever_its_length_says(client):
+def test_large_body_is_refused_despite_its_length_header(client):
     def body():
         for _ in range(400):
             yield b" " * 10_000
@@ -494,7 +494,7 @@ def test_too_much_is_refused_whatever_its_length_says(client):
     ignored(httpx.post(client.url, data={"task": "test"}, files={"audio": bytes(1_000_000)}), 413, "at most 1 MB")
 
 
-def test_many_slow_requests_take_no_state_away(client):
+def test_many_slow_requests_leave_status_available(client):
     host, port = client.url.removeprefix("http://").split(":")
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
     with contextlib.ExitStack() as held:
@@ -505,7 +505,7 @@ def test_many_slow_requests_take_no_state_away(client):
     until(lambda: client.post("status").status_code == 200)
 
 
-def test_a_client_that_listens_does_not_hold_the_server(tmp_path):
+def test_open_event_stream_does_not_block_shutdown(tmp_path):
     with ThreadPoolExecutor() as pool, running(tmp_path) as client:
 
         def listen() -> str:
@@ -519,7 +519,7 @@ def test_a_client_that_listens_does_not_hold_the_server(tmp_path):
     assert "id: 2\nevent: line\n" in told.result() and "dataset is done" in told.result()
 
 
-def test_the_page_runs_its_own_script_alone_and_fetches_nothing(client):
+def test_page_policy_allows_only_its_script(client):
     page = httpx.get(client.url)
     policy = page.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "frame-ancestors 'none'" in policy
@@ -553,7 +553,7 @@ def tuner(toy_settings, tmp_path):
 PREPARED = {"dataset": "toy", "language": "sv"}
 
 
-def test_what_is_tuned_can_be_saved_and_tried_where_its_data_is_offered_no_more(tuner):
+def test_tuned_model_is_usable_without_its_data_set(tuner):
     gone = {"dataset": "mine", "language": "fi", "model_uri": "x"}
     assert tuner.check("save", {}, dict(gone)) == {"store": "fixed", "name": ""}
     assert tuner.check("test", {"audio": "AAAA"}, dict(gone))["language"] == "sv"
@@ -563,7 +563,7 @@ def test_what_is_tuned_can_be_saved_and_tried_where_its_data_is_offered_no_more(
         tuner.check("save", {"dataset": "mine"}, dict(gone))
 
 
-def test_places_with_blanks_are_known_and_words_are_left_alone(toy_settings, tmp_path):
+def test_private_paths_with_spaces_are_redacted(toy_settings, tmp_path):
     drive = "/content/drive/My Drive/anna/models"
     given = {"drive": f"{drive}/{{name}}", "near": "models/{name}", "hub": "hub://me/{name}"}
     worker = whisper_tasks.WhisperFineTuning(toy_settings(), tmp_path, stores=given)
@@ -574,12 +574,12 @@ def test_places_with_blanks_are_known_and_words_are_left_alone(toy_settings, tmp
 @pytest.mark.parametrize(
     "settings", [{"distillation.teacher": "run:tour"}, {"curation.max_label_cer": 0.5, "curation.label_model": "run:a"}]
 )
-def test_recipes_that_need_another_run_are_refused_at_the_start(toy_settings, tmp_path, settings):
+def test_recipe_that_needs_another_run_is_refused(toy_settings, tmp_path, settings):
     with pytest.raises(LabError, match="has no access to other runs.*take another recipe"):
         whisper_tasks.WhisperFineTuning(toy_settings(settings), tmp_path)
 
 
-def test_parameters_have_the_defaults_of_the_published_interface(tuner):
+def test_parameters_have_documented_defaults(tuner):
     told = tuner.check("train", {}, dict(PREPARED))
     assert told.pop("run")
     assert told == {**PREPARED, "epochs": 1.0, "learning_rate": 1e-5, "warmup_ratio": 0.25}
@@ -622,21 +622,21 @@ def test_parameters_have_the_defaults_of_the_published_interface(tuner):
         ("test", {"audio": ["x"]}, "audio"),
     ],
 )
-def test_only_what_the_operator_allowed_can_be_asked_for(tuner, task: str, params: dict, about: str):
+def test_only_allowed_parameters_are_accepted(tuner, task: str, params: dict, about: str):
     with pytest.raises(LabError) as refused:
         tuner.check(task, params, {**PREPARED, "model_uri": "there"})
     assert str(refused.value).startswith(about)
     assert not isinstance(refused.value, Ignored)
 
 
-def test_what_cannot_be_done_now_is_ignored(tuner):
+def test_task_that_cannot_run_now_is_ignored(tuner):
     with pytest.raises(Ignored, match="nothing was tuned yet"):
         tuner.check("save", {}, dict(PREPARED))
     with pytest.raises(Ignored, match="the data set that is prepared is toy:sv; send the task dataset to change it"):
         tuner.check("train", {"dataset": "other"}, dict(PREPARED))
 
 
-def test_a_training_that_begins_tells_nothing_of_the_one_before(tuner):
+def test_new_training_removes_earlier_results(tuner):
     scores = {"base": {"wer": 0.9}, "tuned": {"wer": 0.5}}
     logs = {**PREPARED, "model_uri": "old", "model": "toy-1", "wer": 0.5, "progress_percent": 100.0, "scores": scores}
     tuner.check("train", {}, logs)
@@ -645,7 +645,7 @@ def test_a_training_that_begins_tells_nothing_of_the_one_before(tuner):
         tuner.check("save", {}, logs)
 
 
-def test_a_data_set_tells_how_far_it_is(tuner, toy_cache, monkeypatch):
+def test_dataset_task_reports_percent(tuner, toy_cache, monkeypatch):
     told: list[float] = []
 
     class Told(dict):
@@ -669,7 +669,7 @@ def test_a_data_set_tells_how_far_it_is(tuner, toy_cache, monkeypatch):
     assert logs["progress_percent"] == 100.0
 
 
-def test_a_training_that_was_cancelled_leaves_no_figures(tuner):
+def test_cancelled_training_leaves_no_figures(tuner):
     logs = {**PREPARED, "scores": {"base": {"wer": 0.9}}}
     whisper_tasks._progress(logs, 10).on_start(4, 10)
     whisper_tasks._progress(logs, 10).on_log(
@@ -680,7 +680,7 @@ def test_a_training_that_was_cancelled_leaves_no_figures(tuner):
     assert logs == {**PREPARED, "scores": {"base": {"wer": 0.9}}}
 
 
-def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(tuner, toy_cache, monkeypatch):
+def test_changed_settings_restart_training_with_a_line(tuner, toy_cache, monkeypatch):
     """The worker was killed, and started again with another recipe's settings."""
     made = training_run.TrainedModel("there", "1a2b", 1, {"eval_wer": 0.5}, [], 1.0)
     monkeypatch.setattr(feature_pipeline, "open_cache", lambda *args, **_: toy_cache)
@@ -713,7 +713,7 @@ def test_a_training_that_goes_on_under_other_settings_says_that_it_begins_anew(t
     assert "starts again: the worker's settings have changed (training.weight_decay: wanted 0.5, found 0.0" in said
 
 
-def test_epochs_and_warmup_become_steps(toy_settings, toy_cache):
+def test_epochs_and_warmup_ratio_become_steps(toy_settings, toy_cache):
     assert training_loop.steps_per_epoch(toy_settings(), toy_cache) == 12  # 48 clips, 4 to a batch
     accumulated = toy_settings({"training.batch_size": 5, "training.accumulation": 3})
     assert training_loop.steps_per_epoch(accumulated, toy_cache) == 4
@@ -722,7 +722,7 @@ def test_epochs_and_warmup_become_steps(toy_settings, toy_cache):
     assert whisper_tasks.settings_of({"epochs": 1e-9, "learning_rate": 1, "warmup_ratio": 0}, 11)["training.steps"] == 1
 
 
-def test_an_operator_cannot_offer_training_on_held_out_speakers_nor_a_store_that_is_none(toy_settings, tmp_path):
+def test_invalid_operator_settings_are_refused(toy_settings, tmp_path):
     with pytest.raises(LabError, match="trains on no held-out speaker.*curation.leaks"):
         whisper_tasks.WhisperFineTuning(toy_settings({"curation.leaks": "ignore"}), tmp_path)
     with pytest.raises(LabError, match="no store for ftp://x"):
@@ -731,7 +731,7 @@ def test_an_operator_cannot_offer_training_on_held_out_speakers_nor_a_store_that
         whisper_tasks.WhisperFineTuning(toy_settings(), tmp_path, stores={"odd": "hub://me/{model}"})
 
 
-def test_another_data_set_sets_the_tuned_model_aside(tuner, toy_cache, monkeypatch):
+def test_other_data_set_drops_the_tuned_model(tuner, toy_cache, monkeypatch):
     lines = record_log()
     logs = {**PREPARED, "cache_digest": "1", "model_uri": "old", "model": "toy-1", "wer": 0.5, "scores": {"tuned": {}}}
     monkeypatch.setattr(feature_pipeline, "run", lambda recipe, **_: toy_cache)
@@ -743,7 +743,7 @@ def test_another_data_set_sets_the_tuned_model_aside(tuner, toy_cache, monkeypat
     assert (logs["model_uri"], logs["wer"]) == ("new", 0.4), "the same data set again changes nothing"
 
 
-def test_a_recording_is_transcribed_or_refused(
+def test_recording_is_transcribed_or_refused(
     tuner, toy_model, one_thread, encoded, speech, monkeypatch: pytest.MonkeyPatch
 ):
     short = functools.partial(transcriber.Transcriber, max_new_tokens=8)  # a toy writes nonsense for as long as it may
@@ -798,7 +798,7 @@ class Worker:
 
 
 @pytest.mark.slow
-def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
+def test_killed_worker_trains_the_weights_of_an_undisturbed_run(
     toy_recipe, toy_model, toy_settings, toy_cache, one_thread, tmp_path, monkeypatch
 ):
     runs, hub = tmp_path / "runs", Hub()
@@ -879,7 +879,7 @@ def test_a_whole_life_with_a_kill_and_the_weights_of_a_run_that_was_left_alone(
             assert manifest.sha256(kept / name) == manifest.sha256(Path(whole.uri) / name), "not one bit differs"
 
 
-def test_a_dry_run_says_what_would_be_offered(capsys, monkeypatch, toy_recipe, tmp_path):
+def test_dry_run_prints_the_offered_choices(capsys, monkeypatch, toy_recipe, tmp_path):
     from pipelines import __main__ as cli
 
     options = ["--recipe", str(toy_recipe), "--store", "hub=hub://me/{name}", "--runs", str(tmp_path / "none")]

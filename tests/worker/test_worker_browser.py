@@ -45,7 +45,7 @@ def shows(page, state: str) -> None:
     page.wait_for_function("state => document.getElementById('state').textContent.startsWith(state)", arg=state)
 
 
-def test_a_user_with_a_keyboard(page, tmp_path):
+def test_page_works_with_the_keyboard(page, tmp_path):
     with running(tmp_path, token=TOKEN) as client:
         page.goto(client.url)
         page.wait_for_selector("#token:focus")
@@ -88,7 +88,7 @@ def test_a_user_with_a_keyboard(page, tmp_path):
         assert page.is_hidden("#cancel") and page.evaluate("document.activeElement.id") == "state"
 
 
-def test_it_fits_a_phone_names_its_fields_and_finds_its_server_again(page, tmp_path):
+def test_page_fits_a_phone_and_reconnects(page, tmp_path):
     page.set_viewport_size({"width": 360, "height": 740})
     with running(tmp_path) as client:
         page.goto(client.url)

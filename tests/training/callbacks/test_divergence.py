@@ -50,7 +50,7 @@ def all_finite(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(("what", "told"), [("loss", "the loss of step 5 is nan"), ("gradient", "the gradient's norm")])
-def test_it_stops_before_the_step_and_keeps_the_last_good_weights(train_toy, spoil, tmp_path, what, told):
+def test_nan_stops_before_the_step_and_keeps_weights(train_toy, spoil, tmp_path, what, told):
     run = tmp_path / "run"
     spoil(5, what)
     ended, _ = train_toy(run, SETTINGS)
@@ -66,7 +66,7 @@ def test_it_stops_before_the_step_and_keeps_the_last_good_weights(train_toy, spo
     assert not (run / "model").exists()
 
 
-def test_the_next_start_tells_it_and_may_come_further(train_toy, spoil, tmp_path, monkeypatch):
+def test_next_start_logs_earlier_divergence(train_toy, spoil, tmp_path, monkeypatch):
     spoil(3, "loss")
     train_toy(tmp_path / "run", SETTINGS)
     monkeypatch.undo()
@@ -78,14 +78,14 @@ def test_the_next_start_tells_it_and_may_come_further(train_toy, spoil, tmp_path
     assert made.history[-1]["step"] == 6
 
 
-def test_with_accumulation_the_first_of_the_forward_passes_is_seen_too(train_toy, spoil, tmp_path):
+def test_nan_in_first_accumulated_batch_is_detected(train_toy, spoil, tmp_path):
     spoil(3, "loss")
     ended, _ = train_toy(tmp_path / "run", SETTINGS | {"training.accumulation": 2})
     assert "the loss of step 2 is nan. The weights of the base model are kept" in str(ended)
     assert sealed_checkpoints.listed(tmp_path / "run" / "checkpoints") == []
 
 
-def test_weights_whose_validation_loss_is_no_number_are_not_kept(train_toy, tmp_path, monkeypatch):
+def test_weights_with_nan_validation_loss_are_not_saved(train_toy, tmp_path, monkeypatch):
     wers = iter([0.5, 0.4])
     losses = iter([1.0, math.nan])
     monkeypatch.setattr(
@@ -96,7 +96,7 @@ def test_weights_whose_validation_loss_is_no_number_are_not_kept(train_toy, tmp_
     assert [path.name for path in sealed_checkpoints.listed(tmp_path / "run" / "checkpoints")] == ["checkpoint-2"]
 
 
-def test_the_scaler_of_float16_may_skip_steps_but_not_for_ever():
+def test_float16_scaler_may_skip_a_limited_number_of_steps():
     guard = Guard(scaled=True)
     for step in range(1, 16):
         guard.check(step, math.inf)

@@ -46,7 +46,7 @@ def whole(train_toy, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_at_an_odd_step_ends_with_a_checkpoint_and_changes_no_weight(train_toy, whole, tmp_path, number):
+def test_signal_saves_checkpoint_and_changes_no_weight(train_toy, whole, tmp_path, number):
     run, before = tmp_path / "run", signal.getsignal(number)
     ended, _ = train_toy(run, SETTINGS, on_step=sends(number, 3))
     assert isinstance(ended, Unfinished)
@@ -71,7 +71,7 @@ def test_a_signal_at_an_odd_step_ends_with_a_checkpoint_and_changes_no_weight(tr
     assert measured(made) == measured(whole), "every loss and gradient to the end, not the best weights alone"
 
 
-def test_a_signal_during_validation_ends_after_the_checkpoint_that_follows(train_toy, whole, tmp_path, monkeypatch):
+def test_signal_in_validation_ends_after_next_checkpoint(train_toy, whole, tmp_path, monkeypatch):
     validator = validation.validator
 
     def interrupted(*args):
@@ -87,7 +87,7 @@ def test_a_signal_during_validation_ends_after_the_checkpoint_that_follows(train
     assert weights_sha256(made) == weights_sha256(whole)
 
 
-def test_the_time_budget_ends_every_sitting_after_a_step(train_toy, tmp_path):
+def test_time_budget_ends_each_sitting_after_a_step(train_toy, tmp_path):
     run, hasty = tmp_path / "run", {"training.steps": 2, "training.max_hours": 1e-9}
     ended, _ = train_toy(run, hasty)
     assert str(ended).startswith("the time budget of 1e-09 h ended training after step 1 of 2;")
@@ -95,7 +95,7 @@ def test_the_time_budget_ends_every_sitting_after_a_step(train_toy, tmp_path):
     assert (lines[0], made.best_step) == ("resuming from checkpoint-1", 2)
 
 
-def test_a_signal_after_the_last_step_is_passed_on_and_the_next_call_makes_the_model(train_toy, whole, tmp_path):
+def test_signal_after_last_step_is_raised_again(train_toy, whole, tmp_path):
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
@@ -114,7 +114,7 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_second_ctrl_c_ends_at_once(train_toy, tmp_path, ctrl_c):
+def test_second_ctrl_c_ends_at_once(train_toy, tmp_path, ctrl_c):
     def twice(step: int) -> None:
         for _ in range(2):  # raised in this thread: one sent to the process may come late by way of another thread
             signal.raise_signal(signal.SIGINT)
@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_ends_at_once(train_toy, tmp_path, ctrl_c):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_outside_the_main_thread_no_signal_is_touched(train_toy, tmp_path):
+def test_no_signal_handler_outside_the_main_thread(train_toy, tmp_path):
     """Gradio and Ray train in threads of their own."""
     handlers, made = [], []
     thread = threading.Thread(

@@ -67,7 +67,7 @@ def weights(model) -> dict[str, torch.Tensor]:
     return load_file(Path(model.uri) / "model.safetensors")
 
 
-def test_batches_that_do_not_fit_are_halved_until_they_do_with_the_same_loss(train_toy, whole, room_for, tmp_path):
+def test_batches_are_halved_until_they_fit_with_equal_loss(train_toy, whole, room_for, tmp_path):
     passes = room_for(2)
     made, lines = train_toy(tmp_path / "run", SETTINGS)
     assert [line for line in lines if "memory" in line] == [
@@ -84,7 +84,7 @@ def test_batches_that_do_not_fit_are_halved_until_they_do_with_the_same_loss(tra
     assert made.digest == whole.digest
 
 
-def test_it_goes_on_from_the_last_checkpoint_and_a_resumed_run_is_split_at_once(train_toy, whole, room_for, tmp_path):
+def test_oom_resumes_checkpoint_and_keeps_micro_batch(train_toy, whole, room_for, tmp_path):
     run = tmp_path / "run"
     room_for(4, begin=5)
     ended, lines = train_toy(
@@ -103,21 +103,21 @@ def test_it_goes_on_from_the_last_checkpoint_and_a_resumed_run_is_split_at_once(
     assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
 
 
-def test_a_micro_batch_of_ones_own_is_the_same_run_up_to_rounding(train_toy, whole, tmp_path):
+def test_micro_batch_changes_only_rounding(train_toy, whole, tmp_path):
     made, _ = train_toy(tmp_path / "run", SETTINGS | {"training.micro_batch": 2})
     assert made.digest == whole.digest
     assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
     assert manifest.read(Path(made.uri))["digest"] == whole.digest
 
 
-def test_one_clip_that_does_not_fit_ends_the_run_in_one_line(train_toy, room_for, tmp_path):
+def test_one_clip_that_does_not_fit_raises_one_line(train_toy, room_for, tmp_path):
     room_for(0)
     ended, _ = train_toy(tmp_path / "run", SETTINGS)
     assert str(ended).startswith("memory does not hold one clip at step 1: take a smaller model.base")
     assert json.loads((tmp_path / "run" / "memory.json").read_text()) == {"micro_batch": 1}
 
 
-def test_where_the_optimizer_s_own_numbers_do_not_fit_batches_are_halved_too(train_toy, whole, tmp_path, monkeypatch):
+def test_oom_in_optimizer_step_halves_batches(train_toy, whole, tmp_path, monkeypatch):
     step, calls = torch.optim.AdamW.step, []
 
     def refuse(self, *args, **kwargs):
@@ -168,7 +168,7 @@ def looks_at(monkeypatch):
     return plan
 
 
-def test_a_look_at_validation_that_does_not_fit_takes_smaller_batches(train_toy, looks_at, tmp_path):
+def test_oom_in_validation_halves_its_batches(train_toy, looks_at, tmp_path):
     wanted, _ = train_toy(tmp_path / "whole", FULL)
     passes = looks_at(3)
     made, lines = train_toy(tmp_path / "run", FULL)
@@ -186,13 +186,13 @@ def test_a_look_at_validation_that_does_not_fit_takes_smaller_batches(train_toy,
     assert oom.ValidationBatch(tmp_path / "run", 24_000, print).frames == 6_000, "the next sitting begins with it"
 
 
-def test_a_look_at_validation_that_cannot_fit_ends_the_run_in_one_line(train_toy, looks_at, tmp_path):
+def test_validation_that_cannot_fit_raises_one_line(train_toy, looks_at, tmp_path):
     looks_at(0)
     ended, _ = train_toy(tmp_path / "run", FULL)
     assert str(ended).startswith("memory does not hold 30 s of speech in validation: take a smaller")
 
 
-def test_the_longest_batch_is_tried_before_the_first_step(train_toy, whole, toy_cache, tmp_path, monkeypatch):
+def test_longest_batch_is_tried_before_first_step(train_toy, whole, toy_cache, tmp_path, monkeypatch):
     """A device that holds all but the longest: found at step 1, not when that batch is drawn."""
     load, shapes = whisper_model.load, []
     longest = -(-int(toy_cache.rows["frames"].to_numpy()[toy_cache.split("train")].max() + 1) // 8) * 8
@@ -221,7 +221,7 @@ def test_the_longest_batch_is_tried_before_the_first_step(train_toy, whole, toy_
 
 
 @pytest.mark.parametrize("kind", [{}, {"training.window_share": 0.3}])
-def test_what_is_tried_leaves_no_trace(train_toy, tmp_path, monkeypatch, kind):
+def test_trial_batch_changes_no_state(train_toy, tmp_path, monkeypatch, kind):
     draws = {"model.dropout": 0.1, "model.spec_augment": True, "training.steps": 3, "training.eval_every": 3, **kind}
     plain, _ = train_toy(tmp_path / "plain", draws)
     monkeypatch.setattr(oom, "tries_longest_batch", lambda: True)
@@ -230,13 +230,13 @@ def test_what_is_tried_leaves_no_trace(train_toy, tmp_path, monkeypatch, kind):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_beside_other_devices_the_run_ends_and_says_what_to_set():
+def test_oom_on_several_devices_names_the_setting():
     with pytest.raises(LabError, match="one of 2 devices. Set training.micro_batch=4"):
         with oom.converted(8, 3, processes=2):
             raise torch.OutOfMemoryError
 
 
-def test_pieces_hold_every_clip_once_in_order():
+def test_micro_batches_have_each_clip_once_in_order():
     batch = {"input_features": torch.arange(14).reshape(7, 2), "labels": torch.arange(7)}
     pieces = list(oom.split(batch, 3))
     assert [len(piece["labels"]) for piece in pieces] == [3, 3, 1]

@@ -21,7 +21,7 @@ SETTINGS = {"training.steps": 3, "training.eval_every": 2, "training.tracker": "
 TOKEN = "hf_" + "secret" * 6
 
 
-def test_an_absent_tracker_is_one_line_and_trains_nothing(train_toy, tmp_path, monkeypatch):
+def test_missing_tracker_package_stops_before_training(train_toy, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trackio" else find(name))
     ended, _ = train_toy(tmp_path / "run", SETTINGS)
@@ -29,7 +29,7 @@ def test_an_absent_tracker_is_one_line_and_trains_nothing(train_toy, tmp_path, m
     assert str(ended).endswith("Run: pip install 'trackio>=0.21.1'")
 
 
-def test_a_tracker_is_no_part_of_a_run(toy_settings, toy_cache, toy_model):
+def test_tracker_is_not_in_the_run_identity(toy_settings, toy_cache, toy_model):
     from pipelines.training import run as training_run
     from pipelines.whisper import model as whisper_model
 
@@ -42,7 +42,7 @@ def test_a_tracker_is_no_part_of_a_run(toy_settings, toy_cache, toy_model):
     }
 
 
-def test_variables_are_set_for_a_while_and_somebodys_own_are_kept(monkeypatch):
+def test_environment_is_restored_and_user_values_stay(monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     with trackers._variables({"WANDB_PROJECT": "ours", "WANDB_RUN_ID": "x"}):
@@ -52,7 +52,7 @@ def test_variables_are_set_for_a_while_and_somebodys_own_are_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("fails", ["__init__", "on_train_begin", "on_log", "on_save", "on_train_end"])
-def test_a_tracker_that_fails_is_told_no_more_and_training_goes_on(train_toy, tmp_path, monkeypatch, capsys, fails):
+def test_failing_tracker_is_dropped_and_training_continues(train_toy, tmp_path, monkeypatch, capsys, fails):
     import transformers
 
     calls = []
@@ -108,7 +108,7 @@ except Unfinished:
 
 
 @pytest.mark.slow
-def test_trackios_store_holds_losses_and_scores_of_all_sittings_as_one_run(toy_recipe, toy_model, toy_cache, tmp_path):
+def test_trackio_has_all_sittings_as_one_run(toy_recipe, toy_model, toy_cache, tmp_path):
     pytest.importorskip("trackio", reason="pip install -r tests/requirements.txt")
     settings = {**SETTINGS, "model.base": str(toy_model), "evaluation.max_new_tokens": 3}
     store, run = tmp_path / "trackio", tmp_path / "run"

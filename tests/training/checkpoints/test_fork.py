@@ -53,7 +53,7 @@ def alike(one: Path, other: Path) -> bool:
     return all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
 
 
-def test_a_fork_starts_from_those_weights_and_tells_it(toy_settings, toy_cache, toy_model, parent, tmp_path):
+def test_fork_starts_from_weights_and_records_them(toy_settings, toy_cache, toy_model, parent, tmp_path):
     recipe, lines = toy_settings(OTHER), []
     record_log(lines)
     made = training_pipeline.run(
@@ -80,19 +80,19 @@ def test_a_fork_starts_from_those_weights_and_tells_it(toy_settings, toy_cache, 
     assert (again.run, again.step) == (made.digest, 1)
 
 
-def test_without_fork_a_differing_recipe_is_refused_and_told_of_it(train_toy, parent):
+def test_other_recipe_without_fork_is_refused(train_toy, parent):
     ended, _ = train_toy(parent, OTHER)
     assert str(ended).startswith(f"{parent} belongs to another run: ")
     assert str(ended).endswith(f"or start a new run from its weights with --fork {parent}")
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_a_checkpoint_can_be_named(parent, base, step):
+def test_checkpoint_can_be_forked(parent, base, step):
     fork = checkpoints_fork.find(str(parent / "checkpoints" / f"checkpoint-{step}"), base)
     assert fork.step == step
 
 
-def test_what_cannot_be_forked_is_one_line(parent, base, toy_cache, tmp_path):
+def test_invalid_fork_raises_one_line(parent, base, toy_cache, tmp_path):
     find = checkpoints_fork.find
     with pytest.raises(LabError, match="absent. Name a run's folder, a checkpoint or a model"):
         find(str(tmp_path / "none"), base)
@@ -109,13 +109,13 @@ def test_what_cannot_be_forked_is_one_line(parent, base, toy_cache, tmp_path):
         find(str(adapter), base)
 
 
-def test_the_fork_of_another_base_model_is_refused(parent, toy_of_width):
+def test_fork_of_other_base_model_is_refused(parent, toy_of_width):
     other = whisper_model.resolve(str(toy_of_width(16)))
     with pytest.raises(LabError, match=r"checkpoint-3 was not tuned from .*: set model.base to the model"):
         checkpoints_fork.find(str(parent), other)
 
 
-def test_a_damaged_checkpoint_is_no_parent(parent, base, tmp_path):
+def test_damaged_checkpoint_cannot_be_forked(parent, base, tmp_path):
     copy = tmp_path / "checkpoint-3"
     shutil.copytree(parent / "checkpoints" / "checkpoint-3", copy)
     with open(copy / "model.safetensors", "r+b") as file:

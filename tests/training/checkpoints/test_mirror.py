@@ -124,7 +124,7 @@ def start(tmp_path):
 # ---- what is kept, and gone on from
 
 
-def test_what_is_kept_is_brought_to_an_empty_machine(bench, start, tmp_path):
+def test_copies_are_fetched_to_an_empty_machine(bench, start, tmp_path):
     first = start("first", bench.uri("run"))
     assert first.last is None
     assert first.lines == [f"no checkpoint at {bench.uri('run')} yet: this run's checkpoints are copied there"]
@@ -146,7 +146,7 @@ def test_what_is_kept_is_brought_to_an_empty_machine(bench, start, tmp_path):
     assert bench.uploads() == before
 
 
-def test_the_store_keeps_as_many_as_the_recipe_and_the_best(bench, start):
+def test_store_keeps_newest_and_best_checkpoints(bench, start):
     run = start("run", bench.uri("run"), keep=1)
     with run.copies:
         for step in (2, 4, 6):
@@ -156,7 +156,7 @@ def test_the_store_keeps_as_many_as_the_recipe_and_the_best(bench, start):
     assert bench.store.below(bench.uri("run")) == [bench.uri("run/checkpoint-2"), bench.uri("run/checkpoint-6")]
 
 
-def test_newer_checkpoints_of_another_machine_stay(local_bench, start):
+def test_newer_checkpoints_of_another_machine_remain(local_bench, start):
     late, early = (start(name, local_bench.uri("run"), keep=1) for name in ("late", "early"))
     with early.copies:
         with late.copies:
@@ -167,7 +167,7 @@ def test_newer_checkpoints_of_another_machine_stay(local_bench, start):
     assert there(local_bench) == [4, 8]
 
 
-def test_what_is_newer_on_this_machine_is_gone_on_from_and_copied(hub_bench, start):
+def test_newer_local_checkpoint_is_used_and_copied(hub_bench, start):
     first = start("run", hub_bench.uri("run"))
     with first.copies:
         first.save(2)
@@ -180,7 +180,7 @@ def test_what_is_newer_on_this_machine_is_gone_on_from_and_copied(hub_bench, sta
     assert there(hub_bench) == [2, 4]
 
 
-def test_a_damaged_newest_copy_is_named_and_the_one_before_it_used(bench, start):
+def test_damaged_newest_copy_falls_back_to_previous(bench, start):
     first = start("first", bench.uri("run"))
     with first.copies:
         first.save(2)
@@ -197,7 +197,7 @@ def test_a_damaged_newest_copy_is_named_and_the_one_before_it_used(bench, start)
 
 
 @pytest.mark.parametrize("lost", ["manifest.json", "optimizer.pt"])
-def test_an_unfinished_newest_copy_is_named_and_the_one_before_it_used(bench, start, lost):
+def test_unfinished_newest_copy_falls_back_to_previous(bench, start, lost):
     first = start("first", bench.uri("run"))
     with first.copies:
         first.save(2)
@@ -209,7 +209,7 @@ def test_an_unfinished_newest_copy_is_named_and_the_one_before_it_used(bench, st
     assert second.lines[0] == f"skipping {bench.uri('run')}/checkpoint-4: unfinished or damaged"
 
 
-def test_a_copy_whose_best_is_not_there_is_skipped(hub_bench, start):
+def test_copy_without_its_best_is_skipped(hub_bench, start):
     """The model is made of the best: without it the newest leads nowhere."""
     first = start("first", hub_bench.uri("run"))
     with first.copies:
@@ -223,7 +223,7 @@ def test_a_copy_whose_best_is_not_there_is_skipped(hub_bench, start):
     assert second.told("skipping checkpoint-6 at hub://lab/run: it needs checkpoint-4, which is not there")
 
 
-def test_damage_on_the_way_is_fetched_again(served, start):
+def test_damage_in_transfer_is_fetched_again(served, start):
     first = start("first", served.uri("run"))
     with first.copies:
         first.save(2)
@@ -236,7 +236,7 @@ def test_damage_on_the_way_is_fetched_again(served, start):
                          ({"cache": "c2"}, "cache: wanted c2, found c1"),
                          ({"base.weights_sha256": "v"}, "base.weights_sha256: wanted v, found w")],
 )  # fmt: skip
-def test_another_run_at_the_uri_is_refused_and_left_alone(bench, start, field, named):
+def test_other_run_at_uri_is_refused_and_unchanged(bench, start, field, named):
     first = start("run", bench.uri("run"))
     with first.copies:
         first.save(2)
@@ -246,7 +246,7 @@ def test_another_run_at_the_uri_is_refused_and_left_alone(bench, start, field, n
     assert bench.files("run") == before
 
 
-def test_another_run_that_is_found_late_is_left_alone(hub_bench, start):
+def test_other_run_detected_late_is_unchanged(hub_bench, start):
     """The store did not answer at the start, and a checkpoint was on this machine: the thread finds out."""
     first = start("run", hub_bench.uri("run"))
     with first.copies:
@@ -266,7 +266,7 @@ def test_another_run_that_is_found_late_is_left_alone(hub_bench, start):
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoint-4", "checkpoint-1000"])
-def test_what_nobody_here_made_is_refused_at_the_start_and_left_alone(bench, start, name):
+def test_foreign_folder_is_refused_at_start_and_unchanged(bench, start, name):
     """A classic Trainer's checkpoint has the name and the files of ours, and no note of whose it is."""
     for file in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
         bench.write(f"run/{name}", file, b"hers")
@@ -279,7 +279,7 @@ def test_what_nobody_here_made_is_refused_at_the_start_and_left_alone(bench, sta
     assert bench.files("run") == before
 
 
-def test_what_appears_later_is_neither_written_over_nor_removed(bench, start):
+def test_foreign_folder_appearing_later_is_unchanged(bench, start):
     run = start("run", bench.uri("run"), keep=1)
     foreign = {f"checkpoint-{step}/model.safetensors": b"hers" for step in (1, 4)}
     with run.copies:
@@ -298,7 +298,7 @@ def test_what_appears_later_is_neither_written_over_nor_removed(bench, start):
     } == foreign
 
 
-def test_a_finished_model_removes_its_own_checkpoints_alone(local_bench, start, tmp_path):
+def test_finished_model_removes_only_its_checkpoints(local_bench, start, tmp_path):
     """Where only the shelf is asked, whatever the start has seen."""
     run = start("run", local_bench.uri("run"))
     with run.copies:
@@ -316,7 +316,7 @@ def test_a_finished_model_removes_its_own_checkpoints_alone(local_bench, start, 
     }
 
 
-def test_what_a_killed_sitting_left_half_pushed_is_known_and_removed(bench, start, monkeypatch):
+def test_incomplete_push_is_recognised_and_removed(bench, start, monkeypatch):
     """The note of whose it is comes first: without any other file it is known already."""
     first = start("first", bench.uri("run"))
     with first.copies:
@@ -331,7 +331,7 @@ def test_what_a_killed_sitting_left_half_pushed_is_known_and_removed(bench, star
     assert {name.partition("/")[0] for name in bench.files("run")} == {"checkpoint-4"}
 
 
-def test_the_note_of_whose_it_is_arrives_first_and_goes_last(drive_bench, start, monkeypatch):
+def test_run_json_is_uploaded_first_and_removed_last(drive_bench, start, monkeypatch):
     """On the Hub all of it is one commit."""
     run, put, sent, left = start("run", drive_bench.uri("run")), local.FolderPlace.put, [], []
 
@@ -358,7 +358,7 @@ UPLOADS = {"hub": "PUT /lfs/|POST .*/commit/", "hopsworks": "POST .*/dataset/upl
 
 
 @pytest.mark.parametrize("kind", SAID)
-def test_a_push_that_fails_is_told_with_its_reason_and_tried_again(served, start, kind):
+def test_failed_push_is_logged_and_retried(served, start, kind):
     run = start("run", served.uri("run"))
     served.server.fault(UPLOADS[served.name], kind, times=None)
     with run.copies:
@@ -377,7 +377,7 @@ def test_a_push_that_fails_is_told_with_its_reason_and_tried_again(served, start
     assert there(served) == [2, 4]
 
 
-def test_after_a_while_it_is_tried_again_without_a_new_checkpoint(hub_bench, start, monkeypatch):
+def test_failed_push_is_retried_after_a_pause(hub_bench, start, monkeypatch):
     monkeypatch.setattr(checkpoint_mirror, "_PAUSES_S", (0.2,))
     run = start("run", hub_bench.uri("run"))
     hub_bench.server.fault("POST .*/commit/", "500", times=1)
@@ -387,7 +387,7 @@ def test_after_a_while_it_is_tried_again_without_a_new_checkpoint(hub_bench, sta
         assert len(run.told("is not kept")) == 1
 
 
-def test_a_hub_that_fails_every_commit_does_not_look_like_success(hub_bench, start):
+def test_failing_hub_is_not_reported_as_success(hub_bench, start):
     hub_bench.server.fault("POST .*/commit/", "500", times=None)
     run = start("run", hub_bench.uri("run"))
     with run.copies:
@@ -401,7 +401,7 @@ def test_a_hub_that_fails_every_commit_does_not_look_like_success(hub_bench, sta
     assert not run.copies.aside.exists()
 
 
-def test_a_drive_that_is_unmounted_in_mid_run_stops_nothing(drive_bench, start, tmp_path):
+def test_unmounted_drive_does_not_stop_the_run(drive_bench, start, tmp_path):
     mount = tmp_path / "mount" / "MyDrive"
     run = start("run", drive_bench.uri("run"))
     with run.copies:
@@ -414,7 +414,7 @@ def test_a_drive_that_is_unmounted_in_mid_run_stops_nothing(drive_bench, start, 
     assert not mount.exists()
 
 
-def test_a_store_that_is_full_keeps_what_it_has(drive_bench, start, monkeypatch):
+def test_full_store_keeps_its_copies(drive_bench, start, monkeypatch):
     copyfile = shutil.copyfile
 
     def full(source, target):
@@ -432,7 +432,7 @@ def test_a_store_that_is_full_keeps_what_it_has(drive_bench, start, monkeypatch)
     assert there(drive_bench) == [2]
 
 
-def test_a_client_that_breaks_down_stops_nothing(local_bench, start, monkeypatch):
+def test_client_exception_does_not_stop_the_run(local_bench, start, monkeypatch):
     def broken(self, names):
         raise TypeError("a defect\nof a client")
 
@@ -445,7 +445,7 @@ def test_a_client_that_breaks_down_stops_nothing(local_bench, start, monkeypatch
     assert run.lines[-1] == f"NOTHING of this run is kept at {local_bench.uri('run')}: TypeError: a defect of a client"
 
 
-def test_an_empty_machine_does_not_start_anew_where_the_store_does_not_answer(served, start):
+def test_silent_store_is_an_error_on_an_empty_machine(served, start):
     served.server.fault(r".", "500", times=None)
     with pytest.raises(LabError, match=r"failed .500."):
         start("run", served.uri("run"))
@@ -470,7 +470,7 @@ def silence(hub_bench):
     silent.clear()
 
 
-def test_what_is_superseded_while_a_silent_store_is_waited_for_is_not_sent(hub_bench, start, silence):
+def test_superseded_checkpoints_are_not_sent(hub_bench, start, silence):
     run = start("run", hub_bench.uri("run"), keep=1)
     silence.set()
     with run.copies:
@@ -489,7 +489,7 @@ def test_what_is_superseded_while_a_silent_store_is_waited_for_is_not_sent(hub_b
     assert there(hub_bench) == [6]
 
 
-def test_between_two_copies_the_thread_rests_until_the_end(local_bench, start, monkeypatch):
+def test_thread_pauses_between_copies_until_the_end(local_bench, start, monkeypatch):
     """One copy took so much of the processor that the next would take more than its share."""
     monkeypatch.setattr(checkpoint_mirror, "SHARE", 1e-9)
     run = start("run", local_bench.uri("run"))
@@ -505,7 +505,7 @@ def test_between_two_copies_the_thread_rests_until_the_end(local_bench, start, m
     assert not run.told("checkpoint-4 is kept")
 
 
-def test_the_waiting_at_the_end_is_bounded(hub_bench, start, silence, monkeypatch):
+def test_wait_at_the_end_is_bounded(hub_bench, start, silence, monkeypatch):
     monkeypatch.setattr(checkpoint_mirror, "FINAL_WAIT_S", 0.5)
     run = start("run", hub_bench.uri("run"))
     silence.set()
@@ -514,7 +514,7 @@ def test_the_waiting_at_the_end_is_bounded(hub_bench, start, silence, monkeypatc
     assert run.lines[-1].startswith("NOTHING of this run is kept at hub://lab/run: the store had not taken it")
 
 
-def test_an_interrupted_run_does_not_wait(hub_bench, start, silence):
+def test_interrupted_run_does_not_wait(hub_bench, start, silence):
     run = start("run", hub_bench.uri("run"))
     silence.set()
     before = time.monotonic()
@@ -525,7 +525,7 @@ def test_an_interrupted_run_does_not_wait(hub_bench, start, silence):
     assert run.lines[-1] == "NOTHING of this run is kept at hub://lab/run: the run was interrupted"
 
 
-def test_a_run_that_fails_keeps_its_last_checkpoint(local_bench, start):
+def test_failed_run_pushes_its_last_checkpoint(local_bench, start):
     run = start("run", local_bench.uri("run"))
     with contextlib.suppress(LabError), run.copies:
         run.save(2)
@@ -533,7 +533,7 @@ def test_a_run_that_fails_keeps_its_last_checkpoint(local_bench, start):
     assert there(local_bench) == [2]
 
 
-def test_without_hard_links_it_works_as_well(local_bench, start, monkeypatch):
+def test_mirror_works_without_hard_links(local_bench, start, monkeypatch):
     def no_links(*args):
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -580,7 +580,7 @@ def sit(toy_settings, toy_cache, toy_model, monkeypatch, one_thread):
     return one
 
 
-def test_training_does_not_wait_for_a_silent_store(hub_bench, sit, silence, tmp_path):
+def test_training_continues_with_a_silent_store(hub_bench, sit, silence, tmp_path):
     made, lines = sit(
         tmp_path / "run",
         hub_bench.uri("run"),
@@ -595,7 +595,7 @@ def test_training_does_not_wait_for_a_silent_store(hub_bench, sit, silence, tmp_
     assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["model"]
 
 
-def test_another_run_is_refused_before_it_trains(local_bench, sit, tmp_path):
+def test_other_run_at_uri_is_refused_before_training(local_bench, sit, tmp_path):
     sit(tmp_path / "run", local_bench.uri("run"))
     with pytest.raises(LabError, match=r"holds another run: model.dropout: wanted 0.1, found 0.0\. Name another URI"):
         sit(tmp_path / "other", local_bench.uri("run"), **{"model.dropout": 0.1})
@@ -604,7 +604,7 @@ def test_another_run_is_refused_before_it_trains(local_bench, sit, tmp_path):
     assert lines[0].startswith("this run is finished")
 
 
-def test_a_finished_run_sends_the_model_that_is_not_there_and_an_empty_machine_gets_it(hub_bench, sit, tmp_path):
+def test_finished_run_pushes_model_for_an_empty_machine(hub_bench, sit, tmp_path):
     """The Hub failed until the end; the next call trains nothing and tries again, and so may the one after it."""
     hub_bench.server.fault("POST .*/commit/", "500", times=None)
     made, lines = sit(tmp_path / "run", "hub://lab/run")
@@ -630,14 +630,14 @@ def test_a_finished_run_sends_the_model_that_is_not_there_and_an_empty_machine_g
     assert manifest.problem(tmp_path / "elsewhere" / "model") is None
 
 
-def test_a_finished_model_takes_the_place_of_its_checkpoints(local_bench, sit, tmp_path):
+def test_finished_model_replaces_checkpoints_at_uri(local_bench, sit, tmp_path):
     seen = []
     sit(tmp_path / "run", local_bench.uri("run"),
         at={5: lambda copies: until(lambda: seen.extend(there(local_bench)) or 4 in seen)})  # fmt: skip
     assert local_bench.store.below(local_bench.uri("run")) == [local_bench.uri("run/model")]
 
 
-def test_the_model_of_another_run_at_the_uri_is_refused_by_a_finished_one(local_bench, sit, tmp_path):
+def test_finished_run_refuses_other_model_at_uri(local_bench, sit, tmp_path):
     sit(tmp_path / "run", local_bench.uri("run"))
     other = {"model.dropout": 0.1}
     sit(tmp_path / "other", **other)
@@ -728,7 +728,7 @@ def model_of(runs: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_and_all_that_was_local_deleted_it_ends_with_the_same_weights(served, command, tmp_path):
+def test_killed_run_resumes_from_uri_with_equal_weights(served, command, tmp_path):
     """The cache too comes from the store: the second machine has the recipe and two URIs."""
     cache, uri, model = served.uri("cache"), served.uri("run"), served.uri("model")
     here, elsewhere, whole = (tmp_path / name for name in ("here", "elsewhere", "whole"))
@@ -754,7 +754,7 @@ def test_killed_and_all_that_was_local_deleted_it_ends_with_the_same_weights(ser
 
 
 @pytest.mark.slow
-def test_killed_while_it_copies_the_half_is_not_whole(served, command, toy_cache, tmp_path):
+def test_kill_during_copy_leaves_an_unfinished_copy(served, command, toy_cache, tmp_path):
     """SIGKILL once something of the first checkpoint has arrived, and its manifest has not."""
     uri = served.uri("run")
     served.server.fault("POST .*/(commit|upload)/", "slow", times=None)
@@ -771,7 +771,7 @@ def test_killed_while_it_copies_the_half_is_not_whole(served, command, toy_cache
 
 
 @pytest.mark.slow
-def test_a_hub_that_fails_every_commit_is_the_last_word_of_the_command(hub_bench, command, toy_cache, tmp_path):
+def test_failing_hub_is_the_last_line_of_the_command(hub_bench, command, toy_cache, tmp_path):
     hub_bench.server.fault("POST .*/commit/", "500", times=None)
     told = command("train", f"--runs={tmp_path}", f"--cache={toy_cache.uri}", "--resume=hub://lab/run")
     assert (

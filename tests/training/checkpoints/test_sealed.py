@@ -30,7 +30,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return sealed_checkpoints.newest_complete(folder, run_digest="r1"), lines
 
 
-def test_seal_notes_step_and_run(tmp_path):
+def test_seal_records_step_and_run(tmp_path):
     found = manifest.read(checkpoint(tmp_path, 40))
     assert (found["kind"], found["step"], found["run_digest"], set(found["files"])) == (
         "checkpoint",
@@ -40,7 +40,7 @@ def test_seal_notes_step_and_run(tmp_path):
     )
 
 
-def test_listed_by_step_and_nothing_else(tmp_path):
+def test_checkpoints_are_listed_by_step(tmp_path):
     for step in (100, 20, 3):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 30, run=None)
@@ -51,14 +51,14 @@ def test_listed_by_step_and_nothing_else(tmp_path):
     assert steps(tmp_path / "nowhere") == []
 
 
-def test_the_newest_whole_one_is_found_without_a_word(tmp_path):
+def test_newest_whole_checkpoint_is_returned_silently(tmp_path):
     checkpoint(tmp_path, 9)
     latest = checkpoint(tmp_path, 10)
     assert newest(tmp_path) == (latest, [])
     assert newest(tmp_path / "nowhere") == (None, [])
 
 
-def test_what_cannot_be_used_is_skipped_with_a_line(tmp_path):
+def test_unusable_checkpoint_is_skipped_and_logged(tmp_path):
     good = checkpoint(tmp_path, 20)
     for step in (30, 40):
         checkpoint(tmp_path, step)
@@ -82,13 +82,13 @@ def test_what_cannot_be_used_is_skipped_with_a_line(tmp_path):
         assert all(word in line for word in words)
 
 
-def test_none_of_them_whole(tmp_path):
+def test_no_whole_checkpoint_returns_none(tmp_path):
     checkpoint(tmp_path, 10, run=None)
     assert newest(tmp_path)[0] is None
     assert len(newest(tmp_path)[1]) == 1
 
 
-def test_what_lies_after_the_newest_is_removed(tmp_path):
+def test_checkpoints_after_the_newest_are_removed(tmp_path):
     for step in (10, 20, 30):
         checkpoint(tmp_path, step)
     sealed_checkpoints.remove_unusable(tmp_path, tmp_path / "checkpoint-20")
@@ -116,7 +116,7 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
     assert all(manifest.problem(path) is None for path in sealed_checkpoints.listed(tmp_path))
 
 
-def test_prune_keeps_what_an_older_kept_checkpoint_holds_for_the_best(tmp_path):
+def test_prune_keeps_best_of_each_remaining_checkpoint(tmp_path):
     for step, best in ((10, 10), (20, 10), (30, 30)):
         checkpoint(tmp_path, step, best=best)
     sealed_checkpoints.prune(tmp_path, keep=2)
@@ -126,7 +126,7 @@ def test_prune_keeps_what_an_older_kept_checkpoint_holds_for_the_best(tmp_path):
     assert steps(tmp_path) == [30, 40]
 
 
-def test_prune_does_not_count_what_is_unfinished(tmp_path):
+def test_prune_ignores_unfinished_checkpoints(tmp_path):
     for step in (10, 20, 30):
         checkpoint(tmp_path, step)
     checkpoint(tmp_path, 40, run=None)
@@ -134,7 +134,7 @@ def test_prune_does_not_count_what_is_unfinished(tmp_path):
     assert steps(tmp_path) == [20, 30, 40]
 
 
-def test_prune_cut_short_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+def test_interrupted_prune_leaves_no_whole_checkpoint(tmp_path, monkeypatch):
     for step in (10, 20):
         checkpoint(tmp_path, step)
 

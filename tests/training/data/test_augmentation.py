@@ -51,14 +51,14 @@ def test_gain_is_exact(voice, clip, gain_db):
     assert np.abs(with_gain(clip.frames, gain_db) - of(voice * 10 ** (gain_db / 20))).max() < 1e-5
 
 
-def test_gain_stops_at_the_extractors_floor(voice, clip):
+def test_gain_is_clamped_at_the_extractors_floor(voice, clip):
     soft = with_gain(clip.frames, -200)
     assert soft.min() == -1.5
     assert np.abs(soft - of(voice * 1e-10)).max() < 1e-5
 
 
 @pytest.mark.parametrize("snr_db", [5.0, 15.0, 30.0])
-def test_noise_is_that_of_a_noisy_waveform(voice, clip, snr_db):
+def test_noise_matches_that_of_a_noisy_waveform(voice, clip, snr_db):
     rng = np.random.default_rng(9)  # not the seed of the voice, which has noise of its own
     noise = rng.standard_normal(len(voice)) * np.sqrt(np.mean(voice**2) / 10 ** (snr_db / 10))
     real, ours = of(voice + noise), with_noise(clip.frames, snr_db, rng)
@@ -69,7 +69,7 @@ def test_noise_is_that_of_a_noisy_waveform(voice, clip, snr_db):
 
 
 @pytest.mark.parametrize("rate", [0.9, 1.1, 1.3])
-def test_speed_is_near_to_resampling_and_much_nearer_than_stretching_alone(voice, clip, rate):
+def test_speed_is_closer_to_resampling_than_to_stretching(voice, clip, rate):
     import soxr
 
     real, ours = of(soxr.resample(voice, 16_000 * rate, 16_000)), at_speed(clip.frames, rate)
@@ -81,11 +81,11 @@ def test_speed_is_near_to_resampling_and_much_nearer_than_stretching_alone(voice
     assert error < 0.6 * without
 
 
-def test_speed_of_one_is_the_clip_itself(clip):
+def test_speed_of_one_changes_nothing(clip):
     assert np.abs(at_speed(clip.frames, 1.0) - clip.frames).max() < 1e-5
 
 
-def test_a_slowed_clip_has_nothing_where_it_had_no_bandwidth():
+def test_slowed_clip_is_silent_above_its_bandwidth():
     slow = at_speed(np.ones((100, 80), np.float32), 0.8)
     assert slow.shape == (125, 80)
     assert (slow[:, -4:] == -1).all()  # 80 dB below the maximum
@@ -96,7 +96,7 @@ def test_a_slowed_clip_has_nothing_where_it_had_no_bandwidth():
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
-def test_masks_are_stretches_of_the_mean_and_no_longer_than_told():
+def test_masks_are_stretches_of_the_mean_of_limited_width():
     frames = np.random.default_rng(0).standard_normal((50, 20)).astype(np.float32)
     kept, widths = frames.copy(), set()
     for seed in range(60):
@@ -113,14 +113,14 @@ def test_masks_are_stretches_of_the_mean_and_no_longer_than_told():
     assert np.array_equal(frames, kept)
 
 
-def test_masks_wider_than_the_clip_are_no_error():
+def test_masks_wider_than_the_clip_are_accepted():
     masked(np.zeros((1, 2), np.float32), 3, 40, 3, 40, np.random.default_rng(0))
 
 
 # --- what decides -----------------------------------------------------------------------------------------------------
 
 
-def test_seed_epoch_and_row_decide_and_nothing_else(clip):
+def test_only_seed_epoch_and_row_decide(clip):
     first = EVERYTHING.apply(clip, 1, 7)
     np.random.seed(0)  # global state is to have no say
     again = EVERYTHING.apply(clip, 1, 7)
@@ -131,7 +131,7 @@ def test_seed_epoch_and_row_decide_and_nothing_else(clip):
     assert not any(np.array_equal(first.frames, other.frames) for other in others)
 
 
-def test_one_setting_leaves_the_draws_of_another(clip):
+def test_one_setting_does_not_change_draws_of_another(clip):
     faster, louder = Variation(speed=0.2).apply(clip, 0, 3), Variation(speed=0.2, gain_db=3).apply(clip, 0, 3)
     assert len(faster.frames) == len(louder.frames)
     shift = louder.frames - faster.frames
@@ -139,7 +139,7 @@ def test_one_setting_leaves_the_draws_of_another(clip):
     assert abs(shift.mean()) > 1e-3
 
 
-def test_the_defaults_vary_nothing(clip):
+def test_default_settings_change_nothing(clip):
     assert not Variation(**load().augment.model_dump())
     same = Variation().apply(clip, 3, 5)
     assert np.array_equal(same.frames, clip.frames)
@@ -149,7 +149,7 @@ def test_the_defaults_vary_nothing(clip):
 @pytest.mark.parametrize(
     "setting", [{"speed": 0.1}, {"gain_db": 3}, {"noise_share": 1.0}, {"time_masks": 1}, {"mel_masks": 1}], ids=str
 )
-def test_each_setting_varies_by_itself(clip, setting):
+def test_each_setting_alone_changes_the_clip(clip, setting):
     variation = Variation(**setting)
     assert variation
     varied = [variation.apply(clip, 0, row) for row in range(8)]
@@ -162,7 +162,7 @@ def test_half_the_clips_get_noise(clip):
     assert 25 < sum(noisy) < 55
 
 
-def test_what_follows_the_clip_moves_with_it(clip):
+def test_pad_value_follows_the_augmented_clip(clip):
     for row in range(5):
         varied = Variation(gain_db=10, noise_share=0.5, speed=0.1).apply(clip, 0, row)
         assert varied.pad_value == pytest.approx(max(varied.frames.max() - 2, -1.5))
@@ -178,7 +178,7 @@ def test_a_slow_clip_keeps_its_end():
         assert slow[-3:, 40].min() > 0.9
 
 
-def test_half_precision_caches_are_varied_too(clip):
+def test_float16_cache_is_augmented(clip):
     halved = LogMel(clip.frames.astype(np.float16), clip.pad_value)
     varied = EVERYTHING.apply(halved, 0, 0)
     assert varied.frames.dtype == np.float32
@@ -188,7 +188,7 @@ def test_half_precision_caches_are_varied_too(clip):
 # --- in training ------------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_those_of_the_plain_sampler_with_their_epoch():
+def test_epoch_sampler_draws_the_plain_samplers_batches():
     lengths = np.random.default_rng(0).integers(10, 300, 47)
     plain, drawn = BucketSampler(lengths, 5, 3, seed=1), EpochSampler(lengths, 5, 3, seed=1)
     assert len(plain) == len(drawn)
@@ -198,7 +198,7 @@ def test_batches_are_those_of_the_plain_sampler_with_their_epoch():
         assert list(drawn) == [[(epoch, index) for index in batch] for batch in plain]
 
 
-def test_the_collator_stacks_varied_clips_beside_their_own_labels(toy_cache):
+def test_collator_pairs_augmented_clips_with_their_labels(toy_cache):
     rows = toy_cache.split("train")
     drawn = [EpochClips(toy_cache, rows)[(2, position)] for position in (4, 1)]
     assert drawn == [(2, int(rows[4])), (2, int(rows[1]))]
@@ -214,7 +214,7 @@ def test_the_collator_stacks_varied_clips_beside_their_own_labels(toy_cache):
     assert all(np.array_equal(same[name], plain[name]) for name in plain)
 
 
-def test_a_run_is_named_by_what_is_on_alone(toy_settings, toy_cache, toy_model):
+def test_only_active_augmentations_are_in_the_identity(toy_settings, toy_cache, toy_model):
     base = ModelRef("toy", toy_model, "folder", "1")
     plain = training_run.run_identity(toy_settings(), toy_cache, base)
     assert not [name for name in plain if "augment." in name]
@@ -225,7 +225,7 @@ def test_a_run_is_named_by_what_is_on_alone(toy_settings, toy_cache, toy_model):
     }
 
 
-def test_a_varied_run_is_the_same_with_workers_and_without(toy_settings, toy_cache, tmp_path):
+def test_augmented_run_is_equal_with_loader_workers(toy_settings, toy_cache, tmp_path):
     settings = {
         "training.steps": 4,
         "training.eval_every": 4,

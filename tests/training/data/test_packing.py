@@ -50,7 +50,7 @@ def windows_of(batches: list) -> list[list[int]]:
 # ---- joining
 
 
-def test_joined_log_mels_are_those_of_the_joined_recordings_but_at_the_borders(speech):
+def test_joined_log_mels_match_except_at_borders(speech):
     sizes, peaks = (30_000, 50_123, 16_001), (0.5, 0.01, 0.9)
     clips = [speech(n, seed=n, peak=peak) for n, peak in zip(sizes, peaks)]
     parts = [features.extract(Waveform(clip)) for clip in clips]
@@ -68,7 +68,7 @@ def test_joined_log_mels_are_those_of_the_joined_recordings_but_at_the_borders(s
     assert parts[1].frames.min() < joined.frames.min() - 0.1
 
 
-def test_as_many_clips_fit_as_30_seconds_hold():
+def test_count_of_clips_within_30_seconds():
     assert packing.count_within_30_s([1000, 1000, 1000, 1]) == 3
     assert packing.count_within_30_s([1000, 1000, 1001]) == 2
     assert packing.count_within_30_s([3000, 10]) == 1
@@ -79,7 +79,7 @@ def test_as_many_clips_fit_as_30_seconds_hold():
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("batch_size", [4, 16])
-def test_every_epoch_has_each_clip_once_and_as_many_batches(share, batch_size):
+def test_each_epoch_has_each_clip_once_in_equal_batches(share, batch_size):
     sampler = WindowSampler(LENGTHS, batch_size, 5, seed=1, share=share)
     for batches in epochs(sampler, 4):
         assert len(batches) == len(sampler)
@@ -91,7 +91,7 @@ def test_every_epoch_has_each_clip_once_and_as_many_batches(share, batch_size):
         assert all(isinstance(window, list) for batch in batches for window in batch if isinstance(batch[0], list))
 
 
-def test_windows_are_some_30_seconds_and_drawn_anew():
+def test_windows_are_about_30_s_and_redrawn_each_epoch():
     sampler = WindowSampler(LENGTHS, 16, 5, seed=1, share=0.5)
     first, second = (windows_of(batches) for batches in epochs(sampler, 2))
     assert sorted(map(sorted, first)) != sorted(map(sorted, second))
@@ -103,7 +103,7 @@ def test_windows_are_some_30_seconds_and_drawn_anew():
     assert max(sizes) == int(16 * LENGTHS.mean() / 3000) == 2
 
 
-def test_seed_and_epoch_alone_decide_the_draw():
+def test_only_seed_and_epoch_decide_the_draw():
     one, other, third = (WindowSampler(LENGTHS, 8, 5, seed=seed, share=0.3) for seed in (1, 1, 2))
     np.random.seed(9)
     list(one)
@@ -112,7 +112,7 @@ def test_seed_and_epoch_alone_decide_the_draw():
     assert list(other) == epochs(one, 3)[2]
 
 
-def test_windows_lie_among_the_batches_and_not_at_an_end():
+def test_windows_are_mixed_among_the_batches():
     (batches,) = epochs(WindowSampler(LENGTHS, 4, 5, seed=1, share=0.5), 1)
     places = [i for i, batch in enumerate(batches) if isinstance(batch[0], list)]
     assert places[0] < len(batches) / 2 < places[-1]
@@ -122,7 +122,7 @@ def test_windows_lie_among_the_batches_and_not_at_an_end():
 # ---- the batches
 
 
-def test_a_batch_of_windows_is_30_s_long_with_the_transcripts_joined(toy_cache, collator, processor):
+def test_window_batch_is_30_s_with_joined_transcripts(toy_cache, collator, processor):
     rows = toy_cache.split("train").tolist()
     lengths = toy_cache.rows["frames"].to_numpy()
     batch = collator()([rows[:3], rows[3:8]])
@@ -140,7 +140,7 @@ def test_a_batch_of_windows_is_30_s_long_with_the_transcripts_joined(toy_cache, 
     assert np.array_equal(found, np.maximum(first, batch["input_features"][0].min().item()))
 
 
-def test_timestamps_say_where_each_clip_lies(toy_cache, collator, processor):
+def test_timestamps_mark_each_clip(toy_cache, collator, processor):
     rows = toy_cache.split("train").tolist()[:4]
     lengths, texts = toy_cache.rows["frames"].to_numpy()[rows], toy_cache.rows["text"].iloc[rows].tolist()
     ids = collator(timestamps=True).window(rows)[1]
@@ -156,7 +156,7 @@ def test_timestamps_say_where_each_clip_lies(toy_cache, collator, processor):
     assert tokenizer.decode(ids, skip_special_tokens=True).split() == " ".join(texts).split()
 
 
-def test_what_goes_beyond_30_seconds_or_the_decoder_is_left_out(toy_cache, collator, monkeypatch):
+def test_clips_beyond_30_s_or_the_decoder_are_left_out(toy_cache, collator, monkeypatch):
     rows = toy_cache.split("train").tolist()
     lengths = toy_cache.rows["frames"].to_numpy()[rows]
     made = collator()
@@ -171,7 +171,7 @@ def test_what_goes_beyond_30_seconds_or_the_decoder_is_left_out(toy_cache, colla
     assert len(log_mel.frames) == lengths[: count - 1].sum()
 
 
-def test_a_window_holds_the_clips_as_this_epoch_hears_them(toy_cache, processor):
+def test_window_has_the_epochs_augmented_clips(toy_cache, processor):
     rows, variation = toy_cache.split("train"), Variation(gain_db=20, seed=3)
     made = WindowCollator(AugmentingCollator(toy_cache, variation), processor, "sv")
     sampler = WindowSampler(toy_cache.rows["frames"].to_numpy()[rows], 4, 5, seed=1, share=0.5, with_epoch=True)
@@ -189,7 +189,7 @@ def test_a_window_holds_the_clips_as_this_epoch_hears_them(toy_cache, processor)
     assert found == [0, 1]
 
 
-def test_the_text_of_a_row_is_the_text_of_its_labels(toy_cache, processor):
+def test_row_text_equals_text_of_its_labels(toy_cache, processor):
     for row in toy_cache.split("train"):
         assert tokens.labeller(processor, "sv")(toy_cache.rows["text"].iloc[row]) == toy_cache.labels(row)
 
@@ -197,7 +197,7 @@ def test_the_text_of_a_row_is_the_text_of_its_labels(toy_cache, processor):
 # ---- in a run
 
 
-def test_a_run_sees_clips_at_their_length_and_windows_at_30_s(toy_settings, toy_cache, toy_model, tmp_path):
+def test_run_has_clips_at_length_and_windows_at_30_s(toy_settings, toy_cache, toy_model, tmp_path):
     base = whisper_model.resolve(str(toy_model))
     settings = toy_settings({"training.window_share": 0.5, "training.steps": 9, "training.eval_every": 9})
     trainer = training_loop._build_trainer(TrainingRun(settings, toy_cache, base, tmp_path))
@@ -211,7 +211,7 @@ def test_a_run_sees_clips_at_their_length_and_windows_at_30_s(toy_settings, toy_
     assert all(shape[0] == 4 for shape in shapes[:8] if shape[2] < 3000)
 
 
-def test_windows_are_part_of_a_run_s_name_where_there_are_any(toy_settings, toy_cache, toy_model):
+def test_window_settings_are_in_the_identity_if_used(toy_settings, toy_cache, toy_model):
     base = whisper_model.resolve(str(toy_model))
     plain = training_run.run_identity(toy_settings(), toy_cache, base)
     told = training_run.run_identity(toy_settings({"training.window_share": 0.5}), toy_cache, base)
