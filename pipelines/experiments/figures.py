@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pipelines.experiments.comparison.compare import Comparison
-from pipelines.experiments.comparison.findings import is_significant
+from pipelines.experiments.comparison.findings import Finding, is_significant
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment
 from pipelines.infra.plots import ACCENT, INK, SOFT, empty_figure, figure_with_axes, figure_with_row, without_frame
@@ -41,9 +40,9 @@ def scores(reports: dict[str, EvalReport]) -> Figure:
     return figure
 
 
-def forest(comparison: Comparison) -> Figure:
-    """Plot ΔWER of every experiment against the baseline with its 95 % interval."""
-    findings = comparison.findings[1:]
+def forest(findings: Sequence[Finding]) -> Figure:
+    """Plot ΔWER of every experiment against the baseline, the first finding, with its 95 % interval."""
+    baseline, *findings = findings
     figure, axes = figure_with_axes(9, 1.2 + 0.5 * len(findings))
     axes.axvline(0, color=INK, linewidth=1, linestyle="--")
     for y, finding in enumerate(reversed(findings)):
@@ -56,7 +55,7 @@ def forest(comparison: Comparison) -> Figure:
     axes.set(
         yticks=range(len(findings)),
         yticklabels=[f"{finding.experiment.name}\n{finding.verdict.split(' (')[0]}" for finding in reversed(findings)],
-        xlabel=f"WER minus WER of {comparison.baseline.name}, with 95 % interval (left of the line is better)",
+        xlabel=f"WER minus WER of {baseline.experiment.name}, with 95 % interval (left of the line is better)",
         ylim=(-0.5, len(findings) - 0.2),
     )
     axes.margins(x=0.15)

@@ -48,7 +48,11 @@ def append(
     """
     if flag not in FLAGS:
         raise LabError(f"flag must be {' or '.join(FLAGS)}, got {flag!r}")
-    output, username, model = clean_field("output", output), clean_field("username", username), clean_field("model", model)
+    output, username, model = (
+        clean_field("output", output),
+        clean_field("username", username),
+        clean_field("model", model),
+    )
     reference = output if flag == "right" else clean_field("reference", reference)
     row = {
         "audio": "",

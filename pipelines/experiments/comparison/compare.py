@@ -165,7 +165,7 @@ class Comparison:
 
         folder.mkdir(parents=True, exist_ok=True)
         manifest.write_json(folder / "comparison.json", self.as_dict())
-        manifest.write_bytes(folder / "comparison.png", plots.png(figures.forest(self)))
+        manifest.write_bytes(folder / "comparison.png", plots.png(figures.forest(self.findings)))
 
     def _finding_fields(self, finding: Finding) -> dict[str, Any]:
         experiment, difference, enough = finding.experiment, finding.difference, finding.enough_speakers

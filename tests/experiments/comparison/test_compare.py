@@ -136,7 +136,7 @@ def test_few_speakers_give_no_conclusion(tmp_path: Path):
     assert [told[name] for name in ("ci95", "delta_ci95", "p", "p_holm")] == [None] * 4
     assert told["delta"] == pytest.approx(-5 / 12)
     assert "at least 6 speakers" in compared.next_step()
-    assert plots.png(figures.forest(compared)).startswith(b"\x89PNG")
+    assert plots.png(figures.forest(compared.findings)).startswith(b"\x89PNG")
 
 
 def test_unknown_speakers_count_per_utterance(tmp_path: Path):
