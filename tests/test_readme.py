@@ -78,7 +78,8 @@ def options() -> frozenset[str]:
     app = importlib.import_module("pipelines.__main__").app
     commands = typer.main.get_command(app).commands.values()
     names = {option for command in commands for parameter in command.params for option in parameter.opts}
-    return frozenset(names | {"--help"}).union(*map(options_in, [ROOT / "app.py", *(ROOT / "benchmarks").glob("*.py")]))
+    programs = [ROOT / "pipelines/inference/app/launch.py", *(ROOT / "benchmarks").glob("*.py")]
+    return frozenset(names | {"--help"}).union(*map(options_in, programs))
 
 
 def is_setting(name: str) -> bool:
