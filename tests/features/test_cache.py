@@ -81,7 +81,7 @@ def recording(ids: list[str], stop_at: str | None = None):
     return record
 
 
-def test_a_round_trip(tmp_path):
+def test_open_cache_returns_what_build_wrote(tmp_path):
     n_clips = []
     build_cache(tmp_path / "c", on_clips=n_clips.append)
     cache = open_cache(tmp_path / "c", IDENTITY)
@@ -106,7 +106,7 @@ def test_a_round_trip(tmp_path):
     assert (cache.n_mels, cache.identity, cache.padded_bytes) == (8, IDENTITY, 10 * FULL_FRAMES * 8 * 4)
 
 
-def test_every_rejected_clip_is_a_row(tmp_path):
+def test_rejected_clips_are_rows_of_the_table(tmp_path):
     rejected = build_cache(tmp_path / "c").rejected
     assert rejected.to_dict("records") == [
         {"id": i, "split": "test", "reason": "silent", "detail": f'nothing to hear, in {i},\n"at all"'}
@@ -115,14 +115,14 @@ def test_every_rejected_clip_is_a_row(tmp_path):
 
 
 @pytest.mark.parametrize(("shard_clips", "shards"), [(1, 12), (5, 3), (6, 2), (100, 1)])
-def test_the_size_of_shards_changes_nothing_but_files(tmp_path, shard_clips, shards):
-    cache, whole = build_cache(tmp_path / "c", shard_clips=shard_clips), build_cache(tmp_path / "whole")
+def test_shard_size_does_not_change_rows(tmp_path, shard_clips, shards):
+    cache, full = build_cache(tmp_path / "c", shard_clips=shard_clips), build_cache(tmp_path / "whole")
     assert len(list(cache.folder.glob("shard-*.bin"))) == shards
-    assert cache.rows.drop(columns=["shard", "offset"]).equals(whole.rows.drop(columns=["shard", "offset"]))
-    assert all(np.array_equal(cache.log_mel(row).frames, whole.log_mel(row).frames) for row in range(10))
+    assert cache.rows.drop(columns=["shard", "offset"]).equals(full.rows.drop(columns=["shard", "offset"]))
+    assert all(np.array_equal(cache.log_mel(row).frames, full.log_mel(row).frames) for row in range(10))
 
 
-def test_an_interrupted_build_goes_on_where_it_was(tmp_path):
+def test_interrupted_build_resumes(tmp_path):
     ids, lines = [], record_log()
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", recording(ids, stop_at="9"))
@@ -152,7 +152,7 @@ def build_until_number_6(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_build_goes_on_where_it_was(tmp_path):
+def test_killed_build_resumes(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=build_until_number_6, args=(tmp_path / "c",))
     process.start()
     try:
@@ -174,7 +174,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path):
     assert contents(tmp_path / "c") == contents(tmp_path / "uninterrupted")
 
 
-def test_a_second_builder_at_once_is_refused(tmp_path):
+def test_concurrent_build_raises(tmp_path):
     def nested(example: Example) -> Clip:
         with pytest.raises(LabError, match="another process is building"):
             build_cache(tmp_path / "c")
@@ -185,7 +185,7 @@ def test_a_second_builder_at_once_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["bin", "parquet"])
-def test_an_unfinished_shard_that_was_damaged_is_made_again(tmp_path, part):
+def test_damaged_shard_is_built_again(tmp_path, part):
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", recording([], stop_at="9"))
     path = tmp_path / "c" / f"shard-00001.{part}"
@@ -195,7 +195,7 @@ def test_an_unfinished_shard_that_was_damaged_is_made_again(tmp_path, part):
     assert ids == [str(i) for i in range(4, 12)]
 
 
-def test_shards_of_other_examples_are_made_again(tmp_path):
+def test_shard_of_changed_examples_is_built_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", recording([], stop_at="9"))
     rows = examples()
@@ -205,7 +205,7 @@ def test_shards_of_other_examples_are_made_again(tmp_path):
     assert ids == [str(i) for i in range(4, 12)]
 
 
-def test_an_unfinished_build_of_another_identity_is_removed(tmp_path):
+def test_unfinished_build_of_other_identity_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", recording([], stop_at="9"))
     ids = []
@@ -214,7 +214,7 @@ def test_an_unfinished_build_of_another_identity_is_removed(tmp_path):
     assert len(list(cache.folder.glob("shard-*"))) == 2
 
 
-def test_shards_left_over_from_smaller_shards_are_removed(tmp_path):
+def test_leftover_shards_are_removed(tmp_path):
     build_cache(tmp_path / "c", shard_clips=1)
     cache = build_cache(tmp_path / "c", shard_clips=6)
     assert len(list(cache.folder.glob("shard-*"))) == 4
@@ -222,7 +222,7 @@ def test_shards_left_over_from_smaller_shards_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["shard-00001.bin", "shard-00001.parquet", "rejected.csv", "build.json"])
-def test_a_damaged_byte_is_named(tmp_path, name):
+def test_damaged_file_is_named(tmp_path, name):
     folder = build_cache(tmp_path / "c").folder
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -231,7 +231,7 @@ def test_a_damaged_byte_is_named(tmp_path, name):
         open_cache(folder)
 
 
-def test_a_missing_or_shortened_shard_is_named(tmp_path):
+def test_missing_or_truncated_shard_is_named(tmp_path):
     folder = build_cache(tmp_path / "c").folder
     data = (folder / "shard-00002.bin").read_bytes()
     (folder / "shard-00002.bin").write_bytes(data[:-4])
@@ -243,19 +243,19 @@ def test_a_missing_or_shortened_shard_is_named(tmp_path):
         open_cache(folder)
 
 
-def test_a_cache_that_is_not_there(tmp_path):
+def test_absent_cache_raises(tmp_path):
     with pytest.raises(LabError, match="absent"):
         open_cache(tmp_path / "nowhere")
 
 
-def test_a_whole_folder_that_is_no_cache_is_refused(tmp_path):
+def test_other_artefact_is_not_opened_as_cache(tmp_path):
     (tmp_path / "weights").write_bytes(b"1")
     manifest.seal(tmp_path, kind="model")
     with pytest.raises(LabError, match="not a feature cache"):
         open_cache(tmp_path)
 
 
-def test_a_cache_of_another_format_is_one_line(tmp_path):
+def test_other_cache_format_is_a_one_line_error(tmp_path):
     folder = build_cache(tmp_path / "c").folder
     (folder / "shard-00001.parquet").rename(folder / "shard-00001.json")
     manifest.seal(folder, **{name: value for name, value in manifest.read(folder).items() if name != "files"})
@@ -263,7 +263,7 @@ def test_a_cache_of_another_format_is_one_line(tmp_path):
         open_cache(folder)
 
 
-def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
+def test_stale_cache_error_names_the_field(tmp_path):
     folder = build_cache(tmp_path / "c").folder
     with pytest.raises(StaleCache, match=r"source.kind: wanted folder, found toy") as error:
         open_cache(folder, IDENTITY | {"source.kind": "folder", "library.numpy": "3"})
@@ -273,7 +273,7 @@ def test_a_stale_cache_is_refused_and_the_field_named(tmp_path):
         open_cache(folder, IDENTITY | {"features.extra": 1})
 
 
-def test_another_library_version_is_only_noted(tmp_path):
+def test_other_library_version_only_warns(tmp_path):
     lines = record_log()
     cache = open_cache(build_cache(tmp_path / "c").folder, IDENTITY | {"library.numpy": "3"})
     assert len(cache.rows) == 10
@@ -296,7 +296,7 @@ def test_another_library_version_is_only_noted(tmp_path):
     ],
     ids=" ".join,
 )
-def test_a_foreign_folder_is_left_as_it_is(tmp_path, names):
+def test_folder_with_foreign_files_stays_untouched(tmp_path, names):
     for name in names:
         (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "c" / name).write_text("precious")
@@ -305,7 +305,7 @@ def test_a_foreign_folder_is_left_as_it_is(tmp_path, names):
     assert all((tmp_path / "c" / name).read_text() == "precious" for name in names)
 
 
-def test_what_a_kill_while_writing_leaves_is_not_foreign(tmp_path):
+def test_partial_files_of_a_killed_build_are_accepted(tmp_path):
     (tmp_path / "c").mkdir()
     for name in (
         ".build.json.partial",
@@ -318,7 +318,7 @@ def test_what_a_kill_while_writing_leaves_is_not_foreign(tmp_path):
     assert set(contents(tmp_path / "c")) == set(contents(build_cache(tmp_path / "d").folder))
 
 
-def test_duplicate_ids_are_refused(tmp_path):
+def test_duplicate_ids_raise(tmp_path):
     with pytest.raises(
         LabError, match="two examples have the id '3'"
     ):  # a rejected one counts, and one in another shard
@@ -326,7 +326,7 @@ def test_duplicate_ids_are_refused(tmp_path):
     assert not is_finished(tmp_path / "c")
 
 
-def test_no_usable_clip_is_refused(tmp_path):
+def test_no_usable_clip_raises(tmp_path):
     with pytest.raises(LabError, match="all 1 were rejected, the first as silent"):
         build_cache(tmp_path / "c", rows=[examples()[3]])
     with pytest.raises(LabError, match="no example"):
@@ -335,26 +335,26 @@ def test_no_usable_clip_is_refused(tmp_path):
     assert not is_finished(tmp_path / "d")
 
 
-def test_a_shard_without_a_usable_clip_is_fine(tmp_path):
+def test_shard_without_usable_clips_is_valid(tmp_path):
     cache = build_cache(tmp_path / "c", shard_clips=1)
     assert (cache.folder / "shard-00003.bin").stat().st_size == 0
     assert np.array_equal(cache.log_mel(9).frames, create_clip(examples()[11]).log_mel.frames)
 
 
 def test_float16_halves_the_frames(tmp_path):
-    whole, halved = (
+    full, half = (
         build_cache(tmp_path / "c"),
         build_cache(tmp_path / "d", identity=IDENTITY | {"features.dtype": "float16"}),
     )
-    assert halved.log_mel(0).frames.dtype == np.float16
-    assert halved.log_mel(0).padded().dtype == np.float32
-    assert np.abs(halved.log_mel(5).frames - whole.log_mel(5).frames).max() < 2e-3
-    sizes = [sum(path.stat().st_size for path in cache.folder.glob("*.bin")) for cache in (whole, halved)]
+    assert half.log_mel(0).frames.dtype == np.float16
+    assert half.log_mel(0).padded().dtype == np.float32
+    assert np.abs(half.log_mel(5).frames - full.log_mel(5).frames).max() < 2e-3
+    sizes = [sum(path.stat().st_size for path in cache.folder.glob("*.bin")) for cache in (full, half)]
     assert sizes[0] == 2 * sizes[1]
-    assert whole.bytes - halved.bytes > 0
+    assert full.bytes - half.bytes > 0
 
 
-def test_frames_are_a_read_only_view_of_the_file(tmp_path):
+def test_frames_are_read_only_views_of_the_file(tmp_path):
     frames = build_cache(tmp_path / "c").log_mel(4).frames
     base = frames
     while isinstance(base.base, np.ndarray):
@@ -365,7 +365,7 @@ def test_frames_are_a_read_only_view_of_the_file(tmp_path):
         frames[0, 0] = 1
 
 
-def test_pickling_takes_no_frames_along(tmp_path):
+def test_pickled_cache_contains_no_frames(tmp_path):
     cache = build_cache(tmp_path / "c")
     expected = cache.log_mel(6).frames.copy()
     sent = pickle.dumps(cache)
@@ -378,7 +378,7 @@ def test_meta_cannot_replace_a_column(tmp_path):
     assert cache.rows.loc[0, ["offset", "accent"]].tolist() == [0, "a"]
 
 
-def test_a_finished_cache_is_not_made_again(tmp_path):
+def test_finished_cache_is_not_built_again(tmp_path):
     build_cache(tmp_path / "c")
     before, ids = contents(tmp_path / "c"), []
     build_cache(tmp_path / "c", recording(ids))
@@ -402,7 +402,7 @@ class DyingOnce:
         return create_clip(example)
 
 
-def test_worker_processes_write_the_same_bytes_and_one_that_dies_costs_its_shard_only(tmp_path):
+def test_workers_write_same_bytes_despite_a_killed_process(tmp_path):
     lines, n_clips = record_log(), []
     build_cache(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, on_clips=n_clips.append)
     build_cache(tmp_path / "one")
@@ -411,7 +411,7 @@ def test_worker_processes_write_the_same_bytes_and_one_that_dies_costs_its_shard
     assert n_clips == [4, 4, 4]
 
 
-def test_an_interrupted_build_with_workers_goes_on_where_it_was(tmp_path):
+def test_interrupted_build_with_workers_resumes(tmp_path):
     def cut_off():
         yield from examples()[:8]
         while len(list((tmp_path / "c").glob("shard-*.parquet"))) < 2:
@@ -429,13 +429,13 @@ def test_an_interrupted_build_with_workers_goes_on_where_it_was(tmp_path):
     assert contents(tmp_path / "c") == contents(tmp_path / "one")
 
 
-def test_a_small_corpus_starts_no_process(tmp_path, monkeypatch):
+def test_small_corpus_starts_no_process(tmp_path, monkeypatch):
     monkeypatch.setattr(process_pool, "cores", lambda: 8)
     monkeypatch.setattr(process_pool.Pool, "ask", lambda *_: pytest.fail("was asked"))
     assert len(build_cache(tmp_path / "c", workers=0).rows) == 10
 
 
-def test_a_large_corpus_starts_them_when_it_has_shown_its_size(tmp_path, monkeypatch):
+def test_large_corpus_starts_workers_late(tmp_path, monkeypatch):
     monkeypatch.setattr(process_pool, "cores", lambda: 2)
     monkeypatch.setattr(features_build, "LARGE_CLIPS", 8)
     numbers = []
@@ -449,12 +449,12 @@ def test_a_large_corpus_starts_them_when_it_has_shown_its_size(tmp_path, monkeyp
     assert numbers == [2]
 
 
-def test_work_that_cannot_be_sent_is_one_line(tmp_path):
+def test_unpicklable_work_is_a_one_line_error(tmp_path):
     with pytest.raises(LabError, match="pickled"):
         build_cache(tmp_path / "c", recording([]), workers=2)
 
 
-def test_large_audio_ends_a_shard_early(tmp_path, monkeypatch):
+def test_large_audio_ends_shard_early(tmp_path, monkeypatch):
     monkeypatch.setattr(features_build, "_BLOCK_BYTES", 1_000)
     loud = [replace(example, audio=bytes(600)) for example in examples()]
     assert len(list(build_cache(tmp_path / "c", rows=loud).folder.glob("*.bin"))) == 6
@@ -492,7 +492,7 @@ NEW = Example("99", "test", "ny mening", b"", "speaker 9")
     ids=["appended", "in front", "inserted", "removed", "corrected"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_path, rows, decoded, dtype):
+def test_reuse_decodes_new_clips_only_with_same_bytes(tmp_path, rows, decoded, dtype):
     identity, ids, lines = IDENTITY | {"features.dtype": dtype}, [], record_log()
     build_cache(tmp_path / "old", reusing([]), identity=identity)
     changed = identity | {"source.kind": "one more"}
@@ -505,7 +505,7 @@ def test_only_what_is_new_is_heard_and_the_bytes_are_those_of_a_fresh_build(tmp_
 
 
 @pytest.mark.parametrize("part", ["bin", "parquet"])
-def test_a_damaged_shard_lends_nothing(tmp_path, part):
+def test_damaged_shard_is_not_reused(tmp_path, part):
     build_cache(tmp_path / "old", reusing([]))
     path = tmp_path / "old" / f"shard-00001.{part}"
     data = bytearray(path.read_bytes())
@@ -518,7 +518,7 @@ def test_a_damaged_shard_lends_nothing(tmp_path, part):
     assert contents(tmp_path / "new") == contents(tmp_path / "fresh")
 
 
-def test_only_whole_caches_of_the_same_settings_lend(tmp_path):
+def test_reusable_caches_are_finished_with_same_settings(tmp_path):
     old = build_cache(tmp_path / "old").folder
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "cut", recording([], stop_at="9"))
@@ -536,7 +536,7 @@ def test_only_whole_caches_of_the_same_settings_lend(tmp_path):
     assert reusable() == []
 
 
-def test_a_folder_with_one_more_clip_decodes_that_clip(tmp_path, toy_settings, encoded, speech, monkeypatch):
+def test_added_recording_is_the_only_one_decoded(tmp_path, toy_settings, encoded, speech, monkeypatch):
     def add(name: str, seed: int) -> None:
         (tmp_path / "mine" / f"{name}.wav").write_bytes(encoded(speech(16_000, seed)))
         (tmp_path / "mine" / f"{name}.txt").write_text(f"Mening {name}.")

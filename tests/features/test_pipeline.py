@@ -1,4 +1,4 @@
-"""The stages between the rooms: what one hands to the next, and what it refuses."""
+"""The feature pipeline: build, reopen and refuse a cache; samples."""
 
 from __future__ import annotations
 
@@ -25,30 +25,32 @@ def recordings(tmp_path, encoded, speech):
     return folder
 
 
-def test_training_needs_the_cache_and_not_what_it_was_made_of(recordings, toy_settings, tmp_path):
-    told = {"source.kind": "folder", "source.path": str(recordings)}
+def test_cache_opens_without_its_source(recordings, toy_settings, tmp_path):
+    overrides = {"source.kind": "folder", "source.path": str(recordings)}
     done: list[tuple[int, int]] = []
-    told |= {"features.shard_clips": 4}
-    made = feature_pipeline.run(toy_settings(told), runs=tmp_path / "runs", on_clips=lambda *told: done.append(told))
+    overrides |= {"features.shard_clips": 4}
+    cache = feature_pipeline.run(
+        toy_settings(overrides), runs=tmp_path / "runs", on_clips=lambda *counts: done.append(counts)
+    )
     assert done == [(4, 6), (2, 6)]
     shutil.rmtree(recordings)
     lines = record_log()
-    opened = feature_pipeline.open_cache(toy_settings(told), made.uri, runs=tmp_path / "runs")
-    assert opened.digest == made.digest
+    opened = feature_pipeline.open_cache(toy_settings(overrides), cache.uri, runs=tmp_path / "runs")
+    assert opened.digest == cache.digest
     assert any("not available" in line for line in lines)
     with pytest.raises(StaleCache, match="source.seed"):
-        feature_pipeline.open_cache(toy_settings({**told, "source.seed": 8}), made.uri, runs=tmp_path / "runs")
+        feature_pipeline.open_cache(toy_settings({**overrides, "source.seed": 8}), cache.uri, runs=tmp_path / "runs")
 
 
-def test_a_source_that_is_at_hand_is_compared(recordings, toy_settings, tmp_path):
-    told = {"source.kind": "folder", "source.path": str(recordings)}
-    made = feature_pipeline.run(toy_settings(told), runs=tmp_path / "runs")
+def test_changed_source_makes_cache_stale(recordings, toy_settings, tmp_path):
+    overrides = {"source.kind": "folder", "source.path": str(recordings)}
+    cache = feature_pipeline.run(toy_settings(overrides), runs=tmp_path / "runs")
     (recordings / "transcripts.csv").write_text("path,text,split\n0.wav,en annan mening,train\n", encoding="utf-8")
     with pytest.raises(StaleCache, match="source"):
-        feature_pipeline.open_cache(toy_settings(told), made.uri, runs=tmp_path / "runs")
+        feature_pipeline.open_cache(toy_settings(overrides), cache.uri, runs=tmp_path / "runs")
 
 
-def test_samples_pass_over_what_cannot_be_decoded(recordings, toy_settings):
+def test_samples_skip_undecodable_clips(recordings, toy_settings):
     (recordings / "0.wav").unlink()
     (recordings / "4.wav").write_bytes(b"no audio")
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
@@ -56,7 +58,7 @@ def test_samples_pass_over_what_cannot_be_decoded(recordings, toy_settings):
     assert [example.id for example in feature_pipeline.samples(settings, 2, "test")] == ["5"]
 
 
-def test_a_split_without_clips_is_told_at_once(recordings, toy_settings, tmp_path):
+def test_missing_splits_are_logged(recordings, toy_settings, tmp_path):
     (recordings / "transcripts.csv").write_text("path,text,split\n0.wav,en mening,train\n", encoding="utf-8")
     lines = record_log()
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
@@ -64,23 +66,23 @@ def test_a_split_without_clips_is_told_at_once(recordings, toy_settings, tmp_pat
     assert any("no validation and no test clips" in line for line in lines)
 
 
-def test_a_source_that_lies_here_but_cannot_be_read_is_no_absent_one(recordings, toy_settings, tmp_path):
+def test_unreadable_source_is_an_error(recordings, toy_settings, tmp_path):
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
-    made = feature_pipeline.run(settings, runs=tmp_path / "runs")
+    cache = feature_pipeline.run(settings, runs=tmp_path / "runs")
     (recordings / "transcripts.csv").write_text("nothing,of,use\n1,2,3\n", encoding="utf-8")
     with pytest.raises(LabError, match="column"):
-        feature_pipeline.open_cache(settings, made.uri, runs=tmp_path / "runs")
+        feature_pipeline.open_cache(settings, cache.uri, runs=tmp_path / "runs")
 
 
-def test_where_the_parts_of_a_mix_lie_is_not_part_of_a_cache(recordings, toy_settings, tmp_path):
+def test_paths_of_mix_parts_do_not_change_digest(recordings, toy_settings, tmp_path):
     def digest() -> str:
-        part = {"name": "own", "kind": "folder", "path": str(place), "gives": ["train", "validation", "test"]}
+        part = {"name": "own", "kind": "folder", "path": str(folder), "gives": ["train", "validation", "test"]}
         settings = toy_settings({"source.kind": "mix", "source.parts": [part]})
-        made = feature_pipeline.run(settings, runs=tmp_path / "runs")
-        assert str(place) not in str(made.identity)
-        return made.digest
+        cache = feature_pipeline.run(settings, runs=tmp_path / "runs")
+        assert str(folder) not in str(cache.identity)
+        return cache.digest
 
-    place = recordings
+    folder = recordings
     before = digest()
-    place = recordings.rename(tmp_path / "moved")
+    folder = recordings.rename(tmp_path / "moved")
     assert digest() == before

@@ -1,4 +1,4 @@
-"""A cache made by a Ray cluster of two nodes on this machine: the same files as without one, whoever dies."""
+"""Caches built by a local Ray cluster of two nodes: the same files as without it, even if workers die."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 @pytest.fixture
 def address(ray_address):
-    """The cluster; what this file defines travels there by value."""
+    """Address of the cluster; the definitions of this file are pickled by value."""
     sys.modules["ray"].cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray_address
     sys.modules["ray"].cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -40,7 +40,7 @@ def address(ray_address):
 
 @pytest.fixture
 def recordings(tmp_path, encoded, speech) -> Path:
-    """A folder of 12 recordings, of which three cannot be used, each for another reason."""
+    """A folder of 12 recordings, of which three cannot be used, each for a different reason."""
     folder = tmp_path / "recordings"
     folder.mkdir()
     lines = ["path,text,split"]
@@ -75,9 +75,7 @@ def waiting_for(happens: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_cluster_makes_the_same_cache_and_a_killed_worker_costs_its_shard_only(
-    address, recordings, toy_settings, tmp_path, monkeypatch
-):
+def test_cluster_builds_same_cache_despite_killed_worker(address, recordings, toy_settings, tmp_path, monkeypatch):
     features = {"features.shard_clips": 2, "features.workers": 1, "curation.leaks": "ignore"}
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings), **features})
     calls, killed, driver = tmp_path / "asked", tmp_path / "killed", os.getpid()
@@ -132,13 +130,13 @@ def build_cache(folder: Path, address: str, create_clip=create_clip, **identity)
     return build(folder, examples, create_clip, identity, BuildOptions(ray_address=address))
 
 
-def test_a_shard_that_kills_whoever_makes_it_is_given_up(address, tmp_path, monkeypatch):
+def test_shard_that_kills_workers_raises(address, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_shards, "ATTEMPTS", 1)
     with pytest.raises(LabError, match=r"1 workers .* died over one of the shards 0 to 0; .* what is done is kept"):
         build_cache(tmp_path / "c", address, kill_process)
 
 
-def test_a_machine_with_other_packages_is_refused(address, tmp_path):
+def test_machine_with_other_packages_raises(address, tmp_path):
     with pytest.raises(LabError, match=r"it has soxr .* made with 0\.0\. .*pip install -c constraints.txt") as error:
         build_cache(tmp_path / "c", address, **{"library.soxr": "0.0"})
     assert "\n" not in str(error.value)
@@ -151,7 +149,7 @@ def closed_port() -> int:
         return taken.getsockname()[1]
 
 
-def test_an_address_that_is_silent_is_one_line(tmp_path):
+def test_silent_address_is_a_one_line_error(tmp_path):
     pytest.importorskip("ray.data")
     there = f"127.0.0.1:{closed_port()}"
     with pytest.raises(LabError, match=f"no Ray cluster answers at {there} .*: start one there with ray start --head"):
@@ -159,13 +157,13 @@ def test_an_address_that_is_silent_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", ["head", "head:", "head:many", "ray://head:10001"])
-def test_an_address_that_is_none_is_one_line(tmp_path, wrong):
+def test_invalid_address_is_a_one_line_error(tmp_path, wrong):
     pytest.importorskip("ray.data")
     with pytest.raises(LabError, match="address is host:port, auto or local, got .*: run this on one of the"):
         build_cache(tmp_path / "c", wrong)
 
 
-def test_without_ray_the_command_says_how_to_get_it(monkeypatch, toy_recipe, toy_model, tmp_path):
+def test_missing_ray_error_names_the_install(monkeypatch, toy_recipe, toy_model, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     lines = ["--recipe", str(toy_recipe), "--set", f"model.base={toy_model}", "--runs", str(tmp_path)]
     with pytest.raises(LabError, match=r"not installed\. Run: pip install 'ray\[data\]"):

@@ -9,7 +9,7 @@ from pipelines.features.sources import Example
 
 
 def tokenise(text: str) -> list[int]:
-    """One token a word, between three before and one after."""
+    """Return one token per word, after three and before one special token."""
     return [0, 1, 2, *range(10, 10 + len(text.split())), 3]
 
 
@@ -22,7 +22,7 @@ def clip_filter(**settings) -> ClipFilter:
 
 @pytest.fixture
 def clip(encoded, speech):
-    """`clip(samples=..., rate_hz=..., subtype=..., **fields)`: a good example but for what is said otherwise."""
+    """`clip(samples=..., rate_hz=..., subtype=..., **fields)` returns a valid example with these changes."""
 
     def make(samples=None, rate_hz: int = 16_000, subtype: str = "PCM_16", **fields) -> Example:
         sound = encoded(speech(16_000) if samples is None else samples, rate_hz, subtype=subtype)
@@ -41,7 +41,7 @@ def rejection(example: Example, **settings) -> Rejected:
     return error.value
 
 
-def test_a_good_clip_passes(clip):
+def test_valid_clip_passes(clip):
     example = clip(text=' "Hej  på dig." ')
     passed = clip_filter().create_clip(example)
     assert isinstance(passed, Clip)
@@ -59,42 +59,42 @@ def test_a_good_clip_passes(clip):
     ],
     ids=["stereo", "8 kHz", "96 kHz"],
 )
-def test_other_shapes_of_sound_pass(clip, samples, rate_hz):
+def test_stereo_and_other_sample_rates_pass(clip, samples, rate_hz):
     assert clip_filter().create_clip(clip(samples, rate_hz)).duration_s == pytest.approx(1.0, abs=0.001)
 
 
-def test_missing(clip, tmp_path):
+def test_missing_file_is_rejected(clip, tmp_path):
     error = rejection(clip(audio=tmp_path / "gone.wav"))
     assert error.reason == "missing"
     assert "gone.wav" in error.detail
 
 
-def test_empty(clip, tmp_path):
+def test_empty_audio_is_rejected(clip, tmp_path):
     (tmp_path / "a.wav").touch()
     assert rejection(clip(audio=b"")).reason == rejection(clip(audio=tmp_path / "a.wav")).reason == "empty"
     assert rejection(clip(np.zeros(0))).reason == "empty"
 
 
-def test_one_sample_that_resampling_swallows(clip):
+def test_single_sample_lost_in_resampling_is_rejected(clip):
     assert rejection(clip(np.full(1, 0.5), 96_000), min_duration_s=0.0).reason == "empty"
 
 
-def test_unreadable(clip):
+def test_unreadable_audio_is_rejected(clip):
     assert rejection(clip(audio=b"no sound at all")).reason == "unreadable"
 
 
-def test_too_short(clip, speech):
+def test_short_clip_is_rejected(clip, speech):
     assert rejection(clip(speech(1_599))).reason == "too_short"
     assert clip_filter().create_clip(clip(speech(1_600))).duration_s == 0.1
 
 
-def test_too_long(clip, speech):
+def test_long_clip_is_rejected(clip, speech):
     assert rejection(clip(speech(480_001))).reason == "too_long"
     assert rejection(clip(speech(16_001)), max_duration_s=1.0).reason == "too_long"
     assert clip_filter().create_clip(clip(speech(480_000))).duration_s == 30.0
 
 
-def test_silent(clip, speech):
+def test_silent_clip_is_rejected(clip, speech):
     error = rejection(clip(speech(16_000, peak=0.9e-3), subtype="FLOAT"))
     assert error.reason == "silent"
     assert "9.0e-04" in error.detail
@@ -103,17 +103,17 @@ def test_silent(clip, speech):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e25], ids=str)
-def test_not_finite(clip, value):
+def test_nonfinite_samples_are_rejected(clip, value):
     """1e25 is finite, but its power is not."""
     assert rejection(clip(np.full(16_000, value), subtype="DOUBLE")).reason == "not_finite"
 
 
 @pytest.mark.parametrize("text", ["", "  ", "?!… –", "\0\u200b", "❤\ufe0f"])
-def test_no_text(clip, text):
+def test_transcript_without_letters_is_rejected(clip, text):
     assert rejection(clip(text=text)).reason == "no_text"
 
 
-def test_long_label(clip):
+def test_label_over_448_tokens_is_rejected(clip):
     error = rejection(clip(text="ja " * (MAX_LABEL_TOKENS - 3)))
     assert error.reason == "long_label"
     assert "449 tokens" in error.detail
@@ -121,12 +121,12 @@ def test_long_label(clip):
 
 
 @pytest.mark.parametrize("split", ["dev", "", "Train", "other"])
-def test_unknown_split(clip, split):
+def test_unknown_split_is_rejected(clip, split):
     error = rejection(clip(split=split))
     assert error.reason == "unknown_split"
     assert repr(split) in error.detail
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_known_splits(clip, split):
+def test_known_splits_pass(clip, split):
     assert clip_filter().create_clip(clip(split=split)).example.split == split

@@ -43,7 +43,7 @@ class Listed:
 
 
 class Outlined(Listed):
-    """A source that tells its rows without their audio."""
+    """A source with an outline."""
 
     def outline(self) -> Iterator[Example]:
         return (replace(row, audio=b"") for row in self.rows)
@@ -64,8 +64,10 @@ def rows(sounds) -> list[Example]:
     ]
 
 
-def curated(folder: Path, source: Listed, hear=lambda cache, rows: pytest.fail("nobody asked"), **settings):
-    """What lab.features does, with one token for each letter of a transcript and no model."""
+def curated(
+    folder: Path, source: Listed, transcribe=lambda cache, rows: pytest.fail("unexpected transcription"), **settings
+):
+    """Build a curated cache like the pipeline, with one token per letter of a transcript and no model."""
     chosen = load("tour", {f"curation.{name}": value for name, value in settings.items()}).curation
     clip_filter = ClipFilter(
         lambda text: [*map(ord, text)], 80, 0.1, 30.0, 1e-3, corpus.limits(chosen), chosen.full_stop
@@ -74,7 +76,7 @@ def curated(folder: Path, source: Listed, hear=lambda cache, rows: pytest.fail("
     before = corpus.survey(chosen, source, held_out)
 
     def functions(cache: FeatureCache) -> corpus.LabelErrors:
-        return corpus.LabelErrors(lambda indices: hear(cache, indices), clip_filter.label)
+        return corpus.LabelErrors(lambda indices: transcribe(cache, indices), clip_filter.label)
 
     return build(
         folder,
@@ -95,23 +97,23 @@ def counts(cache: FeatureCache) -> dict[str, tuple[int, int]]:
 
 
 def planted(rows: list[Example], encoded, speech) -> tuple[list[Example], dict[str, str]]:
-    """Leaks of each kind among the training rows, and what is to be said of each."""
+    """Return the rows with leaks of each kind planted in training, and the expected reason of each."""
     leaking = {n: replace(row) for n, row in enumerate(rows)}
     leaking[6] = replace(rows[6], speaker=rows[0].speaker)
     leaking[7] = replace(rows[7], speaker=rows[3].speaker)
     leaking[8] = replace(rows[8], text="mening, nummer 1")
     leaking[9] = replace(rows[9], audio=rows[2].audio)
     leaking[10] = replace(rows[10], audio=encoded((speech(8_000, 1) * 32_767).astype(np.int16), format="FLAC"))
-    told = {6: "speaker", 7: "speaker", 8: "sentence", 9: "audio", 10: "audio"}
-    return list(leaking.values()), {rows[n].id: f"leak_{kind}" for n, kind in told.items()}
+    kinds = {6: "speaker", 7: "speaker", 8: "sentence", 9: "audio", 10: "audio"}
+    return list(leaking.values()), {rows[n].id: f"leak_{kind}" for n, kind in kinds.items()}
 
 
 @pytest.mark.parametrize("kind", [Outlined, Listed])
-def test_planted_leaks_of_every_kind_are_dropped_and_nothing_else(tmp_path, rows, encoded, speech, kind):
-    leaking, told = planted(rows, encoded, speech)
+def test_planted_leaks_of_every_kind_are_dropped(tmp_path, rows, encoded, speech, kind):
+    leaking, expected = planted(rows, encoded, speech)
     cache = curated(tmp_path / "c", kind(leaking), leaks="drop")
-    assert reasons(cache) == told
-    assert cache.rows["id"].tolist() == [row.id for row in rows if row.id not in told]
+    assert reasons(cache) == expected
+    assert cache.rows["id"].tolist() == [row.id for row in rows if row.id not in expected]
     assert cache.counts == {"test": 2, "validation": 2, "train": 21, "rejected": 5}
     assert {step: before - after for step, (before, after) in counts(cache).items() if before > after} == {
         "leak_speaker": 2,
@@ -121,14 +123,14 @@ def test_planted_leaks_of_every_kind_are_dropped_and_nothing_else(tmp_path, rows
     again = caches.open_cache(cache.folder)
     assert again.rows.equals(cache.rows)
     assert again.curation == cache.curation
-    clean = curated(tmp_path / "clean", kind([row for row in rows if row.id not in told]))
+    clean = curated(tmp_path / "clean", kind([row for row in rows if row.id not in expected]))
     for row in range(len(clean.rows)):  # frames of dropped rows stay in their shard: the others are still found
         assert np.array_equal(cache.log_mel(row).frames, clean.log_mel(row).frames)
 
 
 @pytest.mark.parametrize("kind", [Outlined, Listed])
 @pytest.mark.parametrize(("at", "which"), [(6, "leak_speaker"), (8, "leak_sentence"), (10, "leak_audio")])
-def test_a_leaking_corpus_is_refused_by_default(tmp_path, rows, encoded, speech, kind, at, which):
+def test_leaking_corpus_raises_by_default(tmp_path, rows, encoded, speech, kind, at, which):
     leaking = planted(rows, encoded, speech)[0]
     one = [leaking[n] if n == at else row for n, row in enumerate(rows)]
     with pytest.raises(LabError, match=rf"got 1 that do: 1 by {which} \({rows[at].id}: .*curation.leaks=drop"):
@@ -138,8 +140,8 @@ def test_a_leaking_corpus_is_refused_by_default(tmp_path, rows, encoded, speech,
 
 
 @pytest.mark.parametrize("leaks", ["refuse", "drop", "ignore"])
-def test_a_recording_in_validation_and_test_is_always_refused(tmp_path, rows, encoded, speech, leaks):
-    """Under another name, sentence, speaker and container: training would select on the test split."""
+def test_recording_in_validation_and_test_raises(tmp_path, rows, encoded, speech, leaks):
+    """The copy has another name, sentence, speaker and container."""
     again = encoded((speech(8_000, 1) * 32_767).astype(np.int16), format="FLAC")
     rows[3] = replace(rows[3], audio=again)
     with pytest.raises(LabError, match="no recording in common, got 1: validation row validation-3 is test row test-1"):
@@ -147,21 +149,21 @@ def test_a_recording_in_validation_and_test_is_always_refused(tmp_path, rows, en
     assert not caches.is_finished(tmp_path / "c")
 
 
-def test_one_source_in_two_parts_of_a_mix_is_not_selected_by_and_tested_on(tmp_path, rows):
-    """The same files, called validation in one part and test in the other."""
+def test_same_source_as_validation_and_test_raises(tmp_path, rows):
+    """The same files are validation in one part and test in the other."""
     twice = [replace(row, id=f"a/{row.id}", split="validation") for row in rows[:2]]
     with pytest.raises(LabError, match="no recording in common, got 2: validation row a/test-0 is test row test-0"):
         curated(tmp_path / "c", Outlined([*rows, *twice]))
 
 
-def test_leaks_of_metadata_are_refused_before_any_audio_is_read(tmp_path, rows):
+def test_metadata_leaks_raise_before_audio_is_read(tmp_path, rows):
     leaking = [replace(row, text="Samma.", audio=b"no sound") for row in rows]
     with pytest.raises(LabError, match="26 by leak_sentence"):
         curated(tmp_path / "c", Outlined(leaking))
     assert not (tmp_path / "c").exists()
 
 
-def test_every_step_in_its_order_each_going_on_where_the_last_one_ended(tmp_path, rows, speech, encoded):
+def test_all_steps_run_in_order_with_matching_counts(tmp_path, rows, speech, encoded):
     rows[4] = replace(rows[4], speaker=rows[1].speaker)
     rows[5] = replace(rows[5], text="Mening nummer 0!")
     rows[6] = replace(rows[6], meta={"up_votes": "0"})
@@ -191,13 +193,13 @@ def test_every_step_in_its_order_each_going_on_where_the_last_one_ended(tmp_path
         "max_label_cer": 0.5,
     }
 
-    def hear(cache: FeatureCache, asked: np.ndarray) -> list[str]:
-        assert set(cache.rows["split"].iloc[asked]) == {"train"}
-        return ["något annat" if name == "train-29" else text for name, text in zip(*_columns(cache, asked))]
+    def transcribe(cache: FeatureCache, indices: np.ndarray) -> list[str]:
+        assert set(cache.rows["split"].iloc[indices]) == {"train"}
+        return ["något annat" if name == "train-29" else text for name, text in zip(*ids_and_texts(cache, indices))]
 
-    cache = curated(tmp_path / "c", Outlined(rows), hear, **settings)
-    told = reasons(cache)
-    assert {name: reason for name, reason in told.items() if name not in ("train-9", "train-10")} == {
+    cache = curated(tmp_path / "c", Outlined(rows), transcribe, **settings)
+    dropped = reasons(cache)
+    assert {name: reason for name, reason in dropped.items() if name not in ("train-9", "train-10")} == {
         "train-4": "leak_speaker",
         "train-5": "leak_sentence",
         "train-6": "votes",
@@ -212,7 +214,7 @@ def test_every_step_in_its_order_each_going_on_where_the_last_one_ended(tmp_path
         "train-20": "duplicate_audio",
         "train-29": "label_error",
     }
-    assert [told.get(name) for name in ("train-9", "train-10")].count("balance") == 1
+    assert [dropped.get(name) for name in ("train-9", "train-10")].count("balance") == 1
     assert [row["step"] for row in cache.curation] == list(ORDER)
     before = len(rows)
     for row in cache.curation:
@@ -224,22 +226,22 @@ def test_every_step_in_its_order_each_going_on_where_the_last_one_ended(tmp_path
     assert cache.rejected["detail"].str.len().min() > 5
 
 
-def _columns(cache: FeatureCache, asked: np.ndarray) -> tuple[list[str], list[str]]:
-    return cache.rows["id"].iloc[asked].tolist(), cache.rows["text"].iloc[asked].tolist()
+def ids_and_texts(cache: FeatureCache, indices: np.ndarray) -> tuple[list[str], list[str]]:
+    return cache.rows["id"].iloc[indices].tolist(), cache.rows["text"].iloc[indices].tolist()
 
 
-def test_sounds_of_one_length_and_loudness_are_told_apart(tmp_path, rows, encoded, speech):
+def test_audio_keys_differ_for_equal_length_and_pad_value(tmp_path, rows, encoded, speech):
     endings = [np.concatenate([speech(8_000), 0.1 * speech(8_000, seed)]) for seed in (1, 2, 3)]
     for n, ending in zip((0, 6, 7), endings, strict=True):
         rows[n] = replace(rows[n], audio=encoded(ending))
     rows[8] = replace(rows[8], audio=rows[6].audio)
     cache = curated(tmp_path / "c", Outlined(rows), unique_audio=True)
-    alike = cache.rows[cache.rows["id"].isin(["test-0", "train-6", "train-7"])]
-    assert alike["pad_value"].nunique() == alike["frames"].nunique() == 1
+    similar = cache.rows[cache.rows["id"].isin(["test-0", "train-6", "train-7"])]
+    assert similar["pad_value"].nunique() == similar["frames"].nunique() == 1
     assert reasons(cache) == {"train-8": "duplicate_audio"}
 
 
-def test_curation_is_the_same_every_time(tmp_path, rows, encoded, speech):
+def test_curation_is_deterministic(tmp_path, rows, encoded, speech):
     source = Outlined(planted(rows, encoded, speech)[0])
     settings = {"leaks": "drop", "max_per_speaker": 2, "unique_audio": True}
     first, second = (curated(tmp_path / name, source, **settings) for name in "ab")
@@ -249,25 +251,25 @@ def test_curation_is_the_same_every_time(tmp_path, rows, encoded, speech):
     assert curated(tmp_path / "c", source, **settings, seed=12).rows["id"].tolist() != first.rows["id"].tolist()
 
 
-def test_a_corpus_that_curation_empties_is_refused(tmp_path, rows):
+def test_no_training_clip_left_raises(tmp_path, rows):
     with pytest.raises(LabError, match=r"at least one training clip.*26 were dropped, the first as votes: "):
         curated(tmp_path / "c", Outlined([replace(r, meta={"up_votes": "0"}) for r in rows]), min_up_votes=1)
 
 
-def test_twins_of_a_dropped_id_are_refused(tmp_path, rows):
+def test_duplicate_of_a_dropped_id_raises(tmp_path, rows):
     twin = [*rows, replace(rows[9], meta={"up_votes": "0"}), replace(rows[9], meta={"up_votes": "0"})]
     with pytest.raises(LabError, match="ids must be unique"):
         curated(tmp_path / "c", Outlined(twin), min_up_votes=1)
 
 
-def test_without_training_rows_there_is_nothing_to_refuse(tmp_path, rows):
+def test_corpus_without_training_rows_is_accepted(tmp_path, rows):
     assert len(curated(tmp_path / "c", Outlined(rows[:4])).rows) == 4
 
 
 # --- rows held out elsewhere ------------------------------------------------------------------------------------------
 
 
-def test_the_test_table_of_another_release_is_kept_out(tmp_path, rows):
+def test_rows_of_a_held_out_table_are_dropped(tmp_path, rows):
     table = tmp_path / "test.tsv"
     table.write_text('client_id\tpath\tsentence\ntrain 1\tx.mp3\t"Hej\nannan\ty.mp3\tmening nummer 7\n', "utf-8")
     cache = curated(tmp_path / "c", Outlined(rows), leaks="drop", held_out=[str(table)])
@@ -276,13 +278,13 @@ def test_the_test_table_of_another_release_is_kept_out(tmp_path, rows):
     assert "test.tsv, row 1" in cache.rejected["detail"][0]
 
 
-def test_a_table_with_splits_holds_out_all_but_training(tmp_path, rows):
+def test_held_out_table_ignores_its_training_rows(tmp_path, rows):
     table = tmp_path / "transcripts.csv"
     table.write_text('text,split\n"Mening nummer 6.",train\n"Mening nummer 7.",dev\n', "utf-8")
     assert list(reasons(curated(tmp_path / "c", Outlined(rows), leaks="drop", held_out=[str(table)]))) == ["train-7"]
 
 
-def test_another_cache_is_kept_out_by_its_audio_too(tmp_path, rows, sounds):
+def test_held_out_cache_drops_equal_audio(tmp_path, rows, sounds):
     other = [Example("x", "test", "Något helt annat.", sounds[12], "kajsa"), Example("y", "train", "Ja.", sounds[13])]
     curated(tmp_path / "other", Outlined(other))
     cache = curated(tmp_path / "c", Outlined(rows), leaks="drop", held_out=[str(tmp_path / "other")])
@@ -302,7 +304,7 @@ def test_another_cache_is_kept_out_by_its_audio_too(tmp_path, rows, sounds):
         ("test.csv", "text\n\xe5\n", "not a table"),
     ],
 )
-def test_a_held_out_table_that_cannot_be_used_is_one_line(tmp_path, name, content, complaint):
+def test_unusable_held_out_table_is_a_one_line_error(tmp_path, name, content, complaint):
     if content is not None:
         (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(LabError, match=complaint) as error:
@@ -313,24 +315,24 @@ def test_a_held_out_table_that_cannot_be_used_is_one_line(tmp_path, name, conten
 # --- label errors -----------------------------------------------------------------------------------------------------
 
 
-def misheard(cache: FeatureCache, asked: np.ndarray) -> list[str]:
-    """Every transcript to the letter, but of three clips: other words, nothing at all, and one letter less."""
+def transcribe_with_errors(cache: FeatureCache, indices: np.ndarray) -> list[str]:
+    """Return the references, but for three clips other words, nothing, and one letter less."""
     other = {"train-4": "Något annat sägs här.", "train-5": "...", "train-6": "Mening numer 6."}
-    rows = cache.rows.iloc[asked]
+    rows = cache.rows.iloc[indices]
     return [other.get(name, text) for name, text in zip(rows["id"], rows["text"], strict=True)]
 
 
-def test_label_errors_are_repaired_with_what_was_heard(tmp_path, rows):
+def test_label_errors_are_repaired_with_hypotheses(tmp_path, rows):
     curation = {"max_label_cer": 0.3, "label_errors": "repair"}
-    cache = curated(tmp_path, Outlined(rows), hear=misheard, **curation)
-    whole = curated(tmp_path / "whole", Outlined(rows))
+    cache = curated(tmp_path, Outlined(rows), transcribe=transcribe_with_errors, **curation)
+    uncurated = curated(tmp_path / "whole", Outlined(rows))
     assert reasons(cache) == {"train-5": "label_error"}  # what was heard in it cannot be trained on
     assert cache.repaired.to_dict("records") == [
         {"id": "train-4", "before": "Mening nummer 4.", "after": "Något annat sägs här."}
     ]
     assert cache.curation[-1] == {"step": "label_error", "before": 30, "after": 29, "dropped": 1, "changed": 1}
     now = dict(zip(cache.rows["id"], cache.rows["text"], strict=True))
-    before = dict(zip(whole.rows["id"], whole.rows["text"], strict=True))
+    before = dict(zip(uncurated.rows["id"], uncurated.rows["text"], strict=True))
     assert {name: text for name, text in now.items() if text != before[name]} == {"train-4": "Något annat sägs här."}
     for opened in (cache, caches.open_cache(cache.folder)):
         for row, text in enumerate(opened.rows["text"]):
@@ -339,19 +341,19 @@ def test_label_errors_are_repaired_with_what_was_heard(tmp_path, rows):
 
 @pytest.mark.parametrize("kind", [Outlined, Listed])
 @pytest.mark.parametrize("leaks", ["drop", "refuse", "ignore"])
-def test_a_repair_brings_no_held_out_sentence_into_training(tmp_path, rows, kind, leaks):
-    """One is read in the test split, one in a table; the third is nobody's."""
+def test_repair_to_a_held_out_sentence_is_dropped(tmp_path, rows, kind, leaks):
+    """One sentence is in the test split, one in a table, the third is not held out."""
     table = tmp_path / "held.tsv"
     table.write_text("sentence\nDet regnar i Lund.\n", "utf-8")
     other = {"train-4": "MENING nummer 1!", "train-5": "det regnar, i Lund", "train-6": "Något helt annat sägs."}
     rows = [replace(row, text="Helt fel text här nu.") if row.id in other else row for row in rows]
 
-    def hear(cache: FeatureCache, asked: np.ndarray) -> list[str]:
-        told = cache.rows.iloc[asked]
-        return [other.get(name, text) for name, text in zip(told["id"], told["text"], strict=True)]
+    def transcribe(cache: FeatureCache, indices: np.ndarray) -> list[str]:
+        rows = cache.rows.iloc[indices]
+        return [other.get(name, text) for name, text in zip(rows["id"], rows["text"], strict=True)]
 
     settings = {"max_label_cer": 0.3, "label_errors": "repair", "leaks": leaks, "held_out": [str(table)]}
-    cache = curated(tmp_path / "c", kind(rows), hear=hear, **settings)
+    cache = curated(tmp_path / "c", kind(rows), transcribe=transcribe, **settings)
     repaired = set(cache.repaired["id"])
     if leaks == "ignore":
         assert repaired == {*other} and not reasons(cache)
@@ -363,21 +365,21 @@ def test_a_repair_brings_no_held_out_sentence_into_training(tmp_path, rows, kind
     assert second.endswith("which is in held.tsv, row 1")
 
 
-def test_without_repairs_there_is_no_table_of_them(tmp_path, rows):
-    cache = curated(tmp_path, Outlined(rows), hear=misheard, max_label_cer=0.3)
+def test_no_repairs_write_no_table(tmp_path, rows):
+    cache = curated(tmp_path, Outlined(rows), transcribe=transcribe_with_errors, max_label_cer=0.3)
     assert set(reasons(cache)) == {"train-4", "train-5"}
     assert not (cache.folder / "repaired.csv").exists() and not len(cache.repaired)
 
 
 def test_held_out_rows_are_never_repaired(tmp_path, rows):
-    asked = []
+    indices = []
 
-    def hear(cache: FeatureCache, rows: np.ndarray) -> list[str]:
-        asked.extend(cache.rows["split"].iloc[rows])
+    def transcribe(cache: FeatureCache, rows: np.ndarray) -> list[str]:
+        indices.extend(cache.rows["split"].iloc[rows])
         return ["Helt andra ord."] * len(rows)
 
-    cache = curated(tmp_path, Outlined(rows), hear=hear, max_label_cer=0.3, label_errors="repair")
-    assert set(asked) == {"train"}
+    cache = curated(tmp_path, Outlined(rows), transcribe=transcribe, max_label_cer=0.3, label_errors="repair")
+    assert set(indices) == {"train"}
     assert set(cache.rows["text"][cache.rows["split"] == "train"]) == {"Helt andra ord."}
     assert not cache.rows["text"][cache.rows["split"] != "train"].str.contains("Helt").any()
 
@@ -385,13 +387,13 @@ def test_held_out_rows_are_never_repaired(tmp_path, rows):
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
-def told(recipe: Recipe, weights: Path | None = None) -> dict:
+def identity(recipe: Recipe, weights: Path | None = None) -> dict:
     return corpus.identity(recipe, lambda: ModelRef("m", weights, "folder", "1"))
 
 
-def test_the_defaults_leave_every_identity_as_it_was():
-    assert told(load()) == {}
-    assert told(load("tour", {"curation.label_model": "x"})) == {}
+def test_default_settings_add_nothing_to_identity():
+    assert identity(load()) == {}
+    assert identity(load("tour", {"curation.label_model": "x"})) == {}
 
 
 OTHER = {
@@ -410,40 +412,40 @@ FLAT = [name.removeprefix("curation.") for name in setting_names() if name.start
 
 
 @pytest.mark.parametrize("name", [name for name in FLAT if name not in ELSEWHERE])
-def test_the_identity_feels_every_setting(name):
+def test_identity_changes_with_every_setting(name):
     default = getattr(load().curation, name)
     value = OTHER.get(name, default if isinstance(default, bool | str) else default + 1)
-    assert told(load("tour", {f"curation.{name}": value})) == {
+    assert identity(load("tour", {f"curation.{name}": value})) == {
         f"curation.{name}": value,
         "code.curation": corpus.CODE,
     }
 
 
-def test_the_identity_feels_the_label_model_and_what_held_out_tables_hold(tmp_path):
+def test_identity_changes_with_label_model_and_held_out(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1")
     recipe = load("tour", {"curation.max_label_cer": 0.5})
-    first = told(recipe, tmp_path)
+    first = identity(recipe, tmp_path)
     weights.write_bytes(b"2")
-    second = told(recipe, tmp_path)
+    second = identity(recipe, tmp_path)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == ["curation.label_model.weights_sha256"]
     table = tmp_path / "test.tsv"
     table.write_text("sentence\nHej\n", "utf-8")
     recipe = load("tour", {"curation.held_out": [str(table)]})
-    first = told(recipe)
+    first = identity(recipe)
     table.write_text("sentence\nHejdå\n", "utf-8")
-    assert told(recipe) != first
+    assert identity(recipe) != first
     assert str(tmp_path) not in json.dumps(first)
     table.unlink()
     with pytest.raises(LabError, match="neither a table nor a finished cache"):
-        told(recipe)
+        identity(recipe)
 
 
-# --- by the lab -------------------------------------------------------------------------------------------------------
+# --- pipeline ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_stage_tells_the_counts_everywhere(toy_settings, tmp_path):
+def test_stage_records_curation_counts(toy_settings, tmp_path):
     recipe = toy_settings({"curation.max_per_speaker": 1, "source.train": 60})
     cache = feature_pipeline.run(recipe, runs=tmp_path)
     assert counts(cache)["speaker_cap"] == (80, 68)
@@ -452,28 +454,28 @@ def test_the_stage_tells_the_counts_everywhere(toy_settings, tmp_path):
     assert recipe_runs.read_stages(recipe, tmp_path)["features"]["curation"] == cache.curation
 
 
-def test_the_toy_tour_keeps_all_rows_and_its_identity(toy_cache):
+def test_toy_tour_keeps_all_rows(toy_cache):
     assert not [name for name in toy_cache.identity if "curation" in name]
     assert {row["dropped"] for row in toy_cache.curation} == {0}
     assert len(toy_cache.rows) == 68
 
 
-def test_a_source_synthesises_nothing_for_its_outline(monkeypatch, tmp_path, rows):
+def test_outline_synthesises_no_audio(monkeypatch, tmp_path, rows):
     from pipelines.features.sources.folder import FolderSource
     from pipelines.features.sources.synthetic import espeak
     from pipelines.features.sources.synthetic.tour import TourSource
 
     tour = TourSource(4, 2, 2)
-    whole = list(tour.examples())
-    monkeypatch.setattr(espeak, "synthesise", lambda *told: pytest.fail("no audio is asked for"))
-    assert list(tour.outline()) == [replace(example, audio=b"") for example in whole]
+    uncurated = list(tour.examples())
+    monkeypatch.setattr(espeak, "synthesise", lambda *arguments: pytest.fail("no audio is asked for"))
+    assert list(tour.outline()) == [replace(example, audio=b"") for example in uncurated]
     (tmp_path / "a.txt").write_text("Hej.", "utf-8")
     (tmp_path / "a.wav").write_bytes(rows[0].audio)
     folder = FolderSource(str(tmp_path))
     assert list(folder.outline()) == list(folder.examples())
 
 
-def test_held_out_rows_note_where_they_are():
+def test_held_out_values_keep_their_first_row():
     held = HeldOut()
     held.add("first", "anna", "Hej.", "1")
     held.add("second", "anna", "hej", "1")

@@ -1,4 +1,4 @@
-"""Label errors: what a model hears, kept on disk; what differs too much, dropped."""
+"""Label errors: transcripts of a model, stored on disk; clips that differ too much are dropped."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from pipelines.whisper import model as whisper_model
 
 
 @pytest.fixture
-def ask(toy_cache, toy_settings, toy_model, tmp_path):
-    """`ask(rows)`: what the toy model hears in rows of the toy cache, kept in a folder of this test."""
+def transcribe(toy_cache, toy_settings, toy_model, tmp_path):
+    """`ask(rows)` transcribes rows of the toy cache with the toy model and stores the results in tmp_path."""
 
-    def heard(rows, **overrides) -> list[str]:
+    def run(rows, **overrides) -> list[str]:
         settings = toy_settings(overrides).evaluation
         ref = replace(whisper_model.resolve(str(toy_model)), context="clip")
         return label_errors.transcribe(toy_cache, np.array(rows), ref, "sv", settings, tmp_path / "heard")
 
-    return heard
+    return run
 
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
-    """The rows that are really decoded."""
-    rows, really = [], decoding.decode_rows_to_text
+    """The rows that are decoded, not read from disk."""
+    rows, decode = [], decoding.decode_rows_to_text
 
-    def noting(model, processor, cache, asked, *settings):
-        rows.extend(asked.tolist())
-        return really(model, processor, cache, asked, *settings)
+    def record(model, processor, cache, rows, *settings):
+        rows.extend(rows.tolist())
+        return decode(model, processor, cache, rows, *settings)
 
-    monkeypatch.setattr(decoding, "decode_rows_to_text", noting)
+    monkeypatch.setattr(decoding, "decode_rows_to_text", record)
     return rows
 
 
-def test_what_is_heard_is_what_decoding_gives_in_the_order_asked_for(ask, toy_cache, toy_model, toy_settings):
+def test_transcripts_match_decoding_in_requested_order(transcribe, toy_cache, toy_model, toy_settings):
     ref, rows = whisper_model.resolve(str(toy_model)), [5, 0, 40]
     plain = decoding.decode_rows_to_text(
         whisper_model.load(ref),
@@ -52,101 +52,101 @@ def test_what_is_heard_is_what_decoding_gives_in_the_order_asked_for(ask, toy_ca
         decoding.DecodingOptions("sv", 16, batch_frames=24_000),
     )
     assert len(set(plain)) > 1
-    assert ask(rows) == plain
+    assert transcribe(rows) == plain
 
 
-def test_nothing_is_decoded_twice(ask, decoded):
-    first = ask([3, 1, 2])
+def test_stored_transcripts_are_not_decoded_again(transcribe, decoded):
+    first = transcribe([3, 1, 2])
     assert sorted(decoded) == [1, 2, 3]
-    assert ask([2, 3, 4, 1])[:2] == [first[2], first[0]]
+    assert transcribe([2, 3, 4, 1])[:2] == [first[2], first[0]]
     assert sorted(decoded) == [1, 2, 3, 4]
 
 
-def test_what_was_heard_before_a_kill_is_kept(ask, decoded, monkeypatch, tmp_path):
-    really, calls = decoding.decode_rows_to_text, []
+def test_transcripts_before_an_interrupt_are_kept(transcribe, decoded, monkeypatch, tmp_path):
+    decode, calls = decoding.decode_rows_to_text, []
 
     def killed(*args, **settings):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return really(*args, **settings)
+        return decode(*args, **settings)
 
     monkeypatch.setattr(decoding, "decode_rows_to_text", killed)
     monkeypatch.setattr(label_errors, "_BATCHES", 1)
     rows = list(range(40))
     with pytest.raises(KeyboardInterrupt):
-        ask(rows, **{"evaluation.batch_frames": 3_000})
+        transcribe(rows, **{"evaluation.batch_frames": 3_000})
     assert 0 < len(decoded) < 40
     (path,) = (tmp_path / "heard").glob("*.jsonl")
     with open(path, "a", encoding="utf-8") as file:
         file.write('{"clip": "torn", "hea')  # the line that a kill cut short
-    heard = ask(rows, **{"evaluation.batch_frames": 3_000})
+    transcripts = transcribe(rows, **{"evaluation.batch_frames": 3_000})
     assert sorted(decoded) == rows
-    assert ask(rows) == heard
+    assert transcribe(rows) == transcripts
     assert sorted(decoded) == rows
 
 
-def test_of_several_that_ask_at_once_one_decodes(ask, decoded):
+def test_concurrent_calls_decode_once(transcribe, decoded):
     with ThreadPoolExecutor(3) as pool:
-        told = [asked.result() for asked in [pool.submit(ask, [4, 0, 9]) for _ in range(3)]]
+        results = [future.result() for future in [pool.submit(transcribe, [4, 0, 9]) for _ in range(3)]]
     assert sorted(decoded) == [0, 4, 9]
-    assert told[0] == told[1] == told[2]
+    assert results[0] == results[1] == results[2]
 
 
-def test_what_was_heard_first_is_what_was_heard(ask, toy_cache, tmp_path):
-    ask([1])
+def test_first_stored_transcript_wins(transcribe, toy_cache, tmp_path):
+    transcribe([1])
     (path,) = (tmp_path / "heard").glob("*.jsonl")
     name = fingerprint(toy_cache.log_mel(1))
     path.write_text(label_errors.format_lines({name: "först"}) + label_errors.format_lines({name: "sedan"}))
-    assert ask([1]) == ["först"]
+    assert transcribe([1]) == ["först"]
 
 
-def test_another_length_of_transcript_is_another_question(ask, decoded, tmp_path):
-    ask([0])
-    ask([0], **{"evaluation.max_new_tokens": 2})
+def test_other_max_new_tokens_decodes_again(transcribe, decoded, tmp_path):
+    transcribe([0])
+    transcribe([0], **{"evaluation.max_new_tokens": 2})
     assert decoded == [0, 0]
     assert len(list((tmp_path / "heard").glob("*.jsonl"))) == 2
 
 
-def test_the_error_rate_is_that_of_characters_without_case_and_signs():
+def test_label_cers_ignore_case_and_punctuation():
     cers = label_errors.label_cers(["Hej på dig!", "abcd", "ab"], ["hej på dig", "abxd", "abababab"])
     assert cers.tolist() == [0, 0.25, 3]
 
 
 @pytest.fixture
 def stage(toy_settings, toy_model, tmp_path, monkeypatch):
-    """`stage(most)`: the features of the toy recipe with this threshold, in runs of this test."""
+    """`stage(limit)` builds the toy recipe's cache with this max_label_cer."""
     ref = replace(whisper_model.resolve(str(toy_model)), context="clip")  # at 30 s the toy has nothing to say
     monkeypatch.setattr(feature_pipeline, "label_model", lambda recipe, runs="": ref)
 
-    def make(most: float):
-        recipe = toy_settings({"curation.max_label_cer": most, "source.train": 12})
+    def make(limit: float):
+        recipe = toy_settings({"curation.max_label_cer": limit, "source.train": 12})
         return feature_pipeline.run(recipe, runs=tmp_path / "runs")
 
     return make
 
 
-def test_the_stage_drops_training_rows_over_the_threshold_and_asks_once(stage, decoded, tmp_path):
-    whole = stage(1e9)
-    train = whole.split("train")
+def test_stage_drops_label_errors_and_decodes_once(stage, decoded, tmp_path):
+    uncurated = stage(1e9)
+    train = uncurated.split("train")
     assert sorted(decoded) == train.tolist()
     (path,) = (tmp_path / "runs" / "label_errors").glob("*.jsonl")
-    told = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-    known = {entry["clip"]: entry["heard"] for entry in told}
-    assert len(known) == len(told) == 12
-    asked = whole.rows.iloc[train]
-    texts = [known[fingerprint(whole.log_mel(row))] for row in train]
-    cers = label_errors.label_cers(asked["text"].tolist(), texts)
-    most = float(np.sort(cers)[5])  # just this much is still allowed
-    assert cers.min() <= most < cers.max()
-    cache = stage(most)
+    entries = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+    transcripts = {entry["clip"]: entry["heard"] for entry in entries}
+    assert len(transcripts) == len(entries) == 12
+    rows = uncurated.rows.iloc[train]
+    texts = [transcripts[fingerprint(uncurated.log_mel(row))] for row in train]
+    cers = label_errors.label_cers(rows["text"].tolist(), texts)
+    limit = float(np.sort(cers)[5])  # a CER equal to the limit is accepted
+    assert cers.min() <= limit < cers.max()
+    cache = stage(limit)
     assert len(decoded) == 12
-    assert cache.rejected["id"].tolist() == asked["id"][cers > most].tolist()
+    assert cache.rejected["id"].tolist() == rows["id"][cers > limit].tolist()
     assert set(cache.rejected["reason"]) == {"label_error"}
     assert "heard" in cache.rejected["detail"][0]
     assert cache.counts["train"] == 12 - len(cache.rejected)
     assert (cache.counts["validation"], cache.counts["test"]) == (8, 12)
-    assert cache.digest != whole.digest
+    assert cache.digest != uncurated.digest
     assert cache.curation[-1] == {
         "step": "label_error",
         "before": 32,
@@ -156,8 +156,8 @@ def test_the_stage_drops_training_rows_over_the_threshold_and_asks_once(stage, d
     }
 
 
-def test_the_name_of_the_file_is_no_secret_of_this_machine(ask, tmp_path):
-    ask([0])
+def test_transcript_file_contains_no_local_path(transcribe, tmp_path):
+    transcribe([0])
     (path,) = (tmp_path / "heard").glob("*.jsonl")
     assert path.name.startswith("heard-")
     assert Path(path.name).suffix == ".jsonl"
@@ -165,15 +165,15 @@ def test_the_name_of_the_file_is_no_secret_of_this_machine(ask, tmp_path):
 
 
 @pytest.mark.parametrize(("context", "full"), [("clip", False), ("full", True)])
-def test_a_model_is_asked_at_the_length_it_was_tuned_at(
+def test_model_decodes_at_its_training_context(
     toy_cache, toy_settings, toy_model, tmp_path, monkeypatch, context, full
 ):
-    asked = []
+    rows = []
     monkeypatch.setattr(
         decoding,
         "decode_rows_to_text",
-        lambda m, p, c, r, options, on_clips: asked.append(options.full_context) or ["x"],
+        lambda m, p, c, r, options, on_clips: rows.append(options.full_context) or ["x"],
     )
     ref = replace(whisper_model.resolve(str(toy_model)), context=context)
     assert label_errors.transcribe(toy_cache, np.array([3]), ref, "sv", toy_settings().evaluation, tmp_path) == ["x"]
-    assert asked == [full]
+    assert rows == [full]

@@ -18,12 +18,12 @@ def row(name: str, split: str, text: str = "", speaker: str = "") -> Example:
 
 
 def dropped(rows: list[Example], held_out: HeldOut | None = None) -> dict[str, str]:
-    held = held_out or HeldOut()
-    chosen = select(lambda: iter(rows), [SpeakerLeak(held), SentenceLeak(held)])
-    return {name: drop.reason for name, drop in chosen.dropped.items()}
+    held_out = held_out or HeldOut()
+    selection = select(lambda: iter(rows), [SpeakerLeak(held_out), SentenceLeak(held_out)])
+    return {name: drop.reason for name, drop in selection.dropped.items()}
 
 
-def test_planted_leaks_are_found_all_and_nothing_else():
+def test_planted_leaks_and_only_they_are_dropped():
     rows = [row(f"t{n}", "test", f"Sanningen om {n}.", f"tess{n % 4}") for n in range(20)]
     rows += [row(f"v{n}", "validation", f"Villan nummer {n}.", f"vera{n % 4}") for n in range(20)]
     rows += [row(f"a{n}", "train", f"Allt om {n}.", f"anna{n % 9}") for n in range(200)]
@@ -35,70 +35,70 @@ def test_planted_leaks_are_found_all_and_nothing_else():
         assert dropped(order) == planted
 
 
-def test_a_row_that_leaks_twice_is_counted_once():
+def test_row_with_two_leaks_is_dropped_once():
     rows = [row("t", "test", "Hej.", "tess"), row("a", "train", "hej", "tess")]
     assert dropped(rows) == {"a": "leak_speaker"}
 
 
-def test_what_is_not_known_is_no_leak():
+def test_unknown_values_are_no_leak():
     assert dropped([row("t", "test", "?", ""), row("a", "train", "!", "")]) == {}
 
 
-def test_what_is_near_is_no_leak():
+def test_similar_values_are_no_leak():
     rows = [row("t", "test", "Får får får?", "tess"), row("a", "train", "Far far far?", "Tess")]
     assert dropped([*rows, row("b", "train", "Får får får får?", "tess ")]) == {}
 
 
-def test_validation_and_test_may_share_and_are_never_dropped():
+def test_validation_and_test_rows_are_never_dropped():
     assert dropped([row("t", "test", "Hej.", "x"), row("v", "validation", "Hej.", "x")]) == {}
 
 
-def test_held_out_rows_of_elsewhere_count():
-    held = HeldOut()
-    held.add("test.tsv, row 1", "kajsa", "Det regnar.")
+def test_rows_held_out_elsewhere_drop_training_rows():
+    held_out = HeldOut()
+    held_out.add("test.tsv, row 1", "kajsa", "Det regnar.")
     rows = [row("a", "train", speaker="kajsa"), row("b", "train", "det regnar"), row("c", "train", "Det snöar.")]
-    assert dropped(rows, held) == {"a": "leak_speaker", "b": "leak_sentence"}
+    assert dropped(rows, held_out) == {"a": "leak_speaker", "b": "leak_sentence"}
 
 
 # --- audio ------------------------------------------------------------------------------------------------------------
 
 
-def print_of(sound: bytes) -> str:
+def fingerprint_of(sound: bytes) -> str:
     return fingerprint(log_mel.extract(audio.decode(sound)))
 
 
-def test_a_fingerprint_is_the_same_in_every_lossless_container(encoded, speech):
+def test_fingerprint_is_equal_in_lossless_containers(encoded, speech):
     samples = (speech(20_000) * 32_767).astype(np.int16)
     forms = [
         encoded(samples, format="WAV", subtype="PCM_16"),
         encoded(samples, format="FLAC", subtype="PCM_16"),
         encoded(np.stack([samples, samples], axis=1), format="AIFF", subtype="PCM_16"),
     ]
-    assert len({print_of(form) for form in forms}) == 1
+    assert len({fingerprint_of(form) for form in forms}) == 1
     stored = audio.decode(forms[0]).samples
-    assert print_of(encoded(stored, format="WAV", subtype="FLOAT")) == print_of(forms[0])
+    assert fingerprint_of(encoded(stored, format="WAV", subtype="FLOAT")) == fingerprint_of(forms[0])
 
 
-def test_a_fingerprint_tells_recordings_apart(encoded, speech):
-    prints = [print_of(encoded(speech(n, seed))) for n in (8_000, 8_160, 20_000) for seed in range(40)]
+def test_fingerprint_differs_between_recordings(encoded, speech):
+    prints = [fingerprint_of(encoded(speech(n, seed))) for n in (8_000, 8_160, 20_000) for seed in range(40)]
     assert len(set(prints)) == len(prints)
-    assert print_of(encoded(speech(20_000)[:-160])) != print_of(encoded(speech(20_000)))
+    assert fingerprint_of(encoded(speech(20_000)[:-160])) != fingerprint_of(encoded(speech(20_000)))
 
 
-def test_a_fingerprint_is_the_same_at_both_precisions(speech):
-    whole = log_mel.extract(audio.Waveform(speech(30_000)))
-    halved = LogMel(whole.frames.astype(np.float16), whole.pad_value)
-    assert fingerprint(whole) == fingerprint(halved)
-    assert fingerprint(LogMel(whole.frames, whole.pad_value + 0.1)) != fingerprint(whole)
+def test_fingerprint_is_equal_at_both_precisions(speech):
+    full = log_mel.extract(audio.Waveform(speech(30_000)))
+    half = LogMel(full.frames.astype(np.float16), full.pad_value)
+    assert fingerprint(full) == fingerprint(half)
+    assert fingerprint(LogMel(full.frames, full.pad_value + 0.1)) != fingerprint(full)
 
 
-def test_audio_leaks():
+def test_audio_leaks_are_dropped():
     prints = {"t": "1", "v": "2", "a": "1", "b": "2", "c": "3", "d": "4"}
     rows = [row(name, {"t": "test", "v": "validation"}.get(name, "train")) for name in prints]
-    held = HeldOut()
-    held.add("elsewhere", audio="4")
-    chosen = select(lambda: iter(rows), [AudioLeak(held, prints.__getitem__)])
-    assert {name: drop.detail for name, drop in chosen.dropped.items()} == {
+    held_out = HeldOut()
+    held_out.add("elsewhere", audio="4")
+    selection = select(lambda: iter(rows), [AudioLeak(held_out, prints.__getitem__)])
+    assert {name: drop.detail for name, drop in selection.dropped.items()} == {
         "a": "the same audio is in test row t",
         "b": "the same audio is in validation row v",
         "d": "the same audio is in elsewhere",
@@ -108,24 +108,24 @@ def test_audio_leaks():
 # --- refusing ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_refusal_says_how_many_of_which_kind_with_an_example_of_each_and_what_to_do():
+def test_leak_error_has_counts_examples_and_advice():
     drops = [Drop(f"a{n}", "train", "leak_speaker", "speaker 'x' is in test row t") for n in range(3)]
     drops += [Drop("b", "train", "leak_sentence", "sentence 'Hej' is in test row t"), Drop("c", "train", "votes", "no")]
     with pytest.raises(LabError) as error:
         leaks.refuse({drop.id: drop for drop in drops})
-    told = str(error.value)
-    assert "got 4 that do: 3 by leak_speaker (a0: speaker 'x'" in told
-    assert "1 by leak_sentence (b: " in told
-    assert "curation.leaks=drop" in told
-    assert "\n" not in told
+    message = str(error.value)
+    assert "got 4 that do: 3 by leak_speaker (a0: speaker 'x'" in message
+    assert "1 by leak_sentence (b: " in message
+    assert "curation.leaks=drop" in message
+    assert "\n" not in message
     leaks.refuse({"c": drops[-1]})
 
 
-def test_a_sentence_of_many_lines_is_shown_on_one_and_short():
-    held = HeldOut()
-    detail = SentenceLeak(held).verdict(row("a", "train", "x")) or ""
+def test_long_sentence_is_quoted_on_one_short_line():
+    held_out = HeldOut()
+    detail = SentenceLeak(held_out).verdict(row("a", "train", "x")) or ""
     assert detail == ""
-    held.add("test row t", sentence="lång\n" * 30)
-    detail = SentenceLeak(held).verdict(row("a", "train", "lång\n" * 30))
+    held_out.add("test row t", sentence="lång\n" * 30)
+    detail = SentenceLeak(held_out).verdict(row("a", "train", "lång\n" * 30))
     assert "\n" not in detail
     assert len(detail) < 80

@@ -31,20 +31,20 @@ def bursts(noise_db: float, seed: int = 0) -> np.ndarray:
     return (voice + noise).astype(np.float32)
 
 
-def reason(samples: np.ndarray, letters: int = 12, **limits) -> str:
+def reason(samples: np.ndarray, n_letters: int = 12, **limits) -> str:
     with pytest.raises(Rejected) as error:
-        Limits(**limits).check(Waveform(samples), letters)
+        Limits(**limits).check(Waveform(samples), n_letters)
     assert "\n" not in error.value.detail
     return error.value.reason
 
 
-def test_the_defaults_limit_nothing():
+def test_default_limits_accept_everything():
     assert not Limits().active
     for samples in (np.zeros(1, np.float32), np.ones(SECOND, np.float32), bursts(-20)):
         Limits().check(Waveform(samples), 0)
 
 
-def test_level():
+def test_level_limit():
     assert level_dbfs(np.ones(SECOND, np.float32)) == 0
     assert level_dbfs(sine(peak=0.1)) == pytest.approx(-23.01, abs=0.01)
     assert level_dbfs(np.zeros(SECOND, np.float32)) == pytest.approx(-90)
@@ -52,7 +52,7 @@ def test_level():
     Limits(min_level_dbfs=-40).check(Waveform(sine(peak=0.02)), 12)
 
 
-def test_clipping():
+def test_clipping_limit():
     assert clipped_share(np.clip(sine(peak=2), -1, 1)) == pytest.approx(2 / 3, abs=0.01)
     assert clipped_share(sine(peak=0.98)) == 0
     assert clipped_share(-np.ones(5, np.float32)) == 1
@@ -60,7 +60,7 @@ def test_clipping():
     Limits(max_clipped_share=0).check(Waveform(sine(peak=0.9)), 12)
 
 
-def test_silence_before_and_after_counts_and_pauses_do_not():
+def test_edge_silence_counts_and_pauses_do_not():
     speech, gap = sine(peak=0.5), np.zeros(SECOND // 2, np.float32)
     for samples, share in (
         (speech, 0),
@@ -77,11 +77,11 @@ def test_silence_before_and_after_counts_and_pauses_do_not():
 
 
 @pytest.mark.parametrize("true_db", [10, 20, 30])
-def test_the_estimate_of_signal_over_noise_follows_the_truth(true_db):
+def test_snr_estimate_follows_true_snr(true_db):
     assert snr_db(frame_powers(bursts(true_db))) == pytest.approx(true_db, abs=2)
 
 
-def test_signal_over_noise_at_its_edges():
+def test_snr_of_silence_and_constant_signals():
     assert snr_db(frame_powers(sine())) == pytest.approx(0, abs=0.2)  # no pause: nothing to tell noise by
     assert snr_db(frame_powers(np.zeros(10, np.float32))) == 0
     assert 60 < snr_db(frame_powers(bursts(200))) < 90  # digital silence in the pauses is not infinitely good
@@ -89,23 +89,23 @@ def test_signal_over_noise_at_its_edges():
     Limits(min_snr_db=10).check(Waveform(bursts(15)), 12)
 
 
-def test_speaking_rate():
-    assert reason(sine(), letters=3, min_chars_per_s=4) == "slow_speech"
-    assert reason(sine(), letters=31, max_chars_per_s=30) == "fast_speech"
+def test_speaking_rate_limits():
+    assert reason(sine(), n_letters=3, min_chars_per_s=4) == "slow_speech"
+    assert reason(sine(), n_letters=31, max_chars_per_s=30) == "fast_speech"
     Limits(min_chars_per_s=4, max_chars_per_s=30).check(Waveform(sine()), 4)
     Limits(min_chars_per_s=4, max_chars_per_s=30).check(Waveform(sine()), 30)
 
 
-def test_a_clip_shorter_than_a_frame_can_be_measured():
+def test_clip_shorter_than_a_frame_is_measured():
     everything = Limits(1, 1e9, -100, 0.5, 0.5, 0.0)
     everything.check(Waveform(sine(100, 0.5)), 12)
 
 
-@pytest.mark.parametrize(("split", "kept"), [("train", False), ("validation", True), ("test", True)])
-def test_only_training_clips_are_limited(encoded, split, kept):
+@pytest.mark.parametrize(("split", "accepted"), [("train", False), ("validation", True), ("test", True)])
+def test_limits_apply_to_training_clips_only(encoded, split, accepted):
     clip_filter = ClipFilter(lambda text: [1], 80, 0.1, 30.0, 1e-3, Limits(max_chars_per_s=5.0))
     example = Example("a", split, "Hej på dig!", encoded(sine(peak=0.5)))
-    if kept:
+    if accepted:
         assert clip_filter.create_clip(example).text == "Hej på dig!"
         return
     with pytest.raises(Rejected) as error:
@@ -115,11 +115,11 @@ def test_only_training_clips_are_limited(encoded, split, kept):
 
 
 @pytest.mark.parametrize(
-    ("said", "kept"),
+    ("text", "accepted"),
     [("Hej på dig", "Hej på dig."), ("Klart!", "Klart!"), ("Kvart i 4", "Kvart i 4."), ("Vad sa …", "Vad sa …")],
 )
-def test_a_full_stop_where_none_is(encoded, said, kept):
+def test_full_stop_is_added_to_training_transcripts(encoded, text, accepted):
     clip_filter = ClipFilter(lambda text: [len(text)], 80, 0.1, 30.0, 1e-3, full_stop=True)
-    clip = clip_filter.create_clip(Example("a", "train", said, encoded(sine(peak=0.5))))
-    assert (clip.text, clip.labels) == (kept, [len(kept)])
-    assert clip_filter.create_clip(Example("a", "test", said, encoded(sine(peak=0.5)))).text == said
+    clip = clip_filter.create_clip(Example("a", "train", text, encoded(sine(peak=0.5))))
+    assert (clip.text, clip.labels) == (accepted, [len(accepted)])
+    assert clip_filter.create_clip(Example("a", "test", text, encoded(sine(peak=0.5)))).text == text

@@ -1,4 +1,4 @@
-"""Archives of Common Voice, made here: three speakers, tables as CorporaCreator writes them, and everything hostile."""
+"""Archives of Common Voice built here: three speakers, tables like CorporaCreator's, and malicious members."""
 
 from __future__ import annotations
 
@@ -41,9 +41,14 @@ def clip(name: str) -> str:
 
 
 def line(name: str, speaker: str, sentence: str = "", columns: list[str] = RELEASE_17, **cells: str) -> str:
-    known = {"client_id": speaker, "path": clip(name), "sentence": sentence or f"Mening {name}.", "locale": "sv-SE"}
-    known |= {"up_votes": "3", "down_votes": "1", **cells}
-    return "\t".join(known.get(column, "") for column in columns)
+    row = {
+        "client_id": speaker,
+        "path": clip(name),
+        "sentence": sentence or f"Mening {name}.",
+        "locale": "sv-SE",
+    }
+    row |= {"up_votes": "3", "down_votes": "1", **cells}
+    return "\t".join(row.get(column, "") for column in columns)
 
 
 def table(*lines: str, columns: list[str] = RELEASE_17) -> bytes:
@@ -97,7 +102,7 @@ def unpack(folder: Path, files: dict[str, bytes], base: str = BASE) -> Path:
 
 
 @pytest.fixture
-def made(tmp_path):
+def archive_path(tmp_path):
     return pack(tmp_path / f"{RELEASE}-sv-SE.tar.gz", toy())
 
 
@@ -110,7 +115,7 @@ def ids(examples: list, split: str) -> list[str]:
 
 
 def refusal(path: Path, **options) -> str:
-    """The one line with which a release is refused, before any example: by `identity` as by `examples`."""
+    """Return the one-line error that both `identity` and `examples` raise before any example."""
     with pytest.raises(LabError) as error:
         CommonVoiceSource(str(path), **options).examples()
     if str(error.value).startswith(("train, dev and test", "pool")):
@@ -126,11 +131,11 @@ def refusal(path: Path, **options) -> str:
 # --- what a release gives ---------------------------------------------------------------------------------------------
 
 
-def test_an_archive_gives_every_field_of_release_17_and_later(tmp_path):
+def test_archive_has_every_field_since_release_17(tmp_path):
     files = toy()
-    told = {"age": "fourties", "gender": "female_feminine", "accents": "Skånska", "variant": "finlandssvenska"}
-    told |= {"sentence_id": "5f", "sentence_domain": "agriculture_food", "segment": "Benchmark"}
-    files["dev.tsv"] = table(line("dev40", "dag", "Hej, \\o/!", **told), line("dev41", "dag"))
+    cells = {"age": "fourties", "gender": "female_feminine", "accents": "Skånska", "variant": "finlandssvenska"}
+    cells |= {"sentence_id": "5f", "sentence_domain": "agriculture_food", "segment": "Benchmark"}
+    files["dev.tsv"] = table(line("dev40", "dag", "Hej, \\o/!", **cells), line("dev41", "dag"))
     [first, _] = [e for e in read(pack(tmp_path / "a.tar.gz", files)) if e.split == "validation"]
     assert (first.id, first.text, first.speaker) == ("common_voice_sv-SE_dev40", "Hej, \\o/!", "dag")
     assert first.audio == b"sound of common_voice_sv-SE_dev40.mp3"
@@ -141,50 +146,50 @@ def test_an_archive_gives_every_field_of_release_17_and_later(tmp_path):
     }  # fmt: skip
 
 
-def test_a_source_reaches_a_worker_process(made):
-    source = CommonVoiceSource(str(made))
+def test_source_can_be_pickled(archive_path):
+    source = CommonVoiceSource(str(archive_path))
     identity = source.identity()
     assert pickle.loads(pickle.dumps(source)).identity() == identity
 
 
 @pytest.mark.parametrize(("columns", "accent"), [(OLD, "accent"), (RELEASE_11, "accents"), (RELEASE_17, "accents")])
-def test_the_columns_of_every_release(tmp_path, columns, accent):
+def test_columns_of_every_release_are_read(tmp_path, columns, accent):
     files = toy(columns)
-    told = {accent: "Rikssvenska", "gender": "male"}
-    files["test.tsv"] = table(line("test50", "tom", columns=columns, **told), columns=columns)
+    cells = {accent: "Rikssvenska", "gender": "male"}
+    files["test.tsv"] = table(line("test50", "tom", columns=columns, **cells), columns=columns)
     [test] = [e for e in read(pack(tmp_path / "a.tar.gz", files)) if e.split == "test"]
     assert test.meta == {"gender": "male", "accent": "Rikssvenska", "up_votes": "3", "down_votes": "1"}
 
 
-def test_train_dev_test_are_the_splits(made):
-    examples = read(made)
+def test_train_pool_uses_official_splits(archive_path):
+    examples = read(archive_path)
     assert ids(examples, "train") == [f"train{n}" for n in range(30)]
     assert ids(examples, "validation") == ["dev40", "dev41"]
     assert ids(examples, "test") == ["test50", "test51", "test52"]
-    assert [e.id for e in CommonVoiceSource(str(made)).examples(("test",))] == [e.id for e in examples[-3:]]
+    assert [e.id for e in CommonVoiceSource(str(archive_path)).examples(("test",))] == [e.id for e in examples[-3:]]
 
 
-def test_the_folder_gives_the_same_examples(made, tmp_path):
+def test_folder_has_the_same_examples_as_archive(archive_path, tmp_path):
     folder = unpack(tmp_path / "folder", toy())
-    packed = {e.id: replace(e, audio=b"") for e in read(made)}
+    packed = {e.id: replace(e, audio=b"") for e in read(archive_path)}
     for path in (folder, folder / RELEASE, folder / BASE):
-        found = read(path)
-        assert {e.id: replace(e, audio=b"") for e in found} == packed
-        assert all(e.audio.read_bytes() == f"sound of {e.id}.mp3".encode() for e in found)
-        assert [e.id for e in found] == [e.id for e in read(path)]
+        examples = read(path)
+        assert {e.id: replace(e, audio=b"") for e in examples} == packed
+        assert all(e.audio.read_bytes() == f"sound of {e.id}.mp3".encode() for e in examples)
+        assert [e.id for e in examples] == [e.id for e in read(path)]
         assert CommonVoiceSource(str(path)).identity()["release"] == "25.0-2026-03-09"
 
 
 @pytest.mark.parametrize("path", ["archive", "folder"])
-def test_the_validated_pool_shares_nothing_with_validation_and_test(made, tmp_path, path):
-    path = made if path == "archive" else unpack(tmp_path / "folder", toy())
-    told = record_log()
+def test_validated_pool_shares_nothing_with_held_out(archive_path, tmp_path, path):
+    path = archive_path if path == "archive" else unpack(tmp_path / "folder", toy())
+    lines = record_log()
     source = CommonVoiceSource(str(path), pool="validated")
     examples = list(source.examples())
     assert sorted(ids(examples, "train")) == sorted([f"train{n}" for n in range(30)] + ["more1", "more2"])
     assert source.selection.left_out == {"speaker": 1, "sentence": 1}
     assert list(source.examples(("test",)))
-    assert told == [
+    assert lines == [
         "Common Voice 25.0-2026-03-09 sv-SE, pool 'validated': 32 train, 2 validation, 3 test; "
         "left out, because validation or test has it too: 1 by speaker and 1 by sentence"
     ]
@@ -192,20 +197,20 @@ def test_the_validated_pool_shares_nothing_with_validation_and_test(made, tmp_pa
     assert not held & {e.speaker for e in examples if e.split == "train"}
 
 
-def test_speakers_that_nobody_knows_are_not_one(tmp_path):
+def test_unknown_speakers_are_not_one_speaker(tmp_path):
     files = {**toy(), "dev.tsv": table(line("dev40", "")), "validated.tsv": table(line("more1", ""), line("dev40", ""))}
     assert ids(read(pack(tmp_path / "a.tar.gz", files), pool="validated"), "train") == ["more1"]
 
 
-def test_train_and_validation_hold_out_whole_speakers_by_seed(made):
+def test_train_validation_pool_holds_out_whole_speakers(archive_path):
     """32 clips leave room for one in validation: anna's, which fits whatever the seed."""
-    examples = read(made, pool="train+validation")
+    examples = read(archive_path, pool="train+validation")
     assert ids(examples, "validation") == ["train0"]
     assert sorted(ids(examples, "train")) == sorted([f"train{n}" for n in range(1, 30)] + ["dev40", "dev41"])
     assert ids(examples, "test") == ["test50", "test51", "test52"]
 
 
-def test_the_seed_draws_among_speakers_that_fit(tmp_path):
+def test_seed_draws_among_fitting_speakers(tmp_path):
     rows = [line(f"train{n}", f"s{n // 2}") for n in range(80)]
     files = {**toy(), "train.tsv": table(*rows)}
     path = unpack(tmp_path, files)
@@ -215,13 +220,13 @@ def test_the_seed_draws_among_speakers_that_fit(tmp_path):
     assert drawn[2] == tuple(ids(read(path, pool="train+validation", seed=2), "validation"))
 
 
-def test_one_speaker_alone_still_leaves_both(tmp_path):
+def test_validation_has_at_least_one_speaker(tmp_path):
     files = {**toy(), "train.tsv": table(*(line(f"train{n}", "bo") for n in range(5)))}
     files["dev.tsv"] = table(line("dev40", "dag"))
     assert ids(read(pack(tmp_path / "a.tar.gz", files), pool="train+validation"), "validation") == ["dev40"]
 
 
-def test_a_clip_that_is_not_there_comes_last_and_is_missing(tmp_path):
+def test_missing_clip_comes_last_and_is_rejected(tmp_path):
     files = {name: content for name, content in toy().items() if name != f"clips/{clip('train3')}"}
     for path in (pack(tmp_path / "a.tar.gz", files), unpack(tmp_path / "folder", files)):
         examples = read(path)
@@ -233,14 +238,14 @@ def test_a_clip_that_is_not_there_comes_last_and_is_missing(tmp_path):
     assert read(tmp_path / "a.tar.gz")[-1].id == lost.id
 
 
-def test_real_mp3_decodes(tmp_path, encoded):
+def test_real_mp3_is_decoded(tmp_path, encoded):
     tone = (0.3 * np.sin(np.arange(48_000) * 0.05)).astype(np.float32)
     files = {**toy(), f"clips/{clip('test50')}": encoded(tone, 48_000, "MP3")}
     [example, *_] = [e for e in read(pack(tmp_path / "a.tar.gz", files)) if e.split == "test"]
     assert decode(example.audio).duration_s == pytest.approx(1, abs=0.1)
 
 
-def test_names_from_other_packers(tmp_path):
+def test_archives_of_other_tools_are_read(tmp_path):
     files = toy()
     expected = [e.id for e in read(pack(tmp_path / "a.tar.gz", files))]
     dotted = pack(tmp_path / "b.tar.gz", files, f"./{BASE}")
@@ -255,7 +260,7 @@ def test_names_from_other_packers(tmp_path):
     assert CommonVoiceSource(str(first)).identity()["release"] == "11.0-2022-09-21"
 
 
-def test_what_is_not_the_corpus_is_let_alone(tmp_path):
+def test_unrelated_members_are_ignored(tmp_path):
     files = {**toy(), "reported.tsv": b"\xff", "clips/._x.mp3": b"", "datasheet.md": b"x", "._train.tsv": b"\xff\0"}
     assert len(read(pack(tmp_path / "a.tar.gz", files))) == 35
 
@@ -263,27 +268,27 @@ def test_what_is_not_the_corpus_is_let_alone(tmp_path):
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_identity_names_release_tables_clips_and_options(made):
-    identity = CommonVoiceSource(str(made)).identity()
+def test_identity_has_release_tables_clips_options(archive_path):
+    identity = CommonVoiceSource(str(archive_path)).identity()
     assert identity.keys() == {
         "kind", "release", "locale", "pool", "train_tsv", "dev_tsv", "test_tsv", "clips", "clips_sha256"
     }  # fmt: skip
     assert all(isinstance(value, str) for value in identity.values())
     assert (identity["release"], identity["locale"], identity["clips"]) == ("25.0-2026-03-09", "sv-SE", "39")
-    assert CommonVoiceSource(str(made), seed=8).identity() == identity  # it draws nothing here
+    assert CommonVoiceSource(str(archive_path), seed=8).identity() == identity  # it draws nothing here
     for options in ({"pool": "validated"}, {"pool": "train+validation"}):
-        assert CommonVoiceSource(str(made), **options).identity() != identity
-    drawn = [CommonVoiceSource(str(made), pool="train+validation", seed=seed).identity() for seed in (7, 8)]
+        assert CommonVoiceSource(str(archive_path), **options).identity() != identity
+    drawn = [CommonVoiceSource(str(archive_path), pool="train+validation", seed=seed).identity() for seed in (7, 8)]
     assert drawn[0] != drawn[1]
 
 
-def test_the_identity_does_not_name_the_place(made, tmp_path):
-    before = CommonVoiceSource(str(made)).identity()
+def test_identity_does_not_depend_on_the_path(archive_path, tmp_path):
+    before = CommonVoiceSource(str(archive_path)).identity()
     (tmp_path / "x").mkdir()
-    assert CommonVoiceSource(str(made.rename(tmp_path / "x" / "renamed.tgz"))).identity() == before
+    assert CommonVoiceSource(str(archive_path.rename(tmp_path / "x" / "renamed.tgz"))).identity() == before
 
 
-def test_the_identity_feels_tables_sizes_and_order(tmp_path):
+def test_identity_changes_with_tables_sizes_order(tmp_path):
     def identity(files):
         return CommonVoiceSource(str(pack(tmp_path / "a.tar.gz", files))).identity()
 
@@ -294,18 +299,18 @@ def test_the_identity_feels_tables_sizes_and_order(tmp_path):
     assert identity(dict(reversed(toy().items()))) != base
 
 
-def test_no_clip_is_read_twice_and_none_before_it_is_asked_for(made, monkeypatch):
+def test_clips_are_read_once_and_on_demand(archive_path, monkeypatch):
     opened = []
     original = archive.Member.open
     monkeypatch.setattr(archive.Member, "open", lambda self: opened.append(self.name.name) or original(self))
-    examples = CommonVoiceSource(str(made)).examples(("validation",))
+    examples = CommonVoiceSource(str(archive_path)).examples(("validation",))
     assert opened == ["train.tsv", "dev.tsv", "test.tsv"]
     assert len(list(examples)) == 2
     assert opened[3:] == [clip("dev40"), clip("dev41")]
 
 
 @pytest.mark.parametrize("pool", ["train", "train+validation", "validated"])
-def test_the_outline_is_the_examples_without_their_audio(tmp_path, monkeypatch, pool):
+def test_outline_has_the_examples_without_audio(tmp_path, monkeypatch, pool):
     files = dict(sorted(toy().items(), reverse=True))  # neither the order of the tables nor that of the names
     files.pop(f"clips/{clip('train3')}")
     for path in (pack(tmp_path / "a.tar.gz", files), unpack(tmp_path / "folder", files)):
@@ -316,7 +321,7 @@ def test_the_outline_is_the_examples_without_their_audio(tmp_path, monkeypatch, 
         monkeypatch.undo()
 
 
-def test_memory_is_that_of_tables_not_of_clips(tmp_path):
+def test_memory_does_not_depend_on_clip_sizes(tmp_path):
     files = {**toy(), **{f"clips/big{n}.mp3": os.urandom(1 << 20) for n in range(12)}}
     files["train.tsv"] = table(
         *("\t".join(["bo", f"big{n}.mp3", "Mening."]) for n in range(12)), columns=["client_id", "path", "sentence"]
@@ -340,8 +345,8 @@ def test_memory_does_not_grow_with_the_number_of_members(tmp_path):
         tracemalloc.stop()
 
 
-def test_the_second_pass_ends_with_the_last_clip_that_is_wanted(made, monkeypatch):
-    source, seen, original = CommonVoiceSource(str(made)), [], archive.members
+def test_second_pass_ends_with_last_selected_clip(archive_path, monkeypatch):
+    source, seen, original = CommonVoiceSource(str(archive_path)), [], archive.members
     source.identity()
     monkeypatch.setattr(archive, "members", lambda path: (seen.append(m.name.name) or m for m in original(path)))
     assert len(list(source.examples(("train",)))) == 30
@@ -351,10 +356,15 @@ def test_the_second_pass_ends_with_the_last_clip_that_is_wanted(made, monkeypatc
 # --- the recipe -------------------------------------------------------------------------------------------------------
 
 
-def test_a_recipe_opens_it(made):
-    chosen = {"source.kind": "common_voice", "source.path": str(made), "source.pool": "validated", "source.seed": 9}
+def test_recipe_opens_the_source(archive_path):
+    chosen = {
+        "source.kind": "common_voice",
+        "source.path": str(archive_path),
+        "source.pool": "validated",
+        "source.seed": 9,
+    }
     loaded = recipes.load("tour", chosen)
-    assert open_source(loaded.source, loaded.language) == CommonVoiceSource(str(made), "sv", "validated", 9)
+    assert open_source(loaded.source, loaded.language) == CommonVoiceSource(str(archive_path), "sv", "validated", 9)
     with pytest.raises(LabError, match=r"source\.path"):
         recipes.load("tour", {"source.kind": "common_voice"})
     with pytest.raises(LabError, match=r"source\.pool"):
@@ -387,7 +397,7 @@ DEV = line("dev40", "dag", "Hej du.")
     ],
     ids=lambda value: None if isinstance(value, bytes) else repr(value[0]),
 )
-def test_tables_as_they_come(tmp_path, content, texts):
+def test_table_variants_are_read(tmp_path, content, texts):
     path = unpack(tmp_path, {**toy(), "dev.tsv": content})
     assert [e.text for e in read(path) if e.split == "validation"] == texts
     assert [e.text for e in read(pack(tmp_path / "a.tar.gz", {**toy(), "dev.tsv": content})) if e.split == "validation"]
@@ -428,14 +438,14 @@ def test_tables_as_they_come(tmp_path, content, texts):
     ],
 )
 @pytest.mark.parametrize("form", ["archive", "folder"])
-def test_a_table_that_cannot_be_used_is_refused_in_one_line(tmp_path, form, name, content, words):
+def test_unusable_table_is_a_one_line_error(tmp_path, form, name, content, words):
     files = {key: value for key, value in {**toy(), name: content}.items() if value is not None}
     path = pack(tmp_path / "a.tar.gz", files) if form == "archive" else unpack(tmp_path, files)
     message = refusal(path)
     assert all(word in message for word in words), message
 
 
-def test_a_pool_that_leaves_nothing_is_refused(tmp_path):
+def test_empty_pool_raises(tmp_path):
     files = {**toy(), "validated.tsv": table(line("more4", "tom"), line("dev40", "dag"))}
     assert "none" in refusal(pack(tmp_path / "a.tar.gz", files), pool="validated")
 
@@ -444,9 +454,9 @@ def test_a_pool_that_leaves_nothing_is_refused(tmp_path):
 
 
 def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
-    made = tarfile.TarInfo(name)
-    made.type, made.linkname, made.size = kind, link, size
-    return made
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, size
+    return info
 
 
 HOSTILE = {
@@ -470,7 +480,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_member_is_refused_and_nothing_is_written(tmp_path, monkeypatch, kind):
+def test_hostile_member_raises_and_writes_nothing(tmp_path, monkeypatch, kind):
     member, word = HOSTILE[kind]
     path = pack(tmp_path / "a.tar.gz", toy(), extra=[(member, b"evil"[: member.size])])
     (tmp_path / "in" / "here").mkdir(parents=True)
@@ -482,19 +492,19 @@ def test_a_hostile_member_is_refused_and_nothing_is_written(tmp_path, monkeypatc
     assert not Path("/tmp/evil.txt").exists()
 
 
-def test_a_table_that_is_there_twice_is_refused(tmp_path):
+def test_duplicate_table_raises(tmp_path):
     content = toy()["train.tsv"]
     first = (info(f"{BASE}/train.tsv", size=len(content)), content)
     assert "train.tsv' twice" in refusal(pack(tmp_path / "a.tar.gz", toy(), extra=[first]))
 
 
-def test_a_clip_too_large_for_memory_is_refused_by_its_header(tmp_path, monkeypatch):
+def test_too_large_clip_raises_from_its_header(tmp_path, monkeypatch):
     monkeypatch.setattr(release, "MAX_CLIP_BYTES", 1000)
     path = pack(tmp_path / "a.tar.gz", {**toy(), "clips/bomb.mp3": bytes(1001)})
     assert "at most 1000 bytes" in refusal(path)
 
 
-def test_a_header_too_large_for_memory_is_refused(tmp_path):
+def test_too_large_header_raises(tmp_path):
     bomb = info("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=archive.MAX_HEADER_BYTES + 1)
     path = pack(tmp_path / "a.tar.gz", toy(), extra=[(bomb, b"a" * bomb.size)])
     assert "a header of" in refusal(path)
@@ -535,27 +545,27 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_before_any_clip_is_handed_out(made, kind):
-    made.write_bytes(DAMAGE[kind](made.read_bytes()))
-    message = refusal(made)
-    assert made.name in message or "dev.tsv" in message
+def test_damage_raises_before_any_clip(archive_path, kind):
+    archive_path.write_bytes(DAMAGE[kind](archive_path.read_bytes()))
+    message = refusal(archive_path)
+    assert archive_path.name in message or "dev.tsv" in message
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
-def test_any_damage_to_the_tar_is_refused_or_harmless(made, places):
-    content = bytearray(gzip.decompress(made.read_bytes()))
-    for share, value in places:
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
+def test_any_tar_damage_raises_or_is_harmless(archive_path, changes):
+    content = bytearray(gzip.decompress(archive_path.read_bytes()))
+    for share, value in changes:
         content[int(share * len(content))] = value
-    path = made.with_name("damaged.tar")
+    path = archive_path.with_name("damaged.tar")
     path.write_bytes(content)
     with contextlib.suppress(LabError):  # every other exception fails
         read(path)
 
 
 @pytest.mark.parametrize("what", ["header damaged", "cut between members", "cut in a clip"])
-def test_damage_behind_the_tables_is_found_too(tmp_path, what):
-    """tarfile takes the first two for the end of the archive: the clips behind would be missing without a reason."""
+def test_damage_after_the_tables_raises(tmp_path, what):
+    """tarfile takes the first two kinds of damage for the end of the archive and drops the rest of it."""
     files = toy()
     tables = {name: content for name, content in files.items() if name.endswith(".tsv")}
     path = pack(tmp_path / "a.tar.gz", {**tables, **{name: files[name] for name in files if name not in tables}})
@@ -573,10 +583,10 @@ def test_damage_behind_the_tables_is_found_too(tmp_path, what):
     assert "whole .tar.gz" in refusal(path)
 
 
-def test_an_archive_that_breaks_between_the_passes(made):
-    source = CommonVoiceSource(str(made))
+def test_archive_damaged_between_passes_raises(archive_path):
+    source = CommonVoiceSource(str(archive_path))
     source.identity()
-    made.write_bytes(cut(made.read_bytes(), 0.5))
+    archive_path.write_bytes(cut(archive_path.read_bytes(), 0.5))
     with pytest.raises(LabError, match="whole"):
         list(source.examples())
 
@@ -584,27 +594,27 @@ def test_an_archive_that_breaks_between_the_passes(made):
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
-def test_places_that_hold_no_corpus(made, tmp_path):
+def test_paths_without_a_corpus_raise(archive_path, tmp_path):
     assert "source.path" in refusal(tmp_path / "nowhere.tar.gz")
     (tmp_path / "empty").mkdir()
     assert "no table and no clip" in refusal(tmp_path / "empty")
-    assert "'sv-SE'" in refusal(made, language="da")
+    assert "'sv-SE'" in refusal(archive_path, language="da")
     assert "'da'" in refusal(pack(tmp_path / "da.tar.gz", {"train.tsv": b"", "clips/x.mp3": b""}, "cv-corpus/da"))
     assert "no dev.tsv" in refusal(pack(tmp_path / "delta.tar.gz", {"clips/x.mp3": b"", "other.tsv": b""}))
     with pytest.raises(LabError, match="splits"):
-        CommonVoiceSource(str(made)).examples(("dev",))
+        CommonVoiceSource(str(archive_path)).examples(("dev",))
     with pytest.raises(LabError, match=r"source\.pool"):
-        CommonVoiceSource(str(made), pool="all").examples()
+        CommonVoiceSource(str(archive_path), pool="all").examples()
 
 
-def test_an_exact_language_goes_before_one_with_a_region(tmp_path):
+def test_exact_language_is_preferred_to_region(tmp_path):
     files = {f"sv/{name}": content.replace(b"sv-SE\t", b"sv\t") for name, content in toy().items()}
     files |= {f"sv-SE/{name}": content for name, content in toy().items()}
     path = pack(tmp_path / "a.tar.gz", files, RELEASE)
     assert CommonVoiceSource(str(path)).identity()["locale"] == "sv"
 
 
-def test_links_of_a_folder_stay_inside(tmp_path):
+def test_links_out_of_the_folder_raise(tmp_path):
     folder = unpack(tmp_path / "in", toy())
     clips = folder / BASE / "clips"
     (clips / clip("dev41")).unlink()
@@ -620,7 +630,7 @@ def test_links_of_a_folder_stay_inside(tmp_path):
     assert "leads out" in refusal(folder)
 
 
-def test_a_folder_without_clips_or_with_a_pipe_for_one(tmp_path):
+def test_folder_without_clips_or_with_a_pipe_raises(tmp_path):
     folder = unpack(tmp_path, toy())
     (folder / BASE / "clips" / clip("dev40")).unlink()
     os.mkfifo(folder / BASE / "clips" / clip("dev40"))
@@ -634,7 +644,7 @@ def test_a_folder_without_clips_or_with_a_pipe_for_one(tmp_path):
 # --- the whole stage --------------------------------------------------------------------------------------------------
 
 
-def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
+def test_pipeline_builds_cache_of_an_archive(tmp_path, toy_settings, encoded, speech):
     from pipelines.features import pipeline as feature_pipeline
 
     samples = np.repeat(speech(16_000), 3)
@@ -646,7 +656,7 @@ def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
     # one sound for training and test: the leak check would refuse it, and is not the matter here
     chosen = {"source.kind": "common_voice", "source.path": str(pack(tmp_path / "a.tar.gz", files))}
     chosen["curation.leaks"] = "ignore"
-    told = record_log()
+    lines = record_log()
     cache = feature_pipeline.run(toy_settings(chosen), runs=tmp_path)
     assert cache.counts == {"train": 28, "validation": 2, "test": 3, "rejected": 2}
     assert dict(zip(cache.rejected["id"], cache.rejected["reason"])) == {
@@ -654,7 +664,7 @@ def test_features_of_an_archive(tmp_path, toy_settings, encoded, speech):
         "common_voice_sv-SE_train4": "unreadable",
     }
     assert set(cache.rows["up_votes"]) == {"3"}
-    assert [line for line in told if line.startswith("Common Voice 25.0")]
+    assert [line for line in lines if line.startswith("Common Voice 25.0")]
     assert feature_pipeline.open_cache(toy_settings(chosen), runs=tmp_path).digest == cache.digest
     with pytest.raises(LabError, match="'da'"):
         feature_pipeline.run(toy_settings({**chosen, "language": "da"}), runs=tmp_path)

@@ -1,4 +1,4 @@
-"""From the app back to the data: every verdict becomes an example, or a rejection that names why."""
+"""Feedback as training examples: every verdict becomes an example or a rejection with a reason."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def log(tmp_path):
 
 @pytest.fixture
 def say(log, speech):
-    """`say(flag, reference="", username="", kept=True)`: a verdict on "hej på dig"."""
+    """`say(flag, reference="", username="", recorded=True)` adds a verdict on "hej på dig"."""
 
-    def add(flag: str, reference: str = "", username: str = "", kept: bool = True) -> None:
-        sound = Waveform(speech(16_000)) if kept else None
+    def add(flag: str, reference: str = "", username: str = "", recorded: bool = True) -> None:
+        sound = Waveform(speech(16_000)) if recorded else None
         more = {"reference": reference, "username": username, "recording": sound, "now": NOON}
         feedback.append(log, output="hej på dig", flag=flag, model="tiny @ abc", **more)
 
@@ -36,7 +36,7 @@ def say(log, speech):
 
 
 def outcome(example) -> str:
-    """The transcript that training would see, or the reason why there is none."""
+    """Return the training transcript of an example, or the reason of its rejection."""
     clip_filter = ClipFilter(lambda text: [1], 80, 0.1, 30.0, 1e-3)
     try:
         return clip_filter.create_clip(example).text
@@ -44,12 +44,12 @@ def outcome(example) -> str:
         return error.reason
 
 
-def test_every_verdict_is_an_example_or_counted_with_its_reason(log, say):
+def test_every_verdict_is_an_example_or_rejected(log, say):
     say("right", username="Åsa")
     say("wrong", "hej på er")
     say("wrong")
-    say("right", kept=False)
-    say("wrong", "=hej på er", kept=False)
+    say("right", recorded=False)
+    say("wrong", "=hej på er", recorded=False)
     examples = list(FeedbackSource(str(log)).examples())
     assert [outcome(e) for e in examples] == ["hej på dig", "hej på er", "no_text", "missing", "missing"]
     assert [e.text for e in examples] == ["hej på dig", "hej på er", "", "hej på dig", "=hej på er"]
@@ -59,7 +59,7 @@ def test_every_verdict_is_an_example_or_counted_with_its_reason(log, say):
     assert examples[1].meta == {"flag": "wrong", "timestamp": "2026-03-01T12:00:00+00:00", "model": "tiny @ abc"}
 
 
-def test_examples_are_the_same_each_time_and_stay_when_the_log_grows(log, say):
+def test_examples_are_stable_when_the_log_grows(log, say):
     say("right")
     say("wrong", "hej på er")
     source = FeedbackSource(str(log))
@@ -71,7 +71,7 @@ def test_examples_are_the_same_each_time_and_stay_when_the_log_grows(log, say):
     assert FeedbackSource(str(log)).identity() != identity
 
 
-def test_identity_feels_the_recordings(log, say):
+def test_identity_changes_with_recordings(log, say):
     say("right")
     before = FeedbackSource(str(log)).identity()
     [recording] = (log.parent / "audio").glob("*.wav")
@@ -82,15 +82,15 @@ def test_identity_feels_the_recordings(log, say):
     assert FeedbackSource(str(log)).identity() not in (before, changed)
 
 
-def test_only_training_rows(log, say):
+def test_feedback_has_training_rows_only(log, say):
     say("right")
     assert list(FeedbackSource(str(log)).examples(("validation", "test"))) == []
     assert len(list(FeedbackSource(str(log)).examples(("train",)))) == 1
     assert list(FeedbackSource(str(log)).outline()) == list(FeedbackSource(str(log)).examples())
 
 
-def test_no_cell_leads_out_of_the_folder_of_the_log(log, say, tmp_path, encoded, speech):
-    say("right", kept=False)
+def test_recording_outside_the_folder_is_missing(log, say, tmp_path, encoded, speech):
+    say("right", recorded=False)
     outside = tmp_path / "outside.wav"
     outside.write_bytes(encoded(speech(16_000)))
     (log.parent / "link.wav").symlink_to(outside)
@@ -105,7 +105,7 @@ def test_no_cell_leads_out_of_the_folder_of_the_log(log, say, tmp_path, encoded,
         log.write_text(f"{header}\n{row}\n", "utf-8")
 
 
-def test_logs_that_cannot_be_used(log, say, tmp_path):
+def test_unusable_log_raises(log, say, tmp_path):
     for path, told in ((log, "no file"), (tmp_path, "no file")):
         with pytest.raises(LabError, match=told):
             FeedbackSource(str(path)).examples()
@@ -119,7 +119,7 @@ def test_logs_that_cannot_be_used(log, say, tmp_path):
         FeedbackSource(str(log)).examples()
 
 
-def test_a_recipe_opens_it(log, say):
+def test_recipe_opens_the_source(log, say):
     say("right")
     settings = recipes.load("tour", {"source.kind": "feedback", "source.path": str(log)}).source
     assert [e.text for e in open_source(settings).examples()] == ["hej på dig"]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def corpus(tmp_path):
-    """`corpus({"name": content, ...})`: a folder with these files; `.wav` contents are made up where they are None."""
+    """`corpus({"name": content, ...})`: a folder with these files; `.wav` content is generated if it is None."""
 
     def make(files: dict[str, str | bytes | None]) -> Path:
         for name, content in files.items():
@@ -39,7 +39,7 @@ def read(folder: Path, seed: int = 7) -> list:
 
 
 def refusal(folder: Path) -> str:
-    """The one line with which the folder is refused, by `identity` as by `examples`."""
+    """Return the one-line error that both `identity` and `examples` raise."""
     with pytest.raises(LabError) as error:
         FolderSource(str(folder)).examples()  # at once, not at the first example
     with pytest.raises(LabError):
@@ -51,7 +51,7 @@ def refusal(folder: Path) -> str:
 CSV = 'path,text,split,speaker,gender,age,accent,note\nc/1.wav,"Hej, ""du""!",train,anna,female,,skånska,x\n'
 
 
-def test_a_csv_gives_every_field(corpus):
+def test_csv_provides_every_field(corpus):
     [example] = read(corpus({"transcripts.csv": CSV, "c/1.wav": None}))
     assert (example.id, example.split, example.text, example.speaker) == ("c/1", "train", 'Hej, "du"!', "anna")
     assert example.meta == {"gender": "female", "accent": "skånska"}
@@ -73,17 +73,17 @@ HEADER, ROW = CSV.splitlines(keepends=True)
     ],
     ids=["plain", "bom", "crlf", "nul", "capitals", "semicolons and empty rows"],
 )
-def test_csv_as_programs_write_it(corpus, content):
+def test_csv_variants_of_spreadsheets_are_read(corpus, content):
     plain = read(corpus({"transcripts.csv": CSV, "c/1.wav": None}))
     assert read(corpus({"transcripts.csv": content})) == plain
 
 
-def test_tsv_holds_quotes_and_commas_as_letters(corpus):
+def test_tsv_keeps_quotes_and_commas(corpus):
     table = 'file\tsentence\n1.wav\t"Hej, sa han\n2.wav\tja"\n'
     assert [e.text for e in read(corpus({"transcripts.tsv": table}))] == ['"Hej, sa han', 'ja"']
 
 
-def test_jsonl(corpus):
+def test_jsonl_is_read(corpus):
     lines = [
         {"audio": "1.wav", "transcription": "å\u2028ä", "client_id": 7, "age": None},
         {"audio": "2.wav", "transcription": None},
@@ -96,16 +96,16 @@ def test_jsonl(corpus):
 @pytest.mark.parametrize("file", ["path", "file_name", "file", "audio"])
 @pytest.mark.parametrize("text", ["text", "sentence", "transcript", "transcription"])
 @pytest.mark.parametrize("speaker", ["speaker", "client_id", "speaker_id"])
-def test_every_name_of_a_column(corpus, file, text, speaker):
+def test_all_column_names_are_recognised(corpus, file, text, speaker):
     [example] = read(corpus({"metadata.csv": f"{file},{text},{speaker}\n1.wav,hej,anna\n"}))
     assert (example.id, example.text, example.speaker) == ("1", "hej", "anna")
 
 
-def test_jsonl_with_a_nul_byte(corpus):
+def test_jsonl_nul_bytes_are_dropped(corpus):
     assert [e.text for e in read(corpus({"metadata.jsonl": '{"path": "a.wav", "text": "h\0ej \\u0000"}'}))] == ["hej "]
 
 
-def test_without_a_table_the_text_lies_beside(corpus):
+def test_txt_files_replace_a_missing_table(corpus):
     folder = corpus(
         {
             "b/2.FLAC": None,
@@ -118,11 +118,11 @@ def test_without_a_table_the_text_lies_beside(corpus):
             ".cache/d.wav": None,
         }
     )
-    found = [(e.id, e.text.strip()) for e in read(folder)]
-    assert found == [("a", "ett"), ("b/2", "två"), ("c", "")]  # c comes too: curation rejects it as no_text
+    examples = [(e.id, e.text.strip()) for e in read(folder)]
+    assert examples == [("a", "ett"), ("b/2", "två"), ("c", "")]  # c comes too: curation rejects it as no_text
 
 
-def test_a_missing_file_stops_nothing(corpus):
+def test_missing_audio_file_becomes_an_example(corpus):
     here, gone = read(corpus({"transcripts.csv": "path,text\na.wav,ett\nb.wav,två\n", "a.wav": None}))
     assert here.audio.is_file()
     assert not gone.audio.exists()
@@ -169,16 +169,16 @@ def test_ids_are_unique(corpus):
         ({"transcripts.csv/a.wav": None}, ["transcripts.csv", "directory"]),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(corpus, files, words):
+def test_unusable_table_is_a_one_line_error(corpus, files, words):
     message = refusal(corpus(files))
     assert all(word in message for word in words), message
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_absent_folder_raises(tmp_path):
     assert "source.path" in refusal(tmp_path / "nowhere")
 
 
-def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
+def test_file_name_that_is_not_utf8_raises(tmp_path):
     (tmp_path / "a.txt").write_text("ett")
     (tmp_path / "a.wav").write_bytes(b"x")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe5.wav")).write_bytes(b"x")
@@ -199,7 +199,7 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
         "c/..",
     ],
 )
-def test_paths_stay_inside_the_folder(tmp_path, name):
+def test_paths_out_of_the_folder_raise(tmp_path, name):
     inside = tmp_path / "in"
     inside.mkdir()
     (tmp_path / "secret.wav").write_bytes(b"secret")
@@ -213,7 +213,7 @@ def test_paths_stay_inside_the_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize("link", ["a.wav", "a.txt"])
-def test_files_beside_each_other_stay_inside_too(corpus, tmp_path_factory, link):
+def test_txt_files_out_of_the_folder_raise(corpus, tmp_path_factory, link):
     folder = corpus({"a.wav": None, "a.txt": "hej", "b.wav": None, "b.txt": "du"})
     secret = tmp_path_factory.mktemp("outside") / "secret"
     secret.write_text("secret")
@@ -222,13 +222,13 @@ def test_files_beside_each_other_stay_inside_too(corpus, tmp_path_factory, link)
     assert "a.wav" in refusal(folder)
 
 
-def test_links_within_the_folder_are_fine(corpus):
+def test_links_within_the_folder_are_accepted(corpus):
     folder = corpus({"b.wav": None, "transcripts.csv": "path,text\na.wav,hej\nd/../b.wav,du\n"})
     (folder / "a.wav").symlink_to(folder / "b.wav")
     assert [(e.id, e.audio.read_bytes()) for e in read(folder)] == [("a", b"sound of b.wav"), ("b", b"sound of b.wav")]
 
 
-def test_names_of_splits(corpus):
+def test_split_names_are_mapped(corpus):
     names = ["train", "Training", "dev", "valid", "VAL", "validation", " test ", "other", ""]
     rows = "".join(f"{i}.wav,x,{name}\n" for i, name in enumerate(names))
     source = FolderSource(str(corpus({"transcripts.csv": f"path,text,split\n{rows}"})))
@@ -251,7 +251,7 @@ def test_drawn_splits_are_about_80_10_10(corpus):
     assert set(files) == set(SPLITS)
 
 
-def test_a_speaker_is_in_one_split_and_files_are_alone_without(corpus):
+def test_drawn_split_is_per_speaker_else_per_file(corpus):
     by_speaker = {}
     for example in read(corpus({"transcripts.csv": speakers_table(300)})):
         by_speaker.setdefault(example.speaker, set()).add(example.split)
@@ -261,7 +261,7 @@ def test_a_speaker_is_in_one_split_and_files_are_alone_without(corpus):
 
 
 @pytest.mark.parametrize("speaker", ["s{}", ""])
-def test_adding_a_file_moves_no_other(corpus, speaker):
+def test_added_file_changes_no_other_split(corpus, speaker):
     before = {e.audio: e.split for e in read(corpus({"transcripts.csv": speakers_table(90, speaker)}))}
     more = "path,text,speaker\n0.mp3,hej,new\n" + speakers_table(120, speaker).partition("\n")[2]
     after = {e.audio: e.split for e in read(corpus({"transcripts.csv": more}))}
@@ -269,7 +269,7 @@ def test_adding_a_file_moves_no_other(corpus, speaker):
     assert len(after) == 121
 
 
-def test_drawn_splits_depend_on_the_seed_and_on_nothing_else(corpus):
+def test_drawn_splits_depend_on_the_seed_only(corpus):
     folder = corpus({"transcripts.csv": speakers_table(300)})
     show = f"print([e.split for e in F({str(folder)!r}).examples()])"
     script = f"from pipelines.features.sources.folder import FolderSource as F; {show}"
@@ -284,7 +284,7 @@ def test_drawn_splits_depend_on_the_seed_and_on_nothing_else(corpus):
     assert other == str([e.split for e in read(folder)]) != str([e.split for e in read(folder, seed=8)])
 
 
-def test_identity_names_all_that_matters(corpus):
+def test_identity_changes_with_rows_and_audio(corpus):
     folder = corpus({"transcripts.csv": "path,text\na.wav,ett\nb.wav,två\n", "a.wav": "12", "unused.wav": "x"})
     identity = FolderSource(str(folder)).identity()
     assert identity["kind"] == "folder"
@@ -305,7 +305,7 @@ def test_identity_names_all_that_matters(corpus):
         identity = changed
 
 
-def test_identity_does_not_name_the_place(corpus, tmp_path_factory):
+def test_identity_does_not_depend_on_the_path(corpus, tmp_path_factory):
     folder = corpus({"transcripts.csv": "path,text\na.wav,ett\n", "a.wav": "12"})
     elsewhere = folder.rename(tmp_path_factory.mktemp("other") / "x")
     before = FolderSource(str(elsewhere)).identity()
@@ -313,7 +313,7 @@ def test_identity_does_not_name_the_place(corpus, tmp_path_factory):
     assert FolderSource(str(again)).identity() == before
 
 
-def test_identity_of_much_audio_goes_by_size_and_time(corpus, monkeypatch):
+def test_identity_of_much_audio_uses_size_and_time(corpus, monkeypatch):
     monkeypatch.setattr(folder_module, "HASHED_BYTES", 2)
     folder = corpus({"transcripts.csv": "path,text\na.wav,ett\nb.wav,x\n", "a.wav": "12"})
     os.utime(folder / "a.wav", (1, 1))
@@ -325,14 +325,14 @@ def test_identity_of_much_audio_goes_by_size_and_time(corpus, monkeypatch):
     assert FolderSource(str(folder)).identity() == identity
 
 
-def test_identity_without_a_table_names_the_texts(corpus):
+def test_identity_without_a_table_includes_texts(corpus):
     folder = corpus({"a.wav": None, "a.txt": "ett"})
     before = FolderSource(str(folder)).identity()
     (folder / "a.txt").write_text("två")
     assert FolderSource(str(folder)).identity() != before
 
 
-def test_a_name_too_long_for_any_file_stops_nothing(corpus):
+def test_too_long_file_name_counts_as_missing(corpus):
     folder = corpus({"transcripts.csv": f"path,text\n{'x' * 5000}.wav,hej\na.wav,hej\n", "a.wav": None})
     assert len(read(folder)) == 2
     assert FolderSource(str(folder)).identity()

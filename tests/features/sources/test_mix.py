@@ -1,4 +1,4 @@
-"""Several sources as one: what is drawn, in which order, and that nothing but what was named is held out."""
+"""Several sources as one: drawn rows, their order, and held-out rows of the named parts only."""
 
 from __future__ import annotations
 
@@ -36,41 +36,41 @@ class Toy:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def lines() -> list[str]:
     return record_log()
 
 
 @pytest.fixture
-def rows(told):
-    """`rows(part, ..., seed=7, splits=SPLITS)`: the examples of a mix."""
+def rows(lines):
+    """`rows(part, ..., seed=7, splits=SPLITS)` returns the examples of a mix."""
     return lambda *parts, seed=7, splits=SPLITS: list(MixSource(parts, seed).examples(splits))
 
 
 ALL = ("train", "validation", "test")
 
 
-def test_every_row_comes_out_once_and_keeps_its_origin(rows):
-    found = rows(Part("a", Toy(30, 5, 4), ALL), Part("b", Toy(50, 7, 9)))
-    assert Counter((e.meta["origin"], e.split) for e in found) == {
+def test_every_row_appears_once_with_its_origin(rows):
+    examples = rows(Part("a", Toy(30, 5, 4), ALL), Part("b", Toy(50, 7, 9)))
+    assert Counter((e.meta["origin"], e.split) for e in examples) == {
         ("a", "train"): 30,
         ("b", "train"): 50,
         ("a", "validation"): 5,
         ("a", "test"): 4,
     }
-    assert len({e.id for e in found}) == len(found)
-    assert (found[-1].id, found[-1].meta) == ("a/test/3", {"gender": "x", "origin": "a"})
-    assert [e.split for e in found] == sorted((e.split for e in found), key=SPLITS.index)
+    assert len({e.id for e in examples}) == len(examples)
+    assert (examples[-1].id, examples[-1].meta) == ("a/test/3", {"gender": "x", "origin": "a"})
+    assert [e.split for e in examples] == sorted((e.split for e in examples), key=SPLITS.index)
 
 
-def test_rows_are_interleaved_and_keep_the_order_of_their_source(rows):
-    found = rows(Part("a", Toy(200)), Part("b", Toy(200)))
-    head = Counter(e.meta["origin"] for e in found[:100])
+def test_rows_are_interleaved_in_source_order(rows):
+    examples = rows(Part("a", Toy(200)), Part("b", Toy(200)))
+    head = Counter(e.meta["origin"] for e in examples[:100])
     assert min(head["a"], head["b"]) > 30
     for name in "ab":
-        assert [e.text for e in found if e.meta["origin"] == name] == [f"text {n}" for n in range(200)]
+        assert [e.text for e in examples if e.meta["origin"] == name] == [f"text {n}" for n in range(200)]
 
 
-def test_the_seed_decides_the_order_and_nothing_else_does(rows):
+def test_order_depends_on_the_seed_only(rows):
     parts = (Part("a", Toy(40, 3), ALL), Part("b", Toy(40)))
     ids = [e.id for e in rows(*parts)]
     assert ids == [e.id for e in rows(*parts)]
@@ -79,31 +79,31 @@ def test_the_seed_decides_the_order_and_nothing_else_does(rows):
     assert [e.id for e in rows(*parts, splits=("train",))] == ids[:80]
 
 
-def test_weights_keep_their_shares_until_a_part_ends_and_that_is_told(rows, told):
-    found = rows(Part("a", Toy(1000), weight=0.75), Part("b", Toy(5000), weight=0.25))
-    counts = Counter(e.meta["origin"] for e in found)
+def test_weighted_mix_ends_with_first_part_and_logs_it(rows, lines):
+    examples = rows(Part("a", Toy(1000), weight=0.75), Part("b", Toy(5000), weight=0.25))
+    counts = Counter(e.meta["origin"] for e in examples)
     assert counts["a"] == 1000
     assert 250 < counts["b"] < 420
-    assert f"a has no more training rows, so the mix ends with a 1,000, b {counts['b']}" in told[0]
-    assert "left out" in told[0]
+    assert f"a has no more training rows, so the mix ends with a 1,000, b {counts['b']}" in lines[0]
+    assert "left out" in lines[0]
 
 
-def test_counts_take_the_head_and_refuse_too_few(rows, told):
-    found = rows(Part("a", Toy(30), count=10), Part("b", Toy(5)))
-    assert Counter(e.meta["origin"] for e in found) == {"a": 10, "b": 5}
-    assert {e.text for e in found if e.meta["origin"] == "a"} == {f"text {n}" for n in range(10)}
-    assert told == []
+def test_count_takes_the_head_and_raises_for_too_few(rows, lines):
+    examples = rows(Part("a", Toy(30), count=10), Part("b", Toy(5)))
+    assert Counter(e.meta["origin"] for e in examples) == {"a": 10, "b": 5}
+    assert {e.text for e in examples if e.meta["origin"] == "a"} == {f"text {n}" for n in range(10)}
+    assert lines == []
     with pytest.raises(LabError, match=r"a must give 31 training rows, has 30"):
         rows(Part("a", Toy(30), count=31), Part("b", Toy(5)))
 
 
-def test_a_count_ends_a_weighted_mix(rows):
-    found = rows(Part("a", Toy(5000), weight=1, count=100), Part("b", Toy(5000), weight=1))
-    counts = Counter(e.meta["origin"] for e in found)
+def test_count_ends_a_weighted_mix(rows):
+    examples = rows(Part("a", Toy(5000), weight=1, count=100), Part("b", Toy(5000), weight=1))
+    counts = Counter(e.meta["origin"] for e in examples)
     assert counts["a"] == 100 and 60 < counts["b"] < 150
 
 
-def test_held_out_rows_are_from_the_named_parts_alone(rows):
+def test_held_out_rows_come_from_named_parts_only(rows):
     parts = (Part("a", Toy(3, 2, 2), ("train", "validation")), Part("b", Toy(3, 2, 2), ("test",)))
     assert Counter((e.meta["origin"], e.split) for e in rows(*parts)) == {
         ("a", "train"): 3,
@@ -113,33 +113,35 @@ def test_held_out_rows_are_from_the_named_parts_alone(rows):
     assert [e.id for e in rows(*parts, splits=("test",))] == ["b/test/0", "b/test/1"]
 
 
-def test_rows_of_no_split_come_out_of_a_part_that_gives_all(rows):
+def test_part_with_all_splits_includes_unknown_splits(rows):
     assert [e.split for e in rows(Part("a", Toy(1, 1, 1, stray=2), ALL))] == [*ALL, "stray", "stray"]
     assert [e.split for e in rows(Part("a", Toy(1, 1, 1, stray=2), ALL), splits=("test",))] == ["test"]
 
 
-def test_speakers_of_two_sources_are_two_people_unless_a_hash_says_otherwise(rows):
+def test_speakers_get_part_prefix_unless_hashes(rows):
     person = "0123456789abcdef" * 8
-    found = rows(Part("a", Toy(1)), Part("b", Toy(1)), Part("c", Toy(1, speaker=person)), Part("d", Toy(1, speaker="")))
-    assert {e.meta["origin"]: e.speaker for e in found} == {"a": "a/anna", "b": "b/anna", "c": person, "d": ""}
+    examples = rows(
+        Part("a", Toy(1)), Part("b", Toy(1)), Part("c", Toy(1, speaker=person)), Part("d", Toy(1, speaker=""))
+    )
+    assert {e.meta["origin"]: e.speaker for e in examples} == {"a": "a/anna", "b": "b/anna", "c": person, "d": ""}
 
 
-def test_a_part_with_names_of_its_own_is_the_test_set_that_it_is_alone(rows):
-    found = rows(Part("a", Toy(2, 1, 2), ALL, own_names=True), Part("b", Toy(2)))
-    held_out = [(e.id, e.text, e.speaker) for e in found if e.split != "train"]
+def test_part_with_own_names_equals_its_source(rows):
+    examples = rows(Part("a", Toy(2, 1, 2), ALL, own_names=True), Part("b", Toy(2)))
+    held_out = [(e.id, e.text, e.speaker) for e in examples if e.split != "train"]
     assert held_out == [(e.id, e.text, e.speaker) for e in Toy(2, 1, 2).examples(("validation", "test"))]
-    assert {e.speaker for e in found if e.split == "train"} == {"anna", "b/anna"}
-    assert len({e.id for e in found}) == len(found)
+    assert {e.speaker for e in examples if e.split == "train"} == {"anna", "b/anna"}
+    assert len({e.id for e in examples}) == len(examples)
 
 
-def test_a_source_that_reads_late_stays_late(rows):
+def test_audio_read_on_demand_stays_unread(rows):
     class Late(Example):
         def __init__(self):
             self.__dict__.update(id="1", split="train", text="hej", speaker="", meta={})
 
         @property
         def audio(self) -> bytes:
-            raise AssertionError("nobody asked for the sound")
+            raise AssertionError("audio was read")
 
     class Source:
         def examples(self, splits):
@@ -148,11 +150,11 @@ def test_a_source_that_reads_late_stays_late(rows):
     assert rows(Part("a", Source()))[0].id == "a/1"
 
 
-def test_an_outline_is_the_same_rows_without_their_sound(tmp_path):
+def test_outline_has_the_same_rows_without_audio(tmp_path):
     @dataclass(frozen=True)
     class Outlined(Toy):
         def examples(self, splits=SPLITS):
-            raise AssertionError("nobody asked for the sound")
+            raise AssertionError("audio was read")
 
         def outline(self):
             return Toy.examples(self)
@@ -166,24 +168,24 @@ def test_an_outline_is_the_same_rows_without_their_sound(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "message"),
     [
         ((Part("a", Toy(1)), Part("a", Toy(1))), "'a' twice"),
         ((Part("a", Toy(1), weight=1), Part("b", Toy(1))), "none for b"),
         ((Part("a", Toy(1), own_names=True), Part("b", Toy(1), own_names=True)), "got a, b"),
     ],
 )
-def test_parts_that_clash_are_refused_at_once(parts, told):
+def test_conflicting_parts_raise_at_once(parts, message):
     for use in (MixSource(parts).identity, MixSource(parts).examples):
-        with pytest.raises(LabError, match=told):
+        with pytest.raises(LabError, match=message):
             use()
 
 
-def test_a_part_that_gives_no_train_needs_no_weight(rows):
+def test_part_without_train_needs_no_weight(rows):
     assert len(rows(Part("a", Toy(1), weight=1), Part("b", Toy(0, 1, 1), ("test",)))) == 2
 
 
-def test_identity_feels_everything_that_decides_the_rows():
+def test_identity_changes_with_settings_and_parts():
     def identity(a: Part, seed: int = 7, *more: Part):
         return MixSource((a, Part("b", Toy(3)), *more), seed).identity()
 
@@ -205,7 +207,7 @@ def test_identity_feels_everything_that_decides_the_rows():
     assert identity(Part("a", Toy(2), ("test", "train"))) == identity(Part("a", Toy(2), ("train", "test")))
 
 
-def test_a_recipe_opens_a_mix_of_kinds(tmp_path, told):
+def test_recipe_opens_a_mix_of_kinds(tmp_path, lines):
     (tmp_path / "1.wav").write_bytes(b"not decoded here")
     (tmp_path / "1.txt").write_text("hej", "utf-8")
     parts = [

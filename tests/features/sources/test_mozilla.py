@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> bytes:
-    """A release of three clips, large enough to be cut."""
+    """A release of three clips, large enough to interrupt its download."""
     import io
 
     columns, path = "client_id\tpath\tsentence\tlocale", tmp_path_factory.mktemp("made") / NAME
@@ -59,16 +59,16 @@ def server(archive, tmp_path, monkeypatch):
 
 
 def refusal(capfd, dataset: str = DATASET) -> str:
-    """The one line of the refusal. Neither key nor signature is in it, nor on any output."""
+    """Return the one-line error; neither it nor the output contains the key or a signature."""
     with pytest.raises(LabError) as error:
         download(dataset)
-    said = str(error.value)
-    assert "\n" not in said
-    everything = "".join((said, *capfd.readouterr()))
+    message = str(error.value)
+    assert "\n" not in message
+    everything = "".join((message, *capfd.readouterr()))
     assert SECRET not in everything
     assert SIGNATURE not in everything
     assert error.value.__suppress_context__ or error.value.__context__ is None
-    return said
+    return message
 
 
 def cache(tmp_path) -> Path:
@@ -78,24 +78,24 @@ def cache(tmp_path) -> Path:
 # --- it works ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_download_is_verified_and_read(server, archive, tmp_path, capsys):
-    told = record_log()
+def test_download_is_verified_and_read(server, archive, tmp_path, capsys):
+    lines = record_log()
     source = MozillaSource(DATASET)
     examples = list(source.examples())
     assert [(e.id, e.split, e.text) for e in examples] == [
         ("0", "validation", "Mening 0."), ("1", "test", "Mening 1."), ("2", "train", "Mening 2.")
     ]  # fmt: skip
-    kept = cache(tmp_path) / NAME
-    assert kept.read_bytes() == archive
-    assert source.identity() == CommonVoiceSource(str(kept)).identity()
+    archive_path = cache(tmp_path) / NAME
+    assert archive_path.read_bytes() == archive
+    assert source.identity() == CommonVoiceSource(str(archive_path)).identity()
     assert source.identity()["release"] == "26.0-2026-06-12"
-    assert told == ["Common Voice 26.0-2026-06-12 sv-SE, pool 'train': 1 train, 1 validation, 1 test"]
+    assert lines == ["Common Voice 26.0-2026-06-12 sv-SE, pool 'train': 1 train, 1 validation, 1 test"]
     assert sorted(e.id for e in source.outline()) == ["0", "1", "2"]
     assert sorted(path.name for path in cache(tmp_path).iterdir() if path.name != ".lock") == [NAME, "download.json"]
     assert capsys.readouterr().out == ""  # standard output is for results
 
 
-def test_what_was_verified_needs_neither_key_nor_network(server, tmp_path, monkeypatch):
+def test_verified_archive_needs_no_key_and_no_network(server, tmp_path, monkeypatch):
     path = download(DATASET)
     asked = len(server.requests)
     monkeypatch.delenv("MDC_API_KEY")
@@ -103,7 +103,7 @@ def test_what_was_verified_needs_neither_key_nor_network(server, tmp_path, monke
     assert len(server.requests) == asked
 
 
-def test_a_copy_with_another_time_is_the_same_file(server):
+def test_copy_with_other_time_is_accepted(server):
     path = download(DATASET)
     asked = len(server.requests)
     os.utime(path, (1, 1))
@@ -112,7 +112,7 @@ def test_a_copy_with_another_time_is_the_same_file(server):
 
 
 @pytest.mark.parametrize("change", [lambda content: content + b"x", lambda content: content[:-1] + b"x"])
-def test_a_file_that_was_changed_is_fetched_again(server, archive, change):
+def test_changed_file_is_downloaded_again(server, archive, change):
     path = download(DATASET)
     path.write_bytes(change(archive))
     with pytest.raises(LabError, match="removed"):
@@ -120,20 +120,20 @@ def test_a_file_that_was_changed_is_fetched_again(server, archive, change):
     assert download(DATASET).read_bytes() == archive
 
 
-def test_an_archive_put_there_by_hand_is_verified_and_kept(server, archive, tmp_path):
+def test_archive_placed_by_hand_is_verified(server, archive, tmp_path):
     cache(tmp_path).mkdir(parents=True)
     (cache(tmp_path) / NAME).write_bytes(archive)
     assert download(DATASET).read_bytes() == archive
     assert ("GET", "/file", "") not in server.requests
 
 
-def test_the_cache_of_a_download_is_that_of_its_archive(server, toy_settings, tmp_path):
+def test_download_and_archive_share_a_cache(server, toy_settings, tmp_path):
     from pipelines.features import identity
     from pipelines.whisper import model as whisper_model
 
-    def cache_folder(**told) -> Path:
+    def cache_folder(**settings) -> Path:
         settings = toy_settings(
-            {"source.dataset": DATASET, **{f"source.{name}": value for name, value in told.items()}}
+            {"source.dataset": DATASET, **{f"source.{name}": value for name, value in settings.items()}}
         )
         source = open_source(settings.source, settings.language)
         return identity.cache_folder(
@@ -146,14 +146,14 @@ def test_the_cache_of_a_download_is_that_of_its_archive(server, toy_settings, tm
     assert cache_folder(kind="mozilla", pool="train+validation") != downloaded
 
 
-def test_a_recipe_opens_it():
+def test_recipe_opens_the_source():
     loaded = recipes.load("tour", {"source.kind": "mozilla", "source.dataset": DATASET, "source.pool": "validated"})
     assert open_source(loaded.source, loaded.language) == MozillaSource(DATASET, "sv", "validated", 7)
     with pytest.raises(LabError, match=r"source\.dataset"):
         recipes.load("tour", {"source.kind": "mozilla"})
 
 
-def test_importing_the_room_loads_no_client():
+def test_import_loads_no_client():
     code = (
         "import sys, pipelines.features.sources.common_voice.mozilla; "
         "sys.exit('datacollective' in sys.modules or 'requests' in sys.modules)"
@@ -164,11 +164,11 @@ def test_importing_the_room_loads_no_client():
 # --- cut off ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_download_goes_on_where_it_was(server, archive, tmp_path, capfd):
+def test_interrupted_download_resumes(server, archive, tmp_path, capfd):
     server.faults["cut after"] = 100_000
-    said = refusal(capfd)
-    assert "was interrupted at 64.0 KB" in said  # the client writes whole blocks of 64 KiB
-    assert "to resume it" in said
+    message = refusal(capfd)
+    assert "was interrupted at 64.0 KB" in message  # the client writes whole blocks of 64 KiB
+    assert "to resume it" in message
     assert (cache(tmp_path) / f"{NAME}.part").stat().st_size == 65_536
     assert not (cache(tmp_path) / NAME).exists()
     server.faults.clear()
@@ -176,7 +176,7 @@ def test_a_cut_download_goes_on_where_it_was(server, archive, tmp_path, capfd):
     assert server.requests[-1] == ("GET", "/file", "bytes=65536-")
 
 
-def test_a_download_that_ends_early_without_a_word_goes_on_too(server, archive, capfd):
+def test_download_closed_early_resumes(server, archive, capfd):
     """Without a length the client takes the end of the connection for the end of the file."""
     server.faults |= {"no length": True, "cut after": 50_000}
     assert f"was interrupted at 50000 of {len(archive)} bytes" in refusal(capfd)
@@ -185,22 +185,22 @@ def test_a_download_that_ends_early_without_a_word_goes_on_too(server, archive, 
     assert server.requests[-1] == ("GET", "/file", "bytes=50000-")
 
 
-def test_a_part_that_is_complete_needs_only_its_name(server, archive, tmp_path):
-    """Killed between the last byte and the renaming: the client would ask for nothing, and fail for ever."""
+def test_complete_part_is_only_renamed(server, archive, tmp_path):
+    """After a kill between the last byte and the renaming the client would fail every time."""
     cache(tmp_path).mkdir(parents=True)
     (cache(tmp_path) / f"{NAME}.part").write_bytes(archive)
     assert download(DATASET).read_bytes() == archive
     assert ("GET", "/file", "") not in server.requests
 
 
-def test_a_part_of_another_version_is_not_continued(server, archive, tmp_path):
+def test_part_of_another_version_is_not_resumed(server, archive, tmp_path):
     cache(tmp_path).mkdir(parents=True)
     (cache(tmp_path) / f"{NAME}.part").write_bytes(b"old")
     (cache(tmp_path) / f"{NAME}.checksum").write_text("another")
     assert download(DATASET).read_bytes() == archive
 
 
-def test_without_a_checksum_a_cut_download_starts_over(server, archive, capfd):
+def test_interrupted_download_without_checksum_restarts(server, archive, capfd):
     server.details["checksum"] = None
     server.faults["cut after"] = 50_000
     assert "to start over" in refusal(capfd)
@@ -209,7 +209,7 @@ def test_without_a_checksum_a_cut_download_starts_over(server, archive, capfd):
     assert json.loads(download(DATASET).with_name("download.json").read_text())["checksum_compared"] is False
 
 
-def test_a_stop_by_the_keyboard_is_one(server, monkeypatch):
+def test_keyboard_interrupt_is_raised(server, monkeypatch):
     import requests
 
     original = requests.Response.iter_content
@@ -228,42 +228,42 @@ def test_a_stop_by_the_keyboard_is_one(server, monkeypatch):
 
 
 @pytest.mark.parametrize("key", [None, "", "  "])
-def test_no_key(server, monkeypatch, capfd, key):
+def test_missing_key_raises(server, monkeypatch, capfd, key):
     monkeypatch.setenv("MDC_API_KEY", key) if key is not None else monkeypatch.delenv("MDC_API_KEY")
-    said = refusal(capfd)
-    assert "MDC_API_KEY" in said
-    assert "Colab" in said
+    message = refusal(capfd)
+    assert "MDC_API_KEY" in message
+    assert "Colab" in message
     assert server.requests == []
 
 
 @pytest.mark.parametrize("key", [f"{SECRET}\n", f"  {SECRET}"])
-def test_blanks_around_a_key_are_not_its_own(server, monkeypatch, key):
+def test_blanks_around_a_key_are_stripped(server, monkeypatch, key):
     monkeypatch.setenv("MDC_API_KEY", key)
     assert download(DATASET)
     assert mozilla.os.environ["MDC_API_KEY"] == key
 
 
 @pytest.mark.parametrize("key", [f"{SECRET} x", f"{SECRET}\nX-Evil: 1", "nyckelå"])
-def test_a_key_that_is_none_is_not_shown(server, monkeypatch, capfd, key):
+def test_malformed_key_is_not_quoted(server, monkeypatch, capfd, key):
     monkeypatch.setenv("MDC_API_KEY", key)
-    said = refusal(capfd)
-    assert "one word" in said
-    assert key not in said
+    message = refusal(capfd)
+    assert "one word" in message
+    assert key not in message
 
 
-def test_a_wrong_key(server, monkeypatch, capfd):
+def test_wrong_key_raises(server, monkeypatch, capfd):
     monkeypatch.setenv("MDC_API_KEY", "wr0ng-key")
-    said = refusal(capfd)
-    assert "401" in said
-    assert "wr0ng-key" not in said
+    message = refusal(capfd)
+    assert "401" in message
+    assert "wr0ng-key" not in message
 
 
-def test_terms_that_were_not_agreed_to(server, capfd):
+def test_terms_not_agreed_to_raise(server, capfd):
     body = {"message": f"Agree to the terms of {SECRET} at https://x.example/?{SIGNATURE}"}
     server.faults["POST", f"/api/datasets/{DATASET}/download"] = (403, body)
-    said = refusal(capfd)
-    assert f"agree to its terms at https://mozilladatacollective.com/datasets/{DATASET}" in said
-    assert "(reason: Agree to the terms of … at …)" in said
+    message = refusal(capfd)
+    assert f"agree to its terms at https://mozilladatacollective.com/datasets/{DATASET}" in message
+    assert "(reason: Agree to the terms of … at …)" in message
 
 
 POST, GET, FILE = ("POST", f"/api/datasets/{DATASET}/download"), ("GET", f"/api/datasets/{DATASET}"), ("GET", "/file")
@@ -288,7 +288,7 @@ POST, GET, FILE = ("POST", f"/api/datasets/{DATASET}/download"), ("GET", f"/api/
         (FILE, 500, b"", "interrupted at 0.0 B"),
     ],
 )
-def test_what_a_server_may_say(server, capfd, where, status, body, words):
+def test_server_errors_are_one_line(server, capfd, where, status, body, words):
     server.faults[where] = (status, body)
     assert words in refusal(capfd)
     server.faults.clear()
@@ -298,14 +298,14 @@ def test_what_a_server_may_say(server, capfd, where, status, body, words):
 @pytest.mark.parametrize(
     "name", ["../evil.tar.gz", "/tmp/evil.tar.gz", "..", ".hidden", "a/b", "download.json", "a\nb", ""]
 )
-def test_an_archive_name_that_leads_elsewhere_is_refused(server, tmp_path, capfd, name):
+def test_archive_name_with_a_path_raises(server, tmp_path, capfd, name):
     server.details["filename"] = name
     assert "must name an archive" in refusal(capfd)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("dataset", ["", "../x", "a/b", "a?b", "-x", "a" * 200, "å"])
-def test_a_data_set_that_is_no_id_is_refused(server, capfd, dataset):
+def test_invalid_data_set_id_raises(server, capfd, dataset):
     assert "source.dataset" in refusal(capfd, dataset)
     assert server.requests == []
 
@@ -320,12 +320,12 @@ def test_size_and_checksum_are_compared(server, tmp_path, capfd, field, value):
     assert not (cache(tmp_path) / "download.json").exists()
 
 
-def test_nobody_answers(server, capfd, monkeypatch):
+def test_missing_response_raises(server, capfd, monkeypatch):
     server.close()
     assert "ConnectionError: check the network" in refusal(capfd)
 
 
-def test_a_slow_server(server, capfd, monkeypatch):
+def test_slow_server_raises(server, capfd, monkeypatch):
     import datacollective.download
 
     def slow(request):
@@ -345,15 +345,15 @@ def test_a_slow_server(server, capfd, monkeypatch):
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_too_small_is_told_beforehand(server, monkeypatch, capfd):
+def test_full_disk_raises_before_download(server, monkeypatch, capfd):
     usage = types.SimpleNamespace(free=1000)
     monkeypatch.setattr(mozilla.shutil, "disk_usage", lambda path: usage)
-    said = refusal(capfd)
-    assert "LAB_CACHE" in said
+    message = refusal(capfd)
+    assert "LAB_CACHE" in message
     assert FILE + ("",) not in server.requests
 
 
-def test_a_disk_that_fills_up(server, monkeypatch, capfd):
+def test_disk_that_fills_up_raises(server, monkeypatch, capfd):
     import requests
 
     original = requests.Response.iter_content
@@ -364,19 +364,19 @@ def test_a_disk_that_fills_up(server, monkeypatch, capfd):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(requests.Response, "iter_content", full)
-    said = refusal(capfd)
-    assert "(at 64.0 KB" in said
-    assert "is full" in said
-    assert "run the same command again" in said
+    message = refusal(capfd)
+    assert "(at 64.0 KB" in message
+    assert "is full" in message
+    assert "run the same command again" in message
 
 
-def test_a_cache_folder_that_cannot_be_written(server, tmp_path, capfd):
+def test_read_only_cache_folder_raises(server, tmp_path, capfd):
     (tmp_path / "lab").mkdir()
     (tmp_path / "lab" / "mozilla").write_text("a file where a folder should be")
     assert "LAB_CACHE" in refusal(capfd)
 
 
-def test_two_at_once(server, tmp_path, capfd):
+def test_concurrent_download_raises(server, tmp_path, capfd):
     import filelock
 
     cache(tmp_path).mkdir(parents=True)
@@ -384,7 +384,7 @@ def test_two_at_once(server, tmp_path, capfd):
         assert "another process" in refusal(capfd)
 
 
-def test_a_package_that_is_not_there(server, monkeypatch, capfd):
+def test_missing_client_package_raises(server, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "datacollective", None)
     assert "pip install 'datacollective>=0.6.4'" in refusal(capfd)
 
@@ -394,7 +394,7 @@ def test_a_package_that_is_not_there(server, monkeypatch, capfd):
 
 @pytest.fixture
 def colab(monkeypatch):
-    """`colab(get)`: this is Colab, and `userdata.get` is `get`."""
+    """`colab(get)` simulates Colab with `userdata.get = get`."""
 
     def make(get):
         google, module = types.ModuleType("google"), types.ModuleType("google.colab")
@@ -408,7 +408,7 @@ def colab(monkeypatch):
     return make
 
 
-def test_a_secret_of_colab_is_the_key_for_as_long_as_it_is_needed(server, colab, tmp_path):
+def test_colab_secret_is_set_during_download_only(server, colab, tmp_path):
     colab({"MDC_API_KEY": SECRET}.__getitem__)
     assert download(DATASET)
     assert "MDC_API_KEY" not in mozilla.os.environ
@@ -416,7 +416,7 @@ def test_a_secret_of_colab_is_the_key_for_as_long_as_it_is_needed(server, colab,
     assert not any(SECRET.encode() in content for content in written)
 
 
-def test_a_secret_that_colab_does_not_give(server, colab, capfd):
+def test_absent_colab_secret_raises(server, colab, capfd):
     def refuse(name):
         raise RuntimeError("the notebook has no access")
 

@@ -1,4 +1,4 @@
-"""Parquet on a disk: which file is which split, which column is which, and that every row comes out once."""
+"""Local Parquet files: their splits and columns, and every row once."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def write(path: Path, content: pa.Table, rows_a_group: int = 4) -> Path:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def lines() -> list[str]:
     return record_log()
 
 
 @pytest.fixture
-def source(told):
-    """`source(path, seed=7, **settings)`: a local ParquetSource whose log lines land in `told`."""
+def source(lines):
+    """`source(path, seed=7, **settings)`: returns a local ParquetSource; `lines` records its log."""
     return lambda path, seed=7, **settings: ParquetSource(LocalFiles(str(path)), LayoutSettings(**settings), seed)
 
 
 @pytest.fixture
 def refusal(source):
-    """`refusal(path, **settings)`: the one line with which it is refused, by `examples` as by `identity`."""
+    """`refusal(path, **settings)` returns the one-line error that both `examples` and `identity` raise."""
 
     def refuse(path, **settings) -> str:
         with pytest.raises(LabError) as error:
@@ -70,7 +70,7 @@ def refusal(source):
     return refuse
 
 
-def test_every_row_comes_out_once_in_order_with_its_fields(tmp_path, source, told):
+def test_every_row_appears_once_in_order_with_its_fields(tmp_path, source, lines):
     write(tmp_path / "data" / "train-00000-of-00002.parquet", table(10))
     write(tmp_path / "data" / "train-00001-of-00002.parquet", table(3, 10))
     write(tmp_path / "data" / "test-00000-of-00001.parquet", table(2, 100))
@@ -80,40 +80,40 @@ def test_every_row_comes_out_once_in_order_with_its_fields(tmp_path, source, tol
     assert [e.split for e in examples] == ["train"] * 13 + ["test"] * 2
     assert len({e.id for e in examples}) == 15
     assert (examples[11].id, examples[11].speaker) == ("data/train-00001-of-00002:1", "2")
-    assert any("train = train, test = test; audio = audio, text = text, speaker = speaker_id" in line for line in told)
-    assert any("has no validation" in line for line in told)
+    assert any("train = train, test = test; audio = audio, text = text, speaker = speaker_id" in line for line in lines)
+    assert any("has no validation" in line for line in lines)
     assert [e.text for e in source(tmp_path).examples(("test",))] == ["mening 100", "mening 101"]
 
 
-def test_sound_is_read_only_when_it_is_asked_for_and_travels_with_a_pickle(tmp_path, source, monkeypatch):
+def test_audio_is_read_on_access_and_pickled(tmp_path, source, monkeypatch):
     path = write(tmp_path / "train.parquet", table(10))
-    asked = []
+    reads = []
     read = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
         pq.ParquetFile,
         "read_row_group",
-        lambda self, group, columns: asked.append((group, *columns)) or read(self, group, columns=columns),
+        lambda self, group, columns: reads.append((group, *columns)) or read(self, group, columns=columns),
     )
     examples = list(source(path).examples())
-    assert [columns for columns in asked if "audio" in columns] == []
+    assert [columns for columns in reads if "audio" in columns] == []
     assert [examples[i].audio for i in (9, 8, 8)] == [b"sound 9", b"sound 8", b"sound 8"]
-    assert [columns for columns in asked if "audio" in columns] == [(2, "audio")]
+    assert [columns for columns in reads if "audio" in columns] == [(2, "audio")]
     there = pickle.loads(pickle.dumps(examples[9]))
     assert type(there) is Example and there.audio == b"sound 9" and there.meta == examples[9].meta
     renamed = dataclasses.replace(examples[9], text="hej")
     assert (renamed.text, renamed.audio, renamed.id) == ("hej", b"sound 9", examples[9].id)
 
 
-def test_threads_may_ask_for_sounds_while_rows_are_read_and_the_reader_answers_one(tmp_path, source, monkeypatch):
+def test_audio_can_be_read_from_several_threads(tmp_path, source, monkeypatch):
     write(tmp_path / "train.parquet", table(400), 20)
-    read, inside, asked = pq.ParquetFile.read_row_group, [], []
+    read, inside, reads = pq.ParquetFile.read_row_group, [], []
 
     def watched(self, group, columns):
         inside.append(group)
         alone = len(inside) == 1
         time.sleep(0.002)
         inside.pop()
-        asked.append((group, *columns) if alone else "two at once")
+        reads.append((group, *columns) if alone else "two at once")
         return read(self, group, columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", watched)
@@ -123,11 +123,11 @@ def test_threads_may_ask_for_sounds_while_rows_are_read_and_the_reader_answers_o
         sounds = [threads.submit(lambda block=block: [e.audio for e in block]) for block in blocks for _ in range(2)]
     assert [s for future in sounds[::2] for s in future.result()] == [b"sound %d" % i for i in range(400)]
     assert [future.result() for future in sounds[::2]] == [future.result() for future in sounds[1::2]]
-    assert "two at once" not in asked
-    assert len([what for what in asked if what[1:] == ("audio",)]) == 20
+    assert "two at once" not in reads
+    assert len([what for what in reads if what[1:] == ("audio",)]) == 20
 
 
-def test_the_outline_reads_no_sound(tmp_path, source, monkeypatch):
+def test_outline_reads_no_audio(tmp_path, source, monkeypatch):
     write(tmp_path / "train.parquet", table(10))
     monkeypatch.setattr("pipelines.features.sources.parquet.source._AudioColumn.__getitem__", lambda *index: 1 / 0)
     assert [e.id for e in source(tmp_path).outline()] == [f"train:{n}" for n in range(10)]
@@ -151,13 +151,13 @@ def test_splits_are_guessed_by_name(tmp_path, source, name, split):
     assert [e.split for e in source(tmp_path).examples()] == [split]
 
 
-def test_the_head_of_a_converted_set_is_told(tmp_path, source, told):
+def test_partial_conversion_is_logged(tmp_path, source, lines):
     write(tmp_path / "partial-train" / "0000.parquet", table(1))
     source(tmp_path).identity()
-    assert any("only the head" in line for line in told)
+    assert any("only the head" in line for line in lines)
 
 
-def test_splits_by_setting(tmp_path, source, refusal, told):
+def test_splits_are_set_by_settings(tmp_path, source, refusal, lines):
     for number, name in enumerate(("train", "other", "validated", "test")):
         write(tmp_path / f"{name}.parquet", table(1, number))
     settings = {"train": "validated+other", "validation": "train", "test": "none"}
@@ -167,7 +167,7 @@ def test_splits_by_setting(tmp_path, source, refusal, told):
         ("train", "mening 2"),
         ("validation", "mening 0"),
     ]
-    assert any("not used: test" in line for line in told)
+    assert any("not used: test" in line for line in lines)
     assert chosen.identity() != source(tmp_path).identity()
     assert "other, test, train, validated" in refusal(tmp_path, splits={"train": "traain"})
     assert "two splits" in refusal(tmp_path, splits={"train": "train", "validation": "train"})
@@ -176,7 +176,7 @@ def test_splits_by_setting(tmp_path, source, refusal, told):
     assert "source.splits.train" in refusal(tmp_path, splits=dict.fromkeys(("train", "validation", "test"), "none"))
 
 
-def test_a_file_that_a_card_names_for_two_splits_serves_none_of_them_twice(tmp_path):
+def test_file_declared_for_two_splits_raises(tmp_path):
     class Carded(LocalFiles):
         def declared(self):
             return {"": {"train": ["a.parquet"], "validation": ["b.parquet"], "test": ["b.parquet"]}}
@@ -189,7 +189,7 @@ def test_a_file_that_a_card_names_for_two_splits_serves_none_of_them_twice(tmp_p
     assert [e.split for e in ParquetSource(Carded(str(tmp_path)), settings).examples()] == ["train", "test"]
 
 
-def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, told):
+def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, lines):
     speakers = [f"s{i % 200}" for i in range(1000)]
     write(tmp_path / "train.parquet", table(1000, speaker_id=pa.array(speakers)), 100)
     write(tmp_path / "test.parquet", table(5, 1000, speaker_id=pa.array(["s1"] * 5)))
@@ -201,7 +201,7 @@ def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, told)
     assert not {e.speaker for e in by_split["train"]} & {e.speaker for e in by_split["validation"]}
     assert [e.id for e in drawn.examples(("validation",))] == [e.id for e in by_split["validation"]]
     assert [e.id for e in drawn.examples(("train",))] == [e.id for e in by_split["train"]]
-    assert any("validation = 0.2 of train, test = test" in line for line in told)
+    assert any("validation = 0.2 of train, test = test" in line for line in lines)
     other = source(tmp_path, splits={"validation": "20%"}, seed=8)
     assert {e.id for e in other.examples(("validation",))} != {e.id for e in by_split["validation"]}
     identities = [drawn, other, source(tmp_path, splits={"validation": "30%"}), source(tmp_path)]
@@ -211,13 +211,13 @@ def test_held_out_speakers_are_drawn_from_train(tmp_path, source, refusal, told)
     assert "no training rows" in refusal(tmp_path, splits={"train": "none", "validation": "5%"})
 
 
-def test_rows_are_drawn_one_by_one_where_nobody_knows_who_speaks(tmp_path, source):
+def test_rows_without_speaker_are_drawn_one_by_one(tmp_path, source):
     path = write(tmp_path / "train.parquet", table(400, speaker_id=None), 100)
-    found = [e.split for e in source(path, splits={"validation": "10%", "test": "10 %"}).examples()]
-    assert 15 < found.count("validation") < 70 and 15 < found.count("test") < 70 and len(found) == 400
+    examples = [e.split for e in source(path, splits={"validation": "10%", "test": "10 %"}).examples()]
+    assert 15 < examples.count("validation") < 70 and 15 < examples.count("test") < 70 and len(examples) == 400
 
 
-def test_a_mirror_of_common_voice(tmp_path, source, told):
+def test_mirror_of_common_voice_is_read(tmp_path, source, lines):
     votes = {"up_votes": pa.array([2]), "locale": pa.array(["sv-SE"]), "client_id": pa.array(["ab" * 64])}
     clip = table(1, text=None, speaker_id=None, sentence=pa.array(["Hej."]), path=pa.array(["cv_1.mp3"]), **votes)
     for split in ("train", "validation", "test", "validated"):
@@ -228,11 +228,11 @@ def test_a_mirror_of_common_voice(tmp_path, source, told):
     assert (examples[0].speaker, examples[0].meta) == ("ab" * 64, {"up_votes": "2", "path": "cv_1.mp3"})
 
 
-def test_configurations(tmp_path, source, refusal, told):
+def test_configuration_is_chosen_by_language_or_setting(tmp_path, source, refusal, lines):
     write(tmp_path / "sv_se" / "train" / "0000.parquet", table(1))
     write(tmp_path / "da_dk" / "train" / "0000.parquet", table(1, 5))
     assert [e.text for e in source(tmp_path).examples()] == ["mening 0"]
-    assert any("(sv_se)" in line for line in told)
+    assert any("(sv_se)" in line for line in lines)
     assert [e.text for e in source(tmp_path, config="da_dk").examples()] == ["mening 5"]
     message = refusal(tmp_path, config="nb_no")
     assert "'da_dk', 'sv_se'" in message and "'nb_no'" in message and "source.config" in message
@@ -242,27 +242,27 @@ def test_configurations(tmp_path, source, refusal, told):
     assert "no source.config" in refusal(tmp_path)
 
 
-def test_no_audio_column(tmp_path, refusal):
+def test_missing_audio_column_raises(tmp_path, refusal):
     path = write(tmp_path / "train.parquet", table(1, audio=pa.array(["1.wav"])))
     assert "no column of audio files" in refusal(path)
     assert "of type string" in refusal(path, audio_column="audio")
     assert "absent" in refusal(path, audio_column="sound")
 
 
-def test_two_audio_columns(tmp_path, source, refusal):
+def test_two_audio_columns_need_a_setting(tmp_path, source, refusal):
     path = write(tmp_path / "train.parquet", table(1, close=pa.array([{"bytes": b"near", "path": None}], AUDIO)))
     assert "audio columns audio, close" in refusal(path)
     assert [e.audio for e in source(path, audio_column="close").examples()] == [b"near"]
 
 
-def test_an_image_is_no_audio_and_plain_bytes_can_be(tmp_path, source):
+def test_audio_column_may_be_bytes_but_no_image(tmp_path, source):
     features = {"image": {"_type": "Image"}, "speech": {"_type": "Audio"}}
     content = table(1, audio=None, speech=pa.array([b"sound"]), image=pa.array([{"bytes": b"", "path": ""}], AUDIO))
     content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     assert [e.audio for e in source(write(tmp_path / "train.parquet", content)).examples()] == [b"sound"]
 
 
-def test_text_columns(tmp_path, source, refusal):
+def test_text_column_is_guessed_or_set(tmp_path, source, refusal):
     two = write(tmp_path / "two.parquet", table(1, raw_transcription=pa.array(["Mening, 0."])))
     message = refusal(two)
     assert "text columns text, raw_transcription" in message and "source.text_column" in message
@@ -274,7 +274,7 @@ def test_text_columns(tmp_path, source, refusal):
     assert "'who'" in refusal(two, text_column="text", speaker_column="who")
 
 
-def test_what_is_known_of_a_row(tmp_path, source):
+def test_meta_columns_are_read(tmp_path, source):
     features = {"gender": {"names": ["male", "female"], "_type": "ClassLabel"}}
     content = table(
         2,
@@ -290,7 +290,7 @@ def test_what_is_known_of_a_row(tmp_path, source):
     assert (second.meta, second.speaker) == ({"Age": "34"}, "")
 
 
-def test_a_row_without_sound_or_text_still_comes_out(tmp_path, source):
+def test_row_without_audio_or_text_is_included(tmp_path, source):
     content = table(3, audio=pa.array([None, {"bytes": None, "path": "a.wav"}, {"bytes": b"x", "path": ""}], AUDIO))
     content = content.set_column(1, "text", pa.array(["ett", "två", None]))
     examples = list(source(write(tmp_path / "train.parquet", content)).examples())
@@ -299,7 +299,7 @@ def test_a_row_without_sound_or_text_still_comes_out(tmp_path, source):
         decode(examples[0].audio)
 
 
-def test_files_that_cannot_be_used(tmp_path, source, refusal):
+def test_unusable_files_raise(tmp_path, source, refusal):
     assert "must name a Parquet file" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "must hold Parquet files, got none" in refusal(tmp_path / "empty")
@@ -311,7 +311,7 @@ def test_files_that_cannot_be_used(tmp_path, source, refusal):
     assert "must be a whole Parquet file" in refusal(torn)
 
 
-def test_a_later_file_with_other_columns_is_refused(tmp_path, source):
+def test_later_file_with_other_columns_raises(tmp_path, source):
     write(tmp_path / "train-0000.parquet", table(1, age=pa.array([3])))
     write(tmp_path / "train-0001.parquet", table(1, speaker_id=None))
     assert [e.meta for e in source(tmp_path / "train-0000.parquet").examples()] == [{"age": "3"}]
@@ -319,13 +319,13 @@ def test_a_later_file_with_other_columns_is_refused(tmp_path, source):
         list(source(tmp_path).examples())
 
 
-def test_a_later_file_that_tells_less_is_read(tmp_path, source):
+def test_later_file_with_fewer_meta_columns_is_read(tmp_path, source):
     write(tmp_path / "train-0000.parquet", table(1, age=pa.array([3])))
     write(tmp_path / "train-0001.parquet", table(1))
     assert [e.meta for e in source(tmp_path).examples()] == [{"age": "3"}, {}]
 
 
-def test_damage_in_the_middle_is_an_error_not_an_end(tmp_path, source):
+def test_damaged_row_group_raises(tmp_path, source):
     path = tmp_path / "train.parquet"
     pq.write_table(table(2000), path, row_group_size=500, compression="zstd")
     content = bytearray(path.read_bytes())
@@ -338,7 +338,7 @@ def test_damage_in_the_middle_is_an_error_not_an_end(tmp_path, source):
     assert len(got) == 1000
 
 
-def test_identity_is_that_of_the_bytes_and_the_choices(tmp_path, source, monkeypatch):
+def test_identity_changes_with_bytes_and_choices(tmp_path, source, monkeypatch):
     path = write(tmp_path / "train.parquet", table(3))
     before = source(path).identity()
     assert before == source(path).identity() and all(isinstance(value, str) for value in before.values())
@@ -350,7 +350,7 @@ def test_identity_is_that_of_the_bytes_and_the_choices(tmp_path, source, monkeyp
     assert source(path).identity()["files_by"] == "size and time"
 
 
-def test_a_recipe_opens_it(tmp_path, told):
+def test_recipe_opens_the_source(tmp_path, lines):
     write(tmp_path / "train.parquet", table(2, raw_text=pa.array(["A", "B"])))
     settings = {"source.kind": "parquet", "source.path": str(tmp_path), "source.text_column": "raw_text"}
     settings |= {"source.splits.train": "none", "source.splits.test": "train"}

@@ -1,4 +1,4 @@
-"""Data sets on the Hub, by the real client against a server on loopback that fails in every way we could think of."""
+"""Data sets on the Hub: the real client against a faulty server on loopback."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def parquet(n: int, start: int = 0, **columns) -> bytes:
 
 
 class Hub:
-    """Data sets by name, each revision name to (commit, files); faults are taken in turn by requests that match."""
+    """Data sets by name, each revision name to (commit, files); matching requests receive the faults in turn."""
 
     def __init__(self):
         self.sets: dict[str, dict[str, tuple[str, dict[str, bytes]]]] = {}
         self.faults: list[tuple[str, Callable]] = []
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         self.tokens: set[str] = set()
 
     def fail(self, where: str, fault: Callable, times: int = 1) -> None:
@@ -62,7 +62,7 @@ class Hub:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(handler.path).path)
-        self.asked.append((path, handler.headers.get("Range", "")))
+        self.requests.append((path, handler.headers.get("Range", "")))
         self.tokens.add(handler.headers.get("Authorization", ""))
         content = self._content(path)
         for fault in self.faults:
@@ -84,18 +84,18 @@ class Hub:
                 return b"no revision"
             commit, files = revisions[match[2] or "main"]
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-            told = {"id": match[1], "sha": commit, "siblings": siblings}
+            info = {"id": match[1], "sha": commit, "siblings": siblings}
             if head := re.match(rb"---\n(.*?)\n---\n", files.get("README.md", b""), re.DOTALL):
-                told["cardData"] = yaml.safe_load(head[1])
-            return json.dumps(told).encode()
+                info["cardData"] = yaml.safe_load(head[1])
+            return json.dumps(info).encode()
         match = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path)
-        found = [files for commit, files in self.sets[match[1]].values() if commit == match[2]]
-        return found[0].get(match[3])
+        matches = [files for commit, files in self.sets[match[1]].values() if commit == match[2]]
+        return matches[0].get(match[3])
 
     @staticmethod
     def _cut(handler: BaseHTTPRequestHandler, content: bytes) -> bytes:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
-        return content[int(asked[1]) : int(asked[2]) + 1] if asked else content
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        return content[int(match[1]) : int(match[2]) + 1] if match else content
 
 
 def send(handler: BaseHTTPRequestHandler, content: bytes, status: int = 200, promised: int = -1, **headers) -> None:
@@ -108,11 +108,11 @@ def send(handler: BaseHTTPRequestHandler, content: bytes, status: int = 200, pro
 
 
 def refuse(status: int, code: str = "", **headers) -> Callable:
-    """An error of the Hub, which repeats the token that came: what a server says is not to be trusted."""
+    """Return an error response of a Hub that repeats the token of the request."""
 
     def fault(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-        said = json.dumps({"error": f"no: {handler.headers.get('Authorization')}"}).encode()
-        send(handler, said, status, **({"X_Error_Code": code} if code else {}), X_Error_Message=TOKEN, **headers)
+        body = json.dumps({"error": f"no: {handler.headers.get('Authorization')}"}).encode()
+        send(handler, body, status, **({"X_Error_Code": code} if code else {}), X_Error_Message=TOKEN, **headers)
 
     return fault
 
@@ -138,18 +138,18 @@ def drop(handler: BaseHTTPRequestHandler, content: bytes) -> None:
 
 @pytest.fixture
 def server(monkeypatch):
-    """A Hub on loopback that the lab and the client talk to, with waits of milliseconds."""
+    """A Hub on loopback for the lab and its client, with waits of milliseconds."""
     import huggingface_hub
     from huggingface_hub.utils import close_session
 
-    answers = Hub()
+    hub_server = Hub()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
 
         def do_GET(self):
-            answers.answer(self)
+            hub_server.answer(self)
 
         def log_message(self, *arguments):
             pass
@@ -164,7 +164,7 @@ def server(monkeypatch):
     monkeypatch.setattr(hub, "WAIT_S", 0.01)
     monkeypatch.setattr(hub, "TIMEOUT_S", 0.3)
     close_session()
-    answers.sets["jzju/nst"] = {
+    hub_server.sets["jzju/nst"] = {
         "main": (
             COMMIT,
             {
@@ -175,7 +175,7 @@ def server(monkeypatch):
             },
         )
     }
-    yield answers
+    yield hub_server
     http.shutdown()
     http.server_close()
     thread.join()
@@ -183,15 +183,15 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def told(capfd):
-    """The lines that a source told. No token may be among them, nor on the screen."""
+def lines(capfd):
+    """Log lines. Neither they nor the output may contain a token."""
     lines = record_log()
     yield lines
-    shown = "\n".join([*lines, *capfd.readouterr()])
-    assert TOKEN not in shown
+    output = "\n".join([*lines, *capfd.readouterr()])
+    assert TOKEN not in output
 
 
-def nst(told: list[str], revision: str = "") -> ParquetSource:
+def nst(revision: str = "") -> ParquetSource:
     return ParquetSource(HubFiles("jzju/nst", revision))
 
 
@@ -213,45 +213,45 @@ def refusal(source: ParquetSource) -> str:
     return str(error.value)
 
 
-def test_every_row_in_order_and_the_commit_in_the_identity(server, told):
-    source = nst(told)
+def test_rows_are_in_order_and_identity_has_commit(server, lines):
+    source = nst()
     assert everything(source) == ROWS
     assert (source.identity()["dataset"], source.identity()["commit"]) == ("jzju/nst", COMMIT)
-    assert f"hub://jzju/nst: revision main is commit {COMMIT}" in told
-    assert any("train = train, test = test" in line for line in told)
+    assert f"hub://jzju/nst: revision main is commit {COMMIT}" in lines
+    assert any("train = train, test = test" in line for line in lines)
     assert server.tokens == {f"Bearer {TOKEN}"}
-    assert all(COMMIT in path for path, _ in server.asked if "/resolve/" in path)
+    assert all(COMMIT in path for path, _ in server.requests if "/resolve/" in path)
 
 
-def test_only_ranges_are_fetched_and_no_sound_that_is_not_asked_for(server, told):
-    rows = list(nst(told).examples(("test",)))
-    files = [path for path, _ in server.asked if "/resolve/" in path]
-    assert all(asked.startswith("bytes=") for path, asked in server.asked if "/resolve/" in path)
+def test_only_accessed_ranges_are_fetched(server, lines):
+    rows = list(nst().examples(("test",)))
+    files = [path for path, _ in server.requests if "/resolve/" in path]
+    assert all(byte_range.startswith("bytes=") for path, byte_range in server.requests if "/resolve/" in path)
     before = len(files)
     assert rows[1].audio == b"sound 101" * 50
     assert rows[0].audio == b"sound 100" * 50
-    assert len([path for path, _ in server.asked if "/resolve/" in path]) > before
+    assert len([path for path, _ in server.requests if "/resolve/" in path]) > before
     assert not any("train-00001" in path for path in files)
 
 
-def test_a_revision_is_pinned_while_the_branch_moves_on(server, told):
-    source, revisions = nst(told), server.sets["jzju/nst"]
+def test_revision_stays_pinned_when_branch_moves(server, lines):
+    source, revisions = nst(), server.sets["jzju/nst"]
     examples = source.examples()
     revisions["moved"], revisions["main"] = revisions["main"], ("f00d" * 10, {"train.parquet": parquet(1, 500)})
     assert [(e.split, e.text, e.audio) for e in examples] == ROWS
-    assert nst(told).identity()["commit"] == "f00d" * 10 != source.identity()["commit"]
+    assert nst().identity()["commit"] == "f00d" * 10 != source.identity()["commit"]
 
 
 @pytest.mark.parametrize("name", ["jzju/nst@old", "hub://jzju/nst@old"])
-def test_a_revision_by_name(server, told, name):
+def test_revision_can_be_named(server, lines, name):
     server.sets["jzju/nst"]["old"] = (CONVERTED, {"train.parquet": parquet(1, 7)})
     source = ParquetSource(HubFiles(name, ""))
     assert [text for _, text, _ in everything(source)] == ["mening 7"]
     assert source.identity()["commit"] == CONVERTED
-    assert nst(told, "old").identity() == source.identity()
+    assert nst("old").identity() == source.identity()
 
 
-def test_fleurs_by_a_recipe(server, told):
+def test_recipe_opens_fleurs(server, lines):
     both = {"raw_transcription": pa.array(["Mening, ett."]), "transcription": pa.array(["mening ett"])}
     files = {
         f"{language}/{split}/0000.parquet": parquet(1, **both, text=pa.nulls(1))
@@ -267,7 +267,7 @@ def test_fleurs_by_a_recipe(server, told):
     assert [(e.split, e.text) for e in source.examples()] == [
         (split, "Mening, ett.") for split in ("train", "validation", "test")
     ]
-    assert any("no Parquet on main: reading refs/convert/parquet" in line for line in told)
+    assert any("no Parquet on main: reading refs/convert/parquet" in line for line in lines)
     assert source.identity() | {"commit": CONVERTED, "config": "sv_se"} == source.identity()
 
 
@@ -291,7 +291,7 @@ configs:
 """
 
 
-def test_the_card_says_which_file_is_which(server, told):
+def test_card_declares_configs_and_splits(server, lines):
     numbered = ("a/one.parquet", "a/two.parquet", "b/1/x.parquet", "c/1.parquet", "a/deep/left_out.parquet")
     files = {name: parquet(1, start) for start, name in enumerate(numbered)}
     server.sets["them/odd"] = {"main": (COMMIT, {**files, "README.md": CARD})}
@@ -310,30 +310,30 @@ def test_the_card_says_which_file_is_which(server, told):
         read("default")
 
 
-def test_a_card_that_says_what_the_names_say_changes_no_identity(server, told):
-    before = nst(told).identity()
+def test_redundant_card_does_not_change_identity(server, lines):
+    before = nst().identity()
     card = b"---\nconfigs:\n- config_name: default\n  data_files:\n"
     card += b"".join(b"  - split: %s\n    path: data/%s-*\n" % (split, split) for split in (b"train", b"test"))
     server.sets["jzju/nst"]["main"][1]["README.md"] = card + b"---\n"
-    assert nst(told).identity() == before
-    assert everything(nst(told)) == ROWS
+    assert nst().identity() == before
+    assert everything(nst()) == ROWS
 
 
 @pytest.mark.parametrize(
     "configs", ["{}", "7", "[{config_name: x}]", "[{data_files: [[1], {path: 3}, null]}]", "[{data_files: {a: [b]}}]"]
 )
-def test_a_card_that_makes_no_sense_is_as_good_as_none(server, told, configs):
+def test_malformed_card_is_ignored(server, lines, configs):
     server.sets["jzju/nst"]["main"][1]["README.md"] = f"---\nconfigs: {configs}\n---\n".encode()
-    assert everything(nst(told)) == ROWS
+    assert everything(nst()) == ROWS
 
 
-def test_a_set_that_needs_its_script(server, told):
+def test_data_set_with_script_only_raises(server, lines):
     server.sets["kb/old"] = {"main": (COMMIT, {"old.py": b"import datasets"})}
     message = refusal(ParquetSource(HubFiles("kb/old")))
     assert "the loading script old.py, which is not run" in message and "refs/convert/parquet" in message
 
 
-def test_a_set_without_parquet(server, told):
+def test_data_set_without_parquet_raises(server, lines):
     server.sets["kb/empty"] = {"main": (COMMIT, {"README.md": b""})}
     message = refusal(ParquetSource(HubFiles("kb/empty")))
     assert "holds no Parquet at main, nor at refs/convert/parquet" in message and "script" not in message
@@ -343,18 +343,18 @@ def test_a_set_without_parquet(server, told):
 
 
 @pytest.mark.parametrize("name", ["nst", "a/b/c", "jzju/nst ?", "https://huggingface.co/x/y", ""])
-def test_a_name_that_is_none(told, name):
+def test_invalid_data_set_name_raises(lines, name):
     assert "owner/name" in refusal(ParquetSource(HubFiles(name)))
 
 
-def test_two_revisions_at_once(told):
+def test_two_revisions_raise(lines):
     assert "keep one" in refusal(ParquetSource(HubFiles("a/b@x", "y")))
 
 
-def test_a_set_and_a_revision_that_do_not_exist(server, told):
+def test_absent_data_set_or_revision_raises(server, lines):
     absent = ParquetSource(HubFiles("jzju/nts"))
     assert "does not exist, or is private" in refusal(absent)
-    assert "no revision 'v9': correct source.revision" in refusal(nst(told, "v9"))
+    assert "no revision 'v9': correct source.revision" in refusal(nst("v9"))
 
 
 @pytest.mark.parametrize(
@@ -370,9 +370,9 @@ def test_a_set_and_a_revision_that_do_not_exist(server, told):
         ("/api/", 400, "", "(400)"),
     ],
 )
-def test_what_another_try_would_not_mend_is_one_line_at_once(server, told, where, status, code, line):
+def test_permanent_error_raises_without_retry(server, lines, where, status, code, line):
     server.fail(where, refuse(status, code), times=50)
-    assert line in refusal(nst(told))
+    assert line in refusal(nst())
     assert len(server.faults) == 49
 
 
@@ -389,46 +389,46 @@ PASSING = {
 
 
 HALF_A_LISTING = ("/api/", too_short)
-"""Is no JSON: see test_an_answer_that_is_no_listing."""
-PLACES = ("/api/", "train-00000", "train-00001")
+"""Not JSON: see test_invalid_listing_raises."""
+REQUESTS = ("/api/", "train-00000", "train-00001")
 
 
 @pytest.mark.parametrize(
     ("where", "fault"),
     [
         pytest.param(where, fault, id=f"{name} at {where}")
-        for where in PLACES
+        for where in REQUESTS
         for name, fault in PASSING.items()
         if (where, fault) != HALF_A_LISTING
     ],
 )
-def test_what_passes_costs_a_try_and_no_row(server, told, where, fault):
+def test_temporary_errors_are_retried(server, lines, where, fault):
     server.fail(where, fault, times=2)
-    assert everything(nst(told)) == ROWS
+    assert everything(nst()) == ROWS
     assert server.faults == []
-    assert len([line for line in told if "trying again" in line]) == 2
+    assert len([line for line in lines if "trying again" in line]) == 2
 
 
-def test_an_answer_that_is_no_listing(server, told):
+def test_invalid_listing_raises(server, lines):
     server.fail("/api/", lambda handler, content: send(handler, b"<html>log in</html>"))
-    assert "HF_ENDPOINT" in refusal(nst(told))
+    assert "HF_ENDPOINT" in refusal(nst())
     server.fail("/api/", too_short)
-    assert "HF_ENDPOINT" in refusal(nst(told))
+    assert "HF_ENDPOINT" in refusal(nst())
 
 
 @pytest.mark.parametrize("fault", [refuse(500), too_short, drop], ids=["500", "too short", "dropped"])
-def test_what_does_not_pass_is_one_line_after_the_rows_that_came(server, told, monkeypatch, fault):
+def test_exhausted_retries_raise_after_earlier_rows(server, lines, monkeypatch, fault):
     monkeypatch.setattr(hub, "TRIES", 3)
     server.fail("train-00001", fault, times=3)
     got = []
     with pytest.raises(LabError, match=r"train-00001-of-00002.parquet could not be read .* in 3 tries") as error:
-        got.extend(example.text for example in nst(told).examples())
+        got.extend(example.text for example in nst().examples())
     assert len(got) == 10 and TOKEN not in str(error.value)
     assert server.faults == []
-    assert everything(nst(told)) == ROWS
+    assert everything(nst()) == ROWS
 
 
-def test_a_cache_that_was_cut_off_fetches_no_finished_sound_again(server, told, tmp_path, encoded, speech):
+def test_resumed_build_fetches_no_finished_audio(server, lines, tmp_path, encoded, speech):
     wavs = [encoded(speech(16_000, seed)) for seed in range(12)]
     sounds = pa.array([{"bytes": wav, "path": ""} for wav in wavs], AUDIO)
     files = {f"train-0000{n}.parquet": parquet(12, 12 * n, audio=sounds) for n in range(3)}
@@ -437,56 +437,54 @@ def test_a_cache_that_was_cut_off_fetches_no_finished_sound_again(server, told, 
     identity = {"features.dtype": "float32", "features.n_mels": 80}
 
     def build_cache() -> FeatureCache:
-        return build(
-            tmp_path / "c", nst(told).examples(), clip_filter.create_clip, identity, BuildOptions(shard_clips=4)
-        )
+        return build(tmp_path / "c", nst().examples(), clip_filter.create_clip, identity, BuildOptions(shard_clips=4))
 
     server.fail("train-00002", refuse(403))
     with pytest.raises(LabError, match=r"\(403\)"):
         build_cache()
-    server.asked.clear()
+    server.requests.clear()
     cache = build_cache()
-    assert "resuming an unfinished cache: 6 shard(s) are already there" in told
+    assert "resuming an unfinished cache: 6 shard(s) are already there" in lines
     assert list(cache.rows["text"]) == [f"mening {i}" for i in range(36)]
     assert cache.counts == {"train": 36, "rejected": 0}
     fetched = {file: sum(size for path, size in fetched_bytes(server) if file in path) for file in files}
     first, second, third = fetched.values()
-    assert max(first, second) < 3 * 2**16, "no more than the end of the file, which tells what is in it, and the text"
+    assert max(first, second) < 3 * 2**16, "only the footer and the text"
     assert third > 12 * 0.7 * len(wavs[0]) > 3 * 2**16
 
 
 def fetched_bytes(server: Hub) -> list[tuple[str, int]]:
-    ranges = [(path, re.fullmatch(r"bytes=(\d+)-(\d+)", asked)) for path, asked in server.asked]
-    return [(path, int(asked[2]) - int(asked[1]) + 1) for path, asked in ranges if asked]
+    ranges = [(path, re.fullmatch(r"bytes=(\d+)-(\d+)", byte_range)) for path, byte_range in server.requests]
+    return [(path, int(match[2]) - int(match[1]) + 1) for path, match in ranges if match]
 
 
-def test_a_server_that_knows_no_ranges(server, told):
-    whole = server.sets["jzju/nst"]["main"][1]["data/train-00001-of-00002.parquet"]
-    server.fail("train-00001", lambda handler, content: send(handler, whole, 200), times=50)
-    assert everything(nst(told)) == ROWS
+def test_server_without_ranges_is_read(server, lines):
+    full = server.sets["jzju/nst"]["main"][1]["data/train-00001-of-00002.parquet"]
+    server.fail("train-00001", lambda handler, content: send(handler, full, 200), times=50)
+    assert everything(nst()) == ROWS
 
 
-def test_nobody_answers(server, told, monkeypatch):
+def test_missing_response_raises(server, lines, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
-        assert "could not be read from 127.0.0.1 in 6 tries, the last ended with ConnectError" in refusal(nst(told))
+        assert "could not be read from 127.0.0.1 in 6 tries, the last ended with ConnectError" in refusal(nst())
 
 
-def test_the_hub_is_switched_off(server, told, monkeypatch):
+def test_offline_mode_raises(server, lines, monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in refusal(nst(told))
+    assert "HF_HUB_OFFLINE" in refusal(nst())
 
 
-def test_an_error_of_ours_is_not_dressed_up(server, told, monkeypatch):
+def test_program_errors_are_not_converted(server, lines, monkeypatch):
     monkeypatch.setattr(hub, "_hub", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        nst(told).identity()
+        nst().identity()
 
 
-def test_retry_after_is_obeyed_within_bounds():
+def test_retry_after_is_respected_within_bounds():
     def waits(**headers: str) -> float:
         error = Exception()
         error.response = type("Answer", (), {"headers": {k.replace("_", "-"): v for k, v in headers.items()}})
@@ -497,12 +495,12 @@ def test_retry_after_is_obeyed_within_bounds():
     assert hub._wait_s(Exception(), 1) == hub.WAIT_S
 
 
-def test_a_range_file_is_a_file():
+def test_range_file_seeks_and_reads():
     content = bytes(range(200))
-    asked = []
-    file = RangeFile(lambda start, stop: asked.append((start, stop)) or content[start:stop], len(content))
+    requests = []
+    file = RangeFile(lambda start, stop: requests.append((start, stop)) or content[start:stop], len(content))
     assert file.seek(-8, io.SEEK_END) == 192 and file.read() == content[192:] and file.tell() == 200
     assert file.read(5) == b"" and file.seek(3) == 3 and file.seek(2, io.SEEK_CUR) == 5
     assert file.read(4) == content[5:9] and file.read(0) == b""
-    assert asked == [(192, 200), (5, 9)]
+    assert requests == [(192, 200), (5, 9)]
     assert file.readable() and file.seekable() and not file.writable()

@@ -1,4 +1,4 @@
-"""The planted corpus: every fault is where the truth says it is, and the held-out splits have none."""
+"""The planted corpus: every fault matches its label, and the held-out splits have none."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pipelines.speech import audio, text
 
 needs_espeak = pytest.mark.skipif(find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed")
 SHIPPED = [name for name in recipes.names() if name.startswith("planted-")]
-SHARES = FaultRates(label_swap=0.2, label_word=0.1, noise=0.1, clipping=0.1, duplicate=0.15, leak=0.16)
-SMALL = PlantedSource(100, 8, 32, faults=SHARES, men=0.8)
+RATES = FaultRates(label_swap=0.2, label_word=0.1, noise=0.1, clipping=0.1, duplicate=0.15, leak=0.16)
+SMALL = PlantedSource(100, 8, 32, faults=RATES, men=0.8)
 
 
 def rows(source: PlantedSource = SMALL, split: str = "train") -> list[Example]:
@@ -35,7 +35,7 @@ def of(fault: str) -> list[Example]:
     return [row for row in rows() if row.meta["planted"] == fault]
 
 
-def test_shares_are_kept_and_no_clip_has_two_faults():
+def test_fault_rates_are_exact_and_exclusive():
     counts = Counter(row.meta["planted"] for row in rows())
     assert counts == {
         "": 19,
@@ -49,7 +49,7 @@ def test_shares_are_kept_and_no_clip_has_two_faults():
     assert set(counts) == {"", *FAULTS}
 
 
-def test_more_faults_than_clips_are_refused():
+def test_more_faults_than_clips_raise():
     with pytest.raises(LabError, match="at most 1 in all, got 1.2"):
         PlantedSource(50, 4, 8, faults=FaultRates(label_swap=0.6, noise=0.6)).plan()
     with pytest.raises(LabError, match="must leave clips that can be copied"):
@@ -58,7 +58,7 @@ def test_more_faults_than_clips_are_refused():
         PlantedSource(10, 4, 8, faults=FaultRates(label_swap=0.1)).plan()
 
 
-def test_held_out_splits_are_clean_and_do_not_feel_the_faults():
+def test_held_out_splits_are_clean_for_any_faults():
     for split in ("validation", "test"):
         clean = rows(replace(SMALL, faults=FaultRates(), men=0.5), split)
         assert rows(split=split) == clean
@@ -66,20 +66,20 @@ def test_held_out_splits_are_clean_and_do_not_feel_the_faults():
     assert len({row.speaker for row in rows(split="test")}) == 32
 
 
-def test_without_faults_all_is_true_and_nothing_leaks():
+def test_corpus_without_faults_is_clean():
     clean = PlantedSource(100, 8, 32)
     assert all(row.text == row.meta["spoken"] and not row.meta["planted"] for row in rows(clean))
     assert len({text.normalise(row.text) for row in clean.outline()}) == 140
     assert not {row.speaker for row in rows(clean)} & {row.speaker for row in rows(clean, "test")}
 
 
-def test_swapped_transcripts_are_each_others():
+def test_swapped_transcripts_are_those_of_other_clips():
     swapped = of("label_swap")
     assert Counter(row.text for row in swapped) == Counter(row.meta["spoken"] for row in swapped)
     assert all(row.text != row.meta["spoken"] for row in swapped)
 
 
-def test_a_word_is_dropped_doubled_or_exchanged():
+def test_label_word_changes_one_word():
     sizes = set()
     for row in of("label_word"):
         told, said = (text.normalise(words).split() for words in (row.text, row.meta["spoken"]))
@@ -88,7 +88,7 @@ def test_a_word_is_dropped_doubled_or_exchanged():
     assert sizes <= {-1, 0, 1} and len(sizes) > 1
 
 
-def test_a_duplicate_comes_after_its_original_and_is_the_same_sound():
+def test_duplicate_follows_original_with_same_audio():
     seen: dict[tuple, str] = {}
     for line in (line for line in SMALL.plan() if line.said.split == "train"):
         said = line.said
@@ -100,7 +100,7 @@ def test_a_duplicate_comes_after_its_original_and_is_the_same_sound():
         seen.setdefault(sound, line.fault)
 
 
-def test_leaks_are_of_the_test():
+def test_leaks_come_from_the_test_split():
     test = rows(split="test")
     speakers, sentences = {row.speaker for row in test}, {row.text: row for row in test}
     assert all(row.speaker in speakers and row.meta["spoken"] not in sentences for row in of("leak_speaker"))
@@ -114,18 +114,18 @@ def test_leaks_are_of_the_test():
         assert row.speaker not in speakers and row.speaker.removeprefix("unknown-") in speakers
 
 
-def test_men_have_their_share():
+def test_men_fraction_is_exact():
     clean = replace(SMALL, faults=FaultRates())
     assert Counter(row.meta["gender"] for row in rows(clean)) == {"male": 80, "female": 20}
 
 
-def test_the_plan_is_a_function_of_the_settings():
+def test_plan_is_a_function_of_the_settings():
     assert SMALL.plan() == replace(SMALL).plan()
     assert replace(SMALL, seed=8).plan() != SMALL.plan()
     assert replace(SMALL, seed=8).identity()["plan_sha256"] != SMALL.identity()["plan_sha256"]
 
 
-def test_sentences_of_a_file_are_spoken_in_training_alone(tmp_path: Path):
+def test_file_sentences_are_used_in_training_only(tmp_path: Path):
     held_out = rows(PlantedSource(3, 4, 8), "test")[0].text
     path = tmp_path / "lines.txt"
     path.write_text(
@@ -141,7 +141,7 @@ def test_sentences_of_a_file_are_spoken_in_training_alone(tmp_path: Path):
         PlantedSource(3, 4, 8, sentences=str(tmp_path / "absent")).plan()
 
 
-def test_noise_is_about_as_loud_as_the_speech(speech):
+def test_noise_snr_is_within_range(speech):
     clean = speech(32_000).astype(np.float64)
     for seed in range(8):
         mixed = add_noise(clean, np.random.default_rng(seed))
@@ -151,14 +151,14 @@ def test_noise_is_about_as_loud_as_the_speech(speech):
         assert -6 < snr_db < 6
 
 
-def test_a_quarter_of_the_samples_is_clipped(speech):
-    found = clip(speech(32_000))
-    assert np.abs(found).max() == 1.0
-    assert 0.1 < quality.clipped_share(found) <= 0.25
+def test_clip_reaches_the_clipped_share(speech):
+    samples = clip(speech(32_000))
+    assert np.abs(samples).max() == 1.0
+    assert 0.1 < quality.clipped_share(samples) <= 0.25
 
 
 @needs_espeak
-def test_noise_and_clipping_are_in_the_sound_and_duplicates_have_one():
+def test_planted_noise_and_clipping_are_audible():
     few = replace(SMALL, train=30, test=8)
     sounds: dict[str, set] = {}
     same: dict[str, set] = {}
@@ -168,14 +168,14 @@ def test_noise_and_clipping_are_in_the_sound_and_duplicates_have_one():
         same.setdefault(example.meta["spoken"] + example.speaker, set()).add(audio.fingerprint(example.audio))
     assert min(sounds["clipping"]) > 0.05
     assert all(max(shares) < 0.05 for fault, shares in sounds.items() if fault != "clipping")
-    assert all(len(found) == 1 for found in same.values())
+    assert all(len(samples) == 1 for samples in same.values())
 
 
 # --- the truth stays out of sight -------------------------------------------------------------------------------------
 
 
 class Blind:
-    """The corpus with its truth removed, or told wrongly."""
+    """The corpus with its true labels removed or replaced by wrong ones."""
 
     def __init__(self, source: PlantedSource, truth: str | None):
         self.source, self.truth = source, truth
@@ -187,15 +187,15 @@ class Blind:
 
 
 @pytest.mark.parametrize("truth", [None, "", "label_swap"])
-def test_what_curation_drops_does_not_depend_on_the_truth(truth):
-    wanted = {"leaks": "drop", "unique_sentences": True, "balance_by": "gender", "max_per_speaker": 3}
-    settings = load("tour", {f"curation.{name}": value for name, value in wanted.items()}).curation
+def test_curation_does_not_read_planted_column(truth):
+    options = {"leaks": "drop", "unique_sentences": True, "balance_by": "gender", "max_per_speaker": 3}
+    settings = load("tour", {f"curation.{name}": value for name, value in options.items()}).curation
     seeing = corpus.survey(settings, SMALL, HeldOut())
     assert len(seeing.dropped) > 20
     assert corpus.survey(settings, Blind(SMALL, truth), HeldOut()).dropped == seeing.dropped
 
 
-def test_nothing_but_the_counting_reads_the_truth():
+def test_only_fault_detection_reads_spoken_column():
     package = Path(feature_pipeline.__file__).parents[1]
     readers = {
         path.name
@@ -208,7 +208,7 @@ def test_nothing_but_the_counting_reads_the_truth():
 # --- the recipes ------------------------------------------------------------------------------------------------------
 
 
-def test_every_recipe_has_one_test_set_and_one_validation_set():
+def test_planted_recipes_share_held_out_splits():
     held_out = {
         tuple((row.id, row.text) for row in open_source(load(name).source).outline() if row.split != "train")
         for name in SHIPPED
@@ -217,12 +217,12 @@ def test_every_recipe_has_one_test_set_and_one_validation_set():
     assert len(held_out) == 1
 
 
-def test_recipes_train_alike_but_for_what_they_are_about():
+def test_planted_recipes_differ_only_in_their_topic():
     free = {"planted-lr": {"learning_rate"}, "planted-lora": {"learning_rate"}, "planted-frozen": {"learning_rate"}}
     base = load("planted-raw").training
     for name in SHIPPED:
         training = load(name).training
-        unlike = {
+        changed = {
             setting for setting in type(base).model_fields if getattr(base, setting) != getattr(training, setting)
         }
-        assert unlike == free.get(name, set())
+        assert changed == free.get(name, set())

@@ -1,4 +1,4 @@
-"""The tour corpus: its sentences, its plan, its speech."""
+"""The tour corpus: sentences, plan and audio."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_hand_sentences_are_many_and_distinct():
 @pytest.mark.parametrize(
     "texts", [hand_sentences, lambda: grammar_sentences(grammar_size(), 3)], ids=["hand", "grammar"]
 )
-def test_every_sentence_is_one_we_can_score(texts):
+def test_every_sentence_can_be_scored(texts):
     for text in texts():
         assert 2 <= len(text.split()) <= 10, text
         assert not any(character.isdigit() for character in text), text
@@ -66,14 +66,14 @@ def test_swedish_letters_are_common():
     assert min(letters[letter] for letter in "åäö") > 200
 
 
-def test_grammar_is_large_distinct_and_disjoint_from_the_hand_list():
+def test_grammar_is_disjoint_from_hand_written_sentences():
     texts = [normalise(text) for text in grammar_sentences(grammar_size(), 7)]
     assert len(texts) >= 3000
     assert len(set(texts)) == len(texts)
     assert set(texts).isdisjoint(map(normalise, hand_sentences()))
 
 
-def test_grammar_leaves_out_what_the_hand_list_already_says(monkeypatch):
+def test_grammar_omits_hand_written_sentences(monkeypatch):
     taken = grammar_sentences(1, 7)[0]
     size = grammar_size()
     monkeypatch.setattr(tour_text, "hand_sentences", lambda: [taken.upper().replace(".", "!")])
@@ -98,7 +98,7 @@ def test_grammar_depends_on_its_seed_alone():
 
 
 @pytest.mark.parametrize("count", [-1, 1_000_000])
-def test_grammar_refuses_a_count_it_cannot_make(count):
+def test_grammar_count_out_of_range_raises(count):
     with pytest.raises(LabError, match=str(count)):
         grammar_sentences(count, 7)
 
@@ -114,7 +114,7 @@ def test_number_words(value, word):
 # Plan
 
 
-def test_plan_has_the_sizes_asked_for_and_unique_ids():
+def test_plan_has_requested_sizes_and_unique_ids():
     assert Counter(line.split for line in plan()) == {"train": 960, "validation": 120, "test": 160}
     assert len({line.id for line in plan()}) == 1240
     assert plan()[0].id == "tour-train-00001"
@@ -137,7 +137,7 @@ def test_held_out_splits_have_enough_speakers_of_both_genders():
     assert all(genders == {"female", "male"} for genders in by_split("gender").values())
 
 
-def test_a_speaker_is_one_variant_and_varies_a_little():
+def test_speaker_has_one_variant_and_small_jitter():
     speakers: dict[str, list[tour.Utterance]] = {}
     for line in plan():
         speakers.setdefault(line.speaker, []).append(line)
@@ -148,7 +148,7 @@ def test_a_speaker_is_one_variant_and_varies_a_little():
         assert 1 < len(pitches) and max(pitches) - min(pitches) <= 2 * tour.PITCH_JITTER
 
 
-def test_splits_are_spoken_in_comparable_ranges():
+def test_splits_cover_comparable_rates_and_pitches():
     for split in SPLITS:
         lines = [line for line in plan() if line.split == split]
         rates, pitches = [line.rate_wpm for line in lines], [line.pitch for line in lines]
@@ -156,7 +156,7 @@ def test_splits_are_spoken_in_comparable_ranges():
         assert 35 <= min(pitches) < 45 and 57 < max(pitches) <= 67
 
 
-def test_held_out_splits_are_mostly_written_by_hand_and_train_keeps_its_share():
+def test_held_out_splits_are_mostly_hand_written():
     origins = Counter((line.split, line.origin) for line in plan())
     assert origins["test", "hand"] == 112 and origins["validation", "hand"] == 84
     assert origins["train", "hand"] >= 400 and origins["train", "grammar"] > 0
@@ -164,7 +164,7 @@ def test_held_out_splits_are_mostly_written_by_hand_and_train_keeps_its_share():
     assert all((normalise(line.text) in hand) == (line.origin == "hand") for line in plan())
 
 
-def test_plan_is_the_same_in_a_new_process_and_another_for_another_seed():
+def test_plan_depends_on_seed_and_not_on_process():
     code = (
         "import hashlib; from pipelines.features.sources.synthetic.tour import plan; "
         "print(hashlib.sha256(repr(plan()).encode()).hexdigest())"
@@ -173,18 +173,18 @@ def test_plan_is_the_same_in_a_new_process_and_another_for_another_seed():
     assert [line.text for line in plan(seed=8)] != [line.text for line in plan()]
 
 
-def test_a_small_plan_works():
+def test_small_plan_is_valid():
     assert [line.id for line in plan(1, 1, 1)] == ["tour-train-00001", "tour-validation-00001", "tour-test-00001"]
 
 
 @pytest.mark.parametrize("sizes", [{"train": 0}, {"validation": -3}, {"test": 0}])
-def test_an_empty_split_is_refused(sizes):
+def test_empty_split_raises(sizes):
     with pytest.raises(LabError, match=f"at least 1 sentence in {next(iter(sizes))}"):
         plan(**sizes)
 
 
 @pytest.mark.parametrize(("sizes", "message"), [({"test": 5000}, "lower them"), ({"train": 100_000}, "got [0-9]+")])
-def test_more_sentences_than_exist_are_refused_in_one_line(sizes, message):
+def test_too_many_sentences_is_a_one_line_error(sizes, message):
     with pytest.raises(LabError, match=message) as caught:
         plan(**sizes)
     assert "\n" not in str(caught.value)
@@ -196,7 +196,7 @@ def test_planning_needs_no_espeak(monkeypatch):
     assert len(plan(20, 5, 5)) == 30
 
 
-def test_an_unknown_split_is_refused_before_anything_is_spoken():
+def test_unknown_split_raises_before_synthesis():
     with pytest.raises(LabError, match="dev"):
         TourSource(4, 2, 2).examples(("train", "dev"))
 
@@ -205,7 +205,7 @@ def test_an_unknown_split_is_refused_before_anything_is_spoken():
 
 
 @needs_espeak
-def test_examples_carry_the_plan_and_a_readable_wav():
+def test_examples_have_planned_fields_and_a_wav():
     soundfile = pytest.importorskip("soundfile")
     source = TourSource(train=8, validation=4, test=8)
     examples = list(source.examples())
@@ -226,16 +226,16 @@ def test_examples_carry_the_plan_and_a_readable_wav():
 
 
 @needs_espeak
-def test_examples_speak_only_what_is_asked_for(monkeypatch):
-    spoken = []
-    monkeypatch.setattr(espeak, "synthesise", lambda text, *_: spoken.append(text) or b"")
+def test_examples_synthesise_on_iteration_only(monkeypatch):
+    synthesised = []
+    monkeypatch.setattr(espeak, "synthesise", lambda text, *_: synthesised.append(text) or b"")
     source = TourSource(4, 3, 2)
     assert next(source.examples(("test",))).split == "test"
-    assert len(spoken) == 1
+    assert len(synthesised) == 1
 
 
 @needs_espeak
-def test_bytes_do_not_depend_on_what_was_spoken_before():
+def test_bytes_do_not_depend_on_earlier_synthesis():
     lines = plan(6, 4, 4)
     first = [espeak.synthesise(line.text, line.variant, line.rate_wpm, line.pitch) for line in lines]
     again = [espeak.synthesise(line.text, line.variant, line.rate_wpm, line.pitch) for line in reversed(lines)]
@@ -244,10 +244,10 @@ def test_bytes_do_not_depend_on_what_was_spoken_before():
 
 
 @needs_espeak
-def test_bytes_are_the_same_in_a_new_process_and_at_another_time():
+def test_bytes_are_equal_in_a_new_process():
     here = {variant: espeak.synthesise("Älgen åt äpplen.", variant, 150, 50) for variant in espeak.VARIANTS}
-    begun = int(time.time())
-    while int(time.time()) == begun:  # espeak-ng would seed its breath noise with the second of the day
+    started = int(time.time())
+    while int(time.time()) == started:  # espeak-ng would seed its breath noise with the second of the day
         time.sleep(0.02)
     code = (
         "import hashlib, json; from pipelines.features.sources.synthetic import espeak; print(json.dumps({"
@@ -259,17 +259,19 @@ def test_bytes_are_the_same_in_a_new_process_and_at_another_time():
 
 
 @needs_espeak
-def test_bytes_are_the_same_where_the_library_cannot_be_unloaded(monkeypatch):
+def test_bytes_are_equal_if_library_stays_loaded(monkeypatch):
     import espeakng_loader
 
-    wanted = espeak.synthesise("Det regnar på tvären.", "sv+f3", 160, 45)
+    expected = espeak.synthesise("Det regnar på tvären.", "sv+f3", 160, 45)
     children = []
-    ask_child = espeak._wav_from_child
-    monkeypatch.setattr(espeak, "_wav_from_child", lambda *asked: children.append(asked) or ask_child(*asked))
+    run_child = espeak._wav_from_child
+    monkeypatch.setattr(
+        espeak, "_wav_from_child", lambda *arguments: children.append(arguments) or run_child(*arguments)
+    )
     held = ctypes.CDLL(espeakng_loader.get_library_path())
     held.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0x8000)
     try:
-        assert espeak.synthesise("Det regnar på tvären.", "sv+f3", 160, 45) == wanted
+        assert espeak.synthesise("Det regnar på tvären.", "sv+f3", 160, 45) == expected
         assert len(children) == 1
     finally:
         held.espeak_Terminate()
@@ -277,7 +279,7 @@ def test_bytes_are_the_same_where_the_library_cannot_be_unloaded(monkeypatch):
 
 
 @needs_espeak
-def test_every_argument_changes_the_speech():
+def test_every_argument_changes_the_audio():
     wavs = [
         espeak.synthesise("Vi ses utanför porten.", variant, rate_wpm, pitch)
         for variant, rate_wpm, pitch in [("sv+f1", 150, 50), ("sv+m1", 150, 50), ("sv+f1", 190, 50), ("sv+f1", 150, 60)]
@@ -295,12 +297,12 @@ def test_every_argument_changes_the_speech():
         ((" ", "sv+f1", 150, 50), "empty"),
     ],
 )
-def test_arguments_espeak_would_accept_in_silence_are_refused(arguments, message):
+def test_invalid_espeak_arguments_raise(arguments, message):
     with pytest.raises(LabError, match=message):
         espeak.synthesise(*arguments)
 
 
-def test_a_missing_package_is_named_with_its_requirement(monkeypatch):
+def test_missing_package_error_names_requirement(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(LabError, match="espeakng-loader>=0.2.4"):
         espeak.synthesise("Hej på dig.", "sv+f1", 150, 50)
@@ -309,7 +311,7 @@ def test_a_missing_package_is_named_with_its_requirement(monkeypatch):
 
 
 @needs_espeak
-def test_missing_data_is_an_error_not_another_voice(monkeypatch, tmp_path):
+def test_missing_espeak_data_raises(monkeypatch, tmp_path):
     import espeakng_loader
 
     # espeak-ng falls back to other places, this one first, and would speak with whatever data lies there.
@@ -320,7 +322,7 @@ def test_missing_data_is_an_error_not_another_voice(monkeypatch, tmp_path):
 
 
 @needs_espeak
-def test_identity_names_what_changes_the_corpus():
+def test_identity_changes_with_the_corpus():
     identity = TourSource(20, 5, 5).identity()
     assert identity["kind"] == "tour" and identity["seed"] == "7" and identity["train"] == "20"
     assert identity["espeak"] == espeak.version()
