@@ -1,4 +1,4 @@
-"""The smallest model that keeps to the fine-tuning interface: one number, tuned towards the mean of others."""
+"""A minimal implementation of the fine-tuning interface: one number that is moved towards the mean of others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.worker.interface import FineTuningInterface, Ignored, Parameter
 
 
 class MeanModel(FineTuningInterface):
-    """It writes a checkpoint after every step, as `<steps> <value>`, and before it the step to a diary."""
+    """Writes each step to a diary, then a checkpoint `[step, value]`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -68,8 +68,8 @@ class MeanModel(FineTuningInterface):
         return {"saved": True}
 
     def status(self, params, logs_dict):
-        wanted = [params["only"]] if "only" in params else ("dataset", "step", "loss", "value")
-        return {name: logs_dict.get(name) for name in wanted}
+        names = [params["only"]] if "only" in params else ("dataset", "step", "loss", "value")
+        return {name: logs_dict.get(name) for name in names}
 
     def check(self, task, params, logs_dict):
         if task == "save" and "value" not in logs_dict:
@@ -95,7 +95,7 @@ class MeanModel(FineTuningInterface):
 
 
 def serve(folder: str) -> None:
-    """What a server process runs: it prints its address, then answers."""
+    """Print the address of a worker, then serve; a server process calls this."""
     from pipelines.inference.api import server  # not above: the process of every job imports this module
     from pipelines.worker import api, jobs
 

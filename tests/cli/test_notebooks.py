@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hand_made
 import nbformat
 import psutil
 import pytest
+import sample_reports
 
 from pipelines.cli import notebooks
 from pipelines.experiments import run_log
@@ -291,7 +291,7 @@ def test_stale_cache_is_refused_with_field_name(place: Place, summary: dict[str,
 @pytest.mark.slow
 def test_comparison_notebook_runs_no_pipeline(place: Place, tmp_path: Path):
     for name, errors in (("raw", 3), ("better", 2)):
-        run_log.add(hand_made.report(tmp_path, name, hand_made.wrong(errors)), tmp_path)
+        run_log.add(sample_reports.report(tmp_path, name, sample_reports.wrong(errors)), tmp_path)
     before = set(tmp_path.rglob("*"))
     given = ["-p", "runs", str(tmp_path), "-y", "experiments: [raw, better]", "--no-progress-bar"]
     out = tmp_path / "out.ipynb"

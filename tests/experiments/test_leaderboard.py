@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-import hand_made
 import pytest
+import sample_reports
 
 from pipelines import __main__ as cli
 from pipelines.experiments import leaderboard
@@ -38,13 +38,13 @@ def entry(runs: Path, name: str = "raw") -> leaderboard.Entry:
 
 def test_models_are_ranked_by_wer_with_their_origin(tmp_path: Path):
     for name, errors in (("second", 2), ("first", 1), ("third", 3)):
-        hand_made.report(tmp_path, name, hand_made.wrong(errors))
-    base = hand_made.report(tmp_path, "first", hand_made.wrong(6), tuned=False)
+        sample_reports.report(tmp_path, name, sample_reports.wrong(errors))
+    base = sample_reports.report(tmp_path, "first", sample_reports.wrong(6), tuned=False)
     found = board("second", "first", base.folder, "third", runs=tmp_path)
     assert [entry.by.rpartition(" ")[2] for entry in found.ranked] == ["first", "second", "third", "makers"]
     assert [round(entry.wer * 12) for entry in found.ranked] == [1, 2, 3, 6]
     first = found.ranked[0]
-    assert first.base == hand_made.BASE
+    assert first.base == sample_reports.BASE
     assert first.trained_on == "the lab's tour (synthetic, eSpeak NG), 960 clips, 0.96 h, cache cache0000001"
     assert (first.n, first.test_set, first.normaliser) == (60, base.test_set, base.normaliser)
     assert found.table().index.tolist() == ["1", "2", "3", "4"]
@@ -52,8 +52,8 @@ def test_models_are_ranked_by_wer_with_their_origin(tmp_path: Path):
 
 
 def test_other_test_set_is_listed_separately(tmp_path: Path):
-    hand_made.report(tmp_path, "raw", hand_made.wrong(3))
-    hand_made.report(tmp_path, "easy", hand_made.wrong(0), table=hand_made.rows(speakers=6))
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(3))
+    sample_reports.report(tmp_path, "easy", sample_reports.wrong(0), table=sample_reports.rows(speakers=6))
     found = board("raw", "easy", runs=tmp_path)
     assert [entry.wer for entry in found.ranked] == [0.25]
     assert [entry.wer for entry in found.not_comparable] == [0]
@@ -70,7 +70,7 @@ def test_other_test_set_is_listed_separately(tmp_path: Path):
     ],
 )
 def test_status_without_cache_depends_on_settings(tmp_path: Path, leaks: str, scored: str, status: str, why: str):
-    hand_made.report(tmp_path, "raw", settings={"curation.leaks": leaks}, scored=scored)
+    sample_reports.report(tmp_path, "raw", settings={"curation.leaks": leaks}, scored=scored)
     found = entry(tmp_path)
     assert found.status == status
     assert why in found.why
@@ -78,7 +78,7 @@ def test_status_without_cache_depends_on_settings(tmp_path: Path, leaks: str, sc
 
 def test_fork_of_unchecked_run_is_unverified(tmp_path: Path):
     parent = {"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64}
-    hand_made.report(tmp_path, "raw", settings={"curation.leaks": "drop"}, fork=parent)
+    sample_reports.report(tmp_path, "raw", settings={"curation.leaks": "drop"}, fork=parent)
     found = entry(tmp_path)
     assert (found.status, "it started from run 0123456789ab" in found.why) == (UNVERIFIED, True)
 
@@ -93,7 +93,7 @@ def trained(toy_cache, tmp_path: Path):
         rows = toy_cache.rows.iloc[toy_cache.split(split)].reset_index(drop=True)
         table = rows[["id", "speaker", "duration_s"]].assign(reference=rows["text"])
         change(table, toy_cache.rows.iloc[toy_cache.split("train")])
-        hand_made.report(tmp_path, "raw", lambda row: row.reference, table=table, cache=toy_cache.digest)
+        sample_reports.report(tmp_path, "raw", lambda row: row.reference, table=table, cache=toy_cache.digest)
         return entry(tmp_path)
 
     return make
@@ -135,8 +135,10 @@ def test_status_depends_on_training_clips(trained, change, split: str, status: s
 
 def test_invalid_entry_is_last_and_unranked(trained, tmp_path: Path):
     found = trained(sentence)
-    table = hand_made.evaluation.read_report(Path(found.source)).predictions
-    worse = hand_made.report(tmp_path, "worse", hand_made.wrong(1), table=table.drop(columns=["hypothesis", "wer"]))
+    table = sample_reports.evaluation.read_report(Path(found.source)).predictions
+    worse = sample_reports.report(
+        tmp_path, "worse", sample_reports.wrong(1), table=table.drop(columns=["hypothesis", "wer"])
+    )
     listed = board("raw", "worse", runs=tmp_path)
     assert [entry.source for entry in listed.ranked] == [str(worse.folder)]
     assert (listed.invalid[0].wer, listed.ranked[0].wer > 0) == (0, True)
@@ -205,7 +207,7 @@ def test_card_wer_is_read_as_fraction_or_per_cent(publish, tmp_path: Path, value
 
 
 def test_card_and_report_of_other_sets_are_separate(publish, tmp_path: Path):
-    hand_made.report(tmp_path, "raw")
+    sample_reports.report(tmp_path, "raw")
     hub = publish("me/whisper-sv", CARD.format(datasets=CV_11, split="test", value=8))
     found = board("raw", hub, runs=tmp_path)
     assert (len(found.ranked), [entry.by for entry in found.not_comparable]) == (1, ["me"])
@@ -279,8 +281,8 @@ def test_leaderboard_command_ranks_and_suggests_next_step(tmp_path: Path, capsys
         assert not ended.value.code
         return capsys.readouterr().out
 
-    hand_made.report(tmp_path, "raw", hand_made.wrong(2))
-    hand_made.report(tmp_path, "best", hand_made.wrong(1))
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(2))
+    sample_reports.report(tmp_path, "best", sample_reports.wrong(1))
     lines = call().splitlines()
     assert lines[0].startswith("test set ")
     assert [line.split()[:2] for line in lines[3:5]] == [["1", lines[3].split()[1]], ["2", lines[4].split()[1]]]

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hand_made
 import pytest
+import sample_reports
 
 from pipelines import __main__ as cli
 from pipelines.experiments import pipeline as experiment_pipeline
@@ -28,7 +28,7 @@ def table(runs: Path) -> list[list[str]]:
 
 
 def test_row_records_training_data_and_score(tmp_path: Path):
-    report = hand_made.report(tmp_path, "raw", settings={"training.steps": 77})
+    report = sample_reports.report(tmp_path, "raw", settings={"training.steps": 77})
     assert run_log.add(report, tmp_path)
     (row,) = run_log.read(tmp_path)
     assert tuple(row) == run_log.COLUMNS == tuple(table(tmp_path)[0])
@@ -45,14 +45,14 @@ def test_row_records_training_data_and_score(tmp_path: Path):
 
 def test_recipe_digest_is_equal_for_all_seeds(tmp_path: Path):
     for seed in (1, 2):
-        run_log.add(hand_made.report(tmp_path, "raw", seed=seed), tmp_path)
-    run_log.add(hand_made.report(tmp_path, "raw", settings={"training.steps": 7}), tmp_path)
+        run_log.add(sample_reports.report(tmp_path, "raw", seed=seed), tmp_path)
+    run_log.add(sample_reports.report(tmp_path, "raw", settings={"training.steps": 7}), tmp_path)
     first, second, other = (row["recipe_digest"] for row in run_log.read(tmp_path))
     assert first == second != other
 
 
 def test_model_has_one_row_per_test_set(tmp_path: Path):
-    report = hand_made.report(tmp_path, "raw")
+    report = sample_reports.report(tmp_path, "raw")
     assert [run_log.add(report, tmp_path) for _ in range(3)] == [True, False, False]
     assert run_log.add(dataclasses.replace(report, test_set="another"), tmp_path)
     assert run_log.add(dataclasses.replace(report, normaliser="99"), tmp_path)
@@ -61,10 +61,10 @@ def test_model_has_one_row_per_test_set(tmp_path: Path):
 
 def test_only_test_scores_of_tuned_models_are_logged(tmp_path: Path):
     for report in (
-        hand_made.report(tmp_path, "raw", tuned=False),
-        hand_made.report(tmp_path, "raw", split="validation"),
-        hand_made.report(tmp_path, "raw", settings={"training.fast_dev_run": True}),
-        dataclasses.replace(hand_made.report(tmp_path, "raw"), test_set=""),
+        sample_reports.report(tmp_path, "raw", tuned=False),
+        sample_reports.report(tmp_path, "raw", split="validation"),
+        sample_reports.report(tmp_path, "raw", settings={"training.fast_dev_run": True}),
+        dataclasses.replace(sample_reports.report(tmp_path, "raw"), test_set=""),
     ):
         assert not run_log.add(report, tmp_path)
     assert not (tmp_path / "experiments.csv").exists()
@@ -73,7 +73,7 @@ def test_only_test_scores_of_tuned_models_are_logged(tmp_path: Path):
 @pytest.mark.parametrize("keep", [0, 1, 20, -1, -2, -30])
 def test_crash_loses_no_complete_row(tmp_path: Path, keep: int):
     """Cut the last line after `length` characters, or that many before its end if negative."""
-    first, second = (hand_made.report(tmp_path, "raw", seed=seed) for seed in (1, 2))
+    first, second = (sample_reports.report(tmp_path, "raw", seed=seed) for seed in (1, 2))
     for report in (first, second):
         run_log.add(report, tmp_path)
     path = tmp_path / "experiments.csv"
@@ -82,7 +82,7 @@ def test_crash_loses_no_complete_row(tmp_path: Path, keep: int):
     whole = keep == -1  # the line's end alone is missing
     assert [row["seed"] for row in run_log.read(tmp_path)] == ["1", "2"][: 1 + whole]
     assert run_log.add(second, tmp_path) is not whole
-    run_log.add(hand_made.report(tmp_path, "raw", seed=3), tmp_path)
+    run_log.add(sample_reports.report(tmp_path, "raw", seed=3), tmp_path)
     assert [row["seed"] for row in run_log.read(tmp_path)] == ["1", "2", "3"]
     assert [len(row) for row in table(tmp_path)] == [len(run_log.COLUMNS)] * 4
 
@@ -91,14 +91,14 @@ def test_crash_loses_no_complete_row(tmp_path: Path, keep: int):
 def test_torn_header_is_rewritten(tmp_path: Path, length: int):
     (tmp_path / "experiments.csv").write_text((",".join(run_log.COLUMNS) + "\n")[:length])
     assert run_log.read(tmp_path) == []
-    assert run_log.add(hand_made.report(tmp_path, "raw"), tmp_path)
+    assert run_log.add(sample_reports.report(tmp_path, "raw"), tmp_path)
     assert len(table(tmp_path)) == 2
 
 
 def test_file_with_other_columns_is_not_changed(tmp_path: Path):
     (tmp_path / "experiments.csv").write_text("mine,own\n1,2\n")
     with pytest.raises(LabError, match="move it away"):
-        run_log.add(hand_made.report(tmp_path, "raw"), tmp_path)
+        run_log.add(sample_reports.report(tmp_path, "raw"), tmp_path)
     assert (tmp_path / "experiments.csv").read_text() == "mine,own\n1,2\n"
 
 
@@ -106,7 +106,7 @@ def test_file_with_other_columns_is_not_changed(tmp_path: Path):
 def test_concurrent_adders_write_each_row_once(tmp_path: Path):
     """Each process adds all ten rows in a different order."""
     for seed in range(10):
-        hand_made.report(tmp_path, "raw", seed=seed)
+        sample_reports.report(tmp_path, "raw", seed=seed)
     code = (
         "import random, sys; from pathlib import Path; from pipelines.experiments import evaluation, run_log\n"
         "runs = Path(sys.argv[1]); folders = sorted((runs / 'raw' / 'reports').iterdir())\n"
@@ -150,7 +150,7 @@ def test_compare_without_names_lists_the_log(tmp_path: Path, capsys, monkeypatch
 
     assert listed()[0] == "no tuned model was scored on a test set yet"
     for name in ("raw", "filtered"):
-        run_log.add(hand_made.report(tmp_path, name), tmp_path)
+        run_log.add(sample_reports.report(tmp_path, name), tmp_path)
     header, *rows, last = listed()
     assert header.split()[:3] == ["when", "recipe", "seed"]
     assert [row.split()[1] for row in rows] == ["raw", "filtered"]

@@ -1,4 +1,4 @@
-"""The part of a Hopsworks cluster that its client speaks to: login, the dataset API, the model registry; over TLS."""
+"""A loopback Hopsworks cluster over TLS: login, the dataset API, the model registry."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _DATASET = rf"{_API}/project/{PROJECT_ID}/dataset"
 
 
 class Hopsworks(Loopback):
-    """A cluster with one project, whose API key is `key`."""
+    """A cluster with one project. Its API key is `key`."""
 
     def __init__(self, certificate: tuple[str, str], key: str = "Kx" + 30 * "k", project: str = "demo"):
         super().__init__(certificate)
         self.key, self.project = key, project
         self.files: dict[str, bytes] = {}
-        """Path relative to the project to content."""
+        """Content by path relative to the project."""
         self.folders = {"Resources", "Models"}
         self.models: dict[str, dict] = {}
-        """`name_version` to what was registered."""
+        """Registered models by `name_version`."""
         self.uploads: list[str] = []
-        """Paths of files that arrived whole, in order."""
+        """Paths of completely uploaded files, in order."""
         self.corrupt_uploads = False
-        """Flip a byte of every file that is uploaded, as a bad disk would."""
+        """Whether a byte of each uploaded file is flipped."""
         self.parts: dict[str, dict[int, bytes]] = {}
 
     def answer(self, request: Request) -> None:
@@ -49,9 +49,9 @@ class Hopsworks(Loopback):
             (rf"DELETE {_DATASET}/(?P<path>.+)", self._remove),
             (rf"(GET|PUT) {_API}/project/{PROJECT_ID}/modelregistries/\d+/models/(?P<name>.+)", self._model),
         ):
-            found = re.fullmatch(pattern, f"{request.method} {request.path}")
-            if found:
-                respond(request, **found.groupdict())
+            match = re.fullmatch(pattern, f"{request.method} {request.path}")
+            if match:
+                respond(request, **match.groupdict())
 
     def _versions(self, request: Request) -> None:
         import hopsworks
@@ -89,8 +89,8 @@ class Hopsworks(Loopback):
     def _attributes(self, path: str) -> dict:
         if path not in self.files and path not in self.folders:
             raise Answer(400, {"errorCode": 110008, "errorMsg": "Path not found", "usrMsg": path})
-        told = {"name": path.rsplit("/", 1)[-1], "path": f"/Projects/{self.project}/{path}", "owner": "me"}
-        return {**told, "dir": path in self.folders, "size": len(self.files.get(path, b""))}
+        fields = {"name": path.rsplit("/", 1)[-1], "path": f"/Projects/{self.project}/{path}", "owner": "me"}
+        return {**fields, "dir": path in self.folders, "size": len(self.files.get(path, b""))}
 
     def _listing(self, request: Request, path: str) -> None:
         self._attributes(path)
@@ -141,12 +141,12 @@ class Hopsworks(Loopback):
             self.models[name] = json.loads(request.body)
         if name not in self.models:
             raise Answer(404, {"errorCode": 360000, "errorMsg": "Model not found"})
-        told = {**self.models[name], "id": name, "created": 1, "userFullName": "me", "modelRegistryId": PROJECT_ID}
-        raise Answer(200, told)
+        fields = {**self.models[name], "id": name, "created": 1, "userFullName": "me", "modelRegistryId": PROJECT_ID}
+        raise Answer(200, fields)
 
 
 def _form(request: Request) -> dict[str, bytes]:
-    """The fields of a multipart form."""
+    """Return the fields of a multipart form."""
     boundary = b"--" + request.headers["content-type"].partition("boundary=")[2].encode()
     fields = {}
     for part in request.body.split(boundary + b"\r\n")[1:]:
@@ -157,7 +157,7 @@ def _form(request: Request) -> dict[str, bytes]:
 
 
 def self_signed(folder: Path) -> tuple[str, str]:
-    """A certificate of 127.0.0.1 that signs itself, and its key: paths of two PEM files."""
+    """Write a self-signed certificate of 127.0.0.1; return the paths of certificate and key (PEM)."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -1,4 +1,4 @@
-"""The part of the Hugging Face Hub that its client speaks to: repositories, commits, plain LFS, downloads."""
+"""A loopback Hugging Face Hub: repositories, commits, LFS uploads, downloads."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import yaml
 from servers.loopback import Answer, Loopback, Request
 
 LFS_FROM_BYTES = 1000
-"""Files from this size on go to LFS, smaller ones into the commit."""
+"""Minimum size of an LFS file in bytes; smaller files are part of the commit."""
 _KINDS = r"(?P<kind>model|dataset|space)s"
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 
 @dataclass
 class Repo:
-    """A repository with its history; a commit maps paths to contents."""
+    """A repository with its history. A commit maps paths to contents."""
 
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     lfs: set[str] = field(default_factory=set)
-    """Paths whose content is kept by LFS."""
+    """Paths of LFS files."""
     hardware: str = ""
-    """Of a Space: what was asked for last."""
+    """Hardware that was last requested for a Space."""
     card_data: dict = field(default_factory=dict)
-    """What the Hub read from the head of the card."""
+    """Front matter of the card."""
 
     @property
     def head(self) -> str:
@@ -38,7 +38,7 @@ class Repo:
 
 
 class Hub(Loopback):
-    """A Hub of one owner, whose token is `token`; `uploads` are the paths of what was sent to it, in order."""
+    """A Hub with one user, whose token is `token`. `uploads` lists the uploaded paths in order."""
 
     def __init__(self, token: str = "hf_" + 30 * "t"):
         super().__init__()
@@ -48,19 +48,19 @@ class Hub(Loopback):
         self.uploads: list[str] = []
         """sha256 of LFS objects and paths of committed small files, each as often as its content was sent."""
         self.corrupt_commits = False
-        """Flip a byte of every LFS object that is uploaded, as a bad disk would."""
+        """Whether a byte of each uploaded LFS object is flipped."""
 
     def add(self, kind: str, name: str, folder: Path, commit: str = "", private: bool = False) -> None:
-        """A repository with the files of `folder`."""
+        """Add a repository with the files of `folder`."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         self.repos[kind, name] = Repo(private, {commit or _sha1(name.encode()): files}, lfs=set())
 
     def files(self, kind: str, name: str) -> dict[str, bytes]:
-        """What the main branch of a repository holds."""
+        """Return the files of a repository's main branch."""
         repo = self.repos[kind, name]
         return repo.commits[repo.head]
 
-    # ---- what the client asks for
+    # ---- requests of the client
 
     def answer(self, request: Request) -> None:
         self._authenticate(request)
@@ -85,9 +85,9 @@ class Hub(Loopback):
             (rf"GET /api/{_KINDS}", self._listed),
             (r"POST /api/validate-yaml", self._validate_card),
         ):
-            found = re.fullmatch(pattern, f"{request.method} {request.path}")
-            if found:
-                named = found.groupdict()
+            match = re.fullmatch(pattern, f"{request.method} {request.path}")
+            if match:
+                named = match.groupdict()
                 if "repo" in named:
                     named["kind"] = named["kind"] or "model"
                     named["repo"] = self._repo(request, named["kind"], named["repo"])
@@ -102,9 +102,9 @@ class Hub(Loopback):
 
     def _repo(self, request: Request, kind: str, name: str) -> Repo:
         repo = self.repos.get((kind, name))
-        known = "authorization" in request.headers
-        if repo is None or (repo.private and not known):
-            raise Answer(404 if known else 401, {"error": "no such thing"}, {"X-Error-Code": "RepoNotFound"})
+        authorised = "authorization" in request.headers
+        if repo is None or (repo.private and not authorised):
+            raise Answer(404 if authorised else 401, {"error": "no such thing"}, {"X-Error-Code": "RepoNotFound"})
         repo.name = name
         return repo
 
@@ -115,21 +115,21 @@ class Hub(Loopback):
         return commit
 
     def _create(self, request: Request) -> None:
-        told = request.json
-        kind, name = told.get("type") or "model", f"{told['organization']}/{told['name']}"
+        fields = request.json
+        kind, name = fields.get("type") or "model", f"{fields['organization']}/{fields['name']}"
         if (kind, name) in self.repos:
             raise Answer(409, {"error": "You already created this repo", "url": self._url(kind, name)})
-        private = told.get("visibility") == "private" or bool(told.get("private"))
+        private = fields.get("visibility") == "private" or bool(fields.get("private"))
         self.repos[kind, name] = Repo(private, {_sha1(f"{kind} {name}".encode()): {".gitattributes": b"* text"}})
-        self.repos[kind, name].hardware = told.get("hardware", "")
+        self.repos[kind, name].hardware = fields.get("hardware", "")
         raise Answer(200, {"url": self._url(kind, name), "name": name, "id": name})
 
     def _url(self, kind: str, name: str) -> str:
         return f"{self.endpoint}/{'' if kind == 'model' else f'{kind}s/'}{name}"
 
     def _runtime(self, request: Request, kind: str, repo: Repo) -> None:
-        told = {"current": None, "requested": repo.hardware or None}
-        raise Answer(200, {"stage": "BUILDING", "hardware": told, "gcTimeout": None, "storage": None})
+        fields = {"current": None, "requested": repo.hardware or None}
+        raise Answer(200, {"stage": "BUILDING", "hardware": fields, "gcTimeout": None, "storage": None})
 
     def _hardware(self, request: Request, kind: str, repo: Repo) -> None:
         repo.hardware = request.json["flavor"]
@@ -137,18 +137,18 @@ class Hub(Loopback):
 
     def _info(self, request: Request, kind: str, repo: Repo, revision: str | None) -> None:
         commit = self._revision(repo, revision)
-        raise Answer(200, self._told(kind, repo.name, repo, commit))
+        raise Answer(200, self._fields(kind, repo.name, repo, commit))
 
-    def _told(self, kind: str, name: str, repo: Repo, commit: str) -> dict:
-        told = {"_id": "1", "id": name, "modelId": name, "sha": commit, "private": repo.private, "tags": []}
+    def _fields(self, kind: str, name: str, repo: Repo, commit: str) -> dict:
+        fields = {"_id": "1", "id": name, "modelId": name, "sha": commit, "private": repo.private, "tags": []}
         siblings = [{"rfilename": path, "size": len(content)} for path, content in repo.commits[commit].items()]
-        return {**told, "downloads": 0, "likes": 0, "siblings": siblings, "cardData": repo.card_data}
+        return {**fields, "downloads": 0, "likes": 0, "siblings": siblings, "cardData": repo.card_data}
 
     def _listed(self, request: Request, kind: str) -> None:
         author = request.query.get("author", [""])[0]
         named = [(name, repo) for (found, name), repo in self.repos.items() if found == kind]
         seen = [(n, repo) for n, repo in named if "authorization" in request.headers or not repo.private]
-        raise Answer(200, [self._told(kind, n, repo, repo.head) for n, repo in seen if n.startswith(f"{author}/")])
+        raise Answer(200, [self._fields(kind, n, repo, repo.head) for n, repo in seen if n.startswith(f"{author}/")])
 
     def _tree(self, request: Request, kind: str, repo: Repo, revision: str) -> None:
         files = repo.commits[self._revision(repo, revision)]
@@ -162,23 +162,23 @@ class Hub(Loopback):
         return entry
 
     def _validate_card(self, request: Request) -> None:
-        """Refuse a card whose head is no YAML mapping, as the client asks before it commits one."""
+        """Refuse a card whose front matter is not a YAML mapping."""
         head = yaml.safe_load(request.json["content"].split("---")[1])
         errors = [] if isinstance(head, dict) else [{"message": "the head of the card is no mapping"}]
         raise Answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def _preupload(self, request: Request, kind: str, repo: Repo, revision: str) -> None:
         files = repo.commits[self._revision(repo, revision)]
-        told = []
+        fields = []
         for file in request.json["files"]:
             mode = "lfs" if file["size"] >= LFS_FROM_BYTES else "regular"
             known = files.get(file["path"])
             oid = known is not None and (_lfs_oid(known) if file["path"] in repo.lfs else _git_sha1(known))
-            told.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid or None})
-        raise Answer(200, {"files": told})
+            fields.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid or None})
+        raise Answer(200, {"files": fields})
 
     def _validate_card(self, request: Request) -> None:
-        """A README.md that is committed has its front matter checked first: ids must be ids, not paths or sentences."""
+        """Commit files; check the front matter of a README.md: model ids must not be paths."""
         front = yaml.safe_load(request.json["content"].split("---\n")[1])
         ids = [front.get("base_model") or "a/b", *front.get("datasets", [])]
         wrong = [name for name in ids if not re.fullmatch(_REPO, name)]
@@ -188,14 +188,14 @@ class Hub(Loopback):
         raise Answer(200, {"errors": [], "warnings": []})
 
     def _batch(self, request: Request, kind: str, repo: Repo) -> None:
-        told = []
+        fields = []
         for wanted in request.json["objects"]:
             actions = {
                 "upload": {"href": f"{self.endpoint}/lfs/{wanted['oid']}?X-Amz-Signature={'5' * 20}"},
                 "verify": {"href": f"{self.endpoint}/lfs-verify"},
             }
-            told.append({**wanted, **({} if wanted["oid"] in self.objects else {"actions": actions})})
-        raise Answer(200, {"transfer": "basic", "objects": told})
+            fields.append({**wanted, **({} if wanted["oid"] in self.objects else {"actions": actions})})
+        raise Answer(200, {"transfer": "basic", "objects": fields})
 
     def _put(self, request: Request, oid: str) -> None:
         if hashlib.sha256(request.body).hexdigest() != oid:
@@ -206,12 +206,12 @@ class Hub(Loopback):
         raise Answer(200)
 
     def _lfs_files(self, request: Request, kind: str, repo: Repo) -> None:
-        """What the history of a repository keeps, whether a branch still names it or not."""
+        """List the LFS files in a repository's history, also those that no branch refers to."""
         held = {}
         for files in repo.commits.values():
             held |= {_lfs_oid(content): path for path, content in files.items() if len(content) >= LFS_FROM_BYTES}
-        told = {"oid": "0", "pushedAt": "2026-01-01T00:00:00.000Z", "ref": "main"}
-        named = [{**told, "fileOid": oid, "filename": path, "size": 1} for oid, path in held.items()]
+        fields = {"oid": "0", "pushedAt": "2026-01-01T00:00:00.000Z", "ref": "main"}
+        named = [{**fields, "fileOid": oid, "filename": path, "size": 1} for oid, path in held.items()]
         raise Answer(200, [file for file in named if file["fileOid"] in self.objects])
 
     def _delete_lfs_files(self, request: Request, kind: str, repo: Repo) -> None:
@@ -249,9 +249,9 @@ class Hub(Loopback):
             raise Answer(404, {"error": "no such thing"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         etag = _lfs_oid(content) if path in repo.lfs else _git_sha1(content)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
-        if asked and asked[0] != "bytes=0-":
-            first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+        if match and match[0] != "bytes=0-":
+            first, last = int(match[1]), min(int(match[2] or len(content)), len(content) - 1)
             part = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
             raise Answer(206, content[first : last + 1], {**headers, **part})
         raise Answer(200, content, headers)

@@ -1,4 +1,4 @@
-"""What the loopback servers share: threads, a free port, requests on record, and faults to order."""
+"""Base of the loopback servers: threads, a free port, recorded requests, and faults on request."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Fault:
-    """Something that goes wrong with the requests whose `METHOD path` matches."""
+    """A fault of the requests whose `METHOD path` matches."""
 
     request: re.Pattern
     kind: str
     """A status ("500"), `cut upload`, `truncate`, `corrupt` or `slow`."""
     times: int | None
-    """How often; None is for ever."""
+    """Number of requests; None is all."""
     done: int = 0
     headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Request:
-    """One request: what came, and how to answer it."""
+    """A request that has arrived."""
 
     method: str
     path: str
@@ -44,7 +44,7 @@ class Request:
 
 
 class Answer(Exception):
-    """An answer, raised from wherever it is known."""
+    """A response, raised by the method that computes it."""
 
     def __init__(self, status: int, body: bytes | dict | list = b"", headers: dict[str, str] | None = None):
         self.status = status
@@ -85,11 +85,11 @@ class Loopback:
             )
         self.port = self.server.server_port
         self.endpoint = f"http{'s' if certificate else ''}://127.0.0.1:{self.port}"
-        # looks often whether it is to end: by default closing one takes half a second
+        # the default poll interval makes closing take half a second
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def fault(self, request: str, kind: str, times: int | None = 1, **headers: str) -> None:
-        """From now on requests whose `METHOD path` contains the pattern `request` go wrong, `times` of them."""
+        """Let `times` requests fail whose `METHOD path` matches the pattern `request`."""
         self.faults.append(Fault(re.compile(request), kind, times, headers=headers))
 
     def answer(self, request: Request) -> None:
@@ -112,14 +112,14 @@ class Loopback:
             self.requests.append(path)
             try:
                 if kind.isdigit():
-                    # a careless server repeats what it was sent: the client must not show that to anybody
-                    told = {"error": f"refused {headers.get('authorization', '')}", "errorMsg": "refused"}
-                    raise Answer(int(kind), {**told, "usrMsg": headers.get("authorization", "")}, fault.headers)
+                    # some servers repeat the request in the error: the client must not print the token
+                    body = {"error": f"refused {headers.get('authorization', '')}", "errorMsg": "refused"}
+                    raise Answer(int(kind), {**body, "usrMsg": headers.get("authorization", "")}, fault.headers)
                 self.answer(request)
                 raise Answer(404, {"error": f"{request.method} {path} is not known here"})
             except Answer as answer:
-                found = answer
-        return self._send(handler, found, kind)
+                result = answer
+        return self._send(handler, result, kind)
 
     def _fault_of(self, request: str) -> Fault | None:
         with self.lock:
@@ -167,7 +167,7 @@ class Loopback:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on just now."""
+    """Return a TCP port of the loopback interface on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

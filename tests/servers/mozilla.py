@@ -1,4 +1,4 @@
-"""The part of Mozilla Data Collective that its client speaks to: one data set, an API key, a signed download."""
+"""A loopback Mozilla Data Collective: one data set, an API key, a signed download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNATURE = "X-Amz-Signature=f00dcafe"
 
 
 class Collective:
-    """A server that knows one data set, an archive of this name. `faults` bend what it does."""
+    """A server with one data set, an archive. `faults` change its responses."""
 
     def __init__(self, archive: bytes, dataset: str, name: str):
         self.dataset = dataset

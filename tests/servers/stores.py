@@ -1,4 +1,4 @@
-"""Every store on a bench: its real client against a loopback server or a folder, with its far side open to tests."""
+"""Fixtures with one store each: the real client against a loopback server or a folder that the test can change."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from servers.hub import Hub, Repo
 
 @dataclasses.dataclass
 class Bench:
-    """A store and what a test may see and spoil of its far side."""
+    """A store, and access to its remote files."""
 
     name: str
     parent: str
     """URI below which artefacts are published."""
     files: Callable[[str], dict[str, bytes]]
-    """Name of an artefact to what lies at its URI."""
+    """Function from an artefact's name to its remote files."""
     write: Callable[[str, str, bytes | None], None]
-    """Artefact, file, content: put or (None) remove a file on the far side, past the store."""
+    """Write or (content None) remove a remote file without the store: artefact, file, content."""
     uploads: Callable[[], int]
-    """How many files have been sent so far."""
+    """Function that returns the number of uploaded files."""
     server: Hub | Hopsworks | None = None
     secret: str = "hf_never"
     credential: str = ""
@@ -51,7 +51,7 @@ class Bench:
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    """The clients' pauses between tries take no time."""
+    """Let the clients retry without pauses."""
     import hsml.engine.model_engine
     import huggingface_hub.file_download
     import huggingface_hub.utils._http
@@ -76,7 +76,7 @@ def hub_server(monkeypatch, tmp_path, no_waiting):
     monkeypatch.setenv("HF_TOKEN", server.token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)  # it asks the public Hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)  # it calls the public Hub
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     yield server
     server.close()
@@ -143,7 +143,7 @@ def hub_bench(hub_server) -> Bench:
     server = hub_server
 
     def repository(artefact: str) -> tuple[dict[str, bytes], str]:
-        """The files of the repository, of whichever kind it is, and the folder in it."""
+        """Return the files of the model or dataset repository, and the folder in it."""
         name, _, folder = artefact.partition("/")
         kind = "model" if ("model", f"lab/{name}") in server.repos else "dataset"
         if (kind, f"lab/{name}") not in server.repos:
@@ -155,8 +155,8 @@ def hub_bench(hub_server) -> Bench:
         files.pop(folder + file) if content is None else files.__setitem__(folder + file, content)
 
     def files(artefact: str) -> dict[str, bytes]:
-        found, folder = repository(artefact)
-        named = {name.removeprefix(folder): content for name, content in found.items() if name.startswith(folder)}
+        stored, folder = repository(artefact)
+        named = {name.removeprefix(folder): content for name, content in stored.items() if name.startswith(folder)}
         return {name: content for name, content in named.items() if name != ".gitattributes"}
 
     return Bench("hub", "hub://lab", files, write, lambda: len(server.uploads), server, server.token, "HF_TOKEN")
@@ -166,7 +166,7 @@ def hub_bench(hub_server) -> Bench:
 def hopsworks_bench(cluster) -> Bench:
     def files(artefact: str) -> dict[str, bytes]:
         root = f"Resources/caches/{artefact}/"
-        return {name.removeprefix(root): found for name, found in cluster.files.items() if name.startswith(root)}
+        return {name.removeprefix(root): content for name, content in cluster.files.items() if name.startswith(root)}
 
     def write(artefact: str, file: str, content: bytes | None) -> None:
         path = f"Resources/caches/{artefact}/{file}"

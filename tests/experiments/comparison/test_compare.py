@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-import hand_made
 import numpy as np
 import pandas as pd
 import pytest
+import sample_reports
 from log_recorder import record_log
 
 from pipelines import __main__ as cli
@@ -34,16 +34,18 @@ def runs(tmp_path: Path) -> Path:
     """Create reports of three recipes with two seeds: `better` has one error less in twelve words, `same` as many."""
     runs = tmp_path / "runs"
     for seed in (42, 43):
-        hand_made.report(runs, "raw", hand_made.wrong(lambda row: 2 + of_speaker(row) % 3), seed=seed)
-        hand_made.report(
+        sample_reports.report(runs, "raw", sample_reports.wrong(lambda row: 2 + of_speaker(row) % 3), seed=seed)
+        sample_reports.report(
             runs,
             "better",
-            hand_made.wrong(lambda row: 1 + (of_speaker(row) + of_clip(row)) % 3),
+            sample_reports.wrong(lambda row: 1 + (of_speaker(row) + of_clip(row)) % 3),
             seed=seed,
             settings={"curation.max_label_cer": 0.6},
             cache="filtered0001",
         )
-        hand_made.report(runs, "same", hand_made.wrong(lambda row: 2 + (of_speaker(row) + of_clip(row)) % 3), seed=seed)
+        sample_reports.report(
+            runs, "same", sample_reports.wrong(lambda row: 2 + (of_speaker(row) + of_clip(row)) % 3), seed=seed
+        )
     return runs
 
 
@@ -52,9 +54,9 @@ def compare(*names: object, runs: Path, baseline: str = "") -> comparison.Compar
 
 
 def test_reports_of_different_recordings_are_refused(runs: Path, tmp_path: Path):
-    frame = hand_made.rows()
+    frame = sample_reports.rows()
     frame.loc[7, "duration_s"] += 0.5
-    hand_made.report(runs, "elsewhere", hand_made.wrong(lambda row: 2), table=frame)
+    sample_reports.report(runs, "elsewhere", sample_reports.wrong(lambda row: 2), table=frame)
     with pytest.raises(LabError, match=r"only reports of the same recordings .* lasts 3\.50 s .* 3\.00 s .*\(1 of 60"):
         compare("raw", "elsewhere", runs=runs)
 
@@ -82,8 +84,8 @@ def test_verdict_is_better_worse_or_no_difference(runs: Path):
 
 def test_pairing_removes_speaker_difficulty(tmp_path: Path):
     """Speakers differ far more than models; every speaker improves by the same amount."""
-    hand_made.report(tmp_path, "raw", hand_made.wrong(lambda row: 1 + of_speaker(row) % 9))
-    hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: of_speaker(row) % 9))
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(lambda row: 1 + of_speaker(row) % 9))
+    sample_reports.report(tmp_path, "better", sample_reports.wrong(lambda row: of_speaker(row) % 9))
     raw, better = compare("raw", "better", runs=tmp_path).findings
     assert better.score.ci95[1] > raw.score.ci95[0], "the two intervals overlap"
     assert better.difference.ci95 == pytest.approx((-1 / 12, -1 / 12))
@@ -91,10 +93,10 @@ def test_pairing_removes_speaker_difficulty(tmp_path: Path):
 
 
 def test_rows_are_paired_by_id_in_any_order(tmp_path: Path):
-    table = hand_made.rows()
-    hand_made.report(tmp_path, "raw", hand_made.wrong(lambda row: 1 + of_speaker(row) % 9), table=table)
+    table = sample_reports.rows()
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(lambda row: 1 + of_speaker(row) % 9), table=table)
     backwards = table.iloc[::-1].reset_index(drop=True)
-    hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: of_speaker(row) % 9), table=backwards)
+    sample_reports.report(tmp_path, "better", sample_reports.wrong(lambda row: of_speaker(row) % 9), table=backwards)
     _, better = compare("raw", "better", runs=tmp_path).findings
     assert better.difference.ci95 == pytest.approx((-1 / 12, -1 / 12))
 
@@ -109,12 +111,12 @@ def test_holm_corrects_p_for_number_of_comparisons():
 def test_chance_result_among_many_is_not_significant(tmp_path: Path):
     """p = 22 / 1024 is significant alone, but not among six comparisons."""
     worse = [2] * 9 + [1] * 2 + [0]
-    hand_made.report(tmp_path, "raw", hand_made.wrong(1))
-    hand_made.report(tmp_path, "other", hand_made.wrong(lambda row: worse[of_speaker(row)]))
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(1))
+    sample_reports.report(tmp_path, "other", sample_reports.wrong(lambda row: worse[of_speaker(row)]))
     names = []
     for number in range(5):
         names.append(f"more-{number}")
-        hand_made.report(tmp_path, names[-1], hand_made.wrong(1), settings={"training.steps": 50 + number})
+        sample_reports.report(tmp_path, names[-1], sample_reports.wrong(1), settings={"training.steps": 50 + number})
     _, alone = compare("raw", "other", runs=tmp_path).findings
     assert alone.difference.p == pytest.approx(22 / 1024)
     assert (alone.verdict, alone.p_holm) == ("worse", alone.difference.p)
@@ -125,9 +127,9 @@ def test_chance_result_among_many_is_not_significant(tmp_path: Path):
 
 
 def test_few_speakers_give_no_conclusion(tmp_path: Path):
-    table = hand_made.rows(speakers=5)
-    hand_made.report(tmp_path, "raw", hand_made.wrong(5), table=table)
-    hand_made.report(tmp_path, "better", hand_made.wrong(0), table=table)
+    table = sample_reports.rows(speakers=5)
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(5), table=table)
+    sample_reports.report(tmp_path, "better", sample_reports.wrong(0), table=table)
     compared = compare("raw", "better", runs=tmp_path)
     better = compared.findings[1]
     assert better.verdict == "too few speakers for a conclusion: 5"
@@ -140,9 +142,9 @@ def test_few_speakers_give_no_conclusion(tmp_path: Path):
 
 
 def test_unknown_speakers_count_per_utterance(tmp_path: Path):
-    table = hand_made.rows().assign(speaker="")
+    table = sample_reports.rows().assign(speaker="")
     for name, errors in (("raw", 2), ("better", 1)):
-        hand_made.report(tmp_path, name, hand_made.wrong(errors), table=table)
+        sample_reports.report(tmp_path, name, sample_reports.wrong(errors), table=table)
     assert compare("raw", "better", runs=tmp_path).findings[1].speakers == 60
 
 
@@ -163,14 +165,16 @@ def test_runs_with_different_seeds_are_one_experiment(runs: Path):
 @pytest.mark.parametrize(("label_model", "count"), [("run:raw", 1), ("", 2)])
 def test_caches_of_seed_label_models_are_one_experiment(tmp_path: Path, label_model: str, count: int):
     settings = {"curation.max_label_cer": 0.5, "curation.label_model": label_model}
-    reports = [hand_made.report(tmp_path, seed=seed, settings=settings, cache=f"cache{seed}") for seed in (1, 2)]
+    reports = [sample_reports.report(tmp_path, seed=seed, settings=settings, cache=f"cache{seed}") for seed in (1, 2)]
     assert len(lookup.gather(reports)) == count
 
 
 def test_experiment_wer_is_mean_over_seeds(tmp_path: Path):
     for seed, errors in ((1, 1), (2, 3)):
-        hand_made.report(tmp_path, "raw", hand_made.wrong(errors), seed=seed)
-        hand_made.report(tmp_path, "better", hand_made.wrong(errors), seed=seed, settings={"training.steps": 9})
+        sample_reports.report(tmp_path, "raw", sample_reports.wrong(errors), seed=seed)
+        sample_reports.report(
+            tmp_path, "better", sample_reports.wrong(errors), seed=seed, settings={"training.steps": 9}
+        )
     raw, better = compare("raw", "better", runs=tmp_path).findings
     assert raw.score.wer == pytest.approx(2 / 12)
     low, high = better.difference.ci95
@@ -179,13 +183,13 @@ def test_experiment_wer_is_mean_over_seeds(tmp_path: Path):
 
 
 def test_run_folder_selects_newest_model_and_logs_rest(runs: Path):
-    hand_made.report(runs, "raw", hand_made.wrong(9), settings={"training.steps": 7})
+    sample_reports.report(runs, "raw", sample_reports.wrong(9), settings={"training.steps": 7})
     lines = record_log()
     (found,) = lookup.find("raw", runs)
     assert found.lineage["settings"]["training"]["steps"] == 7
     assert "holds 2 older test report(s)" in lines[0]
-    hand_made.report(runs, "raw", hand_made.wrong(9), tuned=False)
-    hand_made.report(runs, "raw", hand_made.wrong(9), split="validation", settings={"training.steps": 8})
+    sample_reports.report(runs, "raw", sample_reports.wrong(9), tuned=False)
+    sample_reports.report(runs, "raw", sample_reports.wrong(9), split="validation", settings={"training.steps": 8})
     assert lookup.find("raw", runs)[0].folder == found.folder
 
 
@@ -199,7 +203,7 @@ def test_find_accepts_recipe_file_folder_and_report(runs: Path, monkeypatch: pyt
 
 
 def test_equal_names_get_digests_and_changed_settings(runs: Path):
-    other = hand_made.report(runs, "raw", hand_made.wrong(1), settings={"training.learning_rate": 3e-4})
+    other = sample_reports.report(runs, "raw", sample_reports.wrong(1), settings={"training.learning_rate": 3e-4})
     first = lookup.find("better", runs)[0]
     (raw,) = [path for path in (runs / "raw" / "reports").iterdir() if path.name != other.folder.name][:1]
     compared = compare(raw, other.folder, first.folder, runs=runs)
@@ -212,10 +216,10 @@ def test_equal_names_get_digests_and_changed_settings(runs: Path):
 
 
 def test_single_experiment_is_compared_with_its_base(tmp_path: Path):
-    hand_made.report(tmp_path, "raw", hand_made.wrong(1))
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(1))
     with pytest.raises(LabError, match=r"got one: .* evaluate --recipe raw --model openai/whisper-tiny"):
         compare("raw", runs=tmp_path)
-    hand_made.report(tmp_path, "raw", hand_made.wrong(6), tuned=False)
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(6), tuned=False)
     compared = compare("raw", runs=tmp_path)
     base, raw = compared.findings
     assert (base.experiment.name, base.experiment.tuned, raw.verdict) == ("openai/whisper-tiny", False, "better")
@@ -226,9 +230,9 @@ def test_single_experiment_is_compared_with_its_base(tmp_path: Path):
 
 
 def test_other_test_set_is_refused_with_report_name(runs: Path):
-    table = hand_made.rows()
+    table = sample_reports.rows()
     table.loc[3, "reference"] += " och"
-    other = hand_made.report(runs, "other", table=table)
+    other = sample_reports.report(runs, "other", table=table)
     with pytest.raises(LabError) as caught:
         compare("raw", "better", "other", runs=runs)
     told = str(caught.value)
@@ -238,7 +242,7 @@ def test_other_test_set_is_refused_with_report_name(runs: Path):
 
 def test_other_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(text, "NORMALISER", "99")
-    other = hand_made.report(runs, "other")
+    other = sample_reports.report(runs, "other")
     with pytest.raises(LabError, match=f"only reports of one normaliser can be compared: {other.folder} has 99"):
         compare("raw", "other", runs=runs)
 
@@ -266,8 +270,8 @@ def test_unknown_report_raises_one_line_error(runs: Path, tmp_path: Path):
 
 
 def test_slices_show_differences_per_gender(tmp_path: Path):
-    hand_made.report(tmp_path, "raw", hand_made.wrong(3))
-    hand_made.report(tmp_path, "better", hand_made.wrong(lambda row: 1 if row.gender == "female" else 3))
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(3))
+    sample_reports.report(tmp_path, "better", sample_reports.wrong(lambda row: 1 if row.gender == "female" else 3))
     slices = compare("raw", "better", runs=tmp_path).slices.set_index(["value", "experiment"])
     assert set(slices["slice"]) == {"gender"}
     assert slices.loc[("female", "better"), "delta"] == pytest.approx(-2 / 12)
@@ -277,10 +281,10 @@ def test_slices_show_differences_per_gender(tmp_path: Path):
 
 
 def test_slice_with_few_speakers_has_no_interval(tmp_path: Path):
-    table = hand_made.rows()
+    table = sample_reports.rows()
     table["accent"] = ["Skåne" if row.speaker < "s03" else "Uppland" for row in table.itertuples()]
-    hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
-    hand_made.report(tmp_path, "better", hand_made.wrong(2), table=table)
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(3), table=table)
+    sample_reports.report(tmp_path, "better", sample_reports.wrong(2), table=table)
     compared = compare("raw", "better", runs=tmp_path)
     accents = compared.slices[compared.slices["slice"] == "accent"].set_index(["value", "experiment"])
     assert pd.isna(accents.loc[("Skåne", "better"), "low"])
@@ -303,7 +307,7 @@ def test_comparison_contains_costs_and_data(runs: Path):
 def test_next_step_depends_on_findings(runs: Path):
     assert "read where better still fails" in compare("raw", "better", runs=runs).next_step()
     assert "larger change" in compare("raw", "same", runs=runs).next_step()
-    hand_made.report(runs, "single", hand_made.wrong(1))
+    sample_reports.report(runs, "single", sample_reports.wrong(1))
     assert "train --recipe single --set training.seed=43" in compare("raw", "single", runs=runs).next_step()
 
 
@@ -362,8 +366,8 @@ def test_impossible_comparison_prints_one_line(call):
 def test_seed_label_models_keep_one_experiment(tmp_path: Path):
     asks = {"curation.max_label_cer": 0.4, "curation.label_model": "run:raw"}
     for seed in (42, 43):
-        hand_made.report(tmp_path, "raw", seed=seed, cache="rawcache0001")
-        hand_made.report(tmp_path, "filtered", seed=seed, cache=f"filtered00{seed}", settings=asks)
+        sample_reports.report(tmp_path, "raw", seed=seed, cache="rawcache0001")
+        sample_reports.report(tmp_path, "filtered", seed=seed, cache=f"filtered00{seed}", settings=asks)
     compared = comparison.compare(["raw", "filtered"], runs=tmp_path)
     assert [finding.experiment.seeds for finding in compared.findings] == [[42, 43], [42, 43]]
     assert compared.costs().loc["filtered", "cache"] == "filtered0042, filtered0043"
@@ -371,17 +375,19 @@ def test_seed_label_models_keep_one_experiment(tmp_path: Path):
 
 def test_large_p_prevents_conclusion_despite_interval(tmp_path: Path):
     """Five of six speakers improve: p cannot be below 2 / 2^5, however large the difference."""
-    table = hand_made.rows(speakers=6)
-    hand_made.report(tmp_path, "raw", hand_made.wrong(3), table=table)
-    hand_made.report(tmp_path, "five", hand_made.wrong(lambda row: 3 if row.speaker == "s05" else 1), table=table)
+    table = sample_reports.rows(speakers=6)
+    sample_reports.report(tmp_path, "raw", sample_reports.wrong(3), table=table)
+    sample_reports.report(
+        tmp_path, "five", sample_reports.wrong(lambda row: 3 if row.speaker == "s05" else 1), table=table
+    )
     _, five = comparison.compare(["raw", "five"], runs=tmp_path).findings
     assert five.difference.ci95[1] < 0
     assert five.verdict == "no difference shown: p is above 0.05, although the interval excludes 0"
 
 
 def test_fork_is_not_another_seed(tmp_path: Path):
-    hand_made.report(tmp_path, "raw", seed=42)
-    hand_made.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
+    sample_reports.report(tmp_path, "raw", seed=42)
+    sample_reports.report(tmp_path, "raw", seed=43, fork={"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64})
     (report,) = lookup.find("raw", tmp_path)
     assert report.lineage["seed"] == 43
 
@@ -389,7 +395,7 @@ def test_fork_is_not_another_seed(tmp_path: Path):
 def test_base_from_a_local_folder_is_matched(tmp_path: Path):
     """A tuned model does not record the path of its base; the report of the base does."""
     for tuned, place in ((True, "(a local path)"), (False, "/somewhere/my base")):
-        made = hand_made.report(tmp_path, "raw", tuned=tuned).folder / "manifest.json"
+        made = sample_reports.report(tmp_path, "raw", tuned=tuned).folder / "manifest.json"
         made.write_text(made.read_text().replace('"base": "openai/whisper-tiny', f'"base": "{place}'))
     compared = comparison.compare(["raw"], runs=tmp_path)
     assert [finding.experiment.tuned for finding in compared.findings] == [False, True]
@@ -397,8 +403,8 @@ def test_base_from_a_local_folder_is_matched(tmp_path: Path):
 
 def test_untuned_model_adds_no_seed_variance(tmp_path: Path):
     for seed, errors in ((1, 2), (2, 3)):
-        hand_made.report(tmp_path, "tuned", hand_made.wrong(errors), seed=seed)
-    untuned = hand_made.report(tmp_path, "base", hand_made.wrong(6), tuned=False)
+        sample_reports.report(tmp_path, "tuned", sample_reports.wrong(errors), seed=seed)
+    untuned = sample_reports.report(tmp_path, "base", sample_reports.wrong(6), tuned=False)
     _, found = comparison.compare([str(untuned.folder), "tuned"], runs=tmp_path).findings
     edits = found.experiment.edits
     both = scoring.difference_over_seeds(edits, lookup.gather([untuned])[0].edits)
@@ -408,9 +414,9 @@ def test_untuned_model_adds_no_seed_variance(tmp_path: Path):
 
 
 def test_note_counts_utterances_without_speaker(tmp_path: Path):
-    table = hand_made.rows().assign(speaker="")
+    table = sample_reports.rows().assign(speaker="")
     for name in ("raw", "other"):
-        hand_made.report(tmp_path, name, table=table, settings={"training.steps": len(name)})
+        sample_reports.report(tmp_path, name, table=table, settings={"training.steps": len(name)})
     compared = comparison.compare(["raw", "other"], runs=tmp_path)
     assert any("60 utterances have no speaker" in note for note in compared.notes())
 

@@ -1,4 +1,4 @@
-"""Reports whose truth is known: sentences by speakers, and what a model is to have written."""
+"""Write evaluation reports with chosen transcripts: utterances by several speakers, with given word errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = "en två tre fyra fem sex sju åtta nio tio"
 
 
 def rows(speakers: int = 12, each: int = 5) -> pd.DataFrame:
-    """Utterances of ten words: `each` by every speaker, of whom every second is a woman."""
+    """Return utterances of twelve words, `each` of every speaker; every second speaker is a woman."""
     names = [(speaker, clip) for speaker in range(speakers) for clip in range(each)]
     return pd.DataFrame(
         {
@@ -35,7 +35,7 @@ def rows(speakers: int = 12, each: int = 5) -> pd.DataFrame:
 
 
 def wrong(count: Callable[[Any], int] | int) -> Callable[[Any], str]:
-    """Writes the reference with so many of its words wrong, `count` or `count(row)`."""
+    """Return a function from a row to a hypothesis with `count` (or `count(row)`) substituted words."""
 
     def write(row: Any) -> str:
         words = row.reference.split()
@@ -59,39 +59,48 @@ def report(
     scored: str = "",
     fork: dict[str, Any] | None = None,
 ) -> evaluation.EvalReport:
-    """A sealed report below `runs/<name>/reports`, as an evaluation leaves it.
+    """Write a sealed report below `runs/<name>/reports` and return it.
 
-    `cache` is the digest of what the model was trained on, and of what was scored unless `scored` names another.
+    `cache` is the digest of the training data, and of the evaluated data unless `scored` is given.
     """
-    told = recipes.load("tour", {"training.seed": seed, **(settings or {})}).model_copy(update={"name": name})
+    recipe = recipes.load("tour", {"training.seed": seed, **(settings or {})}).model_copy(update={"name": name})
     model = (
-        digest({"recipe": told.settings(), "cache": cache, **({"fork": fork} if fork else {})}) if tuned else "1a2b3c"
+        digest({"recipe": recipe.settings(), "cache": cache, **({"fork": fork} if fork else {})}) if tuned else "1a2b3c"
     )
     folder = runs / name / ("train-" + model if tuned else "base")
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {}
+    metadata = {}
     if tuned:
-        (folder / "recipe.json").write_text(json.dumps(told.model_dump(mode="json")))
+        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
         (folder / "training.json").write_text(json.dumps({"best_step": 80, "seconds": 100.5 + seed}))
         data = {split: {"clips": n, "hours": n / 1000} for split, n in (("train", 960), ("test", 60))}
-        facts = {"digest": model, "base": BASE, "cache": cache, "data": data, "machine": "2 CPU threads", "fork": fork}
-    ref = ModelRef(f"{name}-{model}" if tuned else BASE.partition(" ")[0], folder, "folder", model, None, facts=facts)
+        metadata = {
+            "digest": model,
+            "base": BASE,
+            "cache": cache,
+            "data": data,
+            "machine": "2 CPU threads",
+            "fork": fork,
+        }
+    ref = ModelRef(
+        f"{name}-{model}" if tuned else BASE.partition(" ")[0], folder, "folder", model, None, facts=metadata
+    )
     table = rows() if table is None else table
-    written = [(write or wrong(2))(row) for row in table.itertuples()]
-    predictions = table.assign(hypothesis=written, wer=0.0)
+    hypotheses = [(write or wrong(2))(row) for row in table.itertuples()]
+    predictions = table.assign(hypothesis=hypotheses, wer=0.0)
     identity = {
-        **told.settings("evaluation"),
+        **recipe.settings("evaluation"),
         "model": model,
         "split": split,
         "cache": scored or cache,
         "context": "clip",
     }
-    place = runs / name / "reports" / f"{split}-{digest(identity | {'set': evaluation.test_set(predictions)})}"
-    place.mkdir(parents=True, exist_ok=True)
-    predictions.to_csv(place / "predictions.csv", index=False)
+    path = runs / name / "reports" / f"{split}-{digest(identity | {'set': evaluation.test_set(predictions)})}"
+    path.mkdir(parents=True, exist_ok=True)
+    predictions.to_csv(path / "predictions.csv", index=False)
     texts = [predictions[column].tolist() for column in ("reference", "hypothesis", "speaker")]
     manifest.seal(
-        place,
+        path,
         kind="report",
         model=ref.title,
         split=split,
@@ -103,4 +112,4 @@ def report(
         normaliser=text.NORMALISER,
         lineage=evaluation.lineage(ref),
     )
-    return evaluation.read_report(place)
+    return evaluation.read_report(path)
