@@ -176,6 +176,7 @@ def test_no_log_reads_as_no_rows(log):
     assert feedback_log.read(log) == []
 
 
+@pytest.mark.slow
 def test_two_processes_and_four_threads_lose_nothing(log):
     code = (
         "import sys; from pathlib import Path; from pipelines.inference import feedback\n"

@@ -278,6 +278,7 @@ def test_digest_changes_with_every_setting(name):
     assert [line.partition(":")[0] for line in differences(base.settings(), changed.settings())] == [name]
 
 
+@pytest.mark.slow
 def test_digest_is_equal_in_every_process():
     script = "from pipelines.recipes import load, digest; print(digest(load().settings()))"
     digests = {

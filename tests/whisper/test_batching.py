@@ -71,6 +71,7 @@ def test_each_index_once_an_epoch_in_as_many_batches_as_told(n, batch_size, buck
     assert all(type(index) is int for batch in batches for index in batch)
 
 
+@pytest.mark.slow
 def test_seed_and_epoch_alone_decide_the_order():
     def order(seed: int, epoch: int) -> list[list[int]]:
         return [batch.tolist() for batch in bucketed(lengths_of(50), 4, 3, seed, epoch)]

@@ -467,6 +467,7 @@ def as_argument(value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_training_is_resumable(whole, fresh_runs, monkeypatch):
     recipe, made, _, _ = whole
 
@@ -492,11 +493,13 @@ def test_ctrl_c_between_trainings_is_resumable(toy_settings, runs, monkeypatch):
         sweep.run(toy_settings(SEARCH | {"search.seed": 1}), runs=runs)
 
 
+@pytest.mark.slow
 def test_exhausted_budget_still_gives_a_model(whole, toy_settings, runs):
     made = sweep.run(toy_settings(SEARCH | {"search.seed": 2, "search.max_hours": 1e-9}), runs=runs)
     assert [(trial.number, trial.state) for trial in made.trials] == [(1, "finished")]
 
 
+@pytest.mark.slow
 def test_trial_error_is_recorded_common_error_raised(whole, toy_settings, runs, monkeypatch):
     wild = {"search.space.training.learning_rate": {"kind": "choice", "values": [1e-3, 1e36]}}
     small = {"search.trials": 2, "search.reduction": 1, "training.steps": 2, "training.eval_every": 2}

@@ -269,6 +269,7 @@ def test_added_file_changes_no_other_split(corpus, speaker):
     assert len(after) == 121
 
 
+@pytest.mark.slow
 def test_drawn_splits_depend_on_the_seed_only(corpus):
     folder = corpus({"transcripts.csv": speakers_table(300)})
     show = f"print([e.split for e in F({str(folder)!r}).examples()])"

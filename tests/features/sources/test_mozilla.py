@@ -153,6 +153,7 @@ def test_recipe_opens_the_source():
         recipes.load("tour", {"source.kind": "mozilla"})
 
 
+@pytest.mark.slow
 def test_import_loads_no_client():
     code = (
         "import sys, pipelines.features.sources.common_voice.mozilla; "

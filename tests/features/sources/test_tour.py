@@ -164,6 +164,7 @@ def test_held_out_splits_are_mostly_hand_written():
     assert all((normalise(line.text) in hand) == (line.origin == "hand") for line in plan())
 
 
+@pytest.mark.slow
 def test_plan_depends_on_seed_and_not_on_process():
     code = (
         "import hashlib; from pipelines.features.sources.synthetic.tour import plan; "
@@ -243,6 +244,7 @@ def test_bytes_do_not_depend_on_earlier_synthesis():
     assert len(set(first)) == len(first)
 
 
+@pytest.mark.slow
 @needs_espeak
 def test_bytes_are_equal_in_a_new_process():
     here = {variant: espeak.synthesise("Älgen åt äpplen.", variant, 150, 50) for variant in espeak.VARIANTS}

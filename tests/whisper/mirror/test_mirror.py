@@ -214,6 +214,7 @@ def test_unknown_name_suggests_the_nearest(tmp_path: Path):
         mirror.fetch("openai/whisper-smal@q8", tmp_path)
 
 
+@pytest.mark.slow
 def test_import_loads_nothing_heavy():
     heavy = "{'torch', 'transformers', 'numpy', 'onnx', 'safetensors', 'filelock'}"
     code = f"import sys, pipelines.whisper.mirror; print(sorted({heavy} & sys.modules.keys()))"
