@@ -425,7 +425,7 @@ def test_feedback_log_is_read_and_appended_to(expected):
     assert [row["flag"] for row in before] == ["right", "wrong"]
     assert before[1]["reference"] == "ja, nej; å"
     sound = Waveform(np.full(400, 0.1, dtype=np.float32))
-    row = feedback.append(log, output="nej", flag="right", model="toy @ 1", recording=sound)
+    row = feedback.append(log, feedback.Feedback(output="nej", flag="right", model="toy @ 1", recording=sound))
     assert feedback_log.read(log) == [*before, row]
 
 

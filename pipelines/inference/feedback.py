@@ -1,14 +1,14 @@
-"""Writing the feedback log: one row for each verdict of a listener, and the recording beside it where they consent.
+"""Append to the feedback log: one row per feedback of a listener, and the recording if they consent.
 
-Several threads and processes may append at once. Reading them is in infra/feedback_log.py.
+Several threads and processes may append at the same time. infra/feedback_log.py reads the log.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import re
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,53 +20,51 @@ from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.speech.edits import count_edits
 
 MAX_CHARS = 2_000
-"""Longer texts are refused: thirty seconds of speech hold some 500 characters."""
+"""Longer texts are refused; thirty seconds of speech have about 500 characters."""
 
 _C1_CONTROLS = re.compile(r"[\x80-\x9f]+")
 
-_LOG = logging.getLogger(__name__)
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """A listener's feedback on a transcript."""
+
+    output: str
+    """The transcript."""
+    flag: str
+    """`right` (the reference is the output) or `wrong`."""
+    model: str
+    """Name @ revision."""
+    reference: str = ""
+    """The listener's correction, or empty."""
+    username: str = ""
+    recording: Waveform | None = None
+    """Is saved; ask for consent first."""
 
 
-def append(
-    log: Path,
-    *,
-    output: str,
-    flag: str,
-    model: str,
-    reference: str = "",
-    username: str = "",
-    recording: Waveform | None = None,
-    now: datetime | None = None,
-) -> dict[str, str]:
-    """Add one verdict to the CSV file `log`, made with its header where it does not exist yet; returns the row.
+def append(log: Path, feedback: Feedback, now: datetime | None = None) -> dict[str, str]:
+    """Append one feedback to the CSV file `log`, which is created if needed; return the row.
 
-    `flag` is `right` (the reference is then the output itself) or `wrong` (`reference` is the listener's correction,
-    or empty). `model` is name @ revision. `recording` is kept only if it is given: ask before. `now` is the clock's
-    time unless told.
-    Raises LabError for a text over 2,000 characters, another flag, a log with other columns or one that
-    cannot be written.
+    `now` defaults to the current time. Raises LabError for a text over 2,000 characters, another flag, a log with other
+    columns, or a log that cannot be written.
     """
-    if flag not in FLAGS:
-        raise LabError(f"flag must be {' or '.join(FLAGS)}, got {flag!r}")
-    output, username, model = (
-        clean_field("output", output),
-        clean_field("username", username),
-        clean_field("model", model),
-    )
-    reference = output if flag == "right" else clean_field("reference", reference)
+    if feedback.flag not in FLAGS:
+        raise LabError(f"flag must be {' or '.join(FLAGS)}, got {feedback.flag!r}")
+    output = clean_field("output", feedback.output)
+    reference = output if feedback.flag == "right" else clean_field("reference", feedback.reference)
     row = {
         "audio": "",
         "output": output,
-        "flag": flag,
-        "username": username,
+        "flag": feedback.flag,
+        "username": clean_field("username", feedback.username),
         "timestamp": (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
         "reference": reference,
         "wer": wer(reference, output),
-        "model": model,
+        "model": clean_field("model", feedback.model),
     }
     csv_log = feedback_log.open_log(log)
     with csv_log.locked():
-        row["audio"] = _keep(recording, log.parent / "audio") if recording else ""
+        row["audio"] = _save_recording(feedback.recording, log.parent / "audio") if feedback.recording else ""
         try:
             csv_log.append(row)
         except (OSError, LabError):
@@ -77,7 +75,7 @@ def append(
 
 
 def wer(reference: str, output: str) -> str:
-    """Normalised word error rate with four decimals; empty where the reference holds no word."""
+    """Return the normalised word error rate with four decimals, or "" if the reference contains no word."""
     if not text.normalise(reference):
         return ""
     edits = count_edits([reference], [output])
@@ -85,14 +83,14 @@ def wer(reference: str, output: str) -> str:
 
 
 def clean_field(name: str, value: str) -> str:
-    """One line of NFC text that UTF-8 can hold. Raises LabError for more than MAX_CHARS."""
+    """Return NFC text in one line that is valid UTF-8. Raises LabError for more than MAX_CHARS."""
     if len(value) > MAX_CHARS:
-        raise LabError(f"{name} has {len(value):,} characters, at most {MAX_CHARS:,} are kept: shorten it")
+        raise LabError(f"{name} has {len(value):,} characters, at most {MAX_CHARS:,} are allowed: shorten it")
     return text.clean(_C1_CONTROLS.sub(" ", value.encode("utf-8", "replace").decode()))
 
 
-def _keep(recording: Waveform, folder: Path) -> str:
-    """Write the recording under a random name; the name as seen from the log. Git never takes the folder in."""
+def _save_recording(recording: Waveform, folder: Path) -> str:
+    """Write the recording under a random name and return its path relative to the log. Git ignores the folder."""
     import soundfile
 
     wav = io.BytesIO()

@@ -179,8 +179,8 @@ class WindowCutter:
     def feed(self, block: np.ndarray) -> Iterator[Window]:
         """Yield the windows that end in these samples."""
         self.buffer = np.concatenate([self.buffer, np.asarray(block, dtype=np.float32)])
-        n_whole = (self.offset + len(self.buffer) - self.position) // CHUNK_SAMPLES * CHUNK_SAMPLES
-        yield from self._process(self._samples(self.position, self.position + n_whole))
+        n_samples = (self.offset + len(self.buffer) - self.position) // CHUNK_SAMPLES * CHUNK_SAMPLES
+        yield from self._process(self._samples(self.position, self.position + n_samples))
         self._drop_unneeded()
 
     def open_stretch(self) -> tuple[int | None, np.ndarray]:

@@ -40,7 +40,7 @@ class Partial:
 
     @property
     def text(self) -> str:
-        """All words in order."""
+        """Return all words in order."""
         return " ".join(part for part in (*(s.text for s in self.segments), self.settled, self.open) if part)
 
 

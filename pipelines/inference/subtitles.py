@@ -1,4 +1,4 @@
-"""A Transcript as text, SubRip (srt), WebVTT (vtt), or the JSON that OpenAI's clients call verbose."""
+"""Write a Transcript as text, SubRip (srt), WebVTT (vtt), or the verbose JSON of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from typing import Any
 from pipelines.inference.transcript import Segment, Transcript, Word
 
 LINE_CHARS = 42
-"""Longest line of a subtitle, and two lines at most: what broadcasters and streaming services ask for."""
+"""Characters per line of a subtitle, with two lines at most: the usual limit of broadcasters."""
 LONGEST_S = 7.0
+"""Maximum duration of a subtitle."""
 _LINES = 2
 
 
 def text(transcript: Transcript) -> str:
-    """One segment a line."""
+    """Return one line per segment."""
     return "".join(f"{segment.text}\n" for segment in transcript.segments)
 
 
 def srt(transcript: Transcript) -> str:
-    """SubRip: numbered, times with a comma."""
-    cues = [cue for segment in transcript.segments for cue in cues_of(segment)]
+    """Return SubRip: numbered cues, times with a decimal comma."""
+    cues = [cue for segment in transcript.segments for cue in split_into_cues(segment)]
     return "".join(
-        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{lines}\n\n"
+        f"{number}\n{_format_time(start, ',')} --> {_format_time(end, ',')}\n{lines}\n\n"
         for number, (start, end, lines) in enumerate(cues, 1)
     )
 
 
 def vtt(transcript: Transcript) -> str:
-    """WebVTT; what would be markup is escaped."""
-    cues = [cue for segment in transcript.segments for cue in cues_of(segment)]
+    """Return WebVTT with escaped text."""
+    cues = [cue for segment in transcript.segments for cue in split_into_cues(segment)]
     return "WEBVTT\n\n" + "".join(
-        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(lines)}\n\n" for start, end, lines in cues
+        f"{_format_time(start, '.')} --> {_format_time(end, '.')}\n{_escape(lines)}\n\n" for start, end, lines in cues
     )
 
 
 def as_dict(transcript: Transcript, language: str = "sv") -> dict[str, Any]:
-    """The verbose JSON of OpenAI's API, with confidences."""
+    """Return the verbose JSON of OpenAI's API, with confidences."""
     return {
         "task": "transcribe",
         "language": language,
@@ -67,34 +68,35 @@ def _word(word: Word) -> dict[str, Any]:
 
 
 def verbose_json(transcript: Transcript) -> str:
+    """Return `as_dict` as JSON text."""
     return json.dumps(as_dict(transcript), ensure_ascii=False, indent=1) + "\n"
 
 
 FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": text, "srt": srt, "vtt": vtt, "json": verbose_json}
-"""Ending of the file to what writes it."""
+"""File suffix to writer."""
 
 
-def cues_of(segment: Segment) -> list[tuple[float, float, str]]:
-    """A segment as (start_s, end_s, lines): at most two lines of 42 letters, at most 7 s each.
+def split_into_cues(segment: Segment) -> list[tuple[float, float, str]]:
+    """Return a segment as cues (start_s, end_s, lines) of at most two lines of 42 characters and 7 s.
 
-    Where one segment makes several cues, its time is shared out by letters: speech is not timed word by word.
+    The time of a segment with several cues is divided by their numbers of characters.
     """
     pages = _pages(segment.text.split(), segment.end_s - segment.start_s)
-    total = sum(map(_letters, pages)) or 1
+    total = sum(map(_n_chars, pages)) or 1
     cues, start = [], segment.start_s
     for page in pages:
-        end = start + (segment.end_s - segment.start_s) * _letters(page) / total
+        end = start + (segment.end_s - segment.start_s) * _n_chars(page) / total
         cues.append((start, end, "\n".join(" ".join(line) for line in page)))
         start = end
     return cues
 
 
 def _pages(words: list[str], duration_s: float) -> list[list[list[str]]]:
-    """Words to pages of lines."""
+    """Divide words into pages of lines."""
     lines = _lines(words, LINE_CHARS)
     if not lines:
         return []
-    # as many pages as the lines or the seconds ask for, all of about one length
+    # as many pages as lines or seconds require, of about equal length
     n = max(-(-len(lines) // _LINES), -(-duration_s // LONGEST_S))
     goal = sum(len(word) + 1 for word in words) / n
     pages: list[list[str]] = [[]]
@@ -117,15 +119,15 @@ def _lines(words: list[str], width: int) -> list[list[str]]:
     return lines
 
 
-def _letters(page: list[list[str]]) -> int:
+def _n_chars(page: list[list[str]]) -> int:
     return sum(len(word) + 1 for line in page for word in line)
 
 
-def _clock(seconds: float, separator: str) -> str:
-    milliseconds = round(max(seconds, 0.0) * 1000)
-    whole, rest = divmod(milliseconds, 1000)
-    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}{separator}{rest:03d}"
+def _format_time(time_s: float, separator: str) -> str:
+    milliseconds = round(max(time_s, 0.0) * 1000)
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{separator}{rest:03d}"
 
 
-def _escaped(lines: str) -> str:
+def _escape(lines: str) -> str:
     return lines.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

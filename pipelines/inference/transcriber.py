@@ -108,7 +108,7 @@ class Transcriber:
 
     @property
     def times_words(self) -> bool:
-        """Whether the engine can compute word times (Engine.word_starts)."""
+        """Return whether the engine can compute word times (Engine.word_starts)."""
         return getattr(self.loaded, "can_align", False)
 
     def transcribe(

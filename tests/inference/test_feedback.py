@@ -25,7 +25,7 @@ NOON = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
 
 
 def add(log, output="hej på dig", flag="wrong", **more):
-    return feedback.append(log, **{"output": output, "flag": flag, "model": "tiny @ abc", "now": NOON, **more})
+    return feedback.append(log, feedback.Feedback(output=output, flag=flag, **{"model": "tiny @ abc", **more}), NOON)
 
 
 @pytest.fixture
@@ -180,8 +180,8 @@ def test_no_log_reads_as_no_rows(log):
 def test_two_processes_and_four_threads_lose_nothing(log):
     code = (
         "import sys; from pathlib import Path; from pipelines.inference import feedback\n"
-        "for i in range(40): feedback.append(Path(sys.argv[1]), output=f'rad {i}', flag='right', model='m', "
-        "username=sys.argv[2])"
+        "for i in range(40): feedback.append(Path(sys.argv[1]), feedback.Feedback(output=f'rad {i}', "
+        "flag='right', model='m', username=sys.argv[2]))"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(log), f"process {n}"], cwd=ROOT) for n in range(2)]
     threads = [
@@ -232,7 +232,7 @@ def test_a_report_becomes_a_log_that_reads_back(tmp_path):
 
 def test_what_listeners_said_is_never_replaced(tmp_path):
     log = tmp_path / "log.csv"
-    feedback.append(log, output="hej", flag="right", model="tiny @ 1")
+    feedback.append(log, feedback.Feedback(output="hej", flag="right", model="tiny @ 1"))
     before = log.read_bytes()
     with pytest.raises(LabError, match="listeners"):
         transcript_log.write(log, SimpleNamespace(predictions=pd.DataFrame(), model="tiny @ 1"))

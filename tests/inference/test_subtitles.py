@@ -50,7 +50,7 @@ def test_verbose_json_has_what_openai_clients_read():
 @given(st.lists(st.sampled_from(WORDS), max_size=80), st.floats(0.1, 30), st.floats(0, 4_000))
 def test_cues_hold_every_word_once_in_order_and_in_time(words, duration_s, start_s):
     segment = Segment(start_s, start_s + duration_s, " ".join(words))
-    cues = subtitles.cues_of(segment)
+    cues = subtitles.split_into_cues(segment)
     assert " ".join(lines for _, _, lines in cues).split() == words
     assert all(len(lines.split("\n")) <= 2 for _, _, lines in cues)
     assert all(len(line) <= subtitles.LINE_CHARS for _, _, lines in cues for line in lines.split("\n"))
@@ -61,11 +61,11 @@ def test_cues_hold_every_word_once_in_order_and_in_time(words, duration_s, start
 
 
 def test_a_word_longer_than_a_line_stands_alone():
-    cues = subtitles.cues_of(Segment(0, 2, f"ett {'långt' * 12} ord"))
+    cues = subtitles.split_into_cues(Segment(0, 2, f"ett {'långt' * 12} ord"))
     assert [line for _, _, lines in cues for line in lines.split("\n")] == ["ett", "långt" * 12, "ord"]
 
 
 def test_a_long_segment_is_shown_piece_by_piece():
-    cues = subtitles.cues_of(Segment(0, 28, " ".join(WORDS * 2)))
+    cues = subtitles.split_into_cues(Segment(0, 28, " ".join(WORDS * 2)))
     assert len(cues) >= 4
     assert all(end - start < 10 for start, end, _ in cues)

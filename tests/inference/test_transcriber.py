@@ -253,7 +253,7 @@ def test_blocks_windows_and_batches_are_never_all_in_memory(scripted):
     blocks = (rng.standard_normal(30 * SECOND, dtype=np.float32) for _ in range(40))
     engine = scripted(Scripted(), context_s=10.0)
     tracemalloc.start()
-    n = sum(1 for _ in engine._segments(blocks))
+    n = sum(1 for _ in engine._decode_blocks(blocks))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 120 <= n <= 180

@@ -25,7 +25,7 @@ class LocalizedComponents:
 
     @property
     def components(self) -> list[Any]:
-        """All components, in the order of `updates`."""
+        """Return all components, in the order of `updates`."""
         return [component for component, _ in self._entries]
 
     def add(self, kind: Any, localize: Callable[[Texts], dict[str, Any]], **options: Any) -> Any:
@@ -82,7 +82,7 @@ class Components:
 
     @property
     def result_outputs(self) -> list[Any]:
-        """All results, which are cleared for a new recording."""
+        """Return the outputs that are cleared for a new recording."""
         form = self.feedback
         return [*self.transcript_outputs, form.correction, form.thanks, self.comparison, *self.detail_outputs]
 

@@ -102,7 +102,7 @@ class Service:
 
     @property
     def can_compare(self) -> bool:
-        """Whether there is a model before fine-tuning."""
+        """Return whether there is a model before fine-tuning."""
         return self._load_base is not None or self._base is not None or self._loading.locked()
 
     def transcribe(
@@ -201,8 +201,7 @@ class Service:
         correction = "" if flag == "right" or correction.strip() == transcript.text.strip() else correction
         new = (flag, correction, save_recording and transcript.recording is not None)
         if new != transcript.feedback:
-            feedback.append(
-                self.log,
+            given = feedback.Feedback(
                 output=transcript.text,
                 flag=flag,
                 model=model_title(self.transcriber.ref),
@@ -210,11 +209,12 @@ class Service:
                 username=username,
                 recording=transcript.recording if save_recording else None,
             )
+            feedback.append(self.log, given)
         return replace(transcript, feedback=new)
 
 
 def _read(path: str, check_deadline: Callable[[], float]) -> Waveform:
-    """Read the recording block by block: ten minutes at 16 kHz are 38 MB, whatever the file's rate and channels."""
+    """Read the recording block by block: ten minutes at 16 kHz are 38 MB, independent of the file's format."""
     import numpy as np
 
     from pipelines.speech import audio

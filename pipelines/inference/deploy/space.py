@@ -1,12 +1,12 @@
-"""The page as a Space of the Hugging Face Hub: app.py, the modules that it imports, and nothing else of the lab.
+"""Publish the app as a Space of the Hugging Face Hub: app.py, the modules that it imports, and nothing else.
 
-    app.py, pipelines/…   as they are here; which modules, their own imports tell, and the page's examples
-    space.json            the model at its commit: what app.py serves where nobody names another
-    requirements.txt      what those modules import of other people's, with the floors of the lab's own
-    README.md             front matter: SDK, versions, model, what the build fetches beforehand
+    app.py, pipelines/…   unchanged: the modules that app.py imports, directly or not, and the app's data files
+    space.json            the model at a commit, which app.py serves by default
+    requirements.txt      the packages that those modules import, with the lab's minimum versions
+    README.md             metadata: SDK, versions, model, files that the build downloads
     LICENSE
 
-The Space is private; it is brought up to date in one commit, and read back.
+The Space is private. It is updated in one commit, which is read back.
 """
 
 from __future__ import annotations
@@ -34,22 +34,21 @@ from pipelines.whisper import model as whisper_model
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-logger = logging.getLogger(__name__)
-
-
 HARDWARE = {"cpu": "cpu-basic", "zerogpu": "zero-a10g"}
-"""What is asked for, and the Hub's name of it."""
+"""Value of --hardware to the Hub's name."""
 PYTHON = "3.12"
 APP = Path("pipelines", "inference", "app")
 DATA_FOLDERS = (APP / "examples", APP / "static")
 """Files that the app reads: example recordings, style and scripts."""
 _NEVER_CALLED = {"hopsworks", "pyarrow", "tqdm", "ray"}
-"""Imported by functions that a page with a model of the Hub never calls."""
+"""Packages imported only by functions that the app does not call with a model of the Hub."""
 _ZEROGPU_TORCH = "torch>=2.8,<2.12"
-"""What ZeroGPU runs."""
+"""Versions that ZeroGPU supports."""
 _REQUIREMENT = re.compile(r"(?:^|')([A-Za-z][\w.-]*)(\[[\w,]+\])?([<>=!~][^'\s]*)?", re.MULTILINE)
-_FOUND_NOT_IMPORTED = {"silero_vad"}
-"""Packages whose files are read."""
+_DATA_PACKAGES = {"silero_vad"}
+"""Packages whose files are read without importing them."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,19 @@ class Model:
     commit: str
     private: bool
     files: tuple[str, ...]
-    """What `models.resolve` fetches of it."""
+    """Files that whisper.model.resolve downloads."""
 
     @property
     def uri(self) -> str:
+        """URI with the commit."""
         return f"hub://{self.name}@{self.commit}"
 
 
 def find_model(uri: str) -> Model:
-    """The model `hub://owner/name[@revision]` (or a Hub id), its revision resolved to a commit."""
+    """Return the model `hub://owner/name[@revision]` (or a Hub id) with its revision resolved to a commit.
+
+    Raises LabError if it is not on the Hub or cannot be loaded by app.py.
+    """
     if stores.is_folder(uri) or "://" in uri.removeprefix("hub://"):
         raise LabError(
             f"a Space takes its model from the Hub, got {uri}: publish it first (python -m pipelines publish), "
@@ -78,18 +81,18 @@ def find_model(uri: str) -> Model:
     uri = uri if uri.startswith("hub://") else f"hub://{uri}"
     owner, name, path, revision = hub.parts(uri)
     if not name or path:
-        raise LabError(f"a Space takes a model that has a repository of its own, hub://owner/name, got {uri}")
+        raise LabError(f"a Space takes a model with its own repository, hub://owner/name, got {uri}")
     with hub.one_line(uri):
-        told = hub.client().model_info(f"{owner}/{name}", revision=revision or None)
-    names = [file.rfilename for file in told.siblings or ()]
-    wanted = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in whisper_model.HUB_FILES)]
-    if "config.json" not in names or not fnmatch.filter(wanted, "*.safetensors"):
-        raise LabError(f"{uri} is no model that app.py can load: expected config.json and model.safetensors in it")
-    return Model(f"{owner}/{name}", told.sha, bool(told.private), tuple(sorted(wanted)))
+        info = hub.client().model_info(f"{owner}/{name}", revision=revision or None)
+    names = [file.rfilename for file in info.siblings or ()]
+    files = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in whisper_model.HUB_FILES)]
+    if "config.json" not in names or not fnmatch.filter(files, "*.safetensors"):
+        raise LabError(f"{uri} cannot be loaded by app.py: expected config.json and model.safetensors in it")
+    return Model(f"{owner}/{name}", info.sha, bool(info.private), tuple(sorted(files)))
 
 
 def write(folder: Path, name: str, model: Model, hardware: str = "cpu") -> list[str]:
-    """Write the files of the Space `owner/name` to `folder`, which is absent or empty. Returns their names, sorted."""
+    """Write the files of the Space `owner/name` to `folder`, which is absent or empty; return their names, sorted."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LabError(f"a Space is called owner/name, got {name!r}")
     if hardware not in HARDWARE:
@@ -108,9 +111,9 @@ def write(folder: Path, name: str, model: Model, hardware: str = "cpu") -> list[
 
 
 def publish(name: str, model: Model, hardware: str = "cpu") -> dict[str, str]:
-    """Make the Space `owner/name`, private, or bring it up to date. Returns its name, commit and address."""
-    with tempfile.TemporaryDirectory() as aside:
-        folder = Path(aside) / "space"
+    """Create or update the private Space `owner/name`; return its name, commit and URL."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "space"
         files = write(folder, name, model, hardware)
         with hub.one_line(f"the Space {name}"):
             api, flavour = hub.client(), HARDWARE[hardware]
@@ -118,7 +121,7 @@ def publish(name: str, model: Model, hardware: str = "cpu") -> dict[str, str]:
                 name, repo_type="space", space_sdk="gradio", space_hardware=flavour, private=True, exist_ok=True
             )
             if hardware == "zerogpu" and api.get_space_runtime(name).requested_hardware != flavour:
-                api.request_space_hardware(name, flavour)  # the Space was there; whatever else it runs on stays
+                api.request_space_hardware(name, flavour)  # an existing Space; other hardware is not changed
             commit = _commit(api, name, folder, files)
     return {"space": name, "commit": commit, "url": f"{environment.hub_endpoint()}/spaces/{name}"}
 
@@ -130,96 +133,93 @@ def data_files() -> list[Path]:
 
 
 def modules() -> list[Path]:
-    """app.py and every module of the package that it needs, seen from the root; packages with their __init__.py.
+    """Return app.py and every module that it imports, directly or not, relative to the root.
 
-    Imports inside functions count, those for type checkers do not.
+    Imports inside functions count; imports for type checkers do not.
     """
-    found, todo = {Path("app.py")}, [Path("app.py")]
-    while todo:
-        for name in _imports(todo.pop()):
-            for path in _files_of(name):
-                if path not in found:
-                    found.add(path)
-                    todo.append(path)
-    return sorted(found)
+    modules, unread = {Path("app.py")}, [Path("app.py")]
+    while unread:
+        for name in _imports(unread.pop()):
+            new = set(_module_files(name)) - modules
+            modules |= new
+            unread += new
+    return sorted(modules)
 
 
 def requirements(sources: list[Path], hardware: str) -> str:
-    """requirements.txt of a Space that holds `sources`."""
-    listed = (environment.ROOT / "requirements.txt").read_text("utf-8")
-    floors = {_module(found[1]): "".join(found.groups("")) for found in _REQUIREMENT.finditer(listed)}
+    """Return the requirements.txt of a Space with these `sources`."""
+    text = (environment.ROOT / "requirements.txt").read_text("utf-8")
+    lines = {_import_name(match[1]): "".join(match.groups("")) for match in _REQUIREMENT.finditer(text)}
     needed = {name.partition(".")[0] for path in sources for name in _imports(path)} - _NEVER_CALLED
-    needed |= _FOUND_NOT_IMPORTED
-    if hardware == "zerogpu":  # a GPU is there: transformers decodes on it
-        floors |= {"torch": _ZEROGPU_TORCH, "spaces": "spaces"}
+    needed |= _DATA_PACKAGES
+    if hardware == "zerogpu":  # transformers decodes on the GPU
+        lines |= {"torch": _ZEROGPU_TORCH, "spaces": "spaces"}
         needed -= {"ctranslate2", "onnx"}
-    return "".join(f"{line}\n" for name, line in sorted(floors.items()) if name in needed)
+    return "".join(f"{line}\n" for name, line in sorted(lines.items()) if name in needed)
 
 
-def _module(distribution: str) -> str:
-    """The name under which a distribution is imported, where both agree but for their dashes."""
+def _import_name(distribution: str) -> str:
+    """Return the import name of a distribution whose names differ at most in dashes and case."""
     return distribution.lower().replace("-", "_")
 
 
 def _imports(path: Path) -> set[str]:
-    """Dotted names of all that a source file imports at run time, the names in `from x import name` among them."""
-    found = set()
-    for node in _at_run_time(ast.parse((environment.ROOT / path).read_text("utf-8"))):
+    """Return the dotted names that a file imports at run time, including the names in `from x import name`."""
+    names = set()
+    for node in _run_time_nodes(ast.parse((environment.ROOT / path).read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
 
 
-def _at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+def _run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes below `node` except those under `if TYPE_CHECKING`."""
     yield node
-    typing_only = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-    for child in node.orelse if typing_only else ast.iter_child_nodes(node):
-        yield from _at_run_time(child)
+    is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    for child in node.orelse if is_for_types else ast.iter_child_nodes(node):
+        yield from _run_time_nodes(child)
 
 
-def _files_of(name: str) -> Iterator[Path]:
-    """The files of this package that are run when `name` is imported; none for other people's."""
+def _module_files(name: str) -> Iterator[Path]:
+    """Yield the files of this package that run when `name` is imported, relative to the root."""
     parts = name.split(".")
     if parts[0] != "pipelines":
         return
     for n in range(1, len(parts) + 1):
         stem = Path(*parts[:n])
-        yield from (path for path in (stem / "__init__.py", stem.with_suffix(".py")) if _is_here(path))
-
-
-def _is_here(path: Path) -> bool:
-    return (environment.ROOT / path).is_file()
+        candidates = (stem / "__init__.py", stem.with_suffix(".py"))
+        yield from (path for path in candidates if (environment.ROOT / path).is_file())
 
 
 def _commit(api: HfApi, name: str, folder: Path, files: list[str]) -> str:
-    """Send what differs and remove modules that are needed no more, in one commit; read it back. Returns the commit."""
+    """Upload changed files and delete unneeded modules in one commit, and read it back; return the commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    place = hub.HubPlace(api, name, "space", "main")
-    changed = _unlike(place, folder, files)
-    stale = [path for path in place.sizes() if path.startswith("pipelines/") and path not in files]
+    remote = hub.HubPlace(api, name, "space", "main")
+    changed = _differing(remote, folder, files)
+    stale = [path for path in remote.sizes() if path.startswith("pipelines/") and path not in files]
     if not changed and not stale:
-        logger.info(f"the Space {name} is there already, whole and the same")
+        logger.info(f"the Space {name} is up to date")
         return api.repo_info(name, repo_type="space").sha
     logger.info(f"sending {len(changed)} of {len(files)} files to the Space {name}")
     operations: list[Any] = [CommitOperationAdd(path, folder / path) for path in changed]
     operations += [CommitOperationDelete(path) for path in stale]
     commit = api.create_commit(name, operations, commit_message="Publish the page", repo_type="space").oid
-    if wrong := _unlike(hub.HubPlace(api, name, "space", commit), folder, files):
+    if wrong := _differing(hub.HubPlace(api, name, "space", commit), folder, files):
         raise LabError(f"the Space {name} does not read back as it was published ({wrong[0]} differs). Run this again")
     return commit
 
 
-def _unlike(place: hub.HubPlace, folder: Path, files: list[str]) -> list[str]:
-    """The files that the Space lacks, or has with another content."""
-    sizes = place.sizes()
+def _differing(remote: hub.HubPlace, folder: Path, files: list[str]) -> list[str]:
+    """Return the files that are missing in the Space or have another content there."""
+    sizes = remote.sizes()
     entries = {name: {"sha256": manifest.sha256(folder / name)} for name in files}
     return [
         name
         for name in files
-        if sizes.get(name) != (folder / name).stat().st_size or not place.holds(name, folder / name, entries[name])
+        if sizes.get(name) != (folder / name).stat().st_size or not remote.holds(name, folder / name, entries[name])
     ]
 
 
@@ -237,7 +237,7 @@ def _readme(name: str, model: Model, hardware: str) -> str:
     }
     if not model.private:  # the build has no token; a private model is fetched when the page starts
         front["preload_from_hub"] = [f"{model.name} {','.join(model.files)} {model.commit}"]
-    # JSON is YAML, and nothing in a name can break out of it
+    # JSON is valid YAML and escapes the names
     lines = "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in front.items())
     token = "\nThe model is private: the Space needs a secret `HF_TOKEN` that may read it.\n" if model.private else ""
     where = "on ZeroGPU" if hardware == "zerogpu" else "on a CPU"
@@ -247,11 +247,11 @@ def _readme(name: str, model: Model, hardware: str) -> str:
 
 # {title}
 
-Speak Swedish, or choose a file, and read what was heard. The model is `{model.name}` at commit `{model.commit}`;
-it runs {where}. `space.json` names it; a variable `MODEL_URI` of the Space goes before that.
+Record or upload Swedish speech and read the transcript. The model is `{model.name}` at commit `{model.commit}`,
+running {where}. It is named in `space.json`; the variable `MODEL_URI` of the Space overrides it.
 
-What listeners say goes to `log.csv` beside `app.py`, which the next restart removes, as the page tells them. Where the
-Space has storage that stays, a variable `LAB_LOG` names a file there, `/data/log.csv` for example.
+Feedback goes to `log.csv` beside `app.py`, which the next restart deletes, as the page says. If the Space has
+persistent storage, set the variable `LAB_LOG` to a file there, for example `/data/log.csv`.
 {token}
-The code is licensed under the Apache License 2.0; the model has a licence of its own, see its card.
+The code is licensed under the Apache License 2.0; for the licence of the model, see its card.
 """

@@ -160,7 +160,7 @@ def test_a_second_time_sends_what_differs_and_removes_old_modules(server):
     repo = server.repos["space", NAME]
     said = record_log()
     publish()
-    assert (len(repo.commits), said) == (2, [f"the Space {NAME} is there already, whole and the same"])
+    assert (len(repo.commits), said) == (2, [f"the Space {NAME} is up to date"])
     files = server.files("space", NAME)
     files |= {"pipelines/old.py": b"gone by now", "app.py": b"older", "picture.png": b"theirs"}
     publish()
@@ -186,10 +186,10 @@ def test_what_does_not_read_back_is_told(server):
     [
         (str(ROOT), "a Space takes its model from the Hub"),
         ("hopsworks://demo/Models/a", "publish it first"),
-        ("hub://lab/toy/folder", "a repository of its own"),
+        ("hub://lab/toy/folder", "its own repository"),
         ("hub://lab/none", "404"),
         ("hub://lab/toy@nowhere", "404"),
-        ("hub://lab/empty", "is no model that app.py can load"),
+        ("hub://lab/empty", "cannot be loaded by app.py"),
     ],
 )
 def test_a_model_that_no_space_could_load_is_one_line(server, tmp_path, uri, complaint):
