@@ -29,8 +29,8 @@ def say(log, speech):
 
     def add(flag: str, reference: str = "", username: str = "", recorded: bool = True) -> None:
         sound = Waveform(speech(16_000)) if recorded else None
-        more = {"reference": reference, "username": username, "recording": sound, "now": NOON}
-        feedback.append(log, feedback.Feedback(output="hej på dig", flag=flag, model="tiny @ abc", **more))
+        more = {"reference": reference, "username": username, "recording": sound}
+        feedback.append(log, feedback.Feedback(output="hej på dig", flag=flag, model="tiny @ abc", **more), NOON)
 
     return add
 

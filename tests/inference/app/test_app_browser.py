@@ -170,6 +170,7 @@ def page(browser, server, console_errors):
     page.on("pageerror", lambda error: console_errors.append(str(error)))
     page.goto(server.address)
     page.wait_for_selector("#transcribe")
+    page.wait_for_function("window.lab")
     yield page
     context.close()
     assert [url for url in requests if _leaves(url)] == []
