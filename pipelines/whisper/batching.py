@@ -1,4 +1,4 @@
-"""Cache rows to batches: drawn from length buckets in an order that a seed and an epoch fix, padded as Whisper pads."""
+"""Group clips of similar length into batches, in an order given by seed and epoch, and pad them as Whisper does."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 
 IGNORED = -100
-"""Label positions that count in no loss."""
+"""Label value that the loss ignores: `ignore_index` of torch's cross entropy."""
 _FRAME_MULTIPLE = 8
-"""Batches are padded to a multiple of this: even for the convolution's stride, and kind to GPUs."""
+"""Batches are padded to a multiple of this: even, as the convolution's stride requires, and efficient on GPUs."""
 
 
 def bucketed(lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch: every index exactly once, neighbours in length together, all in random order.
+    """Return the batches of one epoch, int64 [batch_size] each: every index once, similar lengths together.
 
-    The indices are shuffled, cut into pools of `bucket_batches` batches, each pool is sorted by length and cut into
-    batches, and the batches are shuffled. `seed` and `epoch` alone decide the order: nothing is drawn from global
-    state. The last batch of a pool may be smaller; none is dropped.
+    The indices are shuffled and cut into pools of `bucket_batches` batches. Each pool is sorted by length and cut into
+    batches, and all batches are shuffled. The order depends on `seed` and `epoch` only, not on global random state. The
+    last batch of a pool may be smaller; none is dropped.
     """
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(lengths))
     pool = batch_size * bucket_batches
     batches = []
     for start in range(0, len(shuffled), pool):
-        chosen = shuffled[start : start + pool]
+        indices = shuffled[start : start + pool]
         if bucket_batches > 1:
-            chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-        batches += [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
+            indices = indices[np.argsort(lengths[indices], kind="stable")]
+        batches += [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -52,7 +52,7 @@ class ClipFeatures(Protocol):
 
 
 class BucketSampler:
-    """A batch sampler whose order depends on nothing but its seed and the epoch it is set to."""
+    """A batch sampler over `bucketed`, whose order depends on its seed and epoch only."""
 
     def __init__(self, lengths: np.ndarray, batch_size: int, bucket_batches: int, seed: int):
         self.batch_size, self.bucket_batches, self.seed, self.epoch = batch_size, bucket_batches, seed, 0
@@ -73,7 +73,10 @@ class BucketSampler:
 
 
 def sorted_batches(lengths: np.ndarray, max_frames: int) -> list[np.ndarray]:
-    """Batches for decoding: longest clips first, each batch at most `max_frames` frames with its padding."""
+    """Return batches of indices for decoding: longest clips first, at most `max_frames` frames each with padding.
+
+    `lengths` int [n] in frames. A clip longer than `max_frames` is a batch alone.
+    """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
@@ -85,12 +88,12 @@ def sorted_batches(lengths: np.ndarray, max_frames: int) -> list[np.ndarray]:
 
 
 def padded_frames(longest: int) -> int:
-    """The frames of a batch whose longest clip has `longest`: a small multiple above, at most 30 s."""
+    """Return the frames of a batch whose longest clip has `longest`: the next multiple of 8, at most 3000."""
     return min(FULL_FRAMES, -(-longest // _FRAME_MULTIPLE) * _FRAME_MULTIPLE)
 
 
 class ClipDataset:
-    """Rows of a cache by position, as a map-style data set: what a DataLoader's workers read."""
+    """A map-style dataset of a cache's row numbers; the collator of the DataLoader reads the rows."""
 
     def __init__(self, cache: ClipFeatures, rows: np.ndarray):
         self.cache, self.rows = cache, rows
@@ -103,11 +106,11 @@ class ClipDataset:
 
 
 class Collator:
-    """Row numbers to a batch: `input_features` float32 [B, n_mels, T], `attention_mask` int64 [B, T] (1 over real
-    frames; SpecAugment masks no others), `labels` int64 [B, L] padded with IGNORED.
+    """Converts row numbers to a batch.
 
-    T is that of the longest clip, or 3000 with `full_context`. Shorter clips are padded with their own pad value: what
-    the stock extractor has after their end.
+    `input_features` float32 [B, n_mels, T]; `attention_mask` int64 [B, T], 1 for real frames, so that SpecAugment masks
+    only those; `labels` int64 [B, L] padded with IGNORED. T is `padded_frames` of the longest clip, or 3000 with
+    `full_context`. Each clip is padded with the stock extractor's value after its end (LogMel.pad_value).
     """
 
     def __init__(self, cache: ClipFeatures, *, full_context: bool = False):
@@ -117,13 +120,13 @@ class Collator:
         return self.collate([self.log_mel(row) for row in rows], [self.cache.labels(row) for row in rows])
 
     def log_mel(self, row: int) -> LogMel:
-        """The features of one clip."""
+        """Return the features of one clip; subclasses augment them here."""
         return self.cache.log_mel(row)
 
     def collate(
         self, log_mels: Sequence[LogMel], labels: Sequence[list[int]], *, full_context: bool = False
     ) -> dict[str, torch.Tensor]:
-        """The batch of these clips; `full_context` for this batch alone."""
+        """Return the batch of these clips; `full_context` applies to this batch only."""
         import torch
 
         lengths = [len(log_mel.frames) for log_mel in log_mels]

@@ -1,4 +1,4 @@
-"""Batched generation at the length of the clips: what validation, evaluation and the transcriber decode with."""
+"""Decode batches of clips with transformers at the length of the clips instead of 30 s."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DecodingOptions:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """The transcript of one window with the model's log-probabilities."""
+    """A decoded window: its transcript and the model's log-probabilities."""
 
     text: str
     logprob: float
@@ -168,9 +168,10 @@ def decode(
 def no_speech(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, features: torch.Tensor, *, language: str
 ) -> list[float]:
-    """The probability that each of `features` holds no speech: that of Whisper's token for it as the very first.
+    """Return the probability that each of `features` float [B, n_mels, T] holds no speech.
 
-    OpenAI's decoder reads it there, before language and task are told. Tuning on speech alone unlearns it.
+    It is the probability of Whisper's no-speech token right after the start token, before language and task, as in
+    openai/whisper, decoding.py. Fine-tuning on speech alone unlearns it.
     """
     import torch
 
@@ -195,7 +196,7 @@ def _texts(processor: WhisperProcessor, tokens: torch.Tensor) -> list[str]:
 
 
 def _end_tokens(model: WhisperForConditionalGeneration) -> list[int]:
-    ends = model.generation_config.eos_token_id  # the trainer of transformers 5.15 makes a list of it
+    ends = model.generation_config.eos_token_id  # a list after training with transformers 5.15
     return ends if isinstance(ends, list) else [ends]
 
 
@@ -204,34 +205,34 @@ def generate(
     features: torch.Tensor,
     prompt: list[int],
     max_new_tokens: int,
-    watch: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    process_scores: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Token ids int64 [B, at most max_new_tokens], greedy, end tokens as padding.
+    """Return token ids int64 [B, at most max_new_tokens], decoded greedily, padded with end tokens.
 
-    `watch` is called before each token with those so far and the scores of the next, float [B, vocabulary], suppressed
-    ones at minus infinity; it returns the scores.
+    `process_scores` is called before each token with the tokens so far int64 [B, n] and the scores of the next token
+    float [B, vocabulary], suppressed tokens at minus infinity. It returns the scores to decode from.
     """
     import torch
     from transformers import GenerationConfig, GenerationMixin
 
-    known = model.generation_config
+    saved = model.generation_config
     settings = GenerationConfig(
         max_length=len(prompt) + max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=known.eos_token_id,
+        eos_token_id=saved.eos_token_id,
         pad_token_id=_end_tokens(model)[0],
         decoder_start_token_id=prompt[0],
-        suppress_tokens=known.suppress_tokens,
-        begin_suppress_tokens=known.begin_suppress_tokens,
+        suppress_tokens=saved.suppress_tokens,
+        begin_suppress_tokens=saved.begin_suppress_tokens,
     )
     was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast(model):
         encoded = model.model.encoder(features.to(model.device, model.dtype))
         start = torch.tensor([prompt], device=model.device).expand(len(features), -1)
-        # the general generation loop, not Whisper's override, which pads to 30 s and seeks through segments
+        # not Whisper's own `generate`, which pads to 30 s and seeks through segments
         out = GenerationMixin.generate(
             model,
             encoder_outputs=encoded,
@@ -239,21 +240,21 @@ def generate(
             attention_mask=torch.ones(encoded[0].shape[:2], device=model.device),
             decoder_attention_mask=torch.ones_like(start),
             generation_config=settings,
-            logits_processor=[watch] if watch else None,
+            logits_processor=[process_scores] if process_scores else None,
         )
     model.train(was_training)
     return out[:, len(prompt) :]
 
 
 def autocast(model: WhisperForConditionalGeneration) -> torch.autocast:
-    """bfloat16 on GPUs that have it: twice the speed at no cost in WER worth naming; float32 elsewhere."""
+    """Return an autocast context: bfloat16 on GPUs that support it, at twice the speed and the same WER."""
     import torch
 
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=in_bfloat16(model))
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(model))
 
 
-def in_bfloat16(model: WhisperForConditionalGeneration) -> bool:
-    """Whether this model is decoded in bfloat16."""
+def uses_bfloat16(model: WhisperForConditionalGeneration) -> bool:
+    """Return True if this model is decoded in bfloat16."""
     import torch
 
     return model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,8 +1,8 @@
-"""Waveform to log-mel, trimmed without loss; the only place that builds a feature extractor.
+"""Log-mel features of a waveform, equal to those of Whisper's feature extractor, trimmed without loss.
 
-Whisper's extractor pads every clip to 30 s. What follows the clip's last real frame is one value, `max - 2.0`
-(never below that of digital silence), so the trimmed frames and that value rebuild the padded tensor: a 4 s clip takes
-130 kB instead of 960 kB.
+Whisper's extractor pads every clip to 30 s. After the clip's last real frame the log-mel has one constant value,
+`max - 2.0` (never below that of digital silence). The trimmed frames and that value therefore rebuild the padded
+tensor: a clip of 4 s takes 130 kB instead of 960 kB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.speech.audio import AudioError, Waveform
+from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, Waveform
 
 if TYPE_CHECKING:
     import torch
@@ -22,142 +22,159 @@ if TYPE_CHECKING:
 
 
 HOP_SAMPLES = 160
-"""Samples between two frames: 10 ms."""
+"""Samples from one frame to the next: 10 ms."""
 WINDOW_SAMPLES = 400
-"""Samples under one frame: 25 ms."""
-FULL_FRAMES = 3_000
-"""Frames in Whisper's window of 30 s."""
-FULL_SAMPLES = FULL_FRAMES * HOP_SAMPLES
-_SILENCE = np.float32(-1.5)
-"""The extractor's floor: (log10(1e-10) + 4) / 4."""
+"""Samples under the Hann window of one frame: 25 ms. Also the FFT size."""
+FULL_S = 30
+"""Duration of the window that Whisper was trained on."""
+FULL_SAMPLES = FULL_S * SAMPLE_RATE_HZ
+"""480,000 samples."""
+FULL_FRAMES = FULL_SAMPLES // HOP_SAMPLES
+"""3,000 frames."""
+FRAMES_PER_POSITION = 2
+"""Frames per encoder position: the stride of the second convolution."""
+POSITION_S = FRAMES_PER_POSITION * HOP_SAMPLES / SAMPLE_RATE_HZ
+"""Duration of one encoder position: 20 ms."""
+
+_MIN_POWER = 1e-10
+"""Smaller mel powers are raised to this before the logarithm."""
+_DYNAMIC_RANGE = 8.0
+"""Values more than this below the clip's maximum are raised, in units of log10: 80 dB."""
+_OFFSET, _SCALE = 4.0, 4.0
+"""The features are (log10(power) + _OFFSET) / _SCALE."""
+_SILENCE = np.float32((math.log10(_MIN_POWER) + _OFFSET) / _SCALE)
+"""The feature of digital silence: -1.5."""
 
 
 @dataclass(frozen=True)
 class LogMel:
-    """The frames of a clip, and the value of all that follows them in the stock 30 s tensor."""
+    """The real frames of a clip, and the value of all frames after them in the stock 30 s tensor."""
 
     frames: np.ndarray
-    """float32 or float16 [n_frames, n_mels], one frame each 10 ms, time first so that clips can be concatenated."""
+    """float32 or float16 [n_frames, n_mels], one frame per 10 ms, time first so that clips can be concatenated."""
     pad_value: float
-    """What the stock extractor has in every later frame."""
+    """The stock extractor's value in every later frame."""
 
     def padded(self, n_frames: int = FULL_FRAMES) -> np.ndarray:
-        """float32 [n_mels, n_frames] as the model takes it; longer frames are an error, not a cut."""
+        """Return the model's input: float32 [n_mels, n_frames]. Raises ValueError if the clip is longer."""
         tensor = np.full((self.frames.shape[1], n_frames), self.pad_value, dtype=np.float32)
         tensor[:, : len(self.frames)] = self.frames.T
         return tensor
 
 
 def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
-    """The trimmed log-mel of a clip of 1 to 480,000 samples; `padded()` equals the stock extractor's tensor.
+    """Return the trimmed log-mel of a clip of 1 to 480,000 samples; `padded()` equals the stock extractor's tensor.
 
-    Keeps ceil((N + 200) / 160) frames of N samples: those that any real sample reaches through the 400-sample window.
-    The 400 zeros that are appended are enough for the last of them to see silence; where they reach beyond 30 s
-    they are cut, as the extractor cuts, and real signal is reflected at the edge, as it is for a stock clip.
-    Raises AudioError `empty` or `too_long`.
+    Keeps ceil((N + 200) / 160) frames of N samples: those whose 400-sample window reaches a real sample. 400 zeros are
+    appended, enough for the last window to see silence. Beyond 30 s they are cut, as the extractor cuts, and real
+    signal is reflected at the edge, as in a stock clip. Raises AudioError `empty` or `too_long`.
     """
     samples = waveform.samples
     if len(samples) == 0:
         raise AudioError("empty", "the clip holds no samples")
     if len(samples) > FULL_SAMPLES:
-        raise AudioError("too_long", f"{waveform.duration_s:.1f} s, at most 30 s fit Whisper's window")
-    longer = np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])[:FULL_SAMPLES]
-    log_mel = _run(longer, n_mels)
-    return LogMel(_time_first(log_mel[:, : _real_frames(len(samples))]), pad_value(log_mel))
+        raise AudioError("too_long", f"{waveform.duration_s:.1f} s, at most {FULL_S} s fit Whisper's window")
+    log_mel = _log_mel_torch(_with_silence(samples), n_mels)
+    frames = np.ascontiguousarray(log_mel[:, : _real_frames(len(samples))].T, dtype=np.float32)
+    return LogMel(frames, pad_value(log_mel))
 
 
 def extract_light(waveform: Waveform, n_mels: int = 80) -> LogMel:
-    """What `extract` gives, within 2e-5, by NumPy alone: torch takes a second to import, and 200 MB."""
+    """Return the result of `extract` within 2e-5, by NumPy alone: importing torch takes a second and 200 MB."""
     samples = waveform.samples
     if not 0 < len(samples) <= FULL_SAMPLES:
-        return extract(waveform, n_mels)  # which says what is wrong
-    longer = np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])[:FULL_SAMPLES]
-    padded = np.pad(longer, WINDOW_SAMPLES // 2, mode="reflect")
-    # torch gives one frame more, which the extractor drops
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[:-1:HOP_SAMPLES]
-    bins, weights, starts, window = _light_filters(n_mels)
-    spectrum = np.fft.rfft(frames * window, axis=1)
+        return extract(waveform, n_mels)  # raises
+    padded = np.pad(_with_silence(samples), WINDOW_SAMPLES // 2, mode="reflect")
+    # without the last frame, which torch.stft computes and the extractor drops
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[:-1:HOP_SAMPLES]
+    bins, weights, starts, hann = _sparse_filters(n_mels)
+    spectrum = np.fft.rfft(windows * hann, axis=1)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
-    # each filter's few bins, weighted and summed: a matrix product would wake BLAS's threads, which spin for a while
-    # beside the decoder's (two cores, a clip in all: 143 to 188 ms so, 137 to 142 ms without)
+    # weighted sums over each filter's few bins: a matrix product would start BLAS's threads, which spin for a while
+    # beside the decoder's (two cores, whole clip: 143 to 188 ms with it, 137 to 142 ms without)
     mel = np.add.reduceat(power[:, bins] * weights, starts, axis=1, dtype=np.float32)
-    log_mel = np.log10(np.maximum(mel, np.float32(1e-10)))
-    log_mel = (np.maximum(log_mel, log_mel.max() - np.float32(8.0)) + np.float32(4.0)) / np.float32(4.0)
+    log_mel = np.log10(np.maximum(mel, np.float32(_MIN_POWER)))
+    log_mel = np.maximum(log_mel, log_mel.max() - np.float32(_DYNAMIC_RANGE))
+    log_mel = (log_mel + np.float32(_OFFSET)) / np.float32(_SCALE)
     return LogMel(np.ascontiguousarray(log_mel[: _real_frames(len(samples))], dtype=np.float32), pad_value(log_mel))
 
 
 @functools.lru_cache(maxsize=4)
-def _light_filters(n_mels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The bins that the mel filters see, one filter's after the other's, int [k]; their weights, float32 [k]; where
-    each filter's begin, int [n_mels]; and the periodic Hann window, float32 [400]."""
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)
-    filters = mel_filters(n_mels).astype(np.float32)
-    seen = [np.flatnonzero(column) if column.any() else np.array([0]) for column in filters.T]
-    weights = np.concatenate([column[bins] for column, bins in zip(filters.T, seen, strict=True)])
-    starts = np.cumsum([0, *(len(bins) for bins in seen[:-1])])
-    return np.concatenate(seen), weights, starts, window.astype(np.float32)
-
-
-@functools.lru_cache(maxsize=4)
 def extractor(n_mels: int = 80) -> WhisperFeatureExtractor:
-    """The stock extractor, on the CPU, in float32."""
+    """Return transformers' extractor, against which `extract` is tested."""
     from transformers import WhisperFeatureExtractor
 
     return WhisperFeatureExtractor(feature_size=n_mels)
 
 
-def _run(samples: np.ndarray, n_mels: int) -> np.ndarray:
-    """float32 [n_mels, n // 160]: the stock extractor's own operations on its own filters, bit for bit, without its
-    wrapping, and with the spectrum squared in place: four fifths of its time.
-
-    Magnitudes are squared, not real and imaginary parts: that would be faster, and 5 % of the values a bit off.
-    """
-    import torch
-
-    filters, window = _filters(n_mels)
-    with torch.inference_mode():
-        spectrum = torch.stft(
-            torch.from_numpy(samples), WINDOW_SAMPLES, HOP_SAMPLES, window=window, return_complex=True
-        )
-        power = spectrum.abs().square_()[:, :-1]
-        log_mel = (filters @ power).clamp_(min=1e-10).log10_()
-        log_mel = torch.maximum(log_mel, log_mel.max() - 8.0)
-        return log_mel.add_(4.0).div_(4.0).numpy()
-
-
-@functools.lru_cache(maxsize=4)
-def _filters(n_mels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mel filters, float32 [n_mels, 201], and the window, as the extractor has them."""
-    import torch
-
-    return torch.from_numpy(mel_filters(n_mels)).to(torch.float32).T, torch.hann_window(WINDOW_SAMPLES)
-
-
 def mel_filters(n_mels: int) -> np.ndarray:
-    """float64 [201, n_mels]: triangles of equal area, evenly spaced on Slaney's mel scale from 0 to 8 kHz.
+    """Return float64 [201, n_mels]: triangles of equal area, evenly spaced on Slaney's mel scale from 0 to 8 kHz.
 
     The scale is linear to 1 kHz (15 mel) and logarithmic above, 27 mel to a factor of 6.4 (Slaney, Auditory Toolbox,
-    1998). These are the stock extractor's filters bit for bit, without importing transformers: the processes that make
-    shards start in half the time.
+    1998). Bit for bit the stock extractor's filters, without importing transformers: the processes that write shards
+    start in half the time.
     """
+    nyquist_hz = SAMPLE_RATE_HZ // 2
     step_mel = np.log(6.4) / 27.0
-    top_mel = 15.0 + np.log(8_000 / 1_000) / step_mel
+    top_mel = 15.0 + np.log(nyquist_hz / 1_000) / step_mel
     mels = np.linspace(0.0, top_mel, n_mels + 2)
     edges_hz = np.where(mels < 15.0, 200.0 * mels / 3.0, 1_000.0 * np.exp(step_mel * (mels - 15.0)))
-    bins_hz = np.linspace(0, 8_000, WINDOW_SAMPLES // 2 + 1)
+    bins_hz = np.linspace(0, nyquist_hz, WINDOW_SAMPLES // 2 + 1)
     widths_hz, slopes = np.diff(edges_hz), edges_hz[None] - bins_hz[:, None]
     rising, falling = -slopes[:, :-2] / widths_hz[:-1], slopes[:, 2:] / widths_hz[1:]
     return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))
 
 
+def pad_value(log_mel: np.ndarray) -> float:
+    """Return the feature of silence after the clip: 8 / 4 below the maximum, at least that of digital silence."""
+    return float(np.maximum(log_mel.max() - np.float32(_DYNAMIC_RANGE / _SCALE), _SILENCE))
+
+
+def _with_silence(samples: np.ndarray) -> np.ndarray:
+    """Append one window of zeros, up to 30 s in all."""
+    return np.concatenate([samples, np.zeros(WINDOW_SAMPLES, dtype=np.float32)])[:FULL_SAMPLES]
+
+
 def _real_frames(n_samples: int) -> int:
+    """Return the number of frames whose window, centred on the frame, reaches one of `n_samples`."""
     return min(FULL_FRAMES, math.ceil((n_samples + WINDOW_SAMPLES // 2) / HOP_SAMPLES))
 
 
-def pad_value(log_mel: np.ndarray) -> float:
-    """Silence after the clip: the extractor clamps at 8 below the maximum, or at its floor if that is higher."""
-    return float(np.maximum(log_mel.max() - np.float32(2.0), _SILENCE))
+def _log_mel_torch(samples: np.ndarray, n_mels: int) -> np.ndarray:
+    """Return float32 [n_mels, n_samples // 160] by the stock extractor's own operations, bit for bit.
+
+    Without its overhead and with the spectrum squared in place: four fifths of its time. Magnitudes are squared, as in
+    the extractor; summing squared real and imaginary parts would be faster and change 5 % of the values by a bit.
+    """
+    import torch
+
+    filters, hann = _torch_filters(n_mels)
+    with torch.inference_mode():
+        spectrum = torch.stft(torch.from_numpy(samples), WINDOW_SAMPLES, HOP_SAMPLES, window=hann, return_complex=True)
+        power = spectrum.abs().square_()[:, :-1]
+        log_mel = (filters @ power).clamp_(min=_MIN_POWER).log10_()
+        log_mel = torch.maximum(log_mel, log_mel.max() - _DYNAMIC_RANGE)
+        return log_mel.add_(_OFFSET).div_(_SCALE).numpy()
 
 
-def _time_first(log_mel: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(log_mel.T, dtype=np.float32)
+@functools.lru_cache(maxsize=4)
+def _torch_filters(n_mels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mel filters, float32 [n_mels, 201], and the Hann window, float32 [400]."""
+    import torch
+
+    return torch.from_numpy(mel_filters(n_mels)).to(torch.float32).T, torch.hann_window(WINDOW_SAMPLES)
+
+
+@functools.lru_cache(maxsize=4)
+def _sparse_filters(n_mels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the non-zero entries of the mel filters and the Hann window.
+
+    Frequency bins int [k], one filter after another; their weights float32 [k]; each filter's offset int [n_mels]; the
+    periodic Hann window float32 [400].
+    """
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)
+    filters = mel_filters(n_mels).astype(np.float32).T
+    bins = [np.flatnonzero(row) if row.any() else np.array([0]) for row in filters]
+    weights = np.concatenate([row[nonzero] for row, nonzero in zip(filters, bins, strict=True)])
+    starts = np.cumsum([0, *(len(nonzero) for nonzero in bins[:-1])])
+    return np.concatenate(bins), weights, starts, hann.astype(np.float32)

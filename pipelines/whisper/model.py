@@ -19,6 +19,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub, is_folder
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import mirror
+from pipelines.whisper.log_mel import FRAMES_PER_POSITION
 from pipelines.whisper.mirror import pins
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-FRAMES_PER_POSITION = 2
-"""Log-mel frames (10 ms) that the second convolution folds into one position."""
 _MEL_MASK_PROB = 0.05
 """SpecAugment's share of mel bands that begin a masked stretch of ten: as for frames in Whisper's configuration."""
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]  # the card: the manifest of a tuned model names it

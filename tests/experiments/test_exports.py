@@ -25,7 +25,7 @@ from pipelines.training import distillation
 from pipelines.whisper import engines, export
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import Collator
-from pipelines.whisper.engines.onnx_engine import _Writing
+from pipelines.whisper.engines.onnx_engine import DecoderState
 from pipelines.whisper.export import onnx_graph
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -128,7 +128,9 @@ def test_batched_transcript_equals_single_transcript(teacher, windows, monkeypat
     assert len(set(first[token])) > 2
     monkeypatch.setattr(type(engine.spelling), "end", property(lambda self: token))
     left = []
-    monkeypatch.setattr(_Writing, "keep", lambda self, rows, keep=_Writing.keep: (left.append(rows), keep(self, rows)))
+    monkeypatch.setattr(
+        DecoderState, "select", lambda self, rows, select=DecoderState.select: (left.append(rows), select(self, rows))
+    )
     for (ids, sure), (known, known_sure) in zip(engine.decode(windows), whole, strict=True):
         ends = known.index(token) + 1 if token in known else len(known)
         assert ids == known[:ends]
@@ -153,10 +155,10 @@ def test_int8_encoder_is_close_to_float32(teacher, eight_bits, windows):
     """The toy has random weights, so encoder states are compared instead of texts."""
     exact = opened(teacher, "onnx", compute_type="float32")
     assert (exact.name, eight_bits.name) == ("onnxruntime cpu float32", "onnxruntime cpu int8")
-    known, rounded = exact._encoded(windows), eight_bits._encoded(windows)
+    known, rounded = exact.encode(windows), eight_bits.encode(windows)
     for name, state in known.items():
         assert np.linalg.norm(state - rounded[name]) < 0.05 * np.linalg.norm(state)
-    logits = [_Writing(engine, windows, engine.prompt).step(None) for engine in (exact, eight_bits)]
+    logits = [DecoderState(engine, windows, engine.prompt).step(None) for engine in (exact, eight_bits)]
     assert not np.array_equal(*logits)
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.99
 
@@ -174,7 +176,7 @@ def spiky(teacher, tmp_path_factory):
         layer.fc1.weight[0] *= 50_000.0
 
     folder = tmp_path_factory.mktemp("spiky")
-    onnx_graph.write(model, folder, int8=True, seven_bits=onnx_graph.wants_seven_bits())
+    onnx_graph.write(model, folder, int8=True, seven_bits=onnx_graph.needs_seven_bits())
     session = onnxruntime.InferenceSession(str(folder / onnx_graph.ENCODER), providers=["CPUExecutionProvider"])
     return lambda windows: session.run(["key_0"], {"features": windows})[0]
 
@@ -196,11 +198,11 @@ def test_int8_export_leaves_only_int8_graphs(teacher):
 def test_int8_is_refused_if_it_would_overflow(teacher, monkeypatch):
     folder = converted(teacher, "onnx-int8")
     made = manifest.read(folder)["made_of"]["bits"]
-    monkeypatch.setattr("pipelines.whisper.engines.onnx_engine.wants_seven_bits", lambda: True)
+    monkeypatch.setattr("pipelines.whisper.engines.onnx_engine.needs_seven_bits", lambda: True)
     if made == 8:
         with pytest.raises(LabError, match="which this one lacks: make the export on this machine"):
             opened(folder)
-    monkeypatch.setattr(onnx_graph, "wants_seven_bits", lambda: made == 8)
+    monkeypatch.setattr(onnx_graph, "needs_seven_bits", lambda: made == 8)
     other = converted(teacher, "onnx-int8")
     assert other != folder
     assert manifest.read(other)["made_of"]["bits"] == 15 - made

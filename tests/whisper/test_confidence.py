@@ -98,17 +98,17 @@ def test_words_are_right_where_the_alignment_says_so():
         [],
         [("nu", -0.05), ("nu", -2.0), ("–", -3.0)],
     ]
-    logprobs, right = confidence.judged(references, heard)
+    logprobs, right = confidence.mark_words(references, heard)
     assert logprobs.tolist() == [-0.1, -1.0, -0.2, -0.9, -0.3, -0.05, -2.0]
     assert right.tolist()[:5] == [True, False, True, False, True]
     assert sum(right.tolist()[5:]) == 1
 
 
 def test_a_word_that_the_normaliser_splits_is_its_parts():
-    logprobs, right = confidence.judged(["tv avgift"], [[("tv-avgift", -0.5)]])
+    logprobs, right = confidence.mark_words(["tv avgift"], [[("tv-avgift", -0.5)]])
     assert logprobs.tolist() == [-0.5, -0.5]
     assert right.tolist() == [True, True]
 
 
 def test_words_where_nothing_was_said_are_wrong():
-    assert confidence.judged([""], [[("tack", -0.2)]])[1].tolist() == [False]
+    assert confidence.mark_words([""], [[("tack", -0.2)]])[1].tolist() == [False]

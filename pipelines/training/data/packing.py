@@ -146,10 +146,10 @@ def labels_with_timestamps(labeller: Labeller, transcripts: Sequence[str], lengt
     They are language, task, each transcript between the times of its start and end, end of text. As in Whisper's
     training, a space precedes each transcript.
     """
-    *ids, no_timestamps = labeller.before
+    *ids, no_timestamps = labeller.prefix
     zero, start = no_timestamps + 1, 0  # <|0.00|>, and one token more for each 20 ms
     for transcript, length in zip(transcripts, lengths):
         body = labeller.tokenizer.encode(f" {transcript}", add_special_tokens=False).ids
         ids += [zero + start // FRAMES_PER_TIMESTAMP, *body, zero + (start + length) // FRAMES_PER_TIMESTAMP]
         start += length
-    return [*ids, *labeller.after]
+    return [*ids, *labeller.suffix]

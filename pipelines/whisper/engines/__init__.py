@@ -1,10 +1,10 @@
-"""What turns windows of log-mel frames into text, on what this machine has.
+"""Engines that decode windows of log-mel frames to text.
 
-    transformers   any device that torch knows: CPU, CUDA, MPS, ZeroGPU
-    ctranslate2    the same weights in eight bits or half precision (export/): some four times as fast on a CPU
-    onnx           the same weights as two graphs for ONNX Runtime, on a CPU: in eight bits twice as fast again
+    transformers   any torch device: CPU, CUDA, MPS, ZeroGPU
+    ctranslate2    the same weights in int8 or half precision (export/): about four times as fast on a CPU
+    onnx           the same weights as two graphs for ONNX Runtime, on a CPU: in int8 twice as fast again
 
-All decode greedily, at the length of the windows that they are given, and tell how sure they are of each word.
+All decode greedily by default, at the length of the given windows, and return a log-probability for each word.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import export
-from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.engines.ctranslate2_engine import CTranslate2
 from pipelines.whisper.engines.onnx_engine import Onnx
 from pipelines.whisper.engines.transformers_engine import Transformers
@@ -33,32 +34,49 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "transformers", "ctranslate2", "onnx")
 MAX_NEW_TOKENS = 224
-"""Half of Whisper's context, as OpenAI's decoder has it."""
-_LARGEST_GRAPHS_BYTES = 2_000_000_000
-"""Making graphs takes several times the memory of the weights; CTranslate2 converts larger models with less."""
+"""Half of Whisper's text context of 448, as in openai/whisper, decoding.py (`sample_len`)."""
+_MAX_ONNX_WEIGHTS_BYTES = 2_000_000_000
+"""Exporting graphs needs several times the memory of the weights; CTranslate2 converts larger models with less."""
 
 
 class Engine(Protocol):
-    """A loaded model. Safe to call from one thread at a time."""
+    """A loaded model. Only one thread at a time may call it."""
 
     name: str
-    """Engine, device and precision, as tables tell it: `ctranslate2 cpu int8`."""
+    """Engine, device and precision, such as `ctranslate2 cpu int8`."""
     n_mels: int
 
     def log_mel(self, waveform: Waveform) -> LogMel:
-        """The frames of a window of at most 30 s (features.extract, or as good as that)."""
+        """Return the features of a window of at most 30 s (log_mel.extract, or equal within rounding)."""
 
     def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
         """Return the hypotheses, words included, of `windows` float32 [B, n_mels, T], T even and at most 3000."""
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        """When each word of `text`, as it is split at blanks, begins in `window` [n_mels, T], in seconds.
+        """Return the start of each word of `text`, split at white space, in seconds from the start of the window.
 
-        `frames` of it are not padding. Empty where the engine cannot tell.
+        `window` float32 [n_mels, T], of which `frames` are not padding. Uses the cross-attention of the alignment heads
+        and dynamic time warping (word_timestamps.py). Empty if the engine cannot align this text.
         """
 
     def no_speech(self, windows: np.ndarray) -> list[float]:
-        """The probability that each of `windows` holds no speech (decoding.no_speech)."""
+        """Return the probability that each of `windows` holds no speech (decoding.no_speech)."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `open_engine` was called with."""
+
+    ref: ModelRef
+    options: DecodingOptions
+    device: str
+    compute_type: str
+    threads: int
+
+    @property
+    def export_format(self) -> str:
+        """The engine that reads `ref` if it is an export; otherwise empty."""
+        return self.ref.facts["kind"] if export.is_export(self.ref) else ""
 
 
 def open_engine(
@@ -71,76 +89,94 @@ def open_engine(
     threads: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Engine:
-    """The model, loaded. `auto` is the fastest that is installed: on a CPU ONNX Runtime (where the processor has VNNI),
-    CTranslate2 and transformers, in this order; transformers elsewhere; of an export (export/) what reads it.
+    """Load a model in one of ENGINES.
 
+    `auto` takes the fastest installed engine: on a CPU ONNX Runtime (if the processor has VNNI), CTranslate2 and
+    transformers, in this order; elsewhere transformers; for an export (export/) the engine that reads it.
     `compute_type`: export.COMPUTE_TYPES for CTranslate2, int8 or float32 for ONNX Runtime; by default int8 on a CPU,
-    float16 on a GPU.
-    `threads`: of the CPU; 0 for all cores that this process may use. Raises LabError.
+    float16 on a GPU. `threads`: of the CPU; 0 for all cores that this process may use. Raises LabError.
     """
     if engine not in ENGINES:
         raise LabError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    own = ref.facts["kind"] if export.is_export(ref) else ""
-    if own and engine not in ("auto", own):
-        raise LabError(f"{ref.title} is an export for --engine {own}, got {engine}: name the model it was made of")
-    engine = own or engine
+    request = _Request(
+        ref, DecodingOptions(language, max_new_tokens, word_logprobs=True), device, compute_type, threads
+    )
+    export_format = request.export_format
+    if export_format and engine not in ("auto", export_format):
+        raise LabError(
+            f"{ref.title} is an export for --engine {export_format}, got {engine}: name the model it was made of"
+        )
+    engine = export_format or engine
     if engine == "onnx" and device not in ("", "cpu"):
         raise LabError(f"the lab runs ONNX graphs on a CPU, not on {device}: take --engine transformers")
-    device = "cpu" if engine == "onnx" else device or _device(engine)
-    if engine == "auto":
-        failed = None
-        for engine in _fastest(ref, device, compute_type):
-            try:
-                return open_engine(
-                    ref,
-                    language,
-                    engine,
-                    device=device,
-                    compute_type=compute_type,
-                    threads=threads,
-                    max_new_tokens=max_new_tokens,
-                )
-            except LabError as error:  # what one engine cannot convert, another may
-                failed = error
-                logger.info(f"{error}; trying the next engine")
-        if failed and importlib.util.find_spec("torch") is None:
-            raise failed
-        engine = "transformers"
-        if device == "cpu" and not failed:
-            logger.info("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
-    if engine == "transformers":
-        if compute_type:
-            raise LabError(f"compute type {compute_type} is for --engine ctranslate2; transformers decodes in float32")
-        return Transformers(ref, language, device, threads, max_new_tokens)
-    if engine == "onnx":
-        if compute_type not in ("", "int8", "float32"):
-            raise LabError(f"ONNX Runtime computes in int8 or float32, got {compute_type}: take --engine ctranslate2")
-        form = "onnx" if compute_type == "float32" else "onnx-int8"
-        return Onnx(ref.folder if own else export.convert(ref, form), language, threads, max_new_tokens)
+    request = replace(request, device="cpu" if engine == "onnx" else device or _detect_device(engine))
+    return _open_fastest(request) if engine == "auto" else _OPEN[engine](request)
+
+
+def _open_fastest(request: _Request) -> Engine:
+    """Open the first engine that can load the model, in order of speed."""
+    failed = None
+    for engine in _faster_engines(request.ref, request.device, request.compute_type):
+        try:
+            return _OPEN[engine](request)
+        except LabError as error:  # another engine may convert the model
+            failed = error
+            logger.info(f"{error}; trying the next engine")
+    if failed and importlib.util.find_spec("torch") is None:
+        raise failed
+    if request.device == "cpu" and not failed:
+        logger.info("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
+    return _open_transformers(request)
+
+
+def _open_transformers(request: _Request) -> Engine:
+    if request.compute_type:
+        raise LabError(
+            f"compute type {request.compute_type} is for --engine ctranslate2; transformers decodes in float32"
+        )
+    return Transformers(request.ref, request.options, request.device, request.threads)
+
+
+def _open_onnx(request: _Request) -> Engine:
+    if request.compute_type not in ("", "int8", "float32"):
+        raise LabError(
+            f"ONNX Runtime computes in int8 or float32, got {request.compute_type}: take --engine ctranslate2"
+        )
+    form = "onnx" if request.compute_type == "float32" else "onnx-int8"
+    folder = request.ref.folder if request.export_format else export.convert(request.ref, form)
+    return Onnx(folder, request.options, request.threads)
+
+
+def _open_ctranslate2(request: _Request) -> Engine:
+    ref, device = request.ref, request.device
     if device not in ("cpu", "cuda"):
         raise LabError(f"CTranslate2 runs on cpu and cuda, not on {device}: take --engine transformers")
-    if own:
-        return CTranslate2(ref.folder, language, device, compute_type or "default", threads, max_new_tokens)
-    compute_type = compute_type or ("int8" if device == "cpu" else "float16")
-    folder = export.export(ref, compute_type)
-    return CTranslate2(folder, language, device, compute_type, threads, max_new_tokens)
+    if request.export_format:
+        folder, compute_type = ref.folder, request.compute_type or "default"
+    else:
+        compute_type = request.compute_type or ("int8" if device == "cpu" else "float16")
+        folder = export.export(ref, compute_type)
+    return CTranslate2(folder, request.options, device, compute_type, request.threads)
 
 
-def _fastest(ref: ModelRef, device: str, compute_type: str) -> Iterator[str]:
-    """The engines faster than transformers that are installed for `device`, the fastest first."""
+_OPEN = {"transformers": _open_transformers, "ctranslate2": _open_ctranslate2, "onnx": _open_onnx}
+
+
+def _faster_engines(ref: ModelRef, device: str, compute_type: str) -> Iterator[str]:
+    """Yield the installed engines that are faster than transformers on `device`, the fastest first."""
     if device != "cpu":
         return
     weights = ref.folder / "model.safetensors"
-    large = weights.is_file() and weights.stat().st_size > _LARGEST_GRAPHS_BYTES
-    told = compute_type in ("", "int8") and not large and not onnx_graph.wants_seven_bits()
-    if told and export.installed("onnx-int8"):
+    is_large = weights.is_file() and weights.stat().st_size > _MAX_ONNX_WEIGHTS_BYTES
+    onnx_is_faster = compute_type in ("", "int8") and not onnx_graph.needs_seven_bits()
+    if onnx_is_faster and not is_large and export.installed("onnx-int8"):
         yield "onnx"
     if export.installed():
         yield "ctranslate2"
 
 
-def _device(engine: str) -> str:
-    """cuda, mps or cpu. Where CTranslate2 can tell, torch is not imported for it."""
+def _detect_device(engine: str) -> str:
+    """Return cuda, mps or cpu. CTranslate2 can answer without importing torch."""
     if engine != "transformers" and sys.platform != "darwin" and export.installed():
         import ctranslate2
 

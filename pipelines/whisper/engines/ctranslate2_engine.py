@@ -1,4 +1,4 @@
-"""Decoding by CTranslate2: weights in eight bits on a CPU, in half precision on a GPU. No torch, no transformers."""
+"""Decode with CTranslate2: int8 weights on a CPU, half precision on a GPU. Needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ import numpy as np
 
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
-from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.tokens import Spelling
 
-_PLACE_S = 0.02
-"""One place of the encoder: two frames."""
-
 
 class CTranslate2:
-    """An exported folder (export.py), loaded. It takes windows of any even length, as the tuned weights do."""
+    """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
-    def __init__(self, folder: Path, language: str, device: str, compute_type: str, threads: int, max_new_tokens: int):
+    def __init__(self, folder: Path, options: DecodingOptions, device: str, compute_type: str, threads: int):
         import ctranslate2
         from tokenizers import Tokenizer
 
         self.spelling = Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")))
-        self.prompt = self.spelling.prompt(language)
+        self.prompt = self.spelling.prompt(options.language)
         self.model = ctranslate2.models.Whisper(
             str(folder), device=device, compute_type=compute_type, intra_threads=threads
         )
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = options.max_new_tokens
         self.name = f"ctranslate2 {device} {self.model.compute_type}"
         self.n_mels = self.model.n_mels
         self.can_align = bool(json.loads((folder / "config.json").read_text("utf-8")).get("alignment_heads"))
@@ -53,44 +50,46 @@ class CTranslate2:
         return [self._hypothesis(result) for result in results]
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        """By the heads of the decoder that follow the sound, and dynamic time warping: as OpenAI times words."""
         ids, firsts = self.spelling.ids(text)
         if not ids or not self.can_align:
             return []
-        start = self.prompt[:-1]  # align adds the token for "no time stamps" by itself
-        (told,) = self.model.align(_view(window[np.newaxis]), start, [ids], [frames])
-        begins: dict[int, int] = {}
-        for token, place in told.alignments:
-            begins.setdefault(token, place)
-        return [begins[token] * _PLACE_S for token in firsts] if all(token in begins for token in firsts) else []
+        prompt = self.prompt[:-1]  # align appends the token for "no timestamps"
+        (result,) = self.model.align(_storage_view(window[np.newaxis]), prompt, [ids], [frames])
+        positions: dict[int, int] = {}
+        for token, position in result.alignments:
+            positions.setdefault(token, position)
+        if any(token not in positions for token in firsts):
+            return []
+        return [positions[token] * features.POSITION_S for token in firsts]
 
     def no_speech(self, windows: np.ndarray) -> list[float]:
         return [result.no_speech_prob for result in self._generate(windows, 1, return_no_speech_prob=True)]
 
-    def _generate(self, windows: np.ndarray, max_new_tokens: int, **how: Any) -> list[Any]:
-        # CTranslate2 writes at most the half of max_length, and what the prompt but for its last token leaves of it
-        most = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
-        return self.model.generate(_view(windows), [self.prompt] * len(windows), beam_size=1, max_length=most, **how)
+    def _generate(self, windows: np.ndarray, max_new_tokens: int, **options: Any) -> list[Any]:
+        # CTranslate2 generates at most max_length / 2 tokens, and at most max_length with the prompt before its last
+        max_length = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
+        prompts = [self.prompt] * len(windows)
+        return self.model.generate(_storage_view(windows), prompts, beam_size=1, max_length=max_length, **options)
 
     def _hypothesis(self, result: Any) -> Hypothesis:
-        """The transcript with its probabilities: the logits of each token, the end token's among them, are at hand."""
+        """Return the hypothesis of a result with logits for each of its tokens, the end token included."""
         ids = list(result.sequences_ids[0])
-        chosen = [*ids, self.spelling.end][: len(result.logits[0])]  # without an end token where it was cut
-        if not chosen:
+        tokens = [*ids, self.spelling.end][: len(result.logits[0])]  # no end token if the text was cut
+        if not tokens:
             return Hypothesis("", 0.0, 0)
-        logprobs = [_logprob(np.array(view), token) for view, token in zip(result.logits[0], chosen, strict=True)]
+        logprobs = [_logprob(np.array(view), token) for view, token in zip(result.logits[0], tokens, strict=True)]
         words = self.spelling.words(ids, logprobs[: len(ids)])
         return Hypothesis(self.spelling.text(ids), sum(logprobs) / len(logprobs), len(logprobs), words)
 
 
-def _view(windows: np.ndarray) -> Any:
+def _storage_view(windows: np.ndarray) -> Any:
     import ctranslate2
 
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(windows, dtype=np.float32))
 
 
 def _logprob(logits: np.ndarray, token: int) -> float:
-    """The log-probability of `token` by logits float [vocabulary]."""
+    """Return the log-probability of `token` under `logits` float [vocabulary]."""
     logits = logits.astype(np.float32, copy=False)
-    most = logits.max()
-    return float(logits[token] - most - np.log(np.exp(logits - most).sum(dtype=np.float64)))
+    largest = logits.max()
+    return float(logits[token] - largest - np.log(np.exp(logits - largest).sum(dtype=np.float64)))

@@ -1,4 +1,4 @@
-"""Decoding by ONNX Runtime: the two graphs of an export, on a CPU. No torch, no transformers."""
+"""Decode with ONNX Runtime on a CPU: the two graphs of an export (export/onnx_graph.py). Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,141 +12,142 @@ from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
-from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.engines import word_timestamps
-from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, state_names, wants_seven_bits
+from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, needs_seven_bits, state_names
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.tokens import Spelling
 
 States = dict[str, np.ndarray]
-"""Keys and values by their names in the graphs (export/graph.py)."""
+"""Keys and values by their names in the graphs."""
 
 
 class Onnx:
-    """An exported folder (export/graph.py), loaded. It takes windows of any even length, as the tuned weights do."""
+    """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
-    def __init__(self, folder: Path, language: str, threads: int, max_new_tokens: int):
+    def __init__(self, folder: Path, options: DecodingOptions, threads: int):
         from tokenizers import Tokenizer
 
+        self.options = options
         self.spelling = Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")))
-        self.prompt = self.spelling.prompt(language)
+        self.prompt = self.spelling.prompt(options.language)
         self.encoder, self.decoder = (_session(folder / name, threads) for name in (ENCODER, DECODER))
-        told = json.loads((folder / "generation_config.json").read_text("utf-8"))
-        self.suppressed = np.array(told.get("suppress_tokens") or [], dtype=np.int64)
-        self.suppressed_first = np.array(told.get("begin_suppress_tokens") or [], dtype=np.int64)
-        self.max_new_tokens = max_new_tokens
+        generation = json.loads((folder / "generation_config.json").read_text("utf-8"))
+        self.suppressed = np.array(generation.get("suppress_tokens") or [], dtype=np.int64)
+        self.suppressed_first = np.array(generation.get("begin_suppress_tokens") or [], dtype=np.int64)
         self.n_mels = self.encoder.get_inputs()[0].shape[1]
         layers = len(self.encoder.get_outputs()) // 2
-        self.heard_names, self.past_names = state_names(layers), state_names(layers, "past_")
+        self.cross_names, self.past_names = state_names(layers), state_names(layers, "past_")
         self.present_names = state_names(layers, "present_")
         self.can_align = any(output.name == "attention" for output in self.decoder.get_outputs())
         self.name = f"onnxruntime cpu {_precision(folder)}"
-        self.last: tuple[np.ndarray, States] | None = None
+        self._last: tuple[np.ndarray, States] | None = None
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
 
     def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
-        draws = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         ids: list[list[int]] = [[] for _ in windows]
-        sure: list[list[float]] = [[] for _ in windows]
-        writing = _Writing(self, windows, self.prompt)
-        live, chosen = np.arange(len(windows)), None
-        for number in range(self.max_new_tokens):
-            logits = writing.step(chosen)
+        logprobs: list[list[float]] = [[] for _ in windows]
+        state, tokens = DecoderState(self, windows, self.prompt), None
+        rows = np.arange(len(windows))  # the window of each row of the batch; -1 once its text has ended
+        for step in range(self.options.max_new_tokens):
+            logits = state.step(tokens)
             logits[:, self.suppressed] = -np.inf
-            if not number:
+            if step == 0:
                 logits[:, self.suppressed_first] = -np.inf
-            drawn = logits + temperature * draws.gumbel(size=logits.shape) if temperature else logits
-            chosen = drawn.argmax(axis=-1)
-            for row, token, logprob in zip(live.tolist(), chosen.tolist(), _logprobs(logits, chosen).tolist()):
+            scores = logits + temperature * rng.gumbel(size=logits.shape) if temperature else logits
+            tokens = scores.argmax(axis=-1)
+            for row, token, logprob in zip(rows.tolist(), tokens.tolist(), _logprobs(logits, tokens).tolist()):
                 if row >= 0:
                     ids[row].append(token)
-                    sure[row].append(logprob)
-            live[chosen == self.spelling.end] = -1
-            if (live < 0).all():
+                    logprobs[row].append(logprob)
+            rows[tokens == self.spelling.end] = -1
+            running = rows >= 0
+            if not running.any():
                 break
-            if 2 * (live >= 0).sum() <= len(live):  # the rows that are done are decoded no further
-                writing.keep(live >= 0)
-                chosen, live = chosen[live >= 0], live[live >= 0]
-        return [self._hypothesis(*told) for told in zip(ids, sure, strict=True)]
+            if 2 * running.sum() <= len(rows):  # stop computing rows whose text has ended
+                state.select(running)
+                tokens, rows = tokens[running], rows[running]
+        return [self._hypothesis(*row) for row in zip(ids, logprobs, strict=True)]
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        """By the heads of the decoder that follow the sound, and dynamic time warping: as OpenAI times words."""
         ids, firsts = self.spelling.ids(text)
         if not ids or not self.can_align:
             return []
-        heard = self._encoded(window[np.newaxis])
-        told = {"tokens": np.array([[*self.prompt, *ids]]), **self._unwritten(1, heard), **heard}
-        (cross_attention,) = self.decoder.run(["attention"], told)
-        # a token's row is the attention that predicts the next token: the last of the prompt predicts the text's first
-        positions = word_timestamps.first_positions(cross_attention[:, 0, len(self.prompt) - 1 :, : -(-frames // 2)])
+        cross = self.encode(window[np.newaxis])
+        inputs = {"tokens": np.array([[*self.prompt, *ids]]), **self.empty_past(1, cross), **cross}
+        (cross_attention,) = self.decoder.run(["attention"], inputs)
+        # a token's row is the attention that predicts the next token: the prompt's last row predicts the first one
+        weights = cross_attention[:, 0, len(self.prompt) - 1 :, : -(-frames // features.FRAMES_PER_POSITION)]
+        positions = word_timestamps.first_positions(weights)
         return [positions[n] * word_timestamps.POSITION_S for n in firsts]
 
     def no_speech(self, windows: np.ndarray) -> list[float]:
         start, *_, no_timestamps = self.prompt
-        logits = _Writing(self, windows, [start]).step(None)
+        logits = DecoderState(self, windows, [start]).step(None)
         token = np.full(len(windows), no_timestamps - 1)  # <|nospeech|>: see decoding.no_speech
         return np.exp(_logprobs(logits, token)).tolist()
 
-    def _encoded(self, windows: np.ndarray) -> States:
-        """Keys and values over the recordings.
+    def encode(self, windows: np.ndarray) -> States:
+        """Return the cross-attention keys and values of `windows` float [B, n_mels, T].
 
-        Those of a window by itself are kept until the next one: whether it is silent, a warmer try, and when its words
-        begin are asked of the same window.
+        Those of a single window are cached: no_speech, decode at another temperature and word_starts are called with
+        the same window one after another.
         """
-        if self.last and np.array_equal(self.last[0], windows):
-            return self.last[1]
-        self.last = None  # two windows of 30 s need not lie in memory at once
-        told = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})
-        heard = dict(zip(self.heard_names, told, strict=True))
-        self.last = (windows.copy(), heard) if len(windows) == 1 else None
-        return heard
+        if self._last and np.array_equal(self._last[0], windows):
+            return self._last[1]
+        self._last = None  # free it before the next states are allocated
+        states = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})
+        cross = dict(zip(self.cross_names, states, strict=True))
+        self._last = (windows.copy(), cross) if len(windows) == 1 else None
+        return cross
 
-    def _unwritten(self, batch: int, heard: States) -> States:
-        """Keys and values over a text of no tokens yet."""
-        _, heads, width, _ = heard["key_0"].shape
-        none = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
-        return {name: np.zeros(none[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
+    def empty_past(self, batch: int, cross: States) -> States:
+        """Return keys and values of no tokens."""
+        _, heads, width, _ = cross["key_0"].shape
+        shapes = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
+        return {name: np.zeros(shapes[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
-    def _hypothesis(self, ids: list[int], sure: list[float]) -> Hypothesis:
-        spoken = [token for token in ids if token != self.spelling.end]
-        words = self.spelling.words(spoken, sure[: len(spoken)])
-        return Hypothesis(self.spelling.text(spoken), sum(sure) / len(sure), len(sure), words)
+    def _hypothesis(self, ids: list[int], logprobs: list[float]) -> Hypothesis:
+        text_ids = [token for token in ids if token != self.spelling.end]
+        words = self.spelling.words(text_ids, logprobs[: len(text_ids)])
+        return Hypothesis(self.spelling.text(text_ids), sum(logprobs) / len(logprobs), len(logprobs), words)
 
 
-class _Writing:
-    """Texts that grow by a token at a time: what the decoder knows of each."""
+class DecoderState:
+    """The decoder's keys and values for a batch of texts that grow by one token at a time."""
 
     def __init__(self, engine: Onnx, windows: np.ndarray, prompt: list[int]):
         self.engine, self.prompt = engine, prompt
-        self.heard = engine._encoded(windows)
-        self.past = engine._unwritten(len(windows), self.heard)
+        self.cross = engine.encode(windows)
+        self.past = engine.empty_past(len(windows), self.cross)
 
-    def step(self, chosen: np.ndarray | None) -> np.ndarray:
-        """The logits float32 [B, vocabulary] after the last tokens int64 [B]; None: after the prompt."""
-        batch = len(self.heard["key_0"])
-        tokens = np.array([self.prompt] * batch) if chosen is None else chosen[:, None]
-        told = {"tokens": tokens.astype(np.int64), **self.past, **self.heard}
-        logits, *present = self.engine.decoder.run(["logits", *self.engine.present_names], told)
+    def step(self, tokens: np.ndarray | None) -> np.ndarray:
+        """Append `tokens` int64 [B], or the prompt if None, and return the next logits float32 [B, vocabulary]."""
+        batch = len(self.cross["key_0"])
+        new = np.array([self.prompt] * batch) if tokens is None else tokens[:, None]
+        inputs = {"tokens": new.astype(np.int64), **self.past, **self.cross}
+        logits, *present = self.engine.decoder.run(["logits", *self.engine.present_names], inputs)
         self.past = dict(zip(self.engine.past_names, present, strict=True))
         return logits
 
-    def keep(self, rows: np.ndarray) -> None:
-        """Go on with those of the texts that `rows`, bool [B], names."""
-        self.heard = {name: state[rows] for name, state in self.heard.items()}
+    def select(self, rows: np.ndarray) -> None:
+        """Continue with the texts marked in `rows`, bool [B]."""
+        self.cross = {name: state[rows] for name, state in self.cross.items()}
         self.past = {name: state[rows] for name, state in self.past.items()}
 
 
 def _precision(folder: Path) -> str:
-    """float32 or int8. LabError for weights in eight bits on a processor that would add them wrongly."""
-    told = folder / "manifest.json"
-    made_of = json.loads(told.read_text("utf-8")).get("made_of", {}) if told.is_file() else {}
-    if made_of.get("bits") == 8 and wants_seven_bits():
+    """Return float32 or int8. Raises LabError for eight-bit weights on a processor that needs seven bits."""
+    path = folder / "manifest.json"
+    bits = json.loads(path.read_text("utf-8")).get("made_of", {}).get("bits") if path.is_file() else None
+    if bits == 8 and needs_seven_bits():
         raise LabError(
             f"{folder} holds weights for processors with VNNI, which this one lacks: make the export on this machine"
         )
-    return "int8" if made_of.get("bits") else "float32"
+    return "int8" if bits else "float32"
 
 
 def _session(path: Path, threads: int) -> Any:
@@ -155,15 +156,16 @@ def _session(path: Path, threads: int) -> Any:
     except ImportError:
         raise missing_package("onnxruntime", "onnxruntime>=1.20", "decoding with ONNX Runtime") from None
     options = onnxruntime.SessionOptions()
-    # a number in any case: left to itself ONNX Runtime counts cores that are not ours, and pins its threads to them
+    # always a number: by default ONNX Runtime counts cores that this process may not use and pins its threads to them
     options.intra_op_num_threads = threads or process_pool.cores()
     options.log_severity_level = 3
-    # threads that wait for work leave the cores to others
+    # waiting threads leave the cores to others
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _logprobs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The log-probabilities float32 [B] of one token each by logits float32 [B, vocabulary]."""
-    most = logits.max(axis=-1)
-    return logits[np.arange(len(tokens)), tokens] - most - np.log(np.exp(logits - most[:, None]).sum(axis=-1))
+    """Return the log-probabilities float32 [B] of `tokens` int64 [B] under `logits` float32 [B, vocabulary]."""
+    largest = logits.max(axis=-1)
+    log_sum = np.log(np.exp(logits - largest[:, None]).sum(axis=-1))
+    return logits[np.arange(len(tokens)), tokens] - largest - log_sum

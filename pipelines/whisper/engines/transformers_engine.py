@@ -1,4 +1,4 @@
-"""Decoding by transformers, on whatever device torch has."""
+"""Decode with transformers on any torch device: CPU, CUDA, MPS, ZeroGPU."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pipelines.whisper.model import ModelRef
 
 
 class Transformers:
-    """The model in float32 (bfloat16 by autocast on GPUs that have it)."""
+    """A loaded model in float32, with bfloat16 autocast on GPUs that support it."""
 
-    def __init__(self, ref: ModelRef, language: str, device: str, threads: int, max_new_tokens: int):
+    def __init__(self, ref: ModelRef, options: DecodingOptions, device: str, threads: int):
         import torch
 
         if threads:
             torch.set_num_threads(threads)
         self.model = whisper_model.load(ref, device=device).eval()
-        self.processor = whisper_model.load_processor(ref, language)
-        self.options = DecodingOptions(language, max_new_tokens, word_logprobs=True)
-        self.name = f"transformers {device} {'bfloat16' if decoding.in_bfloat16(self.model) else 'float32'}"
+        self.processor = whisper_model.load_processor(ref, options.language)
+        self.options = options
+        self.name = f"transformers {device} {'bfloat16' if decoding.uses_bfloat16(self.model) else 'float32'}"
         self.n_mels = self.model.config.num_mel_bins
         if "spaces" in sys.modules:  # Hugging Face ZeroGPU attaches a GPU for the length of a decorated call
             on_gpu = sys.modules["spaces"].GPU
@@ -43,7 +43,7 @@ class Transformers:
         return decoding.decode(self.model, self.processor, torch.from_numpy(windows), options)
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        return []  # its fast attention does not tell where it looks
+        return []  # its fast attention does not return weights
 
     def no_speech(self, windows: np.ndarray) -> list[float]:
         import torch

@@ -136,7 +136,7 @@ def _identity(ref: ModelRef, format_: str, precision: str) -> dict[str, Any]:
         },
         "onnx": lambda: {
             "code.export": onnx_graph.FORMAT,
-            **({"bits": 7 if onnx_graph.wants_seven_bits() else 8} if precision else {}),
+            **({"bits": 7 if onnx_graph.needs_seven_bits() else 8} if precision else {}),
         },
         "safetensors": lambda: {"dtype": precision, "code.export": _FORMAT},
     }[format_]
@@ -195,7 +195,7 @@ def _keep_heads_that_exist(ref: ModelRef, made: Path) -> None:
 
 def _to_onnx(ref: ModelRef, precision: str, made: Path) -> None:
     made.mkdir()
-    onnx_graph.write(whisper_model.load(ref), made, int8=precision == "int8", seven_bits=onnx_graph.wants_seven_bits())
+    onnx_graph.write(whisper_model.load(ref), made, int8=precision == "int8", seven_bits=onnx_graph.needs_seven_bits())
     _copy_configs(ref, made)
 
 

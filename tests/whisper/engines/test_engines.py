@@ -180,9 +180,9 @@ def test_an_engine_or_a_compute_type_that_is_none_is_one_line(ref):
 )
 @ct2
 def test_auto_takes_the_fastest_on_a_cpu(ref, monkeypatch, installed, seven_bits, asked, taken):
-    real = onnx_graph.wants_seven_bits()
+    real = onnx_graph.needs_seven_bits()
     monkeypatch.setattr(export, "installed", lambda form="ctranslate2-int8": form in installed)
-    monkeypatch.setattr(onnx_graph, "wants_seven_bits", lambda: seven_bits)
+    monkeypatch.setattr(onnx_graph, "needs_seven_bits", lambda: seven_bits)
     if taken.startswith("onnx") and real:
         pytest.skip("this processor has no VNNI")
     assert opened(ref, "auto", compute_type=asked).name.startswith(taken)
@@ -193,26 +193,26 @@ def test_where_the_fastest_engine_fails_auto_takes_the_next(ref, monkeypatch):
     def fails(*told, **more):
         raise LabError("torch 9 does not export this model to ONNX")
 
-    monkeypatch.setattr(onnx_graph, "wants_seven_bits", lambda: False)
+    monkeypatch.setattr(onnx_graph, "needs_seven_bits", lambda: False)
     real = export.convert
     monkeypatch.setattr(export, "convert", lambda *told, **more: (fails if "onnx" in told[1] else real)(*told, **more))
-    said: list[str] = []
-    told = {"device": "cpu", "max_new_tokens": 4, "log": said.append}
+    lines = record_log()
+    told = {"device": "cpu", "max_new_tokens": 4}
     assert engines.open_engine(ref, "sv", **told).name.startswith("ctranslate2")
-    assert said[0] == "torch 9 does not export this model to ONNX; trying the next engine"
+    assert lines[0] == "torch 9 does not export this model to ONNX; trying the next engine"
     with pytest.raises(LabError, match="does not export"):
         engines.open_engine(ref, "sv", "onnx", **told)
 
 
 def test_graphs_of_large_models_are_not_made_unasked(ref, monkeypatch):
-    monkeypatch.setattr(onnx_graph, "wants_seven_bits", lambda: False)
-    assert "onnx" in engines._fastest(ref, "cpu", "")
-    monkeypatch.setattr(engines, "_LARGEST_GRAPHS_BYTES", 1000)
-    assert "onnx" not in engines._fastest(ref, "cpu", "")
+    monkeypatch.setattr(onnx_graph, "needs_seven_bits", lambda: False)
+    assert "onnx" in engines._faster_engines(ref, "cpu", "")
+    monkeypatch.setattr(engines, "_MAX_ONNX_WEIGHTS_BYTES", 1000)
+    assert "onnx" not in engines._faster_engines(ref, "cpu", "")
 
 
 def test_graphs_run_on_a_cpu_alone_and_need_no_torch_to_say_so(ref, monkeypatch):
-    monkeypatch.setattr(engines, "_device", lambda engine: pytest.fail("a device was looked for"))
+    monkeypatch.setattr(engines, "_detect_device", lambda engine: pytest.fail("a device was looked for"))
     assert opened(ref, "onnx", device="").name == "onnxruntime cpu int8"
     with pytest.raises(LabError, match="on a CPU, not on cuda"):
         opened(ref, "onnx", device="cuda")

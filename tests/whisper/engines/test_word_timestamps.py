@@ -25,7 +25,7 @@ def slow(cost: np.ndarray) -> float:
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 10_000))
 def test_the_way_is_the_cheapest_and_never_goes_back(n: int, m: int, seed: int):
     cost = np.random.default_rng(seed).standard_normal((n, m))
-    rows, columns = word_timestamps.warped(cost)
+    rows, columns = word_timestamps.warping_path(cost)
     assert (rows[0], columns[0], rows[-1], columns[-1]) == (0, 0, n - 1, m - 1)
     steps = set(zip(np.diff(rows).tolist(), np.diff(columns).tolist(), strict=True))
     assert steps <= {(0, 1), (1, 0), (1, 1)}
