@@ -23,7 +23,7 @@ def publish(
     from pipelines.infra import manifest, stores
 
     if dry_run:
-        manifest.require_whole(folder, "artefact", "Name a finished cache or model")
+        manifest.require_complete(folder, "artefact", "Name a finished cache or model")
         return print_plan(as_json, f"copy {folder} to {uri}", uri)
     published = stores.open_store(uri).publish(folder, uri)
     print_result(as_json, {"uri": published}, f"published as {published}")

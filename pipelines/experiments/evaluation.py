@@ -141,7 +141,7 @@ def evaluate(
 
 def read_report(folder: Path) -> EvalReport:
     """Load a finished report. Raise LabError if the folder is incomplete."""
-    facts = manifest.require_whole(folder, "report", "Remove it and evaluate again")
+    facts = manifest.require_complete(folder, "report", "Remove it and evaluate again")
     # read text columns as text: pandas would turn a transcript such as 007 into a number
     texts = dict.fromkeys(("id", "speaker", "reference", "hypothesis", *report_slices.COLUMNS), str)
     predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=texts)

@@ -24,7 +24,7 @@ from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import leaks
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import hub
+from pipelines.infra.stores import hub_client
 from pipelines.speech import text
 from pipelines.whisper import lineage as whisper_lineage
 
@@ -263,7 +263,7 @@ def _count_shared_recordings(train: FeatureCache, scored: FeatureCache, ids: lis
 
 def _of_card(uri: str) -> Iterator[Entry]:
     """Yield an entry for each WER on a test split in the card's model-index."""
-    card = hub.model_card(f"hub://{uri}")
+    card = hub_client.read_model_card(f"hub://{uri}")
     for result in card.eval_results or []:
         if (result.metric_type or "").lower() != "wer" or result.dataset_split in ("train", "validation"):
             continue

@@ -254,7 +254,7 @@ def _seal(folder: Path, n_shards: int, identity: dict[str, Any], curate: Curate)
     splits = cache.rows["split"][~dropped].value_counts(sort=False)
     return manifest.seal(
         folder,
-        known_sha256={shards.bin_name(number): metadata["sha256"] for number, (_, metadata) in enumerate(indexes)},
+        computed_sha256={shards.bin_name(number): metadata["sha256"] for number, (_, metadata) in enumerate(indexes)},
         identity=identity,
         digest=digest(identity),
         counts={**{str(name): int(n) for name, n in splits.items()}, "rejected": len(rejected)},

@@ -154,7 +154,7 @@ def open_cache(folder: Path, identity: Mapping[str, Any] | None = None) -> Featu
 
     Raises StaleCache naming the fields that differ, LabError for a cache that is unfinished or damaged.
     """
-    sealed = manifest.require_whole(
+    sealed = manifest.require_complete(
         folder, "feature cache", "Run 01_feature_pipeline (or: python -m pipelines features) again"
     )
     if not {"identity", "counts", "shards"} <= sealed.keys():

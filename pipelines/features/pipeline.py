@@ -97,7 +97,7 @@ def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") ->
             f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
         )
     with distributed.local_main_process_first():
-        folder = stores.at_hand(uri)
+        folder = stores.local_folder(uri)
         source = identity.source_identity(recipe, folder)
         return caches.open_cache(folder, identity.cache_identity(recipe, source, processor(recipe), runs))
 
@@ -190,4 +190,4 @@ def _can_be_decoded(example: Example) -> bool:
 
 def _local_folder(cache_uri: str) -> Path:
     """Return the folder of a cache that exists or is to be built: a path as it is, a remote URI fetched."""
-    return stores.at_hand(cache_uri) if stores.is_remote(cache_uri) else Path(cache_uri).expanduser().absolute()
+    return stores.local_folder(cache_uri) if stores.is_remote(cache_uri) else Path(cache_uri).expanduser().absolute()

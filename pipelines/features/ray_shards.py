@@ -25,9 +25,9 @@ from pipelines.features.clips import Clip, Rejected
 from pipelines.features.shards import ShardResult, ShardTask, ShardWriter
 from pipelines.features.sources import Example
 from pipelines.infra.errors import LabError
-from pipelines.infra.manifest import _PACKAGE, code_sha256
+from pipelines.infra.manifest import PACKAGE, code_sha256
 from pipelines.infra.parallel.process_pool import ATTEMPTS
-from pipelines.infra.parallel.ray_cluster import _OWN, joined
+from pipelines.infra.parallel.ray_cluster import PACKAGE_NAME, connect
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,14 +55,16 @@ def write_shards(
     clips of each finished shard. Ray repeats the shard of a worker that died. Raises LabError for a cluster that cannot
     be used, and after ATTEMPTS workers died over one shard.
     """
-    with joined(address) as ray:
+    with connect(address) as ray:
         n_cores = int(ray.cluster_resources().get("CPU", 0))
         if not n_cores:
             raise LabError(
                 f"the Ray cluster {address} must have CPUs, got none: start a node with --num-cpus=1 or more"
             )
         logger.info(f"Ray cluster {address}: {n_cores} core(s)")
-        work = functools.partial(_write, ray.put(ray.cloudpickle.dumps(writer)), {**versions, _OWN: code_sha256()})
+        work = functools.partial(
+            _write, ray.put(ray.cloudpickle.dumps(writer)), {**versions, PACKAGE_NAME: code_sha256()}
+        )
         portable = (_with_audio(task, writer.create_clip) for task in tasks)
         collector = _Collector(writer.folder, on_clips)
         with ThreadPoolExecutor(2) as threads, collector.stopped_by_errors():
@@ -210,6 +212,6 @@ def _create_clip(create_clip: Callable[[Example], Clip], example: Example) -> Cl
 
 def _check_versions(versions: Mapping[str, str]) -> None:
     for name, expected in versions.items():
-        installed = code_sha256() if name == _OWN else importlib.metadata.version(name)
+        installed = code_sha256() if name == PACKAGE_NAME else importlib.metadata.version(name)
         if installed != expected:
-            raise LabError(f"it has {name} {installed} ({_PACKAGE.parent}), and this cache is made with {expected}")
+            raise LabError(f"it has {name} {installed} ({PACKAGE.parent}), and this cache is made with {expected}")

@@ -1,7 +1,7 @@
-"""Finished folders: an artefact counts only once its manifest, written last, is in place.
+"""Sealed folders: an artefact is finished once its manifest, which is written last, exists.
 
-A folder without `manifest.json` is unfinished and never used; one with it is whole, and every file in it has a size
-and a sha256. Caches, checkpoints, models and reports are all such folders.
+A folder without `manifest.json` is unfinished and never used. The manifest lists size and sha256 of every file in the
+folder. Caches, checkpoints, models and reports are such folders.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ from typing import Any
 from pipelines.infra.errors import LabError
 
 MANIFEST = "manifest.json"
+PACKAGE = Path(__file__).parents[1]
+"""The folder of this package's code."""
 
 
-def seal(folder: Path, *, known_sha256: Mapping[str, str] | None = None, **facts: Any) -> dict[str, Any]:
-    """Write the manifest of `folder`: size and sha256 of every file in it, and `facts`. Returns the manifest.
+def seal(folder: Path, *, computed_sha256: Mapping[str, str] | None = None, **fields: Any) -> dict[str, Any]:
+    """Write and return the manifest of `folder`: `fields`, and size and sha256 of every file.
 
-    Every file is flushed to the disk before the manifest is, so that a manifest never outlives its files.
-    `known_sha256` (file name to digest) names files that were hashed while they were written; others are read.
+    Every file is flushed to the disk before the manifest, so that after a crash no manifest names a missing file.
+    `computed_sha256` has the digests of files that were hashed while they were written; the others are read.
     """
-    known = known_sha256 or {}
+    digests = computed_sha256 or {}
     names = {path: path.relative_to(folder).as_posix() for path in sorted(_files(folder))}
-    files = {name: _entry(path, known.get(name)) for path, name in names.items()}
-    manifest = {**facts, "files": files}
+    files = {name: _entry(path, digests.get(name)) for path, name in names.items()}
+    manifest = {**fields, "files": files}
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def amend(folder: Path, **facts: Any) -> None:
-    """Add facts to the manifest of a sealed folder; its files stay as they are."""
-    write_json(folder / MANIFEST, {**read(folder), **facts})
+def amend(folder: Path, **fields: Any) -> None:
+    """Add or replace fields of a sealed folder's manifest; its files do not change."""
+    write_json(folder / MANIFEST, {**read(folder), **fields})
 
 
-def replace(folder: Path, name: str, content: bytes, **facts: Any) -> None:
-    """Exchange one file of a sealed folder and add facts to its manifest.
+def replace(folder: Path, name: str, content: bytes, **fields: Any) -> None:
+    """Replace one file of a sealed folder, and add fields to its manifest.
 
-    The folder is whole at every moment: while the file is exchanged, the manifest does not name it.
+    The folder is valid at every moment: while the file is replaced, the manifest does not name it.
     """
-    sealed = {**read(folder), **facts}
+    sealed = {**read(folder), **fields}
     others = {other: entry for other, entry in sealed["files"].items() if other != name}
     write_json(folder / MANIFEST, {**sealed, "files": others})
     write_bytes(folder / name, content)
@@ -53,7 +55,7 @@ def replace(folder: Path, name: str, content: bytes, **facts: Any) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of `folder`, or None where there is none or it is no JSON object."""
+    """Return the manifest of `folder`, or None if it is missing or invalid."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,9 +64,9 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def problem(folder: Path, *, thorough: bool = True) -> str | None:
-    """What is wrong with `folder` in a few words, or None if it is whole.
+    """Return a short description of what is wrong with `folder`, or None if it is complete.
 
-    `thorough` reads every byte and compares digests; otherwise sizes alone are compared.
+    With `thorough` every file is read and its digest compared, otherwise only its size.
     """
     manifest = read(folder)
     if manifest is None:
@@ -80,38 +82,38 @@ def problem(folder: Path, *, thorough: bool = True) -> str | None:
     return _damaged(folder, manifest["files"]) if thorough else None
 
 
-def require_whole(folder: Path, what: str, mend: str, *, thorough: bool = True) -> dict[str, Any]:
-    """The manifest of a whole folder; LabError naming `what`, the fault and the `mend` otherwise."""
+def require_complete(folder: Path, what: str, remedy: str, *, thorough: bool = True) -> dict[str, Any]:
+    """Return the manifest of a complete folder. Raises LabError with `what`, the problem and the `remedy` otherwise."""
     fault = problem(folder, thorough=thorough)
     if fault:
-        raise LabError(f"{what} {folder} cannot be used: {fault}. {mend}")
+        raise LabError(f"{what} {folder} cannot be used: {fault}. {remedy}")
     return read(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that `path` holds either its old content or all of the new."""
+    """Write a JSON file atomically: after a crash it has its old or its new content."""
     write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that `path` holds either its old content or all of the new."""
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "wb") as file:
+    """Write a file atomically: after a crash it has its old or its new content."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
         file.write(content)
         file.flush()
         _flush(file.fileno())
-    os.replace(aside, path)
+    os.replace(partial, path)
     sync_folder(path.parent)
 
 
 def flush(path: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Flush a file to the disk."""
     with open(path, "rb") as file:
         _flush(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's own entries, so that a rename survives a loss of power (not every file system can)."""
+    """Flush a folder's entries, so that a rename survives a power failure, if the file system supports it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -123,24 +125,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(folder: Path, entries: dict[str, Any]) -> str | None:
-    """The first file whose bytes are not those that were sealed; hashed on all cores."""
+    """Return a description of the first file with another digest, or None. Files are hashed in parallel."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = pool.map(lambda name: sha256(folder / name), entries)
-        for (name, entry), found in zip(entries.items(), digests, strict=True):
-            if found != entry["sha256"]:
+        for (name, entry), digest in zip(entries.items(), digests, strict=True):
+            if digest != entry["sha256"]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 return f"{name} is damaged (its sha256 differs)"
     return None
 
 
 def _flush(handle: int) -> None:
-    """fsync where the file system can: network and Drive mounts answer EINVAL or ENOTSUP, and flush on their own."""
+    """Call fsync if the file system supports it: network and Drive mounts return EINVAL or ENOTSUP."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -156,18 +158,15 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _entry(path: Path, known_sha256: str | None = None) -> dict[str, Any]:
+def _entry(path: Path, digest: str | None = None) -> dict[str, Any]:
     flush(path)
-    return {"bytes": path.stat().st_size, "sha256": known_sha256 or sha256(path)}
-
-
-_PACKAGE = Path(__file__).parents[1]
+    return {"bytes": path.stat().st_size, "sha256": digest or sha256(path)}
 
 
 @functools.cache
 def code_sha256() -> str:
-    """Of this package: every module's name and content."""
+    """Return 12 hexadecimal digits of the sha256 of all modules of this package, names and content."""
     code = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        code.update(f"{path.relative_to(_PACKAGE).as_posix()} {sha256(path)}\n".encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code.update(f"{path.relative_to(PACKAGE).as_posix()} {sha256(path)}\n".encode())
     return code.hexdigest()[:12]

@@ -76,7 +76,7 @@ def redact_settings(value: Any, name: str = "", kind: str = "") -> Any:
 
 def redact_model_name(name: str) -> str:
     """Return a model's name, or "(a local path)" if it is a folder of this machine."""
-    return _LOCAL_PATH if stores.is_folder(name) or _is_path(name) else name
+    return _LOCAL_PATH if stores.is_local_path(name) or _is_path(name) else name
 
 
 def _is_path(value: str) -> bool:

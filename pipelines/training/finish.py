@@ -25,7 +25,7 @@ def finish(run: TrainingRun, trainer: Any) -> TrainedModel:
     """Write the best weights of a trainer that is done as the run's model, and seal it."""
     folder, base = run.folder / "model", run.start
     weights = run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
-    manifest.require_whole(weights, "the best checkpoint", f"Remove {run.folder} and train again")
+    manifest.require_complete(weights, "the best checkpoint", f"Remove {run.folder} and train again")
     model = adapters.load_checkpoint(weights, base)
     whisper_model.set_language(model, run.recipe.language)
     shutil.rmtree(folder, ignore_errors=True)

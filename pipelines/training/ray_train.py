@@ -63,7 +63,7 @@ def train(address: str, devices: int, run: TrainingRun) -> TrainedModel:
     Each worker has a GPU, or one core if the cluster has no GPU. A worker that dies costs the steps since the newest
     checkpoint. Raises LabError for a cluster that cannot be used or is too small, and the errors of loop.train.
     """
-    with ray_cluster.joined(address) as ray:
+    with ray_cluster.connect(address) as ray:
         on_gpu = refuse_too_small(ray, address, devices)
         logger.info(f"Ray cluster {address}: {devices} worker(s), each with {'a GPU' if on_gpu else 'one core'}")
         messages = ray.remote(num_cpus=0)(Messages).remote()
@@ -147,7 +147,7 @@ def _work(run: TrainingRun, messages: Any) -> None:
     if ray.get(messages.failed.remote()):
         return
     try:
-        ray_cluster.refuse_unseen((run.folder.parent, run.cache.folder, run.base.folder))
+        ray_cluster.require_visible((run.folder.parent, run.cache.folder, run.base.folder))
         with distributed.process_group():
             training_loop.train(run)
     except distributed.PeerLost:

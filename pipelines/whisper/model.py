@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import hub, is_folder
+from pipelines.infra.stores import hub_client, is_local_path
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import mirror
 from pipelines.whisper.log_mel import FRAMES_PER_POSITION
@@ -66,9 +66,9 @@ def resolve(uri: str) -> ModelRef:
     `uri`: a folder, `hub://owner/name[/path][@revision]`, a Hub id `owner/name[@revision]`, `hopsworks://project/path`,
     or a mirror's name with `@q8`. Raises LabError with one line that says what to do where the model is not to be had.
     """
-    if uri.startswith("hopsworks://") or hub.is_in_a_repository(uri):
-        return _local(str(stores.at_hand(uri)))
-    if is_folder(uri):
+    if uri.startswith("hopsworks://") or hub_client.is_repository_folder(uri):
+        return _local(str(stores.local_folder(uri)))
+    if is_local_path(uri):
         return _local(uri)
     name, _, revision = uri.removeprefix("hub://").partition("@")
     if revision == "q8":
@@ -205,7 +205,7 @@ def _local(uri: str) -> ModelRef:
         raise LabError(f"no model in {folder}: expected a folder with config.json and model.safetensors")
     sealed = manifest.read(folder)
     if sealed is not None:
-        sealed = manifest.require_whole(folder, "model", "Make it again, or name another model")
+        sealed = manifest.require_complete(folder, "model", "Make it again, or name another model")
     facts = sealed or _mirror_facts(folder) or {}
     told = {name: value for name, value in facts.items() if name != "files"}
     return ModelRef(
@@ -253,7 +253,7 @@ def _of_hub(uri: str, folder: Path, origin: str) -> ModelRef:
     """A snapshot of the Hub; one that this lab published tells by its manifest how it was tuned."""
     if (manifest.read(folder) or {}).get("kind") != "model":
         return ModelRef(uri, folder, origin, folder.name[:12])
-    sealed = manifest.require_whole(folder, "model", "Publish it again, or name another model")
+    sealed = manifest.require_complete(folder, "model", "Publish it again, or name another model")
     told = {name: value for name, value in sealed.items() if name != "files"}
     context = sealed.get("context", "full")
     return ModelRef(uri, folder, origin, folder.name[:12], sealed.get("quantisation"), context, told)

@@ -14,7 +14,7 @@ from pipelines.experiments import leaderboard
 from pipelines.experiments import pipeline as experiment_pipeline
 from pipelines.experiments.leaderboard import INVALID, UNVERIFIED, VALID
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import hub as stores_hub
+from pipelines.infra.stores import hub_client
 from pipelines.training import pipeline as training_pipeline
 
 
@@ -256,7 +256,7 @@ def card_of(value: object, datasets: str = "some/other", **args: object):
 
 @pytest.mark.parametrize("value", [-5, float("nan"), float("inf")])
 def test_invalid_wer_value_is_ignored(monkeypatch: pytest.MonkeyPatch, value: float):
-    monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(value))
+    monkeypatch.setattr(hub_client, "read_model_card", lambda uri: card_of(value))
     with pytest.raises(LabError, match="found no WER on a test set"):
         leaderboard.rank(["hub://me/model"])
 
@@ -264,7 +264,7 @@ def test_invalid_wer_value_is_ignored(monkeypatch: pytest.MonkeyPatch, value: fl
 @pytest.mark.parametrize("ci95", ["narrow", 0.3, [0.1, 0.2, 0.3]])
 def test_hostile_card_cannot_break_the_table(monkeypatch: pytest.MonkeyPatch, ci95):
     forged = "some/other\n1     openai/whisper-large  0.010 \x1b[31m"
-    monkeypatch.setattr(stores_hub, "model_card", lambda uri: card_of(0.1, forged, ci95=ci95, n="many"))
+    monkeypatch.setattr(hub_client, "read_model_card", lambda uri: card_of(0.1, forged, ci95=ci95, n="many"))
     found = leaderboard.rank(["hub://me/model"])
     assert (found.ranked[0].ci95, found.ranked[0].n) == (None, None)
     assert "\x1b" not in str(found) and len(str(found).splitlines()) == 4

@@ -35,7 +35,7 @@ def test_seal_names_every_file_and_fact(sealed):
         }
     )
     assert manifest.problem(sealed) is None
-    assert manifest.require_whole(sealed, "toy", "Build it") == found
+    assert manifest.require_complete(sealed, "toy", "Build it") == found
 
 
 def test_seal_again_leaves_itself_and_partial_files_out(sealed):
@@ -91,7 +91,7 @@ def test_a_manifest_with_any_byte_changed_is_judged_not_raised(sealed):
 def test_require_whole_says_what_why_and_what_to_do(sealed):
     (sealed / "a.bin").write_bytes(b"")
     with pytest.raises(LabError) as error:
-        manifest.require_whole(sealed, "toy", "Build it again")
+        manifest.require_complete(sealed, "toy", "Build it again")
     assert str(error.value) == f"toy {sealed} cannot be used: a.bin has 0 bytes, not 10. Build it again"
 
 

@@ -105,13 +105,13 @@ def cluster(monkeypatch, tmp_path, certificate, no_waiting):
 
 def folder_bench(name: str, root: Path, monkeypatch) -> Bench:
     sent = []
-    copy = local.FolderPlace.copy
+    copy = local.LocalFolder.copy
 
     def counted(self, source: Path, target: Path) -> None:
         copy(self, source, target)
         sent.extend([target] if target.is_relative_to(root) else [])
 
-    monkeypatch.setattr(local.FolderPlace, "copy", counted)
+    monkeypatch.setattr(local.LocalFolder, "copy", counted)
 
     def files(artefact: str) -> dict[str, bytes]:
         return contents(root / artefact)

@@ -48,7 +48,7 @@ def open_executor(address: str, devices: int) -> Iterator[Executor]:
     if not address:
         yield LocalExecutor()
         return
-    with ray_cluster.joined(address) as ray:
+    with ray_cluster.connect(address) as ray:
         machines = len([node for node in ray.nodes() if node["Alive"]])
         slots = devices or int(ray.cluster_resources().get("GPU", 0)) or machines
         on_gpu = ray_train.refuse_too_small(ray, address, slots)
@@ -175,7 +175,7 @@ class ClusterMonitor:
 def _is_reachable(address: str) -> bool:
     host, _, port = address.rpartition(":")
     with contextlib.suppress(OSError):
-        socket.create_connection((host.strip("[]"), int(port)), ray_cluster.CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), ray_cluster.CONNECT_TIMEOUT_S).close()
         return True
     return False
 
@@ -191,7 +191,7 @@ def _last_line(error: Exception) -> str:
 def _run_on_worker(job: Job) -> Result | LabError:
     """Run a job. Return errors that end the sweep as values: as exceptions they would be wrapped in Ray's messages."""
     try:
-        ray_cluster.refuse_unseen((job.run.parent, job.cache.folder, job.base.folder))
+        ray_cluster.require_visible((job.run.parent, job.cache.folder, job.base.folder))
         with _exit_with_node():
             return fit(job)
     except Unfinished as error:

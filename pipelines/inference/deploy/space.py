@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import hub
+from pipelines.infra.stores import hub, hub_client
 from pipelines.whisper import model as whisper_model
 
 if TYPE_CHECKING:
@@ -73,17 +73,17 @@ def find_model(uri: str) -> Model:
 
     Raises LabError if it is not on the Hub or cannot be loaded by app.py.
     """
-    if stores.is_folder(uri) or "://" in uri.removeprefix("hub://"):
+    if stores.is_local_path(uri) or "://" in uri.removeprefix("hub://"):
         raise LabError(
             f"a Space takes its model from the Hub, got {uri}: publish it first (python -m pipelines publish), "
             "then name hub://owner/name[@revision]"
         )
     uri = uri if uri.startswith("hub://") else f"hub://{uri}"
-    owner, name, path, revision = hub.parts(uri)
+    owner, name, path, revision = hub_client.parse_uri(uri)
     if not name or path:
         raise LabError(f"a Space takes a model with its own repository, hub://owner/name, got {uri}")
-    with hub.one_line(uri):
-        info = hub.client().model_info(f"{owner}/{name}", revision=revision or None)
+    with hub_client.explained_errors(uri):
+        info = hub_client.client().model_info(f"{owner}/{name}", revision=revision or None)
     names = [file.rfilename for file in info.siblings or ()]
     files = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in whisper_model.HUB_FILES)]
     if "config.json" not in names or not fnmatch.filter(files, "*.safetensors"):
@@ -115,8 +115,8 @@ def publish(name: str, model: Model, hardware: str = "cpu") -> dict[str, str]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "space"
         files = write(folder, name, model, hardware)
-        with hub.one_line(f"the Space {name}"):
-            api, flavour = hub.client(), HARDWARE[hardware]
+        with hub_client.explained_errors(f"the Space {name}"):
+            api, flavour = hub_client.client(), HARDWARE[hardware]
             api.create_repo(
                 name, repo_type="space", space_sdk="gradio", space_hardware=flavour, private=True, exist_ok=True
             )
@@ -197,7 +197,7 @@ def _commit(api: HfApi, name: str, folder: Path, files: list[str]) -> str:
     """Upload changed files and delete unneeded modules in one commit, and read it back; return the commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    remote = hub.HubPlace(api, name, "space", "main")
+    remote = hub.HubFolder(api, name, "space", "main")
     changed = _differing(remote, folder, files)
     stale = [path for path in remote.sizes() if path.startswith("pipelines/") and path not in files]
     if not changed and not stale:
@@ -207,12 +207,12 @@ def _commit(api: HfApi, name: str, folder: Path, files: list[str]) -> str:
     operations: list[Any] = [CommitOperationAdd(path, folder / path) for path in changed]
     operations += [CommitOperationDelete(path) for path in stale]
     commit = api.create_commit(name, operations, commit_message="Publish the page", repo_type="space").oid
-    if wrong := _differing(hub.HubPlace(api, name, "space", commit), folder, files):
+    if wrong := _differing(hub.HubFolder(api, name, "space", commit), folder, files):
         raise LabError(f"the Space {name} does not read back as it was published ({wrong[0]} differs). Run this again")
     return commit
 
 
-def _differing(remote: hub.HubPlace, folder: Path, files: list[str]) -> list[str]:
+def _differing(remote: hub.HubFolder, folder: Path, files: list[str]) -> list[str]:
     """Return the files that are missing in the Space or have another content there."""
     sizes = remote.sizes()
     entries = {name: {"sha256": manifest.sha256(folder / name)} for name in files}

@@ -1,9 +1,7 @@
-"""Shards made by the machines of a Ray cluster: Ray Data takes clips there and brings finished shards back.
+"""Connect to a Ray cluster, whose machines receive a copy of this package.
 
-The machine that runs the stage reads the source and writes the cache, with the code and in the bytes of a build without
-a cluster (shards.py). Everything between travels through Ray: this package, the encoded clips, the frames of a shard
-that is done. So the machines share no disk and hold no token of yours. Each needs Ray and requirements.txt in the
-versions of this machine.
+Everything else travels through Ray too, so the machines need no shared disk for features and hold none of your tokens.
+Each needs Ray and requirements.txt in the versions of this machine.
 """
 
 from __future__ import annotations
@@ -21,40 +19,40 @@ from pathlib import Path
 from types import ModuleType
 
 from pipelines.infra.errors import LabError, missing_package
-from pipelines.infra.manifest import _PACKAGE
+from pipelines.infra.manifest import PACKAGE
 
-CONNECT_S = 5.0
-"""Silence after which nothing is at an address: Ray itself waits for minutes."""
-_OWN = _PACKAGE.name
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a connection; Ray itself waits for minutes."""
+PACKAGE_NAME = PACKAGE.name
 _ADDRESS = re.compile(r"\[?(?P<host>[\w.:-]+?)\]?:(?P<port>\d+)", re.ASCII)
 
 
-def refuse_unseen(places: Iterable[Path]) -> None:
-    """On a machine of the cluster: LabError where it does not see one of these folders."""
+def require_visible(folders: Iterable[Path]) -> None:
+    """Raise LabError if a folder does not exist on this machine of the cluster."""
     import ray
 
-    for place in places:
-        if not place.exists():
+    for folder in folders:
+        if not folder.exists():
             raise LabError(
-                f"the Ray machine {ray.util.get_node_ip_address()} does not see {place}: keep runs (--runs) and "
+                f"the Ray machine {ray.util.get_node_ip_address()} does not see {folder}: keep runs (--runs) and "
                 "weights (LAB_CACHE) on a disk that all machines share"
             )
 
 
 @contextlib.contextmanager
-def joined(address: str) -> Iterator[ModuleType]:
-    """Ray, connected to the cluster at `address`, with `ray.data` imported; left when the context ends."""
+def connect(address: str) -> Iterator[ModuleType]:
+    """Connect to the cluster at `address`, yield the module `ray` with `ray.data` imported, and disconnect."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or Ray Data, asked late, starts a cluster of its own
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # otherwise Ray Data may start another cluster
     try:
         import ray
         import ray.data
     except ImportError:
         raise missing_package("ray", "ray[data]>=2.60,<2.64", "a Ray cluster (--cluster)") from None
-    _refuse_silent(address)
+    _require_reachable(address)
     started_here = {"include_dashboard": False} if address == "local" else {}
     try:
-        with _own_code() as folder:
+        with _package_copy() as folder:
             ray.init(
                 address,
                 runtime_env={"working_dir": folder},
@@ -62,41 +60,43 @@ def joined(address: str) -> Iterator[ModuleType]:
                 logging_level=logging.WARNING,
                 **started_here,
             )
-    except Exception as error:  # Ray has a kind for each cause, and a bare one for a machine that is too busy
-        told = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:  # Ray has a class for each cause, and plain Exception for a busy machine
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise LabError(
-            f"the Ray cluster {address} cannot be joined: {told}. Start one with ray start --head, or try again"
+            f"the Ray cluster {address} cannot be joined: {cause}. Start one with ray start --head, or try again"
         ) from None
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # the stage shows its own
+        ray.data.DataContext.get_current().enable_progress_bars = False  # the stage shows one
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs what it raises
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*ray_remote_args")  # goes in 2.64; nothing else sets max_retries yet
+            warnings.filterwarnings("ignore", ".*ray_remote_args")  # until 2.64; the only way to set max_retries
             yield ray
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _own_code() -> Iterator[str]:
-    """A folder with a copy of this package alone: Ray sends it to every machine, where it goes before other copies."""
+def _package_copy() -> Iterator[str]:
+    """Yield a temporary folder with a copy of this package, which Ray sends to every machine and imports first."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(_PACKAGE, Path(folder) / _OWN, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE, Path(folder) / PACKAGE_NAME, ignore=shutil.ignore_patterns("__pycache__"))
         yield folder
 
 
-def _refuse_silent(address: str) -> None:
-    """LabError for a host and port at which nobody listens."""
+def _require_reachable(address: str) -> None:
+    """Raise LabError for an invalid address, or a host and port without a listening server."""
     if address in ("auto", "local"):
         return
-    found = _ADDRESS.fullmatch(address)
-    if not found:
+    match = _ADDRESS.fullmatch(address)
+    if not match:
         raise LabError(
-            f"a Ray cluster's address is host:port, auto or local, got {address!r} (Ray Data does not speak ray://): "
+            f"a Ray cluster's address is host:port, auto or local, got {address!r} (Ray Data does not support ray://): "
             "run this on one of the cluster's machines, with auto"
         )
     try:
-        socket.create_connection((found["host"], int(found["port"])), CONNECT_S).close()
+        socket.create_connection((match["host"], int(match["port"])), CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise LabError(f"no Ray cluster answers at {address} ({told}): start one there with ray start --head") from None
+        cause = getattr(error, "strerror", None) or error
+        raise LabError(
+            f"no Ray cluster answers at {address} ({cause}): start one there with ray start --head"
+        ) from None

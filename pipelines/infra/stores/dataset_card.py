@@ -1,69 +1,86 @@
-"""The data set card of a feature cache that is published to the Hub: what its rows are, and all that made it."""
+"""The data set card of a feature cache on the Hub: its columns, and the identity that it was created from."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-NAME = "README.md"
-MARK = "<!-- Written when the cache was published. Remove this line to keep a card of your own. -->"
-"""A card without it was written by a person, and is never replaced."""
-LICENCES = {"tour": "apache-2.0", "common_voice": "cc0-1.0"}
-"""Kind of source to the Hub's name of its licence, where the kind alone tells."""
+from pipelines.infra import manifest
+from pipelines.infra.stores.hub_client import CARD
+from pipelines.infra.stores.transfer import RemoteFolder
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_MARK = "<!-- Written when the cache was published. Remove this line to keep a card of your own. -->"
+"""Only a card with this line is replaced: without it, a person wrote the card."""
+_LICENCES = {"tour": "apache-2.0", "common_voice": "cc0-1.0"}
+"""Kind of source to the Hub's name of its licence, if all sources of this kind have the same."""
 _COLUMNS = {
     "id": "names the clip within its source",
     "split": "train, validation or test",
     "text": "the transcript",
-    "speaker": "who speaks, as the source names them; empty where unknown",
-    "duration_s": "seconds of sound",
-    "frames": "log-mel frames of 10 ms that are kept",
-    "pad_value": "the log-mel value of silence: what fills the clip up to 30 s",
-    "labels": "token ids that the decoder is to produce",
+    "speaker": "the speaker's id in the source; empty if unknown",
+    "duration_s": "seconds of audio",
+    "frames": "number of stored log-mel frames of 10 ms",
+    "pad_value": "the log-mel value of silence, which pads the clip to 30 s",
+    "labels": "token ids of the transcript",
     "offset": "the clip's first frame in its shard's `.bin`",
-    "audio": "16 bytes of the sha256 of the audio file, not its sound",
+    "audio": "the first 16 bytes of the sha256 of the audio file, not its audio",
 }
 
 
-def of_cache(folder: Path, sealed: Mapping[str, Any], licence_of: Callable[[dict[str, Any]], str | None]) -> str:
-    """The card of the cache in `folder`, whose manifest is `sealed`; `licence_of` tells that of one source, if known.
+def update(remote: RemoteFolder, folder: Path, api: HfApi) -> None:
+    """Write or update the card of the feature cache in `folder`; other artefacts and cards by a person are skipped."""
+    metadata = manifest.read(folder) or {}
+    if not {"identity", "counts"} <= metadata.keys():
+        return
+    new = create(folder, metadata, api).encode()
+    existing = remote.read(CARD)
+    if existing != new and (existing is None or _MARK.encode() in existing):
+        with tempfile.TemporaryDirectory() as temporary:
+            (Path(temporary) / CARD).write_bytes(new)
+            remote.put(Path(temporary), [CARD])
 
-    A source is given as its identity: `kind` and what names it.
-    """
-    identity, counts = sealed["identity"], sealed["counts"]
-    licences = {licence_of(source) or "unknown" for source in _sources(identity)}
-    licence = licences.pop() if len(licences) == 1 else "unknown"
+
+def create(folder: Path, metadata: Mapping[str, Any], api: HfApi) -> str:
+    """Return the card of the cache in `folder`, whose manifest is `metadata`. `api` looks up licences."""
+    from huggingface_hub import DatasetCardData
+
+    identity, counts = metadata["identity"], metadata["counts"]
+    licences = {_licence(api, source) or "unknown" for source in _sources(identity)}
+    front_matter = DatasetCardData(
+        license=licences.pop() if len(licences) == 1 else "unknown",
+        language=[identity["language"]],
+        task_categories=["automatic-speech-recognition"],
+        tags=["whisper", "log-mel"],
+        viewer=False,
+    )
     clips = ", ".join(f"{n} {name}" for name, n in counts.items())
-    columns = "\n".join(f"| {name} | {_COLUMNS.get(name, 'as the source has it')} |" for name in _columns(folder))
+    columns = "\n".join(f"| {name} | {_COLUMNS.get(name, 'as in the source')} |" for name in _columns(folder))
     lineage = "\n".join(f"| {name} | {_cell(value)} |" for name, value in sorted(identity.items()))
     return f"""---
-license: {json.dumps(licence)}
-language:
-- {identity["language"]}
-task_categories:
-- automatic-speech-recognition
-tags:
-- whisper
-- log-mel
-viewer: false
+{front_matter.to_yaml()}
 ---
-{MARK}
+{_MARK}
 
-# Feature cache {sealed["digest"]}
+# Feature cache {metadata["digest"]}
 
-Speech as Whisper hears it: log-mel features and transcripts, made by the feature pipeline of the Swedish Whisper lab.
+Log-mel features for Whisper and transcripts, created by the feature pipeline of the Swedish Whisper lab.
 Clips: {clips}.
 
-There is no audio in it. Speech can be rebuilt from log-mel frames all the same, well enough to be understood and to
-know a voice: treat them as the recordings. {_rehosting(identity)}
+The cache contains no audio. Speech can still be reconstructed from log-mel frames, well enough to be understood and to
+recognise a voice: protect them like the recordings. {_rehosting(identity)}
 
 `shard-*.bin` holds the frames of its clips one after another, {identity["features.dtype"]}
 [frames, {identity["features.n_mels"]}]; `shard-*.parquet` one row per clip; `rejected.csv` the clips that were not
 used, with the reason; `manifest.json` size and sha256 of every file.
 
-| column | what it holds |
+| column | content |
 |---|---|
 {columns}
 
@@ -71,7 +88,7 @@ Train on it with `--cache` and the `hub://` URI of this repository.
 
 ## Lineage
 
-Digest {sealed["digest"]}: of the recipe's settings, the source and the versions that decided rows and frames.
+Digest {metadata["digest"]} of the settings, the source and the versions that determine rows and frames:
 
 | field | value |
 |---|---|
@@ -79,13 +96,25 @@ Digest {sealed["digest"]}: of the recipe's settings, the source and the versions
 """
 
 
+def _licence(api: HfApi, source: Mapping[str, Any]) -> str | None:
+    """Return the licence of a source by its identity (`kind` and other fields); for a Hub data set, from its card."""
+    if source.get("kind") != "hub":
+        return _LICENCES.get(source.get("kind", ""))
+    try:
+        card = api.dataset_info(source["dataset"], revision=source["commit"]).card_data
+    except Exception:  # the data set may be gone or private; a card without a licence is no reason to fail
+        return None
+    licence = card.get("license") if card else None
+    return licence if isinstance(licence, str) else None
+
+
 def _sources(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The identity of each source: that of the cache's, or those of the parts of a mix."""
-    told = {name.removeprefix("source."): value for name, value in identity.items() if name.startswith("source.")}
-    if told.get("kind") != "mix":
-        return [told]
-    prefixes = [f"{part}." for part in told["parts"].split()]
-    return [{n.removeprefix(p): value for n, value in told.items() if n.startswith(p)} for p in prefixes]
+    """Return the identity of the cache's source, or those of the parts of a mix."""
+    source = {name.removeprefix("source."): value for name, value in identity.items() if name.startswith("source.")}
+    if source.get("kind") != "mix":
+        return [source]
+    prefixes = [f"{part}." for part in source["parts"].split()]
+    return [{n.removeprefix(p): value for n, value in source.items() if n.startswith(p)} for p in prefixes]
 
 
 def _columns(folder: Path) -> list[str]:
@@ -103,6 +132,6 @@ def _rehosting(identity: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value as one cell of a table."""
-    told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return "`" + re.sub(r"\s+", " ", told).replace("|", "\\|").replace("`", "'") + "`"
+    """Return a value as one cell of a Markdown table."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "`" + re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'") + "`"

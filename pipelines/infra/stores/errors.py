@@ -1,4 +1,4 @@
-"""What went wrong between us and a store, in one line that tells what to do, and without a secret in it."""
+"""Errors of stores as one line that says what to do, without secrets."""
 
 from __future__ import annotations
 
@@ -19,36 +19,35 @@ _SECRET_PATTERNS = (
         r"(?<=[?&])((?:[\w-]*(?:signature|token|credential|api_?key|secret|password))=)[^&\s'\"]+", re.IGNORECASE
     ),
 )
-_OUR_OWN = (TypeError, AttributeError, NameError, LookupError, ImportError)
+_PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, LookupError, ImportError)
 _HIDDEN = "***"
 _MIN_SECRET_CHARACTERS = 6
-"""A shorter value is no token, and taking it out would garble every message."""
+"""Shorter values are no tokens; removing them would damage messages."""
 _MAX_DETAIL_CHARACTERS = 200
 
 
-def redact(text: str) -> str:
-    """`text` without the tokens that this process knows of, and without what looks like one."""
+def redact_secrets(text: str) -> str:
+    """Replace the tokens in this process's environment, and anything that looks like a token, by `***`."""
     for secret in (os.environ.get(name, "").strip() for name in _SECRET_VARIABLES):
         if len(secret) >= _MIN_SECRET_CHARACTERS:
             text = text.replace(secret, _HIDDEN)
     for pattern in _SECRET_PATTERNS:
-        text = pattern.sub(lambda found: (found[1] if found.re.groups else "") + _HIDDEN, text)
+        text = pattern.sub(lambda match: (match[1] if match.re.groups else "") + _HIDDEN, text)
     return text
 
 
 def explain(error: Exception, *, store: str, uri: str, credential: str) -> LabError:
-    """The one line for an error of a store's client.
+    """Return the LabError for an error of a store's client. An error that is a bug of the program is raised.
 
-    `store` and `uri` name what was talked to, `credential` the variable that holds its token. What looks like a defect
-    of the program is raised as it is.
+    `store` is the store's name in the message, `credential` the environment variable with its token.
     """
     if isinstance(error, LabError):
         return error
-    if isinstance(error, _OUR_OWN):
+    if isinstance(error, _PROGRAMMING_ERRORS):
         raise error
     status = status_of(error)
     if status is None:
-        return LabError(f"{_without_answer(error, store, uri)} ({_detail(error)})")
+        return LabError(f"{_no_response(error, store, uri)} ({_detail(error)})")
     return LabError(f"{_refusal(status, store, uri, credential)} ({_detail(error)})")
 
 
@@ -70,22 +69,22 @@ def explain_hub(error: Exception, uri: str, page: str) -> LabError | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an exception of a client, or None where no answer came."""
-    found = (getattr(getattr(cause, "response", None), "status_code", None) for cause in _chain(error))
-    return next((status for status in found if isinstance(status, int)), None)
+    """Return the HTTP status of a client's exception or its causes, or None without a response."""
+    statuses = (getattr(getattr(cause, "response", None), "status_code", None) for cause in _chain(error))
+    return next((status for status in statuses if isinstance(status, int)), None)
 
 
 class RedactingFilter(logging.Filter):
-    """Takes secrets out of what a client logs: it names the addresses of uploads, and those may be signed."""
+    """Remove secrets from the log lines of a client, such as signed URLs of uploads."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), ()
+        record.msg, record.args = redact_secrets(record.getMessage()), ()
         return True
 
 
 def _refusal(status: int, store: str, uri: str, credential: str) -> str:
     again = "Run this again: what has arrived is kept"
-    known = {
+    lines = {
         401: f"{store} does not accept the token for {uri} (401). Set {credential} to a valid token",
         403: f"{store} does not allow this token to do that with {uri} (403). Use a token with access to it",
         404: f"{store} has no {uri} (404). Check the name; a private one needs {credential}",
@@ -95,29 +94,29 @@ def _refusal(status: int, store: str, uri: str, credential: str) -> str:
         429: f"{store} asks to slow down (429) at {uri}. Wait some minutes. {again}",
         507: f"{store} has no room left for {uri} (507). Free some space. {again}",
     }
-    if status >= 500 and status not in known:
+    if status >= 500 and status not in lines:
         return f"{store} failed ({status}) at {uri}, which is not finished. {again}"
-    return known.get(status, f"{store} refused {uri} ({status})")
+    return lines.get(status, f"{store} refused {uri} ({status})")
 
 
-def _without_answer(error: Exception, store: str, uri: str) -> str:
+def _no_response(error: Exception, store: str, uri: str) -> str:
     again = "Run this again: what has arrived is kept"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of this machine is full at {uri}. Free some space. {again}"
     if type(error).__name__ == "OfflineModeIsEnabled":
-        return f"{uri} is on {store}, and HF_HUB_OFFLINE forbids to ask it. Unset HF_HUB_OFFLINE"
-    if any(_is_of_connection(cause) for cause in _chain(error)):
+        return f"{uri} is on {store}, and HF_HUB_OFFLINE forbids access to it. Unset HF_HUB_OFFLINE"
+    if any(_is_connection_error(cause) for cause in _chain(error)):
         return f"the connection to {store} broke off at {uri}, which is not finished. {again}"
     return f"{store} could not do that with {uri}"
 
 
-def _is_of_connection(error: BaseException) -> bool:
-    """Whether the network failed: clients raise the errors of their HTTP libraries, which have changed."""
+def _is_connection_error(error: BaseException) -> bool:
+    """Return True for an error of the network; the HTTP library differs between versions of the clients."""
     return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those behind it."""
+    """Yield an exception and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -126,7 +125,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _detail(error: Exception) -> str:
-    """The client's own words on one line, cut short, secrets taken out."""
+    """Return the client's own message on one line, shortened, without secrets."""
     cause = error.__cause__ if error.__cause__ is not None and status_of(error) is None else error
-    words = " ".join(redact(str(cause)).split()) or type(cause).__name__
+    words = " ".join(redact_secrets(str(cause)).split()) or type(cause).__name__
     return words if len(words) <= _MAX_DETAIL_CHARACTERS else words[:_MAX_DETAIL_CHARACTERS] + " ..."

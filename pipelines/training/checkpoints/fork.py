@@ -43,10 +43,12 @@ def find_weights(uri: str, base: ModelRef) -> Fork:
     Of a run's folder it is the model, or else the newest whole checkpoint. Raises LabError if there is none, if it is
     damaged, or if it was tuned from other weights than `base`.
     """
-    folder = stores.at_hand(uri)
+    folder = stores.local_folder(uri)
     if (folder / _RUN_FILE).exists():
         folder = _newest(folder)
-    facts = manifest.require_whole(folder, "the weights to fork from", "Name a run's folder, a checkpoint or a model")
+    facts = manifest.require_complete(
+        folder, "the weights to fork from", "Name a run's folder, a checkpoint or a model"
+    )
     if facts.get("kind") not in ("checkpoint", "model"):
         raise LabError(f"{folder} holds no weights of a run: name a run's folder, a checkpoint or a model to fork from")
     if "model.safetensors" not in facts["files"]:

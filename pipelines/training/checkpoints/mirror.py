@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import process_pool
-from pipelines.infra.stores import sealed as sealed_folder
-from pipelines.infra.stores.sealed import Damaged
+from pipelines.infra.stores import transfer
+from pipelines.infra.stores.transfer import Damaged
 from pipelines.training.checkpoints.remote import MODEL, OtherRun, RemoteCheckpoints, local_path, name_of, step_of
 
 if TYPE_CHECKING:
@@ -221,9 +221,9 @@ class CheckpointMirror:
         if manifest.problem(folder, thorough=False) is not None:
             return
         facts, identity = manifest.read(folder), self.remote.identity
-        if facts.get("identity") != identity or sealed_folder.NOTE not in facts["files"]:
+        if facts.get("identity") != identity or transfer.RUN_FILE not in facts["files"]:
             # only once: another write would make the model appear newer
-            manifest.replace(folder, sealed_folder.NOTE, json.dumps(identity, indent=1).encode(), identity=identity)
+            manifest.replace(folder, transfer.RUN_FILE, json.dumps(identity, indent=1).encode(), identity=identity)
         try:
             shutil.copytree(folder, held, copy_function=os.link)
         except OSError:

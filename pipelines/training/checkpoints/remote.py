@@ -17,8 +17,8 @@ from typing import Any
 
 from pipelines.infra import manifest, stores
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import sealed as sealed_folder
-from pipelines.infra.stores.sealed import Damaged
+from pipelines.infra.stores import transfer
+from pipelines.infra.stores.transfer import Damaged
 from pipelines.recipes import differences
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 
@@ -87,12 +87,12 @@ class RemoteCheckpoints:
 
     def _facts(self, uri: str) -> dict[str, Any] | None:
         """Return the facts of the copy at `uri`, None if it is unfinished; raise OtherRun if it is not this run's."""
-        facts = self.store.facts(uri)
-        identity = self.store.note(uri) if facts is None else facts.get("identity") or {}
+        facts = self.store.metadata(uri)
+        identity = self.store.run_record(uri) if facts is None else facts.get("identity") or {}
         if identity is None:
             raise OtherRun(
                 f"{uri} is unfinished and holds files that are not known as this run's (there is no "
-                f"{sealed_folder.NOTE}): name another URI, or remove that folder if it is not needed"
+                f"{transfer.RUN_FILE}): name another URI, or remove that folder if it is not needed"
             )
         changed = differences(self.identity, identity) if identity or facts else []
         if changed:
@@ -103,13 +103,13 @@ class RemoteCheckpoints:
 
     def _is_ours(self, uri: str) -> bool:
         """Return True if the copy, finished or not, has this run's identity."""
-        facts = self.store.facts(uri)
-        identity = self.store.note(uri) if facts is None else facts.get("identity")
+        facts = self.store.metadata(uri)
+        identity = self.store.run_record(uri) if facts is None else facts.get("identity")
         return bool(identity) and not differences(self.identity, identity)
 
     def _copies(self) -> list[tuple[int, str]]:
         """Return step and URI of everything named like a checkpoint or the model, finished or not."""
-        paths = ((Path(uri.partition("@")[0]), uri) for uri in self.store.below(self.uri))
+        paths = ((Path(uri.partition("@")[0]), uri) for uri in self.store.list_folders(self.uri))
         return sorted(
             (step_of(path), uri) for path, uri in paths if sealed_checkpoints.is_named(path) or path.name == "model"
         )

@@ -94,7 +94,7 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
 
 def _without_place(name: str) -> str:
     """A model's name; of one that is a path its last part, for a manifest travels."""
-    return Path(name).name if stores.is_folder(name) or name.startswith(("/", ".", "~")) else name
+    return Path(name).name if stores.is_local_path(name) or name.startswith(("/", ".", "~")) else name
 
 
 def installed(form: str = "ctranslate2-int8") -> bool:

@@ -23,9 +23,8 @@ from pipelines import __main__ as cli
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra import manifest, stores
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import drive, hopsworks, hub, local
+from pipelines.infra.stores import drive, hopsworks, hub, local, transfer
 from pipelines.infra.stores import errors as store_errors
-from pipelines.infra.stores import sealed as sealed_folder
 from pipelines.recipes import runs as recipe_runs
 from pipelines.whisper import model as whisper_model
 
@@ -185,7 +184,7 @@ def test_new_facts_in_the_manifest_send_the_manifest_alone(bench, artefact):
 
 def test_the_manifest_goes_last(bench, artefact, monkeypatch):
     order = []
-    for place in (local.FolderPlace, drive.DrivePlace, hub.HubPlace, hopsworks.HopsworksPlace):
+    for place in (local.LocalFolder, drive.DriveFolder, hub.HubFolder, hopsworks.HopsworksFolder):
         put = place.put
         monkeypatch.setattr(
             place, "put", lambda self, folder, names, put=put: (order.append(list(names)), put(self, folder, names))[1]
@@ -234,11 +233,11 @@ def test_what_is_at_hand_is_not_fetched_again_and_repaired_if_damaged(bench, art
 
 
 def test_facts_are_told_without_the_files(bench, artefact):
-    assert bench.store.facts(bench.uri("tour")) is None
+    assert bench.store.metadata(bench.uri("tour")) is None
     bench.publish(artefact, "tour")
-    assert bench.store.facts(bench.uri("tour")) == manifest.read(artefact)
+    assert bench.store.metadata(bench.uri("tour")) == manifest.read(artefact)
     bench.write("tour", "shard-00000.bin", b"short")
-    assert bench.store.facts(bench.uri("tour")) is None
+    assert bench.store.metadata(bench.uri("tour")) is None
 
 
 def test_what_is_fetched_into_a_folder_is_a_copy_in_it(bench, artefact, tmp_path):
@@ -248,7 +247,7 @@ def test_what_is_fetched_into_a_folder_is_a_copy_in_it(bench, artefact, tmp_path
     assert contents(copy) == contents(artefact)
     bench.write("tour", "shard-00001.bin", b"!" + FILES["shard-00001.bin"][1:])
     shutil.rmtree(copy)
-    with pytest.raises(sealed_folder.Damaged, match=r"shard-00001.bin of .*tour arrived damaged"):
+    with pytest.raises(transfer.Damaged, match=r"shard-00001.bin of .*tour arrived damaged"):
         bench.store.fetch(bench.uri("tour"), into=tmp_path / "into")
 
 
@@ -259,7 +258,7 @@ def test_artefacts_lie_below_one_another_and_do_not_disturb_each_other(bench, ar
     bench.publish(below, "tour/a")
     bench.write("tour/half", "model.safetensors", b"half")
     bench.publish(artefact, "tour")
-    names = [uri.removeprefix(bench.uri("tour/")) for uri in bench.store.below(bench.uri("tour"))]
+    names = [uri.removeprefix(bench.uri("tour/")) for uri in bench.store.list_folders(bench.uri("tour"))]
     assert {"a", "b", "half"} <= {*names}
     assert names == sorted(names)
     assert bench.store.list(bench.uri("tour")) == [bench.uri("tour/a")]
@@ -279,7 +278,7 @@ def test_what_is_removed_is_gone_and_the_rest_is_not(bench, artefact):
     for name in ("tour/a", "tour/half", "tour/never"):
         bench.store.remove(bench.uri(name))
         assert bench.files(name) == {}
-    assert bench.store.below(bench.uri("tour")) == [bench.uri("tour/b")]
+    assert bench.store.list_folders(bench.uri("tour")) == [bench.uri("tour/b")]
     assert contents(bench.fetch("tour/b")) == contents(artefact)
 
 
@@ -487,7 +486,7 @@ def test_no_token_reaches_a_log_a_message_or_a_file(served, artefact, kind, capl
 )
 def test_secrets_are_taken_out_of_text(monkeypatch, text, left):
     monkeypatch.setenv("HOPSWORKS_API_KEY", "own-key")
-    assert store_errors.redact(text) == left
+    assert store_errors.redact_secrets(text) == left
 
 
 def test_a_missing_key_is_asked_for_by_name_and_nobody_is_prompted(cluster, monkeypatch):
@@ -651,7 +650,7 @@ def test_the_registry_takes_models_alone(hopsworks_bench, artefact):
 def test_the_client_is_muted_in_its_own_thread_alone(capsys):
     import threading
 
-    with hopsworks._quiet():
+    with hopsworks._muted_client():
         print("of the client")
         beside = threading.Thread(target=lambda: print("of the training"))
         beside.start()
@@ -675,7 +674,7 @@ def test_a_row_per_clip_goes_to_the_feature_group(monkeypatch):
             return Group()
 
     project = types.SimpleNamespace(get_feature_store=Features)
-    monkeypatch.setattr(hopsworks, "_project", lambda uri: contextlib.nullcontext((project, "x")))
+    monkeypatch.setattr(hopsworks, "_open_project", lambda uri: contextlib.nullcontext((project, "x")))
     rows = pd.DataFrame({"id": ["a"], "split": ["train"], "text": ["hej"], "duration_s": [1.5], "labels": [[1, 2]]})
     hopsworks.add_rows("hopsworks://demo/Resources/x", rows, "clips")
     assert taken["name"] == "clips"
@@ -876,19 +875,19 @@ def test_a_drive_that_goes_away_in_the_middle_is_one_line(drive_bench, artefact,
 def test_a_listing_that_lags_behind_is_looked_at_again(drive_bench, artefact, monkeypatch):
     """For a while the mount neither lists a new file nor tells its size."""
     waited = []
-    size = drive.DrivePlace._size
+    size = drive.DriveFolder._size
     monkeypatch.setattr(drive.time, "sleep", waited.append)
-    monkeypatch.setattr(drive.DrivePlace, "_size", lambda self, name: None if len(waited) < 2 else size(self, name))
+    monkeypatch.setattr(drive.DriveFolder, "_size", lambda self, name: None if len(waited) < 2 else size(self, name))
     with monkeypatch.context() as stale:
-        stale.setattr(local.FolderPlace, "sizes", lambda self: {})
+        stale.setattr(local.LocalFolder, "sizes", lambda self: {})
         drive_bench.publish(artefact, "tour")
     assert waited == [1, 2]
     assert contents(drive_bench.fetch("tour")) == contents(artefact)
 
 
 def test_a_listing_that_stays_behind_is_one_line(drive_bench, artefact, monkeypatch):
-    monkeypatch.setattr(drive.DrivePlace, "_size", lambda self, name: None)
-    monkeypatch.setattr(local.FolderPlace, "sizes", lambda self: {})
+    monkeypatch.setattr(drive.DriveFolder, "_size", lambda self, name: None)
+    monkeypatch.setattr(local.LocalFolder, "sizes", lambda self: {})
     with pytest.raises(LabError) as caught:
         drive_bench.publish(artefact, "tour")
     one_line(caught, "does not read back", "Run this again")
@@ -934,7 +933,7 @@ def test_a_hub_uri_that_is_none_is_one_line(uri, hub_server):
 
 
 def test_a_local_path_is_at_hand_as_it_is(artefact):
-    assert stores.at_hand(str(artefact)) == artefact
+    assert stores.local_folder(str(artefact)) == artefact
 
 
 def test_a_full_disk_is_one_line(local_bench, artefact, monkeypatch):
@@ -946,10 +945,10 @@ def test_a_full_disk_is_one_line(local_bench, artefact, monkeypatch):
 
 
 def test_a_fetch_that_was_killed_is_no_artefact_and_goes_on(tmp_path, artefact):
-    place = local.FolderPlace(artefact)
+    place = local.LocalFolder(artefact)
     arrived = []
 
-    class Killed(local.FolderPlace):
+    class Killed(local.LocalFolder):
         def get(self, name, path):
             if len(arrived) == 3:
                 raise KeyboardInterrupt
@@ -957,10 +956,10 @@ def test_a_fetch_that_was_killed_is_no_artefact_and_goes_on(tmp_path, artefact):
             super().get(name, path)
 
     with pytest.raises(KeyboardInterrupt):
-        sealed_folder.fetch(Killed(artefact), "x/tour", tmp_path / "into")
+        transfer.fetch(Killed(artefact), "x/tour", tmp_path / "into")
     assert not [path for path in (tmp_path / "into").iterdir() if not path.name.startswith(".")]
     told = record_log()
-    home = sealed_folder.fetch(place, "x/tour", tmp_path / "into")
+    home = transfer.fetch(place, "x/tour", tmp_path / "into")
     assert "fetching 3 of 6" in told[0]
     assert contents(home) == contents(artefact)
     shutil.rmtree(home)

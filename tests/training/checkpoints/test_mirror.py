@@ -153,7 +153,7 @@ def test_store_keeps_newest_and_best_checkpoints(bench, start):
             run.save(step, best=2)
             run.arrived(step)
     assert there(bench) == [2, 6]
-    assert bench.store.below(bench.uri("run")) == [bench.uri("run/checkpoint-2"), bench.uri("run/checkpoint-6")]
+    assert bench.store.list_folders(bench.uri("run")) == [bench.uri("run/checkpoint-2"), bench.uri("run/checkpoint-6")]
 
 
 def test_newer_checkpoints_of_another_machine_remain(local_bench, start):
@@ -333,14 +333,14 @@ def test_incomplete_push_is_recognised_and_removed(bench, start, monkeypatch):
 
 def test_run_json_is_uploaded_first_and_removed_last(drive_bench, start, monkeypatch):
     """On the Hub all of it is one commit."""
-    run, put, sent, left = start("run", drive_bench.uri("run")), local.FolderPlace.put, [], []
+    run, put, sent, left = start("run", drive_bench.uri("run")), local.LocalFolder.put, [], []
 
     def watched(self, folder, names):
         sent.extend(names)
         put(self, folder, names)
 
     with monkeypatch.context() as patched:
-        patched.setattr(local.FolderPlace, "put", watched)
+        patched.setattr(local.LocalFolder, "put", watched)
         with run.copies:
             run.save(2)
     assert (sent[0], sent[-1]) == ("run.json", "manifest.json")
@@ -437,7 +437,7 @@ def test_client_exception_does_not_stop_the_run(local_bench, start, monkeypatch)
         raise TypeError("a defect\nof a client")
 
     with monkeypatch.context() as defect:
-        defect.setattr(local.FolderPlace, "put", lambda self, folder, names: broken(self, names))
+        defect.setattr(local.LocalFolder, "put", lambda self, folder, names: broken(self, names))
         run = start("run", local_bench.uri("run"))
         with run.copies:
             run.save(2)
@@ -634,7 +634,7 @@ def test_finished_model_replaces_checkpoints_at_uri(local_bench, sit, tmp_path):
     seen = []
     sit(tmp_path / "run", local_bench.uri("run"),
         at={5: lambda copies: until(lambda: seen.extend(there(local_bench)) or 4 in seen)})  # fmt: skip
-    assert local_bench.store.below(local_bench.uri("run")) == [local_bench.uri("run/model")]
+    assert local_bench.store.list_folders(local_bench.uri("run")) == [local_bench.uri("run/model")]
 
 
 def test_finished_run_refuses_other_model_at_uri(local_bench, sit, tmp_path):
