@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError
+from pipelines.infra.stores import errors as store_errors
 from pipelines.infra.stores import hub_client, is_local_path
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import mirror
@@ -222,7 +223,7 @@ def _local(uri: str) -> ModelRef:
 def _from_hub(uri: str, name: str, revision: str | None) -> ModelRef | None:
     """The model from the Hub's cache or the Hub itself; None where neither has it and the Hub does not answer."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
@@ -235,14 +236,10 @@ def _from_hub(uri: str, name: str, revision: str | None) -> ModelRef | None:
     logger.info(f"fetching {name} from {environment.hub_host()} ...")
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise LabError(
-            f"the Hub refused {name}: {_first_line(error)}. "
-            "Check the name and revision; a private or gated model needs HF_TOKEN"
-        ) from None
-    except Exception as error:  # a connection that breaks off raises the HTTP client's own, and clients have changed
-        raise LabError(
-            f"fetching {name} broke off: {_first_line(error)}. Run this again: what has arrived is kept"
+    except Exception as error:  # a lost connection raises an exception of the HTTP client, which depends on its version
+        address, page = f"hub://{name}" + (f"@{revision}" if revision else ""), f"{environment.hub_endpoint()}/{name}"
+        raise store_errors.explain_hub(error, address, page) or store_errors.explain(
+            error, store="the Hub", uri=address, credential="HF_TOKEN"
         ) from None
     if not _has_weights(folder):
         raise LabError(f"{name} on the Hub has no model.safetensors: name a Whisper model in safetensors format")

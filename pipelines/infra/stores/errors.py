@@ -59,6 +59,7 @@ def explain_hub(error: Exception, uri: str, page: str) -> LabError | None:
     lines = {
         "GatedRepoError": f"{uri} is gated: accept its terms at {page}, and set HF_TOKEN to a token of that account",
         "RepositoryNotFoundError": f"{uri} does not exist, or is private: check owner/name, or set HF_TOKEN",
+        "RevisionNotFoundError": f"{uri} does not exist: correct the branch, tag or commit",
         "DisabledRepoError": f"{uri} was disabled by the Hub: name another repository",
         "OfflineModeIsEnabled": f"{uri} is on the Hub, and HF_HUB_OFFLINE forbids access to it: unset HF_HUB_OFFLINE",
     }
