@@ -49,6 +49,7 @@ from pipelines.recipes import settings as recipes_settings
 from pipelines.training import loop as training_loop
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import mirror as checkpoint_mirror
+from pipelines.training.checkpoints import remote as checkpoint_remote
 from pipelines.training.run import TrainingRun
 from pipelines.whisper import model as whisper_model
 
@@ -96,7 +97,7 @@ def side(
     if uri:
         assert trained.copies.there and not trained.copies.missing, str(trained.copies)
         started = time.process_time()
-        checkpoint_mirror.Shelf(f"{uri}-sample", {}).push(Timed.sample)
+        checkpoint_remote.RemoteCheckpoints(f"{uri}-sample", {}).push(Timed.sample)
         figures |= {"held_s": statistics.median(Timed.held_s), "cpu_s": time.process_time() - started}
     return figures
 

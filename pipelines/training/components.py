@@ -77,7 +77,6 @@ class Parts:
 def build(
     recipe: Recipe,
     cache: FeatureCache,
-    base: ModelRef | None = None,
     *,
     model: Any = None,
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
@@ -87,14 +86,14 @@ def build(
 ) -> Parts:
     """Build all parts as the trainer has them; a part that is passed in is not built.
 
-    `optimizer` is a function of the model, `scheduler` one of the optimizer. `base` is the recipe's base model if the
-    caller has resolved it already. The test split is not among the parts.
+    `optimizer` is a function of the model, `scheduler` one of the optimizer. The test split is not among the
+    parts.
     """
     if recipe.distillation.teacher:
         raise LabError(
             "a custom training loop has no teacher: leave distillation.teacher out, or call training.pipeline.distill"
         )
-    base = base or whisper_model.resolve(recipe.model.base)
+    base = whisper_model.resolve(recipe.model.base)
     seed_everything(recipe)
     processor = whisper_model.load_processor(base, recipe.language)
     if model is None:

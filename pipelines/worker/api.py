@@ -135,7 +135,7 @@ class _Responder:
         try:
             if task == "cancel":
                 return self.respond(200, cancelled=await run_in_threadpool(self.jobs.cancel))
-            job = await run_in_threadpool(self.jobs.begin, task, params)
+            job = await run_in_threadpool(self.jobs.start, task, params)
         except Ignored as reason:
             return self.ignored(409, reason)
         except LabError as reason:

@@ -93,7 +93,7 @@ class Jobs:
             logs = dict(self.logs)
         return child.plain(self.implementation.status(params, logs))
 
-    def begin(self, task: str, params: dict[str, Any]) -> Job:
+    def start(self, task: str, params: dict[str, Any]) -> Job:
         """Start a task. Raises Ignored if it cannot run now, LabError if the parameters are wrong."""
         with self._lock:
             if self.job:

@@ -48,6 +48,7 @@ from pipelines.features import cache
 from pipelines.infra import console
 from pipelines.training import loop
 from pipelines.training.callbacks.progress import Progress
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import model as models
 
 console.configure()
@@ -56,8 +57,8 @@ console.configure()
 def train(job):
     settings = recipes.load(job["recipe"], job["overrides"])
     progress = Progress(on_step=lambda step: print("done step", step, flush=True))
-    loop.train(settings, cache.open_cache(Path(job["cache"])), models.resolve(settings.model.base),
-               Path(job["run"]), progress)
+    opened, base = cache.open_cache(Path(job["cache"])), models.resolve(settings.model.base)
+    loop.train(TrainingRun(settings, opened, base, Path(job["run"]), progress))
 
 
 def by_loss(*args):

@@ -362,7 +362,7 @@ def test_worker_starts_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "write_bytes", full)
     lines = record_log()
     work = jobs.Jobs(MeanModel(tmp_path), tmp_path)
-    work.begin("dataset", NUMBERS)
+    work.start("dataset", NUMBERS)
     until(lambda: work.state == "Ready")
     work.close()
     assert [line["text"] for line in work.events.after(0)] == ["before", "dataset began", "dataset is done"]

@@ -41,10 +41,10 @@ def prune(folder: Path, *, keep: int) -> None:
 
     Call it after sealing one. If the newest is damaged later, the one before it still has its best checkpoint.
     """
-    whole = [path for path in listed(folder) if manifest.problem(path, thorough=False) is None]
-    newest = whole[-keep:]
+    sealed = [path for path in listed(folder) if manifest.problem(path, thorough=False) is None]
+    newest = sealed[-keep:]
     best_steps = {manifest.read(path).get("best_step") for path in newest}
-    for checkpoint in whole[:-keep]:
+    for checkpoint in sealed[:-keep]:
         if step_of(checkpoint) not in best_steps:
             # manifest first: a kill in between leaves an unfinished folder, not a damaged one
             (checkpoint / manifest.MANIFEST).unlink()

@@ -299,7 +299,7 @@ def test_foreign_folder_appearing_later_is_unchanged(bench, start):
 
 
 def test_finished_model_removes_only_its_checkpoints(local_bench, start, tmp_path):
-    """Where only the shelf is asked, whatever the start has seen."""
+    """Where only the remote is asked, whatever the start has seen."""
     run = start("run", local_bench.uri("run"))
     with run.copies:
         run.save(2)
@@ -307,10 +307,10 @@ def test_finished_model_removes_only_its_checkpoints(local_bench, start, tmp_pat
         local_bench.write(f"run/{name}", "model.safetensors", b"hers")
     local_bench.write("run/checkpoint-7", "run.json", json.dumps({**IDENTITY, "cache": "c2"}).encode())
     shutil.copytree(run.folder / "checkpoint-2", tmp_path / "run" / "model")
-    before, shelf = local_bench.files("run"), run.copies.remote
+    before, remote = local_bench.files("run"), run.copies.remote
     with pytest.raises(checkpoint_remote.OtherRun, match="run/model is unfinished"):
-        shelf.push(tmp_path / "run" / "model")
-    shelf.prune({checkpoint_remote.MODEL}, checkpoint_remote.MODEL)
+        remote.push(tmp_path / "run" / "model")
+    remote.prune({checkpoint_remote.MODEL}, checkpoint_remote.MODEL)
     assert local_bench.files("run") == {
         name: found for name, found in before.items() if not name.startswith("checkpoint-2/")
     }
@@ -367,7 +367,7 @@ def test_failed_push_is_logged_and_retried(served, start, kind):
         (refused,) = run.told(f"checkpoint-2 is not kept at {served.uri('run')}: ")
         assert SAID[kind] in refused
         assert "\n" not in refused and served.secret not in refused
-        run.copies.tell_unsent()
+        run.copies.log_unsent()
         assert run.lines[-1] == f"not at {served.uri('run')} yet: checkpoint-2; it will be tried again"
         served.server.faults.clear()
         run.save(4, best=2)
@@ -480,7 +480,7 @@ def test_superseded_checkpoints_are_not_sent(hub_bench, start, silence):
         run.save(4)
         run.save(6)
         assert time.monotonic() - before < 1
-        run.copies.tell_unsent()
+        run.copies.log_unsent()
         assert run.lines[-1] == "not at hub://lab/run yet: checkpoint-6; checkpoint-2 is being copied"
         assert not (run.folder / "checkpoint-2").exists(), "pruned here, whole there all the same"
         silence.clear()
@@ -498,7 +498,7 @@ def test_thread_pauses_between_copies_until_the_end(local_bench, start, monkeypa
         run.arrived(2)
         run.save(4)
         time.sleep(0.1)
-        run.copies.tell_unsent()
+        run.copies.log_unsent()
         assert run.lines[-1] == f"not at {local_bench.uri('run')} yet: checkpoint-4; it comes next"
         run.save(6)
     assert there(local_bench) == [2, 6]
