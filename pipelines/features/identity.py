@@ -21,7 +21,7 @@ from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.data_settings import PartSettings
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.model import ModelRef, _vocabulary_sha256
+from pipelines.whisper.model import ModelRef, vocabulary_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def cache_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any, ru
         **settings,
         "language": recipe.language,
         "features.n_mels": processor.feature_extractor.feature_size,
-        "features.vocabulary": _vocabulary_sha256(processor),
+        "features.vocabulary": vocabulary_sha256(processor),
         "code.cache": caches.FORMAT,
         **corpus.identity(recipe, lambda: label_model(recipe, runs)),
         **_source_settings(recipe),

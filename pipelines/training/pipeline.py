@@ -28,7 +28,7 @@ from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints.fork import Fork, find_weights
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model, run_identity
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.model import ModelRef, _vocabulary_sha256
+from pipelines.whisper.model import ModelRef, vocabulary_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def starting_model(recipe: Recipe, cache: FeatureCache, runs: str | Path = "") -
     processor = whisper_model.load_processor(teacher, recipe.language)
     expected = {
         "features.n_mels": processor.feature_extractor.feature_size,
-        "features.vocabulary": _vocabulary_sha256(processor),
+        "features.vocabulary": vocabulary_sha256(processor),
     }
     if changed := recipes.differences({name: cache.identity.get(name) for name in expected}, expected):
         raise LabError(

@@ -298,6 +298,7 @@ def processor(recipe: Recipe) -> WhisperProcessor:
     return load_processor(resolve(recipe.model.base), recipe.language)
 
 
-def _vocabulary_sha256(processor: Any) -> str:
+def vocabulary_sha256(processor: Any) -> str:
+    """Return the first 16 hexadecimal digits of the sha256 of a processor's vocabulary."""
     vocabulary = sorted(processor.tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -40,3 +41,8 @@ class Source(Protocol):
     # A source that can list its rows without reading or synthesising audio also has
     #     def outline(self) -> Iterator[Example]: the same examples in the same order, audio b"" or a path
     # so that curation can select among them before anything is decoded.
+
+
+def lines_sha256(lines: Iterable[str]) -> str:
+    """Return the sha256 of lines, joined with line breaks: the digest of a corpus's rows or files."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

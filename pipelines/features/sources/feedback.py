@@ -7,7 +7,6 @@ becomes an Example: curation rejects and counts one without a recording (`missin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.features.sources.folder import is_inside
 from pipelines.infra import feedback_log
 from pipelines.infra.errors import LabError
@@ -36,7 +35,7 @@ class FeedbackSource:
         """Return a digest of the rows, and one of the recordings."""
         rows = (json.dumps([row.id, row.text, row.speaker, row.meta]) for row in self._all)
         files = (sha256(row.audio) if os.path.isfile(row.audio) else "absent" for row in self._all)
-        return {"kind": "feedback", "rows_sha256": _digest(rows), "files_sha256": _digest(files)}
+        return {"kind": "feedback", "rows_sha256": lines_sha256(rows), "files_sha256": lines_sha256(files)}
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """Return the rows, oldest first, if `splits` include train. Raises LabError at once for an unusable log."""
@@ -74,7 +73,3 @@ class FeedbackSource:
         folder = self._log.parent
         file = folder / cell if cell and "\0" not in cell else folder / MISSING
         return file if is_inside(file, folder) else folder / MISSING
-
-
-def _digest(lines: Iterator[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

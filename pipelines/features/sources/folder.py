@@ -12,18 +12,17 @@ rejects and counts them.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.infra.errors import LabError
 from pipelines.infra.manifest import sha256
 from pipelines.speech.audio import AUDIO_SUFFIXES
@@ -61,9 +60,9 @@ class FolderSource:
         return {
             "kind": "folder",
             "seed": str(self.seed),
-            "table_sha256": _digest(rows),
+            "table_sha256": lines_sha256(rows),
             "files_by": "content" if by_content else "size and time",
-            "files_sha256": _digest(sorted(files)),
+            "files_sha256": lines_sha256(sorted(files)),
         }
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
@@ -108,7 +107,7 @@ def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, see
 
 def _drawn_split(speaker: str, stem: str, seed: int) -> str:
     """Draw the split, 80/10/10, by a hash of the speaker, else of the file: independent of all other rows."""
-    share = int(_digest([str(seed), f"speaker {speaker}" if speaker else f"file {stem}"])[:12], 16) / 16**12
+    share = int(lines_sha256([str(seed), f"speaker {speaker}" if speaker else f"file {stem}"])[:12], 16) / 16**12
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
 
 
@@ -229,7 +228,3 @@ def _stamp(path: Path, by_content: bool) -> str:
         return f"{path.stat().st_size} {sha256(path) if by_content else path.stat().st_mtime_ns}"
     except OSError:
         return "absent"
-
-
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -8,53 +8,37 @@ from pipelines.recipes.data_settings import SourceSettings
 
 def open_source(settings: SourceSettings, language: str = "sv") -> Source:
     """Return the corpus of a recipe's `[source]` settings; `language` is the recipe's."""
-    if settings.kind == "mix":
-        return _mix(settings, language)
-    if settings.kind in ("hub", "parquet"):
-        return _parquet(settings, language)
-    if settings.kind == "common_voice":
-        return _common_voice(settings, language)
-    if settings.kind == "mozilla":
-        return _mozilla(settings, language)
-    return {"tour": _tour, "planted": _planted, "folder": _folder, "feedback": _feedback}[settings.kind](settings)
+    sizes = (settings.train, settings.validation, settings.test, settings.seed)
+    match settings.kind:
+        case "tour":
+            from pipelines.features.sources.synthetic.tour import TourSource
 
+            return TourSource(*sizes)
+        case "planted":
+            from pipelines.features.sources.synthetic.planted import FaultRates, PlantedSource
 
-def _tour(settings: SourceSettings) -> Source:
-    from pipelines.features.sources.synthetic.tour import TourSource
+            faults = FaultRates(**settings.faults.model_dump())
+            return PlantedSource(*sizes, faults, settings.men, settings.sentences)
+        case "folder":
+            from pipelines.features.sources.folder import FolderSource
 
-    return TourSource(settings.train, settings.validation, settings.test, settings.seed)
+            return FolderSource(settings.path, settings.seed)
+        case "feedback":
+            from pipelines.features.sources.feedback import FeedbackSource
 
+            return FeedbackSource(settings.path)
+        case "common_voice":
+            from pipelines.features.sources.common_voice.release import CommonVoiceSource
 
-def _planted(settings: SourceSettings) -> Source:
-    from pipelines.features.sources.synthetic.planted import FaultRates, PlantedSource
+            return CommonVoiceSource(settings.path, language, settings.pool, settings.seed)
+        case "mozilla":
+            from pipelines.features.sources.common_voice.mozilla import MozillaSource
 
-    return PlantedSource(
-        settings.train,
-        settings.validation,
-        settings.test,
-        settings.seed,
-        FaultRates(**settings.faults.model_dump()),
-        settings.men,
-        settings.sentences,
-    )
-
-
-def _folder(settings: SourceSettings) -> Source:
-    from pipelines.features.sources.folder import FolderSource
-
-    return FolderSource(settings.path, settings.seed)
-
-
-def _common_voice(settings: SourceSettings, language: str) -> Source:
-    from pipelines.features.sources.common_voice.release import CommonVoiceSource
-
-    return CommonVoiceSource(settings.path, language, settings.pool, settings.seed)
-
-
-def _mozilla(settings: SourceSettings, language: str) -> Source:
-    from pipelines.features.sources.common_voice.mozilla import MozillaSource
-
-    return MozillaSource(settings.dataset, language, settings.pool, settings.seed)
+            return MozillaSource(settings.dataset, language, settings.pool, settings.seed)
+        case "mix":
+            return _mix(settings, language)
+        case _:
+            return _parquet(settings, language)
 
 
 def _parquet(settings: SourceSettings, language: str) -> Source:
@@ -74,12 +58,6 @@ def _parquet(settings: SourceSettings, language: str) -> Source:
     )
     files = HubFiles(settings.path, settings.revision) if on_hub else LocalFiles(settings.path)
     return ParquetSource(files, layout, settings.seed)
-
-
-def _feedback(settings: SourceSettings) -> Source:
-    from pipelines.features.sources.feedback import FeedbackSource
-
-    return FeedbackSource(settings.path)
 
 
 def _mix(settings: SourceSettings, language: str) -> Source:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.features.sources.parquet.layout import NOTHING, Declared, Layout, LayoutSettings, infer_layout
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.manifest import sha256
@@ -67,8 +67,8 @@ class LocalFiles:
             f"{name} {path.stat().st_size} {sha256(path) if by_content else path.stat().st_mtime_ns}"
             for name, path in zip(self.names(), files, strict=True)
         )
-        digest = hashlib.sha256("\n".join(stamps).encode()).hexdigest()
-        return {"kind": "parquet", "files_by": "content" if by_content else "size and time", "files_sha256": digest}
+        files_by = "content" if by_content else "size and time"
+        return {"kind": "parquet", "files_by": files_by, "files_sha256": lines_sha256(stamps)}
 
     def names(self) -> list[str]:
         path = Path(self.path).expanduser()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.features.sources.synthetic import espeak, tour
 from pipelines.features.sources.synthetic.tour import Persona, Utterance
 from pipelines.infra.errors import LabError
@@ -109,14 +109,13 @@ class PlantedSource:
 
     def identity(self) -> dict[str, str]:
         """Return sizes and seed, a digest of the plan, and the build of espeak-ng."""
-        lines = "\n".join(map(repr, self.plan()))
         return {
             "kind": "planted",
             "train": str(self.train),
             "validation": str(self.validation),
             "test": str(self.test),
             "seed": str(self.seed),
-            "plan_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+            "plan_sha256": lines_sha256(map(repr, self.plan())),
             "espeak": espeak.version(),
             "espeak_build_sha256": espeak.build_sha256(),
         }

@@ -6,14 +6,13 @@ never occur in another. A model learns espeak-ng's Swedish from it, not that of 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.features.sources.synthetic import espeak
 from pipelines.features.sources.synthetic.tour_text import grammar_sentences, hand_sentences
 from pipelines.infra.errors import LabError
@@ -88,8 +87,8 @@ class TourSource:
             "validation": str(self.validation),
             "test": str(self.test),
             "seed": str(self.seed),
-            "sentences_sha256": _sha256(utterance.text for utterance in utterances),
-            "plan_sha256": _sha256(repr(utterance) for utterance in utterances),
+            "sentences_sha256": lines_sha256(utterance.text for utterance in utterances),
+            "plan_sha256": lines_sha256(repr(utterance) for utterance in utterances),
             "espeak": espeak.version(),
             "espeak_build_sha256": espeak.build_sha256(),
         }
@@ -223,7 +222,3 @@ def _example(utterance: Utterance, audio: bytes) -> Example:
             "origin": utterance.origin,
         },
     )
-
-
-def _sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
