@@ -33,7 +33,6 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import IGNORED, Collator
 from pipelines.whisper.confidence import Calibration
 
-VALIDATOR = validation.validator
 SIZES = ("model.base", "training.steps", "training.eval_every", "training.warmup_steps")
 POSITIONS = "model.encoder.embed_positions.weight"
 
@@ -58,27 +57,27 @@ def eight(toy_settings, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def looks():
-    """`looks([0.5, 0.2])`: what the looks at validation find from now on, and the weights at each of them."""
+def set_wers():
+    """`set_wers([0.5, 0.2])`: replace the WERs of the next validations; return the list of the weights at each."""
 
-    def plan(wers: list[float]) -> list[dict[str, torch.Tensor]]:
-        seen, coming = [], iter(wers)
+    def replace(wers: list[float]) -> list[dict[str, torch.Tensor]]:
+        weights, remaining = [], iter(wers)
 
         def validate(model):
-            seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-            return {"wer": next(coming), "loss": 1.0}
+            weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            return {"wer": next(remaining), "loss": 1.0}
 
-        validation.validator = lambda *args: validate
-        return seen
+        training_loop.validator = lambda *args: validate
+        return weights
 
-    return plan
+    return replace
 
 
 @pytest.fixture(autouse=True)
-def real_looks():
-    """Every test leaves the real validation behind."""
+def real_validation():
+    """Restore the real validation after each test."""
     yield
-    validation.validator = VALIDATOR
+    training_loop.validator = validation.validator
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +246,8 @@ def test_validation_loss_is_token_mean_over_all_clips(toy_cache, base, full_cont
         assert found == pytest.approx(np.average(losses, weights=tokens), rel=1e-5)
 
 
-def test_decoder_input_has_one_start_token(fit, looks, tmp_path, monkeypatch):
-    looks([1.0])
+def test_decoder_input_has_one_start_token(fit, set_wers, tmp_path, monkeypatch):
+    set_wers([1.0])
     seen, load = [], whisper_model.load
 
     def watched(*args, **kwargs):
@@ -283,8 +282,8 @@ def test_training_changes_all_weights_but_sinusoids(fit, toy_model, tmp_path):
     assert [line.split(":")[0] for line in lines[1:]] == ["step 4", "step 8", "step 12"]
 
 
-def test_finished_model_is_sealed_and_complete(fit, looks, base, toy_cache, tmp_path):
-    looks([0.5])
+def test_finished_model_is_sealed_and_complete(fit, set_wers, base, toy_cache, tmp_path):
+    set_wers([0.5])
     ended = []
     noisy = {"training.steps": 2, "model.dropout": 0.1, "model.spec_augment": True}
     made, _ = fit(tmp_path / "run", noisy, on_end=ended.append)
@@ -312,42 +311,42 @@ def test_finished_model_is_sealed_and_complete(fit, looks, base, toy_cache, tmp_
 
 
 @pytest.mark.parametrize(("wers", "best"), [([0.5, 0.2, 0.9], 2), ([0.5, 0.5, 0.5], 1), ([0.9, 0.8, 0.3], 3)])
-def test_model_is_the_best_checkpoint_not_the_last(fit, looks, tmp_path, wers, best):
-    seen = looks(wers)
+def test_model_is_the_best_checkpoint_not_the_last(fit, set_wers, tmp_path, wers, best):
+    seen = set_wers(wers)
     made, _ = fit(tmp_path / "run", {"training.steps": 3, "training.eval_every": 1, "training.warmup_steps": 0})
     assert (made.best_step, made.validation["eval_wer"], made.validation["step"]) == (best, min(wers), best)
     assert [same(weights(made), state) for state in seen] == [step == best for step in (1, 2, 3)]
 
 
-def test_last_step_is_validated_if_not_a_multiple(fit, looks, tmp_path):
-    looks([0.5, 0.4])
+def test_last_step_is_validated_if_not_a_multiple(fit, set_wers, tmp_path):
+    set_wers([0.5, 0.4])
     made, _ = fit(tmp_path / "run", {"training.steps": 6})
     assert [row["step"] for row in made.history if "eval_wer" in row] == [4, 6]
     assert made.best_step == 6
 
 
-def test_patience_stops_a_run_early(fit, looks, tmp_path):
+def test_patience_stops_a_run_early(fit, set_wers, tmp_path):
     impatient = {"training.steps": 5, "training.eval_every": 1, "training.patience": 2}
     wers = [0.5, 0.4, 0.6, 0.4, 0.1]
-    looks(wers)
+    set_wers(wers)
     made, _ = fit(tmp_path / "run", impatient)
     assert (made.best_step, made.history[-1]["step"]) == (2, 4)
-    looks(wers)
+    set_wers(wers)
     patient, _ = fit(tmp_path / "patient", {**impatient, "training.patience": 0})
     assert (patient.best_step, patient.history[-1]["step"]) == (5, 5)
 
     # cut off after the last checkpoint: it stays ended
-    looks(wers)
+    set_wers(wers)
     with cut_before(training_loop, "finish"):
         fit(tmp_path / "again", impatient, cut=True)
-    looks([])
+    set_wers([])
     again, lines = fit(tmp_path / "again", impatient)
     assert lines == ["resuming from checkpoint-4"]
     assert told(again.history) == told(made.history)
     assert same(weights(again), weights(made))
 
 
-def test_dropout_and_spec_augment_change_the_weights(fit, looks, tmp_path):
+def test_dropout_and_spec_augment_change_the_weights(fit, set_wers, tmp_path):
     learnt = {}
     for name, overrides in {
         "plain": {},
@@ -355,7 +354,7 @@ def test_dropout_and_spec_augment_change_the_weights(fit, looks, tmp_path):
         "dropout": {"model.dropout": 0.3},
         "spec_augment": {"model.spec_augment": True},
     }.items():
-        looks([0.5])
+        set_wers([0.5])
         learnt[name] = weights(fit(tmp_path / name, {"training.steps": 3, **overrides})[0])
     alike = {pair for pair in itertools.combinations(learnt, 2) if same(learnt[pair[0]], learnt[pair[1]])}
     assert alike == {("plain", "plain again")}
@@ -379,8 +378,8 @@ def test_spec_augment_masks_only_real_frames(base):
 # ---- one run, one folder
 
 
-def test_finished_run_is_returned_at_once(fit, looks, tmp_path, monkeypatch):
-    looks([0.5])
+def test_finished_run_is_returned_at_once(fit, set_wers, tmp_path, monkeypatch):
+    set_wers([0.5])
     made, _ = fit(tmp_path / "run", {"training.steps": 2})
     monkeypatch.setattr(training_loop, "_build_trainer", lambda *args: pytest.fail("trained again"))
     ended = []
@@ -395,8 +394,8 @@ def test_finished_run_is_returned_at_once(fit, looks, tmp_path, monkeypatch):
     [({"training.learning_rate": 2e-3}, "training.learning_rate: wanted 0.002, found 0.001"),
      ({"model.dropout": 0.1}, "model.dropout: wanted 0.1, found 0.0")],
 )  # fmt: skip
-def test_folder_of_another_run_is_refused(fit, looks, tmp_path, overrides, named):
-    looks([0.5])
+def test_folder_of_another_run_is_refused(fit, set_wers, tmp_path, overrides, named):
+    set_wers([0.5])
     fit(tmp_path / "run", {"training.steps": 2})
     with pytest.raises(LabError, match=rf"belongs to another run: {named}\. Name another folder"):
         fit(tmp_path / "run", {"training.steps": 2, **overrides})
@@ -434,9 +433,9 @@ def test_cache_without_a_split_raises_one_line(toy_settings, toy_cache, base, tm
 
 
 @pytest.fixture(scope="module")
-def whole(fit, looks, tmp_path_factory):
+def whole(fit, set_wers, tmp_path_factory):
     """The uninterrupted run that the ones that were cut off are held against."""
-    looks([0.5, 0.6, 0.4])
+    set_wers([0.5, 0.6, 0.4])
     return fit(tmp_path_factory.mktemp("whole"))[0]
 
 
@@ -451,11 +450,11 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_run_interrupted_twice_is_bit_equal(fit, looks, whole, tmp_path):
-    looks([0.5, 0.6])
+def test_run_interrupted_twice_is_bit_equal(fit, set_wers, whole, tmp_path):
+    set_wers([0.5, 0.6])
     _, first = fit(tmp_path / "run", cut_at=7)
     _, second = fit(tmp_path / "run", cut_at=10)
-    looks([0.4])
+    set_wers([0.4])
     made, third = fit(tmp_path / "run")
     assert first[0].startswith("starting from")
     assert second[0] == "resuming from checkpoint-4"
@@ -469,40 +468,40 @@ def test_run_interrupted_twice_is_bit_equal(fit, looks, whole, tmp_path):
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_shipped_recipes_resume_bit_equal(fit, looks, tmp_path, name):
+def test_shipped_recipes_resume_bit_equal(fit, set_wers, tmp_path, name):
     """Its settings of model, training and augmentation on the toy; the numbers of steps alone are the toy's."""
     shipped = recipes.load(name)
     chosen = shipped.changed("model") | shipped.changed("training") | shipped.changed("augment")
     kept = {setting: value for setting, value in chosen.items() if setting not in SIZES}
     few = kept | {"training.steps": 3, "training.eval_every": 2, "training.warmup_steps": 1}
-    looks([0.5, 0.4])
+    set_wers([0.5, 0.4])
     alone, _ = fit(tmp_path / "alone", few)
-    looks([0.5])
+    set_wers([0.5])
     fit(tmp_path / "run", few, cut_at=3)
-    looks([0.4])
+    set_wers([0.4])
     made, lines = fit(tmp_path / "run", few)
     assert lines[0] == "resuming from checkpoint-2"
     assert same(weights(made), weights(alone))
     assert told(made.history) == told(alone.history)
 
 
-def test_progress_reports_resumed_steps(fit, looks, tmp_path):
-    looks([0.5, 0.6])
+def test_progress_reports_resumed_steps(fit, set_wers, tmp_path):
+    set_wers([0.5, 0.6])
     starts = []
     fit(tmp_path / "run", cut_at=6, on_start=lambda *args: starts.append(args))
     histories = []
-    looks([0.6, 0.4])
+    set_wers([0.6, 0.4])
     fit(tmp_path / "run", on_start=lambda *args: starts.append(args), on_log=lambda rows: histories.append(len(rows)))
     assert starts == [(0, 12), (4, 12)]
     assert histories == sorted(histories)
     assert histories[0] > 4
 
 
-def test_damaged_checkpoint_falls_back_to_previous(fit, looks, whole, tmp_path):
-    looks([0.5, 0.6])
+def test_damaged_checkpoint_falls_back_to_previous(fit, set_wers, whole, tmp_path):
+    set_wers([0.5, 0.6])
     fit(tmp_path / "run", cut_at=10)
     flip(tmp_path / "run" / "checkpoints" / "checkpoint-8" / "optimizer.pt")
-    looks([0.6, 0.4])
+    set_wers([0.6, 0.4])
     made, lines = fit(tmp_path / "run")
     assert lines[:2] == [
         "skipping checkpoint-8: optimizer.pt is damaged (its sha256 differs)",
@@ -511,15 +510,15 @@ def test_damaged_checkpoint_falls_back_to_previous(fit, looks, whole, tmp_path):
     assert same(weights(made), weights(whole))
 
 
-def test_unfinished_checkpoint_is_ignored_and_rewritten(fit, looks, tmp_path):
+def test_unfinished_checkpoint_is_ignored_and_rewritten(fit, set_wers, tmp_path):
     longer = {"training.steps": 16}
-    looks([0.5, 0.6])
+    set_wers([0.5, 0.6])
     fit(tmp_path / "run", longer, cut_at=10)
     torn = tmp_path / "run" / "checkpoints" / "checkpoint-12"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
     (torn / "left.over").write_bytes(b"x")
-    looks([0.7])
+    set_wers([0.7])
     _, lines = fit(tmp_path / "run", longer, cut_at=14)
     assert lines[0].startswith("skipping checkpoint-12: unfinished")
     assert lines[1] == "resuming from checkpoint-8"
@@ -527,55 +526,55 @@ def test_unfinished_checkpoint_is_ignored_and_rewritten(fit, looks, tmp_path):
     assert not (torn / "left.over").exists()
 
 
-def test_interrupted_save_leaves_no_checkpoint(fit, looks, tmp_path):
-    looks([0.5, 0.6])
+def test_interrupted_save_leaves_no_checkpoint(fit, set_wers, tmp_path):
+    set_wers([0.5, 0.6])
     with cut_before(sealed_checkpoints, "seal", when=lambda folder, **facts: folder.name == "checkpoint-4"):
         fit(tmp_path / "run", {"training.steps": 6, "training.eval_every": 2}, cut=True)
-    looks([0.6, 0.4])
+    set_wers([0.6, 0.4])
     _, lines = fit(tmp_path / "run", {"training.steps": 6, "training.eval_every": 2})
     assert lines[0].startswith("skipping checkpoint-4: unfinished")
     assert lines[1] == "resuming from checkpoint-2"
 
 
-def test_interruption_before_the_model_resumes_to_it(fit, looks, tmp_path):
+def test_interruption_before_the_model_resumes_to_it(fit, set_wers, tmp_path):
     # five steps end inside an epoch of twelve, where transformers' trainer would take one step more
     short = {"training.steps": 5}
-    looks([0.5, 0.4])
+    set_wers([0.5, 0.4])
     wanted, _ = fit(tmp_path / "whole", short)
-    looks([0.5, 0.4])
+    set_wers([0.5, 0.4])
     with cut_before(training_loop, "finish"):
         fit(tmp_path / "run", short, cut=True)
-    looks([])
+    set_wers([])
     made, _ = fit(tmp_path / "run", short)
     assert made.best_step == 5
     assert told(made.history) == told(wanted.history)
     assert same(weights(made), weights(wanted))
 
 
-def test_unsealed_model_is_written_again(fit, looks, whole, tmp_path):
-    looks([0.5, 0.6, 0.4])
+def test_unsealed_model_is_written_again(fit, set_wers, whole, tmp_path):
+    set_wers([0.5, 0.6, 0.4])
     with cut_before(manifest, "seal", when=lambda folder, kind, **facts: kind == "model"):
         fit(tmp_path / "run", cut=True)
     (tmp_path / "run" / "model" / "left.over").write_bytes(b"x")
-    looks([])
+    set_wers([])
     made, _ = fit(tmp_path / "run")
     assert same(weights(made), weights(whole))
     assert not (Path(made.uri) / "left.over").exists()
 
 
-def test_damaged_best_checkpoint_is_an_error(fit, looks, tmp_path):
-    looks([0.3, 0.6])
+def test_damaged_best_checkpoint_is_an_error(fit, set_wers, tmp_path):
+    set_wers([0.3, 0.6])
     fit(tmp_path / "run", cut_at=10)
     flip(tmp_path / "run" / "checkpoints" / "checkpoint-4" / "model.safetensors")
-    looks([0.4])
+    set_wers([0.4])
     with pytest.raises(LabError, match=r"best checkpoint .*checkpoint-4 cannot be used: model.safetensors is damaged"):
         fit(tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4, 10]), (2, [4, 8, 10]), (3, [4, 6, 8, 10])])
-def test_newest_and_best_checkpoints_are_kept(fit, looks, tmp_path, keep, left):
-    looks([0.5, 0.2, 0.6, 0.7, 0.8])
+def test_newest_and_best_checkpoints_are_kept(fit, set_wers, tmp_path, keep, left):
+    set_wers([0.5, 0.2, 0.6, 0.7, 0.8])
     fit(tmp_path / "run", {"training.eval_every": 2, "training.keep_checkpoints": keep}, cut_at=11)
     assert steps_at_hand(tmp_path / "run") == left
     assert all(manifest.problem(path) is None for path in sealed_checkpoints.listed(tmp_path / "run" / "checkpoints"))

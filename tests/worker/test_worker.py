@@ -39,7 +39,6 @@ from pipelines.infra.redact import redact_text
 from pipelines.training import loop as training_loop
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training import run as training_run
-from pipelines.training.callbacks import progress as callbacks_progress
 from pipelines.whisper import model as whisper_model
 from pipelines.worker import api, event_log, jobs, whisper_tasks
 from pipelines.worker.interface import FineTuningInterface, Ignored
@@ -872,7 +871,7 @@ def test_killed_worker_trains_the_weights_of_an_undisturbed_run(
     plain = toy_settings({"evaluation.max_new_tokens": 3, "training.eval_every": 10})
     alone = recipes.resolve(plain.model_dump(mode="json"), whisper_tasks.settings_of(settings, 12))
     base = whisper_model.resolve(str(toy_model))
-    whole = training_loop.train(alone, toy_cache, base, tmp_path / "alone", callbacks_progress.SILENT)
+    whole = training_loop.train(training_run.TrainingRun(alone, toy_cache, base, tmp_path / "alone"))
     assert whole.digest == manifest.read(tuned)["digest"]
     for name in ("model.safetensors", "generation_config.json"):
         for kept in (saved, fetched):

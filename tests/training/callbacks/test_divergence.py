@@ -10,7 +10,7 @@ import torch
 
 from pipelines.infra import manifest
 from pipelines.infra.errors import Unfinished
-from pipelines.training import loop as training_room
+from pipelines.training import loop as training_loop
 from pipelines.training import trainer
 from pipelines.training.callbacks.divergence import Diverged, Guard
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
@@ -39,7 +39,7 @@ def spoil(monkeypatch):
                 total.register_hook(lambda grad: grad * math.inf)
             return total
 
-        monkeypatch.setattr(training_room, "token_mean_loss", spoilt)
+        monkeypatch.setattr(training_loop, "token_mean_loss", spoilt)
 
     return plan
 
@@ -89,7 +89,7 @@ def test_weights_with_nan_validation_loss_are_not_saved(train_toy, tmp_path, mon
     wers = iter([0.5, 0.4])
     losses = iter([1.0, math.nan])
     monkeypatch.setattr(
-        training_room, "validator", lambda *args: lambda model: {"wer": next(wers), "loss": next(losses)}
+        training_loop, "validator", lambda *args: lambda model: {"wer": next(wers), "loss": next(losses)}
     )
     ended, _ = train_toy(tmp_path / "run", SETTINGS)
     assert "the validation loss of step 4 is nan" in str(ended)

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.infra import manifest
 from pipelines.infra.errors import Unfinished
-from pipelines.training import loop as training_room
+from pipelines.training import loop as training_loop
 from pipelines.training import validation
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 
@@ -78,7 +78,7 @@ def test_signal_in_validation_ends_after_next_checkpoint(train_toy, whole, tmp_p
         validate = validator(*args)
         return lambda model: signal.raise_signal(signal.SIGTERM) or validate(model)
 
-    monkeypatch.setattr(training_room, "validator", interrupted)
+    monkeypatch.setattr(training_loop, "validator", interrupted)
     ended, _ = train_toy(tmp_path / "run", SETTINGS)
     assert isinstance(ended, Unfinished)
     assert steps_at_hand(tmp_path / "run") == [4]
