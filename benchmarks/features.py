@@ -173,7 +173,7 @@ def floor(examples: list[Example], n: int, processes: int) -> float:
     blocks = [paths[at : at + 256] for at in range(0, n, 256)]
     started = time.perf_counter()
     with ThreadPoolExecutor(processes) as threads, process_pool.Pool(processes, extract) as pool:
-        answer = (lambda block: pool.ask(block, "a block")) if processes > 1 else extract
+        answer = (lambda block: pool.run(block, "a block")) if processes > 1 else extract
         list(threads.map(answer, blocks))
         return n / (time.perf_counter() - started)
 

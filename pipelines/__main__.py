@@ -47,7 +47,7 @@ def main() -> None:
     The exit code is 75 if the same command continues the work.
     """
     environment.share_cores()
-    console.configure() if distributed.is_main_process() else console.mute()
+    console.configure()
     try:
         app()
     except Unfinished as error:

@@ -219,7 +219,7 @@ def _submit(
     """Write a shard here, or in a process of the pool; publish it in a thread."""
 
     def finish(result: ShardResult | None) -> ShardResult:
-        result = result or pool.ask(task, f"shard {task.number}")
+        result = result or pool.run(task, f"shard {task.number}")
         shards.publish(writer.folder, result)
         return result
 

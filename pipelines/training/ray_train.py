@@ -89,7 +89,9 @@ def _ray_trainer(work: Callable[[], None], devices: int, on_gpu: bool, storage: 
         raise missing_package("ray[train]", "ray[data,train]>=2.60,<2.64", "training on a Ray cluster") from None
     return TorchTrainer(
         work,
-        torch_config=TorchConfig(distributed.backend(on_gpu), timeout_s=int(distributed.PATIENCE.total_seconds())),
+        torch_config=TorchConfig(
+            distributed.backend(on_gpu), timeout_s=int(distributed.COLLECTIVE_TIMEOUT.total_seconds())
+        ),
         scaling_config=ScalingConfig(num_workers=devices, use_gpu=on_gpu),
         run_config=RunConfig(
             name="train", storage_path=str(storage), failure_config=FailureConfig(max_failures=RESTARTS)

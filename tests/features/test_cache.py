@@ -407,7 +407,7 @@ def test_workers_write_same_bytes_despite_a_killed_process(tmp_path):
     build_cache(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, on_clips=n_clips.append)
     build_cache(tmp_path / "one")
     assert contents(tmp_path / "c") == contents(tmp_path / "one")
-    assert lines == ["a worker process died (SIGKILL) over shard 1: another does it again"]
+    assert lines == ["a worker process died (SIGKILL) over shard 1: another repeats the task"]
     assert n_clips == [4, 4, 4]
 
 
@@ -431,7 +431,7 @@ def test_interrupted_build_with_workers_resumes(tmp_path):
 
 def test_small_corpus_starts_no_process(tmp_path, monkeypatch):
     monkeypatch.setattr(process_pool, "cores", lambda: 8)
-    monkeypatch.setattr(process_pool.Pool, "ask", lambda *_: pytest.fail("was asked"))
+    monkeypatch.setattr(process_pool.Pool, "run", lambda *_: pytest.fail("was asked"))
     assert len(build_cache(tmp_path / "c", workers=0).rows) == 10
 
 
@@ -440,11 +440,11 @@ def test_large_corpus_starts_workers_late(tmp_path, monkeypatch):
     monkeypatch.setattr(features_build, "LARGE_CLIPS", 8)
     numbers = []
 
-    def ask(pool, task, name):
+    def run(pool, task, name):
         numbers.append(task.number)
         return pickle.loads(pool._work)(task)
 
-    monkeypatch.setattr(process_pool.Pool, "ask", ask)
+    monkeypatch.setattr(process_pool.Pool, "run", run)
     build_cache(tmp_path / "c", workers=0)
     assert numbers == [2]
 

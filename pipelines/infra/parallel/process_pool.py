@@ -1,7 +1,7 @@
-"""Worker processes that answer one task after another; one that dies costs its task, which another does again.
+"""A pool of worker processes that repeats the task of a worker that died.
 
-Each is a Python of its own, started afresh: nothing is forked from a process that may hold threads or a CUDA context,
-and the caller's main module is not imported again, so that scripts need no `if __name__ == "__main__"`.
+Each worker is a new Python process: nothing is forked from a process that may have threads or a CUDA context, and the
+caller's main module is not imported, so that scripts need no `if __name__ == "__main__"`.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from pipelines.infra.errors import LabError
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""Workers that one task may cost before it is given up."""
+"""Number of workers that may die over one task before it fails."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Environment of a worker: there is one for each core, so threads of their own would only be in each other's way."""
+"""Environment of a worker: with one worker per core, more threads would only slow each other down."""
 _ROOT = str(Path(__file__).parents[3])
 _START = (
     f"import sys; sys.path.insert(0, {_ROOT!r}); from pipelines.infra.parallel.process_pool import _serve; _serve()"
 )
 
 Task = TypeVar("Task")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class _WorkerDied(Exception):
-    """The process ended without an answer."""
+    """The process ended without a result."""
 
 
-class Pool(Generic[Task, Answer]):
-    """`n` processes that run `work(task)`. Use it as a context: leaving it ends them, whatever they are doing.
+class Pool(Generic[Task, Result]):
+    """`n` processes that run `work(task)`. Use it as a context manager: leaving it kills them, also busy ones.
 
-    `work` and tasks are pickled; `log` is told of workers that died. Processes start when they are first needed.
+    `work` and tasks are pickled. Processes start when they are first needed.
     """
 
-    def __init__(self, n: int, work: Callable[[Task], Answer]):
+    def __init__(self, n: int, work: Callable[[Task], Result]):
         self._work, self._closed = _pickled(work), False
         self._lock, self._running = threading.Lock(), set[subprocess.Popen]()
         self._idle: queue.LifoQueue[subprocess.Popen | None] = queue.LifoQueue()
         for _ in range(n):
             self._idle.put(None)
 
-    def __enter__(self) -> Pool[Task, Answer]:
+    def __enter__(self) -> Pool[Task, Result]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,11 +69,11 @@ class Pool(Generic[Task, Answer]):
         for process in running:
             _close(process)
 
-    def ask(self, task: Task, name: str) -> Answer:
-        """`work(task)` as some idle process answers it; waits for one. Several threads may ask at once.
+    def run(self, task: Task, name: str) -> Result:
+        """Return `work(task)`, computed by an idle process; wait for one if necessary. Thread-safe.
 
-        An exception of `work` is raised here: LabError as itself, any other as RuntimeError with the traceback.
-        Raises LabError if ATTEMPTS processes died over this task; `name` is what messages call it.
+        A LabError of `work` is raised here, any other exception as RuntimeError with its traceback. Raises LabError if
+        ATTEMPTS processes died over this task. `name` is the task's name in messages.
         """
         worker = self._idle.get()
         try:
@@ -82,12 +82,12 @@ class Pool(Generic[Task, Answer]):
                     worker = worker or self._start()
                     return _exchange(worker, task)
                 except _WorkerDied as death:
-                    self._bury(worker)
+                    self._discard(worker)
                     worker = None
                     if self._closed:
                         raise LabError(f"{name} was not finished: the work was ended") from None
                     if attempt < ATTEMPTS:
-                        logger.info(f"a worker process died ({death}) over {name}: another does it again")
+                        logger.info(f"a worker process died ({death}) over {name}: another repeats the task")
             raise LabError(
                 f"{ATTEMPTS} worker processes in a row died over {name}; most often memory is short: "
                 "run again with fewer (features.workers=1 uses none); what is done is kept"
@@ -99,7 +99,7 @@ class Pool(Generic[Task, Answer]):
         with self._lock:
             if self._closed:
                 raise _WorkerDied("not started")
-            # a session of its own: Ctrl-C reaches the parent alone, which then ends its workers
+            # a new session: Ctrl-C reaches only the parent, which then kills its workers
             worker = subprocess.Popen(
                 [sys.executable, "-c", _START],
                 stdin=subprocess.PIPE,
@@ -112,10 +112,10 @@ class Pool(Generic[Task, Answer]):
             pickle.dump(sys.path, worker.stdin)
             worker.stdin.write(self._work)
         except OSError:
-            raise _WorkerDied(_fate(worker)) from None
+            raise _WorkerDied(_cause_of_death(worker)) from None
         return worker
 
-    def _bury(self, worker: subprocess.Popen | None) -> None:
+    def _discard(self, worker: subprocess.Popen | None) -> None:
         if worker is not None:
             worker.kill()
             _close(worker)
@@ -124,7 +124,7 @@ class Pool(Generic[Task, Answer]):
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -142,34 +142,34 @@ def _exchange(worker: subprocess.Popen, task: Any) -> Any:
     try:
         pickle.dump(task, worker.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         worker.stdin.flush()
-        kind, answer = pickle.load(worker.stdout)
+        kind, result = pickle.load(worker.stdout)
     except (EOFError, OSError, ValueError, pickle.UnpicklingError):
-        raise _WorkerDied(_fate(worker)) from None
-    if kind == "answer":
-        return answer
-    raise LabError(answer) if kind == "refusal" else RuntimeError(f"in a worker process:\n{answer}")
+        raise _WorkerDied(_cause_of_death(worker)) from None
+    if kind == "result":
+        return result
+    raise LabError(result) if kind == "lab error" else RuntimeError(f"in a worker process:\n{result}")
 
 
 def _close(worker: subprocess.Popen) -> None:
-    """Wait for a process that was killed, and give its pipes back; what was not yet sent is lost with it."""
+    """Wait for a killed process and close its pipes; unsent data is discarded."""
     worker.wait()
     for pipe in (worker.stdin, worker.stdout):
         with contextlib.suppress(OSError):
             pipe.close()
 
 
-def _fate(worker: subprocess.Popen) -> str:
+def _cause_of_death(worker: subprocess.Popen) -> str:
     try:
         code = worker.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        return "it does not answer"
+        return "it does not respond"
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _serve() -> None:
-    """What a worker runs: a path and the work, then tasks until the parent closes the pipe or is gone."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the work prints must not come between the answers
+    """Run in a worker: read sys.path and the work, then tasks until the parent closes the pipe or ends."""
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # output of the work must not mix with the results
     sys.path[:] = pickle.load(sys.stdin.buffer)
     work = pickle.load(sys.stdin.buffer)
     while True:
@@ -177,18 +177,18 @@ def _serve() -> None:
             task = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        answer = pickle.dumps(_outcome(work, task), protocol=pickle.HIGHEST_PROTOCOL)
+        result = pickle.dumps(_result_of(work, task), protocol=pickle.HIGHEST_PROTOCOL)
         try:
-            answers.write(answer)
-            answers.flush()
-        except OSError:  # the parent was killed: nobody is left to tell
+            results.write(result)
+            results.flush()
+        except OSError:  # the parent was killed
             os._exit(1)
 
 
-def _outcome(work: Callable[[Any], Any], task: Any) -> tuple[str, Any]:
+def _result_of(work: Callable[[Any], Any], task: Any) -> tuple[str, Any]:
     try:
-        return "answer", work(task)
+        return "result", work(task)
     except LabError as error:
-        return "refusal", str(error)
+        return "lab error", str(error)
     except Exception:
         return "error", traceback.format_exc()

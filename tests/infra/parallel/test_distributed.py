@@ -1,5 +1,4 @@
-"""Two processes, started by torchrun, Ray Train or `ranks.launch`, train as one does: same batches, same loss; and one
-may die."""
+"""Two processes, started by torchrun, Ray Train or `distributed.launch`, train like one: same batches, same loss."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ from pipelines.whisper.batching import IGNORED
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# 50 clips in batches of 7: shares of 4 and 3, in pieces of 3 and 1 or 3, and a last batch of one clip, which leaves
-# the second process none. 8 batches make 4 steps an epoch: the checkpoint at 3 lies inside one
+# 50 clips in batches of 7: 4 and 3 clips per process, in micro-batches of 3, and a last batch of one clip, so that the
+# second process has none. 8 batches make 4 steps an epoch: the checkpoint at step 3 is within an epoch
 SETTINGS = {
     "source.train": 50,
     "source.validation": 30,
@@ -52,14 +51,15 @@ SETTINGS = {
     "evaluation.max_new_tokens": 3,
     "evaluation.batch_frames": 3_000,
 }
-DRAWS = {"model.dropout": 0.1, "model.spec_augment": True}
+RANDOM_SETTINGS = {"model.dropout": 0.1, "model.spec_augment": True}
 LOSSES = ("loss", "grad_norm", "eval_loss")
-SIT = """
+TRAINING_SCRIPT = """
 import json, os, sys
 from pathlib import Path
 
 from pipelines import recipes
 from pipelines.features import pipeline as features
+from pipelines.infra import console
 from pipelines.infra.parallel import distributed
 from pipelines.training import pipeline as training
 from pipelines.training import validation
@@ -70,22 +70,23 @@ job = json.loads(Path(sys.argv[1]).read_text())
 settings, collate = recipes.load(job["recipe"], job["overrides"]), augmentation.AugmentingCollator.__call__
 
 
-def noted(self, rows):
+def record_rows(self, rows):
     with open(f"{job['runs']}/rows-{os.environ.get('RANK')}.txt", "a") as file:
         print(rows, file=file)
     return collate(self, rows)
 
 
-augmentation.AugmentingCollator.__call__ = noted
-with distributed.joined():
+augmentation.AugmentingCollator.__call__ = record_rows
+console.configure()
+with distributed.process_group():
     cache = features.open_cache(settings, job["cache"])
-    model = training.train(settings, cache, runs=job["runs"])
+    model = training.run(settings, cache, runs=job["runs"])
     base = models.resolve(model.uri)
     validate = validation.validator(settings, cache, models.load_processor(base, "sv"), False)
-    decode, own = validation.decoding.decode_rows_to_text, []
-    validation.decoding.decode_rows_to_text = lambda *args: own.extend(args[3].tolist()) or decode(*args)
-    looked = [validate(models.load(base)), own]
-    Path(f"{job['runs']}/looked-{distributed.rank()}.json").write_text(json.dumps(looked))
+    decode, rows = validation.decoding.decode_rows_to_text, []
+    validation.decoding.decode_rows_to_text = lambda *args: rows.extend(args[3].tolist()) or decode(*args)
+    result = [validate(models.load(base)), rows]
+    Path(f"{job['runs']}/validation-{distributed.rank()}.json").write_text(json.dumps(result))
 """
 
 
@@ -101,13 +102,13 @@ def free_port() -> int:
 
 
 def torchrun(*arguments: str, log: Path) -> subprocess.Popen:
-    """Two processes on this machine, in a group of their own."""
+    """Start two processes on this machine."""
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    return started(*command, f"--master-port={free_port()}", *arguments, log=log)
+    return start_python(*command, f"--master-port={free_port()}", *arguments, log=log)
 
 
-def started(*arguments: str, log: Path) -> subprocess.Popen:
-    """Python with these arguments, in a process group of its own."""
+def start_python(*arguments: str, log: Path) -> subprocess.Popen:
+    """Start Python with these arguments, in a new process group."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     with open(log, "a") as file:
@@ -121,11 +122,11 @@ def started(*arguments: str, log: Path) -> subprocess.Popen:
         )
 
 
-def ended(process: subprocess.Popen, log: Path, patience_s: float = 900) -> str:
-    """What was told until torchrun ended; nothing of it stays behind."""
+def output_of(process: subprocess.Popen, log: Path, timeout_s: float = 900) -> str:
+    """Wait for a process and return its output; kill processes that are left."""
     children = psutil.Process(process.pid).children()
     try:
-        process.wait(patience_s)
+        process.wait(timeout_s)
     finally:
         for left in [*children, process]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -134,32 +135,34 @@ def ended(process: subprocess.Popen, log: Path, patience_s: float = 900) -> str:
 
 
 @pytest.fixture(scope="module")
-def sit(toy_recipe, toy_model, cache, tmp_path_factory):
-    """`sit(runs, overrides, cut)`: one sitting under torchrun, or with `devices` as the command starts them; cut off by
-    `cut` once it has sealed a checkpoint."""
+def train(toy_recipe, toy_model, cache, tmp_path_factory):
+    """Return a function that trains with torchrun, or with `devices` by the command itself.
 
-    def one(
-        runs: Path, overrides: dict, cut: Callable[[psutil.Process], None] | None = None, devices: int = 0
+    `interrupt` is called once a new checkpoint is sealed. Returns exit code and output.
+    """
+
+    def train(
+        runs: Path, overrides: dict, interrupt: Callable[[psutil.Process], None] | None = None, devices: int = 0
     ) -> tuple[int, str]:
         log = runs / f"{time.monotonic_ns()}.log"
         settings = {**SETTINGS, **overrides, "model.base": str(toy_model)}
-        told = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
-        command = ["train", f"--recipe={toy_recipe}", f"--cache={cache.uri}", f"--runs={runs}", *told]
+        options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+        command = ["train", f"--recipe={toy_recipe}", f"--cache={cache.uri}", f"--runs={runs}", *options]
         command += [f"--devices={devices}"] if devices else []
-        process = (started if devices else torchrun)("-m", "pipelines", *command, log=log)
-        if cut:
-            end, before = time.monotonic() + 600, sealed(runs)
-            while sealed(runs) == before:
-                assert time.monotonic() < end and process.poll() is None, log.read_text()
+        process = (start_python if devices else torchrun)("-m", "pipelines", *command, log=log)
+        if interrupt:
+            deadline, step = time.monotonic() + 600, newest_step(runs)
+            while newest_step(runs) == step:
+                assert time.monotonic() < deadline and process.poll() is None, log.read_text()
                 time.sleep(0.01)
-            cut(psutil.Process(process.pid))
-        words = ended(process, log)
-        return process.returncode, words
+            interrupt(psutil.Process(process.pid))
+        output = output_of(process, log)
+        return process.returncode, output
 
-    return one
+    return train
 
 
-def kill_second(torchrun: psutil.Process) -> None:
+def kill_second_process(torchrun: psutil.Process) -> None:
     next(child for child in torchrun.children() if child.environ().get("RANK") == "1").kill()
 
 
@@ -180,7 +183,7 @@ def history(run: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(toy_settings, toy_recipe, toy_model, cache, tmp_path, monkeypatch):
+def test_two_processes_train_like_one(toy_settings, toy_recipe, toy_model, cache, tmp_path, monkeypatch):
     from pipelines.training.data import augmentation
 
     drawn, collate = [], augmentation.AugmentingCollator.__call__
@@ -195,12 +198,12 @@ def test_two_processes_train_as_one_does(toy_settings, toy_recipe, toy_model, ca
     overrides = {**SETTINGS, "model.base": str(toy_model)}
     job = {"recipe": str(toy_recipe), "overrides": overrides, "cache": cache.uri, "runs": str(runs)}
     (tmp_path / "job.json").write_text(json.dumps(job))
-    (tmp_path / "sit.py").write_text(SIT)
-    process = torchrun(str(tmp_path / "sit.py"), str(tmp_path / "job.json"), log=log)
-    told = ended(process, log)
-    assert process.returncode == 0, told
-    assert told.count("starting from") == 1
-    assert told.count("validation WER") == 4
+    (tmp_path / "train.py").write_text(TRAINING_SCRIPT)
+    process = torchrun(str(tmp_path / "train.py"), str(tmp_path / "job.json"), log=log)
+    output = output_of(process, log)
+    assert process.returncode == 0, output
+    assert output.count("starting from") == 1
+    assert output.count("validation WER") == 4
 
     rows = [(runs / f"rows-{rank}.txt").read_text().splitlines() for rank in (0, 1)]
     n_read = min(len(rows[0]), len(drawn))
@@ -208,42 +211,42 @@ def test_two_processes_train_as_one_does(toy_settings, toy_recipe, toy_model, ca
     assert rows[0] == rows[1]
     assert rows[0][:n_read] == drawn[:n_read]
 
-    here, there = history(run_of(tmp_path / "alone")), history(run_of(runs))
-    assert [row["step"] for row in here] == [row["step"] for row in there]
-    for one, two in zip(here, there, strict=True):
+    alone, both = history(run_of(tmp_path / "alone")), history(run_of(runs))
+    assert [row["step"] for row in alone] == [row["step"] for row in both]
+    for one, two in zip(alone, both, strict=True):
         assert one.keys() == two.keys()
         for name in one.keys() & set(LOSSES):
             assert two[name] == pytest.approx(one[name], rel=1e-5), one["step"]
-    assert len([row for row in there if "loss" in row]) == 12
+    assert len([row for row in both if "loss" in row]) == 12
 
     ours, theirs = weights(run_of(tmp_path / "alone")), weights(run_of(runs))
     assert ours.keys() == theirs.keys()
     assert max(np.abs(ours[name] - theirs[name]).max() for name in ours) < 1e-4
 
-    looks = [json.loads((runs / f"looked-{rank}.json").read_text()) for rank in (0, 1)]
+    results = [json.loads((runs / f"validation-{rank}.json").read_text()) for rank in (0, 1)]
     same = whisper_model.resolve(str(run_of(runs) / "model"))
-    looked = validation.validator(settings, cache, whisper_model.load_processor(same, "sv"), False)(
+    expected = validation.validator(settings, cache, whisper_model.load_processor(same, "sv"), False)(
         whisper_model.load(same)
     )
-    (one, decoded), (two, decoded_there) = looks
-    assert one == two == {**looked, "loss": pytest.approx(looked["loss"], rel=1e-12)}
-    assert min(len(decoded), len(decoded_there)) > 0
-    assert sorted(decoded + decoded_there) == cache.split("validation").tolist()
+    (one, decoded_rows), (two, other_rows) = results
+    assert one == two == {**expected, "loss": pytest.approx(expected["loss"], rel=1e-12)}
+    assert min(len(decoded_rows), len(other_rows)) > 0
+    assert sorted(decoded_rows + other_rows) == cache.split("validation").tolist()
 
 
 @pytest.fixture(scope="module")
-def whole(sit, tmp_path_factory) -> Path:
-    """The run of two processes that was left alone."""
-    runs = tmp_path_factory.mktemp("whole")
-    code, told = sit(runs, DRAWS)
-    assert code == 0, told
+def uninterrupted(train, tmp_path_factory) -> Path:
+    """Return the run of two processes without an interruption."""
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    code, output = train(runs, RANDOM_SETTINGS)
+    assert code == 0, output
     return run_of(runs)
 
 
-def sealed(runs: Path) -> int:
-    """The step of the newest whole checkpoint."""
-    notes = runs.glob("toy/train-*/checkpoints/checkpoint-*/manifest.json")
-    return max((sealed_checkpoints.step_of(note.parent) for note in notes), default=0)
+def newest_step(runs: Path) -> int:
+    """Return the step of the newest complete checkpoint."""
+    manifests = runs.glob("toy/train-*/checkpoints/checkpoint-*/manifest.json")
+    return max((sealed_checkpoints.step_of(path.parent) for path in manifests), default=0)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -252,78 +255,75 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_killed_then_asked_to_end_and_the_next_start_ends_with_the_same_weights(sit, whole, tmp_path):
-    code, told = sit(tmp_path, DRAWS, kill_second, devices=2)
-    assert code == UNFINISHED, told
-    assert told.count("unfinished: another process of this run ended. Run the same command again") == 1
+def test_interrupted_runs_resume_to_the_same_weights(train, uninterrupted, tmp_path):
+    code, output = train(tmp_path, RANDOM_SETTINGS, kill_second_process, devices=2)
+    assert code == UNFINISHED, output
+    assert output.count("unfinished: another process of this run ended. Run the same command again") == 1
     assert not (run_of(tmp_path) / "model").exists()
-    code, told = sit(tmp_path, DRAWS, psutil.Process.terminate, devices=2)
-    assert code == UNFINISHED, told
-    assert len(re.findall(r"unfinished: SIGTERM ended training after step \d+ of 12; .* is kept", told)) == 1, told
-    code, told = sit(tmp_path, DRAWS)
-    assert code == 0, told
-    assert told.count("resuming from checkpoint-") == 1
-    assert "starting from" not in told
-    assert same_weights(run_of(tmp_path), whole)
-    assert history(run_of(tmp_path)) == history(whole)
+    code, output = train(tmp_path, RANDOM_SETTINGS, psutil.Process.terminate, devices=2)
+    assert code == UNFINISHED, output
+    assert len(re.findall(r"unfinished: SIGTERM ended training after step \d+ of 12; .* is kept", output)) == 1, output
+    code, output = train(tmp_path, RANDOM_SETTINGS)
+    assert code == 0, output
+    assert output.count("resuming from checkpoint-") == 1
+    assert "starting from" not in output
+    assert same_weights(run_of(tmp_path), uninterrupted)
+    assert history(run_of(tmp_path)) == history(uninterrupted)
 
 
 def ray_workers() -> list[int]:
-    """The processes that train on the cluster, which this process started."""
-    found = []
+    """Return the ids of the training processes on the cluster, which this process started."""
+    pids = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process.pid)
-    return sorted(found)
+                pids.append(process.pid)
+    return sorted(pids)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ray_starts_a_killed_worker_anew_and_ends_with_the_weights_of_torchrun(
-    ray_address, whole, toy_settings, cache, tmp_path
-):
-    lines, killed, ended = [], [], threading.Event()
-    record_log(lines)
+def test_killed_ray_worker_is_restarted_with_equal_weights(ray_address, uninterrupted, toy_settings, cache, tmp_path):
+    lines, killed, finished = record_log(), [], threading.Event()
 
     def kill() -> None:
-        while not ended.wait(0.01):
-            if sealed(tmp_path):
+        while not finished.wait(0.01):
+            if newest_step(tmp_path):
                 killed.append(ray_workers()[-1])
                 return os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    settings, progress = toy_settings({**SETTINGS, **DRAWS}), callbacks_progress.Progress()
+    settings, progress = toy_settings({**SETTINGS, **RANDOM_SETTINGS}), callbacks_progress.Progress()
     try:
         training_pipeline.run(settings, cache, runs=tmp_path, launch=Launch("", ray_address, 2), progress=progress)
     finally:
-        ended.set()
+        finished.set()
         killer.join()
     assert len(killed) == 1
     assert sum(line.startswith("starting from") for line in lines) == 1
     assert sum(line.startswith("resuming from checkpoint-") for line in lines) == 1
     assert not (run_of(tmp_path) / "ray").exists()
-    assert run_of(tmp_path).name == whole.name
-    assert same_weights(run_of(tmp_path), whole)
+    assert run_of(tmp_path).name == uninterrupted.name
+    assert same_weights(run_of(tmp_path), uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_cluster_tells_what_is_wrong_in_one_line(ray_address, toy_settings, cache, tmp_path):
+def test_cluster_with_too_few_cores_is_a_one_line_error(ray_address, toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match=r"has 2 CPU\(s\), and --devices asks for 3: ask for fewer"):
         training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, launch=Launch("", ray_address, 3))
 
 
 @pytest.mark.slow
-def test_an_error_of_all_is_one_line(sit, tmp_path):
-    code, told = sit(tmp_path, {"training.patiense": 1})
+def test_error_of_all_processes_is_printed_once(train, tmp_path):
+    code, output = train(tmp_path, {"training.patiense": 1})
     assert code == 1
-    assert told.count("error: ") == 1
-    assert "training.patience" in told
+    assert output.count("error: ") == 1
+    assert "training.patience" in output
 
 
-def test_devices_without_a_cluster_are_refused(toy_settings, cache, tmp_path):
+def test_devices_without_a_cluster_are_an_error(toy_settings, cache, tmp_path):
     with pytest.raises(LabError, match="needs a cluster; on one machine: python -m pipelines train --devices 2"):
         training_pipeline.run(toy_settings(SETTINGS), cache, runs=tmp_path, launch=Launch(devices=2))
 
@@ -336,34 +336,34 @@ os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    ("codes", "one"),
+    ("codes", "combined"),
     [((0, 0), 0), ((75, 75), 75), ((75, -9), 75), ((75, 1), 1), ((130, 75), 130), ((-15, -15), 143), ((0, -9), 137)],
 )
-def test_processes_end_with_one_code(codes, one):
-    assert distributed.launch(2, [sys.executable, "-c", CODES.format(", ".join(map(str, codes)))]) == one
+def test_exit_codes_are_combined_into_one(codes, combined):
+    assert distributed.launch(2, [sys.executable, "-c", CODES.format(", ".join(map(str, codes)))]) == combined
 
 
-def test_who_stays_after_a_fault_of_another_is_killed(monkeypatch):
+def test_process_is_killed_after_a_failure_of_another(monkeypatch):
     monkeypatch.setattr(distributed, "GRACE_S", 0.2)
-    stays = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '0' else time.sleep(100)"
-    assert distributed.launch(2, [sys.executable, "-c", stays]) == 3
+    script = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '0' else time.sleep(100)"
+    assert distributed.launch(2, [sys.executable, "-c", script]) == 3
 
 
 @pytest.mark.slow
-def test_a_signal_is_handed_on_to_each_once(tmp_path):
-    hear = """
+def test_signal_is_forwarded_to_each_process_once(tmp_path):
+    child = """
 import os, signal, sys, time
-heard = []
-signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+received = []
+signal.signal(signal.SIGTERM, lambda *_: received.append(1))
 open(f"{sys.argv[1]}/{os.environ['RANK']}", "w").close()
-while not heard:
+while not received:
     time.sleep(0.01)
 time.sleep(0.3)
-sys.exit(75 if len(heard) == 1 else 1)
+sys.exit(75 if len(received) == 1 else 1)
 """
-    launch = f"distributed.launch(2, [sys.executable, '-c', {hear!r}, sys.argv[1]])"
+    launch = f"distributed.launch(2, [sys.executable, '-c', {child!r}, sys.argv[1]])"
     main = f"import sys; from pipelines.infra.parallel import distributed; sys.exit({launch})"
-    process = started("-c", main, str(tmp_path), log=tmp_path / "log")
+    process = start_python("-c", main, str(tmp_path), log=tmp_path / "log")
     while not {"0", "1"} <= {path.name for path in tmp_path.iterdir()}:
         assert process.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.01)
@@ -371,7 +371,7 @@ sys.exit(75 if len(heard) == 1 else 1)
     assert process.wait(60) == UNFINISHED, (tmp_path / "log").read_text()
 
 
-# --- shares ----------------------------------------------------------------------------------------------------------
+# --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def batch_of(n_clips: int) -> dict[str, torch.Tensor]:
@@ -382,7 +382,7 @@ def batch_of(n_clips: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("n_clips", "size"), [(7, 2), (8, 2), (4, 3), (3, 3)])
-def test_shares_are_the_batch(n_clips: int, size: int):
+def test_parts_of_all_ranks_are_the_batch(n_clips: int, size: int):
     batch = batch_of(n_clips)
     parts = [data_parallel.rank_part(batch, rank, size) for rank in range(size)]
     for name, tensor in batch.items():
@@ -390,7 +390,7 @@ def test_shares_are_the_batch(n_clips: int, size: int):
     assert max(len(part["labels"]) for part in parts) - min(len(part["labels"]) for part in parts) <= 1
 
 
-def test_who_has_no_clip_runs_one_that_counts_in_nothing():
+def test_rank_without_a_clip_gets_one_without_labels():
     batch = batch_of(1)
     spare = data_parallel.rank_part(batch, 1, 2)
     assert torch.equal(spare["input_features"], batch["input_features"])
@@ -398,18 +398,18 @@ def test_who_has_no_clip_runs_one_that_counts_in_nothing():
     assert not (batch["labels"] == IGNORED).any()
 
 
-def test_another_number_of_processes_is_told(tmp_path):
-    told = record_log()
+def test_resuming_with_other_world_size_is_logged(tmp_path):
+    lines = record_log()
     for rank in (0, 1):
         (tmp_path / f"rng_state_{rank}.pth").touch()
     data_parallel.log_other_world_size(tmp_path)
-    assert told[0].startswith(f"note: 2 process(es) wrote {tmp_path.name}, and 1 continue: same batches")
+    assert lines[0].startswith(f"note: 2 process(es) wrote {tmp_path.name}, and 1 continue: same batches")
     (tmp_path / "rng_state_1.pth").unlink()
     data_parallel.log_other_world_size(tmp_path)
-    assert len(told) == 1
+    assert len(lines) == 1
 
 
-def test_alone_nothing_is_started(monkeypatch):
+def test_single_process_starts_no_group(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with distributed.process_group():
         assert not torch.distributed.is_initialized()

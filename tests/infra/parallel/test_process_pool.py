@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from log_recorder import record_log
 
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import process_pool
@@ -15,7 +16,7 @@ from pipelines.infra.parallel.process_pool import Pool
 
 
 def work(task):
-    """What the tests ask of a worker: `(verb, argument)`."""
+    """Do one task `(verb, argument)` in a worker process."""
     verb, argument = task
     if verb == "double":
         print("not an answer")  # goes to stderr
@@ -37,73 +38,73 @@ def work(task):
     return os.getpid()
 
 
-def test_every_task_is_answered():
+def test_every_task_returns_its_result():
     with Pool(2, work) as pool, ThreadPoolExecutor(4) as threads:
-        answers = threads.map(lambda n: pool.ask(("double", n), "n"), range(20))
-        assert list(answers) == [2 * n for n in range(20)]
+        results = threads.map(lambda n: pool.run(("double", n), "n"), range(20))
+        assert list(results) == [2 * n for n in range(20)]
 
 
-def test_other_processes_work_and_no_more_than_told():
+def test_tasks_run_in_at_most_n_other_processes():
     with Pool(2, work) as pool, ThreadPoolExecutor(4) as threads:
-        pids = {*threads.map(lambda n: pool.ask(("pid", n), "n"), range(30))}
+        pids = {*threads.map(lambda n: pool.run(("pid", n), "n"), range(30))}
     assert os.getpid() not in pids
     assert 1 <= len(pids) <= 2
 
 
-def test_a_worker_has_one_thread():
+def test_worker_has_one_thread():
     with Pool(1, work) as pool:
-        assert pool.ask(("environment", "OMP_NUM_THREADS"), "n") == "1"
+        assert pool.run(("environment", "OMP_NUM_THREADS"), "n") == "1"
 
 
-def test_errors_of_the_work_come_back_and_the_worker_stays():
+def test_error_of_a_task_is_raised_and_the_worker_stays():
     with Pool(1, work) as pool:
-        before = pool.ask(("pid", 0), "n")
+        pid = pool.run(("pid", 0), "n")
         with pytest.raises(LabError, match="^no such clip$"):
-            pool.ask(("refuse", "no such clip"), "n")
+            pool.run(("refuse", "no such clip"), "n")
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-            pool.ask(("fail", 0), "n")
-        assert pool.ask(("pid", 0), "n") == before
+            pool.run(("fail", 0), "n")
+        assert pool.run(("pid", 0), "n") == pid
 
 
-def test_a_task_whose_worker_died_is_done_by_another(tmp_path):
-    lines = []
-    with Pool(1, work, lines.append) as pool:
-        before = pool.ask(("pid", 0), "n")
-        assert pool.ask(("die once", str(tmp_path / "died")), "shard 7") != before
-    assert lines == ["a worker process died (exit code 3) over shard 7: another does it again"]
+def test_task_of_a_dead_worker_is_repeated_by_another(tmp_path):
+    lines = record_log()
+    with Pool(1, work) as pool:
+        pid = pool.run(("pid", 0), "n")
+        assert pool.run(("die once", str(tmp_path / "died")), "shard 7") != pid
+    assert lines == ["a worker process died (exit code 3) over shard 7: another repeats the task"]
 
 
-def test_a_task_that_kills_every_worker_is_given_up():
-    lines = []
-    with Pool(1, work, lines.append) as pool:
+def test_task_that_kills_every_worker_is_an_error():
+    lines = record_log()
+    with Pool(1, work) as pool:
         with pytest.raises(LabError, match=r"3 worker processes in a row died over shard 7.*features.workers=1"):
-            pool.ask(("die", 0), "shard 7")
-        assert pool.ask(("double", 4), "n") == 8
+            pool.run(("die", 0), "shard 7")
+        assert pool.run(("double", 4), "n") == 8
     assert len(lines) == 2 and all("SIGKILL" in line for line in lines)
 
 
-def test_leaving_ends_workers_in_the_middle_of_their_work(tmp_path):
-    refused = []
+def test_leaving_the_pool_kills_busy_workers(tmp_path):
+    errors = []
 
-    def ask(pool):
+    def run_task(pool):
         try:
-            pool.ask(("sleep", str(tmp_path / "pid")), "shard 7")
+            pool.run(("sleep", str(tmp_path / "pid")), "shard 7")
         except LabError as error:
-            refused.append(str(error))
+            errors.append(str(error))
 
     with Pool(1, work) as pool:
-        thread = threading.Thread(target=ask, args=(pool,))
+        thread = threading.Thread(target=run_task, args=(pool,))
         thread.start()
         while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
             time.sleep(0.01)
     thread.join(timeout=10)
     assert not thread.is_alive()
-    assert "ended" in refused[0]
+    assert "ended" in errors[0]
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_work_that_cannot_be_sent_is_one_line():
+def test_work_that_cannot_be_pickled_is_an_error():
     with pytest.raises(LabError, match=r"can be pickled.*features.workers=1"):
         Pool(1, lambda task: task)
 
