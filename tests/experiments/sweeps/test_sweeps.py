@@ -70,7 +70,7 @@ def quick():
 @pytest.fixture(autouse=True)
 def looks(monkeypatch):
     monkeypatch.setattr(training_loop, "validator", by_loss)
-    monkeypatch.setattr(results, "write_picture", lambda *args: None)  # the first sweep has drawn one
+    monkeypatch.setattr(results, "write_figure", lambda *args: None)  # the first sweep has drawn one
 
 
 def told(trials: list[Trial]) -> list[dict]:
@@ -488,7 +488,7 @@ def test_ctrl_c_during_training_is_resumable(whole, fresh_runs, monkeypatch):
 
 
 def test_ctrl_c_between_trainings_is_resumable(toy_settings, runs, monkeypatch):
-    monkeypatch.setattr(feature_pipeline, "features", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(feature_pipeline, "run", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Unfinished, match="Run the same command again"):
         sweep.run(toy_settings(SEARCH | {"search.seed": 1}), runs=runs)
 
@@ -574,7 +574,7 @@ def test_full_disk_ends_sweep_with_one_line(whole, toy_settings, runs, monkeypat
         patch.setattr(training_loop, "_build_trainer", faulty(fault))
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, free))
         for _ in range(3):
-            with pytest.raises(LabError, match=r"^the disk is full at \S+: make room there, then run the same"):
+            with pytest.raises(LabError, match=r"^the disk is full at \S+: free space there, then run the same"):
                 sweep.run(recipe, runs=runs)
     made = sweep.run(recipe, runs=runs)
     assert [trial.state for trial in made.trials] == ["finished", "finished"], "it was no trial's doing"
@@ -736,7 +736,7 @@ def test_lost_cluster_ends_sweep_slow_one_does_not(watched, monkeypatch, which, 
     place.close()
     with monkeypatch.context() as patch:
         patch.setattr(executors, "_SILENCE_S", 0.0)
-        with pytest.raises(LabError, match=rf"^{name} the Ray cluster is gone \(127\S+: start it anew, or another"):
+        with pytest.raises(LabError, match=rf"^{name} the Ray cluster is gone \(127\S+: restart it, or another"):
             monitor.check(1)
     monkeypatch.setattr(executors.time, "sleep", lambda seconds: again.append(socket.create_server(address)))
     monitor.check(1)
@@ -770,7 +770,7 @@ def test_changed_data_is_refused_on_resume(whole, fresh_runs, runs):
     folder.mkdir(parents=True)
     first = dataclasses.replace(made.trials[0], run="train-0123456789ab")
     (folder / "trials.json").write_text(json.dumps([dataclasses.asdict(first)]))
-    with pytest.raises(LabError, match=r"trial 1 was train-0123456789ab and would now be train-.* begin anew"):
+    with pytest.raises(LabError, match=r"trial 1 was train-0123456789ab and would now be train-.* start over"):
         sweep.run(recipe, runs=fresh_runs)
 
 
