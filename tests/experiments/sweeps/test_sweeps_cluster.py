@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 from conftest import _add_node
+from log_recorder import record_log
 
 from pipelines import recipes
 from pipelines.experiments.sweeps import executors, sweep, trial_run
 from pipelines.experiments.sweeps.trials import Trial
-from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra import console
 from pipelines.infra.errors import LabError
 from pipelines.recipes import settings
@@ -91,17 +91,17 @@ def killing(noted: Path):
 
 
 def test_cluster_sweep_equals_local_after_killed_worker(address, toy_settings, here, there, tmp_path, monkeypatch):
-    (recipe, alone), noted, lines = here, tmp_path / "killed", []
+    (recipe, alone), noted, lines = here, tmp_path / "killed", record_log()
     with monkeypatch.context() as patch:
         patch.setattr(executors, "_run_on_worker", killing(noted))
         run = sweep.folder_of(recipe, there)
-        patch.setattr(feature_pipeline, "run_folder", made_first(training_pipeline.run_folder))
+        patch.setattr(training_pipeline, "run_folder", made_first(training_pipeline.run_folder))
         made = sweep.run(recipe, runs=there, cluster=address, devices=2)
     assert noted.read_text() == "checkpoint-4"
     second: Trial = made.trials[1]
     assert "resuming from checkpoint-4" in (run / second.run / "lines.txt").read_text()
     assert lines[0].startswith(f"Ray cluster {address}: 2 trial(s) at a time")
-    assert "trial 2 is sent off again: its worker died (WorkerCrashedError)" in lines
+    assert "trial 2 is started again: its worker died (WorkerCrashedError)" in lines
     assert told(made) == told(alone)
     more = sweep.run(toy_settings(SEARCH | {"search.trials": 3}), runs=there)
     assert told(more)[:2] == told(made) and more.trials[2].state == "finished", "what a cluster began goes on without"
@@ -196,13 +196,13 @@ def states(folder: Path) -> list[str]:
 
 
 def test_killed_cluster_sweep_is_resumed(address, here, there):
-    (recipe, alone), lines = here, []
+    (recipe, alone), lines = here, record_log()
     with held_command(recipe, there, address) as process:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert states(sweep.folder_of(recipe, there)) == ["begun", "begun"]
     again = sweep.run(recipe, runs=there, cluster="auto", devices=2)
-    assert lines[0] == f"going on with 2 trial(s) of {again.folder}"
+    assert lines[0] == f"resuming 2 trial(s) of {again.folder}"
     assert "Ray cluster auto: 2 trial(s) at a time, each with one core" in lines
     assert told(again) == told(alone)
 
@@ -237,8 +237,8 @@ def test_lost_head_is_reported_and_sweep_resumed_elsewhere(doomed, address, here
         assert process.returncode == 1
     mine = [line for line in error.splitlines() if line.startswith("error: ")]
     assert mine == [
-        f"error: the head of the Ray cluster is gone ({first}): start it anew, or another cluster, then run the same "
-        "command again to go on"
+        f"error: the head of the Ray cluster is gone ({first}): restart it, or another cluster, then run the same "
+        "command again to resume"
     ]
     assert "Traceback" not in error
     assert states(sweep.folder_of(recipe, there)) == ["begun", "begun"]
