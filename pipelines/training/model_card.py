@@ -20,7 +20,7 @@ from pipelines.infra import environment, manifest
 from pipelines.infra.redact import redact_settings
 from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.settings import Recipe
-from pipelines.whisper.lineage import _DATA, _HUB_ID, FILE, data_of
+from pipelines.whisper.lineage import DATA_SOURCES, FILE, HUB_ID, data_of
 from pipelines.whisper.model import ModelRef
 
 _LICENCES = {"openai/whisper-": "apache-2.0", "KBLab/kb-whisper-": "apache-2.0"}
@@ -68,7 +68,7 @@ def _metadata(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[s
     from huggingface_hub import ModelCardData
 
     base = facts.get("base_model")
-    datasets = [part["path"] for part in _sources(recipe) if part["kind"] == "hub" and _HUB_ID.fullmatch(part["path"])]
+    datasets = [part["path"] for part in _sources(recipe) if part["kind"] == "hub" and HUB_ID.fullmatch(part["path"])]
     return ModelCardData(
         language=recipe["language"],
         license=next((name for prefix, name in _LICENCES.items() if (base or "").startswith(prefix)), None),
@@ -186,7 +186,7 @@ def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     lines = [f"- {split}: {size['clips']} clips, {size['hours']:.2f} hours" for split, size in counts.items()]
     for source in _sources(recipe):
         name = data_of(source)["name"]
-        terms = _DATA.get(source["kind"], ("", "For its terms see its own card on the Hub."))[1]
+        terms = DATA_SOURCES.get(source["kind"], ("", "For its terms see its own card on the Hub."))[1]
         lines.append(f"- from {_inline(name)}. {terms}")
     return "\n".join(lines)
 
@@ -249,7 +249,7 @@ def _synthetic(recipe: dict[str, Any]) -> bool:
 def _hub_id(base: ModelRef) -> str | None:
     """Return the base model's id on the Hub, None if it is in a folder or has no such id."""
     name = base.name.removeprefix("hub://").partition("@")[0]
-    return name if base.origin != "folder" and _HUB_ID.fullmatch(name) else None
+    return name if base.origin != "folder" and HUB_ID.fullmatch(name) else None
 
 
 def _inline(text: str) -> str:

@@ -1,4 +1,4 @@
-"""TODO: describe this module."""
+"""Names of the base model and the training data of a model, as model cards print them, without local paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pipelines.infra.redact import redact_model_name
 from pipelines.whisper.model import ModelRef
 
 FILE = "README.md"
-_DATA = {
+"""File name of a model card in the model's folder."""
+DATA_SOURCES = {
     "tour": (
         "the lab's tour (synthetic, eSpeak NG)",
         "The sentences are the lab's, the voices synthetic.",
@@ -26,20 +27,20 @@ _DATA = {
     "parquet": ("a Parquet data set of the trainer's own", "Not published."),
     "feedback": ("corrections by listeners of the lab's app", "Not published."),
 }
-"""Kind of source to what it is, and the terms of its speech."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""Kind of source to a name of its data and the terms of use of its recordings."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def data_of(source: Mapping[str, Any]) -> dict[str, str]:
-    """What the speech of a source (its settings, nested) is called: `type` for programs, `name` for people."""
+    """Return `type` (for programs) and `name` (for readers) of a source's data; `source` is its nested settings."""
     kind = source["kind"]
     if kind == "mix":
         return {"type": kind, "name": "a mix of " + "; ".join(data_of(part)["name"] for part in source["parts"])}
     if kind == "hub":
         return {"type": source["path"], "name": source["path"]}
-    return {"type": kind, "name": _DATA.get(kind, (kind,))[0]}
+    return {"type": kind, "name": DATA_SOURCES.get(kind, (kind,))[0]}
 
 
 def base_of(base: ModelRef) -> str:
-    """The base model's title, without a path of the trainer's machine."""
+    """Return the base model's title without local paths."""
     return replace(base, name=redact_model_name(base.name)).title

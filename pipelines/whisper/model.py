@@ -1,7 +1,7 @@
-"""Find, load and run Whisper weights at the length of a clip.
+"""Find, load and save Whisper models, and let their encoder run at the length of a clip.
 
-Weights are looked for in this order: a folder, the Hub's cache on this machine, the Hub, and where the Hub does not
-answer, the registry mirror (mirror/). They are real or there is an error: never a random initialisation.
+Weights are looked up in this order: a folder, the Hub's cache on this machine, the Hub and, if the Hub does not answer,
+the registry mirror (mirror/). Missing weights are an error, never a random initialisation.
 """
 
 from __future__ import annotations
@@ -31,41 +31,40 @@ logger = logging.getLogger(__name__)
 
 
 _MEL_MASK_PROB = 0.05
-"""SpecAugment's share of mel bands that begin a masked stretch of ten: as for frames in Whisper's configuration."""
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]  # the card: the manifest of a tuned model names it
+"""SpecAugment's probability that a mel band starts a masked span of ten: as `mask_time_prob` in Whisper's config."""
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]  # README.md is listed in a fine-tuned model's manifest
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that lies on this machine, and where it came from."""
+    """A model on this machine, and its source."""
 
     name: str
-    """A Hub id, a mirror's name, the name that a tuned model was given, or the folder."""
+    """A Hub id, a mirror's name, the name of a fine-tuned model, or the folder."""
     folder: Path
     """A Hugging Face folder with weights, tokenizer and feature extractor."""
     origin: str
-    """folder, hub cache, hub, or the mirror's package."""
+    """`folder`, `hub cache`, `hub` or `registry mirror`."""
     revision: str
     """The Hub's commit, a sealed model's digest, or the first digits of the weights' sha256."""
     quantisation: str | None = None
-    """`q8` where the weights were dequantised from eight bits, an export's form: every figure made with them says
-    so."""
+    """`q8` if the weights were dequantised from int8, or the form of an export: printed with every figure."""
     context: str = "full"
-    """`clip` for weights tuned at the length of a clip; `full` for all others, which need the whole 30 s window."""
+    """`clip` for weights fine-tuned at the length of a clip; `full` for all others, which need the 30 s window."""
     facts: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What the model's manifest tells besides: base, language, scores."""
+    """The model's manifest without its file list: base, language, scores."""
 
     @property
     def title(self) -> str:
-        """Name and revision, as reports and the app print them."""
+        """Name, quantisation and revision, as reports and the app print them."""
         return f"{self.name}{f' ({self.quantisation})' if self.quantisation else ''} @ {self.revision}"
 
 
 def resolve(uri: str) -> ModelRef:
-    """Find the model `uri` and bring it to this machine.
+    """Find a model and download it if it is not on this machine.
 
     `uri`: a folder, `hub://owner/name[/path][@revision]`, a Hub id `owner/name[@revision]`, `hopsworks://project/path`,
-    or a mirror's name with `@q8`. Raises LabError with one line that says what to do where the model is not to be had.
+    or a mirror's name with `@q8`. Raises LabError if the model is not available.
     """
     if uri.startswith("hopsworks://") or hub_client.is_repository_folder(uri):
         return _local(str(stores.local_folder(uri)))
@@ -74,17 +73,17 @@ def resolve(uri: str) -> ModelRef:
     name, _, revision = uri.removeprefix("hub://").partition("@")
     if revision == "q8":
         return _mirrored(uri)
-    return _from_hub(uri, name, revision or None) or _mirrored(name, asked=uri)
+    return _from_hub(uri, name, revision or None) or _mirrored(name, uri)
 
 
 def load(
     ref: ModelRef, *, device: str = "cpu", dropout: float = 0.0, spec_augment: bool = False
 ) -> WhisperForConditionalGeneration:
-    """The model in float32 on `device`, able to run at any context up to 30 s (see `allow_short_context`)."""
+    """Return the model in float32 on `device`, at any context up to 30 s (see `allow_short_context`)."""
     from safetensors import SafetensorError
     from transformers import WhisperForConditionalGeneration
 
-    _quiet()
+    _hide_progress_bar()
     try:
         model, report = WhisperForConditionalGeneration.from_pretrained(
             ref.folder,
@@ -93,34 +92,33 @@ def load(
             dropout=dropout,
             apply_spec_augment=spec_augment,
             output_loading_info=True,
-            # Whisper's own configuration masks stretches of time alone
+            # Whisper's configuration masks spans of time only
             **({"mask_feature_prob": _MEL_MASK_PROB} if spec_augment else {}),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LabError(
             f"{ref.folder} does not load as a Whisper model: {_first_line(error)}. Fetch the model again"
         ) from None
-    if report["missing_keys"] or report.get("mismatched_keys"):
-        lacking = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", [])))
+    if missing := sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", []))):
         raise LabError(
-            f"{ref.folder} lacks weights of a Whisper model ({', '.join(lacking[:3])} ...): "
+            f"{ref.folder} lacks weights of a Whisper model ({', '.join(missing[:3])} ...): "
             "it is not a whole checkpoint. Fetch the model again"
         )
-    # from_pretrained makes the sinusoids trainable (facts of transformers 5): they are constants
+    # the sinusoids are constants, but from_pretrained of transformers 5 makes them trainable
     model.model.encoder.embed_positions.requires_grad_(False)
     allow_short_context(model)
     return model.to(device)
 
 
 def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:
-    """Tokenizer and feature extractor of a model, set to transcribe `language` without timestamps."""
+    """Return the tokenizer and feature extractor of a model, set to transcribe `language` without timestamps."""
     from transformers import WhisperProcessor
 
     try:
         processor = WhisperProcessor.from_pretrained(ref.folder, language=language, task="transcribe")
-    except (OSError, ValueError, TypeError) as error:  # TypeError: a tokenizer of no tokens, where its files are absent
+    except (OSError, ValueError, TypeError) as error:  # TypeError: the tokenizer's files are missing
         raise LabError(f"{ref.folder} has no usable tokenizer and feature extractor: {_first_line(error)}") from None
-    # made for WordPiece: in Whisper's byte-pair tokens it would eat spaces, and transformers warns at every call
+    # meant for WordPiece: with byte-pair tokens it removes spaces, and transformers warns at every call
     processor.tokenizer.clean_up_tokenization_spaces = False
     return processor
 
@@ -128,8 +126,8 @@ def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:
 def allow_short_context(model: WhisperForConditionalGeneration) -> None:
     """Let the encoder take any even number of log-mel frames up to 3000 instead of exactly 3000.
 
-    The sinusoidal positions are sliced for the length of one forward pass and put back after it, so that
-    what is saved is always the whole model. Calling it twice changes nothing.
+    The table of sinusoidal positions is sliced before each forward pass and restored after it, so a saved model always
+    has the whole table. A second call has no effect.
     """
     encoder = model.model.encoder
     if getattr(encoder, "_takes_short_context", False):
@@ -140,27 +138,30 @@ def allow_short_context(model: WhisperForConditionalGeneration) -> None:
 
 
 def save(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> None:
-    """Write a complete Hugging Face folder (weights, generation settings, tokenizer, feature extractor), unsealed."""
+    """Write weights, generation settings, tokenizer and feature extractor to `folder`, without a manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    # older clients and CTranslate2 look for preprocessor_config.json, which the processor alone no longer writes
+    # older clients and CTranslate2 read preprocessor_config.json, which the processor no longer writes
     processor.feature_extractor.save_pretrained(folder)
 
 
 def set_language(model: WhisperForConditionalGeneration, language: str) -> None:
-    """Pin language and task in the generation settings: unpinned, every clip's language is guessed."""
+    """Set language and task in the generation settings: otherwise the language of every clip is detected."""
     model.generation_config.language = language
     model.generation_config.task = "transcribe"
     model.generation_config.forced_decoder_ids = None
 
 
 def identity(ref: ModelRef) -> dict[str, str]:
-    """What names these weights: part of the digest of everything made from them."""
-    made_of = ref.facts.get("made_of")
-    if made_of and not (ref.folder / "model.safetensors").is_file():  # an export in a form of its own
-        told = {"weights_sha256": made_of["weights_sha256"], "quantisation": ref.quantisation}
-        return told | {"export": ref.facts.get("digest", "")}  # another version of an engine's form may round otherwise
+    """Return the fields that identify these weights in the digest of everything made from them."""
+    source = ref.facts.get("made_of")
+    if source and not (ref.folder / "model.safetensors").is_file():  # an export in an engine's format
+        return {
+            "weights_sha256": source["weights_sha256"],
+            "quantisation": ref.quantisation,
+            "export": ref.facts.get("digest", ""),  # another version of the format may round differently
+        }
     return {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
 
 
@@ -168,8 +169,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _quiet() -> None:
-    """No progress bar for reading 150 MB from the disk: it fills notebooks and logs."""
+def _hide_progress_bar() -> None:
+    """Turn off transformers' progress bar for reading weights from disk: it fills notebooks and logs."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -177,25 +178,24 @@ def _quiet() -> None:
 
 def _shorten(encoder: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     frames = (args[0] if args else kwargs["input_features"]).shape[-1]
-    positions = encoder.embed_positions
-    full = positions.weight.shape[0]
-    wanted = frames // FRAMES_PER_POSITION
-    if frames % FRAMES_PER_POSITION or not 0 < wanted <= full:
+    table = encoder.embed_positions.weight.data
+    n_positions = frames // FRAMES_PER_POSITION
+    if frames % FRAMES_PER_POSITION or not 0 < n_positions <= len(table):
         raise ValueError(
-            f"the encoder takes an even number of frames from 2 to {full * FRAMES_PER_POSITION}, got {frames}"
+            f"the encoder takes an even number of frames from 2 to {len(table) * FRAMES_PER_POSITION}, got {frames}"
         )
-    encoder._whole_positions = positions.weight.data
-    _set_positions(encoder, encoder._whole_positions[:wanted])
+    encoder._full_positions = table
+    _set_positions(encoder, table[:n_positions])
 
 
 def _restore(encoder: torch.nn.Module, args: tuple, output: Any) -> None:
-    whole = encoder.__dict__.pop("_whole_positions", None)
-    if whole is not None:
-        _set_positions(encoder, whole)
+    table = encoder.__dict__.pop("_full_positions", None)
+    if table is not None:
+        _set_positions(encoder, table)
 
 
 def _set_positions(encoder: torch.nn.Module, table: torch.Tensor) -> None:
-    """The three places in which a length is kept."""
+    """Replace the table of positions, float [n, d_model], and both records of its length."""
     encoder.embed_positions.weight.data = table
     encoder.embed_positions.num_embeddings = encoder.config.max_source_positions = table.shape[0]
 
@@ -208,27 +208,26 @@ def _local(uri: str) -> ModelRef:
     if sealed is not None:
         sealed = manifest.require_complete(folder, "model", "Make it again, or name another model")
     facts = sealed or _mirror_facts(folder) or {}
-    told = {name: value for name, value in facts.items() if name != "files"}
-    return ModelRef(
-        facts.get("name") or uri,
-        folder,
-        "folder",
-        facts.get("digest") or _weights_sha256(folder)[:12],
-        facts.get("quantisation"),
-        facts.get("context", "full"),
-        told,
-    )
+    revision = facts.get("digest") or _weights_sha256(folder)[:12]
+    return _described(facts.get("name") or uri, folder, "folder", revision, facts)
+
+
+def _described(name: str, folder: Path, origin: str, revision: str, facts: dict[str, Any]) -> ModelRef:
+    """Return the reference of a folder whose manifest is `facts`."""
+    without_files = {key: value for key, value in facts.items() if key != "files"}
+    quantisation, context = facts.get("quantisation"), facts.get("context", "full")
+    return ModelRef(name, folder, origin, revision, quantisation, context, without_files)
 
 
 def _from_hub(uri: str, name: str, revision: str | None) -> ModelRef | None:
-    """The model from the Hub's cache or the Hub itself; None where neither has it and the Hub does not answer."""
+    """Return the model from the Hub's cache or the Hub; None if it is not cached and the Hub does not answer."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
         if _has_weights(folder):
-            return _of_hub(uri, folder, "hub cache")
+            return _of_snapshot(uri, folder, "hub cache")
     except (LocalEntryNotFoundError, ValueError):
         pass
     if not environment.hub_reachable():
@@ -243,29 +242,27 @@ def _from_hub(uri: str, name: str, revision: str | None) -> ModelRef | None:
         ) from None
     if not _has_weights(folder):
         raise LabError(f"{name} on the Hub has no model.safetensors: name a Whisper model in safetensors format")
-    return _of_hub(uri, folder, "hub")
+    return _of_snapshot(uri, folder, "hub")
 
 
-def _of_hub(uri: str, folder: Path, origin: str) -> ModelRef:
-    """A snapshot of the Hub; one that this lab published tells by its manifest how it was tuned."""
+def _of_snapshot(uri: str, folder: Path, origin: str) -> ModelRef:
+    """Return the reference of a Hub snapshot, with the facts of its manifest if the lab published it."""
     if (manifest.read(folder) or {}).get("kind") != "model":
         return ModelRef(uri, folder, origin, folder.name[:12])
     sealed = manifest.require_complete(folder, "model", "Publish it again, or name another model")
-    told = {name: value for name, value in sealed.items() if name != "files"}
-    context = sealed.get("context", "full")
-    return ModelRef(uri, folder, origin, folder.name[:12], sealed.get("quantisation"), context, told)
+    return _described(uri, folder, origin, folder.name[:12], sealed)
 
 
-def _mirrored(name: str, asked: str | None = None) -> ModelRef:
+def _mirrored(name: str, uri: str = "") -> ModelRef:
     if name not in pins.available():
         raise LabError(
-            f"{asked or name} is not on this machine, and {environment.hub_silence()}. "
+            f"{uri or name} is not on this machine, and {environment.hub_silence()}. "
             f"Give a folder, connect to the Hub, or take one of "
             f"{', '.join(pins.available())} from the registry mirror"
         )
     folder = mirror.fetch(name, environment.cache_folder() / "models")
     facts = _mirror_facts(folder)
-    return ModelRef(asked or name, folder, "registry mirror", _weights_sha256(folder)[:12], facts.get("quantisation"))
+    return ModelRef(uri or name, folder, "registry mirror", _weights_sha256(folder)[:12], facts.get("quantisation"))
 
 
 def _has_weights(folder: Path) -> bool:
@@ -273,7 +270,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _weights_sha256(folder: Path) -> str:
-    """The sha256 of the weights: from the folder's manifest where it has one, else from the file."""
+    """Return the sha256 of the weights, from the folder's manifest if it has one, else from the file."""
     facts = manifest.read(folder) or _mirror_facts(folder) or {}
     listed = facts.get("files", {}).get("model.safetensors")
     weights = folder / "model.safetensors"
@@ -288,13 +285,13 @@ def _weights_sha256(folder: Path) -> str:
 
 
 def _mirror_facts(folder: Path) -> dict[str, Any] | None:
-    """What the mirror noted when it made `folder`, or None for a folder of another origin."""
-    note = folder / mirror.MANIFEST
-    return json.loads(note.read_text("utf-8")) if note.is_file() else None
+    """Return the mirror's manifest of `folder`; None if the mirror did not build it."""
+    path = folder / mirror.MANIFEST
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def processor(recipe: Recipe) -> WhisperProcessor:
-    """Tokenizer and feature extractor of the recipe's base model: what is needed beside a cache that is at hand."""
+    """Return the tokenizer and feature extractor of the recipe's base model."""
     return load_processor(resolve(recipe.model.base), recipe.language)
 
 

@@ -61,7 +61,7 @@ def cache(tmp_path_factory, sounds) -> FeatureCache:
 
 @settings(deadline=None)
 @given(n=st.integers(0, 400), batch_size=st.integers(1, 40), bucket_batches=st.integers(1, 12), epoch=st.integers(0, 5))
-def test_each_index_once_an_epoch_in_as_many_batches_as_told(n, batch_size, bucket_batches, epoch):
+def test_epoch_holds_each_index_once(n, batch_size, bucket_batches, epoch):
     sampler = BucketSampler(lengths_of(n), batch_size, bucket_batches, seed=3)
     sampler.set_epoch(epoch)
     batches = list(sampler)
@@ -72,7 +72,7 @@ def test_each_index_once_an_epoch_in_as_many_batches_as_told(n, batch_size, buck
 
 
 @pytest.mark.slow
-def test_seed_and_epoch_alone_decide_the_order():
+def test_order_depends_on_seed_and_epoch_only():
     def order(seed: int, epoch: int) -> list[list[int]]:
         return [batch.tolist() for batch in bucketed(lengths_of(50), 4, 3, seed, epoch)]
 
@@ -97,7 +97,7 @@ def test_seed_and_epoch_alone_decide_the_order():
     assert other == str(first)
 
 
-def test_a_sampler_follows_its_epoch():
+def test_sampler_follows_its_epoch():
     sampler = BucketSampler(lengths_of(50), 4, 3, seed=3)
     first = list(sampler)
     assert list(sampler) == first
@@ -113,7 +113,7 @@ def test_buckets_reduce_padding():
     assert padding(lengths, bucketed(lengths, 8, 20, seed=0, epoch=0)) < 0.1 * unsorted
 
 
-def test_batches_do_not_come_by_length():
+def test_batches_are_not_ordered_by_length():
     lengths = lengths_of(1_600)
     longest = [lengths[batch].max() for batch in bucketed(lengths, 8, 200, seed=0, epoch=0)]
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.25
@@ -121,7 +121,7 @@ def test_batches_do_not_come_by_length():
 
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 3_000), max_size=200), max_frames=st.integers(3_000, 30_000))
-def test_decoding_batches_cover_all_within_the_budget(lengths, max_frames):
+def test_decoding_batches_cover_all_rows_within_the_budget(lengths, max_frames):
     lengths = np.array(lengths, dtype=np.int64)
     batches = sorted_batches(lengths, max_frames)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
@@ -134,16 +134,16 @@ def test_decoding_batches_fill_the_budget():
     assert [len(batch) for batch in sorted_batches(np.full(100, 400), 24_000)] == [60, 40]
 
 
-def test_a_clip_above_the_budget_comes_alone():
+def test_clip_above_the_budget_is_a_batch_alone():
     assert [batch.tolist() for batch in sorted_batches(np.array([2_000, 100]), 1_000)] == [[0], [1]]
 
 
 @pytest.mark.parametrize(("longest", "padded"), [(1, 8), (8, 8), (9, 16), (401, 408), (2_993, 3_000), (3_000, 3_000)])
-def test_padded_frames(longest, padded):
+def test_padded_frames_is_the_next_multiple_of_8(longest, padded):
     assert padded_frames(longest) == padded
 
 
-def test_a_full_batch_is_what_the_stock_extractor_makes(cache, sounds):
+def test_full_context_batch_equals_the_stock_extractor(cache, sounds):
     stock = extractor()(
         sounds, sampling_rate=16_000, padding="max_length", return_tensors="np", return_attention_mask=True
     )
@@ -152,7 +152,7 @@ def test_a_full_batch_is_what_the_stock_extractor_makes(cache, sounds):
     assert batch["input_features"].shape == (5, 80, FULL_FRAMES)
 
 
-def test_a_short_batch_is_the_beginning_of_the_full_one(cache):
+def test_short_batch_is_a_prefix_of_the_full_one(cache):
     short, full = Collator(cache)([3, 1]), Collator(cache, full_context=True)([3, 1])
     longest = max(len(cache.log_mel(row).frames) for row in (3, 1))
     frames = short["input_features"].shape[2]
@@ -161,7 +161,7 @@ def test_a_short_batch_is_the_beginning_of_the_full_one(cache):
 
 
 @pytest.mark.parametrize("full_context", [False, True])
-def test_the_mask_covers_real_frames_and_nothing_else(cache, full_context):
+def test_mask_covers_real_frames_only(cache, full_context):
     batch = Collator(cache, full_context=full_context)([2, 0, 3])
     assert batch["attention_mask"].shape == (3, batch["input_features"].shape[2])
     for mask, row in zip(batch["attention_mask"].tolist(), (2, 0, 3), strict=True):
@@ -169,18 +169,18 @@ def test_the_mask_covers_real_frames_and_nothing_else(cache, full_context):
         assert mask == [1] * real + [0] * (len(mask) - real)
 
 
-def test_labels_are_padded_with_what_no_loss_counts(cache):
+def test_labels_are_padded_with_the_ignored_value(cache):
     batch = Collator(cache)([2, 0])
     assert batch["labels"].tolist() == [[5, 6, 7, 8], [5, 6, IGNORED, IGNORED]]
     assert IGNORED == -100
 
 
-def test_types_are_those_of_the_model(cache):
+def test_batch_has_the_models_dtypes(cache):
     types = {name: str(tensor.dtype) for name, tensor in Collator(cache)([0]).items()}
     assert types == {"input_features": "torch.float32", "attention_mask": "torch.int64", "labels": "torch.int64"}
 
 
-def test_a_data_set_gives_rows_by_position(cache):
+def test_dataset_returns_rows_by_position(cache):
     rows = ClipDataset(cache, np.array([4, 2]))
     assert len(rows) == 2
     assert [rows[0], rows[1]] == [4, 2]
@@ -188,7 +188,7 @@ def test_a_data_set_gives_rows_by_position(cache):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_loader_serves_every_row_once(cache, workers):
+def test_data_loader_returns_every_row_once(cache, workers):
     from torch.utils.data import DataLoader
 
     rows = np.arange(5)

@@ -50,7 +50,7 @@ def by_transformers(model, processor, features: torch.Tensor, max_new_tokens: in
     return [text.strip() for text in processor.batch_decode(out, skip_special_tokens=True)]
 
 
-def test_at_30_s_the_text_is_that_of_transformers_own_generation(toy_model, processor):
+def test_text_at_30_s_equals_transformers_generate(toy_model, processor):
     toy = whisper_model.load(ModelRef("toy", toy_model, "folder", "0"))
     # a toy writes time stamps in spite of the prompt, and transformers would go on from them to a second window
     toy.generation_config.suppress_tokens = [
@@ -66,7 +66,7 @@ def test_at_30_s_the_text_is_that_of_transformers_own_generation(toy_model, proc
 
 
 @pytest.mark.slow
-def test_the_real_tiny_writes_what_transformers_own_generation_writes(tiny_folder, processor, toy_cache, rows):
+def test_real_tiny_equals_transformers_generate(tiny_folder, processor, toy_cache, rows):
     tiny = whisper_model.load(ModelRef("tiny", tiny_folder, "folder", "0"))
     torch.set_num_threads(2)
     features = Collator(toy_cache, full_context=True)(rows[:3].tolist())["input_features"]
@@ -76,7 +76,7 @@ def test_the_real_tiny_writes_what_transformers_own_generation_writes(tiny_folde
     assert all(len(text.split()) > 2 for text in ours)
 
 
-def test_transcripts_come_in_the_order_of_the_rows(toy, processor, toy_cache, rows):
+def test_transcripts_keep_the_order_of_rows(toy, processor, toy_cache, rows):
     told = []
     # batches of one clip each, longest first: neither their order nor their number may show
     in_order = decode_rows_to_text(toy, processor, toy_cache, rows, batch_frames=1, on_clips=told.append)
@@ -90,7 +90,7 @@ def test_transcripts_come_in_the_order_of_the_rows(toy, processor, toy_cache, ro
     assert sum(told) == len(rows)
 
 
-def test_transcripts_come_in_the_order_of_the_rows_from_batches_of_several(processor, toy_cache, rows, monkeypatch):
+def test_batched_transcripts_keep_the_order_of_rows(processor, toy_cache, rows, monkeypatch):
     # the loudest value of a clip stands for its transcript: no padding changes it
     sizes = []
 
@@ -106,7 +106,7 @@ def test_transcripts_come_in_the_order_of_the_rows_from_batches_of_several(proce
     assert len(sizes) > 1
 
 
-def test_a_clip_reads_the_same_alone_and_among_clips_of_its_length(toy, processor, toy_cache, rows):
+def test_transcript_does_not_depend_on_the_batch(toy, processor, toy_cache, rows):
     collate = Collator(toy_cache)
     together = collate(rows[:5].tolist())["input_features"]
     batch = decoding.decode_to_text(toy, processor, together, DecodingOptions("sv", 12))
@@ -115,7 +115,7 @@ def test_a_clip_reads_the_same_alone_and_among_clips_of_its_length(toy, processo
     assert len(set(batch)) > 1
 
 
-def test_full_context_gives_every_batch_30_s(toy, processor, toy_cache, rows, monkeypatch):
+def test_full_context_pads_every_batch_to_30_s(toy, processor, toy_cache, rows, monkeypatch):
     seen = []
     monkeypatch.setattr(
         decoding, "decode_to_text", lambda m, p, features, options: seen.append(features.shape) or [""] * len(features)
@@ -129,7 +129,7 @@ def test_full_context_gives_every_batch_30_s(toy, processor, toy_cache, rows, mo
     assert max(shape[2] for shape in seen) < 1_000
 
 
-def test_the_encoder_runs_once_and_the_model_comes_back_as_it_was(toy, processor, toy_cache, rows):
+def test_encoder_runs_once_and_the_mode_is_restored(toy, processor, toy_cache, rows):
     calls = []
     handle = toy.model.encoder.register_forward_hook(lambda *args: calls.append(1))
     toy.train()
@@ -171,7 +171,7 @@ def test_suppressed_tokens_never_appear(toy_model, processor, toy_cache, rows):
     assert not set(generated(toy, processor, toy_cache, rows)[:, 0].tolist()) & set(held[:, 0].tolist())
 
 
-def test_at_most_as_many_tokens_as_told_and_ends_as_padding(toy, processor, toy_cache, rows):
+def test_generation_stops_and_pads_with_end_tokens(toy, processor, toy_cache, rows):
     assert generated(toy, processor, toy_cache, rows, 5).shape[1] <= 5
     out = generated(toy, processor, toy_cache, rows, 40)
     for tokens in out.tolist():
@@ -180,7 +180,7 @@ def test_at_most_as_many_tokens_as_told_and_ends_as_padding(toy, processor, toy_
     assert START not in out
 
 
-def test_the_prompt_forces_language_and_task(processor):
+def test_prompt_sets_language_and_task(processor):
     assert labels.prompt_ids(processor, "sv") == [START, SWEDISH, TRANSCRIBE, NO_TIMESTAMPS]
     assert labels.prompt_ids(processor, "da")[1] == processor.tokenizer.convert_tokens_to_ids("<|da|>") != SWEDISH
 
@@ -197,7 +197,7 @@ def test_language_reaches_the_decoder(toy, processor, toy_cache, rows, monkeypat
 
 
 @pytest.mark.parametrize("language", ["qq", "swedish", ""])
-def test_an_unknown_language_is_one_line(toy, processor, toy_cache, rows, language):
+def test_unknown_language_is_one_line(toy, processor, toy_cache, rows, language):
     with pytest.raises(LabError, match="is not one of Whisper's") as caught:
         decode_rows_to_text(toy, processor, toy_cache, rows[:1], language=language)
     assert f"<|{language}|>" in str(caught.value)
@@ -215,7 +215,7 @@ def test_labels_have_no_start_and_one_end(processor, text):
         assert processor.tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_labels_are_those_of_the_stock_tokenizer_without_its_start(processor):
+def test_labels_equal_the_stock_tokenizer_without_start(processor):
     text = "Det regnar i Göteborg, säger hon."
     assert [START, *labels.labeller(processor, "sv")(text)] == processor.tokenizer(text).input_ids
 
@@ -239,7 +239,7 @@ def teacher_forced(model, processor, features: torch.Tensor, text_tokens: list[i
     return float(chosen.mean())
 
 
-def test_the_confidence_is_that_of_a_teacher_forced_forward_pass(toy_model, processor, toy_cache, rows):
+def test_logprob_equals_a_teacher_forced_forward_pass(toy_model, processor, toy_cache, rows):
     toy = whisper_model.load(ModelRef("toy", toy_model, "folder", "0"))
     free = generated(toy, processor, toy_cache, rows)
     rare = min(free[:, 1:].unique().tolist(), key=lambda token: abs(int((free == token).any(dim=1).sum()) - 6))
@@ -254,7 +254,7 @@ def test_the_confidence_is_that_of_a_teacher_forced_forward_pass(toy_model, proc
         assert one.logprob < 0
 
 
-def test_what_is_heard_is_what_is_decoded(toy, processor, toy_cache, rows):
+def test_hypotheses_have_the_texts_of_decode_to_text(toy, processor, toy_cache, rows):
     heard = decode_rows(toy, processor, toy_cache, rows)
     assert [one.text for one in heard] == decode_rows_to_text(toy, processor, toy_cache, rows)
     shuffled = np.random.default_rng(0).permutation(len(rows))

@@ -61,7 +61,7 @@ def test_any_length_and_loudness_rebuilds_the_stock_tensor(n_samples, peak):
 
 
 @pytest.mark.parametrize("n_samples", [1, 150, 300, 16_000, 479_900])
-def test_digital_silence_too(n_samples):
+def test_digital_silence_rebuilds_the_stock_tensor(n_samples):
     samples = np.zeros(n_samples, np.float32)
     assert np.array_equal(trimmed(samples).padded(), stock(samples))
 
@@ -76,14 +76,14 @@ def test_speech_is_rebuilt_bit_for_bit(speech, n_samples, peak):
     assert difference.max() <= 2.4e-7
 
 
-def test_128_bands_for_the_large_models(speech):
+def test_128_bands_rebuild_the_stock_tensor(speech):
     samples = speech(40_000)
     assert trimmed(samples, 128).frames.shape[1] == 128
     assert np.abs(trimmed(samples, 128).padded() - stock(samples, 128)).max() <= 5e-7
 
 
 @pytest.mark.parametrize("n_samples", [400, 64_000, 479_900])
-def test_float16_is_near(speech, n_samples):
+def test_float16_frames_are_close(speech, n_samples):
     log_mel = trimmed(speech(n_samples))
     halved = LogMel(log_mel.frames.astype(np.float16), log_mel.pad_value)
     assert halved.padded().dtype == np.float32
@@ -100,14 +100,14 @@ def test_frames_that_a_real_sample_reaches_are_kept(n_samples, n_frames):
     assert frames.flags.c_contiguous
 
 
-def test_a_clip_of_4_s_takes_a_seventh(speech):
+def test_clip_of_4_s_takes_a_seventh_of_the_bytes(speech):
     frames = trimmed(speech(64_000)).frames
     padded_bytes = FULL_FRAMES * 80 * 4
     assert frames.nbytes * 7 <= padded_bytes
     assert frames.astype(np.float16).nbytes * 14 <= padded_bytes
 
 
-def test_padded_to_any_length(speech):
+def test_padding_to_any_length_is_a_prefix(speech):
     log_mel = trimmed(speech(64_000))
     assert np.array_equal(log_mel.padded(800), log_mel.padded()[:, :800])
     with pytest.raises(ValueError):
@@ -115,25 +115,25 @@ def test_padded_to_any_length(speech):
 
 
 @pytest.mark.parametrize(("n_samples", "reason"), [(0, "empty"), (480_001, "too_long"), (10**6, "too_long")])
-def test_lengths_that_do_not_fit(n_samples, reason):
+def test_empty_and_too_long_clips_are_refused(n_samples, reason):
     with pytest.raises(AudioError) as error:
         trimmed(np.zeros(n_samples, np.float32))
     assert error.value.reason == reason
 
 
-def test_the_clip_is_left_as_it_was(speech):
+def test_extract_does_not_change_its_input(speech):
     samples = speech(16_000)
     before = samples.copy()
     trimmed(samples)
     assert np.array_equal(samples, before)
 
 
-def test_the_stock_extractor_is_built_once():
+def test_stock_extractor_is_built_once():
     assert extractor(80) is extractor(80) is not extractor(128)
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
-def test_the_filters_are_the_stock_ones_bit_for_bit(n_mels):
+def test_filters_equal_the_stock_ones_bit_for_bit(n_mels):
     assert np.array_equal(mel_filters(n_mels), extractor(n_mels).mel_filters)
 
 
@@ -142,7 +142,7 @@ def test_the_filters_are_the_stock_ones_bit_for_bit(n_mels):
 @example(n=1, seed=0, peak=1.0)
 @example(n=480_000, seed=0, peak=1.0)
 @example(n=479_999, seed=1, peak=0.05)
-def test_without_torch_the_frames_are_the_same_within_rounding(n, seed, peak):
+def test_extract_light_equals_extract_within_rounding(n, seed, peak):
     samples = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
     samples *= peak / np.abs(samples).max()
     light, stock = (make(Waveform(samples)) for make in (extract_light, extract))
@@ -152,7 +152,7 @@ def test_without_torch_the_frames_are_the_same_within_rounding(n, seed, peak):
     assert abs(light.pad_value - stock.pad_value) < 2e-5
 
 
-def test_without_torch_digital_silence_and_speech_are_the_same_and_faults_too(speech):
+def test_extract_light_equals_extract_on_silence_and_errors(speech):
     for samples in (np.zeros(16_000, np.float32), speech(64_000)):
         light, stock = (make(Waveform(samples), 128) for make in (extract_light, extract))
         assert np.abs(light.frames - stock.frames).max() < 2e-5

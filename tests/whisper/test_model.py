@@ -108,7 +108,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # ---- where a model is found
 
 
-def test_a_folder_comes_first_and_is_named_by_its_weights(toy_model, monkeypatch):
+def test_folder_is_resolved_and_named_by_its_weights(toy_model, monkeypatch):
     monkeypatch.setattr(whisper_model, "_from_hub", lambda *args: pytest.fail("the Hub was asked for a folder"))
     ref = whisper_model.resolve(str(toy_model))
     digest = hashlib.sha256((toy_model / "model.safetensors").read_bytes()).hexdigest()
@@ -117,7 +117,7 @@ def test_a_folder_comes_first_and_is_named_by_its_weights(toy_model, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_hub_then_its_cache_and_then_never_the_hub_again(hub, mirrored, toy_model, tmp_path):
+def test_hub_model_is_fetched_once(hub, mirrored, toy_model, tmp_path):
     first, again = resolve_elsewhere(hub.endpoint, tmp_path, mirrored, "lab/toy", "hub://lab/toy@main")
     assert (first["origin"], first["revision"], again["origin"]) == ("hub", COMMIT[:12], "hub cache")
     assert first["folder"] == again["folder"]
@@ -134,7 +134,7 @@ def test_the_hub_then_its_cache_and_then_never_the_hub_again(hub, mirrored, toy_
 
 
 @pytest.mark.slow
-def test_a_model_that_the_lab_published_tells_how_it_was_tuned(toy_model, mirrored, tmp_path):
+def test_published_model_keeps_its_context(toy_model, mirrored, tmp_path):
     server = Hub()
     server.add("model", "lab/tuned", sealed_copy(toy_model, tmp_path / "m"), COMMIT)
     first, cached = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "hub://lab/tuned", "hub://lab/tuned")
@@ -145,7 +145,7 @@ def test_a_model_that_the_lab_published_tells_how_it_was_tuned(toy_model, mirror
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "kb-small"])
-def test_the_baselines_of_the_recipes_come_from_the_hub(name, toy_model, mirrored, tmp_path):
+def test_baselines_of_recipes_are_fetched_from_the_hub(name, toy_model, mirrored, tmp_path):
     base = recipes.load(name).model.base
     published = tmp_path / "published"
     shutil.copytree(toy_model, published)
@@ -167,7 +167,7 @@ def test_the_baselines_of_the_recipes_come_from_the_hub(name, toy_model, mirrore
 
 
 @pytest.mark.slow
-def test_a_tuned_model_that_was_published_with_its_card_is_found_whole(toy_model, mirrored, tmp_path):
+def test_published_model_with_card_is_whole(toy_model, mirrored, tmp_path):
     (folder := tmp_path / "m").mkdir()
     for path in toy_model.iterdir():
         (folder / path.name).symlink_to(path)
@@ -182,7 +182,7 @@ def test_a_tuned_model_that_was_published_with_its_card_is_found_whole(toy_model
 
 
 @pytest.mark.slow
-def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
+def test_refusal_of_the_hub_is_one_line(hub, mirrored, tmp_path):
     uris = ("lab/other", "hub://lab/toy@no-such-branch", "a b/c")
     errors = [result["error"] for result in resolve_elsewhere(hub.endpoint, tmp_path, mirrored, *uris)]
     assert errors[0] == "hub://lab/other does not exist, or is private: check owner/name, or set HF_TOKEN"
@@ -192,9 +192,7 @@ def test_what_the_hub_refuses_is_one_line(hub, mirrored, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_download_that_breaks_off_is_one_line_and_leaves_nothing_that_is_taken_for_a_model(
-    toy_model, mirrored, tmp_path
-):
+def test_interrupted_download_leaves_no_model(toy_model, mirrored, tmp_path):
     server = served_toy(toy_model)
     server.fault("GET .*/model.safetensors", "truncate", times=None)
     (found,) = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "lab/toy")
@@ -211,7 +209,7 @@ def test_a_download_that_breaks_off_is_one_line_and_leaves_nothing_that_is_taken
 
 
 @pytest.mark.slow
-def test_the_mirror_where_the_hub_does_not_answer_and_that_is_decided_once(dead_endpoint, mirrored, tmp_path):
+def test_silent_hub_is_asked_once_then_the_mirror(dead_endpoint, mirrored, tmp_path):
     uris = ["openai/whisper-tiny", "lab/unknown", "openai/whisper-tiny@q8"]
     tiny, unknown, q8 = resolve_elsewhere(dead_endpoint, tmp_path, mirrored, *uris)
     assert (tiny["origin"], tiny["name"], tiny["folder"]) == ("registry mirror", "openai/whisper-tiny", str(mirrored))
@@ -226,13 +224,13 @@ def test_the_mirror_where_the_hub_does_not_answer_and_that_is_decided_once(dead_
 
 
 @pytest.mark.slow
-def test_offline_asks_nobody(hub, mirrored, tmp_path):
+def test_offline_mode_sends_no_request(hub, mirrored, tmp_path):
     (found,) = resolve_elsewhere(hub.endpoint, tmp_path, mirrored, "openai/whisper-tiny", HF_HUB_OFFLINE="1")
     assert found["origin"] == "registry mirror"
     assert hub.requests == []
 
 
-def test_no_model_in_a_folder(tmp_path):
+def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(LabError, match="expected a folder with config"):
         whisper_model.resolve(str(tmp_path))
     with pytest.raises(LabError, match="no model in"):
@@ -248,7 +246,7 @@ def sealed_copy(toy_model: Path, folder: Path, **facts) -> Path:
     return folder
 
 
-def test_a_sealed_model_tells_what_it_is(toy_model, tmp_path):
+def test_manifest_describes_a_sealed_model(toy_model, tmp_path):
     ref = whisper_model.resolve(str(sealed_copy(toy_model, tmp_path / "m", base="b")))
     assert (ref.name, ref.revision, ref.quantisation, ref.context) == ("toy-d1", "d1", "q8", "clip")
     assert ref.title == "toy-d1 (q8) @ d1"
@@ -256,7 +254,7 @@ def test_a_sealed_model_tells_what_it_is(toy_model, tmp_path):
     assert "files" not in ref.facts
 
 
-def test_a_damaged_sealed_model_is_refused(toy_model, tmp_path):
+def test_damaged_sealed_model_is_refused(toy_model, tmp_path):
     folder = sealed_copy(toy_model, tmp_path / "m")
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -266,7 +264,7 @@ def test_a_damaged_sealed_model_is_refused(toy_model, tmp_path):
         whisper_model.resolve(str(folder))
 
 
-def test_weights_that_are_missing_are_an_error_and_never_drawn_at_random(toy_model, tmp_path):
+def test_missing_weights_are_refused(toy_model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "m"
@@ -287,7 +285,7 @@ def test_weights_of_another_shape_are_refused(toy_model, tmp_path):
         whisper_model.load(ModelRef("toy", folder, "folder", "0"))
 
 
-def test_weights_that_were_cut_short_are_refused(toy_model, tmp_path):
+def test_truncated_weights_are_refused(toy_model, tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(toy_model, folder)
     os.truncate(folder / "model.safetensors", 1_000_000)
@@ -295,7 +293,7 @@ def test_weights_that_were_cut_short_are_refused(toy_model, tmp_path):
         whisper_model.load(ModelRef("toy", folder, "folder", "0"))
 
 
-def test_a_folder_without_tokenizer_is_one_line(toy_model, tmp_path):
+def test_folder_without_tokenizer_is_one_line(toy_model, tmp_path):
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         shutil.copyfile(toy_model / name, tmp_path / name)
     with pytest.raises(LabError, match="has no usable tokenizer and feature extractor") as caught:
@@ -306,7 +304,7 @@ def test_a_folder_without_tokenizer_is_one_line(toy_model, tmp_path):
 # ---- what is loaded
 
 
-def test_settings_reach_the_model(toy_model):
+def test_dropout_and_spec_augment_reach_the_model(toy_model):
     ref = ModelRef("toy", toy_model, "folder", "0")
     tuned = whisper_model.load(ref, dropout=0.25, spec_augment=True)
     assert tuned.config.dropout == tuned.model.encoder.dropout == tuned.model.decoder.layers[0].dropout == 0.25
@@ -317,12 +315,12 @@ def test_settings_reach_the_model(toy_model):
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
 
 
-def test_sinusoids_are_constants(toy):
+def test_sinusoids_are_not_trainable(toy):
     frozen = [name for name, parameter in toy.named_parameters() if not parameter.requires_grad]
     assert frozen == ["model.encoder.embed_positions.weight"]
 
 
-def test_language_is_pinned_and_stays_so_in_the_folder(toy, toy_model, tmp_path):
+def test_language_is_saved_with_the_model(toy, toy_model, tmp_path):
     from transformers import GenerationConfig
 
     whisper_model.set_language(toy, "sv")
@@ -368,7 +366,7 @@ def stock_encoder(folder: Path, positions: int):
 
 
 @pytest.mark.parametrize("frames", [2, 56, 998, 3000])
-def test_the_encoder_at_t_frames_is_the_stock_encoder_with_t_frames(toy, toy_model, frames):
+def test_short_encoder_equals_a_stock_encoder_of_that_size(toy, toy_model, frames):
     stock = stock_encoder(toy_model, frames // 2)
     with torch.inference_mode():
         ours = toy.eval().model.encoder(features(frames))[0]
@@ -376,7 +374,7 @@ def test_the_encoder_at_t_frames_is_the_stock_encoder_with_t_frames(toy, toy_mod
     assert ours.shape == (2, frames // 2, 32)
 
 
-def test_the_context_is_no_approximation_that_would_pass_for_any_table(toy):
+def test_encoder_output_depends_on_positions(toy):
     """The test above would not notice positions that are ignored: the same frames in reverse order differ."""
     with torch.inference_mode():
         forwards = toy.eval().model.encoder(features(80))[0]
@@ -384,7 +382,7 @@ def test_the_context_is_no_approximation_that_would_pass_for_any_table(toy):
     assert not torch.allclose(forwards, backwards, atol=1e-2)
 
 
-def test_the_table_is_whole_after_a_forward_and_in_what_is_saved(toy, toy_model, tmp_path):
+def test_position_table_is_restored_and_saved_whole(toy, toy_model, tmp_path):
     from safetensors.torch import load_file
 
     before = whole(toy).clone()
@@ -398,7 +396,7 @@ def test_the_table_is_whole_after_a_forward_and_in_what_is_saved(toy, toy_model,
     assert all(torch.equal(saved[name], stock[name]) for name in stock)
 
 
-def test_twice_is_harmless(toy):
+def test_second_allow_short_context_has_no_effect(toy):
     encoder = toy.eval().model.encoder
     once = encoder(features(80))[0]
     whisper_model.allow_short_context(toy)
@@ -408,13 +406,13 @@ def test_twice_is_harmless(toy):
 
 
 @pytest.mark.parametrize("frames", [0, 1, 81, 3001, 3002, 6000])
-def test_frames_that_no_context_fits_are_refused(toy, frames):
+def test_invalid_numbers_of_frames_are_refused(toy, frames):
     with pytest.raises(ValueError, match=f"even number of frames from 2 to 3000, got {frames}"):
         toy.model.encoder(features(frames))
     whole(toy)
 
 
-def test_an_error_inside_the_encoder_leaves_the_table_whole(toy):
+def test_encoder_error_restores_the_position_table(toy):
     before = whole(toy).clone()
 
     def fail(*args):
@@ -428,7 +426,7 @@ def test_an_error_inside_the_encoder_leaves_the_table_whole(toy):
     assert toy.model.encoder(features(1200))[0].shape[1] == 600
 
 
-def test_training_steps_at_two_lengths_move_all_but_the_sinusoids(toy):
+def test_training_steps_change_all_but_the_sinusoids(toy):
     before = {name: parameter.detach().clone() for name, parameter in toy.named_parameters()}
     optimizer = torch.optim.SGD([p for p in toy.parameters() if p.requires_grad], lr=1.0)
     toy.train()

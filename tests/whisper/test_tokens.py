@@ -28,12 +28,12 @@ def processor(toy_model):
 
 
 @pytest.mark.parametrize("text", ["Hej på dig!", "  två  mellanslag ", "<|startoftranscript|>", "A" * 999, "\x00 🙂 é"])
-def test_they_are_the_stock_tokenizers(processor, text):
+def test_labels_equal_the_stock_tokenizer(processor, text):
     stock = processor.tokenizer(text, add_special_tokens=False).input_ids
     assert tokens.labeller(processor, "sv")(text)[3:-1] == stock
 
 
-def test_what_others_set_on_the_tokenizer_cuts_no_label(processor):
+def test_truncation_set_elsewhere_cuts_no_label(processor):
     long = "ord " * 400
     whole = tokens.labeller(processor, "sv")(long)
     processor.tokenizer(long, truncation=True, max_length=8)
@@ -41,7 +41,7 @@ def test_what_others_set_on_the_tokenizer_cuts_no_label(processor):
 
 
 @pytest.mark.slow
-def test_a_process_that_makes_shards_imports_little(processor, encoded, speech, tmp_path):
+def test_shard_process_imports_no_transformers(processor, encoded, speech, tmp_path):
     create_clip = ClipFilter(tokens.labeller(processor, "sv"), 80, 0.1, 30.0, 1e-3).create_clip
     writer = ShardWriter(tmp_path, create_clip, "float32", 80)
     task = ShardTask(0, [Example("a", "train", "hej på dig", encoded(speech(16_000)), "s")])

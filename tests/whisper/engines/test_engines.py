@@ -68,7 +68,7 @@ def exact(ref):
 
 
 @ct2
-def test_in_float32_both_engines_say_the_same_words_as_surely(stock, exact, windows):
+def test_float32_engines_agree_in_words_and_logprobs(stock, exact, windows):
     for a, b in zip(stock.decode(windows), exact.decode(windows), strict=True):
         assert a.text == b.text
         assert a.tokens == b.tokens
@@ -79,7 +79,7 @@ def test_in_float32_both_engines_say_the_same_words_as_surely(stock, exact, wind
 
 
 @ct2
-def test_the_real_model_says_the_same_in_float32_and_hears_nearly_the_same_in_eight_bits(tiny_folder, toy_cache):
+def test_real_weights_agree_in_float32_and_nearly_in_int8(tiny_folder, toy_cache):
     import ctranslate2
 
     tiny = whisper_model.resolve(str(tiny_folder))
@@ -100,7 +100,7 @@ def test_the_real_model_says_the_same_in_float32_and_hears_nearly_the_same_in_ei
 
 @ct2
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16])
-def test_no_engine_writes_more_tokens_than_it_may(ref, windows, n):
+def test_engines_stop_at_max_new_tokens(ref, windows, n):
     counts = {
         name: [h.tokens for h in opened(ref, name, max_new_tokens=n).decode(windows)] for name in engines.ENGINES[1:]
     }
@@ -108,12 +108,12 @@ def test_no_engine_writes_more_tokens_than_it_may(ref, windows, n):
 
 
 @ct2
-def test_both_tell_how_silent_a_window_is(stock, exact, windows):
+def test_engines_agree_in_no_speech_probability(stock, exact, windows):
     assert stock.no_speech(windows) == pytest.approx(exact.no_speech(windows), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["transformers", pytest.param("ctranslate2", marks=ct2)])
-def test_a_temperature_draws_and_a_seed_repeats(ref, windows, name):
+def test_temperature_samples_and_the_seed_repeats(ref, windows, name):
     engine = opened(ref, name)
     cold = [heard.text for heard in engine.decode(windows)]
     warm = [heard.text for heard in engine.decode(windows, 1.0, seed=1)]
@@ -124,7 +124,7 @@ def test_a_temperature_draws_and_a_seed_repeats(ref, windows, name):
         assert warm != [heard.text for heard in engine.decode(windows, 1.0, seed=2)]
 
 
-def test_what_is_drawn_follows_the_probabilities(stock, windows):
+def test_samples_follow_the_models_probabilities(stock, windows):
     """At temperature 1 the first token of many draws is spread as the model spreads it."""
 
     model, processor = stock.model, stock.processor
@@ -138,7 +138,7 @@ def test_what_is_drawn_follows_the_probabilities(stock, windows):
     assert np.mean([heard.logprob for heard in told]) == pytest.approx(mean, abs=4 * spread + 1e-3)
 
 
-def test_words_hold_letters_that_are_several_tokens(stock):
+def test_words_keep_letters_of_several_tokens(stock):
     tokenizer = stock.processor.tokenizer
     spelling = Spelling(tokenizer.backend_tokenizer)
     text = "Åke äter ö-bär, 1 234 kr – visst? 🙂 naïve"
@@ -154,7 +154,7 @@ def test_words_hold_letters_that_are_several_tokens(stock):
 # ---- which engine
 
 
-def test_an_engine_or_a_compute_type_that_is_none_is_one_line(ref):
+def test_unknown_engine_or_compute_type_is_one_line(ref):
     for asked, said in (
         ({"engine": "whisper.cpp"}, "engine must be one of"),
         ({"engine": "transformers", "compute_type": "int8"}, "ctranslate2"),
@@ -179,7 +179,7 @@ def test_an_engine_or_a_compute_type_that_is_none_is_one_line(ref):
     ],
 )
 @ct2
-def test_auto_takes_the_fastest_on_a_cpu(ref, monkeypatch, installed, seven_bits, asked, taken):
+def test_auto_takes_the_fastest_engine_on_a_cpu(ref, monkeypatch, installed, seven_bits, asked, taken):
     real = onnx_graph.needs_seven_bits()
     monkeypatch.setattr(export, "installed", lambda form="ctranslate2-int8": form in installed)
     monkeypatch.setattr(onnx_graph, "needs_seven_bits", lambda: seven_bits)
@@ -189,7 +189,7 @@ def test_auto_takes_the_fastest_on_a_cpu(ref, monkeypatch, installed, seven_bits
 
 
 @ct2
-def test_where_the_fastest_engine_fails_auto_takes_the_next(ref, monkeypatch):
+def test_auto_falls_back_to_the_next_engine(ref, monkeypatch):
     def fails(*told, **more):
         raise LabError("torch 9 does not export this model to ONNX")
 
@@ -204,21 +204,21 @@ def test_where_the_fastest_engine_fails_auto_takes_the_next(ref, monkeypatch):
         engines.open_engine(ref, "sv", "onnx", **told)
 
 
-def test_graphs_of_large_models_are_not_made_unasked(ref, monkeypatch):
+def test_auto_skips_onnx_for_large_models(ref, monkeypatch):
     monkeypatch.setattr(onnx_graph, "needs_seven_bits", lambda: False)
     assert "onnx" in engines._faster_engines(ref, "cpu", "")
     monkeypatch.setattr(engines, "_MAX_ONNX_WEIGHTS_BYTES", 1000)
     assert "onnx" not in engines._faster_engines(ref, "cpu", "")
 
 
-def test_graphs_run_on_a_cpu_alone_and_need_no_torch_to_say_so(ref, monkeypatch):
+def test_onnx_accepts_only_a_cpu(ref, monkeypatch):
     monkeypatch.setattr(engines, "_detect_device", lambda engine: pytest.fail("a device was looked for"))
     assert opened(ref, "onnx", device="").name == "onnxruntime cpu int8"
     with pytest.raises(LabError, match="on a CPU, not on cuda"):
         opened(ref, "onnx", device="cuda")
 
 
-def test_graphs_take_the_cores_that_are_ours(ref, monkeypatch):
+def test_onnx_uses_the_cores_of_this_process(ref, monkeypatch):
     import onnxruntime
 
     seen = []
@@ -232,7 +232,7 @@ def test_graphs_take_the_cores_that_are_ours(ref, monkeypatch):
     assert seen == [1, 1, 2, 2]
 
 
-def test_without_ctranslate2_the_error_names_the_command(ref, monkeypatch):
+def test_missing_ctranslate2_names_the_install_command(ref, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     with pytest.raises(LabError, match=r"pip install 'ctranslate2"):
         opened(ref, "ctranslate2")
@@ -242,7 +242,7 @@ def test_without_ctranslate2_the_error_names_the_command(ref, monkeypatch):
 
 
 @ct2
-def test_an_export_is_made_once_and_sealed(ref, own_cache):
+def test_export_is_converted_once_and_sealed(ref, own_cache):
     said = record_log()
     first = export.export(ref, "int8")
     again = export.export(ref, "int8")
@@ -257,7 +257,7 @@ def test_an_export_is_made_once_and_sealed(ref, own_cache):
 
 
 @ct2
-def test_a_damaged_export_is_made_again(ref):
+def test_damaged_export_is_converted_again(ref):
     folder = export.export(ref, "int8")
     (folder / "model.bin").write_bytes(b"half")
     assert export.export(ref, "int8") == folder
@@ -265,7 +265,7 @@ def test_a_damaged_export_is_made_again(ref):
 
 
 @ct2
-def test_an_export_goes_where_it_is_told_but_over_nothing_else(ref, tmp_path):
+def test_export_to_a_folder_overwrites_nothing_else(ref, tmp_path):
     assert export.export(ref, "int8", to=tmp_path / "mine") == tmp_path / "mine"
     assert export.export(ref, "int8", to=tmp_path / "mine") == tmp_path / "mine"
     (tmp_path / "theirs").mkdir()
@@ -276,7 +276,7 @@ def test_an_export_goes_where_it_is_told_but_over_nothing_else(ref, tmp_path):
 
 
 @ct2
-def test_what_does_not_convert_is_one_line(ref, tmp_path):
+def test_unconvertible_model_is_one_line(ref, tmp_path):
     broken = dataclasses.replace(ref, folder=tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     (tmp_path / "config.json").write_text("{}")
@@ -291,7 +291,7 @@ def _export(folder: str, to: str) -> None:
 
 @pytest.mark.slow
 @ct2
-def test_two_processes_that_export_at_once_leave_one_whole_folder(toy_model, tmp_path):
+def test_concurrent_exports_leave_one_whole_folder(toy_model, tmp_path):
     context = multiprocessing.get_context("spawn")
     both = [context.Process(target=_export, args=(str(toy_model), str(tmp_path / "one"))) for _ in range(2)]
     for process in both:
@@ -305,7 +305,7 @@ def test_two_processes_that_export_at_once_leave_one_whole_folder(toy_model, tmp
 
 @pytest.mark.slow
 @ct2
-def test_a_transcript_by_ctranslate2_needs_neither_torch_nor_transformers(ref, tmp_path, own_cache, encoded, speech):
+def test_ctranslate2_imports_no_torch(ref, tmp_path, own_cache, encoded, speech):
     """They take a second to import, and 400 MB."""
     export.export(ref, "int8")
     (tmp_path / "clip.wav").write_bytes(encoded(speech(70 * 16_000)))
@@ -329,7 +329,7 @@ print(*sorted({{"torch", "transformers", "pandas", "pyarrow"}} & sys.modules.key
 
 @ct2
 @pytest.mark.parametrize("context", ["full", "clip"])
-def test_words_begin_where_they_are_said(tiny_folder, context):
+def test_word_starts_match_the_recording(tiny_folder, context):
     """Sentences with pauses between them, on untuned weights, at 30 s and at the length of the recording."""
     real = dataclasses.replace(whisper_model.resolve(str(tiny_folder)), context=context)
     engine = opened(real, "ctranslate2", compute_type="float32")
@@ -350,7 +350,7 @@ def test_words_begin_where_they_are_said(tiny_folder, context):
 
 
 @ct2
-def test_heads_that_the_decoder_does_not_have_are_never_asked(ref, exact, windows):
+def test_missing_alignment_heads_are_removed(ref, exact, windows):
     """Asked for one, CTranslate2 does not raise: it ends the process."""
     config = json.loads((ref.folder / "config.json").read_text("utf-8"))
     heads = json.loads((export.export(ref, "float32") / "config.json").read_text("utf-8"))["alignment_heads"]
