@@ -140,7 +140,7 @@ def override_names() -> dict[str, dict[str, str]]:
     cache, base = toy_cache(), whisper_model.resolve("./base")
     processor = whisper_model.load_processor(base, "sv")
     names = {name: names_of(toy(overrides), cache, base, processor) for name, overrides in SETTINGS.items()}
-    fork = checkpoints_fork.find(str(tuned_model().parent), base)
+    fork = checkpoints_fork.find_weights(str(tuned_model().parent), base)
     return {**names, "fork": {"run": training_pipeline.run_folder(toy(), cache, base, fork=fork).name}}
 
 

@@ -421,7 +421,7 @@ def test_missing_teacher_is_trained_first_and_once(home, toy_cache, tmp_path):
     # what the teacher heard for the first student is not decoded again for the second
     assert len(list((runs / "toy-student" / "heard").glob("*.jsonl"))) == 1
     assert not any(line.startswith("  ") and "of 48 clips" in line for line in lines) or "  48 of 48 clips" in lines
-    assert leaderboard._of_report(_report(made, recipe, toy_cache, runs), runs, print).status != leaderboard.INVALID
+    assert leaderboard._of_report(_report(made, recipe, toy_cache, runs), runs).status != leaderboard.INVALID
     # an empty machine takes both from where they are kept
     assert Path(f"{kept}-teacher", "model", manifest.MANIFEST).is_file()
     steps.clear()

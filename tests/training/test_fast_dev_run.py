@@ -60,6 +60,6 @@ def test_fast_dev_run_starts_from_scratch(rehearsed, toy_cache):
 
 def test_fast_dev_run_uses_existing_features(toy_settings, toy_cache, tmp_path):
     plain, recipe = toy_settings(), toy_settings({"training.fast_dev_run": True})
-    with recipe_runs._stage(plain, tmp_path, "features") as note:
+    with recipe_runs.record_stage(plain, tmp_path, "features") as note:
         note["cache_uri"] = toy_cache.uri
     assert feature_pipeline.open_cache(recipe, runs=tmp_path).digest == toy_cache.digest

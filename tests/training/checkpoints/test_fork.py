@@ -76,7 +76,7 @@ def test_fork_starts_from_weights_and_records_them(toy_settings, toy_cache, toy_
     assert alike(Path(plain.uri), toy_model)
     assert "fork" not in manifest.read(Path(plain.uri))
 
-    again = checkpoints_fork.find(made.uri, whisper_model.resolve(str(toy_model)))
+    again = checkpoints_fork.find_weights(made.uri, whisper_model.resolve(str(toy_model)))
     assert (again.run, again.step) == (made.digest, 1)
 
 
@@ -88,12 +88,12 @@ def test_other_recipe_without_fork_is_refused(train_toy, parent):
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_checkpoint_can_be_forked(parent, base, step):
-    fork = checkpoints_fork.find(str(parent / "checkpoints" / f"checkpoint-{step}"), base)
+    fork = checkpoints_fork.find_weights(str(parent / "checkpoints" / f"checkpoint-{step}"), base)
     assert fork.step == step
 
 
 def test_invalid_fork_raises_one_line(parent, base, toy_cache, tmp_path):
-    find = checkpoints_fork.find
+    find = checkpoints_fork.find_weights
     with pytest.raises(LabError, match="absent. Name a run's folder, a checkpoint or a model"):
         find(str(tmp_path / "none"), base)
     with pytest.raises(LabError, match="holds no weights of a run: name a run's folder"):
@@ -112,7 +112,7 @@ def test_invalid_fork_raises_one_line(parent, base, toy_cache, tmp_path):
 def test_fork_of_other_base_model_is_refused(parent, toy_of_width):
     other = whisper_model.resolve(str(toy_of_width(16)))
     with pytest.raises(LabError, match=r"checkpoint-3 was not tuned from .*: set model.base to the model"):
-        checkpoints_fork.find(str(parent), other)
+        checkpoints_fork.find_weights(str(parent), other)
 
 
 def test_damaged_checkpoint_cannot_be_forked(parent, base, tmp_path):
@@ -122,4 +122,4 @@ def test_damaged_checkpoint_cannot_be_forked(parent, base, tmp_path):
         file.seek(5_000)
         file.write(b"spoilt")
     with pytest.raises(LabError, match=r"the weights to fork from .* cannot be used: model.safetensors is damaged"):
-        checkpoints_fork.find(str(copy), base)
+        checkpoints_fork.find_weights(str(copy), base)
