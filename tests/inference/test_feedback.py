@@ -49,13 +49,13 @@ def test_a_row_is_written_and_read_back(log):
     assert feedback_log.read(log) == [row]
 
 
-def test_right_means_that_the_output_is_the_reference(log):
+def test_right_flag_makes_the_output_the_reference(log):
     row = add(log, flag="right", reference="ignored")
     assert (row["reference"], row["wer"]) == ("hej på dig", "0.0000")
 
 
 @pytest.mark.parametrize("reference", ["", " ", "...", "–"])
-def test_no_word_in_the_reference_gives_no_wer(log, reference):
+def test_reference_without_words_gives_no_wer(log, reference):
     assert add(log, reference=reference)["wer"] == ""
 
 
@@ -89,7 +89,7 @@ def test_control_characters_and_line_breaks_are_cleaned(log):
 @pytest.mark.parametrize(
     "cell", ["=1+1", "+46 70", "-5 grader", "@a", "'=1", "''+1", "＝1", "a;=1+1", "a; -1", "'hej", ""]
 )
-def test_formulas_are_harmless_in_the_file_and_unharmed_when_read(log, cell):
+def test_formulas_are_escaped_in_the_file_and_read_back(log, cell):
     add(log, username=cell)
     with open(log, newline="", encoding="utf-8") as file:
         stored = next(iter(csv.DictReader(file)))["username"]
@@ -105,7 +105,7 @@ def test_quotes_commas_and_swedish_letters_survive(log):
     assert [row["reference"] for row in feedback_log.read(log)] == texts
 
 
-def test_a_foreign_header_is_refused_and_left_alone(log):
+def test_foreign_header_is_refused_and_unchanged(log):
     log.parent.mkdir()
     log.write_text("audio,output,flag,username,timestamp\n1,2,3,4,5\n")
     before = log.read_bytes()
@@ -117,7 +117,7 @@ def test_a_foreign_header_is_refused_and_left_alone(log):
 
 
 @pytest.mark.parametrize("torn", [b'audio/x.wav,"hej, p', b"audio/x.wav,hej", b"x" * 50, "hej å".encode()[:-1]])
-def test_a_torn_last_line_swallows_nothing(log, torn):
+def test_torn_last_line_loses_no_other_row(log, torn):
     first = add(log, username="first")
     with open(log, "ab") as file:
         file.write(torn)
@@ -129,28 +129,28 @@ def test_a_torn_last_line_swallows_nothing(log, torn):
 
 
 @pytest.mark.parametrize("keep", range(0, 60, 5))
-def test_a_log_cut_anywhere_in_its_header_is_begun_again(log, keep):
+def test_log_with_a_cut_header_starts_again(log, keep):
     add(log)
     log.write_bytes(log.read_bytes().splitlines()[0][:keep])
     row = add(log, username="after")
     assert feedback_log.read(log) == [row]
 
 
-def test_a_whole_last_row_without_its_newline_is_kept(log):
+def test_complete_last_row_without_newline_is_kept(log):
     first = add(log, username="first")
     os.truncate(log, log.stat().st_size - 1)
     second = add(log, username="second")
     assert feedback_log.read(log) == [first, second]
 
 
-def test_a_log_saved_by_a_spreadsheet_is_still_a_log(log):
+def test_log_saved_by_a_spreadsheet_is_read(log):
     first = add(log, username="first")
     log.write_bytes(b"\xef\xbb\xbf" + log.read_bytes().replace(b"\n", b"\r\n"))
     second = add(log, username="second")
     assert feedback_log.read(log) == [first, second]
 
 
-def test_a_disk_that_takes_half_a_row_leaves_no_half_row(log, monkeypatch):
+def test_full_disk_leaves_no_partial_row(log, monkeypatch):
     add(log)
     before = log.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -160,7 +160,7 @@ def test_a_disk_that_takes_half_a_row_leaves_no_half_row(log, monkeypatch):
     assert not list(log.parent.glob("audio/*.wav"))
 
 
-def test_a_recording_is_kept_only_when_given(log):
+def test_recording_is_saved_only_if_given(log):
     import soundfile
 
     samples = np.sin(np.arange(16_000, dtype=np.float32) / 20) / 2
@@ -172,12 +172,12 @@ def test_a_recording_is_kept_only_when_given(log):
     assert (log.parent / "audio" / ".gitignore").read_text() == "*\n"
 
 
-def test_no_log_reads_as_no_rows(log):
+def test_missing_log_has_no_rows(log):
     assert feedback_log.read(log) == []
 
 
 @pytest.mark.slow
-def test_two_processes_and_four_threads_lose_nothing(log):
+def test_concurrent_processes_and_threads_lose_no_row(log):
     code = (
         "import sys; from pathlib import Path; from pipelines.inference import feedback\n"
         "for i in range(40): feedback.append(Path(sys.argv[1]), feedback.Feedback(output=f'rad {i}', "
@@ -199,7 +199,7 @@ def test_two_processes_and_four_threads_lose_nothing(log):
     assert log.read_bytes().count(b"\n") == 161
 
 
-def test_the_first_row_is_written_by_one_at_a_time(log, monkeypatch):
+def test_concurrent_first_rows_write_one_header(log, monkeypatch):
     """Appenders that all saw an empty log would write a header each: a slow look at the log makes that certain."""
     repair = csv_log.CsvLog._repair
     monkeypatch.setattr(csv_log.CsvLog, "_repair", lambda log: (repair(log), time.sleep(0.02))[0])
@@ -212,7 +212,7 @@ def test_the_first_row_is_written_by_one_at_a_time(log, monkeypatch):
     assert len(feedback_log.read(log)) == 4
 
 
-def test_a_report_becomes_a_log_that_reads_back(tmp_path):
+def test_report_is_written_as_a_log_and_read_back(tmp_path):
     predictions = pd.DataFrame(
         {"id": ["a", "b"], "reference": ["Hej du.", "=nej"], "hypothesis": ["hej du", ""], "speaker": ["x", "y"]}
     )
@@ -230,7 +230,7 @@ def test_a_report_becomes_a_log_that_reads_back(tmp_path):
     assert not list(tmp_path.glob(".*partial"))
 
 
-def test_what_listeners_said_is_never_replaced(tmp_path):
+def test_report_never_replaces_listeners_feedback(tmp_path):
     log = tmp_path / "log.csv"
     feedback.append(log, feedback.Feedback(output="hej", flag="right", model="tiny @ 1"))
     before = log.read_bytes()

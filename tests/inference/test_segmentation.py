@@ -36,32 +36,32 @@ def cut(samples: np.ndarray, step: int = 30 * SECOND, **settings):
     return list(windows(blocks, Scripted(), **settings))
 
 
-def test_each_stretch_of_speech_is_a_window_with_a_little_silence_around():
+def test_each_stretch_is_a_window_with_padding():
     found = cut(spoken(20 * SECOND, (2.0, 4.0), (7.0, 9.5), (15.0, 15.5)))
     starts, ends = [window.start_s for window in found], [window.end_s for window in found]
     assert starts == pytest.approx([1.8, 6.8, 14.8], abs=0.04)
     assert ends == pytest.approx([4.2, 9.7, 15.7], abs=0.04)
 
 
-def test_a_short_pause_does_not_end_a_stretch_and_a_click_is_no_speech():
+def test_short_pause_joins_and_click_is_not_speech():
     found = cut(spoken(12 * SECOND, (2.0, 4.0), (4.2, 6.0), (9.0, 9.05)))
     assert len(found) == 1
     assert (found[0].start_s, found[0].end_s) == pytest.approx((1.8, 6.2), abs=0.04)
 
 
-def test_the_silence_between_two_close_stretches_is_in_one_of_them_alone():
+def test_silence_between_close_stretches_is_used_once():
     first, second = cut(spoken(6 * SECOND, (1.0, 2.0), (2.35, 3.5)))
     assert first.end_s > 2.1
     assert second.start_s == first.end_s
 
 
-def test_stretches_are_joined_as_far_as_they_fit():
+def test_stretches_are_joined_up_to_the_limit():
     speech = spoken(60 * SECOND, (1, 5), (6, 10), (11, 15), (16, 20), (40, 44))
     found = cut(speech, joined_s=10.0)
     assert [(round(w.start_s), round(w.end_s)) for w in found] == [(1, 10), (11, 20), (40, 44)]
 
 
-def test_what_waits_for_others_to_join_it_is_given_out_when_none_can_come():
+def test_pending_window_is_released_during_silence():
     speech = spoken(300 * SECOND, (1, 5))
     blocks = (speech[at : at + SECOND] for at in range(0, len(speech), SECOND))
     found, seen = None, 0
@@ -75,7 +75,7 @@ def test_what_waits_for_others_to_join_it_is_given_out_when_none_can_come():
     assert found[0] < 35
 
 
-def test_a_stretch_longer_than_a_window_is_cut_at_its_quietest_moment():
+def test_long_stretch_is_cut_at_its_quietest_moment():
     samples = spoken(25 * SECOND, (0, 25))
     samples[int(8.6 * SECOND) : int(8.8 * SECOND)] *= 0.01
     first, *others = cut(samples, longest_s=10.0)
@@ -83,7 +83,7 @@ def test_a_stretch_longer_than_a_window_is_cut_at_its_quietest_moment():
     assert others[0].start_s == first.end_s
 
 
-def test_silence_has_no_windows_and_nor_has_nothing():
+def test_silence_and_empty_input_have_no_windows():
     assert cut(np.zeros(40 * SECOND, dtype=np.float32)) == []
     assert cut(np.zeros(0, dtype=np.float32)) == []
 
@@ -98,7 +98,7 @@ def test_silence_has_no_windows_and_nor_has_nothing():
 )
 @example(n=1, spans=[], step=4_000, longest_s=4.0, joined=False)
 @example(n=16 * SECOND, spans=[(0.0, 15.0), (15.0, 1.0)], step=4_000, longest_s=4.0, joined=True)
-def test_no_sample_of_speech_is_lost_or_doubled_whatever_the_blocks(n, spans, step, longest_s, joined):
+def test_each_speech_sample_is_in_one_window(n, spans, step, longest_s, joined):
     samples = spoken(n, *[(start, start + length) for start, length in spans])
     settings = {"longest_s": longest_s, "joined_s": longest_s if joined else 0.0}
     found = cut(samples, step, **settings)
@@ -120,7 +120,7 @@ def test_no_sample_of_speech_is_lost_or_doubled_whatever_the_blocks(n, spans, st
     assert [w.start_s for w in cut(samples, **settings)] == [w.start_s for w in found], "the blocks' length shows"
 
 
-def test_without_a_detector_all_is_speech():
+def test_without_silero_everything_is_speech():
     samples = spoken(70 * SECOND, (0, 70))
     found = list(windows([samples], AlwaysSpeech(), longest_s=30.0))
     assert np.array_equal(np.concatenate([window.samples for window in found]), samples)
@@ -153,7 +153,7 @@ def test_silero_finds_a_voice_in_noise(voice):
     assert found[-1].end_s == pytest.approx(end_s, abs=0.5)
 
 
-def test_a_whole_block_at_once_is_judged_as_chunk_after_chunk(voice):
+def test_silero_on_a_block_equals_chunk_by_chunk(voice):
     silero_vad = pytest.importorskip("silero_vad")
     import torch
 

@@ -32,7 +32,7 @@ def fed(samples, step_s=0.25, **settings):
     return [*told, stream.end()], ear
 
 
-def test_words_come_while_somebody_speaks_and_settle_once_two_decodings_agree():
+def test_words_settle_when_two_decodings_agree():
     told, _ = fed(spoken(6 * SECOND, (1.0, 4.0)))
     texts = [partial.text for partial in told]
     assert texts[0] == ""
@@ -45,14 +45,14 @@ def test_words_come_while_somebody_speaks_and_settle_once_two_decodings_agree():
     assert len(told[-1].segments) == 1
 
 
-def test_settled_words_are_never_taken_back_while_the_stretch_is_open():
+def test_settled_words_of_an_open_stretch_stay():
     told, _ = fed(spoken(12 * SECOND, (1.0, 9.0)))
     for before, after in itertools.pairwise(told):
         if after.segments == before.segments and after.settled:
             assert after.settled.split()[: len(before.settled.split())] == before.settled.split()
 
 
-def test_finished_stretches_stay_and_are_decoded_as_a_whole():
+def test_finished_stretch_is_decoded_as_a_whole():
     told, _ear = fed(spoken(14 * SECOND, (1, 3), (6, 8), (10, 12)))
     counts = [len(partial.segments) for partial in told]
     assert counts == sorted(counts)
@@ -62,26 +62,26 @@ def test_finished_stretches_stay_and_are_decoded_as_a_whole():
     assert told[-1].text == " ".join(segment.text for segment in told[-1].segments)
 
 
-def test_the_open_stretch_is_decoded_every_so_often_and_not_with_every_sample():
+def test_open_stretch_is_decoded_at_intervals():
     _, often = fed(spoken(8 * SECOND, (1, 7)), step_s=0.1, every_s=0.5)
     _, seldom = fed(spoken(8 * SECOND, (1, 7)), step_s=0.1, every_s=2.0)
     assert 10 <= len(often.lengths) <= 14
     assert len(seldom.lengths) <= 5
 
 
-def test_silence_costs_nothing():
+def test_silence_is_not_decoded():
     told, ear = fed(np.zeros(60 * SECOND, dtype=np.float32))
     assert ear.lengths == []
     assert told[-1].text == ""
 
 
-def test_latency_is_the_time_of_the_work_and_audio_what_came_in():
+def test_partial_has_latency_and_audio_duration():
     told, _ = fed(spoken(5 * SECOND, (1, 3)))
     assert told[-1].audio_s == 5
     assert all(0 <= partial.latency_s < 5 for partial in told)
 
 
-def test_the_shared_beginning():
+def test_common_prefix():
     assert _common_prefix(["a", "b", "c"], ["a", "b", "d", "e"]) == ["a", "b"]
     assert _common_prefix([], ["a"]) == []
     assert _common_prefix(["a"], ["a", "b"]) == ["a"]

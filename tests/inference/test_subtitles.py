@@ -23,12 +23,12 @@ def test_srt_is_numbered_and_timed():
     assert told == ("1\n00:00:00,000 --> 00:00:01,500\nHej på dig!\n\n2\n01:01:01,250 --> 01:01:02,000\nÅäö.\n\n")
 
 
-def test_vtt_has_a_head_points_and_no_markup():
+def test_vtt_has_header_decimal_points_and_no_markup():
     told = subtitles.vtt(transcript((0.0, 1.5, "a < b & c > d")))
     assert told == "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\na &lt; b &amp; c &gt; d\n\n"
 
 
-def test_text_is_a_segment_a_line_and_nothing_is_nothing():
+def test_text_has_one_line_per_segment():
     assert subtitles.text(transcript((0, 1, "ett"), (2, 3, "två"))) == "ett\ntvå\n"
     silent = Transcript("", 3.0, 0.1)
     assert [write(silent) for write in (subtitles.text, subtitles.srt)] == ["", ""]
@@ -36,7 +36,7 @@ def test_text_is_a_segment_a_line_and_nothing_is_nothing():
     assert json.loads(subtitles.verbose_json(silent))["segments"] == []
 
 
-def test_verbose_json_has_what_openai_clients_read():
+def test_verbose_json_has_the_fields_of_openai_clients():
     told = json.loads(subtitles.verbose_json(transcript((0.5, 1.5, "Hej hå"))))
     assert told["text"] == "Hej hå"
     assert told["duration"] == 10.0
@@ -48,7 +48,7 @@ def test_verbose_json_has_what_openai_clients_read():
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=80), st.floats(0.1, 30), st.floats(0, 4_000))
-def test_cues_hold_every_word_once_in_order_and_in_time(words, duration_s, start_s):
+def test_cues_contain_every_word_once_in_order(words, duration_s, start_s):
     segment = Segment(start_s, start_s + duration_s, " ".join(words))
     cues = subtitles.split_into_cues(segment)
     assert " ".join(lines for _, _, lines in cues).split() == words
@@ -60,12 +60,12 @@ def test_cues_hold_every_word_once_in_order_and_in_time(words, duration_s, start
         assert all(a[1] == b[0] for a, b in itertools.pairwise(cues))
 
 
-def test_a_word_longer_than_a_line_stands_alone():
+def test_word_longer_than_a_line_is_on_its_own_line():
     cues = subtitles.split_into_cues(Segment(0, 2, f"ett {'långt' * 12} ord"))
     assert [line for _, _, lines in cues for line in lines.split("\n")] == ["ett", "långt" * 12, "ord"]
 
 
-def test_a_long_segment_is_shown_piece_by_piece():
+def test_long_segment_has_several_cues():
     cues = subtitles.split_into_cues(Segment(0, 28, " ".join(WORDS * 2)))
     assert len(cues) >= 4
     assert all(end - start < 10 for start, end, _ in cues)

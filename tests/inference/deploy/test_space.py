@@ -72,7 +72,7 @@ def _environ(**variables: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_it_holds_the_modules_that_are_imported_and_nothing_else(tmp_path):
+def test_space_contains_exactly_the_imported_modules(tmp_path):
     model = space.Model("lab/toy", COMMIT, False, ("config.json",))
     files = set(space.write(tmp_path / "s", NAME, model))
     assert files == {path.as_posix() for path in space.modules()} | BESIDE
@@ -109,13 +109,13 @@ print(len(mine), len(names))
         ("import json, torch.nn as nn", {"torch.nn"}),
     ],
 )
-def test_imports_are_followed_as_they_run(source, names, tmp_path, monkeypatch):
+def test_only_run_time_imports_count(source, names, tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text(source)
     monkeypatch.setattr(environment, "ROOT", tmp_path)
     assert space._imports(Path("a.py")) == names
 
 
-def test_requirements_are_the_floors_of_the_lab():
+def test_requirements_have_the_labs_minimum_versions():
     listed = (ROOT / "requirements.txt").read_text("utf-8")
     on_cpu, on_gpu = (space.requirements(space.modules(), kind).splitlines() for kind in ("cpu", "zerogpu"))
     assert all(line in listed for line in on_cpu)
@@ -129,7 +129,7 @@ def test_requirements_are_the_floors_of_the_lab():
 # ---- publishing
 
 
-def test_it_is_private_pinned_and_told_in_one_commit(server):
+def test_space_is_private_pinned_and_one_commit(server):
     told = publish(hardware="zerogpu")
     repo = server.repos["space", NAME]
     assert (repo.private, repo.hardware) == (True, "zero-a10g")
@@ -148,14 +148,14 @@ def test_it_is_private_pinned_and_told_in_one_commit(server):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files.split(","))
 
 
-def test_a_private_model_is_not_fetched_by_a_build_without_a_token(server, toy_model):
+def test_private_model_is_not_preloaded(server, toy_model):
     server.repos["model", "lab/toy"].private = True
     publish()
     assert "preload_from_hub" not in front(server)
     assert "HF_TOKEN" in sent(server)["README.md"].decode()
 
 
-def test_a_second_time_sends_what_differs_and_removes_old_modules(server):
+def test_update_sends_changes_and_removes_old_modules(server):
     publish()
     repo = server.repos["space", NAME]
     said = record_log()
@@ -175,7 +175,7 @@ def test_a_second_time_sends_what_differs_and_removes_old_modules(server):
     assert repo.hardware == "zero-a10g"
 
 
-def test_what_does_not_read_back_is_told(server):
+def test_space_that_does_not_read_back_is_an_error(server):
     server.corrupt_commits = True
     with pytest.raises(LabError, match=r"the Space lab/talk does not read back as it was published"):
         publish()
@@ -192,7 +192,7 @@ def test_what_does_not_read_back_is_told(server):
         ("hub://lab/empty", "cannot be loaded by app.py"),
     ],
 )
-def test_a_model_that_no_space_could_load_is_one_line(server, tmp_path, uri, complaint):
+def test_model_that_a_space_cannot_load_is_one_line(server, tmp_path, uri, complaint):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     server.add("model", "lab/empty", tmp_path / "empty")
@@ -202,7 +202,7 @@ def test_a_model_that_no_space_could_load_is_one_line(server, tmp_path, uri, com
     assert ("space", NAME) not in server.repos
 
 
-def test_the_command_writes_only_or_does_nothing(server, tmp_path, capfd, monkeypatch):
+def test_command_with_folder_or_dry_run_publishes_nothing(server, tmp_path, capfd, monkeypatch):
     def call(*arguments: str) -> str:
         argv = ["pipelines", "publish-space", NAME, "--model", "hub://lab/toy", *arguments, "--json"]
         monkeypatch.setattr(sys, "argv", argv)
@@ -226,7 +226,7 @@ def test_the_command_writes_only_or_does_nothing(server, tmp_path, capfd, monkey
 
 
 @pytest.mark.parametrize(("name", "hardware"), [("talk", "cpu"), ("lab/talk", "t4"), ("a/b/c", "cpu")])
-def test_odd_names_are_refused(tmp_path, name, hardware):
+def test_invalid_space_name_or_hardware_is_refused(tmp_path, name, hardware):
     with pytest.raises(LabError, match="a Space is called owner/name|--hardware takes cpu or zerogpu"):
         space.write(tmp_path / "s", name, space.Model("lab/toy", COMMIT, False, ()), hardware)
     assert not (tmp_path / "s").exists()
@@ -236,7 +236,7 @@ def test_odd_names_are_refused(tmp_path, name, hardware):
 
 
 @pytest.mark.slow
-def test_on_zerogpu_spaces_is_imported_before_torch(tmp_path):
+def test_zerogpu_imports_spaces_before_torch(tmp_path):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "spaces.py").write_text(
         "import sys; print('spaces before torch:', 'torch' not in sys.modules)"
@@ -252,7 +252,7 @@ def test_on_zerogpu_spaces_is_imported_before_torch(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_on_zerogpu_the_gpu_is_lent_for_decoding(toy_model, speech, monkeypatch):
+def test_zerogpu_decorates_decoding(toy_model, speech, monkeypatch):
     from pipelines.speech.audio import Waveform
 
     lent = []
@@ -328,13 +328,13 @@ def spoken(tmp_path, encoded, speech) -> Path:
 
 
 @pytest.mark.slow
-def test_the_uploaded_folder_serves_transcripts_where_nothing_else_of_the_lab_is(server, toy_model, tmp_path, spoken):
+def test_uploaded_folder_runs_without_the_lab(server, toy_model, tmp_path, spoken):
     check(*transcribed(sys.executable, unpacked(server, tmp_path / "s"), server, spoken), toy_model, spoken)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("LAB_SPACE_VENV"), reason="installs some gigabytes: LAB_SPACE_VENV=1 wants it")
-def test_its_own_requirements_are_enough(server, toy_model, tmp_path, spoken):
+def test_space_requirements_are_sufficient(server, toy_model, tmp_path, spoken):
     """In an environment that holds what the Space's requirements.txt names, and nothing else."""
     folder, python = unpacked(server, tmp_path / "s"), tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
