@@ -133,7 +133,7 @@ def serve(
     limits = Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s, queue=queue)
     served = api.make_app(transcriber, limits, token)
     warn_without_token(token, host)
-    url, title, name = server.address(listening), pipeline.title(transcriber.ref), transcriber.loaded.name
+    url, title, name = server.address(listening), pipeline.model_title(transcriber.ref), transcriber.loaded.name
     key = ' -H "Authorization: Bearer $LAB_API_TOKEN"' if token else ""
     print_address(
         as_json,
