@@ -166,7 +166,7 @@ def _hub() -> Check:
     if environment.hub_reachable():
         return Check("hub", "ok", f"{environment.hub_host()} answers")
     advice = "the tour takes its weights from the registry mirror; anything else needs the Hub or a folder"
-    return Check("hub", "note", environment.hub_silence(), advice)
+    return Check("hub", "note", environment.hub_unreachable_reason(), advice)
 
 
 def _token() -> Check:

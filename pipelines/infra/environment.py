@@ -1,6 +1,6 @@
-"""Where am I: Colab, Kaggle, a Space or a machine of one's own; which device; whether the Hub answers.
+"""The machine: its host (Colab, Kaggle, a Space or local), its device, and whether the Hub is reachable.
 
-Everything here is a returned value. Nothing is decided at import.
+Nothing is computed at import.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S = 3.0
 ROOT = Path(__file__).resolve().parents[2]
-_LIGHT = {
+_NOTEBOOK_PACKAGES = {
     "espeakng_loader": "espeakng-loader>=0.2.4",
     "jiwer": "jiwer>=4,<5",
     "soxr": "soxr>=0.5",
@@ -42,27 +42,28 @@ _LIGHT = {
     "gradio": "gradio>=6.20,<7",
     "jinja2": "jinja2>=3.1",
 }
-"""Module to requirement: all that the three notebooks need besides torch."""
+"""Module to requirement: the packages that the notebooks need besides torch."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a stage needs to know of the machine it runs on."""
+    """The machine that a stage runs on."""
 
     host: str
     """colab, kaggle, space or local."""
     device: str
     """cuda, mps or cpu."""
     dtype: str
-    """The fastest training precision the device has: bfloat16, float16 or float32."""
+    """The fastest training precision of the device: bfloat16, float16 or float32."""
     device_name: str
+    """Name of the GPU, or number of CPU threads."""
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
 
 
 def detect() -> Environment:
-    """Look at the machine. Imports torch (about 1 s)."""
+    """Return this machine's environment. Imports torch (about 1 s)."""
     import torch
 
     if torch.cuda.is_available():
@@ -74,17 +75,17 @@ def detect() -> Environment:
 
 
 def share_cores() -> None:
-    """Let compute threads sleep while they wait for each other; call it before torch is imported.
+    """Let waiting OpenMP threads sleep instead of spin. Call it before torch is imported.
 
-    By default they spin. Beside anything else that runs, a browser or a second notebook, that makes a training step on
-    two cores 4 to 6 times slower (measured: 0.9 s asleep, 1 to 9 s spinning); on an idle machine it costs
-    little (0.53 to 0.57 s asleep, 0.49 to 0.53 s spinning).
+    Spinning makes a training step on two cores 4 to 6 times slower if another program runs, such as a browser
+    (measured: 0.9 s sleeping, 1 to 9 s spinning). On an idle machine sleeping costs little (0.53 to 0.57 s sleeping,
+    0.49 to 0.53 s spinning).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def host() -> str:
-    """colab, kaggle, space or local, by the variables these places set."""
+    """Return colab, kaggle, space or local, from the environment variables that these hosts set."""
     if "COLAB_RELEASE_TAG" in os.environ or "COLAB_GPU" in os.environ:
         return "colab"
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
@@ -93,80 +94,87 @@ def host() -> str:
 
 
 def interactive() -> bool:
-    """Whether somebody sits before this kernel: Colab, Jupyter or an editor, and not papermill."""
+    """Return True in Colab, Jupyter or an editor, False in papermill and scripts."""
     return host() == "colab" or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
 
 
 def runs_folder(named: str | Path = "") -> Path:
-    """Where artefacts go: the folder named, else LAB_RUNS, else `runs/` beside the package."""
+    """Return the folder for artefacts: `named`, else LAB_RUNS, else `runs/` beside the package."""
     return Path(named or os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().absolute()
 
 
 def prepare(runs: str | Path = "", *uris: str) -> Environment:
-    """Make a notebook's machine ready: install what Colab and Kaggle lack, mount Drive if one of the places is there.
+    """Prepare the machine for a notebook: install missing packages, and mount Drive if a path is on it.
 
-    What is installed already, torch, numpy and pandas above all, is pinned for pip, so that nothing is replaced under
-    a running kernel. On a machine of one's own nothing is installed: a missing package is an error that names the
-    command.
+    Packages are installed only on Colab and Kaggle; elsewhere a missing one raises LabError with the command. Installed
+    packages, above all torch, numpy and pandas, are pinned: none is replaced in a running kernel.
     """
     share_cores()
     console.configure()
-    lacking = [wanted for module, wanted in _LIGHT.items() if importlib.util.find_spec(module) is None]
-    if lacking and host() not in ("colab", "kaggle"):
-        raise LabError(f"this kernel lacks {', '.join(lacking)}. Run: pip install -r requirements.txt")
-    if lacking:
-        logger.info(f"installing {', '.join(lacking)} ...")
-        _pip_install(lacking)
-    if host() == "colab" and any(str(place).startswith("/content/drive") for place in (runs, *uris)):
-        from google.colab import drive  # exists on Colab alone
+    missing = [
+        requirement for module, requirement in _NOTEBOOK_PACKAGES.items() if importlib.util.find_spec(module) is None
+    ]
+    if missing and host() not in ("colab", "kaggle"):
+        raise LabError(f"this kernel lacks {', '.join(missing)}. Run: pip install -r requirements.txt")
+    if missing:
+        logger.info(f"installing {', '.join(missing)} ...")
+        _pip_install(missing)
+    if host() == "colab" and any(str(path).startswith("/content/drive") for path in (runs, *uris)):
+        from google.colab import drive  # exists only on Colab
 
         drive.mount("/content/drive")
-    here = detect()
-    logger.info(f"{here.host}: {here.device_name}, training in {here.dtype}; artefacts go to {runs_folder(runs)}")
-    return here
+    machine = detect()
+    logger.info(
+        f"{machine.host}: {machine.device_name}, training in {machine.dtype}; artefacts go to {runs_folder(runs)}"
+    )
+    return machine
 
 
-def _pip_install(wanted: list[str]) -> None:
-    """Install without touching what is there: every installed package is its own constraint."""
+def _pip_install(requirements: list[str]) -> None:
+    """Install packages without changing installed ones: each of these is pinned by a constraint."""
     installed: dict[str, str] = {}
-    for item in importlib.metadata.distributions():  # a system's own packages may come second: the first is imported
+    for item in importlib.metadata.distributions():  # duplicates: the first one is imported
         installed.setdefault(item.name.lower().replace("_", "-"), f"{item.name}=={item.version}")
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
         pins.write("\n".join(sorted(installed.values())))
         pins.flush()
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "-c", pins.name, *wanted], capture_output=True, text=True
+            [sys.executable, "-m", "pip", "install", "-q", "-c", pins.name, *requirements],
+            capture_output=True,
+            text=True,
         )
     if done.returncode:
         reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
-        raise LabError(f"could not install {' '.join(wanted)}: {reason}. Run: pip install {' '.join(wanted)}")
+        raise LabError(
+            f"could not install {' '.join(requirements)}: {reason}. Run: pip install {' '.join(requirements)}"
+        )
     importlib.invalidate_caches()
 
 
 def cache_folder() -> Path:
-    """Where downloads that every run shares are kept: LAB_CACHE, else the user's cache folder."""
+    """Return the folder for downloads that all runs share: LAB_CACHE, else one in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("LAB_CACHE") or Path(base) / "swedish-whisper-lab").expanduser().absolute()
 
 
 @functools.cache
 def hub_reachable(timeout_s: float = HUB_TIMEOUT_S) -> bool:
-    """Whether the Hugging Face Hub answers: asked once per process, decided within `timeout_s`.
+    """Return True if the Hugging Face Hub responds within `timeout_s`; tested once per process.
 
-    HF_ENDPOINT is honoured, HF_HUB_OFFLINE=1 answers no at once. Name look-ups can hang for longer than any socket's
-    time-out, so the question is put by a thread that is left behind when the time is up.
+    HF_ENDPOINT is respected; with HF_HUB_OFFLINE=1 the result is False without a request. The request runs in a thread
+    that is abandoned after the time-out, because DNS look-ups ignore a socket's time-out.
     """
     if _offline():
         return False
-    answer: list[bool] = []
-    asker = threading.Thread(target=lambda: answer.append(_connects(timeout_s)), daemon=True)
-    asker.start()
-    asker.join(timeout_s)
-    return bool(answer and answer[0])
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(_connects(timeout_s)), daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return bool(results and results[0])
 
 
 def _connects(timeout_s: float) -> bool:
-    """Whether the Hub answers an HTTP request; any answer counts but a server's or a proxy's failure."""
+    """Return True if the Hub responds to an HTTP request; errors of a server or proxy do not count."""
     try:
         with urllib.request.urlopen(f"{hub_endpoint()}/api/models?limit=1", timeout=timeout_s):
             return True
@@ -177,14 +185,14 @@ def _connects(timeout_s: float) -> bool:
 
 
 def hub_endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT, else the public one."""
+    """Return the Hub's URL: HF_ENDPOINT, else the public one."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def hub_silence() -> str:
-    """Why the Hub is out of reach, for messages."""
+def hub_unreachable_reason() -> str:
+    """Return why the Hub is not reachable, for messages."""
     if _offline():
-        return f"HF_HUB_OFFLINE forbids to ask {hub_host()}"
+        return f"HF_HUB_OFFLINE forbids access to {hub_host()}"
     return f"{hub_host()} did not answer within {HUB_TIMEOUT_S:g} s"
 
 
@@ -193,5 +201,5 @@ def _offline() -> bool:
 
 
 def hub_host() -> str:
-    """The Hub's host name, for messages."""
+    """Return the Hub's host name, for messages."""
     return urllib.parse.urlsplit(hub_endpoint()).hostname or hub_endpoint()

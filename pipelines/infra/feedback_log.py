@@ -1,10 +1,10 @@
-"""The rows of a feedback log: its columns, how a row becomes a line, and how a log is read.
+"""The feedback log: corrections of transcripts that users of the app submit.
 
     <log>.csv           audio, output, flag, username, timestamp, reference, wer, model
-    audio/<random>.wav  recordings that their speakers let us keep
+    audio/<random>.wav  recordings that were stored with consent
 
-The first five columns are those of Gradio's old flag file. The room feedback writes logs, the source feedback makes
-examples of them.
+The first five columns are those of Gradio's flag file. inference/feedback.py writes the log;
+features/sources/feedback.py reads it as training examples.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pipelines.infra.csv_log import CsvLog
 COLUMNS = ("audio", "output", "flag", "username", "timestamp", "reference", "wer", "model")
 FLAGS = ("right", "wrong")
 
-# What a spreadsheet would run as a formula: at the start of a cell, or after the semicolon that Swedish Excel takes
-# for the separator. Full-width signs count in some locales. An apostrophe in front makes it text.
+# A spreadsheet runs these as formulas at the start of a cell, or after a semicolon, the separator of Swedish Excel.
+# Full-width signs count in some locales. An apostrophe before them makes the cell text.
 _FORMULA = r"(?='*[=+\-@\t\r＝＋－＠])"
 _FORMULA_START = re.compile(rf"(^|;\s*){_FORMULA}")
 _ESCAPED_START = re.compile(rf"(^|;\s*)'{_FORMULA}")
@@ -37,7 +37,7 @@ def open_log(path: Path) -> CsvLog:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows as they were given to `feedback.append`, oldest first; an empty list if there is no log.
+    """Return the rows as passed to `inference.feedback.append`, oldest first; an empty list if there is no log.
 
     Raises LabError for a log with other columns.
     """

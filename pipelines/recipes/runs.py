@@ -1,4 +1,4 @@
-"""TODO: describe this module."""
+"""The folders of a recipe's runs, and the record of its stages in stages.json."""
 
 from __future__ import annotations
 
@@ -15,37 +15,40 @@ from pipelines.infra.parallel import distributed
 from pipelines.recipes.settings import Recipe
 
 REHEARSAL_FOLDER = "thrown_away"
-"""Folder of what a rehearsal makes; each one begins by removing it."""
+"""Folder for the results of a rehearsal (training.fast_dev_run), which removes it first."""
 
 
 def experiment_folder(recipe: Recipe, runs: str | Path = "") -> Path:
-    """Where everything lies that runs of this recipe made."""
+    """Return the folder with all artefacts of this recipe."""
     return environment.runs_folder(runs) / folder_name(recipe)
 
 
 def read_stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
-    """What the stages noted: name to facts; empty where none ran. A rehearsal takes the features of the real thing."""
+    """Return the records of finished stages, by stage; empty if there are none.
+
+    A rehearsal without features uses those of the full experiment.
+    """
     try:
-        noted = json.loads((experiment_folder(recipe, runs) / "stages.json").read_text("utf-8"))
+        stages = json.loads((experiment_folder(recipe, runs) / "stages.json").read_text("utf-8"))
     except (OSError, ValueError):
-        noted = {}
-    if recipe.training.fast_dev_run and "features" not in noted:
-        plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": False})})
-        noted |= {name: facts for name, facts in read_stages(plain, runs).items() if name == "features"}
-    return noted
+        stages = {}
+    if recipe.training.fast_dev_run and "features" not in stages:
+        full = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": False})})
+        stages |= {name: record for name, record in read_stages(full, runs).items() if name == "features"}
+    return stages
 
 
 @contextlib.contextmanager
 def record_stage(recipe: Recipe, runs: str | Path, name: str) -> Iterator[dict[str, Any]]:
-    """Note what the stage made and how long it took, once it has ended well."""
-    started, facts = time.monotonic(), {}
-    yield facts
+    """Yield a dictionary for the stage's results; add the seconds and save it if the block succeeds."""
+    started, record = time.monotonic(), {}
+    yield record
     if not distributed.is_main_process():
         return
     folder = experiment_folder(recipe, runs)
     folder.mkdir(parents=True, exist_ok=True)
-    facts["seconds"] = round(time.monotonic() - started, 2)
-    manifest.write_json(folder / "stages.json", {**read_stages(recipe, runs), name: facts})
+    record["seconds"] = round(time.monotonic() - started, 2)
+    manifest.write_json(folder / "stages.json", {**read_stages(recipe, runs), name: record})
 
 
 @contextlib.contextmanager
@@ -67,9 +70,9 @@ def clip_progress_bar(label: str, total: int | None) -> Iterator[Callable[[int],
 
 
 def newest_finished_model(runs: Path) -> Path | None:
-    """The sealed model folder `<runs>/*/train-*/model` that was finished last; unfinished ones do not count."""
-    found = [folder for folder in runs.glob("*/train-*/model") if _is_finished_model(folder)]
-    return max(found, key=lambda folder: ((folder / manifest.MANIFEST).stat().st_mtime_ns, folder.name), default=None)
+    """Return the finished model folder `<runs>/*/train-*/model` with the newest manifest, or None."""
+    models = [folder for folder in runs.glob("*/train-*/model") if _is_finished_model(folder)]
+    return max(models, key=lambda folder: ((folder / manifest.MANIFEST).stat().st_mtime_ns, folder.name), default=None)
 
 
 def _is_finished_model(folder: Path) -> bool:
@@ -77,22 +80,22 @@ def _is_finished_model(folder: Path) -> bool:
 
 
 def folder_name(recipe: Recipe) -> str:
-    """Where the runs of a recipe lie: a rehearsal leaves the real ones alone."""
+    """Return the name of the recipe's folder; a rehearsal has a separate one."""
     return f"{recipe.name}-fast-dev-run" if recipe.training.fast_dev_run else recipe.name
 
 
 def newest_model_of_seed(folder: Path, seed: int) -> Path | None:
-    """The model, among the runs in a recipe's folder with this `training.seed`, that was finished last.
+    """Return the newest finished model with this `training.seed` in a recipe's folder, or None.
 
-    LabError where two of them were trained with other settings: which one is meant, nobody can know.
+    Raises LabError if two of them were trained with different settings.
     """
-    told = {
+    recipes = {
         run / "model": json.loads((run / "model" / "recipe.json").read_text("utf-8"))
         for run in sorted(folder.glob("train-*"))
         if _is_finished_model(run / "model")
     }
-    of_seed = [model for model, recipe in told.items() if recipe["training"]["seed"] == seed]
-    if other := [model for model in of_seed[1:] if told[model] != told[of_seed[0]]]:
+    of_seed = [model for model, recipe in recipes.items() if recipe["training"]["seed"] == seed]
+    if other := [model for model in of_seed[1:] if recipes[model] != recipes[of_seed[0]]]:
         raise LabError(
             f"expected one recipe behind the runs with training.seed={seed} in {folder}, got {of_seed[0]} and "
             f"{other[0]} with other settings: name the model that is meant, or remove one"

@@ -256,7 +256,7 @@ def _of_snapshot(uri: str, folder: Path, origin: str) -> ModelRef:
 def _mirrored(name: str, uri: str = "") -> ModelRef:
     if name not in pins.available():
         raise LabError(
-            f"{uri or name} is not on this machine, and {environment.hub_silence()}. "
+            f"{uri or name} is not on this machine, and {environment.hub_unreachable_reason()}. "
             f"Give a folder, connect to the Hub, or take one of "
             f"{', '.join(pins.available())} from the registry mirror"
         )

@@ -211,7 +211,7 @@ def test_interactive(monkeypatch: pytest.MonkeyPatch, variable: str | None, inte
 def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
     """jiwer is there, and two packages are not."""
     light = {"jiwer": "jiwer>=4,<5", "not_there": "not-there>=1", "nor_this": "nor-this>=2"}
-    monkeypatch.setattr(environment, "_LIGHT", light)
+    monkeypatch.setattr(environment, "_NOTEBOOK_PACKAGES", light)
 
 
 class Pip:
@@ -287,9 +287,9 @@ def test_prepare_says_what_pip_said(monkeypatch: pytest.MonkeyPatch, lacking: No
 
 
 def test_torch_is_never_on_the_list():
-    assert not {"torch", "torchaudio", "numpy"} & environment._LIGHT.keys()
+    assert not {"torch", "torchaudio", "numpy"} & environment._NOTEBOOK_PACKAGES.keys()
     required = (environment.ROOT / "requirements.txt").read_text()
-    for wanted in environment._LIGHT.values():
+    for wanted in environment._NOTEBOOK_PACKAGES.values():
         assert f"\n{wanted}\n" in required, "the notebooks ask for what requirements.txt asks for"
 
 
@@ -330,7 +330,7 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
         },
     )
     elsewhere = of_the_kernel | of_colab | of_a_space | of_commands | extras
-    assert others - with_transformers - elsewhere == environment._LIGHT.keys()
+    assert others - with_transformers - elsewhere == environment._NOTEBOOK_PACKAGES.keys()
 
 
 @pytest.mark.slow
