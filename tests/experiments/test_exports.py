@@ -320,7 +320,7 @@ def test_weights_beyond_float16_range_are_refused(tuned, tmp_path):
     ("name", "told"), [("openai/whisper-tiny", "openai/whisper-tiny"), ("/srv/anna/secret/own", "own"), ("./a/b", "b")]
 )
 def test_exported_manifest_contains_no_path(name, told):
-    assert export._without_place(name) == told
+    assert export._without_path(name) == told
 
 
 def test_unknown_export_form_is_named(tuned):

