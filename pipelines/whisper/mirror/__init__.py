@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-__all__ = [
-    "MANIFEST", "MIRRORS", "TEXTS", "WEIGHTS", "Ggml", "Member", "Mirror", "Package", "available", "check_integrity",
-    "check_parameters", "dequantise", "extract", "fetch", "hf_name", "is_complete", "read_ggml", "read_onnx",
-]  # fmt: skip
-
 MANIFEST = "mirror.json"
 WEIGHTS = "model.safetensors"
 

@@ -114,7 +114,7 @@ def _exactly(file: BufferedReader, n_bytes: int, what: str) -> bytes:
 
 
 def hf_name(openai_name: str) -> str:
-    """Return transformers' name of a parameter, e.g. `decoder.blocks.0.attn.query.weight` -> `model.decoder.layers.0...`."""
+    """Return transformers' name of a parameter, `decoder.blocks.0.attn.query.weight` -> `model.decoder.layers.0...`."""
     for pattern, replacement in _NAMES:
         openai_name = re.sub(pattern, replacement, openai_name)
     return openai_name

@@ -23,7 +23,7 @@ def slow(cost: np.ndarray) -> float:
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 10_000))
-def test_the_way_is_the_cheapest_and_never_goes_back(n: int, m: int, seed: int):
+def test_warping_path_is_cheapest_and_monotonic(n: int, m: int, seed: int):
     cost = np.random.default_rng(seed).standard_normal((n, m))
     rows, columns = word_timestamps.warping_path(cost)
     assert (rows[0], columns[0], rows[-1], columns[-1]) == (0, 0, n - 1, m - 1)
@@ -33,7 +33,7 @@ def test_the_way_is_the_cheapest_and_never_goes_back(n: int, m: int, seed: int):
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_tokens_are_found_where_the_heads_look(noise: float):
+def test_tokens_start_where_attention_peaks(noise: float):
     begins = [0, 12, 20, 41]
     cross_attention = np.random.default_rng(1).random((3, 4, 60)) * noise + 1e-4
     for token, (begin, end) in enumerate(zip(begins, [*begins[1:], 60], strict=True)):
@@ -42,5 +42,5 @@ def test_tokens_are_found_where_the_heads_look(noise: float):
     assert told == pytest.approx(begins, abs=2)
 
 
-def test_a_window_shorter_than_the_median_is_not_smoothed():
+def test_short_window_is_not_filtered():
     assert word_timestamps.first_positions(np.full((1, 2, 3), 1 / 3)) in ([0, 1], [0, 2], [0, 0])

