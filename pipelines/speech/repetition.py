@@ -10,7 +10,7 @@ MAX_PHRASE_WORDS = 6
 """Longer repeated phrases are not searched for."""
 MIN_REPEATS = 3
 """A run is a phrase of 1 to MAX_PHRASE_WORDS words that occurs this often or more in a row."""
-_MIN_SPOKEN_REPEATS = MIN_REPEATS + 2
+_MIN_REJECTED_REPEATS = MIN_REPEATS + 2
 """People do say a word three times in a row (nej, nej, nej), so a transcript needs a longer run to be rejected."""
 
 
@@ -29,7 +29,7 @@ def is_repeating(text: str) -> bool:
     """Return True if a transcript repeats itself more than speakers do."""
     return (
         compression_ratio(text) > MAX_COMPRESSION_RATIO
-        or _first_run(text.lower().split(), _MIN_SPOKEN_REPEATS) is not None
+        or _first_run(text.lower().split(), _MIN_REJECTED_REPEATS) is not None
     )
 
 
