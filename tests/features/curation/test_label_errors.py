@@ -19,7 +19,7 @@ from pipelines.whisper import model as whisper_model
 
 @pytest.fixture
 def transcribe(toy_cache, toy_settings, toy_model, tmp_path):
-    """`ask(rows)` transcribes rows of the toy cache with the toy model and stores the results in tmp_path."""
+    """`transcribe(rows)` transcribes rows of the toy cache with the toy model and stores the results in tmp_path."""
 
     def run(rows, **overrides) -> list[str]:
         settings = toy_settings(overrides).evaluation
@@ -34,9 +34,9 @@ def decoded(monkeypatch) -> list[int]:
     """The rows that are decoded, not read from disk."""
     rows, decode = [], decoding.decode_rows_to_text
 
-    def record(model, processor, cache, rows, *settings):
-        rows.extend(rows.tolist())
-        return decode(model, processor, cache, rows, *settings)
+    def record(model, processor, cache, indices, *settings):
+        rows.extend(indices.tolist())
+        return decode(model, processor, cache, indices, *settings)
 
     monkeypatch.setattr(decoding, "decode_rows_to_text", record)
     return rows
@@ -168,12 +168,12 @@ def test_transcript_file_contains_no_local_path(transcribe, tmp_path):
 def test_model_decodes_at_its_training_context(
     toy_cache, toy_settings, toy_model, tmp_path, monkeypatch, context, full
 ):
-    rows = []
+    contexts = []
     monkeypatch.setattr(
         decoding,
         "decode_rows_to_text",
-        lambda m, p, c, r, options, on_clips: rows.append(options.full_context) or ["x"],
+        lambda m, p, c, r, options, on_clips: contexts.append(options.full_context) or ["x"],
     )
     ref = replace(whisper_model.resolve(str(toy_model)), context=context)
     assert label_errors.transcribe(toy_cache, np.array([3]), ref, "sv", toy_settings().evaluation, tmp_path) == ["x"]
-    assert rows == [full]
+    assert contexts == [full]
