@@ -31,7 +31,8 @@ from pipelines.training import loop as training_loop
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training import run as training_run
 from pipelines.training.callbacks.progress import Progress
-from pipelines.training.run import TrainingRun, context_s
+from pipelines.training.finish import context_s
+from pipelines.training.run import TrainingRun
 from pipelines.training.trainer import shift_right, token_mean_loss
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import model as whisper_model
@@ -131,11 +132,11 @@ def test_student_key_value_cache_has_its_layers(teacher, batch):
 
 def test_alignment_heads_are_renumbered_with_layers():
     settings = GenerationConfig(alignment_heads=[[2, 2], [3, 0], [3, 5]])
-    distillation._rename_alignment_heads(settings, [0, 3])
+    distillation._renumber_alignment_heads(settings, [0, 3])
     assert settings.alignment_heads == [[1, 0], [1, 5]]
-    distillation._rename_alignment_heads(settings, [0])
+    distillation._renumber_alignment_heads(settings, [0])
     assert not hasattr(settings, "alignment_heads")
-    distillation._rename_alignment_heads(settings, [0])
+    distillation._renumber_alignment_heads(settings, [0])
 
 
 @pytest.mark.skipif(not export.installed(), reason="ctranslate2 is not installed")
@@ -352,7 +353,7 @@ def test_interrupted_student_resumes_bit_equal_elsewhere(fit, tmp_path, monkeypa
     here, kept = tmp_path / "runs" / "student", str(tmp_path / "kept")
     assert fit(here / "run", settings, cut_at=3, resume=kept)[0] is None
     shutil.rmtree(here)
-    monkeypatch.setattr(label_errors, "heard", lambda *args, **told: pytest.fail("the teacher is asked again"))
+    monkeypatch.setattr(label_errors, "transcribe", lambda *args, **told: pytest.fail("the teacher is asked again"))
     made, lines = fit(here / "run", settings, resume=kept)
     assert "resuming from checkpoint-2" in lines
     assert "the teacher's transcripts of 48 training clips are taken from checkpoint-2" in lines

@@ -183,7 +183,7 @@ def test_oom_in_validation_halves_its_batches(train_toy, looks_at, tmp_path):
     assert [row["eval_wer"] for row in made.history if "eval_wer" in row] == [
         row["eval_wer"] for row in wanted.history if "eval_wer" in row
     ]
-    assert oom.ValidationBatch(tmp_path / "run", 24_000, print).frames == 6_000, "the next sitting begins with it"
+    assert oom.ValidationBatch(tmp_path / "run", 24_000).frames == 6_000, "the next sitting begins with it"
 
 
 def test_validation_that_cannot_fit_raises_one_line(train_toy, looks_at, tmp_path):

@@ -45,7 +45,7 @@ def test_tracker_is_not_in_the_run_identity(toy_settings, toy_cache, toy_model):
 def test_environment_is_restored_and_user_values_stay(monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    with trackers._variables({"WANDB_PROJECT": "ours", "WANDB_RUN_ID": "x"}):
+    with trackers._environment({"WANDB_PROJECT": "ours", "WANDB_RUN_ID": "x"}):
         assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_RUN_ID"]) == ("mine", "x")
     assert os.environ["WANDB_PROJECT"] == "mine"
     assert "WANDB_RUN_ID" not in os.environ

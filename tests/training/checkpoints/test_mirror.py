@@ -378,7 +378,7 @@ def test_failed_push_is_logged_and_retried(served, start, kind):
 
 
 def test_failed_push_is_retried_after_a_pause(hub_bench, start, monkeypatch):
-    monkeypatch.setattr(checkpoint_mirror, "_PAUSES_S", (0.2,))
+    monkeypatch.setattr(checkpoint_mirror, "_RETRY_PAUSES_S", (0.2,))
     run = start("run", hub_bench.uri("run"))
     hub_bench.server.fault("POST .*/commit/", "500", times=1)
     with run.copies:
