@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if any(map(item.get_closest_marker, SLOW_MARKS)) or set(SLOW_FIXTURES) & set(item.fixturenames):
             item.add_marker("slow")
+
+
+def pytest_collection_finish(session):
+    """Exclude the imported modules from garbage collection: the Trainer collects after each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -75,11 +75,10 @@ def write_tokenizer(folder: Path) -> None:
         raise ValueError(f"the tokenizer has {len(vocabulary)} text tokens instead of {N_TEXT_TOKENS}")
     tokenizer.model.save(str(_created(folder)))
     merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text("utf-8").splitlines()[1:]]
-    vocabulary |= {name: IDS[name] for name in SPECIAL_TOKENS[:1]}  # as in Whisper, the end token is a text token too
+    vocabulary |= IDS  # 1,501 timestamps as added tokens, as in Whisper, would make each save ten times slower
     whisper = WhisperTokenizer(
         vocabulary, merges, pad_token=SPECIAL_TOKENS[0], additional_special_tokens=SPECIAL_TOKENS[1:]
     )
-    whisper.add_tokens([AddedToken(name, normalized=True, special=False) for name in TIMESTAMP_TOKENS])
     whisper.save_pretrained(folder)
     for name, number in IDS.items():
         if whisper.convert_tokens_to_ids(name) != number:
