@@ -84,6 +84,7 @@ def test_batches_are_halved_until_they_fit_with_equal_loss(train_toy, whole, roo
     assert made.digest == whole.digest
 
 
+@pytest.mark.slow
 def test_oom_resumes_checkpoint_and_keeps_micro_batch(train_toy, whole, room_for, tmp_path):
     run = tmp_path / "run"
     room_for(4, begin=5)
@@ -110,6 +111,7 @@ def test_micro_batch_changes_only_rounding(train_toy, whole, tmp_path):
     assert manifest.read(Path(made.uri))["digest"] == whole.digest
 
 
+@pytest.mark.slow
 def test_one_clip_that_does_not_fit_raises_one_line(train_toy, room_for, tmp_path):
     room_for(0)
     ended, _ = train_toy(tmp_path / "run", SETTINGS)
@@ -117,6 +119,7 @@ def test_one_clip_that_does_not_fit_raises_one_line(train_toy, room_for, tmp_pat
     assert json.loads((tmp_path / "run" / "memory.json").read_text()) == {"micro_batch": 1}
 
 
+@pytest.mark.slow
 def test_oom_in_optimizer_step_halves_batches(train_toy, whole, tmp_path, monkeypatch):
     step, calls = torch.optim.AdamW.step, []
 
@@ -168,6 +171,7 @@ def looks_at(monkeypatch):
     return plan
 
 
+@pytest.mark.slow
 def test_oom_in_validation_halves_its_batches(train_toy, looks_at, tmp_path):
     wanted, _ = train_toy(tmp_path / "whole", FULL)
     passes = looks_at(3)

@@ -225,6 +225,7 @@ def test_only_active_augmentations_are_in_the_identity(toy_settings, toy_cache, 
     }
 
 
+@pytest.mark.slow
 def test_augmented_run_is_equal_with_loader_workers(toy_settings, toy_cache, tmp_path):
     settings = {
         "training.steps": 4,
