@@ -22,6 +22,8 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
 """Outside cli/, whose functions have one parameter for each option."""
 HEAVY = {"torch", "transformers", "gradio", "hopsworks", "matplotlib", "ray"}
+DEFINES_TORCH_MODULES = {"pipelines.whisper.export.onnx_modules"}
+"""Modules that subclass torch.nn.Module; others import them late, within functions."""
 REQUIRED = {"README.md", "requirements.txt", "notebooks", "pipelines", "app.py", "log_base.csv", "tests"}
 TOOLS = {"Makefile", "constraints.txt", "pyproject.toml", ".ci", ".gitignore", "LICENSE", "benchmarks", "docs"}
 TOOLS |= {"Dockerfile", ".dockerignore", ".gitattributes", "CONTRIBUTING.md"}
@@ -101,6 +103,11 @@ def functions() -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
+
+
+def is_route(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether FastAPI calls the function for a route: it has one parameter for each form field."""
+    return any(isinstance(item, ast.Call) and ast.unparse(item.func).endswith(".post") for item in node.decorator_list)
 
 
 @cache
@@ -202,7 +209,7 @@ def test_no_function_has_too_many_parameters():
     counts = {
         where: len(node.args.args) + len(node.args.kwonlyargs)
         for where, node in functions()
-        if not where.startswith(("pipelines/cli/", "pipelines/__main__.py"))
+        if not where.startswith(("pipelines/cli/", "pipelines/__main__.py")) and not is_route(node)
     }
     assert {where: count for where, count in counts.items() if count > MAX_PARAMETERS} == {}
 
@@ -218,7 +225,7 @@ def test_importing_the_package_loads_nothing_else():
 def test_importing_any_module_loads_nothing_heavy():
     code = f"""
 import importlib, sys
-for name in {sorted(modules())} + ["app"]:
+for name in {sorted(modules().keys() - DEFINES_TORCH_MODULES)} + ["app"]:
     importlib.import_module(name)
     heavy = sorted({HEAVY} & sys.modules.keys())
     if heavy:
