@@ -1,4 +1,4 @@
-"""Where am I, and does the Hub answer: loopback servers and made-up variables stand in for the places."""
+"""The host, the device and the Hub, with loopback servers and environment variables as stand-ins."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     made.close()
 
 
-def asked_in_time(limit_s: float = environment.HUB_TIMEOUT_S) -> bool:
+def is_reachable_in_time(limit_s: float = environment.HUB_TIMEOUT_S) -> bool:
     """The answer, after checking that it came within the limit (and half a second for a busy machine)."""
     started = time.monotonic()
     answer = environment.hub_reachable(limit_s)
@@ -84,32 +84,32 @@ def asked_in_time(limit_s: float = environment.HUB_TIMEOUT_S) -> bool:
 
 
 @pytest.mark.parametrize("hub", [200, 401, 403, 404, 429], indirect=True)
-def test_a_hub_that_answers_is_reachable_even_if_it_refuses(hub: Hub):
-    assert asked_in_time() is True
+def test_hub_that_refuses_is_reachable(hub: Hub):
+    assert is_reachable_in_time() is True
     assert len(hub.asked) == 1
 
 
 @pytest.mark.parametrize("hub", [407, 500, 502, 503], indirect=True)
-def test_a_failing_server_or_proxy_is_not_the_hub(hub: Hub):
-    assert asked_in_time() is False
+def test_failing_server_or_proxy_is_not_reachable(hub: Hub):
+    assert is_reachable_in_time() is False
     assert len(hub.asked) == 1
 
 
-def test_a_closed_port_is_no_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_closed_port_is_unreachable_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     started = time.monotonic()
     assert environment.hub_reachable() is False
     assert time.monotonic() - started < 1
 
 
-def test_a_black_hole_is_given_up_after_three_seconds(monkeypatch: pytest.MonkeyPatch):
+def test_silent_hub_is_unreachable_after_three_seconds(monkeypatch: pytest.MonkeyPatch):
     assert environment.HUB_TIMEOUT_S <= 3
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel connects, nobody ever answers
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert asked_in_time() is False
+        assert is_reachable_in_time() is False
 
 
-def test_an_answer_that_drips_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch):
+def test_slow_response_is_unreachable_in_time(monkeypatch: pytest.MonkeyPatch):
     """Each byte comes before the socket's own time-out, so only the clock outside can end it."""
 
     def drip(server: socket.socket) -> None:
@@ -123,42 +123,42 @@ def test_an_answer_that_drips_is_given_up_in_time(monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         threading.Thread(target=drip, args=(server,), daemon=True).start()
-        assert asked_in_time(0.5) is False
+        assert is_reachable_in_time(0.5) is False
 
 
-def test_a_name_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch):
+def test_hanging_dns_is_unreachable_in_time(monkeypatch: pytest.MonkeyPatch):
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: released.wait(10) and [])
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
-    assert asked_in_time(0.3) is False
+    assert is_reachable_in_time(0.3) is False
     released.set()
 
 
 @pytest.mark.parametrize("endpoint", ["not an address", "http://", "ftp://hub.invalid", "http://[broken"])
-def test_an_endpoint_that_is_none_is_no_and_no_crash(monkeypatch: pytest.MonkeyPatch, endpoint: str):
+def test_invalid_endpoint_is_unreachable(monkeypatch: pytest.MonkeyPatch, endpoint: str):
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    assert asked_in_time(1.0) is False
+    assert is_reachable_in_time(1.0) is False
 
 
 @pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
-def test_offline_is_no_without_asking(hub: Hub, monkeypatch: pytest.MonkeyPatch, value: str):
+def test_offline_is_unreachable_without_a_request(hub: Hub, monkeypatch: pytest.MonkeyPatch, value: str):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     assert environment.hub_reachable() is False
     assert hub.asked == []
 
 
 @pytest.mark.parametrize("value", ["", "0", "false"])
-def test_not_offline_asks(hub: Hub, monkeypatch: pytest.MonkeyPatch, value: str):
+def test_other_values_of_offline_send_a_request(hub: Hub, monkeypatch: pytest.MonkeyPatch, value: str):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     assert environment.hub_reachable() is True
 
 
-def test_the_hub_is_asked_once_in_a_process(hub: Hub):
+def test_hub_is_requested_once_per_process(hub: Hub):
     assert [environment.hub_reachable() for _ in range(3)] == [True, True, True]
     assert len(hub.asked) == 1
 
 
-def test_the_endpoint_and_its_host(monkeypatch: pytest.MonkeyPatch):
+def test_endpoint_and_host_of_the_hub(monkeypatch: pytest.MonkeyPatch):
     assert (environment.hub_endpoint(), environment.hub_host()) == ("https://huggingface.co", "huggingface.co")
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example:8080/")
     assert (environment.hub_endpoint(), environment.hub_host()) == ("http://mirror.example:8080", "mirror.example")
@@ -177,14 +177,14 @@ def test_the_endpoint_and_its_host(monkeypatch: pytest.MonkeyPatch):
         ({"SPACE_ID": "owner/space"}, "space"),
     ],
 )
-def test_host(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], host: str):
+def test_host_follows_environment_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], host: str):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert environment.host() == host
     assert environment.detect().host == host
 
 
-def test_the_device_is_one_that_torch_has():
+def test_detected_device_exists_in_torch():
     import torch
 
     here = environment.detect()
@@ -198,7 +198,9 @@ def test_the_device_is_one_that_torch_has():
     ("variable", "interactive"),
     [(None, False), ("COLAB_GPU", True), ("JPY_SESSION_NAME", True), ("VSCODE_PID", True), ("SPACE_ID", False)],
 )
-def test_interactive(monkeypatch: pytest.MonkeyPatch, variable: str | None, interactive: bool):
+def test_interactive_follows_environment_variables(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, interactive: bool
+):
     if variable:
         monkeypatch.setenv(variable, "1")
     assert environment.interactive() is interactive
@@ -208,14 +210,14 @@ def test_interactive(monkeypatch: pytest.MonkeyPatch, variable: str | None, inte
 
 
 @pytest.fixture
-def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+def missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """jiwer is there, and two packages are not."""
     light = {"jiwer": "jiwer>=4,<5", "not_there": "not-there>=1", "nor_this": "nor-this>=2"}
     monkeypatch.setattr(environment, "_NOTEBOOK_PACKAGES", light)
 
 
 class Pip:
-    """What prepare gives to pip, in place of running it."""
+    """Record the arguments of pip instead of running it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, returncode: int = 0, stderr: str = ""):
         self.commands: list[list[str]] = []
@@ -229,7 +231,7 @@ class Pip:
         return self.done
 
 
-def test_prepare_installs_nothing_where_nothing_is_missing(monkeypatch: pytest.MonkeyPatch):
+def test_prepare_installs_nothing_if_nothing_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
     pip, lines = Pip(monkeypatch), []
     record_log(lines)
@@ -240,8 +242,8 @@ def test_prepare_installs_nothing_where_nothing_is_missing(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("place", [None, "SPACE_ID"])
-def test_prepare_names_the_command_on_a_machine_of_ones_own(
-    monkeypatch: pytest.MonkeyPatch, lacking: None, place: str | None
+def test_prepare_on_a_local_machine_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, missing_package: None, place: str | None
 ):
     if place:
         monkeypatch.setenv(place, "1")
@@ -255,8 +257,8 @@ def test_prepare_names_the_command_on_a_machine_of_ones_own(
 
 
 @pytest.mark.parametrize("place", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
-def test_prepare_installs_what_is_missing_and_pins_all_that_is_there(
-    monkeypatch: pytest.MonkeyPatch, lacking: None, place: str
+def test_prepare_installs_missing_and_pins_installed_packages(
+    monkeypatch: pytest.MonkeyPatch, missing_package: None, place: str
 ):
     monkeypatch.setenv(place, "1")
     pip, lines = Pip(monkeypatch), []
@@ -270,7 +272,7 @@ def test_prepare_installs_what_is_missing_and_pins_all_that_is_there(
     assert "installing not-there>=1, nor-this>=2" in lines[0]
 
 
-def test_of_two_installed_versions_the_imported_one_is_pinned(monkeypatch: pytest.MonkeyPatch):
+def test_imported_one_of_two_versions_is_pinned(monkeypatch: pytest.MonkeyPatch):
     found = [SimpleNamespace(name="py_thing", version="2"), SimpleNamespace(name="Py-Thing", version="1")]
     monkeypatch.setattr(environment.importlib.metadata, "distributions", lambda: found)
     pip = Pip(monkeypatch)
@@ -278,7 +280,7 @@ def test_of_two_installed_versions_the_imported_one_is_pinned(monkeypatch: pytes
     assert pip.pins == ["py_thing==2"]
 
 
-def test_prepare_says_what_pip_said(monkeypatch: pytest.MonkeyPatch, lacking: None):
+def test_prepare_reports_the_error_of_pip(monkeypatch: pytest.MonkeyPatch, missing_package: None):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
     Pip(monkeypatch, 1, "WARNING: something\nERROR: no matching distribution found for not-there>=1\n")
     with pytest.raises(LabError, match=r"no matching distribution.*Run: pip install not-there>=1") as caught:
@@ -286,14 +288,14 @@ def test_prepare_says_what_pip_said(monkeypatch: pytest.MonkeyPatch, lacking: No
     assert "\n" not in str(caught.value)
 
 
-def test_torch_is_never_on_the_list():
+def test_torch_is_no_notebook_package():
     assert not {"torch", "torchaudio", "numpy"} & environment._NOTEBOOK_PACKAGES.keys()
     required = (environment.ROOT / "requirements.txt").read_text()
     for wanted in environment._NOTEBOOK_PACKAGES.values():
         assert f"\n{wanted}\n" in required, "the notebooks ask for what requirements.txt asks for"
 
 
-def test_everything_that_the_notebooks_import_is_on_the_list():
+def test_notebook_packages_cover_all_imports():
     root = environment.ROOT
     sources = [*root.glob("pipelines/**/*.py"), root / "app.py"]
     nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8")))]
@@ -334,7 +336,7 @@ def test_everything_that_the_notebooks_import_is_on_the_list():
 
 
 @pytest.mark.slow
-def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch):
+def test_pins_are_valid_constraints_of_pip(monkeypatch: pytest.MonkeyPatch):
     """The real pip reads the pins, and finds that what is installed already satisfies them."""
     run = subprocess.run
     monkeypatch.setattr(
@@ -353,7 +355,7 @@ def test_the_pins_are_constraints_that_pip_takes(monkeypatch: pytest.MonkeyPatch
         (("runs", "hub://me/cache"), []),
     ],
 )
-def test_prepare_mounts_drive_where_artefacts_go_there(monkeypatch: pytest.MonkeyPatch, places: tuple, mounted: list):
+def test_prepare_mounts_drive_if_a_path_is_on_it(monkeypatch: pytest.MonkeyPatch, places: tuple, mounted: list):
     mounts: list[str] = []
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=SimpleNamespace(mount=mounts.append)))
     monkeypatch.setenv("COLAB_RELEASE_TAG", "1")
@@ -364,7 +366,7 @@ def test_prepare_mounts_drive_where_artefacts_go_there(monkeypatch: pytest.Monke
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def test_runs_folder_is_the_named_one_else_lab_runs_else_the_projects(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_runs_folder_order_is_name_lab_runs_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert environment.runs_folder() == environment.ROOT / "runs"
     monkeypatch.setenv("LAB_RUNS", str(tmp_path / "by variable"))
     assert environment.runs_folder() == tmp_path / "by variable"
@@ -376,7 +378,7 @@ def test_runs_folder_is_the_named_one_else_lab_runs_else_the_projects(monkeypatc
     assert environment.runs_folder() == environment.ROOT / "runs"
 
 
-def test_cache_folder_is_lab_cache_else_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_cache_folder_is_lab_cache_or_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert environment.cache_folder() == Path.home() / ".cache" / "swedish-whisper-lab"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert environment.cache_folder() == tmp_path / "swedish-whisper-lab"

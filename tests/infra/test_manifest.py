@@ -20,10 +20,10 @@ def sealed(tmp_path):
     return folder
 
 
-def test_seal_names_every_file_and_fact(sealed):
-    found = json.loads((sealed / "manifest.json").read_text("utf-8"))
+def test_seal_lists_every_file_and_field(sealed):
+    content = json.loads((sealed / "manifest.json").read_text("utf-8"))
     assert (
-        found
+        content
         == manifest.read(sealed)
         == {
             "kind": "toy",
@@ -35,15 +35,15 @@ def test_seal_names_every_file_and_fact(sealed):
         }
     )
     assert manifest.problem(sealed) is None
-    assert manifest.require_complete(sealed, "toy", "Build it") == found
+    assert manifest.require_complete(sealed, "toy", "Build it") == content
 
 
-def test_seal_again_leaves_itself_and_partial_files_out(sealed):
+def test_second_seal_omits_manifest_and_partial_files(sealed):
     (sealed / ".a.bin.partial").write_bytes(b"half")
     assert set(manifest.seal(sealed)["files"]) == {"a.bin", "inner/å.txt"}
 
 
-def test_a_manifest_is_written_after_every_file(tmp_path, monkeypatch):
+def test_manifest_is_written_after_every_file(tmp_path, monkeypatch):
     """Files are flushed first: a kill before the manifest's own rename leaves an unfinished folder."""
     (tmp_path / "a.bin").write_bytes(b"1")
     monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -52,7 +52,7 @@ def test_a_manifest_is_written_after_every_file(tmp_path, monkeypatch):
     assert manifest.problem(tmp_path) == "unfinished (it has no manifest)"
 
 
-def test_what_is_wrong_is_named(sealed):
+def test_problem_names_the_file_and_the_fault(sealed):
     def change(data: bytes | None) -> str:
         (sealed / "a.bin").unlink(missing_ok=True)
         if data is not None:
@@ -66,7 +66,7 @@ def test_what_is_wrong_is_named(sealed):
     assert change(b"0123456789") is None
 
 
-def test_no_folder_no_manifest_no_sense(sealed, tmp_path):
+def test_missing_or_invalid_manifest_is_a_problem(sealed, tmp_path):
     assert manifest.problem(tmp_path / "nowhere") == "absent"
     for nonsense in (b"", b"{", b"[]", b"{}", b'{"files": []}', b"\xff\xfe"):
         (sealed / "manifest.json").write_bytes(nonsense)
@@ -76,7 +76,7 @@ def test_no_folder_no_manifest_no_sense(sealed, tmp_path):
     assert manifest.problem(sealed) == "unfinished (it has no manifest)"
 
 
-def test_a_manifest_with_any_byte_changed_is_judged_not_raised(sealed):
+def test_changed_byte_of_a_manifest_raises_nothing(sealed):
     """What says nothing of the files (a fact's value, the first byte of a name's escape) may change unseen."""
     good = (sealed / "manifest.json").read_bytes()
     start = good.index(b'"files"')
@@ -88,21 +88,21 @@ def test_a_manifest_with_any_byte_changed_is_judged_not_raised(sealed):
                 assert fault, good[max(0, at - 10) : at + 10]
 
 
-def test_require_whole_says_what_why_and_what_to_do(sealed):
+def test_require_complete_error_has_fault_and_remedy(sealed):
     (sealed / "a.bin").write_bytes(b"")
     with pytest.raises(LabError) as error:
         manifest.require_complete(sealed, "toy", "Build it again")
     assert str(error.value) == f"toy {sealed} cannot be used: a.bin has 0 bytes, not 10. Build it again"
 
 
-def test_amend_adds_facts_and_keeps_the_rest(sealed):
+def test_amend_adds_fields_and_keeps_the_rest(sealed):
     before = manifest.read(sealed)
     manifest.amend(sealed, step=4, wer=0.25)
     assert manifest.read(sealed) == before | {"step": 4, "wer": 0.25}
     assert manifest.problem(sealed) is None
 
 
-def test_write_json_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+def test_write_json_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     manifest.write_json(path, {"å": 1})
     assert json.loads(path.read_text("utf-8")) == {"å": 1}
