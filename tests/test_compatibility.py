@@ -20,9 +20,10 @@ import pytest
 from log_recorder import record_log
 
 from pipelines import recipes
-from pipelines.experiments import compare, evaluation, lookup, run_log, sweeps, test_set_log
+from pipelines.experiments import evaluation, run_log, test_set_log
 from pipelines.experiments import pipeline as experiment_pipeline
-from pipelines.experiments.sweeps import search_space
+from pipelines.experiments.comparison import compare, lookup
+from pipelines.experiments.sweeps import search_space, sweep
 from pipelines.experiments.sweeps.trials import Record
 from pipelines.features import identity
 from pipelines.features import pipeline as feature_pipeline
@@ -118,7 +119,7 @@ def names_of(
         "search": recipes.digest(recipe.search_settings()),
         "features": recipes.digest(lasting),
         "run": training_pipeline.run_folder(recipe, cache, base).name,
-        "sweep": sweeps.folder_of(recipe).name,
+        "sweep": sweep.folder_of(recipe).name,
     }
 
 
@@ -130,7 +131,7 @@ def shipped_names() -> dict[str, dict[str, str]]:
         plain = recipes.load(name)
         labelled = {"curation.label_model": "./base"} if plain.curation.label_model else {}
         on_toy = names_of(recipes.load(name, {"model.base": "./base", **labelled}), *toys)
-        own = {"settings": recipes.digest(plain.settings()), "sweep": sweeps.folder_of(plain).name}
+        own = {"settings": recipes.digest(plain.settings()), "sweep": sweep.folder_of(plain).name}
         names[name] = {**own, **{f"toy_{what}": value for what, value in on_toy.items()}}
     return names
 
@@ -206,7 +207,7 @@ def report_contents() -> dict[str, Any]:
 
 def sweep_contents() -> dict[str, Any]:
     """Return the sweep's name, its trials, and the settings of the next one."""
-    folder = sweeps.folder_of(toy(), "runs")
+    folder = sweep.folder_of(toy(), "runs")
     names = ("number", "settings", "target", "state", "looks", "run")
     trials = list(Record(folder).trials.values())
     facts = [{name: getattr(trial, name) for name in names} for trial in trials]
@@ -248,10 +249,6 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("LAB_CACHE", "exports")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return json.loads(Path("expected.json").read_text("utf-8"))
-
-
-def quiet(line: str) -> None:
-    """Drop a line."""
 
 
 def assert_same_weights(model: Path, expected: dict[str, Any]) -> None:
@@ -360,15 +357,15 @@ def test_new_scoring_has_the_recorded_name_and_score(expected):
 def test_sweep_goes_on_with_a_third_trial(expected):
     assert sweep_contents() == expected["sweep"]
     lines = record_log()
-    sweep = sweeps.run(toy({"search.trials": 3}), runs="runs")
-    assert lines[0].startswith("going on with 2 trial(s) of ")
-    assert sweep.folder.name == expected["sweep"]["folder"]
-    assert [trial.number for trial in sweep.trials] == [1, 2, 3]
-    assert sweep.trials[2].settings == expected["sweep"]["next"]
-    for trial, wanted in zip(sweep.trials, expected["sweep"]["trials"]):
+    result = sweep.run(toy({"search.trials": 3}), runs="runs")
+    assert lines[0].startswith("resuming 2 trial(s) of ")
+    assert result.folder.name == expected["sweep"]["folder"]
+    assert [trial.number for trial in result.trials] == [1, 2, 3]
+    assert result.trials[2].settings == expected["sweep"]["next"]
+    for trial, wanted in zip(result.trials, expected["sweep"]["trials"]):
         assert (trial.settings, trial.run) == (wanted["settings"], wanted["run"])
         assert {str(step): trial.looks[int(step)] for step in wanted["looks"]} == wanted["looks"]
-    assert sweep.trials[2].looks
+    assert result.trials[2].looks
 
 
 @pytest.mark.slow
@@ -431,9 +428,9 @@ def test_feedback_log_is_read_and_appended_to(expected):
 
 def test_transcription_goes_on_after_its_journal(expected):
     job = batch_job.plan([Path("talks/talks.csv")])
-    assert batch_run.outline(job)["rows_done"] == 2
+    assert batch_run.Outline(job).fields["rows_done"] == 2
     lines = record_log()
-    summary, _ = batch_run.run(job, transcriber_of(tuned_model()))
-    assert lines == ["going on after 2 of 4 rows"]
+    summary = batch_run.run(job, transcriber_of(tuned_model())).summary
+    assert lines == ["continuing after 2 of 4 rows"]
     assert (summary.rows, summary.errors) == (4, 0)
     assert job.out.is_file() and not job.partial.exists()
