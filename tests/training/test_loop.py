@@ -204,6 +204,7 @@ def test_four_accumulated_batches_equal_one_large_batch(toy_settings, eight, bas
     assert len({len(eight.labels(row)) for row in rows}) > 3
 
 
+@pytest.mark.slow
 def test_accumulation_test_detects_transformers_own_loss(toy_settings, eight, base, tmp_path):
     from transformers import Seq2SeqTrainer
 
@@ -216,6 +217,7 @@ def test_accumulation_test_detects_transformers_own_loss(toy_settings, eight, ba
     assert distance(gradient, wanted) > 0.01
 
 
+@pytest.mark.slow
 def test_incomplete_last_group_is_a_token_mean(toy_settings, eight, base, tmp_path):
     # 4 batches an epoch in groups of 3: six clips, two clips, six clips, ...
     steps, logged = gradients(accumulating(toy_settings, 2, 3, steps=4), eight, base, tmp_path)
@@ -346,6 +348,7 @@ def test_patience_stops_a_run_early(fit, set_wers, tmp_path):
     assert same(weights(again), weights(made))
 
 
+@pytest.mark.slow
 def test_dropout_and_spec_augment_change_the_weights(fit, set_wers, tmp_path):
     learnt = {}
     for name, overrides in {
@@ -467,6 +470,7 @@ def test_run_interrupted_twice_is_bit_equal(fit, set_wers, whole, tmp_path):
     assert [row["step"] for row in made.history if "loss" in row] == list(range(1, 13))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipes.names())
 def test_shipped_recipes_resume_bit_equal(fit, set_wers, tmp_path, name):
     """Its settings of model, training and augmentation on the toy; the numbers of steps alone are the toy's."""
