@@ -26,12 +26,12 @@ run: $(VENV)/ready
 app: $(VENV)/ready
 	$(BIN)/python app.py
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest -q
 
-# worksteal: a worker that has finished takes tests of the other
+# worksteal: a worker that has finished takes tests of the other; one thread each, because there are two workers
 test: $(VENV)/ready
-	$(PYTEST) -n 2 --dist worksteal --durations=10 -m "not slow"
-	@echo "The fast tests passed. Next: make lint, then make test-slow (about 20 minutes) before a pull request"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist worksteal --durations=10 -m "not slow"
+	@echo "The fast tests passed. Next: make lint, then make test-slow before a pull request"
 
 # loadfile: fixtures of a file are expensive. A second Ray cluster in one process may wait for ever
 test-slow: $(VENV)/ready browser
