@@ -666,7 +666,7 @@ def test_command_serves_an_export_and_stops_cleanly(toy_model, wav, tmp_path):
             heard = httpx.post(told["url"] + "/predict", content=wav, headers=headers, timeout=60)
             assert heard.json()["duration_s"] == 2.0, heard.text
             process.send_signal(signal.SIGTERM)
-            rest, _ = process.communicate(timeout=30)
+            rest, _ = process.communicate(timeout=60)
             assert process.returncode == 0
         finally:
             process.kill()

@@ -308,7 +308,7 @@ def transcribed(python: Path | str, folder: Path, server, spoken: Path) -> tuple
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(60)
         finally:
             process.kill()
 
