@@ -102,7 +102,7 @@ class Server:
         found = [path for path in self.temporary.glob("lab-app-*/**/*") if path.is_file()]
         return [path for path in found if path.name not in EXAMPLES]
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 400) -> None:
         assert self._ready.wait(seconds), "".join(self.lines)
 
     def stop(self) -> None:
