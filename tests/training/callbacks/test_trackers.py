@@ -1,4 +1,4 @@
-"""Trackers: the store on this machine holds what the run logged; absent, they are one line; no token reaches them."""
+"""Trackers store all that a run logs, a missing package is a one-line error, and no token is stored."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_failing_tracker_is_dropped_and_training_continues(train_toy, tmp_path, 
     calls = []
 
     def event(name):
-        def told(self, *args, **kwargs):
+        def record(self, *args, **kwargs):
             print("a tracker's chatter")
             calls.append(name)
             if name == fails:
                 raise OSError(28, "No space left\non device")
 
-        return told
+        return record
 
     broken = type("Broken", (transformers.TrainerCallback,), {
         name: event(name) for name in ("__init__", "on_train_begin", "on_log", "on_save", "on_train_end")
@@ -72,8 +72,8 @@ def test_failing_tracker_is_dropped_and_training_continues(train_toy, tmp_path, 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "trackio" else find(name))
     monkeypatch.setattr(transformers.integrations, "get_reporting_integration_callbacks", lambda names: [broken])
-    made, lines = train_toy(tmp_path / "run", {**SETTINGS, "training.steps": 2, "training.eval_every": 1})
-    assert Path(made.uri).is_dir()
+    model, lines = train_toy(tmp_path / "run", {**SETTINGS, "training.steps": 2, "training.eval_every": 1})
+    assert Path(model.uri).is_dir()
     assert [line for line in lines if "trackio failed" in line] == [
         "note: trackio failed and records no more of this sitting; training continues "
         "(OSError: [Errno 28] No space left on device)"
@@ -91,6 +91,7 @@ from pipelines.infra import console
 from pipelines.infra.errors import Unfinished
 from pipelines.training import loop
 from pipelines.training.callbacks.progress import Progress
+from pipelines.training.run import TrainingRun
 from pipelines.whisper import model
 
 console.configure(sys.stderr)
@@ -101,22 +102,22 @@ def stop(step):
 try:
     progress = Progress(on_step=stop)
     base, clips = model.resolve(settings.model.base), cache.open_cache(Path(sys.argv[3]))
-    loop.train(settings, clips, base, Path(sys.argv[4]), progress)
+    loop.train(TrainingRun(settings, clips, base, Path(sys.argv[4]), progress))
 except Unfinished:
     pass
 """
 
 
 @pytest.mark.slow
-def test_trackio_has_all_sittings_as_one_run(toy_recipe, toy_model, toy_cache, tmp_path):
+def test_trackio_stores_interrupted_run_as_one(toy_recipe, toy_model, toy_cache, tmp_path):
     pytest.importorskip("trackio", reason="pip install -r tests/requirements.txt")
     settings = {**SETTINGS, "model.base": str(toy_model), "evaluation.max_new_tokens": 3}
     store, run = tmp_path / "trackio", tmp_path / "run"
-    told = {"TRACKIO_DIR": str(store), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    variables = {"TRACKIO_DIR": str(store), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     for stop in (1, 0):
         command = [sys.executable, "-c", TRAIN, toy_recipe, json.dumps(settings), toy_cache.uri, run, stop]
         done = subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=os.environ | told, capture_output=True, text=True, check=False
+            list(map(str, command)), cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
     history = json.loads((run / "model" / "training.json").read_text())["history"]
@@ -124,15 +125,15 @@ def test_trackio_has_all_sittings_as_one_run(toy_recipe, toy_model, toy_cache, t
     logged = [metrics for _, metrics in rows(store)]
     assert name.startswith("toy-")
     for theirs, ours in (("train/loss", "loss"), ("eval/wer", "eval_wer"), ("train/clips_per_s", "clips_per_s")):
-        kept = [metrics[theirs] for metrics in logged if theirs in metrics]
-        assert kept == pytest.approx([row[ours] for row in history if ours in row])
+        values = [metrics[theirs] for metrics in logged if theirs in metrics]
+        assert values == pytest.approx([row[ours] for row in history if ours in row])
     assert not [path for path in store.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 def rows(store: Path) -> list[tuple[str, dict]]:
-    """(run, what was logged) of every line in trackio's databases."""
-    found = []
+    """Return run name and metrics of every row in trackio's databases."""
+    records = []
     for path in store.glob("*.db"):
         with sqlite3.connect(path) as database:
-            found += database.execute("SELECT run_name, metrics FROM metrics ORDER BY id").fetchall()
-    return [(name, json.loads(metrics)) for name, metrics in found]
+            records += database.execute("SELECT run_name, metrics FROM metrics ORDER BY id").fetchall()
+    return [(name, json.loads(metrics)) for name, metrics in records]
