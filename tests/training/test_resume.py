@@ -364,10 +364,12 @@ def test_killed_command_resumes(whole, toy_recipe, toy_model, toy_cache, tmp_pat
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
     pattern = "train-*/checkpoints/checkpoint-4/manifest.json"
-    watch(lambda: any((tmp_path / "runs" / "toy").glob(pattern)), log)
-    process.kill()
+    try:  # beside other tests, the imports alone may take a minute
+        watch(lambda: any((tmp_path / "runs" / "toy").glob(pattern)), log, patience_s=240)
+    finally:
+        process.kill()
     assert process.wait(30) == -signal.SIGKILL
-    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "starting from" in log.read_text()
     assert "resuming from checkpoint-" in again.stdout
