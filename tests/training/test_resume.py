@@ -1,4 +1,4 @@
-"""A run that is killed, again and again, ends with the very weights of one that was left alone."""
+"""A run that is killed several times ends with exactly the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipelines.infra import manifest
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 
 ROOT = Path(__file__).parents[2]
-# 48 clips in batches of 10 make 5 batches, in groups of 2 three steps an epoch, the last of one batch: the checkpoints
-# at 4 and 8 lie inside an epoch, the one at 12 between two, and the run ends inside one
+# 48 clips make 5 batches of up to 10, and with accumulation 2 three steps per epoch, the last of a single batch. The
+# checkpoints at steps 4 and 8 are within an epoch, the one at 12 is between two, and the run ends within one
 SETTINGS = {
     "model.dropout": 0.1,
     "model.spec_augment": True,
@@ -35,7 +35,7 @@ SETTINGS = {
     "evaluation.max_new_tokens": 3,
 }
 TIMES = ("seconds", "clips_per_s")
-"""What a history tells of the machine, and not of the run."""
+"""Columns of the history that depend on the machine's speed."""
 STARTER = '''
 import functools, gc, json, os, sys, traceback
 from pathlib import Path
@@ -62,16 +62,21 @@ def train(job):
 
 
 def by_loss(*args):
-    """The toy's WER never moves, so the first checkpoint would be the model; its loss falls, so the last one is."""
+    """Select by loss: the toy's WER is constant, which selects the first checkpoint; its loss falls, up to the last."""
     validate = validator(*args)
-    return lambda model: (lambda found: {**found, "wer": found["loss"]})(validate(model))
+
+    def scores_by_loss(model):
+        scores = validate(model)
+        return {**scores, "wer": scores["loss"]}
+
+    return scores_by_loss
 
 
 validator, loop.validator = loop.validator, by_loss
 models.load_processor = functools.cache(models.load_processor)
 for line in sys.stdin:
     job = json.loads(line)
-    # what every sitting would do again, and what a child need not look through for garbage
+    # load once what every child needs, and exclude it from their garbage collection
     models.load_processor(models.resolve(job["overrides"]["model.base"]), "sv")
     gc.collect()
     gc.freeze()
@@ -93,14 +98,14 @@ for line in sys.stdin:
 
 
 def environment(threads: int = 1) -> dict[str, str]:
-    """One thread is faster for a toy, and beside other tests."""
-    told = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **told}
+    """Return the variables of a training process. One thread is faster for a toy, and beside other tests."""
+    variables = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **variables}
 
 
 @pytest.fixture(scope="module")
 def starter():
-    """`starter(threads)`: a process that has imported everything and forks one trainer for each line it is given."""
+    """Return `starter(threads)`: a process with everything imported that forks one trainer per line on its input."""
 
     @functools.cache
     def start(threads: int) -> subprocess.Popen:
@@ -123,13 +128,13 @@ def starter():
 
 
 @pytest.fixture(scope="module")
-def sit(starter, toy_recipe, toy_model, toy_cache):
-    """`sit(run, kill_when)`: one sitting of a run, killed where told; the lines that it told.
+def train_once(starter, toy_recipe, toy_model, toy_cache):
+    """Return `train(run, kill_when)`, which trains in one process, up to the kill, and returns the lines of its log.
 
-    The signal goes to all processes of the sitting; other than SIGKILL, it ends with the exit code of an error.
+    The signal is sent to the whole process group. After one other than SIGKILL the exit code is that of an error.
     """
 
-    def one(
+    def train(
         run: Path,
         kill_when: Callable[[Path, str], bool] | None = None,
         threads: int = 1,
@@ -144,14 +149,14 @@ def sit(starter, toy_recipe, toy_model, toy_cache):
         process.stdin.flush()
         child = int(process.stdout.readline())
         if kill_when:
-            watch(lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()), log)
+            wait_until(lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()), log)
             os.killpg(child, sends)
         status = int(process.stdout.readline())
-        told = log.read_text()
-        assert os.waitstatus_to_exitcode(status) == _exit_code(kill_when, sends), told
-        return told.splitlines()
+        output = log.read_text()
+        assert os.waitstatus_to_exitcode(status) == _exit_code(kill_when, sends), output
+        return output.splitlines()
 
-    return one
+    return train
 
 
 def _exit_code(kill_when: Callable | None, sends: signal.Signals) -> int:
@@ -160,10 +165,10 @@ def _exit_code(kill_when: Callable | None, sends: signal.Signals) -> int:
     return -signal.SIGKILL if sends == signal.SIGKILL else 1
 
 
-def watch(seen: Callable[[], bool], log: Path, patience_s: float = 60) -> None:
-    end = time.monotonic() + patience_s
-    while not seen():
-        assert time.monotonic() < end, log.read_text() if log.exists() else "it never began"
+def wait_until(condition: Callable[[], bool], log: Path, timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, log.read_text() if log.exists() else "it never started"
         time.sleep(0.0005)
 
 
@@ -175,8 +180,8 @@ def written(step: int, name: str) -> Callable[[Path, str], bool]:
     return lambda checkpoints, log: (checkpoints / f"checkpoint-{step}" / name).exists()
 
 
-def being_written(step: int) -> Callable[[Path, str], bool]:
-    """The weights are there, or a part of them; what follows is not."""
+def partly_written(step: int) -> Callable[[Path, str], bool]:
+    """Return a condition: the weights exist, at least in part, and the files after them do not."""
     return lambda checkpoints, log: any((checkpoints / f"checkpoint-{step}").glob("*model.safetensors"))
 
 
@@ -198,23 +203,25 @@ def steps(lines: list[str]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def whole(sit, tmp_path_factory) -> Path:
-    """The run that was left alone."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert steps(sit(run)) == list(range(1, 15))
-    assert json.loads((run / "model" / "training.json").read_text())["best_step"] == 14, "the last weights are compared"
+def uninterrupted(train_once, tmp_path_factory) -> Path:
+    """Return the folder of the uninterrupted run."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert steps(train_once(run)) == list(range(1, 15))
+    assert json.loads((run / "model" / "training.json").read_text())["best_step"] == 14, (
+        "the weights after the last step are compared"
+    )
     return run
 
 
 @pytest.mark.slow
-def test_run_killed_four_times_is_bit_equal(sit, whole, tmp_path):
+def test_run_killed_four_times_is_bit_equal(train_once, uninterrupted, tmp_path):
     run = tmp_path / "run"
-    first = sit(run, sealed(4))
-    second = sit(run, done(7))
-    third = sit(run, being_written(8))
+    first = train_once(run, sealed(4))
+    second = train_once(run, done(7))
+    third = train_once(run, partly_written(8))
     assert manifest.problem(run / "checkpoints" / "checkpoint-8").startswith("unfinished")
-    fourth = sit(run, sealed(12))
-    last = sit(run)
+    fourth = train_once(run, sealed(12))
+    last = train_once(run)
     assert first[0].startswith("starting from ")
     assert second[0] == "resuming from checkpoint-4"
     assert third[0] == "resuming from checkpoint-4"
@@ -222,20 +229,20 @@ def test_run_killed_four_times_is_bit_equal(sit, whole, tmp_path):
     assert last[0] == "resuming from checkpoint-12"
     assert (steps(second)[0], steps(third)[0], steps(last)) == (5, 5, [13, 14])
     assert not any(line.startswith("starting from") for lines in (second, third, fourth, last) for line in lines)
-    assert weights_sha256(run) == weights_sha256(whole)
-    assert history(run) == history(whole)
+    assert weights_sha256(run) == weights_sha256(uninterrupted)
+    assert history(run) == history(uninterrupted)
 
 
 @pytest.mark.slow
-def test_run_killed_with_two_workers_is_bit_equal(sit, whole, tmp_path):
+def test_run_killed_with_two_workers_is_bit_equal(train_once, uninterrupted, tmp_path):
     run, workers = tmp_path / "run", {"training.workers": 2}
-    sit(run, done(6), **workers)
-    second = sit(run, being_written(12), **workers)
-    third = sit(run, **workers)
+    train_once(run, done(6), **workers)
+    second = train_once(run, partly_written(12), **workers)
+    third = train_once(run, **workers)
     assert second[0] == "resuming from checkpoint-4"
     assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "resuming from checkpoint-8"]
-    assert weights_sha256(run) == weights_sha256(whole)
-    assert history(run) == history(whole)
+    assert weights_sha256(run) == weights_sha256(uninterrupted)
+    assert history(run) == history(uninterrupted)
 
 
 @pytest.mark.slow
@@ -254,57 +261,57 @@ def test_run_killed_with_two_workers_is_bit_equal(sit, whole, tmp_path):
     ],
     ids=["lora", "frozen", "windows", "student"],
 )
-def test_other_kinds_of_training_resume_bit_equal(sit, whole, tmp_path, other):
-    alone, run = tmp_path / "alone", tmp_path / "run"
-    sit(alone, **other)
-    sit(run, done(6), **other)
-    second = sit(run, being_written(12), **other)
-    third = sit(run, **other)
+def test_other_kinds_of_training_resume_bit_equal(train_once, uninterrupted, tmp_path, other):
+    reference, run = tmp_path / "reference", tmp_path / "run"
+    train_once(reference, **other)
+    train_once(run, done(6), **other)
+    second = train_once(run, partly_written(12), **other)
+    third = train_once(run, **other)
     assert second[0] == "resuming from checkpoint-4"
     assert third[:2] == ["skipping checkpoint-12: unfinished (it has no manifest)", "resuming from checkpoint-8"]
-    assert weights_sha256(run) == weights_sha256(alone) != weights_sha256(whole)
-    assert history(run) == history(alone)
+    assert weights_sha256(run) == weights_sha256(reference) != weights_sha256(uninterrupted)
+    assert history(run) == history(reference)
 
 
 @pytest.mark.slow
-def test_run_killed_at_random_moments_is_bit_equal(sit, tmp_path):
-    """In start-up, in steps, in validation, in saves and right after them, four times each, in random order."""
+def test_run_killed_at_random_moments_is_bit_equal(train_once, tmp_path):
+    """Kills during start-up, steps, validation, saves and right after saves: four of each, in random order."""
     seed = int(os.environ.get("KILL_SEED") or time.time_ns())
     rng, settings = random.Random(seed), {"training.steps": 20, "training.eval_every": 2, "training.batch_size": 4}
     phases = [phase for phase in MOMENTS for _ in range(4)]
     rng.shuffle(phases)
-    run, told = tmp_path / "run", []
+    run, logs = tmp_path / "run", []
     for phase in phases:
         moment = MOMENTS[phase](next_checkpoint(run, every=2), rng)
-        told.append((phase, sit(run, moment, **settings)))
-    last = sit(run, **settings)
-    sit(tmp_path / "whole", **settings)
-    story = f"KILL_SEED={seed}\n" + "\n".join(f"{phase}: {lines}" for phase, lines in told)
-    assert any(line.startswith("resuming from checkpoint-") for line in last), story
-    assert weights_sha256(run) == weights_sha256(tmp_path / "whole"), story
-    assert history(run) == history(tmp_path / "whole"), story
+        logs.append((phase, train_once(run, moment, **settings)))
+    last = train_once(run, **settings)
+    train_once(tmp_path / "uninterrupted", **settings)
+    details = f"KILL_SEED={seed}\n" + "\n".join(f"{phase}: {lines}" for phase, lines in logs)
+    assert any(line.startswith("resuming from checkpoint-") for line in last), details
+    assert weights_sha256(run) == weights_sha256(tmp_path / "uninterrupted"), details
+    assert history(run) == history(tmp_path / "uninterrupted"), details
 
 
 def next_checkpoint(run: Path, every: int) -> int:
-    whole = [path for path in sealed_checkpoints.listed(run / "checkpoints") if manifest.problem(path) is None]
-    return sealed_checkpoints.step_of(whole[-1]) + every if whole else every
+    complete = [path for path in sealed_checkpoints.listed(run / "checkpoints") if manifest.problem(path) is None]
+    return sealed_checkpoints.step_of(complete[-1]) + every if complete else every
 
 
-def after(seen: Callable[[Path, str], bool], delay_s: float, limit: int) -> Callable[[Path, str], bool]:
-    """So long after something is seen; at the latest when this sitting begins the checkpoint `limit`."""
-    seen_at: list[float] = []
+def after(condition: Callable[[Path, str], bool], delay_s: float, limit: int) -> Callable[[Path, str], bool]:
+    """Return a condition: true `delay_s` after another, at the latest when this process starts checkpoint `limit`."""
+    true_since: list[float] = []
 
     def when(folder: Path, log: str) -> bool:
-        if not seen_at and seen(folder, log):
-            seen_at.append(time.monotonic())
-        late = bool(seen_at) and time.monotonic() - seen_at[0] >= delay_s
-        return late or (f"done step {limit}\n" in log and (folder / f"checkpoint-{limit}").exists())
+        if not true_since and condition(folder, log):
+            true_since.append(time.monotonic())
+        is_due = bool(true_since) and time.monotonic() - true_since[0] >= delay_s
+        return is_due or (f"done step {limit}\n" in log and (folder / f"checkpoint-{limit}").exists())
 
     return when
 
 
 def saves(step: int, name: str) -> Callable[[Path, str], bool]:
-    """This sitting has written a file of the step's checkpoint; an earlier one may have left its own."""
+    """Return a condition: this process wrote the file. Earlier processes may have written the same file."""
     return lambda folder, log: done(step)(folder, log) and written(step, name)(folder, log)
 
 
@@ -313,7 +320,7 @@ def started(folder: Path, log: str) -> bool:
 
 
 FILES = ["config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
-"""Of a checkpoint, in the order in which they are written; the manifest comes last."""
+"""Files of a checkpoint in the order of writing; the manifest is last."""
 MOMENTS = {
     "start-up": lambda step, rng: after(lambda folder, log: True, rng.uniform(0, 1), step),
     "step": lambda step, rng: after(rng.choice([started, done(step - 1)]), rng.uniform(0, 0.1), step),
@@ -321,42 +328,42 @@ MOMENTS = {
     "save": lambda step, rng: after(saves(step, rng.choice(FILES)), rng.uniform(0, 0.02), step + 2),
     "sealed": lambda step, rng: after(saves(step, manifest.MANIFEST), rng.uniform(0, 0.1), step + 2),
 }
-"""Phase to what draws a moment in it, given the step of the next checkpoint."""
+"""Phase to a function that draws a moment in it, given the step of the next checkpoint."""
 
 
 @pytest.mark.slow
-def test_sigterm_to_process_group_resumes_bit_equal(sit, whole, tmp_path):
+def test_sigterm_to_process_group_resumes_bit_equal(train_once, uninterrupted, tmp_path):
     run, workers = tmp_path / "run", {"training.workers": 2}
-    ended = sit(run, done(4), sends=signal.SIGTERM, **workers)
-    assert "pipelines.infra.errors.Unfinished: SIGTERM ended training after step " in ended[-1]
+    first = train_once(run, done(4), sends=signal.SIGTERM, **workers)
+    assert "pipelines.infra.errors.Unfinished: SIGTERM ended training after step " in first[-1]
     (newest,) = sealed_checkpoints.listed(run / "checkpoints")[-1:]
-    assert f"{newest} is kept" in ended[-1]
-    last = sit(run, **workers)
+    assert f"{newest} is kept" in first[-1]
+    last = train_once(run, **workers)
     assert last[0] == f"resuming from {newest.name}"
-    assert weights_sha256(run) == weights_sha256(whole)
-    assert history(run) == history(whole)
+    assert weights_sha256(run) == weights_sha256(uninterrupted)
+    assert history(run) == history(uninterrupted)
 
 
 @pytest.mark.slow
-def test_comparison_detects_another_seed(sit, whole, tmp_path):
-    """Dropout and SpecAugment do draw: another seed gives other weights."""
-    sit(tmp_path / "run", **{"training.seed": 43})
-    assert weights_sha256(tmp_path / "run") != weights_sha256(whole)
+def test_comparison_detects_another_seed(train_once, uninterrupted, tmp_path):
+    """Dropout and SpecAugment are random: another seed gives other weights."""
+    train_once(tmp_path / "run", **{"training.seed": 43})
+    assert weights_sha256(tmp_path / "run") != weights_sha256(uninterrupted)
 
 
 @pytest.mark.slow
-def test_run_killed_on_two_threads_is_bit_equal(sit, toy_of_width, tmp_path):
-    """A model wide enough for both threads to add to one gradient: unless told, they take turns at random."""
+def test_run_killed_on_two_threads_is_bit_equal(train_once, toy_of_width, tmp_path):
+    """The model is so wide that both threads add to one gradient, by default in random order."""
     sizes = {"training.steps": 3, "training.batch_size": 16, "training.eval_every": 1, "training.accumulation": 1}
     settings = {**sizes, "model.base": str(toy_of_width(192)), "threads": 2}
-    sit(tmp_path / "whole", **settings)
-    sit(tmp_path / "run", sealed(1), **settings)
-    assert sit(tmp_path / "run", **settings)[0].startswith("resuming from checkpoint-")
-    assert weights_sha256(tmp_path / "run") == weights_sha256(tmp_path / "whole")
+    train_once(tmp_path / "uninterrupted", **settings)
+    train_once(tmp_path / "run", sealed(1), **settings)
+    assert train_once(tmp_path / "run", **settings)[0].startswith("resuming from checkpoint-")
+    assert weights_sha256(tmp_path / "run") == weights_sha256(tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
-def test_killed_command_resumes(whole, toy_recipe, toy_model, toy_cache, tmp_path):
+def test_killed_command_resumes(uninterrupted, toy_recipe, toy_model, toy_cache, tmp_path):
     settings = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
     command = [sys.executable, "-m", "pipelines", "train", "--recipe", str(toy_recipe), f"--set=model.base={toy_model}"]
     command += [*settings, f"--cache={toy_cache.uri}", f"--runs={tmp_path / 'runs'}"]
@@ -365,7 +372,7 @@ def test_killed_command_resumes(whole, toy_recipe, toy_model, toy_cache, tmp_pat
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
     pattern = "train-*/checkpoints/checkpoint-4/manifest.json"
     try:  # beside other tests, the imports alone may take a minute
-        watch(lambda: any((tmp_path / "runs" / "toy").glob(pattern)), log, patience_s=240)
+        wait_until(lambda: any((tmp_path / "runs" / "toy").glob(pattern)), log, timeout_s=240)
     finally:
         process.kill()
     assert process.wait(30) == -signal.SIGKILL
@@ -377,4 +384,6 @@ def test_killed_command_resumes(whole, toy_recipe, toy_model, toy_cache, tmp_pat
     (run,) = (tmp_path / "runs" / "toy").glob("train-*")
     assert f"model {run / 'model'}" in again.stdout
     # the command selects by WER: its model is of another step, but every loss and gradient is the same
-    assert [{**row, "eval_wer": 0} for row in history(run)] == [{**row, "eval_wer": 0} for row in history(whole)]
+    assert [{**row, "eval_wer": 0} for row in history(run)] == [
+        {**row, "eval_wer": 0} for row in history(uninterrupted)
+    ]
