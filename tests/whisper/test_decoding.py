@@ -66,8 +66,9 @@ def test_text_at_30_s_equals_transformers_generate(toy_model, processor):
 
 
 @pytest.mark.slow
-def test_real_tiny_equals_transformers_generate(tiny_folder, processor, toy_cache, rows):
-    tiny = whisper_model.load(ModelRef("tiny", tiny_folder, "folder", "0"))
+def test_real_tiny_equals_transformers_generate(tiny_folder, toy_cache, rows):
+    ref = ModelRef("tiny", tiny_folder, "folder", "0")
+    tiny, processor = whisper_model.load(ref), whisper_model.load_processor(ref, "sv")
     torch.set_num_threads(2)
     features = Collator(toy_cache, full_context=True)(rows[:3].tolist())["input_features"]
     ours = decoding.decode_to_text(tiny, processor, features, DecodingOptions("sv", 60))
