@@ -149,7 +149,7 @@ def test_missing_metadata_is_a_separate_slice(score, heard, toy_cache):
     report = score(cache=cache)
     accent = report.slices().query("slice == 'accent'").set_index("value")
     assert accent["n"].to_dict() == {"": 8, "Gotland": 4}
-    assert "not told" in report.page.read_text("utf-8")
+    assert "unknown" in report.page.read_text("utf-8")
 
 
 def test_worst_utterances_come_first(score, heard):
