@@ -1,9 +1,10 @@
 """Find speech in a recording of any length and cut it into windows, in constant memory.
 
 A voice activity detector gives each chunk of 32 ms a probability of speech. A stretch of speech begins where it reaches
-0.5 and ends where it stays below 0.35 for long enough, as in Silero's own code. Audio between stretches is not decoded,
-which saves time and prevents invented text. A stretch longer than a window is cut at its quietest moment. Every sample
-of speech is in exactly one window; sounds shorter than a tenth of a second, such as clicks, do not count as speech.
+0.5. It ends where it falls below 0.35 and does not reach 0.5 again for a quarter of a second (PAUSE_S), as in Silero's
+own code. Audio between stretches is not decoded, which saves time and prevents invented text. A stretch longer than a
+window is cut at the quietest moment of the window's last third. Every sample of speech is in exactly one window; sounds
+shorter than a tenth of a second, such as clicks, do not count as speech.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Silero:
 
 
 class AlwaysSpeech:
-    """A detector for machines without Silero: everything is speech, so that windows are only cut by length."""
+    """A detector for machines without Silero: everything is speech, so length alone decides where windows are cut."""
 
     def reset(self) -> None:
         pass
@@ -174,7 +175,7 @@ class WindowCutter:
         self.last_end = 0
         """End of the last finished stretch."""
         self.pending: tuple[int, int] | None = None
-        """Start and end of finished stretches that the next one may join."""
+        """Start and end of the finished stretches that are joined so far; the next stretch may join them."""
 
     def feed(self, block: np.ndarray) -> Iterator[Window]:
         """Yield the windows that end in these samples."""

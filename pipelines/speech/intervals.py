@@ -36,13 +36,14 @@ def bootstrap_ci95(
     """Return the 95 % interval of sum(edits) / sum(words), drawing whole blocks with replacement.
 
     `edits`, `words` [n]: per utterance. `blocks` int64 [n]: each utterance's block, numbered from 0. `noise` float
-    [samples] is added to the resampled ratios: other sources of variance. With one block the interval is a point.
+    [samples] is added to the resampled ratios: other sources of variance. With one block only `noise` widens the
+    interval.
 
     The distances of the percentiles from the ratio are multiplied by sqrt(k / (k - 1)) t / z for k blocks. Without it
-    the intervals of 16 speakers cover too seldom: the bootstrap divides by k instead of k - 1, and its spread is an
-    estimate (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", moves the levels of the percentiles
-    instead, which is bounded by the most extreme of few speakers). Where a few speakers are far worse than all others,
-    coverage is lower: 92 % with 16 speakers, 88 % with 8.
+    the intervals of 16 speakers contain the true value too seldom: the bootstrap divides by k instead of k - 1, and its
+    spread is an estimate (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", moves the levels of the
+    percentiles instead, which is bounded by the most extreme of few speakers). Where a few speakers are far worse than
+    all others, fewer intervals contain it: 92 % with 16 speakers, 88 % with 8.
     """
     count = int(blocks.max()) + 1
     block_edits = np.bincount(blocks, weights=edits, minlength=count)

@@ -110,7 +110,7 @@ class Collator:
 
     `input_features` float32 [B, n_mels, T]; `attention_mask` int64 [B, T], 1 for real frames, so that SpecAugment masks
     only those; `labels` int64 [B, L] padded with IGNORED. T is `padded_frames` of the longest clip, or 3000 with
-    `full_context`. Each clip is padded with the stock extractor's value after its end (LogMel.pad_value).
+    `full_context`. Each clip is padded with the value that Whisper's extractor has after its end (pad_value).
     """
 
     def __init__(self, cache: ClipFeatures, *, full_context: bool = False):

@@ -48,12 +48,12 @@ _SILENCE = np.float32((math.log10(_MIN_POWER) + _OFFSET) / _SCALE)
 
 @dataclass(frozen=True)
 class LogMel:
-    """The real frames of a clip, and the value of all frames after them in the stock 30 s tensor."""
+    """The real frames of a clip, and the value of all later frames in the extractor's 30 s tensor."""
 
     frames: np.ndarray
     """float32 or float16 [n_frames, n_mels], one frame per 10 ms, time first so that clips can be concatenated."""
     pad_value: float
-    """The stock extractor's value in every later frame."""
+    """The extractor's value in every later frame."""
 
     def padded(self, n_frames: int = FULL_FRAMES) -> np.ndarray:
         """Return the model's input: float32 [n_mels, n_frames]. Raises ValueError if the clip is longer."""
@@ -63,11 +63,11 @@ class LogMel:
 
 
 def extract(waveform: Waveform, n_mels: int = 80) -> LogMel:
-    """Return the trimmed log-mel of a clip of 1 to 480,000 samples; `padded()` equals the stock extractor's tensor.
+    """Return the trimmed log-mel of a clip of 1 to 480,000 samples; `padded()` equals the extractor's tensor.
 
     Keeps ceil((N + 200) / 160) frames of N samples: those whose 400-sample window reaches a real sample. 400 zeros are
-    appended, enough for the last window to see silence. Beyond 30 s they are cut, as the extractor cuts, and real
-    signal is reflected at the edge, as in a stock clip. Raises AudioError `empty` or `too_long`.
+    appended, so that the last window contains silence. A clip of almost 30 s gets fewer zeros, because the total is cut
+    at 30 s; its end is then reflected, as in the extractor. Raises AudioError `empty` or `too_long`.
     """
     samples = waveform.samples
     if len(samples) == 0:
@@ -111,8 +111,8 @@ def mel_filters(n_mels: int) -> np.ndarray:
     """Return float64 [201, n_mels]: triangles of equal area, evenly spaced on Slaney's mel scale from 0 to 8 kHz.
 
     The scale is linear to 1 kHz (15 mel) and logarithmic above, 27 mel to a factor of 6.4 (Slaney, Auditory Toolbox,
-    1998). Bit for bit the stock extractor's filters, without importing transformers: the processes that write shards
-    start in half the time.
+    1998). Equal bit for bit to the extractor's filters, without importing transformers: the processes that write
+    shards start in half the time.
     """
     nyquist_hz = SAMPLE_RATE_HZ // 2
     step_mel = np.log(6.4) / 27.0
@@ -141,10 +141,11 @@ def _real_frames(n_samples: int) -> int:
 
 
 def _log_mel_torch(samples: np.ndarray, n_mels: int) -> np.ndarray:
-    """Return float32 [n_mels, n_samples // 160] by the stock extractor's own operations, bit for bit.
+    """Return float32 [n_mels, n_samples // 160] by the extractor's own operations, bit for bit.
 
-    Without its overhead and with the spectrum squared in place: four fifths of its time. Magnitudes are squared, as in
-    the extractor; summing squared real and imaginary parts would be faster and change 5 % of the values by a bit.
+    It takes four fifths of the extractor's time: less overhead, and the spectrum is squared in place. Magnitudes are
+    squared, as in the extractor; the sum of squared real and imaginary parts would be faster, but it changes the last
+    bit of 5 % of the values.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """ASHA: the asynchronous successive halving algorithm of Li et al. (2020), with promotions.
 
-Trials pause at rungs: steps that grow by the factor `reduction`. Of the trials that reached a rung, the best one in
-`reduction` by WER is promoted to the next rung. If a slot is free, the highest rung with a trial to promote comes
-first; otherwise a new trial starts.
+Trials pause at rungs: steps that grow by the factor `reduction`. Of the n trials that reached a rung, the
+n // `reduction` with the lowest WER are promoted to the next rung. A free slot takes a trial from the highest rung that
+has one to promote; if no rung has one, a new trial starts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipelines.recipes.settings import Recipe
 
 
 def rungs(recipe: Recipe) -> list[int]:
-    """Return the steps at which trials pause, each with a validation, and last the recipe's number of steps."""
+    """Return the steps at which trials pause, each a validation step, then the recipe's number of steps as the last."""
     settings, search = recipe.training, recipe.search
     steps, step = [], search.min_steps or settings.eval_every
     while (
@@ -32,8 +32,8 @@ def next_move(
 ) -> tuple[int | None, int] | None:
     """Return the number of the trial to run next (None: a new trial) and its target step; None if nothing is left.
 
-    Interrupted trials come first. If nothing else is left, the trial with the lowest WER continues to the last step:
-    its model is the result of the sweep.
+    Interrupted trials come first. If nothing else is left, the trial with the lowest WER continues, one rung at a time,
+    to the last step: its model is the result of the sweep.
     """
     idle = [trial for number, trial in trials.items() if number not in running]
     for trial in idle:

@@ -37,8 +37,8 @@ class ClipFilter:
     def create_clip(self, example: Example, find_features: FindFeatures | None = None) -> Clip:
         """Decode, check and extract one example. Raises Rejected, and no other exception for any file content.
 
-        A clip that `find_features` finds is neither decoded nor checked again: it passed a filter with the same
-        settings.
+        The audio of a clip that `find_features` finds is neither decoded nor checked again: it passed a filter with
+        the same settings. Its transcript is always checked.
         """
         try:
             return self._create_clip(example, find_features)
@@ -69,7 +69,7 @@ class ClipFilter:
             limits.check(waveform, len(speech_text.normalise(transcript).replace(" ", "")))
         log_mel = log_mels.extract(waveform, self.n_mels)
         if not np.isfinite(log_mel.pad_value):
-            raise Rejected("not_finite", "samples so large that their power overflows")
+            raise Rejected("not_finite", "the samples are so large that their power overflows")
         return log_mel, waveform.duration_s
 
     def _check(self, waveform: Waveform) -> None:

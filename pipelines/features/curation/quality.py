@@ -61,9 +61,10 @@ class Limits:
 
     def _check_frames(self, powers: np.ndarray) -> None:
         if (share := edge_silence_share(powers)) > self.max_silence_share:
-            raise Rejected("silence", f"{share:.0%} of the clip before and after the speech is silent")
+            wanted = f"at most {self.max_silence_share:.1%} wanted"
+            raise Rejected("silence", f"silence before and after the speech is {share:.1%} of the clip, {wanted}")
         if 0 < self.min_snr_db and (snr := snr_db(powers)) < self.min_snr_db:
-            raise Rejected("noisy", f"signal over noise about {snr:.1f} dB, at least {self.min_snr_db:g} wanted")
+            raise Rejected("noisy", f"signal-to-noise ratio about {snr:.1f} dB, at least {self.min_snr_db:g} wanted")
 
 
 _NONE = Limits()

@@ -130,8 +130,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="app.py", description="Serve a page that transcribes Swedish speech.")
     parser.add_argument(
         "--model",
-        help="folder, hub://owner/name[@revision] or Hub id; default: MODEL_URI, else the newest finished run, else "
-        f"{inference_pipeline.BASE_MODEL}",
+        help="folder, hub://owner/name[@revision] or Hub id; default: MODEL_URI, else the model in "
+        f"{inference_pipeline.SPACE_FILE}, else the newest finished run, else {inference_pipeline.BASE_MODEL}",
     )
     parser.add_argument(
         "--engine",

@@ -1,8 +1,8 @@
 """Stores of finished artefacts: a local folder, a mounted drive, the Hugging Face Hub, a Hopsworks project.
 
-Work is local; stores copy sealed folders (manifest.py). A copy is finished once its manifest, written last, has been
-read back; a fetched folder appears when every byte is verified. A new store needs one module, one row in the table
-below, and must pass tests/infra/stores/test_stores.py.
+Work is local; stores copy sealed folders (manifest.py). The manifest of a copy is written last: the copy is finished
+when it has been read back. A fetched folder appears when every byte is verified. A new store needs one module and one
+row in the table below, and must pass tests/infra/stores/test_stores.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Copy sealed folders to and from a store, the same way for every store.
 
-The manifest is written last, and every file is read back before it. A second try copies only the missing files. A
-fetched folder appears under its final name when all of it is verified.
+The manifest is written last, after each copied file was compared with the original (how: `RemoteFolder.holds`). A
+second try copies only the files that are missing or differ. A fetched folder appears under its final name when all of
+it is verified.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ class Damaged(LabError):
 
 
 def publish(folder: Path, remote: RemoteFolder, uri: str, thorough: bool = True) -> None:
-    """Upload the missing files of the sealed `folder`, read them back, then write the manifest.
+    """Upload the files of the sealed `folder` that are missing or differ, verify them, then write the manifest.
 
-    `thorough` verifies the digests of `folder` before. Raises LabError if it is not sealed, or if a file differs
-    afterwards.
+    `thorough` first verifies the digests of `folder`. Raises LabError if `folder` is not sealed, or if an uploaded file
+    differs from the original.
     """
     manifest.require_complete(
         folder, "artefact", "Only finished artefacts are published: make it again", thorough=thorough

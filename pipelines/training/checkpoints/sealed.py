@@ -30,7 +30,7 @@ def newest_complete(folder: Path, *, run_digest: str) -> Path | None:
 
 
 def remove_unusable(folder: Path, newest: Path | None) -> None:
-    """Remove the checkpoints after `newest`, from which training resumes: they will be written again."""
+    """Remove all checkpoints later than `newest` (None: all). Training resumes from `newest` and writes them again."""
     for checkpoint in listed(folder):
         if newest is None or step_of(checkpoint) > step_of(newest):
             shutil.rmtree(checkpoint)
