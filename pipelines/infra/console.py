@@ -52,6 +52,7 @@ def configure(stream: TextIO | None = None) -> None:
         LOGGER.removeHandler(handler)
     LOGGER.addHandler(ConsoleHandler(stream))
     LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False  # the root logger may have a handler, too (in the app, in Colab): lines would appear twice
 
 
 def mute() -> None:
