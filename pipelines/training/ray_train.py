@@ -7,6 +7,7 @@ share. This package is sent to them (ray_cluster.py).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import shutil
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from pipelines.features.cache import FeatureCache
+from pipelines.infra import console
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.parallel import distributed, ray_cluster
 from pipelines.training import loop as training_loop
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 RESTARTS = 20
 """Largest number of restarts in one sitting after a worker died."""
 _POLL_S = 0.2
+_LOG = "log"
+"""Name of the calls that carry a log line instead of progress."""
 
 
 class Messages:
@@ -40,7 +44,7 @@ class Messages:
         self.error: LabError | None = None
 
     def report(self, name: str, *args: Any) -> None:
-        """Record a call of the Progress."""
+        """Record a call of the Progress, or a log line."""
         self.calls.append((name, args))
 
     def fail(self, error: LabError) -> None:
@@ -114,7 +118,8 @@ def _forward_progress(ray: ModuleType, fit: Callable[[], Any], messages: Any, pr
     while thread.is_alive():
         time.sleep(_POLL_S)
         for name, args in ray.get(messages.take.remote()):
-            getattr(progress, name)(*args)
+            call = logger.info if name == _LOG else getattr(progress, name)
+            call(*args)
     if error := ray.get(messages.failed.remote()):
         raise error
     for failure in failures:
@@ -150,13 +155,20 @@ def _work(run: TrainingRun, messages: Any) -> None:
         return
     try:
         ray_cluster.require_visible((run.folder.parent, run.cache.folder, run.base.folder))
-        with distributed.process_group():
+        with distributed.process_group(), _forwarded_log(messages):
             training_loop.train(run)
     except distributed.PeerLost:
         raise
     except LabError as error:
         ray.get(messages.fail.remote(error))
         raise
+
+
+def _forwarded_log(messages: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the main worker's log lines are sent to the actor; the other workers log nothing."""
+    if not distributed.is_main_process():
+        return contextlib.nullcontext()
+    return console.forwarded(lambda line: messages.report.remote(_LOG, line))
 
 
 def _remote_progress(messages: Any) -> Progress:
