@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from pipelines.cli.options import (
     print_plan,
     warn_without_token,
 )
+from pipelines.infra import console
 from pipelines.infra.errors import LabError
 
 StoreUris = Annotated[
@@ -83,6 +85,7 @@ def worker(
     from pipelines.inference.api import queue, server
     from pipelines.worker import api, jobs
 
+    console.configure(sys.stderr)  # standard output is for the address
     listening = server.listen(host, port)
     limits = queue.Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s)
     warn_without_token(token, host)
