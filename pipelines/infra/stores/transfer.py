@@ -72,9 +72,10 @@ class Damaged(LabError):
 def publish(folder: Path, remote: RemoteFolder, uri: str, thorough: bool = True) -> None:
     """Upload the files of the sealed `folder` that are missing or differ, verify them, then write the manifest.
 
-    `thorough` first verifies the digests of `folder`. Raises LabError if `folder` is not sealed, or if an uploaded file
-    differs from the original.
+    `thorough` first verifies the digests of `folder`. Without it, as for checkpoints, messages have level DEBUG. Raises
+    LabError if `folder` is not sealed, or if an uploaded file differs from the original.
     """
+    level = logging.INFO if thorough else logging.DEBUG
     manifest.require_complete(
         folder, "artefact", "Only finished artefacts are published: make it again", thorough=thorough
     )
@@ -84,7 +85,7 @@ def publish(folder: Path, remote: RemoteFolder, uri: str, thorough: bool = True)
     missing = _differing(folder, remote, files, sizes)
     previous = remote.read(manifest.MANIFEST) if manifest.MANIFEST in sizes else None
     if not missing and previous == content:
-        logger.info(f"{uri} is there already, whole and the same")
+        logger.log(level, f"{uri} is there already, whole and the same")
         return
     # only files of the old manifest are removed: the folder may hold other artefacts and any other files
     stale = [name for name in _listed_files(previous) if name in sizes and name not in files]
@@ -93,7 +94,7 @@ def publish(folder: Path, remote: RemoteFolder, uri: str, thorough: bool = True)
     if missing:
         missing.sort(key=lambda name: name != RUN_FILE)
         n_bytes = sum(files[name]["bytes"] for name in missing)
-        logger.info(f"publishing {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) to {uri}")
+        logger.log(level, f"publishing {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) to {uri}")
         remote.put(folder, missing)
         _require_same(folder, remote, files, missing, uri)
     remote.put(folder, [manifest.MANIFEST])
