@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli.options import Json, print_result
-from pipelines.infra import environment
+from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
 
 _MIN_DISK_GB = 5
@@ -184,9 +184,10 @@ def _transcription(model_uri: str) -> Check:
     from pipelines.inference.transcriber import Transcriber
     from pipelines.whisper import model as whisper_model
 
-    ref = whisper_model.resolve(model_uri)
     speech = espeak.synthesise("God morgon, hur mår du i dag?", "sv+m1", 150, 50)
-    transcript = Transcriber(ref).transcribe(speech)
+    with console.silenced():
+        ref = whisper_model.resolve(model_uri)
+        transcript = Transcriber(ref).transcribe(speech)
     if not transcript.text:
         return Check("forward pass", "wrong", f"the transcript of {ref.title} is empty", "fetch the model again")
     text = f"{ref.title} transcribed “{transcript.text}” in {transcript.elapsed_s:.2f} s"
