@@ -153,8 +153,8 @@ def held(job):
             (job.run / "held").touch()
             time.sleep(600)
 
-    def train(recipe, cache, base, run, progress, **how):
-        return whole(recipe, cache, base, run, dataclasses.replace(progress, on_step=hold), **how)
+    def train(run):
+        return whole(dataclasses.replace(run, progress=dataclasses.replace(run.progress, on_step=hold)))
 
     whole, loop.train = loop.train, train
     return executors._run_on_worker(job)  # the worker's own
