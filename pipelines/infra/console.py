@@ -1,7 +1,7 @@
 """Console output of the lab's loggers: one handler, which cooperates with progress bars.
 
-Modules write messages with `logging.getLogger(__name__)`. The library prints nothing until `configure` is called, as
-the commands, the notebooks and the app do.
+Modules write messages with `logging.getLogger(__name__)`. The commands, the notebooks and the app call
+`configure`. Until then Python prints warnings only.
 """
 
 from __future__ import annotations
