@@ -251,15 +251,18 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return json.loads(Path("expected.json").read_text("utf-8"))
 
 
-def assert_same_weights(model: Path, expected: dict[str, Any]) -> None:
-    """Compare a model with the tuned one: by bytes on a machine like the one that made it, else by rounding."""
+def assert_same_weights(model: Path, expected: dict[str, Any], *, by_bytes: bool) -> None:
+    """Compare a model with the tuned one up to rounding; with `by_bytes` exactly, on a machine like the one that made it.
+
+    Training in another thread than the main one ignores `one_thread`: with more threads sums are rounded differently.
+    """
     from safetensors.numpy import load_file
 
     actual, wanted = (load_file(folder / "model.safetensors") for folder in (model, tuned_model()))
     assert actual.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_allclose(actual[name], wanted[name], **TOLERANCE, err_msg=name)
-    if machine() == expected["made_with"]["machine"]:
+    if by_bytes and machine() == expected["made_with"]["machine"]:
         assert weights_sha256(model) == expected["run"]["weights_sha256"]
 
 
@@ -297,7 +300,7 @@ def test_interrupted_run_ends_with_the_recorded_weights(expected):
     model = training_pipeline.run(toy(), toy_cache(), runs="interrupted")
     assert lines[0] == "resuming from checkpoint-8"
     assert (Path(model.uri).parent.name, model.digest) == (expected["run"]["folder"], expected["run"]["digest"])
-    assert_same_weights(Path(model.uri), expected)
+    assert_same_weights(Path(model.uri), expected, by_bytes=True)
     for actual, wanted in zip(model.history, expected["run"]["history"], strict=True):
         assert {name: actual[name] for name in wanted} == pytest.approx(wanted, rel=1e-2, abs=1e-3)
 
@@ -386,7 +389,7 @@ def test_worker_goes_on_with_its_interrupted_training(expected):
     assert "train goes on: the server was ended while it ran" in texts
     assert "resuming from checkpoint-8" in texts
     assert jobs.logs["model"] == f"toy-{expected['run']['digest']}"
-    assert_same_weights(Path(jobs.logs["model_uri"]), expected)
+    assert_same_weights(Path(jobs.logs["model_uri"]), expected, by_bytes=False)
 
 
 def test_ledger_is_read_and_appended_to(expected):
