@@ -403,6 +403,7 @@ def recording(tmp_path_factory, encoded, speech) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors-float16", pytest.param("ctranslate2-int8", marks=ct2)])
 def test_production_folder_serves_in_a_new_process(tuned, tmp_path, recording, form):
     ref, folder = whisper_model.resolve(str(tuned)), tmp_path / "served"

@@ -402,6 +402,7 @@ class DyingOnce:
         return create_clip(example)
 
 
+@pytest.mark.slow
 def test_workers_write_same_bytes_despite_a_killed_process(tmp_path):
     lines, n_clips = record_log(), []
     build_cache(tmp_path / "c", DyingOnce(tmp_path / "died"), workers=2, on_clips=n_clips.append)
@@ -411,6 +412,7 @@ def test_workers_write_same_bytes_despite_a_killed_process(tmp_path):
     assert n_clips == [4, 4, 4]
 
 
+@pytest.mark.slow
 def test_interrupted_build_with_workers_resumes(tmp_path):
     def cut_off():
         yield from examples()[:8]

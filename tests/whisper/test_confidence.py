@@ -33,7 +33,7 @@ def test_fit_recovers_slope_and_intercept(slope, intercept):
     assert found.words == 40_000
 
 
-@pytest.mark.parametrize("n", [200, 700, 3_000])
+@pytest.mark.parametrize("n", [200, *(pytest.param(n, marks=pytest.mark.slow) for n in (700, 3_000))])
 def test_fit_does_not_harm_a_calibrated_model(n):
     """Held to words that nothing was fitted to; a hundredth is what so few words leave open."""
     worse = []

@@ -240,6 +240,7 @@ def test_errors_are_states_without_paths_or_tracebacks(client, tmp_path, capfd):
     assert str(tmp_path) not in json.dumps(client.log())
 
 
+@pytest.mark.slow
 def test_stopped_server_stops_job_and_next_one_resumes(tmp_path):
     with running(tmp_path) as client:
         client.do("dataset", NUMBERS)

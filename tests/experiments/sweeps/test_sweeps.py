@@ -634,6 +634,7 @@ def killed_at(*steps: int, rate: float):
     return killing
 
 
+@pytest.mark.slow
 def test_trial_that_kills_twice_fails_others_continue(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 5})
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, 1, rate=2e-3))
@@ -648,6 +649,7 @@ def test_trial_that_kills_twice_fails_others_continue(whole, toy_settings, runs,
     assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_first_trial_that_kills_twice_ends_sweep(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 6})
     monkeypatch.setattr(training_loop, "train", killed_at(1, 1, rate=1e-3))
@@ -659,6 +661,7 @@ def test_first_trial_that_kills_twice_ends_sweep(whole, toy_settings, runs, monk
     assert [trial.state for trial in sweep.run(recipe, runs=runs).trials] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_kills_with_progress_do_not_fail_a_trial(whole, toy_settings, runs, monkeypatch):
     recipe = toy_settings(TWO_RATES | SMALL | {"search.seed": 7, "training.steps": 6})
     monkeypatch.setattr(training_loop, "train", killed_at(1, 3, 5, 5, rate=2e-3))
