@@ -252,7 +252,7 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def assert_same_weights(model: Path, expected: dict[str, Any], *, by_bytes: bool) -> None:
-    """Compare a model with the tuned one up to rounding; with `by_bytes` exactly, on a machine like the one that made it.
+    """Compare a model with the tuned one up to rounding; with `by_bytes` exactly, on a machine like its maker.
 
     Training in another thread than the main one ignores `one_thread`: with more threads sums are rounded differently.
     """
