@@ -3,17 +3,22 @@
     my-speech/transcripts.csv       or .tsv, .jsonl; or metadata.*      path,text,split,speaker
               clips/0001.wav                                            clips/0001.wav,"Hej, hej!",train,anna
 
-Columns: the file as path, file_name, file or audio, relative to the folder; its transcript as text, sentence,
+Columns: the file as path, file_name, file or audio, relative to the table; its transcript as text, sentence,
 transcript or transcription; optional: split, speaker (client_id, speaker_id), gender, age, accent. Without a table, the
 transcript of `a.wav` is `a.txt`. A missing file and an audio file without a transcript still become Examples: curation
 rejects and counts them.
+
+Instead of one table, there may be one in each subfolder, or one for each split (`train.csv`, `dev.csv`, `test.csv`).
+Splits come from the column, else from such tables, else from folders (`train/`, `split=test/`), else they are drawn.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -23,27 +28,28 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.features.sources import SPLITS, Example, lines_sha256
+from pipelines.features.sources.splits import canonical_split, check_unambiguous, describe, path_splits
 from pipelines.infra.errors import LabError
 from pipelines.infra.manifest import sha256
 from pipelines.speech.audio import AUDIO_SUFFIXES
 
-TABLES = tuple(f"{stem}.{suffix}" for stem in ("transcripts", "metadata") for suffix in ("csv", "tsv", "jsonl"))
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+TABLES = tuple(f"{stem}{suffix}" for stem in ("transcripts", "metadata") for suffix in SUFFIXES)
 FILE = ("path", "file_name", "file", "audio")
 TEXT = ("text", "sentence", "transcript", "transcription")
 SPEAKER = ("speaker", "client_id", "speaker_id")
 META = ("gender", "age", "accent")
 HASHED_BYTES = 200_000_000
 """Below this size of all audio, `identity` hashes its content; from it on, sizes and modification times."""
-_SPLIT_NAMES = (
-    {name: name for name in SPLITS} | {"training": "train"} | dict.fromkeys(("valid", "val", "dev"), "validation")
-)
 Record = tuple[str, dict[str, Any]]
 """The position of a row, for errors, and its cells by column name."""
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """The corpus in the folder `path`. Splits come from its table; without a split column, `seed` draws them."""
+    """The corpus in the folder `path`. Splits come from its table or its folders; else `seed` draws them."""
 
     path: str
     seed: int = 7
@@ -87,22 +93,40 @@ class FolderSource:
         records = _records(self._folder)
         files = _unique([(where, _inside(self._folder, _cell(row, FILE, where), where)) for where, row in records])
         stems = Counter(file.with_suffix("") for file in files)
-        has_split = any("split" in row for _, row in records)
+        rule, splits = _splits(self._folder, records, files, self.seed)
+        logger.info(f"{self.path}: splits by {rule}: {describe(splits)}")
         return [
-            _example(self._folder, file, stems[file.with_suffix("")] == 1, record, None if has_split else self.seed)
-            for file, record in zip(files, records, strict=True)
+            _example(self._folder, file, stems[file.with_suffix("")] == 1, record, split)
+            for file, record, split in zip(files, records, splits, strict=True)
         ]
 
 
-def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, seed: int | None) -> Example:
-    """Return the example of a row; `seed` draws the split, None takes the table's."""
+def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, split: str) -> Example:
+    """Return the example of a row."""
     where, row = record
     stem, speaker = file.with_suffix("").as_posix(), _cell(row, SPEAKER, where, "").strip()
-    split = _cell(row, ("split",), where, "").strip()
-    split = _SPLIT_NAMES.get(split.lower(), split) if seed is None else _drawn_split(speaker, stem, seed)
     meta = {name: cell for name in META if (cell := _cell(row, (name,), where, "").strip())}
     name = stem if stem_is_unique else file.as_posix()
     return Example(name, split, _cell(row, TEXT, where), folder / file, speaker, meta)
+
+
+def _splits(folder: Path, records: list[Record], files: list[Path], seed: int) -> tuple[str, list[str]]:
+    """Return the rule that decides the splits, in words, and the split of each row."""
+    cells = [_cell(row, ("split",), where, "") for where, row in records]
+    if any(cell.strip() for cell in cells):
+        check_unambiguous(str(folder), cells)
+        return "table (its column `split` or its name)", [canonical_split(cell) for cell in cells]
+    if tables := _split_tables(folder):
+        raise LabError(
+            f"{folder} has a table without a `split` column beside {', '.join(path.name for path in tables)}: "
+            "keep one of the two forms"
+        )
+    if by_folder := path_splits(str(folder), files):
+        return "folder names", by_folder
+    speakers = [_cell(row, SPEAKER, where, "").strip() for where, row in records]
+    stems = [file.with_suffix("").as_posix() for file in files]
+    drawn = [_drawn_split(speaker, stem, seed) for speaker, stem in zip(speakers, stems, strict=True)]
+    return f"a draw of {'speakers' if any(speakers) else 'files'} (source.seed = {seed})", drawn
 
 
 def _drawn_split(speaker: str, stem: str, seed: int) -> str:
@@ -115,18 +139,55 @@ def _records(folder: Path) -> list[Record]:
     """Return the rows of the folder's table, or of its `.txt` files. Raises LabError if there is no transcript."""
     if not folder.is_dir():
         raise LabError(f"source.path must name a folder of audio files, got {str(folder)!r}, which is none: correct it")
-    tables = [folder / name for name in TABLES if (folder / name).exists()]
-    if len(tables) > 1:
-        raise LabError(f"{folder} must hold one table, got {' and '.join(path.name for path in tables)}: keep one")
+    tables = _tables(folder)
     if not tables:
         records, what = list(_txt_records(folder)), f"no {', '.join(TABLES)} and no .txt"
         records = records if any(row["text"] for _, row in records) else []
     else:
-        parse = _json_records if tables[0].suffix == ".jsonl" else _csv_records
-        records, what = list(parse(tables[0].name, _read(tables[0]))), f"no row in {tables[0].name}"
+        records, what = [record for table in tables for record in _table_records(folder, table)], "no row in "
+        what += " and ".join(str(table.relative_to(folder)) for table in tables)
     if not records:
         raise LabError(f"{folder} must hold at least one transcript, got {what}: add some")
     return records
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Return the folder's table; else those named after splits; else those of its subfolders. Sorted by path."""
+    tables = [folder / name for name in TABLES if (folder / name).exists()]
+    if not tables:
+        tables = _split_tables(folder) or sorted(
+            path for name in TABLES for path in folder.rglob(name) if not _is_hidden(path.relative_to(folder))
+        )
+    for (first, first_key), (second, second_key) in itertools.pairwise((path, _table_key(path)) for path in tables):
+        if first_key == second_key:
+            raise LabError(f"{first.parent} must hold one table, got {first.name} and {second.name}: keep one")
+    return tables
+
+
+def _split_tables(folder: Path) -> list[Path]:
+    """Return the tables `train.csv`, `dev.tsv` and so on, if there is one for training."""
+    files = (path for path in folder.iterdir() if path.suffix in SUFFIXES and canonical_split(path.stem) in SPLITS)
+    tables = sorted(sorted(files), key=_table_key)
+    return tables if any(canonical_split(path.stem) == "train" for path in tables) else []
+
+
+def _table_key(path: Path) -> tuple[Path, str]:
+    """Return what no two tables may have in common: the folder and the split."""
+    split = canonical_split(path.stem)
+    return path.parent, split if split in SPLITS else ""
+
+
+def _table_records(folder: Path, table: Path) -> Iterator[Record]:
+    """Yield the rows of a table: paths relative to `folder`, with the table's split if it has no column for it."""
+    base, split = table.parent.relative_to(folder), canonical_split(table.stem)
+    parse = _json_records if table.suffix == ".jsonl" else _csv_records
+    for where, row in parse((base / table.name).as_posix(), _read(table)):
+        name = next((name for name in FILE if name in row), None)
+        if base.parts and name and (cell := _cell(row, FILE, where)):
+            row[name] = str(base / cell)
+        if split in SPLITS:
+            row.setdefault("split", split)
+        yield where, row
 
 
 def _csv_records(name: str, content: str) -> Iterator[Record]:
@@ -168,7 +229,7 @@ def _json_records(name: str, content: str) -> Iterator[Record]:
 def _txt_records(folder: Path) -> Iterator[Record]:
     """Yield every audio file that is not hidden, by path, with the text of its `.txt` file, else an empty text."""
     audio = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    for path in sorted(path for path in audio if not any(part.startswith(".") for part in path.parts)):
+    for path in sorted(path for path in audio if not _is_hidden(path)):
         where = str(path).encode(errors="replace").decode()
         beside = folder / _inside(folder, str(path.with_suffix(".txt")), where)
         yield where, {"path": str(path), "text": _read(beside) if beside.is_file() else ""}
@@ -192,6 +253,10 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     if not is_inside(folder / file, folder) or file.is_absolute() or ".." in file.parts or not file.name:
         raise LabError(f"{where}: a file must be a path inside the folder, got {name!r}: copy it there")
     return file
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_inside(file: Path, folder: Path) -> bool:
