@@ -20,3 +20,7 @@ Only URIs pass between them. Folders, each of which may import those below it:
 `inference` imports nothing of `training`. tests/test_structure.py checks these rules. docs/architecture.md follows one
 clip, one batch and one upload through the code.
 """
+
+from pipelines.infra import telemetry
+
+telemetry.switch_off()  # before any other import: dependencies read their settings when they are imported

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +120,6 @@ def _model_file() -> Path | None:
 
 @functools.cache
 def _session() -> Any:
-    # otherwise its telemetry writes a file to the temporary folder and reports to a server
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

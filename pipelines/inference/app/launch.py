@@ -156,7 +156,7 @@ def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # deletes the temporary folder
     with tempfile.TemporaryDirectory(prefix="lab-app-", ignore_cleanup_errors=True) as uploads:
-        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}  # read when Gradio is imported
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # read when Gradio is imported
         transcriber = _load_transcriber(uri, options.engine)
         demo = build(transcriber, options.log, why=why, base=_base_loader(transcriber, options.engine))
         try:

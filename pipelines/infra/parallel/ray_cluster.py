@@ -42,7 +42,6 @@ def require_visible(folders: Iterable[Path]) -> None:
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[ModuleType]:
     """Connect to the cluster at `address`, yield the module `ray` with `ray.data` imported, and disconnect."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # otherwise Ray Data may start another cluster
     try:
         import ray
