@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.inference.transcript import Segment, Transcript, Word
+from pipelines.inference.transcript import Segment, Transcript
+from pipelines.recipes import languages
+from pipelines.speech import repetition
 
 LINE_CHARS = 42
 """Characters per line of a subtitle, with two lines at most: the usual limit of broadcasters."""
 LONGEST_S = 7.0
 """Maximum duration of a subtitle."""
+_SHORTEST_S = 0.001
+"""WebVTT requires that a cue ends after it begins; its times are milliseconds."""
 _LINES = 2
 
 
@@ -24,7 +28,7 @@ def srt(transcript: Transcript) -> str:
     """Return SubRip: numbered cues, times with a decimal comma."""
     cues = [cue for segment in transcript.segments for cue in split_into_cues(segment)]
     return "".join(
-        f"{number}\n{_format_time(start, ',')} --> {_format_time(end, ',')}\n{lines}\n\n"
+        f"{number}\n{_format_time(start, ',')} --> {_format_time(end, ',')}\n{lines.replace('-->', '->')}\n\n"
         for number, (start, end, lines) in enumerate(cues, 1)
     )
 
@@ -37,39 +41,54 @@ def vtt(transcript: Transcript) -> str:
     )
 
 
-def as_dict(transcript: Transcript, language: str = "sv") -> dict[str, Any]:
-    """Return the verbose JSON of OpenAI's API, with confidences."""
-    return {
+def as_dict(transcript: Transcript, language: str, word_times: bool = False) -> dict[str, Any]:
+    """Return the verbose JSON of OpenAI's API, with confidences; `language` is Whisper's code.
+
+    As in Whisper's own results, the texts of segments and of their words begin with a space, and segments have `words`
+    only if these have times. With `word_times` there is a list of all words even if it is empty.
+    """
+    segments = [_segment_fields(number, segment) for number, segment in enumerate(transcript.segments)]
+    fields = {
         "task": "transcribe",
-        "language": language,
+        "language": languages.NAMES[language],
         "duration": round(transcript.audio_s, 3),
         "text": transcript.text,
         "confidence": round(transcript.confidence, 4),
-        "segments": [
-            {
-                "id": number,
-                "start": segment.start_s,
-                "end": segment.end_s,
-                "text": segment.text,
-                "temperature": segment.temperature,
-                "avg_logprob": round(segment.logprob, 4),
-                "no_speech_prob": round(segment.no_speech, 4),
-                "confidence": round(segment.confidence, 4),
-                "words": [_word(word) for word in segment.words],
-            }
-            for number, segment in enumerate(transcript.segments)
-        ],
+        "segments": segments,
     }
+    if word_times or any("words" in segment for segment in segments):
+        words = [word for segment in segments for word in segment.get("words", ())]
+        fields["words"] = [{**word, "word": word["word"].strip()} for word in words]
+    return fields
 
 
-def _word(word: Word) -> dict[str, Any]:
-    times = {} if word.start_s is None else {"start": word.start_s, "end": word.end_s}
-    return {"word": word.text, **times, "confidence": round(word.confidence, 4)}
+def _segment_fields(number: int, segment: Segment) -> dict[str, Any]:
+    confidences = [round(word.confidence, 4) for word in segment.words]
+    fields = {
+        "id": number,
+        "seek": round(segment.start_s * 100),
+        "start": segment.start_s,
+        "end": segment.end_s,
+        "text": f" {segment.text}",
+        "tokens": [],
+        "temperature": segment.temperature,
+        "avg_logprob": round(segment.logprob, 4),
+        "compression_ratio": round(repetition.compression_ratio(segment.text), 4),
+        "no_speech_prob": round(segment.no_speech, 4),
+        "confidence": round(segment.confidence, 4),
+        "word_confidences": confidences,
+    }
+    if segment.words and segment.words[0].start_s is not None:
+        fields["words"] = [
+            {"word": f" {word.text}", "start": word.start_s, "end": word.end_s, "probability": confidence}
+            for word, confidence in zip(segment.words, confidences, strict=True)
+        ]
+    return fields
 
 
-def verbose_json(transcript: Transcript) -> str:
+def verbose_json(transcript: Transcript, language: str = "sv") -> str:
     """Return `as_dict` as JSON text."""
-    return json.dumps(as_dict(transcript), ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(as_dict(transcript, language), ensure_ascii=False, indent=1) + "\n"
 
 
 FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": text, "srt": srt, "vtt": vtt, "json": verbose_json}
@@ -85,7 +104,7 @@ def split_into_cues(segment: Segment) -> list[tuple[float, float, str]]:
     total = sum(map(_n_chars, pages)) or 1
     cues, start = [], segment.start_s
     for page in pages:
-        end = start + (segment.end_s - segment.start_s) * _n_chars(page) / total
+        end = start + max((segment.end_s - segment.start_s) * _n_chars(page) / total, _SHORTEST_S)
         cues.append((start, end, "\n".join(" ".join(line) for line in page)))
         start = end
     return cues

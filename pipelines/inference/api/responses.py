@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference import subtitles
-from pipelines.inference.api.schemas import Model, Prediction, verbose
+from pipelines.inference.api.schemas import Model, Prediction
 from pipelines.inference.http_guard import Refusal
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Transcript
@@ -44,7 +44,7 @@ def transcript_response(
     if response_format is Format.text:
         return Response(f"{transcript.text}\n", media_type="text/plain")
     if response_format is Format.verbose_json:
-        return JSONResponse(verbose(transcript, language, word_times))
+        return JSONResponse(subtitles.as_dict(transcript, language, word_times))
     return JSONResponse({"text": transcript.text})
 
 

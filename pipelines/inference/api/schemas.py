@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from pipelines.inference import subtitles
 from pipelines.inference.http_guard import Refusal
-from pipelines.inference.transcript import Transcript
-from pipelines.speech import repetition
 from pipelines.speech.audio import DAMAGED, AudioError
 
 _AUDIO_ERRORS = {
@@ -52,20 +49,13 @@ class Transcription(BaseModel):
     text: str
 
 
-class Word(BaseModel):
-    """A word; with its times if they were requested."""
+class TimedWord(BaseModel):
+    """A word, its times and the probability that it is correct."""
 
     word: str
-    start: float | None = Field(None, description="Seconds; only if word times were requested.")
-    end: float | None = Field(None, description="Seconds: the start of the next word, or the end of the segment.")
-    confidence: float = Field(ge=0, le=1, description="The probability that the word is correct.")
-
-
-class TimedWord(Word):
-    """A word and its times."""
-
     start: float = Field(description="Seconds.")
     end: float = Field(description="Seconds: the start of the next word, or the end of the segment.")
+    probability: float = Field(ge=0, le=1, description="The probability that the word is correct.")
 
 
 class TimedSegment(BaseModel):
@@ -75,7 +65,7 @@ class TimedSegment(BaseModel):
     seek: int = Field(description="Start of the segment, in hundredths of a second.")
     start: float = Field(description="Seconds.")
     end: float = Field(description="Seconds.")
-    text: str
+    text: str = Field(description="It begins with a space, as Whisper writes it.")
     tokens: list[int] = Field(description="Always empty: this server does not return tokens.")
     temperature: float = Field(
         ge=0, le=1, description="Sampling temperature; above 0 if the first attempt repeated itself."
@@ -89,14 +79,15 @@ class TimedSegment(BaseModel):
         "left out.",
     )
     confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
-    words: list[Word]
+    word_confidences: list[float] = Field(description="For each word the probability that it is correct.")
+    words: list[TimedWord] | None = Field(None, description="If word times were requested; each begins with a space.")
 
 
 class VerboseTranscription(BaseModel):
     """`response_format=verbose_json`."""
 
     task: Literal["transcribe"]
-    language: str
+    language: str = Field(description="The language's English name in small letters, as OpenAI gives it.")
     duration: float = Field(description="Duration of the recording, in seconds.")
     text: str
     confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
@@ -139,17 +130,3 @@ class Health(BaseModel):
     )
     waiting: int = Field(description="Requests that are being decoded or wait for it.")
     places: int = Field(description="Maximum of `waiting`; further requests get 503.")
-
-
-def verbose(transcript: Transcript, language: str, word_times: bool = False) -> dict[str, Any]:
-    """Return the fields of VerboseTranscription: those of subtitles.as_dict and the remaining ones of OpenAI's."""
-    fields = subtitles.as_dict(transcript, language)
-    for segment in fields["segments"]:
-        segment |= {
-            "seek": round(segment["start"] * 100),
-            "tokens": [],
-            "compression_ratio": round(repetition.compression_ratio(segment["text"]), 4),
-        }
-    if word_times:
-        fields["words"] = [word for segment in fields["segments"] for word in segment["words"]]
-    return fields

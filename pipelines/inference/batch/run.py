@@ -167,7 +167,8 @@ def _transcribe_one(
             raise AudioError("missing", "the row names no file")
         if recording.audio is None:
             raise AudioError("unreadable", f"the row contains {recording.name} instead of a path or audio")
-        transcript = transcriber.transcribe(recording.audio, on_audio=progress.show_current)
+        options = {"word_times": True} if "json" in job.formats and transcriber.times_words else {}
+        transcript = transcriber.transcribe(recording.audio, on_audio=progress.show_current, **options)
     except DamagedRecording as damage:
         transcript, error = damage.transcript, _one_line(damage)
     except AudioError as failure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -58,9 +57,8 @@ def refuse_existing(job: Job, paths: list[Path | None]) -> None:
 
 def write_subtitles(stem: Path, form: str, transcript: Transcript, language: str) -> None:
     """Write the subtitle file of one format, a key of subtitles.FORMATS."""
-    content = subtitles.FORMATS[form](transcript)
-    if form == "json":
-        content = json.dumps(subtitles.as_dict(transcript, language), ensure_ascii=False, indent=1) + "\n"
+    is_json = form == "json"
+    content = subtitles.verbose_json(transcript, language) if is_json else subtitles.FORMATS[form](transcript)
     path = _file(stem, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_bytes(path, content.encode())

@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[3]
 class FakeTranscriber:
     """Returns the duration of a recording in tenths of a second, as `ljud 12`; is interrupted after `most` calls."""
 
+    times_words = False
+
     def __init__(self, revision: str = "r1", most: int = 1000):
         self.ref = ModelRef("fake", Path(), "folder", revision)
         self.loaded, self.language = SimpleNamespace(name="stub cpu"), "sv"
