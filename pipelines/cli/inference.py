@@ -51,7 +51,7 @@ def transcribe(
         typer.Option("--format", metavar="FORM,FORM", help="Also write a file per recording: txt, srt, vtt, json."),
     ] = "",
     model: ModelUri = "",
-    language: Language = "sv",
+    language: Language = "",
     engine: EngineName = "auto",
     again: Annotated[bool, typer.Option("--again", help="Start over and replace earlier output.")] = False,
     retry_errors: Annotated[
@@ -91,7 +91,7 @@ def transcribe(
 
 def serve(
     model: ModelUri = "",
-    language: Language = "sv",
+    language: Language = "",
     engine: EngineName = "auto",
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free port.")] = 8000,
@@ -183,7 +183,7 @@ def production(
     form: Annotated[
         str, typer.Option(help="ctranslate2-int8 (-float16, ...), onnx-int8, onnx, safetensors-float16 (-float32).")
     ] = "ctranslate2-int8",
-    language: Language = "sv",
+    language: Language = "",
     recording: Annotated[
         Path | None, typer.Option(help="Recording for the test transcription; default: a synthetic Swedish sentence.")
     ] = None,

@@ -15,6 +15,7 @@ from pipelines import recipes
 from pipelines.infra import console
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
+from pipelines.recipes import languages
 from pipelines.recipes.settings import Recipe
 
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
@@ -37,7 +38,14 @@ Runs = Annotated[
 ]
 CacheUri = Annotated[str, typer.Option("--cache", help="URI of a feature cache; default: the recipe's newest cache.")]
 ModelUri = Annotated[str, typer.Option("--model", help="Model URI; default: the newest finished run, else the base.")]
-Language = Annotated[str, typer.Option("--language", help="Whisper language code.")]
+Language = Annotated[
+    str,
+    typer.Option(
+        "--language",
+        callback=languages.parse_optional,
+        help="A language, such as sv, sv-SE or Swedish; default: the one that the model was tuned for.",
+    ),
+]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, transformers, ctranslate2 or onnx.")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every network of this machine.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and written, and exit.")]

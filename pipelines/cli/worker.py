@@ -39,7 +39,7 @@ def worker(
     dataset: Annotated[
         list[str], typer.Option(metavar="RECIPE", help="Offer the data of this recipe too, by its name. Repeatable.")
     ] = (),
-    language: Annotated[list[str], typer.Option(metavar="CODE", help="Offer this language too. Repeatable.")] = (),
+    language: Annotated[list[str], typer.Option(help="Offer this language too. Repeatable.")] = (),
     store: StoreUris = (),
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free port.")] = 8001,

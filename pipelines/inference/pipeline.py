@@ -33,7 +33,8 @@ def load_transcriber(recipe: Recipe, model_uri: str = "", *, runs: str | Path = 
             f"no model for recipe {recipe.name}: run 02_training_pipeline first "
             f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
         )
-    return Transcriber(whisper_model.resolve(uri), recipe.language)
+    ref = whisper_model.resolve(uri)
+    return Transcriber(ref, whisper_model.language_of(ref, recipe.language))
 
 
 def choose_model(uri: str | None, runs: Path) -> tuple[str, str]:

@@ -20,9 +20,11 @@ from pipelines.inference import segmentation
 from pipelines.inference.segmentation import Window
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 from pipelines.speech import audio, repetition
 from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, Waveform
 from pipelines.whisper import engines
+from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import padded_frames, sorted_batches
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
@@ -84,7 +86,8 @@ class Transcriber:
     """A loaded model that transcribes recordings. Thread-safe: calls decode one after another."""
 
     ref: ModelRef
-    language: str = "sv"
+    language: str = ""
+    """Whisper's code or another name of a language (recipes.languages); empty or `auto`: the model's own."""
     engine: str = "auto"
     """One of engines.ENGINES."""
     device: str = ""
@@ -93,6 +96,7 @@ class Transcriber:
     max_new_tokens: int = engines.MAX_NEW_TOKENS
 
     def __post_init__(self) -> None:
+        self.language = languages.parse_optional(self.language) or whisper_model.language_of(self.ref)
         self.loaded = engines.open_engine(
             self.ref,
             self.language,

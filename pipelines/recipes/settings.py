@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 from pipelines.recipes.base_settings import Settings, flatten
 from pipelines.recipes.data_settings import AugmentSettings, CurationSettings, FeatureSettings, SourceSettings
 from pipelines.recipes.search_settings import SearchSettings
@@ -33,8 +35,8 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)
     """Name of the experiment and of its folder; at most 64 characters."""
-    language: str = Field("sv", pattern=r"^[a-z]{2,3}$")
-    """Whisper's language code, such as sv, da or nb."""
+    language: str = "sv"
+    """The language: Whisper's code, such as sv, da or no; `Swedish` and `sv-SE` become `sv`."""
     source: SourceSettings = SourceSettings()
     """Where the speech comes from."""
     model: ModelSettings = ModelSettings()
@@ -53,6 +55,14 @@ class Recipe(Settings):
     """How clips are transcribed and scored."""
     search: SearchSettings = Field(SearchSettings(), exclude=True)
     """What a sweep tries. Excluded from dumps and digests: a run is the same with or without a sweep."""
+
+    @field_validator("language")
+    @classmethod
+    def _language_as_code(cls, language: str) -> str:
+        try:
+            return languages.parse(language)
+        except LabError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _student_has_no_adapter(self) -> Recipe:

@@ -18,6 +18,7 @@ from typing import Any
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment, manifest
 from pipelines.infra.redact import redact_settings
+from pipelines.recipes import languages
 from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper.lineage import DATA_SOURCES, FILE, HUB_ID, data_of
@@ -118,7 +119,7 @@ def _results(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[st
 
 
 def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:
-    language = "Swedish" if recipe["language"] == "sv" else f"`{recipe['language']}`"
+    language = languages.NAMES[recipe["language"]].title()
     base = f"`{facts['base_model']}`" if facts.get("base_model") else "A private base model"
     quantised = f" ({facts['quantisation']})" if facts.get("quantisation") else ""
     code = f'"language": "{recipe["language"]}", "task": "transcribe"'

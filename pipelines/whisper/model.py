@@ -18,6 +18,7 @@ from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import errors as store_errors
 from pipelines.infra.stores import hub_client, is_local_path
+from pipelines.recipes import languages
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import mirror
 from pipelines.whisper.log_mel import FRAMES_PER_POSITION
@@ -151,6 +152,21 @@ def set_language(model: WhisperForConditionalGeneration, language: str) -> None:
     model.generation_config.language = language
     model.generation_config.task = "transcribe"
     model.generation_config.forced_decoder_ids = None
+
+
+def language_of(ref: ModelRef, default: str = "sv") -> str:
+    """Return Whisper's code of the language that a model was tuned for: by its manifest, else its generation settings.
+
+    `default` for a model of no language, such as a base model.
+    """
+    recorded = ref.facts.get("language")
+    if not recorded:
+        try:
+            settings = json.loads((ref.folder / "generation_config.json").read_text("utf-8"))
+            recorded = settings.get("language")
+        except (OSError, ValueError, AttributeError):
+            recorded = None
+    return (isinstance(recorded, str) and languages.find(recorded)) or default
 
 
 def identity(ref: ModelRef) -> dict[str, str]:

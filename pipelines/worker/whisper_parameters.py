@@ -41,7 +41,7 @@ class Parameters(BaseModel):
     learning_rate: float = Field(1e-5, gt=0, le=1, description="the highest, after the warm-up")
     warmup_ratio: float = Field(0.25, ge=0, le=1, description="share of the steps over which the rate rises")
     dataset: str = Field("", max_length=64, description="what to tune and score on")
-    language: str = Field("", max_length=3, description="Whisper's code of the language")
+    language: str = Field("", max_length=64, description="the language, such as sv or Swedish")
     split: Literal["test", "validation"] = Field("test", description="what is scored")
     store: str = Field("", max_length=64, description="where the model is saved")
     name: str = Field(

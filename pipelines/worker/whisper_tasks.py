@@ -24,6 +24,7 @@ from pipelines.features.sources import SPLITS
 from pipelines.infra import console
 from pipelines.infra import stores as infra_stores
 from pipelines.infra.errors import LabError
+from pipelines.recipes import languages as whisper_languages
 from pipelines.recipes.settings import Recipe
 from pipelines.speech.audio import AudioError
 from pipelines.training import loop as training_loop
@@ -67,7 +68,8 @@ class WhisperFineTuning(FineTuningInterface):
         self.recipe, self.folder, self.max_duration_s = recipe, folder, max_duration_s
         self.datasets = {recipe.name: recipe, **(datasets or {})}
         self.languages = {
-            name: tuple(dict.fromkeys((data.language, *languages))) for name, data in self.datasets.items()
+            name: tuple(dict.fromkeys((data.language, *map(whisper_languages.parse, languages))))
+            for name, data in self.datasets.items()
         }
         self.stores = dict(stores or {}) or {"saved": str(folder / "saved" / NAME)}
         for name in self.datasets:
@@ -83,7 +85,8 @@ class WhisperFineTuning(FineTuningInterface):
         # the prepared data set may no longer be allowed; a tuned model can still be tried and saved
         request.dataset = choose("dataset", request.dataset, prepared.get("dataset"), self.datasets)
         allowed = self.languages[request.dataset]
-        request.language = choose("language", request.language, prepared.get("language"), allowed)
+        requested = whisper_languages.parse_optional(request.language)
+        request.language = choose("language", requested, prepared.get("language"), allowed)
         request.store = require_one_of("store", request.store or next(iter(self.stores)), self.stores)
         if task in ("train", "eval"):
             _refuse_other_data(request, logs_dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import typer
 
 from pipelines import __main__ as cli
 from pipelines.cli import options
+from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 
 ROOT = Path(__file__).parents[2]
@@ -329,6 +331,27 @@ def test_transcribe_continues_after_unreadable_file(call, runs: Path, toy_model:
 def test_transcribe_refuses_missing_model(call, tmp_path: Path, encoded, speech):
     (tmp_path / "good.wav").write_bytes(encoded(speech(16_000)))
     assert "no model in" in one_line(call("transcribe", tmp_path / "good.wav", "--model", tmp_path / "none"))
+
+
+@pytest.mark.parametrize("command", ["transcribe", "serve", "production", "worker"])
+def test_wrong_language_fails_before_anything_else(call, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.whisper import model as whisper_model
+
+    monkeypatch.setattr(whisper_model, "resolve", lambda uri: pytest.fail("looked for a model"))
+    arguments = {"transcribe": ["a.wav"], "production": ["m", "--to", tmp_path / "served"]}.get(command, [])
+    done = call(command, *arguments, "--language", "svedish")
+    assert "such as sv or Swedish, got 'svedish'; near it: swedish" in one_line(done)
+
+
+def test_language_of_a_transcript_is_the_models(toy_model: Path, tmp_path: Path, call, encoded, speech):
+    (tmp_path / "a.wav").write_bytes(encoded(speech(16_000)))
+    tuned = shutil.copytree(toy_model, tmp_path / "tuned")
+    (tuned / "manifest.json").unlink(missing_ok=True)
+    manifest.seal(tuned, kind="model", name="dansk", language="da")
+    for chosen, expected in (([], "danish"), (["--language", "SV"], "swedish"), (["--language", "auto"], "danish")):
+        done = call("transcribe", tmp_path / "a.wav", *chosen, "--model", tuned, "--format", "json", "--again")
+        assert done.code == 0
+        assert json.loads((tmp_path / "a.json").read_text("utf-8"))["language"] == expected
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import pytest
 
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.infra import manifest
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.model import ModelRef
 
 
 def create_model(runs, name, finished_s, kind="model"):
@@ -29,6 +31,26 @@ def test_newest_finished_run_is_chosen_next(tmp_path):
     (create_model(tmp_path, "damaged", 400) / "config.json").unlink()
     (create_model(tmp_path, "unfinished", 500) / manifest.MANIFEST).unlink()
     assert inference_pipeline.choose_model("", tmp_path) == (str(newest), "newest")
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "language"),
+    [
+        ({"language": "da"}, '{"language": "swedish"}', "da"),
+        ({}, '{"language": "<|fi|>"}', "fi"),
+        ({}, '{"language": "Danish"}', "da"),
+        ({}, '{"language": ["da"]}', "sv"),
+        ({}, "{}", "sv"),
+        ({}, "[", "sv"),
+        ({}, None, "sv"),
+    ],
+)
+def test_language_is_that_of_manifest_then_settings(tmp_path, facts, settings, language):
+    if settings is not None:
+        (tmp_path / "generation_config.json").write_text(settings)
+    ref = ModelRef("x", tmp_path, "folder", "1", facts=facts)
+    assert whisper_model.language_of(ref) == language
+    assert whisper_model.language_of(ref, "nn") == (language if facts or language != "sv" else "nn")
 
 
 @pytest.mark.parametrize("runs", ["", "absent"])

@@ -584,7 +584,7 @@ def test_parameters_have_documented_defaults(tuner):
     assert told.pop("run")
     assert told == {**PREPARED, "epochs": 1.0, "learning_rate": 1e-5, "warmup_ratio": 0.25}
     assert tuner.check("dataset", {}, {}) == PREPARED
-    assert tuner.check("dataset", {"epochs": 3, "language": "da", "dataset": "other"}, dict(PREPARED)) == {
+    assert tuner.check("dataset", {"epochs": 3, "language": "Danish", "dataset": "other"}, dict(PREPARED)) == {
         "dataset": "other", "language": "da"
     }  # fmt: skip
     offered = {parameter.name: parameter for parameter in tuner.parameters()["train"]}
@@ -599,6 +599,8 @@ def test_parameters_have_documented_defaults(tuner):
         ("dataset", {"dataset": "tour"}, "dataset must be one of"),
         ("dataset", {"dataset": "x.toml"}, "dataset must be one of"),
         ("dataset", {"language": "de"}, "language must be one of sv, da"),
+        ("dataset", {"language": "Tysk"}, "language must be one of Whisper's"),
+        ("dataset", {"language": ["sv"]}, "language: "),
         ("dataset", {"dataset": {"path": "/"}}, "dataset: "),
         ("dataset", {"source.path": "/etc"}, "there is no parameter 'source.path'"),
         ("train", {"epoch": 1}, "there is no parameter 'epoch'; there are epochs, learning_rate"),

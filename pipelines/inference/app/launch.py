@@ -172,8 +172,7 @@ def _load_transcriber(uri: str, engine: str, language: str = "") -> Transcriber:
     from pipelines.inference.transcriber import Transcriber
     from pipelines.whisper import model as whisper_model
 
-    ref = whisper_model.resolve(uri)
-    return Transcriber(ref, language or ref.facts.get("language") or "sv", engine)
+    return Transcriber(whisper_model.resolve(uri), language, engine)
 
 
 def _base_loader(transcriber: Transcriber, engine: str) -> Callable[[], Transcriber] | None:

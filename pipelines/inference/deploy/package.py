@@ -38,7 +38,7 @@ class Proof:
     """Packages that it could not import."""
 
 
-def production(ref: ModelRef, form: str, folder: Path, *, language: str = "sv", recording: Path | None = None) -> Proof:
+def production(ref: ModelRef, form: str, folder: Path, *, language: str = "", recording: Path | None = None) -> Proof:
     """Create `folder` with what a deployment of `ref` in one of export.FORMS needs, and nothing else.
 
     First a new process serves it with the transcriber, on `recording` or a synthetic sentence; a form that needs no
@@ -52,7 +52,7 @@ def production(ref: ModelRef, form: str, folder: Path, *, language: str = "sv", 
         exported = export.convert(ref, form, to=Path(temporary) / "model")
         (exported / lineage.FILE).write_text(_model_card(ref, form), "utf-8")
         facts = {name: value for name, value in manifest.read(exported).items() if name != "files"}
-        manifest.seal(exported, **facts)
+        manifest.seal(exported, **facts | {"language": language or whisper_model.language_of(ref)})
         test_recording = recording or Path(temporary) / "sentence.wav"
         if recording is None:
             test_recording.write_bytes(espeak.synthesise(_SENTENCE, "sv+f1", 160, 50))
@@ -78,7 +78,7 @@ print(json.dumps(fields))
 """
 
 
-def prove(folder: Path, recording: Path, language: str = "sv") -> Proof:
+def prove(folder: Path, recording: Path, language: str = "") -> Proof:
     """Serve a folder in a new process. Raises LabError with the last line of its error output if that fails."""
     is_export = export.is_export(whisper_model.resolve(str(folder)))
     absent = ("torch", "transformers") if is_export else ()

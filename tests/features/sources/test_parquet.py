@@ -237,7 +237,9 @@ def test_configuration_is_chosen_by_language_or_setting(tmp_path, source, refusa
     message = refusal(tmp_path, config="nb_no")
     assert "'da_dk', 'sv_se'" in message and "'nb_no'" in message and "source.config" in message
     assert [e.text for e in source(tmp_path, language="da").examples()] == ["mening 5"]
-    assert "no source.config" in refusal(tmp_path, language="s")
+    write(tmp_path / "nb_no" / "train" / "0000.parquet", table(1, 7))
+    assert [e.text for e in source(tmp_path, language="no").examples()] == ["mening 7"]
+    assert "no source.config" in refusal(tmp_path, language="fi")
     (tmp_path / "sv_se").rename(tmp_path / "fi_fi")
     assert "no source.config" in refusal(tmp_path)
 

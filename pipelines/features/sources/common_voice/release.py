@@ -25,6 +25,7 @@ from pipelines.features.sources.common_voice import archive
 from pipelines.features.sources.common_voice.tables import POOLS, Row, Selection, Table, read, select
 from pipelines.features.sources.folder import is_inside
 from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +250,7 @@ def _example(split: str, row: Row, audio: bytes | Path) -> Example:
 
 
 def _is_of_language(locale: str, language: str) -> bool:
-    return locale == language or locale.startswith(f"{language}-")
+    return languages.find(locale) == language  # nb-NO, too, is Whisper's `no`
 
 
 def _only(path: Path, bases: list, language: str, locales: set[str]) -> PurePosixPath | Path:

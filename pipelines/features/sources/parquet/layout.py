@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.features.sources import SPLITS
 from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 
 TEXT = ("text", "sentence", "transcript", "transcription", "raw_transcription", "raw_text", "normalized_text")
 SPEAKER = ("speaker", "speaker_id", "client_id")
@@ -134,9 +135,15 @@ def _guessed_configs(names: list[str]) -> Declared:
 def _choose_config(where: str, configs: Declared, settings: LayoutSettings) -> tuple[str, Mapping[str, list[str]]]:
     """Return the configuration, and its files by split of the data set."""
     name = settings.config
-    pattern = re.compile(re.escape(name) if name else rf"{settings.language}([-_]\w+)?", re.IGNORECASE)
     aliases = {config: (config or "default", config.rpartition("/")[2]) for config in configs}
-    matches = [config for config in configs if any(pattern.fullmatch(alias) for alias in aliases[config])]
+    matches = [
+        config
+        for config in configs
+        if any(
+            alias.casefold() == name.casefold() if name else languages.find(alias) == settings.language
+            for alias in aliases[config]
+        )
+    ]
     if not name and len(configs) == 1:
         matches = list(configs)
     if len(matches) != 1:
