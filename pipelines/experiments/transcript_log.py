@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.inference.feedback import clean_field, wer
-from pipelines.infra import feedback_log
+from pipelines.infra import feedback_log, manifest
 from pipelines.infra.errors import LabError
 
 
@@ -35,9 +34,7 @@ def write(log: Path, report: EvalReport, now: datetime | None = None) -> None:
             "model": report.model,
         }
         lines.append(csv_log.line(row))
-    partial = log.with_name(f".{log.name}.partial")
-    partial.write_bytes(b"".join(lines))
-    os.replace(partial, log)
+    manifest.write_bytes(log, b"".join(lines))
 
 
 def refuse_listeners(log: Path) -> None:

@@ -1,17 +1,21 @@
 """Sealed folders: an artefact is finished once its manifest, which is written last, exists.
 
 A folder without `manifest.json` is unfinished and never used. The manifest lists size and sha256 of every file in the
-folder. Caches, checkpoints, models and reports are such folders.
+folder. Caches, checkpoints, models and reports are such folders. Files that people edit in a finished folder (EDITABLE)
+are listed and copied, but not verified.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import stat
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,10 @@ from typing import Any
 from pipelines.infra.errors import LabError
 
 MANIFEST = "manifest.json"
+EDITABLE = ("README.md", ".gitattributes")
+"""Files that people edit in a finished folder, here or on the Hub. They may differ from the manifest or be missing."""
+_SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that systems add to folders that people look at."""
 PACKAGE = Path(__file__).parents[1]
 """The folder of this package's code."""
 
@@ -26,11 +34,13 @@ PACKAGE = Path(__file__).parents[1]
 def seal(folder: Path, *, computed_sha256: Mapping[str, str] | None = None, **fields: Any) -> dict[str, Any]:
     """Write and return the manifest of `folder`: `fields`, and size and sha256 of every file.
 
-    Every file is flushed to the disk before the manifest, so that after a crash no manifest names a missing file.
+    Every file is flushed to the disk before the manifest, so that after a crash no manifest names a missing file. Every
+    file gets the permissions of a new file: safetensors writes weights that only their owner can read.
     `computed_sha256` has the digests of files that were hashed while they were written; the others are read.
     """
     digests = computed_sha256 or {}
     names = {path: path.relative_to(folder).as_posix() for path in sorted(_files(folder))}
+    _permit_readers(names)
     files = {name: _entry(path, digests.get(name)) for path, name in names.items()}
     manifest = {**fields, "files": files}
     write_json(folder / MANIFEST, manifest)
@@ -56,11 +66,17 @@ def replace(folder: Path, name: str, content: bytes, **fields: Any) -> None:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of `folder`, or None if it is missing or invalid."""
+    manifest = read_json(folder / MANIFEST)
+    return manifest if manifest is not None and isinstance(manifest.get("files"), dict) else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None if the file is missing or holds none."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # RecursionError: nested a thousand times
         return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def problem(folder: Path, *, thorough: bool = True) -> str | None:
@@ -70,8 +86,11 @@ def problem(folder: Path, *, thorough: bool = True) -> str | None:
     """
     manifest = read(folder)
     if manifest is None:
+        if (folder / MANIFEST).exists():
+            return f"{MANIFEST} is damaged"
         return "unfinished (it has no manifest)" if folder.exists() else "absent"
-    for name, entry in manifest["files"].items():
+    files = verified(manifest["files"])
+    for name, entry in files.items():
         path = folder / name
         if not (isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()):
             return f"the manifest's entry of {name} is damaged"
@@ -79,7 +98,12 @@ def problem(folder: Path, *, thorough: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != entry["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
-    return _damaged(folder, manifest["files"]) if thorough else None
+    return _damaged(folder, files) if thorough else None
+
+
+def verified(files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a manifest without those of EDITABLE."""
+    return {name: entry for name, entry in files.items() if name not in EDITABLE}
 
 
 def require_complete(folder: Path, what: str, remedy: str, *, thorough: bool = True) -> dict[str, Any]:
@@ -96,13 +120,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: after a crash it has its old or its new content."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        _flush(file.fileno())
-    os.replace(partial, path)
+    """Write a file atomically: after a crash it has its old or its new content, whichever process writes it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            _flush(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -132,12 +160,19 @@ def sha256(path: Path) -> str:
 
 def _damaged(folder: Path, entries: dict[str, Any]) -> str | None:
     """Return a description of the first file with another digest, or None. Files are hashed in parallel."""
+
+    def fault(name: str) -> str | None:
+        try:
+            same = sha256(folder / name) == entries[name]["sha256"]
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return None if same else f"{name} is damaged (its sha256 differs)"
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = pool.map(lambda name: sha256(folder / name), entries)
-        for (name, entry), digest in zip(entries.items(), digests, strict=True):
-            if digest != entry["sha256"]:
+        for problem in pool.map(fault, entries):
+            if problem:
                 pool.shutdown(wait=False, cancel_futures=True)
-                return f"{name} is damaged (its sha256 differs)"
+                return problem
     return None
 
 
@@ -154,8 +189,22 @@ def _files(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(".partial") and path != folder / MANIFEST
+        if path.is_file()
+        and not path.name.endswith(".partial")
+        and path != folder / MANIFEST
+        and path.name not in _SYSTEM_FILES
     ]
+
+
+def _permit_readers(files: Iterable[Path]) -> None:
+    """Give files at least the permissions that a new file gets, if this process may change them."""
+    mask = os.umask(0o022)  # the only way to read it
+    os.umask(mask)
+    for path in files:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode | 0o666 & ~mask != mode:
+            with contextlib.suppress(OSError):  # another user's file, a mount without permissions
+                path.chmod(mode | 0o666 & ~mask)
 
 
 def _entry(path: Path, digest: str | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import importlib.metadata
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper.lineage import DATA_SOURCES, FILE, HUB_ID, data_of
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 _LICENCES = {"openai/whisper-": "apache-2.0", "KBLab/kb-whisper-": "apache-2.0"}
 """Licences of base models on the Hub, by the prefix of their names; others are not guessed."""
@@ -48,9 +51,16 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def refresh(folder: Path, **facts: Any) -> None:
-    """Add facts to a sealed model's manifest and card; the same facts again change nothing."""
+    """Add facts to a sealed model's manifest and card; the same facts again change nothing.
+
+    A card that a person has edited stays as it is.
+    """
     sealed, added = manifest.read(folder), json.loads(json.dumps(facts))
-    if not (folder / FILE).exists():  # models of early versions have no card
+    card, listed = folder / FILE, sealed["files"].get(FILE)
+    edited = card.exists() and listed is not None and manifest.sha256(card) != listed["sha256"]
+    if not card.exists() or edited:  # models of early versions have no card
+        if edited and not added.items() <= sealed.items():
+            logger.info(f"note: {card} was edited: the new scores are in {manifest.MANIFEST} only")
         manifest.amend(folder, **added)
     elif not (FILE in sealed["files"] and added.items() <= sealed.items()):
         manifest.replace(folder, FILE, _card(folder, {**sealed, **added}).encode(), **added)

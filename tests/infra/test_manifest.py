@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -68,10 +70,10 @@ def test_problem_names_the_file_and_the_fault(sealed):
 
 def test_missing_or_invalid_manifest_is_a_problem(sealed, tmp_path):
     assert manifest.problem(tmp_path / "nowhere") == "absent"
-    for nonsense in (b"", b"{", b"[]", b"{}", b'{"files": []}', b"\xff\xfe"):
+    for nonsense in (b"", b"{", b"[]", b"{}", b'{"files": []}', b"\xff\xfe", b"[" * 100_000):
         (sealed / "manifest.json").write_bytes(nonsense)
         assert manifest.read(sealed) is None
-        assert manifest.problem(sealed) == "unfinished (it has no manifest)"
+        assert manifest.problem(sealed) == "manifest.json is damaged"
     (sealed / "manifest.json").unlink()
     assert manifest.problem(sealed) == "unfinished (it has no manifest)"
 
@@ -110,3 +112,44 @@ def test_write_json_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         manifest.write_json(path, {"b": 2, "c": object()})
     assert json.loads(path.read_text("utf-8")) == {"å": 1}
+
+
+@pytest.mark.parametrize("change", [lambda card: card.write_text("# Mine"), lambda card: card.unlink()])
+def test_edited_or_removed_card_is_no_damage(tmp_path, change):
+    (tmp_path / "README.md").write_text("# The lab's")
+    (tmp_path / "a.bin").write_bytes(b"1")
+    assert set(manifest.seal(tmp_path)["files"]) == {"README.md", "a.bin"}
+    change(tmp_path / "README.md")
+    assert manifest.problem(tmp_path) is None
+
+
+def test_sealed_files_have_ordinary_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        for name, mode in (("weights", 0o600), ("tool", 0o700), ("open", 0o666)):
+            (tmp_path / name).write_bytes(b"1")
+            (tmp_path / name).chmod(mode)
+        manifest.seal(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    assert modes == {"weights": "0o640", "tool": "0o740", "open": "0o666", "manifest.json": "0o640"}
+
+
+def test_two_writers_of_one_file_leave_one_content(tmp_path):
+    path = tmp_path / "a.json"
+    contents = [{"writer": number, "text": "x" * 10_000} for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: manifest.write_json(path, content), contents))
+    assert json.loads(path.read_text("utf-8")) in contents
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_failed_write_leaves_no_partial_file(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        manifest.write_bytes(tmp_path / "a", b"1")
+    assert os.listdir(tmp_path) == []

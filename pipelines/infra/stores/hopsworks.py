@@ -206,7 +206,7 @@ def _register(project: Any, folder: Path, path: str, uri: str) -> str:
         saved = model.save(str(folder), await_registration=_REGISTRATION_S, keep_original_files=True)
     version = f"{_REGISTRY}/{name}/{saved.version}"
     remote = HopsworksFolder(files, f"{version}/Files")
-    entries = manifest.read(folder)["files"]
+    entries = manifest.verified(manifest.read(folder)["files"])
     differing = [name for name, entry in entries.items() if not remote.holds(name, folder / name, entry)]
     if differing:
         remote.remove([manifest.MANIFEST])

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -79,11 +80,11 @@ def publish(folder: Path, remote: RemoteFolder, uri: str, thorough: bool = True)
     manifest.require_complete(
         folder, "artefact", "Only finished artefacts are published: make it again", thorough=thorough
     )
-    content = (folder / manifest.MANIFEST).read_bytes()
-    files = entries(content, str(folder))
     sizes = remote.sizes()
-    missing = _differing(folder, remote, files, sizes)
     previous = remote.read(manifest.MANIFEST) if manifest.MANIFEST in sizes else None
+    content, files = _current(folder)
+    kept = [name for name in manifest.EDITABLE if name in files and _was_edited(remote, name, previous, sizes)]
+    missing = [name for name in _differing(folder, remote, files, sizes) if name not in kept]
     if not missing and previous == content:
         logger.log(level, f"{uri} is there already, whole and the same")
         return
@@ -97,7 +98,11 @@ def publish(folder: Path, remote: RemoteFolder, uri: str, thorough: bool = True)
         logger.log(level, f"publishing {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) to {uri}")
         remote.put(folder, missing)
         _require_same(folder, remote, files, missing, uri)
-    remote.put(folder, [manifest.MANIFEST])
+    for name in kept:
+        logger.info(f"note: {name} was edited at {uri} and stays as it is: remove it there to publish the one here")
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / manifest.MANIFEST).write_bytes(content)
+        remote.put(Path(temporary), [manifest.MANIFEST])
     if remote.read(manifest.MANIFEST) != content:
         raise LabError(f"{uri} does not read back as it was published (manifest.json differs). Run this again")
 
@@ -112,7 +117,7 @@ def metadata(remote: RemoteFolder) -> dict[str, Any] | None:
     except LabError:
         return None
     sizes = remote.sizes()
-    complete = all(sizes.get(name) == entry["bytes"] for name, entry in files.items())
+    complete = all(sizes.get(name) == entry["bytes"] for name, entry in manifest.verified(files).items())
     return json.loads(content) if complete else None
 
 
@@ -161,7 +166,7 @@ def entries(content: bytes, uri: str) -> Entries:
     try:
         files = json.loads(content)["files"]
         valid = all({"bytes", "sha256"} <= entry.keys() and _is_inside(name) for name, entry in files.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
         raise LabError(
@@ -173,6 +178,24 @@ def entries(content: bytes, uri: str) -> Entries:
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and not {"..", "."} & set(name.split("/")) and "\\" not in name
+
+
+def _current(folder: Path) -> tuple[bytes, Entries]:
+    """Return the manifest of a sealed folder and its files, with the entries of EDITABLE files as they are now."""
+    content = (folder / manifest.MANIFEST).read_bytes()
+    listed = entries(content, str(folder))
+    files = manifest.verified(listed)
+    for name in (name for name in listed if name in manifest.EDITABLE and (folder / name).is_file()):
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": manifest.sha256(folder / name)}
+    if files != listed:
+        content = json.dumps({**json.loads(content), "files": dict(sorted(files.items()))}, indent=1).encode()
+    return content, files
+
+
+def _was_edited(remote: RemoteFolder, name: str, previous: bytes | None, sizes: dict[str, int]) -> bool:
+    """Return True if a file of the copy differs from the manifest that was published with it."""
+    entry = entries(previous, "").get(name) if name in sizes and _listed_files(previous) else None
+    return entry is not None and hashlib.sha256(remote.read(name)).hexdigest() != entry["sha256"]
 
 
 def _differing(folder: Path, remote: RemoteFolder, files: Entries, sizes: dict[str, int]) -> list[str]:
@@ -207,13 +230,15 @@ def _download(remote: RemoteFolder, files: Entries, content: bytes, target: Path
     if target.exists():
         shutil.rmtree(partial, ignore_errors=True)
         target.rename(partial)  # damaged: its valid files are kept
+    sizes = remote.sizes()
+    files = {name: entry for name, entry in files.items() if name in sizes or name not in manifest.EDITABLE}
     missing = [name for name, entry in files.items() if not _has_content(partial / name, entry)]
     n_bytes = sum(files[name]["bytes"] for name in missing)
     logger.info(f"fetching {len(missing)} of {len(files)} files ({n_bytes / 1e6:.1f} MB) from {uri}")
     for name in missing:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         remote.get(name, partial / name)
-        if not _has_content(partial / name, files[name]):
+        if name not in manifest.EDITABLE and not _has_content(partial / name, files[name]):
             (partial / name).unlink(missing_ok=True)
             raise Damaged(f"{name} of {uri} arrived damaged (its size or sha256 differs). Run this again to fetch it")
     _remove_other_files(partial, {*files})

@@ -110,6 +110,28 @@ def test_changed_manifest_is_uploaded_alone(bench, artefact):
     assert manifest.read(bench.fetch("tour"))["test"] == {"wer": 0.25}
 
 
+def test_edited_cards_are_kept_and_published(bench, artefact, tmp_path):
+    front = b"---\nlicense: mit\n---\n"
+    model = create_artefact(tmp_path / "model", {**FILES, "README.md": front + b"# The lab's"}, kind="model")
+    bench.publish(model, "tour")
+    (model / "README.md").write_bytes(front + b"# Mine, longer than before")
+    before = bench.uploads()
+    bench.publish(model, "tour")
+    assert bench.files("tour")["README.md"] == front + b"# Mine, longer than before"
+    assert bench.uploads() - before == 2  # the card and the manifest
+    bench.write("tour", "README.md", b"# Edited there")
+    assert bench.exists("tour")
+    record_log(lines := [])
+    bench.publish(model, "tour")
+    manifest.amend(model, test={"wer": 0.25})
+    bench.publish(model, "tour")
+    assert bench.files("tour")["README.md"] == b"# Edited there"
+    assert any("README.md was edited at" in line for line in lines)
+    assert (bench.fetch("tour") / "README.md").read_bytes() == b"# Edited there"
+    bench.write("tour", "README.md", None)
+    assert manifest.problem(bench.fetch("tour")) is None
+
+
 def test_manifest_is_uploaded_last(bench, artefact, monkeypatch):
     order = []
     for place in (local.LocalFolder, drive.DriveFolder, hub.HubFolder, hopsworks.HopsworksFolder):
