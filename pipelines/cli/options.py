@@ -88,7 +88,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     name = name.strip()
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
     return name, value if recipes.is_text_setting(name) and not isinstance(parsed, str) else parsed
 

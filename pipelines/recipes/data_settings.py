@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.recipes.base_settings import Settings
+from pipelines.recipes.base_settings import Seed, Settings
 
 _TEST_SPLIT = re.compile(r"(?<![a-z])test(ing)?(?![a-z])", re.IGNORECASE)
 """Names of test splits, such as test, test.clean and partial-test."""
@@ -107,7 +107,7 @@ class SourceSettings(Settings):
     """planted: share of the training clips with a male voice, 0 to 1."""
     sentences: str = ""
     """planted: a text file with one training sentence per line; empty: the sentences of `tour`."""
-    seed: int = 7
+    seed: Seed = 7
     """Seed of the draws of sentences, speakers and splits."""
 
     @model_validator(mode="after")
@@ -209,7 +209,7 @@ class CurationSettings(Settings):
     label_model: str = ""
     """The model that checks transcripts; empty: the recipe's base model. `run:<recipe>`: the newest model of that
     recipe on this machine with the same `training.seed`."""
-    seed: int = 11
+    seed: Seed = 11
     """Seed of the draws for `balance_by` and `max_per_speaker`."""
 
 
@@ -235,5 +235,5 @@ class AugmentSettings(Settings):
     """SpecAugment: number of masks in frequency per clip."""
     mel_mask_bands: int = Field(10, ge=1, le=40)
     """SpecAugment: maximum width of a mask in frequency; mel bands, 1 to 40."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of all these draws."""

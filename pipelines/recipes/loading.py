@@ -25,6 +25,8 @@ from pipelines.recipes.settings import SPACE_PREFIX, Recipe
 RECIPES = Path(__file__).parent
 """The folder of the lab's own recipes."""
 _EXTENDS = "extends"
+_MAX_LINE = 500
+"""Characters of an error that quotes a value."""
 
 
 def names() -> list[str]:
@@ -45,7 +47,10 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe
     """Return the recipe with these settings, nested or flat, with `overrides` applied. Raises LabError like `load`."""
     if not isinstance(overrides, Mapping):
         raise LabError(f"overrides must be a dictionary such as {{'training.steps': 60}}, got {overrides!r}")
-    flat = {**flatten(settings), **flatten(overrides)}
+    try:
+        flat = {**flatten(settings), **flatten(overrides)}
+    except RecursionError:
+        raise LabError("the settings are nested too deeply: expected groups of settings, such as [training]") from None
     _refuse_unknown(flat, setting_names() + search_setting_names())
     if "source.parts" in flat:
         flat["source.parts"] = _nest_parts("source.parts", flat["source.parts"])
@@ -69,9 +74,9 @@ def _read_with_parents(path: Path) -> dict[str, Any]:
     chain, settings = [], {}
     while True:
         chain.append(path.resolve())
-        nested = _read(path)
-        parent = nested.pop(_EXTENDS, None)
-        settings = flatten(nested) | settings
+        flat = _read(path)
+        parent = flat.pop(_EXTENDS, None)
+        settings = flat | settings
         if parent is None:
             return settings
         if not isinstance(parent, str):
@@ -87,8 +92,9 @@ def _read_with_parents(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the flat settings of a file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return flatten(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         name = path.stem if path.parent == RECIPES else str(path)
         raise LabError(
@@ -96,7 +102,9 @@ def _read(path: Path) -> dict[str, Any]:
             f"The lab has {', '.join(names())}; a file of your own ends in .toml"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LabError(f"{path.name} is not valid TOML: {error}") from None
+        raise LabError(_shorten(f"{path.name} is not valid TOML: {error}")) from None
+    except RecursionError:
+        raise LabError(f"{path.name} is nested too deeply to be a recipe: name another file") from None
     except OSError as error:
         raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Name another") from None
 
@@ -127,7 +135,8 @@ def _refuse_unknown(flat: Mapping[str, Any], valid_names: list[str]) -> None:
             raise LabError("extends is read from a recipe's file only: write it there, above the first table")
         if name not in valid_names:
             raise LabError(
-                f"unknown setting {name!r}{_suggest(name, valid_names)} All settings: python -m pipelines recipe tour"
+                f"unknown setting {_shorten(repr(name))}{_suggest(name, valid_names)} "
+                "All settings: python -m pipelines recipe tour"
             )
 
 
@@ -159,4 +168,8 @@ def _first_error(error: ValidationError) -> str:
     """Return the first error of a validation as one line."""
     first = error.errors()[0]
     setting = ".".join(str(part) for part in first["loc"]) or "recipe"
-    return f"setting {setting}: {first['msg']}, got {first['input']!r}"
+    return _shorten(f"setting {setting}: {first['msg']}, got {first['input']!r}")
+
+
+def _shorten(line: str) -> str:
+    return line if len(line) <= _MAX_LINE else line[:_MAX_LINE] + " ..."

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from pipelines.infra import environment, manifest, progress_file
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
@@ -28,10 +30,7 @@ def read_stages(recipe: Recipe, runs: str | Path = "") -> dict[str, Any]:
 
     A rehearsal without features uses those of the full experiment.
     """
-    try:
-        stages = json.loads((experiment_folder(recipe, runs) / "stages.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        stages = {}
+    stages = manifest.read_json(experiment_folder(recipe, runs) / "stages.json") or {}
     if recipe.training.fast_dev_run and "features" not in stages:
         full = recipe.model_copy(update={"training": recipe.training.model_copy(update={"fast_dev_run": False})})
         stages |= {name: record for name, record in read_stages(full, runs).items() if name == "features"}
@@ -48,7 +47,8 @@ def record_stage(recipe: Recipe, runs: str | Path, name: str) -> Iterator[dict[s
     folder = experiment_folder(recipe, runs)
     folder.mkdir(parents=True, exist_ok=True)
     record["seconds"] = round(time.monotonic() - started, 2)
-    manifest.write_json(folder / "stages.json", {**read_stages(recipe, runs), name: record})
+    with filelock.FileLock(folder / ".stages.json.lock"):  # stages of other processes
+        manifest.write_json(folder / "stages.json", {**read_stages(recipe, runs), name: record})
 
 
 @contextlib.contextmanager

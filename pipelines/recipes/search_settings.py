@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.recipes.base_settings import Settings
+from pipelines.recipes.base_settings import Seed, Settings
 
 
 class ParameterSettings(Settings):
@@ -51,7 +51,7 @@ class SearchSettings(Settings):
     """ASHA: steps of the first rung; 0: `training.eval_every`. Every rung is a multiple of `training.eval_every`."""
     max_hours: float = Field(0.0, ge=0)
     """Start no new trial after this number of training hours, summed over all trials; 0: no limit."""
-    seed: int = 19
+    seed: Seed = 19
     """Seed of the sampled values."""
     space: dict[str, ParameterSettings] = {}
     """Each searched setting by its dotted name, as a table: `[search.space.training.learning_rate]`."""

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
-from pipelines.recipes.base_settings import Settings, flatten
+from pipelines.recipes.base_settings import Seed, Settings, flatten
 from pipelines.recipes.data_settings import AugmentSettings, CurationSettings, FeatureSettings, SourceSettings
 from pipelines.recipes.search_settings import SearchSettings
 from pipelines.recipes.training_settings import DistillationSettings, ModelSettings, TrainingSettings
@@ -26,7 +26,7 @@ class EvaluationSettings(Settings):
     """Maximum tokens of one transcript, 1 to 440."""
     bootstrap_samples: int = Field(1_000, ge=100)
     """Resamples for each 95 % interval, at least 100."""
-    seed: int = 13
+    seed: Seed = 13
     """Seed of the resampling."""
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.recipes.base_settings import Settings
+from pipelines.recipes.base_settings import Seed, Settings
 
 
 class ModelSettings(Settings):
@@ -129,7 +129,7 @@ class TrainingSettings(Settings):
     only."""
     workers: int = Field(0, ge=0)
     """Number of processes that load batches; 0: the training process loads them."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of batches, dropout and adapters."""
 
     @model_validator(mode="after")

@@ -189,7 +189,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if rank := distributed.rank():  # the weights are initialised: from here on each process draws its own dropout
-        transformers.set_seed(settings.seed + rank)
+        transformers.set_seed((settings.seed + rank) % 2**32)
     return trainer
 
 

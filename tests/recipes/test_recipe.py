@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydantic
@@ -11,7 +13,7 @@ import pytest
 
 from pipelines import recipes
 from pipelines.infra.errors import LabError
-from pipelines.recipes import differences, digest, load, names, setting_names
+from pipelines.recipes import differences, digest, load, names, runs, setting_names
 from pipelines.recipes.base_settings import flatten
 
 ROOT = Path(__file__).parents[2]
@@ -375,3 +377,53 @@ def test_unknown_parent_is_a_one_line_error(tmp_path, extends, message):
 def test_misspelt_setting_of_a_parent_is_an_error(tmp_path):
     write_recipes(tmp_path, child='extends = "parent.toml"', parent="[training]\nstesp = 3")
     assert "unknown setting 'training.stesp'" in error_message(tmp_path / "child.toml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"x = {'[' * 5_000}{']' * 5_000}",
+        f"x = {'{x = ' * 5_000}1{'}' * 5_000}",
+        f"x{'.x' * 5_000} = 1",
+        f"[{'.'.join('x' * 5_000)}]",
+    ],
+    ids=["arrays", "tables", "dotted", "header"],
+)
+def test_deep_recipe_is_a_one_line_error(tmp_path, text):
+    write_recipes(tmp_path, deep=text)
+    assert len(error_message(tmp_path / "deep.toml")) < 700
+
+
+@pytest.mark.parametrize("name", ["training.seed", "source.seed", "curation.seed", "evaluation.seed", "search.seed"])
+def test_seed_outside_32_bits_is_a_one_line_error(name):
+    for value in (2**32, -1):
+        assert f"setting {name}: Input should be" in error_message("tour", {name: value})
+
+
+def test_error_of_a_long_value_is_short():
+    assert len(error_message("tour", {"training.steps": "9" * 100_000})) < 700
+
+
+def test_stages_of_two_processes_are_both_recorded(tmp_path):
+    recipe = load("tour")
+    barrier = threading.Barrier(2)
+
+    def record(name):
+        with runs.record_stage(recipe, tmp_path, name) as note:
+            note["of"] = name
+            barrier.wait()  # both end at the same time
+
+    for _ in range(10):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(record, ("features", "training")))
+        assert runs.read_stages(recipe, tmp_path).keys() == {"features", "training"}
+        (tmp_path / "tour/stages.json").unlink()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 10_000])
+def test_damaged_stage_record_is_replaced(tmp_path, content):
+    (tmp_path / "tour").mkdir()
+    (tmp_path / "tour/stages.json").write_text(content)
+    with runs.record_stage(load("tour"), tmp_path, "features"):
+        pass
+    assert runs.read_stages(load("tour"), tmp_path).keys() == {"features"}

@@ -123,7 +123,9 @@ def _propose_by_tpe(search: SearchSettings, number: int, earlier: Sequence[Trial
         raise missing_package("optuna", "optuna>=4.2", "search.sampler = 'tpe'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kinds = {name: _distribution(parameter) for name, parameter in search.space.items()}
-    sampler = optuna.samplers.TPESampler(seed=1_000_003 * search.seed + number, n_startup_trials=_RANDOM_FIRST)
+    sampler = optuna.samplers.TPESampler(
+        seed=(1_000_003 * search.seed + number) % 2**32, n_startup_trials=_RANDOM_FIRST
+    )
     study = optuna.create_study(sampler=sampler)
     for trial in (trial for trial in earlier if trial.has_no_score or math.isfinite(trial.wer)):
         study.add_trial(
