@@ -73,7 +73,12 @@ class RunSummary:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of summary.json."""
         scores = {
-            f"wer_{label}": {"wer": report.score.wer, "ci95": list(report.score.ci95), "model": report.model}
+            f"wer_{label}": {
+                "wer": report.score.wer,
+                "ci95": report.score.ci95 and list(report.score.ci95),
+                "over": report.score.over,
+                "model": report.model,
+            }
             for label, report in (("before", self.before), ("after", self.after))
         }
         return {
@@ -90,7 +95,8 @@ class RunSummary:
         lines = [f"recipe {self.recipe}, {self.after.score.n} test utterances, normalised WER with 95 % interval"]
         for label, report in (("before", self.before), ("after", self.after)):
             score = report.score
-            lines.append("  {:<7}{:.3f}  ({:.3f} to {:.3f})  {}".format(label, score.wer, *score.ci95, report.model))
+            lines.append(f"  {label:<7}{score.wer:.3f}  ({score.units.interval(score.ci95)})  {report.model}")
+        lines += [f"note: {note}" for note in self.after.caveats]
         lines.append("seconds  " + json.dumps(self.seconds))
         lines.append(f"cache    {self.cache_uri}")
         lines.append(f"model    {self.model_uri}")

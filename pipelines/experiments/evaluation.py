@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import process_pool
 from pipelines.recipes import digest
 from pipelines.recipes.settings import Recipe
-from pipelines.speech import scoring, text
+from pipelines.speech import intervals, scoring, text
 from pipelines.speech.scoring import Score
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import lineage as whisper_lineage
@@ -67,6 +67,8 @@ class EvalReport:
     """Version of text.normalise behind `score`."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """Origin of the model (`lineage`)."""
+    caveats: tuple[str, ...] = ()
+    """What the scores and intervals do not say, one sentence each."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `evaluate --json` prints."""
@@ -75,14 +77,15 @@ class EvalReport:
             "split": self.split,
             "score": self.score.as_dict(),
             "raw": self.raw.as_dict(),
+            "caveats": list(self.caveats),
             "report": str(self.folder),
             "page": str(self.page),
         }
 
     def __str__(self) -> str:
-        return (
-            f"{self.model} on {self.split}\n  normalised  {self.score}\n  as written  {self.raw}\nreport {self.folder}"
-        )
+        notes = "".join(f"\nnote: {caveat}" for caveat in self.caveats)
+        scores = f"  normalised  {self.score}\n  as written  {self.raw}"
+        return f"{self.model} on {self.split}\n{scores}{notes}\nreport {self.folder}"
 
     @property
     def page(self) -> Path | None:
@@ -96,7 +99,7 @@ class EvalReport:
         return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
     def slices(self) -> pd.DataFrame:
-        """Return WER per value of each slice column: slice, value, wer, low, high (95 %), n, speakers."""
+        """Return WER per value of each slice column: slice, value, wer, low, high (95 %), n, speakers, over."""
         return report_slices.table(self.predictions)
 
     def worst(self, n: int = 10) -> pd.DataFrame:
@@ -136,7 +139,7 @@ def evaluate(
         raise LabError(f"the cache {cache.folder} has no {split} clips to score")
     on_start(len(rows))
     hypotheses, speed = _decode(recipe, cache, ref, rows, on_clips)
-    return _write(folder, identity, ref, split, _predictions(cache, rows, hypotheses), recipe, speed)
+    return _write(folder, identity, ref, cache, _predictions(cache, rows, hypotheses), recipe, speed)
 
 
 def read_report(folder: Path) -> EvalReport:
@@ -145,17 +148,19 @@ def read_report(folder: Path) -> EvalReport:
     # read text columns as text: pandas would turn a transcript such as 007 into a number
     texts = dict.fromkeys(("id", "speaker", "reference", "hypothesis", *report_slices.COLUMNS), str)
     predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=texts)
+    score = _score(facts["score"], predictions)
     return EvalReport(
         folder,
         facts["model"],
         facts["split"],
-        _score(facts["score"]),
-        _score(facts["raw"]),
+        score,
+        _score(facts["raw"], predictions),
         predictions,
         facts["seconds"],
         facts.get("test_set", ""),
         facts.get("normaliser", ""),
         facts.get("lineage", {}),
+        tuple(facts.get("caveats", _caveats(score))),
     )
 
 
@@ -249,22 +254,25 @@ def _write(
     folder: Path,
     identity: dict[str, Any],
     ref: ModelRef,
-    split: str,
+    cache: FeatureCache,
     predictions: pd.DataFrame,
     recipe: Recipe,
     speed: dict[str, Any],
 ) -> EvalReport:
+    split, origin = identity["split"], lineage(ref)
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
+    score = scoring.score(*texts, **settings)
     fields = {
         "model": whisper_lineage.base_of(ref),
         "quantisation": ref.quantisation,
         "split": split,
-        "score": scoring.score(*texts, **settings).as_dict(),
+        "score": score.as_dict(),
+        "caveats": [*_caveats(score), *_shared_speakers(cache, origin, split)],
         "raw": scoring.score(*texts, normalised=False, **settings).as_dict(),
         "test_set": test_set(predictions),
         "normaliser": text.NORMALISER,
-        "lineage": lineage(ref),
+        "lineage": origin,
     }
     folder.mkdir(parents=True, exist_ok=True)
     predictions.to_csv(folder / "predictions.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
@@ -276,5 +284,36 @@ def _write(
     return read_report(folder)
 
 
-def _score(facts: dict[str, Any]) -> Score:
-    return Score(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+def _score(facts: dict[str, Any], predictions: pd.DataFrame) -> Score:
+    """Return a stored score. Older ones counted every clip of an unknown speaker as a speaker: their intervals are new.
+
+    An old score keeps its intervals if all its speakers are known, and more than one.
+    """
+    score = Score(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+    speakers = predictions["speaker"].tolist()
+    _, units = intervals.group(speakers, len(speakers))
+    if "over" in facts or (units.over == intervals.SPEAKERS and units.speakers == score.speakers):
+        return score
+    texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist()
+    again = scoring.score(*texts, speakers, normalised=score.normalised)
+    changed = {name: getattr(again, name) for name in ("ci95", "cer_ci95", "speakers", "over")}
+    return replace(score, **changed)
+
+
+def _caveats(score: Score) -> list[str]:
+    return [score.units.caveat] if score.units.caveat else []
+
+
+def _shared_speakers(cache: FeatureCache, origin: dict[str, Any], split: str) -> list[str]:
+    """Return what the scores of a model mean if the scored clips are by speakers that it was trained on."""
+    if origin.get("cache") != cache.digest:
+        return []
+    speakers = [set(cache.rows["speaker"].iloc[cache.split(name)]) - {""} for name in (split, "train")]
+    shared = speakers[0] & speakers[1]
+    if not shared:
+        return []
+    n, whose = len(shared), "all" if len(shared) == len(speakers[0]) else f"{len(shared)} of {len(speakers[0])}"
+    return [
+        f"{whose} {split} speakers are training speakers ({n}), who say other sentences there: "
+        "the scores hold for them, not for other voices"
+    ]

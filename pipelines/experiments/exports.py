@@ -80,7 +80,9 @@ class ExportTable:
     def __str__(self) -> str:
         folders = "\n".join(f"{row.form or 'model'}: {row.folder}" for row in self.rows)
         n = self.rows[0].score.n
-        return f"{self.markdown()}\n\n{self.split}, {n} clips; load of the machine {self.load}\n{folders}"
+        caveat = self.rows[0].score.units.caveat
+        note = f"\nnote: {caveat}" if caveat else ""
+        return f"{self.markdown()}\n\n{self.split}, {n} clips; load of the machine {self.load}{note}\n{folders}"
 
     def markdown(self) -> str:
         """Return the table as Markdown; the comparison with the first model appears if there are several models."""
@@ -91,7 +93,7 @@ class ExportTable:
         lines = [_markdown_row(header), _markdown_row("---" for _ in header)]
         for row in self.rows:
             name = row.model.partition(" @ ")[0].partition(" (")[0]
-            cells = [name, row.form or "model", f"{row.score.wer:.3f}", "{:.3f} to {:.3f}".format(*row.score.ci95)]
+            cells = [name, row.form or "model", f"{row.score.wer:.3f}", row.score.units.interval(row.score.ci95)]
             cells += [_difference_cell(row.difference), "" if row.agreement is None else f"{row.agreement:.0%}"]
             cells += [_difference_cell(row.first)] if several else []
             lines.append(_markdown_row([*cells, f"{row.size_mb:.1f}", f"{row.ms:.0f}", row.engine]))
@@ -165,7 +167,9 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _difference_cell(difference: Difference | None) -> str:
-    return "" if difference is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(difference.delta, *difference.ci95)
+    if difference is None:
+        return ""
+    return f"{difference.delta:+.3f} ({difference.units.interval(difference.ci95, '{:+.3f}')})"
 
 
 def _measure_speeds(

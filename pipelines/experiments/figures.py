@@ -14,6 +14,7 @@ from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment
 from pipelines.infra.plots import ACCENT, INK, SOFT, empty_figure, figure_with_axes, figure_with_row, without_frame
 from pipelines.recipes.search_settings import ParameterSettings
+from pipelines.speech.intervals import Units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 def scores(reports: dict[str, EvalReport]) -> Figure:
     """Plot the WER of each report with its 95 % interval."""
     figure, axes = figure_with_axes(9, 0.9 + 0.5 * len(reports))
+    suffix = next((report.score.units.suffix for report in reports.values()), "")
     for y, report in enumerate(reversed(reports.values())):
-        low, high = report.score.ci95
-        axes.plot([low, high], [y, y], color=SOFT, linewidth=5, solid_capstyle="round")
+        if report.score.ci95:
+            axes.plot(report.score.ci95, [y, y], color=SOFT, linewidth=5, solid_capstyle="round")
         axes.plot(report.score.wer, y, "o", color=ACCENT)
         axes.annotate(
             f"{report.score.wer:.3f}", (report.score.wer, y), textcoords="offset points", xytext=(0, 7), ha="center"
@@ -33,7 +35,7 @@ def scores(reports: dict[str, EvalReport]) -> Figure:
     axes.set(
         yticks=range(len(reports)),
         yticklabels=list(reversed(reports)),
-        xlabel="WER, normalised, with 95 % interval",
+        xlabel=f"WER, normalised, with 95 % interval{suffix}",
         xlim=(0, None),
         ylim=(-0.5, len(reports) - 0.3),
     )
@@ -85,7 +87,8 @@ def _plot_differences(axes: Any, rows: Sequence[tuple[str, dict[str, Any]]], bas
     axes.axvline(0, color=INK, linewidth=1, linestyle="--")
     for y, (_, difference) in enumerate(rows):
         colour = ACCENT if is_significant(difference["ci95"], difference["p_holm"]) else SOFT
-        axes.plot(difference["ci95"], [y, y], color=colour, linewidth=4, solid_capstyle="round")
+        if difference["ci95"]:
+            axes.plot(difference["ci95"], [y, y], color=colour, linewidth=4, solid_capstyle="round")
         axes.plot(difference["delta"], y, "o", color=INK, markersize=4)
     axes.set(
         yticks=range(len(rows)),
@@ -135,7 +138,11 @@ def sweep_figure(table: pd.DataFrame, space: dict[str, ParameterSettings], impor
 def slices(report: EvalReport) -> Styler:
     """Return a table of WER by slice with 95 % intervals, and a link to the report page."""
     table = report.slices().replace({"value": {"": "not told"}})
-    table["95 %"] = [f"{low:.3f} to {high:.3f}" for low, high in zip(table.pop("low"), table.pop("high"), strict=True)]
+    columns = [table.pop(name) for name in ("low", "high", "over")]
+    table["95 %"] = [
+        Units(over, n, speakers).interval(None if pd.isna(low) else (low, high))
+        for low, high, over, n, speakers in zip(*columns, table["n"], table["speakers"], strict=True)
+    ]
     styled = table.style.hide(axis="index").format({"wer": "{:.3f}"}, escape="html")
     return styled.set_caption(_link(report)) if report.page else styled
 
@@ -168,11 +175,11 @@ def score_table(reports: dict[str, EvalReport]) -> pd.DataFrame:
             label: {
                 "model": report.model,
                 "WER": f"{report.score.wer:.3f}",
-                "95 %": "{:.3f} to {:.3f}".format(*report.score.ci95),
+                "95 %": report.score.units.interval(report.score.ci95),
                 "CER": f"{report.score.cer:.3f}",
                 "WER as written": f"{report.raw.wer:.3f}",
                 "n": report.score.n,
-                "speakers": report.score.speakers,
+                "speakers": report.score.speakers or "unknown",
                 "decoding (s)": report.seconds,
             }
             for label, report in reports.items()

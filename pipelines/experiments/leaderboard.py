@@ -26,6 +26,7 @@ from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub_client
 from pipelines.speech import text
+from pipelines.speech.intervals import CLIPS, SPEAKERS, Units
 from pipelines.whisper import lineage as whisper_lineage
 
 VALID, UNVERIFIED, INVALID = "valid", "unverified", "invalid"
@@ -47,6 +48,7 @@ class Entry:
     wer: float
     """As a fraction."""
     ci95: tuple[float, float] | None
+    """95 % interval of `wer` over speakers; None if it or the test speakers are unknown."""
     n: int | None
     """Number of utterances; None if a card does not state it."""
     test_set: str
@@ -57,6 +59,8 @@ class Entry:
     why: str
     """Reason for `status`."""
     source: str
+    ci95_over_clips: tuple[float, float] | None = None
+    """95 % interval of `wer` over clips, where there is none over speakers: it says nothing about other speakers."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,16 @@ def _row(entry: Entry) -> dict[str, str]:
         "base": entry.base,
         "trained on": entry.trained_on,
         "WER": f"{entry.wer:.3f}",
-        "95 %": "{:.3f} to {:.3f}".format(*entry.ci95) if entry.ci95 else UNKNOWN,
+        "95 %": _interval_cell(entry),
         "n": str(entry.n or UNKNOWN),
         "status": f"{entry.status}: {entry.why}",
     }
+
+
+def _interval_cell(entry: Entry) -> str:
+    over = CLIPS if entry.ci95 is None else SPEAKERS
+    ends = entry.ci95 or entry.ci95_over_clips
+    return Units(over, entry.n or 0, 0).interval(ends) if ends else UNKNOWN
 
 
 # ---- the lab's own reports
@@ -163,13 +173,14 @@ def _of_report(report: EvalReport, runs: Path) -> Entry:
         base=lineage.get("base") or UNKNOWN if tuned else "",
         trained_on=_data(lineage) if tuned else UNKNOWN,
         wer=report.score.wer,
-        ci95=report.score.ci95,
+        ci95=report.score.ci95 if report.score.over == SPEAKERS else None,
         n=report.score.n,
         test_set=report.test_set or UNKNOWN,
         normaliser=report.normaliser or UNKNOWN,
         status=status,
         why=why,
         source=str(report.folder),
+        ci95_over_clips=report.score.ci95 if report.score.over == CLIPS else None,
     )
 
 
@@ -274,6 +285,7 @@ def _of_card(uri: str) -> Iterator[Entry]:
         test_names = [result.dataset_type, result.dataset_config, result.dataset_split]
         datasets = _as_list(card.datasets)
         normaliser = str(args.get("normaliser") or UNKNOWN)
+        interval, over_clips = _interval(args.get("ci95")), args.get("over") == CLIPS
         status, why = _card_status(result.dataset_type, datasets, normaliser)
         yield Entry(
             model=uri,
@@ -281,13 +293,14 @@ def _of_card(uri: str) -> Iterator[Entry]:
             base=", ".join(_as_list(card.base_model)) or UNKNOWN,
             trained_on=", ".join(datasets) or UNKNOWN,
             wer=value,
-            ci95=_interval(args.get("ci95")),
+            ci95=None if over_clips else interval,
             n=args["n"] if isinstance(args.get("n"), int) else None,
             test_set=str(args.get("test_set") or " ".join(str(name) for name in test_names if name)),
             normaliser=normaliser,
             status=status,
             why=why,
             source=f"hub://{uri}",
+            ci95_over_clips=interval if over_clips else None,
         )
 
 

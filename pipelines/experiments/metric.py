@@ -11,21 +11,24 @@ It wraps `scoring.score` in evaluate's interface: `add` and `add_batch` collect 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from pipelines.infra.errors import missing_package
 from pipelines.speech import scoring
+from pipelines.speech.intervals import SPEAKERS
 
-_DESCRIPTION = "Word and character error rate with 95 % intervals by bootstrap over speakers, on jiwer."
+_DESCRIPTION = "Word and character error rate with 95 % intervals by bootstrap over speakers or clips, on jiwer."
 _INPUTS = """
 `predictions` and `references`: transcripts, one per utterance; every reference contains a word.
 `compute` also takes `normalised` (True: without case and punctuation; False: as written) and `speakers`, one per
-utterance ('' if unknown) in the order in which the utterances were added, those of process 0 first. Without them each
-utterance counts as a separate speaker, and intervals are too narrow if speakers have several utterances.
+utterance ('' if unknown) in the order in which the utterances were added, those of process 0 first. Without them, or
+with one, intervals are over clips (`over_speakers` 0): they say nothing about other speakers.
 
 Returns plain numbers, as a Trainer logs them: `wer, wer_low, wer_high, cer, cer_low, cer_high` as fractions (low to
-high is the 95 % interval), `substitutions, insertions, deletions, words` (of the references), `utterances` as counts.
+high is the 95 % interval, NaN if too few to vary), `substitutions, insertions, deletions, words` (of the references),
+`utterances`, `speakers` (known ones) as counts, `over_speakers`: 1 if intervals are over speakers, else 0.
 """
 
 
@@ -61,18 +64,22 @@ def _wer() -> type:
             normalised: bool = True,
         ) -> dict[str, float | int]:
             score = scoring.score(list(references), list(predictions), speakers, normalised=normalised)
+            unknown = (math.nan, math.nan)
+            (wer_low, wer_high), (cer_low, cer_high) = score.ci95 or unknown, score.cer_ci95 or unknown
             return {
                 "wer": score.wer,
-                "wer_low": score.ci95[0],
-                "wer_high": score.ci95[1],
+                "wer_low": wer_low,
+                "wer_high": wer_high,
                 "cer": score.cer,
-                "cer_low": score.cer_ci95[0],
-                "cer_high": score.cer_ci95[1],
+                "cer_low": cer_low,
+                "cer_high": cer_high,
                 "substitutions": score.substitutions,
                 "insertions": score.insertions,
                 "deletions": score.deletions,
                 "words": score.words,
                 "utterances": score.n,
+                "speakers": score.speakers,
+                "over_speakers": int(score.over == SPEAKERS),
             }
 
     return Wer

@@ -91,6 +91,7 @@ def _save_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
         ref.folder,
         test=report.score.as_dict(),
         test_raw=report.raw.as_dict(),
+        test_caveats=list(report.caveats),
         test_data=lineage.data_of(recipe.source.model_dump(mode="json")),
         test_scored={"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n},
     )

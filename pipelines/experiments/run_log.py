@@ -16,6 +16,7 @@ from pipelines.infra import manifest
 from pipelines.infra.csv_log import CsvLog
 from pipelines.recipes import digest
 from pipelines.recipes.base_settings import flatten
+from pipelines.speech.intervals import SPEAKERS
 
 FILE = "experiments.csv"
 COLUMNS = (
@@ -23,7 +24,8 @@ COLUMNS = (
     "high", "machine", "training_seconds", "steps", "report",
 )  # fmt: skip
 """`recipe_digest` covers all settings except the seed; `cache` and `model` are digests; `code` is the digest of the
-lab's sources at scoring time; `low` and `high` are the 95 % interval of `wer`; `report` is a path relative to the runs.
+lab's sources at scoring time; `low` and `high` are the 95 % interval of `wer` over speakers, empty if there is one
+speaker or they are unknown; `report` is a path relative to the runs.
 """
 LOCK_TIMEOUT_S = 60.0
 _PRINTED = (
@@ -81,7 +83,8 @@ def format_table(rows: list[dict[str, str]]) -> str:
 
 
 def _row(report: EvalReport, runs: Path) -> dict[str, Any]:
-    lineage, (low, high) = report.lineage, report.score.ci95
+    lineage, over_speakers = report.lineage, report.score.over == SPEAKERS and report.score.ci95
+    low, high = (f"{end:.6f}" for end in report.score.ci95) if over_speakers else ("", "")
     settings = flatten(lineage["settings"])
     without_seed = {name: value for name, value in settings.items() if name != "training.seed"}
     return {
@@ -96,8 +99,8 @@ def _row(report: EvalReport, runs: Path) -> dict[str, Any]:
         "normaliser": report.normaliser,
         "n": report.score.n,
         "wer": f"{report.score.wer:.6f}",
-        "low": f"{low:.6f}",
-        "high": f"{high:.6f}",
+        "low": low,
+        "high": high,
         "machine": lineage["machine"],
         "training_seconds": lineage["training_seconds"],
         "steps": settings["training.steps"],

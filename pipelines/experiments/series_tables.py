@@ -31,6 +31,7 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring
+from pipelines.speech.intervals import CLIPS, Units
 from pipelines.speech.scoring import Edits
 
 BASELINES = ("planted-checked", "planted-raw")
@@ -197,8 +198,9 @@ def _label_error_curve(
 def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str, Any]]:
     """Compute the results of each recipe from the exported tables alone, with the functions of `compare`.
 
-    A claim has `recipe`, `seeds`, `wer` and its `ci95`, `n`, `speakers`, and `against`: for each baseline `delta` (WER
-    minus the baseline's), its `ci95`, `p`, and `p_holm`, corrected for the number of recipes.
+    A claim has `recipe`, `seeds`, `wer` and its `ci95`, `n`, `speakers`, `over` (what intervals resample), and
+    `against`: for each baseline `delta` (WER minus the baseline's), its `ci95`, `p`, and `p_holm`, corrected for the
+    number of recipes.
     """
     edits, speakers = _read_edits(pd.read_csv(folder / UTTERANCES))
     against = {baseline: _differences(edits, speakers, baseline) for baseline in baselines if baseline in edits}
@@ -214,6 +216,7 @@ def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str,
                 "ci95": score.ci95,
                 "n": len(speakers),
                 "speakers": score.speakers,
+                "over": score.over,
                 "against": {name: by_recipe[recipe] for name, by_recipe in against.items() if recipe in by_recipe},
             }
         )
@@ -251,18 +254,18 @@ def _differences(edits: dict[str, dict[int, Edits]], speakers: list[str], baseli
 
 def headline(claim: dict[str, Any]) -> list[str]:
     """Return a claim as the comment lines at the top of a recipe."""
-    low, high = claim["ci95"]
-    n_seeds = len(claim["seeds"])
+    units, n_seeds = Units.of(claim), len(claim["seeds"])
     lines = [
-        f"WER {claim['wer']:.3f} (95 % {low:.3f} to {high:.3f}); normalised, {claim['n']} utterances, "
-        f"{claim['speakers']} speakers, {n_seeds} seed{'s' if n_seeds > 1 else ''}."
+        f"WER {claim['wer']:.3f} (95 % {units.interval(claim['ci95'])}); normalised, {claim['n']} utterances, "
+        f"{units.who}, {n_seeds} seed{'s' if n_seeds > 1 else ''}."
     ]
     for baseline, difference in claim["against"].items():
-        low, high = difference["ci95"]
         direction = "better" if difference["delta"] < 0 else "worse"
         verdict = direction if is_significant(difference["ci95"], difference["p_holm"]) else "no difference shown"
+        if units.over == CLIPS:
+            verdict = f"no conclusion, {units.who}"
         lines.append(
-            f"Against `{baseline}`: {difference['delta']:+.3f} (95 % {low:+.3f} to {high:+.3f}, "
+            f"Against `{baseline}`: {difference['delta']:+.3f} (95 % {units.interval(difference['ci95'], '{:+.3f}')}, "
             f"p = {difference['p']:.2g}, corrected {difference['p_holm']:.2g}): {verdict}."
         )
     return lines

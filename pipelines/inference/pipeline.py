@@ -12,6 +12,7 @@ from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.recipes.runs import newest_finished_model, read_stages
 from pipelines.recipes.settings import Recipe
+from pipelines.speech.intervals import Units
 from pipelines.whisper import model as whisper_model
 
 if TYPE_CHECKING:
@@ -104,6 +105,6 @@ def _format_test_score(score: dict[str, Any] | None) -> str:
     """
     if not score:
         return ""
-    low, high = score["ci95"]
-    n = f"n = {score['n']}, {score['speakers']} speakers; by transformers"
-    return f"WER {score['wer']:.3f} (95 % {low:.3f}–{high:.3f}, {n})"
+    units = Units.of(score)
+    interval = units.interval(score["ci95"], to="–")
+    return f"WER {score['wer']:.3f} (95 % {interval}, n = {units.n}, {units.who}; by transformers)"

@@ -38,13 +38,20 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, normali
     """Return the edits of every utterance, over words and over characters.
 
     `normalised`: apply text.normalise to both sides; otherwise only white space is collapsed. Raises LabError for no
-    utterance, unequal lengths or a reference without a word.
+    utterance, unequal lengths, a reference without a word, or a text that is no string, such as None or NaN.
     """
     if len(references) != len(hypotheses) or not len(references):
         raise LabError(
             f"scoring needs one transcript per reference and at least one, "
             f"got {len(references)} references and {len(hypotheses)} transcripts"
         )
+    for what, texts in (("reference", references), ("transcript", hypotheses)):
+        number = next((number for number, one in enumerate(texts) if not isinstance(one, str)), None)
+        if number is not None:
+            raise LabError(
+                f"scoring needs strings, got the {what} {texts[number]!r} at position {number}: "
+                f"{'remove that row' if what == 'reference' else 'write an empty string where nothing was transcribed'}"
+            )
     rows = [
         _count_one(_prepare(reference, normalised), _prepare(hypothesis, normalised))
         for reference, hypothesis in zip(references, hypotheses, strict=True)

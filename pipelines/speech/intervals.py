@@ -1,22 +1,105 @@
 """Confidence intervals and p-values for error rates: block bootstrap, sign-flip permutation test, Student's t.
 
 A block is the set of utterances of one speaker. Utterances of one speaker are not independent, so blocks are the unit
-of resampling. tests/speech/test_intervals.py measures coverage and false alarms by simulation.
+of resampling. With one speaker, or if they are unknown, single clips are resampled instead, and `Units` says so.
+tests/speech/test_intervals.py measures coverage and false alarms by simulation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from pipelines.infra.errors import LabError
+
+MIN_SPEAKERS = 6
+"""With fewer speakers nothing is concluded: all of five speakers improve by chance once in 16 times (p = 0.06)."""
+SPEAKERS, CLIPS = "speakers", "clips"
 _Z975 = 1.959964
 """97.5 % quantile of the normal distribution."""
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t with 1 to 10 degrees of freedom."""
 _DRAWS_AT_ONCE = 1 << 20
 """Block numbers drawn at a time: 8 MB of int64, and twice as much for their edits and words."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """What an interval over utterances resamples, and so what it says something about."""
+
+    over: str
+    """SPEAKERS, or CLIPS if there is one speaker or they are unknown."""
+    n: int
+    """Utterances."""
+    speakers: int
+    """Speakers; 0 if they are unknown."""
+
+    @classmethod
+    def of(cls, score: Mapping[str, Any]) -> Units:
+        """Return the units of a stored score (scoring.Score as a dictionary).
+
+        Scores of older versions have no `over`, and counted each utterance of an unknown speaker as a speaker.
+        """
+        n, speakers = int(score.get("n") or 0), int(score.get("speakers") or 0)
+        if "over" in score:
+            return cls(score["over"], n, speakers)
+        return cls(CLIPS, n, 0) if speakers >= n > 1 else cls(SPEAKERS, n, speakers)
+
+    @property
+    def enough(self) -> bool:
+        """True if there are enough speakers for a conclusion about speakers."""
+        return self.over == SPEAKERS and self.speakers >= MIN_SPEAKERS
+
+    @property
+    def who(self) -> str:
+        """The speakers, for people: `16 speakers`, `1 speaker`, `speakers unknown`."""
+        return f"{self.speakers} speaker{'s' if self.speakers > 1 else ''}" if self.speakers else "speakers unknown"
+
+    @property
+    def suffix(self) -> str:
+        """What follows an interval: nothing if it is over speakers, else ` over clips`."""
+        return "" if self.over == SPEAKERS else " over clips"
+
+    @property
+    def caveat(self) -> str:
+        """One sentence on what the intervals do not say; empty if there are enough speakers."""
+        if self.enough:
+            return ""
+        if self.over == CLIPS:
+            return f"{self.who}: intervals are over clips and say nothing about other speakers"
+        return f"{self.who}: intervals over fewer than {MIN_SPEAKERS} speakers are unreliable"
+
+    def interval(self, ends: Sequence[float] | None, form: str = "{:.3f}", to: str = " to ") -> str:
+        """Format an interval, `0.310 to 0.490 over clips`; `no interval` if there is none, or only a point of one unit.
+
+        `form` formats each end, `to` stands between them.
+        """
+        if ends is None or (self.over == SPEAKERS and self.speakers == 1):
+            return "no interval"
+        return to.join(form.format(end) for end in ends) + self.suffix
+
+
+def group(speakers: Sequence[str | None] | None, n: int) -> tuple[np.ndarray, Units]:
+    """Return the block number of each of `n` utterances, int64 [n], and what blocks are.
+
+    `speakers` names the speaker of each utterance, '' or None where unknown. All utterances of unknown speakers form
+    one block, because they may be by one person. With less than two known speakers every utterance is a block. Raises
+    LabError for another number of speakers than utterances.
+    """
+    if speakers is not None and len(speakers) != n:
+        raise LabError(
+            f"scoring needs one speaker per reference, got {n} references and {len(speakers)} speakers: "
+            "name one for each, '' where unknown"
+        )
+    names = ["" if name is None or name != name else str(name) for name in speakers or [""] * n]
+    known = len({*names} - {""})
+    if known < 2:
+        return np.arange(n), Units(CLIPS, n, 0 if "" in names else known)
+    return np.unique(names, return_inverse=True)[1], Units(SPEAKERS, n, known)
 
 
 def ratio(edits: np.ndarray, total: np.ndarray) -> float:
@@ -31,13 +114,13 @@ def bootstrap_ci95(
     *,
     samples: int,
     seed: int,
-    noise: np.ndarray | float = 0.0,
-) -> tuple[float, float]:
+    noise: np.ndarray | None = None,
+) -> tuple[float, float] | None:
     """Return the 95 % interval of sum(edits) / sum(words), drawing whole blocks with replacement.
 
     `edits`, `words` [n]: per utterance. `blocks` int64 [n]: each utterance's block, numbered from 0. `noise` float
-    [samples] is added to the resampled ratios: other sources of variance. With one block only `noise` widens the
-    interval.
+    [samples] is added to the resampled ratios: other sources of variance. None with one block, or with fewer than
+    MIN_SPEAKERS blocks of equal ratios: chance made them equal, and an interval without width would be wrong.
 
     The distances of the percentiles from the ratio are multiplied by sqrt(k / (k - 1)) t / z for k blocks. Without it
     the intervals of 16 speakers contain the true value too seldom: the bootstrap divides by k instead of k - 1, and its
@@ -48,14 +131,16 @@ def bootstrap_ci95(
     count = int(blocks.max()) + 1
     block_edits = np.bincount(blocks, weights=edits, minlength=count)
     block_words = np.bincount(blocks, weights=words, minlength=count)
+    if count < MIN_SPEAKERS and np.ptp(block_edits / block_words) < 1e-12:
+        return None
     rng, chunk = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // count)
     observed, deviations = ratio(edits, words), np.empty(samples)
     for start in range(0, samples, chunk):
         drawn = rng.integers(count, size=(min(chunk, samples - start), count))
         resampled = block_edits[drawn].sum(axis=1) / block_words[drawn].sum(axis=1)
         deviations[start : start + chunk] = resampled - observed
-    deviations *= math.sqrt(count / (count - 1)) * _t975(count - 1) / _Z975 if count > 1 else 1
-    low, high = observed + np.percentile(deviations + noise, [2.5, 97.5])
+    deviations *= math.sqrt(count / (count - 1)) * _t975(count - 1) / _Z975
+    low, high = observed + np.percentile(deviations + (0.0 if noise is None else noise), [2.5, 97.5])
     return float(low), float(high)
 
 

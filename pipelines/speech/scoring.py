@@ -1,7 +1,8 @@
 """WER and CER with 95 % intervals, differences with p-values; the only definition of a score in the lab.
 
 `edits.py` counts errors, `intervals.py` estimates how far chance may move them. Two sources of chance are considered:
-which speakers are in the test set, and, when several runs of a recipe are given, which seed trained the model.
+which speakers are in the test set, and, when several runs of a recipe are given, which seed trained the model. With
+one speaker, or if they are unknown, the first is replaced by which clips are in it, and every result says so (`over`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from pipelines.infra.errors import LabError
 from pipelines.speech.edits import Edits, count_edits
-from pipelines.speech.intervals import bootstrap_ci95, ratio, seed_noise, sign_flip_p
+from pipelines.speech.intervals import SPEAKERS, Units, bootstrap_ci95, group, ratio, seed_noise, sign_flip_p
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Score:
 
     wer: float
     """(substitutions + insertions + deletions) / words; can exceed 1."""
-    ci95: tuple[float, float]
-    """95 % interval of `wer`, by bootstrap over speakers."""
+    ci95: tuple[float, float] | None
+    """95 % interval of `wer`, by bootstrap over speakers or clips, see `over`; None if there are too few to vary."""
     cer: float
     """The same ratio over characters, spaces included."""
     substitutions: int
@@ -35,19 +36,24 @@ class Score:
     n: int
     """Utterances."""
     speakers: int
-    """Speakers, the units of the bootstrap. An utterance of an unknown speaker counts as a speaker."""
+    """Speakers; 0 if they are unknown."""
     normalised: bool
     """True if case and punctuation were removed (text.normalise)."""
     cer_ci95: tuple[float, float] | None = None
-    """95 % interval of `cer`; None in old reports."""
+    """95 % interval of `cer`; None in old reports, and as for `ci95`."""
+    over: str = SPEAKERS
+    """What the intervals resample: `speakers`, or `clips` if there is one speaker or they are unknown."""
+
+    @property
+    def units(self) -> Units:
+        return Units(self.over, self.n, self.speakers)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        low, high = self.ci95
-        interval = f"95 % {low:.3f}-{high:.3f}, n = {self.n}, {self.speakers} speakers"
-        return f"WER {self.wer:.3f} ({interval}), CER {self.cer:.3f}"
+        interval = self.units.interval(self.ci95, to="-")
+        return f"WER {self.wer:.3f} (95 % {interval}, n = {self.n}, {self.units.who}), CER {self.cer:.3f}"
 
 
 @dataclass(frozen=True)
@@ -56,25 +62,32 @@ class Difference:
 
     delta: float
     """WER of the first system minus WER of the second: negative if the first is better."""
-    ci95: tuple[float, float]
-    """95 % interval of `delta`."""
+    ci95: tuple[float, float] | None
+    """95 % interval of `delta`, over speakers or clips, see `over`; None if there are too few to vary."""
     p: float
     """Two-sided p-value: the probability of a difference at least as large if the systems are equal. At least
-    2 / 2^speakers (of those on whom they differ), so five speakers cannot show a difference at the 0.05 level."""
+    2 / 2^units (of those on which they differ), so five speakers cannot show a difference at the 0.05 level."""
     speakers: int
+    """Speakers; 0 if they are unknown."""
     seeds: tuple[int, int]
     """Runs on each side. With one on each, `ci95` and `p` describe these two models, not their recipes: another seed
     may change either model."""
+    n: int = 0
+    """Utterances."""
+    over: str = SPEAKERS
+    """What `ci95` and `p` resample: `speakers`, or `clips`, which says nothing about other speakers."""
+
+    @property
+    def units(self) -> Units:
+        return Units(self.over, self.n, self.speakers)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        low, high = self.ci95
+        interval, p = self.units.interval(self.ci95, "{:+.3f}"), f"p = {self.p:.2g}{self.units.suffix}"
         runs = "" if self.seeds == (1, 1) else f", {self.seeds[0]} against {self.seeds[1]} runs"
-        return (
-            f"ΔWER {self.delta:+.3f} (95 % {low:+.3f} to {high:+.3f}, p = {self.p:.2g}, {self.speakers} speakers{runs})"
-        )
+        return f"ΔWER {self.delta:+.3f} (95 % {interval}, {p}, {self.units.who}{runs})"
 
 
 @dataclass(frozen=True)
@@ -83,18 +96,26 @@ class SeedsScore:
 
     wer: float
     """Mean of `wers`."""
-    ci95: tuple[float, float]
-    """95 % interval of `wer` over speakers and seeds; over speakers alone if there is one run."""
+    ci95: tuple[float, float] | None
+    """95 % interval of `wer` over speakers (or clips, see `over`) and seeds; without seeds if there is one run."""
     wers: tuple[float, ...]
     """WER of each run."""
     speakers: int
+    """Speakers; 0 if they are unknown."""
+    n: int = 0
+    """Utterances."""
+    over: str = SPEAKERS
+
+    @property
+    def units(self) -> Units:
+        return Units(self.over, self.n, self.speakers)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        low, high = self.ci95
-        return f"WER {self.wer:.3f} (95 % {low:.3f}-{high:.3f}, {len(self.wers)} runs, {self.speakers} speakers)"
+        interval = self.units.interval(self.ci95, to="-")
+        return f"WER {self.wer:.3f} (95 % {interval}, {len(self.wers)} runs, {self.units.who})"
 
 
 def score(
@@ -110,7 +131,8 @@ def score(
 
     `speakers` names the speaker of each utterance. Utterances of one speaker are not independent, so the bootstrap
     draws `samples` sets of speakers with replacement and takes all their utterances (Bisani & Ney 2004, with speakers
-    as blocks). Raises LabError for no utterance, unequal lengths (also of `speakers`) or a reference without a word.
+    as blocks). One speaker, or unknown ones, give no such interval: clips are drawn then (intervals.group). Raises
+    LabError for no utterance, unequal lengths (also of `speakers`), a reference without a word, or texts that are None.
     """
     edits = count_edits(references, hypotheses, normalised=normalised)
     return score_edits(edits, speakers, normalised=normalised, samples=samples, seed=seed)
@@ -125,7 +147,7 @@ def score_edits(
     seed: int = 13,
 ) -> Score:
     """Return the score of counted edits; `normalised` records how they were counted."""
-    blocks = _speaker_blocks(speakers, len(edits.words))
+    blocks, units = group(speakers, len(edits.words))
     draw = {"samples": samples, "seed": seed}
     return Score(
         wer=ratio(edits.word_edits, edits.words),
@@ -136,9 +158,10 @@ def score_edits(
         insertions=int(edits.insertions.sum()),
         deletions=int(edits.deletions.sum()),
         words=int(edits.words.sum()),
-        n=len(edits.words),
-        speakers=int(blocks.max()) + 1,
+        n=units.n,
+        speakers=units.speakers,
         normalised=normalised,
+        over=units.over,
     )
 
 
@@ -180,7 +203,7 @@ def difference_over_seeds(
     """
     _check_comparable(ours, theirs, *others)
     sides, words = [np.stack([run.word_edits for run in runs]) for runs in (ours, theirs)], ours[0].words
-    blocks = _speaker_blocks(speakers, len(words))
+    blocks, units = group(speakers, len(words))
     gained = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     wers = [side.sum(axis=1) / words.sum() for side in sides]
     other_wers = _wers(others, words)
@@ -190,8 +213,10 @@ def difference_over_seeds(
         delta=ratio(gained, words),
         ci95=bootstrap_ci95(gained, words, blocks, samples=samples, seed=seed, noise=noise),
         p=sign_flip_p(sides, blocks, p_noise),
-        speakers=int(blocks.max()) + 1,
+        speakers=units.speakers,
         seeds=(len(ours), len(theirs)),
+        n=units.n,
+        over=units.over,
     )
 
 
@@ -209,13 +234,15 @@ def score_over_seeds(
     """
     _check_comparable(runs, *others)
     edits, words = np.stack([run.word_edits for run in runs]), runs[0].words
-    blocks, wers = _speaker_blocks(speakers, len(words)), edits.sum(axis=1) / words.sum()
+    (blocks, units), wers = group(speakers, len(words)), edits.sum(axis=1) / words.sum()
     noise = seed_noise([wers], _wers(others, words), samples, seed)
     return SeedsScore(
         wer=float(wers.mean()),
         ci95=_not_negative(bootstrap_ci95(edits.mean(axis=0), words, blocks, samples=samples, seed=seed, noise=noise)),
         wers=tuple(wers.tolist()),
-        speakers=int(blocks.max()) + 1,
+        speakers=units.speakers,
+        n=units.n,
+        over=units.over,
     )
 
 
@@ -233,17 +260,6 @@ def _check_comparable(*sides: Sequence[Edits]) -> None:
         raise LabError("systems are compared on the same references in the same order: these are different ones")
 
 
-def _speaker_blocks(speakers: Sequence[str] | None, n: int) -> np.ndarray:
-    """Return block numbers int64 [n]: one per speaker; an utterance of an unknown speaker is a separate block."""
-    if speakers is not None and len(speakers) != n:
-        raise LabError(
-            f"scoring needs one speaker per reference, got {n} references and {len(speakers)} speakers: "
-            "name one for each, '' where unknown"
-        )
-    names = [name or f"\0{i}" for i, name in enumerate(speakers if speakers is not None else [""] * n)]
-    return np.unique(names, return_inverse=True)[1]
-
-
-def _not_negative(interval: tuple[float, float]) -> tuple[float, float]:
+def _not_negative(interval: tuple[float, float] | None) -> tuple[float, float] | None:
     """Clip the lower end of an error rate's interval at 0."""
-    return max(interval[0], 0.0), interval[1]
+    return interval and (max(interval[0], 0.0), interval[1])

@@ -22,6 +22,7 @@ from pipelines.infra.redact import redact_settings
 from pipelines.recipes import languages
 from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.settings import Recipe
+from pipelines.speech.intervals import CLIPS, SPEAKERS, Units
 from pipelines.whisper.lineage import DATA_SOURCES, FILE, HUB_ID, data_of
 from pipelines.whisper.model import ModelRef
 
@@ -34,10 +35,15 @@ _LICENCES = {"openai/whisper-": "apache-2.0", "KBLab/kb-whisper-": "apache-2.0"}
 def facts_of(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, Any]:
     """Return the facts of a training run for the model's manifest and card."""
     hours = cache.rows.groupby("split")["duration_s"].sum() / 3600
+    speakers = cache.rows[cache.rows["speaker"] != ""].groupby("split")["speaker"].nunique()
     return {
         "base_model": _hub_id(base) or (base.facts.get("base_model") if recipe.distillation.teacher else None),
         "data": {
-            split: {"clips": int(cache.counts.get(split, 0)), "hours": round(float(hours.get(split, 0.0)), 2)}
+            split: {
+                "clips": int(cache.counts.get(split, 0)),
+                "hours": round(float(hours.get(split, 0.0)), 2),
+                "speakers": int(speakers.get(split, 0)),
+            }
             for split in ("train", "validation", "test")
         },
         "machine": environment.detect().device_name,
@@ -114,18 +120,24 @@ def _results(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[st
 
     data, best = data_of(recipe["source"]), training["validation"]
     interval = {"ci95": [best["eval_wer_low"], best["eval_wer_high"]]} if "eval_wer_low" in best else {}
+    known = ((facts.get("data") or {}).get("validation") or {}).get("speakers", 2)
+    interval |= {"over": CLIPS} if interval and known < 2 else {}
     results = [entry("validation", data, "wer", "WER, normalised", best["eval_wer"], **interval)]
     test, raw, test_data = facts.get("test"), facts.get("test_raw"), facts.get("test_data") or data
     scored = facts.get("test_scored") or {}  # test_set and normaliser, for leaderboards
     if test:
-        results.append(
-            entry("test", test_data, "wer", "WER, normalised", test["wer"], ci95=list(test["ci95"]), **scored)
-        )
+        results.append(entry("test", test_data, "wer", "WER, normalised", test["wer"], **_interval(test), **scored))
         results.append(entry("test", test_data, "cer", "CER, normalised", test["cer"]))
     if test and raw:
         plain = {**scored, "normaliser": "none"} if scored else {}
-        results.append(entry("test", test_data, "wer", "WER, as written", raw["wer"], ci95=list(raw["ci95"]), **plain))
+        results.append(entry("test", test_data, "wer", "WER, as written", raw["wer"], **_interval(raw), **plain))
     return results
+
+
+def _interval(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the interval of a stored score, and what it resamples if that is not speakers."""
+    over = {"over": CLIPS} if Units.of(score).over == CLIPS else {}
+    return {"ci95": list(score["ci95"]), **over} if score["ci95"] else {}
 
 
 def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:
@@ -144,7 +156,7 @@ def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, 
 {_score_lines(recipe, training, facts)}
 
 Normalised: without case and punctuation. The checkpoint was selected on validation, so that score is optimistic.
-Intervals are bootstrapped over speakers.
+Intervals are bootstrapped over speakers unless noted.
 
 ## How to use it
 
@@ -184,7 +196,8 @@ def _score_lines(recipe: dict[str, Any], training: dict[str, Any], facts: Mappin
     lines = []
     for result in _results(recipe, training, facts):
         low_high = (result.metric_args or {}).get("ci95")
-        interval = "{:.3f} to {:.3f}".format(*low_high) if low_high else ""
+        units = Units((result.metric_args or {}).get("over", SPEAKERS), 0, 0)
+        interval = units.interval(low_high) if low_high else ""
         split, data = result.dataset_split, _inline(result.dataset_name)
         lines.append(f"| {split} | {data} | {result.metric_name} | {result.metric_value:.3f} | {interval} |")
     if not facts.get("test"):
@@ -194,7 +207,11 @@ def _score_lines(recipe: dict[str, Any], training: dict[str, Any], facts: Mappin
 
 def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     counts = facts.get("data") or {}
-    lines = [f"- {split}: {size['clips']} clips, {size['hours']:.2f} hours" for split, size in counts.items()]
+    lines = [
+        f"- {split}: {size['clips']} clips, {size['hours']:.2f} hours"
+        + (f", {Units(SPEAKERS, 0, size['speakers']).who}" if "speakers" in size else "")
+        for split, size in counts.items()
+    ]
     for source in _sources(recipe):
         name = data_of(source)["name"]
         terms = DATA_SOURCES.get(source["kind"], ("", "For its terms see its own card on the Hub."))[1]
@@ -230,6 +247,7 @@ def _recipe_lines(recipe: dict[str, Any]) -> str:
 
 def _limits(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     lines = ["- It may write fluent but wrong sentences for unclear speech, and words that were not spoken."]
+    lines += [f"- Of the test scores: {_inline(caveat)}." for caveat in facts.get("test_caveats") or ()]
     if _synthetic(recipe):
         lines.append("- Its speech was synthetic: the scores do not apply to human speech.")
     else:

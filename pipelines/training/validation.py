@@ -48,10 +48,10 @@ def validator(
         by_row = distributed.gather_dicts(run(lambda frames: decode(model, frames)))
         hypotheses = [by_row[row] for row in rows.tolist()]
         score = scoring.score(references, hypotheses, speakers, samples=settings.bootstrap_samples, seed=settings.seed)
-        low, high = score.ci95
+        ends = dict(zip(("wer_low", "wer_high"), score.ci95 or (), strict=False))  # one clip has no interval
         loss = _mean_loss(run(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
         model.train(was_training)  # an out-of-memory error may have left it in evaluation mode
-        return {"wer": score.wer, "wer_low": low, "wer_high": high, "loss": loss}
+        return {"wer": score.wer, **ends, "loss": loss}
 
     return validate
 

@@ -145,7 +145,8 @@ class WhisperFineTuning(FineTuningInterface):
         on_clips = _progress_counter(logs_dict, len(cache.split(split)))
         report = experiment_pipeline.evaluate(recipe, cache, model, split, runs=self.folder, on_clips=on_clips)
         score = report.score
-        entry = {"wer": score.wer, "ci95": list(score.ci95), "clips": score.n, "split": split}
+        ci95 = score.ci95 and list(score.ci95)
+        entry = {"wer": score.wer, "ci95": ci95, "over": score.over, "clips": score.n, "split": split}
         scores = {**logs_dict.get("scores", {}), "tuned" if uri else "base": entry}
         logs_dict.update(wer=score.wer, scores=scores, progress_percent=100.0)
         logger.info(f"the {'tuned' if uri else 'base'} model on {split}: {score}")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.infra.errors import LabError
+from pipelines.speech.intervals import Units, group
 from pipelines.speech.scoring import score
 
 SENTENCES = st.lists(st.sampled_from(["hej", "på", "dig", "å", "ä", "ett"]), max_size=6).map(" ".join)
@@ -65,22 +66,66 @@ def test_interval_of_an_error_rate_is_not_negative():
     assert result.ci95[1] > result.wer + 0.4
 
 
-def test_interval_of_one_speaker_is_a_point():
-    result = score(["a b"] * 3, ["a b", "a b", "a c"], ["x", "x", "x"])
-    assert result.ci95 == (result.wer, result.wer)
+@pytest.mark.parametrize(
+    ("speakers", "who"),
+    [
+        (None, "speakers unknown"),
+        (["", None, float("nan")] * 4, "speakers unknown"),
+        (["x"] * 12, "1 speaker"),
+        (["x", ""] * 6, "speakers unknown"),
+    ],
+)
+def test_one_or_no_known_speaker_gives_clip_intervals(speakers, who):
+    result = score(["a b"] * 12, ["a b", "a b", "a c"] * 4, speakers)
+    assert result.over == "clips" and result.ci95[0] < result.wer < result.ci95[1]
+    assert f" over clips, n = 12, {who})" in str(result)
+    assert result.units.caveat == f"{who}: intervals are over clips and say nothing about other speakers"
+
+
+def test_few_speakers_of_equal_wer_have_no_interval():
+    result = score(["a b"] * 6, ["a b", "a c"] * 3, ["x", "x", "y", "y", "z", "z"])
+    assert (result.ci95, result.over, result.speakers) == (None, "speakers", 3)
+    assert "(95 % no interval, n = 6, 3 speakers)" in str(result)
+    assert "unreliable" in result.units.caveat
+
+
+@pytest.mark.parametrize(
+    ("old", "text"),
+    [
+        ({"n": 17, "speakers": 17}, "0.100 to 0.200 over clips"),
+        ({"n": 17, "speakers": 1}, "no interval"),
+        ({"n": 17, "speakers": 7}, "0.100 to 0.200"),
+    ],
+)
+def test_scores_of_older_versions_claim_no_certainty(old, text):
+    assert Units.of(old).interval((0.1, 0.2)) == text
 
 
 def test_score_resamples_speakers():
     references, hypotheses = ["a b c d"] * 40, (["a b c d"] * 4 + ["a x x d"] * 4) * 5
     speakers = [f"s{i // 4}" for i in range(40)]
     by_speaker, by_utterance = score(references, hypotheses, speakers), score(references, hypotheses)
-    assert (by_speaker.speakers, by_utterance.speakers) == (10, 40)
+    assert (by_speaker.speakers, by_utterance.speakers) == (10, 0)
     assert by_speaker.ci95[1] - by_speaker.ci95[0] > 1.4 * (by_utterance.ci95[1] - by_utterance.ci95[0])
     assert by_speaker.ci95[0] < by_speaker.wer < by_speaker.ci95[1]
 
 
-def test_unknown_speakers_count_separately():
-    assert score(["a"] * 5, ["a"] * 5, ["x", "x", "", "", "y"]).speakers == 4
+def test_unknown_speakers_beside_known_ones_are_one_block():
+    blocks, units = group(["x", "x", "", None, "y"], 5)
+    assert (units.over, units.speakers, len({*blocks})) == ("speakers", 2, 3)
+    assert blocks[2] == blocks[3]
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        (["a", "b"], ["a", None], "the transcript None at position 1: write an empty string"),
+        (["a", float("nan")], ["a", "b"], "the reference nan at position 1: remove that row"),
+    ],
+)
+def test_text_that_is_no_string_is_a_one_line_error(references, hypotheses, message):
+    with pytest.raises(LabError, match=message):
+        score(references, hypotheses)
 
 
 @pytest.mark.parametrize(
@@ -93,5 +138,5 @@ def test_wrong_number_of_speakers_is_refused(references, speakers, message):
 
 def test_score_prints_and_serialises():
     result = score(["a b"], ["a c"], ["x"])
-    assert str(result) == "WER 0.500 (95 % 0.500-0.500, n = 1, 1 speakers), CER 0.333"
+    assert str(result) == "WER 0.500 (95 % no interval, n = 1, 1 speaker), CER 0.333"
     assert json.loads(json.dumps(result.as_dict()))["wer"] == 0.5

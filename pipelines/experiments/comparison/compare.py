@@ -17,11 +17,12 @@ import pandas as pd
 
 from pipelines import recipes
 from pipelines.experiments.comparison import lookup, tables
-from pipelines.experiments.comparison.findings import MIN_SPEAKERS, Finding, findings, slice_findings
+from pipelines.experiments.comparison.findings import Finding, findings, is_significant, slice_findings
 from pipelines.experiments.comparison.lookup import Experiment
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
+from pipelines.speech.intervals import CLIPS, MIN_SPEAKERS, Units
 
 _NOT_COMPARED = ("name", "training.seed")
 
@@ -49,6 +50,11 @@ class Comparison:
     def report(self) -> EvalReport:
         """One of the reports: all have the same test set and normaliser."""
         return self.baseline.reports[0]
+
+    @property
+    def units(self) -> Units:
+        """What the intervals resample: speakers, or clips."""
+        return self.findings[0].units
 
     @property
     def digest(self) -> str:
@@ -95,7 +101,8 @@ class Comparison:
         tuned = [finding.experiment for finding in self.findings if finding.experiment.tuned]
         single = next((experiment for experiment in tuned if len(experiment.seeds) == 1), None)
         if not self.findings[0].enough_speakers:
-            return f"score on a test set with at least {MIN_SPEAKERS} speakers, better some dozens"
+            named = "" if self.units.speakers else "name the speakers in the data (column `speaker`), or "
+            return f"{named}score on a test set with at least {MIN_SPEAKERS} speakers, better some dozens"
         if single:
             recipe, seed = single.lineages[0]["recipe"], single.seeds[0] + 1
             return (
@@ -114,7 +121,9 @@ class Comparison:
         """Return the caveats that apply to this comparison."""
         n = len(self.findings) - 1
         notes = []
-        if not self.findings[0].enough_speakers:
+        if self.units.over == CLIPS:
+            notes += [self.units.caveat, *(self._over_clips(finding) for finding in self.findings[1:])]
+        elif not self.units.enough:
             notes.append(f"fewer than {MIN_SPEAKERS} test speakers: no interval is reported")
         if n > 1:
             notes.append(f"p (Holm) is corrected for {n} comparisons, intervals are not")
@@ -122,10 +131,9 @@ class Comparison:
             notes.append("one seed: the interval covers the choice of test speakers, but not the variation of training")
         if n > 1 and any(len(finding.experiment.seeds) > 1 for finding in self.findings):
             notes.append("the variation between seeds is estimated from all experiments together")
-        if unknown := int((self.report.predictions["speaker"] == "").sum()):
-            notes.append(
-                f"{unknown} utterances have no speaker: each counts as a separate speaker, and intervals are too narrow"
-            )
+        unknown = int((lookup.utterances([f.experiment for f in self.findings])["speaker"] == "").sum())
+        if unknown and self.findings[0].enough_speakers:
+            notes.append(f"{unknown} utterances have no speaker: together they count as one more speaker")
         if len(self.slices):
             notes.append("slices are many and uncorrected: they suggest what to test next and prove nothing")
         return notes
@@ -137,7 +145,8 @@ class Comparison:
             "normaliser": self.report.normaliser,
             "split": self.report.split,
             "n": self.report.score.n,
-            "speakers": self.findings[0].speakers,
+            "speakers": self.units.speakers,
+            "over": self.units.over,
             "baseline": self.baseline.name,
             "experiments": [self._finding_fields(finding) for finding in self.findings],
             "slices": json.loads(self.slices.to_json(orient="records")),
@@ -148,7 +157,7 @@ class Comparison:
     def __str__(self) -> str:
         report = self.report
         parts = [
-            f"{report.split} set {report.test_set}: {report.score.n} utterances, {self.findings[0].speakers} speakers; "
+            f"{report.split} set {report.test_set}: {report.score.n} utterances, {self.units.who}; "
             f"normaliser {report.normaliser}; ΔWER against {self.baseline.name}, below 0 is better",
             tables.align_columns(self.table()),
             tables.align_columns(self.costs()),
@@ -167,9 +176,17 @@ class Comparison:
         manifest.write_json(folder / "comparison.json", self.as_dict())
         manifest.write_bytes(folder / "comparison.png", plots.png(figures.forest(self.findings)))
 
+    def _over_clips(self, finding: Finding) -> str:
+        """Return what the clips of these speakers show, where nothing can be said about other speakers."""
+        difference = finding.difference
+        shown = is_significant(difference.ci95, finding.p_holm)
+        result = ("better" if difference.delta < 0 else "worse") if shown else "no difference shown"
+        whose = "this speaker" if self.units.speakers == 1 else "these speakers"
+        return f"{finding.experiment.name} on other clips of {whose}: {result}"
+
     def _finding_fields(self, finding: Finding) -> dict[str, Any]:
         experiment, difference, enough = finding.experiment, finding.difference, finding.enough_speakers
-        lineages = experiment.lineages
+        lineages, over_clips = experiment.lineages, finding.units.over == CLIPS
         return {
             "experiment": experiment.name,
             "recipe": lineages[0].get("recipe"),
@@ -177,9 +194,11 @@ class Comparison:
             "models": experiment.models,
             "wer": finding.score.wer,
             "ci95": finding.score.ci95 if enough else None,
+            "ci95_over_clips": finding.score.ci95 if over_clips else None,
             "wers": finding.score.wers,
             "delta": difference and difference.delta,
             "delta_ci95": difference.ci95 if difference and enough else None,
+            "delta_ci95_over_clips": difference.ci95 if difference and over_clips else None,
             "p": difference.p if difference and enough else None,
             "p_holm": finding.p_holm if enough else None,
             "verdict": finding.verdict,

@@ -11,11 +11,11 @@ import pandas as pd
 
 from pipelines.experiments.comparison import lookup
 from pipelines.experiments.comparison.lookup import Experiment
+from pipelines.experiments.report import slices
 from pipelines.speech import scoring
+from pipelines.speech.intervals import Units
 from pipelines.speech.scoring import Difference, Edits, SeedsScore
 
-MIN_SPEAKERS = 6
-"""With fewer speakers no interval is reported: all of five speakers improve by chance once in 16 times (p = 0.06)."""
 ALPHA = 0.05
 POWER_FACTOR = 1.43
 """True difference that is detected in four of five tests, in half widths of a 95 % interval: (1.96 + 0.84) / 1.96 for a
@@ -35,13 +35,14 @@ class Finding:
     """`difference.p` corrected for the number of experiments (Holm 1979)."""
 
     @property
-    def speakers(self) -> int:
-        return self.score.speakers
+    def units(self) -> Units:
+        """What the intervals resample: speakers, or clips."""
+        return self.score.units
 
     @property
     def enough_speakers(self) -> bool:
-        """True if there are enough speakers for a meaningful interval."""
-        return self.speakers >= MIN_SPEAKERS
+        """True if there are enough known speakers for a conclusion about speakers."""
+        return self.units.enough
 
     @property
     def could_show(self) -> float | None:
@@ -57,7 +58,8 @@ class Finding:
         if self.difference is None:
             return "baseline"
         if not self.enough_speakers:
-            return f"too few speakers for a conclusion: {self.speakers}"
+            few = self.units.speakers
+            return f"too few speakers for a conclusion: {few}" if few else "no conclusion: speakers unknown"
         low, high = self.difference.ci95
         if low <= 0 <= high:
             return f"no difference shown (one of {self.could_show:.3f} would be, four times in five)"
@@ -81,16 +83,15 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def is_significant(ci95: Sequence[float], p_holm: float) -> bool:
+def is_significant(ci95: Sequence[float] | None, p_holm: float) -> bool:
     """Return True if the interval of a difference excludes 0 and the corrected p-value is at most ALPHA."""
-    low, high = ci95
-    return not low <= 0 <= high and p_holm <= ALPHA
+    return ci95 is not None and not ci95[0] <= 0 <= ci95[1] and p_holm <= ALPHA
 
 
 def findings(experiments: list[Experiment]) -> Iterator[Finding]:
     """Yield one finding per experiment; the first experiment is the baseline."""
     baseline, *others = experiments
-    speakers = lookup.ordered(baseline.reports[0])["speaker"].tolist()
+    speakers = lookup.utterances(experiments)["speaker"].tolist()
     differences = [
         scoring.difference_over_seeds(
             other.edits,
@@ -109,9 +110,8 @@ def findings(experiments: list[Experiment]) -> Iterator[Finding]:
 
 def slice_findings(experiments: list[Experiment]) -> pd.DataFrame:
     """Return one row per slice value and experiment, with the columns SLICE_COLUMNS (Comparison.slices)."""
-    report = experiments[0].reports[0]
-    table, rows = lookup.ordered(report), []
-    for column, values in report.slices().groupby("slice", sort=False)["value"]:
+    table, rows = lookup.utterances(experiments), []
+    for column, values in slices.table(table).groupby("slice", sort=False)["value"]:
         for value in values if len(values) > 1 else ():
             part = table[table[column] == value]
             common = {"slice": column, "value": value, "n": len(part)}
@@ -131,7 +131,7 @@ def _slice_rows(experiments: list[Experiment], rows: np.ndarray, speakers: list[
             others = [third for third in subsets[1:] if third is not edits]
             untuned = not experiment.tuned, not baseline.tuned
             difference = scoring.difference_over_seeds(edits, subsets[0], speakers, others=others, untuned=untuned)
-            low, high = difference.ci95 if score.speakers >= MIN_SPEAKERS else (None, None)
+            low, high = difference.ci95 if difference.units.enough else (None, None)
             row |= {"delta": difference.delta, "low": low, "high": high}
         yield row
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 from pipelines import recipes
 from pipelines.experiments import evaluation
 from pipelines.experiments.evaluation import EvalReport
+from pipelines.experiments.report import slices
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes.base_settings import flatten
@@ -197,6 +198,25 @@ def is_tuned(lineage: Mapping[str, Any]) -> bool:
 def ordered(report: EvalReport) -> pd.DataFrame:
     """Return the predictions in an order that is the same for all reports of a test set."""
     return report.predictions.sort_values(["id", "reference"], ignore_index=True)
+
+
+def utterances(experiments: Sequence[Experiment]) -> pd.DataFrame:
+    """Return the utterances of a test set in the order of `ordered`, with what any of the reports says about them.
+
+    Reports of one test set may differ in what they know: a cache built before a speaker column was added has no
+    speakers. A cell that is empty in one report is filled from another, and of two columns of speakers that
+    contradict each other the one with fewer speakers counts. The order of the experiments makes no difference.
+    """
+    reports = {report.folder: ordered(report) for experiment in experiments for report in experiment.reports}
+    tables = [table for _, table in sorted(reports.items())]
+    merged = tables[0].copy()
+    by_speakers = sorted(tables, key=lambda table: (table["speaker"].nunique(), table["speaker"].tolist()))
+    for column in dict.fromkeys(name for table in tables for name in ("speaker", *slices.METADATA) if name in table):
+        sources = [table[column] for table in (by_speakers if column == "speaker" else tables) if column in table]
+        merged[column] = sources[0]
+        for source in sources[1:]:
+            merged[column] = merged[column].where(merged[column] != "", source)
+    return merged
 
 
 # ---- reading reports, and what identifies an experiment

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from pipelines.experiments.comparison import lookup
-from pipelines.experiments.comparison.findings import MIN_SPEAKERS, Finding
+from pipelines.experiments.comparison.findings import Finding
 from pipelines.experiments.comparison.lookup import Experiment
+from pipelines.speech.intervals import CLIPS, MIN_SPEAKERS
 
 
 def align_columns(table: pd.DataFrame) -> str:
@@ -51,13 +52,14 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 def _score_row(finding: Finding) -> dict[str, str]:
     difference, enough = finding.difference, finding.enough_speakers
+    shown = enough or finding.units.over == CLIPS
     return {
         "experiment": finding.experiment.name,
         "seeds": ", ".join(map(str, finding.experiment.seeds)) or "untuned",
         "WER": f"{finding.score.wer:.3f}",
-        "95 %": _interval(finding.score.ci95, "{:.3f}") if enough else "",
+        "95 %": finding.units.interval(finding.score.ci95) if shown else "",
         "ΔWER": f"{difference.delta:+.3f}" if difference else "",
-        "95 % of Δ": _interval(difference.ci95, "{:+.3f}") if difference and enough else "",
+        "95 % of Δ": finding.units.interval(difference.ci95, "{:+.3f}") if difference and shown else "",
         "p": _p(difference.p) if difference and enough else "",
         "p (Holm)": _p(finding.p_holm) if difference and enough else "",
         "verdict": finding.verdict,

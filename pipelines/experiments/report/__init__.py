@@ -1,15 +1,16 @@
 """Content of an evaluation report: one dictionary, stored as report.json and shown by report.html.
 
-report.json, `format` 1. Rates are fractions (0.25 is 25 %), intervals 95 % over speakers, texts normalised unless
-noted; an unknown value is null, no key is left out.
+report.json, `format` 1. Rates are fractions (0.25 is 25 %), intervals 95 %, texts normalised unless noted; an unknown
+value is null, no key is left out. `over` says what an interval resamples: speakers, or clips where speakers are few.
 
     format          1: raised when a key is removed or changes its meaning, not for new keys
     model           name and revision;  quantisation: null or q8
-    split, language, utterances, speakers, audio_seconds
+    split, language, utterances, speakers (known ones), audio_seconds
+    caveats         what the intervals and scores do not say, one sentence each
     test_set        digest of the ids and references scored;  normaliser: version of text.normalise
     lineage         origin of the model; absolute paths are cut to their last part
     score, raw      scoring.Score as a dictionary: normalised, and as written
-    slices          slice, value, wer, low, high, n, speakers; slices are explained in `definitions`
+    slices          slice, value, wer, low, high, n, speakers, over; slices are explained in `definitions`
     words           words of the references not recognised: words (seen or unseen in training), count, rate, ...
     worst           the utterances with the highest WER: id, speaker, reference, hypothesis, wer, duration_s, confidence
     confusions      substitutions, deletions, insertions, dots, letters, compounds: confusions.confusions
@@ -48,7 +49,7 @@ def alignments(predictions: pd.DataFrame) -> list[list[Step]]:
 def facts(predictions: pd.DataFrame, metadata: Mapping[str, Any], speed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of report.json: `metadata`, and the analysis of `predictions`.
 
-    `metadata` has model, quantisation, split, language, test_set, normaliser, lineage, score and raw; `speed` has
+    `metadata` has model, quantisation, split, language, test_set, normaliser, lineage, caveats, score, raw; `speed` has
     decoding_seconds, device and threads.
     """
     aligned = alignments(predictions)
@@ -61,7 +62,7 @@ def facts(predictions: pd.DataFrame, metadata: Mapping[str, Any], speed: Mapping
         "utterances": len(predictions),
         "speakers": metadata["score"]["speakers"],
         "audio_seconds": round(audio_s, 2),
-        "slices": slices.table(predictions).to_dict("records"),
+        "slices": slices.rows(predictions),
         "words": slices.seen_and_unseen(predictions, missed),
         "worst": _worst(predictions),
         "confusions": confusions.confusions(aligned),

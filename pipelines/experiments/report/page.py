@@ -10,6 +10,7 @@ from pipelines.experiments.report import pictures
 from pipelines.experiments.report.alignment import align
 from pipelines.recipes.base_settings import flatten
 from pipelines.speech import text
+from pipelines.speech.intervals import Units
 
 _MAX_VALUES = 12
 """Values per slice on the page, those with the most utterances; report.json has all."""
@@ -36,6 +37,7 @@ def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str,
     environment.filters |= {"share": lambda value: f"{value:.1%}", "wer": lambda value: f"{value:.3f}", "flat": flatten}
     return environment.get_template("page.html").render(
         facts=facts,
+        units=Units.of,
         sounds=sounds,
         missing_audio=missing_audio,
         max_confusions=_MAX_CONFUSIONS,

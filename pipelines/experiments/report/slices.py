@@ -96,34 +96,41 @@ def unseen_errors(alignments: list[list[Step]], seen: set[str]) -> np.ndarray:
 
 
 def table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return WER per value of each slice column: slice, value, wer, low, high (95 %), n, speakers."""
+    """Return WER per value of each slice column: slice, value, wer, and low, high, n, speakers, over of `rate`."""
+    names = ["slice", "value", "wer", "low", "high", "n", "speakers", "over"]
+    return pd.DataFrame(rows(predictions), columns=names).astype({"low": float, "high": float})
+
+
+def rows(predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of `table`."""
     edits = scoring.count_edits(predictions["reference"].tolist(), predictions["hypothesis"].tolist())
     speakers = predictions["speaker"].tolist()
-    rows = []
+    found = []
     for column in (name for name in COLUMNS if name in predictions):
         values = predictions[column].to_numpy()
         for value in _in_order(column, values):
             inside = values == value
             part = [speaker for speaker, is_inside in zip(speakers, inside, strict=True) if is_inside]
             scores = rate(edits.word_edits[inside], edits.words[inside], part)
-            rows.append({"slice": column, "value": value, "wer": scores.pop("rate"), **scores})
-    return pd.DataFrame(rows, columns=["slice", "value", "wer", "low", "high", "n", "speakers"])
+            found.append({"slice": column, "value": value, "wer": scores.pop("rate"), **scores})
+    return found
 
 
 def rate(errors: np.ndarray, of: np.ndarray, speakers: Sequence[str]) -> dict[str, Any]:
-    """Return sum(errors) / sum(of) as `rate`, its 95 % interval over speakers (`low`, `high`), `n` and `speakers`.
+    """Return sum(errors) / sum(of) as `rate`, its 95 % interval (`low`, `high`), `n`, `speakers` and `over`.
 
-    `errors`, `of` int [n], `of` above 0; each utterance without a speaker counts as a separate speaker.
+    `errors`, `of` int [n], `of` above 0. `over`: what the interval resamples (intervals.Units). One utterance has no
+    interval: `low` and `high` are None.
     """
-    names = [name or f"\0{number}" for number, name in enumerate(speakers)]
-    blocks = np.unique(names, return_inverse=True)[1]
-    low, high = intervals.bootstrap_ci95(errors, of, blocks, samples=1_000, seed=13)
+    blocks, units = intervals.group(speakers, len(errors))
+    low, high = intervals.bootstrap_ci95(errors, of, blocks, samples=1_000, seed=13) or (None, None)
     return {
         "rate": float(errors.sum() / of.sum()),
-        "low": max(0.0, low),
+        "low": low and max(0.0, low),
         "high": high,
-        "n": len(errors),
-        "speakers": int(blocks.max()) + 1,
+        "n": units.n,
+        "speakers": units.speakers,
+        "over": units.over,
     }
 
 
@@ -140,7 +147,8 @@ def seen_and_unseen(predictions: pd.DataFrame, missed: np.ndarray) -> list[dict[
         has_words = of > 0
         if has_words.any():
             scores = rate(errors[has_words], of[has_words], predictions["speaker"][has_words].tolist())
-            rows.append({"words": name, "count": int(of.sum()), **scores, "high": min(1.0, scores["high"])})
+            high = scores["high"] and min(1.0, scores["high"])
+            rows.append({"words": name, "count": int(of.sum()), **scores, "high": high})
     return rows
 
 

@@ -141,11 +141,43 @@ def test_few_speakers_give_no_conclusion(tmp_path: Path):
     assert plots.png(figures.forest(compared.findings)).startswith(b"\x89PNG")
 
 
-def test_unknown_speakers_count_per_utterance(tmp_path: Path):
-    table = sample_reports.rows().assign(speaker="")
+@pytest.mark.parametrize(
+    ("speaker", "verdict", "who"),
+    [
+        ("", "no conclusion: speakers unknown", "speakers unknown"),
+        ("me", "too few speakers for a conclusion: 1", "1 speaker"),
+    ],
+)
+def test_one_or_unknown_speakers_give_clip_intervals(tmp_path: Path, speaker: str, verdict: str, who: str):
+    table = sample_reports.rows().assign(speaker=speaker)
     for name, errors in (("raw", 2), ("better", 1)):
         sample_reports.report(tmp_path, name, sample_reports.wrong(errors), table=table)
-    assert compare("raw", "better", runs=tmp_path).findings[1].speakers == 60
+    compared = compare("raw", "better", runs=tmp_path)
+    better = compared.findings[1]
+    assert (better.verdict, better.could_show, better.is_conclusive) == (verdict, None, False)
+    told = compared.as_dict()["experiments"][1]
+    assert [told[name] for name in ("ci95", "delta_ci95", "p", "p_holm")] == [None] * 4
+    assert told["delta_ci95_over_clips"] == pytest.approx((-1 / 12, -1 / 12))
+    assert f"60 utterances, {who};" in str(compared)
+    assert compared.table().loc["better", "95 % of Δ"].endswith(" over clips")
+    assert f"{who}: intervals are over clips and say nothing about other speakers" in compared.notes()
+    assert any("on other clips of th" in note and note.endswith(": better") for note in compared.notes())
+
+
+def test_order_of_experiments_keeps_speakers_and_slices(tmp_path: Path):
+    """One cache knows the speakers, another half of them, and only the third knows the gender."""
+    known = sample_reports.rows()
+    half = known["speaker"].where(known.index % 2 == 0, "")
+    tables = {"a": known.drop(columns="gender"), "b": known.assign(speaker=half), "c": known.assign(speaker="")}
+    for number, (name, table) in enumerate(tables.items()):
+        steps = {"training.steps": number + 5}
+        sample_reports.report(tmp_path, name, sample_reports.wrong(number), table=table, settings=steps)
+    for pair in ("ab", "ac", "bc"):
+        both = [compare(*names, runs=tmp_path) for names in (pair, pair[::-1])]
+        assert both[0].units == both[1].units
+        assert both[0].units.speakers == 12
+        ours, theirs = (one.slices.groupby(["slice", "value"])["speakers"].first().to_dict() for one in both)
+        assert ours == theirs
 
 
 # --- what an experiment is --------------------------------------------------------------------------------------------
@@ -414,11 +446,13 @@ def test_untuned_model_adds_no_seed_variance(tmp_path: Path):
 
 
 def test_note_counts_utterances_without_speaker(tmp_path: Path):
-    table = sample_reports.rows().assign(speaker="")
+    table = sample_reports.rows()
+    table["speaker"] = table["speaker"].where(table.index >= 5, "")
     for name in ("raw", "other"):
         sample_reports.report(tmp_path, name, table=table, settings={"training.steps": len(name)})
     compared = comparison.compare(["raw", "other"], runs=tmp_path)
-    assert any("60 utterances have no speaker" in note for note in compared.notes())
+    assert any("5 utterances have no speaker: together they count" in note for note in compared.notes())
+    assert compared.units.speakers == 11
 
 
 def test_outdated_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):

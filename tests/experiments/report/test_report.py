@@ -247,7 +247,9 @@ def test_slices_are_ordered_and_scored():
     assert of["gender"]["value"].tolist() == ["", "female", "male"]
     assert of["gender"]["n"].tolist() == [1, 1, 2]
     assert of["gender"]["speakers"].tolist() == [1, 1, 2]
-    assert (found["low"] <= found["wer"]).all() and (found["wer"] <= found["high"]).all()
+    scored = found.dropna()
+    assert (scored["low"] <= scored["wer"]).all() and (scored["wer"] <= scored["high"]).all()
+    assert found[found["n"] == 1]["low"].isna().all(), "one clip has no interval"
 
 
 def test_seen_and_unseen_words_are_scored_separately():
@@ -269,7 +271,7 @@ def test_seen_and_unseen_words_are_scored_separately():
 @pytest.fixture(scope="module")
 def told() -> dict:
     score = {"wer": 0.5, "ci95": [0.25, 0.75], "cer": 0.2, "substitutions": 1, "insertions": 2, "deletions": 3}
-    score |= {"words": 12, "n": 4, "speakers": 3, "normalised": True}
+    score |= {"words": 12, "n": 4, "speakers": 3, "normalised": True, "over": "speakers"}
     return {
         "model": "/somebody/models/tiny @ 1234",
         "quantisation": None,
@@ -280,6 +282,7 @@ def told() -> dict:
         "lineage": {"base": "openai/whisper-tiny @ 1", "settings": {"source": {"path": "~/secret place/clips"}}},
         "score": score,
         "raw": score,
+        "caveats": ["3 speakers: they are few"],
     }
 
 
@@ -296,7 +299,7 @@ def test_report_json_has_exactly_the_documented_keys(told):
     facts, _ = facts_of(told, ("hej på dig", "hej po dig"), ("gott nytt år", "gott nytt år"), gender=["f", "m"])
     promised = (
         "format model quantisation split language utterances speakers audio_seconds test_set normaliser lineage score "
-        "raw slices words worst confusions inventions calibration speed definitions"
+        "caveats raw slices words worst confusions inventions calibration speed definitions"
     )
     assert facts.keys() == {*promised.split()}
     assert all(name in report.__doc__ for name in facts)
@@ -306,7 +309,7 @@ def test_report_json_has_exactly_the_documented_keys(told):
         "calibration": {"mean_confidence", "right", "ece", "ece_words", "bins", "coverage"},
         "speed": {"decoding_seconds", "real_time_factor", "times_real_time", "device", "threads"},
     }
-    assert set(facts["slices"][0]) == {"slice", "value", "wer", "low", "high", "n", "speakers"}
+    assert set(facts["slices"][0]) == {"slice", "value", "wer", "low", "high", "n", "speakers", "over"}
     assert set(facts["worst"][0]) == {
         "id", "speaker", "reference", "hypothesis", "wer", "duration_s", "confidence"
     }  # fmt: skip
