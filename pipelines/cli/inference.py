@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines.cli.options import (
     warn_without_token,
 )
 from pipelines.infra import console
+from pipelines.infra.errors import LabError
 
 Inputs = Annotated[
     list[Path],
@@ -35,6 +37,16 @@ Inputs = Annotated[
 ReferenceColumn = Annotated[
     str,
     typer.Option(help="Reference transcripts, for WER; default: text, sentence, transcript_reference or reference."),
+]
+
+
+AllowOrigin = Annotated[
+    list[str],
+    typer.Option(
+        metavar="URL",
+        help="Let pages of this origin, such as https://my.page, call the API from a browser (CORS); * for all. "
+        "Repeatable. Default: all if there is a token, else none.",
+    ),
 ]
 
 
@@ -107,6 +119,7 @@ def serve(
     max_duration_s: Annotated[float, typer.Option(min=0.1, help="Longest recording in seconds.")] = 3600.0,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of a request in seconds.")] = 600.0,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait while one is decoded.")] = 16,
+    allow_origin: AllowOrigin = (),
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -128,10 +141,11 @@ def serve(
     from pipelines.inference.transcriber import Transcriber
     from pipelines.whisper import model as whisper_model
 
+    origins = _parse_origins(allow_origin, token)
     listening = server.listen(host, port)
     transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
     limits = Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s, queue=queue)
-    served = api.make_app(transcriber, limits, token)
+    served = api.make_app(transcriber, limits, token, origins)
     warn_without_token(token, host)
     url, title, name = server.address(listening), pipeline.model_title(transcriber.ref), transcriber.loaded.name
     key = ' -H "Authorization: Bearer $LAB_API_TOKEN"' if token else ""
@@ -142,6 +156,17 @@ def serve(
         f"Next: curl -F file=@talk.wav{key} {url}/v1/audio/transcriptions",
     )
     server.serve(served, listening)
+
+
+def _parse_origins(given: list[str], token: str) -> list[str]:
+    """Return the allowed origins, by default those of every page if a token is required."""
+    origins = [origin.rstrip("/") for origin in given] or (["*"] if token else [])
+    for origin in origins:
+        if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise LabError(
+                f"--allow-origin takes an address without a path such as https://my.page, or *, got {origin!r}"
+            )
+    return origins
 
 
 def publish_space(

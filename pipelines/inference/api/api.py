@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -13,8 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from pipelines.inference.api import docs_page
+from pipelines.inference.api.forms import FILE, GRANULARITIES, FormRoute, refuse_other_fields
 from pipelines.inference.api.middleware import PUBLIC_PATHS, ApiMiddleware
 from pipelines.inference.api.queue import Limits, TranscriptionQueue
 from pipelines.inference.api.responses import (
@@ -38,11 +40,17 @@ from pipelines.inference.api.schemas import (
 )
 from pipelines.inference.http_guard import Refusal
 from pipelines.inference.transcriber import Transcriber
+from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 
 ALIAS = "whisper-1"
 """OpenAI's name for Whisper, which many clients send by default."""
 TRANSCRIPTIONS, PREDICT = "/v1/audio/transcriptions", "/predict"
-_GRANULARITIES = "timestamp_granularities[]"
+FIELDS = (
+    FILE, "model", "language", "prompt", "response_format", "temperature", GRANULARITIES, "stream", "task",
+    "chunking_strategy",
+)  # fmt: skip
+"""Fields of a transcription's form."""
 
 _DESCRIPTION = f"""Speech to text by a Whisper model that was fine-tuned for one language.
 
@@ -58,10 +66,15 @@ class Granularity(StrEnum):
     word = "word"
 
 
-def _without_stream(stream: bool) -> bool:
-    if stream:
-        raise ValueError("this server does not stream: leave stream out")
-    return stream
+def _accept_only(what: str, *accepted: Any) -> AfterValidator:
+    """Return a validator that refuses a value that this server would otherwise ignore."""
+
+    def check(value: Any) -> Any:
+        if value not in accepted:
+            raise ValueError(f"this server {what}: leave it out")
+        return value
+
+    return AfterValidator(check)
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -89,10 +102,13 @@ _FORM = {
 _AUDIO_TYPES = ("application/octet-stream", "audio/wav", "audio/flac", "audio/mpeg", "audio/ogg")
 
 
-def make_app(transcriber: Transcriber, limits: Limits | None = None, token: str = "") -> FastAPI:
+def make_app(
+    transcriber: Transcriber, limits: Limits | None = None, token: str = "", origins: Collection[str] = ()
+) -> FastAPI:
     """Create the API around `transcriber`.
 
-    With a `token`, all routes but /health, /openapi.json and /docs require it as a bearer token.
+    With a `token`, all routes but /health, /openapi.json and /docs require it as a bearer token. Pages of `origins`,
+    such as `https://my.page` or `*` for all, may call it from a browser (CORS).
     """
     queue = TranscriptionQueue(transcriber, limits or Limits())
 
@@ -110,12 +126,20 @@ def make_app(transcriber: Transcriber, limits: Limits | None = None, token: str 
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    api.router.route_class = FormRoute
     _add_transcriptions(api, queue)
     _add_predict(api, queue)
     _add_models(api, transcriber)
     _add_health(api, queue)
     _add_docs(api)
     api.add_middleware(ApiMiddleware, queue=queue, token=token, queued_paths={TRANSCRIPTIONS, PREDICT})
+    api.add_middleware(  # added last: it comes first, before the token
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After"],
+    )
     api.add_exception_handler(HTTPException, _handle_http_error)
     api.add_exception_handler(RequestValidationError, _handle_invalid_fields)
     api.add_exception_handler(Exception, _handle_unexpected_error)
@@ -145,24 +169,32 @@ def _add_transcriptions(api: FastAPI, queue: TranscriptionQueue) -> None:
         file: Annotated[UploadFile, File(description="The recording. Its name is ignored.")],
         model: Annotated[str, Form(description=f"The name in /v1/models, or {ALIAS}.")] = ALIAS,
         language: Annotated[str, Form(description="The model's language, as in /health; may be left out.")] = "",
-        prompt: Annotated[str, Form(description="Accepted and ignored: the model was tuned without prompts.")] = "",
+        prompt: Annotated[
+            str, AfterValidator(str.strip), _accept_only("takes no prompt", ""), Form(description="Only empty.")
+        ] = "",
         response_format: Annotated[Format, Form(description="Format of the transcript.")] = Format.json,
-        temperature: Annotated[float, Form(ge=0, le=1, description="Accepted and ignored: decoding is greedy.")] = 0.0,
+        temperature: Annotated[
+            float, _accept_only("decodes greedily", 0.0), Form(description="Only 0: decoding is greedy.")
+        ] = 0.0,
         timestamp_granularities: Annotated[
             list[Granularity],
             Form(
-                alias=_GRANULARITIES,
+                alias=GRANULARITIES,
                 description="`segment`; for `verbose_json` also `word`, if the engine supports it.",
             ),
         ] = [Granularity.segment],  # noqa: B006  FastAPI copies it
-        stream: Annotated[
-            bool, AfterValidator(_without_stream), Form(description="Only false: this server does not stream.")
-        ] = False,
+        stream: Annotated[bool, _accept_only("does not stream", False), Form(description="Only false.")] = False,
+        task: Annotated[
+            str, _accept_only("transcribes and does not translate", "transcribe"), Form(description="Only transcribe.")
+        ] = "transcribe",
+        chunking_strategy: Annotated[
+            str, _accept_only("chooses the chunks itself", "auto"), Form(description="Only auto.")
+        ] = "auto",
     ) -> Response:
+        await refuse_other_fields(request, FIELDS)
         if model not in names:
             raise _unknown_model()
-        if language.lower() not in ("", language_served):
-            raise Refusal(400, f"this server transcribes {language_served} only: leave language out", param="language")
+        _check_language(language, language_served)
         word_times = Granularity.word in timestamp_granularities
         if word_times:
             _check_word_times(queue.transcriber, response_format)
@@ -183,6 +215,7 @@ def _add_predict(api: FastAPI, queue: TranscriptionQueue) -> None:
     )
     async def predict(request: Request) -> Prediction:
         async with open_upload(request) as upload:
+            await refuse_other_fields(request, (FILE,))
             return prediction(await queue.transcribe(upload, request.receive))
 
 
@@ -226,12 +259,22 @@ def _unknown_model() -> Refusal:
     return Refusal(404, "this server does not serve that model: see GET /v1/models", "model_not_found", param="model")
 
 
+def _check_language(requested: str, served: str) -> None:
+    """Raise Refusal (400) unless the language is the served one, in any notation, empty or `auto`."""
+    try:
+        code = languages.parse_optional(requested)
+    except LabError as error:
+        raise Refusal(400, str(error), param="language") from None
+    if code not in ("", served):
+        raise Refusal(400, f"this server transcribes {served} only: leave language out", param="language")
+
+
 def _check_word_times(transcriber: Transcriber, response_format: Format) -> None:
     """Raise Refusal (400) if the format has no word times or the engine does not compute them."""
     if response_format is not Format.verbose_json:
-        raise Refusal(400, "word times are available in verbose_json only", param=_GRANULARITIES)
+        raise Refusal(400, "word times are available in verbose_json only", param=GRANULARITIES)
     if not transcriber.times_words:
-        raise Refusal(400, "this server's engine does not support word times: leave word out", param=_GRANULARITIES)
+        raise Refusal(400, "this server's engine does not support word times: leave word out", param=GRANULARITIES)
 
 
 async def _handle_http_error(request: Request, error: HTTPException) -> Response:

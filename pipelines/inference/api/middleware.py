@@ -24,6 +24,9 @@ class ApiMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        # a slash at the end and HEAD are as good as none and GET; the server itself leaves out the body for HEAD
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/", "method": method}
         try:
             if scope["path"] not in PUBLIC_PATHS:
                 check_token(scope, self.token)

@@ -40,6 +40,8 @@ def create_server(app: Starlette) -> uvicorn.Server:
     """
     import uvicorn
 
+    from pipelines.inference.api.protocol import LimitedProtocol
+
     app.state.server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -48,6 +50,7 @@ def create_server(app: Starlette) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             lifespan="on",
+            http=LimitedProtocol,
             ws="none",
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
