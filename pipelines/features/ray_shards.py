@@ -28,6 +28,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.manifest import PACKAGE, code_sha256
 from pipelines.infra.parallel.process_pool import ATTEMPTS
 from pipelines.infra.parallel.ray_cluster import PACKAGE_NAME, connect
+from pipelines.speech.audio import AudioError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -140,14 +141,14 @@ def _with_audio(task: ShardTask, create_clip: Callable[[Example], Clip]) -> Shar
     """
 
     def load(example: Example) -> Example:
-        audio: Any = _read(example.audio)
-        if audio is None:
-            try:
+        try:
+            audio: Any = _read(example.audio)
+            if audio is None:
                 with shards.one_thread():
                     audio = create_clip(example)
-            except Rejected as rejection:
-                audio = (rejection.reason, rejection.detail)
-        return replace(example, audio=audio)
+        except (Rejected, AudioError) as rejection:
+            audio = (rejection.reason, rejection.detail)
+        return Example(example.id, example.split, example.text, audio, example.speaker, example.meta)
 
     return replace(task, examples=[load(example) for example in task.examples])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 NORMALISER = "1"
 """Version of `normalise`: raised whenever its result changes for some transcript."""
@@ -11,6 +12,22 @@ _QUOTES = "\"“”„»«'‘’"
 _SOFT_HYPHEN = "\u00ad"
 """Marks where a word may be hyphenated; removed without a space."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028\u2029\ufeff]+")
+
+
+_NUMBER = re.compile(r"(^|/)0*(\d+)(?:\.0+)?$")
+"""A speaker's number, which spreadsheets and pandas write with other zeros; `/` follows the name of a mix's part."""
+
+
+def speaker_key(speaker: str) -> str:
+    """Return the same key for all spellings of a speaker: `3`, `3.0` and `03`; NFC and NFD; any case and blanks."""
+    composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", speaker).casefold())
+    return _NUMBER.sub(r"\1\2", " ".join(composed.split()))
+
+
+def same_speakers(speakers: Iterable[str]) -> list[str]:
+    """Return the speakers with one spelling for each: the first that occurs."""
+    first: dict[str, str] = {}
+    return [first.setdefault(speaker_key(speaker), speaker) for speaker in speakers]
 
 
 def clean(text: str) -> str:

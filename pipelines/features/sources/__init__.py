@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pipelines.speech.recordings.excerpts import Excerpt
 
 SPLITS = ("train", "validation", "test")
 
@@ -27,6 +30,23 @@ class Example:
     """Speaker id, the unit of bootstraps and leak checks. Empty if unknown."""
     meta: dict[str, str] = field(default_factory=dict)
     """Columns for slices: gender, variant, accent, ..."""
+
+
+class PartExample(Example):
+    """An example whose audio is a part of a file, which is decoded on access. It can be pickled without the audio."""
+
+    file: Path
+    excerpt: Excerpt
+
+    def __init__(self, *fields: Any):
+        """Take the fields of Example in their order, with the path of the file as `audio`, then the part."""
+        names = ("id", "split", "text", "file", "speaker", "meta", "excerpt")
+        self.__dict__.update(zip(names, fields, strict=True))
+
+    @property
+    def audio(self) -> bytes:
+        """The part as a wav file. Raises AudioError if the file cannot be read or has no such part."""
+        return self.excerpt.cut(self.file)
 
 
 class Source(Protocol):

@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 
 from pipelines.features.sources import SPLITS, Example, lines_sha256
-from pipelines.features.sources.folder import is_inside
 from pipelines.infra import feedback_log
 from pipelines.infra.errors import LabError
+from pipelines.infra.file_lookup import is_inside
 from pipelines.infra.manifest import sha256
 
 MISSING = "no-recording-was-kept"

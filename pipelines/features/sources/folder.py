@@ -1,22 +1,20 @@
 """Own recordings: audio files in a folder, with a table of transcripts or a `.txt` beside each file.
 
-    my-speech/transcripts.csv       or .tsv, .jsonl; or metadata.*      path,text,split,speaker
-              clips/0001.wav                                            clips/0001.wav,"Hej, hej!",train,anna
+    my-speech/transcripts.csv       or .tsv, .jsonl, .xlsx; or metadata.*     path,text,split,speaker
+              clips/0001.wav                                                  clips/0001.wav,"Hej, hej!",train,anna
 
 Columns: the file as path, file_name, file or audio, relative to the table; its transcript as text, sentence,
-transcript or transcription; optional: split, speaker (client_id, speaker_id), gender, age, accent. Without a table, the
-transcript of `a.wav` is `a.txt`. A missing file and an audio file without a transcript still become Examples: curation
-rejects and counts them.
+transcript or transcription; optional: split, speaker (client_id, speaker_id), gender, age, accent, and start and end
+for a part of a recording (speech/recordings/). Without a table, the transcript of `a.wav` is `a.txt`. A missing file
+and an audio file without a transcript still become Examples: curation rejects and counts them.
 
-Instead of one table, there may be one in each subfolder, or one for each split (`train.csv`, `dev.csv`, `test.csv`).
-Splits come from the column, else from such tables, else from folders (`train/`, `split=test/`), else they are drawn.
+Instead of one table, there may be one in each subfolder, or one for each split (`train.csv`, `dev.csv`, `test.csv`), or
+the files of NeMo, Kaldi or LJSpeech (layouts.py). Splits come from the column, else from such tables, else from folders
+(`train/`, `split=test/`), else they are drawn.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import json
 import logging
 import os
@@ -24,27 +22,30 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-from pipelines.features.sources import SPLITS, Example, lines_sha256
+from pipelines.features.sources import SPLITS, Example, PartExample, lines_sha256
+from pipelines.features.sources.folder_tables import (
+    Record,
+    cell,
+    has_failed,
+    inside,
+    metadata,
+    read_records,
+    split_tables,
+)
 from pipelines.features.sources.splits import canonical_split, check_unambiguous, describe, path_splits
 from pipelines.infra.errors import LabError
+from pipelines.infra.file_lookup import FileLookup, spellings
 from pipelines.infra.manifest import sha256
-from pipelines.speech.audio import AUDIO_SUFFIXES
+from pipelines.speech.recordings.columns import FILE, META, SPEAKER, TEXT
+from pipelines.speech.recordings.excerpts import Excerpt
+from pipelines.speech.text import same_speakers
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
-TABLES = tuple(f"{stem}{suffix}" for stem in ("transcripts", "metadata") for suffix in SUFFIXES)
-FILE = ("path", "file_name", "file", "audio")
-TEXT = ("text", "sentence", "transcript", "transcription")
-SPEAKER = ("speaker", "client_id", "speaker_id")
-META = ("gender", "age", "accent")
 HASHED_BYTES = 200_000_000
 """Below this size of all audio, `identity` hashes its content; from it on, sizes and modification times."""
-Record = tuple[str, dict[str, Any]]
-"""The position of a row, for errors, and its cells by column name."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class FolderSource:
 
         From HASHED_BYTES on, modification times replace the sha256: a copy with other times is another corpus.
         """
-        audio = [example.audio for example in self._all]
+        audio = {_file(example) for example in self._all}
         by_content = sum(os.path.getsize(path) for path in audio if os.path.isfile(path)) < HASHED_BYTES
         files = (f"{path.relative_to(self._folder)} {_stamp(path, by_content)}" for path in audio)
-        rows = (json.dumps([row.id, row.split, row.text, row.speaker, row.meta]) for row in self._all)
+        rows = (json.dumps([row.id, row.split, row.text, row.speaker, row.meta, *_part(row)]) for row in self._all)
         return {
             "kind": "folder",
             "seed": str(self.seed),
@@ -81,7 +82,7 @@ class FolderSource:
         return (example for example in self._all if example.split in included)
 
     def outline(self) -> Iterator[Example]:
-        """Return all examples; their audio is a path, and no file is opened."""
+        """Return all examples; their audio is a path or is read on access, and no file is opened."""
         return self.examples()
 
     @property
@@ -90,40 +91,61 @@ class FolderSource:
 
     @cached_property
     def _all(self) -> list[Example]:
-        records = _records(self._folder)
-        files = _unique([(where, _inside(self._folder, _cell(row, FILE, where), where)) for where, row in records])
-        stems = Counter(file.with_suffix("") for file in files)
-        rule, splits = _splits(self._folder, records, files, self.seed)
+        records = read_records(self._folder)
+        files = _locate(self._folder, records)
+        _check_unique(records, files)
+        stems = Counter(file.with_suffix("") for file in {*files})
+        speakers = same_speakers(metadata(record, SPEAKER) for record in records)
+        rule, splits = _splits(self._folder, records, files, speakers, self.seed)
         logger.info(f"{self.path}: splits by {rule}: {describe(splits)}")
         return [
-            _example(self._folder, file, stems[file.with_suffix("")] == 1, record, split)
-            for file, record, split in zip(files, records, splits, strict=True)
+            _example(self._folder / file, _name(file, stems), record, split, speaker)
+            for file, record, split, speaker in zip(files, records, splits, speakers, strict=True)
         ]
 
 
-def _example(folder: Path, file: Path, stem_is_unique: bool, record: Record, split: str) -> Example:
-    """Return the example of a row."""
-    where, row = record
-    stem, speaker = file.with_suffix("").as_posix(), _cell(row, SPEAKER, where, "").strip()
-    meta = {name: cell for name in META if (cell := _cell(row, (name,), where, "").strip())}
-    name = stem if stem_is_unique else file.as_posix()
-    return Example(name, split, _cell(row, TEXT, where), folder / file, speaker, meta)
+def _example(file: Path, name: str, record: Record, split: str, speaker: str) -> Example:
+    """Return the example of a row, which may be a part of its file, or a row that `transcribe` could not write."""
+    meta = {name: value for name in META if (value := metadata(record, (name,)))}
+    text, excerpt = cell(record, TEXT), record.excerpt
+    if error := has_failed(record):
+        excerpt = Excerpt(problem=f"`transcribe` wrote no complete transcript: {error}", reason="not_transcribed")
+    if excerpt is None:
+        return Example(name, split, text, file, speaker, meta)
+    name = f"{name}@{excerpt}" if excerpt.is_part else name
+    return PartExample(name, split, text, file, speaker, meta, excerpt)
 
 
-def _splits(folder: Path, records: list[Record], files: list[Path], seed: int) -> tuple[str, list[str]]:
+def _name(file: Path, stems: Counter[Path]) -> str:
+    """Return the id of a file: its path without the suffix, if no other file has the same."""
+    stem = file.with_suffix("")
+    return (stem if stems[stem] == 1 else file).as_posix()
+
+
+def _file(example: Example) -> Path:
+    return example.file if isinstance(example, PartExample) else example.audio
+
+
+def _part(example: Example) -> list[str]:
+    """Return what the identity of a row includes only if it is a part of a recording."""
+    return [repr(example.excerpt)] if isinstance(example, PartExample) else []
+
+
+def _splits(
+    folder: Path, records: list[Record], files: list[Path], speakers: list[str], seed: int
+) -> tuple[str, list[str]]:
     """Return the rule that decides the splits, in words, and the split of each row."""
-    cells = [_cell(row, ("split",), where, "") for where, row in records]
-    if any(cell.strip() for cell in cells):
+    cells = [metadata(record, ("split",)) for record in records]
+    if any(cells):
         check_unambiguous(str(folder), cells)
-        return "table (its column `split` or its name)", [canonical_split(cell) for cell in cells]
-    if tables := _split_tables(folder):
+        return "table (its column `split` or its name)", [canonical_split(name) for name in cells]
+    if tables := split_tables(folder):
         raise LabError(
             f"{folder} has a table without a `split` column beside {', '.join(path.name for path in tables)}: "
             "keep one of the two forms"
         )
     if by_folder := path_splits(str(folder), files):
         return "folder names", by_folder
-    speakers = [_cell(row, SPEAKER, where, "").strip() for where, row in records]
     stems = [file.with_suffix("").as_posix() for file in files]
     drawn = [_drawn_split(speaker, stem, seed) for speaker, stem in zip(speakers, stems, strict=True)]
     return f"a draw of {'speakers' if any(speakers) else 'files'} (source.seed = {seed})", drawn
@@ -135,157 +157,37 @@ def _drawn_split(speaker: str, stem: str, seed: int) -> str:
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
 
 
-def _records(folder: Path) -> list[Record]:
-    """Return the rows of the folder's table, or of its `.txt` files. Raises LabError if there is no transcript."""
-    if not folder.is_dir():
-        raise LabError(f"source.path must name a folder of audio files, got {str(folder)!r}, which is none: correct it")
-    tables = _tables(folder)
-    if not tables:
-        records, what = list(_txt_records(folder)), f"no {', '.join(TABLES)} and no .txt"
-        records = records if any(row["text"] for _, row in records) else []
-    else:
-        records, what = [record for table in tables for record in _table_records(folder, table)], "no row in "
-        what += " and ".join(str(table.relative_to(folder)) for table in tables)
-    if not records:
-        raise LabError(f"{folder} must hold at least one transcript, got {what}: add some")
-    return records
+def _locate(folder: Path, records: list[Record]) -> list[Path]:
+    """Return the file of each row, relative to the folder; a file that does not exist where its row names it."""
+    lookups = {base: FileLookup(folder / base) for base in {record.base for record in records} | {Path()}}
+    files = []
+    for record in records:
+        name = cell(record, FILE)
+        bases = dict.fromkeys((record.base, Path()))
+        found = next((base / path for base in bases if (path := lookups[base].find(name))), None)
+        files.append(inside(folder, found or _absent(folder, record.base, name), record.where))
+    return files
 
 
-def _tables(folder: Path) -> list[Path]:
-    """Return the folder's table; else those named after splits; else those of its subfolders. Sorted by path."""
-    tables = [folder / name for name in TABLES if (folder / name).exists()]
-    if not tables:
-        tables = _split_tables(folder) or sorted(
-            path for name in TABLES for path in folder.rglob(name) if not _is_hidden(path.relative_to(folder))
-        )
-    for (first, first_key), (second, second_key) in itertools.pairwise((path, _table_key(path)) for path in tables):
-        if first_key == second_key:
-            raise LabError(f"{first.parent} must hold one table, got {first.name} and {second.name}: keep one")
-    return tables
+def _absent(folder: Path, base: Path, name: str) -> Path:
+    """Return where a file should be that does not exist; its path itself if it leads out of the folder."""
+    literal = Path(os.path.normpath(base / name.replace("\0", "")))
+    if os.path.lexists(folder / literal) or not literal.name:
+        return literal
+    parts = PurePosixPath(os.path.normpath([*spellings(name)][-1])).parts
+    return base.joinpath(*(part.strip("/:") for part in parts if part.strip("/:") not in ("", "..")))
 
 
-def _split_tables(folder: Path) -> list[Path]:
-    """Return the tables `train.csv`, `dev.tsv` and so on, if there is one for training."""
-    files = (path for path in folder.iterdir() if path.suffix in SUFFIXES and canonical_split(path.stem) in SPLITS)
-    tables = sorted(sorted(files), key=_table_key)
-    return tables if any(canonical_split(path.stem) == "train" for path in tables) else []
-
-
-def _table_key(path: Path) -> tuple[Path, str]:
-    """Return what no two tables may have in common: the folder and the split."""
-    split = canonical_split(path.stem)
-    return path.parent, split if split in SPLITS else ""
-
-
-def _table_records(folder: Path, table: Path) -> Iterator[Record]:
-    """Yield the rows of a table: paths relative to `folder`, with the table's split if it has no column for it."""
-    base, split = table.parent.relative_to(folder), canonical_split(table.stem)
-    parse = _json_records if table.suffix == ".jsonl" else _csv_records
-    for where, row in parse((base / table.name).as_posix(), _read(table)):
-        name = next((name for name in FILE if name in row), None)
-        if base.parts and name and (cell := _cell(row, FILE, where)):
-            row[name] = str(base / cell)
-        if split in SPLITS:
-            row.setdefault("split", split)
-        yield where, row
-
-
-def _csv_records(name: str, content: str) -> Iterator[Record]:
-    """Parse a .csv with `,` or (Swedish Excel) `;` and quotes, or a .tsv without quotes: there `"` is a letter."""
-    first = content.partition("\n")[0]
-    delimiter = "\t" if name.endswith(".tsv") else ";" if ";" in first and "," not in first else ","
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    header: list[str] = []
-    try:
-        for cells in filter(any, reader):
-            if header and len(cells) != len(header):
-                raise LabError(
-                    f"{name} line {reader.line_num}: a row must have the header's {len(header)} cells, "
-                    f"got {len(cells)}: put quotes round a text that holds {delimiter!r}, or write .jsonl"
-                )
-            if header:
-                yield f"{name} line {reader.line_num}", dict(zip(header, map(str.strip, cells), strict=True))
-            header = header or [cell.strip().lower() for cell in cells]
-    except csv.Error as error:
-        raise LabError(
-            f"{name} line {reader.line_num}: quotes must be balanced, got: {error}. "
-            "Double every quote inside a quoted text, or write .jsonl"
-        ) from None
-
-
-def _json_records(name: str, content: str) -> Iterator[Record]:
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise LabError(f"{name} line {number}: a line must be one JSON object, got {line[:60]!r}: correct it")
-            yield f"{name} line {number}", {key.strip().lower(): value for key, value in row.items()}
-
-
-def _txt_records(folder: Path) -> Iterator[Record]:
-    """Yield every audio file that is not hidden, by path, with the text of its `.txt` file, else an empty text."""
-    audio = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    for path in sorted(path for path in audio if not _is_hidden(path)):
-        where = str(path).encode(errors="replace").decode()
-        beside = folder / _inside(folder, str(path.with_suffix(".txt")), where)
-        yield where, {"path": str(path), "text": _read(beside) if beside.is_file() else ""}
-
-
-def _cell(row: dict[str, Any], names: tuple[str, ...], where: str, default: str | None = None) -> str:
-    """Return the first cell of the columns `names`, else `default`. Raises LabError if that is None."""
-    name = next((name for name in names if name in row), None)
-    if name is None and default is None:
-        raise LabError(f"{where}: a column must be named {' or '.join(names)}, got {', '.join(row)}: rename one")
-    value = default if name is None else row[name]
-    cell = "" if value is None else str(value).replace("\0", "")
-    if isinstance(value, list | dict) or cell != cell.encode(errors="ignore").decode():
-        raise LabError(f"{where}: {name} must be a plain UTF-8 string, got {cell[:60]!a}: correct it")
-    return cell
-
-
-def _inside(folder: Path, name: str, where: str) -> Path:
-    """Return `name` as a path relative to `folder`. Raises LabError if it leads out of it, also through symlinks."""
-    file = Path(os.path.normpath(name))
-    if not is_inside(folder / file, folder) or file.is_absolute() or ".." in file.parts or not file.name:
-        raise LabError(f"{where}: a file must be a path inside the folder, got {name!r}: copy it there")
-    return file
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def is_inside(file: Path, folder: Path) -> bool:
-    """Return True if `file`, with symlinks resolved, is in `folder`."""
-    try:
-        return file.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # circular links
-        return False
-
-
-def _unique(files: list[tuple[str, Path]]) -> list[Path]:
-    first: dict[Path, str] = {}
-    for where, file in files:
-        if first.setdefault(file, where) != where:
-            raise LabError(f"{where}: a file must have one row, got {str(file)!r} again, as {first[file]}: remove one")
-    return list(first)
-
-
-def _read(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark; NUL bytes are dropped."""
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\0", "")
-    except UnicodeDecodeError as error:
-        raise LabError(
-            f"{path.name} must be UTF-8, got the byte 0x{error.object[error.start]:02x} at {error.start}: "
-            "save it as UTF-8 (Excel: 'CSV UTF-8')"
-        ) from None
-    except OSError as error:
-        raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Replace it") from None
+def _check_unique(records: list[Record], files: list[Path]) -> None:
+    """Raise LabError if two rows are about the same part of a file."""
+    first: dict[tuple[Path, str], str] = {}
+    for record, file in zip(records, files, strict=True):
+        part = f" from {record.excerpt} s" if record.excerpt and record.excerpt.is_part else ""
+        other = first.setdefault((file, part), record.where)
+        if other != record.where:
+            raise LabError(
+                f"{record.where}: a file must have one row, got {str(file)!r}{part} again, as {other}: remove one"
+            )
 
 
 def _stamp(path: Path, by_content: bool) -> str:

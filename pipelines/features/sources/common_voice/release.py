@@ -23,8 +23,8 @@ from pathlib import Path, PurePosixPath
 from pipelines.features.sources import SPLITS, Example
 from pipelines.features.sources.common_voice import archive
 from pipelines.features.sources.common_voice.tables import POOLS, Row, Selection, Table, read, select
-from pipelines.features.sources.folder import is_inside
 from pipelines.infra.errors import LabError
+from pipelines.infra.file_lookup import is_inside
 from pipelines.recipes import languages
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables.text_table import unquoted
 from pipelines.speech import text as speech_text
 
 POOLS = {
@@ -191,22 +192,13 @@ def _row(where: str, cells: dict[str, str], locale: str) -> Row:
     meta = {name: value for name, columns in _META.items() if (value := _first(cells, columns))}
     if meta.get("gender") in _GENDERS:
         meta["gender"] = _GENDERS[meta["gender"]]
-    return Row(clip, _unquoted(cells["sentence"]), sys.intern(cells["client_id"].strip()), meta)
+    return Row(clip, unquoted(cells["sentence"]), sys.intern(cells["client_id"].strip()), meta)
 
 
 def _first(cells: dict[str, str], columns: tuple[str, ...]) -> str:
     """Return the first value of `columns` that is not empty, interned to save memory."""
     values = (cells.get(column, "").strip() for column in columns)
     return sys.intern(next(filter(None, values), ""))
-
-
-def _unquoted(sentence: str) -> str:
-    '''Undo CSV quoting, as in `"""Hej"", sa hon."`; other sentences stay as they are.'''
-    inner = sentence.strip()[1:-1]
-    quoted = len(sentence.strip()) > 1 and sentence.strip()[0] == sentence.strip()[-1] == '"'
-    if quoted and '""' in inner and '"' not in inner.replace('""', ""):
-        return inner.replace('""', '"')
-    return sentence
 
 
 def _check_unique_clips(name: str, rows: list[Row]) -> None:
