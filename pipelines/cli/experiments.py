@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,8 @@ from pipelines.cli.options import (
     split_list,
 )
 from pipelines.infra.errors import LabError
+
+_TRAIN_AND_SCORE = ("train", "evaluate")
 
 
 def evaluate(
@@ -90,7 +91,7 @@ def compare(
     runs_folder = environment.runs_folder(runs)
     if not (experiments or baseline):
         rows = run_log.read(runs_folder)
-        return print_result(as_json, {"experiments": rows}, run_log.format_table(rows))
+        return print_result(as_json, {"experiments": rows}, run_log.format_table(rows, runs))
     comparison = compare.compare(experiments or [], baseline, runs=runs)
     folder = Path(out) if out else runs_folder / "comparisons" / comparison.digest
     if dry_run:
@@ -137,6 +138,7 @@ def experiments(
     Example: python -m pipelines experiments --recipes planted-raw,planted-clean --seeds 42,43
     """
     from pipelines.experiments import series, series_tables
+    from pipelines.experiments.comparison import next_command
     from pipelines.infra import environment
 
     names = [*dict.fromkeys(split_list(recipes_))] if recipes_ else series.RECIPES
@@ -152,8 +154,7 @@ def experiments(
         tables.write_figure()
         return print_result(as_json, tables.as_dict(), str(tables))
     result = series.run(planned, runs=runs)
-    command = shlex.join(["python", "-m", "pipelines", "compare", *names, *(("--runs", runs) if runs else ())])
-    print_result(as_json, result.as_dict(), f"{result}\nNext: {command}")
+    print_result(as_json, result.as_dict(), f"{result}\nNext: {next_command.compare_reports(result.reports, runs)}")
     if result.failed:
         raise typer.Exit(1)
 
@@ -180,6 +181,7 @@ def sweep(
     Example: python -m pipelines sweep --recipe tour-search --set search.trials=4
     """
     from pipelines.experiments.sweeps import sweep as sweeps
+    from pipelines.recipes import commands
 
     settings = load_recipe(recipe, set_)
     if devices and not cluster:
@@ -188,8 +190,10 @@ def sweep(
         outline = sweeps.outline(settings, runs)
         return print_result(as_json, outline.as_dict(), str(outline))
     result = sweeps.run(settings, runs=runs, cluster=cluster, devices=devices)
-    command = f"python -m pipelines train {result.options} && python -m pipelines evaluate {result.options}"
-    print_result(as_json, result.as_dict(), f"\n{result}\nNext: {command}")
+    steps = [
+        commands.command(name, recipe=load_recipe(str(result.best_recipe), []), runs=runs) for name in _TRAIN_AND_SCORE
+    ]
+    print_result(as_json, result.as_dict(), f"\n{result}\nNext: {' && '.join(steps)}")
 
 
 def export(
@@ -219,6 +223,7 @@ def export(
     from pipelines.experiments import exports
     from pipelines.features import pipeline as feature_pipeline
     from pipelines.infra import environment
+    from pipelines.recipes import commands
 
     settings, forms = load_recipe(recipe, set_), split_list(to)
     if dry_run:
@@ -226,9 +231,8 @@ def export(
         return print_plan(as_json, action, environment.cache_folder(), settings)
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
     table = exports.compare_exports(settings, opened, models, forms, split=split.value, runs=runs, threads=threads)
-    command = (
-        f"python -m pipelines production {shlex.quote(models[-1])} --form {forms[-1] if forms else ''} --to FOLDER"
-    )
+    form = ["--form", forms[-1]] if forms else []
+    command = commands.command("production", models[-1], *form, "--to", "served")
     print_result(as_json, table.as_dict(), f"{table}\nNext: {command}")
 
 

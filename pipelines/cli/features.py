@@ -13,7 +13,6 @@ from pipelines.cli.options import (
     Overrides,
     RecipeName,
     Runs,
-    experiment_options,
     load_recipe,
     print_plan,
     print_result,
@@ -41,6 +40,7 @@ def features(
     """
     from pipelines.features import pipeline
     from pipelines.infra import environment
+    from pipelines.recipes import commands
     from pipelines.recipes import runs as recipe_runs
 
     settings = load_recipe(recipe, set_)
@@ -51,5 +51,4 @@ def features(
     fields = result.as_dict()
     if publish:
         fields["published_uri"] = recipe_runs.read_stages(settings, runs)["publication"]["cache_uri"]
-    command = f"python -m pipelines train {experiment_options(recipe, set_, runs)}"
-    print_result(as_json, fields, f"{result}\nNext: {command}")
+    print_result(as_json, fields, f"{result}\nNext: {commands.command('train', recipe=settings, runs=runs)}")

@@ -194,7 +194,7 @@ def publish_space(
         with tempfile.TemporaryDirectory() as temporary:
             files = space.write(Path(temporary) / "space" if dry_run else folder, name, hub_model, hardware)
         fields = {"dry_run": dry_run, "model": hub_model.uri, "writes": str(folder or name), "files": files}
-        last = "nothing was done" if dry_run else f"Next: python {folder}/app.py"
+        last = "nothing was done" if dry_run else f"Next: {shlex.join(['python', f'{folder}/app.py'])}"
         return print_result(as_json, fields, "\n".join([f"model {hub_model.uri}", *files, last]))
     fields = {**space.publish(name, hub_model, hardware), "model": hub_model.uri}
     secret = "add a secret HF_TOKEN in its settings, then " if hub_model.private else ""
@@ -222,6 +222,7 @@ def production(
     from dataclasses import asdict
 
     from pipelines.inference.deploy import package
+    from pipelines.recipes import commands
     from pipelines.whisper import model as whisper_model
 
     if dry_run:
@@ -236,5 +237,5 @@ def production(
         {"folder": str(to), "files": files, "proof": asdict(proof)},
         f"{listing}\nserved by {proof.engine} in a fresh process{absent}: {proof.text!r}, loaded after "
         f"{proof.loading_s} s, {proof.elapsed_s} s for the recording, {proof.memory_mb:.0f} MB\n"
-        f"Next: python -m pipelines serve --model {shlex.quote(str(to))}",
+        f"Next: {commands.command('serve', '--model', to)}",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -96,12 +95,6 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def split_list(text: str) -> list[str]:
     """Return the items of a comma-separated option."""
     return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def experiment_options(recipe: str, set_: list[str], runs: str) -> str:
-    """Return the options that select the same experiment in the next command, quoted for a shell."""
-    words = ["--recipe", recipe, *(word for assignment in set_ for word in ("--set", assignment))]
-    return shlex.join([*words, *(("--runs", runs) if runs else ())])
 
 
 def print_result(as_json: bool, fields: dict[str, Any], text: str) -> None:

@@ -16,7 +16,6 @@ from pipelines.cli.options import (
     Overrides,
     RecipeName,
     Runs,
-    experiment_options,
     load_recipe,
     print_plan,
     print_result,
@@ -89,7 +88,7 @@ def train(
             launch=pipeline.Launch(fork, cluster, devices if cluster else 1),
             progress=console.console_progress() if distributed.is_main_process() else None,
         )
-        _print_model(as_json, model, settings, runs, publish, experiment_options(recipe, set_, runs))
+        _print_model(as_json, model, settings, runs, publish, cache)
 
 
 def distill(
@@ -139,7 +138,7 @@ def distill(
             publish=publish,
             progress=console.console_progress() if distributed.is_main_process() else None,
         )
-        _print_model(as_json, model, settings, runs, publish, experiment_options(recipe, set_, runs))
+        _print_model(as_json, model, settings, runs, publish, cache)
 
 
 def _print_plan(as_json: bool, settings: Recipe, runs: str | Path, start: str) -> None:
@@ -149,7 +148,8 @@ def _print_plan(as_json: bool, settings: Recipe, runs: str | Path, start: str) -
     print_plan(as_json, f"train {settings.training.steps} steps from {start}", folder, settings)
 
 
-def _print_model(as_json: bool, model, settings: Recipe, runs: str | Path, publish: str, options: str) -> None:
+def _print_model(as_json: bool, model, settings: Recipe, runs: str | Path, publish: str, cache: str) -> None:
+    from pipelines.recipes import commands
     from pipelines.recipes import runs as recipe_runs
 
     if not distributed.is_main_process():
@@ -158,4 +158,5 @@ def _print_model(as_json: bool, model, settings: Recipe, runs: str | Path, publi
     if publish:
         fields["published_uri"] = recipe_runs.read_stages(settings, runs)["model publication"]["model_uri"]
     copies = f"\n{model.copies}" if model.copies else ""
-    print_result(as_json, fields, f"{model}\nNext: python -m pipelines evaluate {options}{copies}")
+    command = commands.command("evaluate", *(["--cache", cache] if cache else []), recipe=settings, runs=runs)
+    print_result(as_json, fields, f"{model}\nNext: {command}{copies}")

@@ -25,6 +25,7 @@ from pipelines.features.curation import leaks
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub_client
+from pipelines.recipes.commands import command
 from pipelines.speech import text
 from pipelines.speech.intervals import CLIPS, SPEAKERS, Units
 from pipelines.whisper import lineage as whisper_lineage
@@ -73,6 +74,7 @@ class Board:
     """Sorted by WER, lowest first."""
     invalid: tuple[Entry, ...]
     not_comparable: tuple[Entry, ...]
+    runs: str | Path = ""
 
     def as_dict(self) -> dict[str, Any]:
         groups = {name: [asdict(entry) for entry in getattr(self, name)] for name in _GROUPS}
@@ -102,9 +104,10 @@ class Board:
         for entry in self.invalid:
             return f"train {entry.model} again without the clips that it shares with the test set: curation.leaks=drop"
         if len(self.ranked) > 1:
-            return (
-                "python -m pipelines compare, with the first two: ranks with overlapping intervals may be due to chance"
-            )
+            reports = [entry.source for entry in self.ranked if not entry.source.startswith("hub://")][:2]
+            if len(reports) == 2:
+                return command("compare", *reports, runs=self.runs)
+            return "evaluate the others here and compare them: ranks with overlapping intervals may be due to chance"
         return "name more models that were scored on this test set"
 
 
@@ -129,6 +132,7 @@ def rank(sources: Sequence[str], *, runs: str | Path = "") -> Board:
         tuple(entry for entry in comparable if entry.status != INVALID),
         tuple(entry for entry in comparable if entry.status == INVALID),
         tuple(sorted(others, key=lambda entry: (entry.test_set, entry.normaliser, entry.wer))),
+        runs,
     )
 
 
@@ -170,7 +174,7 @@ def _of_report(report: EvalReport, runs: Path) -> Entry:
     return Entry(
         model=report.model.partition(" @ ")[0],
         by=f"this lab, recipe {lineage['recipe']}" if tuned else "its makers",
-        base=lineage.get("base") or UNKNOWN if tuned else "",
+        base=whisper_lineage.origin_of(lineage) or UNKNOWN if tuned else "",
         trained_on=_data(lineage) if tuned else UNKNOWN,
         wer=report.score.wer,
         ci95=report.score.ci95 if report.score.over == SPEAKERS else None,

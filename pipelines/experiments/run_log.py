@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiments.evaluation import EvalReport
-from pipelines.infra import manifest
+from pipelines.infra import environment, manifest
 from pipelines.infra.csv_log import CsvLog
 from pipelines.recipes import digest
 from pipelines.recipes.base_settings import flatten
+from pipelines.recipes.commands import command
 from pipelines.speech.intervals import SPEAKERS
 
 FILE = "experiments.csv"
@@ -71,15 +72,21 @@ def read(runs: Path) -> list[dict[str, str]]:
     return _log(runs).read()
 
 
-def format_table(rows: list[dict[str, str]]) -> str:
+def format_table(rows: list[dict[str, str]], runs: str | Path = "") -> str:
     """Return the rows as a text table, with the next command."""
     if not rows:
-        return "no tuned model was scored on a test set yet\nNext: python -m pipelines run --recipe tour"
+        return f"no tuned model was scored on a test set yet\nNext: {command('run', '--recipe', 'tour', runs=runs)}"
     table = [[row[name] for name in _PRINTED] for row in rows]
     widths = [max(map(len, column)) for column in zip(_PRINTED, *table, strict=True)]
     lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in (_PRINTED, *table)]
-    recipes = [row["recipe"] for row in rows if row["test_set"] == rows[-1]["test_set"]]
-    return "\n".join([*lines, f"Next: python -m pipelines compare {' '.join(dict.fromkeys(recipes))}"])
+    names = [_name(row, runs) for row in rows if row["test_set"] == rows[-1]["test_set"]]
+    return "\n".join([*lines, f"Next: {command('compare', *dict.fromkeys(names), runs=runs)}"])
+
+
+def _name(row: Mapping[str, str], runs: str | Path) -> str:
+    """Return the recipe of a row, or the folder of its report if that is not among the recipe's own reports."""
+    report = Path(row["report"])
+    return row["recipe"] if report.parts[0] == row["recipe"] else str(environment.runs_folder(runs) / report)
 
 
 def _row(report: EvalReport, runs: Path) -> dict[str, Any]:

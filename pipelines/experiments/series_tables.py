@@ -74,7 +74,7 @@ def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = ""
     """
     reports = finished_reports(experiments, runs)
     if not reports:
-        raise LabError("no finished experiment to export: run them first (python -m pipelines experiments)")
+        raise LabError("no finished experiment to export: run the same command without --export first")
     lookup.require_comparable(list(reports.values()))
     folder.mkdir(parents=True, exist_ok=True)
     _utterances(reports).to_csv(folder / UTTERANCES, index=False)

@@ -155,7 +155,7 @@ def open_cache(folder: Path, identity: Mapping[str, Any] | None = None) -> Featu
     Raises StaleCache naming the fields that differ, LabError for a cache that is unfinished or damaged.
     """
     sealed = manifest.require_complete(
-        folder, "feature cache", "Run 01_feature_pipeline (or: python -m pipelines features) again"
+        folder, "feature cache", "Run 01_feature_pipeline (or the command features) again with the same settings"
     )
     if not {"identity", "counts", "shards"} <= sealed.keys():
         raise LabError(

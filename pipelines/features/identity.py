@@ -16,8 +16,9 @@ from pipelines.features.curation import corpus
 from pipelines.features.sources.registry import open_source
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
-from pipelines.recipes import digest
+from pipelines.recipes import digest, load, names
 from pipelines.recipes import runs as recipe_runs
+from pipelines.recipes.commands import command
 from pipelines.recipes.data_settings import PartSettings
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import model as whisper_model
@@ -70,9 +71,12 @@ def label_model(recipe: Recipe, runs: str | Path = "") -> ModelRef:
     other, seed = name.removeprefix("run:"), recipe.training.seed
     folder = recipe_runs.newest_model_of_seed(environment.runs_folder(runs) / other, seed)
     if folder is None:
+        start = "train it first"
+        if other in names():
+            start = command("run", recipe=load(other, {"training.seed": seed}), runs=runs)
         raise LabError(
             f"curation.label_model is {name!r}, and no finished run of {other} with training.seed={seed} is on this "
-            f"machine: python -m pipelines run --recipe {other} --set training.seed={seed}"
+            f"machine: {start}"
         )
     return whisper_model.resolve(str(folder))
 

@@ -30,6 +30,7 @@ from pipelines.infra import environment, stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.infra.stores import hopsworks
+from pipelines.recipes.commands import command
 from pipelines.recipes.runs import clip_progress_bar, read_stages, record_stage
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import audio
@@ -94,7 +95,7 @@ def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") ->
     if not uri:
         raise LabError(
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
-            f"(python -m pipelines features --recipe {recipe.name}), or give its URI as cache_uri"
+            f"({command('features', recipe=recipe, runs=runs)}), or give its URI as cache_uri"
         )
     with distributed.local_main_process_first():
         folder = stores.local_folder(uri)

@@ -27,7 +27,8 @@ _PATH_IN_VALUE = re.compile(
 )
 """An absolute path, POSIX or Windows, that may contain spaces: it extends to the next quote or punctuation mark."""
 _ABSOLUTE = re.compile(r"(?:[\\/~]|[A-Za-z]:[\\/])")
-_LOCAL_PATH = "(a local path)"
+LOCAL_PATH = "(a local path)"
+"""What stands for a path of this machine in published settings."""
 _FILE_SETTINGS = ("held_out", "sentences")
 _MODEL_SETTINGS = ("base", "label_model", "teacher")
 
@@ -68,15 +69,15 @@ def redact_settings(value: Any, name: str = "", kind: str = "") -> Any:
     if not isinstance(value, str) or not value:
         return value
     if (name == "path" and kind != "hub") or name in _FILE_SETTINGS:
-        return _LOCAL_PATH
+        return LOCAL_PATH
     if name in _MODEL_SETTINGS:
         return redact_model_name(value)
-    return _LOCAL_PATH if _is_path(value) else value
+    return LOCAL_PATH if _is_path(value) else value
 
 
 def redact_model_name(name: str) -> str:
     """Return a model's name, or "(a local path)" if it is a folder of this machine."""
-    return _LOCAL_PATH if stores.is_local_path(name) or _is_path(name) else name
+    return LOCAL_PATH if stores.is_local_path(name) or _is_path(name) else name
 
 
 def _is_path(value: str) -> bool:

@@ -40,7 +40,9 @@ def load(recipe: str | Path = "tour", overrides: Mapping[str, Any] | None = None
     `overrides` may be nested, `{"training": {"steps": 60}}`, or dotted, `{"training.steps": 60}`.
     Raises LabError for a recipe that does not exist, an unknown setting, or a value out of range.
     """
-    return resolve(_read_with_parents(_path_of(recipe)), overrides or {})
+    loaded = resolve(_read_with_parents(_path_of(recipe)), overrides or {})
+    loaded._origin = str(recipe)
+    return loaded
 
 
 def resolve(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:

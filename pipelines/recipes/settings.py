@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
@@ -55,6 +55,16 @@ class Recipe(Settings):
     """How clips are transcribed and scored."""
     search: SearchSettings = Field(SearchSettings(), exclude=True)
     """What a sweep tries. Excluded from dumps and digests: a run is the same with or without a sweep."""
+    _origin: str = PrivateAttr("")
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all settings; the origin does not count."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    @property
+    def origin(self) -> str:
+        """Name or path that the recipe was loaded by, for the commands that messages suggest; may be empty."""
+        return self._origin
 
     @field_validator("language")
     @classmethod

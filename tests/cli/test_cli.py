@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import typer
+from pasted import parse
 
 from pipelines import __main__ as cli
-from pipelines.cli import options
+from pipelines.cli.options import load_recipe
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 
@@ -268,7 +269,10 @@ def test_commands_run_a_complete_toy_experiment(call, runs: Path, toy_recipe: Pa
 
     spoken = call("train", *toy[:-1])
     assert f"model {train['model_uri']}" in spoken.out
-    assert spoken.out.splitlines()[-1].startswith("Next: python -m pipelines evaluate")
+    (score,) = parse(spoken.out.splitlines()[-1])
+    assert (score.name, score.recipe) == ("evaluate", load_recipe(str(toy_recipe), [toy[3]]))
+    (train_again,) = parse(call("features", *toy[:-1]).out.splitlines()[-1])
+    assert (train_again.name, train_again.recipe) == ("train", score.recipe)
 
 
 def test_unfinished_run_exits_75_and_resumes(call, runs: Path, toy_recipe: Path, toy_model: Path, toy_cache):
@@ -292,7 +296,9 @@ def test_fast_dev_run_writes_to_separate_folder(call, runs: Path, toy_recipe: Pa
     done = call("train", *toy, "--fast-dev-run")
     assert done.code == 0
     assert "Its figures mean nothing" in done.out
-    assert "--set training.fast_dev_run=true" in done.out.splitlines()[-1]
+    (score,) = parse(done.out.splitlines()[-1])
+    assert score.recipe.training.fast_dev_run
+    assert score.params["cache"] == toy_cache.uri
     assert str(runs / "toy-fast-dev-run") in done.out
 
 
@@ -433,8 +439,3 @@ def test_unwritable_folder_prints_one_line(call, tmp_path):
     assert done.code == 1
     assert "Traceback" not in done.err
     assert str(tmp_path / "file") in done.err
-
-
-def test_next_command_selects_the_same_experiment():
-    told = options.experiment_options("tour", ["source.train=40", "source.path=my files"], "/some runs")
-    assert told == "--recipe tour --set source.train=40 --set 'source.path=my files' --runs '/some runs'"

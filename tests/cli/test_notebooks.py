@@ -304,7 +304,7 @@ def test_comparison_notebook_runs_no_pipeline(place: Place, tmp_path: Path):
     tables = [shown["text/html"] for shown in data if "text/html" in shown]
     assert len(tables) == 6
     assert "-0.083" in tables[0] and "<td>better</td>" in tables[0]
-    assert "Next: python -m pipelines train --recipe raw --set training.seed=43" in printed(out)
+    assert "Next: python -m pipelines train --recipe tour --set name=raw --set training.seed=43" in printed(out)
     assert set(tmp_path.rglob("*")) - before == {out}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sample_reports
+from pasted import parse
 
 from pipelines import __main__ as cli
 from pipelines.experiments import leaderboard
@@ -287,7 +288,9 @@ def test_leaderboard_command_ranks_and_suggests_next_step(tmp_path: Path, capsys
     assert lines[0].startswith("test set ")
     assert [line.split()[:2] for line in lines[3:5]] == [["1", lines[3].split()[1]], ["2", lines[4].split()[1]]]
     assert lines[3].split()[1].startswith("best-")
-    assert lines[-1].startswith("Next: ")
+    (compared,) = parse(lines[-1])
+    assert [Path(report).parents[1].name for report in compared.params["experiments"]] == ["best", "raw"]
+    assert compared.params["runs"] == str(tmp_path)
     told = json.loads(call("--json"))
     assert [entry["wer"] < 0.2 for entry in told["ranked"]] == [True, True]
     assert (told["invalid"], told["not_comparable"]) == ([], [])

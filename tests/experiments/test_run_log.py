@@ -154,4 +154,4 @@ def test_compare_without_names_lists_the_log(tmp_path: Path, capsys, monkeypatch
     header, *rows, last = listed()
     assert header.split()[:3] == ["when", "recipe", "seed"]
     assert [row.split()[1] for row in rows] == ["raw", "filtered"]
-    assert last == "Next: python -m pipelines compare raw filtered"
+    assert last == f"Next: python -m pipelines compare raw filtered --runs {tmp_path}"

@@ -404,7 +404,7 @@ def test_missing_teacher_is_trained_first_and_once(home, toy_cache, tmp_path):
     lines = record_log()
     steps: list[int] = []
     progress, kept = Progress(on_step=steps.append), str(tmp_path / "kept")
-    with pytest.raises(LabError, match=r"no finished run of it .*: python -m pipelines distill --recipe toy-student"):
+    with pytest.raises(LabError, match=r"no finished run of it .*: python -m pipelines distill .*name=toy-student"):
         training_pipeline.run(recipe, toy_cache, runs=runs, progress=progress)
     made = training_pipeline.distill(recipe, toy_cache, runs=runs, progress=progress, resume=f"{kept}/")
     own = "toy-for-toy-student"  # trained on other data than the recipe toy says

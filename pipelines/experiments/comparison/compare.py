@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines import recipes
-from pipelines.experiments.comparison import lookup, tables
+from pipelines.experiments.comparison import lookup, next_command, tables
 from pipelines.experiments.comparison.findings import Finding, findings, is_significant, slice_findings
 from pipelines.experiments.comparison.lookup import Experiment
 from pipelines.experiments.evaluation import EvalReport
@@ -104,11 +104,8 @@ class Comparison:
             named = "" if self.units.speakers else "name the speakers in the data (column `speaker`), or "
             return f"{named}score on a test set with at least {MIN_SPEAKERS} speakers, better some dozens"
         if single:
-            recipe, seed = single.lineages[0]["recipe"], single.seeds[0] + 1
-            return (
-                f"python -m pipelines train --recipe {recipe} --set training.seed={seed}, evaluate with the same "
-                f"option, and compare again: one seed cannot separate the recipe's effect from chance"
-            )
+            experiments = [finding.experiment for finding in self.findings]
+            return next_command.train_with_other_seed(single, experiments, self.runs)
         others = self.findings[1:]
         if not any(finding.is_conclusive for finding in others):
             least = min(finding.could_show for finding in others)
@@ -225,7 +222,13 @@ def compare(names: Sequence[str], baseline: str = "", *, runs: str | Path = "") 
         raise LabError("name what is to be compared: recipes, run folders or report folders")
     experiments = lookup.gather(reports)
     if len(experiments) == 1:
-        reports = [lookup.untuned_report(reports[0]), *reports]
+        untuned = lookup.untuned_report(reports[0], environment.runs_folder(runs))
+        if untuned is None:
+            raise LabError(
+                "a comparison needs two experiments, got one: name another, or score the model that it was tuned from: "
+                + next_command.score_untuned(reports[0], environment.runs_folder(runs))
+            )
+        reports = [untuned, *reports]
         experiments = lookup.gather(reports)
     lookup.require_comparable(reports)
     return Comparison(tuple(findings(experiments)), slice_findings(experiments), environment.runs_folder(runs))

@@ -21,6 +21,7 @@ from pipelines.experiments.report import slices
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes.base_settings import flatten
+from pipelines.recipes.commands import command
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring, text
 from pipelines.speech.scoring import Edits
@@ -58,8 +59,10 @@ class Experiment:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The recipe's settings, flat, with the decoding settings of the report."""
-        return _settings(_manifest(self.reports[0]))
+        """The recipe's settings, flat, with the decoding settings of the report, and `fork` for a fork."""
+        fork = self.lineages[0].get("fork")
+        start = {"fork": f"run {fork['run']} step {fork['step']}"} if fork else {}
+        return _settings(_manifest(self.reports[0])) | start
 
     @cached_property
     def edits(self) -> list[Edits]:
@@ -68,7 +71,7 @@ class Experiment:
         return [scoring.count_edits(table["reference"].tolist(), table["hypothesis"].tolist()) for table in tables]
 
 
-def find(name: str, runs: str | Path = "") -> list[EvalReport]:
+def find(name: str, runs: str | Path = "", *, log_older: bool = True) -> list[EvalReport]:
     """Return the reports that `name` refers to: one for the folder of a report.
 
     For the folder of a run, `runs/<recipe>`, or a recipe: the newest test report of a tuned model, and the reports of
@@ -85,7 +88,8 @@ def find(name: str, runs: str | Path = "") -> list[EvalReport]:
     for report, fields in older:
         if _key(fields) == key:
             seeds.setdefault(fields["lineage"]["seed"], report)
-    if others := sum(_key(fields) != key for _, fields in older):
+    others = sum(_key(fields) != key for _, fields in older)
+    if others and log_older:
         logger.info(
             f"note: {folder} holds {others} older test report(s) of models with other settings: name their folders to "
             "use them"
@@ -99,9 +103,10 @@ def _run_folder(recipe: str, path: Path, runs: Path) -> Path:
         return folder
     evaluated = sorted(report.parents[2].name for report in runs.glob("*/reports/*/manifest.json"))
     near = difflib.get_close_matches(recipe, evaluated, n=1)
+    known = recipes.load(recipe if recipe in recipes.names() else "tour")
     raise LabError(
-        f"no report {recipe!r}{f'; did you mean {near[0]!r}?' if near else ''} Expected the folder of a report, one "
-        f"of a run such as runs/tour, or a recipe that was evaluated: python -m pipelines evaluate --recipe tour"
+        f"no report {recipe!r}{f'; did you mean {near[0]!r}?' if near else '.'} Expected the folder of a report, one "
+        f"of a run such as runs/tour, or a recipe that was evaluated: {command('evaluate', recipe=known, runs=runs)}"
     )
 
 
@@ -125,13 +130,14 @@ def gather(reports: list[EvalReport]) -> list[Experiment]:
     ]
 
 
-def untuned_report(report: EvalReport) -> EvalReport:
-    """Return the report, in the same folder and on the same test set, of the model that a model was tuned from.
+def untuned_report(report: EvalReport, runs: Path) -> EvalReport | None:
+    """Return the report, on the same test set, of the model that a model was tuned from; None if there is none.
 
-    For a student it is the report of its teacher. Raise LabError if there is none.
+    For a student it is the report of its teacher. A report in the same folder is preferred to those of other recipes.
     """
     teacher = (report.lineage.get("teacher") or {}).get("digest")
-    for folder in [path.parent for path in report.folder.absolute().parent.glob(f"*/{manifest.MANIFEST}")]:
+    beside = report.folder.absolute().parent.glob(f"*/{manifest.MANIFEST}")
+    for folder in [path.parent for path in (*beside, *runs.glob(f"*/reports/*/{manifest.MANIFEST}"))]:
         fields = manifest.read(folder) or {}
         lineage = fields.get("lineage") or {}
         if any(fields.get(name) != getattr(report, name) for name in ("test_set", "normaliser", "split")):
@@ -140,16 +146,7 @@ def untuned_report(report: EvalReport) -> EvalReport:
             return _read(folder)
         if is_tuned(report.lineage) and not is_tuned(lineage) and _weights(lineage) == _weights(report.lineage):
             return _read(folder)
-    recipe = report.lineage.get("recipe", "tour")
-    if teacher:
-        raise LabError(
-            "a comparison needs two experiments, got one: name another, or score the student's teacher on the same: "
-            f"python -m pipelines evaluate --recipe {recipe} --model <the teacher's folder>"
-        )
-    raise LabError(
-        "a comparison needs two experiments, got one: name another, or score the model that it was tuned from: "
-        f"python -m pipelines evaluate --recipe {recipe} --model {report.lineage.get('base', '').partition(' ')[0]}"
-    )
+    return None
 
 
 def require_comparable(reports: list[EvalReport]) -> None:
@@ -243,8 +240,8 @@ def _tuned_reports(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     ]
     if not tuned:
         raise LabError(
-            f"{folder} holds no test report of a tuned model with a lineage: "
-            f"python -m pipelines train --recipe {folder.name}, then evaluate --recipe {folder.name}"
+            f"{folder} holds no test report of a tuned model with a lineage: train and evaluate that recipe, with the "
+            "options that it had, or name another"
         )
     return [(path, fields) for path, fields in tuned if fields["lineage"]["recipe"] == folder.name] or tuned
 
@@ -258,6 +255,8 @@ def _key(fields: Mapping[str, Any]) -> str:
     lineage = fields.get("lineage") or {}
     settings = {name: value for name, value in _settings(fields).items() if name != "training.seed"}
     source = {name: lineage.get(name) for name in ("recipe", "cache", "base", "fork")}
+    if source["fork"]:
+        del source["base"]  # the run that it started from has one; older versions recorded another name for it
     if settings.get("curation.max_label_cer") and str(settings.get("curation.label_model")).startswith("run:"):
         del source["cache"]  # the label model has the same seed: its transcripts, and so the cache, differ by seed
     return json.dumps([settings, source, "" if is_tuned(lineage) else fields.get("model")], sort_keys=True)

@@ -23,6 +23,7 @@ from pipelines.features.cache import FeatureCache
 from pipelines.infra import console, environment, manifest
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.recipes import digest
+from pipelines.recipes.commands import runs_options
 from pipelines.recipes.settings import Recipe
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training import run as training_runs
@@ -45,8 +46,6 @@ class Sweep:
     best: Trial
     best_recipe: Path
     """Path of a recipe file for `--recipe`."""
-    options: str
-    """Command options that select the best recipe."""
     table: pd.DataFrame = field(repr=False)
     """One row per trial, the best first: see results.table."""
     importances: list[dict[str, Any]]
@@ -306,7 +305,7 @@ def _finish(recipe: Recipe, record: Record, jobs: _Jobs, folder: Path) -> Sweep:
     best = min(finished, key=lambda trial: (trial.wer, trial.number))
     best_recipe = jobs.recipe_of(best.settings)
     path = folder / "best.toml"
-    options = shlex.join(["--recipe", str(path), *(["--runs", str(jobs.runs)] if jobs.runs else [])])
+    options = shlex.join(["--recipe", str(path), *runs_options(jobs.runs)])
     manifest.write_bytes(path, results.best_toml(recipe, best_recipe, best, len(trials), options).encode())
     with console.silenced():
         cache = feature_pipeline.run(best_recipe, runs=jobs.runs)  # recorded for `train` and `evaluate`
@@ -314,7 +313,7 @@ def _finish(recipe: Recipe, record: Record, jobs: _Jobs, folder: Path) -> Sweep:
     os.utime(model / manifest.MANIFEST)  # the app serves the newest model
     table = results.write_table(recipe, trials, folder)
     results.write_figure(recipe, trials, folder)
-    return Sweep(folder, trials, best, path, options, table, results.importances(recipe, trials))
+    return Sweep(folder, trials, best, path, table, results.importances(recipe, trials))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pandas as pd
 import pytest
 import sample_reports
 from log_recorder import record_log
+from pasted import parse
 
 from pipelines import __main__ as cli
+from pipelines import recipes
 from pipelines.experiments import figures
 from pipelines.experiments.comparison import compare as comparison
 from pipelines.experiments.comparison import findings, lookup
-from pipelines.infra import plots
+from pipelines.infra import manifest, plots
 from pipelines.infra.errors import LabError
 from pipelines.speech import scoring, text
 
@@ -249,7 +252,9 @@ def test_equal_names_get_digests_and_changed_settings(runs: Path):
 
 def test_single_experiment_is_compared_with_its_base(tmp_path: Path):
     sample_reports.report(tmp_path, "raw", sample_reports.wrong(1))
-    with pytest.raises(LabError, match=r"got one: .* evaluate --recipe raw --model openai/whisper-tiny"):
+    with pytest.raises(
+        LabError, match=r"got one: .* evaluate --recipe tour --set name=raw --model openai/whisper-tiny"
+    ):
         compare("raw", runs=tmp_path)
     sample_reports.report(tmp_path, "raw", sample_reports.wrong(6), tuned=False)
     compared = compare("raw", runs=tmp_path)
@@ -340,7 +345,55 @@ def test_next_step_depends_on_findings(runs: Path):
     assert "read where better still fails" in compare("raw", "better", runs=runs).next_step()
     assert "larger change" in compare("raw", "same", runs=runs).next_step()
     sample_reports.report(runs, "single", sample_reports.wrong(1))
-    assert "train --recipe single --set training.seed=43" in compare("raw", "single", runs=runs).next_step()
+    assert (
+        "train --recipe tour --set name=single --set training.seed=43"
+        in compare("raw", "single", runs=runs).next_step()
+    )
+
+
+SETTINGS = {"source.path": "my own/it's $HOME", "source.kind": "folder", "training.steps": 60}
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+@pytest.mark.parametrize("name", ["tour", "mine"])
+def test_pasted_next_step_trains_the_same_recipe(runs: Path, name: str, has_folder: bool):
+    recipe = recipes.load("tour", {**SETTINGS, "name": name} if has_folder else {"training.steps": 60, "name": name})
+    one = sample_reports.report(runs, name, sample_reports.wrong(1), settings=recipe.settings())
+    if has_folder:
+        (runs / name / f"train-{one.lineage['digest']}" / "recipe.toml").write_text(recipes.as_toml(recipe))
+    *_, train, evaluate, compared = parse(compare("raw", name, runs=runs).next_step())
+    seed = {"training": recipe.training.model_copy(update={"seed": 43})}
+    assert train.recipe == evaluate.recipe == recipe.model_copy(update=seed)
+    assert [command.params["runs"] for command in (train, evaluate, compared)] == [str(runs)] * 3
+    assert compared.params["experiments"] == ["raw", name]
+
+
+def test_pasted_next_step_of_a_fork_forks_again(runs: Path):
+    parent = runs / "tour" / "train-1a2b" / "checkpoints" / "checkpoint-3"
+    parent.mkdir(parents=True)
+    (parent / "model.safetensors").write_bytes(b"weights")
+    sha256 = manifest.seal(parent, kind="checkpoint")["files"]["model.safetensors"]["sha256"]
+    fork = {"run": "1a2b", "step": 3, "weights_sha256": sha256}
+    plain = sample_reports.report(runs, "tour", sample_reports.wrong(2))
+    forked = sample_reports.report(runs, "tour", sample_reports.wrong(1), fork=fork)
+    *_, train, _, compared = parse(compare(plain.folder, forked.folder, runs=runs, baseline="raw").next_step())
+    assert train.params["fork"] == "", "the first experiment with one seed is the plain one"
+    *_, train, _, compared = parse(compare(forked.folder, runs=runs, baseline="raw").next_step())
+    assert train.params["fork"] == str(parent)
+    forks = compare(plain.folder, forked.folder, runs=runs, baseline="raw").changes().loc["fork"]
+    assert [json.loads(value) for value in forks] == [None, None, "run 1a2b step 3"]
+    assert compared.params["experiments"] == ["raw", "tour"], "the fork is the newest of its recipe"
+    shutil.rmtree(parent)
+    assert "from run 1a2b step 3 (--fork)" in compare(forked.folder, runs=runs, baseline="raw").next_step()
+
+
+def test_pasted_command_scores_the_untuned_model(runs: Path):
+    with pytest.raises(LabError) as caught:
+        compare("better", runs=runs)
+    *_, evaluate = parse(str(caught.value).partition("tuned from: ")[2])
+    better = lookup.find("better", runs)[0].lineage["settings"]
+    assert (evaluate.params["model"], evaluate.params["runs"]) == ("openai/whisper-tiny", str(runs))
+    assert evaluate.recipe == recipes.resolve(better, {})
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
