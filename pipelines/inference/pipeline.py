@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.inference.transcriber import Transcriber
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
+from pipelines.recipes.commands import command
 from pipelines.recipes.runs import newest_finished_model, read_stages
 from pipelines.recipes.settings import Recipe
 from pipelines.speech.intervals import Units
+from pipelines.whisper import lineage
 from pipelines.whisper import model as whisper_model
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def load_transcriber(recipe: Recipe, model_uri: str = "", *, runs: str | Path = 
     if not uri:
         raise LabError(
             f"no model for recipe {recipe.name}: run 02_training_pipeline first "
-            f"(python -m pipelines train --recipe {recipe.name}), or give its URI as model_uri"
+            f"({command('train', recipe=recipe, runs=runs)}), or give its URI as model_uri"
         )
     ref = whisper_model.resolve(uri)
     return Transcriber(ref, whisper_model.language_of(ref, recipe.language))
@@ -75,7 +77,7 @@ def model_info(ref: ModelRef) -> dict[str, str]:
     info = {
         "name": _without_folders(ref.name, ref.folder),
         "revision": ref.revision,
-        "base": _without_folders(ref.facts.get("base") or ""),
+        "base": lineage.origin_of({**ref.facts, "base": _without_folders(ref.facts.get("base") or "")}),
         "quantisation": ref.quantisation or "",
         "test": _format_test_score(ref.facts.get("test")),
     }

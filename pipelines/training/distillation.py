@@ -30,7 +30,7 @@ from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import tokens as whisper_tokens
 from pipelines.whisper.batching import IGNORED, padded_frames
-from pipelines.whisper.log_mel import FULL_FRAMES
+from pipelines.whisper.log_mel import FULL_S
 from pipelines.whisper.model import ModelRef
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def refuse_shorter_teacher(recipe: Recipe, cache: FeatureCache, teacher: ModelRe
             "of its clips: set training.context=full, or tune the teacher at clip length first"
         )
     longest_s = float(teacher.facts.get("context_s", 0.0))  # 0: not recorded
-    if full_windows and longest_s < FULL_FRAMES / 100:
+    if full_windows and longest_s < FULL_S:
         raise LabError(
             f"the teacher {teacher.title} was tuned on at most {longest_s:g} s, and the student is to train on 30 s: "
             "leave out training.window_share and training.context=full, or take a teacher that was tuned with them"

@@ -18,15 +18,15 @@ from pipelines.whisper import confidence, lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import DecodingOptions
-from pipelines.whisper.log_mel import FULL_FRAMES
+from pipelines.whisper.log_mel import FULL_S
 
 
 def finish(run: TrainingRun, trainer: Any) -> TrainedModel:
     """Write the best weights of a trainer that is done as the run's model, and seal it."""
-    folder, base = run.folder / "model", run.start
+    folder = run.folder / "model"
     weights = run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
     manifest.require_complete(weights, "the best checkpoint", f"Remove {run.folder} and train again")
-    model = adapters.load_checkpoint(weights, base)
+    model = adapters.load_checkpoint(weights, run.start)
     whisper_model.set_language(model, run.recipe.language)
     shutil.rmtree(folder, ignore_errors=True)
     whisper_model.save(model, trainer.processing_class, folder)
@@ -51,7 +51,7 @@ def _training_facts(state: Any) -> dict[str, Any]:
 
 
 def _manifest_facts(run: TrainingRun, calibration: Calibration) -> dict[str, Any]:
-    recipe, cache, base = run.recipe, run.cache, run.start
+    recipe, cache, base = run.recipe, run.cache, run.base
     return {
         "digest": run.digest,
         "name": f"{recipe.name}-{run.digest}",
@@ -71,7 +71,7 @@ def _manifest_facts(run: TrainingRun, calibration: Calibration) -> dict[str, Any
 def context_s(recipe: Recipe, cache: FeatureCache) -> float:
     """Return the longest input of training in seconds: the longest clip, or 30 s with windows or full context."""
     if recipe.training.context == "full" or recipe.training.window_share:
-        return FULL_FRAMES / 100
+        return float(FULL_S)
     return float(cache.rows["duration_s"].iloc[cache.split("train")].max())
 
 

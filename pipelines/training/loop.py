@@ -122,7 +122,7 @@ def _fit(run: TrainingRun, interruption: Interruption, mirror: CheckpointMirror 
     import torch
 
     checkpoint = distributed.broadcast_from_main(lambda: _checkpoint_to_resume(run))
-    logger.info(f"resuming from {checkpoint.name}" if checkpoint else f"starting from {run.start.title}")
+    logger.info(f"resuming from {checkpoint.name}" if checkpoint else f"starting from {run.origin}")
     if checkpoint:
         data_parallel.log_other_world_size(checkpoint)
     trainer = _build_trainer(run, [mirror.callback()] if mirror else [])

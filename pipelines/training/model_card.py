@@ -23,7 +23,7 @@ from pipelines.recipes import languages
 from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.settings import Recipe
 from pipelines.speech.intervals import CLIPS, SPEAKERS, Units
-from pipelines.whisper.lineage import DATA_SOURCES, FILE, HUB_ID, data_of
+from pipelines.whisper.lineage import DATA_SOURCES, FILE, HUB_ID, data_of, origin_of
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -226,13 +226,14 @@ def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapp
     settings, tuned = recipe["training"], recipe["model"]
     weights = {"": "all weights", "lora": "LoRA, merged into the weights"}[tuned["adapter"]]
     frozen = ", the encoder frozen" if tuned["freeze_encoder"] else ""
-    teacher = f", by the teacher {_inline(facts['base'])}, from whose layers it started" if facts.get("teacher") else ""
+    start = f", by the teacher {_inline(facts['base'])}, from whose layers it started" if facts.get("teacher") else ""
+    start += f", from {_inline(origin_of(facts))}" if facts.get("fork") else ""
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
     machine = _inline(facts.get("machine") or "an unnamed machine")
     decay = _DECAY[settings.get("scheduler", "linear")]
     steps = max((row["step"] for row in training["history"]), default=training["best_step"])
     return (
-        f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {weights}{frozen}{teacher}; "
+        f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {weights}{frozen}{start}; "
         f"learning rate {settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, {decay}; "
         f"seed {settings['seed']}; best checkpoint on validation: step {training['best_step']}. "
         f"{training['seconds'] / 60:.1f} minutes on {machine}; {versions}."

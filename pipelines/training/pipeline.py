@@ -19,6 +19,7 @@ from pipelines.infra import stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes import digest
+from pipelines.recipes.commands import command
 from pipelines.recipes.runs import REHEARSAL_FOLDER, experiment_folder, record_stage
 from pipelines.recipes.settings import Recipe
 from pipelines.training import distillation, ray_train
@@ -55,8 +56,8 @@ class Launch:
     def __post_init__(self):
         if self.devices > 1 and not self.cluster:
             raise LabError(
-                f"devices={self.devices} needs a cluster; on one machine: "
-                f"python -m pipelines train --devices {self.devices}"
+                f"devices={self.devices} needs a cluster; on one machine, give the command train the option "
+                f"--devices {self.devices}"
             )
         if self.cluster and distributed.world_size() > 1:
             raise LabError("torchrun and --cluster both start processes: leave one of them out")
@@ -158,7 +159,7 @@ def starting_model(recipe: Recipe, cache: FeatureCache, runs: str | Path = "") -
     if teacher_recipe and not finished:
         raise LabError(
             f"distillation.teacher is {recipe.distillation.teacher!r}, and no finished run of it on this cache is on "
-            f"this machine: python -m pipelines distill --recipe {recipe.name} trains it first"
+            f"this machine: {command('distill', recipe=recipe, runs=runs)} trains it first"
         )
     teacher = whisper_model.resolve(finished[1] if finished else recipe.distillation.teacher)
     distillation.refuse_shorter_teacher(recipe, cache, teacher)

@@ -21,6 +21,7 @@ from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.checkpoints.fork import Fork
 from pipelines.training.checkpoints.mirror import MirrorState
 from pipelines.training.data import augmentation
+from pipelines.whisper import lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
@@ -109,6 +110,11 @@ class TrainingRun:
         return self.fork.start(self.base) if self.fork else self.base
 
     @property
+    def origin(self) -> str:
+        """Name of the weights that training starts from, for messages."""
+        return lineage.origin_of({"base": self.base.title, "fork": self.fork and self.fork.lineage})
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
@@ -133,9 +139,9 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork
     augment = recipe.changed("augment")
     augment |= {"code.augmentation": augmentation.CODE} if augment else {}
     weights = {f"base.{name}": value for name, value in whisper_model.identity(base).items()}
-    lineage = {f"fork.{name}": value for name, value in fork.lineage.items()} if fork else {}
+    started = {f"fork.{name}": value for name, value in fork.lineage.items()} if fork else {}
     distilled = _distillation_identity(recipe)
-    return {**settings, **augment, **weights, **distilled, **lineage, "cache": cache.digest, "code.training": CODE}
+    return {**settings, **augment, **weights, **distilled, **started, "cache": cache.digest, "code.training": CODE}
 
 
 def _distillation_identity(recipe: Recipe) -> dict[str, Any]:

@@ -41,6 +41,19 @@ def data_of(source: Mapping[str, Any]) -> dict[str, str]:
     return {"type": kind, "name": DATA_SOURCES.get(kind, (kind,))[0]}
 
 
+def origin_of(facts: Mapping[str, Any]) -> str:
+    """Return the weights that a tuned model started from: its base model or, for a fork, the run and step as well.
+
+    `facts` are those of its manifest or lineage; an empty string if they name no base.
+    """
+    base, fork = facts.get("base") or "", facts.get("fork")
+    if not fork:
+        return base
+    start = f"{fork['run']} step {fork['step']}"
+    base = base.removesuffix(f" @ {start}")  # written by older versions in place of the base's revision
+    return f"run {start}, tuned from {base}"
+
+
 def base_of(base: ModelRef) -> str:
     """Return the base model's title without local paths."""
     return replace(base, name=redact_model_name(base.name)).title

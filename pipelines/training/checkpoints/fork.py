@@ -34,7 +34,7 @@ class Fork:
 
     def start(self, base: ModelRef) -> ModelRef:
         """Return the base model with the weights of the other run."""
-        return replace(base, folder=self.folder, origin="fork", revision=f"{self.run} step {self.step}")
+        return replace(base, folder=self.folder, origin="fork")
 
 
 def find_weights(uri: str, base: ModelRef) -> Fork:

@@ -12,11 +12,14 @@ import torch
 from log_recorder import record_log
 from safetensors.torch import load_file
 
+from pipelines.inference import pipeline as inference_pipeline
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
+from pipelines.training import model_card
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training.callbacks import progress
 from pipelines.training.checkpoints import fork as checkpoints_fork
+from pipelines.whisper import lineage as lineage_of_model
 from pipelines.whisper import model as whisper_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,11 +65,17 @@ def test_fork_starts_from_weights_and_records_them(toy_settings, toy_cache, toy_
     checkpoint = parent / "checkpoints" / "checkpoint-3"
     run_digest = manifest.read(checkpoint)["run_digest"]
     lineage = {"run": run_digest, "step": 3, "weights_sha256": manifest.sha256(checkpoint / "model.safetensors")}
-    assert f"starting from {toy_model} @ {run_digest} step 3" in lines
+    base = whisper_model.resolve(str(toy_model))
+    assert f"starting from run {run_digest} step 3, tuned from {base.title}" in lines
     assert alike(Path(made.uri), checkpoint)
     assert not alike(Path(made.uri), toy_model)
     assert manifest.read(Path(made.uri))["fork"] == lineage
-    assert manifest.read(Path(made.uri))["base"] == f"(a local path) @ {run_digest} step 3"
+    facts = manifest.read(Path(made.uri))
+    assert facts["base"] == f"(a local path) @ {base.revision}", "a revision that exists"
+    origin = f"run {run_digest} step 3, tuned from {facts['base']}"
+    assert inference_pipeline.model_info(whisper_model.resolve(made.uri))["base"] == origin
+    assert f"from {model_card._inline(origin)}; learning rate" in Path(made.uri, "README.md").read_text("utf-8")
+    assert lineage_of_model.origin_of({**facts, "base": f"a/b @ {run_digest} step 3"}).endswith("tuned from a/b")
     identity = json.loads((Path(made.uri).parent / "run.json").read_text())
     assert {name.removeprefix("fork."): value for name, value in identity.items() if "fork." in name} == lineage
     assert made.history[-1]["step"] == 1, "its steps, optimizer and learning rate begin anew"
