@@ -12,12 +12,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipelines.experiments import report
@@ -38,8 +41,13 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.model import ModelRef
 
+logger = logging.getLogger(__name__)
+
 CODE = "2"
 """Version of the code that decodes and scores: raised when the same model and cache would give other scores."""
+_SCORING_FIELDS = ("cache", "evaluation.bootstrap_samples", "evaluation.seed")
+"""Fields of a report's identity that do not decide its transcripts, once the features are the same."""
+_SPEED = ("decoding_seconds", "device", "threads")
 _WORST = ["reference", "hypothesis", "wer", "speaker"]
 
 
@@ -114,13 +122,14 @@ def evaluate(
     split: str,
     reports: Path,
     *,
-    on_start: Callable[[int], None] = lambda n: None,
+    earlier: Iterable[Path] = (),
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> EvalReport:
     """Decode a split with the model and score it. An existing report of the same evaluation is read instead.
 
-    A model that was tuned at clip length is decoded at clip length; other models get the full 30 s window.
-    `on_start` is called with the number of clips before decoding, `on_clips` with the clips of each batch.
+    A model that was tuned at clip length is decoded at clip length; other models get the full 30 s window. Nothing is
+    decoded if one of the reports `earlier` has the transcripts of the same model, decoded from the same features with
+    the same settings. `on_clips` is called with the clips of each batch that is decoded.
     """
     identity = {
         **recipe.settings("evaluation"),
@@ -137,8 +146,8 @@ def evaluate(
     rows = cache.split(split)
     if not len(rows):
         raise LabError(f"the cache {cache.folder} has no {split} clips to score")
-    on_start(len(rows))
-    hypotheses, speed = _decode(recipe, cache, ref, rows, on_clips)
+    decoded = _decoded_earlier(earlier, identity, cache, rows) or _decode(recipe, cache, ref, rows, on_clips)
+    hypotheses, speed = decoded
     return _write(folder, identity, ref, cache, _predictions(cache, rows, hypotheses), recipe, speed)
 
 
@@ -190,6 +199,43 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
         "training_seconds": training["seconds"],
         **{name: ref.facts[name] for name in ("fork", "teacher") if ref.facts.get(name)},
     }
+
+
+def _decoded_earlier(
+    earlier: Iterable[Path], identity: dict[str, Any], cache: FeatureCache, rows: Any
+) -> tuple[list[Hypothesis], dict[str, Any]] | None:
+    """Return the hypotheses and the speed of an earlier report whose decoding was the same, or None."""
+    expected = _decoding_identity(identity)
+    for folder in earlier:
+        fields = manifest.read(folder) or {}
+        scored = fields.get("identity") or {}
+        if _decoding_identity(scored) != expected or manifest.problem(folder) is not None:
+            continue
+        if scored.get("cache") != cache.digest and fields.get("features") != _features(cache, rows):
+            continue
+        report = read_report(folder)
+        table, speed = report.predictions, report.details().get("speed")
+        if speed and len(table) == len(rows) and {"logprob", "tokens"} <= set(table):
+            logger.info(f"the same clips were decoded by the same model: transcripts are taken from {folder}")
+            columns = (table[name].tolist() for name in ("hypothesis", "logprob", "tokens"))
+            hypotheses = [Hypothesis(*values) for values in zip(*columns, strict=True)]
+            return hypotheses, {name: speed[name] for name in _SPEED}
+    return None
+
+
+def _decoding_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that decide the transcripts, except those of the features."""
+    return {name: value for name, value in identity.items() if name not in _SCORING_FIELDS}
+
+
+def _features(cache: FeatureCache, rows: Any) -> str:
+    """Return the digest of the features of rows, in their order: 16 hex digits."""
+    sha256 = hashlib.sha256()
+    for row in rows:
+        log_mel = cache.log_mel(row)
+        sha256.update(json.dumps([log_mel.frames.shape, str(log_mel.frames.dtype), log_mel.pad_value]).encode())
+        sha256.update(np.ascontiguousarray(log_mel.frames).data)
+    return sha256.hexdigest()[:16]
 
 
 def _decode(
@@ -280,7 +326,11 @@ def _write(
     manifest.write_json(folder / "report.json", facts)
     sounds = clips.embedded(recipe.source, recipe.language, split, [worst["id"] for worst in facts["worst"]])
     (folder / "report.html").write_text(report_page.render(facts, predictions["wer"], *sounds), "utf-8")
-    manifest.seal(folder, kind="report", identity=identity, seconds=speed["decoding_seconds"], **fields)
+    made = {
+        "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "features": _features(cache, cache.split(split)),
+    }
+    manifest.seal(folder, kind="report", identity=identity, seconds=speed["decoding_seconds"], **fields, **made)
     return read_report(folder)
 
 

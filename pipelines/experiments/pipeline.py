@@ -7,14 +7,13 @@ evaluate_base_and_tuned(recipe, cache, model_uri)       -> {"before": EvalReport
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.experiments import evaluation, run_log, test_set_log
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.features.cache import FeatureCache
-from pipelines.infra import environment, manifest
+from pipelines.infra import environment
 from pipelines.recipes.runs import REHEARSAL_FOLDER, clip_progress_bar, experiment_folder, record_stage
 from pipelines.recipes.settings import Recipe
 from pipelines.training import model_card
@@ -37,6 +36,8 @@ def evaluate(
 ) -> EvalReport:
     """Score a model on a split of the cache, or load an existing report of the same evaluation.
 
+    Transcripts of the same model and clips, decoded for any recipe below `runs`, are scored without decoding again.
+
     Each scoring of the test split is counted (test_set_log.py) and logged; repeated scorings of a model log a warning.
     The test score of a tuned model is added to its manifest and card. `on_clips` is called with the number of clips of
     each batch.
@@ -44,19 +45,21 @@ def evaluate(
     if recipe.training.fast_dev_run:
         recipe, cache = apply_fast_dev_run(recipe, cache)
     ref = whisper_model.resolve(model_uri)
-    started: list[int] = []
+    decoded: list[int] = []
     with clip_progress_bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
 
         def report_progress(n: int) -> None:
+            decoded.append(n)
             step(n)
             on_clips(n)
 
+        earlier = sorted(environment.runs_folder(runs).glob(f"*/reports/{split}-*"))
         report = evaluation.evaluate(
-            recipe, cache, ref, split, _reports(recipe, runs), on_start=started.append, on_clips=report_progress
+            recipe, cache, ref, split, _reports(recipe, runs), earlier=earlier, on_clips=report_progress
         )
     if split == "test" and not recipe.training.fast_dev_run:
-        scorings = test_set_log.add(environment.runs_folder(runs), report, ref, recipe.name, is_new=bool(started))
-        logger.info((started and scorings.warning()) or str(scorings))
+        scorings = test_set_log.add(environment.runs_folder(runs), report, ref, recipe.name, is_new=bool(decoded))
+        logger.info((decoded and scorings.warning()) or str(scorings))
     tuned = ref.facts.get("kind") == "model" and "made_of" not in ref.facts  # an export is not changed
     if split == "test" and tuned and ref.origin == "folder":
         _save_score(ref, report, recipe)
@@ -83,10 +86,7 @@ def evaluate_base_and_tuned(
 
 
 def _save_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
-    """Write the test score to the model's manifest and card. Keep the manifest's time: the app serves the newest
-    model."""
-    path = ref.folder / manifest.MANIFEST
-    sealed_ns = path.stat().st_mtime_ns
+    """Write the test score to the model's manifest and card."""
     model_card.refresh(
         ref.folder,
         test=report.score.as_dict(),
@@ -95,4 +95,3 @@ def _save_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
         test_data=lineage.data_of(recipe.source.model_dump(mode="json")),
         test_scored={"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n},
     )
-    os.utime(path, ns=(sealed_ns, sealed_ns))

@@ -14,6 +14,7 @@ from pipelines.experiments import evaluation, figures
 from pipelines.experiments import pipeline as experiment_pipeline
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.experiments.report import slices as report_slices
+from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes import runs as recipe_runs
@@ -66,9 +67,9 @@ def same(one: EvalReport, other: EvalReport) -> bool:
 
 
 def test_report_is_written_once_and_read_back_equal(score, toy_cache, monkeypatch):
-    started, told = [], []
-    report = score(on_start=started.append, on_clips=told.append)
-    assert (started, sum(told)) == ([12], 12)
+    told = []
+    report = score(on_clips=told.append)
+    assert sum(told) == 12
     assert manifest.problem(report.folder) is None
     assert same(evaluation.read_report(report.folder), report)
     rows = toy_cache.rows.iloc[toy_cache.split("test")]
@@ -80,8 +81,33 @@ def test_report_is_written_once_and_read_back_equal(score, toy_cache, monkeypatc
 
     for module, name in ((decoding, "decode_rows"), (whisper_model, "load")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("decoded again"))
-    assert same(score(on_start=started.append, on_clips=told.append), report)
-    assert (started, sum(told)) == ([12], 12)
+    assert same(score(on_clips=told.append), report)
+    assert sum(told) == 12
+
+
+def test_same_clips_are_decoded_once_for_all_recipes(heard, toy_settings, toy_cache, toy_model, tmp_path):
+    calls = heard(lambda row: row["text"] + " ja")
+
+    def score(cache, **overrides) -> EvalReport:
+        recipe = toy_settings({name.replace("__", "."): value for name, value in overrides.items()})
+        return experiment_pipeline.evaluate(recipe, cache, str(toy_model), runs=tmp_path)
+
+    first = score(toy_cache)
+    other = score(toy_cache, name="other", evaluation__bootstrap_samples=250)
+    assert len(calls) == 1
+    assert other.folder.parents[1].name == "other"
+    assert other.predictions.equals(first.predictions)
+    assert (other.raw.wer, other.seconds) == (first.raw.wer, first.seconds)
+
+    train = {"source.train": 8, "name": "fewer"}
+    fewer = score(feature_pipeline.run(toy_settings(train), runs=tmp_path), name="fewer", source__train=8)
+    assert len(calls) == 1, "another cache with the same test clips"
+    assert fewer.predictions["unseen_words"].sum() > first.predictions["unseen_words"].sum()
+
+    score(toy_cache, name="longer", evaluation__max_new_tokens=17)
+    test = {"source.test": 8, "name": "short"}
+    score(feature_pipeline.run(toy_settings(test), runs=tmp_path), name="short", source__test=8)
+    assert len(calls) == 3, "other decoding settings, and other clips"
 
 
 def test_scores_match_predictions(score, heard):

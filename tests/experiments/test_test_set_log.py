@@ -139,13 +139,11 @@ def scored(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
     from pipelines.whisper import decoding
     from pipelines.whisper import model as whisper_model
 
-    monkeypatch.setattr(
-        decoding,
-        "decode_rows",
-        lambda model, processor, cache, rows, options, on_clips: [
-            decoding.Hypothesis(cache.rows["text"].iloc[row], -0.1, 5) for row in rows
-        ],
-    )
+    def decode_rows(model, processor, cache, rows, options, on_clips):
+        on_clips(len(rows))
+        return [decoding.Hypothesis(cache.rows["text"].iloc[row], -0.1, 5) for row in rows]
+
+    monkeypatch.setattr(decoding, "decode_rows", decode_rows)
     monkeypatch.setattr(whisper_model, "load", lambda ref, **told: None)
 
     def evaluate(overrides=None, split="test") -> list[str]:
