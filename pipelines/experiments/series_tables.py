@@ -92,12 +92,12 @@ def finished_reports(experiments: Iterable[Recipe], runs: str | Path = "") -> di
     reports = {}
     for recipe in experiments:
         folders = (recipe_runs.experiment_folder(recipe, runs) / "reports").glob("test-*")
-        for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns):
-            if manifest.problem(folder) is None:
-                report = evaluation.read_report(folder)
-                settings = report.lineage.get("settings")
-                if settings and _redacted(recipes.resolve(settings, {})) == _redacted(recipe):
-                    reports[f"{recipe.name}/{recipe.training.seed}"] = report
+        complete = [folder for folder in folders if manifest.problem(folder) is None]
+        for folder in sorted(complete, key=manifest.made_at):
+            report = evaluation.read_report(folder)
+            settings = report.lineage.get("settings")
+            if settings and _redacted(recipes.resolve(settings, {})) == _redacted(recipe):
+                reports[f"{recipe.name}/{recipe.training.seed}"] = report
     return reports
 
 

@@ -17,6 +17,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):  # RecursionError: nested a thousand times
         return None
     return value if isinstance(value, dict) else None
+
+
+def made_at(folder: Path) -> float:
+    """Return when a complete folder was made, in seconds since 1970: the manifest's field `made`.
+
+    Manifests of older versions may lack it: then it is the time of the weights, which are written once, or else that of
+    the manifest.
+    """
+    try:
+        return datetime.fromisoformat((read(folder) or {})["made"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        weights = folder / "model.safetensors"
+        return (weights if weights.is_file() else folder / MANIFEST).stat().st_mtime
 
 
 def problem(folder: Path, *, thorough: bool = True) -> str | None:

@@ -70,9 +70,9 @@ def clip_progress_bar(label: str, total: int | None) -> Iterator[Callable[[int],
 
 
 def newest_finished_model(runs: Path) -> Path | None:
-    """Return the finished model folder `<runs>/*/train-*/model` with the newest manifest, or None."""
+    """Return the finished model folder `<runs>/*/train-*/model` that was made last, or None."""
     models = [folder for folder in runs.glob("*/train-*/model") if _is_finished_model(folder)]
-    return max(models, key=lambda folder: ((folder / manifest.MANIFEST).stat().st_mtime_ns, folder.name), default=None)
+    return max(models, key=lambda folder: (manifest.made_at(folder), str(folder)), default=None)
 
 
 def _is_finished_model(folder: Path) -> bool:
@@ -100,4 +100,4 @@ def newest_model_of_seed(folder: Path, seed: int) -> Path | None:
             f"expected one recipe behind the runs with training.seed={seed} in {folder}, got {of_seed[0]} and "
             f"{other[0]} with other settings: name the model that is meant, or remove one"
         )
-    return max(of_seed, key=lambda model: (model / manifest.MANIFEST).stat().st_mtime_ns, default=None)
+    return max(of_seed, key=manifest.made_at, default=None)

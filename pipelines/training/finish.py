@@ -35,7 +35,7 @@ def finish(run: TrainingRun, trainer: Any) -> TrainedModel:
     manifest.write_json(folder / "recipe.json", redact.redact_settings(run.recipe.model_dump(mode="json")))
     facts = _manifest_facts(run, calibration)
     model_card.write(folder, facts)
-    manifest.seal(folder, kind="model", made=datetime.now(UTC).isoformat(timespec="seconds"), **facts)
+    manifest.seal(folder, kind="model", made=datetime.now(UTC).isoformat(timespec="milliseconds"), **facts)
     return finished_model(run.folder)
 
 

@@ -232,6 +232,7 @@ def test_commands_run_a_complete_toy_experiment(call, runs: Path, toy_recipe: Pa
     assert len(train["digest"]) == 12
 
     sealed = snapshot(Path(train["model_uri"]))
+    made = json.loads(Path(train["model_uri"], "manifest.json").read_text("utf-8"))["made"]
     log = tmp_path / "log.csv"
     evaluate = call("evaluate", *toy, "--log", log).told
     assert evaluate["split"] == "test"
@@ -242,8 +243,10 @@ def test_commands_run_a_complete_toy_experiment(call, runs: Path, toy_recipe: Pa
     assert evaluate["model"].startswith("toy-"), "without --model, the model that was trained last"
     manifest = json.loads(Path(train["model_uri"], "manifest.json").read_text("utf-8"))
     assert manifest["test"]["wer"] == evaluate["score"]["wer"], "the model keeps its test score"
-    times = {name: time_ns for name, (_, time_ns) in snapshot(Path(train["model_uri"])).items() if name != "README.md"}
-    assert times.items() <= {name: time_ns for name, (_, time_ns) in sealed.items()}.items(), "it makes no model newer"
+    added = ("README.md", "manifest.json")
+    files = {name: stat for name, stat in snapshot(Path(train["model_uri"])).items() if name not in added}
+    assert files.items() <= sealed.items()
+    assert manifest["made"] == made, "it makes no model newer"
     assert len(log.read_text("utf-8").splitlines()) == 13
     assert [evaluate["looks"][name] for name in ("scorings", "of_model", "models")] == [1, 1, 1]
     validation = call("evaluate", *toy, "--split", "validation").told

@@ -10,11 +10,11 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
 
-def create_model(runs, name, finished_s, kind="model"):
+def create_model(runs, name, finished_s, kind="model", **facts):
     folder = runs / "tour" / f"train-{name}" / "model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    manifest.seal(folder, kind=kind)
+    manifest.seal(folder, kind=kind, **facts)
     os.utime(folder / manifest.MANIFEST, (finished_s, finished_s))
     return folder
 
@@ -22,6 +22,18 @@ def create_model(runs, name, finished_s, kind="model"):
 def test_named_model_is_chosen_first(tmp_path):
     create_model(tmp_path, "a", 100)
     assert inference_pipeline.choose_model("hub://a/b", tmp_path) == ("hub://a/b", "named")
+
+
+def test_rewritten_manifest_makes_no_model_newer(tmp_path):
+    """As after a kill while a test score was added."""
+    old = create_model(tmp_path, "z", 100, made="2026-11-01T10:00:00+00:00")
+    newest = create_model(tmp_path, "a", 50, made="2026-11-01T10:00:00.500+00:00")
+    older_version = create_model(tmp_path, "b", 100)
+    (older_version / "model.safetensors").touch()
+    os.utime(older_version / "model.safetensors", (200, 200))
+    manifest.amend(older_version, test={"wer": 0.5})
+    manifest.amend(old, test={"wer": 0.5})
+    assert inference_pipeline.choose_model("", tmp_path) == (str(newest), "newest")
 
 
 def test_newest_finished_run_is_chosen_next(tmp_path):

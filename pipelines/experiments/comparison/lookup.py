@@ -231,7 +231,7 @@ def _tuned_reports(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 
     Reports of the recipe's own models are preferred to those of other models.
     """
-    paths = sorted(folder.glob(f"reports/*/{manifest.MANIFEST}"), key=lambda path: -path.stat().st_mtime_ns)
+    paths = sorted(folder.glob(f"reports/*/{manifest.MANIFEST}"), key=lambda path: -manifest.made_at(path.parent))
     reports = [(path.parent, manifest.read(path.parent) or {}) for path in paths]
     tuned = [
         (path, fields)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shlex
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +310,8 @@ def _finish(recipe: Recipe, record: Record, jobs: _Jobs, folder: Path) -> Sweep:
     with console.silenced():
         cache = feature_pipeline.run(best_recipe, runs=jobs.runs)  # recorded for `train` and `evaluate`
         model = Path(training_pipeline.run(best_recipe, cache, runs=jobs.runs).uri)
-    os.utime(model / manifest.MANIFEST)  # the app serves the newest model
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    manifest.amend(model, made=now)  # the app serves the newest model
     table = results.write_table(recipe, trials, folder)
     results.write_figure(recipe, trials, folder)
     return Sweep(folder, trials, best, path, table, results.importances(recipe, trials))
