@@ -12,42 +12,32 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import logging
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipelines.experiments import report
-from pipelines.experiments.report import clips
+from pipelines.experiments.report import clips, hypotheses
 from pipelines.experiments.report import page as report_page
 from pipelines.experiments.report import slices as report_slices
 from pipelines.features.cache import FeatureCache
-from pipelines.infra import environment, manifest
+from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
-from pipelines.infra.parallel import process_pool
 from pipelines.recipes import digest
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import intervals, scoring, text
 from pipelines.speech.scoring import Score
-from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import lineage as whisper_lineage
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.model import ModelRef
-
-logger = logging.getLogger(__name__)
 
 CODE = "2"
 """Version of the code that decodes and scores: raised when the same model and cache would give other scores."""
-_SCORING_FIELDS = ("cache", "evaluation.bootstrap_samples", "evaluation.seed")
-"""Fields of a report's identity that do not decide its transcripts, once the features are the same."""
-_SPEED = ("decoding_seconds", "device", "threads")
 _WORST = ["reference", "hypothesis", "wer", "speaker"]
 
 
@@ -146,9 +136,10 @@ def evaluate(
     rows = cache.split(split)
     if not len(rows):
         raise LabError(f"the cache {cache.folder} has no {split} clips to score")
-    decoded = _decoded_earlier(earlier, identity, cache, rows) or _decode(recipe, cache, ref, rows, on_clips)
-    hypotheses, speed = decoded
-    return _write(folder, identity, ref, cache, _predictions(cache, rows, hypotheses), recipe, speed)
+    decoded, speed = hypotheses.of_earlier_report(earlier, identity, cache, rows) or hypotheses.decode(
+        recipe, cache, ref, rows, on_clips
+    )
+    return _write(folder, identity, ref, cache, _predictions(cache, rows, decoded), recipe, speed)
 
 
 def read_report(folder: Path) -> EvalReport:
@@ -201,95 +192,15 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
     }
 
 
-def _decoded_earlier(
-    earlier: Iterable[Path], identity: dict[str, Any], cache: FeatureCache, rows: Any
-) -> tuple[list[Hypothesis], dict[str, Any]] | None:
-    """Return the hypotheses and the speed of an earlier report whose decoding was the same, or None."""
-    expected = _decoding_identity(identity)
-    for folder in earlier:
-        fields = manifest.read(folder) or {}
-        scored = fields.get("identity") or {}
-        if _decoding_identity(scored) != expected or manifest.problem(folder) is not None:
-            continue
-        if scored.get("cache") != cache.digest and fields.get("features") != _features(cache, rows):
-            continue
-        report = read_report(folder)
-        table, speed = report.predictions, report.details().get("speed")
-        if speed and len(table) == len(rows) and {"logprob", "tokens"} <= set(table):
-            logger.info(f"the same clips were decoded by the same model: transcripts are taken from {folder}")
-            columns = (table[name].tolist() for name in ("hypothesis", "logprob", "tokens"))
-            hypotheses = [Hypothesis(*values) for values in zip(*columns, strict=True)]
-            return hypotheses, {name: speed[name] for name in _SPEED}
-    return None
-
-
-def _decoding_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that decide the transcripts, except those of the features."""
-    return {name: value for name, value in identity.items() if name not in _SCORING_FIELDS}
-
-
-def _features(cache: FeatureCache, rows: Any) -> str:
-    """Return the digest of the features of rows, in their order: 16 hex digits."""
-    sha256 = hashlib.sha256()
-    for row in rows:
-        log_mel = cache.log_mel(row)
-        sha256.update(json.dumps([log_mel.frames.shape, str(log_mel.frames.dtype), log_mel.pad_value]).encode())
-        sha256.update(np.ascontiguousarray(log_mel.frames).data)
-    return sha256.hexdigest()[:16]
-
-
-def _decode(
-    recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
-) -> tuple[list[Hypothesis], dict[str, Any]]:
-    """Return the hypotheses and the speed: decoding_seconds (without loading the model), device, threads."""
-    import torch
-
-    machine = environment.detect()
-    if export.is_export(ref):
-        return _decode_export(recipe, cache, ref, rows, on_clips)
-    model, processor = (
-        whisper_model.load(ref, device=machine.device),
-        whisper_model.load_processor(ref, recipe.language),
-    )
-    started = time.monotonic()
-    hypotheses = decoding.decode_rows(model, processor, cache, rows, _decoding_options(recipe, ref), on_clips)
-    seconds = max(round(time.monotonic() - started, 2), 0.01)
-    return hypotheses, {"decoding_seconds": seconds, "device": machine.device_name, "threads": torch.get_num_threads()}
-
-
-def _decode_export(
-    recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
-) -> tuple[list[Hypothesis], dict[str, Any]]:
-    """Decode with an export, using the engine for its format."""
-    engine = engines.open_engine(ref, recipe.language, max_new_tokens=recipe.evaluation.max_new_tokens)
-    options = _decoding_options(recipe, ref)
-    started = time.monotonic()
-    hypotheses = decoding.decode_in_batches(
-        lambda features: engine.decode(features.numpy()), cache, rows, options, on_clips
-    )
-    seconds = max(round(time.monotonic() - started, 2), 0.01)
-    return hypotheses, {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
-
-
-def _decoding_options(recipe: Recipe, ref: ModelRef) -> DecodingOptions:
-    """Return the recipe's decoding options; a model that was not tuned at clip length gets the full 30 s window."""
-    return DecodingOptions(
-        recipe.language,
-        recipe.evaluation.max_new_tokens,
-        full_context=ref.context == "full",
-        batch_frames=recipe.evaluation.batch_frames,
-    )
-
-
-def _predictions(cache: FeatureCache, rows: Any, hypotheses: list[Hypothesis]) -> pd.DataFrame:
+def _predictions(cache: FeatureCache, rows: Any, decoded: list[Hypothesis]) -> pd.DataFrame:
     table = cache.rows.iloc[rows].reset_index(drop=True)
     metadata = [name for name in report_slices.METADATA if name in table]
     predictions = table[["id", "speaker", "duration_s"]].join(table[metadata].fillna(""))
     predictions = predictions.join(report_slices.columns(cache, rows)).assign(
         reference=table["text"],
-        hypothesis=[one.text for one in hypotheses],
-        logprob=[round(one.logprob, 5) for one in hypotheses],
-        tokens=[one.tokens for one in hypotheses],
+        hypothesis=[one.text for one in decoded],
+        logprob=[round(one.logprob, 5) for one in decoded],
+        tokens=[one.tokens for one in decoded],
     )
     edits = scoring.count_edits(predictions["reference"].tolist(), predictions["hypothesis"].tolist())
     lost = report_slices.unseen_errors(report.alignments(predictions), report_slices.vocabulary(cache))
@@ -328,7 +239,7 @@ def _write(
     (folder / "report.html").write_text(report_page.render(facts, predictions["wer"], *sounds), "utf-8")
     made = {
         "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "features": _features(cache, cache.split(split)),
+        "features": hypotheses.features_digest(cache, cache.split(split)),
     }
     manifest.seal(folder, kind="report", identity=identity, seconds=speed["decoding_seconds"], **fields, **made)
     return read_report(folder)

@@ -1,0 +1,110 @@
+"""Transcripts of a split: decoded by the model, or taken from an earlier report of the same decoding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines.features.cache import FeatureCache
+from pipelines.infra import environment, manifest
+from pipelines.infra.parallel import process_pool
+from pipelines.recipes.settings import Recipe
+from pipelines.whisper import decoding, engines, export
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
+
+_SCORING_FIELDS = ("cache", "evaluation.bootstrap_samples", "evaluation.seed")
+"""Fields of a report's identity that do not decide its transcripts, once the features are the same."""
+_SPEED = ("decoding_seconds", "device", "threads")
+
+
+def decode(
+    recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
+) -> tuple[list[Hypothesis], dict[str, Any]]:
+    """Return the hypotheses and the speed: decoding_seconds (without loading the model), device, threads."""
+    import torch
+
+    machine = environment.detect()
+    if export.is_export(ref):
+        return _decode_export(recipe, cache, ref, rows, on_clips)
+    model, processor = (
+        whisper_model.load(ref, device=machine.device),
+        whisper_model.load_processor(ref, recipe.language),
+    )
+    started = time.monotonic()
+    hypotheses = decoding.decode_rows(model, processor, cache, rows, _decoding_options(recipe, ref), on_clips)
+    seconds = max(round(time.monotonic() - started, 2), 0.01)
+    return hypotheses, {"decoding_seconds": seconds, "device": machine.device_name, "threads": torch.get_num_threads()}
+
+
+def _decode_export(
+    recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
+) -> tuple[list[Hypothesis], dict[str, Any]]:
+    """Decode with an export, using the engine for its format."""
+    engine = engines.open_engine(ref, recipe.language, max_new_tokens=recipe.evaluation.max_new_tokens)
+    options = _decoding_options(recipe, ref)
+    started = time.monotonic()
+    hypotheses = decoding.decode_in_batches(
+        lambda features: engine.decode(features.numpy()), cache, rows, options, on_clips
+    )
+    seconds = max(round(time.monotonic() - started, 2), 0.01)
+    return hypotheses, {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
+
+
+def _decoding_options(recipe: Recipe, ref: ModelRef) -> DecodingOptions:
+    """Return the recipe's decoding options; a model that was not tuned at clip length gets the full 30 s window."""
+    return DecodingOptions(
+        recipe.language,
+        recipe.evaluation.max_new_tokens,
+        full_context=ref.context == "full",
+        batch_frames=recipe.evaluation.batch_frames,
+    )
+
+
+def of_earlier_report(
+    earlier: Iterable[Path], identity: dict[str, Any], cache: FeatureCache, rows: Any
+) -> tuple[list[Hypothesis], dict[str, Any]] | None:
+    """Return the hypotheses and the speed of an earlier report whose decoding was the same, or None."""
+    expected = _decoding_identity(identity)
+    for folder in earlier:
+        fields = manifest.read(folder) or {}
+        scored = fields.get("identity") or {}
+        if _decoding_identity(scored) != expected or manifest.problem(folder) is not None:
+            continue
+        if scored.get("cache") != cache.digest and fields.get("features") != features_digest(cache, rows):
+            continue
+        table = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype={"hypothesis": str})
+        details = folder / "report.json"  # early versions wrote none
+        speed = json.loads(details.read_text("utf-8")).get("speed") if details.is_file() else None
+        if speed and len(table) == len(rows) and {"logprob", "tokens"} <= set(table):
+            logger.info(f"the same clips were decoded by the same model: transcripts are taken from {folder}")
+            columns = (table[name].tolist() for name in ("hypothesis", "logprob", "tokens"))
+            hypotheses = [Hypothesis(*values) for values in zip(*columns, strict=True)]
+            return hypotheses, {name: speed[name] for name in _SPEED}
+    return None
+
+
+def _decoding_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that decide the transcripts, except those of the features."""
+    return {name: value for name, value in identity.items() if name not in _SCORING_FIELDS}
+
+
+def features_digest(cache: FeatureCache, rows: Any) -> str:
+    """Return the digest of the features of rows, in their order: 16 hex digits."""
+    sha256 = hashlib.sha256()
+    for row in rows:
+        log_mel = cache.log_mel(row)
+        sha256.update(json.dumps([log_mel.frames.shape, str(log_mel.frames.dtype), log_mel.pad_value]).encode())
+        sha256.update(np.ascontiguousarray(log_mel.frames).data)
+    return sha256.hexdigest()[:16]
