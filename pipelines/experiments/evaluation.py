@@ -25,6 +25,7 @@ from pipelines.experiments.report import clips, hypotheses
 from pipelines.experiments.report import page as report_page
 from pipelines.experiments.report import slices as report_slices
 from pipelines.features.cache import FeatureCache
+from pipelines.features.curation import leaks
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes import digest
@@ -269,12 +270,5 @@ def _shared_speakers(cache: FeatureCache, origin: dict[str, Any], split: str) ->
     """Return what the scores of a model mean if the scored clips are by speakers that it was trained on."""
     if origin.get("cache") != cache.digest:
         return []
-    speakers = [set(cache.rows["speaker"].iloc[cache.split(name)]) - {""} for name in (split, "train")]
-    shared = speakers[0] & speakers[1]
-    if not shared:
-        return []
-    n, whose = len(shared), "all" if len(shared) == len(speakers[0]) else f"{len(shared)} of {len(speakers[0])}"
-    return [
-        f"{whose} {split} speakers are training speakers ({n}), who say other sentences there: "
-        "the scores hold for them, not for other voices"
-    ]
+    note = leaks.shared_speakers(cache.rows, split)
+    return [note] if note else []

@@ -19,7 +19,7 @@ from pipelines.features import build, identity
 from pipelines.features import cache as caches
 from pipelines.features.build import BuildOptions
 from pipelines.features.cache import FeatureCache
-from pipelines.features.curation import corpus, label_errors
+from pipelines.features.curation import corpus, label_errors, leaks
 from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.curation.held_out import load_held_out
 from pipelines.features.curation.selection import Selection
@@ -74,15 +74,27 @@ def run(
             cache = extraction.run(folder, cache_identity, ray_address)
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         record["curation"] = cache.curation
-    if missing := [split for split in SPLITS if not len(cache.split(split))]:
-        logger.info(
-            f"note: no {' and no '.join(missing)} clips: training selects by validation and ends with the test. "
-            "Add a `split` column, or recordings of more speakers"
-        )
+    _log_notes(cache)
     if publish:
         with record_stage(recipe, runs, "publication") as record:
             record["cache_uri"] = publish_cache(cache, publish)
     return cache
+
+
+def _log_notes(cache: FeatureCache) -> None:
+    """Log what the splits cannot be used for."""
+    if missing := [split for split in SPLITS if not len(cache.split(split))]:
+        logger.info(
+            f"note: no {' and no '.join(missing)} clips: training selects by validation and ends with the test. "
+            "Add a `split` column, or more recordings of other sentences"
+        )
+    if note := leaks.shared_speakers(cache.rows):
+        logger.info(f"note: {note}")
+    elif not cache.rows["speaker"].any():
+        logger.info(
+            "note: no clip names its speaker: the same voices may be in train and test, and scores then say nothing "
+            "about other voices. Name them in a column `speaker` if you know them"
+        )
 
 
 def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:

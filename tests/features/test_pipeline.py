@@ -42,6 +42,21 @@ def test_cache_opens_without_its_source(recordings, toy_settings, tmp_path):
         feature_pipeline.open_cache(toy_settings({**overrides, "source.seed": 8}), cache.uri, runs=tmp_path / "runs")
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_one_speaker_is_split_by_sentence_and_noted(split, tmp_path, encoded, speech, toy_settings):
+    lines = ["path,text,speaker" + ",split" * split]
+    for n in range(12):
+        (tmp_path / f"{n}.wav").write_bytes(encoded(speech(4_000, seed=n)))
+        lines.append(f"{n}.wav,mening nummer {n},me" + f",{('train', 'train', 'validation', 'test')[n % 4]}" * split)
+    (tmp_path / "transcripts.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    logged = record_log()
+    cache = feature_pipeline.run(
+        toy_settings({"source.kind": "folder", "source.path": str(tmp_path)}), runs=tmp_path / "runs"
+    )
+    assert {*cache.rows["split"]} == {"train", "validation", "test"} and len(cache.rows) == 12
+    assert any("1 speaker is in train and in test: the scores hold for this voice" in line for line in logged)
+
+
 def test_changed_source_makes_cache_stale(recordings, toy_settings, tmp_path):
     overrides = {"source.kind": "folder", "source.path": str(recordings)}
     cache = feature_pipeline.run(toy_settings(overrides), runs=tmp_path / "runs")

@@ -86,7 +86,8 @@ def survey(settings: CurationSettings, source: Source, held_out: HeldOut) -> Sel
     outline: Callable[[], Iterable[Example]] | None = getattr(source, "outline", None)
     if outline is None:
         return None
-    result = selection.select(outline, _metadata_steps(settings, held_out))
+    shared = getattr(source, "shared_speakers", frozenset())
+    result = selection.select(outline, _metadata_steps(settings, held_out, shared))
     _check_leaks(settings, result)
     result.counts.insert(0, selection.text_count(outline))
     return result
@@ -134,11 +135,13 @@ def finish(
     return Selection(dropped, counts, result.repaired)
 
 
-def _metadata_steps(settings: CurationSettings, held_out: HeldOut) -> list[Step]:
+def _metadata_steps(
+    settings: CurationSettings, held_out: HeldOut, shared_speakers: frozenset[str] = frozenset()
+) -> list[Step]:
     check_leaks, seed = settings.leaks != "ignore", settings.seed
     check_votes = settings.min_up_votes > 0 or settings.max_down_votes >= 0
     steps = [
-        (check_leaks, SpeakerLeak(held_out)),
+        (check_leaks, SpeakerLeak(held_out, shared_speakers)),
         (check_leaks, SentenceLeak(held_out)),
         (check_votes, selection.Votes(settings.min_up_votes, settings.max_down_votes)),
         (settings.unique_sentences, selection.duplicate_sentences()),

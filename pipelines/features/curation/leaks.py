@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from pipelines.features.curation.selection import Drop, Step
 from pipelines.features.sources import Example
 from pipelines.infra.errors import LabError
 from pipelines.speech import text
+from pipelines.speech.intervals import MIN_SPEAKERS
 from pipelines.whisper.log_mel import LogMel
 
 HELD_OUT = ("validation", "test")
@@ -50,18 +53,42 @@ class HeldOut:
 
 @dataclass
 class SpeakerLeak(Step):
-    """Drop training rows of a speaker of a held-out row. Unknown speakers cannot be compared."""
+    """Drop training rows of a speaker of a held-out row. Unknown speakers cannot be compared.
+
+    A corpus of few speakers cannot hold any of them out: rows of its `shared` speakers stay, and so do all rows if
+    each of fewer than MIN_SPEAKERS training speakers is in validation or test. They must not share a sentence then.
+    """
 
     held_out: HeldOut
+    shared: frozenset[str] = frozenset()
+    """Speakers whose sentences were divided between the splits (Source.shared_speakers)."""
     name: str = "leak_speaker"
 
+    def __post_init__(self):
+        self._elsewhere = frozenset(self.held_out.speakers)  # held out by other tables: no reason to keep them
+        self._by_origin: dict[str, tuple[set[str], set[str]]] = {}
+
     def observe(self, example: Example) -> None:
+        if not example.speaker:
+            return
+        sets = self._by_origin.setdefault(example.meta.get("origin", ""), (set(), set()))
+        sets[example.split in HELD_OUT].add(example.speaker)
         if example.split in HELD_OUT:
             self.held_out.add(f"{example.split} row {example.id}", speaker=example.speaker)
 
     def verdict(self, example: Example) -> str | None:
         row = self.held_out.speakers.get(example.speaker)
-        return row and f"speaker {_quote(example.speaker)} is in {row}"
+        if row is None or example.speaker in self._kept:
+            return None
+        return f"speaker {_quote(example.speaker)} is in {row}"
+
+    @cached_property
+    def _kept(self) -> frozenset[str]:
+        kept = set(self.shared)
+        for train, held_out in self._by_origin.values():
+            if len(train | held_out) < MIN_SPEAKERS and train <= held_out:
+                kept |= train
+        return frozenset(kept - self._elsewhere)
 
 
 @dataclass
@@ -95,6 +122,19 @@ class AudioLeak(Step):
     def verdict(self, example: Example) -> str | None:
         row = self.held_out.audio.get(self.audio_key(example.id))
         return row and f"the same audio is in {row}"
+
+
+def shared_speakers(rows: pd.DataFrame, split: str = "test") -> str:
+    """Return in one sentence what scores on a split mean if training rows have its speakers; empty if they have none.
+
+    `rows`: the columns split and speaker of a cache.
+    """
+    scored, train = (set(rows["speaker"][rows["split"] == name]) - {""} for name in (split, "train"))
+    if not (shared := scored & train):
+        return ""
+    many = len(shared) > 1
+    speakers, voices = (f"{len(shared)} speakers are", "these voices") if many else ("1 speaker is", "this voice")
+    return f"{speakers} in train and in {split}: the scores hold for {voices} in other sentences, not for other voices"
 
 
 def fingerprint(log_mel: LogMel) -> str:

@@ -60,7 +60,9 @@ class Source(Protocol):
 
     # A source that can list its rows without reading or synthesising audio also has
     #     def outline(self) -> Iterator[Example]: the same examples in the same order, audio b"" or a path
-    # so that curation can select among them before anything is decoded.
+    # so that curation can select among them before anything is decoded, and one that draws sentences instead of
+    # speakers has
+    #     shared_speakers: frozenset[str]: speakers whose rows are in several splits for that reason
 
 
 def lines_sha256(lines: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pipelines.features.sources import SPLITS, Example, PartExample, lines_sha256
+from pipelines.features.sources.draw import Draw, draw_splits
 from pipelines.features.sources.folder_tables import (
     Record,
     cell,
@@ -89,19 +90,30 @@ class FolderSource:
     def _folder(self) -> Path:
         return Path(self.path).expanduser()
 
-    @cached_property
+    @property
+    def shared_speakers(self) -> frozenset[str]:
+        """Speakers in several splits, because sentences were drawn and not speakers."""
+        return self._corpus[1]
+
+    @property
     def _all(self) -> list[Example]:
+        return self._corpus[0]
+
+    @cached_property
+    def _corpus(self) -> tuple[list[Example], frozenset[str]]:
+        """The examples, and `shared_speakers`."""
         records = read_records(self._folder)
         files = _locate(self._folder, records)
         _check_unique(records, files)
         stems = Counter(file.with_suffix("") for file in {*files})
         speakers = same_speakers(metadata(record, SPEAKER) for record in records)
-        rule, splits = _splits(self._folder, records, files, speakers, self.seed)
-        logger.info(f"{self.path}: splits by {rule}: {describe(splits)}")
-        return [
+        rule, drawn = _splits(self._folder, records, files, speakers, self.seed)
+        logger.info(f"{self.path}: splits by {rule}: {describe(drawn.splits)}")
+        examples = [
             _example(self._folder / file, _name(file, stems), record, split, speaker)
-            for file, record, split, speaker in zip(files, records, splits, speakers, strict=True)
+            for file, record, split, speaker in zip(files, records, drawn.splits, speakers, strict=True)
         ]
+        return examples, drawn.shared_speakers
 
 
 def _example(file: Path, name: str, record: Record, split: str, speaker: str) -> Example:
@@ -131,30 +143,22 @@ def _part(example: Example) -> list[str]:
     return [repr(example.excerpt)] if isinstance(example, PartExample) else []
 
 
-def _splits(
-    folder: Path, records: list[Record], files: list[Path], speakers: list[str], seed: int
-) -> tuple[str, list[str]]:
+def _splits(folder: Path, records: list[Record], files: list[Path], speakers: list[str], seed: int) -> tuple[str, Draw]:
     """Return the rule that decides the splits, in words, and the split of each row."""
     cells = [metadata(record, ("split",)) for record in records]
     if any(cells):
         check_unambiguous(str(folder), cells)
-        return "table (its column `split` or its name)", [canonical_split(name) for name in cells]
+        return "table (its column `split` or its name)", Draw([canonical_split(name) for name in cells], "")
     if tables := split_tables(folder):
         raise LabError(
             f"{folder} has a table without a `split` column beside {', '.join(path.name for path in tables)}: "
             "keep one of the two forms"
         )
     if by_folder := path_splits(str(folder), files):
-        return "folder names", by_folder
+        return "folder names", Draw(by_folder, "")
     stems = [file.with_suffix("").as_posix() for file in files]
-    drawn = [_drawn_split(speaker, stem, seed) for speaker, stem in zip(speakers, stems, strict=True)]
-    return f"a draw of {'speakers' if any(speakers) else 'files'} (source.seed = {seed})", drawn
-
-
-def _drawn_split(speaker: str, stem: str, seed: int) -> str:
-    """Draw the split, 80/10/10, by a hash of the speaker, else of the file: independent of all other rows."""
-    share = int(lines_sha256([str(seed), f"speaker {speaker}" if speaker else f"file {stem}"])[:12], 16) / 16**12
-    return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+    drawn = draw_splits(speakers, stems, [cell(record, TEXT) for record in records], seed)
+    return f"a draw of {drawn.units} (source.seed = {seed})", drawn
 
 
 def _locate(folder: Path, records: list[Record]) -> list[Path]:

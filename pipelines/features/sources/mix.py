@@ -97,6 +97,15 @@ class MixSource:
         _check(self.parts)
         return lambda: self._examples(SPLITS, _outline)
 
+    @property
+    def shared_speakers(self) -> frozenset[str]:
+        """Speakers in several splits of a part that drew sentences (FolderSource.shared_speakers), as named here."""
+        return frozenset(
+            _speaker(part, speaker)
+            for part in self.parts
+            for speaker in getattr(part.source, "shared_speakers", frozenset())
+        )
+
     def _examples(self, splits: tuple[str, ...], read: Read) -> Iterator[Example]:
         if "train" in splits:
             yield from self._interleaved([part for part in self.parts if "train" in part.gives], read)
@@ -152,11 +161,18 @@ def _check_count(part: Part, taken: int) -> None:
         raise LabError(f"source.parts: {part.name} must give {part.count:,} training rows, has {taken:,}: lower count")
 
 
+def _prefix(part: Part) -> str:
+    return "" if part.own_names else f"{part.name}/"
+
+
+def _speaker(part: Part, speaker: str) -> str:
+    """Return the name within the mix of a part's speaker."""
+    return f"{_prefix(part)}{speaker}" if speaker and not _GLOBAL_SPEAKER.fullmatch(speaker) else speaker
+
+
 def _from(part: Part, example: Example) -> Example:
     """Return the example with its part's name. Its audio is not accessed: it may be read on demand."""
-    prefix, speaker = "" if part.own_names else f"{part.name}/", example.speaker
-    if speaker and not _GLOBAL_SPEAKER.fullmatch(speaker):
-        speaker = f"{prefix}{speaker}"
+    prefix, speaker = _prefix(part), _speaker(part, example.speaker)
     named = {"id": f"{prefix}{example.id}", "speaker": speaker, "meta": {**example.meta, "origin": part.name}}
     copy = object.__new__(type(example))
     copy.__dict__.update({**example.__dict__, **named})

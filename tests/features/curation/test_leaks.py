@@ -36,8 +36,30 @@ def test_planted_leaks_and_only_they_are_dropped():
 
 
 def test_row_with_two_leaks_is_dropped_once():
-    rows = [row("t", "test", "Hej.", "tess"), row("a", "train", "hej", "tess")]
+    rows = [row("t", "test", "Hej.", "tess"), row("a", "train", "hej", "tess"), row("b", "train", "nej", "bo")]
     assert dropped(rows) == {"a": "leak_speaker"}
+
+
+def test_corpus_of_one_speaker_keeps_it_and_no_sentence():
+    rows = [row("t", "test", "Hej.", "me"), row("a", "train", "hej", "me"), row("b", "train", "nej", "me")]
+    assert dropped(rows) == {"a": "leak_sentence"}
+    elsewhere = HeldOut()
+    elsewhere.add("test.tsv, row 1", "me", "Det regnar.")
+    assert dropped(rows, elsewhere) == {"a": "leak_speaker", "b": "leak_speaker"}
+
+
+@pytest.mark.parametrize(("n_speakers", "leaks"), [(2, 0), (5, 0), (6, 12)])
+def test_few_speakers_that_are_all_held_out_are_kept(n_speakers, leaks):
+    rows = [row(f"{split}{n}", split, speaker=f"s{n % n_speakers}") for n in range(12) for split in ("train", "test")]
+    assert len(dropped(rows)) == leaks
+
+
+def test_speakers_of_divided_sentences_are_kept_in_a_mix():
+    own = [row(f"a{n}", ("train", "test")[n % 2], speaker="own/me") for n in range(4)]
+    others = [row(f"b{n}", "train", speaker=f"nst/{n}") for n in range(9)]
+    steps = [SpeakerLeak(HeldOut(), frozenset({"own/me"}))]
+    assert select(lambda: iter(own + others), steps).dropped == {}
+    assert len(select(lambda: iter(own + others), [SpeakerLeak(HeldOut())]).dropped) == 2
 
 
 def test_unknown_values_are_no_leak():

@@ -22,6 +22,8 @@ from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.features.sources.parquet.layout import NOTHING, Declared, Layout, LayoutSettings, infer_layout
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.manifest import sha256
+from pipelines.speech import text as speech_text
+from pipelines.speech.intervals import MIN_SPEAKERS
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class ParquetSource:
         return {
             **self.files.identity(),
             **({"seed": str(self.seed)} if layout.drawn else {}),
+            **({"drawn": "sentences"} if self._few_speakers else {}),
             "config": layout.config,
             **{f"splits.{split}": layout.names.get(split, NOTHING) for split in SPLITS},
             "columns": json.dumps([columns.audio, columns.text, columns.speaker, *columns.meta]),
@@ -125,6 +128,29 @@ class ParquetSource:
     def outline(self) -> Iterator[Example]:
         """Return all examples; their audio is not read before it is accessed."""
         return self.examples()
+
+    @cached_property
+    def _few_speakers(self) -> frozenset[str]:
+        """The training speakers, if they are too few to hold some out: sentences are drawn then. Else an empty set.
+
+        Row groups are read until there are enough speakers, which is one or two in most data sets.
+        """
+        layout, column = self._layout, self._layout.columns.speaker
+        if not (layout.drawn and column):
+            return frozenset()
+        speakers: set[str] = set()
+        for name in layout.splits.get("train", ()):
+            file = self._opened(name)
+            for group in range(file.groups):
+                speakers |= {_string(value) for value in file.read(group, [column]).column(0).unique().to_pylist()}
+                if len(speakers - {""}) >= MIN_SPEAKERS:
+                    return frozenset()
+        return frozenset(speakers - {""})
+
+    @property
+    def shared_speakers(self) -> frozenset[str]:
+        """Speakers in several splits, because sentences were drawn and not speakers."""
+        return self._few_speakers
 
     @cached_property
     def _layout(self) -> Layout:
@@ -172,7 +198,9 @@ class ParquetSource:
     def _example(self, id: str, split: str, row: dict[str, Any], audio: _AudioCell) -> RowExample:
         columns, drawn = self._layout.columns, self._layout.drawn
         speaker = _string(row[columns.speaker]) if columns.speaker else ""
-        split = _drawn_split(drawn, speaker or id, self.seed) if split == "train" else split
+        if drawn and split == "train":
+            sentence = speech_text.normalise(_string(row[columns.text])) if self._few_speakers else ""
+            split = _drawn_split(drawn, sentence or speaker or id, self.seed)
         meta = {column: _meta_cell(columns.labels.get(column), column, row.get(column)) for column in columns.meta}
         meta = {column: value for column, value in meta.items() if value}
         return RowExample(id, split, _string(row[columns.text]), audio, speaker, meta)
@@ -259,7 +287,7 @@ class _OpenFile:
 
 
 def _drawn_split(drawn: Mapping[str, float], speaker: str, seed: int) -> str:
-    """Draw the split by a hash of the speaker: independent of other rows, and the same for all clips of a speaker."""
+    """Draw the split by a hash of the speaker, or of what is drawn instead: independent of all other rows."""
     draw = int(hashlib.sha256(f"{seed}\n{speaker}".encode()).hexdigest()[:12], 16) / 16**12
     for split, share in drawn.items():
         if draw < share:
