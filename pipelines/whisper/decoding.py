@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -55,6 +56,8 @@ class Hypothesis:
     words: tuple[tuple[str, float], ...] = ()
     """The words of `text`, split at white space, each with the natural logarithm of its probability: the sum over its
     tokens. Empty unless `DecodingOptions.word_logprobs`."""
+    no_speech: float = 0.0
+    """Probability that the window holds no speech (see `no_speech_probabilities`)."""
 
 
 def decode_rows(
@@ -148,7 +151,8 @@ def decode(
         return scores
 
     prompt = prompt_ids(processor, options.language)
-    tokens = generate(model, features, prompt, options.max_new_tokens, record_logprobs)
+    encoded = encode(model, features)
+    tokens = generate_from_states(model, encoded, prompt, options.max_new_tokens, record_logprobs)
     is_end = torch.isin(tokens, torch.tensor(_end_tokens(model), device=tokens.device))
     is_scored = is_end.cumsum(dim=-1) - is_end.int() == 0  # up to the first end token; the others are padding
     counts = is_scored.sum(dim=-1)
@@ -161,29 +165,30 @@ def decode(
             spelling.words(ids[is_text].tolist(), values[is_text].tolist())
             for ids, values, is_text in zip(tokens, logprobs, is_scored & ~is_end, strict=True)
         ]
-    columns = (_texts(processor, tokens), means.tolist(), counts.tolist(), words)
+    no_speech = no_speech_probabilities(model, encoded, prompt)
+    columns = (_texts(processor, tokens), means.tolist(), counts.tolist(), words, no_speech)
     return [Hypothesis(*values) for values in zip(*columns, strict=True)]
 
 
-def no_speech(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, features: torch.Tensor, *, language: str
+def no_speech_probabilities(
+    model: WhisperForConditionalGeneration, encoded: torch.Tensor, prompt: list[int]
 ) -> list[float]:
-    """Return the probability that each of `features` float [B, n_mels, T] holds no speech.
+    """Return the probability of no speech for each of the windows `encoded` float [B, T / 2, d_model].
 
     It is the probability of Whisper's no-speech token right after the start token, before language and task, as in
     openai/whisper, decoding.py. Fine-tuning on speech alone unlearns it.
     """
     import torch
 
-    start, *_, no_timestamps = prompt_ids(processor, language)
-    token = no_timestamps - 1  # <|nospeech|>, which older tokenizers call <|nocaptions|>
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), autocast(model):
-        first = torch.full((len(features), 1), start, device=model.device)
-        logits = model(features.to(model.device, model.dtype), decoder_input_ids=first).logits[:, 0]
-    model.train(was_training)
-    return torch.softmax(logits.float(), dim=-1)[:, token].tolist()
+    first = torch.full((len(encoded), 1), prompt[0], device=model.device)
+    with _inference(model):
+        logits = model(encoder_outputs=(encoded,), decoder_input_ids=first).logits[:, 0]
+    return torch.softmax(logits.float(), dim=-1)[:, no_speech_token(prompt)].tolist()
+
+
+def no_speech_token(prompt: list[int]) -> int:
+    """Return the id of <|nospeech|>, which older tokenizers call <|nocaptions|>: the one before <|notimestamps|>."""
+    return prompt[-1] - 1
 
 
 def _texts(processor: WhisperProcessor, tokens: torch.Tensor) -> list[str]:
@@ -212,8 +217,26 @@ def generate(
     `process_scores` is called before each token with the tokens so far int64 [B, n] and the scores of the next token
     float [B, vocabulary], suppressed tokens at minus infinity. It returns the scores to decode from.
     """
+    return generate_from_states(model, encode(model, features), prompt, max_new_tokens, process_scores)
+
+
+def encode(model: WhisperForConditionalGeneration, features: torch.Tensor) -> torch.Tensor:
+    """Return the encoder's states float [B, T / 2, d_model] of `features` float [B, n_mels, T]."""
+    with _inference(model):
+        return model.model.encoder(features.to(model.device, model.dtype))[0]
+
+
+def generate_from_states(
+    model: WhisperForConditionalGeneration,
+    encoded: torch.Tensor,
+    prompt: list[int],
+    max_new_tokens: int,
+    process_scores: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Return the result of `generate` for windows that `encode` has encoded."""
     import torch
     from transformers import GenerationConfig, GenerationMixin
+    from transformers.modeling_outputs import BaseModelOutput
 
     saved = model.generation_config
     settings = GenerationConfig(
@@ -227,23 +250,31 @@ def generate(
         suppress_tokens=saved.suppress_tokens,
         begin_suppress_tokens=saved.begin_suppress_tokens,
     )
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), autocast(model):
-        encoded = model.model.encoder(features.to(model.device, model.dtype))
-        start = torch.tensor([prompt], device=model.device).expand(len(features), -1)
+    start = torch.tensor([prompt], device=model.device).expand(len(encoded), -1)
+    with _inference(model):
         # not Whisper's own `generate`, which pads to 30 s and seeks through segments
         out = GenerationMixin.generate(
             model,
-            encoder_outputs=encoded,
+            encoder_outputs=BaseModelOutput(encoded),
             decoder_input_ids=start,
-            attention_mask=torch.ones(encoded[0].shape[:2], device=model.device),
+            attention_mask=torch.ones(encoded.shape[:2], device=model.device),
             decoder_attention_mask=torch.ones_like(start),
             generation_config=settings,
             logits_processor=[process_scores] if process_scores else None,
         )
-    model.train(was_training)
     return out[:, len(prompt) :]
+
+
+@contextlib.contextmanager
+def _inference(model: WhisperForConditionalGeneration) -> Iterator[None]:
+    """Compute without gradients, in evaluation mode, in bfloat16 where that is used."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), autocast(model):
+        yield
+    model.train(was_training)
 
 
 def autocast(model: WhisperForConditionalGeneration) -> torch.autocast:

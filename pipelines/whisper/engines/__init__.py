@@ -45,6 +45,8 @@ class Engine(Protocol):
     name: str
     """Engine, device and precision, such as `ctranslate2 cpu int8`."""
     n_mels: int
+    can_align: bool
+    """Whether the model names alignment heads, which `word_starts` needs."""
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         """Return the features of a window of at most 30 s (log_mel.extract, or equal within rounding)."""
@@ -58,9 +60,6 @@ class Engine(Protocol):
         `window` float32 [n_mels, T], of which `frames` are not padding. Uses the cross-attention of the alignment heads
         and dynamic time warping (word_timestamps.py). Empty if the engine cannot align this text.
         """
-
-    def no_speech(self, windows: np.ndarray) -> list[float]:
-        """Return the probability that each of `windows` holds no speech (decoding.no_speech)."""
 
 
 @dataclass(frozen=True)

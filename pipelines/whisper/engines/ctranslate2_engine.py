@@ -44,6 +44,7 @@ class CTranslate2:
             windows,
             self.max_new_tokens,
             return_logits_vocab=True,
+            return_no_speech_prob=True,
             sampling_topk=0 if temperature else 1,
             sampling_temperature=temperature or 1.0,
         )
@@ -62,9 +63,6 @@ class CTranslate2:
             return []
         return [positions[token] * features.POSITION_S for token in firsts]
 
-    def no_speech(self, windows: np.ndarray) -> list[float]:
-        return [result.no_speech_prob for result in self._generate(windows, 1, return_no_speech_prob=True)]
-
     def _generate(self, windows: np.ndarray, max_new_tokens: int, **options: Any) -> list[Any]:
         # CTranslate2 generates at most max_length / 2 tokens, and at most max_length with the prompt before its last
         max_length = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
@@ -76,10 +74,11 @@ class CTranslate2:
         ids = list(result.sequences_ids[0])
         tokens = [*ids, self.spelling.end][: len(result.logits[0])]  # no end token if the text was cut
         if not tokens:
-            return Hypothesis("", 0.0, 0)
+            return Hypothesis("", 0.0, 0, no_speech=result.no_speech_prob)
         logprobs = [_logprob(np.array(view), token) for view, token in zip(result.logits[0], tokens, strict=True)]
         words = self.spelling.words(ids, logprobs[: len(ids)])
-        return Hypothesis(self.spelling.text(ids), sum(logprobs) / len(logprobs), len(logprobs), words)
+        mean = sum(logprobs) / len(logprobs)
+        return Hypothesis(self.spelling.text(ids), mean, len(logprobs), words, result.no_speech_prob)
 
 
 def _storage_view(windows: np.ndarray) -> Any:

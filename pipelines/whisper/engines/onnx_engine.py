@@ -12,7 +12,7 @@ from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.decoding import DecodingOptions, Hypothesis, no_speech_token
 from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, needs_seven_bits, state_names
 from pipelines.whisper.log_mel import LogMel
@@ -51,6 +51,7 @@ class Onnx:
         ids: list[list[int]] = [[] for _ in windows]
         logprobs: list[list[float]] = [[] for _ in windows]
         state, tokens = DecoderState(self, windows, self.prompt), None
+        no_speech = self._no_speech(state.cross)
         rows = np.arange(len(windows))  # the window of each row of the batch; -1 once its text has ended
         for step in range(self.options.max_new_tokens):
             logits = state.step(tokens)
@@ -70,7 +71,7 @@ class Onnx:
             if 2 * running.sum() <= len(rows):  # stop computing rows whose text has ended
                 state.select(running)
                 tokens, rows = tokens[running], rows[running]
-        return [self._hypothesis(*row) for row in zip(ids, logprobs, strict=True)]
+        return [self._hypothesis(*row) for row in zip(ids, logprobs, no_speech, strict=True)]
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         ids, firsts = self.spelling.ids(text)
@@ -79,22 +80,13 @@ class Onnx:
         cross = self.encode(window[np.newaxis])
         inputs = {"tokens": np.array([[*self.prompt, *ids]]), **self.empty_past(1, cross), **cross}
         (cross_attention,) = self.decoder.run(["attention"], inputs)
-        # a token's row is the attention that predicts the next token: the prompt's last row predicts the first one
-        weights = cross_attention[:, 0, len(self.prompt) - 1 :, : -(-frames // features.FRAMES_PER_POSITION)]
-        positions = word_timestamps.first_positions(weights)
-        return [positions[n] * word_timestamps.POSITION_S for n in firsts]
-
-    def no_speech(self, windows: np.ndarray) -> list[float]:
-        start, *_, no_timestamps = self.prompt
-        logits = DecoderState(self, windows, [start]).step(None)
-        token = np.full(len(windows), no_timestamps - 1)  # <|nospeech|>: see decoding.no_speech
-        return np.exp(_logprobs(logits, token)).tolist()
+        return word_timestamps.word_starts(cross_attention[:, 0], len(self.prompt), frames, firsts)
 
     def encode(self, windows: np.ndarray) -> States:
         """Return the cross-attention keys and values of `windows` float [B, n_mels, T].
 
-        Those of a single window are cached: no_speech, decode at another temperature and word_starts are called with
-        the same window one after another.
+        Those of a single window are cached: decode, at several temperatures, and word_starts are called with the same
+        window one after another.
         """
         if self._last and np.array_equal(self._last[0], windows):
             return self._last[1]
@@ -110,10 +102,18 @@ class Onnx:
         shapes = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
         return {name: np.zeros(shapes[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
-    def _hypothesis(self, ids: list[int], logprobs: list[float]) -> Hypothesis:
+    def _no_speech(self, cross: States) -> list[float]:
+        """Return the probabilities of no speech of encoded windows (decoding.no_speech_probabilities)."""
+        batch = len(cross["key_0"])
+        start = np.full((batch, 1), self.prompt[0], dtype=np.int64)
+        (logits,) = self.decoder.run(["logits"], {"tokens": start, **self.empty_past(batch, cross), **cross})
+        return np.exp(_logprobs(logits, np.full(batch, no_speech_token(self.prompt)))).tolist()
+
+    def _hypothesis(self, ids: list[int], logprobs: list[float], no_speech: float) -> Hypothesis:
         text_ids = [token for token in ids if token != self.spelling.end]
         words = self.spelling.words(text_ids, logprobs[: len(text_ids)])
-        return Hypothesis(self.spelling.text(text_ids), sum(logprobs) / len(logprobs), len(logprobs), words)
+        mean = sum(logprobs) / len(logprobs)
+        return Hypothesis(self.spelling.text(text_ids), mean, len(logprobs), words, no_speech)
 
 
 class DecoderState:

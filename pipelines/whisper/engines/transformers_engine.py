@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,8 +13,55 @@ from pipelines.whisper import decoding
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
+from pipelines.whisper.tokens import Spelling
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+
+def alignment_heads(model: WhisperForConditionalGeneration) -> list[tuple[int, int]]:
+    """Return layer and number of the decoder's alignment heads; none if the generation settings name none."""
+    heads, config = getattr(model.generation_config, "alignment_heads", None) or [], model.config
+    return [(n, head) for n, head in heads if n < config.decoder_layers and head < config.decoder_attention_heads]
+
+
+def cross_attention(model: WhisperForConditionalGeneration, features: torch.Tensor, tokens: list[int]) -> np.ndarray:
+    """Return the attention of `tokens` to one window, float32 [alignment heads, len(tokens), T / 2].
+
+    `features` float [1, n_mels, T]. Fast attention returns no weights, so they are computed again from the queries and
+    keys of the layers.
+    """
+    import torch
+
+    heads, states, hooks = alignment_heads(model), {}, []
+    layers = model.model.decoder.layers
+    for n in {layer for layer, _ in heads}:
+        attention = layers[n].encoder_attn
+        for name in ("q_proj", "k_proj"):
+
+            def keep(module: Any, inputs: Any, output: torch.Tensor, key: tuple[int, str] = (n, name)) -> None:
+                states[key] = output[0].float()
+
+            hooks.append(getattr(attention, name).register_forward_hook(keep))
+    try:
+        with torch.inference_mode(), decoding.autocast(model):
+            model(
+                input_features=features.to(model.device, model.dtype),
+                decoder_input_ids=torch.tensor([tokens], device=model.device),
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    width = model.config.d_model // model.config.decoder_attention_heads
+    weights = []
+    for n, head in heads:
+        queries, keys = (states[n, name][:, head * width : (head + 1) * width] for name in ("q_proj", "k_proj"))
+        weights.append(torch.softmax(queries @ keys.T * width**-0.5, dim=-1))
+    return torch.stack(weights).cpu().numpy()
 
 
 class Transformers:
@@ -29,9 +77,11 @@ class Transformers:
         self.options = options
         self.name = f"transformers {device} {'bfloat16' if decoding.uses_bfloat16(self.model) else 'float32'}"
         self.n_mels = self.model.config.num_mel_bins
+        self.spelling = Spelling(self.processor.tokenizer.backend_tokenizer)
+        self.can_align = bool(alignment_heads(self.model))
         if "spaces" in sys.modules:  # Hugging Face ZeroGPU attaches a GPU for the length of a decorated call
             on_gpu = sys.modules["spaces"].GPU
-            self.decode, self.no_speech = on_gpu(self.decode), on_gpu(self.no_speech)
+            self.decode, self.word_starts = on_gpu(self.decode), on_gpu(self.word_starts)
 
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract(waveform, self.n_mels)
@@ -43,9 +93,11 @@ class Transformers:
         return decoding.decode(self.model, self.processor, torch.from_numpy(windows), options)
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        return []  # its fast attention does not return weights
-
-    def no_speech(self, windows: np.ndarray) -> list[float]:
         import torch
 
-        return decoding.no_speech(self.model, self.processor, torch.from_numpy(windows), language=self.options.language)
+        ids, firsts = self.spelling.ids(text)
+        if not ids or not self.can_align:
+            return []
+        prompt = self.spelling.prompt(self.options.language)
+        weights = cross_attention(self.model, torch.from_numpy(window[np.newaxis]), [*prompt, *ids])
+        return word_timestamps.word_starts(weights, len(prompt), frames, firsts)

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.whisper.log_mel import POSITION_S
-
-__all__ = ["POSITION_S", "first_positions", "warping_path"]
+from pipelines.whisper.log_mel import FRAMES_PER_POSITION, POSITION_S
 
 _MEDIAN_WIDTH = 7
 """Positions under the median filter: `medfilt_width` in openai/whisper."""
+
+
+def word_starts(cross_attention: np.ndarray, n_prompt: int, n_frames: int, firsts: list[int]) -> list[float]:
+    """Return the start of each word in seconds.
+
+    `cross_attention` float [heads, n_prompt + tokens, positions], `firsts`: the index of each word's first token. Only
+    the first `n_frames` frames of the window are not padding.
+    """
+    # a token's row is the attention that predicts the next token: the prompt's last row predicts the first one
+    positions = first_positions(cross_attention[:, n_prompt - 1 :, : -(-n_frames // FRAMES_PER_POSITION)])
+    return [positions[n] * POSITION_S for n in firsts]
 
 
 def first_positions(cross_attention: np.ndarray) -> list[int]:
