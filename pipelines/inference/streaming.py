@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.inference import segmentation
-from pipelines.inference.segmentation import Detector, Window
+from pipelines.inference import detection, segmentation
+from pipelines.inference.detection import Detector
+from pipelines.inference.segmentation import Window
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Segment
 from pipelines.speech.audio import SAMPLE_RATE_HZ
@@ -124,7 +125,7 @@ class Stream:
 
 def create_stream(transcriber: Transcriber, every_s: float = 0.5) -> Stream:
     """Create a stream that `transcriber` decodes."""
-    detector = segmentation.open_detector()
+    detector = detection.open_detector()
     return Stream(transcriber.decode_windows, detector, longest_s=transcriber.longest_s, every_s=every_s)
 
 

@@ -74,7 +74,7 @@ def _segment_fields(number: int, segment: Segment) -> dict[str, Any]:
         "temperature": segment.temperature,
         "avg_logprob": round(segment.logprob, 4),
         "compression_ratio": round(repetition.compression_ratio(segment.text), 4),
-        "no_speech_prob": round(segment.no_speech, 4),
+        "no_speech_prob": float(f"{segment.no_speech:.4g}"),
         "confidence": round(segment.confidence, 4),
         "word_confidences": confidences,
     }

@@ -1,7 +1,8 @@
 """Transcribe recordings of any length: one class for the notebook, the app, the API and the commands.
 
-A recording that fits into one window is decoded at its own length. A longer one is processed in constant memory: blocks
-of samples, windows of speech (segmentation.py), batches of windows of similar length, segments in order.
+Every recording is processed in constant memory: blocks of samples, windows of speech (segmentation.py), batches of
+windows of similar length, segments in order (segments.py). A recording without speech has no segments. One that fits
+into a window, without long silence, is decoded as a whole, as the evaluation does.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.inference import segmentation
+from pipelines.inference import detection, segmentation
 from pipelines.inference.segmentation import Window
+from pipelines.inference.segments import divide
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
@@ -36,8 +38,8 @@ GROUP_FRAMES = 12_000
 BATCH_FRAMES = 6_000
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Tried in turn if a transcript repeats itself; the steps of OpenAI's decoder."""
-LONG_S = 6.0
-"""Longer windows are split into one segment per sentence."""
+EDGE_S = 1.0
+"""Silence before and after the speech of a short recording up to which it is decoded as a whole."""
 _UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
 """Thresholds of OpenAI's decoder: below the first and above the second, a window has no transcript."""
 _MIN_CONTEXT_S = 2.0
@@ -70,11 +72,10 @@ class _Reader:
 
 
 class _Decoded(NamedTuple):
-    """The accepted hypothesis of a window, and how it was decoded."""
+    """The accepted hypothesis of a window, and the temperature at which it was decoded."""
 
     hypothesis: Hypothesis
     temperature: float = 0.0
-    no_speech: float = 0.0
 
 
 def _continue() -> None:
@@ -112,8 +113,8 @@ class Transcriber:
 
     @property
     def times_words(self) -> bool:
-        """Return whether the engine can compute word times (Engine.word_starts)."""
-        return getattr(self.loaded, "can_align", False)
+        """Return whether the model can compute word times (Engine.word_starts)."""
+        return self.loaded.can_align
 
     def transcribe(
         self,
@@ -129,11 +130,13 @@ class Transcriber:
         `on_segment` is called with each segment; `on_audio` with the number of seconds read, and again before every
         batch. An exception in either stops the work. `word_times` adds times to the words and takes about as long
         as decoding. Raises AudioError if the recording is not audio, empty, not finite or longer than
-        `max_duration_s`; DamagedRecording if only a part can be read; LabError for `word_times` if the engine does
+        `max_duration_s`; DamagedRecording if only a part can be read; LabError for `word_times` if the model does
         not support it (`times_words`).
         """
         if word_times and not self.times_words:
-            raise LabError(f"{self.loaded.name} does not support word times: use --engine onnx or ctranslate2")
+            raise LabError(
+                f"{self.ref.title} does not support word times: its generation_config.json names no alignment_heads"
+            )
         started, reader, segments = time.monotonic(), _Reader(), []
         blocks = reader.read(_blocks(recording, max_duration_s), on_audio)
         for segment in self._decode_blocks(blocks, lambda: on_audio(reader.seconds), word_times):
@@ -160,20 +163,23 @@ class Transcriber:
     def _decode_blocks(
         self, blocks: Iterator[np.ndarray], before_batch: Callable[[], None] = _continue, word_times: bool = False
     ) -> Iterator[Segment]:
-        """Yield the segments of a recording; it is cut into windows only if it does not fit into one."""
+        """Yield the segments of a recording."""
+        for group in _groups(self._windows(blocks)):
+            yield from self.decode_windows(group, before_batch, word_times)
+
+    def _windows(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
+        """Yield the windows of speech of a recording."""
         first_blocks = list(islice(blocks, 2))
         samples = np.concatenate(first_blocks) if first_blocks else np.zeros(0, dtype=np.float32)
-        third = next(blocks, None)
+        third, detector = next(blocks, None), detection.open_detector()
         if third is None and len(samples) <= self.longest_s * SAMPLE_RATE_HZ:
-            yield from self.decode_windows([Window(samples, 0.0)] if len(samples) else [], before_batch, word_times)
+            # twice the limit: a recording that fits into a window is not cut
+            windows = segmentation.windows([samples], detector, longest_s=2 * self.longest_s, joined_s=self.longest_s)
+            yield from _with_edges(list(windows), samples)
             return
         all_blocks = chain([samples], [] if third is None else [third], blocks)
         joined_s = self.longest_s if self.ref.context != "clip" else 0.0
-        windows = segmentation.windows(
-            all_blocks, segmentation.open_detector(), longest_s=self.longest_s, joined_s=joined_s
-        )
-        for group in _groups(windows):
-            yield from self.decode_windows(group, before_batch, word_times)
+        yield from segmentation.windows(all_blocks, detector, longest_s=self.longest_s, joined_s=joined_s)
 
     def decode_windows(
         self, windows: list[Window], before_batch: Callable[[], None] = _continue, word_times: bool = False
@@ -214,12 +220,9 @@ class Transcriber:
 
     def _check(self, hypothesis: Hypothesis, log_mel: LogMel, before_batch: Callable[[], None]) -> _Decoded:
         """Drop the text of a window without speech; if the text repeats itself, decode at higher temperatures."""
-        temperature = no_speech = 0.0
-        if hypothesis.logprob < _UNSURE_LOGPROB:
-            before_batch()
-            no_speech = self.loaded.no_speech(self._stack([log_mel]))[0]
-            if no_speech > _NO_SPEECH:
-                return _Decoded(Hypothesis("", hypothesis.logprob, hypothesis.tokens))
+        temperature = 0.0
+        if hypothesis.logprob < _UNSURE_LOGPROB and hypothesis.no_speech > _NO_SPEECH:
+            return _Decoded(replace(hypothesis, text="", words=()))
         for next_temperature in TEMPERATURES:
             if not repetition.is_repeating(hypothesis.text):
                 break
@@ -228,46 +231,36 @@ class Transcriber:
             hypothesis = self.loaded.decode(self._stack([log_mel]), temperature)[0]
         if repetition.is_repeating(hypothesis.text):
             hypothesis = _without_repeats(hypothesis)
-        return _Decoded(hypothesis, temperature, no_speech)
+        return _Decoded(hypothesis, temperature)
 
     def _split_into_segments(
         self, window: Window, log_mel: LogMel, result: _Decoded, word_times: bool
     ) -> list[Segment]:
-        """Return a window as one segment; a long one by sentences, if the engine computes word times."""
-        hypothesis, *decoding = result
+        """Return a window as segments: at pauses and, if it is long, at sentences (segments.divide)."""
+        hypothesis, temperature = result
+        texts = hypothesis.text.split()
         words = tuple(Word(text, self.calibration(logprob)) for text, logprob in hypothesis.words)
-        start, end = round(window.start_s, 3), round(window.end_s, 3)
-        is_long = end - start > LONG_S and len(words) == len(hypothesis.text.split())
-        first_words = _sentence_starts(hypothesis.text) if is_long else [0]
-        word_starts: list[float] = []
-        if len(first_words) > 1 or word_times:
+        if len(words) != len(texts):
+            words = tuple(Word(text, self.calibration(hypothesis.logprob)) for text in texts)
+
+        def find_starts() -> list[float]:
             (features,) = self._stack([log_mel])
             n_frames = min(len(log_mel.frames), features.shape[-1])
-            word_starts = self.loaded.word_starts(features, n_frames, hypothesis.text)
-        if word_times:
-            words = _add_times(words, start, end, word_starts)
-        if len(first_words) == 1 or not word_starts:
-            return [Segment(start, end, hypothesis.text, words, hypothesis.logprob, *decoding)]
-        starts = {first: round(start + word_starts[first], 3) for first in first_words[1:]}
-        # join a sentence of zero duration, which would be an invisible subtitle, with the one before it
-        first_words = [
-            0, *(b for a, b in pairwise(first_words) if max(start, starts.get(a, start)) < starts[b] < end)
-        ]  # fmt: skip
-        edges = [start, *(starts[first] for first in first_words[1:]), end]
-        parts = [words[a:b] for a, b in pairwise([*first_words, len(words)])]
+            return [window.start_s + start for start in self.loaded.word_starts(features, n_frames, hypothesis.text)]
+
+        parts = divide(words, window.speech, find_starts, word_times)
         return [
-            Segment(a, b, " ".join(word.text for word in part), part, hypothesis.logprob, *decoding)
-            for (a, b), part in zip(pairwise(edges), parts, strict=True)
+            Segment(
+                part.start_s,
+                part.end_s,
+                " ".join(word.text for word in part.words) if len(parts) > 1 else hypothesis.text,
+                part.words,
+                hypothesis.logprob,
+                temperature,
+                hypothesis.no_speech,
+            )
+            for part in parts
         ]
-
-
-def _add_times(words: tuple[Word, ...], start_s: float, end_s: float, word_starts: list[float]) -> tuple[Word, ...]:
-    """Add times to words; each ends where the next begins. Without `word_starts`, divide the time by characters."""
-    if len(word_starts) != len(words):
-        n_chars = np.cumsum([0, *(len(word.text) + 1 for word in words)])
-        word_starts = ((end_s - start_s) * n_chars[:-1] / n_chars[-1]).tolist() if words else []
-    edges = [*(round(min(start_s + start, end_s), 3) for start in word_starts), end_s]
-    return tuple(replace(word, start_s=a, end_s=b) for word, (a, b) in zip(words, pairwise(edges), strict=True))
 
 
 def longest_window_s(ref: ModelRef) -> float:
@@ -276,16 +269,25 @@ def longest_window_s(ref: ModelRef) -> float:
     return min(max(float(context_s), _MIN_CONTEXT_S), _FULL_S) if context_s else _FULL_S
 
 
-def _sentence_starts(text: str) -> list[int]:
-    """Return the indices of the words of `text` that begin a sentence."""
-    words = text.split()
-    return [0, *(n for n in range(1, len(words)) if words[n - 1].rstrip("\"'”’»)").endswith((".", "?", "!", "…")))]
+def _with_edges(windows: list[Window], samples: np.ndarray) -> list[Window]:
+    """Extend the first and last window to the edges of the recording `samples` if these are at most EDGE_S away."""
+    if not windows:
+        return []
+    starts = [round(window.start_s * SAMPLE_RATE_HZ) for window in windows]
+    ends = [start + len(window.samples) for start, window in zip(starts, windows, strict=True)]
+    edge = int(EDGE_S * SAMPLE_RATE_HZ)
+    starts[0] = 0 if starts[0] <= edge else starts[0]
+    ends[-1] = len(samples) if len(samples) - ends[-1] <= edge else ends[-1]
+    return [
+        Window(samples[start:end], start / SAMPLE_RATE_HZ, window.stretches)
+        for window, start, end in zip(windows, starts, ends, strict=True)
+    ]
 
 
 def _without_repeats(hypothesis: Hypothesis) -> Hypothesis:
     """Cut a hypothesis that repeats itself at every temperature after the first repetition."""
     text = repetition.without_repeats(hypothesis.text)
-    return Hypothesis(text, hypothesis.logprob, hypothesis.tokens, hypothesis.words[: len(text.split())])
+    return replace(hypothesis, text=text, words=hypothesis.words[: len(text.split())])
 
 
 def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ class Word:
     start_s: float | None = None
     """None unless word times were requested."""
     end_s: float | None = None
-    """Start of the next word, or end of the segment."""
+    """Start of the next word, or end of the speech before it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Segment:
     temperature: float = 0.0
     """Sampling temperature; above 0 if the first attempt repeated itself."""
     no_speech: float = 0.0
-    """Probability of no speech (decoding.no_speech). 0 if `logprob` was high, since computing it costs another run."""
+    """Probability of no speech in the window of this segment (decoding.no_speech_probabilities)."""
 
     @property
     def confidence(self) -> float:

@@ -6,7 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.inference import segmentation
-from pipelines.inference.segmentation import CHUNK_SAMPLES, AlwaysSpeech, windows
+from pipelines.inference.detection import CHUNK_SAMPLES, AnySound
+from pipelines.inference.segmentation import windows
 
 SECOND = 16_000
 
@@ -122,50 +123,6 @@ def test_each_speech_sample_is_in_one_window(n, spans, step, longest_s, joined):
 
 def test_without_silero_everything_is_speech():
     samples = spoken(70 * SECOND, (0, 70))
-    found = list(windows([samples], AlwaysSpeech(), longest_s=30.0))
+    found = list(windows([samples], AnySound(), longest_s=30.0))
     assert np.array_equal(np.concatenate([window.samples for window in found]), samples)
     assert all(20 < len(window.samples) / SECOND <= 30 for window in found[:-1])
-
-
-# ---- the packaged detector
-
-
-@pytest.fixture(scope="module")
-def voice():
-    """Eight seconds of a synthetic voice, and its sentence's place: (samples, start_s, end_s)."""
-    from pipelines.features.sources.synthetic import espeak
-    from pipelines.speech import audio
-
-    said = audio.decode(
-        espeak.synthesise("Vi åker till landet på lördag om det inte regnar.", "sv+m3", 150, 50)
-    ).samples
-    samples = np.random.default_rng(0).standard_normal(8 * SECOND).astype(np.float32) * np.float32(0.001)
-    samples[2 * SECOND : 2 * SECOND + len(said)] += said
-    return samples, 2.0, 2 + len(said) / SECOND
-
-
-def test_silero_finds_a_voice_in_noise(voice):
-    pytest.importorskip("silero_vad")
-    samples, start_s, end_s = voice
-    found = list(windows([samples], segmentation.Silero(), longest_s=30.0))
-    assert found
-    assert found[0].start_s == pytest.approx(start_s, abs=0.5)
-    assert found[-1].end_s == pytest.approx(end_s, abs=0.5)
-
-
-def test_silero_on_a_block_equals_chunk_by_chunk(voice):
-    silero_vad = pytest.importorskip("silero_vad")
-    import torch
-
-    samples = np.tile(voice[0], 2)[: 480 * CHUNK_SAMPLES]
-    model = silero_vad.load_silero_vad()
-    with torch.inference_mode():
-        in_a_row = [float(model(chunk, SECOND)) for chunk in torch.from_numpy(samples).reshape(-1, 1, CHUNK_SAMPLES)]
-    detector = segmentation.Silero()
-    at_once = detector.probabilities(samples)
-    assert at_once == pytest.approx(in_a_row, abs=1e-4)
-    assert max(in_a_row) > 0.9
-    # and so are several blocks: the detector remembers
-    detector.reset()
-    pieces = np.concatenate([detector.probabilities(piece) for piece in np.split(samples, 4)])
-    assert pieces == pytest.approx(in_a_row, abs=1e-4)

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.sources.synthetic.tour import TourSource
-from pipelines.inference import segmentation, transcriber
+from pipelines.inference import detection, segmentation, subtitles, transcriber
 from pipelines.inference.transcriber import Transcriber, longest_window_s
 from pipelines.inference.transcript import DamagedRecording
 from pipelines.infra.errors import LabError
@@ -23,9 +23,8 @@ from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
-
-SECOND = 16_000
-
+from tests.inference.test_segmentation import SECOND, spoken
+from tests.inference.test_segmentation import Scripted as NotZero
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,10 +46,16 @@ def stock(toy_model):
     return Transcriber(whisper_model.resolve(str(toy_model)), engine="transformers", device="cpu", max_new_tokens=16)
 
 
+@pytest.fixture(autouse=True)
+def without_silero(monkeypatch):
+    """All sound is speech: the recordings of most tests are noise."""
+    monkeypatch.setattr(detection, "open_detector", detection.AnySound)
+
+
 class Scripted:
     """An engine that hears what it is told to, and notes what it was given."""
 
-    name, n_mels = "scripted", 80
+    name, n_mels, can_align = "scripted", 80, True
 
     def __init__(self, texts=None, logprob: float = -0.1, silent: float = 0.0, times: bool = True):
         self.times, self.timed = times, []
@@ -66,10 +71,7 @@ class Scripted:
         self.shapes.append(windows.shape)
         self.temperatures.append(temperature)
         texts = [next(self.texts) for _ in windows]
-        return [Hypothesis(t, self.logprob, 3, tuple((w, self.logprob) for w in t.split())) for t in texts]
-
-    def no_speech(self, windows):
-        return [self.silent] * len(windows)
+        return [Hypothesis(t, self.logprob, 3, tuple((w, self.logprob) for w in t.split()), self.silent) for t in texts]
 
     def word_starts(self, window, frames, text):
         """A word a second; nothing for those that ask in vain."""
@@ -79,8 +81,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(clip_model, monkeypatch):
-    """`scripted(engine, context_s=8.0)`: a Transcriber around a Scripted engine; without a detector, all is speech."""
-    monkeypatch.setattr(segmentation, "open_detector", segmentation.AlwaysSpeech)
+    """`scripted(engine, context_s=8.0)`: a Transcriber around a Scripted engine."""
 
     def make(engine, ref=None, **facts):
         monkeypatch.setattr(engines, "open_engine", lambda *args, **kw: engine)
@@ -195,6 +196,60 @@ def test_an_unknown_language_is_one_line(toy_model):
         assert "\n" not in str(caught.value)
 
 
+# ---- silence
+
+
+@pytest.fixture
+def exact_detector(monkeypatch):
+    """Speech is where samples are not zero."""
+    monkeypatch.setattr(detection, "open_detector", NotZero)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 1, 3.5, 27, 70])
+def test_recording_without_speech_has_an_empty_transcript(scripted, exact_detector, seconds):
+    engine = Scripted()
+    silence = Waveform(np.zeros(int(seconds * SECOND), dtype=np.float32))
+    heard = scripted(engine, context_s=10.0).transcribe(silence)
+    assert (heard.text, heard.segments, engine.shapes) == ("", (), [])
+    assert heard.audio_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("before", "after", "frames"), [(0.9, 0.9, 382), (5.0, 0.9, 312), (5.0, 5.0, 242)])
+def test_short_silence_at_the_edges_is_decoded(scripted, exact_detector, before, after, frames):
+    engine = Scripted(["hej"])
+    samples = spoken(int((before + 2 + after) * SECOND), (before, before + 2))
+    (segment,) = scripted(engine, context_s=20.0).transcribe(Waveform(samples)).segments
+    assert abs(engine.shapes[0][2] - frames) <= 8
+    assert (segment.start_s, segment.end_s) == pytest.approx((before - 0.2, before + 2.2), abs=0.04)
+
+
+@pytest.mark.parametrize("context", ["clip", "full"])
+def test_cue_is_where_the_speech_is(scripted, exact_detector, clip_model, context):
+    model = scripted(Scripted(["Hej på dig."]), dataclasses.replace(clip_model, context=context))
+    heard = model.transcribe(Waveform(spoken(27 * SECOND, (25.0, 26.5))), word_times=True)
+    assert subtitles.srt(heard).startswith("1\n00:00:24,79")
+    assert "\n00:00:24.79" in subtitles.vtt(heard)
+    (segment,) = subtitles.as_dict(heard, "sv")["segments"]
+    assert (segment["start"], segment["end"]) == pytest.approx((24.8, 26.7), abs=0.04)
+    assert all(24.7 < word["start"] <= word["end"] < 26.8 for word in segment["words"])
+
+
+def test_joined_window_has_a_segment_per_stretch(scripted, exact_detector, clip_model):
+    engine = Scripted(["ett två tre", "fyra"])
+    samples = spoken(60 * SECOND, (1.0, 2.0), (3.2, 4.2), (50.0, 51.0))
+    heard = scripted(engine, dataclasses.replace(clip_model, context="full")).transcribe(Waveform(samples))
+    assert [(round(s.start_s, 1), round(s.end_s, 1), s.text) for s in heard.segments] == [
+        (0.8, 2.2, "ett två"), (3.0, 4.4, "tre"), (49.8, 51.2, "fyra")
+    ]  # fmt: skip
+
+
+def test_recording_as_long_as_a_window_is_not_cut(scripted, exact_detector):
+    engine = Scripted()
+    samples = spoken(int(3.7 * SECOND), (0, 3.7))
+    scripted(engine, context_s=3.7).transcribe(Waveform(samples))
+    assert [shape[0] for shape in engine.shapes] == [1]
+
+
 # ---- long recordings
 
 
@@ -230,15 +285,14 @@ def test_real_decoder_on_a_long_recording(toy):
     said = [audio.decode(example.audio).samples for example in TourSource(1, 1, 12).examples(("test",))]
     recording = np.concatenate([part for samples in said for part in (samples, np.zeros(2 * SECOND, np.float32))])
     assert len(recording) > 35 * SECOND
-    windows = list(segmentation.windows([recording], segmentation.open_detector(), longest_s=30.0))
+    windows = list(segmentation.windows([recording], detection.open_detector(), longest_s=30.0))
     heard = toy.transcribe(Waveform(recording))
     assert heard.segments
     assert {segment.start_s for segment in heard.segments} <= {round(window.start_s, 3) for window in windows}
     assert all(segment.text for segment in heard.segments)
 
 
-def test_full_context_model_gets_joined_windows(scripted, clip_model, speech, monkeypatch):
-    monkeypatch.setattr(segmentation, "open_detector", segmentation.AlwaysSpeech)
+def test_full_context_model_gets_joined_windows(scripted, clip_model, speech):
     engine = Scripted()
     heard = scripted(engine, dataclasses.replace(clip_model, context="full")).transcribe(Waveform(speech(100 * SECOND)))
     assert {shape[2] for shape in engine.shapes} == {3_000}
@@ -297,14 +351,9 @@ def test_callback_can_stop_between_two_batches(scripted, speech, windows):
 # ---- times of words
 
 
-def timing(engine):
-    engine.can_align = True
-    return engine
-
-
 @pytest.mark.parametrize("seconds", [3, 12])
 def test_word_times_are_added_on_request(scripted, speech, seconds):
-    engine = timing(Scripted(["Det blåser. Kommer du?"]))
+    engine = Scripted(["Det blåser. Kommer du?"])
     heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(seconds * SECOND)), word_times=True)
     words = [(word.text, word.start_s, word.end_s) for segment in heard.segments for word in segment.words]
     ends = [1, 2, 3, seconds]
@@ -315,16 +364,16 @@ def test_word_times_are_added_on_request(scripted, speech, seconds):
 
 
 def test_untimed_words_divide_the_segment_by_characters(scripted, speech):
-    engine = timing(Scripted(["a bcdefg"], times=False))
+    engine = Scripted(["a bcdefg"], times=False)
     heard = scripted(engine, context_s=20.0).transcribe(Waveform(speech(3 * SECOND)), word_times=True)
     assert [(word.start_s, word.end_s) for word in heard.segments[0].words] == [(0.0, 0.667), (0.667, 3.0)]
 
 
-def test_engine_without_word_times_is_refused(scripted, speech, toy):
-    for model in (scripted(Scripted()), toy):
-        assert not model.times_words
-        with pytest.raises(LabError, match="does not support word times"):
-            model.transcribe(Waveform(speech(SECOND)), word_times=True)
+def test_model_without_alignment_heads_is_refused(scripted, speech):
+    engine = Scripted()
+    engine.can_align = False
+    with pytest.raises(LabError, match="does not support word times"):
+        scripted(engine).transcribe(Waveform(speech(SECOND)), word_times=True)
 
 
 # ---- what is not believed
@@ -353,8 +402,7 @@ def test_unsure_text_without_speech_is_dropped(scripted, speech, logprob, silent
     heard = scripted(Scripted(["tack"], logprob, silent)).transcribe(Waveform(speech(2 * SECOND)))
     assert heard.text == text
     assert len(heard.segments) == bool(text)
-    if text:  # nobody asks of words that are sure enough
-        assert heard.segments[0].no_speech == (silent if logprob < -1 else 0.0)
+    assert [segment.no_speech for segment in heard.segments] == [silent] * bool(text)
 
 
 # ---- reading

@@ -180,7 +180,7 @@ def _add_transcriptions(api: FastAPI, queue: TranscriptionQueue) -> None:
             list[Granularity],
             Form(
                 alias=GRANULARITIES,
-                description="`segment`; for `verbose_json` also `word`, if the engine supports it.",
+                description="`segment`; for `verbose_json` also `word`, if the model supports it.",
             ),
         ] = [Granularity.segment],  # noqa: B006  FastAPI copies it
         stream: Annotated[bool, _accept_only("does not stream", False), Form(description="Only false.")] = False,
@@ -270,11 +270,11 @@ def _check_language(requested: str, served: str) -> None:
 
 
 def _check_word_times(transcriber: Transcriber, response_format: Format) -> None:
-    """Raise Refusal (400) if the format has no word times or the engine does not compute them."""
+    """Raise Refusal (400) if the format has no word times or the model does not support them."""
     if response_format is not Format.verbose_json:
         raise Refusal(400, "word times are available in verbose_json only", param=GRANULARITIES)
     if not transcriber.times_words:
-        raise Refusal(400, "this server's engine does not support word times: leave word out", param=GRANULARITIES)
+        raise Refusal(400, "this server's model does not support word times: leave word out", param=GRANULARITIES)
 
 
 async def _handle_http_error(request: Request, error: HTTPException) -> Response:

@@ -54,7 +54,7 @@ class TimedWord(BaseModel):
 
     word: str
     start: float = Field(description="Seconds.")
-    end: float = Field(description="Seconds: the start of the next word, or the end of the segment.")
+    end: float = Field(description="Seconds: the start of the next word, or the end of the speech before it.")
     probability: float = Field(ge=0, le=1, description="The probability that the word is correct.")
 
 
@@ -75,8 +75,8 @@ class TimedSegment(BaseModel):
     no_speech_prob: float = Field(
         ge=0,
         le=1,
-        description="Computed only if the first avg_logprob was below -1, otherwise 0. Segments without speech are "
-        "left out.",
+        description="Probability of Whisper's no-speech token at the start of the segment's window. Sounds without "
+        "speech are found by a detector and have no segment.",
     )
     confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
     word_confidences: list[float] = Field(description="For each word the probability that it is correct.")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.inference import segmentation
+from pipelines.inference import detection
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.service import Service
 from tests.inference.app.app_fakes import (
@@ -33,4 +33,4 @@ def warnings(monkeypatch):
 
 @pytest.fixture
 def all_is_speech(monkeypatch):
-    monkeypatch.setattr(segmentation, "is_packaged", lambda: False)
+    monkeypatch.setattr(detection, "is_packaged", lambda: False)
