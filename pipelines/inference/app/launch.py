@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from pipelines.inference.app import assets
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.i18n import TEXTS
 from pipelines.inference.app.service import Service
-from pipelines.inference.app.uploads import EXAMPLES, example_path
+from pipelines.inference.app.uploads import EXAMPLES, example_path, temporary_folder
 from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
 
@@ -78,25 +78,26 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
     # otherwise the browser stores every call; not every Gradio 6 has an argument for it
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     try:
-        demo.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            theme=assets.theme(),
-            css=assets.style(),
-            js=assets.script(),
-            quiet=True,
-            show_error=False,
-            max_file_size=MAX_UPLOAD_BYTES,
-            app_kwargs={"middleware": [guard]},
-            allowed_paths=[example_path(name) for name in EXAMPLES],  # they may be outside the working directory
-            state_session_capacity=_MAX_SESSIONS,
-            footer_links=["api"],
-            prevent_thread_lock=True,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-        )
+        with _limited_connections():
+            demo.launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                theme=assets.theme(),
+                css=assets.style(),
+                js=assets.script(),
+                quiet=True,
+                show_error=False,
+                max_file_size=MAX_UPLOAD_BYTES,
+                app_kwargs={"middleware": [guard]},
+                allowed_paths=[example_path(name) for name in EXAMPLES],  # they may be outside the working directory
+                state_session_capacity=_MAX_SESSIONS,
+                footer_links=["api"],
+                prevent_thread_lock=True,
+                enable_monitoring=False,
+                ssr_mode=False,
+                pwa=False,
+            )
     except (OSError, OverflowError) as error:
         logger.info("%s", error)
         raise LabError(
@@ -104,6 +105,19 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
             "or the address does not belong to this machine. Give others with --port and --host"
         ) from None
     return demo.share_url or demo.local_url
+
+
+@contextmanager
+def _limited_connections() -> Iterator[None]:
+    """Let the server that Gradio starts limit the heads of requests: Gradio passes no such option to uvicorn."""
+    from uvicorn import config
+
+    previous = config.HTTP_PROTOCOLS["auto"]
+    config.HTTP_PROTOCOLS["auto"] = "pipelines.inference.api.protocol:LimitedProtocol"
+    try:
+        yield
+    finally:
+        config.HTTP_PROTOCOLS["auto"] = previous
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,8 +169,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # deletes the temporary folder
-    with tempfile.TemporaryDirectory(prefix="lab-app-", ignore_cleanup_errors=True) as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # read when Gradio is imported
+    with temporary_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when Gradio is imported
         transcriber = _load_transcriber(uri, options.engine)
         demo = build(transcriber, options.log, why=why, base=_base_loader(transcriber, options.engine))
         try:

@@ -1,4 +1,4 @@
-"""ASGI middleware before Gradio: limits on requests, and the route of the live microphone.
+"""ASGI middleware before Gradio: which routes exist, limits on requests, and the route of the live microphone.
 
 Gradio by itself downloads any URL that is named as a file, accepts any number of files per request, stores identical
 files of two visitors at one path, and reloads the page when a connection breaks, which would lose a live recording.
@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.inference.app import html, live
+from pipelines.inference.app import html, live, routes
 from pipelines.inference.app.i18n import TEXTS, choose_language
+from pipelines.inference.app.routes import LIVE_PATH, UPLOAD_PATH
 from pipelines.inference.app.uploads import delete_old_uploads, store_upload
 from pipelines.inference.http_guard import (
     Refusal,
@@ -46,7 +47,6 @@ MAX_UPLOADS_BYTES = 1_000_000_000
 """Total size of all uploads above which new ones are refused."""
 MAX_WAITING_CHUNKS = 20
 """Live chunks that may wait for the model at the same time."""
-LIVE_PATH = "/live"
 
 _MAX_INLINE_BYTES = 50_000
 """Larger JSON is checked in a thread; this much takes about 20 ms."""
@@ -75,22 +75,28 @@ class AppMiddleware:
         import anyio
 
         self.app, self.live_sessions, self.uploads, self.max_age_s = app, live_sessions, uploads, max_age_s
+        self._n_arriving = 0
+        """Uploads that are arriving: each is counted at its maximum size."""
         self._limiter = anyio.CapacityLimiter(MAX_WAITING_CHUNKS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close"})
         path, has_started = _path(scope), False
+        if not routes.is_used(scope["method"], path, self.uploads):
+            return await _respond(send, 404, {"detail": "Not Found"})
+        if scope["method"] != "POST":
+            return await self.app(scope, receive, send)
 
         async def send_and_record(message: Message) -> None:
             nonlocal has_started
             has_started = True
             await send(message)
 
-        if path == LIVE_PATH:
-            handle = self._handle_chunk
-        else:
-            handle = self._handle_upload if path.endswith("/upload") else self._handle_call
+        handlers = {LIVE_PATH: self._handle_chunk, UPLOAD_PATH: self._handle_upload}
+        handle = handlers.get(path, self._handle_call)
         try:
             await handle(scope, receive, send_and_record)
         except (_Refused, Refusal) as error:
@@ -99,14 +105,12 @@ class AppMiddleware:
             if not has_started:
                 response = _refusal(error.reason, TEXTS[_language(scope)])
                 # the page shows the response to an upload as plain text
-                await _respond(send, error.status, response["detail"] if path.endswith("/upload") else response)
+                await _respond(send, error.status, response["detail"] if path == UPLOAD_PATH else response)
 
     async def _handle_call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on to Gradio, unless it is too large or names a URL as a file."""
         import anyio
 
-        if header(scope, "content-type").startswith("multipart/"):
-            return await self.app(scope, _convert_refusals(limit_body(scope, receive, MAX_UPLOAD_REQUEST_BYTES)), send)
         body = await read_body(limit_body(scope, receive, MAX_CALL_BYTES), BODY_TIMEOUT_S)
         is_large = len(body) > _MAX_INLINE_BYTES
         if await anyio.to_thread.run_sync(contains_url, body) if is_large else contains_url(body):
@@ -147,7 +151,7 @@ class AppMiddleware:
     ) -> tuple[int, dict[str, Any]]:
         message = _parse_flat_json(body)
         requested = message.get("language") if isinstance(message, dict) else None
-        texts = TEXTS[requested if requested in TEXTS else language]
+        texts = TEXTS[requested if isinstance(requested, str) and requested in TEXTS else language]
         try:
             partial, n_received, is_complete = self.live_sessions.receive(live.parse_chunk(message), is_disconnected)
         except AudioError as error:
@@ -161,11 +165,16 @@ class AppMiddleware:
 
     async def _handle_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let Gradio store the file, move it to its own folder and respond with the new path."""
-        limited = limit_body(scope, receive, MAX_UPLOAD_REQUEST_BYTES)
-        if delete_old_uploads(self.uploads, self.max_age_s) > MAX_UPLOADS_BYTES:
+        limited = limit_body(scope, receive, MAX_UPLOAD_REQUEST_BYTES, BODY_TIMEOUT_S)
+        arriving = self._n_arriving * MAX_UPLOAD_BYTES
+        if delete_old_uploads(self.uploads, self.max_age_s) + arriving > MAX_UPLOADS_BYTES:
             raise _Refused(503, "busy")
         response = _BufferedResponse()
-        await self.app(scope, _allow_one_file(_convert_refusals(limited), _boundary(scope)), response.add)
+        self._n_arriving += 1
+        try:
+            await self.app(scope, _allow_one_file(_convert_refusals(limited), _boundary(scope)), response.add)
+        finally:
+            self._n_arriving -= 1
         if response.start.get("status") == 200:
             paths = [store_upload(Path(path), self.uploads) for path in json.loads(response.body)]
             scope["app"].get_blocks().upload_file_set.update(paths)  # Gradio deletes old files in this set

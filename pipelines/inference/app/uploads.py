@@ -1,12 +1,21 @@
-"""Uploaded files: move each to its own folder, limit their total size, delete them. Examples are never deleted."""
+"""Temporary files of the app: one folder for all, a folder for each upload, a limit on their total size, and deletion.
+
+Examples are never deleted.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import shutil
+import stat
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 EXAMPLES = {
     "boat.ogg": "Båten går klockan sju.",
@@ -15,8 +24,45 @@ EXAMPLES = {
 }
 """File name to sentence of the page's examples: eSpeak NG voices, 16 kHz, in examples/."""
 _PREFIX = "lab-upload-"
+_FOLDER_PREFIX, _LOCK = "lab-app-", ".lock"
 _MIN_COUNTED_BYTES = 1_000_000
 """A smaller file counts as this many bytes, since a large number of small files is a burden, too."""
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder for all temporary files of this process, and delete it at the end.
+
+    Folders of processes that were killed are deleted first. A running process holds the lock in its folder.
+    """
+    parent, previous = Path(tempfile.gettempdir()), tempfile.tempdir
+    for folder in parent.glob(f"{_FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, or deleted meanwhile
+            _delete_abandoned(folder)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
+    lock = FileLock(folder / _LOCK)
+    lock.acquire()
+    tempfile.tempdir = str(folder)
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = previous
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_abandoned(folder: Path) -> None:
+    """Delete a temporary folder whose process is gone; one without a lock was just created, unless it is a day old."""
+    status = folder.lstat()
+    is_old = status.st_mtime < time.time() - 86_400
+    if not stat.S_ISDIR(status.st_mode) or not (is_old or (folder / _LOCK).exists()):
+        return
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            pass
+    except Timeout:
+        return
+    shutil.rmtree(folder)
 
 
 def example_path(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from servers.loopback import free_port
 
-from pipelines.inference.app import launch, middleware, uploads
+from pipelines.inference.app import launch, middleware, routes, uploads
 from pipelines.inference.app import service as app_service
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH
 from pipelines.inference.app.launch import build
@@ -159,6 +160,9 @@ def test_live_route_returns_text_and_errors_as_json(page, speech, monkeypatch):
     response = page.client.post("/live", json=create_chunk([], 16_000, last=True)).json()
     assert response["ended"]
     assert page.demo.live_sessions.collect(SESSION_ID).audio_s == pytest.approx(1.0, abs=0.01)
+    for language in ([], {}, 3, None, "xx", "x" * 9_000):
+        response = page.client.post("/live", json=create_chunk([]) | {"language": language})
+        assert response.status_code == 200, "a wrong language of the page is as good as none"
     for nonsense in (b"", b"[" * 100_000, b"{}", b"7", b"\xff"):
         response = page.client.post("/live", content=nonsense, headers={**JSON, "accept-language": "sv"})
         assert (response.status_code, response.json()["detail"]) == (400, SWEDISH["refused"]["unreadable"])
@@ -202,6 +206,76 @@ def test_live_route_accepts_json_of_the_same_site_only(page, speech, path, heade
 )
 def test_path_with_and_without_the_proxys_root_path(path, root, expected):
     assert middleware._path({"path": path, "root_path": root}) == expected
+
+
+UPLOADS = Path("/tmp/uploads")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_used"),
+    [
+        ("GET", "", True),
+        ("HEAD", "", True),
+        ("GET", "/assets/index-1a.js", True),
+        ("GET", "/gradio_api/queue/data", True),
+        ("GET", "/gradio_api/heartbeat/1a2b", True),
+        ("GET", "/gradio_api/file=/tmp/uploads/1a/spoken.wav", True),
+        ("POST", "/gradio_api/upload", True),
+        ("POST", "/gradio_api/call/transcribe", True),
+        ("POST", "/live", True),
+        ("GET", "/live", False),
+        ("PUT", "/gradio_api/upload", False),
+        ("OPTIONS", "/gradio_api/queue/join", False),
+        ("GET", "/gradio_api/file=http://127.0.0.1/a.wav", False),
+        ("GET", "/gradio_api/file= https://example.org/a.wav", False),
+        ("GET", "/gradio_api/file=/tmp/uploads/../secret", False),
+        ("GET", "/gradio_api/file=/etc/passwd", False),
+        ("GET", "/gradio_api/file/tmp/uploads/a.wav", False),
+        ("GET", "/gradio_api/proxy=https://x.hf.space/a", False),
+        ("POST", "/gradio_api/process_recording", False),
+        ("POST", "/other/upload", False),
+        ("POST", "/gradio_api/run/transcribe", False),
+        ("POST", "/gradio_api/api/transcribe", False),
+        ("POST", "/gradio_api/component_server", False),
+        ("POST", "/gradio_api/stream/1a", False),
+        ("POST", "/gradio_api/cancel", False),
+        ("POST", "/gradio_api/vibe-edit", False),
+        ("POST", "/gradio_api/upload\n", False),
+        ("GET", "/monitoring", False),
+        ("GET", "/gradio_api/deep_link", False),
+    ],
+)
+def test_only_routes_of_the_page_are_used(method, path, is_used):
+    assert routes.is_used(method, path, UPLOADS) is is_used
+
+
+def test_unused_routes_are_404_and_store_nothing(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    large = {"file": ("a.webm", b"a" * 2_000_000)}
+    for route in ("process_recording", "component_server", "stream/1", "run/x", "reset"):
+        assert page.client.post(f"/gradio_api/{route}", files=large).status_code == 404
+    for route in ("queue/join", "run/predict", "call/transcribe"):  # used, but not for files
+        assert page.client.post(f"/gradio_api/{route}", files=large).status_code == 413
+    for route in ("file=http://127.0.0.1:1/a", "file=https://example.org", "proxy=https://a.hf.space/b", "monitoring"):
+        assert page.client.get(f"/gradio_api/{route}").status_code == 404
+    assert page.client.request("TRACE", "/").status_code == 404
+    assert uploaded_files(page) == list((tmp_path / "elsewhere").iterdir()) == []
+    assert page.client.get("/").status_code == page.client.head("/").status_code == 200
+
+
+def test_uploads_that_are_arriving_count_as_full(page, spoken, monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_UPLOADS_BYTES", middleware.MAX_UPLOAD_BYTES - 1)
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 2.0)
+    host, port = page.address.split("//")[1].strip("/").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        kind = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000"
+        client.sendall(f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\n{kind}\r\n\r\n--x".encode())
+        time.sleep(0.3)
+        assert upload(page, b"few").status_code == 503
+        client.settimeout(20)
+        assert client.recv(100).startswith(b"HTTP/1.1 408 "), "a slow one does not keep its place"
+    assert upload(page, b"few").status_code == 200
 
 
 def create_form(count, content=b"few"):
