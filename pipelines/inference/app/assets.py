@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
-_MODULES = ("player.js", "microphone.js", "page.js")
+_MODULES = ("player.js", "microphone_help.js", "microphone.js", "page.js")
 """In the order of their imports."""
 _MODULE_SYNTAX = re.compile(r"^(?:import .*\n|export )", re.MULTILINE)
 

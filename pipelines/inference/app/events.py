@@ -62,9 +62,9 @@ def _connect_microphone(page: Components, handlers: Handlers) -> Any:
     """
     page.start_live.click(
         handlers.open_microphone,
-        [page.live_id, page.language],
+        page.live_id,
         page.result_outputs,
-        js="async (_, language) => [await window.lab.startMicrophone(), language]",
+        js="() => window.lab.startMicrophone()",
         queue=False,
         **_SILENT,
     )

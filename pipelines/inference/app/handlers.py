@@ -78,13 +78,12 @@ class Handlers:
                     discard_upload(recording)
             return transcript.text, _durations(transcript, language), transcript
 
-    def open_microphone(self, is_open: bool, language: str) -> tuple[Any, ...]:
-        """Clear the page for a new live transcript; warn if the browser refused the microphone."""
+    def open_microphone(self, is_open: bool) -> tuple[Any, ...]:
+        """Clear the page for a new live transcript; leave it if the microphone was not opened, as the script says."""
         import gradio as gr
 
-        if not is_open:
-            gr.Warning(TEXTS[language]["no_microphone"], title=TEXTS[language]["sorry"])
-        return self._cleared()
+        cleared = self._cleared()
+        return cleared if is_open else (gr.skip(),) * len(cleared)
 
     def collect_live(self, session_id: str | None, language: str) -> tuple[str, str, SessionTranscript]:
         """Return the same as `transcribe` for a microphone that was stopped."""

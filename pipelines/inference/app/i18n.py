@@ -16,7 +16,6 @@ ENGLISH: Texts = {
     "live_hint": "Press Start and speak: the text appears as you speak. Grey words may still change.",
     "speak": "Start",
     "stop": "Stop",
-    "no_microphone": "The browser does not let this page use the microphone. Allow it in the address bar.",
     "live_line": "{audio_s:.1f} s of speech; delay of the text: {late} s",
     "privacy": "Your recording is transcribed on this server. The file is deleted right afterwards, or after half an "
     "hour if you do not transcribe it. A copy stays in memory for at most half an hour after your last click. The "
@@ -85,6 +84,15 @@ ENGLISH: Texts = {
         "full": "The limit of ten minutes is reached: the microphone is off.",
         "busy": "The server is busy. Please try again in a moment.",
         "too_large": "The file is too large: at most 25 MB.",
+        "microphone_insecure": "Browsers give the microphone only to pages whose address begins with https:// or is "
+        "localhost. You can upload a file instead.",
+        "microphone_framed": "The page around this one does not let it use the microphone. Open this page in its own "
+        "tab.",
+        "microphone_blocked": "The browser does not let this page use the microphone. Allow it beside the address.",
+        "microphone_absent": "The browser finds no microphone. Connect one and press the button again.",
+        "microphone_in_use": "The microphone cannot be opened: another program may be using it.",
+        "microphone_failed": "The microphone cannot be opened. You can upload a file instead.",
+        "microphone_lost": "The microphone is no longer available. What you said until then is kept.",
     },
     "refused": {
         "no_recording": "Record something or choose a file first.",
@@ -111,7 +119,6 @@ SWEDISH: Texts = {
     "live_hint": "Tryck på Starta och tala: texten visas medan du talar. Grå ord kan fortfarande ändras.",
     "speak": "Starta",
     "stop": "Stoppa",
-    "no_microphone": "Webbläsaren låter inte sidan använda mikrofonen. Tillåt det i adressfältet.",
     "live_line": "{audio_s:.1f} s tal; textens fördröjning: {late} s",
     "privacy": "Din inspelning transkriberas på den här servern. Filen raderas direkt efteråt, eller efter en "
     "halvtimme om du inte transkriberar den. En kopia finns i minnet i högst en halvtimme efter ditt senaste klick. "
@@ -180,6 +187,14 @@ SWEDISH: Texts = {
         "full": "Gränsen på tio minuter är nådd: mikrofonen är avstängd.",
         "busy": "Servern är upptagen. Försök igen om en stund.",
         "too_large": "Filen är för stor: högst 25 MB.",
+        "microphone_insecure": "Webbläsare ger bara mikrofonen till sidor vars adress börjar med https:// eller är "
+        "localhost. Du kan ladda upp en fil i stället.",
+        "microphone_framed": "Sidan runt den här låter den inte använda mikrofonen. Öppna den här i en egen flik.",
+        "microphone_blocked": "Webbläsaren låter inte sidan använda mikrofonen. Tillåt det bredvid adressen.",
+        "microphone_absent": "Webbläsaren hittar ingen mikrofon. Anslut en och tryck på knappen igen.",
+        "microphone_in_use": "Mikrofonen kan inte öppnas: kanske använder ett annat program den.",
+        "microphone_failed": "Mikrofonen kan inte öppnas. Du kan ladda upp en fil i stället.",
+        "microphone_lost": "Mikrofonen är inte längre tillgänglig. Det du sade fram till dess finns kvar.",
     },
     "refused": {
         "no_recording": "Spela in något eller välj en fil först.",

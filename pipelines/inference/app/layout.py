@@ -159,6 +159,7 @@ def _create_recorder(page: LocalizedComponents) -> tuple[gr.Audio, gr.Button, li
         editable=False,
         waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"},
     )
+    gr.HTML(html.RECORDER_NOTE, elem_id="recorder-status", padding=False)
     # disabled until the audio has been uploaded
     transcribe = page.add(
         gr.Button,

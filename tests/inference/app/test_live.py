@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.inference.app import live
-from pipelines.inference.app.i18n import ENGLISH, SWEDISH
+from pipelines.inference.app.i18n import ENGLISH
 from pipelines.speech.audio import AudioError
 from tests.inference.app.app_fakes import (
     SESSION_ID,
@@ -135,14 +135,19 @@ def test_changed_sample_rate_is_refused(handlers, speech):
     assert refusal_reason(handlers, create_chunk(speech(16_000), 16_000, 44_100)) == "unreadable"
 
 
-def test_empty_or_silent_session_is_refused(handlers, warnings):
+def test_empty_or_silent_session_is_refused(handlers):
     assert refusal_reason(handlers, create_chunk([], last=True)) == "no_recording"
     *most, last = create_chunks(np.zeros(48_000, np.float32))
     for one in most:
         send_chunk(handlers, one)
     assert [refusal_reason(handlers, last) for _ in range(2)] == ["silent"] * 2
-    handlers.open_microphone(False, "sv")
-    assert warnings == [SWEDISH["no_microphone"]]
+
+
+def test_page_is_cleared_only_if_the_microphone_opened(handlers):
+    opened, refused = handlers.open_microphone(True), handlers.open_microphone(False)
+    assert opened[:3] == ("", "", None)
+    assert len(refused) == len(opened)
+    assert all(one == gr.skip() for one in refused)
 
 
 def test_long_session_is_not_retained_and_is_limited(handlers, monkeypatch, speech):

@@ -4,7 +4,7 @@
 // network is slow or unavailable, the samples wait here and nothing is lost: every request states the offset of its
 // first sample, every response how many samples the server has received.
 
-export function createMicrophone({ player, message, workletSource, settings }) {
+export function createMicrophone({ player, message, explain, workletSource, settings }) {
   const CHUNK_SAMPLES = 1024
   const MAX_REQUEST_S = 10
   const MAX_REQUEST_SAMPLES = 480000
@@ -25,6 +25,7 @@ export function createMicrophone({ player, message, workletSource, settings }) {
   const open = async () => {
     player.load(null)
     let stream = null
+    showStatus("")
     try {
       stream = await navigator.mediaDevices.getUserMedia({ audio: true })
       const context = new AudioContext()
@@ -44,9 +45,12 @@ export function createMicrophone({ player, message, workletSource, settings }) {
       showStatus("")
       node.port.onmessage = event => addChunk(current, event.data)
       context.createMediaStreamSource(stream).connect(node)
+      for (const track of stream.getTracks()) track.addEventListener("ended", () => loseMicrophone(current))
+      if (context.state !== "running") context.resume() // Safari starts it suspended
       return true
-    } catch (_error) {
+    } catch (error) {
       stopTracks(stream)
+      showStatus(explain(error))
       return false
     }
   }
@@ -71,6 +75,16 @@ export function createMicrophone({ player, message, workletSource, settings }) {
     current.newestAt = performance.now()
     current.full = (current.chunks.length + 1) * CHUNK_SAMPLES > settings.maxDurationS * current.rate
     if (current.full) close(current)
+    sendNext(current)
+  }
+
+  // The device was unplugged, or its permission was withdrawn: what was said until then is transcribed.
+  const loseMicrophone = current => {
+    if (current.closed) return
+    current.lost = true
+    close(current)
+    current.wake?.()
+    showStatus(message("microphone_lost"))
     sendNext(current)
   }
 
@@ -99,7 +113,7 @@ export function createMicrophone({ player, message, workletSource, settings }) {
     if (response.taken !== undefined) {
       current.failures = 0
       current.nSent = Math.floor(response.taken / CHUNK_SAMPLES)
-      showStatus("")
+      showStatus(current.lost ? message("microphone_lost") : "")
       showText(response.told, newestAt)
       if (response.ended) {
         requestTranscript(current)
@@ -176,7 +190,7 @@ export function createMicrophone({ player, message, workletSource, settings }) {
     if (!current?.collecting) return
     if (success) {
       finish(current)
-      showStatus(current.full ? message("full") : "")
+      showStatus(current.full ? message("full") : current.lost ? message("microphone_lost") : "")
       return
     }
     current.collecting = false // ask the server again whether it has all samples

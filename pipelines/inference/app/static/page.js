@@ -1,6 +1,7 @@
 // Connects the page to its player and its microphone. Gradio's events call the functions of `window.lab`.
 
 import { createMicrophone } from "./microphone.js"
+import { createMicrophoneHelp } from "./microphone_help.js"
 import { createPlayer } from "./player.js"
 
 // Messages that Gradio shows in English only, by the name of our own message.
@@ -14,7 +15,9 @@ export function startPage({ messages, maxDurationS, workletSource }) {
   const settings = { requestTimeoutMs: 75000, maxDurationS }
   const message = name => (messages[document.documentElement.lang] ?? messages.en)[name]
   const player = createPlayer()
-  const microphone = createMicrophone({ player, message, workletSource, settings })
+  const { explain, watch } = createMicrophoneHelp({ message })
+  const microphone = createMicrophone({ player, message, explain, workletSource, settings })
+  watch()
 
   const saveFile = (files, extension) => {
     if (!files) return
@@ -49,6 +52,44 @@ export function startPage({ messages, maxDurationS, workletSource }) {
       if (region.ariaLive !== "polite") region.ariaLive = "polite" // screen readers read changes aloud
   }
 
+  // Browsers record webm or mp4 and name the type video/… even without a picture: Gradio's upload would refuse it.
+  const FILE_INPUT = "#recording input[type=file]"
+  const isVideo = file => /^video\/|^$/.test(file.type)
+  const asAudio = file => new File([file], file.name, { type: file.type.replace("video/", "audio/") || "audio/unknown" })
+
+  const setAudioFiles = (input, files) => {
+    const transfer = new DataTransfer()
+    for (const file of files) transfer.items.add(isVideo(file) ? asAudio(file) : file)
+    input.files = transfer.files
+  }
+
+  const acceptVideoTypes = () => {
+    for (const input of document.querySelectorAll(FILE_INPUT))
+      if (input.accept && !input.accept.includes("video/")) input.accept += ",video/webm,video/mp4"
+  }
+
+  // Both run before Gradio's own handlers.
+  document.addEventListener(
+    "change",
+    event => {
+      const input = event.target
+      if (input.matches?.(FILE_INPUT) && [...input.files].some(isVideo)) setAudioFiles(input, input.files)
+    },
+    true
+  )
+  document.addEventListener(
+    "drop",
+    event => {
+      const input = event.target.closest?.("#recording")?.querySelector("input[type=file]")
+      if (!input || ![...event.dataTransfer.files].some(isVideo)) return
+      event.preventDefault()
+      event.stopPropagation()
+      setAudioFiles(input, event.dataTransfer.files)
+      input.dispatchEvent(new Event("change", { bubbles: true }))
+    },
+    true
+  )
+
   document.addEventListener("click", event => {
     if (event.target.closest?.("#stop")) microphone.stop()
     const segment = event.target.closest?.("#details .play")?.closest("li")
@@ -58,6 +99,7 @@ export function startPage({ messages, maxDurationS, workletSource }) {
   new MutationObserver(() => {
     translateGradioMessages()
     setAccessibilityAttributes()
+    acceptVideoTypes()
     if (player.hasUndrawnSegments()) player.drawSegments()
   }).observe(document.body, { childList: true, subtree: true })
 
