@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _SILENT: dict[str, Any] = {**_PRIVATE, "show_progress": "hidden"}
+_SHOW_TRANSCRIPT = "text => { window.lab.showTranscript(); return text }"
 
 
 def connect_events(demo: gr.Blocks, page: Components, handlers: Handlers) -> None:
@@ -23,7 +24,7 @@ def connect_events(demo: gr.Blocks, page: Components, handlers: Handlers) -> Non
     transcribed = _connect_transcribe(page, handlers)
     live_ended = _connect_microphone(page, handlers)
     for event in (transcribed, live_ended):
-        event.success(None, page.transcript, page.feedback.correction, js="text => text", **_PRIVATE)
+        event.success(None, page.transcript, page.feedback.correction, js=_SHOW_TRANSCRIPT, **_PRIVATE)
         event.success(handlers.show_details, [page.transcript_state, page.language], page.detail_outputs, **_SILENT)
     _connect_recorder(page, handlers)
     _connect_results(page, handlers)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SESSION_S = 1_800
 """Time after which a session's recording and uploads that were not transcribed are deleted."""
+_FRAME_PX = 900
+"""Height of the page below a notebook's cell: from the recorder to the transcript."""
 _MAX_SESSIONS = 100
 """Each may hold a minute of 16 kHz float32, 3.8 MB."""
 
@@ -83,6 +85,7 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
                 server_name=host,
                 server_port=port,
                 share=share,
+                height=_FRAME_PX,
                 theme=assets.theme(),
                 css=assets.style(),
                 js=assets.script(),

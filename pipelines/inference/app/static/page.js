@@ -90,7 +90,11 @@ export function startPage({ messages, maxDurationS, workletSource }) {
     true
   )
 
+  // On phones and in a notebook's frame the transcript is below what can be seen.
+  const showTranscript = () => document.querySelector("#transcript")?.scrollIntoView({ block: "nearest" })
+
   document.addEventListener("click", event => {
+    if (event.target.closest?.("#transcribe")) showTranscript()
     if (event.target.closest?.("#stop")) microphone.stop()
     const segment = event.target.closest?.("#details .play")?.closest("li")
     if (segment) player.playSegment(segment)
@@ -107,6 +111,7 @@ export function startPage({ messages, maxDurationS, workletSource }) {
     loadRecording: player.load,
     saveFile,
     setLanguage,
+    showTranscript,
     startMicrophone: microphone.start,
     sessionId: microphone.sessionId,
     transcriptReceived: microphone.transcriptReceived,
