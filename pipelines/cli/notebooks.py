@@ -144,7 +144,7 @@ def _execute_notebook(name: str, folder: Path, parameters: dict[str, Any]) -> No
             str(environment.ROOT / "notebooks" / f"{name}.ipynb"),
             str(copy),
             parameters=parameters,
-            cwd=str(environment.ROOT),
+            cwd=str(Path.cwd()),  # relative paths in the settings are the user's
             kernel_name="python3",
             progress_bar=False,
             extra_arguments=["--log-level=CRITICAL"],  # log of the kernel itself; output of cells goes to the copy

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SYNTHETIC = ("tour", "planted")
+"""Kinds of sources whose speech is made on this machine, from nothing but the recipe."""
 MAX_SAMPLE_S = 30.0
 """Longer recordings are not shown as samples: no longer clip is trained on."""
 
@@ -109,10 +111,25 @@ def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") ->
             f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
             f"({command('features', recipe=recipe, runs=runs)}), or give its URI as cache_uri"
         )
+    if not _is_here(uri):
+        raise LabError(
+            f"the feature cache {uri} is not on this machine. Notebooks on Colab and Kaggle have a machine each: give "
+            "both the same `runs` folder on Drive, or `publish` in notebook 01 and its URI here"
+        )
     with distributed.local_main_process_first():
         folder = stores.local_folder(uri)
         source = identity.source_identity(recipe, folder)
         return caches.open_cache(folder, identity.cache_identity(recipe, source, processor(recipe), runs))
+
+
+def open_or_make_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:
+    """Open the cache that stage 02 trains on, as `open_cache` does. On a machine without it, synthetic speech is made
+    again, with the same digest."""
+    uri = cache_uri or read_stages(recipe, runs).get("features", {}).get("cache_uri")
+    if (uri and _is_here(uri)) or recipe.source.kind not in SYNTHETIC:
+        return open_cache(recipe, cache_uri, runs=runs)
+    logger.info(f"{uri or 'the feature cache'} is not on this machine: its speech is synthetic and is made here")
+    return run(recipe, runs=runs)
 
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
@@ -199,6 +216,11 @@ def _can_be_decoded(example: Example) -> bool:
     except audio.AudioError:
         return False
     return True
+
+
+def _is_here(uri: str) -> bool:
+    """Return True for a remote URI, and for a path that exists."""
+    return stores.is_remote(uri) or Path(uri).expanduser().exists()
 
 
 def _local_folder(cache_uri: str) -> Path:

@@ -10,7 +10,9 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
+
+from pipelines.infra.errors import LabError
 
 LOGGER = logging.getLogger("pipelines")
 
@@ -53,6 +55,20 @@ def configure(stream: TextIO | None = None) -> None:
     LOGGER.addHandler(ConsoleHandler(stream))
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False  # the root logger may have a handler, too (in the app, in Colab): lines would appear twice
+
+
+def show_errors_in_one_line() -> None:
+    """Show a LabError in a notebook as its message alone. The cell still fails, also in papermill.
+
+    Outside IPython it has no effect.
+    """
+    if "IPython" not in sys.modules or (shell := sys.modules["IPython"].get_ipython()) is None:
+        return
+
+    def show(shell: Any, kind: type, error: BaseException, traceback: Any, tb_offset: int | None = None) -> None:
+        shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
+
+    shell.set_custom_exc((LabError,), show)
 
 
 def mute() -> None:

@@ -5,6 +5,7 @@ Nothing is computed at import.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 HUB_TIMEOUT_S = 3.0
 ROOT = Path(__file__).resolve().parents[2]
+SECRETS = ("HF_TOKEN", "MDC_API_KEY", "HOPSWORKS_API_KEY")
+"""Variables with tokens of stores and sources."""
 _NOTEBOOK_PACKAGES = {
     "espeakng_loader": "espeakng-loader>=0.2.4",
     "jiwer": "jiwer>=4,<5",
@@ -94,8 +97,13 @@ def host() -> str:
 
 
 def interactive() -> bool:
-    """Return True in Colab, Jupyter or an editor, False in papermill and scripts."""
-    return host() == "colab" or "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+    """Return True in Colab, Jupyter, an editor or an open Kaggle notebook, False in papermill and scripts."""
+    return (
+        host() == "colab"
+        or (host() == "kaggle" and os.environ["KAGGLE_KERNEL_RUN_TYPE"] == "Interactive")
+        or "JPY_SESSION_NAME" in os.environ
+        or "VSCODE_PID" in os.environ
+    )
 
 
 def runs_folder(named: str | Path = "") -> Path:
@@ -111,6 +119,8 @@ def prepare(runs: str | Path = "", *uris: str) -> Environment:
     """
     share_cores()
     console.configure()
+    console.show_errors_in_one_line()
+    _read_kaggle_secrets()
     missing = [
         requirement for module, requirement in _NOTEBOOK_PACKAGES.items() if importlib.util.find_spec(module) is None
     ]
@@ -128,6 +138,18 @@ def prepare(runs: str | Path = "", *uris: str) -> Environment:
         f"{machine.host}: {machine.device_name}, training in {machine.dtype}; artefacts go to {runs_folder(runs)}"
     )
     return machine
+
+
+def _read_kaggle_secrets() -> None:
+    """Set the variables of SECRETS from the secrets that are attached to a Kaggle notebook."""
+    if host() != "kaggle":
+        return
+    for name in SECRETS:
+        if name not in os.environ:
+            with contextlib.suppress(Exception):  # Kaggle raises different exceptions for no secret and no permission
+                from kaggle_secrets import UserSecretsClient  # exists only on Kaggle
+
+                os.environ[name] = UserSecretsClient().get_secret(name)
 
 
 def _pip_install(requirements: list[str]) -> None:

@@ -7,7 +7,7 @@ UNFINISHED = 75
 class LabError(Exception):
     """An error as one line: what was expected, what was received, and what to do next.
 
-    Commands print it without a traceback; notebooks show it as the last line of the failing cell.
+    Commands print it without a traceback, and so do notebooks (console.show_errors_in_one_line).
     """
 
 

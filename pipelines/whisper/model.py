@@ -218,6 +218,11 @@ def _set_positions(encoder: torch.nn.Module, table: torch.Tensor) -> None:
 
 def _local(uri: str) -> ModelRef:
     folder = Path(uri).expanduser()
+    if not folder.exists():
+        raise LabError(
+            f"no model in {folder}: that folder is not on this machine. Name another, or publish the model (on Colab, "
+            "each notebook has its own machine: keep `runs` on Drive)"
+        )
     if not (folder / "config.json").is_file():
         raise LabError(f"no model in {folder}: expected a folder with config.json and model.safetensors")
     sealed = manifest.read(folder)

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -87,6 +88,48 @@ def test_first_cell_is_the_same_in_all_notebooks():
     assert len({cells(path)[0].source for path in PATHS}) == 1
 
 
+def bootstrap(monkeypatch: pytest.MonkeyPatch, words: list[str], prefix: Path) -> str | None:
+    """Run the first cell as a kernel would that a command with `words` started; return the lab's folder, None: cloned.
+
+    The environment is at `prefix`, and nothing but the cell adds to the module path.
+    """
+    source = cells(PATHS[0])[0].source
+    (clone,) = re.findall(r"!git clone .* lab$", source, flags=re.MULTILINE)
+    parent = SimpleNamespace(as_dict=lambda names, default: {"cmdline": words})
+    monkeypatch.setattr(psutil.Process, "parents", lambda self: [parent])
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    scope = {"cloned": []}
+    exec(source.replace(clone, "cloned.append(1)"), scope)
+    return None if scope["cloned"] else sys.path[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "words", "prefix", "lab"),
+    [
+        ("lab1", [], "", "lab1"),
+        ("lab1/notebooks", [], "", "lab1"),
+        ("", ["python", "-m", "papermill", "lab1/notebooks/01.ipynb", "out.ipynb"], "", "lab1"),
+        ("lab2", ["papermill", "{}/lab1/notebooks/01.ipynb", "out.ipynb"], "", "lab1"),
+        ("", ["papermill", "copy.ipynb", "out.ipynb"], "lab1/.venv", "lab1"),
+        ("content", ["colab"], "", "content/lab"),
+        ("mine", [], "", None),
+    ],
+)
+def test_first_cell_finds_a_lab_before_it_clones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, words: list[str], prefix: str, lab: str | None
+):
+    for name in ("lab1", "lab2", "content/lab"):
+        (tmp_path / name / "pipelines" / "infra").mkdir(parents=True)
+        (tmp_path / name / "pipelines" / "infra" / "environment.py").touch()
+    (tmp_path / "lab1" / "notebooks").mkdir()
+    (tmp_path / "mine" / "pipelines").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    found = bootstrap(monkeypatch, [word.format(tmp_path) for word in words], tmp_path / (prefix or "none"))
+    assert found == (lab and str(tmp_path / lab))
+    assert Path.cwd() == tmp_path / folder, "relative paths stay the user's"
+
+
 @each
 def test_code_cells_are_few_short_and_define_nothing(path: Path):
     sources = [cell.source for cell in cells(path)]
@@ -146,9 +189,9 @@ class Place:
         # VSCODE_PID: a terminal inside an editor is no reason to open the page
         return os.environ | {"OMP_NUM_THREADS": "1", "LAB_RUNS": str(self.runs), "VSCODE_PID": "1"}
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess:
+    def command(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=cwd, env=self.environment, capture_output=True, text=True, check=False)
 
     def run(self) -> dict[str, Any]:
         """Run `python -m pipelines run` and return the summary that it prints."""
@@ -163,9 +206,18 @@ class Place:
         """Return the arguments of a papermill command, as in the README."""
         given = [word for key, value in parameters.items() for word in ("-p", key, value)]
         overridden = ["-y", f"overrides: {{model.base: '{self.model}'{overrides}}}"]
-        notebook = f"notebooks/{name}.ipynb"
-        recipe = str(self.recipe.relative_to(ROOT))
-        return ["papermill", notebook, str(out), "-p", "recipe", recipe, *given, *overridden, "--no-progress-bar"]
+        notebook = str(ROOT / "notebooks" / f"{name}.ipynb")
+        return [
+            "papermill",
+            notebook,
+            str(out),
+            "-p",
+            "recipe",
+            str(self.recipe),
+            *given,
+            *overridden,
+            "--no-progress-bar",
+        ]
 
     @property
     def folder(self) -> Path:
@@ -260,8 +312,8 @@ def test_second_run_reuses_cache_and_model(place: Place, summary: dict[str, Any]
 @pytest.mark.slow
 def test_papermill_takes_recipe_and_overrides(place: Place, tmp_path: Path):
     out = tmp_path / "out.ipynb"
-    given = place.papermill(FEATURES, out, ", source.train: 4, source: {test: 2}", runs=str(tmp_path / "runs"))
-    done = place.command(*given)
+    given = place.papermill(FEATURES, out, ", source.train: 4, source: {test: 2}", runs="runs")
+    done = place.command(*given, cwd=tmp_path)  # outside of the lab, where `runs` is meant
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs" / "features").glob("tour-*")
     assert f"cache URI  {folder}\n" in printed(out)
@@ -285,6 +337,8 @@ def test_stale_cache_is_refused_with_field_name(place: Place, summary: dict[str,
     done = place.command(*given)
     assert done.returncode != 0
     assert "source.seed: wanted 8, found 7" in done.stderr
+    (error,) = [output for cell in cells(tmp_path / "out.ipynb") for output in cell.outputs if "ename" in output]
+    assert error.traceback == [f"StaleCache: {error.evalue}"], "one line, without a traceback"
     assert changed(place.runs) == before
 
 
@@ -304,7 +358,7 @@ def test_comparison_notebook_runs_no_pipeline(place: Place, tmp_path: Path):
     tables = [shown["text/html"] for shown in data if "text/html" in shown]
     assert len(tables) == 6
     assert "-0.083" in tables[0] and "<td>better</td>" in tables[0]
-    assert "Next: python -m pipelines train --recipe tour --set name=raw --set training.seed=43" in printed(out)
+    assert "Next: python -m pipelines features --recipe tour --set name=raw --set training.seed=43" in printed(out)
     assert set(tmp_path.rglob("*")) - before == {out}
 
 

@@ -25,6 +25,26 @@ def recordings(tmp_path, encoded, speech):
     return folder
 
 
+def test_tour_is_made_again_on_another_machine(toy_settings, toy_cache, tmp_path):
+    small = toy_settings({"source.train": 2, "source.validation": 1, "source.test": 1})
+    elsewhere = str(tmp_path / "colab" / "features" / "tour-1a2b")
+    lines = record_log()
+    made = feature_pipeline.open_or_make_cache(small, elsewhere, runs=tmp_path / "runs")
+    assert made.counts["train"] == 2
+    assert lines[0] == f"{elsewhere} is not on this machine: its speech is synthetic and is made here"
+    assert feature_pipeline.open_or_make_cache(small, runs=tmp_path / "runs").uri == made.uri
+    with pytest.raises(StaleCache):
+        feature_pipeline.open_or_make_cache(small, toy_cache.uri, runs=tmp_path / "runs")
+
+
+def test_cache_of_another_machine_names_drive(recordings, toy_settings, tmp_path):
+    settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
+    with pytest.raises(LabError, match=r"none is not on this machine\. .* `runs` folder on Drive, or `publish`"):
+        feature_pipeline.open_or_make_cache(settings, str(tmp_path / "none"), runs=tmp_path)
+    with pytest.raises(LabError, match="python -m pipelines features --recipe .*toy.toml --set source.kind=folder"):
+        feature_pipeline.open_or_make_cache(settings, runs=tmp_path)
+
+
 def test_cache_opens_without_its_source(recordings, toy_settings, tmp_path):
     overrides = {"source.kind": "folder", "source.path": str(recordings)}
     done: list[tuple[int, int]] = []

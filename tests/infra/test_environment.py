@@ -6,6 +6,7 @@ import ast
 import contextlib
 import http.server
 import importlib.metadata
+import os
 import socket
 import subprocess
 import sys
@@ -18,8 +19,8 @@ import pytest
 from log_recorder import record_log
 from servers.loopback import free_port
 
-from pipelines.infra import environment
-from pipelines.infra.errors import LabError
+from pipelines.infra import console, environment
+from pipelines.infra.errors import LabError, Unfinished
 
 PLACES = ("COLAB_RELEASE_TAG", "COLAB_GPU", "KAGGLE_KERNEL_RUN_TYPE", "SPACE_ID")
 SITTINGS = ("JPY_SESSION_NAME", "VSCODE_PID")
@@ -196,14 +197,50 @@ def test_detected_device_exists_in_torch():
 
 @pytest.mark.parametrize(
     ("variable", "interactive"),
-    [(None, False), ("COLAB_GPU", True), ("JPY_SESSION_NAME", True), ("VSCODE_PID", True), ("SPACE_ID", False)],
+    [
+        ("", False),
+        ("COLAB_GPU=1", True),
+        ("JPY_SESSION_NAME=1", True),
+        ("VSCODE_PID=1", True),
+        ("SPACE_ID=1", False),
+        ("KAGGLE_KERNEL_RUN_TYPE=Interactive", True),
+        ("KAGGLE_KERNEL_RUN_TYPE=Batch", False),
+    ],
 )
-def test_interactive_follows_environment_variables(
-    monkeypatch: pytest.MonkeyPatch, variable: str | None, interactive: bool
-):
+def test_interactive_follows_environment_variables(monkeypatch: pytest.MonkeyPatch, variable: str, interactive: bool):
     if variable:
-        monkeypatch.setenv(variable, "1")
+        monkeypatch.setenv(*variable.split("="))
     assert environment.interactive() is interactive
+
+
+def test_lab_errors_in_notebooks_are_one_line(monkeypatch: pytest.MonkeyPatch):
+    import IPython
+
+    sent, handlers = [], {}
+    shell = SimpleNamespace(_showtraceback=lambda *error: sent.append(error))
+    shell.set_custom_exc = lambda kinds, show: handlers.update(dict.fromkeys(kinds, show))
+    console.show_errors_in_one_line()
+    assert handlers == {}, "outside of a notebook nothing is set"
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    environment.prepare()
+    error = Unfinished("stopped at step 3")
+    handlers[LabError](shell, Unfinished, error, None, tb_offset=1)
+    assert sent == [(Unfinished, error, ["Unfinished: stopped at step 3"])]
+
+
+def test_kaggle_secrets_become_variables_without_replacing_any(monkeypatch: pytest.MonkeyPatch):
+    secrets = {"HF_TOKEN": "hf_from_kaggle", "MDC_API_KEY": "from_kaggle"}
+    client = SimpleNamespace(get_secret=secrets.__getitem__)
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", SimpleNamespace(UserSecretsClient=lambda: client))
+    for name in environment.SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MDC_API_KEY", "mine")
+    environment.prepare()
+    assert "HF_TOKEN" not in os.environ, "only on Kaggle"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    environment.prepare()
+    assert [os.environ.get(name) for name in environment.SECRETS] == ["hf_from_kaggle", "mine", None]
+    del os.environ["HF_TOKEN"]
 
 
 # --- prepare ----------------------------------------------------------------------------------------------------------
@@ -305,7 +342,7 @@ def test_notebook_packages_cover_all_imports():
     with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub", "tokenizers", "fsspec"}
     of_the_kernel, of_colab, of_a_space, of_commands, extras = (
         {"IPython"},
-        {"google"},
+        {"google", "kaggle_secrets"},
         {"spaces"},
         {
             "anyio",
