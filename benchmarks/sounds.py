@@ -48,7 +48,7 @@ def non_speech() -> list[Sound]:
     return [
         Sound(
             " ".join([kind, *(f"{value:g}" for value in values), f"{seconds:g}s", f"{-db:g}dBFS"]),
-            _at_peak(make(np.random.default_rng(number), int(seconds * SAMPLE_RATE_HZ), *values), -db),
+            at_peak(make(np.random.default_rng(number), int(seconds * SAMPLE_RATE_HZ), *values), -db),
         )
         for number, (kind, make, values, seconds, db) in enumerate(plan)
     ]
@@ -67,7 +67,8 @@ def word_sound(word: str, voice: str = VOICES[0], rate_wpm: int = 160) -> np.nda
     return samples[audible[0] : audible[-1] + 1]
 
 
-def _at_peak(samples: np.ndarray, peak_dbfs: float) -> np.ndarray:
+def at_peak(samples: np.ndarray, peak_dbfs: float) -> np.ndarray:
+    """Return the samples as float32 with this peak in decibels relative to full scale."""
     peak = np.abs(samples).max()
     return (samples * (10 ** (peak_dbfs / 20) / peak if peak else 0.0)).astype(np.float32)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import sounds
+from benchmarks.sounds import at_peak
 from pipelines.features.sources.synthetic import espeak
 from pipelines.inference import detection
 from pipelines.inference.detection import CHUNK_SAMPLES, AnySound, Levelled, Silero
@@ -28,10 +29,6 @@ def voice():
 def find(samples: np.ndarray):
     pytest.importorskip("silero_vad")
     return list(windows([samples], detection.open_detector(), longest_s=60.0))
-
-
-def at_peak(samples: np.ndarray, dbfs: float) -> np.ndarray:
-    return (samples * (10 ** (dbfs / 20) / np.abs(samples).max())).astype(np.float32)
 
 
 @pytest.mark.parametrize("dbfs", [-3, -30, -40, -50])
