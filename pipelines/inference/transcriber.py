@@ -41,7 +41,8 @@ TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 EDGE_S = 1.0
 """Silence before and after the speech of a short recording up to which it is decoded as a whole."""
 _UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
-"""Thresholds of OpenAI's decoder: below the first and above the second, a window has no transcript."""
+"""Thresholds of OpenAI's decoder: below the first and above the second, a window has no transcript. Used only without
+Silero: whisper-tiny would drop half of the short words that Silero detects (benchmarks/non_speech.py)."""
 _MIN_CONTEXT_S = 2.0
 """Shortest context of a model; one tuned on single words can still decode a short sentence."""
 _FULL_S = FULL_FRAMES / 100
@@ -109,6 +110,7 @@ class Transcriber:
         )
         self.longest_s = longest_window_s(self.ref)
         self.calibration = Calibration.of(self.ref.facts)
+        self._has_detector = detection.is_packaged()
         self._lock = threading.Lock()
 
     @property
@@ -219,9 +221,10 @@ class Transcriber:
         return np.stack([log_mel.padded(n_frames) for log_mel in log_mels])
 
     def _check(self, hypothesis: Hypothesis, log_mel: LogMel, before_batch: Callable[[], None]) -> _Decoded:
-        """Drop the text of a window without speech; if the text repeats itself, decode at higher temperatures."""
+        """Decode at higher temperatures if the text repeats itself; without Silero, drop a text without speech."""
         temperature = 0.0
-        if hypothesis.logprob < _UNSURE_LOGPROB and hypothesis.no_speech > _NO_SPEECH:
+        is_unsure = hypothesis.logprob < _UNSURE_LOGPROB and hypothesis.no_speech > _NO_SPEECH
+        if is_unsure and not self._has_detector:
             return _Decoded(replace(hypothesis, text="", words=()))
         for next_temperature in TEMPERATURES:
             if not repetition.is_repeating(hypothesis.text):

@@ -49,7 +49,7 @@ def stock(toy_model):
 @pytest.fixture(autouse=True)
 def without_silero(monkeypatch):
     """All sound is speech: the recordings of most tests are noise."""
-    monkeypatch.setattr(detection, "open_detector", detection.AnySound)
+    monkeypatch.setattr(detection, "is_packaged", lambda: False)
 
 
 class Scripted:
@@ -395,6 +395,13 @@ def test_text_that_always_repeats_is_cut(scripted, speech):
     assert engine.temperatures == [0.0, *transcriber.TEMPERATURES]
     assert heard.text == "hej då och sen"
     assert [word.text for word in heard.segments[0].words] == ["hej", "då", "och", "sen"]
+
+
+def test_unsure_text_is_kept_if_silero_finds_speech(scripted, speech, monkeypatch):
+    monkeypatch.setattr(detection, "is_packaged", lambda: True)
+    monkeypatch.setattr(detection, "open_detector", NotZero)
+    heard = scripted(Scripted(["ja"], -1.5, 0.9)).transcribe(Waveform(speech(SECOND // 2)))
+    assert heard.text == "ja"
 
 
 @pytest.mark.parametrize(("logprob", "silent", "text"), [(-1.5, 0.9, ""), (-1.5, 0.3, "tack"), (-0.5, 0.9, "tack")])
