@@ -15,6 +15,7 @@ import pandas as pd
 
 from pipelines import recipes
 from pipelines.features.cache import FeatureCache
+from pipelines.features.clips import MAX_LABEL_TOKENS
 from pipelines.infra import stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
@@ -29,6 +30,7 @@ from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints.fork import Fork, find_weights
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model, run_identity
 from pipelines.whisper import model as whisper_model
+from pipelines.whisper import model_files
 from pipelines.whisper.model import ModelRef, vocabulary_sha256
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ def run(
     with record_stage(recipe, runs, "training") as note:
         with distributed.local_main_process_first():
             base = starting_model(recipe, cache, runs)
+            _refuse_long_labels(recipe, cache, base)
             fork = find_weights(launch.fork, base) if launch.fork else None
         folder = run_folder(recipe, cache, base, runs, fork)
         job = TrainingRun(recipe, cache, base, folder, progress, resume, fork)
@@ -173,6 +176,18 @@ def starting_model(recipe: Recipe, cache: FeatureCache, runs: str | Path = "") -
             f"the teacher {teacher.title} cannot read this cache: {'; '.join(changed)}. Take another teacher"
         )
     return teacher
+
+
+def _refuse_long_labels(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> None:
+    """Raise LabError if a label of the cache, or of a window, is longer than the text that the decoder takes."""
+    positions = model_files.text_positions(base.folder)
+    longest = int(cache.rows["label_count"].max())
+    if positions < (MAX_LABEL_TOKENS if recipe.training.window_share else longest):
+        window = " and windows need 448: set training.window_share=0," if recipe.training.window_share else ","
+        raise LabError(
+            f"{base.title} takes texts of {positions} tokens (max_target_positions), the longest of the cache has "
+            f"{longest}{window} or take another base model or shorter clips (features.max_duration_s)"
+        )
 
 
 def _teacher_recipe(recipe: Recipe) -> Recipe | None:

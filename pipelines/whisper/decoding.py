@@ -202,6 +202,7 @@ def _texts(processor: WhisperProcessor, tokens: torch.Tensor) -> list[str]:
 
 def _end_tokens(model: WhisperForConditionalGeneration) -> list[int]:
     ends = model.generation_config.eos_token_id  # a list after training with transformers 5.15
+    ends = model.config.eos_token_id if ends is None else ends
     return ends if isinstance(ends, list) else [ends]
 
 
@@ -240,11 +241,11 @@ def generate_from_states(
 
     saved = model.generation_config
     settings = GenerationConfig(
-        max_length=len(prompt) + max_new_tokens,
+        max_length=min(len(prompt) + max_new_tokens, model.config.max_target_positions),
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=saved.eos_token_id,
+        eos_token_id=_end_tokens(model),
         pad_token_id=_end_tokens(model)[0],
         decoder_start_token_id=prompt[0],
         suppress_tokens=saved.suppress_tokens,

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import errors as store_errors
 from pipelines.infra.stores import hub_client, is_local_path
 from pipelines.recipes import languages
 from pipelines.recipes.settings import Recipe
-from pipelines.whisper import mirror
+from pipelines.whisper import hub_models, mirror, model_files
 from pipelines.whisper.log_mel import FRAMES_PER_POSITION
 from pipelines.whisper.mirror import pins
 
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+_START = "<|startoftranscript|>"
 _MEL_MASK_PROB = 0.05
 """SpecAugment's probability that a mel band starts a masked span of ten: as `mask_time_prob` in Whisper's config."""
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]  # README.md is listed in a fine-tuned model's manifest
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,9 @@ def load(
     ref: ModelRef, *, device: str = "cpu", dropout: float = 0.0, spec_augment: bool = False
 ) -> WhisperForConditionalGeneration:
     """Return the model in float32 on `device`, at any context up to 30 s (see `allow_short_context`)."""
-    from safetensors import SafetensorError
     from transformers import WhisperForConditionalGeneration
 
+    model_files.require_usable(ref.folder)
     _hide_progress_bar()
     try:
         model, report = WhisperForConditionalGeneration.from_pretrained(
@@ -96,7 +95,7 @@ def load(
             # Whisper's configuration masks spans of time only
             **({"mask_feature_prob": _MEL_MASK_PROB} if spec_augment else {}),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of any kind, for files with unexpected content
         raise LabError(
             f"{ref.folder} does not load as a Whisper model: {_first_line(error)}. Fetch the model again"
         ) from None
@@ -115,13 +114,26 @@ def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:
     """Return the tokenizer and feature extractor of a model, set to transcribe `language` without timestamps."""
     from transformers import WhisperProcessor
 
+    model_files.require_usable(ref.folder)
     try:
         processor = WhisperProcessor.from_pretrained(ref.folder, language=language, task="transcribe")
-    except (OSError, ValueError, TypeError) as error:  # TypeError: the tokenizer's files are missing
+    except Exception as error:  # of any kind, for files with unexpected content
         raise LabError(f"{ref.folder} has no usable tokenizer and feature extractor: {_first_line(error)}") from None
+    _refuse_other_vocabulary(ref, processor.tokenizer)
     # meant for WordPiece: with byte-pair tokens it removes spaces, and transformers warns at every call
     processor.tokenizer.clean_up_tokenization_spaces = False
     return processor
+
+
+def _refuse_other_vocabulary(ref: ModelRef, tokenizer: Any) -> None:
+    """Raise LabError if the tokenizer has tokens that the weights lack, or another start token than they."""
+    config = manifest.read_json(ref.folder / "config.json") or {}
+    largest, start = max(tokenizer.get_vocab().values(), default=0), config.get("decoder_start_token_id")
+    if largest >= config.get("vocab_size", largest + 1) or start not in (None, tokenizer.convert_tokens_to_ids(_START)):
+        raise LabError(
+            f"{ref.folder} has the tokenizer of another model (its largest token is {largest}, the weights have "
+            f"{config.get('vocab_size')}): save the processor of this model again, with save_pretrained"
+        )
 
 
 def allow_short_context(model: WhisperForConditionalGeneration) -> None:
@@ -161,11 +173,7 @@ def language_of(ref: ModelRef, default: str = "sv") -> str:
     """
     recorded = ref.facts.get("language")
     if not recorded:
-        try:
-            settings = json.loads((ref.folder / "generation_config.json").read_text("utf-8"))
-            recorded = settings.get("language")
-        except (OSError, ValueError, AttributeError):
-            recorded = None
+        recorded = (manifest.read_json(ref.folder / "generation_config.json") or {}).get("language")
     return (isinstance(recorded, str) and languages.find(recorded)) or default
 
 
@@ -225,9 +233,7 @@ def _local(uri: str) -> ModelRef:
         )
     if not (folder / "config.json").is_file():
         raise LabError(f"no model in {folder}: expected a folder with config.json and model.safetensors")
-    sealed = manifest.read(folder)
-    if sealed is not None:
-        sealed = manifest.require_complete(folder, "model", "Make it again, or name another model")
+    sealed = model_files.read_manifest(folder, "Make it again, or name another model")
     facts = sealed or _mirror_facts(folder) or {}
     revision = facts.get("digest") or _weights_sha256(folder)[:12]
     return _described(facts.get("name") or uri, folder, "folder", revision, facts)
@@ -242,35 +248,18 @@ def _described(name: str, folder: Path, origin: str, revision: str, facts: dict[
 
 def _from_hub(uri: str, name: str, revision: str | None) -> ModelRef | None:
     """Return the model from the Hub's cache or the Hub; None if it is not cached and the Hub does not answer."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
-        if _has_weights(folder):
-            return _of_snapshot(uri, folder, "hub cache")
-    except (LocalEntryNotFoundError, ValueError):
-        pass
+    if folder := hub_models.cached(name, revision):
+        return _of_snapshot(uri, folder, "hub cache")
     if not environment.hub_reachable():
         return None
-    logger.info(f"fetching {name} from {environment.hub_host()} ...")
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
-    except Exception as error:  # a lost connection raises an exception of the HTTP client, which depends on its version
-        address, page = f"hub://{name}" + (f"@{revision}" if revision else ""), f"{environment.hub_endpoint()}/{name}"
-        raise store_errors.explain_hub(error, address, page) or store_errors.explain(
-            error, store="the Hub", uri=address, credential="HF_TOKEN"
-        ) from None
-    if not _has_weights(folder):
-        raise LabError(f"{name} on the Hub has no model.safetensors: name a Whisper model in safetensors format")
-    return _of_snapshot(uri, folder, "hub")
+    return _of_snapshot(uri, hub_models.download(name, revision), "hub")
 
 
 def _of_snapshot(uri: str, folder: Path, origin: str) -> ModelRef:
     """Return the reference of a Hub snapshot, with the facts of its manifest if the lab published it."""
-    if (manifest.read(folder) or {}).get("kind") != "model":
+    sealed = model_files.read_manifest(folder, "Publish it again, or name another model")
+    if (sealed or {}).get("kind") != "model":
         return ModelRef(uri, folder, origin, folder.name[:12])
-    sealed = manifest.require_complete(folder, "model", "Publish it again, or name another model")
     return _described(uri, folder, origin, folder.name[:12], sealed)
 
 
@@ -286,10 +275,6 @@ def _mirrored(name: str, uri: str = "") -> ModelRef:
     return ModelRef(uri or name, folder, "registry mirror", _weights_sha256(folder)[:12], facts.get("quantisation"))
 
 
-def _has_weights(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
 def _weights_sha256(folder: Path) -> str:
     """Return the sha256 of the weights, from the folder's manifest if it has one, else from the file."""
     facts = manifest.read(folder) or _mirror_facts(folder) or {}
@@ -297,18 +282,13 @@ def _weights_sha256(folder: Path) -> str:
     weights = folder / "model.safetensors"
     if isinstance(listed, dict) and listed.get("sha256"):
         return listed["sha256"]
-    if not weights.is_file():
-        raise LabError(
-            f"no model.safetensors in {folder}: sharded or older weights are not read here; "
-            "save the model with save_pretrained(..., max_shard_size='20GB')"
-        )
+    model_files.require_weights(folder)
     return manifest.sha256(Path(os.path.realpath(weights)))
 
 
 def _mirror_facts(folder: Path) -> dict[str, Any] | None:
     """Return the mirror's manifest of `folder`; None if the mirror did not build it."""
-    path = folder / mirror.MANIFEST
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return manifest.read_json(folder / mirror.MANIFEST)
 
 
 def processor(recipe: Recipe) -> WhisperProcessor:

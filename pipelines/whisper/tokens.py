@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.infra.errors import LabError
@@ -74,6 +75,19 @@ class Spelling:
             groups[-1][0].append(token)
             groups[-1][1].append(logprob)
         return tuple((word, sum(values)) for tokens, values in groups for word in self.tokenizer.decode(tokens).split())
+
+
+def read_spelling(folder: Path) -> Spelling:
+    """Return the Spelling of a model's folder. Raises LabError if its tokenizer.json is missing or damaged."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    except Exception as error:  # the library raises plain Exception for all causes
+        raise LabError(
+            f"{folder} has no usable tokenizer.json ({' '.join(str(error).split())[:200]}): save the model's processor "
+            "again, with save_pretrained"
+        ) from None
 
 
 def labeller(processor: WhisperProcessor, language: str) -> Labeller:

@@ -141,7 +141,10 @@ class Hub(Loopback):
 
     def _fields(self, kind: str, name: str, repo: Repo, commit: str) -> dict:
         fields = {"_id": "1", "id": name, "modelId": name, "sha": commit, "private": repo.private, "tags": []}
-        siblings = [{"rfilename": path, "size": len(content)} for path, content in repo.commits[commit].items()]
+        entries = [self._entry(repo, path, content) for path, content in repo.commits[commit].items()]
+        siblings = [{"rfilename": one["path"], "size": one["size"], "blobId": one["oid"]} for one in entries]
+        for sibling, lfs in zip(siblings, (one.get("lfs") for one in entries)):
+            sibling |= {"lfs": {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": 134}} if lfs else {}
         return {**fields, "downloads": 0, "likes": 0, "siblings": siblings, "cardData": repo.card_data}
 
     def _listed(self, request: Request, kind: str) -> None:

@@ -149,7 +149,8 @@ def test_baselines_of_recipes_are_fetched_from_the_hub(name, toy_model, mirrored
     base = recipes.load(name).model.base
     published = tmp_path / "published"
     shutil.copytree(toy_model, published)
-    for other in ("onnx/encoder.onnx", "ggml-model.bin", "pytorch_model.bin"):  # what such repositories hold besides
+    others = ("onnx/encoder.onnx", "ggml-model.bin", "pytorch_model.bin", "model.fp16.safetensors", "tf_model.h5")
+    for other in (*others, "checkpoint-500/model.safetensors", "checkpoint-500/config.json", "flax_model.msgpack"):
         (published / other).parent.mkdir(exist_ok=True)
         (published / other).write_bytes(b"not for us")
     server = Hub()
@@ -160,7 +161,10 @@ def test_baselines_of_recipes_are_fetched_from_the_hub(name, toy_model, mirrored
     assert (first["origin"], cached["origin"]) == ("hub", "hub cache")
     assert (first["revision"], first["context"]) == (COMMIT[:12], "full")
     folder = Path(first["folder"])
-    assert not [path for path in folder.rglob("*") if path.suffix in (".onnx", ".bin")]
+    assert not [
+        path for path in folder.rglob("*") if path.is_dir() or path.suffix in (".onnx", ".bin", ".h5", ".msgpack")
+    ]
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     ref = ModelRef(first["name"], folder, "hub", first["revision"])
     assert whisper_model.load(ref).config.d_model == 32
     assert whisper_model.identity(ref)["weights_sha256"] == manifest.sha256(toy_model / "model.safetensors")
@@ -206,6 +210,51 @@ def test_interrupted_download_leaves_no_model(toy_model, mirrored, tmp_path):
     assert (Path(found["folder"]) / "model.safetensors").stat().st_size == (
         toy_model / "model.safetensors"
     ).stat().st_size
+
+
+@pytest.mark.slow
+def test_sharded_model_is_refused_before_the_download(toy_model, mirrored, tmp_path):
+    published = Path(shutil.copytree(toy_model, tmp_path / "published"))
+    (published / "model.safetensors").rename(published / "model-00001-of-00002.safetensors")
+    server = Hub()
+    server.add("model", "lab/sharded", published, COMMIT)
+    (found,) = resolve_elsewhere(server.endpoint, tmp_path / "home", mirrored, "lab/sharded")
+    server.close()
+    assert "hub://lab/sharded has no model.safetensors" in found["error"]
+    assert "model-00001-of-00002.safetensors" in found["error"]
+    assert not [request for request in server.requests if "/resolve/" in str(request)]
+
+
+def flip_last_bit(path: Path) -> None:
+    path = Path(os.path.realpath(path))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.slow
+def test_damaged_copy_of_a_hub_model_is_fetched_again(toy_model, mirrored, tmp_path):
+    server = served_toy(toy_model)
+    server.repos["model", "lab/toy"].lfs.add("model.safetensors")
+    (first,) = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "lab/toy")
+    weights = Path(first["folder"]) / "model.safetensors"
+    for name in ("model.safetensors", "tokenizer.json"):  # named by its sha256, and by git's sha1
+        flip_last_bit(weights.with_name(name))
+    (again,) = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "lab/toy")
+    assert (again["origin"], again["folder"]) == ("hub", first["folder"])
+    assert weights.read_bytes() == (toy_model / "model.safetensors").read_bytes()
+    flip_last_bit(weights)
+    (offline,) = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "lab/toy", HF_HUB_OFFLINE="1")
+    assert "model.safetensors of lab/toy is damaged in" in offline["error"]
+    server.close()
+
+
+@pytest.mark.slow
+def test_file_that_arrives_damaged_is_refused(toy_model, mirrored, tmp_path):
+    server = served_toy(toy_model)
+    server.fault("GET .*/model.safetensors", "corrupt", times=None)
+    (found,) = resolve_elsewhere(server.endpoint, tmp_path, mirrored, "lab/toy")
+    server.close()
+    assert "model.safetensors of hub://lab/toy arrived damaged twice" in found["error"]
 
 
 @pytest.mark.slow
@@ -289,7 +338,7 @@ def test_truncated_weights_are_refused(toy_model, tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(toy_model, folder)
     os.truncate(folder / "model.safetensors", 1_000_000)
-    with pytest.raises(LabError, match=r"does not load as a Whisper model: .* Fetch the model again"):
+    with pytest.raises(LabError, match="model.safetensors has 1000000 bytes, not"):
         whisper_model.load(ModelRef("toy", folder, "folder", "0"))
 
 

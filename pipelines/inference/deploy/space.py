@@ -12,7 +12,6 @@ The Space is private. It is updated in one commit, which is read back.
 from __future__ import annotations
 
 import ast
-import fnmatch
 import importlib.metadata
 import json
 import logging
@@ -29,7 +28,7 @@ from pipelines.inference import pipeline as inference_pipeline
 from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub, hub_client
-from pipelines.whisper import model as whisper_model
+from pipelines.whisper import hub_models
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -85,10 +84,8 @@ def find_model(uri: str) -> Model:
     with hub_client.explained_errors(uri):
         info = hub_client.client().model_info(f"{owner}/{name}", revision=revision or None)
     names = [file.rfilename for file in info.siblings or ()]
-    files = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in whisper_model.HUB_FILES)]
-    if "config.json" not in names or not fnmatch.filter(files, "*.safetensors"):
-        raise LabError(f"{uri} cannot be loaded by app.py: expected config.json and model.safetensors in it")
-    return Model(f"{owner}/{name}", info.sha, bool(info.private), tuple(sorted(files)))
+    files = hub_models.required_files(names, uri)
+    return Model(f"{owner}/{name}", info.sha, bool(info.private), tuple(files))
 
 
 def write(folder: Path, name: str, model: Model, hardware: str = "cpu") -> list[str]:

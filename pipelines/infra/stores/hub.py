@@ -48,7 +48,7 @@ class HubFolder:
         file = self._files().get(name)
         if file is None:
             return False
-        return file.lfs.sha256 == entry["sha256"] if file.lfs else file.blob_id == _git_sha1(local)
+        return file.lfs.sha256 == entry["sha256"] if file.lfs else file.blob_id == git_sha1(local)
 
     def read(self, name: str) -> bytes | None:
         if name not in self._files():
@@ -240,7 +240,7 @@ def _refuse_public_dataset(api: HfApi, repo: str, repo_type: str, uri: str) -> N
         )
 
 
-def _git_sha1(path: Path) -> str:
+def git_sha1(path: Path) -> str:
     """Return the digest that git computes for a file."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with open(path, "rb") as file:

@@ -10,9 +10,10 @@ import numpy as np
 
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
+from pipelines.whisper import model_files
 from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.log_mel import LogMel
-from pipelines.whisper.tokens import Spelling
+from pipelines.whisper.tokens import read_spelling
 
 
 class CTranslate2:
@@ -20,14 +21,14 @@ class CTranslate2:
 
     def __init__(self, folder: Path, options: DecodingOptions, device: str, compute_type: str, threads: int):
         import ctranslate2
-        from tokenizers import Tokenizer
 
-        self.spelling = Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        self.spelling = read_spelling(folder)
         self.prompt = self.spelling.prompt(options.language)
         self.model = ctranslate2.models.Whisper(
             str(folder), device=device, compute_type=compute_type, intra_threads=threads
         )
-        self.max_new_tokens = options.max_new_tokens
+        self.text_positions = model_files.text_positions(folder)
+        self.max_new_tokens = min(options.max_new_tokens, self.text_positions - len(self.prompt))
         self.name = f"ctranslate2 {device} {self.model.compute_type}"
         self.n_mels = self.model.n_mels
         self.can_align = bool(json.loads((folder / "config.json").read_text("utf-8")).get("alignment_heads"))
@@ -52,7 +53,7 @@ class CTranslate2:
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         ids, firsts = self.spelling.ids(text)
-        if not ids or not self.can_align:
+        if not ids or not self.can_align or len(self.prompt) + len(ids) > self.text_positions:
             return []
         prompt = self.prompt[:-1]  # align appends the token for "no timestamps"
         (result,) = self.model.align(_storage_view(window[np.newaxis]), prompt, [ids], [frames])

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.infra import manifest
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
+from pipelines.whisper import model_files
 from pipelines.whisper.decoding import DecodingOptions, Hypothesis, no_speech_token
 from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, needs_seven_bits, state_names
 from pipelines.whisper.log_mel import LogMel
-from pipelines.whisper.tokens import Spelling
+from pipelines.whisper.tokens import read_spelling
 
 States = dict[str, np.ndarray]
 """Keys and values by their names in the graphs."""
@@ -26,15 +28,15 @@ class Onnx:
     """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
     def __init__(self, folder: Path, options: DecodingOptions, threads: int):
-        from tokenizers import Tokenizer
 
         self.options = options
-        self.spelling = Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        self.spelling = read_spelling(folder)
         self.prompt = self.spelling.prompt(options.language)
         self.encoder, self.decoder = (_session(folder / name, threads) for name in (ENCODER, DECODER))
-        generation = json.loads((folder / "generation_config.json").read_text("utf-8"))
+        generation = manifest.read_json(folder / "generation_config.json") or {}
         self.suppressed = np.array(generation.get("suppress_tokens") or [], dtype=np.int64)
         self.suppressed_first = np.array(generation.get("begin_suppress_tokens") or [], dtype=np.int64)
+        self.text_positions = model_files.text_positions(folder)
         self.n_mels = self.encoder.get_inputs()[0].shape[1]
         layers = len(self.encoder.get_outputs()) // 2
         self.cross_names, self.past_names = state_names(layers), state_names(layers, "past_")
@@ -53,7 +55,7 @@ class Onnx:
         state, tokens = DecoderState(self, windows, self.prompt), None
         no_speech = self._no_speech(state.cross)
         rows = np.arange(len(windows))  # the window of each row of the batch; -1 once its text has ended
-        for step in range(self.options.max_new_tokens):
+        for step in range(min(self.options.max_new_tokens, self.text_positions - len(self.prompt))):
             logits = state.step(tokens)
             logits[:, self.suppressed] = -np.inf
             if step == 0:
@@ -75,7 +77,7 @@ class Onnx:
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         ids, firsts = self.spelling.ids(text)
-        if not ids or not self.can_align:
+        if not ids or not self.can_align or len(self.prompt) + len(ids) > self.text_positions:
             return []
         cross = self.encode(window[np.newaxis])
         inputs = {"tokens": np.array([[*self.prompt, *ids]]), **self.empty_past(1, cross), **cross}

@@ -30,6 +30,7 @@ from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError, missing_package
 from pipelines.recipes import digest
 from pipelines.whisper import model as whisper_model
+from pipelines.whisper import model_files
 from pipelines.whisper.export import onnx_graph
 from pipelines.whisper.model import ModelRef
 
@@ -66,6 +67,7 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
     if is_export(ref):
         raise LabError(f"{ref.title} is an export itself: name the model that it was made of")
     _require_packages(form)
+    model_files.require_usable(ref.folder)
     format_, _, precision = form.partition("-")
     identity = _identity(ref, format_, precision)
     folder = Path(to).expanduser() if to else environment.cache_folder() / format_ / digest(identity)
@@ -177,21 +179,26 @@ def _write_ctranslate2(ref: ModelRef, compute_type: str, folder: Path) -> None:
         raise LabError(f"{ref.folder} has no tokenizer.json: save the model's processor again, with save_pretrained")
     try:
         TransformersConverter(str(ref.folder), copy_files=configs).convert(str(folder), quantization=compute_type)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # of any kind, for files with unexpected content
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LabError(
             f"{ref.title} does not convert to CTranslate2: {reason}. Decode it with --engine transformers"
         ) from None
-    _remove_missing_heads(ref, folder)
+    _complete_config(ref, folder)
 
 
-def _remove_missing_heads(ref: ModelRef, folder: Path) -> None:
-    """Remove alignment heads that the decoder does not have: CTranslate2 ends the process when it aligns with them."""
+def _complete_config(ref: ModelRef, folder: Path) -> None:
+    """Remove alignment heads that the decoder does not have: CTranslate2 ends the process when it aligns with them.
+
+    Also add the size of an unusual text context.
+    """
     model = json.loads((ref.folder / "config.json").read_text("utf-8"))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     layers, heads = model["decoder_layers"], model["decoder_attention_heads"]
     existing = [[layer, head] for layer, head in config.get("alignment_heads", []) if layer < layers and head < heads]
-    manifest.write_json(folder / "config.json", {**config, "alignment_heads": existing})
+    positions = model_files.text_positions(ref.folder)
+    other = {} if positions == model_files.TEXT_POSITIONS else {"max_target_positions": positions}
+    manifest.write_json(folder / "config.json", {**config, "alignment_heads": existing, **other})
 
 
 # ---- ONNX, safetensors
