@@ -99,5 +99,7 @@ class Transformers:
         if not ids or not self.can_align:
             return []
         prompt = self.spelling.prompt(self.options.language)
+        if len(prompt) + len(ids) > self.model.config.max_target_positions:
+            return []
         weights = cross_attention(self.model, torch.from_numpy(window[np.newaxis]), [*prompt, *ids])
         return word_timestamps.word_starts(weights, len(prompt), frames, firsts)
