@@ -38,7 +38,7 @@ def features(
 
     Example: python -m pipelines features --recipe tour
     """
-    from pipelines.features import pipeline
+    from pipelines.features import pipeline, rejections
     from pipelines.infra import environment
     from pipelines.recipes import commands
     from pipelines.recipes import runs as recipe_runs
@@ -47,8 +47,12 @@ def features(
     if dry_run:
         folder = cache or environment.runs_folder(runs) / "features"
         return print_plan(as_json, f"make a feature cache of the source {settings.source.kind!r}", folder, settings)
-    result = pipeline.run(settings, runs=runs, cache_uri=cache, publish=publish, ray_address=cluster)
-    fields = result.as_dict()
+    try:
+        result = pipeline.run(settings, runs=runs, cache_uri=cache, publish=publish, ray_address=cluster)
+    except rejections.TooManyRejected as error:
+        print_result(as_json, error.cache.as_dict() | rejections.as_dict(error.cache), str(error.cache))
+        raise
+    fields = result.as_dict() | rejections.as_dict(result)
     if publish:
         fields["published_uri"] = recipe_runs.read_stages(settings, runs)["publication"]["cache_uri"]
     print_result(as_json, fields, f"{result}\nNext: {commands.command('train', recipe=settings, runs=runs)}")

@@ -82,7 +82,7 @@ class FeatureCache:
         return len(self.rows) * FULL_FRAMES * self.n_mels * 4
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `features --json` prints."""
+        """Return what `features --json` prints, without the rejections."""
         names = ("digest", "counts", "curation", "bytes", "padded_bytes")
         return {"cache_uri": self.uri, **{name: getattr(self, name) for name in names}}
 
@@ -101,7 +101,12 @@ class FeatureCache:
     @property
     def rejected(self) -> pd.DataFrame:
         """Rejected clips: id, split, reason, detail."""
-        return pd.read_csv(self.folder / "rejected.csv", dtype=str, keep_default_na=False)
+        return pd.read_csv(self.rejected_path, dtype=str, keep_default_na=False)
+
+    @property
+    def rejected_path(self) -> Path:
+        """The table of the rejected clips."""
+        return self.folder / "rejected.csv"
 
     @property
     def repaired(self) -> pd.DataFrame:

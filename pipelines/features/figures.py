@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from pipelines.features import rejections
 from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import Example
 from pipelines.infra.plots import ACCENT, SOFT, figure_with_axes
@@ -59,8 +61,8 @@ def curation_table(cache: FeatureCache) -> pd.DataFrame:
 
 def rejected_table(cache: FeatureCache) -> pd.DataFrame:
     """Return the number of rejected clips by reason, with one example each."""
-    rejected = cache.rejected
-    return rejected.groupby("reason").agg(clips=("id", "size"), example=("id", "first"), detail=("detail", "first"))
+    columns = ["reason", "clips", "example", "detail", "fault"]
+    return pd.DataFrame(map(asdict, rejections.of(cache)), columns=columns).set_index("reason")
 
 
 def size_table(cache: FeatureCache) -> pd.DataFrame:

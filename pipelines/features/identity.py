@@ -36,7 +36,7 @@ def cache_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any, ru
     `source` is `Source.identity()`. `runs` is the folder in which a label model `run:<recipe>` is looked up.
     """
     settings = recipe.settings("features")
-    for name in ("shard_clips", "workers"):  # they divide the work and change no row
+    for name in ("shard_clips", "workers", "max_rejected_share"):  # they change no row
         settings.pop(f"features.{name}")
     return {
         **settings,
@@ -102,7 +102,7 @@ def _source_settings(recipe: Recipe) -> dict[str, Any]:
     changed = recipe.changed("source")
     if parts := changed.get("source.parts"):
         changed["source.parts"] = [_part_settings(part) for part in parts]
-    ignored = ("source.path", "source.sentences", "source.kind")
+    ignored = ("source.path", "source.sentences", "source.kind", "source.allow_missing_files")
     return {f"settings.{name}": value for name, value in changed.items() if name not in ignored}
 
 
@@ -110,4 +110,8 @@ def _part_settings(part: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a part, newer ones only if changed: the digests of older mixes stay as they are."""
     defaults = PartSettings(name="plain").model_dump(mode="json")
     unchanged = [name for name in ("faults", "men", "own_names") if part[name] == defaults[name]]
-    return {name: value for name, value in part.items() if name not in ("path", "sentences", *unchanged)}
+    return {
+        name: value
+        for name, value in part.items()
+        if name not in ("path", "sentences", "allow_missing_files", *unchanged)
+    }

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.features import build, identity
+from pipelines.features import build, identity, rejections
 from pipelines.features import cache as caches
 from pipelines.features.build import BuildOptions
 from pipelines.features.cache import FeatureCache
@@ -62,7 +62,8 @@ def run(
     With `cache_uri` the cache is stored in that folder, or fetched from the Hub or Hopsworks; a finished one must have
     the recipe's identity. With `publish` the finished cache is copied to that URI. With `ray_address` the machines of a
     Ray cluster extract the features. `on_clips` receives, for each finished shard, its number of clips and the total; 0
-    if the source cannot be counted before it is read.
+    if the source cannot be counted before it is read. Raises TooManyRejected, with the finished cache, if more than
+    `features.max_rejected_share` of the clips cannot be used.
     """
     with record_stage(recipe, runs, "features") as record:
         whisper_processor, source = processor(recipe), open_source(recipe.source, recipe.language)
@@ -77,6 +78,9 @@ def run(
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         record["curation"] = cache.curation
     _log_notes(cache)
+    if summary := rejections.describe(cache):
+        logger.info(summary)
+    rejections.check_share(cache, recipe.features.max_rejected_share)
     if publish:
         with record_stage(recipe, runs, "publication") as record:
             record["cache_uri"] = publish_cache(cache, publish)

@@ -89,6 +89,8 @@ class SourceSettings(Settings):
     """hub, parquet: the column of audio; empty: the only column with audio files."""
     text_column: str = ""
     """hub, parquet: the column of transcripts; empty: the only column named text, sentence, transcription or alike."""
+    allow_missing_files: bool = False
+    """hub, parquet: use a numbered series of files (`train-00000-of-00004`) of which some are missing."""
     speaker_column: str = ""
     """hub, parquet: the column of speakers; empty: speaker, speaker_id or client_id if there is one."""
     splits: SplitSettings = SplitSettings()
@@ -159,6 +161,9 @@ class FeatureSettings(Settings):
     """Reject longer clips as `too_long`; seconds, at most 30: Whisper would cut the audio, not the transcript."""
     min_peak: float = Field(1e-3, ge=0, le=1)
     """Reject clips as `silent` if their largest sample is below this share of full scale, 0 to 1."""
+    max_rejected_share: float = Field(0.2, ge=0, le=1)
+    """Stop with an error if a larger share of the clips cannot be used, 0 to 1. The cache is finished all the same.
+    Clips that a filter of the recipe drops do not count."""
     shard_clips: int = Field(256, ge=1)
     """Clips per shard; an interrupted run repeats at most one shard per worker."""
     workers: int = Field(0, ge=0)

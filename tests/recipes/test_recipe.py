@@ -248,6 +248,7 @@ def other_value(name: str, value):
         "model.spec_augment": True,
         "model.dropout": 0.1,
         "features.min_peak": 0.5,
+        "features.max_rejected_share": 0.5,
         "curation.leaks": "drop",
         "curation.label_errors": "repair",
         "source.men": 0.9,

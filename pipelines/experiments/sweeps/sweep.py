@@ -141,12 +141,12 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that determine the trials, flat, without defaults: a new setting leaves old names
     unchanged."""
     defaults = Recipe(name="plain").settings()
-    irrelevant = ({"name", *training_runs.NOT_IN_IDENTITY} | {"features.workers"}) - {"model.base"}
+    irrelevant = {"name", *training_runs.NOT_IN_IDENTITY} | {"features.workers", "features.max_rejected_share"}
     changed = {name: value for name, value in recipe.settings().items() if value != defaults[name]}
     search = recipe.search_settings()
     for name in ("search.trials", "search.max_hours"):
         search.pop(name)
-    return {name: value for name, value in changed.items() if name not in irrelevant} | search
+    return {name: value for name, value in changed.items() if name not in irrelevant - {"model.base"}} | search
 
 
 class _Jobs:
