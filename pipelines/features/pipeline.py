@@ -24,7 +24,7 @@ from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.curation.held_out import load_held_out
 from pipelines.features.curation.selection import Selection
 from pipelines.features.identity import label_model
-from pipelines.features.sources import SPLITS, Example, Source
+from pipelines.features.sources import SPLITS, Example, NoAudio, Source
 from pipelines.features.sources.registry import open_source
 from pipelines.infra import environment, stores
 from pipelines.infra.errors import LabError
@@ -216,7 +216,9 @@ def _clip_filter(recipe: Recipe, processor: Any) -> ClipFilter:
 
 def _can_be_decoded(example: Example) -> bool:
     try:
-        audio.decode(example.audio, MAX_SAMPLE_S)
+        if isinstance(sound := example.audio, NoAudio):
+            return False
+        audio.decode(sound, MAX_SAMPLE_S)
     except audio.AudioError:
         return False
     return True

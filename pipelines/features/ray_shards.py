@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.features import shards
 from pipelines.features.clips import Clip, Rejected
 from pipelines.features.shards import ShardResult, ShardTask, ShardWriter
-from pipelines.features.sources import Example
+from pipelines.features.sources import Audio, Example
 from pipelines.infra.errors import LabError
 from pipelines.infra.manifest import PACKAGE, code_sha256
 from pipelines.infra.parallel.process_pool import ATTEMPTS
@@ -153,10 +153,10 @@ def _with_audio(task: ShardTask, create_clip: Callable[[Example], Clip]) -> Shar
     return replace(task, examples=[load(example) for example in task.examples])
 
 
-def _read(audio: bytes | Path) -> bytes | None:
+def _read(audio: Audio) -> bytes | None:
     """Return the bytes of an audio file; None if it cannot be read, is empty, or is too large to send."""
-    if isinstance(audio, bytes):
-        return audio
+    if not isinstance(audio, Path):
+        return audio if isinstance(audio, bytes) else None
     try:
         return audio.read_bytes() if audio.is_file() and 0 < audio.stat().st_size < _LARGE_BYTES else None
     except (OSError, ValueError):

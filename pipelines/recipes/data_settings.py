@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipelines.recipes.base_settings import Seed, Settings
 
@@ -19,6 +19,10 @@ _PATH_MEANING = {
     "feedback": "the app's log",
 }
 """Kind of source to what `source.path` names."""
+
+
+_LATE_DEFAULTS = (("allow_missing_files", False),)
+"""Settings of a part of a mix that are left out with this value."""
 
 
 class SplitSettings(Settings):
@@ -138,6 +142,12 @@ class PartSettings(SourceSettings):
     own_names: bool = False
     """Keep the ids and speakers that the rows have outside the mix, so that reports can be compared with reports on
     this source alone. Allowed in one part."""
+
+    @model_serializer(mode="wrap")
+    def _without_late_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer settings with their default: names and digests of older mixes stay as they are."""
+        fields = serialise(self)
+        return {name: value for name, value in fields.items() if (name, value) not in _LATE_DEFAULTS}
 
     @model_validator(mode="after")
     def _is_no_mix(self) -> PartSettings:

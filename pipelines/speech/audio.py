@@ -20,6 +20,7 @@ from typing import IO
 
 import numpy as np
 
+from pipelines.infra import files
 from pipelines.infra.errors import LabError
 
 SAMPLE_RATE_HZ = 16_000
@@ -64,23 +65,29 @@ class Waveform:
 
 
 def fingerprint(source: bytes | Path | str) -> bytes:
-    """Return the first 16 bytes of the sha256 of an audio file's content; b"" if it cannot be read."""
-    try:
-        if isinstance(source, bytes):
-            return hashlib.sha256(source).digest()[:16]
-        if not Path(source).is_file():  # opening a pipe would block
-            return b""
+    """Return the first 16 bytes of the sha256 of an audio file's content; b"" if there is no such file.
+
+    Raises Unavailable if it cannot be read at the moment.
+    """
+
+    def digest() -> bytes:
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()[:16]
-    except (OSError, ValueError):
+
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()[:16]
+    try:
+        return files.retry(digest, source) if files.is_file(source) else b""  # opening a pipe would block
+    except OSError:
         return b""
 
 
 def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> Waveform:
     """Decode wav, flac, mp3 or ogg: channels are averaged, the rate becomes 16 kHz.
 
-    Raises AudioError with reason `missing`, `empty`, `unreadable`, `too_long` (checked in the header before decoding,
-    and again in the decoded samples) or `not_finite`.
+    Raises AudioError with reason `missing`, `empty`, `lfs_pointer`, `unreadable`, `too_long` (checked in the header
+    before decoding, and again in the decoded samples) or `not_finite`; Unavailable if the file cannot be read at the
+    moment.
     """
     import soundfile
 
@@ -92,10 +99,12 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
             max_frames = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
             samples, rate_hz = file.read(max_frames, dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
+        _check_available(source)
         raise AudioError(
             "unreadable", f"not audio that libsndfile can read ({error.error_string.strip(' .')})"
         ) from None
     except (RuntimeError, ValueError, TypeError, OSError) as error:
+        _check_available(source)
         raise AudioError("unreadable", f"{type(error).__name__} while decoding: {error}") from None
     return from_array(samples, rate_hz, max_duration_s)
 
@@ -117,6 +126,7 @@ def blocks(
             n_samples += len(block)
             yield block
     except (RuntimeError, ValueError, TypeError, OSError) as error:
+        _check_available(source)
         if n_samples:  # ffmpeg would start from the beginning and repeat these blocks
             raise _damaged(n_samples) from None
         if not isinstance(error, soundfile.LibsndfileError):
@@ -131,6 +141,12 @@ def blocks(
         return
     if not n_samples:
         raise AudioError("empty", "the clip holds no samples")
+
+
+def _check_available(source: bytes | Path | str) -> None:
+    """Raise Unavailable if the file cannot be read at the moment: then its content is not at fault."""
+    if not isinstance(source, bytes):
+        files.check_readable(source)
 
 
 def _damaged(n_samples: int) -> AudioError:
@@ -244,11 +260,13 @@ def _open_for_libsndfile(source: bytes | Path | str) -> Iterator[io.BytesIO | st
     """Yield a path or file descriptor: through Python's file objects decoding takes a tenth longer."""
     if not isinstance(source, bytes):
         path = Path(source)
-        if not path.is_file():
+        if not files.is_file(path):
             raise AudioError("missing", f"there is no file {path.name}")
         source, n_bytes = str(path), path.stat().st_size
     else:
         n_bytes = len(source)
+    if files.is_lfs_pointer(source):
+        raise AudioError("lfs_pointer", files.LFS_ADVICE)
     if n_bytes == 0:
         raise AudioError("empty", "the file has 0 bytes")
     if isinstance(source, str):

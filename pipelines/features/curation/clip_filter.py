@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.features.clips import MAX_LABEL_TOKENS, Clip, FindFeatures, Rejected
 from pipelines.features.curation.quality import Limits
-from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources import SPLITS, Example, NoAudio
 from pipelines.speech import audio
 from pipelines.speech import text as speech_text
 from pipelines.speech.audio import AudioError, Waveform
@@ -52,6 +52,8 @@ class ClipFilter:
         transcript, labels = self.label(example.text, training)
         limits = self.limits if training else Limits()
         sound = example.audio  # read once: some sources synthesise or fetch it on access
+        if isinstance(sound, NoAudio):
+            raise Rejected(sound.reason, sound.detail)
         fingerprint = audio.fingerprint(sound)
         # Limits depend on the transcript and the split too: a clip that passed in another cache may fail here.
         features = find_features(fingerprint) if find_features and limits == Limits() else None

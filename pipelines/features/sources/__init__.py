@@ -15,6 +15,19 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
+class NoAudio:
+    """Stands for the audio of an example that has none."""
+
+    reason: str
+    """One word, as the clip filter rejects it."""
+    detail: str
+
+
+Audio = bytes | Path | NoAudio
+"""An encoded audio file (wav, flac, mp3, ogg): its bytes or its path; or why there is none."""
+
+
+@dataclass(frozen=True)
 class Example:
     """One utterance as its source holds it: not decoded, not cleaned."""
 
@@ -24,8 +37,7 @@ class Example:
     """One of SPLITS."""
     text: str
     """The transcript as the source has it."""
-    audio: bytes | Path
-    """An encoded audio file (wav, flac, mp3, ogg): its bytes or its path."""
+    audio: Audio
     speaker: str = ""
     """Speaker id, the unit of bootstraps and leak checks. Empty if unknown."""
     meta: dict[str, str] = field(default_factory=dict)

@@ -44,7 +44,8 @@ def open_source(settings: SourceSettings, language: str = "sv") -> Source:
 def _parquet(settings: SourceSettings, language: str) -> Source:
     from pipelines.features.sources.parquet.hub import DATASET_DEFAULTS, HubFiles
     from pipelines.features.sources.parquet.layout import LayoutSettings
-    from pipelines.features.sources.parquet.source import LocalFiles, ParquetSource
+    from pipelines.features.sources.parquet.local import LocalFiles
+    from pipelines.features.sources.parquet.source import ParquetSource
 
     on_hub = settings.kind == "hub"
     defaults = DATASET_DEFAULTS.get(settings.path.removeprefix("hub://").partition("@")[0], {}) if on_hub else {}
@@ -55,6 +56,7 @@ def _parquet(settings: SourceSettings, language: str) -> Source:
         settings.speaker_column,
         settings.splits.model_dump(),
         language,
+        settings.allow_missing_files,
     )
     files = HubFiles(settings.path, settings.revision) if on_hub else LocalFiles(settings.path)
     return ParquetSource(files, layout, settings.seed)

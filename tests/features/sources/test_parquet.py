@@ -18,10 +18,10 @@ from log_recorder import record_log
 from pipelines import recipes
 from pipelines.features.sources import Example
 from pipelines.features.sources.parquet.layout import LayoutSettings
-from pipelines.features.sources.parquet.source import LocalFiles, ParquetSource
+from pipelines.features.sources.parquet.local import LocalFiles
+from pipelines.features.sources.parquet.source import ParquetSource
 from pipelines.features.sources.registry import open_source
 from pipelines.infra.errors import LabError
-from pipelines.speech.audio import decode
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -137,7 +137,11 @@ def test_outline_reads_no_audio(tmp_path, source, monkeypatch):
     ("name", "split"),
     [
         ("train.parquet", "train"),
-        ("data/validation-00000-of-00010-a09b74b3ef9c3b56.parquet", "validation"),
+        ("data/validation-00000-of-00001-a09b74b3ef9c3b56.parquet", "validation"),
+        ("eval.parquet", "validation"),
+        ("Testing-00000-of-00001.parquet", "test"),
+        ("data/split=test/part-0.parquet", "test"),
+        ("evaluation/0000.parquet", "validation"),
         ("sv_se/test/0000.parquet", "test"),
         ("sv-SE/dev-00001.parquet", "validation"),
         ("valid/part-00000.parquet", "validation"),
@@ -245,9 +249,9 @@ def test_configuration_is_chosen_by_language_or_setting(tmp_path, source, refusa
 
 
 def test_missing_audio_column_raises(tmp_path, refusal):
-    path = write(tmp_path / "train.parquet", table(1, audio=pa.array(["1.wav"])))
+    path = write(tmp_path / "train.parquet", table(1, audio=pa.array([1])))
     assert "no column of audio files" in refusal(path)
-    assert "of type string" in refusal(path, audio_column="audio")
+    assert "of type int64" in refusal(path, audio_column="audio")
     assert "absent" in refusal(path, audio_column="sound")
 
 
@@ -295,10 +299,12 @@ def test_meta_columns_are_read(tmp_path, source):
 def test_row_without_audio_or_text_is_included(tmp_path, source):
     content = table(3, audio=pa.array([None, {"bytes": None, "path": "a.wav"}, {"bytes": b"x", "path": ""}], AUDIO))
     content = content.set_column(1, "text", pa.array(["ett", "två", None]))
-    examples = list(source(write(tmp_path / "train.parquet", content)).examples())
-    assert [(e.audio, e.text) for e in examples] == [(b"", "ett"), (b"", "två"), (b"x", "")]
-    with pytest.raises(LabError, match="0 bytes"):
-        decode(examples[0].audio)
+    neither, absent, sound = source(write(tmp_path / "train.parquet", content)).examples()
+    assert (neither.audio.reason, neither.text) == ("missing", "ett")
+    assert "neither the bytes of a recording nor a path" in neither.audio.detail
+    assert "no file 'a.wav' beside its Parquet file" in absent.audio.detail
+    assert pickle.loads(pickle.dumps(absent)).audio == absent.audio
+    assert (sound.audio, sound.text) == (b"x", "")
 
 
 def test_unusable_files_raise(tmp_path, source, refusal):
@@ -348,7 +354,7 @@ def test_identity_changes_with_bytes_and_choices(tmp_path, source, monkeypatch):
     assert source(path, splits={"train": "none", "test": "train"}).identity() != before
     write(path, table(3, text=pa.array(["a", "b", "c"])))
     assert source(path).identity() != before
-    monkeypatch.setattr("pipelines.features.sources.parquet.source.HASHED_BYTES", 0)
+    monkeypatch.setattr("pipelines.features.sources.stamps.HASHED_BYTES", 0)
     assert source(path).identity()["files_by"] == "size and time"
 
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from pipelines.features.sources import SPLITS
+from pipelines.features.sources.parquet import columns
+from pipelines.features.sources.parquet.columns import Columns, ColumnSettings
+from pipelines.features.sources.splits import SYNONYMS, canonical_split, check_unambiguous
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 
-TEXT = ("text", "sentence", "transcript", "transcription", "raw_transcription", "raw_text", "normalized_text")
-SPEAKER = ("speaker", "speaker_id", "client_id")
-META = ("gender", "sex", "age", "accent", "accents", "dialect", "variant", "up_votes", "down_votes", "path")
-SPLIT_NAMES = {
-    "train": ("train", "training", "partial-train"),
-    "validation": ("validation", "valid", "val", "dev", "partial-validation"),
-    "test": ("test", "partial-test"),
-}
-"""Names by which a split is guessed, in order; `partial-`: the Hub converts only the head of a large data set."""
+PARTIAL = "partial-"
+"""Prefix of splits of which the Hub converts only the head."""
+SPLIT_NAMES = {split: (*names, f"{PARTIAL}{split}") for split, names in SYNONYMS.items()}
+"""Names by which a split is guessed, in order."""
 NOTHING = "none"
 """Setting of a split that stays empty."""
 _KEYWORDS = {name for guesses in SPLIT_NAMES.values() for name in guesses}
 _SHARE = re.compile(r"(\d{1,2}(?:\.\d+)?) ?%")
+_SERIES = re.compile(r"(?P<series>.*?)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?\.\w+$")
 _NUMBERING = re.compile(r"[-_.]?\d{4,}(-of-\d+)?(-[0-9a-f]{8,})?$")
 """`-00000-of-00010-a09b74b3ef9c3b56`: the number of a file within its split."""
 
@@ -45,19 +43,12 @@ class LayoutSettings:
     """
     language: str = "sv"
     """Language code by which the configuration is guessed: `sv`, `sv_se`, `sv-SE`."""
+    allow_missing_files: bool = False
+    """Use a numbered series of files of which some are missing."""
 
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns."""
-
-    audio: str
-    text: str
-    speaker: str
-    """Empty if unknown."""
-    meta: tuple[str, ...]
-    labels: dict[str, list[str]]
-    """Meta columns with class labels: column to the names of the labels."""
+    @property
+    def columns(self) -> ColumnSettings:
+        return ColumnSettings(self.audio_column, self.text_column, self.speaker_column)
 
 
 @dataclass(frozen=True)
@@ -74,33 +65,60 @@ class Layout:
     unused: list[str]
     """Splits of the data set that are not used."""
     columns: Columns
+    split_column: str = ""
+    """Column that holds the split of each row; empty: each file belongs to one split."""
+    split_of: Mapping[str, str] = field(default_factory=dict)
+    """Value of that column to the split of the lab; empty for rows that are not used."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Each file in reading order, and its split; empty if the column decides."""
+        files = {name: split for split in SPLITS for name in self.splits.get(split, ())}
+        return dict.fromkeys(files, "") if self.split_column else files
 
 
 Declared = Mapping[str, Mapping[str, list[str]]]
 """Files as a data set declares them: configuration to split to files. The configuration `default` is ""."""
 
 
+class Schemas(Protocol):
+    """The open files of a data set, as far as a layout depends on them."""
+
+    def schema(self, name: str) -> Any:
+        """Return the pyarrow schema of a file."""
+
+    def values(self, name: str, column: str) -> set[str]:
+        """Return the values of a column of text."""
+
+
 def infer_layout(
     where: str,
     files: list[str],
-    schema_of: Callable[[str], Any],
+    schemas: Schemas,
     settings: LayoutSettings,
     declared: Declared | None = None,
+    with_paths: bool = False,
 ) -> Layout:
-    """Return the layout of the Parquet `files` at `where`; `schema_of` returns the pyarrow schema of a file.
+    """Return the layout of the Parquet `files` at `where`; `with_paths`: audio may be paths of files beside them.
 
-    Configurations and splits are those that are `declared`, else guessed from file names. Raises LabError, naming the
-    setting, if the settings do not match the files or are ambiguous.
+    Configurations and splits are those that are `declared`, else guessed from file names, else from a column `split`.
+    Raises LabError, naming the setting, if the settings do not match the files or are ambiguous.
     """
     if not files:
         raise LabError(f"{where} must hold Parquet files, got none: name another data set or folder")
     config, by_split = _choose_config(where, declared or _guessed_configs(files), settings)
     drawn = _drawn_fractions(where, settings.splits)
-    chosen = _choose_splits(where, by_split, {**settings.splits, **dict.fromkeys(drawn, NOTHING)})
+    named = {**settings.splits, **dict.fromkeys(drawn, NOTHING)}
+    column, by_value = _split_values(by_split, schemas, named)
+    chosen = _choose_values(where, by_value, named) if column else _choose_splits(where, by_split, named)
+    by_split = by_value if column else by_split
     if drawn and "train" not in chosen:
         raise LabError(f"{where} has no training rows to draw from: name some with source.splits.train")
     used = {split: sorted({file for name in of for file in by_split[name]}) for split, of in chosen.items()}
-    _check_disjoint(where, used)
+    if not column:
+        _check_disjoint(where, used)
+    if not settings.allow_missing_files:
+        _check_series(where, sorted({file for names in used.values() for file in names}))
     origins = {split: "+".join(of) for split, of in chosen.items()}
     origins |= {split: f"{share:.4g} of train" for split, share in drawn.items()}
     return Layout(
@@ -109,8 +127,61 @@ def infer_layout(
         {split: origins[split] for split in SPLITS if split in origins},
         drawn,
         sorted(by_split.keys() - {name for of in chosen.values() for name in of}),
-        _columns(where, schema_of(next(iter(used.values()))[0]), settings),
+        columns.choose(where, schemas.schema(next(iter(used.values()))[0]), settings.columns, with_paths),
+        column,
+        {name: split for split, of in chosen.items() for name in of},
     )
+
+
+def _split_values(
+    by_split: Mapping[str, list[str]], schemas: Schemas, settings: Mapping[str, str]
+) -> tuple[str, dict[str, list[str]]]:
+    """Return the column that decides the splits, and its values with all files; an empty name if the files decide.
+
+    The column decides if all files are of one split, which no setting names, and rows are of another one.
+    """
+    [(name, files), *others] = by_split.items()
+    column = columns.split_column(schemas.schema(files[0])) if not others and name not in settings.values() else ""
+    if not column:
+        return "", {}
+    values = {value for file in files for value in schemas.values(file, column)}
+    known = {canonical_split(value) for value in values} & {*SPLITS}
+    decides = known and {canonical_split(value) for value in values} != {canonical_split(name)}
+    return (column, dict.fromkeys(sorted(values), files)) if decides else ("", {})
+
+
+def _choose_values(
+    where: str, by_value: Mapping[str, list[str]], settings: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Return split of the lab to values of the column: those that the settings name, else all synonyms."""
+    named = {split: _named_splits(where, by_value, split, settings.get(split, "")) for split in SPLITS}
+    free = [value for value in by_value if not any(value in of for of in named.values())]
+    check_unambiguous(where, free)
+    chosen = {
+        split: named[split]
+        or tuple(value for value in free if not settings.get(split) and canonical_split(value) == split)
+        for split in SPLITS
+    }
+    return {split: of for split, of in chosen.items() if of}
+
+
+def _check_series(where: str, files: list[str]) -> None:
+    """Raise LabError if a series such as `train-00000-of-00004` lacks numbers, or occurs with two totals."""
+    series: dict[str, dict[int, set[int]]] = {}
+    for match in filter(None, map(_SERIES.match, files)):
+        series.setdefault(match["series"], {}).setdefault(int(match["total"]), set()).add(int(match["number"]))
+    for name, totals in series.items():
+        if len(totals) > 1:
+            listed = " and ".join(f"-of-{total:05d}" for total in sorted(totals))
+            raise LabError(f"{where} holds {name} in {listed} files, two versions of the same rows: remove one")
+        [(total, numbers)] = totals.items()
+        first = min(1, min(numbers)) if max(numbers) == total else 0
+        if missing := sorted({*range(first, first + total)} - numbers):
+            listed = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
+            raise LabError(
+                f"{where} must hold all {total} files {name}-*-of-{total:05d}, lacks {len(missing)} of them, the "
+                f"numbers {listed}: add them, or use what is there with source.allow_missing_files=true"
+            )
 
 
 def _check_disjoint(where: str, used: Mapping[str, list[str]]) -> None:
@@ -157,7 +228,7 @@ def _choose_config(where: str, configs: Declared, settings: LayoutSettings) -> t
 
 def _config_and_split(name: str) -> tuple[str, str]:
     """Split `sv_se/train/0000.parquet` or `sv_se/train-00000-of-00002.parquet` into ("sv_se", "train")."""
-    *folders, stem = PurePosixPath(name).with_suffix("").parts
+    *folders, stem = (part.removeprefix("split=") for part in PurePosixPath(name).with_suffix("").parts)
     split = _NUMBERING.sub("", stem)
     if folders and (not split or (folders[-1].lower() in _KEYWORDS and split.lower() not in _KEYWORDS)):
         split = folders.pop()
@@ -186,14 +257,16 @@ def _choose_splits(
 def _named_splits(where: str, by_split: Mapping[str, list[str]], split: str, setting: str) -> tuple[str, ...]:
     if setting in ("", NOTHING):
         return ()
-    names = tuple(name.strip() for name in setting.split("+"))
-    for name in names:
-        if name not in by_split:
+    names: list[str] = []
+    for name in (name.strip() for name in setting.split("+")):
+        synonyms = [other for other in by_split if canonical_split(other) == canonical_split(name)]
+        if name not in by_split and len(synonyms) != 1:
             raise LabError(
                 f"{where} has the splits {', '.join(sorted(by_split))}, got source.splits.{split} = {setting!r}: "
                 f"correct it, or write {NOTHING!r}"
             )
-    return names
+        names.append(name if name in by_split else synonyms[0])
+    return tuple(names)
 
 
 def _guessed_split(names: list[str], split: str) -> tuple[str, ...]:
@@ -209,83 +282,3 @@ def _drawn_fractions(where: str, settings: Mapping[str, str]) -> dict[str, float
     if sum(fractions.values()) >= 1:
         raise LabError(f"{where}: source.splits must leave something of train, got 100% or more: lower them")
     return fractions
-
-
-def _columns(where: str, schema: Any, settings: LayoutSettings) -> Columns:
-    features, lower = _hub_features(schema), {name.lower(): name for name in schema.names}
-    audio = _audio_column(where, schema, features, settings.audio_column)
-    text = _text_column(where, schema, settings.text_column)
-    speaker = settings.speaker_column or next((lower[name] for name in SPEAKER if name in lower), "")
-    if speaker and speaker not in schema.names:
-        raise LabError(f"{where} has no column {speaker!r} (source.speaker_column): {_listed(schema)}")
-    meta = [lower[name] for name in META if name in lower and _is_plain(schema.field(lower[name]).type)]
-    labels = {name: features.get(name, {}).get("names") for name in meta}
-    return Columns(
-        audio,
-        text,
-        speaker,
-        tuple(name for name in meta if name not in (audio, text)),
-        {name: names for name, names in labels.items() if isinstance(names, list)},
-    )
-
-
-def _audio_column(where: str, schema: Any, features: Mapping[str, Any], setting: str) -> str:
-    matches = [name for name in schema.names if _holds_files(schema.field(name), features)]
-    if setting and setting not in matches:
-        kind = f"of type {schema.field(setting).type}" if setting in schema.names else f"absent: {_listed(schema)}"
-        raise LabError(f"{where}: source.audio_column must hold audio files as bytes, got {setting!r}, {kind}")
-    if not setting and not matches:
-        raise LabError(f"{where} has no column of audio files as bytes, got {_listed(schema)}: name another data set")
-    if not setting and len(matches) > 1:
-        raise LabError(f"{where} has the audio columns {', '.join(matches)}: name one with source.audio_column")
-    return setting or matches[0]
-
-
-def _holds_files(column: Any, features: Mapping[str, Any]) -> bool:
-    """Return True for a column of encoded files: a struct with bytes, or bytes whose type or name is audio."""
-    import pyarrow.types as types
-
-    def binary(kind: Any) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
-
-    if types.is_struct(column.type):
-        fields = {column.type.field(i).name: column.type.field(i).type for i in range(column.type.num_fields)}
-        image = features.get(column.name, {}).get("_type") == "Image"
-        return "bytes" in fields and binary(fields["bytes"]) and not image
-    kind = features.get(column.name, {}).get("_type")
-    return binary(column.type) and (kind == "Audio" or column.name.lower() in ("audio", "speech"))
-
-
-def _text_column(where: str, schema: Any, setting: str) -> str:
-    strings = [name for name in schema.names if _is_string(schema.field(name).type)]
-    if setting and setting not in strings:
-        raise LabError(f"{where}: source.text_column must be one of {', '.join(strings) or 'none'}, got {setting!r}")
-    matches = [name for name in strings if name.lower() in TEXT]
-    if not setting and len(matches) != 1:
-        columns = f"the text columns {', '.join(matches)}" if matches else f"no column called {' or '.join(TEXT)}"
-        raise LabError(f"{where} has {columns}: name one of {', '.join(strings) or 'none'} with source.text_column")
-    return setting or matches[0]
-
-
-def _hub_features(schema: Any) -> dict[str, Any]:
-    """Return the `features` that the library datasets writes into a schema, or nothing."""
-    try:
-        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-
-
-def _is_string(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return types.is_string(kind) or types.is_large_string(kind)
-
-
-def _is_plain(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return _is_string(kind) or types.is_integer(kind) or types.is_floating(kind)
-
-
-def _listed(schema: Any) -> str:
-    return f"it has {', '.join(schema.names)}"

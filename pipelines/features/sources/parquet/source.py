@@ -11,24 +11,27 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from pipelines.features.sources import SPLITS, Example, lines_sha256
+from pipelines.features.sources import SPLITS, Audio, Example, NoAudio
+from pipelines.features.sources.parquet.columns import Columns, is_string, unequal
+from pipelines.features.sources.parquet.columns import split_column as split_column_of
 from pipelines.features.sources.parquet.layout import NOTHING, Declared, Layout, LayoutSettings, infer_layout
-from pipelines.infra.errors import LabError, missing_package
-from pipelines.infra.manifest import sha256
+from pipelines.features.sources.parquet.readers import Reader, open_reader
+from pipelines.features.sources.splits import canonical_split
+from pipelines.infra.errors import LabError
+from pipelines.speech import audio_cells
 from pipelines.speech import text as speech_text
+from pipelines.speech.audio import AudioError
 from pipelines.speech.intervals import MIN_SPEAKERS
 
 logger = logging.getLogger(__name__)
 
-HASHED_BYTES = 200_000_000
-"""Below this size of all local files, `identity` hashes their content; from it on, sizes and modification times."""
 _NO_META: Mapping[str, str] = MappingProxyType({})
 
 
@@ -50,47 +53,7 @@ class Files(Protocol):
     def open(self, name: str) -> Any:
         """Open a file for pyarrow, with random access."""
 
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """A Parquet file, or a folder with Parquet files at any depth."""
-
-    path: str
-
-    @property
-    def where(self) -> str:
-        return self.path
-
-    def identity(self) -> dict[str, str]:
-        """Return a digest of path, size and sha256 of every file; from HASHED_BYTES on, of modification times."""
-        files = [self._folder / name for name in self.names()]
-        by_content = sum(path.stat().st_size for path in files) < HASHED_BYTES
-        stamps = (
-            f"{name} {path.stat().st_size} {sha256(path) if by_content else path.stat().st_mtime_ns}"
-            for name, path in zip(self.names(), files, strict=True)
-        )
-        files_by = "content" if by_content else "size and time"
-        return {"kind": "parquet", "files_by": files_by, "files_sha256": lines_sha256(stamps)}
-
-    def names(self) -> list[str]:
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            return [path.name]
-        if not path.is_dir():
-            raise LabError(f"source.path must name a Parquet file or a folder of them, got {self.path!r}: correct it")
-        files = (file.relative_to(path) for file in path.rglob("*.parquet") if file.is_file())
-        return sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
-
-    def declared(self) -> Declared:
-        return {}
-
-    def open(self, name: str) -> Any:
-        return str(self._folder / name)
-
-    @property
-    def _folder(self) -> Path:
-        path = Path(self.path).expanduser()
-        return path.parent if path.is_file() else path
+    # Files on a disk also have `beside` and `stamp_recordings`, see local.py: rows may name recordings beside them.
 
 
 @dataclass(frozen=True)
@@ -110,24 +73,32 @@ class ParquetSource:
             **({"drawn": "sentences"} if self._few_speakers else {}),
             "config": layout.config,
             **{f"splits.{split}": layout.names.get(split, NOTHING) for split in SPLITS},
+            **({"split_column": layout.split_column} if layout.split_column else {}),
             "columns": json.dumps([columns.audio, columns.text, columns.speaker, *columns.meta]),
+            **self._recordings(),
         }
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """Return the examples of these splits: train, validation, test, each in the order of its files and rows.
 
-        Rows drawn from train keep their position in it. Raises LabError at once for files that cannot be used, and
-        during iteration for one that cannot be read.
+        Rows drawn from train, and all rows if a column decides, keep their position. Rows with an unknown split are
+        included only if `splits` are all of SPLITS: curation rejects them. Raises LabError at once for files that
+        cannot be used, and during iteration for one that cannot be read.
         """
         layout = self._layout
-        read = {*splits, *(["train"] if {*splits} & layout.drawn.keys() else [])}
-        files = [(split, name) for split in SPLITS if split in read for name in layout.splits.get(split, ())]
+        read = {"", *splits, *(["train"] if {*splits} & layout.drawn.keys() else [])}
+        files = [(split, name) for name, split in layout.files.items() if split in read]
         rows = (example for split, name in files for example in self._rows(split, name))
-        return (example for example in rows if example.split in splits)
+        every = {*SPLITS} <= {*splits}
+        return (example for example in rows if example.split in splits or (every and example.split not in SPLITS))
 
     def outline(self) -> Iterator[Example]:
         """Return all examples; their audio is not read before it is accessed."""
         return self.examples()
+
+    @cached_property
+    def _schemas(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def _few_speakers(self) -> frozenset[str]:
@@ -155,15 +126,42 @@ class ParquetSource:
     @cached_property
     def _layout(self) -> Layout:
         files = self.files
-        layout = infer_layout(
-            files.where, files.names(), lambda name: self._opened(name).schema, self.settings, files.declared()
-        )
+        with_paths = hasattr(files, "beside")
+        layout = infer_layout(files.where, files.names(), self, self.settings, files.declared(), with_paths)
         self._log(layout)
         return layout
+
+    def schema(self, name: str) -> Any:
+        """Return the pyarrow schema of a file, which is opened once for it."""
+        if name not in self._schemas:
+            self._schemas[name] = self._opened(name).schema
+        return self._schemas[name]
+
+    def values(self, name: str, column: str) -> set[str]:
+        """Return the values of a column of text."""
+        file = self._opened(name)
+        cells = (cell for group in range(file.groups) for cell in file.read(group, [column]).column(0).to_pylist())
+        return {_string(cell) for cell in cells}
+
+    def _recordings(self) -> dict[str, str]:
+        """Return the identity of the recordings that rows without bytes name; empty if none of them exists."""
+        if not hasattr(self.files, "beside"):
+            return {}
+        recordings: set[Path] = set()
+        for name in self._layout.files:
+            file = self._opened(name)
+            path_column, bytes_column = _path_column(file.schema, self._layout.columns.audio)
+            if path_column:
+                groups = (n for n in range(file.groups) if not bytes_column or file.may_lack_bytes(n, bytes_column))
+                tables = (file.read(group, [path_column]) for group in groups)
+                named = {_path_cell(cell) for one in tables for cell in one.column(0).to_pylist()}
+                recordings |= {path for one in named if one and (path := self.files.beside(name, one))}
+        return self.files.stamp_recordings(sorted(recordings))
 
     def _log(self, layout: Layout) -> None:
         where, columns = self.files.where, layout.columns
         splits = ", ".join(f"{split} = {name}" for split, name in layout.names.items())
+        splits += f" (column {layout.split_column})" if layout.split_column else ""
         logger.info(
             f"{where}{f' ({layout.config})' if layout.config else ''}: {splits}; "
             f"audio = {columns.audio}, text = {columns.text}, speaker = {columns.speaker or 'unknown'}"
@@ -179,21 +177,37 @@ class ParquetSource:
                 "held-out rows from train (source.splits.validation = '5%')"
             )
 
-    def _opened(self, name: str) -> _OpenFile:
-        return _OpenFile(f"{self.files.where}/{name}", self.files.open(name))
+    def _opened(self, name: str) -> Reader:
+        return open_reader(f"{self.files.where}/{name}", self.files.open(name))
 
     def _rows(self, split: str, name: str) -> Iterator[Example]:
-        columns, file = self._layout.columns, self._opened(name)
-        needed = [column for column in (columns.text, columns.speaker, columns.audio) if column]
-        if missing := {*needed} - {*file.schema.names}:
-            raise LabError(f"{file.where} must have the columns of the first file, lacks {', '.join(sorted(missing))}")
-        light = [*needed[:-1], *(column for column in columns.meta if column in file.schema.names)]
+        layout, columns, file = self._layout, self._layout.columns, self._opened(name)
+        if difference := unequal(file.schema, columns, self.settings.columns):
+            raise LabError(f"{file.where} must have the columns of the first file, {difference}: make them equal")
+        split_column = layout.split_column or split_column_of(file.schema)
+        wanted = [columns.text, columns.speaker, *columns.meta, split_column]
+        light = [column for column in dict.fromkeys(wanted) if column in file.schema.names]
         number = 0
         for group in range(file.groups):
-            audio = _AudioColumn(file, group, columns.audio)
+            audio = _AudioColumn(self.files, name, file, group, columns)
             for index, row in enumerate(file.read(group, light).to_pylist()):
-                yield self._example(f"{name.removesuffix('.parquet')}:{number}", split, row, _AudioCell(audio, index))
+                row_split = self._split(file.where, number, split, _string(row.get(split_column)))
+                id = f"{name.removesuffix('.parquet').removesuffix('.arrow')}:{number}"
                 number += 1
+                if row_split is not None:
+                    yield self._example(id, row_split, row, _AudioCell(audio, index))
+
+    def _split(self, where: str, number: int, split: str, cell: str) -> str | None:
+        """Return the split of a row; None if it is not used. Raises LabError if file and column disagree."""
+        layout, is_set = self._layout, any(self.settings.splits.values())
+        if layout.split_column:
+            return layout.split_of.get(cell, None if is_set else canonical_split(cell))
+        if not is_set and canonical_split(cell) in SPLITS and canonical_split(cell) != split:
+            raise LabError(
+                f"{where} row {number}: the column split says {cell!r}, and the file is read as {split}: correct it, "
+                f"or keep the file's split with source.splits.{split}={layout.names[split]!r}"
+            )
+        return split
 
     def _example(self, id: str, split: str, row: dict[str, Any], audio: _AudioCell) -> RowExample:
         columns, drawn = self._layout.columns, self._layout.drawn
@@ -214,16 +228,16 @@ class RowExample(Example):
         id: str,
         split: str,
         text: str,
-        audio: bytes | _AudioCell,
+        audio: Audio | _AudioCell,
         speaker: str = "",
         meta: Mapping[str, str] = _NO_META,
     ):
         self.__dict__.update(id=id, split=split, text=text, cell=audio, speaker=speaker, meta=dict(meta))
 
     @property
-    def audio(self) -> bytes:
+    def audio(self) -> Audio:
         cell = self.__dict__["cell"]
-        return cell if isinstance(cell, bytes) else cell.read()
+        return cell.read() if isinstance(cell, _AudioCell) else cell
 
     def __reduce__(self):
         return Example, (self.id, self.split, self.text, self.audio, self.speaker, self.meta)
@@ -236,54 +250,68 @@ class _AudioCell:
     column: _AudioColumn
     index: int
 
-    def read(self) -> bytes:
+    def read(self) -> Audio:
         return self.column[self.index]
 
 
 class _AudioColumn:
     """The audio column of one row group, read once on first access and freed with the last of its examples."""
 
-    def __init__(self, file: _OpenFile, group: int, column: str):
-        self._file, self._group, self._column = file, group, column
+    def __init__(self, files: Files, name: str, file: Reader, group: int, columns: Columns):
+        self._files, self._name, self._file, self._group = files, name, file, group
+        self._columns = [column for column in (columns.audio, columns.rate) if column]
         self._values, self._lock = None, threading.Lock()
 
-    def __getitem__(self, index: int) -> bytes:
-        """Return the bytes of a row; empty if it has none: curation rejects it."""
+    def __getitem__(self, index: int) -> Audio:
+        """Return the audio of a row, or NoAudio with the reason."""
         with self._lock:
             if self._values is None:
-                self._values = self._file.read(self._group, [self._column]).column(0)
-        value = self._values[index].as_py()
-        value = value.get("bytes") if isinstance(value, dict) else value
-        return value or b""
-
-
-class _OpenFile:
-    """A Parquet file for several threads; pyarrow's reader serves one at a time."""
-
-    def __init__(self, where: str, file: Any):
+                self._values = self._file.read(self._group, self._columns)
         try:
-            import pyarrow.parquet as parquet
-        except ImportError:
-            raise missing_package("pyarrow", "pyarrow>=18", "reading Parquet") from None
-        self.where, self._lock = where, threading.Lock()
-        # pre_buffer combines reads of neighbouring columns: each request over a network takes time
-        self._file = self._read(lambda: parquet.ParquetFile(file, pre_buffer=True))
-        self.schema, self.groups = self._file.schema_arrow, self._file.num_row_groups
+            cell, *rate = (_value(column[index]) for column in self._values.columns)
+            audio = audio_cells.parse(cell, *rate)
+        except AudioError as error:
+            return NoAudio(error.reason, error.detail)
+        return (
+            self._recording(audio)
+            if isinstance(audio, str)
+            else audio or NoAudio("missing", "the row holds neither the bytes of a recording nor a path")
+        )
 
-    def read(self, group: int, columns: list[str]) -> Any:
-        """Read columns of a row group as a pyarrow Table."""
-        with self._lock:
-            return self._read(lambda: self._file.read_row_group(group, columns=columns))
+    def _recording(self, path: str) -> Path | NoAudio:
+        beside = getattr(self._files, "beside", None)
+        where = "beside its Parquet file" if beside else "in the data set"
+        recording = beside(self._name, path) if beside else None
+        return recording or NoAudio("missing", f"the row holds no bytes, and there is no file {path!r} {where}")
 
-    def _read(self, action: Callable[[], Any]) -> Any:
-        """Return the result of `action`. Raises LabError for a damaged file."""
-        import pyarrow
 
-        try:
-            return action()
-        except (pyarrow.ArrowException, OSError, EOFError) as error:
-            cause = str(error).partition("\n")[0][:200]
-            raise LabError(f"{self.where} must be a whole Parquet file, got: {cause}. Replace it") from None
+def _value(scalar: Any) -> Any:
+    """Return a pyarrow scalar as a Python value; a list of numbers as an array."""
+    import pyarrow
+
+    if isinstance(scalar, pyarrow.StructScalar):
+        return {name: _value(scalar[name]) for name in scalar.type.names} if scalar.is_valid else None
+    values = getattr(scalar, "values", None)
+    if not isinstance(values, pyarrow.Array):
+        return scalar.as_py()
+    nested = hasattr(values, "offsets")
+    return [_value(one) for one in values] if nested else values.to_numpy(zero_copy_only=False)
+
+
+def _path_column(schema: Any, audio: str) -> tuple[str, str]:
+    """Return the column of paths of recordings and that of their bytes; empty if there is none."""
+    import pyarrow.types as types
+
+    if is_string(schema.field(audio).type):
+        return audio, ""
+    kind = schema.field(audio).type
+    fields = {kind.field(n).name for n in range(kind.num_fields)} if types.is_struct(kind) else set()
+    return (f"{audio}.path", f"{audio}.bytes") if {"path", "bytes"} <= fields else ("", "")
+
+
+def _path_cell(cell: Any) -> str:
+    """Return the path in a cell of a column of paths, or of a struct that was read for its path."""
+    return _string(cell.get("path") if isinstance(cell, dict) else cell)
 
 
 def _drawn_split(drawn: Mapping[str, float], speaker: str, seed: int) -> str:
