@@ -36,17 +36,14 @@ from pipelines.features.sources.folder_tables import (
     split_tables,
 )
 from pipelines.features.sources.splits import canonical_split, check_unambiguous, describe, path_splits
+from pipelines.features.sources.stamps import stamp_all
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import FileLookup, spellings
-from pipelines.infra.manifest import sha256
 from pipelines.speech.recordings.columns import FILE, META, SPEAKER, TEXT
 from pipelines.speech.recordings.excerpts import Excerpt
 from pipelines.speech.text import same_speakers
 
 logger = logging.getLogger(__name__)
-
-HASHED_BYTES = 200_000_000
-"""Below this size of all audio, `identity` hashes its content; from it on, sizes and modification times."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,15 @@ class FolderSource:
     seed: int = 7
 
     def identity(self) -> dict[str, str]:
-        """Return a digest of the rows, and one of the audio: path, size and sha256 of every file.
-
-        From HASHED_BYTES on, modification times replace the sha256: a copy with other times is another corpus.
-        """
-        audio = {_file(example) for example in self._all}
-        by_content = sum(os.path.getsize(path) for path in audio if os.path.isfile(path)) < HASHED_BYTES
-        files = (f"{path.relative_to(self._folder)} {_stamp(path, by_content)}" for path in audio)
+        """Return a digest of the rows, and one of the audio: path, size and sha256, or time, of every file."""
+        files_by, digest = stamp_all(self._folder, list({_file(example) for example in self._all}))
         rows = (json.dumps([row.id, row.split, row.text, row.speaker, row.meta, *_part(row)]) for row in self._all)
         return {
             "kind": "folder",
             "seed": str(self.seed),
             "table_sha256": lines_sha256(rows),
-            "files_by": "content" if by_content else "size and time",
-            "files_sha256": lines_sha256(sorted(files)),
+            "files_by": files_by,
+            "files_sha256": digest,
         }
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
@@ -192,10 +184,3 @@ def _check_unique(records: list[Record], files: list[Path]) -> None:
             raise LabError(
                 f"{record.where}: a file must have one row, got {str(file)!r}{part} again, as {other}: remove one"
             )
-
-
-def _stamp(path: Path, by_content: bool) -> str:
-    try:
-        return f"{path.stat().st_size} {sha256(path) if by_content else path.stat().st_mtime_ns}"
-    except OSError:
-        return "absent"

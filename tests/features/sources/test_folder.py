@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.features.sources import SPLITS
-from pipelines.features.sources import folder as folder_module
+from pipelines.features.sources import SPLITS, stamps
 from pipelines.features.sources.folder import FolderSource
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError, decode
@@ -313,7 +312,7 @@ def test_identity_does_not_depend_on_the_path(corpus, tmp_path_factory):
 
 
 def test_identity_of_much_audio_uses_size_and_time(corpus, monkeypatch):
-    monkeypatch.setattr(folder_module, "HASHED_BYTES", 2)
+    monkeypatch.setattr(stamps, "HASHED_BYTES", 2)
     folder = corpus({"transcripts.csv": "path,text\na.wav,ett\nb.wav,x\n", "a.wav": "12"})
     os.utime(folder / "a.wav", (1, 1))
     identity = FolderSource(str(folder)).identity()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.features.sources.folder import is_inside
 from pipelines.features.sources.parquet.layout import Declared
 from pipelines.features.sources.stamps import stamp_all
 from pipelines.infra import files
 from pipelines.infra.errors import LabError
+from pipelines.infra.file_lookup import FileLookup, is_inside
 
 _STATE = "state.json"
 """File of `save_to_disk` that lists the Arrow files of a split."""
@@ -50,10 +52,9 @@ class LocalFiles:
 
     def beside(self, name: str, recording: str) -> Path | None:
         """Return the recording that a row of the file `name` names, relative to it or to the folder; None if absent."""
-        folder = self._folder
-        for file in ((folder / name).parent / recording, folder / recording):
-            if "\0" not in recording and is_inside(file, folder) and files.is_file(file):
-                return file
+        for path in (os.path.normpath(PurePosixPath(name).parent / recording), recording):
+            if (found := self._lookup.find(path)) and is_inside(self._folder / found, self._folder):
+                return self._folder / found
         return None
 
     def stamp_recordings(self, recordings: list[Path]) -> dict[str, str]:
@@ -62,6 +63,10 @@ class LocalFiles:
             return {}
         files_by, digest = stamp_all(self._folder, recordings)
         return {"recordings_by": files_by, "recordings_sha256": digest}
+
+    @cached_property
+    def _lookup(self) -> FileLookup:
+        return FileLookup(self._folder)
 
     @property
     def _folder(self) -> Path:

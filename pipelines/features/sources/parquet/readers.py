@@ -18,7 +18,7 @@ class Reader(Protocol):
     groups: int
 
     def read(self, group: int, columns: list[str]) -> Any:
-        """Read columns of a row group as a pyarrow Table; for a struct's field, as `audio.path`, at least that field."""
+        """Read columns of a row group as a pyarrow Table; for `audio.path` at least that field of a struct."""
 
     def may_lack_bytes(self, group: int, column: str) -> bool:
         """Return False if every row of a group certainly has a value in `column`, a struct's field as `audio.bytes`."""
