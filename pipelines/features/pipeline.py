@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.features import build, identity, rejections
+from pipelines.features import availability, build, identity, rejections
 from pipelines.features import cache as caches
 from pipelines.features.build import BuildOptions
 from pipelines.features.cache import FeatureCache
@@ -67,14 +67,15 @@ def run(
     """
     with record_stage(recipe, runs, "features") as record:
         whisper_processor, source = processor(recipe), open_source(recipe.source, recipe.language)
-        cache_identity = identity.cache_identity(recipe, source.identity(), whisper_processor, runs)
+        source_identity = source.identity()
+        cache_identity = identity.cache_identity(recipe, source_identity, whisper_processor, runs)
         folder = _local_folder(cache_uri) if cache_uri else identity.cache_folder(runs, cache_identity)
         if caches.is_finished(folder):
             cache = caches.open_cache(folder, cache_identity)
             logger.info(f"feature cache found, nothing is extracted again: {cache.uri}")
         else:
             extraction = _Extraction(recipe, source, _clip_filter(recipe, whisper_processor), runs, on_clips)
-            cache = extraction.run(folder, cache_identity, ray_address)
+            cache = extraction.run(folder, cache_identity, source_identity, ray_address)
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         record["curation"] = cache.curation
     _log_notes(cache)
@@ -166,13 +167,17 @@ class _Extraction:
     runs: str | Path
     on_clips: Callable[[int, int], None]
 
-    def run(self, folder: Path, cache_identity: dict[str, Any], ray_address: str) -> FeatureCache:
+    def run(
+        self, folder: Path, cache_identity: dict[str, Any], source_identity: dict[str, str], ray_address: str
+    ) -> FeatureCache:
         settings, curation = self.recipe.features, self.recipe.curation
+        availability.check_present(self.source, settings.max_rejected_share)
         held_out = load_held_out(curation.held_out, self.clip_filter.n_mels)
         survey = corpus.survey(curation, self.source, held_out)
         n_clips = survey.counts[0].before - len(survey.dropped) if survey else 0
 
         def curate(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
+            availability.check_unchanged(self.recipe, self.source, source_identity, rejected)
             return corpus.finish(curation, cache, rejected, survey, held_out, self._label_errors(cache))
 
         with clip_progress_bar("log-mel", n_clips or None) as advance:

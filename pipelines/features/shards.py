@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from pipelines.features.clips import Clip, Rejected
-from pipelines.features.sources import Example
+from pipelines.features.sources import Example, is_available
 from pipelines.infra import manifest
 from pipelines.recipes import digest
 from pipelines.whisper.log_mel import LogMel
@@ -168,11 +168,16 @@ def publish(folder: Path, result: ShardResult) -> None:
 
 
 def is_done(folder: Path, number: int, examples: list[Example]) -> bool:
-    """Return True if an earlier run finished this shard from the same examples and its bytes are intact."""
+    """Return True if an earlier run finished this shard from the same examples and its bytes are intact.
+
+    A shard is not done if a recording that was missing is there now.
+    """
     try:
         metadata = read(folder, number, [])[1]
+        missing = {row["id"] for row in metadata["rejected"] if row["reason"] == "missing"}
         return (
             metadata["examples"] == examples_digest(examples)
+            and not any(is_available(example) for example in examples if example.id in missing)
             and manifest.sha256(folder / bin_name(number)) == metadata["sha256"]
         )
     except (OSError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
@@ -13,8 +14,11 @@ from pipelines.features.cache import FeatureCache, open_cache
 from pipelines.features.curation import leaks
 from pipelines.features.curation.leaks import HeldOut
 from pipelines.features.sources import Example
+from pipelines.features.sources.splits import canonical_split
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
+
+logger = logging.getLogger(__name__)
 
 _SENTENCE = ("sentence", "text", "transcript", "transcription")
 _SPEAKER = ("client_id", "speaker", "speaker_id")
@@ -95,8 +99,10 @@ def _add_table(held_out: HeldOut, path: Path) -> None:
             f"{path} must have a column of speakers ({', '.join(_SPEAKER)}) or of sentences ({', '.join(_SENTENCE)}), "
             f"got {', '.join(map(str, rows.columns)) or 'none'}"
         )
-    if "split" in rows:
-        rows = rows[rows["split"] != "train"]
+    if split := next((name for name in rows if name.lower() == "split"), None):
+        rows = rows[rows[split].map(canonical_split) != "train"]
+        if rows.empty:
+            logger.info(f"note: curation.held_out names {path}, which holds out nothing: all its rows are of train")
     blank = [""] * len(rows)
     speakers, sentences = (rows[name] if name else blank for name in (speaker, sentence))
     for number, cells in enumerate(zip(speakers, sentences, strict=True), 1):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipelines.infra import files
+
 if TYPE_CHECKING:
     from pipelines.speech.recordings.excerpts import Excerpt
 
@@ -75,6 +77,19 @@ class Source(Protocol):
     # so that curation can select among them before anything is decoded, and one that draws sentences instead of
     # speakers has
     #     shared_speakers: frozenset[str]: speakers whose rows are in several splits for that reason
+
+
+def file_of(example: Example) -> Path | None:
+    """Return the file of an example's audio, which is not read; None if it is in no file of its own."""
+    fields = vars(example)
+    path = fields.get("file") or fields.get("audio")
+    return path if isinstance(path, Path) else None
+
+
+def is_available(example: Example) -> bool:
+    """Return True if the example's audio exists; audio within a data set is read for that."""
+    audio = file_of(example) or example.audio
+    return files.is_file(audio) if isinstance(audio, Path) else isinstance(audio, bytes)
 
 
 def lines_sha256(lines: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipelines.features.sources import Source
 from pipelines.recipes.data_settings import SourceSettings
 
@@ -39,6 +41,20 @@ def open_source(settings: SourceSettings, language: str = "sv") -> Source:
             return _mix(settings, language)
         case _:
             return _parquet(settings, language)
+
+
+def local_identity(settings: SourceSettings, language: str = "sv") -> dict[str, str]:
+    """Return the part of the source's identity that files on this machine decide, read from them now.
+
+    An archive is left out: reading it takes long, and it is one file.
+    """
+    if settings.kind == "mix":
+        parts = {part.name: local_identity(part, language) for part in settings.parts}
+        return {f"{name}.{field}": value for name, fields in parts.items() for field, value in fields.items()}
+    is_local = settings.kind in ("folder", "parquet", "feedback", "common_voice")
+    if not is_local or (settings.kind == "common_voice" and Path(settings.path).expanduser().is_file()):
+        return {}
+    return open_source(settings, language).identity()
 
 
 def _parquet(settings: SourceSettings, language: str) -> Source:
