@@ -32,6 +32,7 @@ from pipelines.inference.batch.tables import Recording
 from pipelines.inference.transcript import DamagedRecording
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
+from pipelines.infra.files import Unavailable
 from pipelines.speech import scoring, text
 from pipelines.speech.audio import AudioError
 from pipelines.speech.edits import Edits, count_edits
@@ -173,6 +174,10 @@ def _transcribe_one(
         transcript, error = damage.transcript, _one_line(damage)
     except AudioError as failure:
         return Result(recording.name, error=_one_line(failure))
+    except Unavailable as failure:  # says nothing about the recording: a table's row stays unfinished
+        if job.out:
+            raise
+        return Result(recording.name, error=_one_line(failure))
     for form in job.formats:
         write_subtitles(path, form, transcript, transcriber.language)
     progress.add(transcript.audio_s)
@@ -187,7 +192,7 @@ def _transcribe_one(
     )
 
 
-def _one_line(error: AudioError) -> str:
+def _one_line(error: LabError) -> str:
     return " ".join(str(error).split())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from pipelines.inference.batch.tables import Cells, Table, expand_user
-from pipelines.infra import manifest
+from pipelines.infra import files, manifest
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AUDIO_SUFFIXES
 
@@ -181,11 +181,14 @@ class ParquetTable:
         import pyarrow
         import pyarrow.parquet
 
+        if files.is_lfs_pointer(self.path):
+            raise LabError(f"{self.path} is {files.LFS_ADVICE}")
         try:
             # with a buffer, a row group is read gradually: other writers may store everything in one group
             with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
                 yield file
-        except pyarrow.ArrowInvalid as error:
+        except (pyarrow.ArrowException, OSError) as error:
+            files.check_readable(self.path)
             reason = str(error).splitlines()[0]
             raise LabError(f"{self.path} cannot be read as Parquet: {reason}. Write it again") from None
 

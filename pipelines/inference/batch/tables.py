@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.infra.errors import LabError
+from pipelines.speech import audio_cells
+from pipelines.speech.audio import AudioError
 
 AUDIO = ("audio", "path", "file", "file_name")
 REFERENCE = ("text", "sentence", "transcript_reference", "reference")
@@ -124,6 +126,11 @@ def _find_column(table: Table, usual_names: Sequence[str], requested: str, optio
 
 def _parse_audio(cell: Any, folder: Path) -> tuple[Path | bytes | None, str]:
     """Return the audio in a cell, and its name."""
+    if isinstance(cell, dict) and not cell.get("bytes") and cell.get("array") is not None:
+        try:
+            return audio_cells.parse(cell), str(cell.get("path") or "")
+        except AudioError:
+            return None, "decoded samples that are none, or without their sampling rate,"
     if isinstance(cell, dict):
         name, content = cell.get("path"), cell.get("bytes")
         return (content, str(name or "")) if isinstance(content, bytes) else _parse_audio(name, folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
 from pipelines.features import cache as caches
 from pipelines.features import pipeline as feature_pipeline
@@ -278,10 +279,19 @@ def test_rows_of_a_held_out_table_are_dropped(tmp_path, rows):
     assert "test.tsv, row 1" in cache.rejected["detail"][0]
 
 
-def test_held_out_table_ignores_its_training_rows(tmp_path, rows):
+@pytest.mark.parametrize(("column", "train"), [("split", "train"), ("Split", "Training"), ("SPLIT", " TRAIN ")])
+def test_held_out_table_ignores_its_training_rows(tmp_path, column, train):
     table = tmp_path / "transcripts.csv"
-    table.write_text('text,split\n"Mening nummer 6.",train\n"Mening nummer 7.",dev\n', "utf-8")
-    assert list(reasons(curated(tmp_path / "c", Outlined(rows), leaks="drop", held_out=[str(table)]))) == ["train-7"]
+    table.write_text(f'text,{column}\n"Mening nummer 6.",{train}\n"Mening nummer 7.",dev\n', "utf-8")
+    assert list(load_held_out([str(table)], 80).sentences) == ["mening nummer 7"]
+
+
+def test_held_out_table_of_training_rows_is_logged(tmp_path):
+    table = tmp_path / "transcripts.csv"
+    table.write_text("text,split\nHej.,training\n", "utf-8")
+    lines = record_log()
+    assert not load_held_out([str(table)], 80).sentences
+    assert "holds out nothing" in lines[0]
 
 
 def test_held_out_cache_drops_equal_audio(tmp_path, rows, sounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import signal
 import subprocess
@@ -21,8 +22,8 @@ from pipelines.inference.batch import journal
 from pipelines.inference.batch import run as batch_run
 from pipelines.inference.batch.job import BatchResult
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
-from pipelines.infra import manifest
-from pipelines.infra.errors import LabError
+from pipelines.infra import files, manifest
+from pipelines.infra.errors import LabError, Unfinished
 from pipelines.speech import audio, scoring
 from pipelines.whisper.model import ModelRef
 
@@ -60,8 +61,8 @@ def talks(tmp_path, encoded):
     (folder / "clips/3.wav").write_bytes(b"this is no sound" * 20)
     messages = ["Ljud 1.", "ljud nio", "x", "helt fel här", "y", ""]
     who = ["a", "a", "b", "b", "c", "c"]
-    files = [f"clips/{n}.wav" if n != 5 else "" for n in range(1, 7)]
-    lines = ["path,sentence,client_id", *map(",".join, zip(files, messages, who))]
+    names = [f"clips/{n}.wav" if n != 5 else "" for n in range(1, 7)]
+    lines = ["path,sentence,client_id", *map(",".join, zip(names, messages, who))]
     (folder / "talks.csv").write_text("\n".join(lines) + "\n", "utf-8")
     return folder / "talks.csv"
 
@@ -497,3 +498,43 @@ def test_command_transcribes_a_table_with_a_model(talks, toy_model, encoded, spe
     assert (first["audio_s"], first["error"], second["transcript"]) == ("0.375", "", "")
     assert float(first["wer"]) == table["score"]["wer"]
     assert (talks.parent / "spoken.srt").exists()
+
+
+def test_recording_that_cannot_be_read_now_stays_unfinished(talks, monkeypatch):
+    def fail(path, *args):
+        if str(path).endswith("4.wav"):
+            raise OSError(errno.EIO, "I/O error")
+        return open(path, *args)
+
+    monkeypatch.setattr(files, "WAITS_S", ())
+    monkeypatch.setattr(files, "open", fail, raising=False)
+    transcriber = FakeTranscriber()
+    decode = transcriber.transcribe
+    monkeypatch.setattr(
+        transcriber, "transcribe", lambda path, **options: (files.check_readable(path), decode(path, **options))[1]
+    )
+    with pytest.raises(Unfinished, match="4.wav cannot be read at the moment"):
+        run(talks, transcriber)
+    assert journal.read_journal(batch_job.plan([talks]).partial).rows == 3
+    recordings = batch_run.run(batch_job.plan([talks.parent / "clips" / "4.wav"]), transcriber).results
+    assert "cannot be read at the moment" in recordings[0].error
+    monkeypatch.undo()
+    job, summary = run(talks)
+    assert summary.errors == 2 and rows(job.out)[3]["transcript"] == "ljud 4"
+
+
+def test_parquet_with_decoded_samples_is_transcribed(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    cells = [{"array": [0.1] * 1600, "sampling_rate": 16_000}, {"array": [0.1] * 1600, "sampling_rate": None}]
+    pq.write_table(pa.table({"audio": cells}), tmp_path / "talks.parquet")
+    job, _ = run(tmp_path / "talks.parquet")
+    first, second = pq.read_table(job.out).to_pylist()
+    assert first["transcript"] == "ljud 1" and "without their sampling rate" in second["error"]
+
+
+def test_parquet_pointer_of_git_lfs_names_its_command(tmp_path):
+    path = tmp_path / "talks.parquet"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(LabError, match="git lfs pull"):
+        run(path)
