@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-import struct
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.speech import audio
 from pipelines.speech.audio import AudioError, Waveform, decode, from_array
+from pipelines.speech.decoders import ffmpeg, libsndfile
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000, 96_000)
 FORMATS = [
@@ -82,8 +83,34 @@ def test_integer_arrays_are_scaled_to_full_scale(dtype):
 
 
 def test_channels_are_averaged():
-    sound = np.stack([tone(16_000), -tone(16_000)], axis=1)
-    assert np.abs(from_array(sound, 16_000).samples).max() == 0  # opposite channels cancel
+    sound = np.stack([tone(16_000), tone(16_000, peak=0.1)], axis=1)
+    assert np.abs(from_array(sound, 16_000).samples - tone(16_000, peak=0.3)).max() < 1e-6
+
+
+NOISE = 0.003 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        [tone(16_000), -tone(16_000)],
+        [0.5 * -tone(16_000), tone(16_000)],
+        [tone(16_000) + NOISE, -tone(16_000) + NOISE[::-1]],
+        [tone(16_000), -tone(16_000), 0 * NOISE],
+    ],
+    ids=["inverted", "weaker", "noisy", "three"],
+)
+def test_channels_that_cancel_give_the_loudest(channels, encoded):
+    sound = np.stack(channels, axis=1)
+    loudest = sound[:, np.abs(sound).mean(axis=0).argmax()]
+    for samples in (decode(encoded(sound, subtype="FLOAT")).samples, np.concatenate([*audio.blocks(encoded(sound))])):
+        assert min(np.abs(samples - sign * loudest).max() for sign in (1, -1)) < 0.03
+
+
+def test_unrelated_and_silent_channels_are_averaged():
+    rng = np.random.default_rng(0)
+    for sound in (rng.uniform(-0.5, 0.5, (16_000, 2)), np.stack([tone(16_000), np.zeros(16_000)], axis=1)):
+        assert np.abs(from_array(sound, 16_000).samples - sound.mean(axis=1)).max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -117,9 +144,9 @@ def test_impossible_file_names_are_rejected():
     assert rejection_reason("x\0.wav") in ("missing", "unreadable")
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38, -3e4])
 @pytest.mark.parametrize("rate_hz", [16_000, 44_100])
-def test_nan_and_infinite_samples_are_rejected(encoded, bad, rate_hz):
+def test_samples_off_the_scale_are_rejected(encoded, bad, rate_hz):
     sound = tone(rate_hz)
     sound[500] = bad
     assert rejection_reason(encoded(sound, rate_hz, subtype="FLOAT")) == "not_finite"
@@ -134,29 +161,19 @@ def test_a_clip_shorter_than_one_16_khz_sample_is_empty(encoded, rate_hz):
     assert rejection_reason(encoded(np.array([0.5], np.float32), rate_hz)) == "empty"
 
 
-def test_overstated_header_yields_the_existing_samples(encoded):
-    data = bytearray(encoded(tone(16_000), subtype="PCM_16"))
-    offset = data.index(b"data") + 4
-    data[offset : offset + 4] = struct.pack("<I", 10 * (len(data) - offset - 4))
-    assert len(decode(bytes(data), max_duration_s=2).samples) == 16_000
-
-
 @pytest.mark.parametrize(("format", "subtype"), FORMATS, ids=lambda value: value)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
-def test_truncated_files_give_samples_or_a_reason(encoded, format, subtype, share):
+def test_truncated_files_are_never_whole(encoded, format, subtype, share):
     data = encoded(tone(16_000), 16_000, format, subtype)
-    try:
-        samples = decode(data[: int(share * len(data))]).samples
-    except AudioError:
-        assert rejection_reason(data[: int(share * len(data))]) in ("unreadable", "empty")
-    else:
-        assert 0 < len(samples) <= 17_500
-        assert np.isfinite(samples).all()
-
-
-def test_half_a_wav_gives_half_the_samples(encoded):
-    data = encoded(tone(16_000), subtype="PCM_16")
-    assert len(decode(data[: 44 + 16_000]).samples) == 8_000
+    data = data[: int(share * len(data))]
+    assert rejection_reason(data) in ("unreadable", "empty", "damaged")
+    samples = []
+    with pytest.raises(AudioError):
+        samples.extend(audio.blocks(data))
+    n_samples = sum(map(len, samples))
+    if format != "OGG":  # here the sound is a single page, of which nothing is read
+        assert n_samples >= (share - 0.4) * 16_000
+    assert n_samples <= 17_500
 
 
 @settings(max_examples=150, deadline=None)
@@ -167,7 +184,8 @@ def test_damaged_files_give_samples_or_a_reason(encoded, data):
     for _ in range(data.draw(st.integers(1, 8))):
         sound[data.draw(st.integers(0, min(200, len(sound) - 1)))] = data.draw(st.integers(0, 255))
     try:
-        waveform = decode(bytes(sound), max_duration_s=30)
+        with mock.patch.object(ffmpeg, "is_installed", return_value=False):  # starting it takes most of the time
+            waveform = decode(bytes(sound), max_duration_s=30)
     except AudioError:
         return
     assert len(waveform.samples)
@@ -193,7 +211,7 @@ def test_implausible_header_is_unreadable(encoded, monkeypatch, rate_hz, channel
 
 
 def test_many_channels_shorten_the_blocks(encoded, monkeypatch):
-    monkeypatch.setattr(audio, "_MAX_BLOCK_VALUES", 16_000)
+    monkeypatch.setattr(libsndfile, "_MAX_BLOCK_VALUES", 16_000)
     sound = np.repeat(tone(16_000)[:, None], 16, axis=1)
     blocks = list(audio.blocks(encoded(sound, 16_000, subtype="FLOAT")))
     assert [len(block) for block in blocks] == [1_000] * 16 + [0]

@@ -15,7 +15,7 @@ from pipelines.features.sources.splits import canonical_split
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import is_inside
 from pipelines.infra.tables import Cells, is_missing, open_table, read_text
-from pipelines.speech.audio import AUDIO_SUFFIXES
+from pipelines.speech.audio_files import find_audio
 from pipelines.speech.recordings.columns import FILE, META, SPEAKER, TEXT
 from pipelines.speech.recordings.excerpts import Excerpt, find_columns
 
@@ -162,15 +162,20 @@ def _log_columns(table: str, columns: list[str]) -> None:
 
 
 def _txt_records(folder: Path) -> Iterator[Record]:
-    """Yield every audio file that is not hidden, by path, with the text of its `.txt` file, else an empty text."""
+    """Yield every audio file that is not hidden, by path, with the text of its `.txt` file, else an empty text.
+
+    What else the folder holds is logged.
+    """
     for path in folder.rglob("*"):
         if path.is_symlink() and path.is_dir() and not is_inside(path, folder):
             raise LabError(
                 f"{path.relative_to(folder)} is a link to {os.readlink(path)}, outside {folder}: name the folder that "
                 "holds both as source.path, or copy the files"
             )
-    audio = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    for path in sorted(path for path in audio if not is_hidden(path)):
+    found = find_audio(folder)
+    if skipped := found.describe_skipped():
+        logger.info(f"note: {folder} holds {len(found.files)} recordings; skipped: {skipped}")
+    for path in (path.relative_to(folder) for path in found.files):
         where = str(path).encode(errors="replace").decode()
         beside = folder / inside(folder, path.with_suffix(".txt"), where)
         yield Record(where, {"path": str(path), "text": read_text(beside) if beside.is_file() else ""})

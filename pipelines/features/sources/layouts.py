@@ -15,7 +15,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import FileLookup
 from pipelines.infra.tables import FOREIGN_SUFFIXES, Cells, read_text
 from pipelines.infra.tables.encoding import readable
-from pipelines.speech.audio import AUDIO_SUFFIXES
+from pipelines.speech.audio_files import AUDIO_SUFFIXES
 from pipelines.speech.recordings.columns import FILE, TEXT
 
 logger = logging.getLogger(__name__)

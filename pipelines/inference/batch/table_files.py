@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from typing import Any, TextIO
 from pipelines.inference.batch.tables import Cells, Table, expand_user
 from pipelines.infra import files, manifest
 from pipelines.infra.errors import LabError
-from pipelines.speech.audio import AUDIO_SUFFIXES
+from pipelines.speech.audio_files import AUDIO_SUFFIXES, find_audio
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _BATCH_ROWS = 64
@@ -33,15 +36,19 @@ def open_table(path: Path) -> Table:
 
 
 def find_audio_files(folder: Path) -> list[Path]:
-    """Return all audio files in `folder` and its subfolders, sorted. Raises LabError if there are none."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    if not files:
-        raise LabError(f"no audio in {folder}: expected files that end in {', '.join(AUDIO_SUFFIXES)}")
-    return files
+    """Return all audio files in `folder` and its subfolders, sorted; log what is skipped.
+
+    Raises LabError if there are none.
+    """
+    found = find_audio(folder)
+    if skipped := found.describe_skipped():
+        logger.info(f"{folder}: {len(found.files)} recordings; skipped: {skipped}")
+    if not found.files:
+        raise LabError(
+            f"no audio in {folder}: expected files that end in {', '.join(AUDIO_SUFFIXES)}"
+            + (f"; skipped: {skipped}" if skipped else "")
+        )
+    return found.files
 
 
 class FileList:

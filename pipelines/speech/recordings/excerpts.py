@@ -26,7 +26,7 @@ import numpy as np
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import Cells, is_missing
 from pipelines.speech import audio
-from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError
+from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, DamagedAudio, Gap
 
 REASON = "bad_segment"
 TOLERANCE_S = 0.2
@@ -72,7 +72,7 @@ class Excerpt:
 
         if self.problem:
             raise AudioError(self.reason, self.problem)
-        samples = _decoded(source)
+        samples, gaps = _decoded(source)
         duration_s = len(samples) / SAMPLE_RATE_HZ
         if self.stated_s is not None and duration_s > self.stated_s + max(TOLERANCE_S, 0.05 * duration_s):
             raise AudioError(
@@ -81,6 +81,8 @@ class Excerpt:
                 "column offset to cut it, or remove the column duration",
             )
         end_s = duration_s if self.end_s is None else self.end_s
+        if gaps and gaps[-1].end_s is None and end_s >= gaps[-1].start_s:
+            raise DamagedAudio(gaps[-1:])
         if self.start_s >= duration_s or (end_s > duration_s + TOLERANCE_S and not self.may_be_longer):
             hint = "; are the times in milliseconds? Then name the columns start_ms and end_ms"
             raise AudioError(
@@ -88,6 +90,8 @@ class Excerpt:
                 f"{self.start_s:g} to {end_s:g} s are not inside the recording of {duration_s:.3f} s"
                 + (hint if self.start_s >= 100 * duration_s or end_s >= 100 * duration_s else ""),
             )
+        if lost := [gap for gap in gaps if gap.start_s < end_s and (gap.end_s is None or gap.end_s >= self.start_s)]:
+            raise DamagedAudio(lost)
         part = samples[round(self.start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
         file = io.BytesIO()
         soundfile.write(file, part, SAMPLE_RATE_HZ, format="WAV", subtype="FLOAT")
@@ -168,8 +172,12 @@ def _seconds(value: Any, scale: float) -> float | str | None:
     return result if math.isfinite(result) else str(value)[:40]
 
 
-def _decoded(source: bytes | Path) -> np.ndarray:
-    """Return all samples of a recording, float32 [n] at 16 kHz; the last file is kept for its next rows."""
+_Decoded = tuple[np.ndarray, tuple[Gap, ...]]
+"""All samples of a recording, float32 [n] at 16 kHz, and its parts that cannot be read."""
+
+
+def _decoded(source: bytes | Path) -> _Decoded:
+    """Return a recording; the last file is kept for its next rows."""
     if isinstance(source, bytes):
         return _decode(source)
     try:
@@ -180,9 +188,14 @@ def _decoded(source: bytes | Path) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _decoded_file(path: str, size: int, modified_ns: int) -> np.ndarray:
+def _decoded_file(path: str, size: int, modified_ns: int) -> _Decoded:
     return _decode(Path(path))
 
 
-def _decode(source: bytes | Path) -> np.ndarray:
-    return np.concatenate(list(audio.blocks(source)))
+def _decode(source: bytes | Path) -> _Decoded:
+    blocks: list[np.ndarray] = []
+    try:
+        blocks.extend(audio.blocks(source))
+    except DamagedAudio as error:
+        return np.concatenate([np.zeros(0, np.float32), *blocks]), error.gaps
+    return np.concatenate(blocks), ()

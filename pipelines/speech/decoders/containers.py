@@ -1,0 +1,84 @@
+"""Examine a file: its kind, what its sizes claim, and the pieces that hold sound."""
+
+from __future__ import annotations
+
+from pipelines.speech.decoders import flac, mpeg, ogg, pcm
+from pipelines.speech.decoders.content import Content, Layout, Piece
+
+FRAGMENTED = "mp4", "matroska"
+_EBML = b"\x1a\x45\xdf\xa3"
+_SEGMENT = b"\x18\x53\x80\x67"
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_HEAD_BYTES = 65_536
+_MAX_BOXES = 100_000
+
+
+def examine(content: Content) -> Layout:
+    """Return the layout of a file; for other kinds than the known ones that of a file which is decoded as it is."""
+    start = _after_id3(content)
+    head = content.read(start, 16)
+    layout = None
+    if head[:4] == ogg.MARKER:
+        layout = ogg.examine(content)
+    elif head[:4] == flac.MARKER:
+        layout = flac.examine(content, start)
+    elif mpeg.parse_adts(head[:7]):
+        layout = mpeg.examine_adts(content)
+    elif start or mpeg.parse_mp3(head[:4]):
+        layout = mpeg.examine_mp3(content)
+    elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp"):
+        layout = _mp4(content)
+    elif head[:4] == _EBML:
+        layout = Layout("matroska", (Piece(is_cut=_is_cut_matroska(content)),), only_ffmpeg=True)
+    elif head == _ASF:
+        layout = Layout("asf", (Piece(is_cut=_is_cut_asf(content)),), only_ffmpeg=True)
+    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        is_cut = int.from_bytes(head[4:8], "little") + 8 > content.size
+        layout = Layout("avi", (Piece(is_cut=is_cut),), only_ffmpeg=True)
+    return layout or pcm.examine(content) or Layout()
+
+
+def _after_id3(content: Content) -> int:
+    """Return the offset behind the ID3v2 tags at the start; 0 if the file is nothing else."""
+    position = 0
+    while (head := content.read(position, 10))[:3] == b"ID3" and len(head) == 10:
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        position += 10 + size + (10 if head[5] & 0x10 else 0)
+    return position if position < content.size else 0
+
+
+def _mp4(content: Content) -> Layout:
+    """Walk the boxes of mp4, m4a, mov and 3gp: one that is longer than the file was cut off."""
+    position, names = 0, set()
+    while position + 8 <= content.size and len(names) < _MAX_BOXES:
+        head = content.read(position, 16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1 and len(head) == 16:
+            size = int.from_bytes(head[8:16], "big")
+        names.add(head[4:8])
+        if size < 8:  # 0: up to the end of the file
+            position = content.size
+            break
+        position += size
+    return Layout("mp4", (Piece(is_cut=position > content.size),), only_ffmpeg=True)
+
+
+def _is_cut_matroska(content: Content) -> bool:
+    """Return whether the segment of a matroska or webm file is longer than the file; False if its size is unknown."""
+    head = content.read(0, 4_096)
+    at = head.find(_SEGMENT)
+    if at < 0 or at + 5 > len(head):
+        return False
+    n_bytes = 9 - head[at + 4].bit_length()
+    field = head[at + 4 : at + 4 + n_bytes]
+    size = int.from_bytes(field, "big") & ((1 << 7 * n_bytes) - 1)
+    return size != (1 << 7 * n_bytes) - 1 and at + 4 + n_bytes + size > content.size
+
+
+def _is_cut_asf(content: Content) -> bool:
+    """Return whether a wma or asf file is shorter than its header says; False for a broadcast, which says nothing."""
+    head = content.read(0, _HEAD_BYTES)
+    at = head.find(_ASF_FILE)
+    flags = int.from_bytes(head[at + 88 : at + 92], "little")
+    return at >= 0 and not flags & 1 and int.from_bytes(head[at + 40 : at + 48], "little") > content.size

@@ -1,0 +1,115 @@
+"""Decode with libsndfile: wav, flac, mp3, ogg, aiff, au, caf. soxr resamples."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Generator, Iterator
+
+import numpy as np
+
+from pipelines.speech.decoders.content import Content, Piece, Spliced
+from pipelines.speech.decoders.waveform import SAMPLE_RATE_HZ, AudioError, check_duration, check_header, to_mono
+
+_MAX_BLOCK_VALUES = 1 << 24
+"""Most values, over all channels, that are decoded at a time: 64 MB of float32."""
+_STEP_S = 0.5
+"""Duration that is decoded at a time: at an error, what was decoded of the current step is lost."""
+ERRORS = (RuntimeError, ValueError, TypeError, OSError)
+
+
+@contextlib.contextmanager
+def open_sound(content: Content, piece: Piece) -> Iterator[object]:
+    """Yield the SoundFile of a piece. Raises AudioError for an implausible header, and the errors of soundfile."""
+    import soundfile
+
+    with _open_target(content, piece) as target, soundfile.SoundFile(target, closefd=False) as file:
+        check_header(file.samplerate, file.channels)
+        yield file
+
+
+@contextlib.contextmanager
+def _open_target(content: Content, piece: Piece) -> Iterator[io.IOBase | str | int]:
+    """Yield a path or file descriptor: through Python's file objects decoding takes a tenth longer."""
+    if piece.parts:
+        yield Spliced(content, piece.parts)
+    elif isinstance(content.source, str):
+        yield content.source
+    elif hasattr(os, "memfd_create"):
+        with open(os.memfd_create("clip"), "w+b") as file:
+            file.write(content.source)
+            file.seek(0)
+            yield file.fileno()
+    else:
+        yield io.BytesIO(content.source)
+
+
+def read(content: Content, piece: Piece, max_duration_s: float) -> tuple[np.ndarray, int]:
+    """Return all samples, float32 [n, channels], and their rate.
+
+    Raises AudioError `too_long` (by the header, before decoding) and the errors of soundfile.
+    """
+    with open_sound(content, piece) as file:
+        check_duration(file.frames / file.samplerate, max_duration_s)
+        # one second more than allowed: the header can understate the duration
+        max_frames = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
+        return file.read(max_frames, dtype="float32", always_2d=True), file.samplerate
+
+
+def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float) -> Generator[np.ndarray, None, str]:
+    """Yield blocks of float32 [n], mono at 16 kHz; return why it ended before the end, or "".
+
+    Raises AudioError `too_long` and `not_finite`.
+    """
+    import soxr
+
+    try:
+        with open_sound(content, piece) as file:
+            check_duration(file.frames / file.samplerate, max_duration_s)
+            block_frames = min(int(block_s * file.samplerate), _MAX_BLOCK_VALUES // file.channels)
+            resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
+            same_rate, n_frames, fault = file.samplerate == SAMPLE_RATE_HZ, 0, ""
+            while True:
+                frames, fault = _read_block(file, block_frames)
+                n_frames += len(frames)
+                check_duration(n_frames / file.samplerate, max_duration_s)
+                block, is_last = to_mono(frames), bool(fault) or not len(frames)
+                yield np.ascontiguousarray(block) if same_rate else resampler.resample_chunk(block, last=is_last)
+                if is_last:
+                    break
+            if fault:
+                content.check_available()
+            missing_s = (piece.duration_s or 0.0) - n_frames / file.samplerate
+            return fault or ("it ends early" if missing_s > piece.tolerance_s else "")
+    except AudioError:
+        raise
+    except ERRORS as error:
+        content.check_available()
+        return describe(error)
+
+
+def _read_block(file: object, n_frames: int) -> tuple[np.ndarray, str]:
+    """Return up to `n_frames` frames, and the error that ended them, or ""."""
+    frames = np.empty((n_frames, file.channels), dtype=np.float32)
+    n_read, step = 0, int(_STEP_S * file.samplerate)
+    while n_read < n_frames:
+        try:
+            new = file.read(out=frames[n_read : n_read + step], always_2d=True)
+        except ERRORS as error:
+            return frames[:n_read], describe(error)
+        n_read += len(new)
+        if not len(new):
+            break
+    return frames[:n_read], ""
+
+
+def describe(error: Exception) -> str:
+    """Return an error of soundfile in a few words, without paths."""
+    import soundfile
+
+    if isinstance(error, soundfile.LibsndfileError):
+        text = error.error_string.strip(" .")
+        # libsndfile says so of every file whose content it cannot open as the kind that it recognised
+        return "its content is damaged" if "does not exist" in text else text
+    return f"{type(error).__name__} while decoding: {error}"

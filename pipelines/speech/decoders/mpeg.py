@@ -1,0 +1,342 @@
+"""Frames of mp3 (MPEG audio) and of AAC with ADTS headers, the two formats that are only a row of frames.
+
+A file may hold other things than its header says: frames behind its claimed end, a second file behind the first, and
+damaged frames. So the frames are counted, and a file that does not fit its header becomes pieces with right headers. In
+place of a damaged frame they hold a silent one, so that times after it stay right.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipelines.speech.decoders.content import CHUNK_BYTES, Content, Layout, Part, Piece
+from pipelines.speech.decoders.waveform import Gap
+
+_LAYER_3_KBPS = {
+    1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_AAC_RATES_HZ = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
+_AAC_SILENCE = {1: bytes.fromhex("00c800802380"), 2: bytes.fromhex("21004902900219002380")}
+"""An AAC-LC frame of silence by number of channels."""
+_HEADER_BYTES = 7
+_TAG_BYTES = 200
+"""A frame's first bytes that hold a Xing, Info or VBRI header."""
+_PADDING_BYTES = 4_096
+"""Longer rows of zeros at the end are lost sound."""
+_TRIMMED_FRAMES = 4
+"""The most that a decoder trims: delay of the encoder and padding of the last frame."""
+
+
+class Frame(NamedTuple):
+    """The header of a frame."""
+
+    n_bytes: int
+    key: tuple[int, ...]
+    """Equal for all frames of a stream: version, rate, mono or not."""
+    n_samples: int
+    rate_hz: int
+    kbps: int = 0
+
+
+@functools.lru_cache(4_096)
+def parse_mp3(header: bytes) -> Frame | None:
+    """Return the frame of layer III that begins with these 4 bytes, or None."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return None
+    version, bitrate, rate, padding = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3, header[2] >> 1 & 1
+    if version == 1 or bitrate in (0, 15) or rate == 3:
+        return None
+    is_mono, rate_hz = header[3] >> 6 == 3, _RATES_HZ[version][rate]
+    kbps = _LAYER_3_KBPS[1 if version == 3 else 2][bitrate]
+    n_samples = 1_152 if version == 3 else 576
+    return Frame(n_samples // 8 * kbps * 1_000 // rate_hz + padding, (version, rate, is_mono), n_samples, rate_hz, kbps)
+
+
+@functools.lru_cache(4_096)
+def parse_adts(header: bytes) -> Frame | None:
+    """Return the AAC frame that begins with these 7 bytes, or None."""
+    if len(header) < _HEADER_BYTES or header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
+        return None
+    rate, channels = header[2] >> 2 & 15, (header[2] & 1) << 2 | header[3] >> 6
+    n_bytes = (header[3] & 3) << 11 | header[4] << 3 | header[5] >> 5
+    if rate >= len(_AAC_RATES_HZ) or n_bytes <= _HEADER_BYTES:
+        return None
+    return Frame(n_bytes, (header[2] >> 6, rate, channels), 1_024 * ((header[6] & 3) + 1), _AAC_RATES_HZ[rate])
+
+
+@dataclass
+class _Stream:
+    """A row of frames with one key, as the walk finds them."""
+
+    header: bytes
+    frame: Frame
+    claimed_frames: int | None = None
+    """By its Xing or Info header."""
+    tag: tuple[int, int] | None = None
+    """Position of that header's frame."""
+    parts: list[Part] = field(default_factory=list)
+    n_frames: int = 0
+    """Silent ones included."""
+    n_bytes: int = 0
+    n_good: int = 0
+    """Bytes and number of the frames in the file."""
+    lost: list[tuple[int, int]] = field(default_factory=list)
+    """Number of frames before the lost ones, and number of lost frames."""
+    before_s: float = 0.0
+    is_vbr: bool = False
+    is_cut: bool = False
+
+    @property
+    def frame_s(self) -> float:
+        return self.frame.n_samples / self.frame.rate_hz
+
+    def add(self, start: int, end: int, n_frames: int) -> None:
+        last = self.parts[-1] if self.parts else None
+        if isinstance(last, tuple) and last[1] == start:
+            self.parts[-1] = (last[0], end)
+        elif end > start:
+            self.parts.append((start, end))
+        self.n_frames, self.n_good, self.n_bytes = (
+            self.n_frames + n_frames,
+            self.n_good + n_frames,
+            self.n_bytes + end - start,
+        )
+
+    def add_silence(self, n_bytes: int, silence: bytes) -> None:
+        """Put silent frames in place of `n_bytes` of lost frames."""
+        mean_bytes = self.n_bytes / self.n_good if self.n_good else self.frame.n_bytes
+        n_lost = max(round(n_bytes / mean_bytes), 1)
+        self.lost.append((self.n_frames, n_lost))
+        if silence:
+            self.parts.append(silence * n_lost)
+            self.n_frames += n_lost
+
+
+class _Walk:
+    """The streams of a file, in order."""
+
+    def __init__(self, content: Content, parse: Callable[[bytes], Frame | None]):
+        self.content, self.parse = content, parse
+        self.is_mp3 = parse is parse_mp3
+        self.n_header = 4 if self.is_mp3 else _HEADER_BYTES
+        self.streams: list[_Stream] = []
+        self.end = content.size
+        if content.read(content.size - 128, 3) == b"TAG":
+            self.end -= 128
+        self._run(self._skip_tags(0))
+
+    def _run(self, position: int) -> None:
+        while position < self.end:
+            position = self._walk_frames(position)
+            if position >= self.end:
+                return
+            if self.is_mp3 and _is_tag(self.content.read(position, _TAG_BYTES)):
+                position = self._start_stream(position)
+                continue
+            after_tags = self._skip_tags(position)
+            if after_tags == position and self._is_truncated_frame(position):
+                self.streams[-1].is_cut = True
+                return
+            position = self._resume(after_tags)
+
+    def _walk_frames(self, position: int) -> int:
+        """Follow frames from `position` on; return the position of what is no whole frame of this stream."""
+        stream = self.streams[-1] if self.streams else None
+        key, kbps = (stream.frame.key, stream.frame.kbps) if stream else ((), 0)
+        parse, n_header, end = self.parse, self.n_header, self.end
+        while position < end:
+            chunk = self.content.read(position, CHUNK_BYTES)
+            tags, at, n_frames, last = self._tag_offsets(chunk), 0, 0, len(chunk) - _TAG_BYTES
+            is_last_chunk = position + len(chunk) >= self.content.size
+            while at < last or is_last_chunk:
+                frame = parse(chunk[at : at + n_header])
+                if frame is None or frame.key != key or position + at + frame.n_bytes > end or at in tags:
+                    break
+                if frame.kbps != kbps:
+                    stream.is_vbr = True
+                at += frame.n_bytes
+                n_frames += 1
+            if stream:
+                stream.add(position, position + at, n_frames)
+            position += at
+            if at < last or is_last_chunk:
+                return position
+        return position
+
+    def _tag_offsets(self, chunk: bytes) -> set[int]:
+        """Return the offsets of frames in `chunk` that are Xing or Info headers instead of sound."""
+        offsets: set[int] = set()
+        for name in (b"Xing", b"Info") if self.is_mp3 else ():
+            at = chunk.find(name)
+            while at >= 0:
+                offsets |= {at - n for n in (36, 21, 13) if at >= n}
+                at = chunk.find(name, at + 4)
+        return {at for at in offsets if _is_tag(chunk[at : at + _TAG_BYTES])}
+
+    def _start_stream(self, position: int) -> int:
+        """Start a stream with the Xing or Info header at `position`; return the position of its first frame."""
+        head = self.content.read(position, _TAG_BYTES)
+        frame = parse_mp3(head[:4])
+        stream = _Stream(head[:4], frame, tag=(position, position + frame.n_bytes))
+        offset = _tag_offset(head)
+        if head[offset + 7] & 1:
+            stream.claimed_frames = int.from_bytes(head[offset + 8 : offset + 12], "big")
+        self.streams.append(stream)
+        following = self.parse(self.content.read(position + frame.n_bytes, 4))
+        if following:
+            stream.frame = following._replace(key=frame.key)
+        return position + frame.n_bytes
+
+    def _skip_tags(self, position: int) -> int:
+        """Return the position after ID3 and APE tags."""
+        while True:
+            head = self.content.read(position, 32)
+            if head[:3] == b"ID3" and len(head) >= 10:
+                size = functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, head[6:10], 0)
+                position += 10 + size + (10 if head[5] & 0x10 else 0)
+            elif head[:3] == b"TAG":
+                position += 128
+            elif head[:8] == b"APETAGEX":
+                position += 32 + int.from_bytes(head[12:16], "little") * bool(head[23] & 0x20)
+            elif head[:11] == b"LYRICSBEGIN":
+                return self.end
+            else:
+                return position
+
+    def _is_truncated_frame(self, position: int) -> bool:
+        """Return whether the file ends within the frame at `position`."""
+        frame = self.parse(self.content.read(position, self.n_header))
+        return bool(self.streams and frame and frame.key == self.streams[-1].frame.key) and (
+            position + frame.n_bytes > self.end
+        )
+
+    def _resume(self, position: int) -> int:
+        """Find the next frame; record what lies before it as lost. Return its position, or the end."""
+        found = self._next_frame(position)
+        stream = self.streams[-1] if self.streams else None
+        if found is None:
+            is_padding = self.end - position <= _PADDING_BYTES and self.content.is_zero(position)
+            if stream and not is_padding and self.end - position > 2 * max(stream.frame.n_bytes, 512):
+                stream.is_cut = True
+            return self.end
+        header = self.content.read(found, self.n_header)
+        frame, is_tag = self.parse(header), self.is_mp3 and _is_tag(self.content.read(found, _TAG_BYTES))
+        lost = found - position
+        if stream and frame.key == stream.frame.key and not is_tag:
+            if lost:
+                stream.add_silence(lost, self._silent_frame(header, frame))
+        elif not is_tag:
+            before_s = lost / frame.n_bytes * frame.n_samples / frame.rate_hz if stream and lost else 0.0
+            self.streams.append(_Stream(header, frame, before_s=before_s))
+        elif stream and lost:
+            stream.add_silence(lost, self._silent_frame(stream.header, stream.frame))
+        return found
+
+    def _next_frame(self, position: int) -> int | None:
+        """Return the position of the next frame that is followed by another of its kind, or ends the file."""
+        n_needed = 2 if self.streams else 3
+        for offset, chunk in self.content.chunks(position, overlap=8_192):
+            at = chunk.find(0xFF)
+            while 0 <= at < len(chunk) - self.n_header:
+                if self._is_row(offset + at, chunk[at : at + self.n_header], n_needed):
+                    return offset + at
+                at = chunk.find(0xFF, at + 1)
+        return None
+
+    def _is_row(self, position: int, header: bytes, n_needed: int) -> bool:
+        frame, first = self.parse(header), None
+        for _ in range(n_needed):
+            if frame is None or (first and frame.key != first.key):
+                return False
+            first, position = first or frame, position + frame.n_bytes
+            if position == self.end:
+                return True
+            frame = self.parse(self.content.read(position, self.n_header))
+        return True
+
+    def _silent_frame(self, header: bytes, frame: Frame) -> bytes:
+        if self.is_mp3:
+            head = bytes((0xFF, header[1] | 1, header[2] & 0xFD, header[3]))
+            return head + bytes(parse_mp3(head).n_bytes - 4)
+        payload = _AAC_SILENCE.get(frame.key[2])
+        if payload is None or frame.key[0] != 1:  # not AAC-LC: no silent frame is known
+            return b""
+        n_bytes = _HEADER_BYTES + len(payload)
+        head = bytearray((0xFF, header[1] | 1, *header[2:7]))
+        head[3] = head[3] & 0xFC | n_bytes >> 11
+        head[4], head[5], head[6] = n_bytes >> 3 & 0xFF, (n_bytes & 7) << 5 | 0x1F, 0xFC
+        return bytes(head) + payload
+
+
+def _tag_offset(head: bytes) -> int:
+    """Return the offset of the Xing or Info header in a frame, by MPEG version and number of channels."""
+    is_mono = head[3] >> 6 == 3
+    return (21 if is_mono else 36) if head[1] >> 3 & 3 == 3 else (13 if is_mono else 21)
+
+
+def _is_tag(head: bytes) -> bool:
+    frame = parse_mp3(head[:4])
+    return bool(frame) and head[_tag_offset(head) :][:4] in (b"Xing", b"Info")
+
+
+def examine_mp3(content: Content) -> Layout | None:
+    """Return the layout of an mp3 file; None if it is not one."""
+    streams = _Walk(content, parse_mp3).streams
+    if not streams or (len(streams) == 1 and not streams[0].n_frames and not streams[0].tag):
+        return None
+    return Layout("mp3", tuple(_mp3_piece(content, stream, len(streams) == 1) for stream in streams))
+
+
+def _mp3_piece(content: Content, stream: _Stream, is_only: bool) -> Piece:
+    claimed = stream.claimed_frames
+    gaps = tuple(Gap(n * stream.frame_s, (n + n_lost) * stream.frame_s) for n, n_lost in stream.lost)
+    fields = {
+        "duration_s": stream.n_frames * stream.frame_s,
+        "tolerance_s": _TRIMMED_FRAMES * stream.frame_s,
+        "gaps": gaps,
+        "before_s": stream.before_s,
+        "is_cut": stream.is_cut or (claimed is not None and claimed > stream.n_frames + 1),
+    }
+    is_right = stream.n_frames - 1 <= claimed <= stream.n_frames if claimed is not None else not stream.is_vbr
+    if is_right and is_only and not gaps:
+        return Piece(**fields)
+    header: Part = stream.tag if is_right and stream.tag and not gaps else _info_frame(content, stream)
+    return Piece((header, *stream.parts), **fields)
+
+
+def _info_frame(content: Content, stream: _Stream) -> bytes:
+    """Return a frame with an Info header that claims the frames of a stream: mpg123 reads as many."""
+    n_bytes = sum(len(part) if isinstance(part, bytes) else part[1] - part[0] for part in stream.parts)
+    if stream.tag:
+        tag = bytearray(content.read(stream.tag[0], stream.tag[1] - stream.tag[0]))
+        offset = _tag_offset(tag)
+        if tag[offset + 7] & 3 == 3 and len(tag) >= offset + 16:
+            tag[offset + 8 : offset + 12] = stream.n_frames.to_bytes(4, "big")
+            tag[offset + 12 : offset + 16] = (n_bytes + len(tag)).to_bytes(4, "big")
+            return bytes(tag)
+    head = bytearray((0xFF, stream.header[1] | 1, stream.header[2] & 0x0D, stream.header[3]))
+    while True:  # the lowest bitrate whose frame has room
+        head[2] += 0x10
+        offset = _tag_offset(head)
+        if (size := parse_mp3(bytes(head)).n_bytes) >= offset + 56:
+            break
+    fields = b"Info\0\0\0\x03" + stream.n_frames.to_bytes(4, "big") + (n_bytes + size).to_bytes(4, "big")
+    return bytes(head) + bytes(offset - 4) + fields + bytes(size - offset - len(fields))
+
+
+def examine_adts(content: Content) -> Layout | None:
+    """Return the layout of an AAC file with ADTS headers; None if it is not one."""
+    streams = _Walk(content, parse_adts).streams
+    if not streams or streams[0].n_frames < 2:
+        return None
+    pieces = []
+    for stream in streams:
+        gaps = tuple(Gap(n * stream.frame_s, (n + lost) * stream.frame_s) for n, lost in stream.lost)
+        parts = tuple(stream.parts) if gaps or len(streams) > 1 else ()
+        pieces.append(Piece(parts, gaps=gaps, is_cut=stream.is_cut, before_s=stream.before_s))
+    return Layout("adts", tuple(pieces), only_ffmpeg=True)
