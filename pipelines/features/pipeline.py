@@ -24,7 +24,7 @@ from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.curation.held_out import load_held_out
 from pipelines.features.curation.selection import Selection
 from pipelines.features.identity import label_model
-from pipelines.features.sources import SPLITS, Example, NoAudio, Source
+from pipelines.features.sources import SPLITS, Example, NoAudio, Source, splits
 from pipelines.features.sources.registry import open_source
 from pipelines.infra import environment, stores
 from pipelines.infra.errors import LabError
@@ -79,6 +79,7 @@ def run(
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         record["curation"] = cache.curation
     _log_notes(cache)
+    logger.info(f"clips to use: {splits.describe(cache.rows['split'])}")
     if summary := rejections.describe(cache):
         logger.info(summary)
     rejections.check_share(cache, recipe.features.max_rejected_share)

@@ -8,14 +8,13 @@ becomes an Example: curation rejects and counts one without a recording (`missin
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pipelines.features.sources import SPLITS, Example, lines_sha256
-from pipelines.infra import feedback_log
+from pipelines.infra import feedback_log, files
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import is_inside
 from pipelines.infra.manifest import sha256
@@ -34,8 +33,8 @@ class FeedbackSource:
     def identity(self) -> dict[str, str]:
         """Return a digest of the rows, and one of the recordings."""
         rows = (json.dumps([row.id, row.text, row.speaker, row.meta]) for row in self._all)
-        files = (sha256(row.audio) if os.path.isfile(row.audio) else "absent" for row in self._all)
-        return {"kind": "feedback", "rows_sha256": lines_sha256(rows), "files_sha256": lines_sha256(files)}
+        recordings = (_sha256(row.audio) for row in self._all)
+        return {"kind": "feedback", "rows_sha256": lines_sha256(rows), "files_sha256": lines_sha256(recordings)}
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
         """Return the rows, oldest first, if `splits` include train. Raises LabError at once for an unusable log."""
@@ -73,3 +72,8 @@ class FeedbackSource:
         folder = self._log.parent
         file = folder / cell if cell and "\0" not in cell else folder / MISSING
         return file if is_inside(file, folder) else folder / MISSING
+
+
+def _sha256(path: Path) -> str:
+    """Return the sha256 of a recording, or `absent`. Raises Unavailable if it cannot be read at the moment."""
+    return files.retry(lambda: sha256(path), path) if files.is_file(path) else "absent"

@@ -180,6 +180,13 @@ def test_folder_has_the_same_examples_as_archive(archive_path, tmp_path):
         assert CommonVoiceSource(str(path)).identity()["release"] == "25.0-2026-03-09"
 
 
+@pytest.mark.parametrize("name", ["validation", "Valid", "DEV"])
+def test_table_of_a_folder_may_have_a_synonym(tmp_path, name):
+    folder = unpack(tmp_path / "folder", toy())
+    (folder / BASE / "dev.tsv").rename(folder / BASE / f"{name}.tsv")
+    assert ids(read(folder), "validation") == ["dev40", "dev41"]
+
+
 @pytest.mark.parametrize("path", ["archive", "folder"])
 def test_validated_pool_shares_nothing_with_held_out(archive_path, tmp_path, path):
     path = archive_path if path == "archive" else unpack(tmp_path / "folder", toy())

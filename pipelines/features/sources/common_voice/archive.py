@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
+from pipelines.infra import files
 from pipelines.infra.errors import LabError
 
 MAX_HEADER_BYTES = 1 << 20
@@ -65,6 +66,7 @@ def damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        files.check_readable(path)
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise LabError(
             f"{path.name} must be a whole .tar.gz, got: {' '.join(cause.split())}. Download it again"

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from pipelines.features.sources import SPLITS, Example
 from pipelines.features.sources.common_voice import archive
 from pipelines.features.sources.common_voice.tables import POOLS, Row, Selection, Table, read, select
+from pipelines.features.sources.splits import SYNONYMS
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import is_inside
 from pipelines.recipes import languages
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 MAX_CLIP_BYTES = 1 << 26
 """A larger member below `clips` would exhaust the memory: 30 s of mp3 are 2 MB at most."""
+_SYNONYMS = {"train": SYNONYMS["train"], "dev": SYNONYMS["validation"], "test": SYNONYMS["test"]}
+"""Table to the names that it may have in an unpacked folder."""
 _RELEASE = re.compile(r"cv-corpus-(\d+(?:\.\d+)?(?:-delta)?-\d{4}-\d{2}-\d{2})")
 
 
@@ -203,9 +206,10 @@ def _from_tar(path: Path, release: Release, selected: dict[str, tuple[str, Row]]
 def _folder_release(path: Path, language: str, names: tuple[str, ...]) -> Release:
     base = _folder_base(path, language)
     tables = {}
+    by_stem = {table.stem.lower(): table for table in sorted(base.glob("*.tsv")) if table.is_file()}
     for name in names:
-        table = base / f"{name}.tsv"
-        if table.is_file():
+        table = next((by_stem[stem] for stem in (name, *_SYNONYMS.get(name, ())) if stem in by_stem), None)
+        if table:
             _check_inside(path, table)
             try:
                 with open(table, "rb") as file:
