@@ -3,6 +3,7 @@
     schemas      responses: transcripts, models, health, errors
     queue        one decoding at a time, a limited number of waiting requests
     middleware   token, free slot, size and time of a request
+    forms        forms as clients send them, and fields that are refused
     api          the routes
     responses    transcripts and model facts as responses
     docs_page    the documentation at /docs

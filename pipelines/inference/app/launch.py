@@ -115,8 +115,10 @@ def _limited_connections() -> Iterator[None]:
     """Let the server that Gradio starts limit the heads of requests: Gradio passes no such option to uvicorn."""
     from uvicorn import config
 
+    from pipelines.inference.http_protocol import LimitedProtocol
+
     previous = config.HTTP_PROTOCOLS["auto"]
-    config.HTTP_PROTOCOLS["auto"] = "pipelines.inference.api.protocol:LimitedProtocol"
+    config.HTTP_PROTOCOLS["auto"] = LimitedProtocol
     try:
         yield
     finally:

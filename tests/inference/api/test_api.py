@@ -30,8 +30,9 @@ from hypothesis import strategies
 
 from pipelines.cli import inference
 from pipelines.inference import detection
+from pipelines.inference import http_protocol as protocol
 from pipelines.inference import subtitles as written
-from pipelines.inference.api import api, protocol
+from pipelines.inference.api import api
 from pipelines.inference.api import server as api_server
 from pipelines.inference.api.queue import Limits
 from pipelines.inference.transcriber import Transcriber

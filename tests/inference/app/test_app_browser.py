@@ -100,7 +100,7 @@ class Server:
     def uploads(self) -> list[Path]:
         """Files in the folder of uploads, the page's own examples aside."""
         found = [path for path in self.temporary.glob("lab-app-*/**/*") if path.is_file()]
-        return [path for path in found if path.name not in EXAMPLES]
+        return [path for path in found if path.name not in (*EXAMPLES, ".lock")]
 
     def wait(self, seconds: float = 400) -> None:
         assert self._ready.wait(seconds), "".join(self.lines)
@@ -142,15 +142,19 @@ def server(chromium, model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(chromium, spoken):
+def launch(chromium):
+    """`launch(flags)`: start a Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=[*FLAGS, f"--use-file-for-fake-audio-capture={spoken}%noloop"]
-        )
-        yield browser
-        browser.close()
+        yield lambda flags: playwright.chromium.launch(executable_path=chromium, args=[*flags])
+
+
+@pytest.fixture(scope="module")
+def browser(launch, spoken):
+    browser = launch([*FLAGS, f"--use-file-for-fake-audio-capture={spoken}%noloop"])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
@@ -161,11 +165,15 @@ def console_errors():
 
 @pytest.fixture
 def page(browser, server, console_errors):
-    """The page, freshly opened; at the end: nothing came from outside, and the console holds no error."""
+    """The page, freshly opened.
+
+    At the end: nothing came from outside, every route that the page used exists, and the console holds no error.
+    """
     context = browser.new_context(viewport={"width": 1200, "height": 900}, permissions=["microphone"])
-    page, requests = context.new_page(), []
+    page, requests, absent = context.new_page(), [], []
     page.set_default_timeout(PATIENCE_MS)
     page.on("request", lambda request: requests.append(request.url))
+    page.on("response", lambda response: absent.append(response.url) if response.status == 404 else None)
     page.on("console", lambda message: console_errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: console_errors.append(str(error)))
     page.goto(server.address)
@@ -174,6 +182,7 @@ def page(browser, server, console_errors):
     yield page
     context.close()
     assert [url for url in requests if _leaves(url)] == []
+    assert absent == []
     assert console_errors == []
 
 
@@ -345,6 +354,85 @@ def test_microphone_closed_at_once_can_be_reopened(page, console_errors):
     page.wait_for_function("document.querySelector('#live p')?.innerText.trim()")
     page.click("#stop")
     _away(console_errors)
+
+
+ALLOWED, DEVICE = FLAGS[:2]
+
+
+@pytest.mark.parametrize(
+    ("reason", "flags", "address"),
+    [
+        ("blocked", set(FLAGS) - {ALLOWED}, ""),
+        ("absent", set(FLAGS) - {DEVICE}, ""),
+        ("insecure", {*FLAGS, "--host-resolver-rules=MAP lab.test 127.0.0.1"}, "http://lab.test:{port}"),
+        ("framed", {*FLAGS, "--disable-features=LocalNetworkAccessChecks"}, "http://outer.localhost/"),
+    ],
+)
+def test_missing_microphone_is_explained(launch, server, reason, flags, address):
+    browser, shown = launch(sorted(flags)), ENGLISH["browser"][f"microphone_{reason}"]
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        outer = f"<iframe width=1200 height=900 src='{server.address}'></iframe>"
+        page.route("http://outer.localhost/", lambda route: route.fulfill(content_type="text/html", body=outer))
+        page.goto(address.format(port=server.port) or server.address)
+        inner = page.frames[-1]
+        inner.wait_for_function("window.lab")
+        inner.click("#recording .record-button")
+        inner.wait_for_selector(f"#recorder-note:has-text('{shown}')")
+        inner.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
+        inner.click("#speak")
+        inner.wait_for_selector(f"#live-note:has-text('{shown}')")
+        assert inner.is_visible("#speak")
+    finally:
+        browser.close()
+
+
+def test_microphone_that_goes_away_is_reported(page, spoken):
+    page.evaluate(
+        "void (navigator.mediaDevices.getUserMedia = (real => async how => window.stream = await real(how))"
+        "(navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)))"
+    )
+    page.click(f"button[role=tab]:has-text('{ENGLISH['live_tab']}')")
+    page.click("#speak")
+    page.wait_for_selector("#stop", state="visible")
+    page.wait_for_timeout(_spoken_ms(spoken) / 2)
+    page.evaluate("for (const t of window.stream.getTracks()) { t.stop(); t.dispatchEvent(new Event('ended')) }")
+    page.wait_for_selector(f"#live-note:has-text('{ENGLISH['browser']['microphone_lost']}')")
+    page.wait_for_function("document.querySelector('#transcript textarea').value !== ''")
+    page.wait_for_selector("#speak", state="visible")
+    assert page.inner_text("#live-note") == ENGLISH["browser"]["microphone_lost"]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here, which reads webm and mp4")
+@pytest.mark.parametrize("way", ["change", "drop"])
+@pytest.mark.parametrize("ending", ["webm", "mp4"])
+def test_recording_of_a_browser_is_accepted(page, console_errors, spoken, ending, way):
+    page.click("#recording button[aria-label='Upload file']")
+    page.evaluate(
+        """async ([ending, way, duration]) => {
+            const stream = await navigator.mediaDevices.getUserMedia({ audio: true })
+            const type = MediaRecorder.isTypeSupported(`audio/${ending}`) ? `audio/${ending}` : "audio/webm"
+            const recorder = new MediaRecorder(stream, { mimeType: type })
+            const parts = []
+            recorder.ondataavailable = event => parts.push(event.data)
+            const stopped = new Promise(resolve => { recorder.onstop = resolve })
+            recorder.start()
+            await new Promise(resolve => setTimeout(resolve, duration))
+            recorder.stop()
+            await stopped
+            const input = document.querySelector("#recording input[type=file]")
+            const transfer = new DataTransfer()
+            transfer.items.add(new File(parts, `recording.${ending}`, { type: `video/${ending}` }))
+            if (way === "change") input.files = transfer.files
+            const event = way === "change" ? new Event(way, { bubbles: true })
+                : new DragEvent(way, { bubbles: true, cancelable: true, dataTransfer: transfer })
+            ;(way === "change" ? input : input.parentElement).dispatchEvent(event)
+        }""",
+        [ending, way, _spoken_ms(spoken)],
+    )
+    assert _words(_transcribed(page)) & _words(SENTENCE)
+    console_errors[:] = [line for line in console_errors if "Waveform load error" not in line]
 
 
 def _away(console_errors) -> None:

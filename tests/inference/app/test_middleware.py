@@ -1,5 +1,6 @@
 """The middleware before Gradio, by HTTP and alone."""
 
+import contextlib
 import json
 import socket
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from servers.loopback import free_port
 
+from pipelines.inference import http_protocol as protocol
 from pipelines.inference.app import launch, middleware, routes, uploads
 from pipelines.inference.app import service as app_service
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH
@@ -276,6 +278,21 @@ def test_uploads_that_are_arriving_count_as_full(page, spoken, monkeypatch):
         client.settimeout(20)
         assert client.recv(100).startswith(b"HTTP/1.1 408 "), "a slow one does not keep its place"
     assert upload(page, b"few").status_code == 200
+
+
+def test_half_sent_heads_do_not_block_the_page(page, monkeypatch):
+    monkeypatch.setattr(protocol, "MAX_WAITING", 5)
+    host, port = page.address.split("//")[1].strip("/").split(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            client = stack.enter_context(socket.create_connection((host, int(port))))
+            with contextlib.suppress(OSError):  # closed already
+                client.sendall(b"POST /live HTTP/1.1\r\nHost: x\r\nX-A: ")
+        assert page.client.get("/config").status_code == 200
+        first = stack.enter_context(socket.create_connection((host, int(port))))
+        first.sendall(b"GET /config HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 70_000)
+        first.settimeout(20)
+        assert first.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
 def create_form(count, content=b"few"):

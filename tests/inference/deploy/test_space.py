@@ -30,7 +30,7 @@ BESIDE = {"app.py", "LICENSE", "README.md", "requirements.txt", "space.json"}
 BESIDE |= {f"pipelines/inference/app/examples/{name}" for name in ("boat.ogg", "bread.ogg", "snow.ogg")}
 BESIDE |= {
     f"pipelines/inference/app/static/{name}"
-    for name in ("page.css", "page.js", "player.js", "microphone.js", "worklet.js")
+    for name in ("page.css", "page.js", "player.js", "microphone.js", "microphone_help.js", "worklet.js")
 }
 """What a Space holds beside modules."""
 
