@@ -76,7 +76,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no_identity": {"training.workers": 2, "training.max_hours": 1.0, "training.tracker": "trackio"},
 }
 """Overrides of the toy recipe, by a name for each."""
-LATER_SETTINGS = ("features.max_rejected_share", "source.allow_missing_files")
+LATER_SETTINGS = ("features.max_rejected_share", "source.allow_missing_files", "curation.marks")
 """Settings that were added after the fixtures were made."""
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}
 

@@ -218,10 +218,7 @@ def _check_training_data(report: EvalReport, runs: Path) -> tuple[str, str]:
     setting = (report.lineage["settings"].get("curation") or {}).get("leaks")
     if scored == trained and setting in ("refuse", "drop"):
         verb = {"refuse": "refuses", "drop": "drops"}[setting]
-        return (
-            VALID,
-            f"by its settings: the recipe {verb} clips that share a speaker, sentence or audio with the test set",
-        )
+        return VALID, f"by its settings: the recipe {verb} clips that share a speaker, sentence or audio with the test"
     return UNVERIFIED, f"its training cache {trained} is not available"
 
 
@@ -237,11 +234,10 @@ def _find_cache(digest: str | None, runs: Path) -> FeatureCache | None:
 
 def _compare_with_test(report: EvalReport, train: FeatureCache, scored: FeatureCache | None) -> tuple[str, str]:
     rows, test = train.rows.iloc[train.split("train")], report.predictions
-    speakers, sentences = set(test["speaker"]) - {""}, set(map(text.normalise, test["reference"]))
-    shared = {
-        "speaker": int(rows["speaker"].isin(speakers).sum()),
-        "sentence": int(rows["text"].map(text.normalise).isin(sentences).sum()),
-    }
+    shared = {}
+    for kind, key, names in (("speaker", text.speaker_key, "speaker"), ("sentence", text.normalise, "reference")):
+        held_out = set(map(key, test[names])) - {""}
+        shared[kind] = int(rows["text" if kind == "sentence" else kind].map(key).isin(held_out).sum())
     if scored is not None and scored.n_mels == train.n_mels:
         shared["recording"] = _count_shared_recordings(train, scored, test["id"].tolist())
     if selected := _count_test_clips_in_validation(test, train):
@@ -259,8 +255,9 @@ def _compare_with_test(report: EvalReport, train: FeatureCache, scored: FeatureC
 def _count_test_clips_in_validation(test: pd.DataFrame, train: FeatureCache) -> int:
     """Count validation clips with the speaker and sentence of a test utterance."""
     rows = train.rows.iloc[train.split("validation")]
-    scored = set(zip(test["speaker"], test["reference"].map(text.normalise), strict=True))
-    return sum(pair in scored for pair in zip(rows["speaker"], rows["text"].map(text.normalise), strict=True))
+    scored = set(zip(test["speaker"].map(text.speaker_key), test["reference"].map(text.normalise), strict=True))
+    pairs = zip(rows["speaker"].map(text.speaker_key), rows["text"].map(text.normalise), strict=True)
+    return sum(pair in scored for pair in pairs)
 
 
 def _count_shared_recordings(train: FeatureCache, scored: FeatureCache, ids: list[str]) -> int:

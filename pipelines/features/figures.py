@@ -13,6 +13,7 @@ from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import Example
 from pipelines.infra.plots import ACCENT, SOFT, figure_with_axes
 from pipelines.recipes.settings import Recipe
+from pipelines.speech import text
 
 if TYPE_CHECKING:
     from IPython.display import Audio
@@ -38,7 +39,7 @@ def corpus_table(cache: FeatureCache) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "clips": grouped.size(),
-            "speakers": grouped["speaker"].nunique(),
+            "speakers": grouped["speaker"].agg(lambda names: len({*map(text.speaker_key, names)})),
             "minutes": (grouped["duration_s"].sum() / 60).round(1),
             "mean clip (s)": grouped["duration_s"].mean().round(2),
             "distinct sentences": grouped["text"].nunique(),

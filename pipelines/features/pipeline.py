@@ -217,6 +217,7 @@ def _clip_filter(recipe: Recipe, processor: Any) -> ClipFilter:
         settings.min_peak,
         corpus.limits(recipe.curation),
         recipe.curation.full_stop,
+        recipe.curation.marks == "remove",
     )
 
 

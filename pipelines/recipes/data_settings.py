@@ -187,7 +187,8 @@ class CurationSettings(Settings):
     """Training clips that share a speaker, a sentence or the audio with a validation or test row: `refuse` stops
     with counts and first examples, `drop` leaves them out, `ignore` trains on them."""
     held_out: tuple[str, ...] = ()
-    """Further rows that must not be trained on: tables (.tsv, .csv) such as another release's `test.tsv`, or caches."""
+    """Further rows that must not be trained on: tables (.tsv, .csv, .jsonl, .xlsx) such as another release's
+    `test.tsv`, or caches."""
     min_up_votes: int = Field(0, ge=0)
     """Reject clips with fewer up-votes as `votes`. Rows without votes are kept."""
     max_down_votes: int = Field(-1, ge=-1)
@@ -204,6 +205,9 @@ class CurationSettings(Settings):
     """Maximum number of clips per speaker; 0: no limit."""
     full_stop: bool = False
     """Append a full stop to transcripts without final punctuation."""
+    marks: Literal["keep", "remove"] = "keep"
+    """Marks that may not be spoken, such as `[skratt]`, `<unk>` and `&amp;`: `keep` them as text, or `remove` them from
+    the transcripts of all splits. Their number is reported in any case."""
     min_chars_per_s: float = Field(0.0, ge=0)
     """Reject clips with fewer letters and digits per second as `slow_speech`: a cut transcript or a long silence."""
     max_chars_per_s: float = Field(0.0, ge=0)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.infra.errors import LabError
+from pipelines.speech.text import same_speakers
 
 MIN_SPEAKERS = 6
 """With fewer speakers nothing is concluded: all of five speakers improve by chance once in 16 times (p = 0.06)."""
@@ -86,16 +87,16 @@ class Units:
 def group(speakers: Sequence[str | None] | None, n: int) -> tuple[np.ndarray, Units]:
     """Return the block number of each of `n` utterances, int64 [n], and what blocks are.
 
-    `speakers` names the speaker of each utterance, '' or None where unknown. All utterances of unknown speakers form
-    one block, because they may be by one person. With less than two known speakers every utterance is a block. Raises
-    LabError for another number of speakers than utterances.
+    `speakers` names the speaker of each utterance, in any spelling, '' or None where unknown. All utterances of unknown
+    speakers form one block, because they may be by one person. With less than two known speakers every utterance is a
+    block. Raises LabError for another number of speakers than utterances.
     """
     if speakers is not None and len(speakers) != n:
         raise LabError(
             f"scoring needs one speaker per reference, got {n} references and {len(speakers)} speakers: "
             "name one for each, '' where unknown"
         )
-    names = ["" if name is None or name != name else str(name) for name in speakers or [""] * n]
+    names = same_speakers("" if name is None or name != name else str(name) for name in speakers or [""] * n)
     known = len({*names} - {""})
     if known < 2:
         return np.arange(n), Units(CLIPS, n, 0 if "" in names else known)

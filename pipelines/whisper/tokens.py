@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 _SPACE = "\u0120"
 """How tokens of Whisper's byte-pair vocabulary spell a leading space (Ġ, as in GPT-2)."""
+_CONTROL = re.compile(r"<\|.*\|>")
+"""Names of control tokens and timestamps."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Labeller:
     """
 
     tokenizer: tokenizers.Tokenizer
+    """Reads any text as text (see `text_tokenizer`)."""
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
 
@@ -61,8 +67,12 @@ class Spelling:
         firsts: list[int] = []
         for word in text.split():
             firsts.append(len(ids))
-            ids += self.tokenizer.encode(f" {word}", add_special_tokens=False).ids
+            ids += self._text_tokenizer.encode(f" {word}", add_special_tokens=False).ids
         return ids, firsts
+
+    @cached_property
+    def _text_tokenizer(self) -> tokenizers.Tokenizer:
+        return text_tokenizer(self.tokenizer)
 
     def words(self, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[tuple[str, float], ...]:
         """Return the words of `text(ids)`, split at white space, each with the sum of its tokens' `logprobs`."""
@@ -92,13 +102,23 @@ def read_spelling(folder: Path) -> Spelling:
 
 def labeller(processor: WhisperProcessor, language: str) -> Labeller:
     """Return the Labeller of a model. Raises LabError if `language` is not one of Whisper's languages."""
+    tokenizer = text_tokenizer(processor.tokenizer.backend_tokenizer)
+    return Labeller(tokenizer, tuple(prompt_ids(processor, language)[1:]), (processor.tokenizer.eos_token_id,))
+
+
+def text_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return a copy that reads `<|endoftext|>`, `<|sv|>` and `<|0.00|>` in a text as the characters they are.
+
+    Truncation and padding, which others may set on the original, are off.
+    """
     from tokenizers import Tokenizer
 
-    # a copy: truncation or padding that others set on the processor's tokenizer must not change labels
-    tokenizer = Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return Labeller(tokenizer, tuple(prompt_ids(processor, language)[1:]), (processor.tokenizer.eos_token_id,))
+    fields = json.loads(tokenizer.to_str())
+    fields["added_tokens"] = [token for token in fields["added_tokens"] if not _CONTROL.fullmatch(token["content"])]
+    copy = Tokenizer.from_str(json.dumps(fields))
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:

@@ -128,7 +128,7 @@ def test_other_words_are_values(word):
         ("a.csv", "path,text\n1.wav,źdźbło trawy\n".encode("cp1250"), ["UTF-8"]),
         ("a.jsonl", "[1, 2]", ["line 1", "JSON object"]),
         ("a.json", "{", ["line 1", "JSON object"]),
-        ("a.ods", b"PK", ["a.ods must be", ".xlsx"]),
+        ("a.ods", b"PK", ["table a.ods must be", ".xlsx"]),
     ],
 )
 def test_unusable_table_is_one_line(read, name, content, words):

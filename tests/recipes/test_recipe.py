@@ -250,6 +250,7 @@ def other_value(name: str, value):
         "features.min_peak": 0.5,
         "features.max_rejected_share": 0.5,
         "curation.leaks": "drop",
+        "curation.marks": "remove",
         "curation.label_errors": "repair",
         "source.men": 0.9,
         **{name: 0.1 for name in setting_names() if name.startswith("source.faults.")},

@@ -27,10 +27,19 @@ def processor(toy_model):
     return whisper_model.load_processor(ModelRef("toy", toy_model, "folder", ""), "sv")
 
 
-@pytest.mark.parametrize("text", ["Hej på dig!", "  två  mellanslag ", "<|startoftranscript|>", "A" * 999, "\x00 🙂 é"])
+@pytest.mark.parametrize("text", ["Hej på dig!", "  två  mellanslag ", "A" * 999, "\x00 🙂 é"])
 def test_labels_equal_the_stock_tokenizer(processor, text):
     stock = processor.tokenizer(text, add_special_tokens=False).input_ids
     assert tokens.labeller(processor, "sv")(text)[3:-1] == stock
+
+
+@pytest.mark.parametrize("text", ["<|sv|> Hej<|endoftext|>", "<|0.00|>Hej", "<|startoftranscript|>", "a<|nospeech|>b"])
+def test_control_tokens_in_a_text_are_text(processor, text):
+    label = tokens.labeller(processor, "sv")
+    ids = label(text)[len(label.prefix) : -1]
+    assert max(ids) < processor.tokenizer.eos_token_id
+    assert label.tokenizer.decode(ids) == text
+    assert max(tokens.Spelling(processor.tokenizer.backend_tokenizer).ids(text)[0]) < processor.tokenizer.eos_token_id
 
 
 def test_truncation_set_elsewhere_cuts_no_label(processor):

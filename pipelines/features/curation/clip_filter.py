@@ -11,7 +11,8 @@ import numpy as np
 from pipelines.features.clips import MAX_LABEL_TOKENS, Clip, FindFeatures, Rejected
 from pipelines.features.curation.quality import Limits
 from pipelines.features.sources import SPLITS, Example, NoAudio
-from pipelines.speech import audio
+from pipelines.infra.tables import is_missing
+from pipelines.speech import audio, marks
 from pipelines.speech import text as speech_text
 from pipelines.speech.audio import AudioError, Waveform
 from pipelines.whisper import log_mel as log_mels
@@ -33,6 +34,8 @@ class ClipFilter:
     """Further limits for training clips."""
     full_stop: bool = False
     """Add a full stop to training transcripts that end without punctuation."""
+    remove_marks: bool = False
+    """Remove marks that may not be spoken from the transcripts of all splits (speech/marks.py)."""
 
     def create_clip(self, example: Example, find_features: FindFeatures | None = None) -> Clip:
         """Decode, check and extract one example. Raises Rejected, and no other exception for any file content.
@@ -62,6 +65,7 @@ class ClipFilter:
 
     def label(self, text: str, training: bool = True) -> tuple[str, list[int]]:
         """Return the clean transcript and its label ids. Raises Rejected if it is unusable."""
+        text = marks.remove(text) if self.remove_marks else text
         return label_transcript(text, self.tokenise, self.full_stop and training)
 
     def _extract(self, sound: bytes | Path, limits: Limits, transcript: str) -> tuple[LogMel, float]:
@@ -83,10 +87,15 @@ class ClipFilter:
 
 
 def label_transcript(text: str, tokenise: Callable[[str], list[int]], full_stop: bool = False) -> tuple[str, list[int]]:
-    """Clean a transcript and tokenize it. Raises Rejected if it is empty or has more than MAX_LABEL_TOKENS tokens."""
-    transcript = speech_text.clean(text)
+    """Clean a transcript and tokenize it; timestamps are dropped.
+
+    Raises Rejected if it is empty, if it is a word for a missing value, or for more than MAX_LABEL_TOKENS tokens.
+    """
+    transcript = speech_text.clean(marks.without_timestamps(text))
     if not speech_text.normalise(transcript):
         raise Rejected("no_text", "the transcript holds no letter and no digit")
+    if is_missing(transcript):
+        raise Rejected("no_text", f"the transcript is {transcript!r}, which tables write for a missing value")
     if full_stop:
         transcript = speech_text.with_full_stop(transcript)
     labels = tokenise(transcript)

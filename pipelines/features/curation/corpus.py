@@ -90,6 +90,7 @@ def survey(settings: CurationSettings, source: Source, held_out: HeldOut) -> Sel
     result = selection.select(outline, _metadata_steps(settings, held_out, shared))
     _check_leaks(settings, result)
     result.counts.insert(0, selection.text_count(outline))
+    selection.log_marks(outline, settings.marks == "remove")
     return result
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-
-import pandas as pd
 
 from pipelines.features.cache import FeatureCache, open_cache
 from pipelines.features.curation import leaks
@@ -17,6 +14,7 @@ from pipelines.features.sources import Example
 from pipelines.features.sources.splits import canonical_split
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables import is_missing, open_table
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +60,10 @@ def load_held_out(paths: Iterable[str], n_mels: int) -> HeldOut:
         if path.is_dir():
             _add_cache(held_out, path, n_mels)
         else:
-            _add_table(held_out, path)
+            try:
+                _add_table(held_out, path)
+            except LabError as error:
+                raise LabError(f"curation.held_out: {error}") from None
     return held_out
 
 
@@ -92,31 +93,20 @@ def _add_cache(held_out: HeldOut, folder: Path, n_mels: int) -> None:
 
 
 def _add_table(held_out: HeldOut, path: Path) -> None:
-    rows = _read_table(path)
-    speaker, sentence = (next((name for name in names if name in rows), None) for names in (_SPEAKER, _SENTENCE))
+    """Hold out the rows of a table that are not of its training split."""
+    table = open_table(path)
+    columns = [name.lower() for name in table.columns]
+    speaker, sentence = (next((name for name in names if name in columns), None) for names in (_SPEAKER, _SENTENCE))
     if not speaker and not sentence:
         raise LabError(
             f"{path} must have a column of speakers ({', '.join(_SPEAKER)}) or of sentences ({', '.join(_SENTENCE)}), "
-            f"got {', '.join(map(str, rows.columns)) or 'none'}"
+            f"got {', '.join(columns) or 'none'}"
         )
-    if split := next((name for name in rows if name.lower() == "split"), None):
-        rows = rows[rows[split].map(canonical_split) != "train"]
-        if rows.empty:
-            logger.info(f"note: curation.held_out names {path}, which holds out nothing: all its rows are of train")
-    blank = [""] * len(rows)
-    speakers, sentences = (rows[name] if name else blank for name in (speaker, sentence))
-    for number, cells in enumerate(zip(speakers, sentences, strict=True), 1):
-        held_out.add(f"{path.name}, row {number}", *cells)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    """Read a .tsv without quoting, as Common Voice writes it, or a .csv with quoting. Every cell is text."""
-    if path.suffix not in (".tsv", ".csv"):
-        raise LabError(f"curation.held_out takes tables (.tsv, .csv) and caches (folders), got {str(path)!r}")
-    dialect = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **dialect)
-    except OSError as error:
-        raise LabError(f"curation.held_out names {path}, which cannot be read: {error.strerror}") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise LabError(f"{path} is not a table that can be read: {str(error).splitlines()[0]}") from None
+    n_held_out = 0
+    for where, row in table.rows():
+        cells = {name.lower(): "" if is_missing(value) else str(value) for name, value in row.items()}
+        if canonical_split(cells.get("split", "")) != "train":
+            n_held_out += 1
+            held_out.add(where, cells.get(speaker, ""), cells.get(sentence, ""))
+    if not n_held_out:
+        logger.info(f"note: curation.held_out names {path}, which holds out nothing: all its rows are of train")

@@ -17,7 +17,7 @@ import pandas as pd
 from pipelines.features.curation.selection import Drop, Step
 from pipelines.features.sources import Example
 from pipelines.infra.errors import LabError
-from pipelines.speech import text
+from pipelines.speech import marks, text
 from pipelines.speech.intervals import MIN_SPEAKERS
 from pipelines.whisper.log_mel import LogMel
 
@@ -31,16 +31,17 @@ class HeldOut:
     """Values that must not occur in training rows; each maps to the row that holds it out, for messages."""
 
     speakers: dict[str, str] = field(default_factory=dict)
+    """By text.speaker_key: one key for all spellings."""
     sentences: dict[str, str] = field(default_factory=dict)
-    """Normalised by text.normalise: without case and punctuation."""
+    """By marks.sentence_key: without case, punctuation and marks."""
     audio: dict[str, str] = field(default_factory=dict)
     """Audio keys, equal for equal audio (see corpus.py)."""
 
     def add(self, row: str, speaker: str = "", sentence: str = "", audio: str = "") -> None:
         """Hold out a row; empty values are unknown and hold out nothing."""
         for values, value in (
-            (self.speakers, speaker),
-            (self.sentences, text.normalise(sentence)),
+            (self.speakers, text.speaker_key(speaker)),
+            (self.sentences, marks.sentence_key(sentence)),
             (self.audio, audio),
         ):
             if value:
@@ -48,7 +49,7 @@ class HeldOut:
 
     def row_of_sentence(self, sentence: str) -> str | None:
         """Return the row that holds out the sentence, regardless of case and punctuation, or None."""
-        return self.sentences.get(text.normalise(sentence))
+        return self.sentences.get(marks.sentence_key(sentence))
 
 
 @dataclass
@@ -72,19 +73,20 @@ class SpeakerLeak(Step):
         if not example.speaker:
             return
         sets = self._by_origin.setdefault(example.meta.get("origin", ""), (set(), set()))
-        sets[example.split in HELD_OUT].add(example.speaker)
+        sets[example.split in HELD_OUT].add(text.speaker_key(example.speaker))
         if example.split in HELD_OUT:
             self.held_out.add(f"{example.split} row {example.id}", speaker=example.speaker)
 
     def verdict(self, example: Example) -> str | None:
-        row = self.held_out.speakers.get(example.speaker)
-        if row is None or example.speaker in self._kept:
+        speaker = text.speaker_key(example.speaker)
+        row = self.held_out.speakers.get(speaker)
+        if row is None or speaker in self._kept:
             return None
         return f"speaker {_quote(example.speaker)} is in {row}"
 
     @cached_property
     def _kept(self) -> frozenset[str]:
-        kept = set(self.shared)
+        kept = set(map(text.speaker_key, self.shared))
         for train, held_out in self._by_origin.values():
             if len(train | held_out) < MIN_SPEAKERS and train <= held_out:
                 kept |= train

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from pipelines.features.sources import Example
-from pipelines.speech import text
+from pipelines.speech import marks, text
+
+logger = logging.getLogger(__name__)
 
 CLIP_STEPS = {
     "usable": (),
@@ -131,6 +134,26 @@ def text_count(outline: Callable[[], Iterable[Example]]) -> Count:
     return Count("text", rows, rows, 0, changed)
 
 
+def log_marks(outline: Callable[[], Iterable[Example]], removed: bool) -> None:
+    """Log how many transcripts have marks that may not be spoken, with the number and an example of each kind."""
+    kinds, n, n_with = Counter(), 0, 0
+    examples: dict[str, str] = {}
+    for example in outline():
+        found = list(marks.find(example.text))
+        n, n_with = n + 1, n_with + bool(found)
+        kinds.update({kind for kind, _ in found})
+        for kind, mark in found:
+            examples.setdefault(kind, f"{mark!r} in {example.id}")
+    if not n_with:
+        return
+    listed = ", ".join(f"{count:,} with {kind} ({examples[kind]})" for kind, count in kinds.most_common())
+    what = "timestamps are dropped, the others stay as text (--set curation.marks=remove removes them)"
+    logger.info(
+        f"note: {n_with:,} of {n:,} transcripts have marks that may not be spoken: {listed}; "
+        + ("they are removed, and HTML entities replaced" if removed else what)
+    )
+
+
 def clip_step_counts(before: int, reasons: Iterable[str]) -> list[Count]:
     """Return the counts of the clip filter's steps from the rows before it and its rejection reasons."""
     step_of = {reason: step for step, step_reasons in CLIP_STEPS.items() for reason in step_reasons}
@@ -180,7 +203,7 @@ def duplicate_sentences() -> Duplicates:
     """Drop repetitions of a sentence, normalised, by one speaker; unknown speakers cannot be compared."""
 
     def key(example: Example) -> str:
-        return f"{example.speaker}\0{text.normalise(example.text)}" if example.speaker else ""
+        return f"{text.speaker_key(example.speaker)}\0{text.normalise(example.text)}" if example.speaker else ""
 
     return Duplicates("duplicate_sentence", key)
 
@@ -226,7 +249,7 @@ def balance(column: str, ratio: float, seed: int) -> Thin:
 
 def speaker_cap(most: int, seed: int) -> Thin:
     """Keep at most `most` rows of one speaker."""
-    return Thin("speaker_cap", lambda example: example.speaker, lambda sizes: most, seed)
+    return Thin("speaker_cap", lambda example: text.speaker_key(example.speaker), lambda sizes: most, seed)
 
 
 def _number(cell: str) -> int | None:

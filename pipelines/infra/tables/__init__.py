@@ -34,8 +34,10 @@ FOREIGN_SUFFIXES = (".xls", ".xlsb", ".ods", ".numbers")
 def open_table(path: Path) -> TextTable | JsonTable | Workbook:
     """Open the table in a file; nothing is read yet. Raises LabError for a format that is not read."""
     suffix = path.suffix.lower()
-    if suffix in FOREIGN_SUFFIXES:
-        raise LabError(f"{path.name} must be one of {', '.join(SUFFIXES)}: save it as .xlsx, or as CSV in UTF-8")
+    if suffix not in SUFFIXES:
+        raise LabError(
+            f"the table {path.name} must be one of {', '.join(SUFFIXES)}: save it as .xlsx or as CSV in UTF-8"
+        )
     if suffix in JSON_SUFFIXES:
         return JsonTable(path)
     return Workbook(path) if suffix in WORKBOOK_SUFFIXES else TextTable(path)

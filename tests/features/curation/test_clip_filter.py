@@ -130,3 +130,21 @@ def test_unknown_split_is_rejected(clip, split):
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_known_splits_pass(clip, split):
     assert clip_filter().create_clip(clip(split=split)).example.split == split
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "NaN", "None", "null", " NULL "])
+def test_word_for_a_missing_value_is_rejected(clip, word):
+    rejected = rejection(clip(text=word))
+    assert rejected.reason == "no_text"
+    assert word.strip() in rejected.detail
+
+
+@pytest.mark.parametrize("text", ["Nan", "Na", "nan.", "None of it"])
+def test_text_like_a_missing_value_is_kept(clip, text):
+    assert clip_filter().create_clip(clip(text=text)).text == text
+
+
+def test_marks_are_removed_only_on_request(clip):
+    text = "<|0.00|>[skratt] Hej &amp; hå.<|0.60|>"
+    assert clip_filter().create_clip(clip(text=text)).text == "[skratt] Hej &amp; hå."
+    assert clip_filter(remove_marks=True).create_clip(clip(text=text)).text == "Hej & hå."

@@ -182,6 +182,7 @@ def test_all_steps_run_in_order_with_matching_counts(tmp_path, rows, speech, enc
     rows[20] = replace(rows[20], audio=rows[19].audio)
     settings = {
         "leaks": "drop",
+        "marks": "remove",
         "min_up_votes": 1,
         "unique_sentences": True,
         "unique_audio": True,
@@ -276,7 +277,7 @@ def test_rows_of_a_held_out_table_are_dropped(tmp_path, rows):
     cache = curated(tmp_path / "c", Outlined(rows), leaks="drop", held_out=[str(table)])
     speakers = {row.id for row in rows if row.speaker == "train 1"}
     assert reasons(cache) == {**dict.fromkeys(speakers, "leak_speaker"), "train-7": "leak_sentence"}
-    assert "test.tsv, row 1" in cache.rejected["detail"][0]
+    assert "test.tsv line 2" in cache.rejected["detail"][0]
 
 
 @pytest.mark.parametrize(("column", "train"), [("split", "train"), ("Split", "Training"), ("SPLIT", " TRAIN ")])
@@ -307,11 +308,11 @@ def test_held_out_cache_drops_equal_audio(tmp_path, rows, sounds):
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("gone.tsv", None, "cannot be read"),
-        ("test.txt", "sentence\nHej\n", "takes tables"),
+        ("gone.tsv", None, "curation.held_out: gone.tsv must be a readable file"),
+        ("test.txt", "sentence\nHej\n", "must be one of .csv"),
         ("test.tsv", "path\tlength\na\t1\n", "must have a column.*got path, length"),
-        ("test.tsv", "", "not a table"),
-        ("test.csv", "text\n\xe5\n", "not a table"),
+        ("test.tsv", "", "is empty"),
+        ("test.csv", "text\n\x86\n", "must be UTF-8"),
     ],
 )
 def test_unusable_held_out_table_is_a_one_line_error(tmp_path, name, content, complaint):
@@ -372,7 +373,7 @@ def test_repair_to_a_held_out_sentence_is_dropped(tmp_path, rows, kind, leaks):
     assert reasons(cache) == {"train-4": "label_error", "train-5": "label_error"}
     first, second = cache.rejected.sort_values("id")["detail"]
     assert first.endswith("heard 'MENING nummer 1!', which is in test row test-1")
-    assert second.endswith("which is in held.tsv, row 1")
+    assert second.endswith("which is in held.tsv line 2")
 
 
 def test_no_repairs_write_no_table(tmp_path, rows):
@@ -407,6 +408,7 @@ def test_default_settings_add_nothing_to_identity():
 
 
 OTHER = {
+    "marks": "remove",
     "leaks": "drop",
     "label_errors": "repair",
     "balance_by": "accent",

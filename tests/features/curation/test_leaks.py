@@ -67,8 +67,22 @@ def test_unknown_values_are_no_leak():
 
 
 def test_similar_values_are_no_leak():
-    rows = [row("t", "test", "Får får får?", "tess"), row("a", "train", "Far far far?", "Tess")]
-    assert dropped([*rows, row("b", "train", "Får får får får?", "tess ")]) == {}
+    rows = [row("t", "test", "Får får får?", "tess"), row("a", "train", "Far far far?", "Téss")]
+    assert dropped([*rows, row("b", "train", "Får får får får?", "tess 2")]) == {}
+
+
+@pytest.mark.parametrize(
+    ("speaker", "other"),
+    [("3", "3.0"), ("3", "03"), ("mix/3", "mix/3.0"), ("Åsa", "A\u030asa"), ("Åsa", "åsa"), ("Anna Ek", " anna  ek ")],
+)
+def test_spellings_of_a_speaker_are_a_leak(speaker, other):
+    rows = [row("t", "test", "Hej.", speaker), row("a", "train", "Nej.", other), row("b", "train", "Ja.", "someone")]
+    assert dropped(rows) == {"a": "leak_speaker"}
+
+
+@pytest.mark.parametrize("text", ["<|0.00|> Hej på dig.<|0.60|>", "[skratt] Hej på dig", "Hej p&aring; dig!"])
+def test_marks_hide_no_sentence_leak(text):
+    assert dropped([row("t", "test", "Hej på dig.", "x"), row("a", "train", text, "y")]) == {"a": "leak_sentence"}
 
 
 def test_validation_and_test_rows_are_never_dropped():
