@@ -344,4 +344,4 @@ def _card_status(test: str, datasets: list[str], normaliser: str) -> tuple[str, 
 
 def _corpus(name: str) -> str:
     """Return a data set's name without owner and release: releases of one corpus contain each other's clips."""
-    return re.sub(r"[\d._-]+$", "", name.rpartition("/")[2].lower())
+    return name.rpartition("/")[2].lower().rstrip("0123456789._-")

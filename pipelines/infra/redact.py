@@ -29,15 +29,18 @@ _PATH_IN_VALUE = re.compile(
 _ABSOLUTE = re.compile(r"(?:[\\/~]|[A-Za-z]:[\\/])")
 LOCAL_PATH = "(a local path)"
 """What stands for a path of this machine in published settings."""
+_MAX_LINE_CHARACTERS = 20_000
+"""Longer lines are cut before patterns are matched with them."""
 _FILE_SETTINGS = ("held_out", "sentences")
 _MODEL_SETTINGS = ("base", "label_model", "teacher")
 
 
 def redact_text(text: str, *folders: str | Path) -> str:
-    """Return `text` with each absolute path cut to `…/<last part>`.
+    """Return `text`, at most _MAX_LINE_CHARACTERS of it, with each absolute path cut to `…/<last part>`.
 
     Paths below `folders`, the lab's folder and its cache become `…/<path below it>`.
     """
+    text = text[:_MAX_LINE_CHARACTERS]
     for folder in _longest_first([*folders, environment.ROOT, environment.cache_folder()]):
         text = text.replace(folder, "…")
     return _PATH_IN_TEXT.sub(lambda match: f"…/{_last_part(match[0])}", text)

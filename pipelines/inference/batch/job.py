@@ -62,6 +62,8 @@ class Result:
     elapsed_s: float = 0.0
     error: str | None = None
     """With a transcript: that of the part before the damage."""
+    stamp: str | None = None
+    """See stamps.stamp."""
 
 
 @dataclass(frozen=True)

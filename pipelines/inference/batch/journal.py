@@ -11,6 +11,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from pipelines.inference.batch import stamps
 from pipelines.inference.batch.job import Job, Result, Summary
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
@@ -83,8 +84,11 @@ def find_finished(job: Job, identity: dict[str, Any], retry: bool) -> Summary | 
     for recorded in (finished["made_of"] if finished else None, earlier.identity if earlier else None):
         if recorded is not None:
             _check_identity(job.out, recorded, identity)
+    if earlier:
+        stamps.refuse_changed(job, islice(read_results(job.earlier), earlier.rows))
     if not finished:
         return None
+    stamps.refuse_other_files(job, finished.get("recordings", {}))
     if retry and finished["summary"]["errors"]:
         if earlier:
             return None

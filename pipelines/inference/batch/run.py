@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.inference.batch import stamps
 from pipelines.inference.batch.job import COLUMNS, WER, BatchResult, Job, Result, Summary
 from pipelines.inference.batch.journal import (
     encode_line,
@@ -83,6 +84,7 @@ def transcribe_table(job: Job, transcriber: Transcriber, *, again: bool = False,
             job.earlier.unlink(missing_ok=True)
         interrupted = None if again else find_interrupted(job, identity, retry)
         if interrupted:
+            stamps.refuse_changed(job, islice(read_results(job.partial), interrupted.rows))
             logger.info(f"continuing after {interrupted.rows} of {n} rows")
         elif not again and (summary := find_finished(job, identity, retry)):
             logger.info(f"{job.out} exists already, from the same table and model")
@@ -169,6 +171,7 @@ def _transcribe_one(
         if recording.audio is None:
             raise AudioError("unreadable", f"the row contains {recording.name} instead of a path or audio")
         options = {"word_times": True} if "json" in job.formats and transcriber.times_words else {}
+        stamp = stamps.stamp(recording) if job.out else None
         transcript = transcriber.transcribe(recording.audio, on_audio=progress.show_current, **options)
     except DamagedRecording as damage:
         transcript, error = damage.transcript, _one_line(damage)
@@ -189,6 +192,7 @@ def _transcribe_one(
         round(transcript.audio_s, 3),
         round(transcript.elapsed_s, 3),
         error,
+        stamp,
     )
 
 
@@ -230,7 +234,9 @@ def _write_table(job: Job, transcriber: Transcriber, identity: dict[str, Any]) -
     os.replace(temporary, job.out)
     manifest.sync_folder(job.out.parent)
     summary = _summarise(transcriber, read_results(job.partial), rows.score())
+    recordings = stamps.digests(read_results(job.partial))
     content = {"summary": asdict(summary), "made_of": identity, "sha256": manifest.sha256(job.out)}
+    content |= {"recordings": recordings} if recordings else {}
     manifest.write_json(job.summary, content)
     if summary.errors:
         os.replace(job.partial, job.earlier)

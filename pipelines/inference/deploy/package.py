@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.features.sources.synthetic import espeak
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
+from pipelines.infra.parallel import work_folder
 from pipelines.whisper import export, lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
@@ -47,13 +47,12 @@ def production(ref: ModelRef, form: str, folder: Path, *, language: str = "", re
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} must be empty or absent: name another")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".production-", dir=folder.parent) as temporary:
-        exported = export.convert(ref, form, to=Path(temporary) / "model")
+    with work_folder.create(folder.parent, "production") as temporary:
+        exported = export.convert(ref, form, to=temporary / "model")
         (exported / lineage.FILE).write_text(_model_card(ref, form), "utf-8")
         facts = {name: value for name, value in manifest.read(exported).items() if name != "files"}
         manifest.seal(exported, **facts | {"language": language or whisper_model.language_of(ref)})
-        test_recording = recording or Path(temporary) / "sentence.wav"
+        test_recording = recording or temporary / "sentence.wav"
         if recording is None:
             test_recording.write_bytes(espeak.synthesise(_SENTENCE, "sv+f1", 160, 50))
         proof = prove(exported, test_recording, language)

@@ -14,7 +14,7 @@ _SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HOPSWORKS_API_KEY", 
 _SECRET_PATTERNS = (
     re.compile(r"\bhf_\w{6,}"),
     re.compile(r"(?<=Bearer )\S+|(?<=ApiKey )\S+", re.IGNORECASE),
-    re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)"),  # user:password@host
+    re.compile(r"(?<=://)[^/\s@:]+:[^/\s@]+(?=@)"),  # user:password@host
     re.compile(
         r"(?<=[?&])((?:[\w-]*(?:signature|token|credential|api_?key|secret|password))=)[^&\s'\"]+", re.IGNORECASE
     ),
@@ -24,10 +24,16 @@ _HIDDEN = "***"
 _MIN_SECRET_CHARACTERS = 6
 """Shorter values are no tokens; removing them would damage messages."""
 _MAX_DETAIL_CHARACTERS = 200
+_MAX_TEXT_CHARACTERS = 20_000
+"""A longer text of a server is cut before patterns are matched with it: their time may grow with its square."""
 
 
 def redact_secrets(text: str) -> str:
-    """Replace the tokens in this process's environment, and anything that looks like a token, by `***`."""
+    """Replace the tokens in this process's environment, and anything that looks like a token, by `***`.
+
+    A text of more than _MAX_TEXT_CHARACTERS is cut.
+    """
+    text = text[:_MAX_TEXT_CHARACTERS]
     for secret in (os.environ.get(name, "").strip() for name in _SECRET_VARIABLES):
         if len(secret) >= _MIN_SECRET_CHARACTERS:
             text = text.replace(secret, _HIDDEN)

@@ -22,12 +22,12 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError, missing_package
+from pipelines.infra.parallel import work_folder
 from pipelines.recipes import digest
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import model_files
@@ -91,9 +91,8 @@ def _write(ref: ModelRef, form: str, folder: Path, facts: dict[str, Any]) -> Non
     convert_to = {"ctranslate2": _write_ctranslate2, "onnx": _write_onnx, "safetensors": _write_safetensors}[format_]
     title = f"CTranslate2, {precision}" if format_ == "ctranslate2" else form
     logger.info(f"converting {ref.title} to {title} (once) ...")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary:
-        target = Path(temporary) / "model"
+    with work_folder.create(folder.parent, "export") as temporary:
+        target = temporary / "model"
         convert_to(ref, precision, target)
         manifest.seal(target, name=_without_path(ref.name), **facts)
         _move(target, folder)

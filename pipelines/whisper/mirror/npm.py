@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 MB = 1_000_000
+_MAX_LINE_CHARACTERS = 500
+"""Longer lines of npm's output, which quotes servers, are cut."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _npm_failure(package: Package, stderr: str) -> LabError:
 
 def _npm_reason(stderr: str) -> str:
     """Return the last line of npm's output that states a reason, without addresses; later lines are advice."""
-    lines = [line.removeprefix("npm error").strip() for line in stderr.splitlines()]
+    lines = [line.removeprefix("npm error").strip()[:_MAX_LINE_CHARACTERS] for line in stderr.splitlines()]
     reasons = [line for line in lines if re.search(r"reason:|^notarget No|^404 |^code ", line)]
     reason = (reasons or [line for line in lines if line] or ["no message"])[-1]
     reason = re.sub(r"\w+://\S+", "the registry", reason)

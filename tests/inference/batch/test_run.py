@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -168,6 +170,31 @@ def test_changed_input_is_refused_without_again(talks, change, changed, finished
     assert "\n" not in str(caught.value)
     job, summary = run(talks, again=True, **options)
     assert (summary.rows, job.out.is_file()) == (len(rows(talks)), True)
+
+
+@pytest.mark.parametrize("state", ["interrupted", "finished with errors", "finished"])
+def test_exchanged_recording_is_refused_without_again(talks, encoded, state):
+    if state == "finished":
+        talks.write_text("path\nclips/1.wav\nclips/2.wav\n")
+    if state == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            run(talks, FakeTranscriber(most=2))
+    else:
+        run(talks)
+    clip = talks.parent / "clips/1.wav"
+    os.utime(clip, ns=(0, 0))  # copied elsewhere, with the same content
+    with pytest.raises(KeyboardInterrupt) if state == "interrupted" else contextlib.nullcontext():
+        run(talks, FakeTranscriber(most=0))
+    stat = clip.stat()
+    clip.write_bytes(clip.read_bytes()[:-4] + b"\1\2\3\4")
+    os.utime(clip, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    complaint = "a recording was changed since" if state == "finished" else "clips/1.wav was changed since"
+    with pytest.raises(LabError, match=complaint) as caught:
+        run(talks)
+    assert "--again" in str(caught.value) and "\n" not in str(caught.value)
+    run(talks, again=True)
+    clip.unlink()
+    assert run(talks, FakeTranscriber(most=0))[0].out.exists(), "a recording that was removed is no other one"
 
 
 def test_finished_or_foreign_table_is_not_replaced(talks):
