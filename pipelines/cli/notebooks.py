@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +25,7 @@ from pipelines.cli.options import (
 )
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError, Unfinished, missing_package
+from pipelines.infra.files import Unavailable
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.settings import Recipe
 
@@ -69,6 +70,8 @@ class RunSummary:
     cache_uri: str
     model_uri: str
     digest: str
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    """Why clips were not used: reason, clips, example, detail, fault."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of summary.json."""
@@ -89,6 +92,7 @@ class RunSummary:
             "cache_uri": self.cache_uri,
             "model_uri": self.model_uri,
             "digest": self.digest,
+            "rejected": self.rejected,
         }
 
     def __str__(self) -> str:
@@ -99,6 +103,9 @@ class RunSummary:
         lines += [f"note: {note}" for note in self.after.caveats]
         lines.append("seconds  " + json.dumps(self.seconds))
         lines.append(f"cache    {self.cache_uri}")
+        if self.rejected:
+            reasons = ", ".join(f"{one['reason']} {one['clips']:,}" for one in self.rejected)
+            lines.append(f"not used {reasons}: see rejected.csv in the cache")
         lines.append(f"model    {self.model_uri}")
         return "\n".join(lines)
 
@@ -150,10 +157,10 @@ def _execute_notebook(name: str, folder: Path, parameters: dict[str, Any]) -> No
             extra_arguments=["--log-level=CRITICAL"],  # log of the kernel itself; output of cells goes to the copy
         )
     except papermill.PapermillExecutionError as error:
-        if error.ename == Unfinished.__name__:
+        if error.ename in (Unfinished.__name__, Unavailable.__name__):
             raise Unfinished(f"{name}: {error.evalue}") from None
         # a LabError will occur again; another error may have been temporary
-        next_step = "fix that, then" if error.ename == "LabError" else "to continue,"
+        next_step = "fix that, then" if error.ename in ("LabError", "TooManyRejected") else "to continue,"
         raise LabError(
             f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
             f"The executed copy is {copy}; {next_step} run the same command again"
@@ -178,4 +185,5 @@ def _summarise(recipe: Recipe, runs: str | Path, seconds: dict[str, float]) -> R
         stages["features"]["cache_uri"],
         stages["training"]["model_uri"],
         stages["training"]["digest"],
+        stages["features"].get("rejected", []),
     )

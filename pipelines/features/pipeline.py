@@ -77,7 +77,7 @@ def run(
             extraction = _Extraction(recipe, source, _clip_filter(recipe, whisper_processor), runs, on_clips)
             cache = extraction.run(folder, cache_identity, source_identity, ray_address)
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
-        record["curation"] = cache.curation
+        record |= {"curation": cache.curation, "rejected": rejections.as_dict(cache)["rejected"]}
     _log_notes(cache)
     logger.info(f"clips to use: {splits.describe(cache.rows['split'])}")
     if summary := rejections.describe(cache):

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import typer
 from pasted import parse
 
 from pipelines import __main__ as cli
 from pipelines.cli.options import load_recipe
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.features import rejections
+from pipelines.features.cache import FeatureCache
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 
@@ -58,6 +63,20 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
         return Completed(code, *capfd.readouterr())
 
     return run
+
+
+def test_features_with_too_many_faults_prints_them_and_fails(call, monkeypatch, tmp_path):
+    rows = [{"id": str(n), "split": "train", "reason": "unreadable", "detail": "no audio"} for n in range(3)]
+    lines = ["id,split,reason,detail", *(",".join(row.values()) for row in rows)]
+    (tmp_path / "rejected.csv").write_text("\n".join(lines) + "\n")
+    cache = FeatureCache(tmp_path, {"features.n_mels": 80}, pd.DataFrame({"id": ["x"]}), {"train": 1}, np.zeros(0))
+    monkeypatch.setattr(feature_pipeline, "run", lambda *_, **__: rejections.check_share(cache, 0.2))
+    done = call("features", "--json")
+    assert done.code == 1 and "3 of 4 clips cannot be used" in done.err and done.err.count("error:") == 1
+    assert done.told["rejected"] == [
+        {"reason": "unreadable", "clips": 3, "example": "0", "detail": "no audio", "fault": True}
+    ]
+    assert done.told["rejected_csv"] == str(tmp_path / "rejected.csv")
 
 
 def process(*arguments: str, **variables: str) -> Completed:
