@@ -21,6 +21,7 @@ from pipelines.cli.options import (
     print_result,
 )
 from pipelines.infra.parallel import distributed
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
 
 PublishUri = Annotated[
@@ -145,7 +146,9 @@ def _print_plan(as_json: bool, settings: Recipe, runs: str | Path, start: str) -
     from pipelines.recipes import runs as recipe_runs
 
     folder = recipe_runs.experiment_folder(settings, runs)
-    print_plan(as_json, f"train {settings.training.steps} steps from {start}", folder, settings)
+    steps = settings.training.steps
+    how_long = "train" if steps == AUTO else f"train {steps} steps"
+    print_plan(as_json, f"{how_long} from {start}", folder, settings)
 
 
 def _print_model(as_json: bool, model, settings: Recipe, runs: str | Path, publish: str, cache: str) -> None:

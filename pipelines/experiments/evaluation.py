@@ -24,6 +24,7 @@ from pipelines.experiments import report
 from pipelines.experiments.report import clips, hypotheses
 from pipelines.experiments.report import page as report_page
 from pipelines.experiments.report import slices as report_slices
+from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import leaks
 from pipelines.infra import manifest
@@ -221,12 +222,17 @@ def _write(
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
     score = scoring.score(*texts, **settings)
+    caveats = [
+        *_caveats(score),
+        *_shared_speakers(cache, origin, split),
+        *_cut(predictions, cache, split, recipe.evaluation.max_new_tokens),
+    ]
     fields = {
         "model": whisper_lineage.base_of(ref),
         "quantisation": ref.quantisation,
         "split": split,
         "score": score.as_dict(),
-        "caveats": [*_caveats(score), *_shared_speakers(cache, origin, split)],
+        "caveats": caveats,
         "raw": scoring.score(*texts, normalised=False, **settings).as_dict(),
         "test_set": test_set(predictions),
         "normaliser": text.NORMALISER,
@@ -264,6 +270,16 @@ def _score(facts: dict[str, Any], predictions: pd.DataFrame) -> Score:
 
 def _caveats(score: Score) -> list[str]:
     return [score.units.caveat] if score.units.caveat else []
+
+
+def _cut(predictions: pd.DataFrame, cache: FeatureCache, split: str, limit: int) -> list[str]:
+    """Return how many references and hypotheses are longer than the `limit` of tokens that the decoder may write."""
+    n_cut = int((predictions["tokens"] >= limit).sum())
+    notes = (
+        derived.cut_references(cache, split, limit),
+        derived.cut_hypotheses(n_cut, split),
+    )
+    return [note for note in notes if note]
 
 
 def _shared_speakers(cache: FeatureCache, origin: dict[str, Any], split: str) -> list[str]:

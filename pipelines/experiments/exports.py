@@ -15,6 +15,7 @@ import numpy as np
 from pipelines.experiments import pipeline
 from pipelines.experiments.comparison import lookup
 from pipelines.experiments.evaluation import EvalReport
+from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring
@@ -115,6 +116,7 @@ def compare_exports(
     Existing reports are reused; scorings of the test split are counted. Raise LabError for a form that is not one of
     export.FORMS, and the errors of `export.convert`.
     """
+    recipe = derived.resolve(recipe, cache)
     variants = [  # export everything first: errors appear before anything is scored
         (form, str(export.convert(whisper_model.resolve(uri), form)) if form else uri)
         for uri in uris

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines.experiments import evaluation, run_log, test_set_log
 from pipelines.experiments.evaluation import EvalReport
+from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment
 from pipelines.recipes.runs import REHEARSAL_FOLDER, clip_progress_bar, experiment_folder, record_stage
@@ -44,6 +45,7 @@ def evaluate(
     """
     if recipe.training.fast_dev_run:
         recipe, cache = apply_fast_dev_run(recipe, cache)
+    recipe = derived.resolve(recipe, cache)
     ref = whisper_model.resolve(model_uri)
     decoded: list[int] = []
     with clip_progress_bar(f"{split}: {ref.name}", len(cache.split(split))) as step:

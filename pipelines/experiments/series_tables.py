@@ -23,6 +23,7 @@ from pipelines.experiments.comparison import lookup
 from pipelines.experiments.comparison.findings import holm, is_significant
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.experiments.series import RECIPES
+from pipelines.features import derived
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import label_errors
@@ -187,8 +188,8 @@ def _label_error_curve(
     dropped_earlier = cache.rejected["id"][cache.rejected["reason"] != "label_error"]
     is_checked = (uncurated.rows["split"] == "train") & ~uncurated.rows["id"].isin(dropped_earlier)
     rows = np.flatnonzero(is_checked)
-    folder = environment.runs_folder(runs) / "label_errors"
-    hypotheses = label_errors.transcribe(uncurated, rows, ref, recipe.language, recipe.evaluation, folder)
+    folder, settings = environment.runs_folder(runs) / "label_errors", derived.resolve(recipe, uncurated).evaluation
+    hypotheses = label_errors.transcribe(uncurated, rows, ref, recipe.language, settings, folder)
     return fault_detection.score_label_filter(uncurated.rows.iloc[rows], hypotheses)
 
 

@@ -81,16 +81,16 @@ def label_model(recipe: Recipe, runs: str | Path = "") -> ModelRef:
     return whisper_model.resolve(str(folder))
 
 
-def source_identity(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def source_identity(recipe: Recipe, folder: Path | None) -> dict[str, Any]:
     """Return the identity of the recipe's source; if it is not on this machine, the one recorded in the cache `folder`.
 
     Training needs the cache, not the gigabytes it was built from. The source's settings are compared in any case. A
-    source whose path exists but cannot be read is an error.
+    source whose path exists but cannot be read is an error, and so is an absent one without a cache.
     """
     try:
         return open_source(recipe.source, recipe.language).identity()
     except LabError as error:
-        if recipe.source.path and Path(recipe.source.path).expanduser().exists():
+        if folder is None or (recipe.source.path and Path(recipe.source.path).expanduser().exists()):
             raise
         recorded = (manifest.read(folder) or {}).get("identity", {})
         logger.info(f"note: the source is not available ({error}); its identity is taken from the cache")

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.features import availability, build, identity, rejections
+from pipelines.features import availability, build, derived, identity, rejections
 from pipelines.features import cache as caches
 from pipelines.features.build import BuildOptions
 from pipelines.features.cache import FeatureCache
@@ -30,6 +30,7 @@ from pipelines.infra import environment, stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.infra.stores import hopsworks
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.commands import command
 from pipelines.recipes.runs import clip_progress_bar, read_stages, record_stage
 from pipelines.recipes.settings import Recipe
@@ -78,7 +79,7 @@ def run(
             cache = extraction.run(folder, cache_identity, source_identity, ray_address)
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         record |= {"curation": cache.curation, "rejected": rejections.as_dict(cache)["rejected"]}
-    _log_notes(cache)
+    _log_notes(recipe, cache)
     logger.info(f"clips to use: {splits.describe(cache.rows['split'])}")
     if summary := rejections.describe(cache):
         logger.info(summary)
@@ -89,8 +90,9 @@ def run(
     return cache
 
 
-def _log_notes(cache: FeatureCache) -> None:
-    """Log what the splits cannot be used for."""
+def _log_notes(recipe: Recipe, cache: FeatureCache) -> None:
+    """Log what the splits cannot be used for, and what decoding would cut."""
+    _log_cut_references(recipe, cache)
     if missing := [split for split in SPLITS if not len(cache.split(split))]:
         logger.info(
             f"note: no {' and no '.join(missing)} clips: training selects by validation and ends with the test. "
@@ -106,26 +108,57 @@ def _log_notes(cache: FeatureCache) -> None:
 
 
 def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:
-    """Open the cache that stage 02 trains on: `cache_uri`, else the one that stage 01 recorded last.
+    """Open the cache that stage 02 trains on: `cache_uri`, else the one below `runs` that fits the recipe.
 
+    Stage 01 records its cache under the recipe's name; after another source or other settings an earlier one may fit.
     A cache on another machine is fetched into the lab's cache folder and verified. Raises LabError if there is none,
     StaleCache if it does not have the recipe's identity.
     """
     uri = cache_uri or read_stages(recipe, runs).get("features", {}).get("cache_uri")
-    if not uri:
-        raise LabError(
-            f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
-            f"({command('features', recipe=recipe, runs=runs)}), or give its URI as cache_uri"
-        )
-    if not _is_here(uri):
-        raise LabError(
-            f"the feature cache {uri} is not on this machine. Notebooks on Colab and Kaggle have a machine each: give "
-            "both the same `runs` folder on Drive, or `publish` in notebook 01 and its URI here"
-        )
+    if cache_uri and not _is_here(cache_uri):
+        raise _not_here(cache_uri)
+    if not uri and not any((environment.runs_folder(runs) / "features").glob("*/")):
+        raise _no_cache(recipe, runs)
     with distributed.local_main_process_first():
-        folder = stores.local_folder(uri)
-        source = identity.source_identity(recipe, folder)
-        return caches.open_cache(folder, identity.cache_identity(recipe, source, processor(recipe), runs))
+        folder = stores.local_folder(uri) if uri and _is_here(uri) else None
+        missing = _not_here(uri) if uri else _no_cache(recipe, runs)
+        try:
+            source = identity.source_identity(recipe, folder)
+        except LabError:
+            if folder is None:
+                raise missing from None
+            raise
+        required = identity.cache_identity(recipe, source, processor(recipe), runs)
+        fitting = identity.cache_folder(runs, required)
+        if not cache_uri and fitting != folder and caches.is_finished(fitting):
+            logger.info(f"the feature cache that fits this recipe: {fitting}")
+            folder = fitting
+        if folder is None:
+            raise missing
+        cache = caches.open_cache(folder, required)
+    _log_cut_references(recipe, cache)
+    return cache
+
+
+def _log_cut_references(recipe: Recipe, cache: FeatureCache) -> None:
+    limit = recipe.evaluation.max_new_tokens
+    for split in ("validation", "test"):
+        if limit != AUTO and (note := derived.cut_references(cache, split, limit)):
+            logger.info(f"note: {note}")
+
+
+def _not_here(uri: str) -> LabError:
+    return LabError(
+        f"the feature cache {uri} is not on this machine. Notebooks on Colab and Kaggle have a machine each: give "
+        "both the same `runs` folder on Drive, or `publish` in notebook 01 and its URI here"
+    )
+
+
+def _no_cache(recipe: Recipe, runs: str | Path) -> LabError:
+    return LabError(
+        f"no feature cache for recipe {recipe.name}: run 01_feature_pipeline first "
+        f"({command('features', recipe=recipe, runs=runs)}), or give its URI as cache_uri"
+    )
 
 
 def open_or_make_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:
@@ -199,12 +232,10 @@ class _Extraction:
     def _transcribe(self, cache: FeatureCache, rows: np.ndarray) -> list[str]:
         """Transcribe rows of the cache with the label model."""
         recipe, folder = self.recipe, environment.runs_folder(self.runs) / "label_errors"
-        ref = label_model(recipe, self.runs)
+        ref, settings = label_model(recipe, self.runs), derived.resolve(recipe, cache).evaluation
         logger.info(f"transcribing {len(rows)} training clips with {ref.title} to find label errors")
         with clip_progress_bar("label errors", len(rows)) as advance:
-            return label_errors.transcribe(
-                cache, rows, ref, recipe.language, recipe.evaluation, folder, on_clips=advance
-            )
+            return label_errors.transcribe(cache, rows, ref, recipe.language, settings, folder, on_clips=advance)
 
 
 def _clip_filter(recipe: Recipe, processor: Any) -> ClipFilter:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
-from pipelines.recipes.base_settings import Seed, Settings, flatten
+from pipelines.recipes.base_settings import OR_AUTO, Seed, Settings, flatten
 from pipelines.recipes.data_settings import AugmentSettings, CurationSettings, FeatureSettings, SourceSettings
 from pipelines.recipes.search_settings import SearchSettings
 from pipelines.recipes.training_settings import DistillationSettings, ModelSettings, TrainingSettings
 
+MAX_NEW_TOKENS = 440
+"""Most tokens of a transcript: Whisper's decoder has 448 positions, and a prompt of four tokens."""
 SPACE_PREFIX = "search.space."
 """Prefix of the flat names of a search space: `search.space.training.steps.low`."""
 
@@ -22,8 +24,8 @@ class EvaluationSettings(Settings):
 
     batch_frames: int = Field(24_000, ge=3_000)
     """Maximum log-mel frames (10 ms each) per decoding batch, padding included; at least 3,000."""
-    max_new_tokens: int = Field(128, ge=1, le=440)
-    """Maximum tokens of one transcript, 1 to 440."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS), *OR_AUTO] = 128
+    """Maximum tokens of one transcript, 1 to 440, or `auto`: as many as could be spoken in the longest clip."""
     bootstrap_samples: int = Field(1_000, ge=100)
     """Resamples for each 95 % interval, at least 100."""
     seed: Seed = 13

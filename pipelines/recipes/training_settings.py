@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.recipes.base_settings import Seed, Settings
+from pipelines.recipes.base_settings import OR_AUTO, Seed, Settings
 
 
 class ModelSettings(Settings):
@@ -78,8 +78,8 @@ class DistillationSettings(Settings):
 class TrainingSettings(Settings):
     """Batches, optimisation, validation and checkpoints."""
 
-    steps: int = Field(120, ge=1)
-    """Number of optimizer steps, at least 1."""
+    steps: Annotated[int, Field(ge=1), *OR_AUTO] = 120
+    """Number of optimizer steps, at least 1, or `auto`: derived from the number of clips (features/derived.py)."""
     batch_size: int = Field(8, ge=1)
     """Clips per batch, at least 1; all are padded to one length."""
     micro_batch: int = Field(0, ge=0)
@@ -89,8 +89,8 @@ class TrainingSettings(Settings):
     """Batches per optimizer step (gradient accumulation), at least 1."""
     learning_rate: float = Field(1e-4, gt=0)
     """Highest learning rate, above 0."""
-    warmup_steps: int = Field(10, ge=0)
-    """Steps in which the learning rate rises from 0 to its highest value."""
+    warmup_steps: Annotated[int, Field(ge=0), *OR_AUTO] = 10
+    """Steps in which the learning rate rises from 0 to its highest value; `auto`: a tenth of the steps."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: falls to 0 linearly, falls to 0 as half a cosine, or stays constant."""
     optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
@@ -109,12 +109,12 @@ class TrainingSettings(Settings):
     """Length of the encoder's input: `clip`: the longest clip of the batch; `full`: always 30 s."""
     bucket_batches: int = Field(20, ge=1)
     """Number of batches that are sorted by length together, then cut and shuffled; 1: batches of random lengths."""
-    eval_every: int = Field(40, ge=1)
-    """Steps between two validations, each followed by a checkpoint."""
+    eval_every: Annotated[int, Field(ge=1), *OR_AUTO] = 40
+    """Steps between two validations, each followed by a checkpoint; `auto`: ten validations or more."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of newest checkpoints to keep, at least 1; the best on validation is kept too."""
-    patience: int = Field(0, ge=0)
-    """Stop after this number of validations without a better WER; 0: never stop early."""
+    patience: Annotated[int, Field(ge=0), *OR_AUTO] = 0
+    """Stop after this number of validations without a better WER; 0: never stop early; `auto`: a third of them."""
     window_share: float = Field(0.0, ge=0, le=1)
     """Share of the training clips that are joined to windows of 30 s, drawn again in every epoch, 0 to 1: for models
     that transcribe long recordings. See training/data/packing.py."""

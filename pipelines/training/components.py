@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
@@ -93,7 +94,7 @@ def build(
         raise LabError(
             "a custom training loop has no teacher: leave distillation.teacher out, or call training.pipeline.distill"
         )
-    base = whisper_model.resolve(recipe.model.base)
+    base, recipe = whisper_model.resolve(recipe.model.base), derived.resolve(recipe, cache)
     seed_everything(recipe)
     processor = whisper_model.load_processor(base, recipe.language)
     if model is None:

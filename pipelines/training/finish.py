@@ -63,6 +63,7 @@ def _manifest_facts(run: TrainingRun, calibration: Calibration) -> dict[str, Any
         "quantisation": base.quantisation,
         "language": recipe.language,
         **model_card.facts_of(recipe, cache, base),
+        **({"derived": dict(run.derived)} if run.derived else {}),
         **({"fork": run.fork.lineage} if run.fork else {}),
         **({"teacher": distillation.lineage(base)} if recipe.distillation.teacher else {}),
     }

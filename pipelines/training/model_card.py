@@ -236,8 +236,13 @@ def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapp
         f"{steps} steps of {settings['batch_size'] * settings['accumulation']} clips, {weights}{frozen}{start}; "
         f"learning rate {settings['learning_rate']:g} after {settings['warmup_steps']} warm-up steps, {decay}; "
         f"seed {settings['seed']}; best checkpoint on validation: step {training['best_step']}. "
-        f"{training['seconds'] / 60:.1f} minutes on {machine}; {versions}."
+        f"{training['seconds'] / 60:.1f} minutes on {machine}; {versions}." + _derived(facts)
     )
+
+
+def _derived(facts: Mapping[str, Any]) -> str:
+    values = ", ".join(f"`{name}` {value}" for name, value in (facts.get("derived") or {}).items())
+    return f" Derived from the number and length of the clips: {values}." if values else ""
 
 
 def _recipe_lines(recipe: dict[str, Any]) -> str:

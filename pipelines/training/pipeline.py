@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines import recipes
+from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.features.clips import MAX_LABEL_TOKENS
 from pipelines.infra import stores
@@ -92,12 +93,16 @@ def run(
         rehearsal = experiment_folder(recipe, runs) / REHEARSAL_FOLDER
         distributed.broadcast_from_main(lambda: shutil.rmtree(rehearsal, ignore_errors=True))
     with record_stage(recipe, runs, "training") as note:
+        derivation = derived.derive(recipe, cache)
+        recipe = derivation.recipe
+        if derivation.values:
+            logger.info(str(derivation))
         with distributed.local_main_process_first():
             base = starting_model(recipe, cache, runs)
             _refuse_long_labels(recipe, cache, base)
             fork = find_weights(launch.fork, base) if launch.fork else None
         folder = run_folder(recipe, cache, base, runs, fork)
-        job = TrainingRun(recipe, cache, base, folder, progress, resume, fork)
+        job = TrainingRun(recipe, cache, base, folder, progress, resume, fork, derived=derivation.values)
         model = ray_train.train(launch.cluster, launch.devices, job) if launch.cluster else training_loop.train(job)
         note |= {
             "model_uri": model.uri,
@@ -105,6 +110,7 @@ def run(
             "best_step": model.best_step,
             "validation_wer": model.validation["eval_wer"],
             "training_seconds": model.seconds,
+            **({"derived": derivation.values} if derivation.values else {}),
         }
     if publish and distributed.is_main_process():
         _publish(recipe, model, runs, publish)
@@ -243,7 +249,7 @@ def run_folder(
 def apply_fast_dev_run(recipe: Recipe, cache: FeatureCache) -> tuple[Recipe, FeatureCache]:
     """Return the recipe and the cache of a fast_dev_run: two steps, few clips."""
     logger.info(NOTE)
-    return shorten_recipe(recipe), reduce_cache(cache, bool(recipe.distillation.teacher))
+    return shorten_recipe(derived.resolve(recipe, cache)), reduce_cache(cache, bool(recipe.distillation.teacher))
 
 
 def shorten_recipe(recipe: Recipe) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import filelock
 
+from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
@@ -73,7 +75,10 @@ class TrainedModel:
         return {"model_uri": self.uri, **{name: getattr(self, name) for name in names}, **copies}
 
     def __str__(self) -> str:
-        return f"model {self.uri}\nbest at step {self.best_step}: validation WER {self.validation['eval_wer']:.3f}"
+        best = f"model {self.uri}\nbest at step {self.best_step}: validation WER {self.validation['eval_wer']:.3f}"
+        if not (n_cut := self.validation.get("eval_cut")):
+            return best
+        return f"{best}\nnote: {derived.cut_hypotheses(n_cut, 'validation')}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class TrainingRun:
     """Weights of another run to start from."""
     until: int = 0
     """Pause at the first checkpoint from this step on; 0 for no pause. It is not part of the run's identity."""
+    derived: Mapping[str, int] = field(default_factory=dict)
+    """Settings of the recipe that were `auto` and were derived from the cache (features/derived.py), by name."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -129,6 +136,7 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork
 
     Its digest names the run, and a resumed run compares it field by field.
     """
+    recipe = derived.resolve(recipe, cache)
     settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
     for name in NOT_IN_IDENTITY:
         settings.pop(name)

@@ -24,7 +24,8 @@ def validator(
 ) -> Callable[[Any], dict[str, float]]:
     """Return a function from a model to its `wer`, `wer_low`, `wer_high` (95 %, normalised) and `loss` on validation.
 
-    With `batch` its batches become smaller when memory runs out.
+    `cut` is the number of hypotheses that were cut at `evaluation.max_new_tokens`, if there are any. With `batch` its
+    batches become smaller when memory runs out.
     """
     rows = rows_of(cache, "validation")
     references, speakers = (cache.rows[name].iloc[rows].tolist() for name in ("text", "speaker"))
@@ -33,25 +34,31 @@ def validator(
     def run(work: Callable[[int], Any]) -> Any:
         return batch.run_with_retries(work) if batch else work(settings.batch_frames)
 
-    def decode(model: Any, batch_frames: int) -> dict[int, str]:
+    def decode(model: Any, batch_frames: int) -> tuple[dict[int, str], int]:
+        cut: list[int] = []
         options = decoding.DecodingOptions(
-            recipe.language, settings.max_new_tokens, full_context=full_context, batch_frames=batch_frames
+            recipe.language,
+            settings.max_new_tokens,
+            full_context=full_context,
+            batch_frames=batch_frames,
+            on_cut=cut.append,
         )
         hypotheses = {}
         for part in _rank_batches(cache, rows, batch_frames, full_context):
             texts = decoding.decode_rows_to_text(model, processor, cache, part, options)
             hypotheses |= dict(zip(part.tolist(), texts, strict=True))
-        return hypotheses
+        return hypotheses, sum(cut)
 
     def validate(model: Any) -> dict[str, float]:
         was_training = model.training
-        by_row = distributed.gather_dicts(run(lambda frames: decode(model, frames)))
+        texts, cut = run(lambda frames: decode(model, frames))
+        by_row, (n_cut,) = distributed.gather_dicts(texts), map(int, distributed.all_reduce_sum(cut))
         hypotheses = [by_row[row] for row in rows.tolist()]
         score = scoring.score(references, hypotheses, speakers, samples=settings.bootstrap_samples, seed=settings.seed)
         ends = dict(zip(("wer_low", "wer_high"), score.ci95 or (), strict=False))  # one clip has no interval
         loss = _mean_loss(run(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
         model.train(was_training)  # an out-of-memory error may have left it in evaluation mode
-        return {"wer": score.wer, **ends, "loss": loss}
+        return {"wer": score.wer, **ends, **({"cut": n_cut} if n_cut else {}), "loss": loss}
 
     return validate
 

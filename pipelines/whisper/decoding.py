@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+def _ignore(n: int) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class DecodingOptions:
     """What a transcript depends on besides the model and the audio: the same for every clip of a run."""
@@ -30,7 +34,7 @@ class DecodingOptions:
     language: str
     """Code of one of Whisper's languages, such as `sv`."""
     max_new_tokens: int
-    """Longer transcripts are cut. The prompt is not counted."""
+    """Longer transcripts are cut. The end token is counted, the prompt is not."""
     temperature: float = 0.0
     """0 decodes greedily; above 0 tokens are sampled."""
     seed: int = 0
@@ -41,6 +45,8 @@ class DecodingOptions:
     """Pad every clip to 30 s instead of to the longest clip of its batch. Read by the functions that take rows."""
     batch_frames: int = 24_000
     """Log-mel frames of a batch, padding included. Read by the functions that take rows."""
+    on_cut: Callable[[int], None] = field(default=_ignore, compare=False, repr=False)
+    """Called with the number of transcripts of a batch that were cut. Read by `decode_to_text`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,11 @@ def decode_to_text(
     Language and task are forced, timestamps are off, and the tokens that the model's generation settings suppress
     stay suppressed. The encoder runs once, at T frames; Whisper's own `generate` in transformers would pad to 30 s.
     """
+    import torch
+
     tokens = generate(model, features, prompt_ids(processor, options.language), options.max_new_tokens)
+    ends = torch.tensor(_end_tokens(model), device=tokens.device)
+    options.on_cut(int((~torch.isin(tokens, ends).any(dim=-1)).sum()))
     return _texts(processor, tokens)
 
 

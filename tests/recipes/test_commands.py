@@ -37,7 +37,7 @@ def test_default_runs_folder_is_not_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_recipe_file_is_named_while_it_exists(tmp_path: Path):
     path = tmp_path / "my own.toml"
-    path.write_text('extends = "tour-lora"\nname = "own"\n[training]\nsteps = 7\n')
+    path.write_text('extends = "tour-lora"\nname = "mine"\n[training]\nsteps = 7\n')
     recipe = recipes.load(path, {"training.seed": 3})
     (pasted,) = parse(command("evaluate", recipe=recipe))
     assert (pasted.params["recipe"], list(pasted.params["set_"])) == (str(path), ["training.seed=3"])
@@ -49,7 +49,7 @@ def test_recipe_file_is_named_while_it_exists(tmp_path: Path):
 
 def test_edited_recipe_file_still_selects_the_settings(tmp_path: Path):
     path = tmp_path / "own.toml"
-    path.write_text('name = "own"\n[training]\nsteps = 7\n')
+    path.write_text('name = "mine"\n[training]\nsteps = 7\n')
     recipe = recipes.load(path)
     path.write_text('name = "other"\n')
     (pasted,) = parse(command("train", recipe=recipe))

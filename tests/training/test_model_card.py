@@ -77,7 +77,7 @@ def test_card_is_valid_for_huggingface_hub(trained, toy_cache):
     assert data.base_model is None and data.license is None  # the toy lies in a folder
     text = read(folder).text
     assert f"- train: {len(toy_cache.split('train'))} clips" in text
-    assert "training.steps = 2\n" in text
+    assert "training.steps = 2\n" in text and "Derived from" not in text
     assert "2 steps of 4 clips, all weights" in text
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pipelines import recipes
 from pipelines.experiments.sweeps.trials import Trial
 from pipelines.infra.errors import LabError, missing_package
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.search_settings import ParameterSettings, SearchSettings
 from pipelines.recipes.settings import Recipe
 from pipelines.training import run as training_runs
@@ -37,6 +38,9 @@ def check(recipe: Recipe) -> None:
         )
     if recipe.training.fast_dev_run:
         raise LabError("training.fast_dev_run trains two steps, whose WER means nothing: sweep without it")
+    for name in ("training.steps", "training.eval_every"):
+        if name not in search.space and recipe.settings()[name] == AUTO:
+            raise LabError(f"a sweep compares trials at fixed steps, got {name}=auto: set a number, such as {name}=100")
     for name in search.space:
         if name in training_runs.NOT_IN_IDENTITY and name != "model.base":
             raise LabError(

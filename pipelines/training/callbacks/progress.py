@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _HISTORY_FIELDS = (
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "clips_per_s"),
-    *("eval_wer", "eval_wer_low", "eval_wer_high", "eval_loss", "seconds"),
+    *("eval_wer", "eval_wer_low", "eval_wer_high", "eval_cut", "eval_loss", "seconds"),
 )
 
 
