@@ -9,6 +9,7 @@ import time
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipelines.experiments import evaluation, figures
 from pipelines.experiments import pipeline as experiment_pipeline
@@ -137,8 +138,9 @@ def test_another_model_creates_another_report(score, heard, base, toy_model, tmp
     calls = heard(lambda row: "ja")
     shutil.copytree(toy_model, tmp_path / "copy")
     assert score().folder == score(ref=whisper_model.resolve(str(tmp_path / "copy"))).folder
-    with open(tmp_path / "copy" / "model.safetensors", "ab") as file:
-        file.write(b"\0")
+    weights = load_file(tmp_path / "copy" / "model.safetensors")
+    weights["model.decoder.layer_norm.weight"][0] += 1
+    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
     assert score().folder != score(ref=whisper_model.resolve(str(tmp_path / "copy"))).folder
     assert score().folder != score(ref=dataclasses.replace(base, context="clip")).folder
     assert len(calls) == 3

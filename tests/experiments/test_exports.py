@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,6 +313,7 @@ def test_weights_beyond_float16_range_are_refused(tuned, tmp_path):
     weights = load_file(tuned / "model.safetensors")
     weights["model.decoder.layer_norm.weight"][0] = 1e6
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(tuned / "config.json", tmp_path)
     ref = dataclasses.replace(whisper_model.resolve(str(tuned)), folder=tmp_path)
     with pytest.raises(LabError, match=r"float16 cannot hold \(model.decoder.layer_norm.weight\)"):
         export.convert(ref, "safetensors-float16", to=tmp_path / "half")

@@ -347,6 +347,7 @@ def test_notebook_packages_cover_all_imports():
         {
             "anyio",
             "python_multipart",
+            "h11",
             "fastapi",
             "starlette",
             "uvicorn",
@@ -357,6 +358,7 @@ def test_notebook_packages_cover_all_imports():
         },  # the last two: metric.py, for other people's code
         {
             "onnx",
+            "openpyxl",
             "hopsworks",
             "hopsworks_common",
             "datacollective",

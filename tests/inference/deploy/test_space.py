@@ -16,6 +16,7 @@ from log_recorder import record_log
 from servers.loopback import free_port
 
 from pipelines import __main__ as cli
+from pipelines.inference import detection
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference.deploy import space
 from pipelines.inference.transcriber import Transcriber
@@ -262,6 +263,7 @@ def test_zerogpu_decorates_decoding(toy_model, speech, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
     transcriber = Transcriber(whisper_model.resolve(str(toy_model)), engine="transformers", max_new_tokens=4)
+    monkeypatch.setattr(detection, "open_detector", detection.AnySound)
     transcriber.transcribe(Waveform(speech(8_000)))
     assert lent[0] == "decode"
 
