@@ -121,6 +121,18 @@ def text_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return copy
 
 
+def check_language(folder: Path, language: str) -> None:
+    """Raise LabError if the model in `folder` cannot be asked for `language`, without loading the model.
+
+    A folder whose tokenizer cannot be read is left to the engine, which says what is wrong.
+    """
+    try:
+        spelling = read_spelling(folder)
+    except LabError:
+        return
+    spelling.prompt(language)
+
+
 def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:
     """Return the decoder's first tokens: start of transcript, language, task, no timestamps.
 

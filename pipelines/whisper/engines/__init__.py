@@ -21,7 +21,7 @@ import numpy as np
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
-from pipelines.whisper import export
+from pipelines.whisper import export, tokens
 from pipelines.whisper.decoding import DecodingOptions, Hypothesis
 from pipelines.whisper.engines.ctranslate2_engine import CTranslate2
 from pipelines.whisper.engines.onnx_engine import Onnx
@@ -97,6 +97,7 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise LabError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    tokens.check_language(ref.folder, language)
     request = _Request(
         ref, DecodingOptions(language, max_new_tokens, word_logprobs=True), device, compute_type, threads
     )

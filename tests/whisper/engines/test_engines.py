@@ -156,6 +156,13 @@ def test_words_keep_letters_of_several_tokens(stock):
 # ---- which engine
 
 
+def test_language_that_a_model_lacks_fails_before_it_loads(ref, monkeypatch):
+    monkeypatch.setattr(engines, "_OPEN", {})
+    for engine in engines.ENGINES:
+        with pytest.raises(LabError, match=r"has no <\|yue\|>: language 'yue' is not one"):  # that of large-v3
+            engines.open_engine(ref, "yue", engine)
+
+
 def test_unknown_engine_or_compute_type_is_one_line(ref):
     for asked, said in (
         ({"engine": "whisper.cpp"}, "engine must be one of"),
