@@ -177,6 +177,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
             sampler=sampler,
             validate=validator(recipe, cache, processor, settings.context == "full", batch),
             run_digest=run.digest,
+            model_facts={"context": settings.context, "language": recipe.language},
             keep_checkpoints=settings.keep_checkpoints,
             micro_batch=micro_batch,
             build_loader=functools.partial(components.loader_of, recipe),

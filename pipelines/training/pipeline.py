@@ -20,12 +20,12 @@ from pipelines.features.clips import MAX_LABEL_TOKENS
 from pipelines.infra import stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
-from pipelines.recipes import digest
 from pipelines.recipes.commands import command
 from pipelines.recipes.runs import REHEARSAL_FOLDER, experiment_folder, record_stage
 from pipelines.recipes.settings import Recipe
 from pipelines.training import distillation, ray_train
 from pipelines.training import loop as training_loop
+from pipelines.training import run as training_run
 from pipelines.training.callbacks.console import with_progress_file
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints.fork import Fork, find_weights
@@ -103,6 +103,7 @@ def run(
             fork = find_weights(launch.fork, base) if launch.fork else None
         folder = run_folder(recipe, cache, base, runs, fork)
         job = TrainingRun(recipe, cache, base, folder, progress, resume, fork, derived=derivation.values)
+        training_run.log_unfinished_runs(folder, job.identity)
         model = ray_train.train(launch.cluster, launch.devices, job) if launch.cluster else training_loop.train(job)
         note |= {
             "model_uri": model.uri,
@@ -243,7 +244,7 @@ def run_folder(
     """Return the folder of a training run, named by the digest of its identity."""
     if recipe.training.fast_dev_run:
         return experiment_folder(recipe, runs) / REHEARSAL_FOLDER / "run"
-    return experiment_folder(recipe, runs) / f"train-{digest(run_identity(recipe, cache, base, fork))}"
+    return training_run.folder_of(experiment_folder(recipe, runs), run_identity(recipe, cache, base, fork))
 
 
 def apply_fast_dev_run(recipe: Recipe, cache: FeatureCache) -> tuple[Recipe, FeatureCache]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,17 +17,21 @@ from pipelines.features.cache import FeatureCache
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes import differences, digest
-from pipelines.recipes.settings import Recipe
+from pipelines.recipes.settings import EvaluationSettings, Recipe
 from pipelines.training import distillation
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.checkpoints.fork import Fork
 from pipelines.training.checkpoints.mirror import MirrorState
 from pipelines.training.data import augmentation
-from pipelines.whisper import lineage
+from pipelines.whisper import config, lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+"""Identity of a run, in its folder."""
 CODE = "2"
 """Version of the training code: raised when the same recipe and cache would give other weights."""
 NOT_IN_IDENTITY = (
@@ -37,10 +42,13 @@ NOT_IN_IDENTITY = (
     "training.fast_dev_run",
     "training.tracker",
     "training.keep_checkpoints",
+    "evaluation.batch_frames",
     "evaluation.bootstrap_samples",
     "evaluation.seed",
 )
 """Settings that do not change the weights."""
+_CONSTANTS = {"evaluation.batch_frames": EvaluationSettings().batch_frames}
+"""Fields of every identity that once depended on a setting which changes no weight."""
 _ONLY_IF_CHANGED = (
     *("model.freeze_encoder", "model.adapter", "model.lora_"),
     *("training.window_", "training.scheduler", "training.optimizer", "training.beta"),
@@ -103,8 +111,9 @@ class TrainingRun:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the weights, see `run_identity`."""
-        return run_identity(self.recipe, self.cache, self.base, self.fork)
+        """Everything that decides the weights, see `run_identity`; as the folder records it, if it is of this run."""
+        expected, recorded = run_identity(self.recipe, self.cache, self.base, self.fork), recorded_identity(self.folder)
+        return recorded if recorded and not run_differences(expected, recorded) else expected
 
     @cached_property
     def digest(self) -> str:
@@ -140,13 +149,15 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork
     settings = recipe.settings("model", "training", "evaluation") | {"language": recipe.language}
     for name in NOT_IN_IDENTITY:
         settings.pop(name)
+    settings |= _CONSTANTS
     changed = recipe.changed("model") | recipe.changed("training")
     settings = {
         name: value for name, value in settings.items() if name in changed or not name.startswith(_ONLY_IF_CHANGED)
     }
     augment = recipe.changed("augment")
     augment |= {"code.augmentation": augmentation.CODE} if augment else {}
-    weights = {f"base.{name}": value for name, value in whisper_model.identity(base).items()}
+    model = whisper_model.identity(base) | (config.unusual_masking(base.folder) if recipe.model.spec_augment else {})
+    weights = {f"base.{name}": value for name, value in model.items()}
     started = {f"fork.{name}": value for name, value in fork.lineage.items()} if fork else {}
     distilled = _distillation_identity(recipe)
     return {**settings, **augment, **weights, **distilled, **started, "cache": cache.digest, "code.training": CODE}
@@ -160,13 +171,54 @@ def _distillation_identity(recipe: Recipe) -> dict[str, Any]:
     return {**settings, "code.distillation": distillation.CODE}
 
 
+def recorded_identity(folder: Path) -> dict[str, Any] | None:
+    """Return the identity in the run.json of a run's folder; None if there is none."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def run_differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
+    """Return one line for each field in which two runs differ; fields that change no weight are left out."""
+    return differences(expected | _CONSTANTS, actual | _CONSTANTS)
+
+
+def folder_of(experiment: Path, identity: dict[str, Any]) -> Path:
+    """Return the folder of the run with this identity below the experiment's folder.
+
+    It is `train-<digest>`, or an existing one that an older version named by a setting which changes no weight.
+    """
+    folder = experiment / f"train-{digest(identity)}"
+    if folder.exists():
+        return folder
+    same = [other for other, recorded in _other_runs(folder) if not run_differences(identity, recorded)]
+    return same[0] if same else folder
+
+
+def log_unfinished_runs(folder: Path, identity: dict[str, Any]) -> None:
+    """Log how a run that starts now differs from the newest unfinished run beside it, which is not continued."""
+    for other, recorded in [] if folder.exists() else _other_runs(folder):
+        if finished_model(other) is None and any((other / "checkpoints").glob("checkpoint-*")):
+            changed = "; ".join(run_differences(identity, recorded))
+            logger.info(f"note: this is a new run. {other} is unfinished and is not continued, because of {changed}")
+            return
+
+
+def _other_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the run folders beside `folder` with their identities, newest first."""
+    paths = sorted(folder.parent.glob(f"train-*/{RUN_FILE}"), key=lambda path: -path.stat().st_mtime)
+    runs = [(path.parent, recorded_identity(path.parent)) for path in paths if path.parent != folder]
+    return [(other, recorded) for other, recorded in runs if recorded]
+
+
 def refuse_other_run(folder: Path, identity: dict[str, Any]) -> None:
     """Raise LabError if the folder's run.json names another run; write that file in a new folder."""
-    path = folder / "run.json"
+    path = folder / RUN_FILE
     if not path.exists():
         manifest.write_json(path, identity)
         return
-    changed = differences(identity, json.loads(path.read_text("utf-8")))
+    changed = run_differences(identity, json.loads(path.read_text("utf-8")))
     if changed:
         raise LabError(
             f"{folder} belongs to another run: {'; '.join(changed)}. Name another folder, go back to "

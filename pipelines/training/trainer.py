@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,8 @@ class TrainerParts:
     validate: Callable[[Any], dict[str, float]]
     """Function from a model to its `wer`, `wer_low`, `wer_high` and `loss` on the validation split."""
     run_digest: str
+    model_facts: Mapping[str, str]
+    """Context and language of the model, for programs that load a checkpoint."""
     keep_checkpoints: int
     micro_batch: int
     """Clips in one forward pass; larger batches are split."""
@@ -176,7 +178,8 @@ class LabTrainerMixin:
         for path in filter(Path.is_file, self.parts.extra_files):
             _link_or_copy(path, checkpoint)
         best_step = self.state.best_global_step
-        sealed_checkpoints.seal(checkpoint, run_digest=self.parts.run_digest, best_step=best_step)
+        parts = self.parts
+        sealed_checkpoints.seal(checkpoint, run_digest=parts.run_digest, best_step=best_step, **parts.model_facts)
         sealed_checkpoints.prune(checkpoint.parent, keep=self.parts.keep_checkpoints)
 
 

@@ -18,8 +18,8 @@ from pipelines.infra import environment, manifest, stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub_client, is_local_path
 from pipelines.recipes import languages
-from pipelines.recipes.settings import Recipe
-from pipelines.whisper import hub_models, mirror, model_files
+from pipelines.recipes.settings import Recipe, TrainingSettings
+from pipelines.whisper import config, hub_models, mirror, model_files
 from pipelines.whisper.log_mel import FRAMES_PER_POSITION
 from pipelines.whisper.mirror import pins
 
@@ -177,7 +177,7 @@ def language_of(ref: ModelRef, default: str = "sv") -> str:
     return (isinstance(recorded, str) and languages.find(recorded)) or default
 
 
-def identity(ref: ModelRef) -> dict[str, str]:
+def identity(ref: ModelRef) -> dict[str, Any]:
     """Return the fields that identify these weights in the digest of everything made from them."""
     source = ref.facts.get("made_of")
     if source and not (ref.folder / "model.safetensors").is_file():  # an export in an engine's format
@@ -186,7 +186,8 @@ def identity(ref: ModelRef) -> dict[str, str]:
             "quantisation": ref.quantisation,
             "export": ref.facts.get("digest", ""),  # another version of the format may round differently
         }
-    return {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
+    weights = {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
+    return weights | config.unusual(ref.folder)
 
 
 def _first_line(error: Exception) -> str:
@@ -231,12 +232,29 @@ def _local(uri: str) -> ModelRef:
             f"no model in {folder}: that folder is not on this machine. Name another, or publish the model (on Colab, "
             "each notebook has its own machine: keep `runs` on Drive)"
         )
+    unverified = manifest.read(folder) or {}
+    if unverified.get("kind") == "checkpoint" and "model.safetensors" not in unverified["files"]:
+        raise LabError(f"{folder} holds an adapter without its base model: finish that run and name its model")
     if not (folder / "config.json").is_file():
         raise LabError(f"no model in {folder}: expected a folder with config.json and model.safetensors")
     sealed = model_files.read_manifest(folder, "Make it again, or name another model")
     facts = sealed or _mirror_facts(folder) or {}
+    if facts.get("kind") == "checkpoint":
+        facts = {**_run_facts(folder), **facts}
     revision = facts.get("digest") or _weights_sha256(folder)[:12]
     return _described(facts.get("name") or uri, folder, "folder", revision, facts)
+
+
+def _run_facts(checkpoint: Path) -> dict[str, str]:
+    """Return the context and language of a run from the run.json above its checkpoint, which may not record them.
+
+    Without that file the context is that of all recipes but those that change it.
+    """
+    for folder in checkpoint.absolute().parents[:2]:
+        if (folder / "run.json").is_file():
+            run = json.loads((folder / "run.json").read_text("utf-8"))
+            return {"context": run["training.context"], "language": run["language"]}
+    return {"context": TrainingSettings().context}
 
 
 def _described(name: str, folder: Path, origin: str, revision: str, facts: dict[str, Any]) -> ModelRef:

@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def seal(folder: Path, *, run_digest: str, best_step: int | None) -> None:
-    """Write the manifest of a checkpoint: its files, its run and the best step so far."""
-    manifest.seal(folder, kind="checkpoint", step=step_of(folder), run_digest=run_digest, best_step=best_step)
+def seal(folder: Path, *, run_digest: str, best_step: int | None, **facts: str) -> None:
+    """Write the manifest of a checkpoint: its files, its run, the best step so far, and `facts` of its model."""
+    fields = {"step": step_of(folder), "run_digest": run_digest, "best_step": best_step, **facts}
+    manifest.seal(folder, kind="checkpoint", **fields)
 
 
 def newest_complete(folder: Path, *, run_digest: str) -> Path | None:

@@ -95,6 +95,11 @@ def test_other_recipe_without_fork_is_refused(train_toy, parent):
     assert str(ended).endswith(f"or start a new run from its weights with --fork {parent}")
 
 
+def test_checkpoints_record_context_and_language(parent):
+    facts = manifest.read(parent / "checkpoints" / "checkpoint-3")
+    assert (facts["context"], facts["language"]) == ("clip", "sv")
+
+
 @pytest.mark.parametrize("step", [2, 3])
 def test_checkpoint_can_be_forked(parent, base, step):
     fork = checkpoints_fork.find_weights(str(parent / "checkpoints" / f"checkpoint-{step}"), base)
