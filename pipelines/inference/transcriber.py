@@ -222,17 +222,17 @@ class Transcriber:
 
     def _check(self, hypothesis: Hypothesis, log_mel: LogMel, before_batch: Callable[[], None]) -> _Decoded:
         """Decode at higher temperatures if the text repeats itself; without Silero, drop a text without speech."""
-        temperature = 0.0
+        temperature, duration_s = 0.0, len(log_mel.frames) * HOP_SAMPLES / SAMPLE_RATE_HZ
         is_unsure = hypothesis.logprob < _UNSURE_LOGPROB and hypothesis.no_speech > _NO_SPEECH
         if is_unsure and not self._has_detector:
             return _Decoded(replace(hypothesis, text="", words=()))
         for next_temperature in TEMPERATURES:
-            if not repetition.is_repeating(hypothesis.text):
+            if not repetition.is_repeating(hypothesis.text, duration_s):
                 break
             before_batch()
             temperature = next_temperature
             hypothesis = self.loaded.decode(self._stack([log_mel]), temperature)[0]
-        if repetition.is_repeating(hypothesis.text):
+        if repetition.is_repeating(hypothesis.text, duration_s):
             hypothesis = _without_repeats(hypothesis)
         return _Decoded(hypothesis, temperature)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 
 MAX_COMPRESSION_RATIO = 2.4
@@ -10,8 +11,12 @@ MAX_PHRASE_WORDS = 6
 """Longer repeated phrases are not searched for."""
 MIN_REPEATS = 3
 """A run is a phrase of 1 to MAX_PHRASE_WORDS words that occurs this often or more in a row."""
-_MIN_REJECTED_REPEATS = MIN_REPEATS + 2
-"""People do say a word three times in a row (nej, nej, nej), so a transcript needs a longer run to be rejected."""
+_MIN_LOOP = 5
+"""A phrase of several words that occurs this often in a row is a loop of the decoder."""
+_MAX_SAID = 8
+"""People repeat one word on purpose (nej, nej, nej, ...); a loop seldom stops before the limit of tokens."""
+_MAX_WORDS_PER_S = 7.0
+"""People say the same word at most so often in a second."""
 
 
 def compression_ratio(text: str) -> float:
@@ -25,18 +30,26 @@ def has_run(words: list[str]) -> bool:
     return _first_run(words, MIN_REPEATS) is not None
 
 
-def is_repeating(text: str) -> bool:
-    """Return True if a transcript repeats itself more than speakers do."""
-    return (
-        compression_ratio(text) > MAX_COMPRESSION_RATIO
-        or _first_run(text.lower().split(), _MIN_REJECTED_REPEATS) is not None
-    )
+def is_repeating(text: str, duration_s: float = float("inf")) -> bool:
+    """Return True if the transcript of `duration_s` seconds repeats itself more than speakers do.
+
+    One word may occur up to eight times in a row if there is time to say it; the rest of the text decides then.
+    """
+    words = _without_said_repeats(text.lower().split(), duration_s)
+    return compression_ratio(" ".join(words)) > MAX_COMPRESSION_RATIO or _first_run(words, _MIN_LOOP) is not None
 
 
 def without_repeats(text: str) -> str:
     """Return `text` up to the end of the first occurrence of its first repeated phrase."""
     run = _first_run(text.lower().split(), MIN_REPEATS)
     return " ".join(text.split()[: sum(run)]) if run else text
+
+
+def _without_said_repeats(words: list[str], duration_s: float) -> list[str]:
+    """Return the words with each run of one word, if people may have said it, as one word."""
+    runs = [list(run) for _, run in itertools.groupby(words)]
+    most = min(_MAX_SAID, _MAX_WORDS_PER_S * duration_s)
+    return [word for run in runs for word in (run[:1] if len(run) <= most else run)]
 
 
 def _first_run(words: list[str], min_repeats: int) -> tuple[int, int] | None:

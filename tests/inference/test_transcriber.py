@@ -124,7 +124,7 @@ def test_window_length_follows_the_models_context(scripted, clip_model, speech):
 
 def test_transcriber_matches_the_evaluation(toy, toy_cache, toy_settings, monkeypatch):
     """The same clips through the audio file and through the feature cache."""
-    monkeypatch.setattr(repetition, "is_repeating", lambda text: False)  # a toy's nonsense goes in circles
+    monkeypatch.setattr(repetition, "is_repeating", lambda text, duration_s: False)  # a toy's nonsense goes in circles
     rows = toy_cache.split("test")
     options = decoding.DecodingOptions("sv", 16, batch_frames=1)
     cached = decoding.decode_rows_to_text(toy.loaded.model, toy.loaded.processor, toy_cache, rows, options)

@@ -13,7 +13,13 @@ from pipelines.speech import repetition
         ("", False),
         ("nej nej nej", False),
         ("det var en gång en gumma som bodde i ett hus", False),
-        ("ja ja ja ja ja", True),
+        ("ja ja ja ja ja", False),
+        ("Nej, nej, nej, nej, nej, nej!", False),
+        ("självklart " * 6, False),
+        ("Hon sa att vi skulle gå nu. Nej nej nej nej nej nej, sa jag, det går inte.", False),
+        ("ja " * 9, True),
+        ("och så vidare och så vidare och så vidare och så vidare och så vidare", True),
+        ("nej nej nej nej nej nej " + "tack så mycket " * 8, True),
         ("tack så mycket " * 5, True),
         ("Och då. " * 30, True),
         ("a b c d e f g " * 12, True),
@@ -21,6 +27,11 @@ from pipelines.speech import repetition
 )
 def test_repeating_transcripts_are_detected(text, expected):
     assert repetition.is_repeating(text) is expected
+
+
+@pytest.mark.parametrize(("duration_s", "expected"), [(0.5, True), (1.0, False), (2.5, False), (30.0, False)])
+def test_one_word_is_a_loop_if_it_does_not_fit_the_time(duration_s, expected):
+    assert repetition.is_repeating("nej nej nej nej nej nej", duration_s) is expected
 
 
 @pytest.mark.parametrize(
