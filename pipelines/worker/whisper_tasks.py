@@ -65,13 +65,14 @@ class WhisperFineTuning(FineTuningInterface):
         stores: Mapping[str, str] | None = None,
         max_duration_s: float = MAX_DURATION_S,
     ):
-        self.recipe, self.folder, self.max_duration_s = recipe, folder, max_duration_s
+        # absolute: a job's process may run in another folder, and URIs of caches and models are compared
+        self.recipe, self.folder, self.max_duration_s = recipe, Path(folder).absolute(), max_duration_s
         self.datasets = {recipe.name: recipe, **(datasets or {})}
         self.languages = {
             name: tuple(dict.fromkeys((data.language, *map(whisper_languages.parse, languages))))
             for name, data in self.datasets.items()
         }
-        self.stores = dict(stores or {}) or {"saved": str(folder / "saved" / NAME)}
+        self.stores = dict(stores or {}) or {"saved": str(self.folder / "saved" / NAME)}
         for name in self.datasets:
             for language in self.languages[name]:
                 _refuse_leaks(self._recipe(name, language))

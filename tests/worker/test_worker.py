@@ -563,6 +563,18 @@ def test_tuned_model_is_usable_without_its_data_set(tuner):
         tuner.check("save", {"dataset": "mine"}, dict(gone))
 
 
+def test_relative_folder_keeps_the_unfinished_run(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tuner, recipe = whisper_tasks.WhisperFineTuning(toy_settings(), Path("worker")), toy_settings()
+    folder = tuner.folder / "tuned" / "1a2b"
+    run = training_pipeline.run_folder(recipe, toy_cache, whisper_model.resolve(str(toy_model)), folder)
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    tuner._remove_other_runs(folder, recipe, toy_cache)
+    assert run.exists()
+    assert tuner.stores["saved"].startswith(str(tmp_path))
+
+
 def test_private_paths_with_spaces_are_redacted(toy_settings, tmp_path):
     drive = "/content/drive/My Drive/anna/models"
     given = {"drive": f"{drive}/{{name}}", "near": "models/{name}", "hub": "hub://me/{name}"}
