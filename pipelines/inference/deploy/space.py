@@ -6,7 +6,7 @@
     README.md             metadata: SDK, versions, model, files that the build downloads
     LICENSE
 
-The Space is private. It is updated in one commit, which is read back.
+The Space is private. It is updated in one commit, whose digests on the Hub are verified.
 """
 
 from __future__ import annotations

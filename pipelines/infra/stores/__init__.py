@@ -1,7 +1,7 @@
 """Stores of finished artefacts: a local folder, a mounted drive, the Hugging Face Hub, a Hopsworks project.
 
-Work is local; stores copy sealed folders (manifest.py). The manifest of a copy is written last: the copy is finished
-when it has been read back. A fetched folder appears when every byte is verified. A new store needs one module and one
+Work is local; stores copy sealed folders (manifest.py). The manifest of a copy is written last, and the copy counts
+when it has been verified. A fetched folder appears when every byte is verified. A new store needs one module and one
 row in the table below, and must pass tests/infra/stores/test_stores.py.
 """
 

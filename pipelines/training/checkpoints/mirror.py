@@ -49,7 +49,7 @@ class MirrorState:
 
     uri: str
     there: tuple[str, ...]
-    """Names of the checkpoints at the URI, or of the model; each was read back."""
+    """Names of the checkpoints at the URI, or of the model; each copy was verified."""
     missing: tuple[str, ...]
     """Names that should be there and are not."""
     reason: str
