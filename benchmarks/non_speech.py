@@ -1,14 +1,15 @@
 """Words that a model invents for sounds without speech, and very short words that it keeps.
 
-    python benchmarks/non_speech.py                       whisper-tiny, with and without the speech detector
+    python benchmarks/non_speech.py                       whisper-tiny, with and without Silero's detector
     python benchmarks/non_speech.py --model runs/tour/train-…/model
     python benchmarks/non_speech.py --smoke               a few sounds, to check that it runs
 
 The 60 sounds and 40 words are generated (sounds.py). Each is transcribed alone, by the engine that `auto` selects, once
-with the detector and once as if everything were speech. The words are transcribed at their own level and at a peak of
--45 dBFS. A word is kept if its transcript is not empty, whether right or wrong.
+with Silero and once as on a machine without it: then everything but silence is decoded, and the model's own no-speech
+token decides. The words are transcribed at their own level and at a peak of -45 dBFS. A word is kept if its transcript
+is not empty, whether right or wrong.
 
-The last line is one JSON object. `with_detector` and `without_detector` have `invented_words` (in all sounds),
+The last line is one JSON object. `with_silero` and `without_silero` have `invented_words` (in all sounds),
 `sounds_with_words`, `words_kept` and `quiet_words_kept`; `sounds` and `words` are the numbers of both.
 """
 
@@ -19,8 +20,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -35,24 +34,19 @@ from pipelines.whisper import model as whisper_model
 QUIET_DBFS = -45
 
 
-class Everything(detection.AnySound):
-    """A detector to which everything is speech, silence too."""
-
-    def probabilities(self, samples: np.ndarray) -> np.ndarray:
-        return np.ones(len(samples) // detection.CHUNK_SAMPLES, dtype=np.float32)
-
-
 def main() -> None:
     options = _options()
-    transcriber = Transcriber(whisper_model.resolve(options.model), engine=options.engine)
+    ref = whisper_model.resolve(options.model)
     noises, words = sounds.non_speech(), sounds.short_words()
     if options.smoke:
         noises, words = noises[1:40:8], words[:4:2]
-    result: dict[str, Any] = {"model": transcriber.ref.title, "engine": transcriber.loaded.name}
-    result |= {"sounds": len(noises), "words": len(words)}
-    open_detector = detection.open_detector
-    for name, opened in (("with_detector", open_detector), ("without_detector", Everything)):
-        detection.open_detector = opened
+    result: dict[str, Any] = {"model": ref.title, "sounds": len(noises), "words": len(words)}
+    if not detection.is_packaged():
+        sys.exit("this benchmark needs Silero: pip install 'silero-vad>=6.2.2' 'onnxruntime>=1.20'")
+    for name, is_packaged in (("with_silero", True), ("without_silero", False)):
+        detection.is_packaged = lambda answer=is_packaged: answer
+        transcriber = Transcriber(ref, engine=options.engine)
+        result["engine"] = transcriber.loaded.name
         result[name] = measure(transcriber, noises, words)
         print(f"{name}: {result[name]}", flush=True)
     print(json.dumps(result))
