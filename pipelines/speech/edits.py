@@ -38,7 +38,10 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, normali
     """Return the edits of every utterance, over words and over characters.
 
     `normalised`: apply text.normalise to both sides; otherwise only white space is collapsed. Raises LabError for no
-    utterance, unequal lengths, a reference without a word, or a text that is no string, such as None or NaN.
+    utterance, unequal lengths, a text that is no string, such as None or NaN, or a reference of signs without a word.
+
+    An empty reference means that nothing was said: every word of its transcript is an insertion. At least one
+    reference must have a word.
     """
     if len(references) != len(hypotheses) or not len(references):
         raise LabError(
@@ -52,11 +55,16 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, normali
                 f"scoring needs strings, got the {what} {texts[number]!r} at position {number}: "
                 f"{'remove that row' if what == 'reference' else 'write an empty string where nothing was transcribed'}"
             )
-    rows = [
-        _count_one(_prepare(reference, normalised), _prepare(hypothesis, normalised))
-        for reference, hypothesis in zip(references, hypotheses, strict=True)
-    ]
-    return Edits(*(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True)))
+    rows = []
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        prepared = _prepare(reference, normalised)
+        if not prepared and reference.strip():
+            raise LabError(f"a reference without a word cannot be scored, got {reference[:60]!r}: remove that row")
+        rows.append(_count_one(prepared, _prepare(hypothesis, normalised)))
+    edits = Edits(*(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True)))
+    if not edits.words.any():
+        raise LabError("scoring needs a reference that is not empty, got none: all are without a word")
+    return edits
 
 
 def _prepare(sentence: str, normalised: bool) -> str:
@@ -67,8 +75,8 @@ def _count_one(reference: str, hypothesis: str) -> tuple[int, int, int, int, int
     """Return the values of one utterance in the order of the fields of `Edits`."""
     import jiwer
 
-    if not reference:
-        raise LabError("a reference without a word cannot be scored: remove that row")
+    if not reference:  # jiwer refuses it
+        return 0, len(hypothesis.split()), 0, 0, len(hypothesis), 0
     words = jiwer.process_words(reference, hypothesis)
     chars = jiwer.process_characters(reference, hypothesis)
     return (

@@ -138,7 +138,8 @@ def bootstrap_ci95(
     observed, deviations = ratio(edits, words), np.empty(samples)
     for start in range(0, samples, chunk):
         drawn = rng.integers(count, size=(min(chunk, samples - start), count))
-        resampled = block_edits[drawn].sum(axis=1) / block_words[drawn].sum(axis=1)
+        # at least one word: speakers without any, of clips without speech, may be all that is drawn
+        resampled = block_edits[drawn].sum(axis=1) / np.maximum(block_words[drawn].sum(axis=1), 1)
         deviations[start : start + chunk] = resampled - observed
     deviations *= math.sqrt(count / (count - 1)) * _t975(count - 1) / _Z975
     low, high = observed + np.percentile(deviations + (0.0 if noise is None else noise), [2.5, 97.5])

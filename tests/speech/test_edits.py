@@ -14,6 +14,12 @@ def test_edits_are_counted_per_utterance():
     assert edits.word_edits.dtype == np.int64
 
 
+def test_words_for_an_empty_reference_are_insertions():
+    edits = count_edits(["a b", "", " "], ["a b", "x y", ""])
+    assert edits.insertions.tolist() == edits.word_edits.tolist() == [0, 2, 0]
+    assert (edits.words.tolist(), edits.char_edits.tolist()) == ([2, 0, 0], [0, 3, 0])
+
+
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [

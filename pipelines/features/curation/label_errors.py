@@ -36,13 +36,13 @@ _BATCHES = 8
 def label_cers(references: list[str], hypotheses: list[str]) -> np.ndarray:
     """Return the character error rate of each normalised transcript, float64 [n]."""
     edits = scoring.count_edits(references, hypotheses)
-    return edits.char_edits / edits.chars
+    return edits.char_edits / np.maximum(edits.chars, 1)
 
 
 def label_wers(references: list[str], hypotheses: list[str]) -> np.ndarray:
     """Return the word error rate of each normalised transcript, float64 [n]."""
     edits = scoring.count_edits(references, hypotheses)
-    return edits.word_edits / edits.words
+    return edits.word_edits / np.maximum(edits.words, 1)
 
 
 def transcribe(
