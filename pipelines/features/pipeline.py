@@ -249,6 +249,7 @@ def _clip_filter(recipe: Recipe, processor: Any) -> ClipFilter:
         corpus.limits(recipe.curation),
         recipe.curation.full_stop,
         recipe.curation.marks == "remove",
+        recipe.curation.non_speech_share > 0,
     )
 
 

@@ -203,6 +203,9 @@ class CurationSettings(Settings):
     """Maximum number of clips in the largest group per clip in the smallest group, at least 1."""
     max_per_speaker: int = Field(0, ge=0)
     """Maximum number of clips per speaker; 0: no limit."""
+    non_speech_share: float = Field(0.0, ge=0, le=0.5)
+    """Largest share of the training clips that may be without speech, 0 to 0.5: rows of the source whose transcript is
+    there and empty. More are thinned by `seed`. 0 rejects them all as `no_text`, as always in validation and test."""
     full_stop: bool = False
     """Append a full stop to transcripts without final punctuation."""
     marks: Literal["keep", "remove"] = "keep"
@@ -229,7 +232,7 @@ class CurationSettings(Settings):
     """The model that checks transcripts; empty: the recipe's base model. `run:<recipe>`: the newest model of that
     recipe on this machine with the same `training.seed`."""
     seed: Seed = 11
-    """Seed of the draws for `balance_by` and `max_per_speaker`."""
+    """Seed of the draws for `balance_by`, `max_per_speaker` and `non_speech_share`."""
 
 
 class AugmentSettings(Settings):

@@ -124,8 +124,15 @@ def build_model(recipe: Recipe, base: ModelRef) -> Any:
     model = whisper_model.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
     if recipe.distillation.teacher:
         model = distillation.student(model, recipe.distillation)
-    whisper_model.set_language(model, recipe.language)
+    set_decoding(recipe, model)
     return adapters.prepare(model, recipe.model)
+
+
+def set_decoding(recipe: Recipe, model: Any) -> None:
+    """Set how the model decodes: the language, and whether a transcript may be empty."""
+    whisper_model.set_language(model, recipe.language)
+    if recipe.curation.non_speech_share:
+        whisper_model.allow_empty_transcripts(model)
 
 
 def build_optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import manifest, redact
 from pipelines.recipes.settings import Recipe
-from pipelines.training import adapters, distillation, model_card
+from pipelines.training import adapters, components, distillation, model_card
 from pipelines.training.callbacks import oom
 from pipelines.training.callbacks.progress import history_of, seconds_of
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model
@@ -27,7 +27,7 @@ def finish(run: TrainingRun, trainer: Any) -> TrainedModel:
     weights = run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
     manifest.require_complete(weights, "the best checkpoint", f"Remove {run.folder} and train again")
     model = adapters.load_checkpoint(weights, run.start)
-    whisper_model.set_language(model, run.recipe.language)
+    components.set_decoding(run.recipe, model)
     shutil.rmtree(folder, ignore_errors=True)
     whisper_model.save(model, trainer.processing_class, folder)
     calibration = _calibrate(run, model, trainer)
@@ -70,10 +70,14 @@ def _manifest_facts(run: TrainingRun, calibration: Calibration) -> dict[str, Any
 
 
 def context_s(recipe: Recipe, cache: FeatureCache) -> float:
-    """Return the longest input of training in seconds: the longest clip, or 30 s with windows or full context."""
+    """Return the longest input of training in seconds: the longest clip, or 30 s with windows or full context.
+
+    Clips without speech do not count: a longer window of speech needs to be trained on speech.
+    """
     if recipe.training.context == "full" or recipe.training.window_share:
         return float(FULL_S)
-    return float(cache.rows["duration_s"].iloc[cache.split("train")].max())
+    training = cache.rows.iloc[cache.split("train")]
+    return float(training["duration_s"][training["text"] != ""].max())
 
 
 def _calibrate(run: TrainingRun, model: Any, trainer: Any) -> Calibration:

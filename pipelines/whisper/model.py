@@ -166,6 +166,16 @@ def set_language(model: WhisperForConditionalGeneration, language: str) -> None:
     model.generation_config.forced_decoder_ids = None
 
 
+def allow_empty_transcripts(model: WhisperForConditionalGeneration) -> None:
+    """Let the first token be the end of the text, which Whisper's generation settings suppress.
+
+    A model that was trained on clips without speech then answers with an empty transcript, in every engine.
+    """
+    settings = model.generation_config
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    settings.begin_suppress_tokens = [id for id in settings.begin_suppress_tokens or [] if id not in ends] or None
+
+
 def language_of(ref: ModelRef, default: str = "sv") -> str:
     """Return Whisper's code of the language that a model was tuned for: by its manifest, else its generation settings.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 from log_recorder import record_log
+from toy_whisper import END, NO_TIMESTAMPS, SWEDISH, TRANSCRIBE
 
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import StaleCache
@@ -23,6 +25,20 @@ def recordings(tmp_path, encoded, speech):
         lines.append(f"{n}.wav,mening nummer {n},{split},{split}")
     (folder / "transcripts.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.4, 1), (0.5, 2)])
+def test_clips_without_speech_are_kept_up_to_their_share(recordings, toy_settings, encoded, tmp_path, share, kept):
+    for name in ("silence", "hum", "tested"):
+        (recordings / f"{name}.wav").write_bytes(encoded(np.zeros(8_000, dtype=np.float32)))
+    with open(recordings / "transcripts.csv", "a", encoding="utf-8") as table:
+        table.write("silence.wav,,noise,train\nhum.wav,,noise,train\ntested.wav,,other,test\n")
+    overrides = {"source.kind": "folder", "source.path": str(recordings), "curation.non_speech_share": share}
+    overrides["features.max_rejected_share"] = 1.0
+    cache = feature_pipeline.run(toy_settings(overrides), runs=tmp_path / "runs")
+    silent = cache.rows.index[cache.rows["text"] == ""]
+    assert (len(silent), cache.counts["train"], cache.counts["test"]) == (kept, 2 + kept, 2)
+    assert all(cache.labels(row) == [SWEDISH, TRANSCRIBE, NO_TIMESTAMPS, END] for row in silent)
 
 
 def test_tour_is_made_again_on_another_machine(toy_settings, toy_cache, tmp_path):

@@ -258,6 +258,7 @@ def other_value(name: str, value):
         "curation.balance_by": "gender",
         "curation.min_level_dbfs": -60.0,
         "curation.max_clipped_share": 0.1,
+        "curation.non_speech_share": 0.1,
         "curation.max_silence_share": 0.5,
         **dict.fromkeys(("augment.speed", "augment.noise_share"), 0.1),
         "augment.time_mask_share": 0.2,

@@ -9,8 +9,10 @@ import json
 import time
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ from pipelines.training import run as training_run
 from pipelines.training import validation
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.training.finish import context_s
 from pipelines.training.run import TrainingRun
 from pipelines.whisper import confidence
 from pipelines.whisper import model as whisper_model
@@ -584,13 +587,28 @@ def test_newest_and_best_checkpoints_are_kept(fit, set_wers, tmp_path, keep, lef
     assert all(manifest.problem(path) is None for path in sealed_checkpoints.listed(tmp_path / "run" / "checkpoints"))
 
 
+def test_model_trained_without_speech_may_write_nothing(train_toy, tmp_path):
+    model, _ = train_toy(tmp_path, {"training.steps": 1, "curation.non_speech_share": 0.1})
+    settings = json.loads((Path(model.uri) / "generation_config.json").read_text("utf-8"))
+    assert END not in settings["begin_suppress_tokens"]
+    plain, _ = train_toy(tmp_path / "plain", {"training.steps": 1})
+    settings = json.loads((Path(plain.uri) / "generation_config.json").read_text("utf-8"))
+    assert END in settings["begin_suppress_tokens"]
+
+
+def test_clips_without_speech_do_not_lengthen_the_context(toy_settings):
+    rows = pd.DataFrame({"duration_s": [2.0, 3.0, 30.0], "text": ["ja", "nej", ""]})
+    cache = SimpleNamespace(rows=rows, split=lambda name: [0, 1, 2])
+    assert context_s(toy_settings(), cache) == 3.0
+
+
 def test_model_records_context_and_calibration(train_toy, toy_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(confidence, "fit", lambda logprobs, right: Calibration(0.5, 0.1, len(right)))
     wanted = toy_cache.rows["duration_s"].iloc[toy_cache.split("train")].max()
-    for overrides, context_s in (({}, wanted), ({"training.window_share": 0.2}, 30.0)):
-        model, _ = train_toy(tmp_path / str(context_s), {"training.steps": 1, **overrides})
+    for overrides, longest_s in (({}, wanted), ({"training.window_share": 0.2}, 30.0)):
+        model, _ = train_toy(tmp_path / str(longest_s), {"training.steps": 1, **overrides})
         told = manifest.read(Path(model.uri))
-        assert told["context_s"] == pytest.approx(context_s)
+        assert told["context_s"] == pytest.approx(longest_s)
         fitted = Calibration.of(told)
         assert fitted.words > 0
         assert fitted == Calibration(0.5, 0.1, fitted.words)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.features.clips import MAX_LABEL_TOKENS, Clip, FindFeatures, Rejected
 from pipelines.features.curation.quality import Limits
-from pipelines.features.sources import SPLITS, Example, NoAudio
+from pipelines.features.sources import SPLITS, Example, NoAudio, NoTranscript
 from pipelines.infra.tables import is_missing
 from pipelines.speech import audio, marks
 from pipelines.speech import text as speech_text
@@ -36,6 +36,8 @@ class ClipFilter:
     """Add a full stop to training transcripts that end without punctuation."""
     remove_marks: bool = False
     """Remove marks that may not be spoken from the transcripts of all splits (speech/marks.py)."""
+    non_speech: bool = False
+    """Accept training clips with an empty transcript: nothing is said in them, and they may be silent."""
 
     def create_clip(self, example: Example, find_features: FindFeatures | None = None) -> Clip:
         """Decode, check and extract one example. Raises Rejected, and no other exception for any file content.
@@ -52,8 +54,11 @@ class ClipFilter:
         if example.split not in SPLITS:
             raise Rejected("unknown_split", f"{example.split!r} is none of {', '.join(SPLITS)}")
         training = example.split == "train"
-        transcript, labels = self.label(example.text, training)
-        limits = self.limits if training else Limits()
+        if is_non_speech := self._is_non_speech(example):
+            transcript, labels = "", self.tokenise("")
+        else:
+            transcript, labels = self.label(example.text, training)
+        limits = self.limits if training and not is_non_speech else Limits()
         sound = example.audio  # read once: some sources synthesise or fetch it on access
         if isinstance(sound, NoAudio):
             raise Rejected(sound.reason, sound.detail)
@@ -70,7 +75,7 @@ class ClipFilter:
 
     def _extract(self, sound: bytes | Path, limits: Limits, transcript: str) -> tuple[LogMel, float]:
         waveform = audio.decode(sound, self.max_duration_s)
-        self._check(waveform)
+        self._check(waveform, self.min_peak if transcript else 0.0)
         if limits.active:
             limits.check(waveform, len(speech_text.normalise(transcript).replace(" ", "")))
         log_mel = log_mels.extract(waveform, self.n_mels)
@@ -78,12 +83,16 @@ class ClipFilter:
             raise Rejected("not_finite", "the samples are so large that their power overflows")
         return log_mel, waveform.duration_s
 
-    def _check(self, waveform: Waveform) -> None:
+    def _is_non_speech(self, example: Example) -> bool:
+        is_empty = not isinstance(example.text, NoTranscript) and not speech_text.clean(example.text)
+        return self.non_speech and is_empty and example.split == "train"
+
+    def _check(self, waveform: Waveform, min_peak: float) -> None:
         if waveform.duration_s < self.min_duration_s:
             raise Rejected("too_short", f"{waveform.duration_s:.4f} s, at least {self.min_duration_s:g} s are needed")
         peak = float(np.abs(waveform.samples).max())
-        if peak < self.min_peak:
-            raise Rejected("silent", f"the loudest sample is {peak:.1e} of full scale, below {self.min_peak:g}")
+        if peak < min_peak:
+            raise Rejected("silent", f"the loudest sample is {peak:.1e} of full scale, below {min_peak:g}")
 
 
 def label_transcript(text: str, tokenise: Callable[[str], list[int]], full_stop: bool = False) -> tuple[str, list[int]]:
@@ -93,7 +102,10 @@ def label_transcript(text: str, tokenise: Callable[[str], list[int]], full_stop:
     """
     transcript = speech_text.clean(marks.without_timestamps(text))
     if not speech_text.normalise(transcript):
-        raise Rejected("no_text", "the transcript holds no letter and no digit")
+        raise Rejected(
+            "no_text",
+            "the transcript holds no letter and no digit; training clips without speech need curation.non_speech_share",
+        )
     if is_missing(transcript):
         raise Rejected("no_text", f"the transcript is {transcript!r}, which tables write for a missing value")
     if full_stop:

@@ -148,6 +148,7 @@ def _metadata_steps(
         (settings.unique_sentences, selection.duplicate_sentences()),
         (settings.max_per_speaker > 0, selection.speaker_cap(settings.max_per_speaker, seed)),
         (settings.balance_by != "", selection.balance(settings.balance_by, settings.balance_ratio, seed)),
+        (settings.non_speech_share > 0, selection.non_speech(settings.non_speech_share, seed)),
     ]
     return [step for enabled, step in steps if enabled]
 
@@ -200,7 +201,7 @@ def _handle_label_errors(
     """
     rows, limit = cache.rows, settings.max_label_cer
     remaining = ~rows["id"].isin(result.dropped.keys())
-    indices = np.flatnonzero(remaining & (rows["split"] == "train"))
+    indices = np.flatnonzero(remaining & (rows["split"] == "train") & (rows["text"] != ""))
     references = rows["text"].iloc[indices].tolist()
     hypotheses = label_functions.transcribe(indices) if len(indices) else []
     cers = label_errors.label_cers(references, hypotheses) if hypotheses else []

@@ -30,6 +30,7 @@ ORDER = (
     "duplicate_sentence",
     "speaker_cap",
     "balance",
+    "non_speech",
     *CLIP_STEPS,
     "leak_audio",
     "duplicate_audio",
@@ -203,7 +204,8 @@ def duplicate_sentences() -> Duplicates:
     """Drop repetitions of a sentence, normalised, by one speaker; unknown speakers cannot be compared."""
 
     def key(example: Example) -> str:
-        return f"{text.speaker_key(example.speaker)}\0{text.normalise(example.text)}" if example.speaker else ""
+        sentence = text.normalise(example.text)
+        return f"{text.speaker_key(example.speaker)}\0{sentence}" if example.speaker and sentence else ""
 
     return Duplicates("duplicate_sentence", key)
 
@@ -250,6 +252,31 @@ def balance(column: str, ratio: float, seed: int) -> Thin:
 def speaker_cap(most: int, seed: int) -> Thin:
     """Keep at most `most` rows of one speaker."""
     return Thin("speaker_cap", lambda example: text.speaker_key(example.speaker), lambda sizes: most, seed)
+
+
+@dataclass
+class NonSpeech(Thin):
+    """Keep training rows with an empty transcript up to `share` of all training rows; at least one."""
+
+    share: float = 0.0
+    n_speech: int = 0
+
+    def observe(self, example: Example) -> None:
+        self.n_speech += example.split == "train" and not self.group(example)
+        super().observe(example)
+
+
+def non_speech(share: float, seed: int) -> NonSpeech:
+    """Keep at most this share, 0 to 0.5, of training rows without speech."""
+
+    def group(example: Example) -> str:
+        return "" if text.clean(example.text) else "without speech"
+
+    def cap(sizes: list[int]) -> int:
+        return max(1, int(step.n_speech * share / (1 - share)))
+
+    step = NonSpeech("non_speech", group, cap, seed, share=share)
+    return step
 
 
 def _number(cell: str) -> int | None:

@@ -29,6 +29,10 @@ Audio = bytes | Path | NoAudio
 """An encoded audio file (wav, flac, mp3, ogg): its bytes or its path; or why there is none."""
 
 
+class NoTranscript(str):
+    """The text of a recording for which the source has no transcript, not even an empty one."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One utterance as its source holds it: not decoded, not cleaned."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from pipelines.features.sources import SPLITS, Example, PartExample, lines_sha256
+from pipelines.features.sources import SPLITS, Example, NoTranscript, PartExample, lines_sha256
 from pipelines.features.sources.draw import Draw, draw_splits
 from pipelines.features.sources.folder_tables import (
     Record,
@@ -112,6 +112,8 @@ def _example(file: Path, name: str, record: Record, split: str, speaker: str) ->
     """Return the example of a row, which may be a part of its file, or a row that `transcribe` could not write."""
     meta = {name: value for name in META if (value := metadata(record, (name,)))}
     text, excerpt = cell(record, TEXT), record.excerpt
+    if all(record.cells.get(name) is None for name in TEXT):
+        text = NoTranscript()
     if error := has_failed(record):
         excerpt = Excerpt(problem=f"`transcribe` wrote no complete transcript: {error}", reason="not_transcribed")
     if excerpt is None:

@@ -178,7 +178,7 @@ def _txt_records(folder: Path) -> Iterator[Record]:
     for path in (path.relative_to(folder) for path in found.files):
         where = str(path).encode(errors="replace").decode()
         beside = folder / inside(folder, path.with_suffix(".txt"), where)
-        yield Record(where, {"path": str(path), "text": read_text(beside) if beside.is_file() else ""})
+        yield Record(where, {"path": str(path), "text": read_text(beside) if beside.is_file() else None})
 
 
 def inside(folder: Path, file: Path, where: str) -> Path:

@@ -125,7 +125,7 @@ class WindowCollator:
     def _label(self, transcripts: Sequence[str], lengths: Sequence[int]) -> list[int]:
         if self.timestamps:
             return labels_with_timestamps(self.labeller, transcripts, lengths)
-        return self.labeller(" ".join(transcripts))
+        return self.labeller(" ".join(filter(None, transcripts)))
 
 
 def count_within_30_s(lengths: Sequence[int]) -> int:
@@ -149,7 +149,8 @@ def labels_with_timestamps(labeller: Labeller, transcripts: Sequence[str], lengt
     *ids, no_timestamps = labeller.prefix
     zero, start = no_timestamps + 1, 0  # <|0.00|>, and one token more for each 20 ms
     for transcript, length in zip(transcripts, lengths):
-        body = labeller.tokenizer.encode(f" {transcript}", add_special_tokens=False).ids
-        ids += [zero + start // FRAMES_PER_TIMESTAMP, *body, zero + (start + length) // FRAMES_PER_TIMESTAMP]
+        if transcript:  # empty: a clip without speech
+            body = labeller.tokenizer.encode(f" {transcript}", add_special_tokens=False).ids
+            ids += [zero + start // FRAMES_PER_TIMESTAMP, *body, zero + (start + length) // FRAMES_PER_TIMESTAMP]
         start += length
     return [*ids, *labeller.suffix]

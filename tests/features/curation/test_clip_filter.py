@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.features.clips import MAX_LABEL_TOKENS, Clip, Rejected
 from pipelines.features.curation.clip_filter import ClipFilter
-from pipelines.features.sources import Example
+from pipelines.features.sources import Example, NoTranscript
 
 
 def tokenise(text: str) -> list[int]:
@@ -111,6 +111,21 @@ def test_nonfinite_samples_are_rejected(clip, value):
 @pytest.mark.parametrize("text", ["", "  ", "?!… –", "\0\u200b", "❤\ufe0f"])
 def test_transcript_without_letters_is_rejected(clip, text):
     assert rejection(clip(text=text)).reason == "no_text"
+
+
+def test_empty_transcript_is_accepted_as_non_speech(clip):
+    for samples in (None, np.zeros(16_000)):
+        passed = clip_filter(non_speech=True).create_clip(clip(samples, text=" "))
+        assert (passed.text, passed.labels) == ("", [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("fields", [{"split": "test"}, {"text": "?!"}, {"text": NoTranscript()}], ids=str)
+def test_other_clips_without_text_stay_rejected(clip, fields):
+    assert rejection(clip(**{"text": ""} | fields), non_speech=True).reason == "no_text"
+
+
+def test_silent_clip_with_text_stays_rejected(clip):
+    assert rejection(clip(np.zeros(16_000)), non_speech=True).reason == "silent"
 
 
 def test_label_over_448_tokens_is_rejected(clip):

@@ -71,7 +71,14 @@ def curated(
     """Build a curated cache like the pipeline, with one token per letter of a transcript and no model."""
     chosen = load("tour", {f"curation.{name}": value for name, value in settings.items()}).curation
     clip_filter = ClipFilter(
-        lambda text: [*map(ord, text)], 80, 0.1, 30.0, 1e-3, corpus.limits(chosen), chosen.full_stop
+        lambda text: [*map(ord, text)],
+        80,
+        0.1,
+        30.0,
+        1e-3,
+        corpus.limits(chosen),
+        chosen.full_stop,
+        non_speech=chosen.non_speech_share > 0,
     )
     held_out = load_held_out(chosen.held_out, 80)
     before = corpus.survey(chosen, source, held_out)
@@ -180,6 +187,7 @@ def test_all_steps_run_in_order_with_matching_counts(tmp_path, rows, speech, enc
     rows[17] = replace(rows[17], audio=encoded(np.random.default_rng(1).uniform(-0.5, 0.5, 8_000)))
     rows[18] = replace(rows[18], audio=rows[0].audio)
     rows[20] = replace(rows[20], audio=rows[19].audio)
+    rows[21], rows[22] = (replace(row, text="") for row in rows[21:23])
     settings = {
         "leaks": "drop",
         "marks": "remove",
@@ -193,6 +201,7 @@ def test_all_steps_run_in_order_with_matching_counts(tmp_path, rows, speech, enc
         "max_silence_share": 0.5,
         "min_snr_db": 1.0,
         "max_label_cer": 0.5,
+        "non_speech_share": 0.01,
     }
 
     def transcribe(cache: FeatureCache, indices: np.ndarray) -> list[str]:
@@ -200,8 +209,8 @@ def test_all_steps_run_in_order_with_matching_counts(tmp_path, rows, speech, enc
         return ["något annat" if name == "train-29" else text for name, text in zip(*ids_and_texts(cache, indices))]
 
     cache = curated(tmp_path / "c", Outlined(rows), transcribe, **settings)
-    dropped = reasons(cache)
-    assert {name: reason for name, reason in dropped.items() if name not in ("train-9", "train-10")} == {
+    dropped, drawn = reasons(cache), ("train-9", "train-10", "train-21", "train-22")
+    assert {name: reason for name, reason in dropped.items() if name not in drawn} == {
         "train-4": "leak_speaker",
         "train-5": "leak_sentence",
         "train-6": "votes",
@@ -216,7 +225,8 @@ def test_all_steps_run_in_order_with_matching_counts(tmp_path, rows, speech, enc
         "train-20": "duplicate_audio",
         "train-29": "label_error",
     }
-    assert [dropped.get(name) for name in ("train-9", "train-10")].count("balance") == 1
+    assert [dropped.get(name) for name in drawn[:2]].count("balance") == 1
+    assert [dropped.get(name) for name in drawn[2:]].count("non_speech") == 1
     assert [row["step"] for row in cache.curation] == list(ORDER)
     before = len(rows)
     for row in cache.curation:
@@ -224,7 +234,7 @@ def test_all_steps_run_in_order_with_matching_counts(tmp_path, rows, speech, enc
         assert row["after"] == before - row["dropped"]
         before = row["after"]
     assert before == len(cache.rows) == len(rows) - cache.counts["rejected"]
-    assert len(cache.rejected) == cache.counts["rejected"] == 14
+    assert len(cache.rejected) == cache.counts["rejected"] == 15
     assert cache.rejected["detail"].str.len().min() > 5
 
 
@@ -418,6 +428,7 @@ OTHER = {
     "unique_sentences": True,
     "unique_audio": True,
     "full_stop": True,
+    "non_speech_share": 0.1,
 }
 ELSEWHERE = ("held_out", "max_label_cer", "label_model")
 FLAT = [name.removeprefix("curation.") for name in setting_names() if name.startswith("curation.")]

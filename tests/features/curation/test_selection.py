@@ -14,6 +14,7 @@ from pipelines.features.curation.selection import (
     balance,
     clip_step_counts,
     duplicate_sentences,
+    non_speech,
     select,
     speaker_cap,
     text_count,
@@ -52,6 +53,15 @@ def test_votes_drop_rows_outside_limits(votes, accepted):
     assert (not run([row(1, **votes)], Votes(2, 1)).dropped) == accepted
     assert not run([row(1, "test", **votes)], Votes(2, 1)).dropped
     assert not run([row(1, up_votes="2", down_votes="99")], Votes(2, -1)).dropped
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.01, 1), (0.2, 2), (0.5, 5)])
+def test_rows_without_speech_are_limited_to_their_share(share, kept):
+    silent = [replace(row(number), text=" ") for number in range(10, 15)]
+    rows = [row(number) for number in range(8)] + silent + [replace(row(1, "test"), text="")]
+    dropped = run(rows, non_speech(share, seed=3)).dropped
+    assert len(dropped) == 5 - kept
+    assert dropped.keys() <= {example.id for example in silent}
 
 
 def test_duplicate_sentences_of_a_speaker_are_dropped():

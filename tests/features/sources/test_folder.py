@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.features.sources import SPLITS, stamps
+from pipelines.features.sources import SPLITS, NoTranscript, stamps
 from pipelines.features.sources.folder import FolderSource
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError, decode
@@ -334,3 +334,8 @@ def test_too_long_file_name_counts_as_missing(corpus):
     folder = corpus({"transcripts.csv": f"path,text\n{'x' * 5000}.wav,hej\na.wav,hej\n", "a.wav": None})
     assert len(read(folder)) == 2
     assert FolderSource(str(folder)).identity()
+
+
+def test_recording_without_a_txt_has_no_transcript(corpus):
+    examples = read(corpus({"a.wav": b"", "a.txt": "ett", "b.wav": b"", "b.txt": "", "c.wav": b""}))
+    assert [isinstance(example.text, NoTranscript) for example in examples] == [False, False, True]

@@ -156,6 +156,19 @@ def test_timestamps_mark_each_clip(toy_cache, collator, processor):
     assert tokenizer.decode(ids, skip_special_tokens=True).split() == " ".join(texts).split()
 
 
+def test_clip_without_speech_adds_no_text(toy_cache, collator):
+    rows = toy_cache.split("train").tolist()[:3]
+    texts = toy_cache.rows["text"].iloc[rows].tolist()
+    for timestamps, n_times in ((False, 0), (True, 4)):
+        made = collator(timestamps=timestamps)
+        made.transcripts = made.transcripts.copy()
+        made.transcripts[rows[1]] = ""
+        ids = made.window(rows)[1]
+        text = made.labeller.tokenizer.decode([id for id in ids if id < END])
+        assert text.split() == f"{texts[0]} {texts[2]}".split()
+        assert sum(id >= FIRST_TIMESTAMP for id in ids) == n_times
+
+
 def test_clips_beyond_30_s_or_the_decoder_are_left_out(toy_cache, collator, monkeypatch):
     rows = toy_cache.split("train").tolist()
     lengths = toy_cache.rows["frames"].to_numpy()[rows]

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from pipelines.features.sources import SPLITS, Audio, Example, NoAudio
+from pipelines.features.sources import SPLITS, Audio, Example, NoAudio, NoTranscript
 from pipelines.features.sources.parquet.columns import Columns, is_string, unequal
 from pipelines.features.sources.parquet.columns import split_column as split_column_of
 from pipelines.features.sources.parquet.layout import NOTHING, Declared, Layout, LayoutSettings, infer_layout
@@ -217,7 +217,8 @@ class ParquetSource:
             split = _drawn_split(drawn, sentence or speaker or id, self.seed)
         meta = {column: _meta_cell(columns.labels.get(column), column, row.get(column)) for column in columns.meta}
         meta = {column: value for column, value in meta.items() if value}
-        return RowExample(id, split, _string(row[columns.text]), audio, speaker, meta)
+        text = NoTranscript() if row[columns.text] is None else str(row[columns.text])
+        return RowExample(id, split, text, audio, speaker, meta)
 
 
 class RowExample(Example):
