@@ -22,6 +22,12 @@ from pipelines.speech.edits import count_edits
 MAX_CHARS = 2_000
 """Longer texts are refused; thirty seconds of speech have about 500 characters."""
 
+MAX_LOG_BYTES = 100_000_000
+"""Size of the log above which no feedback is accepted: any visitor can add rows."""
+MAX_RECORDINGS_BYTES = 2_000_000_000
+"""Total size of the saved recordings above which no feedback with a recording is accepted: some 18 hours."""
+
+_RECORDINGS = "audio"
 _C1_CONTROLS = re.compile(r"[\x80-\x9f]+")
 
 
@@ -46,7 +52,7 @@ def append(log: Path, feedback: Feedback, now: datetime | None = None) -> dict[s
     """Append one feedback to the CSV file `log`, which is created if needed; return the row.
 
     `now` defaults to the current time. Raises LabError for a text over 2,000 characters, another flag, a log with other
-    columns, or a log that cannot be written.
+    columns, a log that cannot be written, or one that is full (MAX_LOG_BYTES, MAX_RECORDINGS_BYTES).
     """
     if feedback.flag not in FLAGS:
         raise LabError(f"flag must be {' or '.join(FLAGS)}, got {feedback.flag!r}")
@@ -64,7 +70,8 @@ def append(log: Path, feedback: Feedback, now: datetime | None = None) -> dict[s
     }
     csv_log = feedback_log.open_log(log)
     with csv_log.locked():
-        row["audio"] = _save_recording(feedback.recording, log.parent / "audio") if feedback.recording else ""
+        _refuse_if_full(log, log.parent / _RECORDINGS if feedback.recording else None)
+        row["audio"] = _save_recording(feedback.recording, log.parent / _RECORDINGS) if feedback.recording else ""
         try:
             csv_log.append(row)
         except (OSError, LabError):
@@ -72,6 +79,15 @@ def append(log: Path, feedback: Feedback, now: datetime | None = None) -> dict[s
                 (log.parent / row["audio"]).unlink()
             raise
     return row
+
+
+def _refuse_if_full(log: Path, recordings: Path | None) -> None:
+    """Raise LabError if the log has its maximum size or, unless None, the folder of recordings has."""
+    if log.is_file() and log.stat().st_size > MAX_LOG_BYTES:
+        raise LabError(f"{log} is larger than {MAX_LOG_BYTES / 1e6:g} MB: move it away, or name another with --log")
+    saved = recordings.glob("*.wav") if recordings else ()
+    if sum(path.stat().st_size for path in saved) > MAX_RECORDINGS_BYTES:
+        raise LabError(f"{recordings} holds more than {MAX_RECORDINGS_BYTES / 1e9:g} GB of recordings: move them away")
 
 
 def wer(reference: str, output: str) -> str:

@@ -239,3 +239,17 @@ def test_report_never_replaces_listeners_feedback(tmp_path):
     assert log.read_bytes() == before
     with pytest.raises(LabError, match="no folder"):
         transcript_log.refuse_listeners(tmp_path / "absent" / "log.csv")
+
+
+def test_full_log_or_folder_of_recordings_is_refused(log, monkeypatch):
+    recording = Waveform(np.zeros(16_000, np.float32))
+    monkeypatch.setattr(feedback, "MAX_RECORDINGS_BYTES", 60_000)
+    assert [add(log, recording=recording)["audio"] != "" for _ in range(2)] == [True, True]
+    with pytest.raises(LabError, match="of recordings: move them away"):
+        add(log, recording=recording)
+    assert add(log)["audio"] == "", "feedback without a recording still has room"
+    monkeypatch.setattr(feedback, "MAX_LOG_BYTES", 10)
+    with pytest.raises(LabError, match="log.csv is larger than"):
+        add(log)
+    assert len(feedback_log.read(log)) == 3
+    assert len(list(log.parent.glob("audio/*.wav"))) == 2

@@ -72,11 +72,13 @@ async def refuse_other_fields(request: Request, accepted: Collection[str]) -> No
     """
     form = await request.form()
     for name, value in [*form.multi_items(), *request.query_params.multi_items()]:
-        shown = "".join(letter if letter.isprintable() else "?" for letter in name[:40])
+        printable = "".join(letter if letter.isprintable() else "?" for letter in name[:40])
         is_empty = isinstance(value, str) and not value.strip()
         if not is_empty and (name not in accepted or name in request.query_params):
             raise Refusal(
-                400, f"{shown}: not supported here: leave it out; the form takes {', '.join(accepted)}", param=shown
+                400,
+                f"{printable}: not supported here: leave it out; the form takes {', '.join(accepted)}",
+                param=printable,
             )
         if name != GRANULARITIES and len(form.getlist(name)) > 1:
-            raise Refusal(400, f"{shown}: send it once", param=shown)
+            raise Refusal(400, f"{printable}: send it once", param=printable)

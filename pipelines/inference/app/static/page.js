@@ -55,7 +55,8 @@ export function startPage({ messages, maxDurationS, workletSource }) {
   // Browsers record webm or mp4 and name the type video/… even without a picture: Gradio's upload would refuse it.
   const FILE_INPUT = "#recording input[type=file]"
   const isVideo = file => /^video\/|^$/.test(file.type)
-  const asAudio = file => new File([file], file.name, { type: file.type.replace("video/", "audio/") || "audio/unknown" })
+  const asAudio = file =>
+    new File([file], file.name, { type: file.type.replace("video/", "audio/") || "audio/unknown" })
 
   const setAudioFiles = (input, files) => {
     const transfer = new DataTransfer()
