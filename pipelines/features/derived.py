@@ -111,7 +111,7 @@ def cut_hypotheses(n: int, split: str) -> str:
         return ""
     return (
         f"{n} {split} hypotheses were cut at evaluation.max_new_tokens: "
-        "they repeat themselves, or the clips hold more text (then set evaluation.max_new_tokens=auto)"
+        "they repeat themselves, or the limit is too low for these clips (auto fits it to them)"
     )
 
 

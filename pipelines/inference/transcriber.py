@@ -7,6 +7,7 @@ into a window, without long silence, is decoded as a whole, as the evaluation do
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,8 @@ from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.log_mel import FULL_FRAMES, HOP_SAMPLES, LogMel
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 GROUP_FRAMES = 12_000
 """Windows are collected up to two minutes of speech, so that batches contain windows of similar length."""
@@ -234,6 +237,12 @@ class Transcriber:
             hypothesis = self.loaded.decode(self._stack([log_mel]), temperature)[0]
         if repetition.is_repeating(hypothesis.text, duration_s):
             hypothesis = _without_repeats(hypothesis)
+        elif hypothesis.tokens >= self.max_new_tokens == engines.MAX_NEW_TOKENS:  # a caller's own limit is no surprise
+            seconds = len(log_mel.frames) * HOP_SAMPLES / SAMPLE_RATE_HZ
+            logger.info(
+                f"note: a part of {seconds:.0f} s has more text than {self.max_new_tokens} tokens: its last words are "
+                "missing. Cut the recording at a pause there, and transcribe the parts"
+            )
         return _Decoded(hypothesis, temperature)
 
     def _split_into_segments(

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.infra.errors import LabError
 from pipelines.speech.edits import Edits, count_edits
-from pipelines.speech.intervals import SPEAKERS, Units, bootstrap_ci95, group, ratio, seed_noise, sign_flip_p
+from pipelines.speech.intervals import CLIPS, SPEAKERS, Units, bootstrap_ci95, group, ratio, seed_noise, sign_flip_p
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def score_edits(
     draw = {"samples": samples, "seed": seed}
     return Score(
         wer=ratio(edits.word_edits, edits.words),
-        ci95=_not_negative(bootstrap_ci95(edits.word_edits, edits.words, blocks, **draw)),
-        cer_ci95=_not_negative(bootstrap_ci95(edits.char_edits, edits.chars, blocks, **draw)),
+        ci95=_of_rate(bootstrap_ci95(edits.word_edits, edits.words, blocks, **draw), units),
+        cer_ci95=_of_rate(bootstrap_ci95(edits.char_edits, edits.chars, blocks, **draw), units),
         cer=ratio(edits.char_edits, edits.chars),
         substitutions=int(edits.substitutions.sum()),
         insertions=int(edits.insertions.sum()),
@@ -238,7 +238,9 @@ def score_over_seeds(
     noise = seed_noise([wers], _wers(others, words), samples, seed)
     return SeedsScore(
         wer=float(wers.mean()),
-        ci95=_not_negative(bootstrap_ci95(edits.mean(axis=0), words, blocks, samples=samples, seed=seed, noise=noise)),
+        ci95=_of_rate(
+            bootstrap_ci95(edits.mean(axis=0), words, blocks, samples=samples, seed=seed, noise=noise), units
+        ),
         wers=tuple(wers.tolist()),
         speakers=units.speakers,
         n=units.n,
@@ -260,6 +262,8 @@ def _check_comparable(*sides: Sequence[Edits]) -> None:
         raise LabError("systems are compared on the same references in the same order: these are different ones")
 
 
-def _not_negative(interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Clip the lower end of an error rate's interval at 0."""
-    return interval and (max(interval[0], 0.0), interval[1])
+def _of_rate(interval: tuple[float, float] | None, units: Units) -> tuple[float, float] | None:
+    """Clip the lower end of an error rate's interval at 0; return None for equal clips, whose interval has no width."""
+    if interval is None or (units.over == CLIPS and interval[0] == interval[1]):
+        return None
+    return max(interval[0], 0.0), interval[1]

@@ -9,6 +9,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.sources.synthetic.tour import TourSource
@@ -92,6 +93,16 @@ def scripted(clip_model, monkeypatch):
 
 
 # ---- one window
+
+
+def test_window_with_too_much_text_is_noted(scripted, speech):
+    class Cut(Scripted):
+        def decode(self, windows, temperature=0.0, seed=0):
+            return [dataclasses.replace(one, tokens=224) for one in super().decode(windows, temperature, seed)]
+
+    lines = record_log()
+    scripted(Cut(["Det blåser i dag."]), context_s=20.0).transcribe(Waveform(speech(12 * SECOND)))
+    assert [line for line in lines if "a part of 12 s has more text than 224 tokens" in line]
 
 
 def test_long_window_has_one_segment_per_sentence(scripted, speech):

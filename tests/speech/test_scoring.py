@@ -82,6 +82,12 @@ def test_one_or_no_known_speaker_gives_clip_intervals(speakers, who):
     assert result.units.caveat == f"{who}: intervals are over clips and say nothing about other speakers"
 
 
+def test_clips_of_equal_wer_have_no_interval():
+    result = score(["a b"] * 17, ["a c"] * 17, ["me"] * 17)
+    assert (result.ci95, result.cer_ci95) == (None, None)
+    assert str(result).startswith("WER 0.500 (95 % no interval, n = 17, 1 speaker)")
+
+
 def test_few_speakers_of_equal_wer_have_no_interval():
     result = score(["a b"] * 6, ["a b", "a c"] * 3, ["x", "x", "y", "y", "z", "z"])
     assert (result.ci95, result.over, result.speakers) == (None, "speakers", 3)

@@ -101,8 +101,11 @@ class Comparison:
         tuned = [finding.experiment for finding in self.findings if finding.experiment.tuned]
         single = next((experiment for experiment in tuned if len(experiment.seeds) == 1), None)
         if not self.findings[0].enough_speakers:
-            named = "" if self.units.speakers else "name the speakers in the data (column `speaker`), or "
-            return f"{named}score on a test set with at least {MIN_SPEAKERS} speakers, better some dozens"
+            first = {
+                0: "name the speakers in the data (column `speaker`), or ",
+                1: "for this speaker alone score more test sentences; for others ",
+            }.get(self.units.speakers, "")
+            return f"{first}score on a test set with at least {MIN_SPEAKERS} speakers, better some dozens"
         if single:
             experiments = [finding.experiment for finding in self.findings]
             return next_command.train_with_other_seed(single, experiments, self.runs)
@@ -125,7 +128,9 @@ class Comparison:
         if n > 1:
             notes.append(f"p (Holm) is corrected for {n} comparisons, intervals are not")
         if any(len(finding.experiment.seeds) == 1 for finding in self.findings):
-            notes.append("one seed: the interval covers the choice of test speakers, but not the variation of training")
+            notes.append(
+                f"one seed: the interval covers the choice of test {self.units.over}, but not the variation of training"
+            )
         if n > 1 and any(len(finding.experiment.seeds) > 1 for finding in self.findings):
             notes.append("the variation between seeds is estimated from all experiments together")
         unknown = int((lookup.utterances([f.experiment for f in self.findings])["speaker"] == "").sum())

@@ -48,10 +48,10 @@ def draw_splits(speakers: Sequence[str], stems: Sequence[str], texts: Sequence[s
     units = [f"speaker {speaker}" if speaker else file for speaker, file in zip(speakers, files, strict=True)]
     splits, known = _by_hash(units, seed), {*speakers} - {""}
     if {*SPLITS} <= {*splits.values()} or len(known) >= MIN_SPEAKERS:
-        splits = _without_empty(splits, seed)
+        splits = _filled(splits, seed)
         return Draw([splits[unit] for unit in units], "speakers" if known else "files")
     units = [f"sentence {one}" if one else file for file, one in zip(files, sentences, strict=True)]
-    splits = _without_empty(_by_hash(units, seed), seed)
+    splits = _filled(_by_hash(units, seed), seed, len({*units}) // 10)
     drawn = [splits[unit] for unit in units]
     places = Counter(speaker for speaker, _ in {*zip(speakers, drawn, strict=True)} if speaker)
     shared = frozenset(speaker for speaker, n in places.items() if n > 1)
@@ -68,14 +68,15 @@ def _by_hash(units: Sequence[str], seed: int) -> dict[str, str]:
     return {unit: "train" if x < 0.8 else "validation" if x < 0.9 else "test" for unit, x in positions.items()}
 
 
-def _without_empty(splits: dict[str, str], seed: int) -> dict[str, str]:
-    """Return the splits of all units; an empty split gets the nearest unit of the split with the most units."""
+def _filled(splits: dict[str, str], seed: int, least: int = 1) -> dict[str, str]:
+    """Return the splits of all units; one with fewer than `least` (at least 1) gets more, in the order of the draw."""
     splits = dict(splits) if len(splits) > 1 else dict.fromkeys(splits, "train")
-    for empty in ("train", "validation", "test"):
-        counts = Counter(splits.values())
-        donor, n = max(counts.items(), key=lambda item: item[1])
-        if not counts[empty] and n > 1:
+    for lacking in ("train", "validation", "test"):
+        nearest = min if lacking == "train" else max
+        while (counts := Counter(splits.values()))[lacking] < max(1, least):
+            donor, n = max(counts.items(), key=lambda item: item[1])
+            if n < 2:
+                break
             candidates = [unit for unit, split in splits.items() if split == donor]
-            nearest = min if empty == "train" else max
-            splits[nearest(candidates, key=lambda unit: share(unit, seed))] = empty
+            splits[nearest(candidates, key=lambda unit: share(unit, seed))] = lacking
     return splits
