@@ -31,7 +31,7 @@ Inputs = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE|FOLDER|TABLE...",
-        help="Audio files, folders of them, or one table (csv, tsv, parquet) with a column of audio files.",
+        help="Audio files, folders of them, or one table (csv, tsv, jsonl, xlsx, parquet) of audio files.",
     ),
 ]
 ReferenceColumn = Annotated[

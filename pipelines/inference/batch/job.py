@@ -11,8 +11,11 @@ from pipelines.inference import subtitles
 from pipelines.inference.batch import table_files
 from pipelines.inference.batch.tables import Recordings, expand_user, find_recordings
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables import FOREIGN_SUFFIXES
 from pipelines.speech import scoring
 
+_WRITTEN_AS = {".json": ".jsonl", ".xlsx": ".csv", ".xlsm": ".csv"}
+"""Suffix of an input to that of its output, where they differ."""
 COLUMNS = ("transcript", "confidence", "audio_s", "error")
 WER = "wer"
 
@@ -145,7 +148,8 @@ def plan(
     """
     if unknown := [name for name in formats if name not in subtitles.FORMATS]:
         raise LabError(f"--format takes {', '.join(subtitles.FORMATS)}, got {unknown[0]!r}")
-    input_tables = [path for path in inputs if path.suffix.lower() in table_files.SUFFIXES and not path.is_dir()]
+    suffixes = (*table_files.SUFFIXES, *FOREIGN_SUFFIXES)
+    input_tables = [path for path in inputs if path.suffix.lower() in suffixes and not path.is_dir()]
     if input_tables and len(inputs) > 1:
         raise LabError(
             f"a table is transcribed alone, got {input_tables[0]} and {len(inputs) - 1} more: call it for each"
@@ -170,10 +174,12 @@ def _resolve_out(out: str) -> tuple[Path | None, Path | None]:
     if not out:
         return None, None
     path = expand_user(Path(out))
-    if path.suffix.lower() in table_files.SUFFIXES and not path.is_dir():
+    if path.suffix.lower() in table_files.WRITTEN_SUFFIXES and not path.is_dir():
         return path, None
     if not path.is_dir() and (path.exists() or path.suffix[1:] in subtitles.FORMATS):
-        raise LabError(f"--out takes a table ({', '.join(table_files.SUFFIXES)}) or a folder, got {path}: name another")
+        raise LabError(
+            f"--out takes a table ({', '.join(table_files.WRITTEN_SUFFIXES)}) or a folder, got {path}: name another"
+        )
     return None, path
 
 
@@ -182,5 +188,6 @@ def _default_target(inputs: Sequence[Path], input_tables: list[Path], folder: Pa
     path = expand_user(inputs[0])
     if not input_tables and (len(inputs) > 1 or not path.is_dir()):
         return folder / "transcribed.csv" if folder else None
-    stem, suffix = (path.stem, path.suffix) if input_tables else (path.absolute().name, ".csv")
+    stem = path.stem if input_tables else path.absolute().name
+    suffix = _WRITTEN_AS.get(path.suffix.lower(), path.suffix) if input_tables else ".csv"
     return (folder or path.absolute().parent) / f"{stem}.transcribed{suffix}"

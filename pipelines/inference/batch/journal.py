@@ -43,6 +43,7 @@ def identity_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
         "engine": transcriber.loaded.name,
         "language": transcriber.language,
         "format": list(job.formats),
+        **({"segment columns": names} if (names := recordings.excerpt_columns) else {}),
     }
 
 

@@ -172,7 +172,8 @@ def _transcribe_one(
             raise AudioError("unreadable", f"the row contains {recording.name} instead of a path or audio")
         options = {"word_times": True} if "json" in job.formats and transcriber.times_words else {}
         stamp = stamps.stamp(recording) if job.out else None
-        transcript = transcriber.transcribe(recording.audio, on_audio=progress.show_current, **options)
+        audio = recording.excerpt.cut(recording.audio) if recording.excerpt else recording.audio
+        transcript = transcriber.transcribe(audio, on_audio=progress.show_current, **options)
     except DamagedRecording as damage:
         transcript, error = damage.transcript, _one_line(damage)
     except AudioError as failure:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def subtitle_paths(job: Job) -> list[Path | None]:
     """Return for each row the path of its subtitle files without suffix, or an empty list if none are requested.
 
-    Two recordings of one stem get different paths: a.wav and a.mp3 become a.srt and a.mp3.srt.
+    Two recordings of one stem get different paths: a.wav and a.mp3 become a.srt and a.mp3.srt. A part of a recording
+    becomes a@1.5-2.5.srt, whose times count from its start.
     """
     recordings_by_path: dict[Path, Path] = {}
     paths: list[Path | None] = []
@@ -28,6 +29,8 @@ def subtitle_paths(job: Job) -> list[Path | None]:
             paths.append(None)
             continue
         full = _path_with_suffix(job, recording, number)
+        if recording.excerpt:
+            full = full.with_name(f"{full.stem}@{recording.excerpt}{full.suffix}")
         stem = full.with_suffix("")
         paths.append(stem if recordings_by_path.setdefault(stem, full) == full else full)
     return paths

@@ -1,25 +1,26 @@
-"""Tables in CSV, TSV and Parquet files, and lists of audio files as tables. Cells of text tables are not changed."""
+"""Tables in files, and lists of audio files as tables. Cells of text tables are not changed."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any, TextIO
+from typing import Any
 
 from pipelines.inference.batch.tables import Cells, Table, expand_user
-from pipelines.infra import files, manifest
+from pipelines.infra import files, manifest, tables
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio_files import AUDIO_SUFFIXES, find_audio
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
+SUFFIXES, WRITTEN_SUFFIXES = (*tables.SUFFIXES, ".parquet"), (".csv", ".tsv", ".jsonl", ".parquet")
 _BATCH_ROWS = 64
 """Rows of a Parquet file that are read at a time; they may contain audio."""
 _GROUP_BYTES = 16 << 20
@@ -32,7 +33,9 @@ def open_table(path: Path) -> Table:
     """Open the table in a file. Raises LabError if it does not exist."""
     if not path.is_file():
         raise LabError(f"there is no table {path}: name a file that ends in {', '.join(SUFFIXES)}")
-    return ParquetTable(path) if path.suffix.lower() == ".parquet" else TextTable(path)
+    if (suffix := path.suffix.lower()) == ".parquet":
+        return ParquetTable(path)
+    return TextTable(path) if suffix in tables.TEXT_SUFFIXES else RowTable(path)
 
 
 def find_audio_files(folder: Path) -> list[Path]:
@@ -85,62 +88,61 @@ class FileList:
 
 
 class TextTable:
-    """CSV with `,` or (Swedish Excel) `;` and quotes, or TSV, in which `"` is an ordinary character."""
+    """A CSV or TSV file, which is written as it was read: same delimiter, same quoting."""
 
     def __init__(self, path: Path):
         self.path, self.folder, self.suffixes = path, path.absolute().parent, (path.suffix.lower(),)
+        self._table = tables.TextTable(path)
 
-    @cached_property
+    @property
     def columns(self) -> list[str]:
-        header = next(self._lines(), None)
-        if header is None:
-            raise LabError(f"{self.path} is empty: expected a header and rows")
-        if len({*header[1]}) < len(header[1]):
-            raise LabError(f"{self.path} names a column twice: got {', '.join(header[1])}")
-        return header[1]
+        return self._table.columns
 
     def digest(self) -> str:
         return manifest.sha256(self.path)
 
     def count(self) -> int:
-        return sum(1 for _ in self._rows())
+        return sum(1 for _ in self._table.records())
 
     def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
         indices = {name: self.columns.index(name) for name in columns}
-        return ({name: cells[index].strip() for name, index in indices.items()} for cells in self._rows())
+        return ({name: cells[i].strip() for name, i in indices.items()} for _, cells in self._table.records())
 
     def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
-        rows = ([*cells, *(more[name] for name in names)] for cells, more in zip(self._rows(), added, strict=True))
-        _write_text(path, [*self.columns, *names], rows, self._delimiter)
+        records = zip(self._table.records(), added, strict=True)
+        rows = ([*cells, *(more[name] for name in names)] for (_, cells), more in records)
+        _write_text(path, [*self.columns, *names], rows, self._table.delimiter, self._table.quoted)
 
-    def _rows(self) -> Iterator[list[str]]:
-        n = len(self.columns)
-        lines = self._lines()
-        next(lines)
-        for line, cells in lines:
-            if len(cells) != n:
-                raise LabError(
-                    f"{self.path.name} line {line}: a row must have the header's {n} cells, got {len(cells)}: "
-                    f"put quotes around a text that contains {self._delimiter!r}"
-                )
-            yield cells
 
-    def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield line number and cells of each row that is not blank, including the header."""
-        with _open_text(self.path) as file:
-            if self._delimiter == "\t":
-                yield from ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(file, 1) if line.strip())
-                return
-            reader = csv.reader(file, delimiter=self._delimiter, strict=True)
-            yield from ((reader.line_num, cells) for cells in reader if any(cells))
+class RowTable:
+    """A table of JSON lines, which is written as such, or an Excel workbook, which is written as CSV."""
 
-    @cached_property
-    def _delimiter(self) -> str:
-        if self.path.suffix.lower() == ".tsv":
-            return "\t"
-        with _open_text(self.path) as file:
-            header = file.readline()
-        return ";" if ";" in header and "," not in header else ","
+    def __init__(self, path: Path):
+        self.path, self.folder, self._table = path, path.absolute().parent, tables.open_table(path)
+        self.suffixes = (".jsonl",) if isinstance(self._table, tables.JsonTable) else (".csv", ".tsv")
+
+    @property
+    def columns(self) -> list[str]:
+        return self._table.columns
+
+    def digest(self) -> str:
+        return manifest.sha256(self.path)
+
+    def count(self) -> int:
+        return sum(1 for _ in self._table.rows())
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
+        return ({name: cells.get(name) for name in columns} for _, cells in self._table.rows())
+
+    def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
+        rows = ({**cells, **more} for (_, cells), more in zip(self._table.rows(), added, strict=True))
+        if self.suffixes == (".jsonl",):
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+            return
+        columns = [*self.columns, *names]
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        _write_text(path, columns, ([row[name] for name in columns] for row in rows), delimiter)
 
 
 class ParquetTable:
@@ -214,10 +216,12 @@ def _row_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
         yield group
 
 
-def _write_text(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str) -> None:
-    """Write CSV, or TSV without quotes: a TSV cell contains no tab and no line break."""
+def _write_text(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str, quoted: bool | None = None
+) -> None:
+    """Write CSV, or TSV without quotes: its cells contain no tab and no line break. `quoted`: TSV with quotes."""
     with open(path, "w", encoding="utf-8", newline="") as file:
-        if delimiter == "\t":
+        if delimiter == "\t" and not quoted:
             file.write("\t".join(header) + "\n")
             file.writelines("\t".join(_tsv_cell(cell) for cell in cells) + "\n" for cells in rows)
             return
@@ -229,15 +233,3 @@ def _write_text(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 def _tsv_cell(value: Any) -> str:
     cell = "" if value is None else str(value)
     return " ".join(cell.split()) if "\t" in cell or "\n" in cell else cell
-
-
-@contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
-    """Open a text file for reading; raise LabError for wrong encoding or quotes."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            yield file
-    except UnicodeDecodeError:
-        raise LabError(f"{path} is not UTF-8: save it as UTF-8") from None
-    except csv.Error as error:
-        raise LabError(f"{path} is not valid CSV: {error}. Check its quotes") from None

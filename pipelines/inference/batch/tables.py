@@ -4,27 +4,29 @@
     clips/1.mp3,Hej på dig!,anna      clips/1.mp3,Hej på dig!,anna,Hej på dig.,0.97,1.2,,0.0
 
 The recording is in a column `audio`, `path`, `file` or `file_name`: a path relative to the table's folder, in Parquet
-also bytes or the struct of Hugging Face data sets. Rows are read one after another, so that a table may have any
-length.
+also bytes or the struct of Hugging Face data sets. Columns such as `start` and `end` name a part of it. Rows are read
+one after another, so that a table may have any length.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.infra.errors import LabError
+from pipelines.infra.file_lookup import FileLookup
+from pipelines.infra.tables import Cells, is_missing
 from pipelines.speech import audio_cells
 from pipelines.speech.audio import AudioError
+from pipelines.speech.recordings.columns import FILE
+from pipelines.speech.recordings.excerpts import Excerpt, ExcerptColumns, find_columns
 
-AUDIO = ("audio", "path", "file", "file_name")
+AUDIO = tuple(dict.fromkeys(("audio", "path", "file", "file_name", *FILE)))
 REFERENCE = ("text", "sentence", "transcript_reference", "reference")
 SPEAKER = ("speaker", "client_id", "speaker_id")
-
-Cells = dict[str, Any]
-"""Column name to value in one row; None if there is no value."""
 
 
 class Table(Protocol):
@@ -59,6 +61,8 @@ class Recording:
     """Path or name in the table, or the unusable content of the cell; empty for audio without a name."""
     reference: str = ""
     speaker: str = ""
+    excerpt: Excerpt | None = None
+    """The part that the row is about; None: the whole recording."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,20 @@ class Recordings:
     audio: str
     reference: str | None = None
     speaker: str | None = None
+    excerpts: ExcerptColumns | None = None
 
     def __iter__(self) -> Iterator[Recording]:
-        for cells in self.table.rows([self.audio, *self._text_columns]):
-            audio, name = _parse_audio(cells[self.audio], self.table.folder)
-            yield Recording(audio, name, _text(cells, self.reference), _text(cells, self.speaker))
+        lookup = FileLookup(self.table.folder)
+        for cells in self.table.rows([self.audio, *self._text_columns, *self.excerpt_columns]):
+            audio, name = _parse_audio(cells[self.audio], lookup)
+            excerpt = self.excerpts.excerpt(cells) if self.excerpts else None
+            excerpt = excerpt if excerpt and (excerpt.is_part or excerpt.problem) else None
+            yield Recording(audio, name, _text(cells, self.reference), _text(cells, self.speaker), excerpt)
+
+    @property
+    def excerpt_columns(self) -> list[str]:
+        """The columns that state parts of recordings."""
+        return self.excerpts.names if self.excerpts else []
 
     def without_audio(self) -> Iterator[Recording]:
         """Yield references and speakers only: the audio column, often most of a table, is not read."""
@@ -104,7 +117,7 @@ def find_recordings(
     audio_column = _find_column(table, AUDIO, audio, "--audio-column")
     if audio_column is None:
         raise LabError(
-            f"no column of audio: expected one of {', '.join(AUDIO)}, got {', '.join(table.columns)}. "
+            f"no column of audio: expected one of {', '.join(AUDIO[:4])}, got {', '.join(table.columns)}. "
             "Name it with --audio-column"
         )
     return Recordings(
@@ -112,6 +125,7 @@ def find_recordings(
         audio_column,
         _find_column(table, REFERENCE, reference, "--reference-column"),
         _find_column(table, SPEAKER, speaker, "--speaker-column"),
+        find_columns(name for name in table.columns if name != audio_column),
     )
 
 
@@ -124,7 +138,7 @@ def _find_column(table: Table, usual_names: Sequence[str], requested: str, optio
     return next((columns[name] for name in usual_names if name in columns), None)
 
 
-def _parse_audio(cell: Any, folder: Path) -> tuple[Path | bytes | None, str]:
+def _parse_audio(cell: Any, lookup: FileLookup) -> tuple[Path | bytes | None, str]:
     """Return the audio in a cell, and its name."""
     if isinstance(cell, dict) and not cell.get("bytes") and cell.get("array") is not None:
         try:
@@ -133,11 +147,13 @@ def _parse_audio(cell: Any, folder: Path) -> tuple[Path | bytes | None, str]:
             return None, "decoded samples that are none, or without their sampling rate,"
     if isinstance(cell, dict):
         name, content = cell.get("path"), cell.get("bytes")
-        return (content, str(name or "")) if isinstance(content, bytes) else _parse_audio(name, folder)
+        return (content, str(name or "")) if isinstance(content, bytes) else _parse_audio(name, lookup)
     if isinstance(cell, bytes):
         return cell, ""
     if isinstance(cell, str) and cell:
-        return folder / expand_user(Path(cell)), cell
+        path = lookup.folder / expand_user(Path(cell))
+        found = None if os.path.exists(path) else lookup.find(cell)
+        return lookup.folder / found if found else path, cell
     return None, "" if cell in (None, "") else str(cell)
 
 
@@ -151,4 +167,4 @@ def expand_user(path: Path) -> Path:
 
 def _text(cells: Cells, column: str | None) -> str:
     value = cells[column] if column else None
-    return "" if value is None else str(value)
+    return "" if is_missing(value) else str(value)

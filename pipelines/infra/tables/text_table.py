@@ -135,7 +135,7 @@ class TextTable:
         return bool(lengths) and {*lengths[1:]} in ({lengths[0]}, {lengths[0] + 1})
 
     def _has_row_names(self, n: int) -> bool:
-        """Return whether every row has one cell more than the header, the first of which is a distinct integer."""
+        """Return whether all of several rows have one cell more than the header, the first a distinct integer."""
         names, last_is_filled = set(), False
         rows = self._parsed()
         next(rows)
@@ -144,7 +144,7 @@ class TextTable:
                 return False
             names.add(cells[0])
             last_is_filled = last_is_filled or bool(cells[-1])
-        return last_is_filled
+        return last_is_filled and len(names) > 1
 
 
 def unquoted(cell: str) -> str:

@@ -125,7 +125,7 @@ class ExcerptColumns:
         start, end, duration = values
         if end == -1:  # Kaldi: the end of the recording
             end = None
-        if start is None and end is None and duration is None:
+        if start is None and end is None and (duration is None or self.end):
             return None
         only_duration = start is None and end is None
         if end is None and duration is not None:

@@ -307,6 +307,23 @@ def test_again_repeats_every_row(talks):
     assert transcriber.requested == ["1.wav", "2.wav", "3.wav", "4.wav", "6.wav"]
 
 
+def test_parts_of_a_recording_are_transcribed_apart(talks, tmp_path):
+    table = talks.with_name("parts.csv")
+    table.write_text("audio,start,end\nclips/6.wav,0,0.25\nclips/6.wav,0.25,0.5\nclips/6.wav,50,60\n")
+    heard = []
+
+    class Fake(FakeTranscriber):
+        def transcribe(self, recording, **options):
+            heard.append(len(audio.decode(recording).samples))
+            return super().transcribe(recording, **options)
+
+    run(table, Fake(), formats=["srt"], out=str(tmp_path / "out"))
+    assert heard == [4_000, 4_000]
+    *_, last = rows(tmp_path / "out/parts.transcribed.csv")
+    assert "bad_segment" in last["error"]
+    assert (tmp_path / "out/clips/6@0.25-0.5.srt").is_file()
+
+
 def test_damaged_recording_has_transcript_and_error(talks):
     class DamagedTranscriber(FakeTranscriber):
         def transcribe(self, recording, **options):
@@ -407,7 +424,11 @@ def test_audio_files_write_nothing_by_default(talks, tmp_path):
         (["clips"], {"out": "x.parquet"}, "--out must end in .csv or .tsv here"),
         (["clips/1.wav"], {"formats": ["doc"]}, "--format takes txt, srt, vtt, json, got 'doc'"),
         (["none.csv"], {}, "there is no table"),
-        (["clips/1.wav"], {"out": "talk.srt"}, "--out takes a table (.csv, .tsv, .parquet) or a folder, got talk.srt"),
+        (
+            ["clips/1.wav"],
+            {"out": "talk.srt"},
+            "--out takes a table (.csv, .tsv, .jsonl, .parquet) or",
+        ),
     ],
 )
 def test_invalid_input_is_one_line(talks, inputs, options, complaint):

@@ -103,9 +103,9 @@ def test_columns_are_found_by_usual_or_given_names(tmp_path):
         ("audio,b\n1,2\n", {"reference": "c"}, "--reference-column: no column 'c', the table has audio, b"),
         ("audio,transcript\n1,2\n", {}, "has a column transcript already"),
         ("audio,b\n1,2,3\n", {}, "line 2: a row must have the header's 2 cells, got 3"),
-        ("audio,audio\n1,2\n", {}, "names a column twice"),
+        ("audio,audio\n1,2\n", {}, "got 'audio' as column 1 and 'audio' as column 2"),
         ("", {}, "is empty"),
-        ('audio,b\n"1,2\n', {}, "is not valid CSV"),
+        ('audio,b\n"1,2\n', {}, "quotes must be balanced"),
     ],
 )
 def test_unusable_table_is_one_line(tmp_path, content, options, complaint):
@@ -117,8 +117,8 @@ def test_unusable_table_is_one_line(tmp_path, content, options, complaint):
 
 
 def test_wrong_encoding_and_missing_file_are_one_line(tmp_path):
-    with pytest.raises(LabError, match="is not UTF-8"):
-        list(find_recordings(open_table(written(tmp_path / "a.csv", "audio\nå.wav\n", "latin-1"))))
+    with pytest.raises(LabError, match="must be UTF-8"):
+        list(find_recordings(open_table(written(tmp_path / "a.csv", "audio\npå.wav\n", "cp850"))))
     with pytest.raises(LabError, match="there is no table"):
         open_table(tmp_path / "b.csv")
     (tmp_path / "c.parquet").write_bytes(b"PAR0")
@@ -176,3 +176,43 @@ def test_file_list_has_paths_relative_to_its_folder(tmp_path):
     assert listing.digest() != before
     with pytest.raises(LabError, match="no audio in"):
         table_files.find_audio_files(tmp_path / "t" / "none")
+
+
+def test_quoted_tsv_is_read_and_written_with_quotes(tmp_path):
+    content = 'path\tsentence\na.wav\t"""Hej"", sa hon."\nb.wav\t"rad\nrad"\n'
+    table = open_table(written(tmp_path / "a.tsv", content))
+    assert [row.reference for row in find_recordings(table)] == ['"Hej", sa hon.', "rad\nrad"]
+    table.write(tmp_path / "out.tsv", NAMES, iter(ADDED))
+    again = open_table(tmp_path / "out.tsv")
+    assert [row["sentence"] for row in again.rows(["sentence"])] == ['"Hej", sa hon.', "rad\nrad"]
+    assert [row["transcript"] for row in again.rows(["transcript"])] == ['Hej, "du"', ""]
+
+
+def test_json_lines_are_read_and_written(tmp_path):
+    lines = '{"audio_filepath": "a.wav", "text": NaN, "speaker": "nan"}\n{"audio_filepath": "b.wav", "text": "Två"}\n'
+    table = open_table(written(tmp_path / "manifest.json", lines))
+    assert [(row.name, row.reference, row.speaker) for row in find_recordings(table)] == [
+        ("a.wav", "", ""),
+        ("b.wav", "Två", ""),
+    ]
+    assert table.suffixes == (".jsonl",)
+    table.write(tmp_path / "out.jsonl", NAMES, iter(ADDED))
+    again = open_table(tmp_path / "out.jsonl")
+    assert [row["transcript"] for row in again.rows(["transcript"])] == ['Hej, "du"', ""]
+
+
+@pytest.mark.parametrize("named", ["clips\\a.wav", "Clips/A.wav", "/x/clips/a.wav", "clips/a.wav "])
+def test_recording_is_found_however_it_is_named(tmp_path, named):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/a.wav").write_bytes(b"sound")
+    (row,) = find_recordings(open_table(written(tmp_path / "a.csv", f'audio\n"{named}"\n')))
+    assert row.audio == tmp_path / "clips/a.wav"
+
+
+def test_parts_of_recordings_are_read(tmp_path):
+    content = "audio,start,end,duration\na.wav,1,2.5,9\na.wav,2.5,,9\na.wav,,,9\na.wav,3,2,9\n"
+    first, second, whole, wrong = find_recordings(open_table(written(tmp_path / "a.csv", content)))
+    assert (str(first.excerpt), str(second.excerpt), whole.excerpt) == ("1-2.5", "2.5-11.5", None)
+    assert wrong.excerpt.problem
+    (stated,) = find_recordings(open_table(written(tmp_path / "b.csv", "audio,duration\na.wav,9\n")))
+    assert stated.excerpt is None
