@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipelines.inference.transcript import Segment, Transcript
 from pipelines.recipes import languages
 from pipelines.speech import repetition
+from pipelines.whisper import tokens
 
 LINE_CHARS = 42
 """Characters per line of a subtitle, with two lines at most: the usual limit of broadcasters."""
@@ -41,13 +43,17 @@ def vtt(transcript: Transcript) -> str:
     )
 
 
-def as_dict(transcript: Transcript, language: str, word_times: bool = False) -> dict[str, Any]:
+def as_dict(
+    transcript: Transcript, language: str, word_times: bool = False, model: Path | None = None
+) -> dict[str, Any]:
     """Return the verbose JSON of OpenAI's API, with confidences; `language` is Whisper's code.
+
+    The tokens are those of the tokenizer in the folder `model`; without one there are none.
 
     As in Whisper's own results, the texts of segments and of their words begin with a space, and segments have `words`
     only if these have times. With `word_times` there is a list of all words even if it is empty.
     """
-    segments = [_segment_fields(number, segment) for number, segment in enumerate(transcript.segments)]
+    segments = [_segment_fields(number, segment, model) for number, segment in enumerate(transcript.segments)]
     fields = {
         "task": "transcribe",
         "language": languages.NAMES[language],
@@ -62,7 +68,7 @@ def as_dict(transcript: Transcript, language: str, word_times: bool = False) -> 
     return fields
 
 
-def _segment_fields(number: int, segment: Segment) -> dict[str, Any]:
+def _segment_fields(number: int, segment: Segment, model: Path | None) -> dict[str, Any]:
     confidences = [round(word.confidence, 4) for word in segment.words]
     fields = {
         "id": number,
@@ -70,7 +76,7 @@ def _segment_fields(number: int, segment: Segment) -> dict[str, Any]:
         "start": segment.start_s,
         "end": segment.end_s,
         "text": f" {segment.text}",
-        "tokens": [],
+        "tokens": tokens.token_ids(model, segment.text) if model else [],
         "temperature": segment.temperature,
         "avg_logprob": round(segment.logprob, 4),
         "compression_ratio": round(repetition.compression_ratio(segment.text), 4),
@@ -86,9 +92,9 @@ def _segment_fields(number: int, segment: Segment) -> dict[str, Any]:
     return fields
 
 
-def verbose_json(transcript: Transcript, language: str = "sv") -> str:
+def verbose_json(transcript: Transcript, language: str = "sv", model: Path | None = None) -> str:
     """Return `as_dict` as JSON text."""
-    return json.dumps(as_dict(transcript, language), ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(as_dict(transcript, language, model=model), ensure_ascii=False, indent=1) + "\n"
 
 
 FORMATS: dict[str, Callable[[Transcript], str]] = {"txt": text, "srt": srt, "vtt": vtt, "json": verbose_json}

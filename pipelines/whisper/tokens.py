@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,20 @@ def read_spelling(folder: Path) -> Spelling:
         ) from None
 
 
+@lru_cache(maxsize=4)
+def _spelling_if_readable(folder: Path) -> Spelling | None:
+    try:
+        return read_spelling(folder)
+    except LabError:
+        return None
+
+
+def token_ids(folder: Path, text: str) -> list[int]:
+    """Return the tokens of a transcript for the model in `folder`; none if it has no readable tokenizer.json."""
+    spelling = _spelling_if_readable(folder)
+    return spelling.ids(text)[0] if spelling else []
+
+
 def labeller(processor: WhisperProcessor, language: str) -> Labeller:
     """Return the Labeller of a model. Raises LabError if `language` is not one of Whisper's languages."""
     tokenizer = text_tokenizer(processor.tokenizer.backend_tokenizer)
@@ -126,11 +140,8 @@ def check_language(folder: Path, language: str) -> None:
 
     A folder whose tokenizer cannot be read is left to the engine, which says what is wrong.
     """
-    try:
-        spelling = read_spelling(folder)
-    except LabError:
-        return
-    spelling.prompt(language)
+    if spelling := _spelling_if_readable(folder):
+        spelling.prompt(language)
 
 
 def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:

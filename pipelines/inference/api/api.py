@@ -199,7 +199,7 @@ def _add_transcriptions(api: FastAPI, queue: TranscriptionQueue) -> None:
         if word_times:
             _check_word_times(queue.transcriber, response_format)
         transcript = await queue.transcribe(file.file, request.receive, word_times)
-        return transcript_response(transcript, response_format, language_served, word_times)
+        return transcript_response(transcript, response_format, queue.transcriber, word_times)
 
 
 def _add_predict(api: FastAPI, queue: TranscriptionQueue) -> None:

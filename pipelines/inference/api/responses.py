@@ -34,7 +34,7 @@ class Format(StrEnum):
 
 
 def transcript_response(
-    transcript: Transcript, response_format: Format, language: str, word_times: bool = False
+    transcript: Transcript, response_format: Format, transcriber: Transcriber, word_times: bool = False
 ) -> Response:
     """Return the transcript in the requested format."""
     if response_format is Format.srt:
@@ -44,7 +44,8 @@ def transcript_response(
     if response_format is Format.text:
         return Response(f"{transcript.text}\n", media_type="text/plain")
     if response_format is Format.verbose_json:
-        return JSONResponse(subtitles.as_dict(transcript, language, word_times))
+        fields = subtitles.as_dict(transcript, transcriber.language, word_times, transcriber.ref.folder)
+        return JSONResponse(fields)
     return JSONResponse({"text": transcript.text})
 
 

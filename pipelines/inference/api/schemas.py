@@ -66,7 +66,7 @@ class TimedSegment(BaseModel):
     start: float = Field(description="Seconds.")
     end: float = Field(description="Seconds.")
     text: str = Field(description="It begins with a space, as Whisper writes it.")
-    tokens: list[int] = Field(description="Always empty: this server does not return tokens.")
+    tokens: list[int] = Field(description="Token ids of the text, without times and control tokens.")
     temperature: float = Field(
         ge=0, le=1, description="Sampling temperature; above 0 if the first attempt repeated itself."
     )

@@ -183,7 +183,7 @@ def _transcribe_one(
             raise
         return Result(recording.name, error=_one_line(failure))
     for form in job.formats:
-        write_subtitles(path, form, transcript, transcriber.language)
+        write_subtitles(path, form, transcript, transcriber)
     progress.add(transcript.audio_s)
     has_words = any(segment.words for segment in transcript.segments)
     return Result(

@@ -13,6 +13,7 @@ from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
     from pipelines.inference.batch.tables import Recording
+    from pipelines.inference.transcriber import Transcriber
     from pipelines.inference.transcript import Transcript
 
 
@@ -58,10 +59,12 @@ def refuse_existing(job: Job, paths: list[Path | None]) -> None:
                 raise LabError(f"{path} exists already: name a folder with --out, or replace it with --again")
 
 
-def write_subtitles(stem: Path, form: str, transcript: Transcript, language: str) -> None:
+def write_subtitles(stem: Path, form: str, transcript: Transcript, transcriber: Transcriber) -> None:
     """Write the subtitle file of one format, a key of subtitles.FORMATS."""
-    is_json = form == "json"
-    content = subtitles.verbose_json(transcript, language) if is_json else subtitles.FORMATS[form](transcript)
+    if form == "json":
+        content = subtitles.verbose_json(transcript, transcriber.language, transcriber.ref.folder)
+    else:
+        content = subtitles.FORMATS[form](transcript)
     path = _file(stem, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_bytes(path, content.encode())
