@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.infra import files
 from pipelines.infra.errors import LabError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ def read_text(path: Path) -> str:
 
 def detect_encoding(path: Path) -> str:
     """Return Python's name of the encoding of a text file. Raises LabError if it is none that is read."""
+    if files.is_lfs_pointer(path):
+        raise LabError(f"{path.name} is {files.LFS_ADVICE}")
     decoder = codecs.getincrementaldecoder("utf-8")()
     with readable(path), open(path, "rb") as file:
         sample = file.read(4096)
@@ -78,4 +81,6 @@ def readable(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise LabError(f"{path.name} cannot be decoded ({error.reason}): save it as UTF-8") from None
     except OSError as error:
+        if not files.is_absent(error):
+            raise files.Unavailable.of(path, error) from None
         raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Replace it") from None
