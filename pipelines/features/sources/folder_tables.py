@@ -62,7 +62,7 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def split_tables(folder: Path) -> list[Path]:
-    """Return the tables `train.csv`, `dev.tsv`, `test_manifest.json` and so on, if there is one for training."""
+    """Return the tables `train.csv`, `metadata_dev.tsv`, `test_manifest.json` and so on, if one is for training."""
     suffixes = (*SUFFIXES, ".json")
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and _split_of(path) in SPLITS]
     tables = sorted(sorted(files), key=_table_key)
@@ -105,6 +105,11 @@ def _tables(folder: Path) -> list[Path]:
             or others
             or sorted(path for name in TABLES for path in folder.rglob(name) if not is_hidden(path.relative_to(folder)))
         )
+    if inner := [path for name in TABLES for path in sorted(folder.glob(f"*/{name}")) if path not in tables]:
+        logger.info(
+            f"note: {inner[0].relative_to(folder)} and {len(inner) - 1} more tables of subfolders are not read, "
+            f"because {folder.name} has {tables[0].name}: keep one of the two forms"
+        )
     for (first, first_key), (second, second_key) in itertools.pairwise((path, _table_key(path)) for path in tables):
         if first_key == second_key:
             raise LabError(f"{first.parent} must hold one table, got {first.name} and {second.name}: keep one")
@@ -120,7 +125,7 @@ def _is_other_table(path: Path) -> bool:
 
 def _split_of(table: Path) -> str:
     """Return the split that a table's name means, or another word."""
-    return canonical_split(re.sub(r"[-_]?manifest[-_]?", "", table.stem))
+    return canonical_split(re.sub(r"[-_]?(manifest|metadata|transcripts)[-_]?", "", table.stem.lower()))
 
 
 def _table_key(path: Path) -> tuple[Path, str]:

@@ -98,8 +98,8 @@ def refuse_foreign(folder: Path) -> None:
         hint = f"cuts of lhotse. Convert them: lhotse cut decompose {cuts} . && lhotse kaldi export "
         hint += "recordings.jsonl.gz supervisions.jsonl.gz ."
     elif {"dataset_info.json", "dataset_dict.json"} & names.keys():
-        hint = f"a data set that `save_to_disk` wrote. Convert it: {_to_parquet(folder)}"
-    elif any(name.endswith(".parquet") for name in names):
+        hint = "a data set that `save_to_disk` wrote: set source.kind=parquet"
+    elif any(folder.rglob("*.parquet")):
         hint = "Parquet files: set source.kind=parquet"
     elif tables := [name for name, path in names.items() if path.suffix.lower() in FOREIGN_SUFFIXES]:
         hint = f"{tables[0]}: save it as transcripts.xlsx or transcripts.csv"
@@ -109,14 +109,6 @@ def refuse_foreign(folder: Path) -> None:
         hint = f"{annotations[0]}: write a table transcripts.csv with the columns path, start, end and text"
     if hint:
         raise LabError(f"{folder} must hold a table of transcripts or .txt files, got {hint}")
-
-
-def _to_parquet(folder: Path) -> str:
-    script = (
-        "import datasets; d = datasets.load_from_disk('.'); d = d if isinstance(d, dict) else {'train': d}; "
-        "[part.to_parquet(f'parquet/{name}.parquet') for name, part in d.items()]"
-    )
-    return f'python -c "{script}" in that folder, and set source.kind=parquet, source.path={folder / "parquet"}'
 
 
 def _pairs(path: Path) -> list[tuple[str, tuple[str, str]]]:

@@ -290,7 +290,7 @@ def test_ljspeech_is_read(corpus, suffix):
     [
         (["x_recordings.jsonl.gz", "x_supervisions.jsonl.gz"], "lhotse kaldi export x_recordings.jsonl.gz"),
         (["cuts_train.jsonl.gz"], "lhotse cut decompose cuts_train.jsonl.gz"),
-        (["dataset_info.json", "state.json", "data-00000-of-00001.arrow"], "load_from_disk"),
+        (["dataset_info.json", "state.json", "data-00000-of-00001.arrow"], "source.kind=parquet"),
         (["train-00000-of-00001.parquet"], "source.kind=parquet"),
         (["Intervjuer.ods"], "save it as transcripts.xlsx"),
         (["shard-000000.tar"], "tar xf"),

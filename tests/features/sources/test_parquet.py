@@ -142,6 +142,8 @@ def test_outline_reads_no_audio(tmp_path, source, monkeypatch):
         ("Testing-00000-of-00001.parquet", "test"),
         ("data/split=test/part-0.parquet", "test"),
         ("evaluation/0000.parquet", "validation"),
+        ("TEST.PARQUET", "test"),
+        ("test/anna/part-0.pq", "test"),
         ("sv_se/test/0000.parquet", "test"),
         ("sv-SE/dev-00001.parquet", "validation"),
         ("valid/part-00000.parquet", "validation"),

@@ -76,6 +76,16 @@ def test_table_of_each_split_is_read(tmp_path, log):
     assert "splits by table" in log[0]
 
 
+def test_tables_of_splits_may_have_a_usual_prefix(tmp_path):
+    tables = {"metadata_train.csv": "path,text\na.wav,x\n", "transcripts-Test.csv": "path,text\nb.wav,y\n"}
+    assert splits(tmp_path, tables) == {"a": "train", "b": "test"}
+
+
+def test_tables_beside_the_one_that_is_read_are_logged(tmp_path, log):
+    splits(tmp_path, {"metadata.csv": "path,text\na.wav,x\n", "test/metadata.csv": "path,text\nb.wav,y\n"})
+    assert "test/metadata.csv and 0 more tables of subfolders are not read" in log[0]
+
+
 def test_split_column_has_priority_over_folders(tmp_path, log):
     table = "path,text,split\ntest/a.wav,ett,TRAIN\ntest/b.wav,två, evaluation\ntest/c.wav,tre,testing\ntest/d.wav,x,\n"
     assert [*splits(tmp_path, {"metadata.csv": table}).values()] == ["train", "validation", "test", ""]

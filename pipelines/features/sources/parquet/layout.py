@@ -105,7 +105,8 @@ def infer_layout(
     Raises LabError, naming the setting, if the settings do not match the files or are ambiguous.
     """
     if not files:
-        raise LabError(f"{where} must hold Parquet files, got none: name another data set or folder")
+        hint = "name another folder; own recordings are source.kind=folder" if with_paths else "name another data set"
+        raise LabError(f"{where} must hold Parquet files, got none: {hint}")
     config, by_split = _choose_config(where, declared or _guessed_configs(files), settings)
     drawn = _drawn_fractions(where, settings.splits)
     named = {**settings.splits, **dict.fromkeys(drawn, NOTHING)}
@@ -230,7 +231,10 @@ def _config_and_split(name: str) -> tuple[str, str]:
     """Split `sv_se/train/0000.parquet` or `sv_se/train-00000-of-00002.parquet` into ("sv_se", "train")."""
     *folders, stem = (part.removeprefix("split=") for part in PurePosixPath(name).with_suffix("").parts)
     split = _NUMBERING.sub("", stem)
-    if folders and (not split or (folders[-1].lower() in _KEYWORDS and split.lower() not in _KEYWORDS)):
+    keywords = [number for number, folder in enumerate(folders) if folder.lower() in _KEYWORDS]
+    if split.lower() not in _KEYWORDS and keywords and not any(map(languages.find, folders[keywords[-1] + 1 :])):
+        split, folders = folders[keywords[-1]], folders[: keywords[-1]]  # further folders are speakers or parts
+    elif folders and not split:
         split = folders.pop()
     return "/".join(folder for folder in folders if folder != "data"), split
 

@@ -15,6 +15,7 @@ from pipelines.infra import files
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import FileLookup, is_inside
 
+SUFFIXES = (".parquet", ".pq", ".parq")
 _STATE = "state.json"
 """File of `save_to_disk` that lists the Arrow files of a split."""
 
@@ -40,7 +41,8 @@ class LocalFiles:
             return [path.name]
         if not path.is_dir():
             raise LabError(f"source.path must name a Parquet file or a folder of them, got {self.path!r}: correct it")
-        found = [file for file in path.rglob("*.parquet") if file.is_file()] or _saved_arrow_files(path)
+        found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        found = found or _saved_arrow_files(path)
         names = (file.relative_to(path) for file in found)
         return sorted(file.as_posix() for file in names if not any(part.startswith(".") for part in file.parts))
 
