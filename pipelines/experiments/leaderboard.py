@@ -216,6 +216,8 @@ def _check_training_data(report: EvalReport, runs: Path) -> tuple[str, str]:
     if train is not None:
         return _compare_with_test(report, train, train if scored == trained else _find_cache(scored, runs))
     setting = (report.lineage["settings"].get("curation") or {}).get("leaks")
+    if not report.score.units.enough:  # curation keeps training clips of few speakers
+        return UNVERIFIED, f"test speakers may be in its training data ({report.score.units.who})"
     if scored == trained and setting in ("refuse", "drop"):
         verb = {"refuse": "refuses", "drop": "drops"}[setting]
         return VALID, f"by its settings: the recipe {verb} clips that share a speaker, sentence or audio with the test"

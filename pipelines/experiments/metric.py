@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.infra.errors import missing_package
 from pipelines.speech import scoring
+from pipelines.speech.edits import require_strings
 from pipelines.speech.intervals import SPEAKERS
 
 _DESCRIPTION = "Word and character error rate with 95 % intervals by bootstrap over speakers or clips, on jiwer."
@@ -55,6 +56,16 @@ def _wer() -> type:
             texts = {name: datasets.Value("string") for name in ("predictions", "references")}
             features = datasets.Features(texts)
             return evaluate.MetricInfo(_DESCRIPTION, citation="", inputs_description=_INPUTS, features=features)
+
+        def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> Any:
+            """Return the scores of all utterances. Raise LabError for a text that is None."""
+            require_strings(references or (), predictions or ())
+            return super().compute(predictions=predictions, references=references, **options)
+
+        def add_batch(self, *, predictions: Any = None, references: Any = None, **options: Any) -> None:
+            """Collect utterances. Raise LabError for a text that is None."""
+            require_strings(references or (), predictions or ())
+            super().add_batch(predictions=predictions, references=references, **options)
 
         def _compute(
             self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,13 +49,7 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, normali
             f"scoring needs one transcript per reference and at least one, "
             f"got {len(references)} references and {len(hypotheses)} transcripts"
         )
-    for what, texts in (("reference", references), ("transcript", hypotheses)):
-        number = next((number for number, one in enumerate(texts) if not isinstance(one, str)), None)
-        if number is not None:
-            raise LabError(
-                f"scoring needs strings, got the {what} {texts[number]!r} at position {number}: "
-                f"{'remove that row' if what == 'reference' else 'write an empty string where nothing was transcribed'}"
-            )
+    require_strings(references, hypotheses)
     rows = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
         prepared = _prepare(reference, normalised)
@@ -65,6 +60,17 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, normali
     if not edits.words.any():
         raise LabError("scoring needs a reference that is not empty, got none: all are without a word")
     return edits
+
+
+def require_strings(references: Sequence[Any], hypotheses: Sequence[Any]) -> None:
+    """Raise LabError, naming the first, if a reference or a hypothesis is no string, such as None or NaN."""
+    for what, texts in (("reference", references), ("transcript", hypotheses)):
+        number = next((number for number, one in enumerate(texts) if not isinstance(one, str)), None)
+        if number is not None:
+            raise LabError(
+                f"scoring needs strings, got the {what} {texts[number]!r} at position {number}: "
+                f"{'remove that row' if what == 'reference' else 'write an empty string where nothing was transcribed'}"
+            )
 
 
 def _prepare(sentence: str, normalised: bool) -> str:

@@ -77,6 +77,17 @@ def test_status_without_cache_depends_on_settings(tmp_path: Path, leaks: str, sc
     assert why in found.why
 
 
+def test_few_speakers_are_unverified_and_over_clips(tmp_path: Path):
+    table = sample_reports.rows().assign(speaker="me")
+    table["reference"] = table["reference"].str.replace(" 1$", " ", regex=True)
+    errors = sample_reports.wrong(lambda row: int(row.id[-1]))
+    sample_reports.report(tmp_path, "raw", errors, settings={"curation.leaks": "drop"}, table=table)
+    found = entry(tmp_path)
+    assert (found.status, found.ci95) == (UNVERIFIED, None)
+    assert found.ci95_over_clips[0] < found.wer < found.ci95_over_clips[1]
+    assert " over clips" in str(leaderboard.rank(["raw"], runs=tmp_path))
+
+
 def test_fork_of_unchecked_run_is_unverified(tmp_path: Path):
     parent = {"run": "0123456789ab", "step": 4, "weights_sha256": "f" * 64}
     sample_reports.report(tmp_path, "raw", settings={"curation.leaks": "drop"}, fork=parent)

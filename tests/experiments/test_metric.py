@@ -44,6 +44,28 @@ def test_metric_accumulates_batches_and_single_rows(metric):
     assert parts.compute(predictions=["ja"], references=["ja"])["wer"] == 0, "what was computed is forgotten"
 
 
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([None, "ja"], ["ja", "ja"], "the transcript None at position 0: write an empty string"),
+        (["ja", None], ["ja", "ja"], "the transcript None at position 1"),
+        (["ja"], [None], "the reference None at position 0: remove that row"),
+    ],
+)
+def test_missing_text_raises_one_line_error(metric, batch, predictions, references, message):
+    made = metric()
+    with pytest.raises(LabError, match=message):
+        (made.add_batch if batch else made.compute)(predictions=predictions, references=references)
+
+
+def test_one_speaker_is_told_from_several(metric):
+    told = metric().compute(predictions=PREDICTIONS, references=REFERENCES, speakers=["me", None, "me", "me", "me"])
+    assert (told["speakers"], told["over_speakers"]) == (0, 0)
+    told = metric().compute(predictions=["ja"], references=["ja"])
+    assert told["wer"] == 0 and told["wer_low"] != told["wer_low"], "one utterance has no interval"
+
+
 def test_unscorable_input_raises_one_line_error(metric):
     with pytest.raises(LabError, match="without a word"):
         metric().compute(predictions=["ja"], references=["?!"])

@@ -71,6 +71,20 @@ def test_model_card_shows_the_score_and_no_path(tmp_path):
     assert ENGLISH["why"]["newest"] in page
 
 
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        ({"n": 17, "speakers": 1, "over": "clips"}, "(95 % 0.200–0.300 over clips, n = 17, 1 speaker; by"),
+        ({"n": 17, "speakers": 0, "over": "clips"}, "(95 % 0.200–0.300 over clips, n = 17, speakers unknown; by"),
+        ({"n": 17, "speakers": 17}, "(95 % 0.200–0.300 over clips, n = 17, speakers unknown; by"),
+        ({"n": 17, "speakers": 1}, "(95 % no interval, n = 17, 1 speaker; by"),
+    ],
+)
+def test_model_card_labels_intervals_over_clips(tmp_path, score, text):
+    ref = FakeTranscriber(tmp_path / "model", base="x", test={"wer": 0.25, "ci95": [0.2, 0.3], **score}).ref
+    assert text in html.model_card(inference_pipeline.model_info(ref), "newest", ENGLISH)
+
+
 def test_model_card_without_score_is_escaped(tmp_path):
     ref = ModelRef("<script>alert(1)", tmp_path, "hub", "1")
     assert ENGLISH["not_scored"] in html.model_card(inference_pipeline.model_info(ref), "base", ENGLISH)
