@@ -151,3 +151,25 @@ def test_inference_runs_all_sides_and_ends_with_one_json_object(toy_model, tmp_p
     assert asked <= told.keys()
     assert all(told[name] > 0 for name in asked - {"delta_wer_ci95"})
     assert set(told["wer"]) == {"ours", "faster-whisper", "transformers"}
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_non_speech_ends_with_its_figures(toy_model):
+    pytest.importorskip("silero_vad")
+    command = [
+        sys.executable,
+        "benchmarks/non_speech.py",
+        "--smoke",
+        "--model",
+        str(toy_model),
+        "--engine",
+        "transformers",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["sounds"], result["words"]) == (5, 2)
+    assert result["with_silero"] == {
+        "invented_words": 0, "sounds_with_words": 0, "words_kept": 2, "quiet_words_kept": 2
+    }  # fmt: skip
+    assert result["without_silero"].keys() == result["with_silero"].keys()

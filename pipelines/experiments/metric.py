@@ -22,7 +22,8 @@ from pipelines.speech.intervals import SPEAKERS
 
 _DESCRIPTION = "Word and character error rate with 95 % intervals by bootstrap over speakers or clips, on jiwer."
 _INPUTS = """
-`predictions` and `references`: transcripts, one per utterance; every reference contains a word.
+`predictions` and `references`: transcripts, one per utterance. An empty reference means that nothing was said: every
+word of its prediction is an insertion. At least one reference contains a word.
 `compute` also takes `normalised` (True: without case and punctuation; False: as written) and `speakers`, one per
 utterance ('' if unknown) in the order in which the utterances were added, those of process 0 first. Without them, or
 with one, intervals are over clips (`over_speakers` 0): they say nothing about other speakers.

@@ -366,12 +366,12 @@ def test_notebook_packages_cover_all_imports():
             "ray",
             "peft",
             "ctranslate2",
-            "onnxruntime",
             "optuna",
         },
     )
     elsewhere = of_the_kernel | of_colab | of_a_space | of_commands | extras
-    assert others - with_transformers - elsewhere == environment._NOTEBOOK_PACKAGES.keys()
+    read_only = {"silero_vad"}  # its model is read without importing it
+    assert others - with_transformers - elsewhere == environment._NOTEBOOK_PACKAGES.keys() - read_only
 
 
 @pytest.mark.slow

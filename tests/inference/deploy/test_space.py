@@ -121,7 +121,7 @@ def test_requirements_have_the_labs_minimum_versions():
     on_cpu, on_gpu = (space.requirements(space.modules(), kind).splitlines() for kind in ("cpu", "zerogpu"))
     assert all(line in listed for line in on_cpu)
     assert {"torch>=2.8", "ctranslate2>=4.6", "onnx>=1.16", "gradio>=6.20,<7"} <= set(on_cpu)
-    assert {"silero-vad>=6.2.2", "onnxruntime>=1.20"} <= set(on_cpu), "one is read and not imported, both are extras"
+    assert {"silero-vad>=6.2.2", "onnxruntime>=1.20"} <= set(on_cpu), "one is read and not imported"
     assert set(on_gpu) - set(on_cpu) == {"spaces", "torch>=2.8,<2.12"}
     never = ("ctranslate2", "onnx>", "hopsworks", "pandas", "matplotlib")
     assert not [line for line in on_gpu if line.startswith(never)]
