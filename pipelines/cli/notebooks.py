@@ -45,6 +45,8 @@ def run(
     """Run the three notebooks in order: features, training, app.
 
     Example: python -m pipelines run --recipe tour --set training.steps=60
+
+    On your own data: python -m pipelines run --recipe own --set name=mine --set source.path=my_recordings
     """
     settings = load_recipe(recipe, set_)
     if dry_run:

@@ -93,6 +93,18 @@ def test_one_speaker_is_split_by_sentence_and_noted(split, tmp_path, encoded, sp
     assert any("1 speaker is in train and in test: the scores hold for this voice" in line for line in logged)
 
 
+def test_fitting_cache_is_found_after_another_source(recordings, toy_settings, tmp_path):
+    first = {"name": "mine", "source.kind": "folder", "source.path": str(recordings)}
+    second = {**first, "source.seed": 8}
+    caches = [feature_pipeline.run(toy_settings(one), runs=tmp_path / "runs") for one in (first, second)]
+    for overrides, cache in zip((first, second, {**first, "name": "other"}), (*caches, caches[0]), strict=True):
+        assert feature_pipeline.open_cache(toy_settings(overrides), runs=tmp_path / "runs").digest == cache.digest
+    with pytest.raises(StaleCache):
+        feature_pipeline.open_cache(toy_settings(first), caches[1].uri, runs=tmp_path / "runs")
+    with pytest.raises(LabError, match="no feature cache for recipe other"):
+        feature_pipeline.open_cache(toy_settings({**first, "name": "other", "source.seed": 9}), runs=tmp_path / "runs")
+
+
 def test_changed_source_makes_cache_stale(recordings, toy_settings, tmp_path):
     overrides = {"source.kind": "folder", "source.path": str(recordings)}
     cache = feature_pipeline.run(toy_settings(overrides), runs=tmp_path / "runs")
