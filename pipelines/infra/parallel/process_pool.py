@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pipelines.infra.errors import LabError
+from pipelines.infra.errors import LabError, Unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ class Pool(Generic[Task, Result]):
     def run(self, task: Task, name: str) -> Result:
         """Return `work(task)`, computed by an idle process; wait for one if necessary. Thread-safe.
 
-        A LabError of `work` is raised here, any other exception as RuntimeError with its traceback. Raises LabError if
-        ATTEMPTS processes died over this task. `name` is the task's name in messages.
+        A LabError of `work` is raised here as LabError or Unfinished, any other exception as RuntimeError with its
+        traceback. Raises LabError if ATTEMPTS processes died over this task. `name` is the task's name in messages.
         """
         worker = self._idle.get()
         try:
@@ -147,6 +147,8 @@ def _exchange(worker: subprocess.Popen, task: Any) -> Any:
         raise _WorkerDied(_cause_of_death(worker)) from None
     if kind == "result":
         return result
+    if kind == "unfinished":
+        raise Unfinished(result)
     raise LabError(result) if kind == "lab error" else RuntimeError(f"in a worker process:\n{result}")
 
 
@@ -188,6 +190,8 @@ def _serve() -> None:
 def _result_of(work: Callable[[Any], Any], task: Any) -> tuple[str, Any]:
     try:
         return "result", work(task)
+    except Unfinished as error:
+        return "unfinished", str(error)
     except LabError as error:
         return "lab error", str(error)
     except Exception:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from log_recorder import record_log
 
-from pipelines.infra.errors import LabError
+from pipelines.infra.errors import LabError, Unfinished
 from pipelines.infra.parallel import process_pool
 from pipelines.infra.parallel.process_pool import Pool
 
@@ -111,3 +114,15 @@ def test_work_that_cannot_be_pickled_is_an_error():
 
 def test_cores_are_at_least_one():
     assert process_pool.cores() >= 1
+
+
+@pytest.mark.parametrize("kind", [Unfinished, LabError])
+def test_errors_that_a_user_can_fix_keep_their_kind(kind):
+    def fail(task):
+        raise kind("one line")
+
+    answer = pickle.dumps(process_pool._result_of(fail, "task"))
+    worker = SimpleNamespace(stdin=io.BytesIO(), stdout=io.BytesIO(answer))
+    with pytest.raises(LabError) as error:
+        process_pool._exchange(worker, "task")
+    assert (type(error.value), str(error.value)) == (kind, "one line")
