@@ -69,6 +69,9 @@ def transcribe(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Transcribe only the rows of a table that had an error.")
     ] = False,
+    track: Annotated[
+        str, typer.Option(help="Audio track of videos: 1, 2, ... or all; default: the first.", show_default=False)
+    ] = "",
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -79,21 +82,24 @@ def transcribe(
 
     A table, with WER if it has references: python -m pipelines transcribe talks.csv --format srt
     """
+    from dataclasses import replace
+
     from pipelines.inference import pipeline
     from pipelines.inference.batch import job as batch_job
     from pipelines.inference.batch import run as batch_run
+    from pipelines.inference.batch import tracks
     from pipelines.inference.transcriber import Transcriber
     from pipelines.infra import environment
     from pipelines.whisper import model as whisper_model
 
     columns = {"audio_column": audio_column, "reference_column": reference_column, "speaker_column": speaker_column}
-    job = batch_job.plan(inputs, out, **columns, formats=split_list(format_))
+    console.configure(sys.stderr)  # standard output is for the transcripts
+    job = replace(batch_job.plan(inputs, out, **columns, formats=split_list(format_)), track=tracks.parse(track))
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         outline = batch_run.Outline(job)
         plan = {"dry_run": True, "model": uri, **outline.as_dict()}
         return print_result(as_json, plan, f"model {uri}\n{outline}")
-    console.configure(sys.stderr)  # standard output is for the transcripts
     transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
     result = batch_run.run(job, transcriber, again=again, retry=retry_errors)
     print_result(as_json, result.as_dict(), str(result))

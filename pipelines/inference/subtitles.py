@@ -60,6 +60,7 @@ def as_dict(
         "duration": round(transcript.audio_s, 3),
         "text": transcript.text,
         "confidence": round(transcript.confidence, 4),
+        **({"damage": transcript.damage} if transcript.damage else {}),
         "segments": segments,
     }
     if word_times or any("words" in segment for segment in segments):

@@ -53,7 +53,7 @@ _FULL_S = FULL_FRAMES / 100
 
 @dataclass
 class _Reader:
-    """Counts the samples of a recording that were read, and stores the error that ended it."""
+    """Counts the samples of a recording that were read, and stores the error about parts that cannot be read."""
 
     n_samples: int = 0
     damage: AudioError | None = None
@@ -63,7 +63,7 @@ class _Reader:
         return self.n_samples / SAMPLE_RATE_HZ
 
     def read(self, blocks: Iterable[np.ndarray], on_audio: Callable[[float], None]) -> Iterator[np.ndarray]:
-        """Yield the blocks up to their end or to damage; the error is stored, so that the rest can be decoded first."""
+        """Yield the blocks; an error about damage, which comes after the last one, is stored."""
         try:
             for block in blocks:
                 self.n_samples += len(block)
@@ -129,26 +129,29 @@ class Transcriber:
         on_audio: Callable[[float], None] = lambda seconds: None,
         on_segment: Callable[[Segment], None] = lambda segment: None,
         word_times: bool = False,
+        track: int = 0,
     ) -> Transcript:
         """Transcribe a path, the bytes of a file, or a Waveform.
 
+        `track` is the audio track of a video (1: the first); 0 is the first, and other tracks are logged.
         `on_segment` is called with each segment; `on_audio` with the number of seconds read, and again before every
         batch. An exception in either stops the work. `word_times` adds times to the words and takes about as long
         as decoding. Raises AudioError if the recording is not audio, empty, not finite or longer than
-        `max_duration_s`; DamagedRecording if only a part can be read; LabError for `word_times` if the model does
-        not support it (`times_words`).
+        `max_duration_s`; DamagedRecording, with the transcript of the rest, if parts cannot be read; LabError for
+        `word_times` if the model does not support it (`times_words`).
         """
         if word_times and not self.times_words:
             raise LabError(
                 f"{self.ref.title} does not support word times: its generation_config.json names no alignment_heads"
             )
         started, reader, segments = time.monotonic(), _Reader(), []
-        blocks = reader.read(_blocks(recording, max_duration_s), on_audio)
+        blocks = reader.read(_blocks(recording, max_duration_s, track), on_audio)
         for segment in self._decode_blocks(blocks, lambda: on_audio(reader.seconds), word_times):
             on_segment(segment)
             segments.append(segment)
         text = " ".join(segment.text for segment in segments)
-        transcript = Transcript(text, reader.seconds, time.monotonic() - started, tuple(segments))
+        damage = reader.damage.detail if reader.damage else ""
+        transcript = Transcript(text, reader.seconds, time.monotonic() - started, tuple(segments), damage)
         if reader.damage:
             raise DamagedRecording(reader.damage, transcript)
         return transcript
@@ -158,7 +161,7 @@ class Transcriber:
     ) -> Iterator[Segment]:
         """Yield the segments of a recording as they are decoded, in constant memory.
 
-        Raises AudioError; for a damaged recording after the segments of the part before the damage.
+        Raises AudioError; for a damaged recording after the segments of what can be read.
         """
         reader = _Reader()
         yield from self._decode_blocks(reader.read(_blocks(recording, max_duration_s), lambda seconds: None))
@@ -302,9 +305,9 @@ def _without_repeats(hypothesis: Hypothesis) -> Hypothesis:
     return replace(hypothesis, text=text, words=hypothesis.words[: len(text.split())])
 
 
-def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float) -> Iterator[np.ndarray]:
+def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float, track: int = 0) -> Iterator[np.ndarray]:
     if not isinstance(recording, Waveform):
-        return audio.blocks(recording, max_duration_s)
+        return audio.blocks(recording, max_duration_s, track=track)
     samples = audio.from_array(recording.samples, SAMPLE_RATE_HZ, max_duration_s).samples
     step = int(audio.BLOCK_S * SAMPLE_RATE_HZ)
     return (samples[at : at + step] for at in range(0, len(samples), step))

@@ -51,6 +51,8 @@ class Transcript:
     elapsed_s: float
     """Wall-clock time for reading, feature extraction and decoding."""
     segments: tuple[Segment, ...] = ()
+    damage: str = ""
+    """What could not be read of the recording, as in "it cannot be read from 7.0 to 7.1 s"; "" if nothing is lost."""
 
     @property
     def confidence(self) -> float:
@@ -59,7 +61,7 @@ class Transcript:
 
 
 class DamagedRecording(AudioError):
-    """A recording that cannot be read to its end; `transcript` is that of the part before the damage."""
+    """A recording of which parts cannot be read; `transcript` is that of the rest."""
 
     def __init__(self, error: AudioError, transcript: Transcript):
         super().__init__(error.reason, error.detail)

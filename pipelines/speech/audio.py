@@ -87,18 +87,19 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
             else:
                 if len(samples) / rate_hz >= (layout.pieces[0].duration_s or 0.0) - layout.pieces[0].tolerance_s:
                     return from_array(samples, rate_hz, max_duration_s)
-        joined = np.concatenate(list(_blocks(content, layout, max_duration_s, BLOCK_S, 1)))
+        joined = np.concatenate(list(_blocks(content, layout, max_duration_s, BLOCK_S, 0)))
     return Waveform(np.ascontiguousarray(joined))
 
 
 def blocks(
-    source: bytes | Path | str, max_duration_s: float = float("inf"), block_s: float = BLOCK_S, track: int = 1
+    source: bytes | Path | str, max_duration_s: float = float("inf"), block_s: float = BLOCK_S, track: int = 0
 ) -> Iterator[np.ndarray]:
     """Yield the samples of a recording of any length in constant memory: float32 [n] at 16 kHz, block by block.
 
-    Files that libsndfile cannot read are decoded by ffmpeg if that is installed, including one audio `track` of a
-    video (1: the first). Raises AudioError as `decode` does, at the block with the fault; DamagedAudio after the last
-    block, if parts of the recording cannot be read. The blocks then hold the rest, with silence in its place.
+    Files that libsndfile cannot read are decoded by ffmpeg if that is installed, including one audio `track` of a video
+    (1: the first; 0: the first, and further ones are logged). Raises AudioError as `decode` does, at the block with the
+    fault, and `no_track`; DamagedAudio after the last block, if parts of the recording cannot be read. The blocks then
+    hold the rest, with silence in place of those parts.
     """
     with open_content(source) as content:
         yield from _blocks(content, containers.examine(content), max_duration_s, block_s, track)

@@ -155,14 +155,18 @@ class WhisperFineTuning(FineTuningInterface):
     def test(self, params: dict[str, Any], logs_dict: MutableMapping[str, Any]) -> dict[str, Any]:
         from pipelines.inference.api.schemas import audio_refusal
         from pipelines.inference.transcriber import Transcriber
+        from pipelines.inference.transcript import DamagedRecording
 
         ref = whisper_model.resolve(logs_dict.get("model_uri") or self.recipe.model.base)
         transcriber = Transcriber(ref, params["language"], "transformers")
         try:
             transcript = transcriber.transcribe(params["audio"], self.max_duration_s)
+        except DamagedRecording as error:
+            transcript = error.transcript
         except AudioError as error:
             raise LabError(audio_refusal(error).detail) from None
         return {
+            **({"damage": transcript.damage} if transcript.damage else {}),
             "text": transcript.text,
             "confidence": round(transcript.confidence, 4),
             "duration_s": round(transcript.audio_s, 3),

@@ -20,6 +20,7 @@ from pipelines.inference.api.forms import FILE, GRANULARITIES, FormRoute, refuse
 from pipelines.inference.api.middleware import PUBLIC_PATHS, ApiMiddleware
 from pipelines.inference.api.queue import Limits, TranscriptionQueue
 from pipelines.inference.api.responses import (
+    DAMAGE_HEADER,
     Format,
     model_entry,
     model_facts,
@@ -48,7 +49,7 @@ ALIAS = "whisper-1"
 TRANSCRIPTIONS, PREDICT = "/v1/audio/transcriptions", "/predict"
 FIELDS = (
     FILE, "model", "language", "prompt", "response_format", "temperature", GRANULARITIES, "stream", "task",
-    "chunking_strategy",
+    "chunking_strategy", "track",
 )  # fmt: skip
 """Fields of a transcription's form."""
 
@@ -138,7 +139,7 @@ def make_app(
         allow_origins=list(origins),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["Retry-After"],
+        expose_headers=["Retry-After", DAMAGE_HEADER],
     )
     api.add_exception_handler(HTTPException, _handle_http_error)
     api.add_exception_handler(RequestValidationError, _handle_invalid_fields)
@@ -190,6 +191,7 @@ def _add_transcriptions(api: FastAPI, queue: TranscriptionQueue) -> None:
         chunking_strategy: Annotated[
             str, _accept_only("chooses the chunks itself", "auto"), Form(description="Only auto.")
         ] = "auto",
+        track: Annotated[int, Form(ge=0, le=99, description="Audio track of a video, from 1; 0: the first.")] = 0,
     ) -> Response:
         await refuse_other_fields(request, FIELDS)
         if model not in names:
@@ -198,7 +200,7 @@ def _add_transcriptions(api: FastAPI, queue: TranscriptionQueue) -> None:
         word_times = Granularity.word in timestamp_granularities
         if word_times:
             _check_word_times(queue.transcriber, response_format)
-        transcript = await queue.transcribe(file.file, request.receive, word_times)
+        transcript = await queue.transcribe(file.file, request.receive, word_times, track)
         return transcript_response(transcript, response_format, queue.transcriber, word_times)
 
 
@@ -208,6 +210,7 @@ def _add_predict(api: FastAPI, queue: TranscriptionQueue) -> None:
     @api.post(
         PREDICT,
         response_model=Prediction,
+        response_model_exclude_none=True,
         responses=_ERRORS,
         summary="Transcribe a recording",
         description="The body is the audio file itself, or a form with one `file`.",

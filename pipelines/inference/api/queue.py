@@ -9,12 +9,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.inference.api.schemas import audio_refusal
 from pipelines.inference.http_guard import Refusal, wait_for_disconnect
 from pipelines.inference.transcriber import Transcriber
-from pipelines.inference.transcript import Transcript
+from pipelines.inference.transcript import DamagedRecording, Transcript
 from pipelines.speech.audio import AudioError
 
 if TYPE_CHECKING:
@@ -66,16 +66,22 @@ class TranscriptionQueue:
         finally:
             self.n_taken -= 1
 
-    async def transcribe(self, upload: BinaryIO, receive: Receive, word_times: bool = False) -> Transcript:
+    async def transcribe(
+        self, upload: BinaryIO, receive: Receive, word_times: bool = False, track: int = 0
+    ) -> Transcript:
         """Return the transcript of `upload` when its turn has come. Raises Refusal.
+
+        That of a damaged recording holds what can be read; its `damage` says what is lost.
 
         `receive` is that of the request, whose body has been read: it next reports that the client has disconnected.
         In that case, or if this call is cancelled, decoding stops before the next batch of windows or the next attempt
-        at a window; while ffmpeg reads, after its time for a block (audio.PATIENCE_S) at the latest.
+        at a window; while ffmpeg reads, after its time for a block (ffmpeg.TIMEOUT_S) at the latest.
         """
         abandoned = threading.Event()
         loop = asyncio.get_running_loop()
-        decoding = loop.run_in_executor(self._executor, self._decode, upload, abandoned, word_times)
+        decoding = loop.run_in_executor(
+            self._executor, self._decode, upload, abandoned, {"word_times": word_times, "track": track}
+        )
         disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
             await asyncio.wait({decoding, disconnect}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,19 +99,19 @@ class TranscriptionQueue:
         """Stop after the current decoding; waiting requests are dropped."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, upload: BinaryIO, abandoned: threading.Event, word_times: bool) -> Transcript:
+    def _decode(self, upload: BinaryIO, abandoned: threading.Event, options: dict[str, Any]) -> Transcript:
         def stop_if_abandoned(_: object) -> None:
             if abandoned.is_set():
                 raise _Abandoned
 
         stop_if_abandoned(None)
         upload.seek(0)
-        transcript = self.transcriber.transcribe(
-            upload.read(),
-            self.limits.max_duration_s,
-            on_audio=stop_if_abandoned,
-            on_segment=stop_if_abandoned,
-            word_times=word_times,
-        )
+        callbacks = {"on_audio": stop_if_abandoned, "on_segment": stop_if_abandoned}
+        try:
+            transcript = self.transcriber.transcribe(upload.read(), self.limits.max_duration_s, **callbacks, **options)
+        except DamagedRecording as error:
+            if not error.transcript.audio_s:
+                raise
+            transcript = error.transcript
         self._last_elapsed_s = transcript.elapsed_s
         return transcript

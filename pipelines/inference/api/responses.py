@@ -19,6 +19,8 @@ from pipelines.inference.http_guard import Refusal
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Transcript
 
+DAMAGE_HEADER = "X-Audio-Damage"
+"""Header of a response that says what could not be read of the recording."""
 _MAX_MEMORY_BYTES = 1 << 20
 """A larger body is stored in an unnamed temporary file."""
 
@@ -36,23 +38,26 @@ class Format(StrEnum):
 def transcript_response(
     transcript: Transcript, response_format: Format, transcriber: Transcriber, word_times: bool = False
 ) -> Response:
-    """Return the transcript in the requested format."""
+    """Return the transcript in the requested format; damage of the recording is in a header, and in JSON a field."""
+    headers = {DAMAGE_HEADER: transcript.damage} if transcript.damage else {}
     if response_format is Format.srt:
-        return Response(subtitles.srt(transcript), media_type="application/x-subrip")
+        return Response(subtitles.srt(transcript), media_type="application/x-subrip", headers=headers)
     if response_format is Format.vtt:
-        return Response(subtitles.vtt(transcript), media_type="text/vtt")
+        return Response(subtitles.vtt(transcript), media_type="text/vtt", headers=headers)
     if response_format is Format.text:
-        return Response(f"{transcript.text}\n", media_type="text/plain")
+        return Response(f"{transcript.text}\n", media_type="text/plain", headers=headers)
     if response_format is Format.verbose_json:
         fields = subtitles.as_dict(transcript, transcriber.language, word_times, transcriber.ref.folder)
-        return JSONResponse(fields)
-    return JSONResponse({"text": transcript.text})
+        return JSONResponse(fields, headers=headers)
+    fields = {"damage": transcript.damage} if transcript.damage else {}
+    return JSONResponse({"text": transcript.text, **fields}, headers=headers)
 
 
 def prediction(transcript: Transcript) -> Prediction:
     """Return the response of /predict."""
     return Prediction(
         text=transcript.text,
+        damage=transcript.damage or None,
         confidence=round(transcript.confidence, 4),
         duration_s=round(transcript.audio_s, 3),
         elapsed_s=round(transcript.elapsed_s, 3),

@@ -11,7 +11,7 @@ from pipelines.speech.audio import DAMAGED, AudioError
 
 _AUDIO_ERRORS = {
     "empty": "the file contains no audio",
-    "not_finite": "the file contains NaN or infinite samples",
+    "not_finite": "the file contains NaN, infinite or extremely large samples",
 }
 _UNREADABLE = "the file is not audio that this server can read; wav, flac, mp3 and ogg are always supported"
 
@@ -23,6 +23,8 @@ def audio_refusal(error: AudioError) -> Refusal:
     """
     if error.reason == "too_long":
         return Refusal(413, f"the recording is too long: {error.detail}", "audio_too_long", param="file")
+    if error.reason == "no_track":
+        return Refusal(400, error.detail, "invalid_audio", param="track")
     if error.reason == DAMAGED:
         return Refusal(400, f"the recording is damaged: {error.detail}", "invalid_audio", param="file")
     return Refusal(400, _AUDIO_ERRORS.get(error.reason, _UNREADABLE), "invalid_audio", param="file")
@@ -43,10 +45,14 @@ class Failure(BaseModel):
     error: Problem
 
 
+_DAMAGE = Field(None, description="What could not be read of a damaged recording; left out if nothing is lost.")
+
+
 class Transcription(BaseModel):
     """`response_format=json`."""
 
     text: str
+    damage: str | None = _DAMAGE
 
 
 class TimedWord(BaseModel):
@@ -91,6 +97,7 @@ class VerboseTranscription(BaseModel):
     duration: float = Field(description="Duration of the recording, in seconds.")
     text: str
     confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
+    damage: str | None = _DAMAGE
     segments: list[TimedSegment]
     words: list[TimedWord] | None = Field(None, description="Words of all segments, if word times were requested.")
 
@@ -100,6 +107,7 @@ class Prediction(BaseModel):
 
     text: str
     confidence: float = Field(ge=0, le=1, description="The expected share of correct words.")
+    damage: str | None = _DAMAGE
     duration_s: float
     elapsed_s: float = Field(description="Seconds of decoding, without the time in the queue.")
 

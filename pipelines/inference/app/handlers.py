@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipelines.inference import pipeline as inference_pipeline
@@ -16,9 +17,12 @@ from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
     from pipelines.inference.app.service import Service, SessionTranscript
+    from pipelines.speech.audio import Gap
 
     Feedback = tuple[str, SessionTranscript | None]
 
+MAX_GAPS = 5
+"""Most places of damage that are listed."""
 DOWNLOADS = ("txt", "srt", "vtt")
 """Formats of the files that the page offers, keys of subtitles.FORMATS."""
 
@@ -150,8 +154,19 @@ class Handlers:
 
 
 def _durations(transcript: SessionTranscript, language: str) -> str:
-    line = TEXTS[language]["took" if transcript.text else "nothing_heard"]
-    return line.format(audio_s=transcript.audio_s, elapsed_s=transcript.elapsed_s)
+    texts = TEXTS[language]
+    line = texts["took" if transcript.text else "nothing_heard"]
+    line = line.format(audio_s=transcript.audio_s, elapsed_s=transcript.elapsed_s)
+    if not transcript.gaps:
+        return line
+    places = (texts["places"][_kind_of(gap)].format(start_s=gap.start_s, end_s=gap.end_s) for gap in transcript.gaps)
+    return f"{line}. **{texts['damaged'].format(places=', '.join(islice(places, MAX_GAPS)))}**"
+
+
+def _kind_of(gap: Gap) -> str:
+    if gap.end_s is None:
+        return "after"
+    return "at" if gap.end_s - gap.start_s < 0.1 else "between"
 
 
 @contextmanager

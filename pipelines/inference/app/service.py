@@ -17,7 +17,7 @@ from pipelines.infra.errors import LabError
 if TYPE_CHECKING:
     from pipelines.inference.transcriber import Transcriber
     from pipelines.inference.transcript import Segment, Transcript
-    from pipelines.speech.audio import Waveform
+    from pipelines.speech.audio import Gap, Waveform
 
 MAX_DURATION_S = 600.0
 """Maximum duration of a recording."""
@@ -47,6 +47,8 @@ class SessionTranscript:
     """The last feedback: flag, correction, whether the recording was saved."""
     segments: tuple[Segment, ...] = ()
     """Segments with times and confidences."""
+    gaps: tuple[Gap, ...] = ()
+    """Parts of the recording that cannot be read."""
 
 
 class TurnQueue:
@@ -114,7 +116,7 @@ class Service:
         """Transcribe the file at `path`; return `previous` if it is of the same upload.
 
         `on_progress` receives the completed share, 0 to 1. Raises AudioError with reason `no_recording`, `missing`,
-        `empty`, `unreadable`, `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
+        `empty`, `unreadable`, `damaged` (without any sound), `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
         """
         from pipelines.speech import audio
 
@@ -123,14 +125,14 @@ class Service:
         if previous is not None and previous.source == path:
             return previous
         started = time.monotonic()
-        waveform = _read(path, _deadline(started + TIMEOUT_S))
+        waveform, gaps = _read(path, _deadline(started + TIMEOUT_S))
         with self.turn() as yield_turn:
             callbacks = _callbacks(waveform.duration_s, started + TIMEOUT_S, yield_turn, on_progress)
             transcript = self.transcriber.transcribe(waveform, **callbacks)
         retained = waveform if waveform.duration_s <= MAX_RETAINED_S else None
         elapsed_s = time.monotonic() - started
         return SessionTranscript(
-            path, transcript.text, waveform.duration_s, elapsed_s, retained, segments=transcript.segments
+            path, transcript.text, waveform.duration_s, elapsed_s, retained, segments=transcript.segments, gaps=gaps
         )
 
     def transcribe_with_base(self, transcript: SessionTranscript) -> tuple[str, Transcript]:
@@ -213,22 +215,30 @@ class Service:
         return replace(transcript, feedback=new)
 
 
-def _read(path: str, check_deadline: Callable[[], float]) -> Waveform:
-    """Read the recording block by block: ten minutes at 16 kHz are 38 MB, independent of the file's format."""
+def _read(path: str, check_deadline: Callable[[], float]) -> tuple[Waveform, tuple[Gap, ...]]:
+    """Read the recording block by block: ten minutes at 16 kHz are 38 MB, independent of the file's format.
+
+    Also returns its parts that cannot be read.
+    """
     import numpy as np
 
     from pipelines.speech import audio
 
-    blocks = []
-    for block in audio.blocks(path, MAX_DURATION_S):
-        blocks.append(block)
-        check_deadline()
+    blocks, gaps = [], ()
+    try:
+        for block in audio.blocks(path, MAX_DURATION_S):
+            blocks.append(block)
+            check_deadline()
+    except audio.DamagedAudio as error:
+        if not blocks:
+            raise
+        gaps = error.gaps
     samples = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
     if not samples.size:
         raise audio.AudioError("empty", f"less than one sample at {audio.SAMPLE_RATE_HZ} Hz")
     if np.abs(samples).max() < MIN_PEAK:
         raise audio.AudioError("silent", f"no sample reaches {MIN_PEAK:g} of full scale")
-    return audio.Waveform(samples)
+    return audio.Waveform(samples), gaps
 
 
 def _deadline(ends_s: float) -> Callable[[], float]:

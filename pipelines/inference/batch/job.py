@@ -31,6 +31,8 @@ class Job:
     """Formats of the subtitle files for each recording, keys of subtitles.FORMATS."""
     folder: Path | None = None
     """Folder of the subtitle files; None: beside each recording."""
+    track: int = 0
+    """Audio track of videos, see tracks.py; 0: the first."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -64,7 +66,7 @@ class Result:
     audio_s: float | None = None
     elapsed_s: float = 0.0
     error: str | None = None
-    """With a transcript: that of the part before the damage."""
+    """With a transcript: that of what can be read of a damaged recording."""
     stamp: str | None = None
     """See stamps.stamp."""
 

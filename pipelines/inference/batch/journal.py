@@ -44,11 +44,13 @@ def identity_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
         "language": transcriber.language,
         "format": list(job.formats),
         **({"segment columns": names} if (names := recordings.excerpt_columns) else {}),
+        **({"track": job.track} if job.track else {}),
     }
 
 
 def _check_identity(out: Path, recorded: dict[str, Any], current: dict[str, Any]) -> None:
-    if differing := [name for name, value in current.items() if recorded.get(name) != value]:
+    names = [*current, *({"track"} - current.keys())]  # absent if it is the default
+    if differing := [name for name in names if recorded.get(name) != current.get(name)]:
         raise LabError(
             f"{out} was started with another {' and '.join(differing)}: call it as before, start again with --again, "
             "or name another file with --out"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.inference.batch import stamps
+from pipelines.inference.batch import stamps, tracks
 from pipelines.inference.batch.job import COLUMNS, WER, BatchResult, Job, Result, Summary
 from pipelines.inference.batch.journal import (
     encode_line,
@@ -170,10 +170,11 @@ def _transcribe_one(
             raise AudioError("missing", "the row names no file")
         if recording.audio is None:
             raise AudioError("unreadable", f"the row contains {recording.name} instead of a path or audio")
-        options = {"word_times": True} if "json" in job.formats and transcriber.times_words else {}
+        options: dict[str, Any] = {"word_times": True} if "json" in job.formats and transcriber.times_words else {}
+        options["on_audio"] = progress.show_current
         stamp = stamps.stamp(recording) if job.out else None
         audio = recording.excerpt.cut(recording.audio) if recording.excerpt else recording.audio
-        transcript = transcriber.transcribe(audio, on_audio=progress.show_current, **options)
+        transcript = tracks.transcribe(transcriber, audio, job.track, **options)
     except DamagedRecording as damage:
         transcript, error = damage.transcript, _one_line(damage)
     except AudioError as failure:

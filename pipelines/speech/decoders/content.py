@@ -23,8 +23,15 @@ class Content:
     def __init__(self, source: bytes | str, file: BinaryIO | None, size: int):
         self.source, self._file, self.size = source, file, size
 
+    @property
+    def name(self) -> str:
+        """The file's name, for messages."""
+        return Path(self.source).name if isinstance(self.source, str) else "the file"
+
     def read(self, start: int, n_bytes: int) -> bytes:
         """Return the bytes from `start` on; fewer than `n_bytes` at the end of the file."""
+        if start < 0:
+            return b""
         if self._file is None:
             return self.source[start : start + n_bytes]
         return files.retry(lambda: self._read_file(start, n_bytes), self.source)

@@ -93,8 +93,8 @@ class _Messages:
 class Request:
     """What is decoded of a file."""
 
-    track: int = 1
-    """Audio track; 1: the first."""
+    track: int = 0
+    """Audio track; 1: the first; 0: the first, and further ones are logged."""
     max_duration_s: float = float("inf")
     block_s: float = 30.0
     """Duration of the blocks."""
@@ -110,14 +110,14 @@ def blocks(
     """
     with _open_input(content, piece) as (path, inherited):
         for keep_times in (layout.kind in _ABSOLUTE_TIMES, False):
-            run = _Run(path, inherited, request.track, keep_times)
+            run = _Run(path, inherited, max(request.track, 1), keep_times)
             with run.start() as (process, messages):
                 channels = _read_header(process)
                 messages.opened.wait(TIMEOUT_S)
                 if not (keep_times and messages.start_s > MAX_START_S):
                     n_samples, is_failed = yield from _read_blocks(process, channels, request)
                     break
-        _check_track(messages, request.track)
+        _check_track(messages, request.track, content.name)
         if not n_samples:
             raise AudioError("unreadable", _no_sound(layout, piece))
         gaps = run.find_gaps(layout.kind not in _ABSOLUTE_TIMES) if is_suspect or messages.faults or is_failed else []
@@ -131,8 +131,11 @@ def _no_sound(layout: Layout, piece: Piece) -> str:
     return "neither libsndfile nor ffmpeg can read audio in it"
 
 
-def _check_track(messages: _Messages, track: int) -> None:
+def _check_track(messages: _Messages, track: int, name: str) -> None:
     n_tracks = len(messages.tracks)
+    if track == 0 and n_tracks > 1:
+        listed = ", ".join(f"{number}: {codec}" for number, codec in enumerate(messages.tracks, 1))
+        logger.warning(f"{name} has {n_tracks} audio tracks ({listed}); the first is read, --track selects another")
     if track > max(n_tracks, 1):
         raise AudioError("no_track", f"there is no audio track {track}, the file has {n_tracks}")
 

@@ -103,7 +103,7 @@ class Held:
         self.let_go, self.begun = threading.Event(), threading.Semaphore(0)
         self.at_once = self.most_at_once = self.abandoned = 0
 
-    def transcribe(self, recording, max_duration_s, *, on_audio, on_segment, word_times):
+    def transcribe(self, recording, max_duration_s, *, on_audio, on_segment, word_times, track):
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self.begun.release()
@@ -397,14 +397,31 @@ def test_nan_samples_are_refused(url, encoded):
     assert "NaN" in refusal(httpx.post(url + "/predict", content=sound), 400, code="invalid_audio")
 
 
-def test_damaged_recording_is_refused_with_its_time(url, encoded, speech):
+def test_damage_is_in_the_header_and_in_json(url, encoded, speech):
     content = bytearray(encoded(speech(40 * 16_000), format="FLAC"))
     at = int(0.9 * len(content))
     content[at : at + 20_000] = bytes(20_000)
-    for path in (TRANSCRIPTIONS, "/predict"):
-        told = httpx.post(url + path, files={"file": ("a.flac", bytes(content))}, timeout=60)
-        said = refusal(told, 400, code="invalid_audio", param="file")
-        assert said == "the recording is damaged: it cannot be read after 30.0 s"
+    for path, form in ((TRANSCRIPTIONS, "json"), (TRANSCRIPTIONS, "verbose_json"), ("/predict", "")):
+        data = {"response_format": form} if form else {}
+        response = httpx.post(url + path, files={"file": ("a.flac", bytes(content))}, data=data, timeout=60)
+        assert response.status_code == 200
+        assert re.match(r"it cannot be read (from|after) 3\d\.\d ", response.json()["damage"])
+        assert response.json()["text"]
+        if form:
+            assert response.headers["x-audio-damage"] == response.json()["damage"]
+    response = httpx.post(url + TRANSCRIPTIONS, files={"file": bytes(content)}, data={"response_format": "srt"})
+    assert "x-audio-damage" in response.headers
+
+
+def test_cut_recording_without_sound_is_refused(url, encoded, speech):
+    content = encoded(speech(16_000), format="MP3")[:120]
+    response = httpx.post(url + TRANSCRIPTIONS, files={"file": ("a.mp3", content)})
+    assert refusal(response, 400, code="invalid_audio", param="file")
+
+
+def test_track_that_is_not_there_is_refused(url, wav):
+    response = httpx.post(url + TRANSCRIPTIONS, files={"file": ("a.wav", wav)}, data={"track": "2"})
+    assert "no audio track 2" in refusal(response, 400, code="invalid_audio", param="track")
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "a\0.wav", "/dev/stdin", "å\n.wav", "%2e%2e%2f", "~"])
@@ -494,7 +511,7 @@ def test_long_silence_in_a_small_file_is_too_long(url, encoded):
     total = 86_400 * 8_000  # the last 36 bits of the stream's header, after the marker and 13 bytes
     flac[21] = flac[21] & 0xF0 | total >> 32
     flac[22:26] = (total & 0xFFFFFFFF).to_bytes(4, "big")
-    assert "86400.0 s" in refusal(httpx.post(url + "/predict", content=bytes(flac)), 413, code="audio_too_long")
+    assert "70.0 s" in refusal(httpx.post(url + "/predict", content=bytes(flac)), 413, code="audio_too_long")
 
 
 def test_temporary_folder_stays_empty(toy, wav, encoded, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.inference.app.handlers import Handlers
-from pipelines.inference.app.i18n import ENGLISH, SWEDISH
+from pipelines.inference.app.i18n import ENGLISH, SWEDISH, TEXTS
 from pipelines.inference.app.service import Service
 from pipelines.inference.transcript import Segment, Word
 from pipelines.infra.errors import LabError
@@ -76,6 +76,19 @@ def test_unusable_recording_is_refused_in_one_line(handlers, tmp_path, encoded, 
     path.write_bytes(make(encoded))
     assert expect_refusal(handlers.transcribe, str(path), None, "en") == REFUSALS[reason]
     assert handlers.service.transcriber.calls == 0
+
+
+@pytest.mark.parametrize("language", ["en", "sv"])
+def test_damaged_recording_is_transcribed_with_a_message(handlers, tmp_path, encoded, speech, language):
+    sound = encoded(speech(32_000))
+    (tmp_path / "cut.wav").write_bytes(sound[: len(sound) // 2])
+    text, line, transcript = handlers.transcribe(str(tmp_path / "cut.wav"), None, language)
+    assert text == "Hej på dig."
+    assert transcript.gaps[0].end_s is None
+    assert {"en": "could not be read after 1.0 s", "sv": "kunde inte läsas efter 1.0 s"}[language] in line
+    (tmp_path / "cut.mp3").write_bytes(encoded(speech(32_000), format="MP3")[:100])
+    refusal = expect_refusal(handlers.transcribe, str(tmp_path / "cut.mp3"), None, language)
+    assert refusal == TEXTS[language]["refused"]["damaged"]
 
 
 def test_no_and_missing_recording_have_different_texts(handlers, tmp_path):
