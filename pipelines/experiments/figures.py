@@ -12,7 +12,16 @@ import pandas as pd
 from pipelines.experiments.comparison.findings import Finding, is_significant
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.infra import environment
-from pipelines.infra.plots import ACCENT, INK, SOFT, empty_figure, figure_with_axes, figure_with_row, without_frame
+from pipelines.infra.plots import (
+    ACCENT,
+    INK,
+    SOFT,
+    empty_figure,
+    figure_with_axes,
+    figure_with_row,
+    start_at_zero,
+    without_frame,
+)
 from pipelines.recipes.search_settings import ParameterSettings
 from pipelines.speech.intervals import Units
 
@@ -36,9 +45,9 @@ def scores(reports: dict[str, EvalReport]) -> Figure:
         yticks=range(len(reports)),
         yticklabels=list(reversed(reports)),
         xlabel=f"WER, normalised, with 95 % interval{suffix}",
-        xlim=(0, None),
         ylim=(-0.5, len(reports) - 0.3),
     )
+    start_at_zero(axes, "x")
     return figure
 
 

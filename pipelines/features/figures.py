@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from IPython.display import Audio
     from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
+
+
+_TITLE_CHARACTERS, _MAX_TICKS = 90, 8
+"""Longest transcript above a plot, and the largest number of labelled clips beside one."""
 
 
 def recipe_table(recipe: Recipe) -> Styler:
@@ -91,7 +96,8 @@ def log_mel(cache: FeatureCache, row: int) -> Figure:
         cmap="magma",
         extent=(0, len(features.frames) / 100, 0, cache.n_mels),
     )
-    axes.set(xlabel="time (s)", ylabel="mel band", title=f"“{clip['text']}”  {clip['speaker']}")
+    text = textwrap.shorten(clip["text"], _TITLE_CHARACTERS, placeholder=" …")
+    axes.set(xlabel="time (s)", ylabel="mel band", title=f"“{text}”  {clip['speaker']}".rstrip())
     return figure
 
 
@@ -104,7 +110,7 @@ def durations(cache: FeatureCache) -> Figure:
     axes.set(
         xlabel="clip length (s)",
         ylabel="clips",
-        title=f"mean {mean:.1f} s: a padded batch is {1 - mean / 30:.0%} silence",
+        title=f"mean {mean:.1f} s: a batch padded to 30 s is {1 - mean / 30:.0%} padding",
     )
     return figure
 
@@ -113,13 +119,18 @@ def batch(batch: dict[str, Any]) -> Figure:
     """Plot one training batch: its clips stacked, padded to the longest."""
     features = batch["input_features"]
     figure, axes = figure_with_axes(9, 3.2)
-    stacked = np.concatenate([clip.numpy()[::4] for clip in features])
+    stacked = np.concatenate([clip.numpy()[::-4] for clip in features])  # frequency upwards
     axes.imshow(
         stacked, origin="upper", aspect="auto", cmap="magma", extent=(0, features.shape[-1] / 100, len(features), 0)
     )
+    for edge in range(1, len(features)):
+        axes.axhline(edge, color="white", linewidth=1)
+    shown = range(0, len(features), -(-len(features) // _MAX_TICKS))
     axes.set(
         xlabel="time (s)",
         ylabel="clip of the batch",
+        yticks=[number + 0.5 for number in shown],
+        yticklabels=[number + 1 for number in shown],
         title=f"{len(features)} clips at {features.shape[-1] / 100:.1f} s instead of 30 s",
     )
     return figure

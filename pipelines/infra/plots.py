@@ -13,6 +13,12 @@ INK, ACCENT, SOFT = "#1f3a5f", "#c8553d", "#8aa1b8"
 """Colours of the main, the highlighted and the secondary data."""
 
 
+def start_at_zero(axes: Axes, axis: str) -> None:
+    """Let the `x` or `y` axis of a filled plot begin at 0 and end a little beyond the data, so that no mark is cut."""
+    top = getattr(axes.dataLim, f"{axis}1")
+    getattr(axes, f"set_{axis}lim")(0, top * 1.08 if 0 < top < float("inf") else None)
+
+
 def png(figure: Figure) -> bytes:
     """Return a figure as the content of a PNG file, 110 dots per inch."""
     file = io.BytesIO()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pipelines.infra.plots import ACCENT, INK, SOFT, figure_with_row
+from pipelines.infra.plots import ACCENT, INK, SOFT, figure_with_row, start_at_zero
 from pipelines.training.callbacks.console import progress_bar
 from pipelines.training.callbacks.progress import Progress
 
@@ -29,10 +29,11 @@ def curves(history: list[dict[str, float]]) -> Figure:
         points = [(row["step"], row[name]) for row in history if name in row]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=label)
-    left.set(xlabel="step", ylabel="loss per token", ylim=(0, None))
-    middle.set(xlabel="step", ylabel="WER", ylim=(0, None))
-    right.set(xlabel="step", ylabel="clips per second", ylim=(0, None))
+    left.set(xlabel="step", ylabel="loss per token")
+    middle.set(xlabel="step", ylabel="WER")
+    right.set(xlabel="step", ylabel="clips per second")
     for axes in (left, middle, right):
+        start_at_zero(axes, "y")
         if axes.has_data():
             axes.legend(frameon=False)
     return figure
