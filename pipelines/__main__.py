@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 
 import typer
 
 from pipelines.cli import doctor, experiments, features, inference, notebooks, recipes, stores, training, worker
 from pipelines.infra import console, environment
-from pipelines.infra.errors import UNFINISHED, LabError, Unfinished
+from pipelines.infra.errors import UNFINISHED, LabError, Unfinished, is_disk_full
 from pipelines.infra.parallel import distributed
 
 app = typer.Typer(
@@ -54,13 +56,18 @@ def main() -> None:
         _fail(f"unfinished: {error}", UNFINISHED)
     except LabError as error:
         _fail(f"error: {error}", 1)
-    except OSError as error:
-        if not error.filename:
-            raise
-        _fail(f"error: {error.filename}: {error.strerror}. Name another path, or free space there", 1)
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        folders = (environment.runs_folder(), environment.cache_folder(), Path(tempfile.gettempdir()), Path.cwd())
+        named = getattr(error, "filename", None)
+        if is_disk_full(error, *folders):
+            where = f" ({named})" if named else ""
+            _fail(f"error: the disk is full{where}. Free some space, then run the same command again to continue", 1)
+        if not isinstance(error, OSError) or not named:
+            raise
+        _fail(f"error: {named}: {error.strerror}. Name another path, or free space there", 1)
 
 
 def _fail(line: str, code: int) -> None:

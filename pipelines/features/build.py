@@ -125,6 +125,7 @@ def _prepare_folder(folder: Path, identity: dict[str, Any]) -> None:
     """Keep the files of an earlier build with the same identity; remove those of any other."""
     record = folder / "build.json"
     _check_no_foreign_files(folder, record)
+    _remove_damaged_files(folder)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     try:
         same = json.loads(record.read_text("utf-8")) == identity
@@ -145,6 +146,16 @@ def _check_no_foreign_files(folder: Path, record: Path) -> None:
         foreign.append(manifest.MANIFEST)  # every build writes build.json first: this belongs to another artefact
     if foreign:
         raise LabError(f"{folder} holds files that are not a feature cache ({foreign[0]} ...): name an empty folder")
+
+
+def _remove_damaged_files(folder: Path) -> None:
+    """Remove the files of a finished cache that differ from its manifest: their shards are written again."""
+    files = (manifest.read(folder) or {}).get("files", {})
+    for path in [path for path in folder.iterdir() if path.name in files]:
+        entry = files[path.name]
+        if not (isinstance(entry, dict) and manifest.sha256(path) == entry.get("sha256")):
+            logger.info(f"{path.name} is damaged and is made again")
+            path.unlink()
 
 
 def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

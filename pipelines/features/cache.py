@@ -154,14 +154,17 @@ class FeatureCache:
         return {name: value for name, value in self.__dict__.items() if name != "_shards"}
 
 
+class DamagedCache(LabError):
+    """A file of the cache has other content than when the cache was finished: stage 01 makes it again."""
+
+
 def open_cache(folder: Path, identity: Mapping[str, Any] | None = None) -> FeatureCache:
     """Open a finished cache and verify every byte of it, on all cores; with `identity`, compare it with the cache's.
 
-    Raises StaleCache naming the fields that differ, LabError for a cache that is unfinished or damaged.
+    Raises StaleCache naming the fields that differ, DamagedCache, or LabError for a cache that is unfinished.
     """
-    sealed = manifest.require_complete(
-        folder, "feature cache", "Run 01_feature_pipeline (or the command features) again with the same settings"
-    )
+    remedy = "Run 01_feature_pipeline (or the command features) again with the same settings"
+    sealed = manifest.require_complete(folder, "feature cache", remedy, thorough=False)
     if not {"identity", "counts", "shards"} <= sealed.keys():
         raise LabError(
             f"{folder} is whole, but not a feature cache (it is a {sealed.get('kind', 'folder of another kind')}): "
@@ -169,6 +172,8 @@ def open_cache(folder: Path, identity: Mapping[str, Any] | None = None) -> Featu
         )
     if identity is not None:
         _check_identity(folder, identity, sealed["identity"])
+    if fault := manifest.problem(folder):
+        raise DamagedCache(f"feature cache {folder} cannot be used: {fault}. {remedy}: it makes what is damaged again")
     try:
         return load(folder, sealed)
     except (OSError, ValueError, KeyError) as error:

@@ -71,10 +71,8 @@ def run(
         source_identity = source.identity()
         cache_identity = identity.cache_identity(recipe, source_identity, whisper_processor, runs)
         folder = _local_folder(cache_uri) if cache_uri else identity.cache_folder(runs, cache_identity)
-        if caches.is_finished(folder):
-            cache = caches.open_cache(folder, cache_identity)
-            logger.info(f"feature cache found, nothing is extracted again: {cache.uri}")
-        else:
+        cache = _finished_cache(folder, cache_identity)
+        if cache is None:
             extraction = _Extraction(recipe, source, _clip_filter(recipe, whisper_processor), runs, on_clips)
             cache = extraction.run(folder, cache_identity, source_identity, ray_address)
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
@@ -105,6 +103,19 @@ def _log_notes(recipe: Recipe, cache: FeatureCache) -> None:
             "note: no clip names its speaker: the same voices may be in train and test, and scores then say nothing "
             "about other voices. Name them in a column `speaker` if you know them"
         )
+
+
+def _finished_cache(folder: Path, cache_identity: dict[str, Any]) -> FeatureCache | None:
+    """Return the cache in `folder`, or None if it is to be built: it is unfinished, or a file of it is damaged."""
+    if not caches.is_finished(folder):
+        return None
+    try:
+        cache = caches.open_cache(folder, cache_identity)
+    except caches.DamagedCache as error:
+        logger.info(f"{error}. That is done now")
+        return None
+    logger.info(f"feature cache found, nothing is extracted again: {cache.uri}")
+    return cache
 
 
 def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") -> FeatureCache:

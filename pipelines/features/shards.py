@@ -180,7 +180,7 @@ def is_done(folder: Path, number: int, examples: list[Example]) -> bool:
             and not any(is_available(example) for example in examples if example.id in missing)
             and manifest.sha256(folder / bin_name(number)) == metadata["sha256"]
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

@@ -1,5 +1,12 @@
 """The exceptions for errors that a user can cause or fix."""
 
+import errno
+import shutil
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = (f"os error {errno.ENOSPC}", "No space left on device", "Disk quota exceeded")
+_MIN_FREE_BYTES = 1_000_000
 UNFINISHED = 75
 """Exit code of an interrupted command that continues when it is run again: EX_TEMPFAIL of sysexits.h."""
 
@@ -24,3 +31,25 @@ class Unfinished(LabError):
 
     Commands exit with the code UNFINISHED, so that a batch system can distinguish this from an error and restart them.
     """
+
+
+def is_disk_full(error: BaseException, *folders: Path) -> bool:
+    """Return True if a full disk, or a quota, caused the error.
+
+    safetensors and pyarrow say so in their message only, and torch not at all: for other errors than those of Python,
+    True if no space is left in one of `folders`.
+    """
+    while error is not None:
+        text = str(error)[:10_000]
+        if getattr(error, "errno", None) in _FULL or any(words in text for words in _FULL_TEXTS):
+            return True
+        if isinstance(error, RuntimeError) and any(_free_bytes(folder) < _MIN_FREE_BYTES for folder in folders):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return the free space of the disk that a folder is on, or will be on."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free

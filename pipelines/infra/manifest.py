@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import secrets
 import stat
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.infra.errors import LabError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 EDITABLE = ("README.md", ".gitattributes")
@@ -170,6 +173,26 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Return the sha256 of a file; it is read once in a process while its size and time stay the same."""
+    status = path.stat()
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256(path)
+
+
+def move_aside(folder: Path, fault: str) -> Path:
+    """Rename a damaged folder to `<name>.damaged-1` (or the next free number), log that, and return the new path."""
+    number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}.damaged-{n}").exists())
+    aside = folder.with_name(f"{folder.name}.damaged-{number}")
+    folder.rename(aside)
+    logger.info(f"{folder} is damaged ({fault}): it was moved to {aside.name} and is made again")
+    return aside
 
 
 def _damaged(folder: Path, entries: dict[str, Any]) -> str | None:

@@ -25,7 +25,9 @@ def finish(run: TrainingRun, trainer: Any) -> TrainedModel:
     """Write the best weights of a trainer that is done as the run's model, and seal it."""
     folder = run.folder / "model"
     weights = run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
-    manifest.require_complete(weights, "the best checkpoint", f"Remove {run.folder} and train again")
+    manifest.require_complete(
+        weights, "the best checkpoint", "Run the same command again: it continues before that checkpoint"
+    )
     model = adapters.load_checkpoint(weights, run.start)
     components.set_decoding(run.recipe, model)
     shutil.rmtree(folder, ignore_errors=True)

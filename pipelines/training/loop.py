@@ -89,6 +89,7 @@ def _open_folder(run: TrainingRun, mirror: CheckpointMirror | None, stack: conte
     run.folder.mkdir(parents=True, exist_ok=True)
     stack.enter_context(lock_run(run.folder))
     refuse_other_run(run.folder, run.identity)
+    _move_damaged_model(run.folder / "model")
     if mirror:
         with console.silenced():  # skipped checkpoints are logged when training starts
             newest = run.newest_checkpoint()
@@ -97,6 +98,13 @@ def _open_folder(run: TrainingRun, mirror: CheckpointMirror | None, stack: conte
     if model is None:
         manifest.write_bytes(run.folder / "recipe.toml", as_toml(run.recipe).encode())
     return model
+
+
+def _move_damaged_model(model: Path) -> None:
+    """Move a finished model aside if a file of it is damaged: it cannot be used, and is trained or fetched again."""
+    fault = manifest.problem(model)
+    if fault and (model / manifest.MANIFEST).exists():
+        manifest.move_aside(model, fault)
 
 
 def _train(run: TrainingRun, mirror: CheckpointMirror | None) -> TrainedModel:

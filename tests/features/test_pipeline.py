@@ -149,3 +149,20 @@ def test_paths_of_mix_parts_do_not_change_digest(recordings, toy_settings, tmp_p
     before = digest()
     folder = recordings.rename(tmp_path / "moved")
     assert digest() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["shard-00000.bin", "shard-00000.parquet", "rejected.csv", "build.json", "manifest.json"]
+)
+def test_damaged_cache_is_repaired_by_the_next_call(recordings, toy_settings, tmp_path, name):
+    settings = toy_settings({"source.kind": "folder", "source.path": str(recordings)})
+    made = feature_pipeline.run(settings, runs=tmp_path)
+    whole = {path.name: path.read_bytes() for path in made.folder.iterdir()}
+    content = bytearray(whole[name])
+    content[len(content) // 2] ^= 1
+    (made.folder / name).write_bytes(content if name != "manifest.json" else content[:20])
+    with pytest.raises(LabError, match="cannot be used: .*Run 01_feature_pipeline"):
+        feature_pipeline.open_cache(settings, runs=tmp_path)
+    feature_pipeline.run(settings, runs=tmp_path)
+    assert {path.name: path.read_bytes() for path in made.folder.iterdir()} == whole
+    feature_pipeline.open_cache(settings, runs=tmp_path)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import shutil
 import time
 from datetime import datetime
 from pathlib import Path
@@ -569,14 +570,27 @@ def test_unsealed_model_is_written_again(fit, set_wers, whole, tmp_path):
     assert not (Path(made.uri) / "left.over").exists()
 
 
-def test_damaged_best_checkpoint_is_an_error(fit, set_wers, tmp_path):
+def test_damaged_best_checkpoint_is_trained_again(fit, set_wers, tmp_path):
     set_wers([0.3, 0.6])
     fit(tmp_path / "run", cut_at=10)
     flip(tmp_path / "run" / "checkpoints" / "checkpoint-4" / "model.safetensors")
-    set_wers([0.4])
-    with pytest.raises(LabError, match=r"best checkpoint .*checkpoint-4 cannot be used: model.safetensors is damaged"):
-        fit(tmp_path / "run")
-    assert not (tmp_path / "run" / "model").exists()
+    set_wers([0.5, 0.6, 0.4])
+    _, lines = fit(tmp_path / "run")
+    assert lines[0].startswith("skipping checkpoint-8: the best one before it, checkpoint-4, cannot be used (mod")
+    assert manifest.problem(tmp_path / "run" / "model") is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.json", "manifest.json"])
+def test_damaged_model_is_moved_aside_and_trained_again(fit, set_wers, whole, tmp_path, name):
+    shutil.copytree(Path(whole.uri).parent, tmp_path / "run")
+    flip(tmp_path / "run" / "model" / name) if name != "manifest.json" else None
+    if name == "manifest.json":
+        (tmp_path / "run" / "model" / name).write_text('{"kind": "model", "fil')
+    set_wers([0.5, 0.6, 0.4])
+    made, lines = fit(tmp_path / "run")
+    assert "it was moved to model.damaged-1 and is made again" in lines[0] and name in lines[0]
+    assert same(weights(made), weights(whole))
+    assert fit(tmp_path / "run")[1] == [f"this run is finished: {made.uri}"]
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4, 10]), (2, [4, 8, 10]), (3, [4, 6, 8, 10])])

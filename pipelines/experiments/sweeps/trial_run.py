@@ -7,15 +7,13 @@ disk, a lost cluster) ends the sweep.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import shutil
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.features.cache import FeatureCache
-from pipelines.infra.errors import LabError, Unfinished
+from pipelines.infra.errors import LabError, Unfinished, is_disk_full
 from pipelines.recipes.settings import Recipe
 from pipelines.training import loop as training_loop
 from pipelines.training.callbacks import divergence, interruptions
@@ -28,8 +26,6 @@ logger = logging.getLogger(__name__)
 _PATIENCE_S = 120.0
 """Time to wait for a worker of an interrupted sweep that still locks the folder: a Ray node without its head ends after
 a minute, and its workers with it."""
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_MIN_FREE_BYTES = 1_000_000
 """A disk with less free space counts as full."""
 _MAX_REASON_CHARS = 300
 
@@ -109,9 +105,8 @@ def describe_unexpected(error: Exception, folder: Path) -> str:
 
 
 def refuse_full_disk(error: Exception, folder: Path) -> None:
-    """Raise LabError if a full disk caused the error. safetensors says so only in its message, torch not at all."""
-    is_reported = getattr(error, "errno", 0) in _DISK_FULL or f"os error {errno.ENOSPC}" in str(error)
-    if is_reported or shutil.disk_usage(folder).free < _MIN_FREE_BYTES:
+    """Raise LabError if a full disk caused the error."""
+    if is_disk_full(error, folder):
         raise LabError(
             f"the disk is full at {folder}: free space there, then run the same command again to resume"
         ) from error

@@ -21,9 +21,12 @@ def seal(folder: Path, *, run_digest: str, best_step: int | None, **facts: str) 
 
 
 def newest_complete(folder: Path, *, run_digest: str) -> Path | None:
-    """Return the newest whole checkpoint of this run below `folder`; log newer ones that are skipped."""
+    """Return the newest checkpoint of this run below `folder` that is whole, and so is the best one that it names.
+
+    Newer ones, which are skipped, are logged.
+    """
     for checkpoint in reversed(listed(folder)):
-        fault = manifest.problem(checkpoint) or _foreign(checkpoint, run_digest)
+        fault = manifest.problem(checkpoint) or _foreign(checkpoint, run_digest) or _lacks_best(checkpoint)
         if fault is None:
             return checkpoint
         logger.info(f"skipping {checkpoint.name}: {fault}")
@@ -65,6 +68,16 @@ def is_named(path: Path) -> bool:
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step in a checkpoint's name."""
     return int(_NAME.fullmatch(checkpoint.name)[1])
+
+
+def _lacks_best(checkpoint: Path) -> str | None:
+    """Return a fault if the best checkpoint so far, which the model may be written from, is not whole."""
+    best = manifest.read(checkpoint).get("best_step") or step_of(checkpoint)
+    if best == step_of(checkpoint):
+        return None
+    folder = checkpoint.with_name(f"checkpoint-{best}")
+    fault = manifest.problem(folder)
+    return fault and f"the best one before it, {folder.name}, cannot be used ({fault})"
 
 
 def _foreign(checkpoint: Path, run_digest: str) -> str | None:

@@ -72,10 +72,12 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
     identity = _identity(ref, format_, precision)
     folder = Path(to).expanduser() if to else environment.cache_folder() / format_ / digest(identity)
     facts, sealed = _facts(ref, form, identity), manifest.read(folder) or {}
-    if sealed.get("made_of") == identity and manifest.problem(folder, thorough=False) is None:
+    if sealed.get("made_of") == identity and (fault := manifest.problem(folder)) is None:
         if not facts.items() <= sealed.items():  # the model's facts have changed, its weights have not
             manifest.amend(folder, **facts)
         return folder
+    if sealed.get("made_of") == identity:
+        manifest.move_aside(folder, fault)
     if to and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} must be empty or a finished export of {ref.title} in {precision}; name another")
     for package in ("torch", "transformers"):  # the engine that reads an export needs neither
@@ -239,7 +241,7 @@ def _move(source: Path, folder: Path) -> None:
             os.replace(source, folder)
             return
         except OSError:  # not empty
-            if manifest.problem(folder, thorough=False) is None:
+            if manifest.problem(folder) is None:
                 return
             shutil.rmtree(folder, ignore_errors=True)
     raise LabError(f"could not put the converted model at {folder}: remove that folder and try again")

@@ -75,7 +75,7 @@ def is_complete(folder: Path, mirror: Mirror, *, verify: bool = False) -> bool:
 
 
 def _is_unchanged(path: Path, file: dict, verify: bool) -> bool:
-    return path.stat().st_size == file["size"] and (not verify or manifest.sha256(path) == file["sha256"])
+    return path.stat().st_size == file["size"] and (not verify or manifest.sha256_once(path) == file["sha256"])
 
 
 def _lookup(name: str) -> Mirror:

@@ -266,9 +266,10 @@ def test_export_is_converted_once_and_sealed(ref, own_cache):
 
 
 @ct2
-def test_damaged_export_is_converted_again(ref):
+@pytest.mark.parametrize("damage", [lambda content: b"half", lambda content: content[:-1] + bytes([content[-1] ^ 1])])
+def test_damaged_export_is_converted_again(ref, damage):
     folder = export.export(ref, "int8")
-    (folder / "model.bin").write_bytes(b"half")
+    (folder / "model.bin").write_bytes(damage((folder / "model.bin").read_bytes()))
     assert export.export(ref, "int8") == folder
     assert manifest.problem(folder) is None
 
