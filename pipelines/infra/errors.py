@@ -7,6 +7,7 @@ from pathlib import Path
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = (f"os error {errno.ENOSPC}", "No space left on device", "Disk quota exceeded")
 _MIN_FREE_BYTES = 1_000_000
+"""A disk with less free space counts as full."""
 UNFINISHED = 75
 """Exit code of an interrupted command that continues when it is run again: EX_TEMPFAIL of sysexits.h."""
 

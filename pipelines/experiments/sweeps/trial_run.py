@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 _PATIENCE_S = 120.0
 """Time to wait for a worker of an interrupted sweep that still locks the folder: a Ray node without its head ends after
 a minute, and its workers with it."""
-"""A disk with less free space counts as full."""
 _MAX_REASON_CHARS = 300
 
 
