@@ -31,12 +31,17 @@ class _Parser(MultiPartParser):
         super().on_headers_finished()
 
 
+def is_multipart(request: Request) -> bool:
+    """Return whether the body is a form with files; curl names a raw body x-www-form-urlencoded."""
+    kind, _ = parse_options_header(request.headers.get("content-type", ""))
+    return kind == b"multipart/form-data"
+
+
 class _FormRequest(Request):
     """A request whose form is read by `_Parser`; the list of granularities has one name."""
 
     async def _get_form(self, **limits: Any) -> FormData:
-        kind, _ = parse_options_header(self.headers.get("content-type", ""))
-        if self._form is None and kind == b"multipart/form-data":
+        if self._form is None and is_multipart(self):
             try:
                 self._form = await _Parser(self.headers, self.stream(), **limits).parse()
             except MultiPartException as error:
@@ -70,7 +75,7 @@ async def refuse_other_fields(request: Request, accepted: Collection[str]) -> No
 
     An empty one is accepted: it means nothing.
     """
-    form = await request.form()
+    form = await request.form() if is_multipart(request) else FormData()
     for name, value in [*form.multi_items(), *request.query_params.multi_items()]:
         printable = "".join(letter if letter.isprintable() else "?" for letter in name[:40])
         is_empty = isinstance(value, str) and not value.strip()

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference import subtitles
+from pipelines.inference.api.forms import is_multipart
 from pipelines.inference.api.schemas import Model, Prediction
 from pipelines.inference.http_guard import Refusal
 from pipelines.inference.transcriber import Transcriber
@@ -99,7 +100,7 @@ def _is_numeric(value: Any) -> bool:
 @contextlib.asynccontextmanager
 async def open_upload(request: Request) -> AsyncIterator[BinaryIO]:
     """Yield the recording in the body of a request, raw or as the form field `file`, as an unnamed file."""
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if is_multipart(request):
         async with request.form(max_files=1, max_fields=10) as form:
             file = form.get("file")
             if not hasattr(file, "file"):

@@ -673,6 +673,16 @@ def test_missing_token_is_refused_before_the_body(toy):
 def test_predict_accepts_a_body_or_a_form(url, toy, wav):
     heard = toy.transcribe(wav)
     of_body = httpx.post(url + "/predict", content=wav, headers={"Content-Type": "audio/wav"}).json()
+    for kind in (
+        "application/x-www-form-urlencoded",
+        "multipart/mixed",
+        "",
+        "text/plain; charset=utf-8",
+    ):  # curl's is first
+        assert httpx.post(url + "/predict", content=wav, headers={"Content-Type": kind}).status_code == 200, kind
+    for kind in ("Multipart/Form-Data; boundary=x", " multipart/form-data; boundary=x"):
+        content = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + wav + b"\r\n--x--\r\n"
+        assert httpx.post(url + "/predict", content=content, headers={"Content-Type": kind}).status_code == 200, kind
     of_form = httpx.post(url + "/predict", files={"file": ("a.wav", wav)}).json()
     assert of_body.pop("elapsed_s") > 0 and of_form.pop("elapsed_s") > 0
     assert of_body == of_form == {
