@@ -85,8 +85,7 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
                 if isinstance(error, AudioError):
                     raise
             else:
-                if len(samples) / rate_hz >= (layout.pieces[0].duration_s or 0.0) - layout.pieces[0].tolerance_s:
-                    return from_array(samples, rate_hz, max_duration_s)
+                return from_array(samples, rate_hz, max_duration_s)
         joined = np.concatenate(list(_blocks(content, layout, max_duration_s, BLOCK_S, 0)))
     return Waveform(np.ascontiguousarray(joined))
 
@@ -153,13 +152,16 @@ def _piece_blocks(
         return [*gaps, Gap(n_samples / SAMPLE_RATE_HZ)], "; ffmpeg, which may read more of it, is not installed"
     # ffmpeg starts from the beginning: skip what was decoded already
     request = ffmpeg.Request(track, max_duration_s, block_s)
-    decoded = ffmpeg.blocks(content, layout, piece, request, is_suspect=n_samples > 0)
+    decoded, fault_s = ffmpeg.blocks(content, layout, piece, request, bool(n_samples)), n_samples / SAMPLE_RATE_HZ
     try:
         n_samples, new = yield from _forward(decoded, skip=n_samples)
     except AudioError as error:
         if error.reason != "unreadable" or not n_samples:
             raise
-        new = [Gap(n_samples / SAMPLE_RATE_HZ)]
+        new = [Gap(fault_s)]
+    else:
+        if fault_s and not new and n_samples / SAMPLE_RATE_HZ > fault_s + piece.tolerance_s:
+            new = [Gap(fault_s, fault_s)]
     if (piece.duration_s or 0.0) - n_samples / SAMPLE_RATE_HZ > piece.tolerance_s:
         new.append(Gap(n_samples / SAMPLE_RATE_HZ))
     return [*gaps, *new], ""

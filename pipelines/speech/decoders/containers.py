@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pipelines.speech.decoders import flac, mpeg, ogg, pcm
+import struct
+
+from pipelines.speech.decoders import flac, mpeg, mpeg_frames, ogg, pcm
 from pipelines.speech.decoders.content import Content, Layout, Piece
 
-FRAGMENTED = "mp4", "matroska"
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _HEAD_BYTES = 65_536
 _MAX_BOXES = 100_000
 
@@ -23,9 +25,9 @@ def examine(content: Content) -> Layout:
         layout = ogg.examine(content)
     elif head[:4] == flac.MARKER:
         layout = flac.examine(content, start)
-    elif mpeg.parse_adts(head[:7]):
+    elif mpeg_frames.parse_adts(head[:7]):
         layout = mpeg.examine_adts(content)
-    elif start or mpeg.parse_mp3(head[:4]):
+    elif start or mpeg_frames.parse_mp3(head[:4]):
         layout = mpeg.examine_mp3(content)
     elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"moof", b"styp"):
         layout = _mp4(content)
@@ -33,6 +35,11 @@ def examine(content: Content) -> Layout:
         layout = Layout("matroska", (Piece(is_cut=_is_cut_matroska(content)),), only_ffmpeg=True)
     elif head == _ASF:
         layout = Layout("asf", (Piece(is_cut=_is_cut_asf(content)),), only_ffmpeg=True)
+    elif head[:4] == b"FLV\x01":
+        layout = Layout("flv", (Piece(is_cut=_is_cut_flv(content)),), only_ffmpeg=True)
+    elif head == _W64:
+        is_cut = int.from_bytes(content.read(16, 8), "little") > content.size
+        layout = Layout("w64", (Piece(is_cut=is_cut),))
     elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         is_cut = int.from_bytes(head[4:8], "little") + 8 > content.size
         layout = Layout("avi", (Piece(is_cut=is_cut),), only_ffmpeg=True)
@@ -82,3 +89,10 @@ def _is_cut_asf(content: Content) -> bool:
     at = head.find(_ASF_FILE)
     flags = int.from_bytes(head[at + 88 : at + 92], "little")
     return at >= 0 and not flags & 1 and int.from_bytes(head[at + 40 : at + 48], "little") > content.size
+
+
+def _is_cut_flv(content: Content) -> bool:
+    """Return whether an flv file is shorter than the `filesize` in its metadata."""
+    head = content.read(0, _HEAD_BYTES)
+    at = head.find(b"filesize\0")
+    return 0 <= at < len(head) - 17 and struct.unpack(">d", head[at + 9 : at + 17])[0] > content.size

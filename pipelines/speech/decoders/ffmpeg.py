@@ -43,6 +43,8 @@ _FORMATS = (
 """Containers that ffmpeg may open: none of them refers to other files or addresses."""
 _ABSOLUTE_TIMES = ("mp4", "matroska")
 """Kinds of containers whose times count from zero."""
+_MIN_GAP_S = {"mp4": 0.03, "flac": 0.03}
+"""Kinds of containers whose times are exact; those of others vary by some hundredths of a second."""
 _MAX_MESSAGES = 50
 _JUMP_S = 0.1
 """A larger jump of the times of frames is a gap."""
@@ -110,18 +112,20 @@ def blocks(
     """
     with _open_input(content, piece) as (path, inherited):
         for keep_times in (layout.kind in _ABSOLUTE_TIMES, False):
-            run = _Run(path, inherited, max(request.track, 1), keep_times)
+            run = _Run(path, inherited, max(request.track, 1), keep_times, _MIN_GAP_S.get(layout.kind, 0.1))
             with run.start() as (process, messages):
                 channels = _read_header(process)
                 messages.opened.wait(TIMEOUT_S)
                 if not (keep_times and messages.start_s > MAX_START_S):
-                    n_samples, is_failed = yield from _read_blocks(process, channels, request)
+                    n_samples, exit_code = yield from _read_blocks(process, channels, request)
                     break
         _check_track(messages, request.track, content.name)
         if not n_samples:
             raise AudioError("unreadable", _no_sound(layout, piece))
-        gaps = run.find_gaps(layout.kind not in _ABSOLUTE_TIMES) if is_suspect or messages.faults or is_failed else []
-        is_unclear = is_failed or (messages.faults and not gaps)
+        if exit_code < 0:  # killed after TIMEOUT_S: it would hang again
+            return [Gap(n_samples / SAMPLE_RATE_HZ)]
+        gaps = run.find_gaps(layout.kind not in _ABSOLUTE_TIMES) if is_suspect or messages.faults or exit_code else []
+        is_unclear = exit_code or (messages.faults and not gaps)
         return [*gaps, Gap(n_samples / SAMPLE_RATE_HZ)] if is_unclear else gaps
 
 
@@ -150,18 +154,21 @@ class _Run:
     track: int
     keep_times: bool
     """Count times from zero, not from the first packet."""
+    min_gap_s: float
+    """A shorter gap of the times is not filled."""
 
     def _command(self, output: list[str]) -> list[str]:
         command = ["ffmpeg", "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info"]
         command += ["-protocol_whitelist", "file", "-format_whitelist", _FORMATS]
-        command += ["-copyts"] if self.keep_times else []
+        command += ["-err_detect", "crccheck", *(["-copyts"] if self.keep_times else [])]
         return [*command, "-i", f"file:{self.path}", "-map", f"0:a:{self.track - 1}", *output]
 
     @contextlib.contextmanager
     def start(self) -> Iterator[tuple[subprocess.Popen, _Messages]]:
         """Decode to standard output, and read what ffmpeg prints in a thread."""
         # async fills gaps of the times with silence; channels stay, since two of them may cancel
-        resample = f"aresample={SAMPLE_RATE_HZ}:async=1:first_pts=0,aformat=channel_layouts=mono|stereo"
+        resample = f"aresample={SAMPLE_RATE_HZ}:async=1:min_hard_comp={self.min_gap_s}:first_pts=0"
+        resample += ",aformat=channel_layouts=mono|stereo"
         output = ["-af", resample, "-c:a", "pcm_f32le", "-bitexact", "-map_metadata", "-1", "-f", "wav", "pipe:1"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "pass_fds": self.inherited}
         messages = _Messages()
@@ -207,15 +214,15 @@ def _read_header(process: subprocess.Popen) -> int:
 
 def _read_blocks(
     process: subprocess.Popen, channels: int, request: Request
-) -> Generator[np.ndarray, None, tuple[int, bool]]:
-    """Yield the blocks of ffmpeg's output; return the number of samples, and whether ffmpeg failed."""
+) -> Generator[np.ndarray, None, tuple[int, int]]:
+    """Yield the blocks of ffmpeg's output; return the number of samples, and its exit code (0: it succeeded)."""
     n_samples, frame_bytes = 0, 4 * channels
     while channels and (raw := _read(process, int(request.block_s * SAMPLE_RATE_HZ) * frame_bytes)):
         frames = np.frombuffer(raw[: len(raw) // frame_bytes * frame_bytes], dtype=np.float32)
         n_samples += len(frames) // channels
         check_duration(n_samples / SAMPLE_RATE_HZ, request.max_duration_s)
         yield to_mono(frames.reshape(-1, channels))
-    return n_samples, bool(process.wait())
+    return n_samples, process.wait()
 
 
 def _read(process: subprocess.Popen, n_bytes: int) -> bytes:

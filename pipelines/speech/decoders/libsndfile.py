@@ -14,7 +14,7 @@ from pipelines.speech.decoders.waveform import SAMPLE_RATE_HZ, AudioError, check
 
 _MAX_BLOCK_VALUES = 1 << 24
 """Most values, over all channels, that are decoded at a time: 64 MB of float32."""
-_STEP_S = 0.5
+_STEP_S = 0.25
 """Duration that is decoded at a time: at an error, what was decoded of the current step is lost."""
 ERRORS = (RuntimeError, ValueError, TypeError, OSError)
 
@@ -54,7 +54,16 @@ def read(content: Content, piece: Piece, max_duration_s: float) -> tuple[np.ndar
         check_duration(file.frames / file.samplerate, max_duration_s)
         # one second more than allowed: the header can understate the duration
         max_frames = -1 if max_duration_s == float("inf") else int((max_duration_s + 1) * file.samplerate)
-        return file.read(max_frames, dtype="float32", always_2d=True), file.samplerate
+        samples = file.read(max_frames, dtype="float32", always_2d=True)
+        if ends_early(file, piece, len(samples)) and len(samples) != max_frames:
+            raise ValueError("it ends early")
+        return samples, file.samplerate
+
+
+def ends_early(file: object, piece: Piece, n_frames: int) -> bool:
+    """Return whether fewer frames were decoded than the structure of the file shows, or than libsndfile expects."""
+    expected_s = file.frames / file.samplerate if piece.duration_s is None else piece.duration_s
+    return n_frames / file.samplerate < expected_s - piece.tolerance_s
 
 
 def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float) -> Generator[np.ndarray, None, str]:
@@ -80,8 +89,7 @@ def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float
                     break
             if fault:
                 content.check_available()
-            missing_s = (piece.duration_s or 0.0) - n_frames / file.samplerate
-            return fault or ("it ends early" if missing_s > piece.tolerance_s else "")
+            return fault or ("it ends early" if ends_early(file, piece, n_frames) else "")
     except AudioError:
         raise
     except ERRORS as error:

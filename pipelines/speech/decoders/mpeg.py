@@ -10,63 +10,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from pipelines.speech.decoders.content import CHUNK_BYTES, Content, Layout, Part, Piece
+from pipelines.speech.decoders.mpeg_frames import HEADER_BYTES, Frame, is_tag, parse_adts, parse_mp3, tag_offset
 from pipelines.speech.decoders.waveform import Gap
 
-_LAYER_3_KBPS = {
-    1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-_RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-_AAC_RATES_HZ = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
 _AAC_SILENCE = {1: bytes.fromhex("00c800802380"), 2: bytes.fromhex("21004902900219002380")}
 """An AAC-LC frame of silence by number of channels."""
-_HEADER_BYTES = 7
 _TAG_BYTES = 200
 """A frame's first bytes that hold a Xing, Info or VBRI header."""
 _PADDING_BYTES = 4_096
 """Longer rows of zeros at the end are lost sound."""
 _TRIMMED_FRAMES = 4
 """The most that a decoder trims: delay of the encoder and padding of the last frame."""
-
-
-class Frame(NamedTuple):
-    """The header of a frame."""
-
-    n_bytes: int
-    key: tuple[int, ...]
-    """Equal for all frames of a stream: version, rate, mono or not."""
-    n_samples: int
-    rate_hz: int
-    kbps: int = 0
-
-
-@functools.lru_cache(4_096)
-def parse_mp3(header: bytes) -> Frame | None:
-    """Return the frame of layer III that begins with these 4 bytes, or None."""
-    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
-        return None
-    version, bitrate, rate, padding = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3, header[2] >> 1 & 1
-    if version == 1 or bitrate in (0, 15) or rate == 3:
-        return None
-    is_mono, rate_hz = header[3] >> 6 == 3, _RATES_HZ[version][rate]
-    kbps = _LAYER_3_KBPS[1 if version == 3 else 2][bitrate]
-    n_samples = 1_152 if version == 3 else 576
-    return Frame(n_samples // 8 * kbps * 1_000 // rate_hz + padding, (version, rate, is_mono), n_samples, rate_hz, kbps)
-
-
-@functools.lru_cache(4_096)
-def parse_adts(header: bytes) -> Frame | None:
-    """Return the AAC frame that begins with these 7 bytes, or None."""
-    if len(header) < _HEADER_BYTES or header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
-        return None
-    rate, channels = header[2] >> 2 & 15, (header[2] & 1) << 2 | header[3] >> 6
-    n_bytes = (header[3] & 3) << 11 | header[4] << 3 | header[5] >> 5
-    if rate >= len(_AAC_RATES_HZ) or n_bytes <= _HEADER_BYTES:
-        return None
-    return Frame(n_bytes, (header[2] >> 6, rate, channels), 1_024 * ((header[6] & 3) + 1), _AAC_RATES_HZ[rate])
 
 
 @dataclass
@@ -116,6 +72,14 @@ class _Stream:
             self.parts.append(silence * n_lost)
             self.n_frames += n_lost
 
+    def lengthen_loss(self, claimed_frames: int) -> None:
+        """Put all frames that are missing in the place of the only damage."""
+        n_more, at = claimed_frames - self.n_frames, next(n for n, part in enumerate(self.parts) if type(part) is bytes)
+        if n_more > 0:
+            (n_before, n_lost), silence = self.lost[0], self.parts[at]
+            self.parts[at] = silence + silence[: len(silence) // n_lost] * n_more
+            self.lost, self.n_frames = [(n_before, n_lost + n_more)], claimed_frames
+
 
 class _Walk:
     """The streams of a file, in order."""
@@ -123,7 +87,7 @@ class _Walk:
     def __init__(self, content: Content, parse: Callable[[bytes], Frame | None]):
         self.content, self.parse = content, parse
         self.is_mp3 = parse is parse_mp3
-        self.n_header = 4 if self.is_mp3 else _HEADER_BYTES
+        self.n_header = 4 if self.is_mp3 else HEADER_BYTES
         self.streams: list[_Stream] = []
         self.end = content.size
         if content.read(content.size - 128, 3) == b"TAG":
@@ -135,7 +99,7 @@ class _Walk:
             position = self._walk_frames(position)
             if position >= self.end:
                 return
-            if self.is_mp3 and _is_tag(self.content.read(position, _TAG_BYTES)):
+            if self.is_mp3 and is_tag(self.content.read(position, _TAG_BYTES)):
                 position = self._start_stream(position)
                 continue
             after_tags = self._skip_tags(position)
@@ -176,14 +140,14 @@ class _Walk:
             while at >= 0:
                 offsets |= {at - n for n in (36, 21, 13) if at >= n}
                 at = chunk.find(name, at + 4)
-        return {at for at in offsets if _is_tag(chunk[at : at + _TAG_BYTES])}
+        return {at for at in offsets if is_tag(chunk[at : at + _TAG_BYTES])}
 
     def _start_stream(self, position: int) -> int:
         """Start a stream with the Xing or Info header at `position`; return the position of its first frame."""
         head = self.content.read(position, _TAG_BYTES)
         frame = parse_mp3(head[:4])
         stream = _Stream(head[:4], frame, tag=(position, position + frame.n_bytes))
-        offset = _tag_offset(head)
+        offset = tag_offset(head)
         if head[offset + 7] & 1:
             stream.claimed_frames = int.from_bytes(head[offset + 8 : offset + 12], "big")
         self.streams.append(stream)
@@ -225,12 +189,12 @@ class _Walk:
                 stream.is_cut = True
             return self.end
         header = self.content.read(found, self.n_header)
-        frame, is_tag = self.parse(header), self.is_mp3 and _is_tag(self.content.read(found, _TAG_BYTES))
+        frame, is_header = self.parse(header), self.is_mp3 and is_tag(self.content.read(found, _TAG_BYTES))
         lost = found - position
-        if stream and frame.key == stream.frame.key and not is_tag:
+        if stream and frame.key == stream.frame.key and not is_header:
             if lost:
                 stream.add_silence(lost, self._silent_frame(header, frame))
-        elif not is_tag:
+        elif not is_header:
             before_s = lost / frame.n_bytes * frame.n_samples / frame.rate_hz if stream and lost else 0.0
             self.streams.append(_Stream(header, frame, before_s=before_s))
         elif stream and lost:
@@ -266,22 +230,11 @@ class _Walk:
         payload = _AAC_SILENCE.get(frame.key[2])
         if payload is None or frame.key[0] != 1:  # not AAC-LC: no silent frame is known
             return b""
-        n_bytes = _HEADER_BYTES + len(payload)
+        n_bytes = HEADER_BYTES + len(payload)
         head = bytearray((0xFF, header[1] | 1, *header[2:7]))
         head[3] = head[3] & 0xFC | n_bytes >> 11
         head[4], head[5], head[6] = n_bytes >> 3 & 0xFF, (n_bytes & 7) << 5 | 0x1F, 0xFC
         return bytes(head) + payload
-
-
-def _tag_offset(head: bytes) -> int:
-    """Return the offset of the Xing or Info header in a frame, by MPEG version and number of channels."""
-    is_mono = head[3] >> 6 == 3
-    return (21 if is_mono else 36) if head[1] >> 3 & 3 == 3 else (13 if is_mono else 21)
-
-
-def _is_tag(head: bytes) -> bool:
-    frame = parse_mp3(head[:4])
-    return bool(frame) and head[_tag_offset(head) :][:4] in (b"Xing", b"Info")
 
 
 def examine_mp3(content: Content) -> Layout | None:
@@ -294,6 +247,8 @@ def examine_mp3(content: Content) -> Layout | None:
 
 def _mp3_piece(content: Content, stream: _Stream, is_only: bool) -> Piece:
     claimed = stream.claimed_frames
+    if claimed and len(stream.lost) == 1 and not stream.is_cut:
+        stream.lengthen_loss(claimed)
     gaps = tuple(Gap(n * stream.frame_s, (n + n_lost) * stream.frame_s) for n, n_lost in stream.lost)
     fields = {
         "duration_s": stream.n_frames * stream.frame_s,
@@ -314,7 +269,7 @@ def _info_frame(content: Content, stream: _Stream) -> bytes:
     n_bytes = sum(len(part) if isinstance(part, bytes) else part[1] - part[0] for part in stream.parts)
     if stream.tag:
         tag = bytearray(content.read(stream.tag[0], stream.tag[1] - stream.tag[0]))
-        offset = _tag_offset(tag)
+        offset = tag_offset(tag)
         if tag[offset + 7] & 3 == 3 and len(tag) >= offset + 16:
             tag[offset + 8 : offset + 12] = stream.n_frames.to_bytes(4, "big")
             tag[offset + 12 : offset + 16] = (n_bytes + len(tag)).to_bytes(4, "big")
@@ -322,7 +277,7 @@ def _info_frame(content: Content, stream: _Stream) -> bytes:
     head = bytearray((0xFF, stream.header[1] | 1, stream.header[2] & 0x0D, stream.header[3]))
     while True:  # the lowest bitrate whose frame has room
         head[2] += 0x10
-        offset = _tag_offset(head)
+        offset = tag_offset(head)
         if (size := parse_mp3(bytes(head)).n_bytes) >= offset + 56:
             break
     fields = b"Info\0\0\0\x03" + stream.n_frames.to_bytes(4, "big") + (n_bytes + size).to_bytes(4, "big")

@@ -136,12 +136,14 @@ def _reversed(word: int) -> int:
 
 @functools.lru_cache(64)
 def _rate_hz(page: bytes) -> int:
-    """Return the rate of the times of a stream's pages by its first page; 0 for a codec that libsndfile cannot read."""
+    """Return the rate of the times of a stream's pages by its first page; 0 for an unknown codec."""
     packet = page[_HEADER_BYTES + page[26] :]
     if packet[:8] == b"OpusHead":
         return _OPUS_RATE_HZ
     if packet[:7] == b"\x01vorbis":
         return int.from_bytes(packet[12:16], "little")
+    if packet[:8] == b"Speex   ":
+        return int.from_bytes(packet[36:40], "little")
     if packet[:5] == b"\x7fFLAC":
         return int.from_bytes(packet[27:30], "big") >> 4
     return 0
