@@ -22,9 +22,10 @@ from pipelines.recipes.settings import Recipe
 _AGAIN = "nothing is lost: run the same command again when the files are there"
 
 
-def check_present(source: Source, max_share: float) -> None:
-    """Raise LabError if more than `max_share` of the recordings are missing, Unavailable if a folder is empty."""
-    outline = getattr(source, "outline", None)
+def check_present(recipe: Recipe, source: Source) -> None:
+    """Raise LabError if more recordings of a folder are missing than the recipe allows, Unavailable if it is empty."""
+    kinds = {recipe.source.kind, *(part.kind for part in recipe.source.parts)}
+    outline = getattr(source, "outline", None) if "folder" in kinds else None
     paths = [path for example in outline() if (path := file_of(example))] if outline else []
     paths = [path for path in paths if path.name != MISSING]
     missing = [path for path in paths if not files.is_file(path)]
@@ -37,7 +38,7 @@ def check_present(source: Source, max_share: float) -> None:
                 f"{folder} is empty, and {n:,} recordings should be in it: see that its disk or Drive is connected and "
                 "run the same command again, or remove the empty folder"
             )
-    if len(missing) > max_share * len(paths):
+    if len(missing) > recipe.features.max_rejected_share * len(paths):
         raise LabError(
             f"{len(missing):,} of {len(paths):,} recordings are missing, the first is {missing[0]}: see that their "
             "disk or Drive is connected, correct the paths, or allow more with features.max_rejected_share"

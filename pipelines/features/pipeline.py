@@ -216,7 +216,7 @@ class _Extraction:
         self, folder: Path, cache_identity: dict[str, Any], source_identity: dict[str, str], ray_address: str
     ) -> FeatureCache:
         settings, curation = self.recipe.features, self.recipe.curation
-        availability.check_present(self.source, settings.max_rejected_share)
+        availability.check_present(self.recipe, self.source)
         held_out = load_held_out(curation.held_out, self.clip_filter.n_mels)
         survey = corpus.survey(curation, self.source, held_out)
         n_clips = survey.counts[0].before - len(survey.dropped) if survey else 0

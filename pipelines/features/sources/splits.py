@@ -62,8 +62,8 @@ def path_splits(where: str, paths: Sequence[PurePath]) -> list[str] | None:
 def describe(splits: Iterable[str]) -> str:
     """Return the number of clips of each split: `8 train, 2 validation, 0 test, 1 'other'`."""
     counts = Counter(splits)
-    known = [f"{counts.pop(split, 0):,} {split}" for split in SPLITS]
-    return ", ".join([*known, *(f"{n:,} {split!r}" for split, n in counts.items())])
+    usual = [f"{counts.pop(split, 0):,} {split}" for split in SPLITS]
+    return ", ".join([*usual, *(f"{n:,} {split!r}" for split, n in counts.items())])
 
 
 def _folder_split(name: str) -> str:

@@ -41,9 +41,8 @@ class LocalFiles:
             return [path.name]
         if not path.is_dir():
             raise LabError(f"source.path must name a Parquet file or a folder of them, got {self.path!r}: correct it")
-        found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-        found = found or _saved_arrow_files(path)
-        names = (file.relative_to(path) for file in found)
+        parquet = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        names = (file.relative_to(path) for file in parquet or _saved_arrow_files(path))
         return sorted(file.as_posix() for file in names if not any(part.startswith(".") for part in file.parts))
 
     def declared(self) -> Declared:
@@ -55,8 +54,8 @@ class LocalFiles:
     def beside(self, name: str, recording: str) -> Path | None:
         """Return the recording that a row of the file `name` names, relative to it or to the folder; None if absent."""
         for path in (os.path.normpath(PurePosixPath(name).parent / recording), recording):
-            if (found := self._lookup.find(path)) and is_inside(self._folder / found, self._folder):
-                return self._folder / found
+            if (match := self._lookup.find(path)) and is_inside(self._folder / match, self._folder):
+                return self._folder / match
         return None
 
     def stamp_recordings(self, recordings: list[Path]) -> dict[str, str]:
