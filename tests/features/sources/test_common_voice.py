@@ -675,3 +675,12 @@ def test_pipeline_builds_cache_of_an_archive(tmp_path, toy_settings, encoded, sp
     assert feature_pipeline.open_cache(toy_settings(chosen), runs=tmp_path).digest == cache.digest
     with pytest.raises(LabError, match="'da'"):
         feature_pipeline.run(toy_settings({**chosen, "language": "da"}), runs=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sps-corpus-1.0-2025-09-05-sv-SE.tar.gz", "unpacked"])
+def test_spontaneous_speech_is_named_with_its_source(tmp_path, name):
+    if name == "unpacked":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ss-corpus-sv-SE.tsv").write_text("client_id\n")
+    with pytest.raises(LabError, match="Spontaneous Speech: unpack it .*source.kind=folder"):
+        CommonVoiceSource(str(tmp_path / name), "sv").identity()

@@ -111,6 +111,11 @@ class CommonVoiceSource:
         """Tables and listing; the first access reads the release."""
         if self.pool not in POOLS:
             raise LabError(f"source.pool must be one of {', '.join(POOLS)}, got {self.pool!r}: correct it")
+        if self._path.name.startswith("sps-corpus-") or any(self._path.glob("ss-corpus-*.tsv")):
+            raise LabError(
+                f"{self._path.name} must be a release of scripted speech, got Spontaneous Speech: unpack it (tar xzf), "
+                "then set source.kind=folder and source.path to its folder"
+            )
         if self._path.is_dir():
             return _folder_release(self._path, self.language, POOLS[self.pool])
         if not self._path.is_file():
