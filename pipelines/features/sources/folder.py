@@ -160,7 +160,8 @@ def _locate(folder: Path, records: list[Record]) -> list[Path]:
     lookups = {base: FileLookup(folder / base) for base in {record.base for record in records} | {Path()}}
     files = []
     for record in records:
-        name = cell(record, FILE)
+        if not (name := cell(record, FILE)).strip():
+            raise LabError(f"{record.where}: a file must be a path inside the folder, got an empty cell: correct it")
         bases = dict.fromkeys((record.base, Path()))
         found = next((base / path for base in bases if (path := lookups[base].find(name))), None)
         files.append(inside(folder, found or _absent(folder, record.base, name), record.where))

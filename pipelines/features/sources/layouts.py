@@ -30,7 +30,10 @@ def kaldi_folders(folder: Path) -> list[Path]:
 
 
 def kaldi_rows(folder: Path) -> list[tuple[str, Cells]]:
-    """Return the utterances of a Kaldi directory. Raises LabError for a command in wav.scp: none is executed."""
+    """Return the utterances of a Kaldi directory; one without a recording names a file that does not exist.
+
+    Raises LabError for a command in wav.scp: none is executed.
+    """
     recordings = dict(_pairs(folder / "wav.scp"))
     for name, (where, value) in recordings.items():
         if value.startswith("|") or value.endswith("|") or (".ark:" in value and value[-1].isdigit()):
@@ -44,12 +47,15 @@ def kaldi_rows(folder: Path) -> list[tuple[str, Cells]]:
     segments = dict(_pairs(folder / "segments"))
     split = {"split": canonical_split(folder.name)} if canonical_split(folder.name) in SPLITS else {}
     rows = []
-    for utterance, (where, value) in (segments or recordings).items():
-        recording, *times = value.split() if segments else [utterance]
-        if segments and len(times) != 2:
+    utterances = segments or recordings
+    without_audio = {name: (where, name) for name, (where, _) in texts.items() if name not in utterances}
+    for utterance, (where, value) in {**utterances, **without_audio}.items():
+        is_segment = utterance in segments
+        recording, *times = value.split() if is_segment else [utterance]
+        if is_segment and len(times) != 2:
             raise LabError(f"{where}: a segment must be `utterance recording start end`, got {value[:60]!r}")
         row = {
-            "path": recordings.get(recording, ("", recording))[1],
+            "path": recordings.get(recording, ("", recording))[1] if utterance in utterances else utterance,
             "text": texts.get(utterance, ("", ""))[1],
             "speaker": speakers.get(utterance, ("", ""))[1],
             **split,

@@ -248,20 +248,21 @@ KALDI = {
     "a.wav": None,
     "wav.scp": "rec1 /corpora/speech/a.wav\n",
     "segments": "anna-1 rec1 0.5 1.5\nanna-2 rec1 2 -1\n",
-    "text": "anna-1 Hej på dig.\nanna-2\n",
+    "text": "anna-1 Hej på dig.\nanna-2\nanna-3 Utan ljud.\n",
     "utt2spk": "anna-1 anna\nanna-2 anna\n",
 }
 
 
 def test_kaldi_directories_are_read(corpus):
-    first, second = read(corpus(KALDI))
+    first, second, third = read(corpus(KALDI))
+    assert (third.text, third.audio.exists()) == ("Utan ljud.", False)
     assert (first.id, first.text, first.speaker) == ("a@0.5-1.5", "Hej på dig.", "anna")
     assert (second.id, second.text, len(samples_of(second))) == ("a@2-", "", 4 * SAMPLE_RATE_HZ)
 
 
 def test_kaldi_directories_of_splits_are_read(corpus):
     folder = {name: content for name, content in KALDI.items() if name != "segments"}
-    folder["wav.scp"] = "anna-1 a.wav\n"
+    folder |= {"wav.scp": "anna-1 a.wav\n", "text": "anna-1 Hej.\n"}
     files = {f"{split}/{name}": content for split in ("train", "dev", "test") for name, content in folder.items()}
     examples = {example.id: example.split for example in read(corpus(files))}
     assert examples == {"train/a": "train", "dev/a": "validation", "test/a": "test"}
