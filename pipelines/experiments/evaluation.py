@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.experiments import report
-from pipelines.experiments.report import clips, hypotheses
+from pipelines.experiments.report import clips, hypotheses, predictions_file
 from pipelines.experiments.report import page as report_page
 from pipelines.experiments.report import slices as report_slices
 from pipelines.features import derived
@@ -147,9 +146,7 @@ def evaluate(
 def read_report(folder: Path) -> EvalReport:
     """Load a finished report. Raise LabError if the folder is incomplete."""
     facts = manifest.require_complete(folder, "report", "Remove it and evaluate again")
-    # read text columns as text: pandas would turn a transcript such as 007 into a number
-    texts = dict.fromkeys(("id", "speaker", "reference", "hypothesis", *report_slices.COLUMNS), str)
-    predictions = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype=texts)
+    predictions = predictions_file.read(folder)
     score = _score(facts["score"], predictions)
     return EvalReport(
         folder,
@@ -239,7 +236,7 @@ def _write(
         "lineage": origin,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    predictions.to_csv(folder / "predictions.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+    predictions_file.write(folder, predictions)
     facts = report.facts(predictions, {**fields, "language": recipe.language}, speed)
     manifest.write_json(folder / "report.json", facts)
     sounds = clips.embedded(recipe.source, recipe.language, split, [worst["id"] for worst in facts["worst"]])

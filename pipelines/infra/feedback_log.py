@@ -31,9 +31,19 @@ def open_log(path: Path) -> CsvLog:
         COLUMNS,
         remedy="free space or name another log",
         foreign_remedy="move it away or name another log",
-        encode_cell=lambda cell: _FORMULA_START.sub(r"\1'", cell),
-        decode_cell=lambda cell: _ESCAPED_START.sub(r"\1", cell),
+        encode_cell=encode_cell,
+        decode_cell=decode_cell,
     )
+
+
+def encode_cell(cell: str) -> str:
+    """Return a cell that no spreadsheet runs as a formula."""
+    return _FORMULA_START.sub(r"\1'", cell)
+
+
+def decode_cell(cell: str) -> str:
+    """Return the cell that `encode_cell` was called with."""
+    return _ESCAPED_START.sub(r"\1", cell)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from pipelines.experiments.report import predictions_file
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment, manifest
 from pipelines.infra.parallel import process_pool
@@ -84,7 +84,7 @@ def of_earlier_report(
             continue
         if scored.get("cache") != cache.digest and fields.get("features") != features_digest(cache, rows):
             continue
-        table = pd.read_csv(folder / "predictions.csv", keep_default_na=False, dtype={"hypothesis": str})
+        table = predictions_file.read(folder)
         details = folder / "report.json"  # early versions wrote none
         speed = json.loads(details.read_text("utf-8")).get("speed") if details.is_file() else None
         if speed and len(table) == len(rows) and {"logprob", "tokens"} <= set(table):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.infra import environment, manifest, stores
-from pipelines.infra.errors import LabError, missing_package
+from pipelines.infra.errors import LabError, is_disk_full, missing_package
 from pipelines.infra.parallel import work_folder
 from pipelines.recipes import digest
 from pipelines.whisper import model as whisper_model
@@ -83,7 +83,13 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
     for package in ("torch", "transformers"):  # the engine that reads an export needs neither
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, package, "making an export (`production` makes one to be served anywhere)")
-    _write(ref, form, folder, {"revision": ref.revision, "made_of": identity, **facts})
+    try:
+        _write(ref, form, folder, {"revision": ref.revision, "made_of": identity, **facts})
+    except Exception as error:
+        if is_disk_full(error, folder.parent):
+            line = f"the disk is full, so {ref.title} is not exported to {folder}: free some space, then try again"
+            raise LabError(line) from None
+        raise
     return folder
 
 

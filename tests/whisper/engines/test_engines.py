@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import multiprocessing
@@ -272,6 +273,17 @@ def test_damaged_export_is_converted_again(ref, damage):
     (folder / "model.bin").write_bytes(damage((folder / "model.bin").read_bytes()))
     assert export.export(ref, "int8") == folder
     assert manifest.problem(folder) is None
+
+
+@ct2
+def test_export_to_a_full_disk_is_one_line(ref, tmp_path, monkeypatch):
+    def full(*args):
+        raise RuntimeError("write failed") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(export.__dict__, "_complete_config", full)
+    with pytest.raises(LabError, match="the disk is full, so .* is not exported to .*: free some space"):
+        export.export(ref, "int8", to=tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == []
 
 
 @ct2
