@@ -445,7 +445,7 @@ def test_dry_comparison_writes_nothing(call, runs: Path, tmp_path: Path):
 def test_impossible_comparison_prints_one_line(call):
     code, out, err = call("raw", "nothing")
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("error: no report 'nothing'")
+    assert err.startswith("error: no report 'nothing'. Expected the folder of a report")
 
 
 def test_seed_label_models_keep_one_experiment(tmp_path: Path):
