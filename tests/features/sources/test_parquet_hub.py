@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -504,3 +506,24 @@ def test_range_file_seeks_and_reads():
     assert file.read(4) == content[5:9] and file.read(0) == b""
     assert requests == [(192, 200), (5, 9)]
     assert file.readable() and file.seekable() and not file.writable()
+
+
+SHA256 = 64 * "a"
+
+
+@pytest.mark.parametrize(
+    ("headers", "redirected", "fault"),
+    [
+        ({"Content-Range": "bytes 0-9/100", "ETag": f'"{SHA256}"'}, {}, ""),
+        ({"Content-Range": "bytes 0-9/101"}, {}, "101 bytes instead of 100"),
+        ({"ETag": f'"{64 * "b"}"'}, {}, "another digest"),
+        ({"ETag": f'"{64 * "b"}"'}, {"X-Linked-Etag": f'"{SHA256}"'}, ""),  # the storage's own digest
+        ({"ETag": f'"{SHA256}"'}, {"X-Linked-Etag": f'"{64 * "b"}"'}, "another digest"),
+        ({"ETag": '"of another kind"'}, {}, ""),
+    ],
+)
+def test_response_of_another_file_is_noticed(headers, redirected, fault):
+    history = [SimpleNamespace(headers=redirected)] if redirected else []
+    response = SimpleNamespace(status_code=206, headers=headers, history=history)
+    with pytest.raises(hub._TooShort, match=fault) if fault else contextlib.nullcontext():
+        hub._check_file(response, 100, SHA256)

@@ -118,10 +118,12 @@ class HubFiles:
         script = f"{self._id.rpartition('/')[2]}.py"
         sizes = {name: size or 0 for name, size in files.items() if name.endswith(".parquet")}
         declared = _declared((info.card_data or {}).get("configs"), sorted(sizes))
-        return _Listing(revision, info.sha, sizes, script if script in files else "", declared)
+        digests = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id or "" for one in info.siblings or ()}
+        return _Listing(revision, info.sha, sizes, digests, script if script in files else "", declared)
 
     def _fetch(self, url: str, name: str, start: int, stop: int) -> bytes:
         """Read the bytes from `start` to before `stop`, all of them."""
+        listing = self._listing
 
         def request() -> bytes:
             from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -129,6 +131,7 @@ class HubFiles:
             headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
             response = get_session().get(url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
             hf_raise_for_status(response)
+            _check_file(response, listing.sizes[name], listing.digests[name])
             content = response.content if response.status_code == 206 else response.content[start:stop]
             if len(content) != stop - start:
                 raise _TooShort(f"{len(content)} bytes instead of {stop - start}")
@@ -175,6 +178,8 @@ class _Listing:
     commit: str
     sizes: dict[str, int]
     """Parquet file to its size in bytes."""
+    digests: dict[str, str]
+    """File to the digest that the Hub announces: sha256 (LFS, Xet) or git's sha1; empty if it announces none."""
     script: str
     """The loading script, or empty."""
     declared: Declared
@@ -211,12 +216,26 @@ def _matches(names: list[str], patterns: list[str]) -> list[str]:
     return [name for name in names if any(expression.match(name) for expression in expressions)]
 
 
+def _check_file(response: Any, size: int, digest: str) -> None:
+    """Raise _TooShort if a response is of a file with another size or digest than listed.
+
+    The Hub's own response names the digest; that of the storage to which it redirects names another one.
+    """
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if response.status_code == 206 and total.isdigit() and int(total) != size:
+        raise _TooShort(f"a file of {total} bytes instead of {size}")
+    first = [*response.history, response][0]
+    etag = (first.headers.get("X-Linked-Etag") or first.headers.get("ETag", "")).removeprefix("W/").strip('"')
+    if digest and len(etag) == len(digest) and etag != digest:
+        raise _TooShort("a file with another digest than listed")
+
+
 class _NoRevision(Exception):
     """The data set exists, but not this branch, tag or commit."""
 
 
 class _TooShort(Exception):
-    """A successful response with fewer bytes than requested."""
+    """A successful response with fewer bytes than requested, or of another file."""
 
 
 class RangeFile(io.RawIOBase):

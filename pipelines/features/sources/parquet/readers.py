@@ -43,7 +43,7 @@ class ParquetReader:
 
         self.where, self._path, self._lock = where, file if isinstance(file, str) else "", threading.Lock()
         # pre_buffer combines reads of neighbouring columns: each request over a network takes time
-        self._file = self._read(lambda: parquet.ParquetFile(file, pre_buffer=True))
+        self._file = self._read(lambda: parquet.ParquetFile(file, pre_buffer=True, page_checksum_verification=True))
         self.schema, self.groups = self._file.schema_arrow, self._file.num_row_groups
 
     def read(self, group: int, columns: list[str]) -> Any:
