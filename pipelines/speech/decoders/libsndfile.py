@@ -15,7 +15,7 @@ from pipelines.speech.decoders.waveform import SAMPLE_RATE_HZ, AudioError, check
 _MAX_BLOCK_VALUES = 1 << 24
 """Most values, over all channels, that are decoded at a time: 64 MB of float32."""
 _STEP_S = 0.25
-"""Duration that is decoded at a time: at an error, what was decoded of the current step is lost."""
+"""Duration that is decoded at a time near an error: what was decoded of the last step is lost."""
 ERRORS = (RuntimeError, ValueError, TypeError, OSError)
 
 
@@ -80,7 +80,10 @@ def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float
             resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
             same_rate, n_frames, fault = file.samplerate == SAMPLE_RATE_HZ, 0, ""
             while True:
-                frames, fault = _read_block(file, block_frames)
+                try:
+                    frames = file.read(block_frames, dtype="float32", always_2d=True)
+                except ERRORS as error:
+                    frames, fault = _read_slowly(content, piece, n_frames, block_frames), describe(error)
                 n_frames += len(frames)
                 check_duration(n_frames / file.samplerate, max_duration_s)
                 block, is_last = to_mono(frames), bool(fault) or not len(frames)
@@ -97,19 +100,15 @@ def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float
         return describe(error)
 
 
-def _read_block(file: object, n_frames: int) -> tuple[np.ndarray, str]:
-    """Return up to `n_frames` frames, and the error that ended them, or ""."""
-    frames = np.empty((n_frames, file.channels), dtype=np.float32)
-    n_read, step = 0, int(_STEP_S * file.samplerate)
-    while n_read < n_frames:
-        try:
-            new = file.read(out=frames[n_read : n_read + step], always_2d=True)
-        except ERRORS as error:
-            return frames[:n_read], describe(error)
-        n_read += len(new)
-        if not len(new):
-            break
-    return frames[:n_read], ""
+def _read_slowly(content: Content, piece: Piece, start: int, n_frames: int) -> np.ndarray:
+    """Return the frames from `start` on up to the error that reading `n_frames` at once has met."""
+    found: list[np.ndarray] = []
+    with contextlib.suppress(*ERRORS), open_sound(content, piece) as file:
+        file.seek(start)
+        step = int(_STEP_S * file.samplerate)
+        for _ in range(-(-n_frames // step)):
+            found.append(file.read(step, dtype="float32", always_2d=True))
+    return np.concatenate(found) if found else np.zeros((0, 1), dtype=np.float32)
 
 
 def describe(error: Exception) -> str:
