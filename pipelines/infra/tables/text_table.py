@@ -109,20 +109,20 @@ class TextTable:
         """Decide whether the cells of a tab-separated file are quoted.
 
         If all lines have equally many cells, quotes protect nothing. They are the format's if every cell with a quote
-        is a whole quoted cell, and one of them holds doubled quotes or is in the header. Then a lone quote, which
+        is a well-formed quoted cell, and one of them holds doubled quotes or is in the header. Then a lone quote, which
         Common Voice has, makes all quotes text. Otherwise the file is quoted if it has equal rows when it is read so.
         """
         lines = self._split()
         header = next(lines, (0, []))[1]
-        lengths, whole, doubled = set(), True, bool(header) and all(map(_QUOTED.fullmatch, header))
+        lengths, well_formed, doubled = set(), True, bool(header) and all(map(_QUOTED.fullmatch, header))
         for _, cells in lines:
             lengths.add(len(cells))
             for cell in cells:
                 if '"' in cell:
-                    whole = whole and _QUOTED.fullmatch(cell.strip()) is not None
+                    well_formed = well_formed and _QUOTED.fullmatch(cell.strip()) is not None
                     doubled = doubled or '""' in cell[1:-1]
         if lengths <= {len(header)} or lengths == {len(header) + 1}:
-            return whole and doubled
+            return well_formed and doubled
         return self._has_equal_rows_if_quoted()
 
     def _has_equal_rows_if_quoted(self) -> bool:
