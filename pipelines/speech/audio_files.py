@@ -65,14 +65,14 @@ def find_audio(folder: Path) -> AudioFolder:
     """
     result = AudioFolder()
     for parent, folders, names in os.walk(folder):
-        place = Path(parent)
+        directory = Path(parent)
         for name in [*folders]:
-            reason = _reason_to_skip(place / name)
+            reason = _reason_to_skip(directory / name)
             if reason:
                 folders.remove(name)
-                _skip(result, reason, (place / name).relative_to(folder))
+                _skip(result, reason, (directory / name).relative_to(folder))
         for name in names:
-            path = place / name
+            path = directory / name
             reason = "hidden" if name.startswith(".") else "" if path.is_file() else "not a file"
             if not reason and path.suffix.lower() in AUDIO_SUFFIXES:
                 result.files.append(path)

@@ -102,13 +102,13 @@ def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float
 
 def _read_slowly(content: Content, piece: Piece, start: int, n_frames: int) -> np.ndarray:
     """Return the frames from `start` on up to the error that reading `n_frames` at once has met."""
-    found: list[np.ndarray] = []
+    blocks_read: list[np.ndarray] = []
     with contextlib.suppress(*ERRORS), open_sound(content, piece) as file:
         file.seek(start)
         step = int(_STEP_S * file.samplerate)
         for _ in range(-(-n_frames // step)):
-            found.append(file.read(step, dtype="float32", always_2d=True))
-    return np.concatenate(found) if found else np.zeros((0, 1), dtype=np.float32)
+            blocks_read.append(file.read(step, dtype="float32", always_2d=True))
+    return np.concatenate(blocks_read) if blocks_read else np.zeros((0, 1), dtype=np.float32)
 
 
 def describe(error: Exception) -> str:

@@ -181,16 +181,16 @@ class _Walk:
 
     def _resume(self, position: int) -> int:
         """Find the next frame; record what lies before it as lost. Return its position, or the end."""
-        found = self._next_frame(position)
+        frame_start = self._next_frame(position)
         stream = self.streams[-1] if self.streams else None
-        if found is None:
+        if frame_start is None:
             is_padding = self.end - position <= _PADDING_BYTES and self.content.is_zero(position)
             if stream and not is_padding and self.end - position > 2 * max(stream.frame.n_bytes, 512):
                 stream.is_cut = True
             return self.end
-        header = self.content.read(found, self.n_header)
-        frame, is_header = self.parse(header), self.is_mp3 and is_tag(self.content.read(found, _TAG_BYTES))
-        lost = found - position
+        header = self.content.read(frame_start, self.n_header)
+        frame, is_header = self.parse(header), self.is_mp3 and is_tag(self.content.read(frame_start, _TAG_BYTES))
+        lost = frame_start - position
         if stream and frame.key == stream.frame.key and not is_header:
             if lost:
                 stream.add_silence(lost, self._silent_frame(header, frame))
@@ -199,7 +199,7 @@ class _Walk:
             self.streams.append(_Stream(header, frame, before_s=before_s))
         elif stream and lost:
             stream.add_silence(lost, self._silent_frame(stream.header, stream.frame))
-        return found
+        return frame_start
 
     def _next_frame(self, position: int) -> int | None:
         """Return the position of the next frame that is followed by another of its kind, or ends the file."""

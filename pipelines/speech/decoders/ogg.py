@@ -31,7 +31,7 @@ class _Link:
     rate_hz: int = 0
     """0 if the codec is unknown, or if there are several streams."""
     serials: set[int] = field(default_factory=set)
-    begun: bool = False
+    has_data: bool = False
     """Pages after the first ones of its streams were read."""
     granule: int = 0
     """Samples up to the end of the last page."""
@@ -55,7 +55,7 @@ class _Link:
             self.serials.add(serial)
             self.rate_hz = _rate_hz(page) if len(self.serials) == 1 else 0
             return
-        self.begun = True
+        self.has_data = True
         self.has_end |= bool(page[5] & _LAST)
         if granule < 0:  # no packet ends on this page
             return
@@ -96,7 +96,7 @@ def _links(content: Content) -> list[_Link]:
         page = chunk[at : at + n_bytes]
         if n_bytes and len(page) == n_bytes and _has_right_checksum(page):
             is_first = bool(page[5] & _FIRST)
-            if not links or (is_first and links[-1].begun):
+            if not links or (is_first and links[-1].has_data):
                 links.append(_Link(position))
             links[-1].add(page, int.from_bytes(page[14:18], "little"), position + n_bytes)
             position += n_bytes

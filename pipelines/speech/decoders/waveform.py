@@ -21,7 +21,7 @@ _CANCELLED = 0.25
 """Channels cancel if their mean has less than this share of the energy that the mean of unrelated channels has."""
 _JOINED_S = 0.5
 """Gaps that are closer are reported as one."""
-_SHOWN_GAPS = 4
+_MAX_LISTED_GAPS = 4
 
 
 class AudioError(LabError):
@@ -56,11 +56,11 @@ class DamagedAudio(AudioError):
     def __init__(self, gaps: Iterable[Gap], hint: str = ""):
         """`hint` says what to do."""
         self.gaps = joined_gaps(gaps)
-        shown = [str(gap) for gap in self.gaps[:_SHOWN_GAPS]]
-        if more := len(self.gaps) - len(shown):
-            shown.append(f"at {more} more places")
-        places = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-        super().__init__(DAMAGED, f"it cannot be read {places}{hint}")
+        listed = [str(gap) for gap in self.gaps[:_MAX_LISTED_GAPS]]
+        if more := len(self.gaps) - len(listed):
+            listed.append(f"at {more} more places")
+        joined = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+        super().__init__(DAMAGED, f"it cannot be read {joined}{hint}")
 
 
 def joined_gaps(gaps: Iterable[Gap]) -> tuple[Gap, ...]:
