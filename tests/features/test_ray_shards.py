@@ -76,7 +76,8 @@ def waiting_for(happens: Callable[[], bool]) -> None:
 
 
 def test_cluster_builds_same_cache_despite_killed_worker(address, recordings, toy_settings, tmp_path, monkeypatch):
-    features = {"features.shard_clips": 2, "features.workers": 1, "curation.leaks": "ignore"}
+    features = {"features.shard_clips": 2, "features.workers": 1, "features.max_rejected_share": 0.5}
+    features |= {"curation.leaks": "ignore"}
     settings = toy_settings({"source.kind": "folder", "source.path": str(recordings), **features})
     calls, killed, driver = tmp_path / "asked", tmp_path / "killed", os.getpid()
 
