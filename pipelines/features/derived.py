@@ -1,7 +1,7 @@
 """Derive the settings that are `auto` from the corpus: a recipe that fits twenty clips as well as ten thousand.
 
     training.steps              EPOCHS passes over the training clips, within STEPS
-    training.eval_every         LOOKS validations, spread over the steps
+    training.eval_every         VALIDATIONS validations, spread over the steps
     training.patience           a third of the validations, at least MIN_PATIENCE
     training.warmup_steps       a tenth of the steps, at most MAX_WARMUP_STEPS
     evaluation.max_new_tokens   more tokens than anyone can say in the longest clip, see `token_limit`
@@ -23,7 +23,7 @@ from pipelines.recipes.settings import MAX_NEW_TOKENS, Recipe
 EPOCHS = 6
 STEPS = (100, 4_000)
 """Least and most steps."""
-LOOKS = 10
+VALIDATIONS = 10
 MIN_PATIENCE = 3
 MAX_WARMUP_STEPS = 500
 TOKENS_PER_S = 12
@@ -67,7 +67,7 @@ def derive(recipe: Recipe, cache: FeatureCache) -> Derived:
         raise LabError(f"the cache {cache.folder} has no train clips to derive training.steps from: add some")
     per_epoch = math.ceil(math.ceil(len(rows) / training.batch_size) / training.accumulation)
     steps = setting("steps", min(max(EPOCHS * per_epoch, STEPS[0]), STEPS[1]))
-    every = setting("eval_every", max(1, steps // LOOKS))
+    every = setting("eval_every", max(1, steps // VALIDATIONS))
     setting("patience", max(MIN_PATIENCE, math.ceil(steps / every) // 3))
     setting("warmup_steps", min(steps // 10, MAX_WARMUP_STEPS))
     if recipe.evaluation.max_new_tokens == AUTO:
@@ -87,9 +87,9 @@ def token_limit(cache: FeatureCache) -> int:
     some languages need more tokens per second. A repetition loop ends there.
     """
     rows = cache.rows
-    spoken = TOKENS_PER_S * float(rows["duration_s"].max()) + SPARE_TOKENS
-    known = rows["label_count"][rows["split"] != "test"].max() - PROMPT_TOKENS
-    return min(MAX_NEW_TOKENS, math.ceil(max(spoken, 1.25 * (0 if math.isnan(known) else known))))
+    most_spoken = TOKENS_PER_S * float(rows["duration_s"].max()) + SPARE_TOKENS
+    longest_label = rows["label_count"][rows["split"] != "test"].max() - PROMPT_TOKENS
+    return min(MAX_NEW_TOKENS, math.ceil(max(most_spoken, 1.25 * (0 if math.isnan(longest_label) else longest_label))))
 
 
 def cut_references(cache: FeatureCache, split: str, max_new_tokens: int) -> str:

@@ -147,13 +147,13 @@ def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") ->
         if folder is None:
             raise missing
         cache = caches.open_cache(folder, required)
-    _log_cut_references(recipe, cache)
+    _log_cut_references(recipe, cache, ("validation",))  # the test is scored with a report, which says the same
     return cache
 
 
-def _log_cut_references(recipe: Recipe, cache: FeatureCache) -> None:
+def _log_cut_references(recipe: Recipe, cache: FeatureCache, splits: tuple[str, ...] = ("validation", "test")) -> None:
     limit = recipe.evaluation.max_new_tokens
-    for split in ("validation", "test"):
+    for split in splits:
         if limit != AUTO and (note := derived.cut_references(cache, split, limit)):
             logger.info(f"note: {note}")
 

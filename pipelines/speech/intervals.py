@@ -57,12 +57,12 @@ class Units:
 
     @property
     def who(self) -> str:
-        """The speakers, for people: `16 speakers`, `1 speaker`, `speakers unknown`."""
+        """Return the speakers for people: `16 speakers`, `1 speaker`, `speakers unknown`."""
         return f"{self.speakers} speaker{'s' if self.speakers > 1 else ''}" if self.speakers else "speakers unknown"
 
     @property
     def suffix(self) -> str:
-        """What follows an interval: nothing if it is over speakers, else ` over clips`."""
+        """Text after an interval: nothing if it is over speakers, else ` over clips`."""
         return "" if self.over == SPEAKERS else " over clips"
 
     @property
@@ -97,10 +97,10 @@ def group(speakers: Sequence[str | None] | None, n: int) -> tuple[np.ndarray, Un
             "name one for each, '' where unknown"
         )
     names = same_speakers("" if name is None or name != name else str(name) for name in speakers or [""] * n)
-    known = len({*names} - {""})
-    if known < 2:
-        return np.arange(n), Units(CLIPS, n, 0 if "" in names else known)
-    return np.unique(names, return_inverse=True)[1], Units(SPEAKERS, n, known)
+    n_known = len({*names} - {""})
+    if n_known < 2:
+        return np.arange(n), Units(CLIPS, n, 0 if "" in names else n_known)
+    return np.unique(names, return_inverse=True)[1], Units(SPEAKERS, n, n_known)
 
 
 def ratio(edits: np.ndarray, total: np.ndarray) -> float:

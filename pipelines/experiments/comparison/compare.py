@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def units(self) -> Units:
-        """What the intervals resample: speakers, or clips."""
+        """Return what the intervals resample: speakers, or clips."""
         return self.findings[0].units
 
     @property
@@ -181,8 +181,8 @@ class Comparison:
     def _over_clips(self, finding: Finding) -> str:
         """Return what the clips of these speakers show, where nothing can be said about other speakers."""
         difference = finding.difference
-        shown = is_significant(difference.ci95, finding.p_holm)
-        result = ("better" if difference.delta < 0 else "worse") if shown else "no difference shown"
+        significant = is_significant(difference.ci95, finding.p_holm)
+        result = ("better" if difference.delta < 0 else "worse") if significant else "no difference shown"
         whose = "this speaker" if self.units.speakers == 1 else "these speakers"
         return f"{finding.experiment.name} on other clips of {whose}: {result}"
 

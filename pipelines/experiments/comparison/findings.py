@@ -36,7 +36,7 @@ class Finding:
 
     @property
     def units(self) -> Units:
-        """What the intervals resample: speakers, or clips."""
+        """Return what the intervals resample: speakers, or clips."""
         return self.score.units
 
     @property

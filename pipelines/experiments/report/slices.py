@@ -105,15 +105,15 @@ def rows(predictions: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of `table`."""
     edits = scoring.count_edits(predictions["reference"].tolist(), predictions["hypothesis"].tolist())
     speakers = predictions["speaker"].tolist()
-    found = []
+    scored_rows = []
     for column in (name for name in COLUMNS if name in predictions):
         values = predictions[column].to_numpy()
         for value in _in_order(column, values):
             inside = values == value
             part = [speaker for speaker, is_inside in zip(speakers, inside, strict=True) if is_inside]
             scores = rate(edits.word_edits[inside], edits.words[inside], part)
-            found.append({"slice": column, "value": value, "wer": scores.pop("rate"), **scores})
-    return found
+            scored_rows.append({"slice": column, "value": value, "wer": scores.pop("rate"), **scores})
+    return scored_rows
 
 
 def rate(errors: np.ndarray, of: np.ndarray, speakers: Sequence[str]) -> dict[str, Any]:

@@ -80,17 +80,17 @@ class SpeakerLeak(Step):
     def verdict(self, example: Example) -> str | None:
         speaker = text.speaker_key(example.speaker)
         row = self.held_out.speakers.get(speaker)
-        if row is None or speaker in self._kept:
+        if row is None or speaker in self._exempt:
             return None
         return f"speaker {_quote(example.speaker)} is in {row}"
 
     @cached_property
-    def _kept(self) -> frozenset[str]:
-        kept = set(map(text.speaker_key, self.shared))
+    def _exempt(self) -> frozenset[str]:
+        exempt = set(map(text.speaker_key, self.shared))
         for train, held_out in self._by_origin.values():
             if len(train | held_out) < MIN_SPEAKERS and train <= held_out:
-                kept |= train
-        return frozenset(kept - self._elsewhere)
+                exempt |= train
+        return frozenset(exempt - self._elsewhere)
 
 
 @dataclass

@@ -46,15 +46,15 @@ def draw_splits(speakers: Sequence[str], stems: Sequence[str], texts: Sequence[s
         first_file.setdefault(sentence, stem)
     files = [f"file {first_file[one] if one else stem}" for stem, one in zip(stems, sentences, strict=True)]
     units = [f"speaker {speaker}" if speaker else file for speaker, file in zip(speakers, files, strict=True)]
-    splits, known = _by_hash(units, seed), {*speakers} - {""}
-    if {*SPLITS} <= {*splits.values()} or len(known) >= MIN_SPEAKERS:
+    splits, named_speakers = _by_hash(units, seed), {*speakers} - {""}
+    if {*SPLITS} <= {*splits.values()} or len(named_speakers) >= MIN_SPEAKERS:
         splits = _filled(splits, seed)
-        return Draw([splits[unit] for unit in units], "speakers" if known else "files")
+        return Draw([splits[unit] for unit in units], "speakers" if named_speakers else "files")
     units = [f"sentence {one}" if one else file for file, one in zip(files, sentences, strict=True)]
     splits = _filled(_by_hash(units, seed), seed, len({*units}) // 10)
     drawn = [splits[unit] for unit in units]
-    places = Counter(speaker for speaker, _ in {*zip(speakers, drawn, strict=True)} if speaker)
-    shared = frozenset(speaker for speaker, n in places.items() if n > 1)
+    splits_per_speaker = Counter(speaker for speaker, _ in {*zip(speakers, drawn, strict=True)} if speaker)
+    shared = frozenset(speaker for speaker, n in splits_per_speaker.items() if n > 1)
     return Draw(drawn, "sentences" if any(sentences) else "files", shared)
 
 
