@@ -135,7 +135,7 @@ def compare_wer(
     ours, peer = (scoring.count_edits(texts, best[side]["texts"]) for side in ("ours", "faster-whisper"))
     difference = scoring.difference(ours, peer, speakers)
     print(f"ours minus faster-whisper: {difference}, paired")
-    return {**scores, "delta_wer_ci95": [round(limit, 4) for limit in difference.ci95]}
+    return {**scores, "delta_wer_ci95": difference.ci95 and [round(limit, 4) for limit in difference.ci95]}
 
 
 def recordings(n: int) -> tuple[list[np.ndarray], list[str], list[str]]:

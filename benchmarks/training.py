@@ -148,7 +148,7 @@ def compare_wer(cache: FeatureCache, classic: Side, ours: Side) -> dict[str, Any
     return {
         "wer_classic": round(wer_classic, 4),
         "wer_ours": round(wer_ours, 4),
-        "delta_wer_ci95": [round(limit, 4) for limit in difference.ci95],
+        "delta_wer_ci95": difference.ci95 and [round(limit, 4) for limit in difference.ci95],
     }
 
 

@@ -480,7 +480,7 @@ def test_shipped_recipes_resume_bit_equal(fit, set_wers, tmp_path, name):
     """Its settings of model, training and augmentation on the toy; the numbers of steps alone are the toy's."""
     shipped = recipes.load(name)
     chosen = shipped.changed("model") | shipped.changed("training") | shipped.changed("augment")
-    kept = {setting: value for setting, value in chosen.items() if setting not in SIZES}
+    kept = {setting: value for setting, value in chosen.items() if setting not in SIZES and value != "auto"}
     few = kept | {"training.steps": 3, "training.eval_every": 2, "training.warmup_steps": 1}
     set_wers([0.5, 0.4])
     alone, _ = fit(tmp_path / "alone", few)

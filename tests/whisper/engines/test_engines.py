@@ -337,7 +337,8 @@ from pipelines.infra import environment
 environment.cache_folder = lambda: __import__("pathlib").Path({str(own_cache)!r})
 from pipelines.inference.transcriber import Transcriber
 from pipelines.whisper import model
-heard = Transcriber(model.resolve({str(ref.folder)!r}), max_new_tokens=4).transcribe({str(tmp_path / "clip.wav")!r})
+ref = model.resolve({str(ref.folder)!r})
+heard = Transcriber(ref, engine="ctranslate2", max_new_tokens=4).transcribe({str(tmp_path / "clip.wav")!r})
 assert heard.audio_s == 70
 print(*sorted({{"torch", "transformers", "pandas", "pyarrow"}} & sys.modules.keys()))
 """
