@@ -70,7 +70,7 @@ def fingerprint(source: bytes | Path | str) -> bytes:
 
 
 def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> Waveform:
-    """Decode a clip: the mean of its channels, or the loudest one if they cancel, at 16 kHz.
+    """Decode a clip: the mean of its channels, or a loud one if they cancel, at 16 kHz.
 
     Raises AudioError with reason `missing`, `empty`, `lfs_pointer`, `unreadable`, `damaged`, `too_long` (checked in the
     header before decoding, and again in the decoded samples) or `not_finite`; Unavailable if the file cannot be read
@@ -116,7 +116,13 @@ def _blocks(
             yield lost
         start_s = n_samples / SAMPLE_RATE_HZ
         decoded = _piece_blocks(content, layout, piece, max_duration_s - start_s, block_s, track)
-        n_new, (new, hint) = yield from _forward(decoded)
+        try:
+            n_new, (new, hint) = yield from _forward(decoded)
+        except AudioError as error:
+            if error.reason != "unreadable" or not n_samples:
+                raise
+            gaps.append(Gap(start_s))  # a file behind others, of which nothing can be read
+            continue
         n_samples += n_new
         if piece.is_cut:
             new.append(Gap(n_new / SAMPLE_RATE_HZ))

@@ -100,11 +100,18 @@ NOISE = 0.003 * np.random.default_rng(0).standard_normal(16_000).astype(np.float
     ],
     ids=["inverted", "weaker", "noisy", "three"],
 )
-def test_channels_that_cancel_give_the_loudest(channels, encoded):
+def test_channels_that_cancel_give_a_loud_one(channels, encoded):
     sound = np.stack(channels, axis=1)
     loudest = sound[:, np.abs(sound).mean(axis=0).argmax()]
     for samples in (decode(encoded(sound, subtype="FLOAT")).samples, np.concatenate([*audio.blocks(encoded(sound))])):
         assert min(np.abs(samples - sign * loudest).max() for sign in (1, -1)) < 0.03
+
+
+def test_same_channel_of_cancelling_ones_in_all_blocks(encoded):
+    left = np.concatenate([tone(16_000), 0.9 * tone(16_000)])
+    sound = np.stack([left, -np.concatenate([0.9 * tone(16_000), tone(16_000)])], axis=1)
+    samples = np.concatenate([*audio.blocks(encoded(sound), block_s=1.0)])
+    assert np.abs(samples - left).max() < 1e-3
 
 
 def test_unrelated_and_silent_channels_are_averaged():

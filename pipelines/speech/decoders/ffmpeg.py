@@ -45,6 +45,8 @@ _ABSOLUTE_TIMES = ("mp4", "matroska")
 """Kinds of containers whose times count from zero."""
 _MIN_GAP_S = {"mp4": 0.03, "flac": 0.03}
 """Kinds of containers whose times are exact; those of others vary by some hundredths of a second."""
+_SILENT_LOSS = ("mpegts", "asf")
+"""Kinds of containers whose damaged packets ffmpeg drops without an error."""
 _MAX_MESSAGES = 50
 _JUMP_S = 0.1
 """A larger jump of the times of frames is a gap."""
@@ -124,7 +126,8 @@ def blocks(
             raise AudioError("unreadable", _no_sound(layout, piece))
         if exit_code < 0:  # killed after TIMEOUT_S: it would hang again
             return [Gap(n_samples / SAMPLE_RATE_HZ)]
-        gaps = run.find_gaps(layout.kind not in _ABSOLUTE_TIMES) if is_suspect or messages.faults or exit_code else []
+        is_suspect |= bool(layout.kind in _SILENT_LOSS or messages.faults or exit_code)
+        gaps = run.find_gaps(layout.kind not in _ABSOLUTE_TIMES) if is_suspect else []
         is_unclear = exit_code or (messages.faults and not gaps)
         return [*gaps, Gap(n_samples / SAMPLE_RATE_HZ)] if is_unclear else gaps
 

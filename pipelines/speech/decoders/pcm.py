@@ -33,10 +33,9 @@ def examine(content: Content) -> Layout | None:
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return Layout("wav", tuple(_wav_pieces(content)))
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        sound = _find(content, 12, 0, content.size, b"SSND", "big")
-        return Layout("aiff", (_piece(content, sound, "big", content.size),))
+        return Layout("aiff", tuple(_aiff_pieces(content)))
     if head[:4] == b"caff":
-        sound = _find(content, 8, 0, content.size, b"data", "big", width=8)
+        sound = _find(content, 8, b"data", "big", width=8)
         return Layout("caf", (_piece(content, sound, "big", content.size, width=8),))
     if head[:4] in (b".snd", b"dns.") and len(head) >= 24:
         order = "big" if head[:4] == b".snd" else "little"
@@ -52,19 +51,38 @@ def _wav_pieces(content: Content) -> list[Piece]:
     while start < content.size and len(pieces) < _MAX_CHUNKS:
         head = content.read(start, 12)
         order = "big" if head[:4] == b"RIFX" else "little"
-        sound = _find(content, start + 12, start, content.size, b"data", order)
+        sound = _find(content, start + 12, b"data", order)
         if sound and head[:4] in (b"RF64", b"BW64") and sound.size >= _UNKNOWN_FROM:
-            sizes = _find(content, start + 12, start, content.size, b"ds64", order)
+            sizes = _find(content, start + 12, b"ds64", order)
             if sizes:  # the size of the sound, which needs more than 32 bits, has its own chunk
                 size = int.from_bytes(content.read(sizes.start + 8, 8), order)
                 sound = sound._replace(size=size or sound.size)
         end = _next_file(content, sound) if sound else content.size
-        piece = _piece(content, sound, order, end, first=start)
-        if (start or end < content.size) and not piece.parts:
-            piece = Piece(((start, end),), is_cut=piece.is_cut)
-        pieces.append(piece)
+        pieces.append(_file_piece(content, sound, order, start, end))
         start = end
     return pieces
+
+
+def _aiff_pieces(content: Content) -> list[Piece]:
+    """Return a piece for each aiff file in a row of them."""
+    pieces: list[Piece] = []
+    start = 0
+    while start < content.size and len(pieces) < _MAX_CHUNKS:
+        end = start + 8 + int.from_bytes(content.read(start + 4, 4), "big")
+        head = content.read(end, 12)
+        if head[:4] != b"FORM" or head[8:12] not in (b"AIFF", b"AIFC"):
+            end = content.size
+        pieces.append(_file_piece(content, _find(content, start + 12, b"SSND", "big"), "big", start, end))
+        start = end
+    return pieces
+
+
+def _file_piece(content: Content, sound: _Chunk | None, order: str, start: int, end: int) -> Piece:
+    """Return the piece of the file from `start` to `end`, which may be one of several in a row."""
+    piece = _piece(content, sound, order, end, first=start)
+    if (start or end < content.size) and not piece.parts:
+        return Piece(((start, end),), is_cut=piece.is_cut)
+    return piece
 
 
 def _next_file(content: Content, sound: _Chunk) -> int:
@@ -76,7 +94,7 @@ def _next_file(content: Content, sound: _Chunk) -> int:
     return content.size
 
 
-def _find(content: Content, at: int, base: int, end: int, name: bytes, order: str, width: int = 4) -> _Chunk | None:
+def _find(content: Content, at: int, name: bytes, order: str, width: int = 4) -> _Chunk | None:
     """Return the first chunk `name` from `at` on; None without one."""
     for _ in range(_MAX_CHUNKS):
         head = content.read(at, 4 + width)

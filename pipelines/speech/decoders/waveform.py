@@ -19,6 +19,8 @@ DAMAGED = "damaged"
 """Reason of an AudioError: parts of the recording cannot be read."""
 _CANCELLED = 0.25
 """Channels cancel if their mean has less than this share of the energy that the mean of unrelated channels has."""
+_LOUD_ENOUGH = 0.5
+"""Of channels that cancel, the first is used that has this share of the loudest one's energy."""
 _JOINED_S = 0.5
 """Gaps that are closer are reported as one."""
 _MAX_LISTED_GAPS = 4
@@ -90,7 +92,7 @@ class Waveform:
 def to_mono(samples: np.ndarray) -> np.ndarray:
     """Return float32 [n] from samples [n] or [n, channels]: the mean of the channels.
 
-    If the channels cancel, as those of a cable with exchanged wires do, the loudest channel is returned. Raises
+    If the channels cancel, as those of a cable with exchanged wires do, one that is loud is returned. Raises
     AudioError `not_finite` for NaN, infinite and extremely large samples.
     """
     if samples.ndim == 1:
@@ -100,7 +102,9 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
     else:
         mono = samples.mean(axis=1, dtype=np.float32)
         if _cancels(samples, mono):
-            mono = samples[:, int(np.einsum("nc,nc->c", samples, samples).argmax())]
+            energies = np.einsum("nc,nc->c", samples, samples)
+            # the first that is loud enough: the same one in all blocks of a recording
+            mono = samples[:, int((energies >= _LOUD_ENOUGH * energies.max()).argmax())]
     _check_level(mono)
     return mono
 

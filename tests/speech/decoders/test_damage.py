@@ -94,7 +94,7 @@ def test_mp3_is_read_to_its_end(encoded, sound, with_ffmpeg, change):
     assert abs(lag_s(samples, sound, 3.0) - lag_s(samples, sound, 0.5)) < 0.001
 
 
-@pytest.mark.parametrize("kind", ["MP3", "OGG", "FLAC", "WAV"])
+@pytest.mark.parametrize("kind", ["MP3", "OGG", "FLAC", "WAV", "AIFF"])
 def test_files_in_a_row_are_read_one_after_another(encoded, sound, with_ffmpeg, kind):
     second = encoded(sound[::2], 8_000, format=kind)
     samples, gaps = read(encoded(sound, format=kind) + second)
@@ -223,6 +223,27 @@ def test_formats_of_ffmpeg_that_were_cut_off_are_damaged(sound, tmp_path, name):
     else:
         samples, (gap,) = read(content)
         assert (gap.start_s, gap.end_s) == (pytest.approx(len(samples) / SECOND, abs=0.1), None)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.wma", "a.flv"])
+def test_files_of_ffmpeg_in_a_row_are_read_in_turn(sound, tmp_path, name):
+    one = encode(sound, tmp_path / name, *(["-ar", "44100"] if name == "a.flv" else []))
+    samples, gaps = read(one + one)
+    assert (len(samples), gaps) == (2 * len(read(one)[0]), ())
+    assert abs(lag_s(samples[len(samples) // 2 :], sound, 2.0)) < 0.07
+    samples, gaps = read(one + one[:200])
+    assert len(samples) >= 4 * SECOND and gaps[0].start_s == pytest.approx(4, abs=0.2)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["a.ts", "a.wma"])
+def test_packets_that_ffmpeg_drops_silently_are_gaps(sound, tmp_path, name):
+    content = encode(sound, tmp_path / name)
+    middle = len(content) // 2
+    samples, (gap,) = read(content[:middle] + bytes(3_000) + content[middle + 3_000 :])
+    assert len(samples) / SECOND == pytest.approx(4, abs=0.15)
+    assert 1 < gap.start_s < gap.end_s < 3
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------
