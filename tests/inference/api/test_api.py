@@ -680,9 +680,9 @@ def test_predict_accepts_a_body_or_a_form(url, toy, wav):
         "text/plain; charset=utf-8",
     ):  # curl's is first
         assert httpx.post(url + "/predict", content=wav, headers={"Content-Type": kind}).status_code == 200, kind
-    for kind in ("Multipart/Form-Data; boundary=x", " multipart/form-data; boundary=x"):
-        content = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + wav + b"\r\n--x--\r\n"
-        assert httpx.post(url + "/predict", content=content, headers={"Content-Type": kind}).status_code == 200, kind
+    content = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + wav + b"\r\n--x--\r\n"
+    odd_case = {"Content-Type": "Multipart/Form-Data; boundary=x"}
+    assert httpx.post(url + "/predict", content=content, headers=odd_case).status_code == 200
     of_form = httpx.post(url + "/predict", files={"file": ("a.wav", wav)}).json()
     assert of_body.pop("elapsed_s") > 0 and of_form.pop("elapsed_s") > 0
     assert of_body == of_form == {
