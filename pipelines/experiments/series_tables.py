@@ -30,6 +30,7 @@ from pipelines.features.curation import label_errors
 from pipelines.infra import environment, manifest, redact
 from pipelines.infra.errors import LabError
 from pipelines.recipes import runs as recipe_runs
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring
 from pipelines.speech.intervals import CLIPS, Units
@@ -97,9 +98,17 @@ def finished_reports(experiments: Iterable[Recipe], runs: str | Path = "") -> di
         for folder in sorted(complete, key=manifest.made_at):
             report = evaluation.read_report(folder)
             settings = report.lineage.get("settings")
-            if settings and _redacted(recipes.resolve(settings, {})) == _redacted(recipe):
+            if settings and _is_trained_with(recipe, recipes.resolve(settings, {})):
                 reports[f"{recipe.name}/{recipe.training.seed}"] = report
     return reports
+
+
+def _is_trained_with(recipe: Recipe, recorded: Recipe) -> bool:
+    """Return True if `recorded` are the recipe's settings, any number in place of `auto`: it was derived from the data."""
+    requested, actual = _redacted(recipe), _redacted(recorded)
+    for group in ("training", "evaluation"):
+        actual[group] |= {name: AUTO for name, value in requested[group].items() if value == AUTO}
+    return actual == requested
 
 
 def _redacted(recipe: Recipe) -> dict[str, Any]:
