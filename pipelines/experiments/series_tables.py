@@ -104,7 +104,7 @@ def finished_reports(experiments: Iterable[Recipe], runs: str | Path = "") -> di
 
 
 def _is_trained_with(recipe: Recipe, recorded: Recipe) -> bool:
-    """Return True if `recorded` are the recipe's settings, any number in place of `auto`: it was derived from the data."""
+    """Return True if `recorded` are the recipe's settings; any number may be in place of `auto`, which derives it."""
     requested, actual = _redacted(recipe), _redacted(recorded)
     for group in ("training", "evaluation"):
         actual[group] |= {name: AUTO for name, value in requested[group].items() if value == AUTO}

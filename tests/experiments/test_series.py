@@ -216,10 +216,10 @@ def test_export_ignores_runs_with_other_settings(done, small, tmp_path):
 def test_derived_numbers_count_as_auto():
     derived = {"training.steps": 120, "training.eval_every": 12, "training.patience": 3, "training.warmup_steps": 12}
     derived["evaluation.max_new_tokens"] = 60
-    own, trained = recipes.load("own"), recipes.load("own", derived)
+    own, trained = pipelines_recipes.load("own"), pipelines_recipes.load("own", derived)
     assert series_tables._is_trained_with(own, trained)
-    assert not series_tables._is_trained_with(own, recipes.load("own", derived | {"training.seed": 7}))
-    assert not series_tables._is_trained_with(trained, recipes.load("own", derived | {"training.steps": 121}))
+    assert not series_tables._is_trained_with(own, pipelines_recipes.load("own", derived | {"training.seed": 7}))
+    assert not series_tables._is_trained_with(trained, pipelines_recipes.load("own", derived | {"training.steps": 121}))
 
 
 def test_headline_states_when_no_difference_is_shown():
