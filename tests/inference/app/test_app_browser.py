@@ -538,7 +538,7 @@ def test_example_is_one_click(page, server):
 
 
 def test_page_is_swedish_by_browser_and_by_switch(browser, server, spoken):
-    context = browser.new_context(locale="sv-SE", viewport={"width": 390, "height": 844})
+    context = browser.new_context(locale="sv-SE", viewport={"width": 390, "height": 500})
     try:
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
@@ -550,7 +550,10 @@ def test_page_is_swedish_by_browser_and_by_switch(browser, server, spoken):
         assert " s tal på " in page.inner_text("#timing")
         page.wait_for_selector(f"#details summary:has-text('{SWEDISH['details']}')", state="attached")
         assert page.get_attribute("#player audio", "aria-label") == SWEDISH["player"]
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        widths = "for (let i = 0; i < 20; i++) { await new Promise(requestAnimationFrame); "
+        widths += "wide = Math.max(wide, document.documentElement.scrollWidth) }"
+        assert page.evaluate(f"async () => {{ let wide = 0; {widths} return wide }}") <= 390
+        page.wait_for_function("document.querySelector('#transcript').getBoundingClientRect().bottom <= innerHeight")
         page.click("#language label:has-text('English')")
         page.wait_for_selector(f"#transcribe:has-text('{ENGLISH['transcribe']}')")
         page.wait_for_selector(f"#details summary:has-text('{ENGLISH['details']}')", state="attached")

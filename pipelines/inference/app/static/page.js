@@ -11,6 +11,9 @@ const GRADIO_MESSAGES = {
   lost: /Connection to the server was lost|Connection errored out/i
 }
 
+// Time after which the box of the transcript has the size of its text.
+const GROW_MS = 150
+
 export function startPage({ messages, maxDurationS, workletSource }) {
   const settings = { requestTimeoutMs: 75000, maxDurationS }
   const message = name => (messages[document.documentElement.lang] ?? messages.en)[name]
@@ -92,7 +95,8 @@ export function startPage({ messages, maxDurationS, workletSource }) {
   )
 
   // On phones and in a notebook's frame the transcript is below what can be seen.
-  const showTranscript = () => document.querySelector("#transcript")?.scrollIntoView({ block: "nearest" })
+  const showTranscript = () =>
+    setTimeout(() => document.querySelector("#transcript")?.scrollIntoView({ block: "nearest" }), GROW_MS)
 
   document.addEventListener("click", event => {
     if (event.target.closest?.("#transcribe")) showTranscript()
