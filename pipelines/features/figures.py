@@ -39,12 +39,12 @@ def recipe_table(recipe: Recipe) -> Styler:
 
 
 def corpus_table(cache: FeatureCache) -> pd.DataFrame:
-    """Return clips, speakers, minutes and mean length of every split."""
+    """Return clips, known speakers, minutes and mean length of every split."""
     grouped = cache.rows.groupby("split", sort=False)
     return pd.DataFrame(
         {
             "clips": grouped.size(),
-            "speakers": grouped["speaker"].agg(lambda names: len({*map(text.speaker_key, names)})),
+            "speakers": grouped["speaker"].agg(lambda names: len({*map(text.speaker_key, names)} - {""})),
             "minutes": (grouped["duration_s"].sum() / 60).round(1),
             "mean clip (s)": grouped["duration_s"].mean().round(2),
             "distinct sentences": grouped["text"].nunique(),

@@ -13,20 +13,25 @@ _SOFT_HYPHEN = "\u00ad"
 """Marks where a word may be hyphenated; removed without a space."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028\u2029\ufeff]+")
 
-
 _NUMBER = re.compile(r"(^|/)0*(\d+)(?:\.0+)?$")
 """A speaker's number, which spreadsheets and pandas write with other zeros; `/` follows the name of a mix's part."""
+_UNKNOWN_SPEAKERS = frozenset("? - unknown unk unspecified anonymous okänd okänt anonym nan none null n/a".split())
+"""Words in lower case for an unknown speaker."""
 
 
 def speaker_key(speaker: str) -> str:
-    """Return the same key for all spellings of a speaker: `3`, `3.0` and `03`; NFC and NFD; any case and blanks."""
+    """Return the same key for all spellings of a speaker: `3`, `3.0` and `03`; NFC and NFD; any case and blanks.
+
+    It is empty for an unknown speaker, also for words that say so.
+    """
     composed = unicodedata.normalize("NFC", unicodedata.normalize("NFC", speaker).casefold())
-    return _NUMBER.sub(r"\1\2", " ".join(composed.split()))
+    key = _NUMBER.sub(r"\1\2", " ".join(composed.split()))
+    return "" if key in _UNKNOWN_SPEAKERS or key.rpartition("/")[2] in _UNKNOWN_SPEAKERS else key
 
 
 def same_speakers(speakers: Iterable[str]) -> list[str]:
-    """Return the speakers with one spelling for each: the first that occurs."""
-    first: dict[str, str] = {}
+    """Return the speakers with one spelling for each: the first that occurs; empty for unknown ones."""
+    first = {"": ""}
     return [first.setdefault(speaker_key(speaker), speaker) for speaker in speakers]
 
 

@@ -70,10 +70,10 @@ class SpeakerLeak(Step):
         self._by_origin: dict[str, tuple[set[str], set[str]]] = {}
 
     def observe(self, example: Example) -> None:
-        if not example.speaker:
+        if not (speaker := text.speaker_key(example.speaker)):
             return
         sets = self._by_origin.setdefault(example.meta.get("origin", ""), (set(), set()))
-        sets[example.split in HELD_OUT].add(text.speaker_key(example.speaker))
+        sets[example.split in HELD_OUT].add(speaker)
         if example.split in HELD_OUT:
             self.held_out.add(f"{example.split} row {example.id}", speaker=example.speaker)
 
@@ -131,7 +131,10 @@ def shared_speakers(rows: pd.DataFrame, split: str = "test") -> str:
 
     `rows`: the columns split and speaker of a cache.
     """
-    scored, train = (set(rows["speaker"][rows["split"] == name]) - {""} for name in (split, "train"))
+    scored, train = (
+        {text.speaker_key(speaker) for speaker in rows["speaker"][rows["split"] == name]} - {""}
+        for name in (split, "train")
+    )
     if not (shared := scored & train):
         return ""
     many = len(shared) > 1

@@ -205,7 +205,8 @@ def duplicate_sentences() -> Duplicates:
 
     def key(example: Example) -> str:
         sentence = text.normalise(example.text)
-        return f"{text.speaker_key(example.speaker)}\0{sentence}" if example.speaker and sentence else ""
+        speaker = text.speaker_key(example.speaker)
+        return f"{speaker}\0{sentence}" if speaker and sentence else ""
 
     return Duplicates("duplicate_sentence", key)
 
