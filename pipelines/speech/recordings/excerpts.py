@@ -2,9 +2,12 @@
 
 | meaning | names in any case, also with `_time`, and with `_s` (the default) or `_ms` |
 |---|---|
-| start | start, begin, offset (NeMo), onset |
-| end | end, stop; offset, beside onset |
+| start | start, begin, offset (NeMo), onset, starttid |
+| end | end, stop, slut, sluttid; offset, beside onset |
 | duration | duration, dur |
+| both | from and to, in and out, t0 and t1, tmin and tmax, xmin and xmax, if a table has both |
+
+A name may begin with segment, clip, audio or utterance, as in `segment_start`.
 
 A duration without a start is the end in a manifest of NeMo (`audio_filepath`). In other tables it is information, and
 a recording that is longer is refused: the text may belong to a part of it.
@@ -31,8 +34,11 @@ from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, DamagedAudio, Gap
 REASON = "bad_segment"
 TOLERANCE_S = 0.2
 """An end may be so much after the end of the recording: people round, and containers state other durations."""
-_START, _END, _DURATION = ("start", "begin", "offset", "onset"), ("end", "stop"), ("duration", "dur")
+_PAIRS = {"from": "to", "in": "out", "t0": "t1", "tmin": "tmax", "xmin": "xmax"}
+_START = ("starttid", "start", "begin", "offset", "onset", *_PAIRS)
+_END, _DURATION = ("end", "stop", "sluttid", "slut", *_PAIRS.values()), ("duration", "dur")
 _NAME = re.compile(
+    r"(?:(?:segment|seg|clip|audio|utterance|utt)[_ ]?)?"
     rf"({'|'.join((*_START, *_END, *_DURATION))})(?:[_ ]?times?(?:tamps?)?)?"
     r"(?:[_ ]?[(\[]?(s|secs?|seconds?|ms|msecs?|millis|milliseconds?|samples?|frames?|idx|index)[)\]]?)?"
 )
@@ -139,6 +145,7 @@ def find_columns(columns: Iterable[str]) -> ExcerptColumns | None:
     """Return the columns that state parts of recordings, or None. Raises LabError if their unit is samples."""
     columns = list(columns)
     lower = [column.strip().lower() for column in columns]
+    words = {match[1] for match in map(_NAME.fullmatch, lower) if match}
     has_onset = any(name.startswith("onset") for name in lower)
     roles: dict[str, tuple[str, float]] = {}
     for column, name in zip(columns, lower, strict=True):
@@ -146,6 +153,8 @@ def find_columns(columns: Iterable[str]) -> ExcerptColumns | None:
         if not match:
             continue
         word, unit = match[1], match[2] or "s"
+        if any(word in pair and not {*pair} <= words for pair in _PAIRS.items()):
+            continue
         if unit.startswith(("sample", "frame", "idx", "index")):
             raise LabError(
                 f"the column {column!r} must state seconds or milliseconds, got {unit}: write a column "

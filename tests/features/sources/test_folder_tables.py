@@ -140,6 +140,12 @@ def test_spellings_of_a_speaker_are_one_speaker(corpus):
     assert [example.speaker for example in examples] == ["3"] * 5 + ["Åsa"] * 3 + ["Anna  Ek"] * 2 + ["4"]
 
 
+def test_words_for_an_unknown_speaker_are_no_speaker(corpus):
+    names = ["unknown", "Okänd", "?", "NONE", "Anna"]
+    table = "path,text,speaker\n" + "".join(f"{i}.wav,hej,{name}\n" for i, name in enumerate(names))
+    assert [example.speaker for example in read(corpus({"transcripts.csv": table}))] == ["", "", "", "", "Anna"]
+
+
 # --- parts of recordings ----------------------------------------------------------------------------------------------
 
 
@@ -155,6 +161,10 @@ def test_spellings_of_a_speaker_are_one_speaker(corpus):
         ("start,dur", "1.5,1.0"),
         ("offset_ms,duration_ms", "1500,1000"),
         ("onset,offset", "1.5,2.5"),
+        ("from,to", "1.5,2.5"),
+        ("xmin,xmax", "1.5,2.5"),
+        ("segment_start_time,segment_end_time", "1.5,2.5"),
+        ("Starttid,Sluttid", '"1,5","2,5"'),
         ("start (s),end (s)", "1.5,2.5"),
         ("begin,end,duration", "1.5,2.5,6"),
         ("start,end", '"1,5","2,5"'),
@@ -166,6 +176,11 @@ def test_part_of_a_recording_is_cut(corpus, columns, cells):
     cut = samples_of(pickle.loads(pickle.dumps(example)))
     assert np.array_equal(cut, soundfile.read(folder / "a.wav", dtype="float32")[0][24_000:40_000])
     assert example.id == "a@1.5-2.5"
+
+
+def test_column_from_without_to_is_no_time(corpus):
+    [example] = read(corpus({"a.wav": None, "transcripts.csv": "path,text,from\na.wav,hej,Umeå\n"}))
+    assert example.id == "a"
 
 
 def test_several_parts_of_a_file_share_its_split(corpus):
