@@ -10,7 +10,7 @@ and an audio file without a transcript still become Examples: curation rejects a
 
 Instead of one table, there may be one in each subfolder, or one for each split (`train.csv`, `dev.csv`, `test.csv`), or
 the files of NeMo, Kaldi or LJSpeech (layouts.py). Splits come from the column, else from such tables, else from folders
-(`train/`, `split=test/`), else they are drawn.
+(`train/`, `split=test/`) or file names (`train_01.wav`), else they are drawn.
 """
 
 from __future__ import annotations
@@ -35,10 +35,18 @@ from pipelines.features.sources.folder_tables import (
     read_records,
     split_tables,
 )
-from pipelines.features.sources.splits import canonical_split, check_unambiguous, describe, path_splits
+from pipelines.features.sources.splits import (
+    canonical_split,
+    check_unambiguous,
+    describe,
+    file_name_splits,
+    path_splits,
+    refuse_other_columns,
+)
 from pipelines.features.sources.stamps import stamp_all
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import FileLookup, spellings
+from pipelines.infra.tables import is_missing
 from pipelines.speech.recordings.columns import FILE, META, SPEAKER, TEXT
 from pipelines.speech.recordings.excerpts import Excerpt
 from pipelines.speech.text import same_speakers
@@ -148,11 +156,24 @@ def _splits(folder: Path, records: list[Record], files: list[Path], speakers: li
             f"{folder} has a table without a `split` column beside {', '.join(path.name for path in tables)}: "
             "keep one of the two forms"
         )
-    if by_folder := path_splits(str(folder), files):
+    in_table_folders = [record.base / file.name for record, file in zip(records, files, strict=True)]
+    if by_folder := path_splits(str(folder), in_table_folders) or path_splits(str(folder), files):
         return "folder names", Draw(by_folder, "")
+    if by_name := file_name_splits(str(folder), files):
+        return "file names", Draw(by_name, "")
+    _refuse_other_split_column(folder, records)
     stems = [file.with_suffix("").as_posix() for file in files]
     drawn = draw_splits(speakers, stems, [cell(record, TEXT) for record in records], seed)
     return f"a draw of {drawn.units} (source.seed = {seed})", drawn
+
+
+def _refuse_other_split_column(folder: Path, records: list[Record]) -> None:
+    values: dict[str, set[str]] = {}
+    for record in records:
+        for name, value in record.cells.items():
+            if name not in (*FILE, *TEXT) and not is_missing(value):
+                values.setdefault(name, set()).add(str(value))
+    refuse_other_columns(str(folder), values)
 
 
 def _locate(folder: Path, records: list[Record]) -> list[Path]:

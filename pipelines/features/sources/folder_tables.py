@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.features.sources import SPLITS, layouts
-from pipelines.features.sources.splits import canonical_split
+from pipelines.features.sources import layouts
+from pipelines.features.sources.splits import name_split
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import is_inside
 from pipelines.infra.tables import Cells, is_missing, open_table, read_text
@@ -54,7 +54,7 @@ def read_records(folder: Path) -> list[Record]:
         what = "no utterance in wav.scp"
     else:
         layouts.refuse_foreign(folder)
-        records, what = list(_txt_records(folder)), f"no {', '.join(TABLES)} and no .txt"
+        records, what = list(_txt_records(folder)), f"no {', '.join(TABLES)} and no .txt beside an audio file"
         records = records if any(record.cells["text"] for record in records) else []
     if not records:
         raise LabError(f"{folder} must hold at least one transcript, got {what}: add some")
@@ -62,11 +62,10 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def split_tables(folder: Path) -> list[Path]:
-    """Return the tables `train.csv`, `metadata_dev.tsv`, `test_manifest.json` and so on, if one is for training."""
+    """Return the tables `train.csv`, `metadata_dev.tsv`, `sv_test_manifest.json` and so on, sorted by path."""
     suffixes = (*SUFFIXES, ".json")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and _split_of(path) in SPLITS]
-    tables = sorted(sorted(files), key=_table_key)
-    return tables if any(_split_of(path) == "train" for path in tables) else []
+    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and _split_of(path)]
+    return sorted(sorted(files), key=_table_key)
 
 
 def cell(record: Record, columns: tuple[str, ...], default: str | None = None) -> str:
@@ -99,9 +98,10 @@ def _tables(folder: Path) -> list[Path]:
     """Return the folder's table; else those named after splits; else those of its subfolders. Sorted by path."""
     tables = [folder / name for name in TABLES if (folder / name).exists()]
     if not tables:
+        by_split = split_tables(folder)
         others = sorted(path for path in folder.iterdir() if _is_other_table(path))
         tables = (
-            split_tables(folder)
+            [table for table in by_split if any(_split_of(path) == "train" for path in by_split)]
             or others
             or sorted(path for name in TABLES for path in folder.rglob(name) if not is_hidden(path.relative_to(folder)))
         )
@@ -124,13 +124,13 @@ def _is_other_table(path: Path) -> bool:
 
 
 def _split_of(table: Path) -> str:
-    """Return the split that a table's name means, or another word."""
-    return canonical_split(re.sub(r"[-_]?(manifest|metadata|transcripts)[-_]?", "", table.stem.lower()))
+    """Return the split that a table's name means, or an empty string."""
+    return name_split(table.stem)
 
 
 def _table_key(path: Path) -> tuple[Path, str]:
     """Return what no two tables may have in common: the folder and the split."""
-    return path.parent, split if (split := _split_of(path)) in SPLITS else ""
+    return path.parent, _split_of(path)
 
 
 def _table_records(folder: Path, table: Path) -> Iterator[Record]:
@@ -140,7 +140,7 @@ def _table_records(folder: Path, table: Path) -> Iterator[Record]:
         opened = open_table(table)
         _log_columns(str(table.relative_to(folder)), [name.lower() for name in opened.columns])
         rows = [(where, {name.lower(): value for name, value in row.items()}) for where, row in opened.rows()]
-    split = {"split": _split_of(table)} if _split_of(table) in SPLITS else {}
+    split = {"split": split} if (split := _split_of(table)) else {}
     yield from _with_excerpts([(where, split | row) for where, row in rows], folder, table.parent)
 
 

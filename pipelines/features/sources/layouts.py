@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pipelines.features.sources import SPLITS
-from pipelines.features.sources.splits import canonical_split
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import FileLookup
 from pipelines.infra.tables import FOREIGN_SUFFIXES, Cells, read_text
@@ -45,7 +43,6 @@ def kaldi_rows(folder: Path) -> list[tuple[str, Cells]]:
         raise LabError(f"{folder} has wav.scp, but no file `text` with the transcripts: add it")
     texts, speakers = dict(_pairs(folder / "text")), dict(_pairs(folder / "utt2spk"))
     segments = dict(_pairs(folder / "segments"))
-    split = {"split": canonical_split(folder.name)} if canonical_split(folder.name) in SPLITS else {}
     rows = []
     utterances = segments or recordings
     without_audio = {name: (where, name) for name, (where, _) in texts.items() if name not in utterances}
@@ -58,7 +55,6 @@ def kaldi_rows(folder: Path) -> list[tuple[str, Cells]]:
             "path": recordings.get(recording, ("", recording))[1] if utterance in utterances else utterance,
             "text": texts.get(utterance, ("", ""))[1],
             "speaker": speakers.get(utterance, ("", ""))[1],
-            **split,
         }
         rows.append((where, row | dict(zip(("start", "end"), times, strict=False))))
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from pipelines.features.sources import SPLITS
@@ -17,7 +17,7 @@ SYNONYMS = {
 }
 """Split of the lab to its usual names, in the order of preference."""
 _SPLIT_OF = {name: split for split, names in SYNONYMS.items() for name in names}
-_FIRST_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def canonical_split(name: str) -> str:
@@ -38,25 +38,49 @@ def check_unambiguous(where: str, names: Iterable[str]) -> None:
 
 
 def path_splits(where: str, paths: Sequence[PurePath]) -> list[str] | None:
-    """Return the split of each path by its folders (`train/`, `split=test/`, `dev-clean/`); None if they name none.
+    """Return the split of each path by its folders (`train/`, `split=test/`, `my_dev-2/`); None if they name none.
 
-    A name with further words counts only beside a folder of another split: `train_station/` alone is no split. Raises
-    LabError if some paths lie in no split or in two.
+    A name with further words counts only beside a folder of another split: `train_station/` alone is no split. Within
+    a path, names without further words decide. Raises LabError if some paths lie in no split or in two.
     """
-    named = [[part for part in path.parent.parts if _folder_split(part)] for path in paths]
+    named = [[part for part in path.parent.parts if name_split(part)] for path in paths]
+    named = [[part for part in parts if _is_exact(part)] or parts for parts in named]
     names = {part for parts in named for part in parts}
-    if not any(_is_exact(name) for name in names) and len({_folder_split(name) for name in names}) < 2:
+    if not any(_is_exact(name) for name in names) and len({name_split(name) for name in names}) < 2:
         return None
-    check_unambiguous(where, (name.lower().removeprefix("split=") for name in names))
+    check_unambiguous(where, (word for name in names for word in _split_words(name)))
     for path, parts in zip(paths, named, strict=True):
-        if len({_folder_split(part) for part in parts}) != 1:
+        if len({name_split(part) for part in parts}) != 1:
             listed = ", ".join(f"{name}/" for name in sorted(names))
             problem = "is in two of them" if parts else "is in none of them"
             raise LabError(
                 f"{where} has folders of splits ({listed}), and {str(path)!r} {problem}: move it, rename the folders, "
                 "or name the splits in a table with a `split` column"
             )
-    return [_folder_split(parts[0]) for parts in named]
+    return [name_split(parts[0]) for parts in named]
+
+
+def file_name_splits(where: str, paths: Sequence[PurePath]) -> list[str] | None:
+    """Return the split of each path by its file name (`train_01.wav`); None unless all name one, some train."""
+    splits = [name_split(path.stem) for path in paths]
+    if not all(splits) or len({*splits}) < 2 or "train" not in splits:
+        return None
+    check_unambiguous(where, (word for path in paths for word in _split_words(path.stem)))
+    return splits
+
+
+def refuse_other_columns(where: str, values_of: Mapping[str, Iterable[str]]) -> None:
+    """Raise LabError if a column that is not called `split` holds nothing but names of splits, train and another.
+
+    values_of: column to its values.
+    """
+    for column, values in values_of.items():
+        meant = {canonical_split(value) for value in values if value.strip()}
+        if "train" in meant and 2 <= len(meant) and meant <= {*SPLITS}:
+            raise LabError(
+                f"{where}: the column {column!r} holds names of splits, and only a column `split` is read: "
+                "rename it to split, or remove it"
+            )
 
 
 def describe(splits: Iterable[str]) -> str:
@@ -66,10 +90,15 @@ def describe(splits: Iterable[str]) -> str:
     return ", ".join([*usual, *(f"{n:,} {split!r}" for split, n in counts.items())])
 
 
-def _folder_split(name: str) -> str:
-    """Return the split that a folder's name or its first word means, or an empty string."""
-    first_word = _FIRST_WORD.match(name.lower().removeprefix("split="))
-    return _SPLIT_OF.get(first_word[0], "") if first_word else ""
+def _split_words(name: str) -> set[str]:
+    """Return the words of a name that mean a split; `testset` counts as `test`."""
+    return {word.removesuffix("set") for word in _WORD.findall(name.lower())} & _SPLIT_OF.keys()
+
+
+def name_split(name: str) -> str:
+    """Return the split that the words of a name mean, or an empty string for none or several."""
+    meant = {_SPLIT_OF[word] for word in _split_words(name)}
+    return meant.pop() if len(meant) == 1 else ""
 
 
 def _is_exact(name: str) -> bool:

@@ -30,6 +30,13 @@ def clips(*names: str) -> dict[str, str]:
     return {f"{name}.{suffix}": name for name in names for suffix in ("wav", "txt")}
 
 
+def kaldi(*names: str) -> dict[str, str]:
+    """Return a Kaldi directory of one utterance for each name, with recordings in another folder."""
+    recordings = {f"clips/{name}.wav": name for name in names}
+    tables = {f"{name}/wav.scp": f"{name} clips/{name}.wav\n" for name in names}
+    return recordings | tables | {f"{name}/text": f"{name} hej {name}\n" for name in names}
+
+
 @pytest.mark.parametrize(("split", "name"), [(split, name) for split, names in SYNONYMS.items() for name in names])
 def test_synonym_in_any_case_means_its_split(split, name):
     assert {canonical_split(form) for form in (name, name.upper(), f" {name.title()} ")} == {split}
@@ -48,6 +55,9 @@ def test_other_names_stay_as_they_are():
         ("split=train", "split=validation", "split=test"),
         ("train-clean-100", "dev-other", "test_clean"),
         ("anna/train", "bo/valid", "cia/test"),
+        ("01_train", "02_val", "03_test"),
+        ("fold=train", "my-dev-2", "Testset"),
+        ("train/val_2022", "dev/testers", "test/my_train"),
     ],
 )
 def test_split_folders_decide(tmp_path, folders, log):
@@ -81,6 +91,29 @@ def test_tables_of_splits_may_have_a_usual_prefix(tmp_path):
     assert splits(tmp_path, tables) == {"a": "train", "b": "test"}
 
 
+def test_table_names_may_have_other_words(tmp_path):
+    tables = {f"sv_{split}.csv": f"path,text\nclips/{split}.wav,hej\n" for split in ("train", "dev", "test")}
+    assert splits(tmp_path, tables) == {"clips/train": "train", "clips/dev": "validation", "clips/test": "test"}
+
+
+@pytest.mark.parametrize("names", [("train", "dev", "test"), ("train_sv", "dev_sv", "test_sv")])
+def test_kaldi_folders_of_splits_decide(tmp_path, names):
+    read = splits(tmp_path, kaldi(*names))
+    assert [read[f"clips/{name}"] for name in names] == ["train", "validation", "test"]
+
+
+def test_folder_of_the_table_decides_for_recordings_elsewhere(tmp_path):
+    tables = {f"{split}/metadata.csv": f"path,text\n../clips/{split}.wav,hej\n" for split in ("train", "dev", "test")}
+    files = {f"clips/{split}.wav": "" for split in ("train", "dev", "test")}
+    assert [*splits(tmp_path, tables | files).values()] == ["validation", "test", "train"]
+
+
+def test_file_names_of_splits_decide(tmp_path, log):
+    read = splits(tmp_path, clips("train_01", "train_02", "dev_01", "test_01"))
+    assert read == {"dev_01": "validation", "test_01": "test", "train_01": "train", "train_02": "train"}
+    assert "splits by file names" in log[0]
+
+
 def test_tables_beside_the_one_that_is_read_are_logged(tmp_path, log):
     splits(tmp_path, {"metadata.csv": "path,text\na.wav,x\n", "test/metadata.csv": "path,text\nb.wav,y\n"})
     assert "test/metadata.csv and 0 more tables of subfolders are not read" in log[0]
@@ -110,6 +143,13 @@ def test_folder_that_only_resembles_a_split_is_none(folders):
         (clips("train/test/1", "train/2"), ["train/test/1.wav", "in two of them"]),
         (clips("train-a/1", "test-a/1", "more/1"), ["more/1.wav", "in none of them"]),
         (clips("train/1", "dev/1", "eval/1"), ["'eval' beside 'dev'", "rename"]),
+        (clips("sv_train/1", "sv_dev/1", "sv_eval/1"), ["'eval' beside 'dev'", "rename"]),
+        (kaldi("train", "dev", "eval"), ["'eval' beside 'dev'", "rename"]),
+        (
+            {"metadata.csv": "path,text,subset\na.wav,x,train\nb.wav,y,test\n"},
+            ["column 'subset'", "rename it to split"],
+        ),
+        ({"metadata.csv": "path,text\na.wav,x\n", "test.csv": "path,text\n"}, ["test.csv", "keep one"]),
         ({"metadata.csv": "path,text,split\na.wav,x,dev\nb.wav,y,Eval\n"}, ["'eval' beside 'dev'", "rename"]),
         ({"metadata.csv": "path,text\na.wav,x\n", "train.csv": "path,text\n"}, ["train.csv", "keep one"]),
         ({"train.csv": "path,text\n", "training.tsv": "path\ttext\n"}, ["train.csv and training.tsv", "keep one"]),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pipelines.features.sources import SPLITS
 from pipelines.features.sources.parquet import columns
 from pipelines.features.sources.parquet.columns import Columns, ColumnSettings
-from pipelines.features.sources.splits import SYNONYMS, canonical_split, check_unambiguous
+from pipelines.features.sources.splits import SYNONYMS, canonical_split, check_unambiguous, refuse_other_columns
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 
@@ -144,6 +144,9 @@ def _split_values(
     [(name, files), *others] = by_split.items()
     column = columns.split_column(schemas.schema(files[0])) if not others and name not in settings.values() else ""
     if not column:
+        is_free = not others and name not in settings.values()
+        named = columns.other_split_columns(schemas.schema(files[0])) if is_free else []
+        refuse_other_columns(files[0], {one: {v for f in files for v in schemas.values(f, one)} for one in named})
         return "", {}
     values = {value for file in files for value in schemas.values(file, column)}
     known = {canonical_split(value) for value in values} & {*SPLITS}
