@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.infra.errors import LabError
+from pipelines.speech.recordings.excerpts import find_columns
+
+logger = logging.getLogger(__name__)
 
 TEXT = ("text", "sentence", "transcript", "transcription", "raw_transcription", "raw_text", "normalized_text")
 SPEAKER = ("speaker", "speaker_id", "client_id")
 META = ("gender", "sex", "age", "accent", "accents", "dialect", "variant", "up_votes", "down_votes", "path")
-SPLIT = "split"
+SPLIT, LIKE_SPLIT = "split", ("subset", "partition", "set", "fold", "split_name", "data_split")
 PATH = ("audio", "path", "file", "file_name", "audio_path", "audio_filepath", "audio_file")
 """Names of columns of paths, for data sets without a column of audio."""
 SAMPLES = ("audio", "array", "speech", "samples", "waveform")
@@ -72,6 +76,11 @@ def split_column(schema: Any) -> str:
     return next(names, "")
 
 
+def other_split_columns(schema: Any) -> list[str]:
+    """Return the columns that may hold splits under another name than `split`."""
+    return [name for name in schema.names if name.lower() in LIKE_SPLIT and is_string(schema.field(name).type)]
+
+
 def unequal(schema: Any, columns: Columns, settings: ColumnSettings) -> str:
     """Return what a file of the same data set has otherwise than the first, in words, or an empty string."""
     needed = [column for column in (columns.text, columns.speaker, columns.audio, columns.rate) if column]
@@ -81,6 +90,20 @@ def unequal(schema: Any, columns: Columns, settings: ColumnSettings) -> str:
     if speaker and not columns.speaker and not settings.speaker:
         return f"has {speaker}, which is missing there"
     return ""
+
+
+def check_excerpts(where: str, schema: Any, audio: str) -> None:
+    """Log that columns of start and end are not used. Raises LabError if `audio` holds paths: rows may share a file."""
+    excerpts = find_columns(schema.names)
+    if not excerpts or not (excerpts.start or excerpts.end):
+        return
+    listed = ", ".join(excerpts.names)
+    if is_string(schema.field(audio).type):
+        raise LabError(
+            f"{where} has paths of recordings and the columns {listed}, and Parquet is not read in parts: write the "
+            "rows to transcripts.csv beside the recordings, and set source.kind=folder"
+        )
+    logger.info(f"note: {where}: the columns {listed} are not used: the audio of a row is used whole")
 
 
 def is_string(kind: Any) -> bool:

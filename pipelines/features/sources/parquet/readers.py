@@ -32,7 +32,11 @@ def open_reader(where: str, file: Any) -> Reader:
         raise missing_package("pyarrow", "pyarrow>=18", "reading Parquet") from None
     if isinstance(file, str) and files.is_lfs_pointer(file):
         raise LabError(f"{where} is {files.LFS_ADVICE}")
-    return ArrowReader(where, file) if where.endswith(".arrow") else ParquetReader(where, file)
+    reader = ArrowReader(where, file) if where.endswith(".arrow") else ParquetReader(where, file)
+    names = reader.schema.names
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise LabError(f"{where} has two columns {twice!r}: rename or remove one")
+    return reader
 
 
 class ParquetReader:
@@ -107,6 +111,6 @@ def _without_damage(where: str, path: str, action: Callable[[], Any]) -> Any:
     except (pyarrow.ArrowException, OSError, EOFError) as error:
         if path:
             files.check_readable(path)
-        cause = str(error).partition("\n")[0][:200]
+        cause = str(error).partition("\n")[0][:200].rstrip(".")
         kind = "Arrow" if where.endswith(".arrow") else "Parquet"
         raise LabError(f"{where} must be a whole {kind} file, got: {cause}. Replace it") from None

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from pipelines.features.sources import SPLITS, Audio, Example, NoAudio, NoTranscript
-from pipelines.features.sources.parquet.columns import Columns, is_string, unequal
+from pipelines.features.sources.parquet.columns import Columns, check_excerpts, is_string, unequal
 from pipelines.features.sources.parquet.columns import split_column as split_column_of
 from pipelines.features.sources.parquet.layout import NOTHING, Declared, Layout, LayoutSettings, infer_layout
 from pipelines.features.sources.parquet.readers import Reader, open_reader
@@ -129,6 +129,7 @@ class ParquetSource:
         with_paths = hasattr(files, "beside")
         layout = infer_layout(files.where, files.names(), self, self.settings, files.declared(), with_paths)
         self._log(layout)
+        check_excerpts(files.where, self.schema(next(iter(layout.files))), layout.columns.audio)
         return layout
 
     def schema(self, name: str) -> Any:
@@ -333,4 +334,4 @@ def _meta_cell(labels: list[str] | None, column: str, value: Any) -> str:
 
 
 def _string(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)
