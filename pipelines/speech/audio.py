@@ -119,7 +119,7 @@ def _blocks(
         try:
             n_new, (new, hint) = yield from _forward(decoded)
         except AudioError as error:
-            if error.reason != "unreadable" or not n_samples:
+            if error.reason not in ("unreadable", DAMAGED) or not n_samples:
                 raise
             gaps.append(Gap(start_s))  # a file behind others, of which nothing can be read
             continue

@@ -23,6 +23,7 @@ import numpy as np
 
 from pipelines.speech.decoders.content import CHUNK_BYTES, Content, Layout, Piece, Spliced
 from pipelines.speech.decoders.waveform import (
+    DAMAGED,
     SAMPLE_RATE_HZ,
     AudioError,
     Gap,
@@ -109,8 +110,8 @@ def blocks(
 ) -> Generator[np.ndarray, None, list[Gap]]:
     """Yield blocks of float32 [n], mono at 16 kHz, of a piece; return the gaps.
 
-    `is_suspect`: look for gaps although ffmpeg reports none. Raises AudioError `unreadable` if there is no sound,
-    `no_track`, `too_long`, `not_finite`.
+    `is_suspect`: look for gaps although ffmpeg reports none. Raises AudioError `unreadable` or `damaged` if there is no
+    sound, `no_track`, `too_long`, `not_finite`.
     """
     with _open_input(content, piece) as (path, inherited):
         for keep_times in (layout.kind in _ABSOLUTE_TIMES, False):
@@ -123,7 +124,7 @@ def blocks(
                     break
         _check_track(messages, request.track, content.name)
         if not n_samples:
-            raise AudioError("unreadable", _no_sound(layout, piece))
+            raise _no_sound(layout, piece)
         if exit_code < 0:  # killed after TIMEOUT_S: it would hang again
             return [Gap(n_samples / SAMPLE_RATE_HZ)]
         is_suspect |= bool(layout.kind in _SILENT_LOSS or messages.faults or exit_code)
@@ -132,10 +133,12 @@ def blocks(
         return [*gaps, Gap(n_samples / SAMPLE_RATE_HZ)] if is_unclear else gaps
 
 
-def _no_sound(layout: Layout, piece: Piece) -> str:
+def _no_sound(layout: Layout, piece: Piece) -> AudioError:
     if layout.kind == "mp4" and piece.is_cut:
-        return "it is cut off, and its index, which is at its end, is missing: copy or record it again"
-    return "neither libsndfile nor ffmpeg can read audio in it"
+        return AudioError(
+            DAMAGED, "it is cut off, and its index, which is at its end, is missing: copy or record it again"
+        )
+    return AudioError("unreadable", "neither libsndfile nor ffmpeg can read audio in it")
 
 
 def _check_track(messages: _Messages, track: int, name: str) -> None:

@@ -218,7 +218,7 @@ def test_formats_of_ffmpeg_that_were_cut_off_are_damaged(sound, tmp_path, name):
     assert read(whole)[1] == ()
     content = whole[: int(0.6 * len(whole))]
     if name == "a.m4a":
-        with pytest.raises(AudioError, match="unreadable: it is cut off, and its index"):
+        with pytest.raises(AudioError, match="damaged: it is cut off, and its index"):
             read(content)
     else:
         samples, (gap,) = read(content)
@@ -232,7 +232,7 @@ def test_files_of_ffmpeg_in_a_row_are_read_in_turn(sound, tmp_path, name):
     samples, gaps = read(one + one)
     assert (len(samples), gaps) == (2 * len(read(one)[0]), ())
     assert abs(lag_s(samples[len(samples) // 2 :], sound, 2.0)) < 0.07
-    samples, gaps = read(one + one[:200])
+    samples, gaps = read(one + one[: 200 if name != "a.m4a" else len(one) // 2])
     assert len(samples) >= 4 * SECOND and gaps[0].start_s == pytest.approx(4, abs=0.2)
 
 
