@@ -110,8 +110,8 @@ def cut_hypotheses(n: int, split: str) -> str:
     if not n:
         return ""
     return (
-        f"{n} {split} hypotheses were cut at evaluation.max_new_tokens: "
-        "they repeat themselves, or the limit is too low for these clips (auto fits it to them)"
+        f"{n} {split} {'hypotheses were' if n > 1 else 'hypothesis was'} cut at evaluation.max_new_tokens: "
+        "such a text repeats itself, or the limit is too low for these clips (auto fits it to them)"
     )
 
 

@@ -63,6 +63,7 @@ def test_cut_references_and_hypotheses_are_counted():
     assert note.startswith("4 of 4 validation transcripts have more tokens (up to 138) than")
     assert derived.cut_references(cache_of(9, 24.0, 138), "validation", 138) == ""
     assert derived.cut_hypotheses(3, "test").startswith("3 test hypotheses were cut at evaluation.max_new_tokens")
+    assert derived.cut_hypotheses(1, "test").startswith("1 test hypothesis was cut at evaluation.max_new_tokens")
     assert derived.cut_hypotheses(0, "test") == ""
 
 

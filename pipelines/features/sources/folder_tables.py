@@ -163,7 +163,7 @@ def _log_columns(table: str, columns: list[str]) -> None:
     listed = [f"{role} = {name}" for name, role in roles.items()] + sorted(used)
     unused = [name for name in columns if name and name not in {*roles, *used}]
     if unused:
-        logger.info(f"{table}: {', '.join(listed)}; not used: {', '.join(unused)}")
+        logger.info(f"{table}: {', '.join(listed) or 'no known column'}; not used: {', '.join(unused)}")
 
 
 def _txt_records(folder: Path) -> Iterator[Record]:
