@@ -140,10 +140,10 @@ def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") ->
                 raise missing from None
             raise
         required = identity.cache_identity(recipe, source, processor(recipe), runs)
-        fitting = identity.cache_folder(runs, required)
-        if not cache_uri and fitting != folder and caches.is_finished(fitting):
-            logger.info(f"the feature cache that fits this recipe: {fitting}")
-            folder = fitting
+        matching = identity.cache_folder(runs, required)
+        if not cache_uri and matching != folder and caches.is_finished(matching):
+            logger.info(f"the feature cache that fits this recipe: {matching}")
+            folder = matching
         if folder is None:
             raise missing
         cache = caches.open_cache(folder, required)

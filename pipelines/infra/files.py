@@ -7,6 +7,7 @@ then the work ends unfinished and continues later.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import time
@@ -98,3 +99,25 @@ def is_lfs_pointer(source: bytes | Path | str) -> bool:
             return file.read(len(_LFS)) == _LFS
     except (OSError, ValueError):
         return False
+
+
+class ReadOnlyFile(io.RawIOBase):
+    """The position in a file of `size` bytes; subclasses read."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self._size, self._position = size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(start + offset, 0)
+        return self._position

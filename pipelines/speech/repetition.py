@@ -13,7 +13,7 @@ MIN_REPEATS = 3
 """A run is a phrase of 1 to MAX_PHRASE_WORDS words that occurs this often or more in a row."""
 _MIN_LOOP = 5
 """A phrase of several words that occurs this often in a row is a loop of the decoder."""
-_MAX_SAID = 8
+_MAX_WORD_REPEATS = 8
 """People repeat one word on purpose (nej, nej, nej, ...); a loop seldom stops before the limit of tokens."""
 _MAX_WORDS_PER_S = 7.0
 """People say the same word at most so often in a second."""
@@ -35,7 +35,7 @@ def is_repeating(text: str, duration_s: float = float("inf")) -> bool:
 
     One word may occur up to eight times in a row if there is time to say it; the rest of the text decides then.
     """
-    words = _without_said_repeats(text.lower().split(), duration_s)
+    words = _without_deliberate_repeats(text.lower().split(), duration_s)
     return compression_ratio(" ".join(words)) > MAX_COMPRESSION_RATIO or _first_run(words, _MIN_LOOP) is not None
 
 
@@ -45,10 +45,10 @@ def without_repeats(text: str) -> str:
     return " ".join(text.split()[: sum(run)]) if run else text
 
 
-def _without_said_repeats(words: list[str], duration_s: float) -> list[str]:
-    """Return the words with each run of one word, if people may have said it, as one word."""
+def _without_deliberate_repeats(words: list[str], duration_s: float) -> list[str]:
+    """Return the words with each run of one word as one word, unless it is longer than speakers repeat a word."""
     runs = [list(run) for _, run in itertools.groupby(words)]
-    most = min(_MAX_SAID, _MAX_WORDS_PER_S * duration_s)
+    most = min(_MAX_WORD_REPEATS, _MAX_WORDS_PER_S * duration_s)
     return [word for run in runs for word in (run[:1] if len(run) <= most else run)]
 
 

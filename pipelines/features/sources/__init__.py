@@ -84,7 +84,7 @@ class Source(Protocol):
 
 
 def file_of(example: Example) -> Path | None:
-    """Return the file of an example's audio, which is not read; None if it is in no file of its own."""
+    """Return the file of an example's audio, which is not read; None if it is part of a table or an archive."""
     fields = vars(example)
     path = fields.get("file") or fields.get("audio")
     return path if isinstance(path, Path) else None

@@ -87,12 +87,11 @@ class FileList:
             return str(expand_user(path).absolute())
 
 
-class TextTable:
-    """A CSV or TSV file, which is written as it was read: same delimiter, same quoting."""
+class _TableFile:
+    """A table in one file."""
 
     def __init__(self, path: Path):
-        self.path, self.folder, self.suffixes = path, path.absolute().parent, (path.suffix.lower(),)
-        self._table = tables.TextTable(path)
+        self.path, self.folder, self._table = path, path.absolute().parent, tables.open_table(path)
 
     @property
     def columns(self) -> list[str]:
@@ -100,6 +99,14 @@ class TextTable:
 
     def digest(self) -> str:
         return manifest.sha256(self.path)
+
+
+class TextTable(_TableFile):
+    """A CSV or TSV file, which is written as it was read: same delimiter, same quoting."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.suffixes = (path.suffix.lower(),)
 
     def count(self) -> int:
         return sum(1 for _ in self._table.records())
@@ -114,19 +121,12 @@ class TextTable:
         _write_text(path, [*self.columns, *names], rows, self._table.delimiter, self._table.quoted)
 
 
-class RowTable:
+class RowTable(_TableFile):
     """A table of JSON lines, which is written as such, or an Excel workbook, which is written as CSV."""
 
     def __init__(self, path: Path):
-        self.path, self.folder, self._table = path, path.absolute().parent, tables.open_table(path)
+        super().__init__(path)
         self.suffixes = (".jsonl",) if isinstance(self._table, tables.JsonTable) else (".csv", ".tsv")
-
-    @property
-    def columns(self) -> list[str]:
-        return self._table.columns
-
-    def digest(self) -> str:
-        return manifest.sha256(self.path)
 
     def count(self) -> int:
         return sum(1 for _ in self._table.rows())

@@ -57,7 +57,7 @@ class TextTable:
 
     @cached_property
     def quoted(self) -> bool:
-        """Whether `"` around a cell belongs to the format, not to the text."""
+        """Return True if `"` around a cell belongs to the format, not to the text."""
         return self.delimiter != "\t" or self._is_quoted()
 
     @cached_property

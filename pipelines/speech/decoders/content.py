@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +87,7 @@ def open_content(source: bytes | Path | str) -> Iterator[Content]:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file that a decoder reads as a file of its own."""
+    """A part of a file that a decoder reads as a separate file."""
 
     parts: tuple[Part, ...] = ()
     """Its bytes; empty: the file as it is."""
@@ -122,30 +121,16 @@ class Layout:
         return len(self.pieces) == 1 and not (piece.parts or piece.gaps or piece.is_cut or self.only_ffmpeg)
 
 
-class Spliced(io.RawIOBase):
+class Spliced(files.ReadOnlyFile):
     """The parts of a piece as a file that can be read."""
 
     def __init__(self, content: Content, parts: tuple[Part, ...]):
-        super().__init__()
-        self._content, self._parts, self._position = content, parts, 0
+        self._content, self._parts = content, parts
         self._ends: list[int] = []
         for part in parts:
             n_bytes = len(part) if isinstance(part, bytes) else part[1] - part[0]
             self._ends.append((self._ends[-1] if self._ends else 0) + n_bytes)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._ends[-1]}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
+        super().__init__(self._ends[-1])
 
     def readinto(self, buffer: memoryview) -> int:
         import bisect

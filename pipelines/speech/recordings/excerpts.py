@@ -63,7 +63,7 @@ class Excerpt:
 
     @property
     def is_part(self) -> bool:
-        """Whether the row states where its part begins or ends."""
+        """Return True if the row states where its part begins or ends."""
         return bool(self.start_s) or self.end_s is not None
 
     def __str__(self) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from pipelines.features.sources.parquet.layout import Declared
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError, missing_package
+from pipelines.infra.files import ReadOnlyFile
 from pipelines.infra.stores import errors as store_errors
 
 logger = logging.getLogger(__name__)
@@ -238,24 +239,12 @@ class _TooShort(Exception):
     """A successful response with fewer bytes than requested, or of another file."""
 
 
-class RangeFile(io.RawIOBase):
+class RangeFile(ReadOnlyFile):
     """A read-only file of `size` bytes, read by `fetch(start, stop)`: one request per read, no buffer."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int):
-        self._fetch, self._size, self._position = fetch, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
+        super().__init__(size)
+        self._fetch = fetch
 
     def read(self, size: int | None = -1) -> bytes:
         stop = self._size if size is None or size < 0 else min(self._position + size, self._size)

@@ -72,7 +72,7 @@ class Layout:
 
     @property
     def files(self) -> dict[str, str]:
-        """Each file in reading order, and its split; empty if the column decides."""
+        """Return the split of each file, in reading order; empty if the column decides."""
         files = {name: split for split in SPLITS for name in self.splits.get(split, ())}
         return dict.fromkeys(files, "") if self.split_column else files
 
