@@ -239,7 +239,7 @@ def run_ours(recipe: Recipe, cache: FeatureCache, folder: Path) -> Side:
     started = time.perf_counter()
     validate(model)
     seconds = time.perf_counter() - started
-    options = decoding.DecodingOptions(
+    options = decoding.RowDecodingOptions(
         recipe.language,
         recipe.evaluation.max_new_tokens,
         full_context=full_context,

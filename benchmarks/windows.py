@@ -26,7 +26,7 @@ from pipelines.training.data import packing
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import Collator
-from pipelines.whisper.decoding import DecodingOptions
+from pipelines.whisper.decoding import RowDecodingOptions
 from pipelines.whisper.model import ModelRef
 
 BATCH_FRAMES = 24_000
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 def clips(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
     """Score the test clips one by one."""
     rows = opened.split("test")
-    options = DecodingOptions(language, 128, full_context=ref.context == "full", batch_frames=BATCH_FRAMES)
+    options = RowDecodingOptions(language, 128, full_context=ref.context == "full", batch_frames=BATCH_FRAMES)
     hypotheses = decoding.decode_rows_to_text(
         whisper_model.load(ref, device=environment.detect().device),
         whisper_model.load_processor(ref, language),
@@ -76,7 +76,7 @@ def joined(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
     hypotheses, size = [], BATCH_FRAMES // 3_000
     for start in range(0, len(groups), size):
         features = collate(groups[start : start + size])["input_features"]
-        hypotheses += decoding.decode_to_text(model, processor, features, DecodingOptions(language, MAX_NEW_TOKENS))
+        hypotheses += decoding.decode_to_text(model, processor, features, RowDecodingOptions(language, MAX_NEW_TOKENS))
     tables = [opened.rows.iloc[group] for group in groups]
     references = [" ".join(rows["text"]) for rows in tables]
     return scoring.score(references, hypotheses, [rows["speaker"].iloc[0] for rows in tables])

@@ -17,7 +17,7 @@ from pipelines.training.run import TrainedModel, TrainingRun, finished_model
 from pipelines.whisper import confidence, lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
-from pipelines.whisper.decoding import DecodingOptions
+from pipelines.whisper.decoding import RowDecodingOptions
 from pipelines.whisper.log_mel import FULL_S
 
 
@@ -87,7 +87,7 @@ def _calibrate(run: TrainingRun, model: Any, trainer: Any) -> Calibration:
     import torch
 
     recipe = run.recipe
-    options = DecodingOptions(
+    options = RowDecodingOptions(
         recipe.language,
         recipe.evaluation.max_new_tokens,
         full_context=recipe.training.context == "full",

@@ -36,7 +36,7 @@ def validator(
 
     def decode(model: Any, batch_frames: int) -> tuple[dict[int, str], int]:
         cut: list[int] = []
-        options = decoding.DecodingOptions(
+        options = decoding.RowDecodingOptions(
             recipe.language,
             settings.max_new_tokens,
             full_context=full_context,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from pipelines.whisper.batching import ClipFeatures
-    from pipelines.whisper.decoding import DecodingOptions
+    from pipelines.whisper.decoding import RowDecodingOptions
 
 
 UNSURE = 0.5
@@ -81,7 +81,7 @@ def calibrate(
     processor: WhisperProcessor,
     cache: ClipFeatures,
     rows: np.ndarray,
-    options: DecodingOptions,
+    options: RowDecodingOptions,
 ) -> Calibration:
     """Decode cache rows of the validation split and return the calibration fitted to their words."""
     rows = rows[:: max(1, -(-len(rows) // MAX_CLIPS))]

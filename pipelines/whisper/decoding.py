@@ -28,7 +28,7 @@ def _ignore(n: int) -> None:
 
 
 @dataclass(frozen=True)
-class DecodingOptions:
+class RowDecodingOptions:
     """What a transcript depends on besides the model and the audio: the same for every clip of a run."""
 
     language: str
@@ -61,7 +61,7 @@ class Hypothesis:
     """Number of tokens in that mean; without an end token if the transcript was cut at `max_new_tokens`."""
     words: tuple[tuple[str, float], ...] = ()
     """The words of `text`, split at white space, each with the natural logarithm of its probability: the sum over its
-    tokens. Empty unless `DecodingOptions.word_logprobs`."""
+    tokens. Empty unless `RowDecodingOptions.word_logprobs`."""
     no_speech: float = 0.0
     """Probability that the window holds no speech (see `no_speech_probabilities`)."""
 
@@ -71,7 +71,7 @@ def decode_rows(
     processor: WhisperProcessor,
     cache: ClipFeatures,
     rows: np.ndarray,
-    options: DecodingOptions,
+    options: RowDecodingOptions,
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[Hypothesis]:
     """Return the hypotheses of cache rows, in the order of `rows` (see `decode` and `decode_in_batches`)."""
@@ -85,7 +85,7 @@ def decode_rows_to_text(
     processor: WhisperProcessor,
     cache: ClipFeatures,
     rows: np.ndarray,
-    options: DecodingOptions,
+    options: RowDecodingOptions,
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[str]:
     """Return the transcripts of cache rows, in the order of `rows` (see `decode_to_text` and `decode_in_batches`)."""
@@ -98,7 +98,7 @@ def decode_in_batches(
     decode_batch: Callable[[torch.Tensor], list[_T]],
     cache: ClipFeatures,
     rows: np.ndarray,
-    options: DecodingOptions,
+    options: RowDecodingOptions,
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> list[_T]:
     """Return the result of `decode_batch` for each of `rows`, in their order.
@@ -122,7 +122,7 @@ def decode_to_text(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     features: torch.Tensor,
-    options: DecodingOptions,
+    options: RowDecodingOptions,
 ) -> list[str]:
     """Return the greedy transcripts of `features` float [B, n_mels, T], T even and at most 3000.
 
@@ -141,7 +141,7 @@ def decode(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     features: torch.Tensor,
-    options: DecodingOptions,
+    options: RowDecodingOptions,
 ) -> list[Hypothesis]:
     """Return the hypotheses of `features` float [B, n_mels, T]: at temperature 0 the texts of `decode_to_text`.
 

@@ -137,7 +137,7 @@ def test_transcriber_matches_the_evaluation(toy, toy_cache, toy_settings, monkey
     """The same clips through the audio file and through the feature cache."""
     monkeypatch.setattr(repetition, "is_repeating", lambda text, duration_s: False)  # a toy's nonsense goes in circles
     rows = toy_cache.split("test")
-    options = decoding.DecodingOptions("sv", 16, batch_frames=1)
+    options = decoding.RowDecodingOptions("sv", 16, batch_frames=1)
     cached = decoding.decode_rows_to_text(toy.loaded.model, toy.loaded.processor, toy_cache, rows, options)
     heard = [toy.transcribe(clip.audio).text for clip in feature_pipeline.samples(toy_settings(), n=12)]
     assert heard == cached

@@ -99,7 +99,7 @@ def test_validation_interval_equals_that_of_the_score(toy_settings, toy_cache):
     processor, rows = whisper_model.load_processor(ref, "sv"), toy_cache.split("validation")
     found = validation.validator(settings, toy_cache, processor, False)(whisper_model.load(ref))
     told = toy_cache.rows.iloc[rows]
-    options = decoding.DecodingOptions("sv", 16, batch_frames=24_000)
+    options = decoding.RowDecodingOptions("sv", 16, batch_frames=24_000)
     heard = decoding.decode_rows_to_text(whisper_model.load(ref), processor, toy_cache, rows, options)
     score = scoring.score(told["text"].tolist(), heard, told["speaker"].tolist(), samples=100, seed=13)
     assert (found["wer"], found["wer_low"], found["wer_high"]) == (score.wer, *score.ci95)

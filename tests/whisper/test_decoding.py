@@ -10,7 +10,7 @@ from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import tokens as labels
 from pipelines.whisper.batching import Collator
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
 from pipelines.whisper.model import ModelRef
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +32,7 @@ def rows(toy_cache) -> np.ndarray:
 
 
 def decode_rows_to_text(model, processor, cache, rows, on_clips=lambda n: None, **settings) -> list[str]:
-    options = DecodingOptions(**{"language": "sv", "max_new_tokens": 16, **settings})
+    options = RowDecodingOptions(**{"language": "sv", "max_new_tokens": 16, **settings})
     return decoding.decode_rows_to_text(model, processor, cache, rows, options, on_clips)
 
 
@@ -59,7 +59,7 @@ def test_text_at_30_s_equals_transformers_generate(toy_model, processor):
     ]
     scales = torch.tensor([0.1, 0.3, 1.0, 3.0])[:, None, None]
     features = scales * torch.randn(4, 80, 3000, generator=torch.Generator().manual_seed(1))
-    ours = decoding.decode_to_text(toy, processor, features, DecodingOptions("sv", 12))
+    ours = decoding.decode_to_text(toy, processor, features, RowDecodingOptions("sv", 12))
     assert ours == by_transformers(toy, processor, features, 12)
     assert len(set(ours)) > 1
     assert all(ours)
@@ -71,7 +71,7 @@ def test_real_tiny_equals_transformers_generate(tiny_folder, toy_cache, rows):
     tiny, processor = whisper_model.load(ref), whisper_model.load_processor(ref, "sv")
     torch.set_num_threads(2)
     features = Collator(toy_cache, full_context=True)(rows[:3].tolist())["input_features"]
-    ours = decoding.decode_to_text(tiny, processor, features, DecodingOptions("sv", 60))
+    ours = decoding.decode_to_text(tiny, processor, features, RowDecodingOptions("sv", 60))
     torch.set_num_threads(1)
     assert ours == by_transformers(tiny, processor, features, 60)
     assert all(len(text.split()) > 2 for text in ours)
@@ -110,8 +110,8 @@ def test_batched_transcripts_keep_the_order_of_rows(processor, toy_cache, rows, 
 def test_transcript_does_not_depend_on_the_batch(toy, processor, toy_cache, rows):
     collate = Collator(toy_cache)
     together = collate(rows[:5].tolist())["input_features"]
-    batch = decoding.decode_to_text(toy, processor, together, DecodingOptions("sv", 12))
-    alone = [decoding.decode_to_text(toy, processor, clip[None], DecodingOptions("sv", 12))[0] for clip in together]
+    batch = decoding.decode_to_text(toy, processor, together, RowDecodingOptions("sv", 12))
+    alone = [decoding.decode_to_text(toy, processor, clip[None], RowDecodingOptions("sv", 12))[0] for clip in together]
     assert batch == alone
     assert len(set(batch)) > 1
 
@@ -135,12 +135,12 @@ def test_encoder_runs_once_and_the_mode_is_restored(toy, processor, toy_cache, r
     handle = toy.model.encoder.register_forward_hook(lambda *args: calls.append(1))
     toy.train()
     features = Collator(toy_cache)(rows[:2].tolist())["input_features"]
-    decoding.decode_to_text(toy, processor, features, DecodingOptions("sv", 6))
+    decoding.decode_to_text(toy, processor, features, RowDecodingOptions("sv", 6))
     handle.remove()
     assert calls == [1]
     assert toy.training
     toy.eval()
-    decoding.decode_to_text(toy, processor, features, DecodingOptions("sv", 2))
+    decoding.decode_to_text(toy, processor, features, RowDecodingOptions("sv", 2))
     assert not toy.training
 
 
@@ -225,7 +225,7 @@ def test_labels_equal_the_stock_tokenizer_without_start(processor):
 
 
 def decode_rows(model, processor, cache, rows, **settings) -> list[Hypothesis]:
-    return decoding.decode_rows(model, processor, cache, rows, DecodingOptions("sv", 16, **settings))
+    return decoding.decode_rows(model, processor, cache, rows, RowDecodingOptions("sv", 16, **settings))
 
 
 def teacher_forced(model, processor, features: torch.Tensor, text_tokens: list[int]) -> float:
@@ -246,7 +246,7 @@ def test_logprob_equals_a_teacher_forced_forward_pass(toy_model, processor, toy_
     rare = min(free[:, 1:].unique().tolist(), key=lambda token: abs(int((free == token).any(dim=1).sum()) - 6))
     toy.generation_config.eos_token_id = [END, rare]  # the toy knows no end of its own: now some clips have one
     features = Collator(toy_cache)(rows.tolist())["input_features"]
-    heard = decoding.decode(toy, processor, features, DecodingOptions("sv", 24))
+    heard = decoding.decode(toy, processor, features, RowDecodingOptions("sv", 24))
     own = [tokens[: tokens.index(rare) + 1] if rare in tokens else tokens for tokens in free.tolist()]
     assert [one.tokens for one in heard] == [len(tokens) for tokens in own]
     assert min(map(len, own)) < 24 == max(map(len, own)), "some end, others are cut"

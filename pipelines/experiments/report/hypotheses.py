@@ -19,7 +19,7 @@ from pipelines.infra.parallel import process_pool
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ def _decode_export(
     return hypotheses, {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
 
 
-def _decoding_options(recipe: Recipe, ref: ModelRef) -> DecodingOptions:
+def _decoding_options(recipe: Recipe, ref: ModelRef) -> RowDecodingOptions:
     """Return the recipe's decoding options; a model that was not tuned at clip length gets the full 30 s window."""
-    return DecodingOptions(
+    return RowDecodingOptions(
         recipe.language,
         recipe.evaluation.max_new_tokens,
         full_context=ref.context == "full",

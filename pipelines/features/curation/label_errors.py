@@ -95,7 +95,7 @@ def _decode(
     model = whisper_model.load(ref, device=environment.detect().device)
     processor = whisper_model.load_processor(ref, language)
     full_context, transcripts = ref.context == "full", {}
-    options = decoding.DecodingOptions(
+    options = decoding.RowDecodingOptions(
         language, settings.max_new_tokens, full_context=full_context, batch_frames=settings.batch_frames
     )
     for names in _chunks(cache, missing, settings.batch_frames, full_context):

@@ -22,7 +22,7 @@ from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import export, tokens
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
 from pipelines.whisper.engines.ctranslate2_engine import CTranslate2
 from pipelines.whisper.engines.onnx_engine import Onnx
 from pipelines.whisper.engines.transformers_engine import Transformers
@@ -67,7 +67,7 @@ class _Request:
     """What `open_engine` was called with."""
 
     ref: ModelRef
-    options: DecodingOptions
+    options: RowDecodingOptions
     device: str
     compute_type: str
     threads: int
@@ -99,7 +99,7 @@ def open_engine(
         raise LabError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     tokens.check_language(ref.folder, language)
     request = _Request(
-        ref, DecodingOptions(language, max_new_tokens, word_logprobs=True), device, compute_type, threads
+        ref, RowDecodingOptions(language, max_new_tokens, word_logprobs=True), device, compute_type, threads
     )
     export_format = request.export_format
     if export_format and engine not in ("auto", export_format):

@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model_files
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.tokens import read_spelling
 
@@ -19,7 +19,7 @@ from pipelines.whisper.tokens import read_spelling
 class CTranslate2:
     """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
-    def __init__(self, folder: Path, options: DecodingOptions, device: str, compute_type: str, threads: int):
+    def __init__(self, folder: Path, options: RowDecodingOptions, device: str, compute_type: str, threads: int):
         import ctranslate2
 
         self.spelling = read_spelling(folder)

@@ -14,7 +14,7 @@ from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model_files
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis, no_speech_token
+from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions, no_speech_token
 from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, needs_seven_bits, state_names
 from pipelines.whisper.log_mel import LogMel
@@ -27,7 +27,7 @@ States = dict[str, np.ndarray]
 class Onnx:
     """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
-    def __init__(self, folder: Path, options: DecodingOptions, threads: int):
+    def __init__(self, folder: Path, options: RowDecodingOptions, threads: int):
 
         self.options = options
         self.spelling = read_spelling(folder)

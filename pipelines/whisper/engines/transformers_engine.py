@@ -12,7 +12,7 @@ from pipelines.speech.audio import Waveform
 from pipelines.whisper import decoding
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.decoding import DecodingOptions, Hypothesis
+from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
 from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
@@ -67,7 +67,7 @@ def cross_attention(model: WhisperForConditionalGeneration, features: torch.Tens
 class Transformers:
     """A loaded model in float32, with bfloat16 autocast on GPUs that support it."""
 
-    def __init__(self, ref: ModelRef, options: DecodingOptions, device: str, threads: int):
+    def __init__(self, ref: ModelRef, options: RowDecodingOptions, device: str, threads: int):
         import torch
 
         if threads:

@@ -49,7 +49,7 @@ def test_transcripts_match_decoding_in_requested_order(transcribe, toy_cache, to
         whisper_model.load_processor(ref, "sv"),
         toy_cache,
         np.array(rows),
-        decoding.DecodingOptions("sv", 16, batch_frames=24_000),
+        decoding.RowDecodingOptions("sv", 16, batch_frames=24_000),
     )
     assert len(set(plain)) > 1
     assert transcribe(rows) == plain

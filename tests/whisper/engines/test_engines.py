@@ -22,7 +22,7 @@ from pipelines.speech import audio
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import Collator
-from pipelines.whisper.decoding import DecodingOptions
+from pipelines.whisper.decoding import RowDecodingOptions
 from pipelines.whisper.export import onnx_graph
 from pipelines.whisper.tokens import Spelling, prompt_ids
 
@@ -135,7 +135,7 @@ def test_samples_follow_the_models_probabilities(stock, windows):
     scores = []
     decoding.generate(model, one[:1], prompt_ids(processor, "sv"), 1, lambda tokens, s: scores.append(s) or s)
     wanted = torch.softmax(scores[0][0].float(), -1)
-    told = decoding.decode(model, processor, one, DecodingOptions("sv", 1, temperature=1.0, seed=3))
+    told = decoding.decode(model, processor, one, RowDecodingOptions("sv", 1, temperature=1.0, seed=3))
     mean, spread = float((wanted * wanted.clamp(min=1e-30).log()).sum()), 0.0
     spread = math.sqrt(float((wanted * (wanted.clamp(min=1e-30).log() - mean) ** 2).sum()) / 400)
     assert np.mean([heard.logprob for heard in told]) == pytest.approx(mean, abs=4 * spread + 1e-3)
