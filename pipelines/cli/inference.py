@@ -38,8 +38,21 @@ ReferenceColumn = Annotated[
     str,
     typer.Option(help="Reference transcripts, for WER; default: text, sentence, transcript_reference or reference."),
 ]
-
-
+Out = Annotated[
+    str, typer.Option(help="Table to write, or its folder; default: <name>.transcribed.csv beside the input.")
+]
+Formats = Annotated[
+    str,
+    typer.Option("--format", metavar="FORM,FORM", help="Also write a file per recording: txt, srt, vtt, tsv, json."),
+]
+MaxLineWidth = Annotated[int, typer.Option(help="Most characters in a line of a subtitle.")]
+MaxLineCount = Annotated[int, typer.Option(help="Most lines in a subtitle.")]
+HighlightWords = Annotated[
+    bool, typer.Option("--highlight-words", help="Underline each word of a subtitle while it is spoken.")
+]
+Track = Annotated[
+    str, typer.Option(help="Audio track of videos: 1, 2, ... or all; default: the first.", show_default=False)
+]
 AllowOrigin = Annotated[
     list[str],
     typer.Option(
@@ -52,16 +65,14 @@ AllowOrigin = Annotated[
 
 def transcribe(
     inputs: Inputs,
-    out: Annotated[
-        str, typer.Option(help="Table to write, or its folder; default: <name>.transcribed.csv beside the input.")
-    ] = "",
+    out: Out = "",
     audio_column: Annotated[str, typer.Option(help="Default: audio, path, file or file_name.")] = "",
     reference_column: ReferenceColumn = "",
     speaker_column: Annotated[str, typer.Option(help="Default: speaker, client_id or speaker_id.")] = "",
-    format_: Annotated[
-        str,
-        typer.Option("--format", metavar="FORM,FORM", help="Also write a file per recording: txt, srt, vtt, json."),
-    ] = "",
+    format_: Formats = "",
+    max_line_width: MaxLineWidth = 42,
+    max_line_count: MaxLineCount = 2,
+    highlight_words: HighlightWords = False,
     model: ModelUri = "",
     language: Language = "",
     engine: EngineName = "auto",
@@ -69,9 +80,7 @@ def transcribe(
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Transcribe only the rows of a table that had an error.")
     ] = False,
-    track: Annotated[
-        str, typer.Option(help="Audio track of videos: 1, 2, ... or all; default: the first.", show_default=False)
-    ] = "",
+    track: Track = "",
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -88,13 +97,16 @@ def transcribe(
     from pipelines.inference.batch import job as batch_job
     from pipelines.inference.batch import run as batch_run
     from pipelines.inference.batch import tracks
+    from pipelines.inference.subtitles import Style
     from pipelines.inference.transcriber import Transcriber
     from pipelines.infra import environment
     from pipelines.whisper import model as whisper_model
 
     columns = {"audio_column": audio_column, "reference_column": reference_column, "speaker_column": speaker_column}
     console.configure(sys.stderr)  # standard output is for the transcripts
-    job = replace(batch_job.plan(inputs, out, **columns, formats=split_list(format_)), track=tracks.parse(track))
+    style = Style(max_line_width, max_line_count, highlight_words)
+    job = batch_job.plan(inputs, out, **columns, formats=split_list(format_))
+    job = replace(job, track=tracks.parse(track), style=style)
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         outline = batch_run.Outline(job)

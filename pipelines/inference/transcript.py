@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from pipelines.speech.audio import AudioError
 
@@ -34,6 +36,13 @@ class Segment:
     """Sampling temperature; above 0 if the first attempt repeated itself."""
     no_speech: float = 0.0
     """Probability of no speech in the window of this segment (decoding.no_speech_probabilities)."""
+    speaker: str = ""
+    """Name of the speaker or channel; "" if these are not told apart."""
+
+    @property
+    def labelled_text(self) -> str:
+        """The text, after the speaker's name if there is one."""
+        return f"{self.speaker}: {self.text}" if self.speaker else self.text
 
     @property
     def confidence(self) -> float:
@@ -46,6 +55,7 @@ class Transcript:
     """The transcript of a recording."""
 
     text: str
+    """In one line; if the speakers are told apart, a line for each turn: `Anna: Hej!`"""
     audio_s: float
     """Duration of the recording."""
     elapsed_s: float
@@ -58,6 +68,23 @@ class Transcript:
     def confidence(self) -> float:
         """Expected share of correct words, 0 to 1."""
         return _mean_confidence(tuple(word for segment in self.segments for word in segment.words))
+
+    @property
+    def has_speakers(self) -> bool:
+        """Return whether there are names of speakers."""
+        return any(segment.speaker for segment in self.segments)
+
+    @property
+    def plain_text(self) -> str:
+        """The text without names of speakers, in order of time."""
+        return " ".join(segment.text for segment in self.segments) if self.has_speakers else self.text
+
+
+def join_texts(segments: Iterable[Segment]) -> str:
+    """Return the text of segments: in one line, or with speakers, a line for each turn."""
+    turns = groupby(segments, key=lambda segment: segment.speaker)
+    lines = ((speaker, " ".join(segment.text for segment in turn)) for speaker, turn in turns)
+    return "\n".join(f"{speaker}: {text}" if speaker else text for speaker, text in lines)
 
 
 class DamagedRecording(AudioError):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_GAPS = 5
 """Most places of damage that are listed."""
 DOWNLOADS = ("txt", "srt", "vtt")
-"""Formats of the files that the page offers, keys of subtitles.FORMATS."""
+"""Formats of the files that the page offers, of subtitles.FORMATS."""
 
 logger = logging.getLogger("app")  # outside the lab's loggers: refusals of visitors are not printed
 
@@ -55,7 +55,7 @@ class Handlers:
         files = None
         if has_segments:
             result = Transcript(transcript.text, transcript.audio_s, transcript.elapsed_s, transcript.segments)
-            files = {ending: subtitles.FORMATS[ending](result) for ending in DOWNLOADS}
+            files = {ending: subtitles.write(result, ending) for ending in DOWNLOADS}
         segments = html.segment_list(transcript.segments if has_segments else (), TEXTS[language])
         is_comparable = bool(transcript and transcript.recording) and self.service.can_compare
         downloads = [gr.Button(interactive=has_segments) for _ in DOWNLOADS]

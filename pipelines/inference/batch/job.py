@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.inference import subtitles
 from pipelines.inference.batch import table_files
 from pipelines.inference.batch.tables import Recordings, expand_user, find_recordings
+from pipelines.inference.subtitles import DEFAULT, Style
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import FOREIGN_SUFFIXES
 from pipelines.speech import scoring
@@ -28,11 +29,24 @@ class Job:
     out: Path | None
     """The table to write; None if the transcripts are only returned."""
     formats: tuple[str, ...] = ()
-    """Formats of the subtitle files for each recording, keys of subtitles.FORMATS."""
+    """Formats of the subtitle files for each recording, of subtitles.FORMATS."""
     folder: Path | None = None
     """Folder of the subtitle files; None: beside each recording."""
+    style: Style = DEFAULT
+    """Of the cues in srt and vtt."""
     track: int = 0
     """Audio track of videos, see tracks.py; 0: the first."""
+
+    def __post_init__(self) -> None:
+        if self.style != DEFAULT and not {*self.formats} & {*subtitles.CUE_FORMATS}:
+            raise LabError(
+                "--max-line-width, --max-line-count and --highlight-words are for subtitles: add --format srt or vtt"
+            )
+
+    @property
+    def uses_word_times(self) -> bool:
+        """Return whether a file contains the times of words, or cues, which are cut better with them."""
+        return bool({"json", *subtitles.CUE_FORMATS} & {*self.formats})
 
     @property
     def columns(self) -> tuple[str, ...]:

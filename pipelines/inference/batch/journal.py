@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.inference.batch import stamps
 from pipelines.inference.batch.job import Job, Result, Summary
+from pipelines.inference.subtitles import DEFAULT
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 
@@ -45,11 +46,12 @@ def identity_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
         "format": list(job.formats),
         **({"segment columns": names} if (names := recordings.excerpt_columns) else {}),
         **({"track": job.track} if job.track else {}),
+        **({"style of subtitles": asdict(job.style)} if job.style != DEFAULT else {}),
     }
 
 
 def _check_identity(out: Path, recorded: dict[str, Any], current: dict[str, Any]) -> None:
-    names = [*current, *({"track"} - current.keys())]  # absent if it is the default
+    names = [*current, *(name for name in ("track", "style of subtitles") if name not in current)]  # absent by default
     if differing := [name for name in names if recorded.get(name) != current.get(name)]:
         raise LabError(
             f"{out} was started with another {' and '.join(differing)}: call it as before, start again with --again, "

@@ -52,6 +52,8 @@ def run(job: Job, transcriber: Transcriber, *, again: bool = False, retry: bool 
     """Run a job. Raises LabError as `transcribe_table` does."""
     if again and retry:
         raise LabError("--again repeats all rows, --retry-errors only those with errors: give one of them")
+    if job.style.highlight_words and not transcriber.times_words:
+        raise LabError(f"{transcriber.ref.title} has no word times, which --highlight-words needs: leave it out")
     if job.out is None:
         if retry:
             raise LabError("--retry-errors is for tables, and audio files have none: name one with --out")
@@ -170,7 +172,7 @@ def _transcribe_one(
             raise AudioError("missing", "the row names no file")
         if recording.audio is None:
             raise AudioError("unreadable", f"the row contains {recording.name} instead of a path or audio")
-        options: dict[str, Any] = {"word_times": True} if "json" in job.formats and transcriber.times_words else {}
+        options: dict[str, Any] = {"word_times": True} if job.uses_word_times and transcriber.times_words else {}
         options["on_audio"] = progress.show_current
         stamp = stamps.stamp(recording) if job.out else None
         audio = recording.excerpt.cut(recording.audio) if recording.excerpt else recording.audio
@@ -184,7 +186,7 @@ def _transcribe_one(
             raise
         return Result(recording.name, error=_one_line(failure))
     for form in job.formats:
-        write_subtitles(path, form, transcript, transcriber)
+        write_subtitles(path, form, transcript, transcriber, job.style)
     progress.add(transcript.audio_s)
     has_words = any(segment.words for segment in transcript.segments)
     return Result(

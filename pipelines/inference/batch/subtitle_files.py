@@ -59,12 +59,11 @@ def refuse_existing(job: Job, paths: list[Path | None]) -> None:
                 raise LabError(f"{path} exists already: name a folder with --out, or replace it with --again")
 
 
-def write_subtitles(stem: Path, form: str, transcript: Transcript, transcriber: Transcriber) -> None:
-    """Write the subtitle file of one format, a key of subtitles.FORMATS."""
-    if form == "json":
-        content = subtitles.verbose_json(transcript, transcriber.language, transcriber.ref.folder)
-    else:
-        content = subtitles.FORMATS[form](transcript)
+def write_subtitles(
+    stem: Path, form: str, transcript: Transcript, transcriber: Transcriber, style: subtitles.Style
+) -> None:
+    """Write the subtitle file of one format, one of subtitles.FORMATS."""
+    content = subtitles.write(transcript, form, style, transcriber.language, transcriber.ref.folder)
     path = _file(stem, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_bytes(path, content.encode())

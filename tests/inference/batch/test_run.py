@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from pipelines.inference.batch import job as batch_job
 from pipelines.inference.batch import journal
 from pipelines.inference.batch import run as batch_run
 from pipelines.inference.batch.job import BatchResult
+from pipelines.inference.subtitles import Style
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.infra import files, manifest
 from pipelines.infra.errors import LabError, Unfinished
@@ -422,7 +424,7 @@ def test_audio_files_write_nothing_by_default(talks, tmp_path):
         (["talks.csv"], {"out": "TALKS"}, "is the table itself, which is never replaced"),
         (["talks.csv"], {"out": "x.parquet"}, "--out must end in .csv here"),
         (["clips"], {"out": "x.parquet"}, "--out must end in .csv or .tsv here"),
-        (["clips/1.wav"], {"formats": ["doc"]}, "--format takes txt, srt, vtt, json, got 'doc'"),
+        (["clips/1.wav"], {"formats": ["doc"]}, "--format takes txt, srt, vtt, tsv, json, got 'doc'"),
         (["none.csv"], {}, "there is no table"),
         (
             ["clips/1.wav"],
@@ -451,6 +453,22 @@ def test_subtitles_beside_recordings_replace_nothing(talks):
     assert (clips / "1.srt").read_text("utf-8") == "1\n00:00:00,000 --> 00:00:00,100\nljud 1\n\n"
     assert json.loads((clips / "6.json").read_text("utf-8"))["text"] == "ljud 6"
     assert not (clips / "3.srt").exists()
+
+
+def test_style_of_subtitles_is_part_of_the_journal(talks, tmp_path):
+    options = {"formats": ["srt"], "out": str(tmp_path / "out")}
+    with pytest.raises(KeyboardInterrupt):
+        run(talks, FakeTranscriber(most=2), **options)
+    job = batch_job.plan([talks], **options)
+    with pytest.raises(LabError, match="started with another style of subtitles"):
+        batch_run.run(replace(job, style=Style(max_line_width=20)), FakeTranscriber())
+    with pytest.raises(LabError, match="has no word times, which --highlight-words needs"):
+        batch_run.run(replace(job, style=Style(highlight_words=True)), FakeTranscriber())
+    batch_run.run(replace(job, style=Style(max_line_width=10)), FakeTranscriber(), again=True)
+    with pytest.raises(LabError, match="another style of subtitles"):
+        batch_run.run(job, FakeTranscriber())
+    with pytest.raises(LabError, match="are for subtitles: add --format srt or vtt"):
+        replace(job, formats=("txt",), style=Style(max_line_count=1))
 
 
 def test_subtitles_in_a_folder_have_unique_names(talks, tmp_path, encoded):
@@ -502,6 +520,7 @@ def test_killed_process_loses_no_finished_row(talks, tmp_path):
     job = batch_job.plan([talks])
     code = f"""
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
 from pipelines.inference.batch import job, run
