@@ -96,7 +96,7 @@ class MeanModel(FineTuningInterface):
 
 def serve(folder: str) -> None:
     """Print the address of a worker, then serve; a server process calls this."""
-    from pipelines.inference.api import server  # not above: the process of every job imports this module
+    from pipelines.inference.http import server  # not above: the process of every job imports this module
     from pipelines.worker import api, jobs
 
     work, listening = jobs.Jobs(MeanModel(Path(folder)), Path(folder)), server.listen("127.0.0.1", 0)

@@ -154,8 +154,9 @@ def serve(
         plan = {"dry_run": True, "would": f"serve {uri} on {host} port {port}", "token": bool(token)}
         text = f"would {plan['would']}, {'with' if token else 'without'} a token\nnothing was done"
         return print_result(as_json, plan, text)
-    from pipelines.inference.api import api, server
+    from pipelines.inference.api import api
     from pipelines.inference.api.queue import Limits
+    from pipelines.inference.http import server
     from pipelines.inference.transcriber import Transcriber
     from pipelines.whisper import model as whisper_model
 

@@ -67,7 +67,7 @@ def worker(
     Example: python -m pipelines worker --recipe tour --port 8001
     """
     from pipelines.infra import environment
-    from pipelines.worker import whisper_tasks
+    from pipelines.worker import api, jobs, whisper_tasks
 
     settings = load_recipe(recipe, set_)
     folder = environment.runs_folder(runs) / "worker"
@@ -82,8 +82,8 @@ def worker(
     offers = f"data sets {', '.join(tasks.datasets)}; stores {', '.join(tasks.stores)}"
     if dry_run:
         return print_plan(as_json, f"tune {settings.model.base} on {host} port {port}, {offers}", folder, settings)
-    from pipelines.inference.api import queue, server
-    from pipelines.worker import api, jobs
+    from pipelines.inference.api import queue
+    from pipelines.inference.http import server
 
     console.configure(sys.stderr)  # standard output is for the address
     listening = server.listen(host, port)

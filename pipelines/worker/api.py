@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from pipelines.inference.api.queue import Limits
-from pipelines.inference.http_guard import Refusal
+from pipelines.inference.http.guard import Refusal
 from pipelines.infra.errors import LabError
 from pipelines.worker.interface import ASYNCHRONOUS, TASKS, Ignored
 from pipelines.worker.jobs import Cancelled, Failed, Job, Jobs

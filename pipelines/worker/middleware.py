@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from pipelines.inference.http_guard import (
+from pipelines.inference.http.guard import (
     Refusal,
     check_fetch_site,
     check_host,

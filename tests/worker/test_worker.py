@@ -32,7 +32,7 @@ from pipelines import recipes
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.inference import transcriber
 from pipelines.inference.api import queue
-from pipelines.inference.api import server as api_server
+from pipelines.inference.http import server as api_server
 from pipelines.infra import manifest, stores
 from pipelines.infra.errors import LabError
 from pipelines.infra.redact import redact_text

@@ -7,7 +7,6 @@
     api          the routes
     responses    transcripts and model facts as responses
     docs_page    the documentation at /docs
-    server       socket, uvicorn and shutdown
 
 A recording is stored in memory or in an unnamed temporary file and is deleted with its request.
 """

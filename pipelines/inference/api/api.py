@@ -39,7 +39,7 @@ from pipelines.inference.api.schemas import (
     Transcription,
     VerboseTranscription,
 )
-from pipelines.inference.http_guard import Refusal
+from pipelines.inference.http.guard import Refusal
 from pipelines.inference.transcriber import Transcriber
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages

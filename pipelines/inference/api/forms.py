@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from pipelines.inference.http_guard import Refusal
+from pipelines.inference.http.guard import Refusal
 
 FILE = "file"
 GRANULARITIES = "timestamp_granularities[]"

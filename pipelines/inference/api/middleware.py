@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from pipelines.inference.api.queue import TranscriptionQueue
-from pipelines.inference.http_guard import NO_RETRY, Refusal, check_token, limit_body
+from pipelines.inference.http.guard import NO_RETRY, Refusal, check_token, limit_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.inference.api.schemas import audio_refusal
-from pipelines.inference.http_guard import Refusal, wait_for_disconnect
+from pipelines.inference.http.guard import Refusal, wait_for_disconnect
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import DamagedRecording, Transcript
 from pipelines.speech.audio import AudioError
@@ -34,7 +34,7 @@ class Limits:
     timeout_s: float = 600.0
     """Time from the first byte of a request to its response: sending, waiting and decoding."""
     sending_s: float = 30.0
-    """Time for the body to arrive, plus one second per http_guard.MIN_BYTES_PER_S: a slow sender occupies a slot."""
+    """Time for the body to arrive, plus one second per http.guard.MIN_BYTES_PER_S: a slow sender occupies a slot."""
     queue: int = 16
     """Requests that may wait while one is decoded."""
 

@@ -16,7 +16,7 @@ from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference import subtitles
 from pipelines.inference.api.forms import is_multipart
 from pipelines.inference.api.schemas import Model, Prediction
-from pipelines.inference.http_guard import Refusal
+from pipelines.inference.http.guard import Refusal
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Transcript
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from pipelines.inference.http_guard import Refusal
+from pipelines.inference.http.guard import Refusal
 from pipelines.speech.audio import DAMAGED, AudioError
 
 _AUDIO_ERRORS = {

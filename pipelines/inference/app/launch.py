@@ -115,7 +115,7 @@ def _limited_connections() -> Iterator[None]:
     """Let the server that Gradio starts limit the heads of requests: Gradio passes no such option to uvicorn."""
     from uvicorn import config
 
-    from pipelines.inference.http_protocol import LimitedProtocol
+    from pipelines.inference.http.protocol import LimitedProtocol
 
     previous = config.HTTP_PROTOCOLS["auto"]
     config.HTTP_PROTOCOLS["auto"] = LimitedProtocol

@@ -17,7 +17,7 @@ from pipelines.inference.app import html, live, routes
 from pipelines.inference.app.i18n import TEXTS, choose_language
 from pipelines.inference.app.routes import LIVE_PATH, UPLOAD_PATH
 from pipelines.inference.app.uploads import delete_old_uploads, store_upload
-from pipelines.inference.http_guard import (
+from pipelines.inference.http.guard import (
     Refusal,
     check_fetch_site,
     header,

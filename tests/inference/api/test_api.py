@@ -30,11 +30,11 @@ from hypothesis import strategies
 
 from pipelines.cli import inference
 from pipelines.inference import detection
-from pipelines.inference import http_protocol as protocol
 from pipelines.inference import subtitles as written
 from pipelines.inference.api import api
-from pipelines.inference.api import server as api_server
 from pipelines.inference.api.queue import Limits
+from pipelines.inference.http import protocol
+from pipelines.inference.http import server as api_server
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Transcript
 from pipelines.infra.errors import LabError

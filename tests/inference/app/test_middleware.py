@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from servers.loopback import free_port
 
-from pipelines.inference import http_protocol as protocol
 from pipelines.inference.app import launch, middleware, routes, uploads
 from pipelines.inference.app import service as app_service
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH
 from pipelines.inference.app.launch import build
+from pipelines.inference.http import protocol
 from pipelines.speech.audio import AudioError
 from tests.inference.app.app_fakes import (
     SESSION_ID,

@@ -40,7 +40,7 @@ def create_server(app: Starlette) -> uvicorn.Server:
     """
     import uvicorn
 
-    from pipelines.inference.http_protocol import LimitedProtocol
+    from pipelines.inference.http.protocol import LimitedProtocol
 
     app.state.server = uvicorn.Server(
         uvicorn.Config(

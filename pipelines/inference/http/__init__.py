@@ -1,0 +1,6 @@
+"""What the API, the app and the worker share as HTTP servers.
+
+server     socket, uvicorn and shutdown
+protocol   limits on the heads of requests
+guard      token, origin, size and sending time of a request
+"""
