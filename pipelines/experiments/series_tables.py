@@ -29,6 +29,7 @@ from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import label_errors
 from pipelines.infra import environment, manifest, redact
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables.formulas import decode_cell, encode_cell
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
@@ -79,8 +80,9 @@ def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = ""
         raise LabError("no finished experiment to export: run the same command without --export first")
     lookup.require_comparable(list(reports.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    _utterances(reports).to_csv(folder / UTTERANCES, index=False)
-    pd.DataFrame([_run_row(name, report, runs) for name, report in reports.items()]).to_csv(folder / RUNS, index=False)
+    _utterances(reports).map(encode_cell).to_csv(folder / UTTERANCES, index=False)
+    costs = pd.DataFrame([_run_row(name, report, runs) for name, report in reports.items()])
+    costs.map(encode_cell).to_csv(folder / RUNS, index=False)
     finished = [recipe for recipe in experiments if f"{recipe.name}/{recipe.training.seed}" in reports]
     (folder / FILTERS).write_text(json.dumps(_filters(finished, runs), indent=1, ensure_ascii=False) + "\n", "utf-8")
     return SeriesTables(folder, reports, claims(folder))
@@ -212,7 +214,7 @@ def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str,
     `against`: for each baseline `delta` (WER minus the baseline's), its `ci95`, `p`, and `p_holm`, corrected for the
     number of recipes.
     """
-    edits, speakers = _read_edits(pd.read_csv(folder / UTTERANCES))
+    edits, speakers = _read_edits(pd.read_csv(folder / UTTERANCES).map(decode_cell))
     against = {baseline: _differences(edits, speakers, baseline) for baseline in baselines if baseline in edits}
     rows = []
     for recipe, by_seed in edits.items():

@@ -30,6 +30,7 @@ from pipelines.features.sources import Example
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import process_pool
+from pipelines.infra.tables.formulas import encode_cell
 from pipelines.recipes import differences, digest
 
 logger = logging.getLogger(__name__)
@@ -296,7 +297,7 @@ def _write_rejected(path: Path, rejected: list[dict[str, str]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["id", "split", "reason", "detail"])
         writer.writeheader()
-        writer.writerows(rejected)
+        writer.writerows({name: encode_cell(cell) for name, cell in row.items()} for row in rejected)
 
 
 def _write_repaired(path: Path, selection: Selection) -> None:
@@ -304,7 +305,7 @@ def _write_repaired(path: Path, selection: Selection) -> None:
         writer = csv.writer(file)
         writer.writerow(["id", "before", "after", "labels"])
         for name, repair in selection.repaired.items():
-            writer.writerow([name, repair.before, repair.after, " ".join(map(str, repair.labels))])
+            writer.writerow([*map(encode_cell, (name, repair.before, repair.after)), " ".join(map(str, repair.labels))])
 
 
 def _remove_leftovers(folder: Path, n_shards: int) -> None:

@@ -23,6 +23,7 @@ import pandas as pd
 from pipelines.features import shards
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables.formulas import decode_cell
 from pipelines.recipes import differences, digest
 from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
 
@@ -101,7 +102,7 @@ class FeatureCache:
     @property
     def rejected(self) -> pd.DataFrame:
         """Rejected clips: id, split, reason, detail."""
-        return pd.read_csv(self.rejected_path, dtype=str, keep_default_na=False)
+        return pd.read_csv(self.rejected_path, dtype=str, keep_default_na=False).map(decode_cell)
 
     @property
     def rejected_path(self) -> Path:
@@ -247,7 +248,7 @@ def _replace_labels(
 
 
 def _read_repaired(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / REPAIRED, dtype=str, keep_default_na=False)
+    return pd.read_csv(folder / REPAIRED, dtype=str, keep_default_na=False).map(decode_cell)
 
 
 def _flat_labels(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

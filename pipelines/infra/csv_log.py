@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables.formulas import decode_cell, encode_cell
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,12 @@ LOCK_TIMEOUT_S = 10.0
 _BOM = b"\xef\xbb\xbf"
 
 
-def _unchanged(cell: str) -> str:
-    return cell
-
-
 @dataclass(frozen=True)
 class CsvLog:
-    """One log file. Spreadsheet exports with a byte order mark or CRLF line ends are read, too."""
+    """One log file. Spreadsheet exports with a byte order mark or CRLF line ends are read, too.
+
+    Cells that a spreadsheet would run as a formula are stored as text.
+    """
 
     path: Path
     columns: tuple[str, ...]
@@ -40,8 +40,6 @@ class CsvLog:
     """What to do when the file has other columns."""
     is_complete: Callable[[dict[str, str]], bool] = lambda row: True
     """Whether a row without a line end was written completely: a cut last cell still parses."""
-    encode_cell: Callable[[str], str] = _unchanged
-    decode_cell: Callable[[str], str] = _unchanged
     lock_timeout_s: float = LOCK_TIMEOUT_S
 
     def read(self) -> list[dict[str, str]]:
@@ -94,7 +92,7 @@ class CsvLog:
 
     def line(self, row: Mapping[str, str]) -> bytes:
         """Return a row as a line of the file, with its line end."""
-        return _csv_line(self.encode_cell(row[name]) for name in self.columns)
+        return _csv_line(encode_cell(row[name]) for name in self.columns)
 
     def parse(self, line: bytes) -> dict[str, str] | None:
         """Return the row in a line, or None if the line is damaged."""
@@ -104,7 +102,7 @@ class CsvLog:
             return None
         if len(cells) != len(self.columns):
             return None
-        return {name: self.decode_cell(cell) for name, cell in zip(self.columns, cells, strict=True)}
+        return {name: decode_cell(cell) for name, cell in zip(self.columns, cells, strict=True)}
 
     @property
     def _header(self) -> bytes:

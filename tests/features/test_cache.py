@@ -114,6 +114,19 @@ def test_rejected_clips_are_rows_of_the_table(tmp_path):
     ]
 
 
+def test_formulas_in_rejected_csv_are_text_and_read_back(tmp_path):
+    def refuse(example: Example) -> Clip:
+        if example.id != "=2":
+            return create_clip(example)
+        raise Rejected("silent", "@SUM(1)")
+
+    rows = [replace(example, id="=2" if example.id == "2" else example.id) for example in examples()]
+    cache = build_cache(tmp_path / "c", refuse, rows)
+    row = {"id": "=2", "split": rows[2].split, "reason": "silent", "detail": "@SUM(1)"}
+    assert row in cache.rejected.to_dict("records")
+    assert "'=2," in cache.rejected_path.read_text("utf-8")
+
+
 @pytest.mark.parametrize(("shard_clips", "shards"), [(1, 12), (5, 3), (6, 2), (100, 1)])
 def test_shard_size_does_not_change_rows(tmp_path, shard_clips, shards):
     cache, full = build_cache(tmp_path / "c", shard_clips=shard_clips), build_cache(tmp_path / "whole")

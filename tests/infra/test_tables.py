@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import is_missing, open_table
+from pipelines.infra.tables.formulas import decode_cell, encode_cell
 
 FRAME = pd.DataFrame(
     {
@@ -31,6 +32,27 @@ def read(tmp_path):
         return [cells for _, cells in open_table(path).rows()]
 
     return make
+
+
+FORMULAS = ["=1+1", "+46 70 12", "-5 grader", "@a", "'=1", "''+1", "＝1", "a;=1+1", "a; -x", "\t=1", "\r=1", "=", "--"]
+
+
+@pytest.mark.parametrize("cell", [*FORMULAS, "'hej", "", "-5", "+4,5", "-1e-05", "1-2", "a=b", "nej - ja"])
+def test_encoded_cell_is_no_formula_and_is_decoded(cell):
+    stored = encode_cell(cell)
+    parts = [stored, *(part.lstrip() for part in stored.split(";")[1:])]
+    assert stored in ("-5", "+4,5", "-1e-05") or not any(part.startswith(tuple("=+-@\t\r＝")) for part in parts)
+    assert decode_cell(stored) == cell
+    assert (stored == cell) == (cell not in FORMULAS)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_table_reads_encoded_cells_as_they_were(read, name):
+    separator = "," if name == "t.csv" else "\t"
+    lines = [[encode_cell(cell), encode_cell(cell)] for cell in ("=id", *FORMULAS) if not {*"\t\r"} & {*cell}]
+    rows = read(name, "".join(f"{separator.join(cells)}\n" for cells in [["'=path", "text"], *lines[1:]]))
+    assert [row["=path"] for row in rows] == [row["text"] for row in rows]
+    assert [row["text"] for row in rows] == [cell for cell in FORMULAS if not {*"\t\r"} & {*cell}]
 
 
 def excel(frame: pd.DataFrame, delimiter: str = ";", encoding: str = "utf-8", first: str = "") -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.experiments.report import slices
-from pipelines.infra.feedback_log import decode_cell, encode_cell
+from pipelines.infra.tables.formulas import decode_cell, encode_cell
 
 NAME = "predictions.csv"
 _TEXTS = ("id", "speaker", "reference", "hypothesis", *slices.COLUMNS)
@@ -16,7 +16,7 @@ _TEXTS = ("id", "speaker", "reference", "hypothesis", *slices.COLUMNS)
 
 def write(folder: Path, predictions: pd.DataFrame) -> None:
     """Write the table to `folder`; an apostrophe before signs such as `=` makes a cell text for spreadsheets."""
-    texts = {name: predictions[name].map(_encoded) for name in _TEXTS if name in predictions}
+    texts = {name: predictions[name].map(encode_cell) for name in _TEXTS if name in predictions}
     predictions.assign(**texts).to_csv(folder / NAME, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
@@ -25,7 +25,3 @@ def read(folder: Path) -> pd.DataFrame:
     # read text columns as text: pandas would turn a transcript such as 007 into a number
     predictions = pd.read_csv(folder / NAME, keep_default_na=False, dtype=dict.fromkeys(_TEXTS, str))
     return predictions.assign(**{name: predictions[name].map(decode_cell) for name in _TEXTS if name in predictions})
-
-
-def _encoded(cell: object) -> object:
-    return encode_cell(cell) if isinstance(cell, str) else cell

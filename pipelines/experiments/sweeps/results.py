@@ -15,6 +15,7 @@ from pipelines.experiments import figures
 from pipelines.experiments.sweeps import asha
 from pipelines.experiments.sweeps.trials import Trial
 from pipelines.infra import manifest, plots
+from pipelines.infra.tables.formulas import encode_cell
 from pipelines.recipes import as_toml
 from pipelines.recipes.settings import Recipe
 
@@ -68,7 +69,7 @@ def _explained(values: list[Any], ranks: pd.Series, is_choice: bool) -> tuple[fl
 def write_table(recipe: Recipe, trials: Sequence[Trial], folder: Path) -> pd.DataFrame:
     """Write the table to the sweep's folder and return it."""
     rows = table(recipe, trials)
-    manifest.write_bytes(folder / TABLE, rows.to_csv(index=False).encode())
+    manifest.write_bytes(folder / TABLE, rows.map(encode_cell).to_csv(index=False).encode())
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Tables in files, and lists of audio files as tables. Cells of text tables are not changed."""
+"""Tables in files, and lists of audio files as tables. Cells of text tables keep their text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 from pipelines.inference.batch.tables import Cells, Table, expand_user
 from pipelines.infra import files, manifest, tables
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables.formulas import encode_cell
 from pipelines.speech.audio_files import AUDIO_SUFFIXES, find_audio
 
 logger = logging.getLogger(__name__)
@@ -219,7 +221,11 @@ def _row_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
 def _write_text(
     path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str, quoted: bool | None = None
 ) -> None:
-    """Write CSV, or TSV without quotes: its cells contain no tab and no line break. `quoted`: TSV with quotes."""
+    """Write CSV, or TSV without quotes: its cells contain no tab and no line break. `quoted`: TSV with quotes.
+
+    Cells that a spreadsheet would run as a formula are written as text (infra/tables/formulas.py).
+    """
+    header, rows = [*map(encode_cell, header)], (map(encode_cell, cells) for cells in rows)
     with open(path, "w", encoding="utf-8", newline="") as file:
         if delimiter == "\t" and not quoted:
             file.write("\t".join(header) + "\n")
@@ -232,4 +238,4 @@ def _write_text(
 
 def _tsv_cell(value: Any) -> str:
     cell = "" if value is None else str(value)
-    return " ".join(cell.split()) if "\t" in cell or "\n" in cell else cell
+    return " ".join(cell.split()) if re.search("[\t\n\r]", cell) else cell

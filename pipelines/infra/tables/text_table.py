@@ -13,6 +13,7 @@ from typing import TextIO
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables.cells import Cells, check_unique
 from pipelines.infra.tables.encoding import detect_encoding, readable
+from pipelines.infra.tables.formulas import decode_cell
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -39,7 +40,7 @@ class TextTable:
             yield f"{self.path.name} line {line}", dict(zip(self.columns, map(str.strip, cells), strict=True))
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the line number and the unchanged cells of each row. Raises LabError for an unusable row."""
+        """Yield the line number and the cells of each row. Raises LabError for an unusable row."""
         n, lines = len(self.columns), self._parsed()
         next(lines)
         for line, cells in lines:
@@ -82,7 +83,7 @@ class TextTable:
     def _parsed(self) -> Iterator[tuple[int, list[str]]]:
         """Yield line number and cells of each row that is not blank, including the header."""
         if not self.quoted:
-            yield from ((line, [unquoted(cell) for cell in cells]) for line, cells in self._split())
+            yield from ((line, [decode_cell(unquoted(cell)) for cell in cells]) for line, cells in self._split())
             return
         with self._open() as file:
             lines = (line.replace("\0", "") for line in file)
@@ -91,7 +92,9 @@ class TextTable:
                 next(lines)
             reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
             try:
-                yield from ((n_before + reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
+                for cells in reader:
+                    if any(map(str.strip, cells)):
+                        yield n_before + reader.line_num, [*map(decode_cell, cells)]
             except csv.Error as error:
                 raise LabError(
                     f"{self.path.name} line {n_before + reader.line_num}: quotes must be balanced, got: {error}. "

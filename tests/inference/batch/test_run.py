@@ -26,7 +26,7 @@ from pipelines.inference.batch import run as batch_run
 from pipelines.inference.batch.job import BatchResult
 from pipelines.inference.subtitles import Style
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
-from pipelines.infra import files, manifest
+from pipelines.infra import files, manifest, tables
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.speech import audio, scoring
 from pipelines.whisper.model import ModelRef
@@ -98,6 +98,22 @@ def test_table_gets_transcripts_errors_and_wer(talks):
     assert summary.score == json.loads(json.dumps(expected.as_dict()))
     assert summary.score["speakers"] == 2
     assert str(expected) in str(BatchResult(job, summary))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_formulas_of_the_input_are_text_in_the_output(tmp_path, encoded, suffix):
+    import pandas as pd
+
+    (tmp_path / "-1.wav").write_bytes(encoded(np.full(1600, 0.1, dtype=np.float32)))
+    frame = pd.DataFrame({"path": ["-1.wav"], "text": ["'=1+1"], "=note": ["@SUM(1)"], "dbfs": ["-45.5"]})
+    path = tmp_path / f"t{suffix}"
+    frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    job, summary = run(path)
+    assert summary.errors == 0
+    content = job.out.read_text("utf-8").replace("\t", ",")
+    assert content.startswith("path,text,'=note,dbfs,") and "\n'-1.wav,'=1+1,'@SUM(1),-45.5,ljud 1," in content
+    [(_, cells)] = tables.open_table(job.out).rows()
+    assert [*cells.values()][:5] == ["-1.wav", "=1+1", "@SUM(1)", "-45.5", "ljud 1"]
 
 
 def test_without_a_reference_there_is_no_wer(talks):
