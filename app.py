@@ -1,4 +1,4 @@
-"""A page that transcribes Swedish speech: record or upload, read the transcript, give feedback.
+"""A page that transcribes speech: record or upload, read the transcript, give feedback.
 
     python app.py                     the newest finished run, or the base model
     python app.py --model runs/tour/train-…/model        or MODEL_URI=hub://owner/name

@@ -45,6 +45,11 @@ def find(text: str) -> str:
     return _CODES.get(name) or (code if code in NAMES else _CODES.get(code, "") if len(code) <= 3 else "")
 
 
+def tag(code: str) -> str:
+    """Return the tag that HTML uses for a language of Whisper: its code, but for Javanese."""
+    return "jv" if code == "jw" else code
+
+
 def parse(text: str) -> str:
     """Return Whisper's code of a language (see `find`). Raises LabError if it has none."""
     if code := find(text):

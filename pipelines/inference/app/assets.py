@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.inference.app.i18n import TEXTS
 from pipelines.inference.app.service import MAX_DURATION_S
+from pipelines.recipes import languages
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -24,12 +25,16 @@ def style() -> str:
     return (STATIC / "page.css").read_text("utf-8")
 
 
-def script() -> str:
-    """Return the JavaScript function that the page runs once: the modules of static/, joined into one scope."""
+def script(speech: str) -> str:
+    """Return the JavaScript function that the page runs once: the modules of static/, joined into one scope.
+
+    `speech` is Whisper's code of the transcripts' language.
+    """
     modules = "\n".join(_MODULE_SYNTAX.sub("", (STATIC / name).read_text("utf-8")) for name in _MODULES)
     options = {
         "messages": {tag: texts["browser"] | {"sorry": texts["sorry"]} for tag, texts in TEXTS.items()},
         "maxDurationS": int(MAX_DURATION_S) - 1,  # the server accepts a second more
+        "speech": languages.tag(speech),
         "workletSource": (STATIC / "worklet.js").read_text("utf-8"),
     }
     return f"() => {{\n{modules}\nstartPage({json.dumps(options)})\n}}"

@@ -56,7 +56,9 @@ class Handlers:
         if has_segments:
             result = Transcript(transcript.text, transcript.audio_s, transcript.elapsed_s, transcript.segments)
             files = {ending: subtitles.write(result, ending) for ending in DOWNLOADS}
-        segments = html.segment_list(transcript.segments if has_segments else (), TEXTS[language])
+        segments = html.segment_list(
+            transcript.segments if has_segments else (), TEXTS[language], self.service.transcriber.language
+        )
         is_comparable = bool(transcript and transcript.recording) and self.service.can_compare
         downloads = [gr.Button(interactive=has_segments) for _ in DOWNLOADS]
         return segments, files, *downloads, gr.Button(interactive=is_comparable)
@@ -106,7 +108,7 @@ class Handlers:
                 return ""
             title, before = self.service.transcribe_with_base(transcript)
             tuned = (inference_pipeline.model_title(self.service.transcriber.ref), transcript.text)
-            return html.comparison((title, before.text), tuned, texts)
+            return html.comparison((title, before.text), tuned, texts, self.service.transcriber.language)
 
     def mark_right(
         self, transcript: SessionTranscript | None, username: str, save_recording: bool, language: str

@@ -6,6 +6,7 @@ import difflib
 import html
 from typing import TYPE_CHECKING
 
+from pipelines.recipes import languages
 from pipelines.speech import text
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ LIVE = '<div id="live-text"></div><p id="live-note" role="status"></p>'
 """Elements that the script fills with the live transcript and the state of the connection."""
 
 
-def segment_list(segments: tuple[Segment, ...], texts: Texts) -> str:
-    """Return the segments with their times; words of low confidence are marked."""
+def segment_list(segments: tuple[Segment, ...], texts: Texts, speech: str) -> str:
+    """Return the segments with their times; words of low confidence are marked.
+
+    `speech` is Whisper's code of the transcript's language, here and below.
+    """
     from pipelines.whisper.confidence import UNSURE
 
     if not segments:
@@ -29,7 +33,8 @@ def segment_list(segments: tuple[Segment, ...], texts: Texts) -> str:
     items = "".join(_segment_item(segment, texts) for segment in segments)
     note = texts["unsure" if is_unsure else "sure"]
     is_open = " open" if is_unsure or len(segments) > 1 else ""
-    return f'<details{is_open}><summary>{texts["details"]}</summary><ol lang="sv">{items}</ol><p>{note}</p></details>'
+    listed = f'<ol lang="{languages.tag(speech)}">{items}</ol>'
+    return f"<details{is_open}><summary>{texts['details']}</summary>{listed}<p>{note}</p></details>"
 
 
 def _segment_item(segment: Segment, texts: Texts) -> str:
@@ -59,7 +64,7 @@ def mark_unsure_words(segment: Segment, texts: Texts) -> str:
     return " ".join(words) or html.escape(segment.text)
 
 
-def live_transcript(partial: Partial, texts: Texts) -> str:
+def live_transcript(partial: Partial, texts: Texts, speech: str) -> str:
     """Return the transcript so far; words that may still change are in a <span>."""
     final = " ".join(part for part in (*(segment.text for segment in partial.segments), partial.settled) if part)
     transcript = html.escape(final)
@@ -68,10 +73,10 @@ def live_transcript(partial: Partial, texts: Texts) -> str:
     # the script replaces the number by the latency that it measured, network included
     latency = f"<b>{partial.latency_s:.1f}</b>"
     line = texts["live_line"].format(audio_s=partial.audio_s, late=latency)
-    return f'<p lang="sv">{transcript}</p><small>{line}</small>'
+    return f'<p lang="{languages.tag(speech)}">{transcript}</p><small>{line}</small>'
 
 
-def comparison(base: tuple[str, str], tuned: tuple[str, str], texts: Texts) -> str:
+def comparison(base: tuple[str, str], tuned: tuple[str, str], texts: Texts, speech: str) -> str:
     """Return two (model title, transcript) pairs side by side; words of only one transcript are marked."""
     words = [transcript.split() for _, transcript in (base, tuned)]
     a, b = ([text.normalise(word) or word for word in transcript] for transcript in words)
@@ -80,8 +85,9 @@ def comparison(base: tuple[str, str], tuned: tuple[str, str], texts: Texts) -> s
         {block.a + n for block in blocks for n in range(block.size)},
         {block.b + n for block in blocks for n in range(block.size)},
     )
+    tag = languages.tag(speech)
     columns = "".join(
-        f"<dt>{html.escape(title)}</dt><dd lang='sv'>{_mark_differences(*column) or texts['no_words']}</dd>"
+        f"<dt>{html.escape(title)}</dt><dd lang='{tag}'>{_mark_differences(*column) or texts['no_words']}</dd>"
         for (title, _), column in zip((base, tuned), zip(words, shared, strict=True), strict=True)
     )
     note = texts["same" if a == b else "differs"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.recipes import languages
+
 Texts = dict[str, Any]
 
 ENGLISH: Texts = {
-    "title": "Swedish speech to text",
-    "lead": "Record or upload Swedish speech and read the transcript.",
+    "title": "{language} speech to text",
+    "lead": "Record or upload {language} speech and read the transcript.",
     "language": "Language of the page",
     "file_tab": "Recording or file",
     "live_tab": "Live",
@@ -117,8 +119,8 @@ ENGLISH: Texts = {
 }
 
 SWEDISH: Texts = {
-    "title": "Svenskt tal till text",
-    "lead": "Spela in eller ladda upp svenskt tal och få det som text.",
+    "title": "Tal till text på {language}",
+    "lead": "Spela in eller ladda upp tal på {language} och få det som text.",
     "language": "Sidans språk",
     "file_tab": "Inspelning eller fil",
     "live_tab": "Direkt",
@@ -226,6 +228,24 @@ SWEDISH: Texts = {
 }
 
 TEXTS: dict[str, Texts] = {"en": ENGLISH, "sv": SWEDISH}
+_SWEDISH_NAMES = dict(
+    pair.split()
+    for pair in (
+        "sv svenska, da danska, no norska, nn nynorska, fi finska, is isländska, fo färöiska, en engelska, de tyska, "
+        "nl nederländska, fr franska, es spanska, it italienska, pt portugisiska, pl polska, et estniska, lv lettiska, "
+        "lt litauiska, ru ryska, uk ukrainska, ar arabiska, fa persiska, so somaliska, tr turkiska, zh kinesiska"
+    ).split(", ")
+)
+"""Other languages have their English names."""
+
+
+def localized_texts(tag: str, speech: str) -> Texts:
+    """Return the page's texts in the language `tag`, for a model of `speech`, Whisper's code of a language."""
+    name = languages.NAMES[speech].title()
+    if tag == "sv":
+        name = _SWEDISH_NAMES.get(speech, name)
+    texts = TEXTS[tag]
+    return texts | {key: texts[key].format(language=name) for key in ("title", "lead")}
 
 
 def choose_language(accept_language: str) -> str:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.inference import pipeline as inference_pipeline
-from pipelines.inference.app import assets
+from pipelines.inference.app import assets, i18n
 from pipelines.inference.app.handlers import Handlers
-from pipelines.inference.app.i18n import TEXTS
 from pipelines.inference.app.service import Service
 from pipelines.inference.app.uploads import EXAMPLES, example_path, temporary_folder
 from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -51,9 +51,14 @@ def build(
 
     handlers = Handlers(Service(transcriber, log, base))
     # delete_cache: seconds between two checks, age in seconds of the uploads that are deleted
-    with gr.Blocks(title=TEXTS["en"]["title"], analytics_enabled=False, delete_cache=(60, SESSION_S)) as demo:
+    with gr.Blocks(
+        title=i18n.localized_texts("en", transcriber.language)["title"],
+        analytics_enabled=False,
+        delete_cache=(60, SESSION_S),
+    ) as demo:
         page = create_components(
             inference_pipeline.model_info(transcriber.ref),
+            transcriber.language,
             why,
             session_s=SESSION_S,
             can_compare=handlers.service.can_compare,
@@ -88,7 +93,7 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
                 height=_FRAME_PX,
                 theme=assets.theme(),
                 css=assets.style(),
-                js=assets.script(),
+                js=assets.script(demo.live_sessions.service.transcriber.language),
                 quiet=True,
                 show_error=False,
                 max_file_size=MAX_UPLOAD_BYTES,
@@ -134,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     requested = options.model or os.environ.get("MODEL_URI") or inference_pipeline.space_model_uri(environment.ROOT)
     uri, why = inference_pipeline.choose_model(requested, environment.runs_folder())
-    print(f"model: {uri} ({TEXTS['en']['why'][why]})", flush=True)
+    print(f"model: {uri} ({i18n.ENGLISH['why'][why]})", flush=True)
     if options.dry_run:
         print("next: python app.py without --dry-run serves it")
         return
@@ -146,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the options of app.py."""
-    parser = argparse.ArgumentParser(prog="app.py", description="Serve a page that transcribes Swedish speech.")
+    parser = argparse.ArgumentParser(prog="app.py", description="Serve a page that transcribes speech.")
     parser.add_argument(
         "--model",
         help="folder, hub://owner/name[@revision] or Hub id; default: MODEL_URI, else the model in "
@@ -181,7 +186,8 @@ def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
         try:
             address = launch(demo, host=options.host, port=options.port, share=options.share)
             print(f"page: {address}")
-            print(f"next: open it and speak Swedish; feedback goes to {options.log}; stop with Ctrl+C", flush=True)
+            spoken = languages.NAMES[transcriber.language].title()
+            print(f"next: open it and speak {spoken}; feedback goes to {options.log}; stop with Ctrl+C", flush=True)
             demo.block_thread()
         finally:
             demo.close(verbose=False)

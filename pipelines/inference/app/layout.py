@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.inference.app import html
 from pipelines.inference.app.handlers import DOWNLOADS
-from pipelines.inference.app.i18n import TEXTS
+from pipelines.inference.app.i18n import TEXTS, localized_texts
 from pipelines.inference.app.uploads import EXAMPLES
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class LocalizedComponents:
     """Components that contain text, and how their arguments depend on the language."""
 
-    def __init__(self) -> None:
+    def __init__(self, speech: str) -> None:
+        """`speech` is Whisper's code of the language that the model transcribes."""
+        self._speech = speech
         self._entries: list[tuple[Any, Callable[[Texts], dict[str, Any]]]] = []
 
     @property
@@ -30,7 +32,7 @@ class LocalizedComponents:
 
     def add(self, kind: Any, localize: Callable[[Texts], dict[str, Any]], **options: Any) -> Any:
         """Create a component; `localize` returns the arguments that are texts."""
-        component = kind(**localize(TEXTS["en"]), **options)
+        component = kind(**localize(localized_texts("en", self._speech)), **options)
         self._entries.append((component, localize))
         return component
 
@@ -38,7 +40,8 @@ class LocalizedComponents:
         """Return an update of each component to `language`."""
         import gradio as gr
 
-        return [gr.update(**localize(TEXTS[language])) for _, localize in self._entries]
+        texts = localized_texts(language, self._speech)
+        return [gr.update(**localize(texts)) for _, localize in self._entries]
 
 
 @dataclass
@@ -100,16 +103,16 @@ class FeedbackForm:
 
 
 def create_components(
-    model_info: dict[str, str], why: str, *, session_s: int, can_compare: bool, is_ephemeral: bool
+    model_info: dict[str, str], speech: str, why: str, *, session_s: int, can_compare: bool, is_ephemeral: bool
 ) -> Components:
     """Create the page from top to bottom, inside a `gr.Blocks` context.
 
-    `why` is the reason of inference.pipeline.choose_model; a session expires after `session_s`; `is_ephemeral` says
-    that a restart deletes the feedback log.
+    `speech` is Whisper's code of the model's language; `why` is the reason of inference.pipeline.choose_model; a
+    session expires after `session_s`; `is_ephemeral` says that a restart deletes the feedback log.
     """
     import gradio as gr
 
-    page = LocalizedComponents()
+    page = LocalizedComponents(speech)
     transcript_state = gr.State(None, time_to_live=session_s)
     language, recording_count = gr.State("en"), gr.State({"number": 0})
     language_switch = page.add(
@@ -123,7 +126,7 @@ def create_components(
     page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
     with gr.Tabs():
         with page.add(gr.Tab, lambda texts: {"label": texts["file_tab"]}):
-            recording, transcribe, examples = _create_recorder(page)
+            recording, transcribe, examples = _create_recorder(page, has_examples=speech == "sv")
         with page.add(gr.Tab, lambda texts: {"label": texts["live_tab"]}):
             start_live, end_live = _create_microphone(page)
     page.add(gr.Markdown, lambda texts: {"value": texts["privacy"]}, elem_id="privacy")
@@ -145,8 +148,8 @@ def create_components(
     )
 
 
-def _create_recorder(page: LocalizedComponents) -> tuple[gr.Audio, gr.Button, list[gr.Button]]:
-    """Create the recorder, the Transcribe button, and a button for each example."""
+def _create_recorder(page: LocalizedComponents, has_examples: bool) -> tuple[gr.Audio, gr.Button, list[gr.Button]]:
+    """Create the recorder, the Transcribe button, and a button for each example: they are Swedish."""
     import gradio as gr
 
     recording = page.add(
@@ -169,8 +172,8 @@ def _create_recorder(page: LocalizedComponents) -> tuple[gr.Audio, gr.Button, li
         interactive=False,
         elem_id="transcribe",
     )
-    page.add(gr.Markdown, lambda texts: {"value": texts["examples"]}, elem_id="examples-label")
-    with gr.Row(elem_id="examples"):
+    page.add(gr.Markdown, lambda texts: {"value": texts["examples"]}, elem_id="examples-label", visible=has_examples)
+    with gr.Row(elem_id="examples", visible=has_examples):
         examples = [gr.Button(sentence, size="sm", min_width=120) for sentence in EXAMPLES.values()]
     return recording, transcribe, examples
 

@@ -161,7 +161,8 @@ class AppMiddleware:
             level = logging.WARNING if isinstance(error, LabError) else logging.ERROR
             logger.log(level, "a chunk failed", exc_info=True)
             return 500, {"reason": "failed", "detail": texts["failed"]}
-        return 200, {"told": html.live_transcript(partial, texts), "taken": n_received, "ended": is_complete}
+        told = html.live_transcript(partial, texts, self.live_sessions.service.transcriber.language)
+        return 200, {"told": told, "taken": n_received, "ended": is_complete}
 
     async def _handle_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let Gradio store the file, move it to its own folder and respond with the new path."""

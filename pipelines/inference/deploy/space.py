@@ -228,7 +228,7 @@ def _readme(name: str, model: Model, hardware: str) -> str:
         "sdk_version": importlib.metadata.version("gradio"),
         "python_version": PYTHON,
         "app_file": "app.py",
-        "short_description": "Spoken Swedish to text",
+        "short_description": "Speech to text",
         "license": "apache-2.0",  # of the code
         "models": [model.name],
     }
@@ -244,7 +244,7 @@ def _readme(name: str, model: Model, hardware: str) -> str:
 
 # {title}
 
-Record or upload Swedish speech and read the transcript. The model is `{model.name}` at commit `{model.commit}`,
+Record or upload speech and read the transcript. The model is `{model.name}` at commit `{model.commit}`,
 running {where}. It is named in `space.json`; the variable `MODEL_URI` of the Space overrides it.
 
 Feedback goes to `log.csv` beside `app.py`, which the next restart deletes, as the page says. If the Space has

@@ -21,7 +21,7 @@ class FakeTranscriber:
 
     def __init__(self, folder, text="Hej på dig.", **facts):
         self.ref = ModelRef(str(folder), Path(folder), "folder", "abc123", facts.pop("quantisation", None), facts=facts)
-        self.text, self.calls = text, 0
+        self.text, self.calls, self.language = text, 0, "sv"
 
     longest_s = 30.0
 

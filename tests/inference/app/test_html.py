@@ -15,7 +15,7 @@ from tests.inference.app.app_fakes import (
 
 def test_unsure_words_are_marked_and_escaped():
     words = (Word("Hej", 0.93), Word("<b>&dig</b>", 0.21))
-    fragment = html.segment_list((Segment(61.5, 63.0, "Hej <b>&dig</b>", words),), ENGLISH)
+    fragment = html.segment_list((Segment(61.5, 63.0, "Hej <b>&dig</b>", words),), ENGLISH, "da")
     assert '<mark title="Confidence 21%">&lt;b&gt;&amp;dig&lt;/b&gt;</mark>' in fragment
     assert "<mark" not in fragment.split("Hej")[0]
     assert "<b>" not in fragment
@@ -26,10 +26,10 @@ def test_unsure_words_are_marked_and_escaped():
 
 
 def test_details_without_unsure_words_are_folded():
-    fragment = html.segment_list((Segment(0, 1, "Hej", (Word("Hej", 0.93),)),), ENGLISH)
+    fragment = html.segment_list((Segment(0, 1, "Hej", (Word("Hej", 0.93),)),), ENGLISH, "da")
     assert fragment.startswith("<details><summary>")
     assert ENGLISH["sure"] in fragment
-    assert html.segment_list((), ENGLISH) == ""
+    assert html.segment_list((), ENGLISH, "da") == ""
 
 
 @pytest.mark.parametrize(
@@ -40,19 +40,20 @@ def test_format_time_carries_over(seconds, expected):
 
 
 def test_comparison_marks_words_of_only_one_transcript():
-    fragment = html.comparison(("base", "Båten gor klockan <sju>."), ("tuned", "båten går klockan"), ENGLISH)
+    fragment = html.comparison(("base", "Båten gor klockan <sju>."), ("tuned", "båten går klockan"), ENGLISH, "da")
     assert fragment.count("<mark>") == 3
     for word in ("gor", "&lt;sju&gt;.", "går"):
         assert f"<mark>{word}</mark>" in fragment
     assert ENGLISH["differs"] in fragment
-    same = html.comparison(("base", "Hej!"), ("tuned", "hej"), ENGLISH)
+    same = html.comparison(("base", "Hej!"), ("tuned", "hej"), ENGLISH, "da")
     assert "<mark>" not in same
     assert ENGLISH["same"] in same
-    assert ENGLISH["no_words"] in html.comparison(("base", ""), ("tuned", "hej"), ENGLISH)
+    assert ENGLISH["no_words"] in html.comparison(("base", ""), ("tuned", "hej"), ENGLISH, "da")
 
 
 def test_unsettled_words_are_in_a_span():
-    fragment = html.live_transcript(Partial((Segment(0, 1, "<Hej>"),), "på", "dig &", 2.0, 0.31), ENGLISH)
+    fragment = html.live_transcript(Partial((Segment(0, 1, "<Hej>"),), "på", "dig &", 2.0, 0.31), ENGLISH, "da")
+    assert fragment.startswith('<p lang="da">')
     assert "&lt;Hej&gt; på <span>dig &amp;</span>" in fragment
     assert "2.0 s of speech; delay of the text: <b>0.3</b> s" in fragment
 

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.inference.app import assets
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH
 from pipelines.inference.app.launch import build
+from pipelines.recipes import languages
 from tests.inference.app.app_fakes import (
     FakeTranscriber,
 )
@@ -31,6 +33,23 @@ def test_every_component_with_text_is_translated(tmp_path):
     values = json.dumps([update for update in swedish if isinstance(update, dict)], ensure_ascii=False, default=str)
     for key in ("transcribe", "live_tab", "keep", "wrong", "compare", "live_hint", "correction_hint"):
         assert SWEDISH[key] in values
+
+
+@pytest.mark.parametrize(
+    ("code", "english", "swedish", "has_examples"),
+    [("sv", "Swedish", "svenska", True), ("da", "Danish", "danska", False), ("jw", "Javanese", "Javanese", False)],
+)
+def test_page_names_the_language_of_its_model(tmp_path, code, english, swedish, has_examples):
+    transcriber = FakeTranscriber(tmp_path)
+    transcriber.language = code
+    demo = build(transcriber, tmp_path / "log.csv")
+    blocks = {block.elem_id: block for block in demo.blocks.values()}
+    assert demo.title == f"{english} speech to text"
+    assert blocks["head"].value.startswith(f"# {english} speech to text\nRecord or upload {english} speech")
+    assert blocks["examples"].visible == blocks["examples-label"].visible == has_examples
+    [switch] = [fn for fn in demo.fns.values() if fn.targets and fn.targets[0][1] == "input" and fn.fn]
+    assert f"Tal till text på {swedish}" in json.dumps(switch.fn("sv", None), ensure_ascii=False, default=str)
+    assert f'"speech": "{languages.tag(code)}"' in assets.script(code)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ const GRADIO_MESSAGES = {
 // Time after which the box of the transcript has the size of its text.
 const GROW_MS = 150
 
-export function startPage({ messages, maxDurationS, workletSource }) {
+export function startPage({ messages, maxDurationS, speech, workletSource }) {
   const settings = { requestTimeoutMs: 75000, maxDurationS }
   const message = name => (messages[document.documentElement.lang] ?? messages.en)[name]
   const player = createPlayer()
@@ -50,7 +50,7 @@ export function startPage({ messages, maxDurationS, workletSource }) {
   // What Gradio has no option for. It may render these elements again at any time.
   const setAccessibilityAttributes = () => {
     for (const box of document.querySelectorAll("#transcript textarea, #correction textarea"))
-      if (box.lang !== "sv") box.lang = "sv"
+      if (box.lang !== speech) box.lang = speech
     for (const region of document.querySelectorAll("#live, #timing, #compared"))
       if (region.ariaLive !== "polite") region.ariaLive = "polite" // screen readers read changes aloud
   }
