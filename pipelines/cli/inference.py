@@ -28,11 +28,20 @@ from pipelines.infra import console
 from pipelines.infra.errors import LabError
 
 Inputs = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
-        metavar="FILE|FOLDER|TABLE...",
-        help="Audio files, folders of them, or one table (csv, tsv, jsonl, xlsx, parquet) of audio files.",
+        metavar="FILE|FOLDER|URL|TABLE...",
+        help="Audio files, folders of them, addresses (http, https), or one table (csv, tsv, jsonl, xlsx, parquet).",
     ),
+]
+MaxDownloadMb = Annotated[float, typer.Option(min=0.001, help="Largest download in megabytes (10^6 bytes).")]
+MaxDownloadS = Annotated[float, typer.Option(min=0.1, help="Time limit of a download in seconds.")]
+AllowPort = Annotated[
+    list[int], typer.Option(min=1, max=65535, help="Download from this port too, beside 80 and 443. Repeatable.")
+]
+AllowPrivate = Annotated[
+    bool,
+    typer.Option("--allow-private-addresses", help="Download from this machine and its networks too."),
 ]
 ReferenceColumn = Annotated[
     str,
@@ -81,11 +90,15 @@ def transcribe(
         bool, typer.Option("--retry-errors", help="Transcribe only the rows of a table that had an error.")
     ] = False,
     track: Track = "",
+    max_download_mb: MaxDownloadMb = 2_000.0,
+    max_download_s: MaxDownloadS = 3_600.0,
+    allow_port: AllowPort = (),
+    allow_private: AllowPrivate = False,
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
-    """Transcribe audio files, or all rows of a table; an interrupted table is resumed.
+    """Transcribe audio files, addresses of them, or all rows of a table; an interrupted table is resumed.
 
     Example: python -m pipelines transcribe talk.wav --model openai/whisper-tiny
 
@@ -100,13 +113,15 @@ def transcribe(
     from pipelines.inference.subtitles import Style
     from pipelines.inference.transcriber import Transcriber
     from pipelines.infra import environment
+    from pipelines.infra.downloads.download import Limits
     from pipelines.whisper import model as whisper_model
 
     columns = {"audio_column": audio_column, "reference_column": reference_column, "speaker_column": speaker_column}
     console.configure(sys.stderr)  # standard output is for the transcripts
     style = Style(max_line_width, max_line_count, highlight_words)
+    downloads = Limits(max_download_mb, max_download_s, tuple(allow_port), allow_private)
     job = batch_job.plan(inputs, out, **columns, formats=split_list(format_))
-    job = replace(job, track=tracks.parse(track), style=style)
+    job = replace(job, track=tracks.parse(track), style=style, downloads=downloads)
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         outline = batch_run.Outline(job)

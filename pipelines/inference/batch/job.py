@@ -11,6 +11,9 @@ from pipelines.inference import subtitles
 from pipelines.inference.batch import table_files
 from pipelines.inference.batch.tables import Recordings, expand_user, find_recordings
 from pipelines.inference.subtitles import DEFAULT, Style
+from pipelines.infra.downloads import urls
+from pipelines.infra.downloads.download import Limits
+from pipelines.infra.downloads.urls import Url
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import FOREIGN_SUFFIXES
 from pipelines.speech import scoring
@@ -36,6 +39,8 @@ class Job:
     """Of the cues in srt and vtt."""
     track: int = 0
     """Audio track of videos, see tracks.py; 0: the first."""
+    downloads: Limits = field(default_factory=Limits)
+    """Of recordings at addresses."""
 
     def __post_init__(self) -> None:
         if self.style != DEFAULT and not {*self.formats} & {*subtitles.CUE_FORMATS}:
@@ -149,7 +154,7 @@ class BatchResult:
 
 
 def plan(
-    inputs: Sequence[Path],
+    inputs: Sequence[str | Path],
     out: str = "",
     *,
     audio_column: str = "",
@@ -157,7 +162,7 @@ def plan(
     speaker_column: str = "",
     formats: Sequence[str] = (),
 ) -> Job:
-    """Return the job for audio files, folders of them, or one table. Raises LabError for invalid input.
+    """Return the job for audio files, folders of them, addresses, or one table. Raises LabError for invalid input.
 
     `out` is the table to write or, without a table's suffix, a folder for the table and subtitle files. By default the
     table is written beside its input; audio files have none.
@@ -165,19 +170,21 @@ def plan(
     if unknown := [name for name in formats if name not in subtitles.FORMATS]:
         raise LabError(f"--format takes {', '.join(subtitles.FORMATS)}, got {unknown[0]!r}")
     suffixes = (*table_files.SUFFIXES, *FOREIGN_SUFFIXES)
-    input_tables = [path for path in inputs if path.suffix.lower() in suffixes and not path.is_dir()]
+    sources = [_parse_input(text) for text in inputs]
+    paths = [path for path in sources if isinstance(path, Path)]
+    input_tables = [path for path in paths if path.suffix.lower() in suffixes and not path.is_dir()]
     if input_tables and len(inputs) > 1:
         raise LabError(
             f"a table is transcribed alone, got {input_tables[0]} and {len(inputs) - 1} more: call it for each"
         )
     target, folder = _resolve_out(out)
-    target = target or _default_target(inputs, input_tables, folder)
+    target = target or _default_target(sources, input_tables, folder)
     if input_tables:
         table = table_files.open_table(input_tables[0])
         if target.absolute() == input_tables[0].absolute():
             raise LabError(f"--out {target} is the table itself, which is never replaced: name another file")
     else:
-        files = [file for path in inputs for file in (table_files.find_audio_files(path) if path.is_dir() else [path])]
+        files = [file for source in sources for file in _files(source)]
         table = table_files.FileList(files, target.absolute().parent if target else None)
     if target and target.suffix.lower() not in table.suffixes:
         raise LabError(f"--out must end in {' or '.join(table.suffixes)} here, got {target}: name another")
@@ -199,10 +206,23 @@ def _resolve_out(out: str) -> tuple[Path | None, Path | None]:
     return None, path
 
 
-def _default_target(inputs: Sequence[Path], input_tables: list[Path], folder: Path | None) -> Path | None:
+def _parse_input(text: str | Path) -> Path | Url:
+    """Return a path or an address. Raises DownloadError for an address that cannot be used."""
+    if isinstance(text, Path) or not urls.is_url(text):
+        return Path(text)
+    urls.parse(Url(text))
+    return Url(text)
+
+
+def _files(source: Path | Url) -> Sequence[Path | Url]:
+    """Return the recordings that one input names."""
+    return table_files.find_audio_files(source) if isinstance(source, Path) and source.is_dir() else [source]
+
+
+def _default_target(sources: Sequence[Path | Url], input_tables: list[Path], folder: Path | None) -> Path | None:
     """Return the table to write if --out does not name it: beside the one table or folder; None for files."""
-    path = expand_user(inputs[0])
-    if not input_tables and (len(inputs) > 1 or not path.is_dir()):
+    path = expand_user(sources[0]) if isinstance(sources[0], Path) else None
+    if not input_tables and (len(sources) > 1 or not path or not path.is_dir()):
         return folder / "transcribed.csv" if folder else None
     stem = path.stem if input_tables else path.absolute().name
     suffix = _WRITTEN_AS.get(path.suffix.lower(), path.suffix) if input_tables else ".csv"

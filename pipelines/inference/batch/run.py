@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.inference.batch import stamps, tracks
+from pipelines.inference.batch import remote, stamps, tracks
 from pipelines.inference.batch.job import COLUMNS, WER, BatchResult, Job, Result, Summary
 from pipelines.inference.batch.journal import (
     encode_line,
@@ -32,6 +32,7 @@ from pipelines.inference.batch.subtitle_files import refuse_existing, subtitle_p
 from pipelines.inference.batch.tables import Recording
 from pipelines.inference.transcript import DamagedRecording
 from pipelines.infra import manifest
+from pipelines.infra.downloads.urls import DownloadError
 from pipelines.infra.errors import LabError
 from pipelines.infra.files import Unavailable
 from pipelines.speech import scoring, text
@@ -175,11 +176,12 @@ def _transcribe_one(
         options: dict[str, Any] = {"word_times": True} if job.uses_word_times and transcriber.times_words else {}
         options["on_audio"] = progress.show_current
         stamp = stamps.stamp(recording) if job.out else None
-        audio = recording.excerpt.cut(recording.audio) if recording.excerpt else recording.audio
-        transcript = tracks.transcribe(transcriber, audio, job.track, **options)
+        with remote.local_copy(recording.audio, job.downloads, progress.show_download) as local:
+            audio = recording.excerpt.cut(local) if recording.excerpt else local
+            transcript = tracks.transcribe(transcriber, audio, job.track, **options)
     except DamagedRecording as damage:
         transcript, error = damage.transcript, _one_line(damage)
-    except AudioError as failure:
+    except (AudioError, DownloadError) as failure:
         return Result(recording.name, error=_one_line(failure))
     except Unavailable as failure:  # says nothing about the recording: a table's row stays unfinished
         if job.out:
@@ -215,6 +217,12 @@ class _Progress:
         """Show the current recording's progress, at most every _REFRESH_S."""
         if time.monotonic() - self.refreshed > _REFRESH_S:
             self._show(self.audio_s + seconds, refresh=True)
+
+    def show_download(self, n_bytes: int) -> None:
+        """Show the progress of a download, at most every _REFRESH_S."""
+        if time.monotonic() - self.refreshed > _REFRESH_S:
+            self.refreshed = time.monotonic()
+            self.bar.set_postfix_str(f"downloading: {n_bytes / 1e6:,.1f} MB", refresh=True)
 
     def add(self, seconds: float) -> None:
         """Add a finished recording."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from itertools import chain, count
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.inference import subtitles
 from pipelines.inference.batch.job import Job
 from pipelines.infra import manifest
+from pipelines.infra.downloads.urls import Url
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 def subtitle_paths(job: Job) -> list[Path | None]:
     """Return for each row the path of its subtitle files without suffix, or an empty list if none are requested.
 
-    Two recordings of one stem get different paths: a.wav and a.mp3 become a.srt and a.mp3.srt. A part of a recording
-    becomes a@1.5-2.5.srt, whose times count from its start.
+    Two recordings of one stem get different paths: a.wav and a.mp3 become a.srt and a.mp3.srt; two of one name in
+    different places become a.srt, a.wav.srt and a-2.wav.srt. A part of a recording becomes a@1.5-2.5.srt, whose times
+    count from its start.
     """
-    recordings_by_path: dict[Path, Path] = {}
+    owners: dict[Path, Any] = {}
     paths: list[Path | None] = []
     for number, recording in enumerate(job.recordings if job.formats else (), 1):
         if recording.audio is None:
@@ -32,14 +35,18 @@ def subtitle_paths(job: Job) -> list[Path | None]:
         full = _path_with_suffix(job, recording, number)
         if recording.excerpt:
             full = full.with_name(f"{full.stem}@{recording.excerpt}{full.suffix}")
-        stem = full.with_suffix("")
-        paths.append(stem if recordings_by_path.setdefault(stem, full) == full else full)
+        owner = number if isinstance(recording.audio, bytes) else (recording.audio, str(recording.excerpt))
+        numbered = (full.with_name(f"{full.stem}-{n}{full.suffix}") for n in count(2))
+        candidates = chain((full.with_suffix(""), full), numbered)
+        paths.append(next(path for path in candidates if owners.setdefault(path, owner) == owner))
     return paths
 
 
 def _path_with_suffix(job: Job, recording: Recording, number: int) -> Path:
     """Return the path of the recording, or the corresponding path inside the job's folder."""
     is_file = isinstance(recording.audio, Path)
+    if isinstance(recording.audio, Url):
+        return (job.folder or (job.out.parent if job.out else Path())) / recording.audio.file_name
     if job.folder is None and not is_file:
         raise LabError("the rows contain audio instead of paths: name a folder for the subtitles with --out")
     if job.folder is None:

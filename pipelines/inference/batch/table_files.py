@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.inference.batch.tables import Cells, Table, expand_user
 from pipelines.infra import files, manifest, tables
+from pipelines.infra.downloads.urls import Url
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables.formulas import encode_cell
 from pipelines.speech.audio_files import AUDIO_SUFFIXES, find_audio
@@ -57,36 +58,46 @@ def find_audio_files(folder: Path) -> list[Path]:
 
 
 class FileList:
-    """Audio files as a table with one column; its paths are relative to `base`, or unchanged without it."""
+    """Audio files and addresses as a table with one column.
+
+    Its paths are relative to `base`, or unchanged without it. Addresses are written without their secrets.
+    """
 
     columns = ("audio",)
     suffixes = (".csv", ".tsv")
 
-    def __init__(self, files: Sequence[Path], base: Path | None = None):
+    def __init__(self, files: Sequence[Path | Url], base: Path | None = None):
         self.files, self.base, self.folder = files, base, base or Path()
 
     def digest(self) -> str:
-        """Return a digest of the paths and sizes."""
-        sizes = ((self._name(path), path.stat().st_size if path.is_file() else -1) for path in self.files)
-        return hashlib.sha256("".join(f"{name}\t{size}\n" for name, size in sizes).encode()).hexdigest()
+        """Return a digest of the paths, addresses and sizes."""
+        lines = (f"{self._name(file)}\t{_state(file)}\n" for file in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def count(self) -> int:
         return len(self.files)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
-        return ({"audio": self._name(path)} for path in self.files)
+        return ({"audio": file if isinstance(file, Url) else self._name(file)} for file in self.files)
 
     def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
         rows = ([self._name(file), *(cells[name] for name in names)] for file, cells in zip(self.files, added))
         _write_text(path, [*self.columns, *names], rows, "\t" if path.suffix.lower() == ".tsv" else ",")
 
-    def _name(self, path: Path) -> str:
-        if self.base is None:
+    def _name(self, path: Path | Url) -> str:
+        if self.base is None or isinstance(path, Url):
             return str(path)
         try:
             return PurePath(os.path.relpath(expand_user(path), self.folder)).as_posix()
         except ValueError:  # another drive on Windows
             return str(expand_user(path).absolute())
+
+
+def _state(file: Path | Url) -> int | str:
+    """Return the size of a file, -1 if there is none, or what identifies an address."""
+    if isinstance(file, Url):
+        return file.identity
+    return file.stat().st_size if file.is_file() else -1
 
 
 class _TableFile:

@@ -3,9 +3,10 @@
     audio,sentence,client_id          audio,sentence,client_id,transcript,confidence,audio_s,error,wer
     clips/1.mp3,Hej på dig!,anna      clips/1.mp3,Hej på dig!,anna,Hej på dig.,0.97,1.2,,0.0
 
-The recording is in a column `audio`, `path`, `file` or `file_name`: a path relative to the table's folder, in Parquet
-also bytes or the struct of Hugging Face data sets. Columns such as `start` and `end` name a part of it. Rows are read
-one after another, so that a table may have any length.
+The recording is in a column `audio`, `path`, `file` or `file_name`: a path relative to the table's folder, an address
+of http or https, in Parquet also bytes or the struct of Hugging Face data sets.
+Columns such as `start` and `end` name a part of it. Rows are read one after another, so that a table may have any
+length.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.infra.downloads.urls import Url, is_url
 from pipelines.infra.errors import LabError
 from pipelines.infra.file_lookup import FileLookup
 from pipelines.infra.tables import Cells, is_missing
@@ -55,7 +57,7 @@ class Table(Protocol):
 class Recording:
     """The recording of one row."""
 
-    audio: Path | bytes | None
+    audio: Path | bytes | Url | None
     """None if the row has none."""
     name: str
     """Path or name in the table, or the unusable content of the cell; empty for audio without a name."""
@@ -138,7 +140,7 @@ def _find_column(table: Table, usual_names: Sequence[str], requested: str, optio
     return next((columns[name] for name in usual_names if name in columns), None)
 
 
-def _parse_audio(cell: Any, lookup: FileLookup) -> tuple[Path | bytes | None, str]:
+def _parse_audio(cell: Any, lookup: FileLookup) -> tuple[Path | bytes | Url | None, str]:
     """Return the audio in a cell, and its name."""
     if isinstance(cell, dict) and not cell.get("bytes") and cell.get("array") is not None:
         try:
@@ -150,6 +152,9 @@ def _parse_audio(cell: Any, lookup: FileLookup) -> tuple[Path | bytes | None, st
         return (content, str(name or "")) if isinstance(content, bytes) else _parse_audio(name, lookup)
     if isinstance(cell, bytes):
         return cell, ""
+    if isinstance(cell, Url) or (isinstance(cell, str) and is_url(cell)):
+        url = cell if isinstance(cell, Url) else Url(cell)
+        return url, str(url)
     if isinstance(cell, str) and cell:
         path = lookup.folder / expand_user(Path(cell))
         found = None if os.path.exists(path) else lookup.find(cell)

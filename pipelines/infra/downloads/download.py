@@ -47,7 +47,8 @@ class Limits:
     """Size of a file, in millions of bytes."""
     timeout_s: float = 3_600.0
     """Time of a download, from the name's resolution to the last byte."""
-    ports: tuple[int, ...] = PORTS
+    more_ports: tuple[int, ...] = ()
+    """Allowed beside PORTS."""
     allow_private: bool = False
     """Also fetch from addresses of this machine and its networks."""
 
@@ -175,8 +176,8 @@ def _following_redirects(
 
 def _open(request: Request, limits: Limits, deadline: Deadline) -> http.client.HTTPConnection:
     """Return a connection to a checked address, whose reads end at the deadline."""
-    if request.port not in limits.ports:
-        allowed = ", ".join(map(str, limits.ports))
+    if request.port not in (ports := (*PORTS, *limits.more_ports)):
+        allowed = ", ".join(map(str, ports))
         raise DownloadError("address", f"{request.url} is not fetched: only the ports {allowed} are allowed")
     connection = http.client.HTTPConnection(request.host, request.port)
     connection.default_port = {"http": 80, "https": 443}[request.scheme]

@@ -29,7 +29,7 @@ def get(server, tmp_path):
 
     def fetch(path: str, **limits):
         text = path if "://" in path else server.url(path)
-        options = {"ports": (server.port,), "timeout_s": 5.0, **limits}
+        options = {"more_ports": (server.port,), "timeout_s": 5.0, **limits}
         try:
             with download.downloaded(Url(text), Limits(**options)) as file:
                 content = file.read_bytes()
@@ -195,7 +195,7 @@ def test_credentials_go_to_their_server_only(server, get):
 def test_unknown_certificate_is_named(certificate, monkeypatch, tmp_path):
     server = Recordings(certificate)
     with treated_as_public(monkeypatch), pytest.raises(DownloadError, match="certificate of 127.0.0.1 is not trusted"):
-        download.fetch(Url(server.url("/a.wav")), tmp_path / "a", Limits(ports=(server.port,)))
+        download.fetch(Url(server.url("/a.wav")), tmp_path / "a", Limits(more_ports=(server.port,)))
     server.close()
 
 
@@ -213,4 +213,4 @@ def test_exception_of_the_caller_stops_the_download(server, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        download.fetch(Url(server.url("/a.wav")), tmp_path / "a", Limits(ports=(server.port,)), stop)
+        download.fetch(Url(server.url("/a.wav")), tmp_path / "a", Limits(more_ports=(server.port,)), stop)
