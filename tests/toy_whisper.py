@@ -8,6 +8,7 @@ differs (1,000 instead of 50,257), so that a training step on a CPU takes millis
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -58,6 +59,20 @@ def write(folder: Path, width: int = 32) -> Path:
     write_tokenizer(folder)
     WhisperFeatureExtractor().save_pretrained(folder)
     make_model(width, blank=blank_id(folder)).save_pretrained(folder)
+    return folder
+
+
+def shorten(folder: Path, source: int = 1500, target: int = 448) -> Path:
+    """Cut the positions of a model's encoder and decoder in its weights and config.json; return the folder."""
+    from safetensors.torch import load_file, save_file
+
+    weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text("utf-8"))
+    for part, size in (("encoder", source), ("decoder", target)):
+        name = f"model.{part}.embed_positions.weight"
+        weights[name] = weights[name][:size].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config |= {"max_source_positions": source, "max_target_positions": target}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return folder
 
 

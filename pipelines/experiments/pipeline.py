@@ -19,7 +19,7 @@ from pipelines.recipes.runs import REHEARSAL_FOLDER, clip_progress_bar, experime
 from pipelines.recipes.settings import Recipe
 from pipelines.training import model_card
 from pipelines.training.pipeline import apply_fast_dev_run
-from pipelines.whisper import lineage
+from pipelines.whisper import lineage, model_files
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
@@ -47,6 +47,7 @@ def evaluate(
         recipe, cache = apply_fast_dev_run(recipe, cache)
     recipe = derived.resolve(recipe, cache)
     ref = whisper_model.resolve(model_uri)
+    model_files.require_full_window(ref.folder)
     decoded: list[int] = []
     with clip_progress_bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
 

@@ -26,12 +26,12 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.speech import audio, repetition
 from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, Waveform
-from pipelines.whisper import engines
+from pipelines.whisper import engines, model_files
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import padded_frames, sorted_batches
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
-from pipelines.whisper.log_mel import FULL_FRAMES, HOP_SAMPLES, LogMel
+from pipelines.whisper.log_mel import HOP_SAMPLES, LogMel
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,6 @@ _UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
 Silero: whisper-tiny would drop half of the short words that Silero detects (benchmarks/non_speech.py)."""
 _MIN_CONTEXT_S = 2.0
 """Shortest context of a model; one tuned on single words can still decode a short sentence."""
-_FULL_S = FULL_FRAMES / 100
 
 
 @dataclass
@@ -112,6 +111,7 @@ class Transcriber:
             max_new_tokens=self.max_new_tokens,
         )
         self.longest_s = longest_window_s(self.ref)
+        self._full_frames = model_files.source_frames(self.ref.folder)
         self.calibration = Calibration.of(self.ref.facts)
         self._has_detector = detection.is_packaged()
         self._lock = threading.Lock()
@@ -219,7 +219,7 @@ class Transcriber:
 
     def _padded_length(self, log_mel: LogMel) -> int:
         """Return the number of frames at which a window is decoded."""
-        return padded_frames(len(log_mel.frames)) if self.ref.context == "clip" else FULL_FRAMES
+        return padded_frames(len(log_mel.frames)) if self.ref.context == "clip" else self._full_frames
 
     def _stack(self, log_mels: list[LogMel]) -> np.ndarray:
         """Return features float32 [B, n_mels, T], padded to the longest."""
@@ -279,9 +279,13 @@ class Transcriber:
 
 
 def longest_window_s(ref: ModelRef) -> float:
-    """Return the longest window that the model was tuned on, as recorded in its manifest; 30 s for other models."""
+    """Return the longest window that the model was tuned on, as recorded in its manifest.
+
+    For other models it is the window of the encoder: 30 s, unless config.json has another `max_source_positions`.
+    """
+    full_s = model_files.source_frames(ref.folder) / 100
     context_s = ref.facts.get("context_s") if ref.context == "clip" else None
-    return min(max(float(context_s), _MIN_CONTEXT_S), _FULL_S) if context_s else _FULL_S
+    return min(max(float(context_s), _MIN_CONTEXT_S), full_s) if context_s else full_s
 
 
 def _with_edges(windows: list[Window], samples: np.ndarray) -> list[Window]:

@@ -99,6 +99,7 @@ def run(
             logger.info(str(derivation))
         with distributed.local_main_process_first():
             base = starting_model(recipe, cache, runs)
+            model_files.require_full_window(base.folder)
             _refuse_long_labels(recipe, cache, base)
             fork = find_weights(launch.fork, base) if launch.fork else None
         folder = run_folder(recipe, cache, base, runs, fork)

@@ -17,10 +17,13 @@ from pipelines.whisper.log_mel import FRAMES_PER_POSITION, FULL_FRAMES, HOP_SAMP
 
 TEXT_POSITIONS = 448
 """Tokens that the decoder of OpenAI's models takes."""
+SOURCE_POSITIONS = FULL_FRAMES // FRAMES_PER_POSITION
+"""Positions of the encoder of OpenAI's models: 30 s."""
 _WEIGHTS = "model.safetensors"
 _LAB_FILES = ("recipe.json", "training.json")
 """Files that this lab writes into a model's folder before the manifest."""
-_POSITIONS = FULL_FRAMES // FRAMES_PER_POSITION
+_MIN_POSITIONS = 100
+"""Two seconds: shorter windows hold no sentence."""
 _EXTRACTOR = {"sampling_rate": SAMPLE_RATE_HZ, "hop_length": HOP_SAMPLES, "n_fft": WINDOW_SAMPLES}
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -72,15 +75,32 @@ def require_usable(folder: Path) -> None:
     for name, (actual, tensor) in sizes.items():
         if config.get(name, actual) != actual:
             raise _unusable(folder, f"{name} is {config[name]!r} in config.json, but {tensor} has {actual}")
-    positions, _ = sizes.get("max_source_positions", (_POSITIONS, ""))
-    if positions != _POSITIONS:
+    positions, _ = sizes.get("max_source_positions", (SOURCE_POSITIONS, ""))
+    if not _MIN_POSITIONS <= positions <= SOURCE_POSITIONS:
         raise _unusable(
             folder,
-            f"its encoder takes {positions * FRAMES_PER_POSITION / 100:g} s (max_source_positions {positions}), and "
-            f"this lab's windows need {FULL_FRAMES / 100:g} s ({_POSITIONS})",
+            f"its encoder takes {positions * FRAMES_PER_POSITION / 100:g} s (max_source_positions {positions}), "
+            f"expected {_MIN_POSITIONS * FRAMES_PER_POSITION / 100:g} to {FULL_FRAMES / 100:g} s",
         )
     _check_extractor(folder, sizes["num_mel_bins"][0])
     _check_generation(folder, sizes["vocab_size"][0])
+
+
+def source_frames(folder: Path) -> int:
+    """Return the log-mel frames that a model's encoder takes: 3000 unless its config.json differs."""
+    positions = (manifest.read_json(folder / "config.json") or {}).get("max_source_positions")
+    return FRAMES_PER_POSITION * (positions if isinstance(positions, int) else SOURCE_POSITIONS)
+
+
+def require_full_window(folder: Path) -> None:
+    """Raise LabError if a model's encoder takes less than the 30 s that batches of a feature cache may have."""
+    if (frames := source_frames(folder)) < FULL_FRAMES:
+        raise LabError(
+            f"{folder} has an encoder of {frames / 100:g} s (max_source_positions {frames // FRAMES_PER_POSITION}): "
+            f"such a model transcribes, but is not trained or scored here. For that, load it with "
+            f"WhisperForConditionalGeneration.from_pretrained(..., max_source_positions={SOURCE_POSITIONS}, "
+            "ignore_mismatched_sizes=True), which restores the encoder's constant positions, and save it"
+        )
 
 
 def text_positions(folder: Path) -> int:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
+from tests import toy_whisper
 from tests.inference.test_segmentation import SECOND, spoken
 from tests.inference.test_segmentation import Scripted as NotZero
 
@@ -46,6 +48,29 @@ def toy(clip_model):
 def stock(toy_model):
     """As a base model is: always 30 s."""
     return Transcriber(whisper_model.resolve(str(toy_model)), engine="transformers", device="cpu", max_new_tokens=16)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "onnx", "ctranslate2"])
+def test_encoder_of_ten_seconds_decodes_windows_of_that_length(toy_model, tmp_path, monkeypatch, speech, engine):
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    folder = toy_whisper.shorten(Path(shutil.copytree(toy_model, tmp_path / "ten")), source=500)
+    ten = Transcriber(whisper_model.resolve(str(folder)), engine=engine, device="cpu", max_new_tokens=8)
+    assert ten.longest_s == 10.0
+    decoded, decode = [], ten.loaded.decode
+    monkeypatch.setattr(ten.loaded, "decode", lambda windows: decoded.append(windows) or decode(windows))
+    transcript = ten.transcribe(Waveform(speech(25 * SECOND)))
+    assert {windows.shape[-1] for windows in decoded} == {1000}
+    assert len(transcript.segments) >= 2 and transcript.segments[-1].end_s == pytest.approx(25, abs=0.5)
+    stock = WhisperForConditionalGeneration.from_pretrained(folder)  # as transformers decodes it
+    features = torch.from_numpy(decoded[0][:1])
+    ids = stock.generate(features, language="sv", task="transcribe", max_new_tokens=8)[0]
+    if engine == "transformers":
+        [hypothesis] = decode(decoded[0][:1])
+        tokenizer = whisper_model.load_processor(ten.ref, "sv").tokenizer
+        assert hypothesis.text.split() == tokenizer.decode(ids, skip_special_tokens=True).split()
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import sinusoids
 
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
-from pipelines.whisper import engines
+from pipelines.whisper import engines, model_files
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
+from tests import toy_whisper
 
 CONFIG, GENERATION, EXTRACTOR = "config.json", "generation_config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
@@ -93,27 +97,32 @@ def test_tokenizer_of_another_model_is_one_line(folder):
         whisper_model.load_processor(ModelRef("toy", folder, "folder", "0"), "sv")
 
 
-def shorten(folder: Path, part: str, positions: int) -> None:
-    """Cut the table of positions of the encoder or decoder."""
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / WEIGHTS)
-    name = f"model.{part}.embed_positions.weight"
-    weights[name] = weights[name][:positions].clone()
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    field = "max_source_positions" if part == "encoder" else "max_target_positions"
-    change(folder, CONFIG, **{field: positions})
+@pytest.mark.parametrize("positions", [1, 50])
+def test_encoder_of_less_than_two_seconds_is_one_line(folder, positions):
+    toy_whisper.shorten(folder, source=positions)
+    assert f"(max_source_positions {positions}), expected 2 to 30 s" in refusal(folder)
 
 
-def test_encoder_of_fewer_positions_is_one_line(folder):
-    shorten(folder, "encoder", 750)
-    assert "its encoder takes 15 s (max_source_positions 750)" in refusal(folder)
+def test_shorter_encoder_is_loaded_but_not_trained_or_scored(folder):
+    model_files.require_full_window(folder)
+    toy_whisper.shorten(folder, source=750)
+    assert model_files.source_frames(folder) == 1500
+    model_files.require_usable(folder)
+    with pytest.raises(LabError, match="an encoder of 15 s .max_source_positions 750.: such a model transcribes, but"):
+        model_files.require_full_window(folder)
+    full = WhisperForConditionalGeneration.from_pretrained(  # what the message says
+        folder, max_source_positions=1500, ignore_mismatched_sizes=True
+    )
+    full.save_pretrained(folder)
+    model_files.require_full_window(folder)
+    table = full.model.encoder.embed_positions.weight
+    assert torch.equal(table, sinusoids(1500, table.shape[1])), "positions are constants"
 
 
 @pytest.mark.parametrize("engine", ["transformers", "onnx", "ctranslate2"])
 def test_text_ends_at_the_last_position_of_the_decoder(folder, tmp_path, monkeypatch, engine):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
-    shorten(folder, "decoder", 12)
+    toy_whisper.shorten(folder, target=12)
     opened = engines.open_engine(whisper_model.resolve(str(folder)), engine=engine)
     window = np.random.default_rng(0).random((1, 80, 200), dtype=np.float32)
     (hypothesis,) = opened.decode(window)

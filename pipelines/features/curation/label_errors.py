@@ -21,7 +21,7 @@ from pipelines.infra import environment
 from pipelines.recipes import digest
 from pipelines.recipes.settings import EvaluationSettings
 from pipelines.speech import scoring
-from pipelines.whisper import decoding
+from pipelines.whisper import decoding, model_files
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import sorted_batches
 from pipelines.whisper.log_mel import FULL_FRAMES
@@ -92,6 +92,7 @@ def _decode(
     path: Path,
     on_clips: Callable[[int], None],
 ) -> dict[str, str]:
+    model_files.require_full_window(ref.folder)
     model = whisper_model.load(ref, device=environment.detect().device)
     processor = whisper_model.load_processor(ref, language)
     full_context, transcripts = ref.context == "full", {}

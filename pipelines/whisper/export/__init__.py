@@ -197,14 +197,17 @@ def _write_ctranslate2(ref: ModelRef, compute_type: str, folder: Path) -> None:
 def _complete_config(ref: ModelRef, folder: Path) -> None:
     """Remove alignment heads that the decoder does not have: CTranslate2 ends the process when it aligns with them.
 
-    Also add the size of an unusual text context.
+    Also add the sizes of unusual contexts.
     """
     model = json.loads((ref.folder / "config.json").read_text("utf-8"))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     layers, heads = model["decoder_layers"], model["decoder_attention_heads"]
     existing = [[layer, head] for layer, head in config.get("alignment_heads", []) if layer < layers and head < heads]
-    positions = model_files.text_positions(ref.folder)
-    other = {} if positions == model_files.TEXT_POSITIONS else {"max_target_positions": positions}
+    usual = {
+        "max_source_positions": model_files.SOURCE_POSITIONS,
+        "max_target_positions": model_files.TEXT_POSITIONS,
+    }
+    other = {name: model[name] for name, size in usual.items() if model.get(name, size) != size}
     manifest.write_json(folder / "config.json", {**config, "alignment_heads": existing, **other})
 
 
