@@ -202,7 +202,8 @@ def export(
         str,
         typer.Option(
             metavar="FORM,FORM",
-            help="onnx-int8, ctranslate2-int8 (-float16, ...), onnx, safetensors-float16 (-float32).",
+            help="onnx-int8, ctranslate2-int8 (-float16, ...), onnx, safetensors-float16 (-float32), ggml-f16 (-q8_0, "
+            "-q5_0).",
         ),
     ] = "ctranslate2-int8",
     recipe: RecipeName = "tour",
@@ -231,7 +232,7 @@ def export(
         return print_plan(as_json, action, environment.cache_folder(), settings)
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
     table = exports.compare_exports(settings, opened, models, forms, split=split.value, runs=runs, threads=threads)
-    form = ["--form", forms[-1]] if forms else []
+    form = ["--form", table.rows[-1].form] if table.rows[-1].form else []
     command = commands.command("production", models[-1], *form, "--to", "served")
     print_result(as_json, table.as_dict(), f"{table}\nNext: {command}")
 

@@ -71,15 +71,24 @@ class ExportTable:
 
     split: str
     rows: tuple[ExportRow, ...]
+    unscored: tuple[str, ...]
+    """Folders of the exports in export.FOREIGN_FORMS, which the lab cannot decode."""
     load: float | None
     """Load average of the machine over the last minute, if the system reports it."""
 
     def as_dict(self) -> dict[str, Any]:
         n = self.rows[0].score.n
-        return {"split": self.split, "n": n, "load": self.load, "rows": [row.as_dict() for row in self.rows]}
+        return {
+            "split": self.split,
+            "n": n,
+            "load": self.load,
+            "rows": [row.as_dict() for row in self.rows],
+            "unscored": [*self.unscored],
+        }
 
     def __str__(self) -> str:
         folders = "\n".join(f"{row.form or 'model'}: {row.folder}" for row in self.rows)
+        folders += "".join(f"\nnot scored, for other programs: {folder}" for folder in self.unscored)
         n = self.rows[0].score.n
         caveat = self.rows[0].score.units.caveat
         note = f"\nnote: {caveat}" if caveat else ""
@@ -113,10 +122,18 @@ def compare_exports(
 ) -> ExportTable:
     """Score and time each model, and its exports in `forms`, on a split of the cache.
 
+    Exports in export.FOREIGN_FORMS are only written.
     Existing reports are reused; scorings of the test split are counted. Raise LabError for a form that is not one of
     export.FORMS, and the errors of `export.convert`.
     """
     recipe = derived.resolve(recipe, cache)
+    unscored = tuple(
+        str(export.convert(whisper_model.resolve(uri), form))
+        for uri in uris
+        for form in forms
+        if form in export.FOREIGN_FORMS
+    )
+    forms = [form for form in forms if form not in export.FOREIGN_FORMS]
     variants = [  # export everything first: errors appear before anything is scored
         (form, str(export.convert(whisper_model.resolve(uri), form)) if form else uri)
         for uri in uris
@@ -144,7 +161,7 @@ def compare_exports(
             round(ms, 1),
         )
         rows.append(row)
-    return ExportTable(split, tuple(rows), os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
+    return ExportTable(split, tuple(rows), unscored, os.getloadavg()[0] if hasattr(os, "getloadavg") else None)
 
 
 def _size_mb(folder: Path) -> float:

@@ -42,8 +42,10 @@ def production(ref: ModelRef, form: str, folder: Path, *, language: str = "", re
     """Create `folder` with what a deployment of `ref` in one of export.FORMS needs, and nothing else.
 
     First a new process serves it with the transcriber, on `recording` or a synthetic sentence; a form that needs no
-    torch is served without it. Raises LabError if that fails, or if `folder` is not empty.
+    torch is served without it. Raises LabError if that fails, if `folder` is not empty, or for one of FOREIGN_FORMS.
     """
+    if form in export.FOREIGN_FORMS:
+        raise LabError(f"this lab does not serve {form}: write it with `export --to {form}`, or name another form")
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} must be empty or absent: name another")

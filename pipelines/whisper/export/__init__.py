@@ -5,6 +5,7 @@
     onnx-int8              two graphs for ONNX Runtime with int8 products (onnx_graph.py): for a CPU
     onnx                   the same in float32
     safetensors-float16    a Hugging Face folder of half the size, computed in float32; also -float32
+    ggml-f16               whisper.cpp's format (ggml.py), for that program; also -q8_0 and -q5_0
 
 <cache>/ctranslate2/<digest>/
     model.bin, config.json, vocabulary.json   read by CTranslate2
@@ -12,6 +13,7 @@
     manifest.json                             written last: source of the weights
 <cache>/onnx/<digest>/                        encoder.onnx, decoder.onnx, tokenizer and configuration, manifest.json
 <cache>/safetensors/<digest>/                 a model folder for model.resolve
+<cache>/ggml/<digest>/                        ggml-model.bin, manifest.json
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pipelines.infra.parallel import work_folder
 from pipelines.recipes import digest
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import model_files
-from pipelines.whisper.export import onnx_graph
+from pipelines.whisper.export import ggml, onnx_graph
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,10 @@ COMPUTE_TYPES = ("int8", "int8_float16", "float16", "float32")
 """Precision of CTranslate2's weights and products: int8 for a CPU, int8_float16 and float16 for a GPU."""
 FORMS = (
     *(f"ctranslate2-{name}" for name in COMPUTE_TYPES), "onnx", "onnx-int8",
-    "safetensors-float16", "safetensors-float32",
+    "safetensors-float16", "safetensors-float32", *(f"ggml-{name}" for name in ggml.PRECISIONS),
 )  # fmt: skip
+FOREIGN_FORMS = tuple(form for form in FORMS if form.startswith("ggml"))
+"""Forms that only another program reads: the lab writes them and does not decode with them."""
 _FORMAT = "2"
 _COPIED_CONFIGS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 _CONFIGS = ("config.json", "processor_config.json", *_COPIED_CONFIGS)
@@ -96,7 +100,9 @@ def convert(ref: ModelRef, form: str, *, to: str | Path = "") -> Path:
 def _write(ref: ModelRef, form: str, folder: Path, facts: dict[str, Any]) -> None:
     """Convert `ref` in a temporary folder, seal it with `facts` and move it to `folder`."""
     format_, _, precision = form.partition("-")
-    convert_to = {"ctranslate2": _write_ctranslate2, "onnx": _write_onnx, "safetensors": _write_safetensors}[format_]
+    convert_to = {"ctranslate2": _write_ctranslate2, "onnx": _write_onnx, "safetensors": _write_safetensors}.get(
+        format_, _write_ggml
+    )
     title = f"CTranslate2, {precision}" if format_ == "ctranslate2" else form
     logger.info(f"converting {ref.title} to {title} (once) ...")
     with work_folder.create(folder.parent, "export") as temporary:
@@ -153,6 +159,7 @@ def _identity(ref: ModelRef, format_: str, precision: str) -> dict[str, Any]:
             **({"bits": 7 if onnx_graph.needs_seven_bits() else 8} if precision else {}),
         },
         "safetensors": lambda: {"dtype": precision, "code.export": _FORMAT},
+        "ggml": lambda: {"precision": precision, "code.export": ggml.FORMAT},
     }[format_]
     return {
         **whisper_model.identity(ref),
@@ -211,7 +218,7 @@ def _complete_config(ref: ModelRef, folder: Path) -> None:
     manifest.write_json(folder / "config.json", {**config, "alignment_heads": existing, **other})
 
 
-# ---- ONNX, safetensors
+# ---- ONNX, ggml, safetensors
 
 
 def _write_onnx(ref: ModelRef, precision: str, folder: Path) -> None:
@@ -219,6 +226,11 @@ def _write_onnx(ref: ModelRef, precision: str, folder: Path) -> None:
     model, seven_bits = whisper_model.load(ref), onnx_graph.needs_seven_bits()
     onnx_graph.write(model, folder, int8=precision == "int8", seven_bits=seven_bits)
     _copy_configs(ref, folder)
+
+
+def _write_ggml(ref: ModelRef, precision: str, folder: Path) -> None:
+    folder.mkdir()
+    ggml.write(ref.folder, precision, folder / ggml.FILE_NAME)
 
 
 def _write_safetensors(ref: ModelRef, precision: str, folder: Path) -> None:

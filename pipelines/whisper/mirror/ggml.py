@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-_MAGIC = 0x67676D6C
+MAGIC = 0x67676D6C
 _DTYPES = {0: "<f4", 1: "<f2"}
 # fmt: off
-_HEADER = (
+HEADER = (
     "n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer",
     "n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels", "ftype",
 )
@@ -68,9 +68,9 @@ def read_ggml(path: Path) -> Ggml:
     import numpy as np
 
     with path.open("rb") as file:
-        if _counts(file, 1, "the magic number") != (_MAGIC,):
-            raise LabError(f"{path.name} is no ggml file: it does not begin with the magic number 0x{_MAGIC:x}")
-        header = dict(zip(_HEADER, _counts(file, len(_HEADER), "the header"), strict=True))
+        if _counts(file, 1, "the magic number") != (MAGIC,):
+            raise LabError(f"{path.name} is no ggml file: it does not begin with the magic number 0x{MAGIC:x}")
+        header = dict(zip(HEADER, _counts(file, len(HEADER), "the header"), strict=True))
         n_mels, n_bins = _counts(file, 2, "the header")
         filters = np.frombuffer(_exactly(file, 4 * n_mels * n_bins, "the mel filters"), "<f4").reshape(n_mels, n_bins)
         for _ in range(*_counts(file, 1, "the vocabulary")):
