@@ -1,17 +1,32 @@
-"""Recordings that the benchmarks use: joined clips of the tour, and synthetic tones."""
+"""Recordings that the benchmarks use: joined clips of the tour, long recordings of them, and synthetic tones."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.features.sources import SPLITS, Example
 from pipelines.features.sources.synthetic.tour import TourSource
-from pipelines.speech import audio
+from pipelines.speech import audio, text
+from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.edits import Edits
+
+PAUSE_S = 0.6
+"""Between the clips of a long recording."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording of one speaker, float32 at 16 kHz, and what is said in it."""
+
+    samples: np.ndarray
+    text: str
+    speaker: str
 
 
 def joined_pairs(examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndarray, str]]:
@@ -51,3 +66,63 @@ def tones(n: int) -> Iterator[Example]:
         yield Example(
             f"tone-{i:07d}", "train", f"ton nummer {i} av {n}, tydligt uttalad", file.getvalue(), f"s{i % 99}"
         )
+
+
+def spoken_clips(n: int) -> list[Clip]:
+    """Return `n` clips of 2 to 10 s: one to four sentences of a speaker of the tour's test split."""
+    by_speaker: dict[str, list[tuple[np.ndarray, str]]] = {}
+    for example in TourSource().examples(("test",)):
+        by_speaker.setdefault(example.speaker, []).append((audio.decode(example.audio).samples, example.text))
+    clips: list[Clip] = []
+    turn = 0
+    while len(clips) < n and any(by_speaker.values()):
+        for speaker, left in by_speaker.items():
+            take = left[: 1 + turn % 4]
+            by_speaker[speaker] = left[1 + turn % 4 :]
+            turn += 1
+            if take and len(clips) < n:
+                samples = np.concatenate([part for sound, _ in take for part in (sound, _silence(0.3))])
+                if len(samples) <= 10 * SAMPLE_RATE_HZ:
+                    clips.append(Clip(samples, " ".join(sentence for _, sentence in take), speaker))
+    return clips
+
+
+def joined(clips: Sequence[Clip], minutes: float) -> tuple[np.ndarray, list[Clip]]:
+    """Return all clips one after the other, repeated until they last `minutes`: the samples, and the clips in order."""
+    parts: list[np.ndarray] = []
+    used: list[Clip] = []
+    n_samples = 0
+    while n_samples < minutes * 60 * SAMPLE_RATE_HZ:
+        clip = clips[len(used) % len(clips)]
+        used.append(clip)
+        parts += [clip.samples, _silence(PAUSE_S)]
+        n_samples += len(clip.samples) + len(parts[-1])
+    return np.concatenate(parts), used
+
+
+def aligned_edits(references: Sequence[str], transcript: str) -> Edits:
+    """Return the word edits of each of `references`, spoken one after the other, in the transcript of them all.
+
+    The words of all references are aligned with those of the transcript. An inserted word belongs to the reference of
+    the word before it. Characters are not counted.
+    """
+    import jiwer
+
+    sentences = [text.normalise(reference) for reference in references]
+    words = np.array([len(sentence.split()) for sentence in sentences])
+    owner = np.repeat(np.arange(len(sentences)), words)
+    counts = {kind: np.zeros(len(sentences), dtype=np.int64) for kind in ("substitute", "insert", "delete")}
+    (alignment,) = jiwer.process_words(" ".join(sentences), text.normalise(transcript)).alignments
+    for chunk in alignment:
+        if chunk.type == "insert":
+            inserted = chunk.hyp_end_idx - chunk.hyp_start_idx
+            counts["insert"][owner[max(chunk.ref_start_idx - 1, 0)]] += inserted
+        elif chunk.type != "equal":
+            np.add.at(counts[chunk.type], owner[chunk.ref_start_idx : chunk.ref_end_idx], 1)
+    zeros = np.zeros_like(words)
+    chars = np.array([len(sentence) for sentence in sentences])
+    return Edits(counts["substitute"], counts["insert"], counts["delete"], words, zeros, chars)
+
+
+def _silence(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * SAMPLE_RATE_HZ), dtype=np.float32)

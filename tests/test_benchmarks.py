@@ -13,9 +13,11 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from benchmarks import recordings, sides
 from pipelines.whisper import model as whisper_model
 
 ROOT = Path(__file__).parents[1]
+PEERS = [name for name in sides.DEFAULT if name != "whisper.cpp"]
 
 
 @pytest.mark.slow
@@ -137,20 +139,48 @@ def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):
 @pytest.mark.slow
 def test_inference_runs_all_sides_and_ends_with_one_json_object(toy_model, tmp_path):
     command = [sys.executable, "benchmarks/inference.py", "--smoke", "--model", str(toy_model)]
+    command += ["--sides", ",".join(PEERS)]  # whisper.cpp does not read the toy's vocabulary
     environ = {**os.environ, "LAB_CACHE": str(tmp_path)}  # where the exported weights land
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    asked = {
-        "speedup_vs_faster_whisper",
-        "speedup_vs_transformers",
-        "longform_speedup",
-        "delta_wer_ci95",
-        "memory_ratio",
-    }
-    assert asked <= told.keys()
-    assert all(told[name] > 0 for name in asked - {"delta_wer_ci95"})
-    assert set(told["wer"]) == {"ours", "faster-whisper", "transformers"}
+    result = json.loads(done.stdout.splitlines()[-1])
+    ratios = {"speedup_vs_faster_whisper", "speedup_vs_transformers", "longform_speedup", "memory_ratio"}
+    assert all(result[name] > 0 for name in ratios)
+    assert set(result["sides"]) == set(PEERS) and set(result["wer"]) == set(PEERS) - {"faster-whisper-batched"}
+    for name, side in result["sides"].items():
+        assert side["arguments"]["recordings"] is not None and side["0.5"]["wer"] > 0
+        if name != "ours":
+            low, high = side["0.5"]["minus"]["ci95"]
+            assert low <= side["0.5"]["minus"]["delta"] <= high
+
+
+def test_peers_have_no_arguments_but_what_their_names_say():
+    request = sides.Request(None, threads=2)
+    arguments = {name: side.arguments(request) for name, side in sides.SIDES.items()}
+    swedish = {"generate_kwargs": {"language": "sv", "task": "transcribe"}}
+    assert arguments["faster-whisper"]["clips"] == arguments["faster-whisper"]["recordings"] == {"language": "sv"}
+    assert arguments["faster-whisper-greedy"]["clips"] == {"language": "sv", "beam_size": 1}
+    assert arguments["faster-whisper-batched"]["clips"] is None
+    assert arguments["transformers"]["clips"] == swedish
+    assert arguments["transformers"]["recordings"] == {**swedish, "chunk_length_s": 30}
+    assert arguments["transformers-timestamps"]["recordings"] == {**swedish, "return_timestamps": True}
+    assert arguments["whisper.cpp"]["clips"] == {"language": "sv"}
+
+
+@pytest.mark.parametrize(
+    ("transcript", "expected"),
+    [
+        ("Ett två. Tre fyra!", [0, 0]),
+        ("ett två och tre fyra", [1, 0]),  # an insertion belongs to the word before it
+        ("nu ett två tre fyra", [1, 0]),
+        ("ett två fyra", [0, 1]),
+        ("ett tu tre fyra fem", [1, 1]),
+        ("", [2, 2]),
+    ],
+)
+def test_edits_belong_to_the_clip_of_their_word(transcript, expected):
+    edits = recordings.aligned_edits(["Ett två.", "Tre fyra."], transcript)
+    assert edits.word_edits.tolist() == expected and edits.words.tolist() == [2, 2]
 
 
 @pytest.mark.slow
