@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,8 +59,17 @@ MaxLineCount = Annotated[int, typer.Option(help="Most lines in a subtitle.")]
 HighlightWords = Annotated[
     bool, typer.Option("--highlight-words", help="Underline each word of a subtitle while it is spoken.")
 ]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Transcribe only the rows of a table that had an error.")
+]
 Track = Annotated[
     str, typer.Option(help="Audio track of videos: 1, 2, ... or all; default: the first.", show_default=False)
+]
+ChannelMode = Annotated[
+    str, typer.Option(help="split: transcribe each channel, and name it in front of what it says; mix: their mean.")
+]
+ChannelNames = Annotated[
+    str, typer.Option(metavar="NAME,NAME", help="Names of split channels; default: Left,Right, or Channel 1, ...")
 ]
 AllowOrigin = Annotated[
     list[str],
@@ -86,14 +95,14 @@ def transcribe(
     language: Language = "",
     engine: EngineName = "auto",
     again: Annotated[bool, typer.Option("--again", help="Start over and replace earlier output.")] = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Transcribe only the rows of a table that had an error.")
-    ] = False,
+    retry_errors: RetryErrors = False,
     track: Track = "",
     max_download_mb: MaxDownloadMb = 2_000.0,
     max_download_s: MaxDownloadS = 3_600.0,
     allow_port: AllowPort = (),
     allow_private: AllowPrivate = False,
+    channels: ChannelMode = "mix",
+    channel_names: ChannelNames = "",
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -109,7 +118,6 @@ def transcribe(
     from pipelines.inference import pipeline
     from pipelines.inference.batch import job as batch_job
     from pipelines.inference.batch import run as batch_run
-    from pipelines.inference.batch import tracks
     from pipelines.inference.subtitles import Style
     from pipelines.inference.transcriber import Transcriber
     from pipelines.infra import environment
@@ -118,10 +126,11 @@ def transcribe(
 
     columns = {"audio_column": audio_column, "reference_column": reference_column, "speaker_column": speaker_column}
     console.configure(sys.stderr)  # standard output is for the transcripts
+    parts = _parts_of_recordings(track, channels, channel_names)
     style = Style(max_line_width, max_line_count, highlight_words)
     downloads = Limits(max_download_mb, max_download_s, tuple(allow_port), allow_private)
     job = batch_job.plan(inputs, out, **columns, formats=split_list(format_))
-    job = replace(job, track=tracks.parse(track), style=style, downloads=downloads)
+    job = replace(job, style=style, downloads=downloads, **parts)
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         outline = batch_run.Outline(job)
@@ -132,6 +141,15 @@ def transcribe(
     print_result(as_json, result.as_dict(), str(result))
     if result.summary.errors:
         raise typer.Exit(1)
+
+
+def _parts_of_recordings(track: str, channels: str, channel_names: str) -> dict[str, Any]:
+    """Return the fields of a job that say which track and channels are transcribed."""
+    from pipelines.inference.batch import tracks
+    from pipelines.inference.channels import parse_mode
+
+    split_channels, names = parse_mode(channels, channel_names)
+    return {"track": tracks.parse(track), "split_channels": split_channels, "channel_names": names}
 
 
 def serve(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from pipelines.infra import files
 from pipelines.speech.decoders import containers, ffmpeg, libsndfile
-from pipelines.speech.decoders.content import Content, Layout, Piece, open_content
+from pipelines.speech.decoders.content import Content, Layout, Piece, Request, open_content
 from pipelines.speech.decoders.waveform import (
     DAMAGED,
     MAX_CHANNELS,
@@ -26,6 +27,7 @@ from pipelines.speech.decoders.waveform import (
     AudioError,
     DamagedAudio,
     Gap,
+    Mix,
     Waveform,
     check_duration,
     to_mono,
@@ -40,6 +42,7 @@ __all__ = [
     "AudioError",
     "DamagedAudio",
     "Gap",
+    "Mixed",
     "Waveform",
     "blocks",
     "decode",
@@ -49,6 +52,14 @@ __all__ = [
 
 BLOCK_S = 30.0
 """Duration of the blocks in which `blocks` decodes a recording."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A recording of which `blocks` makes one channel in a certain way, for example by selecting one."""
+
+    source: bytes | Path | str
+    mix: Mix
 
 
 def fingerprint(source: bytes | Path | str) -> bytes:
@@ -86,12 +97,12 @@ def decode(source: bytes | Path | str, max_duration_s: float = float("inf")) -> 
                     raise
             else:
                 return from_array(samples, rate_hz, max_duration_s)
-        joined = np.concatenate(list(_blocks(content, layout, max_duration_s, BLOCK_S, 0)))
+        joined = np.concatenate(list(_blocks(content, layout, Request(0, max_duration_s, BLOCK_S))))
     return Waveform(np.ascontiguousarray(joined))
 
 
 def blocks(
-    source: bytes | Path | str, max_duration_s: float = float("inf"), block_s: float = BLOCK_S, track: int = 0
+    source: bytes | Path | str | Mixed, max_duration_s: float = float("inf"), block_s: float = BLOCK_S, track: int = 0
 ) -> Iterator[np.ndarray]:
     """Yield the samples of a recording of any length in constant memory: float32 [n] at 16 kHz, block by block.
 
@@ -100,13 +111,12 @@ def blocks(
     fault, and `no_track`; DamagedAudio after the last block, if parts of the recording cannot be read. The blocks then
     hold the rest, with silence in place of those parts.
     """
+    source, mix = (source.source, source.mix) if isinstance(source, Mixed) else (source, None)
     with open_content(source) as content:
-        yield from _blocks(content, containers.examine(content), max_duration_s, block_s, track)
+        yield from _blocks(content, containers.examine(content), Request(track, max_duration_s, block_s, mix))
 
 
-def _blocks(
-    content: Content, layout: Layout, max_duration_s: float, block_s: float, track: int
-) -> Iterator[np.ndarray]:
+def _blocks(content: Content, layout: Layout, request: Request) -> Iterator[np.ndarray]:
     n_samples, gaps, hints = 0, [], []
     for piece in layout.pieces:
         if piece.before_s:
@@ -115,7 +125,8 @@ def _blocks(
             n_samples += len(lost)
             yield lost
         start_s = n_samples / SAMPLE_RATE_HZ
-        decoded = _piece_blocks(content, layout, piece, max_duration_s - start_s, block_s, track)
+        rest = replace(request, max_duration_s=request.max_duration_s - start_s)
+        decoded = _piece_blocks(content, layout, piece, rest)
         try:
             n_new, (new, hint) = yield from _forward(decoded)
         except AudioError as error:
@@ -136,16 +147,16 @@ def _blocks(
 
 
 def _piece_blocks(
-    content: Content, layout: Layout, piece: Piece, max_duration_s: float, block_s: float, track: int
+    content: Content, layout: Layout, piece: Piece, request: Request
 ) -> Generator[np.ndarray, None, tuple[list[Gap], str]]:
     """Yield the blocks of a piece; return its gaps, in seconds from its start, and what to do about them."""
     if piece.is_cut and piece.duration_s == 0:
         return [], ""
     gaps, n_samples, fault, has_ffmpeg = list(piece.gaps), 0, "", ffmpeg.is_installed()
     if not (layout.only_ffmpeg and has_ffmpeg):
-        n_samples, fault = yield from _forward(libsndfile.blocks(content, piece, max_duration_s, block_s))
-        if not fault and track > 1:
-            raise AudioError("no_track", f"there is no audio track {track}, the file has 1")
+        n_samples, fault = yield from _forward(libsndfile.blocks(content, piece, request))
+        if not fault and request.track > 1:
+            raise AudioError("no_track", f"there is no audio track {request.track}, the file has 1")
         if not fault:
             return gaps, ""
     if not has_ffmpeg and not n_samples:
@@ -157,7 +168,6 @@ def _piece_blocks(
     if not has_ffmpeg:
         return [*gaps, Gap(n_samples / SAMPLE_RATE_HZ)], "; ffmpeg, which may read more of it, is not installed"
     # ffmpeg starts from the beginning: skip what was decoded already
-    request = ffmpeg.Request(track, max_duration_s, block_s)
     decoded, fault_s = ffmpeg.blocks(content, layout, piece, request, bool(n_samples)), n_samples / SAMPLE_RATE_HZ
     try:
         n_samples, new = yield from _forward(decoded, skip=n_samples)

@@ -41,6 +41,9 @@ class Job:
     """Audio track of videos, see tracks.py; 0: the first."""
     downloads: Limits = field(default_factory=Limits)
     """Of recordings at addresses."""
+    split_channels: bool = False
+    """Transcribe each channel with its name as the speaker, see inference/channels.py."""
+    channel_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.style != DEFAULT and not {*self.formats} & {*subtitles.CUE_FORMATS}:
@@ -88,6 +91,8 @@ class Result:
     """With a transcript: that of what can be read of a damaged recording."""
     stamp: str | None = None
     """See stamps.stamp."""
+    plain: str | None = None
+    """The transcript without names of speakers, for WER; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class BatchResult:
     def __str__(self) -> str:
         summary = self.summary
         if self.job.out is None:
-            lines = (f"{one.name}: {'; '.join(filter(None, (one.transcript, one.error)))}" for one in self.results)
+            lines = (f"{one.name}:{_indented(one.transcript, one.error)}" for one in self.results)
             return "\n".join([f"model {summary.model}", *lines])
         lines = [
             f"model {summary.model}, {summary.engine}",
@@ -151,6 +156,12 @@ class BatchResult:
             lines.append(str(scoring.Score(**summary.score)))
         hint = "; see its column `error`, and repeat these rows with --retry-errors" if summary.errors else ""
         return "\n".join([*lines, f"table {self.job.out}{hint}"])
+
+
+def _indented(transcript: str, error: str | None) -> str:
+    """Return transcript and error in one line, or each turn of several speakers in a line."""
+    lines = [*transcript.splitlines(), *([error] if error else [])]
+    return "".join(f"\n  {line}" for line in lines) if "\n" in transcript else f" {'; '.join(lines)}"
 
 
 def plan(

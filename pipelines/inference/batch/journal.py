@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pipelines.inference.transcriber import Transcriber
 
 
+_ABSENT_BY_DEFAULT = ("track", "channels", "style of subtitles")
+
+
 @dataclass(frozen=True)
 class Journal:
     """The valid part of a journal file."""
@@ -46,12 +49,13 @@ def identity_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
         "format": list(job.formats),
         **({"segment columns": names} if (names := recordings.excerpt_columns) else {}),
         **({"track": job.track} if job.track else {}),
+        **({"channels": ["split", *job.channel_names]} if job.split_channels else {}),
         **({"style of subtitles": asdict(job.style)} if job.style != DEFAULT else {}),
     }
 
 
 def _check_identity(out: Path, recorded: dict[str, Any], current: dict[str, Any]) -> None:
-    names = [*current, *(name for name in ("track", "style of subtitles") if name not in current)]  # absent by default
+    names = [*current, *(name for name in _ABSENT_BY_DEFAULT if name not in current)]
     if differing := [name for name in names if recorded.get(name) != current.get(name)]:
         raise LabError(
             f"{out} was started with another {' and '.join(differing)}: call it as before, start again with --again, "

@@ -30,6 +30,7 @@ from pipelines.inference.batch.journal import (
 )
 from pipelines.inference.batch.subtitle_files import refuse_existing, subtitle_paths, write_subtitles
 from pipelines.inference.batch.tables import Recording
+from pipelines.inference.channels import ChannelTranscriber
 from pipelines.inference.transcript import DamagedRecording
 from pipelines.infra import manifest
 from pipelines.infra.downloads.urls import DownloadError
@@ -100,12 +101,17 @@ def transcribe_table(job: Job, transcriber: Transcriber, *, again: bool = False,
         with open_journal(job.partial, interrupted, identity) as file:
             flushed = time.monotonic()
             for result in _transcribe(job, transcriber, paths, n, skip, reusable_results(job.earlier, skip)):
-                file.write(encode_line({name: value for name, value in asdict(result).items() if name != "name"}))
+                file.write(encode_line(_journal_fields(result)))
                 file.flush()
                 if time.monotonic() - flushed > FLUSH_S:
                     manifest.flush(job.partial)
                     flushed = time.monotonic()
         return _write_table(job, transcriber, identity)
+
+
+def _journal_fields(result: Result) -> dict[str, Any]:
+    fields = asdict(result)
+    return {name: value for name, value in fields.items() if name != "name" and (name, value) != ("plain", None)}
 
 
 class Outline:
@@ -176,9 +182,10 @@ def _transcribe_one(
         options: dict[str, Any] = {"word_times": True} if job.uses_word_times and transcriber.times_words else {}
         options["on_audio"] = progress.show_current
         stamp = stamps.stamp(recording) if job.out else None
+        split = ChannelTranscriber(transcriber, job.channel_names) if job.split_channels else transcriber
         with remote.local_copy(recording.audio, job.downloads, progress.show_download) as local:
-            audio = recording.excerpt.cut(local) if recording.excerpt else local
-            transcript = tracks.transcribe(transcriber, audio, job.track, **options)
+            audio = recording.excerpt.cut(local, job.split_channels) if recording.excerpt else local
+            transcript = tracks.transcribe(split, audio, job.track, **options)
     except DamagedRecording as damage:
         transcript, error = damage.transcript, _one_line(damage)
     except (AudioError, DownloadError) as failure:
@@ -199,6 +206,7 @@ def _transcribe_one(
         round(transcript.elapsed_s, 3),
         error,
         stamp,
+        transcript.plain_text if transcript.has_speakers else None,
     )
 
 
@@ -277,7 +285,7 @@ class _ScoredRows:
         """Return the WER of a row, or None if it has an error or a reference without words."""
         if result.error is not None or not text.normalise(recording.reference):
             return None
-        edits = count_edits([recording.reference], [result.transcript])
+        edits = count_edits([recording.reference], [result.transcript if result.plain is None else result.plain])
         self._counts.extend(int(count[0]) for count in vars(edits).values())
         self._speakers.append(self._names.setdefault(recording.speaker, recording.speaker))
         return round(float(edits.word_edits[0] / edits.words[0]), 4)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.inference import channels
 from pipelines.inference.transcript import DamagedRecording, Transcript
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError
 
 if TYPE_CHECKING:
+    from pipelines.inference.channels import ChannelTranscriber
     from pipelines.inference.transcriber import Transcriber
 
 ALL = -1
@@ -25,7 +28,9 @@ def parse(track: str) -> int:
     return int(track)
 
 
-def transcribe(transcriber: Transcriber, recording: Path | bytes, track: int, **options: Any) -> Transcript:
+def transcribe(
+    transcriber: Transcriber | ChannelTranscriber, recording: Path | bytes, track: int, **options: Any
+) -> Transcript:
     """Return the transcript of a track, or of all. Raises AudioError and DamagedRecording."""
     if track != ALL:
         return transcriber.transcribe(recording, **options, **({"track": track} if track else {}))
@@ -42,14 +47,7 @@ def transcribe(transcriber: Transcriber, recording: Path | bytes, track: int, **
             if error.reason != "no_track" or not transcripts:
                 raise
             break
-    segments = sorted((segment for one in transcripts for segment in one.segments), key=lambda segment: segment.start_s)
-    transcript = Transcript(
-        " ".join(segment.text for segment in segments),
-        max(one.audio_s for one in transcripts),
-        sum(one.elapsed_s for one in transcripts),
-        tuple(segments),
-        damage.detail if damage else "",
-    )
+    transcript = channels.merge(transcripts)
     if damage:
-        raise DamagedRecording(damage, transcript)
+        raise DamagedRecording(damage, replace(transcript, damage=damage.detail))
     return transcript

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from pipelines.infra import files
-from pipelines.speech.decoders.waveform import AudioError, Gap
+from pipelines.speech.decoders.waveform import AudioError, Gap, Mix, check_level, to_mono
 
 CHUNK_BYTES = 1 << 20
 Part = bytes | tuple[int, int]
@@ -119,6 +121,26 @@ class Layout:
         """Return whether the file can be decoded as it is, and nothing is wrong with it."""
         piece = self.pieces[0]
         return len(self.pieces) == 1 and not (piece.parts or piece.gaps or piece.is_cut or self.only_ffmpeg)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is decoded of a file."""
+
+    track: int = 0
+    """Audio track; 1: the first; 0: the first, and further ones are logged."""
+    max_duration_s: float = float("inf")
+    block_s: float = 30.0
+    """Duration of the blocks."""
+    mix: Mix | None = None
+    """Makes one channel of several; None: `to_mono`."""
+
+    def to_mono(self, samples: np.ndarray, rate_hz: int) -> np.ndarray:
+        """Return float32 [n] from samples [n, channels]. Raises AudioError `not_finite`."""
+        if self.mix is None:
+            return to_mono(samples)
+        check_level(samples)
+        return self.mix(samples, rate_hz)
 
 
 class Spliced(files.ReadOnlyFile):

@@ -21,14 +21,13 @@ from typing import IO
 
 import numpy as np
 
-from pipelines.speech.decoders.content import CHUNK_BYTES, Content, Layout, Piece, Spliced
+from pipelines.speech.decoders.content import CHUNK_BYTES, Content, Layout, Piece, Request, Spliced
 from pipelines.speech.decoders.waveform import (
     DAMAGED,
     SAMPLE_RATE_HZ,
     AudioError,
     Gap,
     check_duration,
-    to_mono,
 )
 
 logger = logging.getLogger(__name__)
@@ -94,17 +93,6 @@ class _Messages:
             self.opened.set()
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is decoded of a file."""
-
-    track: int = 0
-    """Audio track; 1: the first; 0: the first, and further ones are logged."""
-    max_duration_s: float = float("inf")
-    block_s: float = 30.0
-    """Duration of the blocks."""
-
-
 def blocks(
     content: Content, layout: Layout, piece: Piece, request: Request, is_suspect: bool = False
 ) -> Generator[np.ndarray, None, list[Gap]]:
@@ -115,7 +103,7 @@ def blocks(
     """
     with _open_input(content, piece) as (path, inherited):
         for keep_times in (layout.kind in _ABSOLUTE_TIMES, False):
-            run = _Run(path, inherited, max(request.track, 1), keep_times, _MIN_GAP_S.get(layout.kind, 0.1))
+            run = _Run(path, inherited, request, keep_times, _MIN_GAP_S.get(layout.kind, 0.1))
             with run.start() as (process, messages):
                 channels = _read_header(process)
                 messages.opened.wait(TIMEOUT_S)
@@ -157,7 +145,7 @@ class _Run:
     path: str
     inherited: tuple[int, ...]
     """File descriptors that it must inherit for the path."""
-    track: int
+    request: Request
     keep_times: bool
     """Count times from zero, not from the first packet."""
     min_gap_s: float
@@ -167,14 +155,15 @@ class _Run:
         command = ["ffmpeg", "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info"]
         command += ["-protocol_whitelist", "file", "-format_whitelist", _FORMATS]
         command += ["-err_detect", "crccheck", *(["-copyts"] if self.keep_times else [])]
-        return [*command, "-i", f"file:{self.path}", "-map", f"0:a:{self.track - 1}", *output]
+        return [*command, "-i", f"file:{self.path}", "-map", f"0:a:{max(self.request.track, 1) - 1}", *output]
 
     @contextlib.contextmanager
     def start(self) -> Iterator[tuple[subprocess.Popen, _Messages]]:
         """Decode to standard output, and read what ffmpeg prints in a thread."""
         # async fills gaps of the times with silence; channels stay, since two of them may cancel
         resample = f"aresample={SAMPLE_RATE_HZ}:async=1:min_hard_comp={self.min_gap_s}:first_pts=0"
-        resample += ",aformat=channel_layouts=mono|stereo"
+        if self.request.mix is None:
+            resample += ",aformat=channel_layouts=mono|stereo"
         output = ["-af", resample, "-c:a", "pcm_f32le", "-bitexact", "-map_metadata", "-1", "-f", "wav", "pipe:1"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "pass_fds": self.inherited}
         messages = _Messages()
@@ -227,7 +216,7 @@ def _read_blocks(
         frames = np.frombuffer(raw[: len(raw) // frame_bytes * frame_bytes], dtype=np.float32)
         n_samples += len(frames) // channels
         check_duration(n_samples / SAMPLE_RATE_HZ, request.max_duration_s)
-        yield to_mono(frames.reshape(-1, channels))
+        yield request.to_mono(frames.reshape(-1, channels), SAMPLE_RATE_HZ)
     return n_samples, process.wait()
 
 

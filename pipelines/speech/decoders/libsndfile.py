@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
-from pipelines.speech.decoders.content import Content, Piece, Spliced
-from pipelines.speech.decoders.waveform import SAMPLE_RATE_HZ, AudioError, check_duration, check_header, to_mono
+from pipelines.speech.decoders.content import Content, Piece, Request, Spliced
+from pipelines.speech.decoders.waveform import SAMPLE_RATE_HZ, AudioError, check_duration, check_header
 
 _MAX_BLOCK_VALUES = 1 << 24
 """Most values, over all channels, that are decoded at a time: 64 MB of float32."""
@@ -66,7 +66,7 @@ def ends_early(file: object, piece: Piece, n_frames: int) -> bool:
     return n_frames / file.samplerate < expected_s - piece.tolerance_s
 
 
-def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float) -> Generator[np.ndarray, None, str]:
+def blocks(content: Content, piece: Piece, request: Request) -> Generator[np.ndarray, None, str]:
     """Yield blocks of float32 [n], mono at 16 kHz; return why it ended before the end, or "".
 
     Raises AudioError `too_long` and `not_finite`.
@@ -75,8 +75,8 @@ def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float
 
     try:
         with open_sound(content, piece) as file:
-            check_duration(file.frames / file.samplerate, max_duration_s)
-            block_frames = min(int(block_s * file.samplerate), _MAX_BLOCK_VALUES // file.channels)
+            check_duration(file.frames / file.samplerate, request.max_duration_s)
+            block_frames = min(int(request.block_s * file.samplerate), _MAX_BLOCK_VALUES // file.channels)
             resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
             same_rate, n_frames, fault = file.samplerate == SAMPLE_RATE_HZ, 0, ""
             while True:
@@ -85,8 +85,9 @@ def blocks(content: Content, piece: Piece, max_duration_s: float, block_s: float
                 except ERRORS as error:
                     frames, fault = _read_slowly(content, piece, n_frames, block_frames), describe(error)
                 n_frames += len(frames)
-                check_duration(n_frames / file.samplerate, max_duration_s)
-                block, is_last = to_mono(frames), bool(fault) or not len(frames)
+                check_duration(n_frames / file.samplerate, request.max_duration_s)
+                block = request.to_mono(frames, file.samplerate)
+                is_last = bool(fault) or not len(frames)
                 yield np.ascontiguousarray(block) if same_rate else resampler.resample_chunk(block, last=is_last)
                 if is_last:
                     break

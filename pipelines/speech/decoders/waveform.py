@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,10 @@ _LOUD_ENOUGH = 0.5
 _JOINED_S = 0.5
 """Gaps that are closer are reported as one."""
 _MAX_LISTED_GAPS = 4
+
+
+Mix = Callable[[np.ndarray, int], np.ndarray]
+"""Takes samples, float32 [n, channels], and their rate in Hz; returns float32 [n]."""
 
 
 class AudioError(LabError):
@@ -105,26 +109,27 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
             energies = np.einsum("nc,nc->c", samples, samples)
             # the first that is loud enough: the same one in all blocks of a recording
             mono = samples[:, int((energies >= _LOUD_ENOUGH * energies.max()).argmax())]
-    _check_level(mono)
+    check_level(mono)
     return mono
 
 
-def _cancels(samples: np.ndarray, mono: np.ndarray) -> bool:
-    flat = samples.ravel()
-    # the mean of c unrelated channels of equal energy has the c-th part of that energy
-    return float(np.dot(mono, mono)) * samples.shape[1] ** 2 < _CANCELLED * float(np.dot(flat, flat))
-
-
-def _check_level(mono: np.ndarray) -> None:
-    if not len(mono):
+def check_level(samples: np.ndarray) -> None:
+    """Raise AudioError `not_finite` for NaN, infinite and extremely large samples."""
+    if not len(samples):
         return
-    peak = max(float(mono.max()), -float(mono.min()))  # NaN if there is one
+    peak = max(float(samples.max()), -float(samples.min()))  # NaN if there is one
     if not peak < float("inf"):
         raise AudioError("not_finite", "the recording holds NaN or infinite samples")
     if peak > MAX_LEVEL:
         raise AudioError(
             "not_finite", f"a sample is {peak:.3g} times full scale: float samples must lie between -1 and 1"
         )
+
+
+def _cancels(samples: np.ndarray, mono: np.ndarray) -> bool:
+    flat = samples.ravel()
+    # the mean of c unrelated channels of equal energy has the c-th part of that energy
+    return float(np.dot(mono, mono)) * samples.shape[1] ** 2 < _CANCELLED * float(np.dot(flat, flat))
 
 
 def check_duration(duration_s: float, max_duration_s: float) -> None:

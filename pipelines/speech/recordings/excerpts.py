@@ -28,7 +28,7 @@ import numpy as np
 
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import Cells, is_missing
-from pipelines.speech import audio
+from pipelines.speech import audio, channels
 from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, DamagedAudio, Gap
 
 REASON = "bad_segment"
@@ -69,8 +69,8 @@ class Excerpt:
     def __str__(self) -> str:
         return f"{self.start_s:g}-{'' if self.end_s is None else f'{self.end_s:g}'}"
 
-    def cut(self, source: bytes | Path) -> bytes:
-        """Return the part as a wav file: 16 kHz, mono, float32, without loss.
+    def cut(self, source: bytes | Path, keep_channels: bool = False) -> bytes:
+        """Return the part as a wav file: 16 kHz, float32, without loss; mono or with all channels.
 
         Raises AudioError as `audio.blocks` does, and with the reason REASON if the recording has no such part.
         """
@@ -78,7 +78,7 @@ class Excerpt:
 
         if self.problem:
             raise AudioError(self.reason, self.problem)
-        samples, gaps = _decoded(source)
+        samples, gaps = _decoded(source, keep_channels)
         duration_s = len(samples) / SAMPLE_RATE_HZ
         if self.stated_s is not None and duration_s > self.stated_s + max(TOLERANCE_S, 0.05 * duration_s):
             raise AudioError(
@@ -182,26 +182,28 @@ def _seconds(value: Any, scale: float) -> float | str | None:
 
 
 _Decoded = tuple[np.ndarray, tuple[Gap, ...]]
-"""All samples of a recording, float32 [n] at 16 kHz, and its parts that cannot be read."""
+"""All samples of a recording, float32 [n] or [n, channels] at 16 kHz, and its parts that cannot be read."""
 
 
-def _decoded(source: bytes | Path) -> _Decoded:
+def _decoded(source: bytes | Path, keep_channels: bool) -> _Decoded:
     """Return a recording; the last file is kept for its next rows."""
     if isinstance(source, bytes):
-        return _decode(source)
+        return _decode(source, keep_channels)
     try:
         state = source.stat()
     except (OSError, ValueError):
-        return _decode(source)
-    return _decoded_file(str(source), state.st_size, state.st_mtime_ns)
+        return _decode(source, keep_channels)
+    return _decoded_file(str(source), state.st_size, state.st_mtime_ns, keep_channels)
 
 
 @functools.lru_cache(maxsize=1)
-def _decoded_file(path: str, size: int, modified_ns: int) -> _Decoded:
-    return _decode(Path(path))
+def _decoded_file(path: str, size: int, modified_ns: int, keep_channels: bool) -> _Decoded:
+    return _decode(Path(path), keep_channels)
 
 
-def _decode(source: bytes | Path) -> _Decoded:
+def _decode(source: bytes | Path, keep_channels: bool) -> _Decoded:
+    if keep_channels:
+        return channels.decode(source)
     blocks: list[np.ndarray] = []
     try:
         blocks.extend(audio.blocks(source))
