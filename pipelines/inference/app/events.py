@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.inference.app.handlers import DOWNLOADS, Handlers
 from pipelines.inference.app.i18n import TEXTS, choose_language
 from pipelines.inference.app.uploads import EXAMPLES, example_path
+from pipelines.inference.http.rate_limits import address_key
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -40,13 +41,17 @@ def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
         previous: SessionTranscript | None,
         language: str,
         count: dict[str, int],
+        request: Any,
         progress=gr.Progress(),
     ) -> tuple[Any, ...]:
         label, number = TEXTS[language]["transcribing"], count["number"]
-        outputs = handlers.transcribe(recording, previous, language, lambda share: progress(share, desc=label))
+        outputs = handlers.transcribe(
+            recording, previous, language, lambda share: progress(share, desc=label), _client(request)
+        )
         # skip the outputs if the visitor has chosen another recording meanwhile
         return outputs if count["number"] == number else (gr.skip(), gr.skip(), gr.skip())
 
+    transcribe.__annotations__["request"] = gr.Request  # Gradio cannot read the annotation as a string
     return page.transcribe.click(
         transcribe,
         [page.recording, page.transcript_state, page.language, page.recording_count],
@@ -101,10 +106,16 @@ def _connect_recorder(page: Components, handlers: Handlers) -> None:
 
 
 def _connect_results(page: Components, handlers: Handlers) -> None:
+    import gradio as gr
+
+    def compare(transcript: SessionTranscript | None, language: str, request: Any) -> str:
+        return handlers.compare(transcript, language, _client(request))
+
+    compare.__annotations__["request"] = gr.Request
     for ending, button in zip(DOWNLOADS, page.downloads, strict=True):
         button.click(None, page.files, None, js=f"files => window.lab.saveFile(files, '{ending}')", **_PRIVATE)
     page.compare.click(
-        handlers.compare,
+        compare,
         [page.transcript_state, page.language],
         page.comparison,
         show_progress_on=page.comparison,
@@ -155,3 +166,9 @@ def _connect_language(demo: gr.Blocks, page: Components, handlers: Handlers) -> 
     page.language_switch.input(
         switch, [page.language_switch, page.transcript_state], [*outputs, *page.detail_outputs], **options
     ).then(None, page.language_switch, None, **set_language)
+
+
+def _client(request: Any) -> str:
+    """Return the address_key of the visitor who sent an event."""
+    client = getattr(request, "client", None)
+    return address_key(client.host if client else None)

@@ -13,6 +13,7 @@ from pipelines.inference.app import html
 from pipelines.inference.app.i18n import TEXTS
 from pipelines.inference.app.live import LiveSessions
 from pipelines.inference.app.uploads import discard_upload
+from pipelines.inference.http.rate_limits import RateLimiter, TooManyRequests
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ logger = logging.getLogger("app")  # outside the lab's loggers: refusals of visi
 class Handlers:
     """Event handlers of the page. Errors reach the visitor as one line; the details are logged on the server."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, limiter: RateLimiter | None = None):
         self.service, self.live_sessions = service, LiveSessions(service)
+        self.limiter = limiter or RateLimiter(0, 0)
 
     def change_recording(self, recording: dict[str, Any] | None) -> tuple[Any, ...]:
         """Enable the Transcribe button if there is a recording, and clear the results of the previous one."""
@@ -64,15 +66,23 @@ class Handlers:
         return segments, files, *downloads, gr.Button(interactive=is_comparable)
 
     def transcribe(
-        self, recording: str | None, previous: SessionTranscript | None, language: str, on_progress: Any = None
+        self,
+        recording: str | None,
+        previous: SessionTranscript | None,
+        language: str,
+        on_progress: Any = None,
+        client: str = "",
     ) -> tuple[str, str, SessionTranscript]:
         """Return the transcript, a line with durations, and the transcript to store in the session.
 
-        The uploaded file is deleted, unless the model was busy and the visitor can try again.
+        The uploaded file is deleted, unless the visitor can try again: the model was busy, or `client` (the visitor's
+        rate_limits.address_key) is above its limits.
         """
         from pipelines.speech.audio import AudioError
 
         with _errors_as_one_line(language):
+            is_new = previous is None or previous.source != recording
+            budget = self.limiter.admit(client) if is_new else None
             can_discard = True
             try:
                 transcript = self.service.transcribe(recording, previous, on_progress or (lambda share: None))
@@ -82,6 +92,8 @@ class Handlers:
             finally:
                 if can_discard:
                     discard_upload(recording)
+            if budget:
+                budget.charge(transcript.audio_s)
             return transcript.text, _durations(transcript, language), transcript
 
     def open_microphone(self, is_open: bool) -> tuple[Any, ...]:
@@ -97,8 +109,8 @@ class Handlers:
             transcript = self.live_sessions.collect(str(session_id))
             return transcript.text, _durations(transcript, language), transcript
 
-    def compare(self, transcript: SessionTranscript | None, language: str) -> str:
-        """Return the transcript beside that of the model before fine-tuning."""
+    def compare(self, transcript: SessionTranscript | None, language: str, client: str = "") -> str:
+        """Return the transcript beside that of the model before fine-tuning; it counts as another request."""
         import gradio as gr
 
         texts = TEXTS[language]
@@ -106,6 +118,7 @@ class Handlers:
             if transcript is None or transcript.recording is None:
                 gr.Warning(texts["nothing_to_compare"], title=texts["sorry"])
                 return ""
+            self.limiter.admit(client).charge(transcript.audio_s)
             title, before = self.service.transcribe_with_base(transcript)
             tuned = (inference_pipeline.model_title(self.service.transcriber.ref), transcript.text)
             return html.comparison((title, before.text), tuned, texts, self.service.transcriber.language)
@@ -184,6 +197,8 @@ def _errors_as_one_line(language: str, lab_error: str = "failed") -> Iterator[No
     except AudioError as error:
         logger.info("refused a recording: %s", error)
         message = texts["refused"].get(error.reason, texts["refused"]["unreadable"])
+    except TooManyRequests as error:
+        message = texts["refused"]["too_many"].format(seconds=error.retry_s)
     except LabError as error:
         logger.warning("%s", error)
         message = texts[lab_error]

@@ -115,6 +115,7 @@ ENGLISH: Texts = {
         "too_large": "The file is too large: at most 25 MB.",
         "address": "Only files can be transcribed, not web addresses. Please upload the file.",
         "too_slow": "The transcription took too long. Please choose a shorter recording.",
+        "too_many": "Your address has sent a lot in a short time. Please try again in {seconds} s.",
     },
 }
 
@@ -224,6 +225,7 @@ SWEDISH: Texts = {
         "too_large": "Filen är för stor: högst 25 MB.",
         "address": "Bara filer kan transkriberas, inte webbadresser. Ladda upp filen i stället.",
         "too_slow": "Transkriberingen tog för lång tid. Välj en kortare inspelning.",
+        "too_many": "Din adress har skickat mycket på kort tid. Försök igen om {seconds} s.",
     },
 }
 

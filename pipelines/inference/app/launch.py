@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from pipelines.inference.app import assets, i18n
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.service import Service
 from pipelines.inference.app.uploads import EXAMPLES, example_path, temporary_folder
+from pipelines.inference.http import rate_limits
+from pipelines.inference.http.rate_limits import RateLimiter
 from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
@@ -30,6 +32,9 @@ SESSION_S = 1_800
 """Time after which a session's recording and uploads that were not transcribed are deleted."""
 _FRAME_PX = 900
 """Height of the page below a notebook's cell: from the recorder to the transcript."""
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_PROXIES = "FORWARDED_ALLOW_IPS"
+"""uvicorn's variable for the proxies that it believes."""
 _MAX_SESSIONS = 100
 """Each may hold a minute of 16 kHz float32, 3.8 MB."""
 
@@ -37,19 +42,24 @@ logger = logging.getLogger("app")  # outside the lab's loggers: its messages are
 
 
 def build(
-    transcriber: Transcriber, log: Path, *, why: str = "named", base: Callable[[], Transcriber] | None = None
+    transcriber: Transcriber,
+    log: Path,
+    *,
+    why: str = "named",
+    base: Callable[[], Transcriber] | None = None,
+    limiter: RateLimiter | None = None,
 ) -> gr.Blocks:
     """Build the page around `transcriber`; feedback goes to the CSV file `log`.
 
     `why` is the reason of inference.pipeline.choose_model. `base` loads the model before fine-tuning when a visitor
-    compares it.
+    compares it. `limiter` limits what one address may send; None: no limit.
     """
     import gradio as gr
 
     from pipelines.inference.app.events import connect_events
     from pipelines.inference.app.layout import create_components
 
-    handlers = Handlers(Service(transcriber, log, base))
+    handlers = Handlers(Service(transcriber, log, base), limiter)
     # delete_cache: seconds between two checks, age in seconds of the uploads that are deleted
     with gr.Blocks(
         title=i18n.localized_texts("en", transcriber.language)["title"],
@@ -65,14 +75,22 @@ def build(
             is_ephemeral=inference_pipeline.is_lost_on_restart(log),
         )
         connect_events(demo, page, handlers)
-    demo.live_sessions = handlers.live_sessions
+    demo.live_sessions, demo.rate_limiter = handlers.live_sessions, handlers.limiter
     return demo.queue(default_concurrency_limit=1, max_size=20)
 
 
-def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None, share: bool | None = False) -> str:
+def launch(
+    demo: gr.Blocks,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    share: bool | None = False,
+    trusted_proxies: Sequence[str] = (),
+) -> str:
     """Serve the page in the background and return its address. It loads nothing from other servers.
 
-    Raises LabError if the port is taken.
+    `trusted_proxies` (rate_limits.parse_proxies) name the client in X-Forwarded-For. Raises LabError if the port is
+    taken.
     """
     from gradio.utils import get_upload_folder
     from starlette.middleware import Middleware
@@ -80,12 +98,16 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
     from pipelines.inference.app.middleware import MAX_UPLOAD_BYTES, AppMiddleware
 
     guard = Middleware(
-        AppMiddleware, live_sessions=demo.live_sessions, uploads=Path(get_upload_folder()), max_age_s=SESSION_S
+        AppMiddleware,
+        live_sessions=demo.live_sessions,
+        limiter=demo.rate_limiter,
+        uploads=Path(get_upload_folder()),
+        max_age_s=SESSION_S,
     )
     # otherwise the browser stores every call; not every Gradio 6 has an argument for it
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     try:
-        with _limited_connections():
+        with _limited_connections(trusted_proxies):
             demo.launch(
                 server_name=host,
                 server_port=port,
@@ -116,18 +138,24 @@ def launch(demo: gr.Blocks, *, host: str | None = None, port: int | None = None,
 
 
 @contextmanager
-def _limited_connections() -> Iterator[None]:
-    """Let the server that Gradio starts limit the heads of requests: Gradio passes no such option to uvicorn."""
+def _limited_connections(trusted_proxies: Sequence[str]) -> Iterator[None]:
+    """Let the server that Gradio starts limit the heads of requests and believe only `trusted_proxies`.
+
+    Gradio passes no such options to uvicorn, which by itself believes X-Forwarded-For from this machine.
+    """
     from uvicorn import config
 
     from pipelines.inference.http.protocol import LimitedProtocol
 
-    previous = config.HTTP_PROTOCOLS["auto"]
-    config.HTTP_PROTOCOLS["auto"] = LimitedProtocol
+    previous, proxies = config.HTTP_PROTOCOLS["auto"], os.environ.get(_PROXIES)
+    config.HTTP_PROTOCOLS["auto"], os.environ[_PROXIES] = LimitedProtocol, ",".join(trusted_proxies)
     try:
         yield
     finally:
         config.HTTP_PROTOCOLS["auto"] = previous
+        os.environ.pop(_PROXIES)
+        if proxies is not None:
+            os.environ[_PROXIES] = proxies
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -172,19 +200,66 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         default=inference_pipeline.default_log(),
         help="feedback log; default: LAB_LOG, else %(default)s",
     )
+    parser.add_argument(
+        "--requests-per-minute",
+        type=_parse_limit,
+        default=os.environ.get("LAB_REQUESTS_PER_MINUTE"),
+        metavar="N",
+        help="recordings of one visitor's address per minute, 0: no limit; default: LAB_REQUESTS_PER_MINUTE, else "
+        f"{rate_limits.REQUESTS_PER_MINUTE:g} if other machines can reach the page, else no limit",
+    )
+    parser.add_argument(
+        "--audio-s-per-minute",
+        type=_parse_limit,
+        default=os.environ.get("LAB_AUDIO_S_PER_MINUTE"),
+        metavar="SECONDS",
+        help="seconds of audio of one visitor's address per minute; default: LAB_AUDIO_S_PER_MINUTE, else "
+        f"{rate_limits.AUDIO_S_PER_MINUTE:g} in the same case",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        metavar="ADDRESS|NETWORK",
+        help="proxy whose X-Forwarded-For names the visitor; repeatable; default: LAB_TRUSTED_PROXIES, else private "
+        "networks in a Space, else none",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print which model would be served, and exit")
     return parser.parse_args(arguments)
+
+
+def _parse_limit(text: str) -> float:
+    limit = float(text)
+    if not 0 <= limit < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return limit
+
+
+def limits_of(options: argparse.Namespace) -> tuple[RateLimiter, list[str]]:
+    """Return the limits per address and the trusted proxies. Raises LabError."""
+    is_space = bool(os.environ.get("SPACE_ID"))
+    # visitors of a gradio.live link all have the address of its tunnel, 127.0.0.1
+    is_open = is_space or (options.host or "127.0.0.1") not in _LOOPBACK
+    default_requests, default_audio_s = rate_limits.default_limits(is_open=is_open)
+    requests, audio_s = options.requests_per_minute, options.audio_s_per_minute
+    given = options.trusted_proxy or [os.environ.get("LAB_TRUSTED_PROXIES", "")]
+    proxies = rate_limits.parse_proxies(given) or (list(rate_limits.PRIVATE_NETWORKS) if is_space else [])
+    limiter = RateLimiter(
+        default_requests if requests is None else requests, default_audio_s if audio_s is None else audio_s
+    )
+    return limiter, proxies
 
 
 def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # deletes the temporary folder
+    limiter, proxies = limits_of(options)
     with temporary_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when Gradio is imported
         transcriber = _load_transcriber(uri, options.engine)
-        demo = build(transcriber, options.log, why=why, base=_base_loader(transcriber, options.engine))
+        demo = build(transcriber, options.log, why=why, base=_base_loader(transcriber, options.engine), limiter=limiter)
+        address_options = {"host": options.host, "port": options.port, "share": options.share}
         try:
-            address = launch(demo, host=options.host, port=options.port, share=options.share)
+            address = launch(demo, **address_options, trusted_proxies=proxies)
             print(f"page: {address}")
             spoken = languages.NAMES[transcriber.language].title()
             print(f"next: open it and speak {spoken}; feedback goes to {options.log}; stop with Ctrl+C", flush=True)

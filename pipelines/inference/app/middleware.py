@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.inference.app import html, live, routes
 from pipelines.inference.app.i18n import TEXTS, choose_language
-from pipelines.inference.app.routes import LIVE_PATH, UPLOAD_PATH
+from pipelines.inference.app.routes import LIVE_PATH, TRANSCRIBE_PATH, UPLOAD_PATH
 from pipelines.inference.app.uploads import delete_old_uploads, store_upload
 from pipelines.inference.http.guard import (
     Refusal,
@@ -25,6 +25,7 @@ from pipelines.inference.http.guard import (
     read_body,
     wait_for_disconnect,
 )
+from pipelines.inference.http.rate_limits import RateLimiter, TooManyRequests, client_key
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError
 
@@ -50,31 +51,34 @@ MAX_WAITING_CHUNKS = 20
 
 _MAX_INLINE_BYTES = 50_000
 """Larger JSON is checked in a thread; this much takes about 20 ms."""
-_REASONS = {403: "cross_site", 408: "busy", 413: "too_large"}
+_REASONS = {403: "cross_site", 408: "busy", 413: "too_large", 429: "too_many"}
 """HTTP status of a Refusal to the key of its text in Texts["refused"]; others are `unreadable`."""
 
 logger = logging.getLogger("app")  # outside the lab's loggers: refusals of visitors are not printed
 
 
 class _Refused(Exception):
-    """A refused request: an HTTP status and the key of a text in Texts["refused"].
+    """A refused request: an HTTP status, the key of a text in Texts["refused"] and the time until a retry, if known.
 
     Not an HTTPException, which Gradio's app would answer in its own format.
     """
 
-    def __init__(self, status: int, reason: str):
+    def __init__(self, status: int, reason: str, retry_s: int | None = None):
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.retry_s = status, reason, retry_s
 
 
 class AppMiddleware:
     """ASGI middleware around Gradio's app."""
 
-    def __init__(self, app: ASGIApp, live_sessions: live.LiveSessions, uploads: Path, max_age_s: float):
+    def __init__(
+        self, app: ASGIApp, live_sessions: live.LiveSessions, limiter: RateLimiter, uploads: Path, max_age_s: float
+    ):
         """`uploads` is Gradio's folder of uploads, which are deleted after `max_age_s`."""
         import anyio
 
-        self.app, self.live_sessions, self.uploads, self.max_age_s = app, live_sessions, uploads, max_age_s
+        self.app, self.live_sessions, self.limiter = app, live_sessions, limiter
+        self.uploads, self.max_age_s = uploads, max_age_s
         self._n_arriving = 0
         """Uploads that are arriving: each is counted at its maximum size."""
         self._limiter = anyio.CapacityLimiter(MAX_WAITING_CHUNKS)
@@ -98,14 +102,17 @@ class AppMiddleware:
         handlers = {LIVE_PATH: self._handle_chunk, UPLOAD_PATH: self._handle_upload}
         handle = handlers.get(path, self._handle_call)
         try:
+            if path in (UPLOAD_PATH, TRANSCRIBE_PATH):
+                self.limiter.check(client_key(scope))
             await handle(scope, receive, send_and_record)
         except (_Refused, Refusal) as error:
             error = _as_refused(error)
             logger.info("refused a request: %s", error.reason)
             if not has_started:
-                response = _refusal(error.reason, TEXTS[_language(scope)])
+                response = _refusal(error, TEXTS[_language(scope)])
                 # the page shows the response to an upload as plain text
-                await _respond(send, error.status, response["detail"] if path == UPLOAD_PATH else response)
+                content = response["detail"] if path == UPLOAD_PATH else response
+                await _respond(send, error.status, content, error.retry_s)
 
     async def _handle_call(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on to Gradio, unless it is too large or names a URL as a file."""
@@ -136,33 +143,42 @@ class AppMiddleware:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch_connection)
-            status, response = await anyio.to_thread.run_sync(
-                self._receive_chunk, body, _language(scope), disconnected.is_set, limiter=self._limiter
+            status, response, retry_s = await anyio.to_thread.run_sync(
+                self._receive_chunk, body, scope, disconnected.is_set, limiter=self._limiter
             )
             tasks.cancel_scope.cancel()
-        await _respond(send, status, response)
+        await _respond(send, status, response, retry_s)
 
     def _check_capacity(self) -> None:
         if self._limiter.available_tokens < 1:
             raise _Refused(503, "busy")
 
     def _receive_chunk(
-        self, body: bytes, language: str, is_disconnected: Callable[[], bool]
-    ) -> tuple[int, dict[str, Any]]:
-        message = _parse_flat_json(body)
+        self, body: bytes, scope: Scope, is_disconnected: Callable[[], bool]
+    ) -> tuple[int, dict[str, Any], int | None]:
+        """Return status, content and Retry-After of the response. A recording counts as one request."""
+        message, client = _parse_flat_json(body), client_key(scope)
         requested = message.get("language") if isinstance(message, dict) else None
-        texts = TEXTS[requested if isinstance(requested, str) and requested in TEXTS else language]
+        texts = TEXTS[requested if isinstance(requested, str) and requested in TEXTS else _language(scope)]
         try:
-            partial, n_received, is_complete = self.live_sessions.receive(live.parse_chunk(message), is_disconnected)
+            chunk = live.parse_chunk(message)
+            self.limiter.check_audio(client)
+            if chunk.offset == 0:
+                self.limiter.admit(client)
+            partial, n_received, is_complete = self.live_sessions.receive(chunk, is_disconnected)
+        except TooManyRequests as error:
+            return 429, _refusal(_as_refused(error), texts), error.retry_s
         except AudioError as error:
             logger.info("refused a chunk: %s", error)
-            return 503 if error.reason == "busy" else 400, _refusal(error.reason, texts)
+            refused = _Refused(503 if error.reason == "busy" else 400, error.reason)
+            return refused.status, _refusal(refused, texts), None
         except Exception as error:
             level = logging.WARNING if isinstance(error, LabError) else logging.ERROR
             logger.log(level, "a chunk failed", exc_info=True)
-            return 500, {"reason": "failed", "detail": texts["failed"]}
-        told = html.live_transcript(partial, texts, self.live_sessions.service.transcriber.language)
-        return 200, {"told": told, "taken": n_received, "ended": is_complete}
+            return 500, {"reason": "failed", "detail": texts["failed"]}, None
+        self.limiter.charge_audio(client, len(chunk.samples) / chunk.rate_hz)
+        transcript = html.live_transcript(partial, texts, self.live_sessions.service.transcriber.language)
+        return 200, {"told": transcript, "taken": n_received, "ended": is_complete}, None
 
     async def _handle_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let Gradio store the file, move it to its own folder and respond with the new path."""
@@ -201,7 +217,8 @@ class _BufferedResponse:
 def _as_refused(error: _Refused | Refusal) -> _Refused:
     if isinstance(error, _Refused):
         return error
-    return _Refused(error.status_code, _REASONS.get(error.status_code, "unreadable"))
+    retry_s = error.retry_s if isinstance(error, TooManyRequests) else None
+    return _Refused(error.status_code, _REASONS.get(error.status_code, "unreadable"), retry_s)
 
 
 def _convert_refusals(receive: Receive) -> Receive:
@@ -290,9 +307,9 @@ def _boundary(scope: Scope) -> bytes:
     return b"--" + options.get(b"boundary", b"")
 
 
-def _refusal(reason: str, texts: Texts) -> dict[str, str]:
-    line = texts["refused"].get(reason, texts["refused"]["unreadable"])
-    return {"reason": reason, "detail": line, "error": line}  # Gradio uses both names
+def _refusal(refused: _Refused, texts: Texts) -> dict[str, str]:
+    line = texts["refused"].get(refused.reason, texts["refused"]["unreadable"]).format(seconds=refused.retry_s)
+    return {"reason": refused.reason, "detail": line, "error": line}  # Gradio uses both names
 
 
 def _set_gradio_request(scope: Scope) -> None:
@@ -303,11 +320,12 @@ def _set_gradio_request(scope: Scope) -> None:
     LocalContext.request.set(Request(scope))
 
 
-async def _respond(send: Send, status: int, content: Any) -> None:
-    """Send `content` as JSON, or a str as plain text."""
+async def _respond(send: Send, status: int, content: Any, retry_s: int | None = None) -> None:
+    """Send `content` as JSON, or a str as plain text; `retry_s` is the header Retry-After."""
     body, kind = json.dumps(content).encode(), b"application/json"
     if isinstance(content, str):
         body, kind = content.encode(), b"text/plain; charset=utf-8"
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    headers += [(b"retry-after", str(retry_s).encode())] if retry_s else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -12,6 +12,8 @@ from pathlib import Path
 
 LIVE_PATH = "/live"
 UPLOAD_PATH = "/gradio_api/upload"
+TRANSCRIBE_PATH = "/gradio_api/call/transcribe"
+"""Where programs start a transcription."""
 _FILE = "/gradio_api/file="
 _GET = re.compile(
     r"/?"  # the page itself

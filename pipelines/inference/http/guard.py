@@ -26,6 +26,8 @@ MIN_BYTES_PER_S = 10_000
 """Slowest accepted upload, that of a poor mobile connection."""
 NO_RETRY = {"x-should-retry": "false"}
 """Response header that stops OpenAI's clients from sending the same request again."""
+KEY_PROTOCOL = "openai-insecure-api-key."
+"""Prefix of the WebSocket sub-protocol in which a page sends its token: browsers let it send no headers."""
 
 
 class Refusal(HTTPException):
@@ -43,11 +45,14 @@ class Refusal(HTTPException):
         super().__init__(status, message, headers)
         self.code, self.param = code, param
 
-    def response(self) -> JSONResponse:
-        """Return the response in the format of OpenAI's API."""
+    def as_dict(self) -> dict[str, str | None]:
+        """Return OpenAI's error object."""
         kind = "invalid_request_error" if self.status_code < 500 else "server_error"
-        error = {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": error}, self.status_code, self.headers)
+        return {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
+
+    def response(self) -> JSONResponse:
+        """Return the response in the format of OpenAI's API; it also refuses the handshake of a WebSocket."""
+        return JSONResponse({"error": self.as_dict()}, self.status_code, self.headers)
 
 
 def header(scope: Scope, name: str, default: str = "") -> str:
@@ -56,11 +61,17 @@ def header(scope: Scope, name: str, default: str = "") -> str:
 
 
 def check_token(scope: Scope, token: str) -> None:
-    """Raise Refusal (401) if `token` is not empty and the request does not send it as a bearer token."""
+    """Raise Refusal (401) if `token` is not empty and the request does not send it as a bearer token.
+
+    A WebSocket may send it in a sub-protocol (KEY_PROTOCOL) instead.
+    """
     expected = token.strip().encode()
     if not expected:
         return
     scheme, _, credentials = header(scope, "authorization").encode("latin-1").partition(b" ")
+    keys = [name.removeprefix(KEY_PROTOCOL) for name in scope.get("subprotocols", ()) if name.startswith(KEY_PROTOCOL)]
+    if keys and not scheme:
+        scheme, credentials = b"bearer", keys[0].encode()
     if not hmac.compare_digest(credentials.strip(), expected) or scheme.lower() != b"bearer":
         raise Refusal(
             401,
@@ -81,6 +92,15 @@ def check_origin(scope: Scope) -> None:
     host = header(scope, "host").lower()
     if header(scope, "origin", f"http://{host}").lower().partition("://")[2] != host:
         raise _from_another_site()
+
+
+def check_page(scope: Scope, allowed: Collection[str]) -> None:
+    """Raise Refusal (403) for a WebSocket of a page that is not of this server and not of the origins `allowed`.
+
+    Browsers let every page open WebSockets to every server, and add its origin. Other clients send none.
+    """
+    if "*" not in allowed and header(scope, "origin") not in ("", *allowed):
+        check_origin(scope)
 
 
 def check_host(scope: Scope, allowed: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.infra.errors import LabError
@@ -33,10 +34,12 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def create_server(app: Starlette) -> uvicorn.Server:
+def create_server(app: Starlette, trusted_proxies: Sequence[str] = ()) -> uvicorn.Server:
     """Return a server that is not running yet; setting its `should_exit` stops it.
 
-    It is also stored as `app.state.server`, so that endless responses can stop with it.
+    The client of a request that comes from one of `trusted_proxies` (rate_limits.parse_proxies) is the last address in
+    X-Forwarded-For that is not one of them. The server is also stored as `app.state.server`, so that endless responses
+    can stop with it.
     """
     import uvicorn
 
@@ -48,22 +51,25 @@ def create_server(app: Starlette) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(trusted_proxies),
+            forwarded_allow_ips=list(trusted_proxies),
             lifespan="on",
             http=LimitedProtocol,
-            ws="none",
+            ws="auto",
+            ws_ping_timeout=None,  # a client whose messages wait to be read is not gone
+            ws_per_message_deflate=False,
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
     )
     return app.state.server
 
 
-def serve(app: Starlette, listening: socket.socket) -> None:
+def serve(app: Starlette, listening: socket.socket, trusted_proxies: Sequence[str] = ()) -> None:
     """Serve until SIGTERM or SIGINT, then let requests in progress finish for some seconds.
 
     Call it in the main thread.
     """
-    server, signals = create_server(app), (signal.SIGINT, signal.SIGTERM)
+    server, signals = create_server(app, trusted_proxies), (signal.SIGINT, signal.SIGTERM)
     # uvicorn raises the signal again after its shutdown: without our handler it would kill the process
     previous = {number: signal.signal(number, server.handle_exit) for number in signals}
     try:

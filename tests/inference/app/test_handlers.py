@@ -246,3 +246,20 @@ def test_unwritable_log_is_one_line(handlers, spoken):
     transcript = handlers.transcribe(spoken, None, "en")[2]
     handlers.service.log.write_text("other,columns\n")
     assert expect_refusal(handlers.mark_right, transcript, "", False, "en") == ENGLISH["not_noted"]
+
+
+def test_visitor_above_the_limit_keeps_the_recording(handlers, spoken, tmp_path):
+    handlers.limiter.requests_per_minute = 1
+    other = tmp_path / "other.wav"
+    other.write_bytes(Path(spoken).read_bytes())
+    *_, transcript = handlers.transcribe(spoken, None, "en", client="a")
+    assert handlers.transcribe(spoken, transcript, "en", client="a")[2] is transcript, "it is not transcribed again"
+    line = expect_refusal(handlers.transcribe, str(other), None, "sv", None, "a")
+    assert line.startswith("Din adress har skickat mycket") and other.exists()
+    assert handlers.transcribe(str(other), None, "sv", client="b")
+
+
+def test_audio_of_a_recording_is_charged(handlers, spoken):
+    handlers.limiter.audio_s_per_minute = 1.0
+    handlers.transcribe(spoken, None, "en", client="a")
+    assert "Your address" in expect_refusal(handlers.transcribe, spoken, None, "en", None, "a")

@@ -79,3 +79,30 @@ def test_taken_port_is_one_line(tmp_path):
         taken.listen()
         with pytest.raises(LabError, match="--port"):
             launch.launch(build(FakeTranscriber(tmp_path), tmp_path / "log.csv"), port=taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "limits", "n_proxies"),
+    [
+        ([], {}, (0, 0), 0),
+        (["--host", "localhost"], {}, (0, 0), 0),
+        (["--host", "0.0.0.0"], {}, (60, 600), 0),
+        (["--share"], {}, (0, 0), 0),
+        ([], {"SPACE_ID": "me/page"}, (60, 600), 6),
+        ([], {"LAB_REQUESTS_PER_MINUTE": "5", "LAB_TRUSTED_PROXIES": "10.0.0.1"}, (5, 0), 1),
+        (["--requests-per-minute", "0", "--trusted-proxy", "::1"], {"SPACE_ID": "me/page"}, (0, 600), 1),
+    ],
+)
+def test_limits_apply_where_other_machines_can_come_from(monkeypatch, arguments, environ, limits, n_proxies):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    limiter, proxies = launch.limits_of(launch.parse_options(arguments))
+    assert (limiter.requests_per_minute, limiter.audio_s_per_minute) == limits
+    assert len(proxies) == n_proxies
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "x"])
+def test_limit_that_is_no_number_is_refused(value, capsys):
+    with pytest.raises(SystemExit):
+        launch.parse_options(["--requests-per-minute", value])
+    assert "--requests-per-minute" in capsys.readouterr().err.splitlines()[-1]

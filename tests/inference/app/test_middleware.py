@@ -18,6 +18,7 @@ from pipelines.inference.app import service as app_service
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH
 from pipelines.inference.app.launch import build
 from pipelines.inference.http import protocol
+from pipelines.inference.http.rate_limits import RateLimiter
 from pipelines.speech.audio import AudioError
 from tests.inference.app.app_fakes import (
     SESSION_ID,
@@ -57,6 +58,26 @@ def call_transcribe(page, path):
     call = "/gradio_api/call/transcribe"
     response = page.client.post(call, json={"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]})
     return page.client.get(f"{call}/{response.json()['event_id']}").text if response.status_code == 200 else response
+
+
+def test_address_above_its_limit_gets_429_in_its_language(page, spoken, speech, all_is_speech):
+    content, swedish = Path(spoken).read_bytes(), {"accept-language": "sv"}
+    page.demo.rate_limiter.requests_per_minute = 1
+    (path,) = upload(page, content).json()
+    assert "Hej p" in call_transcribe(page, path)
+    spoofed = {"x-forwarded-for": "1.2.3.4", **swedish}
+    responses = [upload(page, content, **spoofed), page.client.post("/live", json=create_chunk(speech(8_000)))]
+    responses.append(page.client.post("/gradio_api/call/transcribe", json={"data": []}))
+    for response in responses:
+        assert response.status_code == 429 and 1 <= int(response.headers["retry-after"]) <= 60
+    assert responses[0].text.startswith("Din adress har skickat mycket")
+    assert responses[1].json()["reason"] == "too_many" and "Your address" in responses[1].json()["detail"]
+
+
+def test_live_audio_is_charged_to_the_address(page, speech, all_is_speech):
+    page.demo.rate_limiter.requests_per_minute, page.demo.rate_limiter.audio_s_per_minute = 0, 0.4
+    chunks = [create_chunk(speech(8_000)), create_chunk(speech(8_000), start=8_000)]
+    assert [page.client.post("/live", json=chunk).status_code for chunk in chunks] == [200, 429]
 
 
 def test_identical_uploads_are_separate_files(page, spoken):
@@ -345,7 +366,7 @@ def call_middleware(messages, talks, headers=JSON, path="/live"):
         out.append(message)
 
     async def call():
-        guard = middleware.AppMiddleware(None, talks, Path("nowhere"), 60.0)
+        guard = middleware.AppMiddleware(None, talks, RateLimiter(0, 0), Path("nowhere"), 60.0)
         response = [(name.encode(), value.encode()) for name, value in headers.items()]
         scope = {"type": "http", "method": "POST", "path": path, "headers": response, "query_string": b""}
         with anyio.fail_after(30):
