@@ -8,7 +8,18 @@ from pathlib import Path
 
 import typer
 
-from pipelines.cli import doctor, experiments, features, inference, notebooks, recipes, stores, training, worker
+from pipelines.cli import (
+    doctor,
+    experiments,
+    features,
+    inference,
+    notebooks,
+    recipes,
+    serving,
+    stores,
+    training,
+    worker,
+)
 from pipelines.infra import console, environment
 from pipelines.infra.errors import UNFINISHED, LabError, Unfinished, is_disk_full
 from pipelines.infra.parallel import distributed
@@ -30,7 +41,7 @@ for command in (
     experiments.experiments,
     experiments.sweep,
     inference.transcribe,
-    inference.serve,
+    serving.serve,
     worker.worker,
     stores.publish,
     inference.publish_space,

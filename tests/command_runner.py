@@ -192,11 +192,11 @@ class CommandRunner:
         while (state := self.worker_state()).startswith("Busy"):
             time.sleep(0.05)
         assert state in ("Ready", ""), state
-        endless = "-N" in arguments
+        is_stream, endless = "-N" in arguments, arguments[-1].endswith("/events")
         options = "-sS --fail-with-body" + (" --max-time 1" if endless else "")
         result = self.lab.start(text.replace("curl", f"curl {options}", 1), variables).wait()
         self.check(result, text, (0, 28 * endless))
-        assert "data: " in result.out if endless else json.loads(result.out), result
+        assert "data: " in result.out if is_stream else json.loads(result.out), result
 
     def _ray(self, arguments: list[str], variables: dict[str, str], text: str) -> None:
         """Start a node that runs until the end of the page; run any other command to its end."""

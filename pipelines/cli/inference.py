@@ -1,8 +1,7 @@
-"""Commands that transcribe and serve: transcribe, serve, publish-space and production."""
+"""Commands that transcribe and deploy: transcribe, publish-space and production."""
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,19 +12,15 @@ import typer
 from pipelines.cli.options import (
     DryRun,
     EngineName,
-    Host,
     Json,
     Language,
     ModelUri,
     Runs,
-    print_address,
     print_plan,
     print_result,
     split_list,
-    warn_without_token,
 )
 from pipelines.infra import console
-from pipelines.infra.errors import LabError
 
 Inputs = Annotated[
     list[str],
@@ -70,14 +65,6 @@ ChannelMode = Annotated[
 ]
 ChannelNames = Annotated[
     str, typer.Option(metavar="NAME,NAME", help="Names of split channels; default: Left,Right, or Channel 1, ...")
-]
-AllowOrigin = Annotated[
-    list[str],
-    typer.Option(
-        metavar="URL",
-        help="Let pages of this origin, such as https://my.page, call the API from a browser (CORS); * for all. "
-        "Repeatable. Default: all if there is a token, else none.",
-    ),
 ]
 
 
@@ -150,75 +137,6 @@ def _parts_of_recordings(track: str, channels: str, channel_names: str) -> dict[
 
     split_channels, names = parse_mode(channels, channel_names)
     return {"track": tracks.parse(track), "split_channels": split_channels, "channel_names": names}
-
-
-def serve(
-    model: ModelUri = "",
-    language: Language = "",
-    engine: EngineName = "auto",
-    host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free port.")] = 8000,
-    token: Annotated[
-        str,
-        typer.Option(
-            envvar="LAB_API_TOKEN",
-            show_default=False,
-            help="API key that clients must send. Other users of this machine can read options: prefer the variable.",
-        ),
-    ] = "",
-    max_mb: Annotated[float, typer.Option(min=0.001, help="Largest request in megabytes (10^6 bytes).")] = 100.0,
-    max_duration_s: Annotated[float, typer.Option(min=0.1, help="Longest recording in seconds.")] = 3600.0,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of a request in seconds.")] = 600.0,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait while one is decoded.")] = 16,
-    allow_origin: AllowOrigin = (),
-    runs: Runs = "",
-    dry_run: DryRun = False,
-    as_json: Json = False,
-):
-    """Serve a model over HTTP with an OpenAI-compatible API; Ctrl-C or SIGTERM ends it.
-
-    Example: python -m pipelines serve --model openai/whisper-tiny --port 8000
-    """
-    from pipelines.inference import pipeline
-    from pipelines.infra import environment
-
-    uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
-    if dry_run:
-        plan = {"dry_run": True, "would": f"serve {uri} on {host} port {port}", "token": bool(token)}
-        text = f"would {plan['would']}, {'with' if token else 'without'} a token\nnothing was done"
-        return print_result(as_json, plan, text)
-    from pipelines.inference.api import api
-    from pipelines.inference.api.queue import Limits
-    from pipelines.inference.http import server
-    from pipelines.inference.transcriber import Transcriber
-    from pipelines.whisper import model as whisper_model
-
-    origins = _parse_origins(allow_origin, token)
-    listening = server.listen(host, port)
-    transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
-    limits = Limits(max_mb=max_mb, max_duration_s=max_duration_s, timeout_s=timeout_s, queue=queue)
-    served = api.make_app(transcriber, limits, token, origins)
-    warn_without_token(token, host)
-    url, title, name = server.address(listening), pipeline.model_title(transcriber.ref), transcriber.loaded.name
-    key = ' -H "Authorization: Bearer $LAB_API_TOKEN"' if token else ""
-    print_address(
-        as_json,
-        {"url": url, "model": title, "engine": name, "token": bool(token)},
-        f"model {title} ({name}) at {url}, documented at {url}/docs; Ctrl-C stops it\n"
-        f"Next: curl -F file=@talk.wav{key} {url}/v1/audio/transcriptions",
-    )
-    server.serve(served, listening)
-
-
-def _parse_origins(given: list[str], token: str) -> list[str]:
-    """Return the allowed origins, by default those of every page if a token is required."""
-    origins = [origin.rstrip("/") for origin in given] or (["*"] if token else [])
-    for origin in origins:
-        if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
-            raise LabError(
-                f"--allow-origin takes an address without a path such as https://my.page, or *, got {origin!r}"
-            )
-    return origins
 
 
 def publish_space(

@@ -6,19 +6,20 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.inference.api.schemas import audio_refusal
 from pipelines.inference.http.guard import Refusal, wait_for_disconnect
+from pipelines.inference.http.rate_limits import BUDGET, ClientBudget
 from pipelines.inference.transcriber import Transcriber
-from pipelines.inference.transcript import DamagedRecording, Transcript
+from pipelines.inference.transcript import DamagedRecording, Segment, Transcript
 from pipelines.speech.audio import AudioError
 
 if TYPE_CHECKING:
-    from starlette.types import Receive
+    from starlette.requests import Request
 
 _MAX_RETRY_S = 60
 
@@ -37,10 +38,38 @@ class Limits:
     """Time for the body to arrive, plus one second per http.guard.MIN_BYTES_PER_S: a slow sender occupies a slot."""
     queue: int = 16
     """Requests that may wait while one is decoded."""
+    live_sessions: int = 8
+    """WebSockets that may be open at the same time; they take no place in the queue."""
 
 
 class _Abandoned(Exception):
     """The client of this transcript has disconnected."""
+
+
+@dataclass
+class _Job:
+    """A recording that is decoded in the thread of the queue."""
+
+    budget: ClientBudget
+    on_segment: Callable[[Segment], None]
+    options: dict[str, Any]
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    charged_s: float = 0.0
+
+    def check(self) -> None:
+        """Raise _Abandoned if the client has disconnected."""
+        if self.abandoned.is_set():
+            raise _Abandoned
+
+    def receive_audio(self, seconds: float) -> None:
+        """Charge the client for what was read since the last call."""
+        self.check()
+        self.budget.charge(seconds - self.charged_s)
+        self.charged_s = seconds
+
+    def receive_segment(self, segment: Segment) -> None:
+        self.check()
+        self.on_segment(segment)
 
 
 class TranscriptionQueue:
@@ -52,6 +81,8 @@ class TranscriptionQueue:
         self.n_taken = 0
         self._last_elapsed_s = 1.0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self.live_executor = ThreadPoolExecutor(1, thread_name_prefix="live")
+        """Decodes the windows of live sessions between the batches of recordings: Transcriber has a lock."""
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
@@ -67,22 +98,30 @@ class TranscriptionQueue:
             self.n_taken -= 1
 
     async def transcribe(
-        self, upload: BinaryIO, receive: Receive, word_times: bool = False, track: int = 0
+        self,
+        upload: BinaryIO,
+        request: Request,
+        on_segment: Callable[[Segment], None] = lambda segment: None,
+        **options: Any,
     ) -> Transcript:
         """Return the transcript of `upload` when its turn has come. Raises Refusal.
 
-        That of a damaged recording holds what can be read; its `damage` says what is lost.
+        That of a damaged recording holds what can be read; its `damage` says what is lost. `on_segment` is called in
+        the event loop. `options` are those of Transcriber.transcribe.
 
-        `receive` is that of the request, whose body has been read: it next reports that the client has disconnected.
-        In that case, or if this call is cancelled, decoding stops before the next batch of windows or the next attempt
-        at a window; while ffmpeg reads, after its time for a block (ffmpeg.TIMEOUT_S) at the latest.
+        The body of `request` has been read: it next reports that the client has disconnected. In that case, or if this
+        call is cancelled, decoding stops before the next batch of windows or the next attempt at a window; while ffmpeg
+        reads, after its time for a block (ffmpeg.TIMEOUT_S) at the latest. The client's address is charged for the
+        audio that is read.
         """
-        abandoned = threading.Event()
         loop = asyncio.get_running_loop()
-        decoding = loop.run_in_executor(
-            self._executor, self._decode, upload, abandoned, {"word_times": word_times, "track": track}
+        job = _Job(
+            budget=request.scope[BUDGET],
+            on_segment=lambda segment: loop.call_soon_threadsafe(on_segment, segment),
+            options=options,
         )
-        disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
+        decoding = loop.run_in_executor(self._executor, self._decode, upload, job)
+        disconnect = asyncio.ensure_future(wait_for_disconnect(request.receive))
         try:
             await asyncio.wait({decoding, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not decoding.done():
@@ -91,24 +130,23 @@ class TranscriptionQueue:
         except AudioError as error:
             raise audio_refusal(error) from None
         finally:
-            abandoned.set()
+            job.abandoned.set()
             decoding.cancel()
             disconnect.cancel()
 
     def close(self) -> None:
         """Stop after the current decoding; waiting requests are dropped."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self.live_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, upload: BinaryIO, abandoned: threading.Event, options: dict[str, Any]) -> Transcript:
-        def stop_if_abandoned(_: object) -> None:
-            if abandoned.is_set():
-                raise _Abandoned
-
-        stop_if_abandoned(None)
+    def _decode(self, upload: BinaryIO, job: _Job) -> Transcript:
+        job.check()
         upload.seek(0)
-        callbacks = {"on_audio": stop_if_abandoned, "on_segment": stop_if_abandoned}
+        callbacks = {"on_audio": job.receive_audio, "on_segment": job.receive_segment}
         try:
-            transcript = self.transcriber.transcribe(upload.read(), self.limits.max_duration_s, **callbacks, **options)
+            transcript = self.transcriber.transcribe(
+                upload.read(), self.limits.max_duration_s, **callbacks, **job.options
+            )
         except DamagedRecording as error:
             if not error.transcript.audio_s:
                 raise

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference import subtitles
 from pipelines.inference.api.forms import is_multipart
+from pipelines.inference.api.model_names import model_name
 from pipelines.inference.api.schemas import Model, Prediction
 from pipelines.inference.http.guard import Refusal
 from pipelines.inference.transcriber import Transcriber
@@ -65,16 +66,11 @@ def prediction(transcript: Transcript) -> Prediction:
     )
 
 
-def model_name(transcriber: Transcriber) -> str:
-    """Return the name of the model in the API, without any local path."""
-    return inference_pipeline.model_info(transcriber.ref)["name"]
-
-
 def model_entry(transcriber: Transcriber) -> Model:
     """Return the model as an entry of OpenAI's model list."""
     created = transcriber.ref.facts.get("made")
     timestamp_s = int(datetime.fromisoformat(created).timestamp()) if created else 0
-    return Model(id=model_name(transcriber), created=timestamp_s, owned_by="swedish-whisper-lab")
+    return Model(id=model_name(transcriber.ref), created=timestamp_s, owned_by="swedish-whisper-lab")
 
 
 def model_facts(transcriber: Transcriber) -> dict[str, str]:

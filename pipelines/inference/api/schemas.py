@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -44,6 +44,26 @@ class Failure(BaseModel):
 
     error: Problem
 
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Failure, "description": "Not audio, or a wrong field"},
+    401: {"model": Failure, "description": "The token is missing or wrong"},
+    408: {"model": Failure, "description": "The request arrived too slowly"},
+    413: {"model": Failure, "description": "The request is too large or the recording too long"},
+    429: {
+        "model": Failure,
+        "description": "Too many requests or seconds of audio from this address in a minute: try again later",
+        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+    },
+    503: {
+        "model": Failure,
+        "description": "Too many requests are waiting: try again later",
+        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+    },
+    504: {"model": Failure, "description": "Not done in time"},
+}
+"""Responses of the routes that transcribe."""
+OTHER_MODEL = {"model": Failure, "description": "This server does not serve that model"}
 
 _DAMAGE = Field(None, description="What could not be read of a damaged recording; left out if nothing is lost.")
 

@@ -51,7 +51,7 @@ def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
         # skip the outputs if the visitor has chosen another recording meanwhile
         return outputs if count["number"] == number else (gr.skip(), gr.skip(), gr.skip())
 
-    transcribe.__annotations__["request"] = gr.Request  # Gradio cannot read the annotation as a string
+    transcribe.__annotations__ = {"request": gr.Request}  # Gradio passes it only if it can read all annotations
     return page.transcribe.click(
         transcribe,
         [page.recording, page.transcript_state, page.language, page.recording_count],
@@ -111,7 +111,7 @@ def _connect_results(page: Components, handlers: Handlers) -> None:
     def compare(transcript: SessionTranscript | None, language: str, request: Any) -> str:
         return handlers.compare(transcript, language, _client(request))
 
-    compare.__annotations__["request"] = gr.Request
+    compare.__annotations__ = {"request": gr.Request}
     for ending, button in zip(DOWNLOADS, page.downloads, strict=True):
         button.click(None, page.files, None, js=f"files => window.lab.saveFile(files, '{ending}')", **_PRIVATE)
     page.compare.click(

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,19 +27,18 @@ import pytest
 import soundfile
 from hypothesis import strategies
 
-from pipelines.cli import inference
-from pipelines.inference import detection
+from pipelines.cli import serving
 from pipelines.inference import subtitles as written
 from pipelines.inference.api import api
+from pipelines.inference.api.middleware import Access
 from pipelines.inference.api.queue import Limits
 from pipelines.inference.http import protocol
 from pipelines.inference.http import server as api_server
-from pipelines.inference.transcriber import Transcriber
-from pipelines.inference.transcript import Transcript
 from pipelines.infra.errors import LabError
 from pipelines.whisper import export
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.tokens import read_spelling
+from tests.inference.api.running_server import LIMITS, SCORE, TOKEN, Held, refusal, running, until
 
 openai = pytest.importorskip("openai")
 schemathesis = pytest.importorskip("schemathesis")
@@ -48,93 +46,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[3]
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
-TOKEN = "hemlig-å"
-SCORE = {"wer": 0.25, "ci95": [0.2, 0.3], "n": 160, "speakers": 12, "normalised": True, "read_from": "/srv/secret"}
-LIMITS = Limits(max_mb=4, max_duration_s=60, timeout_s=30, queue=8)
-
-
-@contextlib.contextmanager
-def running(transcriber, limits: Limits = LIMITS, token: str = "", origins=()):
-    """The address of a server in a thread of this process."""
-    listening = api_server.listen("127.0.0.1", 0)
-    server = api_server.create_server(api.make_app(transcriber, limits, token, origins))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    url = api_server.address(listening)
-    thread.start()
-    try:
-        yield url
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def toy(toy_model):
-    facts = {"made": "2026-11-20T09:30:00+00:00", "test": SCORE, "base": "openai/whisper-tiny @ 7ebd0e69e781"}
-    ref = dataclasses.replace(whisper_model.resolve(str(toy_model)), context="clip", facts=facts)
-    return Transcriber(ref, engine="transformers", device="cpu", threads=1, max_new_tokens=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_sound_is_speech():
-    """The recordings of these tests are noise."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detection, "open_detector", detection.AnySound)
-        yield
 
 
 @pytest.fixture(scope="module")
 def url(toy):
     with running(toy) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def wav(encoded, speech) -> bytes:
-    return encoded(speech(2 * 16_000))
-
-
-class Held:
-    """A transcriber that hears nothing until it is let go; it looks up every 10 ms, as between two segments."""
-
-    def __init__(self, like: Transcriber):
-        self.ref, self.language, self.loaded, self.times_words = like.ref, like.language, like.loaded, False
-        self.let_go, self.begun = threading.Event(), threading.Semaphore(0)
-        self.at_once = self.most_at_once = self.abandoned = 0
-
-    def transcribe(self, recording, max_duration_s, *, on_audio, on_segment, word_times, track):
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        self.begun.release()
-        try:
-            while not self.let_go.wait(0.01):
-                on_audio(0.0)
-        except BaseException:
-            self.abandoned += 1
-            raise
-        finally:
-            self.at_once -= 1
-        return Transcript("hej", 1.0, 0.1)
-
-
-def refusal(response: httpx.Response, status: int, **told) -> str:
-    """The one line of an error in OpenAI's shape, which tells nothing of this machine."""
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
-    assert told.items() <= error.items()
-    assert "\n" not in error["message"]
-    assert not re.search(r"Traceback|Error\b|\.py|(?<!\w)/(?!v1/models)\w", error["message"]), error["message"]
-    return error["message"]
-
-
-def until(condition, within_s: float = 20.0) -> None:
-    ends = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 # ---- OpenAI's own client
@@ -228,7 +145,7 @@ def test_model_name_with_a_slash_is_found(toy):
 
 def test_openai_client_understands_a_refusal(client, wav):
     with pytest.raises(openai.NotFoundError) as caught:
-        client.audio.transcriptions.create(file=("a.wav", wav), model="gpt-4o-transcribe")
+        client.audio.transcriptions.create(file=("a.wav", wav), model="gpt-4o-transcribe-diarize")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
@@ -250,7 +167,9 @@ def test_openai_client_understands_a_refusal(client, wav):
         ({"ordföljd": "1"}, "ordföljd", 400),
         ({"language": ["sv", "en"]}, "language", 400),
         ({"model": "other"}, "model", 404),
-        ({"stream": "true"}, "stream", 400),
+        ({"stream": "true", "response_format": "srt"}, "stream", 400),
+        ({"stream": "true", "response_format": "vtt"}, "stream", 400),
+        ({"stream": "true", "response_format": "verbose_json"}, "stream", 400),
         ({"stream": "perhaps"}, "stream", 400),
         ({"temperature": "3"}, "temperature", 400),
         ({"temperature": "nan"}, "temperature", 400),
@@ -333,7 +252,7 @@ PREFLIGHT = {"Origin": "https://my.page", "Access-Control-Request-Method": "POST
 
 def test_pages_of_allowed_origins_may_call(toy, wav):
     asked = {**PREFLIGHT, "Access-Control-Request-Headers": "authorization,x-stainless-os"}
-    with running(toy, token=TOKEN, origins=["https://my.page"]) as url:
+    with running(toy, access=Access(token=TOKEN, origins=["https://my.page"])) as url:
         answer = httpx.options(url + TRANSCRIPTIONS, headers=asked)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://my.page")
         assert "authorization" in answer.headers["access-control-allow-headers"]
@@ -351,13 +270,13 @@ def test_no_page_may_read_without_allowed_origins(url):
 
 
 def test_origins_are_all_with_a_token_and_none_without():
-    assert [inference._parse_origins([], token) for token in ("", TOKEN)] == [[], ["*"]]
-    assert inference._parse_origins(["https://my.page/", "http://127.0.0.1:3000"], "") == [
+    assert [serving._parse_origins([], token) for token in ("", TOKEN)] == [[], ["*"]]
+    assert serving._parse_origins(["https://my.page/", "http://127.0.0.1:3000"], "") == [
         "https://my.page", "http://127.0.0.1:3000"
     ]  # fmt: skip
     for wrong in ("my.page", "https://my.page/app", ""):
         with pytest.raises(LabError, match="--allow-origin takes an address"):
-            inference._parse_origins([wrong], "")
+            serving._parse_origins([wrong], "")
 
 
 def test_half_sent_heads_do_not_block_others(toy, monkeypatch):
@@ -636,7 +555,7 @@ def test_disconnect_stops_decoding(toy, wav):
 
 
 def test_token_protects_all_but_health_and_docs(toy, wav):
-    with running(toy, token=TOKEN) as url:
+    with running(toy, access=Access(token=TOKEN)) as url:
         for wrong in (
             {},
             {"Authorization": "Bearer other"},
@@ -660,7 +579,7 @@ def test_token_protects_all_but_health_and_docs(toy, wav):
 
 
 def test_missing_token_is_refused_before_the_body(toy):
-    with running(toy, token=TOKEN) as url:
+    with running(toy, access=Access(token=TOKEN)) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as client:
             client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
@@ -886,11 +805,16 @@ def test_command_line_limits_reach_the_server(toy_model, monkeypatch):
     from pipelines import __main__ as cli
 
     seen = []
-    monkeypatch.setattr(api, "make_app", lambda transcriber, limits, token, origins: seen.append(limits))
-    monkeypatch.setattr(api_server, "serve", lambda app, listening: listening.close())
-    told = {"--max-mb": "3", "--max-duration-s": "44", "--timeout-s": "55", "--queue": "66"}
+    monkeypatch.setattr(api, "make_app", lambda transcriber, *given: seen.append(given))
+    monkeypatch.setattr(api_server, "serve", lambda app, listening, proxies: listening.close() or seen.append(proxies))
+    told = {"--max-mb": "3", "--max-duration-s": "44", "--timeout-s": "55", "--queue": "66", "--live-sessions": "2"}
+    told |= {"--requests-per-minute": "5", "--root-path": "tal/", "--alias": "min-modell"}
+    monkeypatch.setenv("LAB_TRUSTED_PROXIES", "10.0.0.0/8 ::1")
     options = [word for pair in told.items() for word in pair]
     monkeypatch.setattr(sys, "argv", ["pipelines", "serve", "--model", str(toy_model), "--port", "0", *options])
     with contextlib.suppress(SystemExit):
         cli.main()
-    assert seen == [Limits(max_mb=3.0, max_duration_s=44.0, timeout_s=55.0, queue=66)]
+    (limits, access, aliases), proxies = seen
+    assert limits == Limits(max_mb=3.0, max_duration_s=44.0, timeout_s=55.0, queue=66, live_sessions=2)
+    assert (access.requests_per_minute, access.audio_s_per_minute, access.root_path) == (5.0, 0.0, "/tal")
+    assert (aliases, proxies) == (("min-modell",), ["10.0.0.0/8", "::1"])
