@@ -48,13 +48,22 @@ class Partial:
 class Stream:
     """One speaker's stream of samples. Not thread-safe."""
 
-    def __init__(self, decode_windows: DecodeWindows, detector: Detector, *, longest_s: float, every_s: float = 0.5):
-        """`longest_s` is the longest window.
+    def __init__(
+        self,
+        decode_windows: DecodeWindows,
+        detector: Detector,
+        *,
+        longest_s: float,
+        every_s: float = 0.5,
+        decode_open: DecodeWindows | None = None,
+    ):
+        """`longest_s` is the longest window; `decode_open`, faster than `decode_windows`, decodes the open stretch.
 
         The open stretch is decoded again after `every_s` of new audio, or after twice the time of the last decoding, so
         that a slow model does not fall behind.
         """
-        self._decode_windows, self._interval = decode_windows, int(every_s * SAMPLE_RATE_HZ)
+        self._decode_windows, self._decode_open_windows = decode_windows, decode_open or decode_windows
+        self._interval = int(every_s * SAMPLE_RATE_HZ)
         self._cutter = segmentation.WindowCutter(detector, longest_s)
         self._segments: tuple[Segment, ...] = ()
         self._finished: list[Window] = []
@@ -106,7 +115,7 @@ class Stream:
 
     def _decode_open(self, window: Window) -> None:
         started = time.monotonic()
-        words = " ".join(segment.text for segment in self._decode_windows([window])).split()
+        words = " ".join(segment.text for segment in self._decode_open_windows([window])).split()
         self._decoding_s = time.monotonic() - started
         agreed = _common_prefix(self._words, words)
         if len(agreed) > len(self._settled) and agreed[: len(self._settled)] == self._settled:
@@ -126,7 +135,14 @@ class Stream:
 def create_stream(transcriber: Transcriber, every_s: float = 0.5) -> Stream:
     """Create a stream that `transcriber` decodes."""
     detector = detection.open_detector()
-    return Stream(transcriber.decode_windows, detector, longest_s=transcriber.longest_s, every_s=every_s)
+    greedy = transcriber.with_options(beam_size=1)
+    return Stream(
+        transcriber.decode_windows,
+        detector,
+        longest_s=transcriber.longest_s,
+        every_s=every_s,
+        decode_open=greedy.decode_windows,
+    )
 
 
 def _common_prefix(a: list[str], b: list[str]) -> list[str]:

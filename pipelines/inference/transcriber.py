@@ -7,14 +7,15 @@ into a window, without long silence, is decoded as a whole, as the evaluation do
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,30 +23,28 @@ from pipelines.inference import detection, segmentation
 from pipelines.inference.segmentation import Window
 from pipelines.inference.segments import divide
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
+from pipelines.inference.window_decoding import Decoded, WindowDecoder
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
-from pipelines.speech import audio, repetition
+from pipelines.speech import audio
 from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, Waveform
 from pipelines.whisper import engines, model_files
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.batching import padded_frames, sorted_batches
 from pipelines.whisper.confidence import Calibration
-from pipelines.whisper.decoding import Hypothesis
-from pipelines.whisper.log_mel import HOP_SAMPLES, LogMel
+from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions
+from pipelines.whisper.log_mel import HOP_SAMPLES
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
 
 GROUP_FRAMES = 12_000
 """Windows are collected up to two minutes of speech, so that batches contain windows of similar length."""
-BATCH_FRAMES = 6_000
-TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Tried in turn if a transcript repeats itself; the steps of OpenAI's decoder."""
 EDGE_S = 1.0
 """Silence before and after the speech of a short recording up to which it is decoded as a whole."""
-_UNSURE_LOGPROB, _NO_SPEECH = -1.0, 0.6
-"""Thresholds of OpenAI's decoder: below the first and above the second, a window has no transcript. Used only without
-Silero: whisper-tiny would drop half of the short words that Silero detects (benchmarks/non_speech.py)."""
+AUTO, DEFAULT = "auto", "sv"
+"""The language that is detected in each recording, and that of models without a language."""
+_TIMED_S = 15.0
+"""With timestamps, a model that was tuned on single sentences takes windows of this length."""
 _MIN_CONTEXT_S = 2.0
 """Shortest context of a model; one tuned on single words can still decode a short sentence."""
 
@@ -74,13 +73,6 @@ class _Reader:
             self.damage = error
 
 
-class _Decoded(NamedTuple):
-    """The accepted hypothesis of a window, and the temperature at which it was decoded."""
-
-    hypothesis: Hypothesis
-    temperature: float = 0.0
-
-
 def _continue() -> None:
     pass
 
@@ -97,13 +89,20 @@ class Transcriber:
     device: str = ""
     compute_type: str = ""
     threads: int = 0
-    max_new_tokens: int = engines.MAX_NEW_TOKENS
+    max_new_tokens: int = MAX_NEW_TOKENS
+    options: DecodingOptions = None  # type: ignore[assignment]
+    """By default those that suit the model (`default_options`); `language` and `max_new_tokens` replace theirs."""
 
     def __post_init__(self) -> None:
-        self.language = languages.parse_optional(self.language) or whisper_model.language_of(self.ref)
+        own = whisper_model.language_of(self.ref, default="")
+        self.language = own if own and self.language == AUTO else _parse_language(self.language or own or DEFAULT)
+        if own and self.language != own:
+            logger.warning(f"{self.ref.title} was trained for {own}: its transcripts in {self.language} may be poor")
+        options = self.options or default_options(self.ref)
+        self.options = options.changed(language=self.language, max_new_tokens=self.max_new_tokens)
         self.loaded = engines.open_engine(
             self.ref,
-            self.language,
+            DEFAULT if self.language == AUTO else self.language,
             self.engine,
             device=self.device,
             compute_type=self.compute_type,
@@ -111,10 +110,25 @@ class Transcriber:
             max_new_tokens=self.max_new_tokens,
         )
         self.longest_s = longest_window_s(self.ref)
-        self._full_frames = model_files.source_frames(self.ref.folder)
+        full_frames = model_files.source_frames(self.ref.folder)
+        if self.options.timestamps:
+            self.longest_s = max(self.longest_s, min(_TIMED_S, full_frames / 100))
         self.calibration = Calibration.of(self.ref.facts)
-        self._has_detector = detection.is_packaged()
+        is_clip_length, has_detector = self.ref.context == "clip", detection.is_packaged()
+        self._decoder = WindowDecoder(self.loaded, is_clip_length, full_frames, drops_silence=not has_detector)
         self._lock = threading.Lock()
+
+    def with_options(self, **changes: Any) -> Transcriber:
+        """Return a transcriber with the same loaded model and other options; values of None change nothing.
+
+        `language` may be any name of a language, or `auto`. Raises LabError for an option out of range.
+        """
+        if changes.get("language"):
+            changes["language"] = _parse_language(changes["language"])
+        other = copy.copy(self)
+        other.options = self.options.changed(**changes)
+        other.language = other.options.language
+        return other
 
     @property
     def times_words(self) -> bool:
@@ -172,8 +186,19 @@ class Transcriber:
         self, blocks: Iterator[np.ndarray], before_batch: Callable[[], None] = _continue, word_times: bool = False
     ) -> Iterator[Segment]:
         """Yield the segments of a recording."""
+        transcriber = self
         for group in _groups(self._windows(blocks)):
-            yield from self.decode_windows(group, before_batch, word_times)
+            if transcriber.options.language == AUTO:
+                transcriber = self._in_language_of(group[0])
+            yield from transcriber.decode_windows(group, before_batch, word_times)
+
+    def _in_language_of(self, window: Window) -> Transcriber:
+        """Return a transcriber for the language of a window of speech."""
+        with self._lock:
+            (features,) = self._decoder.features([self.loaded.log_mel(Waveform(window.samples))])
+            language = self.loaded.detect_language(features)
+        logger.info(f"language: {languages.NAMES[language]}")
+        return self.with_options(language=language)
 
     def _windows(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
         """Yield the windows of speech of a recording."""
@@ -186,81 +211,38 @@ class Transcriber:
             yield from _with_edges(list(windows), samples)
             return
         all_blocks = chain([samples], [] if third is None else [third], blocks)
-        joined_s = self.longest_s if self.ref.context != "clip" else 0.0
-        yield from segmentation.windows(all_blocks, detector, longest_s=self.longest_s, joined_s=joined_s)
+        yield from segmentation.windows(all_blocks, detector, longest_s=self.longest_s, joined_s=self.longest_s)
 
     def decode_windows(
-        self, windows: list[Window], before_batch: Callable[[], None] = _continue, word_times: bool = False
+        self,
+        windows: list[Window],
+        before_batch: Callable[[], None] = _continue,
+        word_times: bool = False,
     ) -> list[Segment]:
         """Return the segments of `windows` in order; a window without words has none.
 
         `before_batch` is called before each batch and each further attempt; an exception in it stops the work.
         """
-        with self._lock:
-            return self._decode_windows(windows, before_batch, word_times)
-
-    def _decode_windows(
-        self, windows: list[Window], before_batch: Callable[[], None], word_times: bool
-    ) -> list[Segment]:
-        log_mels = [self.loaded.log_mel(Waveform(window.samples)) for window in windows]
-        hypotheses: dict[int, Hypothesis] = {}
-        lengths = np.array([self._padded_length(log_mel) for log_mel in log_mels])
-        for batch in sorted_batches(lengths, BATCH_FRAMES) if len(windows) else []:
-            before_batch()
-            features = self._stack([log_mels[i] for i in batch])
-            hypotheses |= zip(batch.tolist(), self.loaded.decode(features), strict=True)
-        results = [self._check(hypotheses[i], log_mels[i], before_batch) for i in range(len(windows))]
         segments: list[Segment] = []
-        for window, log_mel, result in zip(windows, log_mels, results, strict=True):
-            if result.hypothesis.text:
-                before_batch()
-                segments += self._split_into_segments(window, log_mel, result, word_times)
+        with self._lock:
+            for parts in self._decoder.decode(windows, self.options, before_batch):
+                for part in parts:
+                    if part.accepted.hypothesis.text:
+                        before_batch()
+                        segments += self._split_into_segments(part, word_times)
         return segments
 
-    def _padded_length(self, log_mel: LogMel) -> int:
-        """Return the number of frames at which a window is decoded."""
-        return padded_frames(len(log_mel.frames)) if self.ref.context == "clip" else self._full_frames
-
-    def _stack(self, log_mels: list[LogMel]) -> np.ndarray:
-        """Return features float32 [B, n_mels, T], padded to the longest."""
-        n_frames = max(self._padded_length(log_mel) for log_mel in log_mels)
-        return np.stack([log_mel.padded(n_frames) for log_mel in log_mels])
-
-    def _check(self, hypothesis: Hypothesis, log_mel: LogMel, before_batch: Callable[[], None]) -> _Decoded:
-        """Decode at higher temperatures if the text repeats itself; without Silero, drop a text without speech."""
-        temperature, duration_s = 0.0, len(log_mel.frames) * HOP_SAMPLES / SAMPLE_RATE_HZ
-        is_unsure = hypothesis.logprob < _UNSURE_LOGPROB and hypothesis.no_speech > _NO_SPEECH
-        if is_unsure and not self._has_detector:
-            return _Decoded(replace(hypothesis, text="", words=()))
-        for next_temperature in TEMPERATURES:
-            if not repetition.is_repeating(hypothesis.text, duration_s):
-                break
-            before_batch()
-            temperature = next_temperature
-            hypothesis = self.loaded.decode(self._stack([log_mel]), temperature)[0]
-        if repetition.is_repeating(hypothesis.text, duration_s):
-            hypothesis = _without_repeats(hypothesis)
-        elif hypothesis.tokens >= self.max_new_tokens == engines.MAX_NEW_TOKENS:  # a caller's own limit is no surprise
-            seconds = len(log_mel.frames) * HOP_SAMPLES / SAMPLE_RATE_HZ
-            logger.info(
-                f"note: a part of {seconds:.0f} s has more text than {self.max_new_tokens} tokens: its last words are "
-                "missing. Cut the recording at a pause there, and transcribe the parts"
-            )
-        return _Decoded(hypothesis, temperature)
-
-    def _split_into_segments(
-        self, window: Window, log_mel: LogMel, result: _Decoded, word_times: bool
-    ) -> list[Segment]:
-        """Return a window as segments: at pauses and, if it is long, at sentences (segments.divide)."""
-        hypothesis, temperature = result
+    def _split_into_segments(self, decoded: Decoded, word_times: bool) -> list[Segment]:
+        """Return a part of a window as segments: at pauses and, if it is long, at sentences (segments.divide)."""
+        window, (hypothesis, temperature) = decoded.window, decoded.accepted
         texts = hypothesis.text.split()
         words = tuple(Word(text, self.calibration(logprob)) for text, logprob in hypothesis.words)
         if len(words) != len(texts):
             words = tuple(Word(text, self.calibration(hypothesis.logprob)) for text in texts)
 
         def find_starts() -> list[float]:
-            (features,) = self._stack([log_mel])
-            n_frames = min(len(log_mel.frames), features.shape[-1])
+            (features,) = self._decoder.features([decoded.log_mel])
+            n_frames = min(len(decoded.log_mel.frames), features.shape[-1])
             return [window.start_s + start for start in self.loaded.word_starts(features, n_frames, hypothesis.text)]
 
         parts = divide(words, window.speech, find_starts, word_times)
@@ -303,10 +285,18 @@ def _with_edges(windows: list[Window], samples: np.ndarray) -> list[Window]:
     ]
 
 
-def _without_repeats(hypothesis: Hypothesis) -> Hypothesis:
-    """Cut a hypothesis that repeats itself at every temperature after the first repetition."""
-    text = repetition.without_repeats(hypothesis.text)
-    return replace(hypothesis, text=text, words=hypothesis.words[: len(text.split())])
+def default_options(ref: ModelRef) -> DecodingOptions:
+    """Return the options that suit a model.
+
+    One that was tuned on windows with several sentences writes them all without timestamps, which it has not learnt;
+    one that was tuned on single sentences goes on after the first only with them.
+    """
+    knows_windows = ref.context == "clip" and longest_window_s(ref) == model_files.source_frames(ref.folder) / 100
+    return DecodingOptions(timestamps=not knows_windows, beam_size=5 if ref.context == "clip" else 1)
+
+
+def _parse_language(text: str) -> str:
+    return AUTO if text.strip().casefold() == AUTO else languages.parse(text)
 
 
 def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float, track: int = 0) -> Iterator[np.ndarray]:

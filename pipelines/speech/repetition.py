@@ -30,13 +30,15 @@ def has_run(words: list[str]) -> bool:
     return _first_run(words, MIN_REPEATS) is not None
 
 
-def is_repeating(text: str, duration_s: float = float("inf")) -> bool:
+def is_repeating(
+    text: str, duration_s: float = float("inf"), max_compression_ratio: float = MAX_COMPRESSION_RATIO
+) -> bool:
     """Return True if the transcript of `duration_s` seconds repeats itself more than speakers do.
 
     One word may occur up to eight times in a row if there is time to say it; the rest of the text decides then.
     """
     words = _without_deliberate_repeats(text.lower().split(), duration_s)
-    return compression_ratio(" ".join(words)) > MAX_COMPRESSION_RATIO or _first_run(words, _MIN_LOOP) is not None
+    return compression_ratio(" ".join(words)) > max_compression_ratio or _first_run(words, _MIN_LOOP) is not None
 
 
 def without_repeats(text: str) -> str:

@@ -35,10 +35,6 @@ class RowDecodingOptions:
     """Code of one of Whisper's languages, such as `sv`."""
     max_new_tokens: int
     """Longer transcripts are cut. The end token is counted, the prompt is not."""
-    temperature: float = 0.0
-    """0 decodes greedily; above 0 tokens are sampled."""
-    seed: int = 0
-    """Starts the generator that samples tokens."""
     word_logprobs: bool = False
     """Fill `Hypothesis.words`."""
     full_context: bool = False
@@ -64,6 +60,8 @@ class Hypothesis:
     tokens. Empty unless `RowDecodingOptions.word_logprobs`."""
     no_speech: float = 0.0
     """Probability that the window holds no speech (see `no_speech_probabilities`)."""
+    end_s: float | None = None
+    """Last timestamp of the text, from the start of the window; None if it was decoded without timestamps."""
 
 
 def decode_rows(
@@ -143,20 +141,13 @@ def decode(
     features: torch.Tensor,
     options: RowDecodingOptions,
 ) -> list[Hypothesis]:
-    """Return the hypotheses of `features` float [B, n_mels, T]: at temperature 0 the texts of `decode_to_text`.
-
-    Above temperature 0 tokens are sampled; the log-probabilities remain those at temperature 1.
-    """
+    """Return the hypotheses of `features` float [B, n_mels, T]: the texts are those of `decode_to_text`."""
     import torch
 
     steps: list[torch.Tensor] = []
-    generator = torch.Generator(device=model.device).manual_seed(options.seed)
 
     def record_logprobs(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         logprobs = torch.log_softmax(scores.float(), dim=-1)
-        if options.temperature:  # the argmax of scores plus Gumbel noise is a sample from their softmax
-            noise = -torch.empty_like(logprobs).exponential_(generator=generator).log_()
-            scores = logprobs + options.temperature * noise
         steps.append(logprobs.gather(-1, scores.argmax(dim=-1, keepdim=True))[:, 0])
         return scores
 
@@ -191,7 +182,7 @@ def no_speech_probabilities(
     import torch
 
     first = torch.full((len(encoded), 1), prompt[0], device=model.device)
-    with _inference(model):
+    with inference(model):
         logits = model(encoder_outputs=(encoded,), decoder_input_ids=first).logits[:, 0]
     return torch.softmax(logits.float(), dim=-1)[:, no_speech_token(prompt)].tolist()
 
@@ -233,7 +224,7 @@ def generate(
 
 def encode(model: WhisperForConditionalGeneration, features: torch.Tensor) -> torch.Tensor:
     """Return the encoder's states float [B, T / 2, d_model] of `features` float [B, n_mels, T]."""
-    with _inference(model):
+    with inference(model):
         return model.model.encoder(features.to(model.device, model.dtype))[0]
 
 
@@ -262,7 +253,7 @@ def generate_from_states(
         begin_suppress_tokens=saved.begin_suppress_tokens,
     )
     start = torch.tensor([prompt], device=model.device).expand(len(encoded), -1)
-    with _inference(model):
+    with inference(model):
         # not Whisper's own `generate`, which pads to 30 s and seeks through segments
         out = GenerationMixin.generate(
             model,
@@ -277,7 +268,7 @@ def generate_from_states(
 
 
 @contextlib.contextmanager
-def _inference(model: WhisperForConditionalGeneration) -> Iterator[None]:
+def inference(model: WhisperForConditionalGeneration) -> Iterator[None]:
     """Compute without gradients, in evaluation mode, in bfloat16 where that is used."""
     import torch
 

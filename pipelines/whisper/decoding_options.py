@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.infra.errors import LabError
+from pipelines.speech.repetition import MAX_COMPRESSION_RATIO
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """The steps of OpenAI's decoder: each is tried if the attempt before it failed (`DecodingOptions.fallback_...`)."""
@@ -37,7 +38,7 @@ class DecodingOptions:
     """Finished hypotheses are ranked by log-probability over length to this power."""
     temperatures: tuple[float, ...] = TEMPERATURES
     """Tried in turn; the first is the usual one. Above 0 tokens are sampled."""
-    max_compression_ratio: float = 2.4
+    max_compression_ratio: float = MAX_COMPRESSION_RATIO
     """The next temperature is tried if the text, compressed, is shorter by more than this factor."""
     min_logprob: float = -1.0
     """The next temperature is tried if the mean log-probability of the tokens is lower."""

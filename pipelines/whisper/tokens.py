@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 
 if TYPE_CHECKING:
     import tokenizers
     from transformers import WhisperProcessor
+
+    from pipelines.whisper.decoding_options import DecodingOptions
 
 
 _SPACE = "\u0120"
@@ -57,9 +60,41 @@ class Spelling:
         """Return the decoder's first tokens (see `prompt_ids`)."""
         return [_require_id(name, self.tokenizer.token_to_id(name), language) for name in _prompt_tokens(language)]
 
+    @property
+    def first_timestamp(self) -> int:
+        """The token <|0.00|>. Timestamps, 0.02 s apart, are the largest ids of the vocabulary."""
+        return self.tokenizer.token_to_id("<|notimestamps|>") + 1
+
+    def language_ids(self) -> dict[str, int]:
+        """Return the code and token of each language of the vocabulary. Raises LabError for an English-only model."""
+        ids = {code: self.tokenizer.token_to_id(f"<|{code}|>") for code in languages.NAMES}
+        present = {code: token for code, token in ids.items() if token is not None}
+        if len(present) < 2:
+            raise LabError("this model knows one language only: name it instead of auto")
+        return present
+
+    def search_prompt(self, options: DecodingOptions, positions: int) -> tuple[list[int], list[int]]:
+        """Return the decoder's first tokens up to the start token, and after it.
+
+        A text prompt comes before the start token; its last tokens are kept, fewer than half of `positions`.
+        """
+        start, language, task, no_timestamps = self.prompt(options.language)
+        if options.task == "translate":
+            task = _require_id("<|translate|>", self.tokenizer.token_to_id("<|translate|>"), options.language)
+        before = self.ids(options.prompt)[0][-(positions // 2 - 1) :] if options.prompt else []
+        if before:
+            before = [_require_id("<|startofprev|>", self.tokenizer.token_to_id("<|startofprev|>"), ""), *before]
+        return [*before, start], [language, task, *([] if options.timestamps else [no_timestamps])]
+
     def text(self, ids: Sequence[int]) -> str:
-        """Return the transcript without white space at its ends."""
-        return self.tokenizer.decode([token for token in ids if token < self.end]).strip()
+        """Return the transcript without white space at its ends. Timestamps separate words."""
+        runs: list[list[int]] = [[]]
+        for token in ids:
+            if token < self.end:
+                runs[-1].append(token)
+            elif runs[-1]:
+                runs.append([])
+        return " ".join(filter(None, (self.tokenizer.decode(run).strip() for run in runs)))
 
     def ids(self, text: str) -> tuple[list[int], list[int]]:
         """Return the tokens of `text`, and the index of the first token of each of its words."""
@@ -76,12 +111,15 @@ class Spelling:
 
     def words(self, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[tuple[str, float], ...]:
         """Return the words of `text(ids)`, split at white space, each with the sum of its tokens' `logprobs`."""
-        end, groups = self.end, []
+        groups: list[tuple[list[int], list[float]]] = []
+        is_first = True
         for token, logprob in zip(ids, logprobs, strict=True):
-            if token >= end:
+            if token >= self.end:
+                is_first = True
                 continue
-            if not groups or self.tokenizer.id_to_token(token).startswith(_SPACE):
+            if is_first or self.tokenizer.id_to_token(token).startswith(_SPACE):
                 groups.append(([], []))
+            is_first = False
             groups[-1][0].append(token)
             groups[-1][1].append(logprob)
         return tuple((word, sum(values)) for tokens, values in groups for word in self.tokenizer.decode(tokens).split())

@@ -22,7 +22,8 @@ from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import export, tokens
-from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
+from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions
 from pipelines.whisper.engines.ctranslate2_engine import CTranslate2
 from pipelines.whisper.engines.onnx_engine import Onnx
 from pipelines.whisper.engines.transformers_engine import Transformers
@@ -33,8 +34,6 @@ from pipelines.whisper.model import ModelRef
 logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "transformers", "ctranslate2", "onnx")
-MAX_NEW_TOKENS = 224
-"""Half of Whisper's text context of 448, as in openai/whisper, decoding.py (`sample_len`)."""
 _MAX_ONNX_WEIGHTS_BYTES = 2_000_000_000
 """Exporting graphs needs several times the memory of the weights; CTranslate2 converts larger models with less."""
 
@@ -51,8 +50,19 @@ class Engine(Protocol):
     def log_mel(self, waveform: Waveform) -> LogMel:
         """Return the features of a window of at most 30 s (log_mel.extract, or equal within rounding)."""
 
-    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
-        """Return the hypotheses, words included, of `windows` float32 [B, n_mels, T], T even and at most 3000."""
+    def decode(
+        self, windows: np.ndarray, options: DecodingOptions | None = None, temperature: float = 0.0
+    ) -> list[Hypothesis]:
+        """Return the hypotheses, words included, of `windows` float32 [B, n_mels, T], T even and at most 3000.
+
+        By default greedy and without timestamps. Raises LabError for an option that the engine or model lacks.
+        """
+
+    def detect_language(self, window: np.ndarray) -> str:
+        """Return the code of the likeliest language of `window` float32 [n_mels, T].
+
+        Raises LabError for an English-only model.
+        """
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         """Return the start of each word of `text`, split at white space, in seconds from the start of the window.
@@ -67,7 +77,7 @@ class _Request:
     """What `open_engine` was called with."""
 
     ref: ModelRef
-    options: RowDecodingOptions
+    options: DecodingOptions
     device: str
     compute_type: str
     threads: int
@@ -99,7 +109,11 @@ def open_engine(
         raise LabError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     tokens.check_language(ref.folder, language)
     request = _Request(
-        ref, RowDecodingOptions(language, max_new_tokens, word_logprobs=True), device, compute_type, threads
+        ref,
+        DecodingOptions(language, timestamps=False, max_new_tokens=max_new_tokens),
+        device,
+        compute_type,
+        threads,
     )
     export_format = request.export_format
     if export_format and engine not in ("auto", export_format):

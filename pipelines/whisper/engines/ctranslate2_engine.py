@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model_files
-from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
+from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding_options import DecodingOptions
+from pipelines.whisper.engines import search
+from pipelines.whisper.engines.search import Prompt, Text
+from pipelines.whisper.engines.token_rules import MAX_FIRST_TIMESTAMP
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.tokens import read_spelling
 
@@ -19,16 +24,16 @@ from pipelines.whisper.tokens import read_spelling
 class CTranslate2:
     """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
-    def __init__(self, folder: Path, options: RowDecodingOptions, device: str, compute_type: str, threads: int):
+    def __init__(self, folder: Path, options: DecodingOptions, device: str, compute_type: str, threads: int):
         import ctranslate2
 
         self.spelling = read_spelling(folder)
+        self.options = options
         self.prompt = self.spelling.prompt(options.language)
         self.model = ctranslate2.models.Whisper(
             str(folder), device=device, compute_type=compute_type, intra_threads=threads
         )
         self.text_positions = model_files.text_positions(folder)
-        self.max_new_tokens = min(options.max_new_tokens, self.text_positions - len(self.prompt))
         self.name = f"ctranslate2 {device} {self.model.compute_type}"
         self.n_mels = self.model.n_mels
         self.can_align = bool(json.loads((folder / "config.json").read_text("utf-8")).get("alignment_heads"))
@@ -36,20 +41,47 @@ class CTranslate2:
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
 
-    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
+    def decode(
+        self, windows: np.ndarray, options: DecodingOptions | None = None, temperature: float = 0.0
+    ) -> list[Hypothesis]:
         import ctranslate2
 
+        options = options or self.options
+        if options.hotwords:
+            raise LabError(
+                "CTranslate2 cannot make hotwords more probable: take --engine onnx or transformers, or a prompt"
+            )
+        prompt = Prompt(*self.spelling.search_prompt(options, self.text_positions))
+        max_tokens = min(options.max_new_tokens, self.text_positions - len(prompt))
         if temperature:
-            ctranslate2.set_random_seed(seed)
-        results = self._generate(
-            windows,
-            self.max_new_tokens,
-            return_logits_vocab=True,
+            ctranslate2.set_random_seed(options.seed)
+        beam_size = 1 if temperature else options.beam_size
+        encoded = self.model.encode(_storage_view(windows))
+        results = self.model.generate(
+            encoded,
+            [[*prompt.start, *prompt.rest]] * len(windows),
+            beam_size=beam_size,
+            patience=options.patience,
+            length_penalty=options.length_penalty,
+            # CTranslate2 writes at most max_length / 2 tokens, and at most max_length with the prompt before its last
+            max_length=max(2 * max_tokens, len(prompt) - 1 + max_tokens),
+            max_initial_timestamp_index=MAX_FIRST_TIMESTAMP,
+            suppress_tokens=[-1, *options.suppress_tokens],
+            return_logits_vocab=beam_size == 1,
+            return_scores=True,
             return_no_speech_prob=True,
             sampling_topk=0 if temperature else 1,
             sampling_temperature=temperature or 1.0,
         )
-        return [self._hypothesis(result) for result in results]
+        if beam_size == 1:
+            texts = [self._text(result) for result in results]
+        else:
+            texts = self._beam_texts(encoded, windows.shape[-1], results, prompt, options)
+        return [search.hypothesis(text, self.spelling, options) for text in texts]
+
+    def detect_language(self, window: np.ndarray) -> str:
+        ((likeliest, *_),) = self.model.detect_language(_storage_view(window[np.newaxis]))
+        return likeliest[0].strip("<|>")
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         ids, firsts = self.spelling.ids(text)
@@ -64,22 +96,27 @@ class CTranslate2:
             return []
         return [positions[token] * features.POSITION_S for token in firsts]
 
-    def _generate(self, windows: np.ndarray, max_new_tokens: int, **options: Any) -> list[Any]:
-        # CTranslate2 generates at most max_length / 2 tokens, and at most max_length with the prompt before its last
-        max_length = max(2 * max_new_tokens, len(self.prompt) - 1 + max_new_tokens)
-        prompts = [self.prompt] * len(windows)
-        return self.model.generate(_storage_view(windows), prompts, beam_size=1, max_length=max_length, **options)
-
-    def _hypothesis(self, result: Any) -> Hypothesis:
-        """Return the hypothesis of a result with logits for each of its tokens, the end token included."""
+    def _text(self, result: Any) -> Text:
+        """Return the text of a result with logits for each of its tokens, the end token included."""
         ids = list(result.sequences_ids[0])
         tokens = [*ids, self.spelling.end][: len(result.logits[0])]  # no end token if the text was cut
-        if not tokens:
-            return Hypothesis("", 0.0, 0, no_speech=result.no_speech_prob)
         logprobs = [_logprob(np.array(view), token) for view, token in zip(result.logits[0], tokens, strict=True)]
-        words = self.spelling.words(ids, logprobs[: len(ids)])
-        mean = sum(logprobs) / len(logprobs)
-        return Hypothesis(self.spelling.text(ids), mean, len(logprobs), words, result.no_speech_prob)
+        return Text(ids, logprobs, result.no_speech_prob)
+
+    def _beam_texts(
+        self, encoded: Any, n_frames: int, results: list[Any], prompt: Prompt, options: DecodingOptions
+    ) -> list[Text]:
+        """Return the texts of a beam search, whose results have no logits: `align` computes the probabilities."""
+        texts = [[token for token in result.sequences_ids[0] if token < self.spelling.end] for result in results]
+        aligned = self.model.align(encoded, [prompt.start[-1], *prompt.rest[:2]], texts, n_frames)
+        finished = []
+        for result, text, alignment in zip(results, texts, aligned, strict=True):
+            ids = list(result.sequences_ids[0])
+            mean = result.scores[0] * max(len(ids), 1) ** options.length_penalty / (len(ids) + 1)
+            probs = iter(alignment.text_token_probs[: len(text)])
+            logprobs = [float(np.log(max(next(probs), 1e-9))) if token < self.spelling.end else mean for token in ids]
+            finished.append(Text(ids, [*logprobs, mean], result.no_speech_prob, mean))
+        return finished
 
 
 def _storage_view(windows: np.ndarray) -> Any:

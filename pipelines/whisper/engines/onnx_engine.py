@@ -14,8 +14,11 @@ from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model_files
-from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions, no_speech_token
-from pipelines.whisper.engines import word_timestamps
+from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding_options import DecodingOptions
+from pipelines.whisper.engines import search, word_timestamps
+from pipelines.whisper.engines.search import Prompt
+from pipelines.whisper.engines.token_rules import TokenRules
 from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, needs_seven_bits, state_names
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.tokens import read_spelling
@@ -27,20 +30,22 @@ States = dict[str, np.ndarray]
 class Onnx:
     """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
-    def __init__(self, folder: Path, options: RowDecodingOptions, threads: int):
+    def __init__(self, folder: Path, options: DecodingOptions, threads: int):
 
         self.options = options
         self.spelling = read_spelling(folder)
         self.prompt = self.spelling.prompt(options.language)
         self.encoder, self.decoder = (_session(folder / name, threads) for name in (ENCODER, DECODER))
         generation = manifest.read_json(folder / "generation_config.json") or {}
-        self.suppressed = np.array(generation.get("suppress_tokens") or [], dtype=np.int64)
-        self.suppressed_first = np.array(generation.get("begin_suppress_tokens") or [], dtype=np.int64)
+        self.suppressed = generation.get("suppress_tokens") or []
+        self.suppressed_first = generation.get("begin_suppress_tokens") or []
         self.text_positions = model_files.text_positions(folder)
         self.n_mels = self.encoder.get_inputs()[0].shape[1]
         layers = len(self.encoder.get_outputs()) // 2
         self.cross_names, self.past_names = state_names(layers), state_names(layers, "past_")
         self.present_names = state_names(layers, "present_")
+        shapes = {graph_input.name: graph_input.shape for graph_input in self.decoder.get_inputs()}
+        self.texts_share_windows = shapes["tokens"][0] != shapes["key_0"][0]  # not in graphs of earlier versions
         self.can_align = any(output.name == "attention" for output in self.decoder.get_outputs())
         self.name = f"onnxruntime cpu {_precision(folder)}"
         self._last: tuple[np.ndarray, States] | None = None
@@ -48,32 +53,20 @@ class Onnx:
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
 
-    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
-        rng = np.random.default_rng(seed)
-        ids: list[list[int]] = [[] for _ in windows]
-        logprobs: list[list[float]] = [[] for _ in windows]
-        state, tokens = DecoderState(self, windows, self.prompt), None
-        no_speech = self._no_speech(state.cross)
-        rows = np.arange(len(windows))  # the window of each row of the batch; -1 once its text has ended
-        for step in range(min(self.options.max_new_tokens, self.text_positions - len(self.prompt))):
-            logits = state.step(tokens)
-            logits[:, self.suppressed] = -np.inf
-            if step == 0:
-                logits[:, self.suppressed_first] = -np.inf
-            scores = logits + temperature * rng.gumbel(size=logits.shape) if temperature else logits
-            tokens = scores.argmax(axis=-1)
-            for row, token, logprob in zip(rows.tolist(), tokens.tolist(), _logprobs(logits, tokens).tolist()):
-                if row >= 0:
-                    ids[row].append(token)
-                    logprobs[row].append(logprob)
-            rows[tokens == self.spelling.end] = -1
-            running = rows >= 0
-            if not running.any():
-                break
-            if 2 * running.sum() <= len(rows):  # stop computing rows whose text has ended
-                state.select(running)
-                tokens, rows = tokens[running], rows[running]
-        return [self._hypothesis(*row) for row in zip(ids, logprobs, no_speech, strict=True)]
+    def decode(
+        self, windows: np.ndarray, options: DecodingOptions | None = None, temperature: float = 0.0
+    ) -> list[Hypothesis]:
+        options = options or self.options
+        prompt = Prompt(*self.spelling.search_prompt(options, self.text_positions))
+        rules = TokenRules.of(self.spelling, options, self.suppressed, self.suppressed_first)
+        max_tokens = min(options.max_new_tokens, self.text_positions - len(prompt))
+        decoder = OnnxDecoder(self, windows)
+        texts = search.search(decoder, prompt, len(windows), rules, options, temperature, max_tokens)
+        return [search.hypothesis(text, self.spelling, options) for text in texts]
+
+    def detect_language(self, window: np.ndarray) -> str:
+        start = np.array([self.prompt[:1]], dtype=np.int64)
+        return search.likeliest_language(OnnxDecoder(self, window[np.newaxis]).step(start)[0], self.spelling)
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         ids, firsts = self.spelling.ids(text)
@@ -104,41 +97,27 @@ class Onnx:
         shapes = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
         return {name: np.zeros(shapes[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
-    def _no_speech(self, cross: States) -> list[float]:
-        """Return the probabilities of no speech of encoded windows (decoding.no_speech_probabilities)."""
-        batch = len(cross["key_0"])
-        start = np.full((batch, 1), self.prompt[0], dtype=np.int64)
-        (logits,) = self.decoder.run(["logits"], {"tokens": start, **self.empty_past(batch, cross), **cross})
-        return np.exp(_logprobs(logits, np.full(batch, no_speech_token(self.prompt)))).tolist()
 
-    def _hypothesis(self, ids: list[int], logprobs: list[float], no_speech: float) -> Hypothesis:
-        text_ids = [token for token in ids if token != self.spelling.end]
-        words = self.spelling.words(text_ids, logprobs[: len(text_ids)])
-        mean = sum(logprobs) / len(logprobs)
-        return Hypothesis(self.spelling.text(text_ids), mean, len(logprobs), words, no_speech)
+class OnnxDecoder:
+    """The decoder's keys and values for a batch of texts that grow (search.TextDecoder)."""
 
-
-class DecoderState:
-    """The decoder's keys and values for a batch of texts that grow by one token at a time."""
-
-    def __init__(self, engine: Onnx, windows: np.ndarray, prompt: list[int]):
-        self.engine, self.prompt = engine, prompt
+    def __init__(self, engine: Onnx, windows: np.ndarray):
+        self.engine = engine
         self.cross = engine.encode(windows)
         self.past = engine.empty_past(len(windows), self.cross)
 
-    def step(self, tokens: np.ndarray | None) -> np.ndarray:
-        """Append `tokens` int64 [B], or the prompt if None, and return the next logits float32 [B, vocabulary]."""
-        batch = len(self.cross["key_0"])
-        new = np.array([self.prompt] * batch) if tokens is None else tokens[:, None]
-        inputs = {"tokens": new.astype(np.int64), **self.past, **self.cross}
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        inputs = {"tokens": tokens.astype(np.int64), **self.past, **self.cross}
         logits, *present = self.engine.decoder.run(["logits", *self.engine.present_names], inputs)
         self.past = dict(zip(self.engine.past_names, present, strict=True))
         return logits
 
-    def select(self, rows: np.ndarray) -> None:
-        """Continue with the texts marked in `rows`, bool [B]."""
-        self.cross = {name: state[rows] for name, state in self.cross.items()}
-        self.past = {name: state[rows] for name, state in self.past.items()}
+    def select(self, rows: np.ndarray, windows: np.ndarray) -> None:
+        kept = windows if self.engine.texts_share_windows else rows
+        if len(kept) != len(self.cross["key_0"]):  # else only the texts of each window change places
+            self.cross = {name: state[kept] for name, state in self.cross.items()}
+        if not np.array_equal(rows, np.arange(len(self.past["past_key_0"]))):
+            self.past = {name: state[rows] for name, state in self.past.items()}
 
 
 def _precision(folder: Path) -> str:
@@ -164,10 +143,3 @@ def _session(path: Path, threads: int) -> Any:
     # waiting threads leave the cores to others
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _logprobs(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return the log-probabilities float32 [B] of `tokens` int64 [B] under `logits` float32 [B, vocabulary]."""
-    largest = logits.max(axis=-1)
-    log_sum = np.log(np.exp(logits - largest[:, None]).sum(axis=-1))
-    return logits[np.arange(len(tokens)), tokens] - largest - log_sum

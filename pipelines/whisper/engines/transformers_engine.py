@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +11,11 @@ from pipelines.speech.audio import Waveform
 from pipelines.whisper import decoding
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
-from pipelines.whisper.engines import word_timestamps
+from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding_options import DecodingOptions
+from pipelines.whisper.engines import search, word_timestamps
+from pipelines.whisper.engines.search import Prompt
+from pipelines.whisper.engines.token_rules import TokenRules
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
 from pipelines.whisper.tokens import Spelling
@@ -67,7 +69,7 @@ def cross_attention(model: WhisperForConditionalGeneration, features: torch.Tens
 class Transformers:
     """A loaded model in float32, with bfloat16 autocast on GPUs that support it."""
 
-    def __init__(self, ref: ModelRef, options: RowDecodingOptions, device: str, threads: int):
+    def __init__(self, ref: ModelRef, options: DecodingOptions, device: str, threads: int):
         import torch
 
         if threads:
@@ -86,11 +88,26 @@ class Transformers:
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract(waveform, self.n_mels)
 
-    def decode(self, windows: np.ndarray, temperature: float = 0.0, seed: int = 0) -> list[Hypothesis]:
+    def decode(
+        self, windows: np.ndarray, options: DecodingOptions | None = None, temperature: float = 0.0
+    ) -> list[Hypothesis]:
         import torch
 
-        options = replace(self.options, temperature=temperature, seed=seed)
-        return decoding.decode(self.model, self.processor, torch.from_numpy(windows), options)
+        options, positions = options or self.options, self.model.config.max_target_positions
+        prompt = Prompt(*self.spelling.search_prompt(options, positions))
+        saved = self.model.generation_config
+        rules = TokenRules.of(self.spelling, options, saved.suppress_tokens or [], saved.begin_suppress_tokens or [])
+        max_tokens = min(options.max_new_tokens, positions - len(prompt))
+        decoder = _Decoder(self.model, decoding.encode(self.model, torch.from_numpy(windows)))
+        texts = search.search(decoder, prompt, len(windows), rules, options, temperature, max_tokens)
+        return [search.hypothesis(text, self.spelling, options) for text in texts]
+
+    def detect_language(self, window: np.ndarray) -> str:
+        import torch
+
+        encoded = decoding.encode(self.model, torch.from_numpy(window[np.newaxis]))
+        start = np.array([self.spelling.prompt(self.options.language)[:1]], dtype=np.int64)
+        return search.likeliest_language(_Decoder(self.model, encoded).step(start)[0], self.spelling)
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         import torch
@@ -103,3 +120,34 @@ class Transformers:
             return []
         weights = cross_attention(self.model, torch.from_numpy(window[np.newaxis]), [*prompt, *ids])
         return word_timestamps.word_starts(weights, len(prompt), frames, firsts)
+
+
+class _Decoder:
+    """The decoder's cache for a batch of texts that grow (search.TextDecoder)."""
+
+    def __init__(self, model: WhisperForConditionalGeneration, encoded: torch.Tensor):
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        self.model, self.encoded = model, encoded
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        import torch
+
+        with decoding.inference(self.model):
+            ids = torch.from_numpy(tokens).to(self.model.device)
+            states = self.model.model.decoder(
+                ids, encoder_hidden_states=self.encoded, past_key_values=self.cache, use_cache=True
+            )
+            logits = self.model.proj_out(states.last_hidden_state[:, -1])
+        return logits.float().cpu().numpy()
+
+    def select(self, rows: np.ndarray, windows: np.ndarray) -> None:
+        import torch
+
+        if np.array_equal(rows, np.arange(len(self.encoded))):
+            return
+        positions = torch.from_numpy(rows).to(self.model.device)
+        with decoding.inference(self.model):
+            self.encoded = self.encoded[positions]  # a row for each text: rows follow the order of their windows
+            self.cache.batch_select_indices(positions)

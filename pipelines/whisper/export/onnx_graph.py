@@ -2,15 +2,16 @@
 
     encoder.onnx   features float32 [B, n_mels, T]
                    ->  key_l float32 [B, heads, width, T / 2], value_l float32 [B, heads, T / 2, width]
-    decoder.onnx   tokens int64 [B, n], past_key_l [B, heads, width, p], past_value_l [B, heads, p, width],
-                   key_l, value_l
-                   ->  logits float32 [B, vocabulary] of the last token, present_key_l, present_value_l: past and the
-                       n tokens, attention float32 [A, B, n, T / 2]
+    decoder.onnx   tokens int64 [R, n], past_key_l [R, heads, width, p], past_value_l [R, heads, p, width],
+                   key_l, value_l [B, ...]
+                   ->  logits float32 [R, vocabulary] of the last token, present_key_l, present_value_l: past and the
+                       n tokens, attention float32 [A, B, n R / B, T / 2]
 
-for each of the decoder's layers l = 0, 1, ... Cross-attention keys and values (key_l, value_l) are computed once per
-window, those of the text grow with each call. With p = 0 the decoder takes a whole prompt. Keys are stored transposed,
-as the matrix products take them. `attention` is the cross-attention of the A alignment heads
-(generation_config.alignment_heads) and is absent if the model names none.
+for each of the decoder's layers l = 0, 1, ... The R rows are texts, the same number for each of the B windows.
+Cross-attention keys and values (key_l, value_l) are computed once per window, those of the text grow with each call.
+With p = 0 the decoder takes a whole prompt. Keys are stored transposed, as the matrix products take them. `attention`
+is the cross-attention of the A alignment heads (generation_config.alignment_heads) and is absent if the model names
+none.
 
 In int8, every product with weights is an integer product (ONNX Runtime's dynamic quantisation): weights have a scale
 per output channel, inputs a scale per call, after a scaling by position where it matters
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 FORMAT = "4"
-"""Version of the graphs: raised whenever the same weights would give different ones."""
+"""Version of the graphs: raised when the engine cannot read older ones."""
 OPSET = 17
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 STATES = ("key", "value")
@@ -89,7 +90,7 @@ def _export_encoder(encoder: nn.Module, config: WhisperConfig, path: Path) -> No
     import torch
 
     features = torch.zeros(2, config.num_mel_bins, 24)
-    inputs = {"features": {0: "batch", 2: "frames"}}
+    inputs = {"features": {0: "windows", 2: "frames"}}
     _export(encoder, (features,), path, inputs, _state_axes(config.decoder_layers, ""))
 
 
@@ -104,13 +105,14 @@ def _export_decoder(decoder: Decoder, config: WhisperConfig, path: Path) -> None
     inputs = {"tokens": {0: "batch", 1: "new"}, **_state_axes(layers, "past_"), **_state_axes(layers, "")}
     outputs = {"logits": {0: "batch"}, **_state_axes(layers, "present_")}
     if decoder.alignment_heads:
-        outputs["attention"] = {1: "batch", 2: "new", 3: _AXIS_NAMES[""]}
+        outputs["attention"] = {1: "windows", 2: "aligned", 3: _AXIS_NAMES[""]}
     _export(decoder, (tokens, *past, *cross), path, inputs, outputs)
 
 
 def _state_axes(layers: int, prefix: str) -> dict[str, dict[int, str]]:
     """Return the variable axes of each layer's keys and values, by their names in the graphs."""
-    axes = {state: {0: "batch", _TIME_AXES[state]: _AXIS_NAMES[prefix]} for state in STATES}
+    first = "batch" if prefix else "windows"
+    axes = {state: {0: first, _TIME_AXES[state]: _AXIS_NAMES[prefix]} for state in STATES}
     return {name: axes[STATES[n % 2]] for n, name in enumerate(state_names(layers, prefix))}
 
 

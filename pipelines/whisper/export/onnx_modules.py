@@ -215,7 +215,8 @@ class Decoder(nn.Module):
         """Return the hidden states and the attention weights [B, n, T / 2] of the layer's alignment heads."""
         layer, layout = self.decoder.layers[n], self.layout
         queries = self.queries[n](layer.encoder_attn_layer_norm(hidden))
-        weights = attention_weights(layout.split_heads(queries, batch), cross[0])
+        # the texts of a window are so many further positions of one text: they share its keys and values
+        weights = attention_weights(layout.split_heads(queries, cross[0].shape[0]), cross[0])
         aligned = {(n, head): weights[:, head] for number, head in self.alignment_heads if number == n}
         return hidden + layer.encoder_attn.out_proj(layout.attend(weights, cross[1], batch)), aligned
 

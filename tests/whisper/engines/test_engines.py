@@ -22,7 +22,6 @@ from pipelines.speech import audio
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import Collator
-from pipelines.whisper.decoding import RowDecodingOptions
 from pipelines.whisper.export import onnx_graph
 from pipelines.whisper.tokens import Spelling, prompt_ids
 
@@ -115,16 +114,20 @@ def test_engines_agree_in_no_speech_probability(stock, exact, windows):
     assert min(found[0]) > 0
 
 
+def sampled(engine, windows, seed):
+    return [h.text for h in engine.decode(windows, dataclasses.replace(engine.options, seed=seed), temperature=1.0)]
+
+
 @pytest.mark.parametrize("name", ["transformers", pytest.param("ctranslate2", marks=ct2)])
 def test_temperature_samples_and_the_seed_repeats(ref, windows, name):
     engine = opened(ref, name)
     cold = [heard.text for heard in engine.decode(windows)]
-    warm = [heard.text for heard in engine.decode(windows, 1.0, seed=1)]
+    warm = sampled(engine, windows, 1)
     assert warm != cold
     assert cold == [heard.text for heard in engine.decode(windows)]
     if name == "transformers":
-        assert warm == [heard.text for heard in engine.decode(windows, 1.0, seed=1)]
-        assert warm != [heard.text for heard in engine.decode(windows, 1.0, seed=2)]
+        assert warm == sampled(engine, windows, 1)
+        assert warm != sampled(engine, windows, 2)
 
 
 def test_samples_follow_the_models_probabilities(stock, windows):
@@ -135,7 +138,8 @@ def test_samples_follow_the_models_probabilities(stock, windows):
     scores = []
     decoding.generate(model, one[:1], prompt_ids(processor, "sv"), 1, lambda tokens, s: scores.append(s) or s)
     wanted = torch.softmax(scores[0][0].float(), -1)
-    told = decoding.decode(model, processor, one, RowDecodingOptions("sv", 1, temperature=1.0, seed=3))
+    options = dataclasses.replace(stock.options, max_new_tokens=1, seed=3)
+    told = stock.decode(one.numpy(), options, temperature=1.0)
     mean, spread = float((wanted * wanted.clamp(min=1e-30).log()).sum()), 0.0
     spread = math.sqrt(float((wanted * (wanted.clamp(min=1e-30).log() - mean) ** 2).sum()) / 400)
     assert np.mean([heard.logprob for heard in told]) == pytest.approx(mean, abs=4 * spread + 1e-3)

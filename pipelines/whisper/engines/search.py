@@ -1,0 +1,249 @@
+"""Search for the transcripts of a batch of windows: greedy, sampled, or by beam search.
+
+Every engine that computes the logits of the next token (`TextDecoder`) is searched by this code, so the same options
+give the same text. CTranslate2 has its own search; the beam search here takes the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pipelines.whisper.decoding import Hypothesis
+from pipelines.whisper.decoding_options import DecodingOptions
+from pipelines.whisper.engines.token_rules import TokenRules
+from pipelines.whisper.log_mel import POSITION_S
+from pipelines.whisper.tokens import Spelling
+
+_BLOCK = 64
+"""Logits are searched for the largest in blocks of this size."""
+
+
+class TextDecoder(Protocol):
+    """A decoder with its states for a batch of windows, with the same number of rows (texts) for each window."""
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Append `tokens` int64 [rows, n] and return the logits float32 [rows, vocabulary] of the next token."""
+
+    def select(self, rows: np.ndarray, windows: np.ndarray) -> None:
+        """Continue with `rows` int64, which may repeat, and with `windows` int64: positions in the present batch."""
+
+
+@dataclass
+class Text:
+    """The tokens of a text, without prompt and end token, and their log-probabilities, end token included."""
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    no_speech: float = 0.0
+    mean_logprob: float | None = None
+    """Given by an engine whose `logprobs` are those of another pass; by default their mean."""
+
+    @property
+    def logprob(self) -> float:
+        """Mean over the tokens, the end token included."""
+        return sum(self.logprobs) / max(len(self.logprobs), 1) if self.mean_logprob is None else self.mean_logprob
+
+
+class Prompt(NamedTuple):
+    """The decoder's first tokens: up to the start token, and after it."""
+
+    start: list[int]
+    rest: list[int]
+
+    def __len__(self) -> int:
+        return len(self.start) + len(self.rest)
+
+
+def search(
+    decoder: TextDecoder, prompt: Prompt, n_windows: int, rules: TokenRules, options: DecodingOptions,
+    temperature: float, max_tokens: int,
+) -> list[Text]:  # fmt: skip
+    """Return the best text of each window, of at most `max_tokens` tokens, the end token included.
+
+    Beams are used at temperature 0 only; above it tokens are sampled.
+    """
+    after_start = decoder.step(np.tile(np.array(prompt.start, dtype=np.int64), (n_windows, 1)))
+    # <|nospeech|> comes before <|notimestamps|>, which comes before the first timestamp
+    no_speech = np.exp(after_start[:, rules.first_timestamp - 2] - _log_sum(after_start))
+    logits = decoder.step(np.tile(np.array(prompt.rest, dtype=np.int64), (n_windows, 1)))
+    if options.beam_size > 1 and not temperature:
+        texts = _beams(decoder, logits, rules, options, max_tokens)
+    else:
+        texts = _greedy(decoder, logits, rules, temperature, np.random.default_rng(options.seed), max_tokens)
+    for text, probability in zip(texts, no_speech.tolist(), strict=True):
+        text.no_speech = probability
+    return texts
+
+
+def hypothesis(text: Text, spelling: Spelling, options: DecodingOptions) -> Hypothesis:
+    """Return the hypothesis of a text that `search` returned."""
+    words = spelling.words(text.ids, text.logprobs[: len(text.ids)])
+    times = [token for token in text.ids if token >= spelling.first_timestamp] if options.timestamps else []
+    end_s = (times[-1] - spelling.first_timestamp) * POSITION_S if times else None
+    return Hypothesis(spelling.text(text.ids), text.logprob, len(text.logprobs), words, text.no_speech, end_s)
+
+
+def likeliest_language(logits: np.ndarray, spelling: Spelling) -> str:
+    """Return the code of the likeliest language from the logits float32 [vocabulary] after the start token."""
+    ids = spelling.language_ids()
+    return max(ids, key=lambda code: logits[ids[code]])
+
+
+def _greedy(
+    decoder: TextDecoder, logits: np.ndarray, rules: TokenRules, temperature: float, rng: np.random.Generator,
+    max_tokens: int,
+) -> list[Text]:  # fmt: skip
+    """Return texts of the likeliest tokens, or of sampled ones; rows whose text has ended are left out."""
+    texts = [Text() for _ in logits]
+    rows = np.arange(len(logits))  # the window of each row; -1 once its text has ended
+    for _ in range(max_tokens):
+        rules.suppress(logits, [texts[row].ids for row in rows])
+        log_sums = _log_sum(logits)
+        scores = _boosted(logits, rules, [texts[row].ids for row in rows])
+        if temperature:  # the argmax of scores plus Gumbel noise is a sample from their softmax
+            scores = scores + temperature * rng.gumbel(size=scores.shape)
+        tokens = scores.argmax(axis=-1)
+        logprobs = logits[np.arange(len(tokens)), tokens] - log_sums
+        for row, token, logprob in zip(rows.tolist(), tokens.tolist(), logprobs.tolist(), strict=True):
+            if row >= 0:
+                texts[row].logprobs.append(logprob)
+                if token != rules.end:
+                    texts[row].ids.append(token)
+        rows[tokens == rules.end] = -1
+        running = np.flatnonzero(rows >= 0)
+        if not len(running):
+            break
+        if 2 * len(running) <= len(rows):  # stop computing rows whose text has ended
+            decoder.select(running, running)
+            tokens, rows = tokens[running], rows[running]
+        logits = decoder.step(tokens[:, None])
+    return texts
+
+
+class _Candidate(NamedTuple):
+    """A text that is extended by a token."""
+
+    score: float
+    """Log-probabilities of its tokens and boosts of hotwords."""
+    row: int
+    token: int
+    logprob: float
+
+
+@dataclass
+class _Beam:
+    """A text that is being extended."""
+
+    text: Text
+    score: float = 0.0
+
+    def extended(self, candidate: _Candidate, end: int) -> _Beam:
+        ids = self.text.ids if candidate.token == end else [*self.text.ids, candidate.token]
+        return _Beam(Text(ids, [*self.text.logprobs, candidate.logprob]), candidate.score)
+
+
+def _beams(
+    decoder: TextDecoder, logits: np.ndarray, rules: TokenRules, options: DecodingOptions, max_tokens: int
+) -> list[Text]:
+    """Return the best finished text of each window, as CTranslate2's beam search finds it."""
+    size, enough = options.beam_size, max(1, round(options.beam_size * options.patience))
+    finished: list[list[_Beam]] = [[] for _ in logits]
+    running = {window: [_Beam(Text())] for window in range(len(logits))}
+    for step in range(max_tokens):
+        candidates = _candidates(logits, list(running.values()), rules, 2 * size)
+        is_last, tokens, rows, kept, first_row = step == max_tokens - 1, [], [], [], 0
+        for position, window in enumerate(list(running)):
+            beams, following = running[window], []
+            spare = iter([c for c in candidates[position][size:] if c.token != rules.end])
+            for candidate in candidates[position][:size]:
+                beam = beams[candidate.row].extended(candidate, rules.end)
+                if candidate.token == rules.end or is_last:
+                    finished[window].append(beam)
+                    candidate = next(spare, None)
+                if candidate is not None:
+                    following.append(candidate)
+            if len(finished[window]) >= enough or not following or is_last:
+                finished[window] = finished[window] or beams  # nothing may follow: the texts end here
+                del running[window]
+            else:
+                following += [following[-1]._replace(score=-np.inf)] * (size - len(following))
+                kept.append(position)
+                tokens += [candidate.token for candidate in following]
+                rows += [first_row + candidate.row for candidate in following]
+                running[window] = [beams[candidate.row].extended(candidate, rules.end) for candidate in following]
+            first_row += len(beams)
+        if not running:
+            break
+        decoder.select(np.array(rows), np.array(kept))
+        logits = decoder.step(np.array(tokens, dtype=np.int64)[:, None])
+    return [_best(beams, options.length_penalty) for beams in finished]
+
+
+def _candidates(
+    logits: np.ndarray, running: Sequence[list[_Beam]], rules: TokenRules, n: int
+) -> list[list[_Candidate]]:
+    """Return the `n` best extensions of the beams of each window, the best first."""
+    beams = [beam for window in running for beam in window]
+    texts = [beam.text.ids for beam in beams]
+    rules.suppress(logits, texts)
+    log_sums = _log_sum(logits)
+    scores = _boosted(logits, rules, texts) + (np.array([beam.score for beam in beams]) - log_sums)[:, None]
+    tokens = _largest(scores, n)
+    results, first = [], 0
+    for window in running:
+        rows = slice(first, first + len(window))
+        values = np.take_along_axis(scores[rows], tokens[rows], axis=-1)
+        candidates = []
+        for place in np.argsort(-values, axis=None, kind="stable")[:n].tolist():
+            row, column = divmod(place, values.shape[1])
+            token = int(tokens[first + row, column])
+            logprob = float(logits[first + row, token] - log_sums[first + row])
+            candidates.append(_Candidate(float(values[row, column]), row, token, logprob))
+        results.append([candidate for candidate in candidates if candidate.score > -np.inf])
+        first += len(window)
+    return results
+
+
+def _boosted(logits: np.ndarray, rules: TokenRules, texts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the logits with the boosts of hotwords."""
+    if not rules.hotwords.children:
+        return logits
+    scores = logits.copy()
+    for row, text in zip(scores, texts, strict=True):
+        general, tokens = rules.boosts(text)
+        ids = list(tokens)
+        before = row[ids]
+        row += general
+        row[ids] = before + np.array(list(tokens.values()), dtype=row.dtype)
+    return scores
+
+
+def _best(beams: list[_Beam], length_penalty: float) -> Text:
+    return max(beams, key=lambda beam: beam.score / max(len(beam.text.ids), 1) ** length_penalty).text
+
+
+def _largest(values: np.ndarray, n: int) -> np.ndarray:
+    """Return the positions int64 [rows, n] of the `n` largest of `values` float [rows, size], in any order.
+
+    The `n` largest values lie in the `n` blocks with the largest maxima, so that only these are sorted.
+    """
+    rows, size = values.shape
+    whole = size // _BLOCK * _BLOCK
+    if size <= 4 * n * _BLOCK:
+        return np.argpartition(-values, min(n, size - 1), axis=-1)[:, :n]
+    maxima = values[:, :whole].reshape(rows, -1, _BLOCK).max(axis=-1)
+    blocks = np.argpartition(-maxima, n, axis=-1)[:, :n]
+    inside = (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(rows, -1)
+    positions = np.concatenate([inside, np.tile(np.arange(whole, size), (rows, 1))], axis=1)
+    order = np.argpartition(-np.take_along_axis(values, positions, axis=-1), n, axis=-1)[:, :n]
+    return np.take_along_axis(positions, order, axis=-1)
+
+
+def _log_sum(logits: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the sum of exponentials of each row."""
+    largest = logits.max(axis=-1)
+    return largest + np.log(np.exp(logits - largest[:, None]).sum(axis=-1))
