@@ -41,6 +41,7 @@ for command in (
     experiments.experiments,
     experiments.sweep,
     inference.transcribe,
+    inference.archive,
     serving.serve,
     worker.worker,
     stores.publish,

@@ -22,6 +22,7 @@ OUTPUT = {
     "production": r"^served by ctranslate2 .*without torch and transformers: ",
     "sweep": r"^best: trial \d+, validation WER ",
     "transcribe": r"^model ",
+    "archive": r"^archive \S+: \d+ recordings, ",
     "compare": r"^Next: ",
     "leaderboard": r"^Next: ",
     "run": r"^model    \S+/model$",

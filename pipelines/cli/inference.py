@@ -29,6 +29,17 @@ Inputs = Annotated[
         help="Audio files, folders of them, addresses (http, https), or one table (csv, tsv, jsonl, xlsx, parquet).",
     ),
 ]
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Transcribe only the rows of a table that had an error.")
+]
+Archive = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PAGE.html",
+        help="Also write a page that searches all transcripts and plays the recordings; implies --format json.",
+        show_default=False,
+    ),
+]
 MaxDownloadMb = Annotated[float, typer.Option(min=0.001, help="Largest download in megabytes (10^6 bytes).")]
 MaxDownloadS = Annotated[float, typer.Option(min=0.1, help="Time limit of a download in seconds.")]
 AllowPort = Annotated[
@@ -84,6 +95,7 @@ def transcribe(
     again: Annotated[bool, typer.Option("--again", help="Start over and replace earlier output.")] = False,
     retry_errors: RetryErrors = False,
     track: Track = "",
+    archive: Archive = None,
     max_download_mb: MaxDownloadMb = 2_000.0,
     max_download_s: MaxDownloadS = 3_600.0,
     allow_port: AllowPort = (),
@@ -116,8 +128,8 @@ def transcribe(
     parts = _parts_of_recordings(track, channels, channel_names)
     style = Style(max_line_width, max_line_count, highlight_words)
     downloads = Limits(max_download_mb, max_download_s, tuple(allow_port), allow_private)
-    job = batch_job.plan(inputs, out, **columns, formats=split_list(format_))
-    job = replace(job, style=style, downloads=downloads, **parts)
+    job = batch_job.plan(inputs, out, **columns, formats=[*split_list(format_), *["json"] * bool(archive)])
+    job = replace(job, style=style, downloads=downloads, archive=archive, **parts)
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         outline = batch_run.Outline(job)
@@ -137,6 +149,38 @@ def _parts_of_recordings(track: str, channels: str, channel_names: str) -> dict[
 
     split_channels, names = parse_mode(channels, channel_names)
     return {"track": tracks.parse(track), "split_channels": split_channels, "channel_names": names}
+
+
+def archive(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of recordings.")],
+    to: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Default: archive.html in the folder.")] = None,
+    transcripts: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the transcripts; default: beside the recordings.")
+    ] = None,
+    language: Language = "sv",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Write a page that searches existing transcripts (json, vtt, srt) and plays the recordings; decodes nothing.
+
+    Example: python -m pipelines archive interviews --to interviews/archive.html
+    """
+    from pipelines.inference.archive import folder as archive_folder
+    from pipelines.inference.archive import page
+
+    target = to or folder / "archive.html"
+    entries = archive_folder.find_entries(folder, transcripts)
+    without = [entry.name for entry in entries if not entry.lines]
+    found = f"{len(entries)} recordings, {len(without)} without a transcript"
+    if dry_run:
+        return print_plan(as_json, f"write a page of {found}", target)
+    page.write(target, entries, language)
+    examples = f" (such as {without[0]})" if without else ""
+    print_result(
+        as_json,
+        {"archive": str(target), "recordings": len(entries), "without_transcript": without},
+        f"archive {target}: {found}{examples}",
+    )
 
 
 def publish_space(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.inference import subtitles
+from pipelines.inference.archive import page as archive_page
 from pipelines.inference.batch import table_files
 from pipelines.inference.batch.tables import Recordings, expand_user, find_recordings
 from pipelines.inference.subtitles import DEFAULT, Style
@@ -44,8 +45,12 @@ class Job:
     split_channels: bool = False
     """Transcribe each channel with its name as the speaker, see inference/channels.py."""
     channel_names: tuple[str, ...] = ()
+    archive: Path | None = None
+    """Page with all transcripts (archive/), made from the json files; None: no page."""
 
     def __post_init__(self) -> None:
+        if self.archive:
+            archive_page.check_target(self.archive)
         if self.style != DEFAULT and not {*self.formats} & {*subtitles.CUE_FORMATS}:
             raise LabError(
                 "--max-line-width, --max-line-count and --highlight-words are for subtitles: add --format srt or vtt"
@@ -125,8 +130,10 @@ class BatchResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary and the table's path, or the transcripts."""
+        archive = {"archive": str(self.job.archive)} if self.job.archive else {}
         if self.job.out:
-            return {**asdict(self.summary), "speed": round(self.summary.speed, 2), "table": str(self.job.out)}
+            fields = {**asdict(self.summary), "speed": round(self.summary.speed, 2), "table": str(self.job.out)}
+            return fields | archive
         transcripts = []
         for result in self.results:
             fields: dict[str, Any] = {"file": result.name}
@@ -140,9 +147,12 @@ class BatchResult:
                     "confidence": result.confidence,
                 }
             transcripts.append(fields)
-        return {"model": self.summary.model, "engine": self.summary.engine, "transcripts": transcripts}
+        return {"model": self.summary.model, "engine": self.summary.engine, "transcripts": transcripts} | archive
 
     def __str__(self) -> str:
+        return "\n".join([self._described(), *([f"archive {self.job.archive}"] if self.job.archive else [])])
+
+    def _described(self) -> str:
         summary = self.summary
         if self.job.out is None:
             lines = (f"{one.name}:{_indented(one.transcript, one.error)}" for one in self.results)

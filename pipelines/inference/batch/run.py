@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.inference.batch import remote, stamps, tracks
+from pipelines.inference.batch import archives, remote, stamps, tracks
 from pipelines.inference.batch.job import COLUMNS, WER, BatchResult, Job, Result, Summary
 from pipelines.inference.batch.journal import (
     encode_line,
@@ -59,8 +59,12 @@ def run(job: Job, transcriber: Transcriber, *, again: bool = False, retry: bool 
     if job.out is None:
         if retry:
             raise LabError("--retry-errors is for tables, and audio files have none: name one with --out")
-        return transcribe_files(job, transcriber, again=again)
-    return BatchResult(job, transcribe_table(job, transcriber, again=again, retry=retry))
+        result = transcribe_files(job, transcriber, again=again)
+    else:
+        result = BatchResult(job, transcribe_table(job, transcriber, again=again, retry=retry))
+    if job.archive:
+        archives.write_archive(job, transcriber.language)
+    return result
 
 
 def transcribe_files(job: Job, transcriber: Transcriber, *, again: bool = False) -> BatchResult:
@@ -128,6 +132,7 @@ class Outline:
                 "speaker": recordings.speaker,
             },
             "formats": list(job.formats),
+            "archive": str(job.archive or ""),
             "subtitles": str(job.folder or "beside each recording") if job.formats else "",
             "rows_done": journal.rows if journal else 0,
         }
@@ -144,6 +149,8 @@ class Outline:
             lines.append(f"{fields['rows_done']} of them are finished already")
         if fields["writes"]:
             lines.append(f"would write {fields['writes']}")
+        if fields["archive"]:
+            lines.append(f"would write {fields['archive']}")
         if fields["formats"]:
             lines.append(f"would write {', '.join(fields['formats'])}: {fields['subtitles']}")
         return "\n".join([*lines, "nothing was done"])

@@ -62,7 +62,7 @@ def refuse_existing(job: Job, paths: list[Path | None]) -> None:
     """Raise LabError if one of the subtitle files exists."""
     for stem in filter(None, paths):
         for form in job.formats:
-            if (path := _file(stem, form)).exists():
+            if (path := subtitle_file(stem, form)).exists():
                 raise LabError(f"{path} exists already: name a folder with --out, or replace it with --again")
 
 
@@ -71,10 +71,11 @@ def write_subtitles(
 ) -> None:
     """Write the subtitle file of one format, one of subtitles.FORMATS."""
     content = subtitles.write(transcript, form, style, transcriber.language, transcriber.ref.folder)
-    path = _file(stem, form)
+    path = subtitle_file(stem, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_bytes(path, content.encode())
 
 
-def _file(stem: Path, form: str) -> Path:
+def subtitle_file(stem: Path, form: str) -> Path:
+    """Return the path of the file of one format."""
     return stem.with_name(f"{stem.name}.{form}")
