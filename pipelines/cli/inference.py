@@ -133,8 +133,7 @@ def transcribe(
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         outline = batch_run.Outline(job)
-        plan = {"dry_run": True, "model": uri, **outline.as_dict()}
-        return print_result(as_json, plan, f"model {uri}\n{outline}")
+        return print_result(as_json, {"dry_run": True, "model": uri, **outline.as_dict()}, f"model {uri}\n{outline}")
     transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
     result = batch_run.run(job, transcriber, again=again, retry=retry_errors)
     print_result(as_json, result.as_dict(), str(result))
