@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 
 import typer
 
@@ -21,7 +19,7 @@ from pipelines.cli import (
     worker,
 )
 from pipelines.infra import console, environment
-from pipelines.infra.errors import UNFINISHED, LabError, Unfinished, is_disk_full
+from pipelines.infra.errors import UNFINISHED, LabError, Unfinished
 from pipelines.infra.parallel import distributed
 
 app = typer.Typer(
@@ -72,14 +70,10 @@ def main() -> None:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        folders = (environment.runs_folder(), environment.cache_folder(), Path(tempfile.gettempdir()), Path.cwd())
-        named = getattr(error, "filename", None)
-        if is_disk_full(error, *folders):
-            where = f" ({named})" if named else ""
-            _fail(f"error: the disk is full{where}. Free some space, then run the same command again to continue", 1)
-        if not isinstance(error, OSError) or not named:
+        line = environment.describe_disk_error(error)
+        if not line:
             raise
-        _fail(f"error: {named}: {error.strerror}. Name another path, or free space there", 1)
+        _fail(f"error: {line}", 1)
 
 
 def _fail(line: str, code: int) -> None:

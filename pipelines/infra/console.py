@@ -57,8 +57,10 @@ def configure(stream: TextIO | None = None) -> None:
     LOGGER.propagate = False  # the root logger may have a handler, too (in the app, in Colab): lines would appear twice
 
 
-def show_errors_in_one_line() -> None:
+def show_errors_in_one_line(describe: Callable[[BaseException], str]) -> None:
     """Show a LabError in a notebook as its message alone. The cell still fails, also in papermill.
+
+    The same for other errors for which `describe` has a line.
 
     Outside IPython it has no effect.
     """
@@ -66,9 +68,13 @@ def show_errors_in_one_line() -> None:
         return
 
     def show(shell: Any, kind: type, error: BaseException, traceback: Any, tb_offset: int | None = None) -> None:
-        shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
+        line = str(error) if isinstance(error, LabError) else describe(error)
+        if line:
+            shell._showtraceback(kind, error, [f"{kind.__name__}: {line}"])
+        else:
+            shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
 
-    shell.set_custom_exc((LabError,), show)
+    shell.set_custom_exc((Exception,), show)
 
 
 def mute() -> None:

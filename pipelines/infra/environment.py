@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.infra import console
-from pipelines.infra.errors import LabError
+from pipelines.infra.errors import LabError, is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,17 @@ def runs_folder(named: str | Path = "") -> Path:
     return Path(named or os.environ.get("LAB_RUNS") or ROOT / "runs").expanduser().absolute()
 
 
+def describe_disk_error(error: BaseException) -> str:
+    """Return one line for an error of the disk: it is full, or a path on it cannot be used; "" for any other error."""
+    named = getattr(error, "filename", None)
+    if is_disk_full(error, runs_folder(), cache_folder(), Path(tempfile.gettempdir()), Path.cwd()):
+        where = f" ({named})" if named else ""
+        return f"the disk is full{where}. Free some space, then run the same again to continue"
+    if isinstance(error, OSError) and named:
+        return f"{named}: {error.strerror}. Name another path, or free space there"
+    return ""
+
+
 def prepare(runs: str | Path = "", *uris: str) -> Environment:
     """Prepare the machine for a notebook: install missing packages, and mount Drive if a path is on it.
 
@@ -121,7 +132,7 @@ def prepare(runs: str | Path = "", *uris: str) -> Environment:
     """
     share_cores()
     console.configure()
-    console.show_errors_in_one_line()
+    console.show_errors_in_one_line(describe_disk_error)
     _read_kaggle_secrets()
     missing = [
         requirement for module, requirement in _NOTEBOOK_PACKAGES.items() if importlib.util.find_spec(module) is None

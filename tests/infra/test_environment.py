@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import http.server
 import importlib.metadata
 import os
@@ -219,13 +220,19 @@ def test_lab_errors_in_notebooks_are_one_line(monkeypatch: pytest.MonkeyPatch):
     sent, handlers = [], {}
     shell = SimpleNamespace(_showtraceback=lambda *error: sent.append(error))
     shell.set_custom_exc = lambda kinds, show: handlers.update(dict.fromkeys(kinds, show))
-    console.show_errors_in_one_line()
+    console.show_errors_in_one_line(environment.describe_disk_error)
     assert handlers == {}, "outside of a notebook nothing is set"
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     environment.prepare()
     error = Unfinished("stopped at step 3")
-    handlers[LabError](shell, Unfinished, error, None, tb_offset=1)
+    handlers[Exception](shell, Unfinished, error, None, tb_offset=1)
     assert sent == [(Unfinished, error, ["Unfinished: stopped at step 3"])]
+    full = OSError(errno.ENOSPC, "No space left on device", "x.bin")
+    handlers[Exception](shell, OSError, full, None)
+    assert sent[1][2] == ["OSError: the disk is full (x.bin). Free some space, then run the same again to continue"]
+    shell.showtraceback = lambda error, tb_offset: sent.append(error)
+    handlers[Exception](shell, ValueError, ValueError("a bug"), None)
+    assert sent[2][0] is ValueError, "other errors keep their traceback"
 
 
 def test_kaggle_secrets_become_variables_without_replacing_any(monkeypatch: pytest.MonkeyPatch):

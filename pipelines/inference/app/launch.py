@@ -166,15 +166,19 @@ def main(arguments: list[str] | None = None) -> None:
     console.configure()
     options = parse_options(arguments)
     requested = options.model or os.environ.get("MODEL_URI") or inference_pipeline.space_model_uri(environment.ROOT)
-    uri, why = inference_pipeline.choose_model(requested, environment.runs_folder())
-    print(f"model: {uri} ({i18n.ENGLISH['why'][why]})", flush=True)
-    if options.dry_run:
-        print("next: python app.py without --dry-run serves it")
-        return
     try:
+        uri, why = inference_pipeline.choose_model(requested, environment.runs_folder())
+        print(f"model: {uri} ({i18n.ENGLISH['why'][why]})", flush=True)
+        if options.dry_run:
+            print("next: python app.py without --dry-run serves it")
+            return
         _serve(uri, why, options)
     except LabError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if not (line := environment.describe_disk_error(error)):
+            raise
+        sys.exit(f"error: {line}")
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:

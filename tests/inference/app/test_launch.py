@@ -1,5 +1,6 @@
 """Import, options and launch of the app."""
 
+import errno
 import json
 import os
 import socket
@@ -53,6 +54,17 @@ def test_log_option_precedes_the_environment(monkeypatch):
     assert launch.parse_options(["--log", "other.csv"]).log == Path("other.csv")
     monkeypatch.delenv("LAB_LOG")
     assert launch.parse_options([]).log == ROOT / "log.csv"
+
+
+def test_full_disk_is_one_line(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x.bin")
+
+    monkeypatch.setattr(launch, "_serve", fail)
+    with pytest.raises(
+        SystemExit, match=r"^error: the disk is full \(/data/x.bin\). Free some space, then run the same"
+    ):
+        launch.main(["--model", "any/model"])
 
 
 @pytest.mark.slow

