@@ -81,6 +81,31 @@ def test_the_benchmark_of_the_api_ends_with_its_figures(toy_model):
         assert 0 < told["p50_s"] <= told["p95_s"] and told["per_s"] > 0
 
 
+@pytest.mark.slow
+def test_the_soak_with_a_microphone_ends_with_its_figures(toy_model):
+    if not importlib.util.find_spec("locust"):
+        pytest.skip("locust is not installed")
+    command = [
+        sys.executable,
+        "benchmarks/serving.py",
+        "--smoke",
+        "--model",
+        str(toy_model),
+        "--engine",
+        "transformers",
+    ]
+    command += ["--soak-minutes", "0.05", "--users", "2", "--microphones", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["failures"] == [] and result["failed"] == 0 and result["requests"] > 0
+    assert result["routes"]["/live"]["requests"] > 0
+    talks = result["microphones"]
+    assert talks["talks"] > 0 and talks["unfinished"] == []
+    assert talks["transcribed_s"] == pytest.approx(talks["spoken_s"], abs=0.1 * talks["talks"])
+    assert {server: one["files_left"] for server, one in result["servers"].items()} == {"api": 0, "app": 0}
+
+
 @pytest.fixture(scope="module")
 def training():
     """benchmarks/training.py as a module."""
