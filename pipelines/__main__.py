@@ -78,7 +78,7 @@ def main() -> None:
 
 def _fail(line: str, code: int) -> None:
     if distributed.claim_error_report():
-        print(line, file=sys.stderr)
+        print(console.shortened(line), file=sys.stderr)
     sys.exit(code)
 
 

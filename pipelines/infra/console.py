@@ -17,6 +17,17 @@ from pipelines.infra.errors import LabError
 LOGGER = logging.getLogger("pipelines")
 
 
+MAX_LINE = 4_000
+"""Most characters of a printed line: it may quote names and cells of somebody else's files."""
+
+
+def shortened(line: str) -> str:
+    """Return a line of at most MAX_LINE characters; what is left out is in its middle: the remedy is at its end."""
+    if len(line) <= MAX_LINE:
+        return line
+    return f"{line[: MAX_LINE - 1_000]} ... ({len(line):,} characters) ... {line[-900:]}"
+
+
 class ConsoleHandler(logging.Handler):
     """Print each message as one plain line, above progress bars that are drawn at the moment."""
 
@@ -30,9 +41,9 @@ class ConsoleHandler(logging.Handler):
             stream = self.stream or sys.stdout
             bars = sys.modules["tqdm"].tqdm if "tqdm" in sys.modules else None
             if bars and getattr(bars, "_instances", None):
-                bars.write(record.getMessage(), file=stream)
+                bars.write(shortened(record.getMessage()), file=stream)
             else:
-                print(record.getMessage(), file=stream, flush=True)
+                print(shortened(record.getMessage()), file=stream, flush=True)
         except Exception:
             self.handleError(record)
 
@@ -43,7 +54,7 @@ class _ForwardingHandler(logging.Handler):
         self.receive = receive
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.receive(record.getMessage())
+        self.receive(shortened(record.getMessage()))
 
 
 def configure(stream: TextIO | None = None) -> None:

@@ -103,10 +103,10 @@ def _read(path: Path) -> dict[str, Any]:
             f"no recipe {name!r}{_suggest(name, names())} "
             f"The lab has {', '.join(names())}; a file of your own ends in .toml"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LabError(_shorten(f"{path.name} is not valid TOML: {error}")) from None
     except RecursionError:
         raise LabError(f"{path.name} is nested too deeply to be a recipe: name another file") from None
+    except ValueError as error:  # also a number of thousands of digits, and text that is not UTF-8
+        raise LabError(_shorten(f"{path.name} is not valid TOML: {error}")) from None
     except OSError as error:
         raise LabError(f"{path.name} must be a readable file, got: {error.strerror}. Name another") from None
 

@@ -184,8 +184,9 @@ def test_unknown_recipe_suggests_the_nearest_name(call, runs: Path, command: str
 
 
 def test_invalid_toml_recipe_is_named(call, tmp_path: Path):
-    (tmp_path / "mine.toml").write_text("name = ")
-    assert "mine.toml is not valid TOML" in one_line(call("recipe", tmp_path / "mine.toml"))
+    for content in ("name = ", "a = " + "9" * 5_000):
+        (tmp_path / "mine.toml").write_text(content)
+        assert "mine.toml is not valid TOML" in one_line(call("recipe", tmp_path / "mine.toml"))
 
 
 def test_training_without_features_names_the_command(call, runs: Path):

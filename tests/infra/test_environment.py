@@ -214,6 +214,15 @@ def test_interactive_follows_environment_variables(monkeypatch: pytest.MonkeyPat
     assert environment.interactive() is interactive
 
 
+def test_printed_line_is_bounded_and_keeps_its_end(capsys):
+    assert console.shortened("a" * 4_000) == "a" * 4_000
+    console.configure()
+    console.LOGGER.info("columns " + "c, " * 100_000 + "Name it with --audio-column")
+    line = capsys.readouterr().out
+    assert len(line) < 4_100 and line.startswith("columns c, ") and line.endswith("--audio-column\n")
+    assert "(300,035 characters)" in line
+
+
 def test_lab_errors_in_notebooks_are_one_line(monkeypatch: pytest.MonkeyPatch):
     import IPython
 

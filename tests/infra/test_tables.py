@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import codecs
+import zipfile
 
 import pandas as pd
 import pytest
@@ -186,3 +187,10 @@ def test_workbook_without_openpyxl_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(LabError, match="pip install 'openpyxl"):
         open_table(tmp_path / "a.xlsx").columns  # noqa: B018  reads the file
+
+
+def test_workbook_that_unpacks_to_far_more_is_one_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.xlsx", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("xl/worksheets/sheet1.xml", b"a" * 51_000_000)
+    with pytest.raises(LabError, match=r"^bomb.xlsx has 0.0 MB and unpacks to 51 MB, which no table does: save it"):
+        next(open_table(tmp_path / "bomb.xlsx").rows())

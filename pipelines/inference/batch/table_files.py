@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.inference.batch.tables import Cells, Table, expand_user
 from pipelines.infra import files, manifest, tables
 from pipelines.infra.downloads.urls import Url
-from pipelines.infra.errors import LabError
+from pipelines.infra.errors import LabError, is_disk_full
 from pipelines.infra.tables.formulas import encode_cell
 from pipelines.speech.audio_files import AUDIO_SUFFIXES, find_audio
 
@@ -150,7 +150,7 @@ class RowTable(_TableFile):
     def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
         rows = ({**cells, **more} for (_, cells), more in zip(self._table.rows(), added, strict=True))
         if self.suffixes == (".jsonl",):
-            with open(path, "w", encoding="utf-8", newline="") as file:
+            with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
                 file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
             return
         columns = [*self.columns, *names]
@@ -181,6 +181,7 @@ class ParquetTable:
     def rows(self, columns: Sequence[str]) -> Iterator[Cells]:
         with self._open() as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
+                batch.validate(full=True)  # text that is not UTF-8 is an ArrowInvalid
                 yield from batch.to_pylist()
 
     def write(self, path: Path, names: Sequence[str], added: Iterable[Cells]) -> None:
@@ -210,6 +211,8 @@ class ParquetTable:
             with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
                 yield file
         except (pyarrow.ArrowException, OSError) as error:
+            if is_disk_full(error):
+                raise
             files.check_readable(self.path)
             reason = str(error).splitlines()[0]
             raise LabError(f"{self.path} cannot be read as Parquet: {reason}. Write it again") from None

@@ -12,6 +12,9 @@ from pipelines.infra.errors import LabError, missing_package
 from pipelines.infra.tables.cells import Cells, check_unique
 from pipelines.infra.tables.encoding import readable
 
+_MAX_UNPACKED_BYTES, _MAX_RATIO = 50_000_000, 100
+"""A workbook may unpack to this many bytes, or to this many times its size: tables reach about 20 times."""
+
 
 class Workbook:
     """The only sheet with rows of an Excel workbook, as values, not formulas."""
@@ -45,6 +48,7 @@ class Workbook:
             raise missing_package("openpyxl", "openpyxl>=3.1", f"reading {self.path.name}") from None
         try:
             with readable(self.path), open(self.path, "rb") as file:
+                self._refuse_bomb(file)
                 book = openpyxl.load_workbook(file, read_only=True, data_only=True)
                 sheets = {sheet.title: list(_sheet_rows(sheet)) for sheet in book.worksheets}
         except (ValueError, LookupError, TypeError, AttributeError, SyntaxError, zipfile.BadZipFile) as error:
@@ -55,6 +59,15 @@ class Workbook:
                 f"{self.path.name} must have rows on one sheet, got {' and '.join(filled) or 'none'}: keep one sheet"
             )
         return sheets[filled[0]]
+
+    def _refuse_bomb(self, file: Any) -> None:
+        """Raise LabError if the workbook's XML is far larger than the file, as no table is."""
+        size, unpacked = self.path.stat().st_size, sum(one.file_size for one in zipfile.ZipFile(file).infolist())
+        if unpacked > max(_MAX_UNPACKED_BYTES, _MAX_RATIO * size):
+            raise LabError(
+                f"{self.path.name} has {size / 1e6:.1f} MB and unpacks to {unpacked / 1e6:.0f} MB, which no table "
+                "does: save it again, or as CSV"
+            )
 
 
 def _sheet_rows(sheet: Any) -> Iterator[tuple[int, list[Any]]]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -333,6 +334,22 @@ def test_later_file_with_fewer_meta_columns_is_read(tmp_path, source):
     write(tmp_path / "train-0000.parquet", table(1, age=pa.array([3])))
     write(tmp_path / "train-0001.parquet", table(1))
     assert [e.meta for e in source(tmp_path).examples()] == [{"age": "3"}, {}]
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.arrow"])
+def test_text_that_is_not_utf8_is_one_line(tmp_path, source, name):
+    good = table(3)
+    offsets, text = (pa.py_buffer(part) for part in (np.array([0, 2, 3, 4], "<i4").tobytes(), b"\xe5\xe4ab"))
+    latin = pa.Array.from_buffers(pa.string(), 3, [None, offsets, text])
+    bad = good.set_column(good.schema.get_field_index("text"), "text", latin)
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(bad, path)
+    else:
+        with pa.ipc.new_stream(str(path), bad.schema) as writer:
+            writer.write_table(bad)
+    with pytest.raises(LabError, match="must be a whole (Parquet|Arrow) file, got: .*UTF8"):
+        list(source(path).examples())
 
 
 def test_damaged_row_group_raises(tmp_path, source):

@@ -388,6 +388,26 @@ def test_odd_cells_are_rows_with_an_error(talks, kind):
         assert table[2] == "missing: the row names no file"
 
 
+def test_half_a_surrogate_in_json_is_kept(talks):
+    path = talks.with_suffix(".jsonl")
+    path.write_text(
+        '{"path": "clips/1.wav", "text": "\\ud800"}\n{"path": "\\udfff.wav", "text": "hej", "\\ud800": 1}\n'
+    )
+    job, summary = run(path)
+    assert (summary.rows, summary.errors) == (2, 1)
+    first, second = map(json.loads, job.out.read_text("utf-8").splitlines())
+    assert (first["text"], second["path"], second["\ud800"]) == ("\ud800", "\udfff.wav", 1)
+
+
+def test_parquet_text_that_is_not_utf8_is_one_line(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    offsets, text = (pyarrow.py_buffer(part) for part in (np.array([0, 2], "<i4").tobytes(), b"\xe5\xe4"))
+    latin = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, text])
+    parquet.write_table(pyarrow.table({"path": latin}), tmp_path / "latin.parquet")
+    with pytest.raises(LabError, match="latin.parquet cannot be read as Parquet: .*UTF8"):
+        run(tmp_path / "latin.parquet")
+
+
 def test_missing_summary_is_written_by_the_next_call(talks, monkeypatch):
     def full(*table):
         raise OSError(28, "No space left on device")

@@ -52,7 +52,7 @@ class ParquetReader:
 
     def read(self, group: int, columns: list[str]) -> Any:
         with self._lock:
-            return self._read(lambda: self._file.read_row_group(group, columns=columns))
+            return self._read(lambda: _validated(self._file.read_row_group(group, columns=columns)))
 
     def may_lack_bytes(self, group: int, column: str) -> bool:
         row_group = self._file.metadata.row_group(group)
@@ -68,7 +68,7 @@ class ArrowReader:
     """An Arrow file as `save_to_disk` of the library datasets writes it, mapped into memory; its batches are groups."""
 
     def __init__(self, where: str, path: str):
-        self.where = where
+        self.where, self._path = where, path
         self._batches = _without_damage(where, path, lambda: _arrow_batches(path))
         self.schema, self.groups = self._batches.schema, len(self._batches.batches)
 
@@ -76,7 +76,8 @@ class ArrowReader:
         import pyarrow
 
         names = [name if name in self.schema.names else name.partition(".")[0] for name in columns]
-        return pyarrow.Table.from_batches([self._batches.batches[group]]).select(names)
+        table = pyarrow.Table.from_batches([self._batches.batches[group]]).select(names)
+        return _without_damage(self.where, self._path, lambda: _validated(table))
 
     def may_lack_bytes(self, group: int, column: str) -> bool:
         name, _, field = column.partition(".")
@@ -100,6 +101,12 @@ def _arrow_batches(path: str) -> _ArrowBatches:
     except pyarrow.ArrowInvalid:
         reader = pyarrow.ipc.open_file(pyarrow.memory_map(path))
         return _ArrowBatches(reader, [reader.get_batch(number) for number in range(reader.num_record_batches)])
+
+
+def _validated(table: Any) -> Any:
+    """Return the table. Raises ArrowInvalid if a text is not UTF-8 or an offset lies outside its column."""
+    table.validate(full=True)
+    return table
 
 
 def _without_damage(where: str, path: str, action: Callable[[], Any]) -> Any:
