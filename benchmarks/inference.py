@@ -50,7 +50,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import side_by_side
-from benchmarks.recordings import Clip, aligned_edits, joined, spoken_clips
+from benchmarks.recordings import Clip, aligned_edits, joined, test_clips
 from benchmarks.sides import DEFAULT, SIDES, Request
 from pipelines.infra import environment
 from pipelines.speech import scoring
@@ -79,7 +79,7 @@ class Material:
 
     @classmethod
     def of(cls, n_clips: int, minutes: list[float]) -> Material:
-        clips = spoken_clips(n_clips)
+        clips = test_clips(n_clips)
         long = {f"{length:g}": joined(clips, length) for length in minutes}
         return cls(
             {CLIPS: [clip.samples for clip in clips], **{name: [samples] for name, (samples, _) in long.items()}},
@@ -156,9 +156,9 @@ def score(best: dict[str, Result], side: str, material: Material) -> dict[str, d
     scores: dict[str, dict[str, Any]] = {}
     for name, texts in best[side].texts.items():
         edits, speakers = material.edits(name, texts), material.speakers(name)
-        found = scoring.score_edits(edits, speakers)
-        scores[name] = {"wer": round(found.wer, 4), "ci95": _rounded(found.ci95)}
-        line = f"{side:24}{_label(name):11}WER {found.wer:.3f} (95 % {found.units.interval(found.ci95)})"
+        of_side = scoring.score_edits(edits, speakers)
+        scores[name] = {"wer": round(of_side.wer, 4), "ci95": _rounded(of_side.ci95)}
+        line = f"{side:24}{_label(name):11} WER {of_side.wer:.3f} (95 % {of_side.units.interval(of_side.ci95)})"
         if side != "ours" and name in best.get("ours", Result()).texts:
             difference = scoring.difference(material.edits(name, best["ours"].texts[name]), edits, speakers)
             scores[name]["minus"] = {"delta": round(difference.delta, 4), "ci95": _rounded(difference.ci95)}
@@ -178,7 +178,7 @@ def _summary(best: dict[str, Result], scores: dict[str, dict[str, Any]]) -> dict
         "longform_speedup": _ratio(best, "faster-whisper-batched", longest),
         "memory_ratio": round(peaks[0] / peaks[1], 3) if len(peaks) == 2 else None,
         "delta_wer_ci95": shipped.get("minus", {}).get("ci95"),
-        "wer": {side: found[CLIPS]["wer"] for side, found in scores.items() if CLIPS in found},
+        "wer": {side: of_side[CLIPS]["wer"] for side, of_side in scores.items() if CLIPS in of_side},
     }
 
 
@@ -223,8 +223,8 @@ def _run(options: argparse.Namespace) -> Result:
     """Run one side in this process on the recordings in `options.names`."""
     side, request = SIDES[options.side], _request(options)
     transcribe, arguments, result = side.load(request), side.arguments(request), Result()
-    (warm_up, *_) = np.load(options.folder / f"{CLIPS}.npz").values()
-    transcribe(warm_up, arguments["clips" if side.clips is not None else "recordings"])
+    (first, *_) = np.load(options.folder / f"{CLIPS}.npz").values()
+    transcribe(first, arguments["clips" if side.clips is not None else "recordings"])
     for name in options.names:
         call, recordings = arguments[CLIPS if name == CLIPS else "recordings"], np.load(options.folder / f"{name}.npz")
         samples = list(recordings.values())

@@ -68,7 +68,7 @@ def tones(n: int) -> Iterator[Example]:
         )
 
 
-def spoken_clips(n: int) -> list[Clip]:
+def test_clips(n: int) -> list[Clip]:
     """Return `n` clips of 2 to 10 s: one to four sentences of a speaker of the tour's test split."""
     by_speaker: dict[str, list[tuple[np.ndarray, str]]] = {}
     for example in TourSource().examples(("test",)):

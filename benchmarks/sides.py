@@ -33,7 +33,7 @@ class Request:
     tokens: int = 0
     """Limit of tokens for a window; 0: each side's own."""
     as_tuned: bool = False
-    """Decode at clip length on our side, and without fallback on every side, whatever the model was tuned on."""
+    """Decode at clip length on our side, and without fallback on every side, also for a model that was not tuned so."""
 
 
 class Tool(NamedTuple):

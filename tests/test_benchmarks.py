@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from benchmarks import recordings, sides
+from benchmarks import rare_names, recordings, sides
+from pipelines.features.sources.synthetic.tour_text import hand_sentences
 from pipelines.whisper import model as whisper_model
 
 ROOT = Path(__file__).parents[1]
@@ -175,8 +176,8 @@ def test_inference_runs_all_sides_and_ends_with_one_json_object(toy_model, tmp_p
     for name, side in result["sides"].items():
         assert side["arguments"]["recordings"] is not None and side["0.5"]["wer"] > 0
         if name != "ours":
-            low, high = side["0.5"]["minus"]["ci95"]
-            assert low <= side["0.5"]["minus"]["delta"] <= high
+            difference = result["sides"]["ours"]["0.5"]["wer"] - side["0.5"]["wer"]
+            assert side["0.5"]["minus"]["delta"] == pytest.approx(difference, abs=2e-4)
 
 
 def test_peers_have_no_arguments_but_what_their_names_say():
@@ -228,3 +229,30 @@ def test_the_benchmark_of_non_speech_ends_with_its_figures(toy_model):
         "invented_words": 0, "sounds_with_words": 0, "words_kept": 2, "quiet_words_kept": 2
     }  # fmt: skip
     assert result["without_silero"].keys() == result["with_silero"].keys()
+
+
+@pytest.mark.slow
+def test_rare_names_are_scored_with_each_kind_of_help(toy_model):
+    command = [sys.executable, "benchmarks/rare_names.py", "--smoke", "--model", str(toy_model)]
+    done = subprocess.run([*command, "--engine", "transformers"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert tuple(result["help"]) == rare_names.HELP
+    for kind, found in result["help"].items():
+        assert 0 <= found["recall"]["value"] <= 1 and found["wer"]["value"] > 0
+        assert ("minus_none" in found["control_wer"]) == (kind != "none")
+
+
+def test_rare_names_are_in_no_sentence_of_the_tour():
+    names = rare_names.PEOPLE + rare_names.PLACES
+    assert len(names) == len(set(names)) == 50
+    known = " ".join(hand_sentences()).lower()
+    assert [name for name in names if name.lower() in known] == []
+
+
+@pytest.mark.parametrize(
+    ("transcript", "missed"), [("Ring Brånkvill nu.", 0), ("ring brånkvill", 0), ("Ring Brånkvills.", 1), ("", 1)]
+)
+def test_name_counts_only_as_it_is_spelled(transcript, missed):
+    sentence = rare_names.Spoken(None, "Ring Brånkvill nu.", "f2-01", (), "Brånkvill")
+    assert rare_names.missed_names([sentence], [transcript]).word_edits.tolist() == [missed]

@@ -164,7 +164,7 @@ Intervals are bootstrapped over speakers unless noted.
 from transformers import pipeline
 
 transcribe = pipeline("automatic-speech-recognition", model="path or name of this model")
-print(transcribe("speech.wav", generate_kwargs={{{code}}})["text"])
+print(transcribe("speech.wav", return_timestamps=True, generate_kwargs={{{code}}})["text"])
 ```
 
 ## Data
@@ -261,11 +261,12 @@ def _limits(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     if facts.get("context") == "clip":
         lines.append(
             "- It was tuned and scored at the length of its clips, not at Whisper's 30 s. Tools that pad every clip to "
-            "30 s, as the pipeline above does, may give other scores."
+            "30 s, as the pipeline above does, give other scores."
         )
         if not recipe["training"]["window_share"]:
             lines.append(
-                "- No recording longer than a clip was trained on: split long recordings into sentences first."
+                "- It was trained on single clips. Without timestamps (`return_timestamps=False` in the pipeline, "
+                "`without_timestamps=True` in faster-whisper) it often ends after the first sentence of a recording."
             )
     if facts.get("quantisation"):
         lines.append("- It was tuned from quantised weights of the base model.")

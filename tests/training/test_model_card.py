@@ -324,9 +324,9 @@ def test_card_describes_lora_and_windows(toy_settings, tmp_path):
     lora = {"model.adapter": "lora", "model.freeze_encoder": True, "training.window_share": 0.2}
     text = made_card(tmp_path, toy_settings(lora), context="clip", quantisation="q8").text
     assert "LoRA, merged into the weights, the encoder frozen" in text
-    assert "No recording longer than a clip" not in text
+    assert "often ends after the first sentence" not in text
     assert "(q8)" in text
-    assert "No recording longer than a clip" in made_card(tmp_path, toy_settings(), context="clip").text
+    assert "often ends after the first sentence" in made_card(tmp_path, toy_settings(), context="clip").text
 
 
 def test_unknown_source_is_named_by_its_kind():

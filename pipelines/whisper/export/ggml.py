@@ -154,9 +154,9 @@ def _q8_0(tensor: np.ndarray) -> bytes:
 
     blocks = tensor.reshape(-1, BLOCK)
     scales = np.abs(blocks).max(axis=1) / np.float32(127)
-    whole = _away_from_zero(blocks * _inverse(scales)).astype(np.int8)
+    integers = _away_from_zero(blocks * _inverse(scales)).astype(np.int8)
     rows = np.empty(len(blocks), dtype=[("scale", "<f2"), ("values", np.int8, BLOCK)])
-    rows["scale"], rows["values"] = scales, whole
+    rows["scale"], rows["values"] = scales, integers
     return rows.tobytes()
 
 
