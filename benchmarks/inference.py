@@ -5,7 +5,8 @@
     python benchmarks/inference.py --sides ours,ours-ctranslate2,ours-transformers --model …   only our engines
     python benchmarks/inference.py --smoke                a minute, to check that it runs; the figures mean nothing
 
-ours                     Transcriber as `transcribe` uses it; ours-onnx, ours-ctranslate2, ours-transformers: by engine
+ours                     Transcriber as `transcribe` uses it, with the options that it chooses for the model
+ours-beam1, ours-beam5   the same with this number of beams; ours-onnx, ours-ctranslate2, ours-transformers: by engine
 faster-whisper           as shipped: beam 5, timestamps, fallback; int8
 faster-whisper-greedy    the same with beam 1
 faster-whisper-batched   its BatchedInferencePipeline with its defaults, int8; long recordings only

@@ -91,14 +91,12 @@ class Side:
 
 
 def _load_ours(request: Request, arguments: dict[str, Any]) -> Transcribe:
-    from pipelines.inference import transcriber as inference_transcriber
+    from pipelines.inference.transcriber import Transcriber
 
-    ref = request.ref
-    if request.as_tuned:
-        ref, inference_transcriber.TEMPERATURES = replace(ref, context="clip"), ()
-    transcriber = inference_transcriber.Transcriber(ref, **arguments)
-    print(transcriber.loaded.name, file=sys.stderr)
-    return lambda samples, call: transcriber.transcribe(Waveform(samples), **call).text
+    ref = replace(request.ref, context="clip") if request.as_tuned else request.ref
+    transcriber = Transcriber(ref, **arguments)
+    print(f"{transcriber.loaded.name}, {transcriber.options}", file=sys.stderr)
+    return lambda samples, call: transcriber.with_options(**call).transcribe(Waveform(samples)).text
 
 
 OURS = Tool(
@@ -110,7 +108,7 @@ OURS = Tool(
         "threads": request.threads,
         **({"max_new_tokens": request.tokens} if request.tokens else {}),
     },
-    lambda request: {},
+    lambda request: {"temperatures": (0.0,)} if request.as_tuned else {},
 )
 
 
@@ -207,6 +205,7 @@ WHISPER_CPP = Tool(
 
 SIDES = {
     "ours": Side(OURS),
+    **{f"ours-beam{size}": Side(OURS, {"beam_size": size}, {"beam_size": size}) for size in (1, 5)},
     "faster-whisper": Side(FASTER_WHISPER),
     "faster-whisper-greedy": Side(FASTER_WHISPER, {"beam_size": 1}, {"beam_size": 1}),
     "faster-whisper-batched": Side(FASTER_WHISPER._replace(load=_load_batched), None),
