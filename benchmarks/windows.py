@@ -3,7 +3,8 @@
     python benchmarks/windows.py --cache runs/features/tour-... runs/tour/train-.../model openai/whisper-tiny
 
 clips      as `python -m pipelines evaluate` scores them: at clip length for models tuned at clip length, else at 30 s
-windows    each speaker's clips joined up to 30 s (training/data/packing.py), decoded at 30 s, one transcript each
+windows    each speaker's clips joined up to 30 s (training/data/packing.py), decoded at 30 s
+           without timestamps, one transcript each
 
 Both scores are normalised WER with 95 % intervals over speakers. The last line is one JSON object.
 """

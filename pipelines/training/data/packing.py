@@ -10,7 +10,7 @@ two of the next. The extractor's clamp, 80 dB below the loudest frame, is applie
 exact, because no clip's clamp was higher.
 
 Effect on the tour (whisper-tiny, 200 steps, one run each; normalised WER on the test split, 95 % intervals over
-16 speakers; windows are one speaker's clips, 20 s on average; benchmarks/windows.py):
+16 speakers; windows are one speaker's clips, 20 s on average, decoded without timestamps; benchmarks/windows.py):
 
     window_share    single clips              windows
     0               0.250 (0.211 to 0.292)    0.820 (0.721 to 0.900)
