@@ -15,7 +15,7 @@ from pipelines.whisper.tokens import Spelling, prompt_ids
 
 if TYPE_CHECKING:
     import torch
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
 
     from pipelines.whisper.batching import ClipFeatures
 
@@ -253,7 +253,7 @@ def generate_from_states(
         begin_suppress_tokens=saved.begin_suppress_tokens,
     )
     start = torch.tensor([prompt], device=model.device).expand(len(encoded), -1)
-    with inference(model):
+    with inference(model), _only_settings(model, settings):
         # not Whisper's own `generate`, which pads to 30 s and seeks through segments
         out = GenerationMixin.generate(
             model,
@@ -265,6 +265,16 @@ def generate_from_states(
             logits_processor=[process_scores] if process_scores else None,
         )
     return out[:, len(prompt) :]
+
+
+@contextlib.contextmanager
+def _only_settings(model: WhisperForConditionalGeneration, settings: GenerationConfig) -> Iterator[None]:
+    """Decode with `settings` alone: transformers would take a missing one from the model's, such as its penalties."""
+    saved, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = saved
 
 
 @contextlib.contextmanager

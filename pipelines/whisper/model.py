@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,10 +105,21 @@ def load(
             f"{ref.folder} lacks weights of a Whisper model ({', '.join(missing[:3])} ...): "
             "it is not a whole checkpoint. Fetch the model again"
         )
+    require_finite(ref.folder, model.state_dict().items())
     # the sinusoids are constants, but from_pretrained of transformers 5 makes them trainable
     model.model.encoder.embed_positions.requires_grad_(False)
     allow_short_context(model)
     return model.to(device)
+
+
+def require_finite(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise LabError if a tensor of `weights` (name, tensor) holds NaN or infinity, with which every text is wrong."""
+    for name, tensor in weights:
+        if not tensor.isfinite().all():
+            raise LabError(
+                f"{folder} has weights that are not finite ({name}): its training diverged or the file is damaged. "
+                "Fetch the model again, or name another"
+            )
 
 
 def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:

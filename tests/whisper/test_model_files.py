@@ -16,7 +16,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
-from pipelines.whisper import engines, model_files
+from pipelines.whisper import decoding, engines, model_files
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 from tests import toy_whisper
@@ -127,6 +127,33 @@ def test_text_ends_at_the_last_position_of_the_decoder(folder, tmp_path, monkeyp
     window = np.random.default_rng(0).random((1, 80, 200), dtype=np.float32)
     (hypothesis,) = opened.decode(window)
     assert 0 < hypothesis.tokens <= 8  # after a prompt of four
+
+
+@pytest.mark.parametrize("engine", ["transformers", "onnx", "ctranslate2"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_one_line(folder, tmp_path, monkeypatch, engine, value):
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    weights = load_file(folder / WEIGHTS)
+    weights["model.decoder.layers.1.fc1.weight"][3, 2] = value
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(LabError, match=r"not finite \(model.decoder.layers.1.fc1.weight\): its training diverged or"):
+        engines.open_engine(whisper_model.resolve(str(folder)), engine=engine)
+
+
+def test_settings_of_generation_do_not_change_decoding(folder):
+    def decoded() -> list[list[int]]:
+        model = whisper_model.load(whisper_model.resolve(str(folder)))
+        return decoding.generate(model, torch.ones(1, 80, 200), [0, 1], 12).tolist()
+
+    expected = decoded()
+    change(
+        folder, GENERATION, repetition_penalty=5.0, no_repeat_ngram_size=1, min_length=9, num_beams=3, temperature=2.0
+    )
+    assert decoded() == expected
+    change(folder, GENERATION, repetition_penalty=0)
+    assert decoded() == expected
 
 
 # ---- folders that this lab wrote

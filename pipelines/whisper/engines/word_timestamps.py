@@ -48,6 +48,7 @@ def warping_path(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Steps go down, right or both. Whole anti-diagonals are computed at a time, so that NumPy does the loop.
     """
     n, m = cost.shape
+    cost = np.nan_to_num(cost)  # of attention that overflowed: any path is as good
     total = np.full((n + 1, m + 1), np.inf)
     total[0, 0] = 0.0
     for diagonal in range(2, n + m + 1):

@@ -187,10 +187,13 @@ def _facts(ref: ModelRef, form: str, identity: dict[str, Any]) -> dict[str, Any]
 
 def _write_ctranslate2(ref: ModelRef, compute_type: str, folder: Path) -> None:
     from ctranslate2.converters import TransformersConverter
+    from safetensors import safe_open
 
     configs = [name for name in _COPIED_CONFIGS if (ref.folder / name).is_file()]
     if "tokenizer.json" not in configs:
         raise LabError(f"{ref.folder} has no tokenizer.json: save the model's processor again, with save_pretrained")
+    with safe_open(ref.folder / "model.safetensors", "pt") as weights:
+        whisper_model.require_finite(ref.folder, ((name, weights.get_tensor(name)) for name in weights.keys()))
     try:
         TransformersConverter(str(ref.folder), copy_files=configs).convert(str(folder), quantization=compute_type)
     except Exception as error:  # of any kind, for files with unexpected content
