@@ -43,8 +43,6 @@ EDGE_S = 1.0
 """Silence before and after the speech of a short recording up to which it is decoded as a whole."""
 AUTO, DEFAULT = "auto", "sv"
 """The language that is detected in each recording, and that of models without a language."""
-_TIMED_S = 15.0
-"""With timestamps, a model that was tuned on single sentences takes windows of this length."""
 _MIN_CONTEXT_S = 2.0
 """Shortest context of a model; one tuned on single words can still decode a short sentence."""
 
@@ -111,8 +109,6 @@ class Transcriber:
         )
         self.longest_s = longest_window_s(self.ref)
         full_frames = model_files.source_frames(self.ref.folder)
-        if self.options.timestamps:
-            self.longest_s = max(self.longest_s, min(_TIMED_S, full_frames / 100))
         self.calibration = Calibration.of(self.ref.facts)
         is_clip_length, has_detector = self.ref.context == "clip", detection.is_packaged()
         self._decoder = WindowDecoder(self.loaded, is_clip_length, full_frames, drops_silence=not has_detector)
@@ -288,11 +284,12 @@ def _with_edges(windows: list[Window], samples: np.ndarray) -> list[Window]:
 def default_options(ref: ModelRef) -> DecodingOptions:
     """Return the options that suit a model.
 
-    One that was tuned on windows with several sentences writes them all without timestamps, which it has not learnt;
-    one that was tuned on single sentences goes on after the first only with them.
+    Models that were tuned by this lab have learnt no timestamps. On the tour's validation sentences they write better
+    texts without them, and much better ones with beams: WER 0.242 and 0.228 (tuned on sentences, and with windows) to
+    0.266 and 0.226 with timestamps, and the second 0.284 without beams.
     """
-    knows_windows = ref.context == "clip" and longest_window_s(ref) == model_files.source_frames(ref.folder) / 100
-    return DecodingOptions(timestamps=not knows_windows, beam_size=5 if ref.context == "clip" else 1)
+    is_tuned = ref.context == "clip"
+    return DecodingOptions(timestamps=not is_tuned, beam_size=5 if is_tuned else 1)
 
 
 def _parse_language(text: str) -> str:

@@ -318,7 +318,7 @@ def test_segments_are_in_order_and_make_up_the_text(scripted, speech):
     # no window is longer than what the model was tuned to hear, and none was decoded twice
     assert max(shape[2] for shape in engine.shapes) <= 1_508
     n_windows = sum(shape[0] for shape in engine.shapes)
-    assert 7 <= n_windows <= 11
+    assert 5 <= n_windows <= 8
 
 
 def test_real_decoder_on_a_long_recording(toy):
@@ -352,7 +352,7 @@ def test_long_recording_needs_constant_memory(scripted):
     tracemalloc.stop()
     assert 80 <= n <= 180
     minutes_at_once = peak / (60 * SECOND * 4)
-    assert minutes_at_once < 10  # of 20; samples, frames and batches together
+    assert minutes_at_once < 12  # of 20; samples, frames and batches together
 
 
 def test_callbacks_report_audio_and_segments(scripted, speech):

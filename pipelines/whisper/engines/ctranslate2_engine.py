@@ -80,6 +80,8 @@ class CTranslate2:
         return [search.hypothesis(text, self.spelling, options) for text in texts]
 
     def detect_language(self, window: np.ndarray) -> str:
+        if not self.model.is_multilingual:  # by the size of its vocabulary
+            raise LabError("CTranslate2 takes this model for one of a single language: name it instead of auto")
         ((likeliest, *_),) = self.model.detect_language(_storage_view(window[np.newaxis]))
         return likeliest[0].strip("<|>")
 

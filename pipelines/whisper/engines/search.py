@@ -244,6 +244,8 @@ def _largest(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def _log_sum(logits: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the sum of exponentials of each row."""
+    """Return the logarithm of the sum of exponentials of each row; 0 for a row without any possible token."""
     largest = logits.max(axis=-1)
-    return largest + np.log(np.exp(logits - largest[:, None]).sum(axis=-1))
+    largest = np.where(np.isfinite(largest), largest, np.float32(0))
+    total = np.exp(logits - largest[:, None]).sum(axis=-1)
+    return largest + np.log(np.where(total > 0, total, np.float32(1)))

@@ -79,6 +79,53 @@ def test_float32_engines_agree_in_words_and_logprobs(stock, exact, windows):
 
 
 @ct2
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timestamps": True},
+        {"beam_size": 4},
+        {"beam_size": 4, "timestamps": True},
+        {"beam_size": 3, "patience": 2.0, "length_penalty": 0.5},
+        {"prompt": "Hon bor i Umeå."},
+        {"suppress_tokens": tuple(range(0, 1_000, 3))},
+        {"task": "translate"},
+    ],
+    ids=lambda changes: "+".join(changes),
+)
+def test_same_options_give_same_text_in_every_engine(ref, stock, exact, windows, changes):
+    graphs = opened(ref, "onnx", compute_type="float32")
+    options = dataclasses.replace(stock.options, max_new_tokens=10, **changes)
+    first, *others = ([h.text for h in engine.decode(windows, options)] for engine in (stock, exact, graphs))
+    assert others == [first, first]
+    assert first != [h.text for h in stock.decode(windows, dataclasses.replace(stock.options, max_new_tokens=10))]
+
+
+def test_hotwords_are_written_more_often(ref, stock, windows):
+    """The toy writes at random: a word that is likelier at each step appears."""
+    graphs = opened(ref, "onnx", compute_type="float32")
+    options = dataclasses.replace(stock.options, beam_size=4, hotwords=("Umeå", "Karin"), max_new_tokens=10)
+    assert [h.text for h in stock.decode(windows, options)] == [h.text for h in graphs.decode(windows, options)]
+    assert [h.text for h in stock.decode(windows, options)] != [h.text for h in stock.decode(windows)]
+
+
+@ct2
+def test_ctranslate2_refuses_hotwords_in_one_line(exact, windows):
+    with pytest.raises(LabError, match="cannot make hotwords more probable: take --engine onnx"):
+        exact.decode(windows, dataclasses.replace(exact.options, hotwords=("Umeå",)))
+
+
+def test_engines_detect_the_same_language(ref, stock, windows):
+    graphs = opened(ref, "onnx", compute_type="float32")
+    assert {graphs.detect_language(window) for window in windows} == {stock.detect_language(w) for w in windows}
+
+
+@ct2
+def test_ctranslate2_detects_no_language_of_an_unusual_vocabulary(exact, windows):
+    with pytest.raises(LabError, match="one of a single language: name it instead of auto"):
+        exact.detect_language(windows[0])
+
+
+@ct2
 def test_real_weights_agree_in_float32_and_nearly_in_int8(tiny_folder, toy_cache):
     import ctranslate2
 

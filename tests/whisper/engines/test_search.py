@@ -1,0 +1,161 @@
+"""The search for the best text, over a decoder whose probabilities are written down here."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from pipelines.whisper.decoding_options import DecodingOptions
+from pipelines.whisper.engines import search, token_rules
+from pipelines.whisper.engines.search import Prompt
+from pipelines.whisper.engines.token_rules import TokenRules
+
+END, N_TEXT = 5, 5
+NO_SPEECH, NO_TIMES, FIRST_TIME = 6, 7, 8
+VOCABULARY = 8 + 1501
+LIMIT = 5
+
+
+class Markov:
+    """A decoder whose next token depends on the last one, and on the window."""
+
+    def __init__(self, tables: np.ndarray):
+        self.tables, self.last = tables, None
+        self.windows = np.arange(len(tables))
+        self.steps = []
+
+    def step(self, tokens):
+        per_window = len(tokens) // len(self.windows)
+        self.steps.append(len(tokens))
+        logits = np.full((len(tokens), VOCABULARY), -30.0, dtype=np.float32)
+        rows = np.repeat(self.windows, per_window)
+        logits[:, : N_TEXT + 1] = self.tables[rows, np.minimum(tokens[:, -1], N_TEXT)]
+        return logits
+
+    def select(self, rows, windows):
+        self.windows = self.windows[windows]
+
+
+@pytest.fixture
+def tables():
+    """Log-probabilities [window, last token, next token]; the last row is that of the start."""
+    logits = np.random.default_rng(3).standard_normal((3, N_TEXT + 1, N_TEXT + 1)) * 2
+    return (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+
+
+def rules(timestamps=False, hotwords=(), suppressed=()):
+    return TokenRules(
+        END, FIRST_TIME, timestamps, np.array(suppressed, dtype=np.int64), np.array([], dtype=np.int64),
+        token_rules._trie(hotwords),
+    )  # fmt: skip
+
+
+def find(tables, allowed=None, **options):
+    options = DecodingOptions(timestamps=False, **options)
+    decoder = Markov(tables)
+    return search.search(decoder, Prompt([7], [7]), len(tables), allowed or rules(), options, 0.0, LIMIT), decoder
+
+
+def every_text(table):
+    """Yield each text of at most LIMIT tokens, the end token included, with its log-probability."""
+    for n in range(LIMIT):
+        for ids in itertools.product(range(N_TEXT), repeat=n):
+            path = [N_TEXT, *ids, END]
+            yield list(ids), float(sum(table[a, b] for a, b in itertools.pairwise(path)))
+
+
+def test_wide_beam_finds_the_most_probable_text(tables):
+    texts, _ = find(tables, beam_size=32, patience=10.0, length_penalty=1.0)
+    for text, table in zip(texts, tables, strict=True):
+        finished = [(ids, score / max(len(ids), 1)) for ids, score in every_text(table)]
+        best_ids, best = max(finished, key=lambda one: one[1])
+        found = sum(text.logprobs) / max(len(text.ids), 1)
+        if len(text.ids) < LIMIT:  # texts that are cut have no end token
+            assert (text.ids, found) == (best_ids, pytest.approx(best, abs=1e-4))
+
+
+def test_beam_of_one_is_greedy(tables):
+    texts, _ = find(tables)
+    for text, table in zip(texts, tables, strict=True):
+        last, ids = N_TEXT, []
+        while len(ids) < LIMIT and (token := int(table[last].argmax())) != END:
+            ids.append(token)
+            last = token
+        assert text.ids == ids[:LIMIT]
+
+
+def test_windows_do_not_depend_on_each_other(tables):
+    together, _ = find(tables, beam_size=3)
+    alone = [find(tables[n : n + 1], beam_size=3)[0][0] for n in range(len(tables))]
+    assert [text.ids for text in together] == [text.ids for text in alone]
+
+
+def test_finished_windows_leave_the_batch(tables):
+    tables[0, :, END] = 5.0
+    _, decoder = find(tables, beam_size=2)
+    assert decoder.steps[2] == 2 * len(tables)
+    assert decoder.steps[-1] < 2 * len(tables)
+
+
+def test_suppressed_token_is_never_written(tables):
+    texts, _ = find(tables, rules(suppressed=[1, 2]), beam_size=3)
+    assert not {1, 2} & {token for text in texts for token in text.ids}
+
+
+def test_all_tokens_suppressed_gives_an_empty_text(tables):
+    texts, _ = find(tables, rules(suppressed=range(VOCABULARY)), beam_size=3)
+    assert [text.ids for text in texts] == [[], [], []]
+
+
+def allowed(text, likely=()):
+    """Return the tokens that may follow `text`."""
+    logits = np.zeros((1, VOCABULARY), dtype=np.float32)
+    logits[0, list(likely)] = 20.0
+    rules(timestamps=True).suppress(logits, [text])
+    return set(np.flatnonzero(logits[0] > -np.inf).tolist())
+
+
+def test_text_begins_with_a_timestamp_of_the_first_second():
+    assert allowed([]) == set(range(FIRST_TIME, FIRST_TIME + 51))
+
+
+@pytest.mark.parametrize(
+    ("text", "likely", "expected"),
+    [
+        ([FIRST_TIME], [0], {0, 1, 2, 3, 4, 5, 6}),
+        ([FIRST_TIME, 0], [0], {*range(7), *range(FIRST_TIME + 1, VOCABULARY)}),
+        ([FIRST_TIME, 0, FIRST_TIME + 100], [END], {END, 6, *range(FIRST_TIME + 100, VOCABULARY)}),
+        ([FIRST_TIME, 0, FIRST_TIME + 100, FIRST_TIME + 100], [0], set(range(7))),
+        ([FIRST_TIME, 0], [], set(range(FIRST_TIME + 1, VOCABULARY))),  # all times together are likelier
+    ],
+)
+def test_timestamps_come_in_pairs_and_in_order(text, likely, expected):
+    assert allowed(text, likely) == expected
+
+
+def test_hotword_is_boosted_while_it_is_spelled():
+    boost = token_rules.HOTWORD_BOOST
+    one = rules(hotwords=[[1, 2, 3]])
+    assert one.boosts([]) == (0.0, {1: boost})
+    assert one.boosts([4, 1]) == (-boost, {1: 0.0, 2: boost})
+    assert one.boosts([1, 2]) == (-2 * boost, {1: -boost, 3: boost})
+    assert one.boosts([1, 2, 3]) == (0.0, {1: boost})  # earned for good
+    assert one.boosts([1, 4]) == (0.0, {1: boost})  # lost by the step before
+
+
+def test_unfinished_hotword_gains_nothing():
+    """The sum of all boosts of a text is that of its whole hotwords."""
+    one, boost = rules(hotwords=[[1, 2, 3], [1, 4]]), token_rules.HOTWORD_BOOST
+    for text, words in (([1, 2, 0], 0), ([1, 2, 3, 0], 3), ([1, 4, 1, 2, 3], 5), ([1, 2, 1, 4], 2)):
+        total = 0.0
+        for n, token in enumerate(text):
+            general, tokens = one.boosts(text[:n])
+            total += tokens.get(token, general)
+        assert total == pytest.approx(words * boost), text
+
+
+def test_largest_values_are_those_of_a_full_sort():
+    values = np.random.default_rng(0).standard_normal((4, 5_321)).astype(np.float32)
+    places = search._largest(values, 7)
+    for row, found in zip(values, places, strict=True):
+        assert sorted(row[found]) == pytest.approx(np.sort(row)[-7:])
