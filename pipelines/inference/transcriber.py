@@ -43,6 +43,8 @@ EDGE_S = 1.0
 """Silence before and after the speech of a short recording up to which it is decoded as a whole."""
 AUTO, DEFAULT = "auto", "sv"
 """The language that is detected in each recording, and that of models without a language."""
+_TUNED_S, _MIN_SENTENCE_S = 15.0, 3.0
+"""Window for models that were tuned on clips; those of shorter clips, such as single words, keep their own."""
 _MIN_CONTEXT_S = 2.0
 """Shortest context of a model; one tuned on single words can still decode a short sentence."""
 
@@ -107,7 +109,7 @@ class Transcriber:
             threads=self.threads,
             max_new_tokens=self.max_new_tokens,
         )
-        self.longest_s = longest_window_s(self.ref)
+        self.longest_s = usual_window_s(self.ref)
         full_frames = model_files.source_frames(self.ref.folder)
         self.calibration = Calibration.of(self.ref.facts)
         is_clip_length, has_detector = self.ref.context == "clip", detection.is_packaged()
@@ -264,6 +266,16 @@ def longest_window_s(ref: ModelRef) -> float:
     full_s = model_files.source_frames(ref.folder) / 100
     context_s = ref.facts.get("context_s") if ref.context == "clip" else None
     return min(max(float(context_s), _MIN_CONTEXT_S), full_s) if context_s else full_s
+
+
+def usual_window_s(ref: ModelRef) -> float:
+    """Return the window that suits a model for long recordings and, uncut, for short ones.
+
+    Tuned models take windows of 15 s: on eight minutes, one tuned on sentences of up to 4 s has a WER of 0.242 in
+    windows of 5 s and of 0.233 in those of 15 s, one tuned with windows 0.190 in those of 15 s and 0.218 in 30 s.
+    """
+    longest_s = longest_window_s(ref)
+    return _TUNED_S if ref.context == "clip" and longest_s >= _MIN_SENTENCE_S else longest_s
 
 
 def _with_edges(windows: list[Window], samples: np.ndarray) -> list[Window]:
