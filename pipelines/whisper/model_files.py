@@ -175,10 +175,14 @@ def _check_generation(folder: Path, vocabulary: int) -> None:
     if settings is None and path.exists():
         raise _unusable(folder, f"{path.name} is not a JSON object")
     for name in ("suppress_tokens", "begin_suppress_tokens", "eos_token_id"):
-        value = (settings or {}).get(name) or []
-        tokens = value if isinstance(value, list) else [value]
-        if not all(type(token) is int and -1 <= token < vocabulary for token in tokens):
-            raise _unusable(folder, f"{name} in {path.name} must be tokens from 0 to {vocabulary - 1}")
+        value, is_end = (settings or {}).get(name), name == "eos_token_id"
+        if value is None:
+            continue
+        tokens = [value] if is_end and type(value) is int else value
+        are_tokens = isinstance(tokens, list) and all(type(one) is int and -1 <= one < vocabulary for one in tokens)
+        if not are_tokens or (is_end and not tokens):
+            kind = "a token, or some," if is_end else "a list of tokens"
+            raise _unusable(folder, f"{name} in {path.name} must be {kind} from 0 to {vocabulary - 1}")
     heads = (settings or {}).get("alignment_heads") or []
     pairs = [head for head in heads if isinstance(head, list) and [type(part) for part in head] == [int, int]]
     if not isinstance(heads, list) or len(pairs) < len(heads):
