@@ -87,9 +87,8 @@ class CTranslate2:
 
     def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
         ids, firsts = self.spelling.ids(text)
-        if (
-            not ids or not self.can_align or len(self.prompt) + len(ids) >= self.text_positions
-        ):  # the end token has one, too
+        # the end token has a position, too
+        if not ids or not self.can_align or len(self.prompt) + len(ids) >= self.text_positions:
             return []
         prompt = self.prompt[:-1]  # align appends the token for "no timestamps"
         (result,) = self.model.align(_storage_view(window[np.newaxis]), prompt, [ids], [frames])
