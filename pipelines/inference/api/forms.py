@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import Request, Response
+from fastapi import Form, Request, Response
 from fastapi.routing import APIRoute
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from pipelines.inference import channels as recording_channels
 from pipelines.inference.http.guard import Refusal
+from pipelines.inference.subtitles import CUE_FORMATS, DEFAULT, Style
+from pipelines.infra.errors import LabError
 
 FILE = "file"
 GRANULARITIES = "timestamp_granularities[]"
@@ -87,3 +91,52 @@ async def refuse_other_fields(request: Request, accepted: Collection[str]) -> No
             )
         if name != GRANULARITIES and len(form.getlist(name)) > 1:
             raise Refusal(400, f"{printable}: send it once", param=printable)
+
+
+@dataclass
+class ChannelForm:
+    """Whether each channel is transcribed, and its name."""
+
+    channels: Annotated[
+        str, Form(description="`split`: transcribe each channel, with its name as the speaker. `mix`: their mean.")
+    ] = recording_channels.MIX
+    channel_names: Annotated[
+        str, Form(description="Names of split channels, separated by commas; else Left, Right or Channel 1, ...")
+    ] = ""
+
+    def parse(self) -> tuple[str, ...] | None:
+        """Return the names of the channels to split, maybe none; None to mix them. Raises Refusal (400)."""
+        mode = self.channels.strip() or recording_channels.MIX
+        try:
+            is_split, names = recording_channels.parse_mode(mode, self.channel_names)
+        except LabError as error:
+            param = "channel_names" if mode in recording_channels.MODES else "channels"
+            raise Refusal(400, str(error), param=param) from None
+        return names if is_split else None
+
+
+@dataclass
+class SubtitleForm:
+    """How srt and vtt look, by the names of openai-whisper's options."""
+
+    max_line_width: Annotated[int, Form(description="Most characters in a line of srt and vtt.")] = (
+        DEFAULT.max_line_width
+    )
+    max_line_count: Annotated[int, Form(description="Most lines in a cue of srt and vtt.")] = DEFAULT.max_line_count
+    highlight_words: Annotated[bool, Form(description="For srt and vtt: underline each word while it is spoken.")] = (
+        False
+    )
+
+    def parse(self, response_format: str, times_words: bool) -> Style:
+        """Return the style. Raises Refusal (400) for other formats, and for words whose times are not known."""
+        param = "max_line_width" if self.max_line_width != DEFAULT.max_line_width else "max_line_count"
+        try:
+            style = Style(self.max_line_width, self.max_line_count, self.highlight_words)
+        except LabError as error:
+            raise Refusal(400, str(error), param=param) from None
+        param = "highlight_words" if self.highlight_words else param
+        if style != DEFAULT and response_format not in CUE_FORMATS:
+            raise Refusal(400, f"{param} is for srt and vtt: leave it out", param=param)
+        if self.highlight_words and not times_words:
+            raise Refusal(400, "this server's model does not support word times: leave it out", param=param)
+        return style

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipelines.inference.api.schemas import audio_refusal
+from pipelines.inference.channels import ChannelTranscriber
 from pipelines.inference.http.guard import Refusal, wait_for_disconnect
 from pipelines.inference.http.rate_limits import BUDGET, ClientBudget
 from pipelines.inference.transcriber import Transcriber
@@ -53,6 +54,7 @@ class _Job:
     budget: ClientBudget
     on_segment: Callable[[Segment], None]
     options: dict[str, Any]
+    channel_names: tuple[str, ...] | None
     abandoned: threading.Event = field(default_factory=threading.Event)
     charged_s: float = 0.0
 
@@ -102,12 +104,14 @@ class TranscriptionQueue:
         upload: BinaryIO,
         request: Request,
         on_segment: Callable[[Segment], None] = lambda segment: None,
+        channel_names: tuple[str, ...] | None = None,
         **options: Any,
     ) -> Transcript:
         """Return the transcript of `upload` when its turn has come. Raises Refusal.
 
         That of a damaged recording holds what can be read; its `damage` says what is lost. `on_segment` is called in
-        the event loop. `options` are those of Transcriber.transcribe.
+        the event loop. `channel_names` are those of ChannelTranscriber, None: channels are mixed; `options` are those
+        of Transcriber.transcribe.
 
         The body of `request` has been read: it next reports that the client has disconnected. In that case, or if this
         call is cancelled, decoding stops before the next batch of windows or the next attempt at a window; while ffmpeg
@@ -119,6 +123,7 @@ class TranscriptionQueue:
             budget=request.scope[BUDGET],
             on_segment=lambda segment: loop.call_soon_threadsafe(on_segment, segment),
             options=options,
+            channel_names=channel_names,
         )
         decoding = loop.run_in_executor(self._executor, self._decode, upload, job)
         disconnect = asyncio.ensure_future(wait_for_disconnect(request.receive))
@@ -143,10 +148,10 @@ class TranscriptionQueue:
         job.check()
         upload.seek(0)
         callbacks = {"on_audio": job.receive_audio, "on_segment": job.receive_segment}
+        is_split = job.channel_names is not None
+        transcriber = ChannelTranscriber(self.transcriber, job.channel_names) if is_split else self.transcriber
         try:
-            transcript = self.transcriber.transcribe(
-                upload.read(), self.limits.max_duration_s, **callbacks, **job.options
-            )
+            transcript = transcriber.transcribe(upload.read(), self.limits.max_duration_s, **callbacks, **job.options)
         except DamagedRecording as error:
             if not error.transcript.audio_s:
                 raise

@@ -38,14 +38,18 @@ class Format(StrEnum):
 
 
 def transcript_response(
-    transcript: Transcript, response_format: Format, transcriber: Transcriber, word_times: bool = False
+    transcript: Transcript,
+    response_format: Format,
+    transcriber: Transcriber,
+    word_times: bool = False,
+    style: subtitles.Style = subtitles.DEFAULT,
 ) -> Response:
     """Return the transcript in the requested format; damage of the recording is in a header, and in JSON a field."""
     headers = {DAMAGE_HEADER: transcript.damage} if transcript.damage else {}
     if response_format is Format.srt:
-        return Response(subtitles.srt(transcript), media_type="application/x-subrip", headers=headers)
+        return Response(subtitles.srt(transcript, style), media_type="application/x-subrip", headers=headers)
     if response_format is Format.vtt:
-        return Response(subtitles.vtt(transcript), media_type="text/vtt", headers=headers)
+        return Response(subtitles.vtt(transcript, style), media_type="text/vtt", headers=headers)
     if response_format is Format.text:
         return Response(f"{transcript.text}\n", media_type="text/plain", headers=headers)
     if response_format is Format.verbose_json:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from pipelines.inference.channels import WRONG_NUMBER
 from pipelines.inference.http.guard import Refusal
 from pipelines.speech.audio import DAMAGED, AudioError
 
@@ -23,6 +24,8 @@ def audio_refusal(error: AudioError) -> Refusal:
     """
     if error.reason == "too_long":
         return Refusal(413, f"the recording is too long: {error.detail}", "audio_too_long", param="file")
+    if error.reason == WRONG_NUMBER:
+        return Refusal(400, error.detail, "invalid_audio", param="channel_names")
     if error.reason == "no_track":
         return Refusal(400, error.detail, "invalid_audio", param="track")
     if error.reason == DAMAGED:
@@ -75,10 +78,14 @@ class Transcription(BaseModel):
     damage: str | None = _DAMAGE
 
 
+_SPEAKER = Field(None, description="Name of the channel, with `channels=split`; else left out.")
+
+
 class TimedWord(BaseModel):
     """A word, its times and the probability that it is correct."""
 
     word: str
+    speaker: str | None = _SPEAKER
     start: float = Field(description="Seconds.")
     end: float = Field(description="Seconds: the start of the next word, or the end of the speech before it.")
     probability: float = Field(ge=0, le=1, description="The probability that the word is correct.")
@@ -91,6 +98,7 @@ class TimedSegment(BaseModel):
     seek: int = Field(description="Start of the segment, in hundredths of a second.")
     start: float = Field(description="Seconds.")
     end: float = Field(description="Seconds.")
+    speaker: str | None = _SPEAKER
     text: str = Field(description="It begins with a space, as Whisper writes it.")
     tokens: list[int] = Field(description="Token ids of the text, without times and control tokens.")
     temperature: float = Field(

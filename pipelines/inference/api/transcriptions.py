@@ -10,12 +10,13 @@ from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
 from pydantic import AfterValidator
 
 from pipelines.inference.api.event_stream import EventStream
-from pipelines.inference.api.forms import FILE, GRANULARITIES, refuse_other_fields
+from pipelines.inference.api.forms import FILE, GRANULARITIES, ChannelForm, SubtitleForm, refuse_other_fields
 from pipelines.inference.api.model_names import DEFAULT, ModelNames
 from pipelines.inference.api.queue import TranscriptionQueue
 from pipelines.inference.api.responses import Format, transcript_response
 from pipelines.inference.api.schemas import ERRORS, OTHER_MODEL, Transcription, VerboseTranscription
 from pipelines.inference.http.guard import Refusal
+from pipelines.inference.subtitles import CUE_FORMATS
 from pipelines.inference.transcriber import Transcriber
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
@@ -23,7 +24,7 @@ from pipelines.recipes import languages
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 FIELDS = (
     FILE, "model", "language", "prompt", "response_format", "temperature", GRANULARITIES, "stream", "task",
-    "chunking_strategy", "track",
+    "chunking_strategy", "track", "channels", "channel_names", "max_line_width", "max_line_count", "highlight_words",
 )  # fmt: skip
 """Fields of a transcription's form."""
 STREAMED = (Format.json, Format.text)
@@ -94,6 +95,8 @@ def add_transcriptions(api: FastAPI, queue: TranscriptionQueue, names: ModelName
     async def transcriptions(
         request: Request,
         form: Annotated[RecordingForm, Depends()],
+        channels: Annotated[ChannelForm, Depends()],
+        subtitles: Annotated[SubtitleForm, Depends()],
         timestamp_granularities: Annotated[
             list[Granularity],
             Form(
@@ -111,12 +114,15 @@ def add_transcriptions(api: FastAPI, queue: TranscriptionQueue, names: ModelName
         word_times = Granularity.word in timestamp_granularities
         if word_times:
             _check_word_times(queue.transcriber, form.response_format)
-        options = {"word_times": word_times, "track": form.track}
+        times_words, names_of_channels = queue.transcriber.times_words, channels.parse()
+        style = subtitles.parse(form.response_format, times_words)
+        uses_word_times = word_times or (form.response_format in CUE_FORMATS and times_words)
+        options = {"word_times": uses_word_times, "track": form.track, "channel_names": names_of_channels}
         if stream:
-            _check_streamed(form.response_format)
+            _check_streamed(form.response_format, names_of_channels is not None)
             return await EventStream(queue, form.file.file, request, options).start()
         transcript = await queue.transcribe(form.file.file, request, **options)
-        return transcript_response(transcript, form.response_format, queue.transcriber, word_times)
+        return transcript_response(transcript, form.response_format, queue.transcriber, word_times, style)
 
 
 def check_language(requested: str, transcriber: Transcriber, param: str = "language") -> None:
@@ -137,8 +143,10 @@ def _check_word_times(transcriber: Transcriber, response_format: Format) -> None
         raise Refusal(400, "this server's model does not support word times: leave word out", param=GRANULARITIES)
 
 
-def _check_streamed(response_format: Format) -> None:
-    """Raise Refusal (400) for a format that needs the whole transcript."""
+def _check_streamed(response_format: Format, is_split: bool) -> None:
+    """Raise Refusal (400) for a format that needs the whole transcript, and channels, which are merged at the end."""
+    if is_split:
+        raise Refusal(400, "split channels cannot be streamed: leave stream out", "unsupported_value", param="stream")
     if response_format not in STREAMED:
         formats = " and ".join(STREAMED)
         raise Refusal(

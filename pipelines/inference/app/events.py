@@ -41,12 +41,18 @@ def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
         previous: SessionTranscript | None,
         language: str,
         count: dict[str, int],
+        is_split: bool,
         request: Any,
         progress=gr.Progress(),
     ) -> tuple[Any, ...]:
         label, number = TEXTS[language]["transcribing"], count["number"]
         outputs = handlers.transcribe(
-            recording, previous, language, lambda share: progress(share, desc=label), _client(request)
+            recording,
+            previous,
+            language,
+            lambda share: progress(share, desc=label),
+            _client(request),
+            split_channels=is_split,
         )
         # skip the outputs if the visitor has chosen another recording meanwhile
         return outputs if count["number"] == number else (gr.skip(), gr.skip(), gr.skip())
@@ -54,7 +60,7 @@ def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
     transcribe.__annotations__ = {"request": gr.Request}  # Gradio passes it only if it can read all annotations
     return page.transcribe.click(
         transcribe,
-        [page.recording, page.transcript_state, page.language, page.recording_count],
+        [page.recording, page.transcript_state, page.language, page.recording_count, page.is_split],
         page.transcript_outputs,
         api_name="transcribe",
         show_progress_on=page.transcript,
@@ -101,6 +107,7 @@ def _connect_recorder(page: Components, handlers: Handlers) -> None:
         **_SILENT,
     )
     page.recording.change(None, page.recording, None, js="file => window.lab.loadRecording(file?.url)", **_PRIVATE)
+    page.split_channels.change(lambda value: value, page.split_channels, page.is_split, queue=False, **_SILENT)
     for name, button in zip(EXAMPLES, page.examples, strict=True):
         button.click(lambda name=name: example_path(name), None, page.recording, queue=False, **_SILENT)
 

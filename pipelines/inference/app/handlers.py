@@ -72,6 +72,7 @@ class Handlers:
         language: str,
         on_progress: Any = None,
         client: str = "",
+        split_channels: bool = False,
     ) -> tuple[str, str, SessionTranscript]:
         """Return the transcript, a line with durations, and the transcript to store in the session.
 
@@ -85,7 +86,8 @@ class Handlers:
             budget = self.limiter.admit(client) if is_new else None
             can_discard = True
             try:
-                transcript = self.service.transcribe(recording, previous, on_progress or (lambda share: None))
+                channels = tuple(TEXTS[language]["channels"].values()) if split_channels else None
+                transcript = self.service.transcribe(recording, previous, on_progress or (lambda share: None), channels)
             except AudioError as error:
                 can_discard = error.reason != "busy"
                 raise
@@ -120,7 +122,7 @@ class Handlers:
                 return ""
             self.limiter.admit(client).charge(transcript.audio_s)
             title, before = self.service.transcribe_with_base(transcript)
-            tuned = (inference_pipeline.model_title(self.service.transcriber.ref), transcript.text)
+            tuned = (inference_pipeline.model_title(self.service.transcriber.ref), transcript.plain_text)
             return html.comparison((title, before.text), tuned, texts, self.service.transcriber.language)
 
     def mark_right(

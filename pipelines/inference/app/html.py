@@ -40,10 +40,11 @@ def segment_list(segments: tuple[Segment, ...], texts: Texts, speech: str) -> st
 def _segment_item(segment: Segment, texts: Texts) -> str:
     start = format_time(segment.start_s)
     label = texts["play"].format(start=start)
+    speaker = f"<b>{html.escape(segment.speaker)}:</b> " if segment.speaker else ""
     return (
         f'<li data-start="{segment.start_s:.3f}" data-end="{segment.end_s:.3f}"><button type="button" class="play" '
         f'title="{label}" aria-label="{label}"><time>{start}</time></button>'
-        f"<span>{mark_unsure_words(segment, texts)}</span></li>"
+        f"<span>{speaker}{mark_unsure_words(segment, texts)}</span></li>"
     )
 
 

@@ -23,6 +23,8 @@ ENGLISH: Texts = {
     "hour if you do not transcribe it. A copy stays in memory for at most half an hour after your last click. The "
     "recording is saved only if you tick the box below.",
     "examples": "No recording? Try an example (synthetic voice):",
+    "split_channels": "Each channel has its own speaker (stereo recordings of interviews and calls)",
+    "channels": {"left": "Left", "right": "Right", "numbered": "Channel {number}"},
     "transcribe": "Transcribe",
     "transcribing": "Transcribing",
     "transcript": "Transcript",
@@ -134,6 +136,8 @@ SWEDISH: Texts = {
     "halvtimme om du inte transkriberar den. En kopia finns i minnet i högst en halvtimme efter ditt senaste klick. "
     "Inspelningen sparas bara om du kryssar i rutan nedan.",
     "examples": "Ingen inspelning? Prova ett exempel (syntetisk röst):",
+    "split_channels": "Varje kanal har en egen talare (stereoinspelningar av intervjuer och samtal)",
+    "channels": {"left": "Vänster", "right": "Höger", "numbered": "Kanal {number}"},
     "transcribe": "Transkribera",
     "transcribing": "Transkriberar",
     "transcript": "Transkription",

@@ -59,6 +59,9 @@ class Components:
     language_switch: gr.Radio
     recording: gr.Audio
     transcribe: gr.Button
+    split_channels: gr.Checkbox
+    is_split: gr.State
+    """Value of `split_channels`: programs that call /transcribe send only the recording."""
     examples: list[gr.Button]
     start_live: gr.Button
     end_live: gr.Button
@@ -126,7 +129,7 @@ def create_components(
     page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
     with gr.Tabs():
         with page.add(gr.Tab, lambda texts: {"label": texts["file_tab"]}):
-            recording, transcribe, examples = _create_recorder(page, has_examples=speech == "sv")
+            recording, split_channels, transcribe, examples = _create_recorder(page, has_examples=speech == "sv")
         with page.add(gr.Tab, lambda texts: {"label": texts["live_tab"]}):
             start_live, end_live = _create_microphone(page)
     page.add(gr.Markdown, lambda texts: {"value": texts["privacy"]}, elem_id="privacy")
@@ -140,6 +143,8 @@ def create_components(
         language_switch=language_switch,
         recording=recording,
         transcribe=transcribe,
+        split_channels=split_channels,
+        is_split=gr.State(False),
         examples=examples,
         start_live=start_live,
         end_live=end_live,
@@ -148,8 +153,10 @@ def create_components(
     )
 
 
-def _create_recorder(page: LocalizedComponents, has_examples: bool) -> tuple[gr.Audio, gr.Button, list[gr.Button]]:
-    """Create the recorder, the Transcribe button, and a button for each example: they are Swedish."""
+def _create_recorder(
+    page: LocalizedComponents, has_examples: bool
+) -> tuple[gr.Audio, gr.Checkbox, gr.Button, list[gr.Button]]:
+    """Create the recorder, a choice of channels, the Transcribe button, and a button for each example (Swedish)."""
     import gradio as gr
 
     recording = page.add(
@@ -163,6 +170,13 @@ def _create_recorder(page: LocalizedComponents, has_examples: bool) -> tuple[gr.
         waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"},
     )
     gr.HTML(html.RECORDER_NOTE, elem_id="recorder-status", padding=False)
+    split_channels = page.add(
+        gr.Checkbox,
+        lambda texts: {"label": texts["split_channels"]},
+        value=False,
+        elem_id="split-channels",
+        container=False,
+    )
     # disabled until the audio has been uploaded
     transcribe = page.add(
         gr.Button,
@@ -175,7 +189,7 @@ def _create_recorder(page: LocalizedComponents, has_examples: bool) -> tuple[gr.
     page.add(gr.Markdown, lambda texts: {"value": texts["examples"]}, elem_id="examples-label", visible=has_examples)
     with gr.Row(elem_id="examples", visible=has_examples):
         examples = [gr.Button(sentence, size="sm", min_width=120) for sentence in EXAMPLES.values()]
-    return recording, transcribe, examples
+    return recording, split_channels, transcribe, examples
 
 
 def _create_microphone(page: LocalizedComponents) -> tuple[gr.Button, gr.Button]:

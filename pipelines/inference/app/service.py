@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.inference.channels import ChannelTranscriber, without_speakers
 from pipelines.inference.pipeline import model_title
 from pipelines.infra.errors import LabError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pipelines.inference.transcript import Segment, Transcript
     from pipelines.speech.audio import Gap, Waveform
 
+ChannelLabels = tuple[str, str, str]
+"""Names of the left and the right channel, and a format of the names of several."""
 MAX_DURATION_S = 600.0
 """Maximum duration of a recording."""
 MIN_PEAK = 1e-3
@@ -49,6 +52,13 @@ class SessionTranscript:
     """Segments with times and confidences."""
     gaps: tuple[Gap, ...] = ()
     """Parts of the recording that cannot be read."""
+    channels: ChannelLabels | None = None
+    """Names of the channels that were transcribed one by one; None: their mean was."""
+
+    @property
+    def plain_text(self) -> str:
+        """The text without names of speakers."""
+        return without_speakers(self.text, self.segments)
 
 
 class TurnQueue:
@@ -112,27 +122,40 @@ class Service:
         path: str | None,
         previous: SessionTranscript | None = None,
         on_progress: Callable[[float], None] = lambda share: None,
+        channels: ChannelLabels | None = None,
     ) -> SessionTranscript:
         """Transcribe the file at `path`; return `previous` if it is of the same upload.
 
-        `on_progress` receives the completed share, 0 to 1. Raises AudioError with reason `no_recording`, `missing`,
-        `empty`, `unreadable`, `damaged` (without any sound), `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
+        With the names `channels`, each channel is transcribed, without crosstalk. `on_progress` receives the completed
+        share, 0 to 1. Raises AudioError with reason `no_recording`, `missing`, `empty`, `unreadable`, `damaged`
+        (without any sound), `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
         """
         from pipelines.speech import audio
 
         if path is None:
             raise audio.AudioError("no_recording", "nothing was recorded or chosen")
-        if previous is not None and previous.source == path:
+        if previous is not None and (previous.source, bool(previous.channels)) == (path, bool(channels)):
             return previous
         started = time.monotonic()
         waveform, gaps = _read(path, _deadline(started + TIMEOUT_S))
         with self.turn() as yield_turn:
             callbacks = _callbacks(waveform.duration_s, started + TIMEOUT_S, yield_turn, on_progress)
-            transcript = self.transcriber.transcribe(waveform, **callbacks)
+            if channels:
+                on_audio = _with_progress(callbacks["on_audio"], waveform.duration_s, on_progress)
+                transcript = _transcribe_channels(self.transcriber, path, channels, on_audio)
+            else:
+                transcript = self.transcriber.transcribe(waveform, **callbacks)
         retained = waveform if waveform.duration_s <= MAX_RETAINED_S else None
         elapsed_s = time.monotonic() - started
         return SessionTranscript(
-            path, transcript.text, waveform.duration_s, elapsed_s, retained, segments=transcript.segments, gaps=gaps
+            path,
+            transcript.text,
+            waveform.duration_s,
+            elapsed_s,
+            retained,
+            segments=transcript.segments,
+            gaps=gaps,
+            channels=channels,
         )
 
     def transcribe_with_base(self, transcript: SessionTranscript) -> tuple[str, Transcript]:
@@ -204,15 +227,38 @@ class Service:
         new = (flag, correction, save_recording and transcript.recording is not None)
         if new != transcript.feedback:
             given = feedback.Feedback(
-                output=transcript.text,
+                output=transcript.plain_text,
                 flag=flag,
                 model=model_title(self.transcriber.ref),
-                reference=correction,
+                reference=without_speakers(correction, transcript.segments),
                 username=username,
                 recording=transcript.recording if save_recording else None,
             )
             feedback.append(self.log, given)
         return replace(transcript, feedback=new)
+
+
+def _transcribe_channels(
+    transcriber: Transcriber, path: str, channels: ChannelLabels, on_audio: Callable[[float], None]
+) -> Transcript:
+    """Return the transcript of each channel of what can be read."""
+    from pipelines.inference.transcript import DamagedRecording
+
+    *left_right, numbered = channels
+    try:
+        return ChannelTranscriber(transcriber, (), tuple(left_right), numbered).transcribe(path, on_audio=on_audio)
+    except DamagedRecording as damage:
+        return damage.transcript
+
+
+def _with_progress(
+    on_audio: Callable[[float], None], audio_s: float, on_progress: Callable[[float], None]
+) -> Callable[[float], None]:
+    def report(seconds: float) -> None:
+        on_audio(seconds)
+        on_progress(min(seconds / audio_s, 1.0))
+
+    return report
 
 
 def _read(path: str, check_deadline: Callable[[], float]) -> tuple[Waveform, tuple[Gap, ...]]:

@@ -30,10 +30,12 @@ from hypothesis import strategies
 from pipelines.cli import serving
 from pipelines.inference import subtitles as written
 from pipelines.inference.api import api
+from pipelines.inference.api.forms import SubtitleForm
 from pipelines.inference.api.middleware import Access
 from pipelines.inference.api.queue import Limits
 from pipelines.inference.http import protocol
 from pipelines.inference.http import server as api_server
+from pipelines.inference.http.guard import Refusal
 from pipelines.infra.errors import LabError
 from pipelines.whisper import export
 from pipelines.whisper import model as whisper_model
@@ -114,6 +116,33 @@ def test_openai_client_gets_word_times(toy, wav):
         assert caught.value.param == "timestamp_granularities[]"
 
 
+def test_highlighted_words_need_word_times():
+    with pytest.raises(Refusal, match="does not support word times"):
+        SubtitleForm(highlight_words=True).parse("srt", times_words=False)
+
+
+def test_subtitles_of_channels_are_styled(toy, encoded, speech):
+    timing = copy.copy(toy)
+    timing.loaded = Timing(toy.loaded)
+    stereo = encoded(np.stack([speech(16_000), speech(16_000, 1)], axis=1))
+    with running(timing) as url:
+
+        def ask(**fields: str) -> httpx.Response:
+            fields |= {"channels": "split"}
+            return httpx.post(url + TRANSCRIPTIONS, files={"file": stereo}, data=fields, timeout=60)
+
+        named = {"channel_names": "Anna,Erik"}
+        verbose = ask(response_format="verbose_json", **named).json()
+        assert [segment["speaker"] for segment in verbose["segments"]] == ["Anna", "Erik"]
+        assert ask().json()["text"] == verbose["text"].replace("Anna:", "Left:").replace("Erik:", "Right:")
+        style = {"max_line_width": "20", "max_line_count": "1", "highlight_words": "true"}
+        cues = ask(response_format="vtt", **named, **style).text
+        assert "<v Anna>Anna: " in cues and "<u>" in cues
+        lines = [re.sub("<[^>]*>", "", line) for line in cues.splitlines() if "-->" not in line]
+        assert max(map(len, lines)) <= 20
+        refusal(ask(channel_names="A,B,C"), 400, param="channel_names")
+
+
 def test_openai_client_without_word_times_gets_400(toy, wav):
     untimed = copy.copy(toy)
     untimed.loaded = Timing(toy.loaded, can_align=False)
@@ -156,6 +185,13 @@ def test_openai_client_understands_a_refusal(client, wav):
     ("fields", "param", "status"),
     [
         ({"language": "en"}, "language", 400),
+        ({"channels": "both"}, "channels", 400),
+        ({"channel_names": "Anna,Erik"}, "channel_names", 400),
+        ({"channels": "split", "channel_names": "Anna,"}, "channel_names", 400),
+        ({"max_line_width": "30"}, "max_line_width", 400),
+        ({"max_line_width": "3", "response_format": "srt"}, "max_line_width", 400),
+        ({"max_line_count": "0", "response_format": "vtt"}, "max_line_count", 400),
+        ({"highlight_words": "true"}, "highlight_words", 400),
         ({"language": "Svedish"}, "language", 400),
         ({"task": "translate"}, "task", 400),
         ({"prompt": "Hej"}, "prompt", 400),

@@ -13,8 +13,9 @@ import pytest
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH, TEXTS
 from pipelines.inference.app.service import Service
-from pipelines.inference.transcript import Segment, Word
+from pipelines.inference.transcript import Segment, Transcript, Word
 from pipelines.infra.errors import LabError
+from pipelines.speech import audio
 from tests.inference.app.app_fakes import (
     FakeTranscriber,
     expect_refusal,
@@ -45,6 +46,33 @@ def test_transcript_comes_with_durations(handlers, spoken):
     assert line.startswith("2.1 s of speech in 0.")
     assert transcript.source == spoken
     assert transcript.recording.duration_s == pytest.approx(2.1)
+
+
+class ChannelReader(FakeTranscriber):
+    """Returns one segment for a channel with sound."""
+
+    def transcribe(self, recording, max_duration_s=600.0, on_audio=None, track=0):
+        samples = np.concatenate(list(audio.blocks(recording, max_duration_s, track=track)))
+        on_audio(len(samples) / audio.SAMPLE_RATE_HZ)
+        start_s = float(np.flatnonzero(samples)[0]) / audio.SAMPLE_RATE_HZ
+        return Transcript(self.text, 2.0, 0.1, (Segment(start_s, start_s + 1, self.text, (Word("Hej", 0.9),)),))
+
+
+@pytest.mark.parametrize(("language", "names"), [("en", ("Left", "Right")), ("sv", ("Vänster", "Höger"))])
+def test_channels_are_named_in_the_page_s_language(tmp_path, encoded, speech, language, names):
+    service = Service(ChannelReader(tmp_path), tmp_path / "log.csv", lambda: FakeTranscriber(tmp_path / "x"))
+    handlers, path, shares = Handlers(service), tmp_path / "two.wav", []
+    sound, silence = speech(16_000), np.zeros(16_000, np.float32)
+    path.write_bytes(encoded(np.stack([np.append(sound, silence), np.append(silence, sound)], axis=1)))
+    text, _, transcript = handlers.transcribe(str(path), None, language, shares.append, split_channels=True)
+    assert text == "\n".join(f"{name}: Hej på dig." for name in names)
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    details, files, *_ = handlers.show_details(transcript, language)
+    assert all(f"<b>{name}:</b>" in details and f"{name}: Hej" in files["srt"] for name in names)
+    assert names[0] not in handlers.compare(transcript, language)
+    handlers.mark_wrong(transcript, f"{names[0]}: Hej på er.\n{names[1]}: Hej!", "", False, language)
+    (row,) = feedback_rows(handlers)
+    assert (row["output"], row["reference"]) == ("Hej på dig. Hej på dig.", "Hej på er. Hej!")
 
 
 def test_same_upload_is_transcribed_once(handlers, spoken):
