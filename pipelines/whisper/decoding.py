@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from pipelines.whisper import greedy
 from pipelines.whisper.batching import Collator, sorted_batches
+from pipelines.whisper.greedy import DecodedTokens
 from pipelines.whisper.log_mel import FULL_FRAMES
 from pipelines.whisper.tokens import Spelling, prompt_ids
 
@@ -127,11 +129,24 @@ def decode_to_text(
     Language and task are forced, timestamps are off, and the tokens that the model's generation settings suppress
     stay suppressed. The encoder runs once, at T frames; Whisper's own `generate` in transformers would pad to 30 s.
     """
-    import torch
+    return decode_states_to_text(model, processor, encode(model, features), options)
 
-    tokens = generate(model, features, prompt_ids(processor, options.language), options.max_new_tokens)
-    ends = torch.tensor(_end_tokens(model), device=tokens.device)
-    options.on_cut(int((~torch.isin(tokens, ends).any(dim=-1)).sum()))
+
+def decode_states_to_text(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    encoded: torch.Tensor,
+    options: RowDecodingOptions,
+) -> list[str]:
+    """Return the result of `decode_to_text` for windows that `encode` has encoded."""
+    prompt = prompt_ids(processor, options.language)
+    if greedy.runs_on(model):
+        with inference(model):
+            decoded = greedy.decode(model, encoded, prompt, options.max_new_tokens, _end_tokens(model))
+        tokens = [one.ids for one in decoded]
+    else:
+        tokens = generate_from_states(model, encoded, prompt, options.max_new_tokens).tolist()
+    options.on_cut(sum(set(ids).isdisjoint(_end_tokens(model)) for ids in tokens))
     return _texts(processor, tokens)
 
 
@@ -142,6 +157,27 @@ def decode(
     options: RowDecodingOptions,
 ) -> list[Hypothesis]:
     """Return the hypotheses of `features` float [B, n_mels, T]: the texts are those of `decode_to_text`."""
+    prompt, encoded, ends = prompt_ids(processor, options.language), encode(model, features), _end_tokens(model)
+    if greedy.runs_on(model):
+        with inference(model):
+            decoded = greedy.decode(
+                model, encoded, prompt, options.max_new_tokens, ends, no_speech_token=no_speech_token(prompt)
+            )
+    else:
+        decoded = _generate_scored(model, encoded, prompt, options)
+    texts = _texts(processor, [one.ids for one in decoded])
+    spelling = Spelling(processor.tokenizer.backend_tokenizer) if options.word_logprobs else None
+    hypotheses = []
+    for text, one in zip(texts, decoded, strict=True):
+        words = spelling.words(*one.without(ends)) if spelling else ()
+        hypotheses.append(Hypothesis(text, one.mean_logprob, len(one.ids), words, one.no_speech))
+    return hypotheses
+
+
+def _generate_scored(
+    model: WhisperForConditionalGeneration, encoded: torch.Tensor, prompt: list[int], options: RowDecodingOptions
+) -> list[DecodedTokens]:
+    """Return the tokens of windows that `encode` has encoded, by the `generate` of transformers."""
     import torch
 
     steps: list[torch.Tensor] = []
@@ -151,24 +187,14 @@ def decode(
         steps.append(logprobs.gather(-1, scores.argmax(dim=-1, keepdim=True))[:, 0])
         return scores
 
-    prompt = prompt_ids(processor, options.language)
-    encoded = encode(model, features)
     tokens = generate_from_states(model, encoded, prompt, options.max_new_tokens, record_logprobs)
     is_end = torch.isin(tokens, torch.tensor(_end_tokens(model), device=tokens.device))
     is_scored = is_end.cumsum(dim=-1) - is_end.int() == 0  # up to the first end token; the others are padding
-    counts = is_scored.sum(dim=-1)
-    logprobs = torch.stack(steps, dim=-1)
-    means = (logprobs * is_scored).sum(dim=-1) / counts
-    words = [()] * len(features)
-    if options.word_logprobs:
-        spelling = Spelling(processor.tokenizer.backend_tokenizer)
-        words = [
-            spelling.words(ids[is_text].tolist(), values[is_text].tolist())
-            for ids, values, is_text in zip(tokens, logprobs, is_scored & ~is_end, strict=True)
-        ]
-    no_speech = no_speech_probabilities(model, encoded, prompt)
-    columns = (_texts(processor, tokens), means.tolist(), counts.tolist(), words, no_speech)
-    return [Hypothesis(*values) for values in zip(*columns, strict=True)]
+    columns = tokens, torch.stack(steps, dim=-1), is_scored, no_speech_probabilities(model, encoded, prompt)
+    return [
+        DecodedTokens(ids[scored].tolist(), logprobs[scored].tolist(), no_speech)
+        for ids, logprobs, scored, no_speech in zip(*columns, strict=True)
+    ]
 
 
 def no_speech_probabilities(
@@ -192,7 +218,7 @@ def no_speech_token(prompt: list[int]) -> int:
     return prompt[-1] - 1
 
 
-def _texts(processor: WhisperProcessor, tokens: torch.Tensor) -> list[str]:
+def _texts(processor: WhisperProcessor, tokens: list[list[int]]) -> list[str]:
     return [
         text.strip()
         for text in processor.tokenizer.batch_decode(
@@ -301,3 +327,8 @@ def uses_bfloat16(model: WhisperForConditionalGeneration) -> bool:
     import torch
 
     return model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def engine_name(model: WhisperForConditionalGeneration) -> str:
+    """Return library, device and precision, such as `transformers cpu float32`."""
+    return f"transformers {model.device.type} {'bfloat16' if uses_bfloat16(model) else 'float32'}"

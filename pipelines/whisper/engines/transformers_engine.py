@@ -77,7 +77,7 @@ class Transformers:
         self.model = whisper_model.load(ref, device=device).eval()
         self.processor = whisper_model.load_processor(ref, options.language)
         self.options = options
-        self.name = f"transformers {device} {'bfloat16' if decoding.uses_bfloat16(self.model) else 'float32'}"
+        self.name = decoding.engine_name(self.model)
         self.n_mels = self.model.config.num_mel_bins
         self.spelling = Spelling(self.processor.tokenizer.backend_tokenizer)
         self.can_align = bool(alignment_heads(self.model))
