@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipelines import recipes
 from pipelines.experiments import evaluation
+from pipelines.experiments.report.hypotheses import decoding_facts
 from pipelines.infra import manifest
 from pipelines.recipes import digest
 from pipelines.speech import scoring, text
@@ -58,6 +59,7 @@ def report(
     cache: str = "cache0000001",
     scored: str = "",
     fork: dict[str, Any] | None = None,
+    engine: str = "",
 ) -> evaluation.EvalReport:
     """Write a sealed report below `runs/<name>/reports` and return it.
 
@@ -111,5 +113,6 @@ def report(
         test_set=evaluation.test_set(predictions),
         normaliser=text.NORMALISER,
         lineage=evaluation.lineage(ref),
+        **({"decoding": decoding_facts(engine)} if engine else {}),
     )
     return evaluation.read_report(path)

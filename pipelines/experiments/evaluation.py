@@ -23,6 +23,7 @@ from pipelines.experiments import report
 from pipelines.experiments.report import clips, hypotheses, predictions_file
 from pipelines.experiments.report import page as report_page
 from pipelines.experiments.report import slices as report_slices
+from pipelines.experiments.report.hypotheses import Decoded
 from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import leaks
@@ -68,6 +69,8 @@ class EvalReport:
     """Origin of the model (`lineage`)."""
     caveats: tuple[str, ...] = ()
     """What the scores and intervals do not say, one sentence each."""
+    decoding: dict[str, Any] = field(default_factory=dict)
+    """Engine, precision and search that wrote the transcripts (hypotheses.decoding_facts); empty in old reports."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `evaluate --json` prints."""
@@ -77,6 +80,7 @@ class EvalReport:
             "score": self.score.as_dict(),
             "raw": self.raw.as_dict(),
             "caveats": list(self.caveats),
+            "decoding": self.decoding,
             "report": str(self.folder),
             "page": str(self.page),
         }
@@ -84,7 +88,8 @@ class EvalReport:
     def __str__(self) -> str:
         notes = "".join(f"\nnote: {caveat}" for caveat in self.caveats)
         scores = f"  normalised  {self.score}\n  as written  {self.raw}"
-        return f"{self.model} on {self.split}\n{scores}{notes}\nreport {self.folder}"
+        decoded = f"\ndecoded by {hypotheses.describe(self.decoding)}" if self.decoding else ""
+        return f"{self.model} on {self.split}\n{scores}{decoded}{notes}\nreport {self.folder}"
 
     @property
     def page(self) -> Path | None:
@@ -137,10 +142,10 @@ def evaluate(
     rows = cache.split(split)
     if not len(rows):
         raise LabError(f"the cache {cache.folder} has no {split} clips to score")
-    decoded, speed = hypotheses.of_earlier_report(earlier, identity, cache, rows) or hypotheses.decode(
+    decoded = hypotheses.of_earlier_report(earlier, identity, cache, rows) or hypotheses.decode(
         recipe, cache, ref, rows, on_clips
     )
-    return _write(folder, identity, ref, cache, _predictions(cache, rows, decoded), recipe, speed)
+    return _write(folder, identity, ref, cache, decoded, recipe)
 
 
 def read_report(folder: Path) -> EvalReport:
@@ -160,6 +165,7 @@ def read_report(folder: Path) -> EvalReport:
         facts.get("normaliser", ""),
         facts.get("lineage", {}),
         tuple(facts.get("caveats", _caveats(score))),
+        facts.get("decoding", {}),
     )
 
 
@@ -211,11 +217,11 @@ def _write(
     identity: dict[str, Any],
     ref: ModelRef,
     cache: FeatureCache,
-    predictions: pd.DataFrame,
+    decoded: Decoded,
     recipe: Recipe,
-    speed: dict[str, Any],
 ) -> EvalReport:
     split, origin = identity["split"], lineage(ref)
+    predictions = _predictions(cache, cache.split(split), decoded.hypotheses)
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
     score = scoring.score(*texts, **settings)
@@ -234,10 +240,11 @@ def _write(
         "test_set": test_set(predictions),
         "normaliser": text.NORMALISER,
         "lineage": origin,
+        "decoding": decoded.decoding,
     }
     folder.mkdir(parents=True, exist_ok=True)
     predictions_file.write(folder, predictions)
-    facts = report.facts(predictions, {**fields, "language": recipe.language}, speed)
+    facts = report.facts(predictions, {**fields, "language": recipe.language}, decoded.speed)
     manifest.write_json(folder / "report.json", facts)
     sounds = clips.embedded(recipe.source, recipe.language, split, [worst["id"] for worst in facts["worst"]])
     (folder / "report.html").write_text(report_page.render(facts, predictions["wer"], *sounds), "utf-8")
@@ -245,7 +252,7 @@ def _write(
         "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "features": hypotheses.features_digest(cache, cache.split(split)),
     }
-    manifest.seal(folder, kind="report", identity=identity, seconds=speed["decoding_seconds"], **fields, **made)
+    manifest.seal(folder, kind="report", identity=identity, seconds=decoded.speed["decoding_seconds"], **fields, **made)
     return read_report(folder)
 
 

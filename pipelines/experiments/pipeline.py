@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines.experiments import evaluation, run_log, test_set_log
 from pipelines.experiments.evaluation import EvalReport
+from pipelines.experiments.report import hypotheses
 from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment
@@ -48,6 +49,7 @@ def evaluate(
     recipe = derived.resolve(recipe, cache)
     ref = whisper_model.resolve(model_uri)
     model_files.require_full_window(ref.folder)
+    environment.keep_freed_memory()
     decoded: list[int] = []
     with clip_progress_bar(f"{split}: {ref.name}", len(cache.split(split))) as step:
 
@@ -95,6 +97,7 @@ def _save_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
         test=report.score.as_dict(),
         test_raw=report.raw.as_dict(),
         test_caveats=list(report.caveats),
+        **({"test_decoding": hypotheses.describe(report.decoding)} if report.decoding else {}),
         test_data=lineage.data_of(recipe.source.model_dump(mode="json")),
         test_scored={"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n},
     )

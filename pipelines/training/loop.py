@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.features.cache import FeatureCache
 from pipelines.features.clips import MAX_LABEL_TOKENS
-from pipelines.infra import console, manifest
+from pipelines.infra import console, environment, manifest
 from pipelines.infra.parallel import distributed
 from pipelines.recipes import as_toml
 from pipelines.recipes.settings import Recipe
@@ -61,6 +61,7 @@ def train(run: TrainingRun) -> TrainedModel:
     Raises LabError if the folder belongs to another run, Unfinished if a signal or the time budget ended the sitting,
     and Paused at the first checkpoint from `run.until` on that is not the last.
     """
+    environment.keep_freed_memory()
     if not distributed.is_main_process():
         run = dataclasses.replace(run, progress=Progress())
     with contextlib.ExitStack() as stack:

@@ -156,7 +156,7 @@ def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, 
 {_score_lines(recipe, training, facts)}
 
 Normalised: without case and punctuation. The checkpoint was selected on validation, so that score is optimistic.
-Intervals are bootstrapped over speakers unless noted.
+Intervals are bootstrapped over speakers unless noted.{_decoded(facts)}
 
 ## How to use it
 
@@ -190,6 +190,12 @@ The speech itself is not part of this repository.
 
 {_limits(recipe, facts)}
 """
+
+
+def _decoded(facts: Mapping[str, Any]) -> str:
+    """Return how the test clips were decoded; empty for models that were scored by older versions."""
+    decoding = facts.get("test_decoding")
+    return f" Test clips were decoded by {_inline(decoding)}." if decoding else ""
 
 
 def _score_lines(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.experiments import evaluation, figures
@@ -46,7 +47,8 @@ def heard(monkeypatch):
             return [decoding.Hypothesis(write(cache.rows.iloc[row]), -0.1, 5) for row in rows]
 
         monkeypatch.setattr(decoding, "decode_rows", decode_rows)
-        monkeypatch.setattr(whisper_model, "load", lambda ref, **kwargs: None)
+        monkeypatch.setattr(whisper_model, "load", lambda ref, **kwargs: torch.nn.Module())
+        monkeypatch.setattr(decoding, "engine_name", lambda model: "transformers cpu float32")
         return calls
 
     return plan
@@ -202,6 +204,16 @@ def test_report_names_quantised_weights(score, heard, base):
     assert evaluation.read_report(report.folder).model == report.model
 
 
+def test_report_names_engine_and_search(score, toy_cache):
+    report, line = score(), "transformers cpu float32, greedy, without timestamps"
+    expected = {"engine": "transformers cpu float32", "precision": "float32", "beam_size": 1, "timestamps": False}
+    assert report.decoding == expected == report.details()["decoding"] == report.as_dict()["decoding"]
+    assert f"Decoded by {line}." in report.page.read_text("utf-8")
+    assert f"decoded by {line}" in str(report)
+    other = score(overrides={"evaluation.seed": 5}, earlier=[report.folder])
+    assert (other.folder != report.folder, other.decoding) == (True, expected), "its transcripts are taken over"
+
+
 def test_model_is_decoded_at_its_training_length(score, heard, base):
     calls = heard(lambda row: "ja")
     score(overrides={"evaluation.max_new_tokens": 9})
@@ -325,6 +337,9 @@ def test_report_of_an_older_version_is_readable(score, heard, tmp_path):
     manifest.seal(old, kind="report", **{name: told[name] for name in facts})
     report = evaluation.read_report(old)
     assert (report.page, report.details(), report.lineage, report.test_set) == (None, {}, {}, "")
+    assert report.decoding == {}
+    assert "decoded by" in str(new)
+    assert "decoded by" not in str(report)
     assert report.score == new.score
     assert set(report.slices()["slice"]) == {"gender", "variant", "origin"}
     assert len(report.worst(3)) == 3

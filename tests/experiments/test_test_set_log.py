@@ -145,6 +145,7 @@ def scored(toy_settings, toy_cache, toy_model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decoding, "decode_rows", decode_rows)
     monkeypatch.setattr(whisper_model, "load", lambda ref, **told: None)
+    monkeypatch.setattr(decoding, "engine_name", lambda model: "transformers cpu float32")
 
     def evaluate(overrides=None, split="test") -> list[str]:
         told = record_log()

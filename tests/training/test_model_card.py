@@ -120,6 +120,7 @@ def test_test_score_is_added_and_folder_stays_sealed(scored, trained):
     assert told["test", "WER, as written"].metric_value == scored.raw.wer
     assert f"| {scored.score.wer:.3f} | {scored.score.ci95[0]:.3f} to {scored.score.ci95[1]:.3f} |" in read(folder).text
     assert "not scored yet" not in read(folder).text
+    assert "decoded by transformers cpu float32, greedy, without timestamps." in read(folder).text
 
 
 def test_equal_score_changes_no_byte_of_the_model(scored, trained, toy_cache):

@@ -125,6 +125,9 @@ class Comparison:
             notes += [self.units.caveat, *(self._over_clips(finding) for finding in self.findings[1:])]
         elif not self.units.enough:
             notes.append(f"fewer than {MIN_SPEAKERS} test speakers: no interval is reported")
+        if len(precisions := self._precisions()) > 1:
+            parts = "; ".join(f"{precision}: {', '.join(names)}" for precision, names in precisions.items())
+            notes.append(f"models were decoded in different precision ({parts}): a part of ΔWER may be due to that")
         if n > 1:
             notes.append(f"p (Holm) is corrected for {n} comparisons, intervals are not")
         if any(len(finding.experiment.seeds) == 1 for finding in self.findings):
@@ -139,6 +142,14 @@ class Comparison:
         if len(self.slices):
             notes.append("slices are many and uncorrected: they suggest what to test next and prove nothing")
         return notes
+
+    def _precisions(self) -> dict[str, list[str]]:
+        """Return the experiments decoded in each precision, without old reports, which name none."""
+        names: dict[str, list[str]] = {}
+        for experiment in (finding.experiment for finding in self.findings):
+            for precision in sorted({report.decoding.get("precision", "") for report in experiment.reports} - {""}):
+                names.setdefault(precision, []).append(experiment.name)
+        return names
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of comparison.json."""

@@ -8,6 +8,7 @@ value is null, no key is left out. `over` says what an interval resamples: speak
     split, language, utterances, speakers (known ones), audio_seconds
     caveats         what the intervals and scores do not say, one sentence each
     test_set        digest of the ids and references scored;  normaliser: version of text.normalise
+    decoding        engine, precision, beam_size, timestamps (hypotheses.decoding_facts); empty if unknown
     lineage         origin of the model; absolute paths are cut to their last part
     score, raw      scoring.Score as a dictionary: normalised, and as written
     slices          slice, value, wer, low, high, n, speakers, over; slices are explained in `definitions`

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,39 @@ _SCORING_FIELDS = ("cache", "evaluation.bootstrap_samples", "evaluation.seed")
 _SPEED = ("decoding_seconds", "device", "threads")
 
 
-def decode(
-    recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
-) -> tuple[list[Hypothesis], dict[str, Any]]:
-    """Return the hypotheses and the speed: decoding_seconds (without loading the model), device, threads."""
+@dataclass(frozen=True)
+class Decoded:
+    """The transcripts of a split."""
+
+    hypotheses: list[Hypothesis]
+    speed: dict[str, Any]
+    """decoding_seconds (without loading the model), device, threads."""
+    decoding: dict[str, Any]
+    """How they were decoded (`decoding_facts`); empty if an older report has them and does not say so."""
+
+
+def decoding_facts(engine: str) -> dict[str, Any]:
+    """Return how an engine decodes the clips of a split: engine, precision, beam_size, timestamps.
+
+    `engine` ends with its precision, as in `transformers cpu float32`. Evaluation decodes greedily and without
+    timestamps (RowDecodingOptions); an option that changes this belongs here and in the report's identity.
+    """
+    return {"engine": engine, "precision": engine.rpartition(" ")[2], "beam_size": 1, "timestamps": False}
+
+
+def describe(decoding: Mapping[str, Any] | None) -> str:
+    """Return `decoding_facts` in one line; empty if they are unknown."""
+    if not decoding:
+        return ""
+    search = "greedy" if decoding["beam_size"] == 1 else f"beam search with {decoding['beam_size']} beams"
+    return f"{decoding['engine']}, {search}, {'with' if decoding['timestamps'] else 'without'} timestamps"
+
+
+def decode(recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]) -> Decoded:
+    """Decode rows with the fastest engine that writes the text of transformers in float32; an export with its own.
+
+    On a CPU that is whisper/greedy.py: float32 exports for other engines are not faster.
+    """
     import torch
 
     machine = environment.detect()
@@ -45,12 +75,13 @@ def decode(
     started = time.monotonic()
     hypotheses = decoding.decode_rows(model, processor, cache, rows, _decoding_options(recipe, ref), on_clips)
     seconds = max(round(time.monotonic() - started, 2), 0.01)
-    return hypotheses, {"decoding_seconds": seconds, "device": machine.device_name, "threads": torch.get_num_threads()}
+    speed = {"decoding_seconds": seconds, "device": machine.device_name, "threads": torch.get_num_threads()}
+    return Decoded(hypotheses, speed, decoding_facts(decoding.engine_name(model)))
 
 
 def _decode_export(
     recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
-) -> tuple[list[Hypothesis], dict[str, Any]]:
+) -> Decoded:
     """Decode with an export, using the engine for its format."""
     engine = engines.open_engine(ref, recipe.language, max_new_tokens=recipe.evaluation.max_new_tokens)
     options = _decoding_options(recipe, ref)
@@ -59,7 +90,8 @@ def _decode_export(
         lambda features: engine.decode(features.numpy()), cache, rows, options, on_clips
     )
     seconds = max(round(time.monotonic() - started, 2), 0.01)
-    return hypotheses, {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
+    speed = {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
+    return Decoded(hypotheses, speed, decoding_facts(engine.name))
 
 
 def _decoding_options(recipe: Recipe, ref: ModelRef) -> RowDecodingOptions:
@@ -74,8 +106,8 @@ def _decoding_options(recipe: Recipe, ref: ModelRef) -> RowDecodingOptions:
 
 def of_earlier_report(
     earlier: Iterable[Path], identity: dict[str, Any], cache: FeatureCache, rows: Any
-) -> tuple[list[Hypothesis], dict[str, Any]] | None:
-    """Return the hypotheses and the speed of an earlier report whose decoding was the same, or None."""
+) -> Decoded | None:
+    """Return the transcripts of an earlier report whose decoding was the same, or None."""
     expected = _decoding_identity(identity)
     for folder in earlier:
         fields = manifest.read(folder) or {}
@@ -91,7 +123,7 @@ def of_earlier_report(
             logger.info(f"the same clips were decoded by the same model: transcripts are taken from {folder}")
             columns = (table[name].tolist() for name in ("hypothesis", "logprob", "tokens"))
             hypotheses = [Hypothesis(*values) for values in zip(*columns, strict=True)]
-            return hypotheses, {name: speed[name] for name in _SPEED}
+            return Decoded(hypotheses, {name: speed[name] for name in _SPEED}, fields.get("decoding", {}))
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.experiments.report import pictures
+from pipelines.experiments.report import hypotheses, pictures
 from pipelines.experiments.report.alignment import align
 from pipelines.recipes.base_settings import flatten
 from pipelines.speech import text
@@ -37,6 +37,7 @@ def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str,
     environment.filters |= {"share": lambda value: f"{value:.1%}", "wer": lambda value: f"{value:.3f}", "flat": flatten}
     return environment.get_template("page.html").render(
         facts=facts,
+        decoded_by=hypotheses.describe(facts.get("decoding")),
         units=Units.of,
         sounds=sounds,
         missing_audio=missing_audio,

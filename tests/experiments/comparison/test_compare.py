@@ -508,6 +508,23 @@ def test_note_counts_utterances_without_speaker(tmp_path: Path):
     assert compared.units.speakers == 11
 
 
+@pytest.mark.parametrize(
+    ("engine", "is_noted"),
+    [
+        ("", False),
+        ("onnxruntime cpu float32", False),
+        ("ctranslate2 cpu int8", True),
+        ("transformers cuda bfloat16", True),
+    ],
+)
+def test_note_names_models_of_another_precision(tmp_path: Path, engine: str, is_noted: bool):
+    sample_reports.report(tmp_path, "raw", engine="transformers cpu float32")
+    sample_reports.report(tmp_path, "other", settings={"training.steps": 9}, engine=engine)
+    notes = " ".join(comparison.compare(["raw", "other"], runs=tmp_path).notes())
+    assert (f"(float32: raw; {engine.rpartition(' ')[2]}: other)" in notes) is is_noted
+    assert ("precision" in notes) is is_noted
+
+
 def test_outdated_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(text, "NORMALISER", "99")
     with pytest.raises(LabError, match="was scored under normaliser 1, this version has 99"):
