@@ -34,66 +34,51 @@ def validator(
     def run(work: Callable[[int], Any]) -> Any:
         return batch.run_with_retries(work) if batch else work(settings.batch_frames)
 
-    def decode(model: Any, batch_frames: int) -> tuple[dict[int, str], int]:
+    def score_rows(model: Any, batch_frames: int) -> tuple[dict[int, str], int, float, int]:
+        """Return texts by row, cut texts, summed cross entropy and label tokens of this process's part of the rows."""
         cut: list[int] = []
-        options = decoding.RowDecodingOptions(
-            recipe.language,
-            settings.max_new_tokens,
-            full_context=full_context,
-            batch_frames=batch_frames,
-            on_cut=cut.append,
-        )
-        hypotheses = {}
-        for part in _rank_batches(cache, rows, batch_frames, full_context):
-            texts = decoding.decode_rows_to_text(model, processor, cache, part, options)
-            hypotheses |= dict(zip(part.tolist(), texts, strict=True))
-        return hypotheses, sum(cut)
+        options = decoding.RowDecodingOptions(recipe.language, settings.max_new_tokens, on_cut=cut.append)
+        collate, hypotheses, loss, tokens = Collator(cache, full_context=full_context), {}, 0.0, 0
+        for batch in _rank_batches(cache, rows, batch_frames, full_context):
+            inputs = collate(batch.tolist())
+            encoded = decoding.encode(model, inputs["input_features"])
+            texts = decoding.decode_states_to_text(model, processor, encoded, options)
+            hypotheses |= dict(zip(batch.tolist(), texts, strict=True))
+            # losses are in float32: states in bfloat16 are computed again
+            loss += _summed_loss(model, inputs, None if decoding.uses_bfloat16(model) else encoded)
+            tokens += int((inputs["labels"] != IGNORED).sum())
+        return hypotheses, sum(cut), loss, tokens
 
     def validate(model: Any) -> dict[str, float]:
         was_training = model.training
-        texts, cut = run(lambda frames: decode(model, frames))
-        by_row, (n_cut,) = distributed.gather_dicts(texts), map(int, distributed.all_reduce_sum(cut))
+        texts, *sums = run(lambda frames: score_rows(model, frames))
+        by_row, (n_cut, loss, tokens) = distributed.gather_dicts(texts), distributed.all_reduce_sum(*sums)
         hypotheses = [by_row[row] for row in rows.tolist()]
         score = scoring.score(references, hypotheses, speakers, samples=settings.bootstrap_samples, seed=settings.seed)
         ends = dict(zip(("wer_low", "wer_high"), score.ci95 or (), strict=False))  # one clip has no interval
-        loss = _mean_loss(run(lambda frames: _summed_loss(model, cache, rows, frames, full_context)))
         model.train(was_training)  # an out-of-memory error may have left it in evaluation mode
-        return {"wer": score.wer, **ends, **({"cut": n_cut} if n_cut else {}), "loss": loss}
+        return {"wer": score.wer, **ends, **({"cut": int(n_cut)} if n_cut else {}), "loss": loss / tokens}
 
     return validate
 
 
-def validation_loss(model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> float:
-    """Return the mean cross entropy per label token over `rows`, teacher-forced."""
-    return _mean_loss(_summed_loss(model, cache, rows, batch_frames, full_context))
+def _summed_loss(model: Any, batch: dict[str, Any], encoded: Any = None) -> float:
+    """Return the cross entropy of a batch summed over its label tokens, teacher-forced.
 
-
-def _mean_loss(summed: tuple[float, int]) -> float:
-    """Return the mean over all processes of (summed loss, label tokens)."""
-    total, tokens = distributed.all_reduce_sum(*summed)
-    return total / tokens
-
-
-def _summed_loss(
-    model: Any, cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool
-) -> tuple[float, int]:
-    """Return the summed cross entropy and the label tokens of this process's part of `rows`."""
+    `encoded` float [B, T / 2, d_model]: the states of its clips, computed here if None.
+    """
     import torch
 
-    collate, total, tokens = Collator(cache, full_context=full_context), 0.0, 0
     config, was_training = model.config, model.training
+    labels, features = (batch[name].to(model.device) for name in ("labels", "input_features"))
+    known = {"input_features": features} if encoded is None else {"encoder_outputs": (encoded,)}
+    decoder_input_ids = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
     model.eval()
-    for batch in _rank_batches(cache, rows, batch_frames, full_context):
-        inputs = {name: value.to(model.device) for name, value in collate(batch.tolist()).items()}
-        labels = inputs.pop("labels")
-        with torch.inference_mode():
-            outputs = model(
-                **inputs, decoder_input_ids=shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
-            )
-            total += float(token_mean_loss(outputs, labels, 1))
-        tokens += int((labels != IGNORED).sum())
+    with torch.inference_mode():
+        outputs = model(**known, decoder_input_ids=decoder_input_ids)
+        loss = float(token_mean_loss(outputs, labels, 1))
     model.train(was_training)
-    return total, tokens
+    return loss
 
 
 def _rank_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> list[np.ndarray]:

@@ -235,11 +235,14 @@ def test_incomplete_last_group_is_a_token_mean(toy_settings, eight, base, tmp_pa
 
 
 @pytest.mark.parametrize("full_context", [False, True])
-def test_validation_loss_is_token_mean_over_all_clips(toy_cache, base, full_context):
+def test_validation_loss_is_token_mean_over_all_clips(toy_settings, toy_cache, base, full_context):
     model, rows = whisper_model.load(base, dropout=0.5).train(), toy_cache.split("validation")
     budget, shapes = 6_000 if full_context else 1_500, []
+    batch = SimpleNamespace(run_with_retries=lambda work: work(budget))
+    processor = whisper_model.load_processor(base, "sv")
+    validate = validation.validator(toy_settings(), toy_cache, processor, full_context, batch)
     handle = model.model.encoder.register_forward_pre_hook(lambda encoder, args: shapes.append(args[0].shape))
-    found = validation.validation_loss(model, toy_cache, rows, budget, full_context)
+    found = validate(model)["loss"]
     handle.remove()
     assert model.training
     assert len(shapes) > 1

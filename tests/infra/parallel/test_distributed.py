@@ -83,8 +83,8 @@ with distributed.process_group():
     model = training.run(settings, cache, runs=job["runs"])
     base = models.resolve(model.uri)
     validate = validation.validator(settings, cache, models.load_processor(base, "sv"), False)
-    decode, rows = validation.decoding.decode_rows_to_text, []
-    validation.decoding.decode_rows_to_text = lambda *args: rows.extend(args[3].tolist()) or decode(*args)
+    collate, rows = validation.Collator.__call__, []
+    validation.Collator.__call__ = lambda self, batch: rows.extend(batch) or collate(self, batch)
     result = [validate(models.load(base)), rows]
     Path(f"{job['runs']}/validation-{distributed.rank()}.json").write_text(json.dumps(result))
 """
