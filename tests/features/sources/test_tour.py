@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import io
 import json
+import pickle
 import subprocess
 import sys
 import time
@@ -227,11 +228,13 @@ def test_examples_have_planned_fields_and_a_wav():
 
 
 @needs_espeak
-def test_examples_synthesise_on_iteration_only(monkeypatch):
+def test_audio_is_synthesised_on_access(monkeypatch):
+    example = next(TourSource(4, 3, 2).examples(("test",)))
+    again, speak = pickle.loads(pickle.dumps(example)), vars(example)["sound"]
     synthesised = []
-    monkeypatch.setattr(espeak, "synthesise", lambda text, *_: synthesised.append(text) or b"")
-    source = TourSource(4, 3, 2)
-    assert next(source.examples(("test",))).split == "test"
+    monkeypatch.setitem(vars(example), "sound", lambda: synthesised.append(1) or speak())
+    assert (example.split, example.id, again.id, synthesised) == ("test", "tour-test-00001", "tour-test-00001", [])
+    assert example.audio == again.audio
     assert len(synthesised) == 1
 
 

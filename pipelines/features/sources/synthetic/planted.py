@@ -13,14 +13,15 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.features.sources.synthetic import espeak, tour
-from pipelines.features.sources.synthetic.tour import Persona, Utterance
+from pipelines.features.sources.synthetic.tour import Persona, SpokenExample, Utterance
 from pipelines.infra.errors import LabError
 from pipelines.speech import text
 
@@ -125,12 +126,16 @@ class PlantedSource:
         return self._lines
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """Yield the examples of these splits in the plan's order; each is synthesised when it is yielded."""
-        return (_example(line, _audio(line)) for line in self.plan() if line.said.split in splits)
+        """Yield the examples of these splits in the plan's order. Their audio is synthesised on access."""
+        return (
+            SpokenExample(audio=partial(_audio, line), **_fields(line))
+            for line in self.plan()
+            if line.said.split in splits
+        )
 
     def outline(self) -> Iterator[Example]:
         """Yield all examples without audio: nothing is synthesised."""
-        return (_example(line, b"") for line in self.plan())
+        return (Example(audio=b"", **_fields(line)) for line in self.plan())
 
     @cached_property
     def _lines(self) -> tuple[Line, ...]:
@@ -316,15 +321,15 @@ def _transform(wav: bytes, transform: Callable[[np.ndarray], np.ndarray]) -> byt
     return file.getvalue()
 
 
-def _example(line: Line, audio: bytes) -> Example:
+def _fields(line: Line) -> dict[str, Any]:
+    """Return the fields of an Example except its audio."""
     utterance = line.said
-    return Example(
-        id=utterance.id,
-        split=utterance.split,
-        text=line.transcript,
-        audio=audio,
-        speaker=line.speaker,
-        meta={
+    return {
+        "id": utterance.id,
+        "split": utterance.split,
+        "text": line.transcript,
+        "speaker": line.speaker,
+        "meta": {
             "gender": utterance.gender,
             "variant": utterance.variant,
             "rate_wpm": str(utterance.rate_wpm),
@@ -333,4 +338,4 @@ def _example(line: Line, audio: bytes) -> Example:
             "planted": line.fault,
             "spoken": utterance.text,
         },
-    )
+    }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 from pipelines.features.sources import SPLITS, Example, lines_sha256
 from pipelines.features.sources.synthetic import espeak
@@ -69,6 +70,27 @@ class Utterance:
         return "female" if self.variant.startswith("sv+f") else "male"
 
 
+class SpokenExample(Example):
+    """An example whose audio is synthesised on access. Pickling does not synthesise it."""
+
+    def __init__(
+        self,
+        id: str,
+        split: str,
+        text: str,
+        audio: Callable[[], bytes] | bytes,
+        speaker: str = "",
+        meta: Mapping[str, str] = {},
+    ):
+        """Take the fields of Example, with a picklable function that returns the audio."""
+        self.__dict__.update(id=id, split=split, text=text, sound=audio, speaker=speaker, meta=dict(meta))
+
+    @property
+    def audio(self) -> bytes:
+        sound = self.__dict__["sound"]
+        return sound() if callable(sound) else sound
+
+
 @dataclass(frozen=True)
 class TourSource:
     """The tour corpus with this many sentences per split."""
@@ -98,15 +120,15 @@ class TourSource:
         return _plan(self.train, self.validation, self.test, self.seed)
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
-        """Yield the examples of these splits in the plan's order; each is synthesised when it is yielded."""
+        """Yield the examples of these splits in the plan's order. Their audio is synthesised on access."""
         unknown = sorted(set(splits) - set(SPLITS))
         if unknown:
             raise LabError(f"Unknown split {', '.join(unknown)}: expected some of {', '.join(SPLITS)}")
-        return (_synthesise(utterance) for utterance in self.plan() if utterance.split in splits)
+        return (_spoken(utterance) for utterance in self.plan() if utterance.split in splits)
 
     def outline(self) -> Iterator[Example]:
         """Yield all examples without audio: nothing is synthesised."""
-        return (_example(utterance, b"") for utterance in self.plan())
+        return (Example(audio=b"", **_fields(utterance)) for utterance in self.plan())
 
 
 def plan(train: int = 960, validation: int = 120, test: int = 160, seed: int = 7) -> list[Utterance]:
@@ -202,23 +224,23 @@ def _spread(bounds: tuple[int, int], count: int, rng: random.Random) -> list[int
     return values
 
 
-def _synthesise(utterance: Utterance) -> Example:
-    audio = espeak.synthesise(utterance.text, utterance.variant, utterance.rate_wpm, utterance.pitch)
-    return _example(utterance, audio)
+def _spoken(utterance: Utterance) -> SpokenExample:
+    voice = (utterance.text, utterance.variant, utterance.rate_wpm, utterance.pitch)
+    return SpokenExample(audio=partial(espeak.synthesise, *voice), **_fields(utterance))
 
 
-def _example(utterance: Utterance, audio: bytes) -> Example:
-    return Example(
-        id=utterance.id,
-        split=utterance.split,
-        text=utterance.text,
-        audio=audio,
-        speaker=utterance.speaker,
-        meta={
+def _fields(utterance: Utterance) -> dict[str, Any]:
+    """Return the fields of an Example except its audio."""
+    return {
+        "id": utterance.id,
+        "split": utterance.split,
+        "text": utterance.text,
+        "speaker": utterance.speaker,
+        "meta": {
             "gender": utterance.gender,
             "variant": utterance.variant,
             "rate_wpm": str(utterance.rate_wpm),
             "pitch": str(utterance.pitch),
             "origin": utterance.origin,
         },
-    )
+    }
