@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from pipelines.features.clips import Clip, Rejected
-from pipelines.features.sources import Example, is_available
+from pipelines.features.sources import Example, is_available, read_ahead
 from pipelines.infra import manifest
 from pipelines.recipes import digest
 from pipelines.whisper.log_mel import LogMel
@@ -85,7 +85,7 @@ class ShardWriter:
 
     def _write_frames(self, task: ShardTask, file: BinaryIO) -> tuple[bytes, int]:
         rows, rejected, offset, n_reused, sha256 = [], [], 0, 0, hashlib.sha256()
-        for example in task.examples:
+        for example in read_ahead(task.examples):
             try:
                 clip = self._create(example)
             except Rejected as error:

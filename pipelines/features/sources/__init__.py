@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -94,6 +96,21 @@ def is_available(example: Example) -> bool:
     """Return True if the example's audio exists; audio within a data set is read for that."""
     audio = file_of(example) or example.audio
     return files.is_file(audio) if isinstance(audio, Path) else isinstance(audio, bytes)
+
+
+def read_ahead(examples: Iterable[Example], n: int = 8) -> Iterator[Example]:
+    """Yield the examples in order; those that synthesise their audio do so in a thread, up to `n` ahead.
+
+    An example has `with_audio` if that is worth it. Its errors are raised in its turn.
+    """
+    waiting: deque[Future[Example]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for example in examples:
+            waiting.append(thread.submit(getattr(example, "with_audio", lambda example=example: example)))
+            if len(waiting) > n:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def lines_sha256(lines: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.features.sources import SPLITS
+from pipelines.features.sources import SPLITS, read_ahead
 from pipelines.features.sources.synthetic import espeak, tour, tour_grammar, tour_text
 from pipelines.features.sources.synthetic.tour import TourSource, plan
 from pipelines.features.sources.synthetic.tour_text import grammar_sentences, grammar_size, hand_sentences, normalise
@@ -236,6 +236,27 @@ def test_audio_is_synthesised_on_access(monkeypatch):
     assert (example.split, example.id, again.id, synthesised) == ("test", "tour-test-00001", "tour-test-00001", [])
     assert example.audio == again.audio
     assert len(synthesised) == 1
+
+
+@needs_espeak
+def test_examples_read_ahead_are_the_same_in_order():
+    examples = list(TourSource(4, 3, 2).examples())
+    ahead = list(read_ahead(examples, n=2))
+    assert [vars(one) for one in ahead] == [
+        {**{name: value for name, value in vars(one).items() if name != "sound"}, "audio": one.audio}
+        for one in examples
+    ]
+
+
+def test_error_of_an_example_read_ahead_comes_in_its_turn():
+    def fail() -> bytes:
+        raise LabError("espeak-ng failed")
+
+    good = tour.SpokenExample("a", "train", "hej", b"wav")
+    ahead = read_ahead([good, good, tour.SpokenExample("b", "train", "hej", fail), good], n=3)
+    assert [next(ahead).audio, next(ahead).audio] == [b"wav", b"wav"]
+    with pytest.raises(LabError, match="espeak-ng failed"):
+        next(ahead)
 
 
 @needs_espeak

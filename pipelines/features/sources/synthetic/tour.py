@@ -90,6 +90,10 @@ class SpokenExample(Example):
         sound = self.__dict__["sound"]
         return sound() if callable(sound) else sound
 
+    def with_audio(self) -> Example:
+        """Return the example with its audio synthesised (sources.read_ahead)."""
+        return Example(self.id, self.split, self.text, self.audio, self.speaker, self.meta)
+
 
 @dataclass(frozen=True)
 class TourSource:
