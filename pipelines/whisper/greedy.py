@@ -97,9 +97,11 @@ class _Decoder:
 
         self.model, self.encoded = model, encoded
         self.past: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        settings = model.generation_config
-        self.suppressed = torch.tensor(settings.suppress_tokens or [], dtype=torch.int64)
-        self.suppressed_first = torch.tensor(settings.begin_suppress_tokens or [], dtype=torch.int64)
+        settings, vocabulary = model.generation_config, range(model.config.vocab_size)
+        self.suppressed, self.suppressed_first = (
+            torch.tensor([token for token in tokens or [] if token in vocabulary], dtype=torch.int64)
+            for tokens in (settings.suppress_tokens, settings.begin_suppress_tokens)
+        )
 
     def append(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append `tokens` int64 [B, n] and return the decoder's states float [B, n, d_model]."""

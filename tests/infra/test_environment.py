@@ -8,6 +8,7 @@ import errno
 import http.server
 import importlib.metadata
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -446,3 +447,17 @@ def test_cache_folder_is_lab_cache_or_the_users(monkeypatch: pytest.MonkeyPatch,
 def test_free_port_can_be_listened_on():
     with socket.create_server(("127.0.0.1", free_port())) as server:
         assert server.getsockname()[1] > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_memory_is_used_again_without_new_pages():
+    resource = pytest.importorskip("resource")
+
+    def new_pages(n_bytes: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        assert len(b"x" * n_bytes) == n_bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    environment.keep_freed_memory()
+    new_pages(64 << 20)
+    assert new_pages(64 << 20) < 100, "the system clears 16,384 pages for memory that was given back"

@@ -60,6 +60,13 @@ def test_hypotheses_equal_those_of_transformers_generate(toy, processor, feature
     assert cut[0] == cut[1] == sum(one.tokens == LIMIT for one in ours)
 
 
+def test_suppressed_tokens_outside_the_vocabulary_are_ignored(toy, processor, features, monkeypatch):
+    expected = decoding.decode_to_text(toy, processor, features[:2], RowDecodingOptions("sv", 4))
+    outside = [*toy.generation_config.suppress_tokens, -1, 99_999]
+    monkeypatch.setattr(toy.generation_config, "suppress_tokens", outside)
+    assert decoding.decode_to_text(toy, processor, features[:2], RowDecodingOptions("sv", 4)) == expected
+
+
 @pytest.mark.usefixtures("ends")
 def test_ended_texts_are_no_longer_computed(toy, processor, features, monkeypatch):
     sizes, append = [], greedy._Decoder.append
