@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli import decoding
 from pipelines.cli.options import (
     DryRun,
     EngineName,
@@ -28,9 +29,6 @@ Inputs = Annotated[
         metavar="FILE|FOLDER|URL|TABLE...",
         help="Audio files, folders of them, addresses (http, https), or one table (csv, tsv, jsonl, xlsx, parquet).",
     ),
-]
-RetryErrors = Annotated[
-    bool, typer.Option("--retry-errors", help="Transcribe only the rows of a table that had an error.")
 ]
 Archive = Annotated[
     Path | None,
@@ -92,6 +90,15 @@ def transcribe(
     model: ModelUri = "",
     language: Language = "",
     engine: EngineName = "auto",
+    task: decoding.Task = "transcribe",
+    beam_size: decoding.BeamSize = None,
+    patience: decoding.Patience = None,
+    length_penalty: decoding.LengthPenalty = None,
+    temperature: decoding.Temperature = "",
+    prompt: decoding.Prompt = "",
+    hotwords: decoding.Hotwords = "",
+    vocabulary: decoding.Vocabulary = None,
+    suppress_tokens: decoding.SuppressTokens = "",
     again: Annotated[bool, typer.Option("--again", help="Start over and replace earlier output.")] = False,
     retry_errors: RetryErrors = False,
     track: Track = "",
@@ -122,7 +129,20 @@ def transcribe(
     from pipelines.infra import environment
     from pipelines.infra.downloads.download import Limits
     from pipelines.whisper import model as whisper_model
+    from pipelines.whisper.decoding_options import DecodingOptions
 
+    changes = decoding.changes(
+        task=task,
+        beam_size=beam_size,
+        patience=patience,
+        length_penalty=length_penalty,
+        temperature=temperature,
+        prompt=prompt,
+        hotwords=hotwords,
+        vocabulary=vocabulary,
+        suppress_tokens=suppress_tokens,
+    )
+    DecodingOptions().changed(**changes)  # a wrong value is refused before anything is loaded
     columns = {"audio_column": audio_column, "reference_column": reference_column, "speaker_column": speaker_column}
     console.configure(sys.stderr)  # standard output is for the transcripts
     parts = _parts_of_recordings(track, channels, channel_names)
@@ -134,7 +154,7 @@ def transcribe(
     if dry_run:
         outline = batch_run.Outline(job)
         return print_result(as_json, {"dry_run": True, "model": uri, **outline.as_dict()}, f"model {uri}\n{outline}")
-    transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
+    transcriber = Transcriber(whisper_model.resolve(uri), language, engine).with_options(**changes)
     result = batch_run.run(job, transcriber, again=again, retry=retry_errors)
     print_result(as_json, result.as_dict(), str(result))
     if result.summary.errors:

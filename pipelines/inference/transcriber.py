@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,21 @@ class Transcriber:
     def with_options(self, **changes: Any) -> Transcriber:
         """Return a transcriber with the same loaded model and other options; values of None change nothing.
 
-        `language` may be any name of a language, or `auto`. Raises LabError for an option out of range.
+        `language` may be any name of a language, or `auto`. Raises LabError for an option out of range, or that the
+        engine or the model lacks.
         """
         if changes.get("language"):
             changes["language"] = _parse_language(changes["language"])
         other = copy.copy(self)
         other.options = self.options.changed(**changes)
         other.language = other.options.language
+        own = whisper_model.language_of(self.ref, default="")
+        if own and other.options.task == "translate":
+            raise LabError(
+                f"{self.ref.title} was fine-tuned to transcribe {languages.NAMES[own]} and does not translate: "
+                "take a multilingual base model, such as openai/whisper-small"
+            )
+        self.loaded.check(replace(other.options, language=DEFAULT) if other.language == AUTO else other.options)
         return other
 
     @property

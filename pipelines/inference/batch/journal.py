@@ -46,6 +46,7 @@ def identity_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
         "model": ref.revision,
         "engine": transcriber.loaded.name,
         "language": transcriber.language,
+        "decoding": json.loads(json.dumps(asdict(transcriber.options))),
         "format": list(job.formats),
         **({"segment columns": names} if (names := recordings.excerpt_columns) else {}),
         **({"track": job.track} if job.track else {}),

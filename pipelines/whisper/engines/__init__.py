@@ -47,6 +47,9 @@ class Engine(Protocol):
     can_align: bool
     """Whether the model names alignment heads, which `word_starts` needs."""
 
+    def check(self, options: DecodingOptions) -> None:
+        """Raise LabError for an option that the engine or the model lacks."""
+
     def log_mel(self, waveform: Waveform) -> LogMel:
         """Return the features of a window of at most 30 s (log_mel.extract, or equal within rounding)."""
 

@@ -38,6 +38,13 @@ class CTranslate2:
         self.n_mels = self.model.n_mels
         self.can_align = bool(json.loads((folder / "config.json").read_text("utf-8")).get("alignment_heads"))
 
+    def check(self, options: DecodingOptions) -> None:
+        if options.hotwords:
+            raise LabError(
+                "CTranslate2 cannot make hotwords more probable: take --engine onnx or transformers, or a prompt"
+            )
+        self.spelling.search_prompt(options, self.text_positions)
+
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
 
@@ -47,10 +54,7 @@ class CTranslate2:
         import ctranslate2
 
         options = options or self.options
-        if options.hotwords:
-            raise LabError(
-                "CTranslate2 cannot make hotwords more probable: take --engine onnx or transformers, or a prompt"
-            )
+        self.check(options)
         prompt = Prompt(*self.spelling.search_prompt(options, self.text_positions))
         max_tokens = min(options.max_new_tokens, self.text_positions - len(prompt))
         if temperature:

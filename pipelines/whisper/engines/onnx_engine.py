@@ -50,6 +50,9 @@ class Onnx:
         self.name = f"onnxruntime cpu {_precision(folder)}"
         self._last: tuple[np.ndarray, States] | None = None
 
+    def check(self, options: DecodingOptions) -> None:
+        self.spelling.search_prompt(options, self.text_positions)
+
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract_light(waveform, self.n_mels)
 

@@ -85,6 +85,9 @@ class Transformers:
             on_gpu = sys.modules["spaces"].GPU
             self.decode, self.word_starts = on_gpu(self.decode), on_gpu(self.word_starts)
 
+    def check(self, options: DecodingOptions) -> None:
+        self.spelling.search_prompt(options, self.model.config.max_target_positions)
+
     def log_mel(self, waveform: Waveform) -> LogMel:
         return features.extract(waveform, self.n_mels)
 
