@@ -5,23 +5,35 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.cli import decoding
 from pipelines.cli.options import (
+    BeamSize,
     DryRun,
     EngineName,
+    Hotwords,
     Json,
     Language,
+    LengthPenalty,
     ModelUri,
+    Patience,
+    Prompt,
     Runs,
+    SuppressTokens,
+    Task,
+    Temperature,
+    Vocabulary,
+    decoding_changes,
     print_plan,
     print_result,
     split_list,
 )
 from pipelines.infra import console
+
+if TYPE_CHECKING:
+    from pipelines.inference.batch import job as batch_job
 
 Inputs = Annotated[
     list[str],
@@ -90,15 +102,15 @@ def transcribe(
     model: ModelUri = "",
     language: Language = "",
     engine: EngineName = "auto",
-    task: decoding.Task = "transcribe",
-    beam_size: decoding.BeamSize = None,
-    patience: decoding.Patience = None,
-    length_penalty: decoding.LengthPenalty = None,
-    temperature: decoding.Temperature = "",
-    prompt: decoding.Prompt = "",
-    hotwords: decoding.Hotwords = "",
-    vocabulary: decoding.Vocabulary = None,
-    suppress_tokens: decoding.SuppressTokens = "",
+    task: Task = "transcribe",
+    beam_size: BeamSize = None,
+    patience: Patience = None,
+    length_penalty: LengthPenalty = None,
+    temperature: Temperature = "",
+    prompt: Prompt = "",
+    hotwords: Hotwords = "",
+    vocabulary: Vocabulary = None,
+    suppress_tokens: SuppressTokens = "",
     again: Annotated[bool, typer.Option("--again", help="Start over and replace earlier output.")] = False,
     retry_errors: RetryErrors = False,
     track: Track = "",
@@ -119,37 +131,14 @@ def transcribe(
 
     A table, with WER if it has references: python -m pipelines transcribe talks.csv --format srt
     """
-    from dataclasses import replace
-
     from pipelines.inference import pipeline
-    from pipelines.inference.batch import job as batch_job
     from pipelines.inference.batch import run as batch_run
-    from pipelines.inference.subtitles import Style
     from pipelines.inference.transcriber import Transcriber
     from pipelines.infra import environment
-    from pipelines.infra.downloads.download import Limits
     from pipelines.whisper import model as whisper_model
-    from pipelines.whisper.decoding_options import DecodingOptions
 
-    changes = decoding.changes(
-        task=task,
-        beam_size=beam_size,
-        patience=patience,
-        length_penalty=length_penalty,
-        temperature=temperature,
-        prompt=prompt,
-        hotwords=hotwords,
-        vocabulary=vocabulary,
-        suppress_tokens=suppress_tokens,
-    )
-    DecodingOptions().changed(**changes)  # a wrong value is refused before anything is loaded
-    columns = {"audio_column": audio_column, "reference_column": reference_column, "speaker_column": speaker_column}
     console.configure(sys.stderr)  # standard output is for the transcripts
-    parts = _parts_of_recordings(track, channels, channel_names)
-    style = Style(max_line_width, max_line_count, highlight_words)
-    downloads = Limits(max_download_mb, max_download_s, tuple(allow_port), allow_private)
-    job = batch_job.plan(inputs, out, **columns, formats=[*split_list(format_), *["json"] * bool(archive)])
-    job = replace(job, style=style, downloads=downloads, archive=archive, **parts)
+    changes, job = decoding_changes(locals()), _plan_job(locals())
     uri, _ = pipeline.choose_model(model or None, environment.runs_folder(runs))
     if dry_run:
         outline = batch_run.Outline(job)
@@ -159,6 +148,26 @@ def transcribe(
     print_result(as_json, result.as_dict(), str(result))
     if result.summary.errors:
         raise typer.Exit(1)
+
+
+def _plan_job(arguments: dict[str, Any]) -> batch_job.Job:
+    """Return the job that the arguments of `transcribe` describe."""
+    from dataclasses import replace
+
+    from pipelines.inference.batch import job as batch_job
+    from pipelines.inference.subtitles import Style
+    from pipelines.infra.downloads.download import Limits
+
+    columns = {name: arguments[name] for name in ("audio_column", "reference_column", "speaker_column")}
+    formats = [*split_list(arguments["format_"]), *["json"] * bool(arguments["archive"])]
+    ports = tuple(arguments["allow_port"])
+    return replace(
+        batch_job.plan(arguments["inputs"], arguments["out"], **columns, formats=formats),
+        style=Style(arguments["max_line_width"], arguments["max_line_count"], arguments["highlight_words"]),
+        downloads=Limits(arguments["max_download_mb"], arguments["max_download_s"], ports, arguments["allow_private"]),
+        archive=arguments["archive"],
+        **_parts_of_recordings(arguments["track"], arguments["channels"], arguments["channel_names"]),
+    )
 
 
 def _parts_of_recordings(track: str, channels: str, channel_names: str) -> dict[str, Any]:

@@ -120,3 +120,67 @@ def warn_without_token(token: str, host: str) -> None:
     """Warn on standard error if the server can be reached from other machines without a token."""
     if not token and host not in LOCAL_HOSTS:
         print("warning: anyone who can reach this port may use it; LAB_API_TOKEN sets a token", file=sys.stderr)
+
+
+# ---- decoding
+
+_PANEL = "Decoding (defaults: those that suit the model)"
+
+
+def _option(help_: str, metavar: str | None = None) -> Any:
+    return typer.Option(help=help_, metavar=metavar, show_default=False, rich_help_panel=_PANEL)
+
+
+Task = Annotated[str, _option("transcribe, or translate to English (multilingual models that were not fine-tuned).")]
+BeamSize = Annotated[int | None, _option("Hypotheses that are extended side by side; 1 decodes greedily.")]
+Patience = Annotated[float | None, _option("Search until beam size times this number of hypotheses have ended.")]
+LengthPenalty = Annotated[float | None, _option("Power of the length in the ranking of hypotheses.")]
+Temperature = Annotated[
+    str, _option("One, or several that are tried in turn if a text fails; default: 0 to 1 in steps of 0.2.", "T,T,...")
+]
+Prompt = Annotated[str, _option("Text before the recording, for spelling and style; up to 223 tokens.")]
+Hotwords = Annotated[str, _option("Words and phrases to prefer, such as names.", "WORD,WORD")]
+Vocabulary = Annotated[Path | None, _option("Text file with a hotword or phrase in each line.", "FILE")]
+SuppressTokens = Annotated[str, _option("Token ids that are never written, besides the model's own list.", "ID,ID")]
+
+
+def decoding_changes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of DecodingOptions that a command's `arguments` change.
+
+    Raises LabError for a value out of range, before a model is loaded.
+    """
+    from pipelines.whisper.decoding_options import DecodingOptions
+
+    words = split_list(arguments["hotwords"])
+    if arguments["vocabulary"]:
+        words += read_vocabulary(arguments["vocabulary"])
+    fields = {
+        "temperatures": _numbers("--temperature", arguments["temperature"], float),
+        "suppress_tokens": _numbers("--suppress-tokens", arguments["suppress_tokens"], int),
+        "hotwords": tuple(words) or None,
+        "prompt": arguments["prompt"] or None,
+        **{name: arguments[name] for name in ("task", "beam_size", "patience", "length_penalty")},
+    }
+    changes = {name: value for name, value in fields.items() if value is not None}
+    DecodingOptions().changed(**changes)
+    return changes
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """Return the lines of a text file in UTF-8 that are not empty. Raises LabError if it cannot be read."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise LabError(f"--vocabulary must be a text file with a word in each line, got {path}: {reason}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...] | None:
+    if not text.strip():
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        name = "whole numbers" if kind is int else "numbers"
+        raise LabError(f"{option} must be {name}, separated by commas, got {text!r}") from None

@@ -63,6 +63,8 @@ class DecodingOptions:
                 raise LabError(f"{name} must be {expected}, got {value!r}")
         if self.task not in TASKS:
             raise LabError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
+        if not all(type(token) is int and token >= 0 for token in self.suppress_tokens):
+            raise LabError(f"suppress_tokens must be token ids from 0, got {self.suppress_tokens!r}")
         is_range = all(type(t) in (int, float) and 0 <= t <= 1 for t in self.temperatures)
         if not self.temperatures or not is_range:
             raise LabError(f"temperature must be one or more numbers from 0 to 1, got {self.temperatures!r}")

@@ -23,6 +23,7 @@ from pipelines.inference.batch import run as batch_run
 from pipelines.inference.transcript import Segment, Transcript, Word
 from pipelines.infra.errors import LabError
 from pipelines.speech import audio
+from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.model import ModelRef
 
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028 'å' & \"b\""
@@ -146,6 +147,7 @@ class FakeTranscriber:
 
     times_words, language = True, "sv"
     ref, loaded = ModelRef("fake", None, "folder", "r1"), SimpleNamespace(name="stub cpu")
+    options = DecodingOptions()
 
     def __init__(self):
         self.calls = 0

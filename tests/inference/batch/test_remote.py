@@ -24,6 +24,7 @@ from pipelines.inference.transcript import Segment, Transcript, Word
 from pipelines.infra.downloads.download import Limits
 from pipelines.infra.downloads.urls import DownloadError
 from pipelines.speech import audio
+from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.model import ModelRef
 
 SECRET = "hemligt"
@@ -34,6 +35,10 @@ class FakeTranscriber:
 
     times_words = False
     ref, loaded, language = ModelRef("fake", Path(), "folder", "r1"), SimpleNamespace(name="stub cpu"), "sv"
+    options = DecodingOptions()
+
+    def with_options(self, **changes):
+        return self
 
     def transcribe(self, recording, on_audio=lambda seconds: None):
         duration_s = audio.decode(recording).duration_s

@@ -29,6 +29,7 @@ from pipelines.inference.transcript import DamagedRecording, Segment, Transcript
 from pipelines.infra import files, manifest, tables
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.speech import audio, scoring
+from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.model import ModelRef
 
 ROOT = Path(__file__).parents[3]
@@ -42,6 +43,7 @@ class FakeTranscriber:
     def __init__(self, revision: str = "r1", most: int = 1000):
         self.ref = ModelRef("fake", Path(), "folder", revision)
         self.loaded, self.language = SimpleNamespace(name="stub cpu"), "sv"
+        self.options = DecodingOptions()
         self.most, self.calls = most, 0
 
     def transcribe(self, recording, on_audio=lambda seconds: None):
