@@ -14,7 +14,8 @@ transformers             its pipeline with its defaults, float32; long recording
 transformers-timestamps  the same with return_timestamps=True, which needs no chunks
 whisper.cpp              pywhispercpp with its defaults, float16
 
-A side whose package is missing is left out and named. All arguments of all sides are printed first (sides.py).
+A side whose package is missing, or that cannot read the model, is left out and named. All arguments of all sides are
+printed first (sides.py).
 
 Clips are sentences of the tour's test split, several of one speaker joined, 2 to 10 s. A long recording repeats all of
 them with pauses until it lasts `--minutes`. Each side runs in a separate process with `--threads` threads, loads the
@@ -54,6 +55,7 @@ from benchmarks import side_by_side
 from benchmarks.recordings import Clip, aligned_edits, joined, test_clips
 from benchmarks.sides import DEFAULT, SIDES, Request
 from pipelines.infra import environment
+from pipelines.infra.errors import LabError
 from pipelines.speech import scoring
 from pipelines.speech.audio import SAMPLE_RATE_HZ
 from pipelines.speech.edits import Edits
@@ -101,12 +103,15 @@ def main() -> None:
     if options.side:
         return print(json.dumps(asdict(_run(options))))
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options)
+        try:
+            result = measure(Path(folder), options)
+        except LabError as error:
+            sys.exit(str(error))
     print(json.dumps(result, ensure_ascii=False))
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    material, request, sides = Material.of(options.clips, options.minutes), _request(options), _installed(options.sides)
+    material, request = Material.of(options.clips, options.minutes), _request(options)
     for name, samples in material.samples.items():
         np.savez(folder / f"{name}.npz", *samples)
     seconds = [len(samples) / SAMPLE_RATE_HZ for samples in material.samples[CLIPS]]
@@ -115,10 +120,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         f"{request.ref.title}, {options.threads} threads; {len(seconds)} clips of {min(seconds):.1f} to "
         f"{max(seconds):.1f} s ({sum(seconds) / len(seconds):.1f} s on average){lengths}"
     )
+    sides = [side for side in options.sides if _prepare(side, request)]
     arguments = {side: SIDES[side].arguments(request) for side in sides}
-    for side in sides:
-        print(f"{side}: {json.dumps(arguments[side])}", flush=True)
-        SIDES[side].prepare(request)
     load, best = os.getloadavg()[0], {side: Result() for side in sides}
     for number in range(options.rounds):
         for side in sides:
@@ -208,12 +211,18 @@ def _timing(side: str, result: Result, n_clips: int) -> str:
 # ---- running the sides
 
 
-def _installed(sides: list[str]) -> list[str]:
-    """Return the sides whose packages are installed, and name the others."""
-    for side in sides:
-        if missing := SIDES[side].missing:
-            print(f"{side} is left out. To measure it, run: pip install '{missing}'", flush=True)
-    return [side for side in sides if not SIDES[side].missing]
+def _prepare(side: str, request: Request) -> bool:
+    """Print the arguments of a side and convert the weights for it; False, with the reason, if it cannot run."""
+    if missing := SIDES[side].missing:
+        print(f"{side} is left out. To measure it, run: pip install '{missing}'", flush=True)
+        return False
+    try:
+        SIDES[side].prepare(request)
+    except LabError as error:
+        print(f"{side} is left out: {error}", flush=True)
+        return False
+    print(f"{side}: {json.dumps(SIDES[side].arguments(request))}", flush=True)
+    return True
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -294,6 +303,8 @@ def _options() -> argparse.Namespace:
     if unknown := set(options.sides) - set(SIDES):
         parser.error(f"--sides takes {', '.join(SIDES)}, got {', '.join(sorted(unknown))}")
     options.minutes = sorted({length for length in options.minutes or [] if length > 0})
+    if min(options.clips, options.rounds, options.threads) < 1:
+        parser.error("--clips, --rounds and --threads take at least 1")
     if options.smoke:
         options.clips, options.minutes, options.rounds, options.tokens = 4, [0.5], 1, 12
     return options

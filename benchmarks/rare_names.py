@@ -38,6 +38,7 @@ from pipelines.features.sources.synthetic import espeak, tour
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.inference.transcriber import Transcriber
 from pipelines.infra import environment
+from pipelines.infra.errors import LabError
 from pipelines.speech import audio, scoring, text
 from pipelines.speech.audio import Waveform
 from pipelines.speech.edits import Edits
@@ -115,8 +116,10 @@ class Spoken:
 
 
 def main() -> None:
-    options = _options()
-    print(json.dumps(measure(options), ensure_ascii=False))
+    try:
+        print(json.dumps(measure(_options()), ensure_ascii=False))
+    except LabError as error:
+        sys.exit(str(error))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -165,10 +165,10 @@ def test_the_benchmark_of_copies_ends_with_its_figures(toy_model, tmp_path):
 @pytest.mark.slow
 def test_inference_runs_all_sides_and_ends_with_one_json_object(toy_model, tmp_path):
     command = [sys.executable, "benchmarks/inference.py", "--smoke", "--model", str(toy_model)]
-    command += ["--sides", ",".join(PEERS)]  # whisper.cpp does not read the toy's vocabulary
     environ = {**os.environ, "LAB_CACHE": str(tmp_path)}  # where the exported weights land
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "whisper.cpp is left out" in done.stdout, "not installed, or it cannot read the toy's vocabulary"
     result = json.loads(done.stdout.splitlines()[-1])
     ratios = {"speedup_vs_faster_whisper", "speedup_vs_transformers", "longform_speedup", "memory_ratio"}
     assert all(result[name] > 0 for name in ratios)
