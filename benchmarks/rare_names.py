@@ -124,10 +124,10 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     ref = whisper_model.resolve(options.model)
-    sentences, controls = rare_sentences(), control_sentences()
+    sentences, controls, limit = rare_sentences(), control_sentences(), {}
     if options.smoke:
-        sentences, controls = sentences[:2], controls[:2]
-    transcriber = Transcriber(ref, "sv", engine=options.engine, threads=options.threads)
+        sentences, controls, limit = sentences[:2], controls[:2], {"max_new_tokens": 12}
+    transcriber = Transcriber(ref, "sv", engine=options.engine, threads=options.threads, **limit)
     found: dict[str, Any] = {}
     before: dict[str, Edits] = {}
     for kind in HELP:
