@@ -229,6 +229,8 @@ class Transcriber:
 
         `before_batch` is called before each batch and each further attempt; an exception in it stops the work.
         """
+        if self.options.language == AUTO and windows:
+            return self._in_language_of(windows[0]).decode_windows(windows, before_batch, word_times)
         segments: list[Segment] = []
         with self._lock:
             for parts in self._decoder.decode(windows, self.options, before_batch):
@@ -242,9 +244,10 @@ class Transcriber:
         """Return a part of a window as segments: at pauses and, if it is long, at sentences (segments.divide)."""
         window, (hypothesis, temperature) = decoded.window, decoded.accepted
         texts = hypothesis.text.split()
-        words = tuple(Word(text, self.calibration(logprob)) for text, logprob in hypothesis.words)
+        words = tuple(Word(text, self.calibration(logprob), logprob=logprob) for text, logprob in hypothesis.words)
         if len(words) != len(texts):
-            words = tuple(Word(text, self.calibration(hypothesis.logprob)) for text in texts)
+            logprob = hypothesis.logprob
+            words = tuple(Word(text, self.calibration(logprob), logprob=logprob) for text in texts)
 
         def find_starts() -> list[float]:
             (features,) = self._decoder.features([decoded.log_mel])

@@ -20,6 +20,8 @@ class Word:
     """None unless word times were requested."""
     end_s: float | None = None
     """Start of the next word, or end of the speech before it."""
+    logprob: float = 0.0
+    """Natural logarithm of the model's probability of the word, not calibrated."""
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,11 @@ class TurnSettings:
 class TurnCutter:
     """Finds the turns of one speaker's samples, in constant memory. Not thread-safe."""
 
-    def __init__(self, transcriber: Transcriber, settings: TurnSettings):
+    def __init__(self, transcriber: Transcriber, settings: TurnSettings, n_before: int = 0):
+        """`n_before` is the number of earlier samples, which the times of events include."""
         self.settings = settings
         self._transcriber = transcriber
-        self._n_before = 0
+        self._n_before = n_before
         """Samples before those of the current WindowCutter."""
         self._start()
 

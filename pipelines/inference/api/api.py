@@ -29,7 +29,12 @@ from pipelines.inference.api.responses import (
     prediction,
 )
 from pipelines.inference.api.schemas import ERRORS, OTHER_MODEL, Health, Model, Models, Prediction
-from pipelines.inference.api.transcriptions import TRANSCRIPTIONS, add_transcriptions
+from pipelines.inference.api.transcriptions import (
+    TRANSCRIPTIONS,
+    TRANSLATIONS,
+    add_transcriptions,
+    add_translations,
+)
 from pipelines.inference.http.guard import Refusal
 from pipelines.inference.transcriber import Transcriber
 
@@ -86,12 +91,13 @@ def make_app(
     api.router.route_class = FormRoute
     names = ModelNames(transcriber.ref, aliases)
     add_transcriptions(api, queue, names)
+    add_translations(api, queue, names)
     add_realtime(api, queue, names)
     _add_predict(api, queue)
     _add_models(api, transcriber, names)
     _add_health(api, queue)
     _add_docs(api)
-    api.add_middleware(ApiMiddleware, queue=queue, access=access, queued_paths={TRANSCRIPTIONS, PREDICT})
+    api.add_middleware(ApiMiddleware, queue=queue, access=access, queued_paths={TRANSCRIPTIONS, TRANSLATIONS, PREDICT})
     api.add_middleware(  # added last: it comes first, before the token
         CORSMiddleware,
         allow_origins=list(access.origins),

@@ -11,12 +11,13 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastapi import Response
 
 from pipelines.inference.api.queue import TranscriptionQueue
+from pipelines.inference.api.responses import logprobs
 from pipelines.inference.http.guard import Refusal
 from pipelines.inference.transcript import Segment, Transcript
 from pipelines.whisper import tokens
@@ -46,10 +47,19 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, queue: TranscriptionQueue, upload: BinaryIO, request: Request, options: dict[str, Any]):
+    def __init__(
+        self,
+        queue: TranscriptionQueue,
+        upload: BinaryIO,
+        request: Request,
+        options: dict[str, Any],
+        *,
+        with_logprobs: bool = False,
+    ):
+        """`options` are those of TranscriptionQueue.transcribe."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.queue, self.deadline = queue, request.scope.get(DEADLINE)
+        self.queue, self.with_logprobs, self.deadline = queue, with_logprobs, request.scope.get(DEADLINE)
         self._segments: asyncio.Queue[Segment | None] = asyncio.Queue()
         self._decoding = asyncio.ensure_future(
             queue.transcribe(upload, request, self._segments.put_nowait, **options),
@@ -85,13 +95,19 @@ class EventStream(Response):
     async def _events(self) -> AsyncIterator[bytes]:
         segment, separator = self._first, ""
         while segment is not None:
-            yield _event("transcript.text.delta", delta=separator + segment.text)
+            extra = self._logprobs([segment])
+            yield _event("transcript.text.delta", delta=separator + segment.text, **extra)
             separator = " "
             while (segment := await self._next_segment()) is _NONE_YET:
                 yield b": keep-alive\n\n"
         transcript = self._decoding.result()
         damage = {"damage": transcript.damage} if transcript.damage else {}
-        yield _event("transcript.text.done", text=transcript.text, **damage, usage=self._usage(transcript))
+        extra = self._logprobs(transcript.segments)
+        yield _event("transcript.text.done", text=transcript.text, **extra, **damage, usage=self._usage(transcript))
+
+    def _logprobs(self, segments: Sequence[Segment]) -> dict[str, Any]:
+        entries = [entry for segment in segments for entry in logprobs(segment)]
+        return {"logprobs": entries} if self.with_logprobs else {}
 
     async def _next_segment(self) -> Segment | object | None:
         try:

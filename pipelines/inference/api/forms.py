@@ -20,8 +20,8 @@ from pipelines.inference.subtitles import CUE_FORMATS, DEFAULT, Style
 from pipelines.infra.errors import LabError
 
 FILE = "file"
-GRANULARITIES = "timestamp_granularities[]"
-_GRANULARITIES = re.compile(r"timestamp_granularities(\[\d*\])?")
+GRANULARITIES, INCLUDE = "timestamp_granularities[]", "include[]"
+_LIST = re.compile(r"(timestamp_granularities|include)(\[\d*\])?")
 
 
 class _Parser(MultiPartParser):
@@ -42,7 +42,7 @@ def is_multipart(request: Request) -> bool:
 
 
 class _FormRequest(Request):
-    """A request whose form is read by `_Parser`; the list of granularities has one name."""
+    """A request whose form is read by `_Parser`; its lists have one name each."""
 
     async def _get_form(self, **limits: Any) -> FormData:
         if self._form is None and is_multipart(self):
@@ -57,9 +57,10 @@ class _FormRequest(Request):
 
 def _split_list(name: str, value: Any) -> list[tuple[str, Any]]:
     """Return `timestamp_granularities=word,segment` as two fields of OpenAI's name; any other field unchanged."""
-    if not (isinstance(value, str) and _GRANULARITIES.fullmatch(name)):
+    is_list = isinstance(value, str) and _LIST.fullmatch(name)
+    if not is_list:
         return [(name, value)]
-    return [(GRANULARITIES, word) for word in re.findall(r"[^\s,\[\]\"']+", value)]
+    return [(f"{is_list[1]}[]", word) for word in re.findall(r"[^\s,\[\]\"']+", value)]
 
 
 class FormRoute(APIRoute):
@@ -89,7 +90,7 @@ async def refuse_other_fields(request: Request, accepted: Collection[str]) -> No
                 f"{printable}: not supported here: leave it out; the form takes {', '.join(accepted)}",
                 param=printable,
             )
-        if name != GRANULARITIES and len(form.getlist(name)) > 1:
+        if name not in (GRANULARITIES, INCLUDE) and len(form.getlist(name)) > 1:
             raise Refusal(400, f"{printable}: send it once", param=printable)
 
 

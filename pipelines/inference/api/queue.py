@@ -17,6 +17,7 @@ from pipelines.inference.http.guard import Refusal, wait_for_disconnect
 from pipelines.inference.http.rate_limits import BUDGET, ClientBudget
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript
+from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class _Abandoned(Exception):
 class _Job:
     """A recording that is decoded in the thread of the queue."""
 
+    transcriber: Transcriber
     budget: ClientBudget
     on_segment: Callable[[Segment], None]
     options: dict[str, Any]
@@ -105,13 +107,14 @@ class TranscriptionQueue:
         request: Request,
         on_segment: Callable[[Segment], None] = lambda segment: None,
         channel_names: tuple[str, ...] | None = None,
+        transcriber: Transcriber | None = None,
         **options: Any,
     ) -> Transcript:
         """Return the transcript of `upload` when its turn has come. Raises Refusal.
 
         That of a damaged recording holds what can be read; its `damage` says what is lost. `on_segment` is called in
-        the event loop. `channel_names` are those of ChannelTranscriber, None: channels are mixed; `options` are those
-        of Transcriber.transcribe.
+        the event loop. `transcriber` is one of Transcriber.with_options; `channel_names` are those of
+        ChannelTranscriber, None: channels are mixed; `options` are those of Transcriber.transcribe.
 
         The body of `request` has been read: it next reports that the client has disconnected. In that case, or if this
         call is cancelled, decoding stops before the next batch of windows or the next attempt at a window; while ffmpeg
@@ -120,6 +123,7 @@ class TranscriptionQueue:
         """
         loop = asyncio.get_running_loop()
         job = _Job(
+            transcriber=transcriber or self.transcriber,
             budget=request.scope[BUDGET],
             on_segment=lambda segment: loop.call_soon_threadsafe(on_segment, segment),
             options=options,
@@ -134,6 +138,8 @@ class TranscriptionQueue:
             return decoding.result()
         except AudioError as error:
             raise audio_refusal(error) from None
+        except LabError as error:  # of an option that the engine or the model lacks
+            raise Refusal(400, str(error), "unsupported_value") from None
         finally:
             job.abandoned.set()
             decoding.cancel()
@@ -149,7 +155,7 @@ class TranscriptionQueue:
         upload.seek(0)
         callbacks = {"on_audio": job.receive_audio, "on_segment": job.receive_segment}
         is_split = job.channel_names is not None
-        transcriber = ChannelTranscriber(self.transcriber, job.channel_names) if is_split else self.transcriber
+        transcriber = ChannelTranscriber(job.transcriber, job.channel_names) if is_split else job.transcriber
         try:
             transcript = transcriber.transcribe(upload.read(), self.limits.max_duration_s, **callbacks, **job.options)
         except DamagedRecording as error:

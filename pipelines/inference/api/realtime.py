@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,14 @@ from pipelines.inference.api.queue import TranscriptionQueue
 from pipelines.inference.api.realtime_messages import (
     CLIENT_EVENTS,
     MIN_COMMIT_S,
+    Item,
     SessionSettings,
     check_query,
     nothing_to_commit,
     parse_message,
+    transcription_failure,
 )
+from pipelines.inference.api.responses import logprobs
 from pipelines.inference.http.guard import KEY_PROTOCOL, Refusal, header
 from pipelines.inference.http.rate_limits import BUDGET
 from pipelines.inference.transcript import Segment
@@ -48,8 +50,6 @@ SENDING_S = 30.0
 """Time for the client to receive an event."""
 _MAX_JOBS = 4
 """Windows that may wait to be transcribed before the next message is read."""
-
-logger = logging.getLogger("uvicorn.error")
 
 
 def add_realtime(api: FastAPI, queue: TranscriptionQueue, names: ModelNames) -> None:
@@ -83,21 +83,11 @@ class _Abandoned(Exception):
     """The client has disconnected."""
 
 
-@dataclass
-class _Item:
-    """A turn, and what is transcribed of it."""
-
-    id: str = field(default_factory=lambda: f"item_{secrets.token_hex(10)}")
-    texts: list[str] = field(default_factory=list)
-    audio_s: float = 0.0
-    has_failed: bool = False
-
-
 @dataclass(frozen=True)
 class _Job:
     """A part of an item to transcribe; without `decode` it ends the item."""
 
-    item: _Item
+    item: Item
     decode: Callable[[], Sequence[Segment]] | None = None
 
 
@@ -112,11 +102,12 @@ class Session:
         )
         self.settings = replace(SessionSettings(), model=names.served)
         self.id, self.expires_at = f"sess_{secrets.token_hex(10)}", time.time() + SESSION_S
-        self._cutter = self._new_cutter()
-        self._decoder = self._new_decoder()
+        self._n_samples = 0
+        """Samples received, at 16 kHz."""
+        self._cutter, self._decoder = self._new_cutter(), self._new_decoder()
         self._buffer: list[np.ndarray] = []
         """Samples that the client has not committed yet, without turn detection."""
-        self._item: _Item | None = None
+        self._item: Item | None = None
         """The open turn."""
         self._last_item_id: str | None = None
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(_MAX_JOBS)
@@ -187,6 +178,7 @@ class Session:
             samples = await asyncio.to_thread(self._decoder.decode, event.get("audio"))
         except ValueError as error:
             raise Refusal(400, f"audio {error}", "invalid_value", param="audio") from None
+        self._n_samples += len(samples)
         self.budget.charge(len(samples) / SAMPLE_RATE_HZ)
         if self._cutter is not None:
             await self._report(await asyncio.to_thread(self._cutter.feed, samples))
@@ -205,10 +197,12 @@ class Session:
         if len(samples) < MIN_COMMIT_S * SAMPLE_RATE_HZ:
             raise nothing_to_commit(len(samples) / SAMPLE_RATE_HZ)
         self._buffer = []
-        item = _Item(audio_s=len(samples) / SAMPLE_RATE_HZ)
+        item = Item(audio_s=len(samples) / SAMPLE_RATE_HZ)
+
+        transcriber = self.settings.configure(self.transcriber)
 
         def decode() -> Sequence[Segment]:
-            return self.transcriber.transcribe(Waveform(samples), on_audio=lambda _: self._stop_if_abandoned()).segments
+            return transcriber.transcribe(Waveform(samples), on_audio=lambda _: self._stop_if_abandoned()).segments
 
         await self._announce_item(item)
         await self._jobs.put(_Job(item, decode))
@@ -247,7 +241,8 @@ class Session:
     # ---- audio
 
     def _new_cutter(self) -> TurnCutter | None:
-        return TurnCutter(self.transcriber, self.settings.turns) if self.settings.turns else None
+        turns = self.settings.turns
+        return TurnCutter(self.transcriber, turns, self._n_samples) if turns else None
 
     def _new_decoder(self) -> AudioDecoder:
         return AudioDecoder(self.settings.encoding, self.settings.rate_hz)
@@ -260,7 +255,7 @@ class Session:
         for event in events:
             time_ms = round(event.time_s * 1000)
             if event.mark is Mark.STARTED:
-                self._item = _Item()
+                self._item = Item()
                 await self._send("input_audio_buffer.speech_started", item_id=self._item.id, audio_start_ms=time_ms)
             elif event.mark is Mark.WINDOW:
                 self._item.audio_s += event.window.end_s - event.window.start_s
@@ -272,7 +267,8 @@ class Session:
                 await self._jobs.put(_Job(item))
 
     def _decode_window(self, event: TurnEvent) -> Callable[[], Sequence[Segment]]:
-        return lambda: self.transcriber.decode_windows([event.window], self._stop_if_abandoned)
+        transcriber = self.settings.configure(self.transcriber)
+        return lambda: transcriber.decode_windows([event.window], self._stop_if_abandoned)
 
     def _stop_if_abandoned(self) -> None:
         if self._abandoned.is_set():
@@ -292,25 +288,28 @@ class Session:
         loop = asyncio.get_running_loop()
         try:
             segments = await loop.run_in_executor(self.queue.live_executor, job.decode)
-        except Exception:
+        except Exception as error:
             if self._abandoned.is_set():
                 raise _Closed from None
-            logger.exception("a part of a live session could not be transcribed")
-            job.item.has_failed = True
+            job.item.failure = transcription_failure(error)
             return
         for segment in segments:
             delta = f" {segment.text}" if job.item.texts else segment.text
             job.item.texts.append(segment.text)
-            await self._send_of(job.item, "delta", delta=delta)
+            job.item.logprobs += logprobs(segment)
+            await self._send_of(job.item, "delta", delta=delta, **self._logprobs(logprobs(segment)))
 
-    async def _complete(self, item: _Item) -> None:
-        if item.has_failed:
-            refusal = Refusal(500, "something went wrong on the server; see its log", "transcription_failed")
-            return await self._send_of(item, "failed", error=refusal.as_dict())
+    async def _complete(self, item: Item) -> None:
+        if item.failure:
+            return await self._send_of(item, "failed", error=item.failure.as_dict())
         usage = {"type": "duration", "seconds": round(item.audio_s, 3)}
-        return await self._send_of(item, "completed", transcript=" ".join(item.texts), usage=usage)
+        extra = {"usage": usage, **self._logprobs(item.logprobs)}
+        return await self._send_of(item, "completed", transcript=" ".join(item.texts), **extra)
 
-    async def _announce_item(self, item: _Item) -> None:
+    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"logprobs": entries} if self.settings.with_logprobs else {}
+
+    async def _announce_item(self, item: Item) -> None:
         previous, self._last_item_id = self._last_item_id, item.id
         await self._send("input_audio_buffer.committed", item_id=item.id, previous_item_id=previous)
         content = [{"type": "input_audio", "transcript": None}]
@@ -329,7 +328,7 @@ class Session:
     def _session(self) -> dict[str, Any]:
         return {"id": self.id, "expires_at": int(self.expires_at), **self.settings.as_dict(self.is_old)}
 
-    async def _send_of(self, item: _Item, kind: str, **fields: Any) -> None:
+    async def _send_of(self, item: Item, kind: str, **fields: Any) -> None:
         name = f"conversation.item.input_audio_transcription.{kind}"
         await self._send(name, item_id=item.id, content_index=0, **fields)
 

@@ -4,20 +4,24 @@ and, before 2025-09, `transcription_session.update`. A setting that this server 
 from __future__ import annotations
 
 import json
+import logging
+import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.inference.api.model_names import DEFAULT, ModelNames
-from pipelines.inference.api.transcriptions import check_language
+from pipelines.inference.api.transcriptions import MAX_CHARS, configure
 from pipelines.inference.http.guard import Refusal
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.turns import ALAW, PCM, ULAW, TurnSettings
+from pipelines.infra.errors import LabError
 
 CLIENT_EVENTS = (
     "session.update", "transcription_session.update", "input_audio_buffer.append", "input_audio_buffer.commit",
     "input_audio_buffer.clear",
 )  # fmt: skip
+LOGPROBS = "item.input_audio_transcription.logprobs"
 MIN_COMMIT_S = 0.1
 """Shortest audio that can be committed, as with OpenAI."""
 MAX_MESSAGE_CHARS = 4_000_000
@@ -56,6 +60,20 @@ def parse_message(message: str | bytes) -> dict[str, Any]:
     return event
 
 
+logger = logging.getLogger("uvicorn.error")
+
+
+@dataclass
+class Item:
+    """A turn, and what is transcribed of it."""
+
+    id: str = field(default_factory=lambda: f"item_{secrets.token_hex(10)}")
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    audio_s: float = 0.0
+    failure: Refusal | None = None
+
+
 @dataclass(frozen=True)
 class SessionSettings:
     """What a client can set for its session."""
@@ -66,6 +84,14 @@ class SessionSettings:
     """None: the client commits its audio itself."""
     model: str = DEFAULT
     language: str = ""
+    prompt: str = ""
+    hotwords: tuple[str, ...] = ()
+    with_logprobs: bool = False
+
+    def configure(self, transcriber: Transcriber) -> Transcriber:
+        """Return the transcriber of the session. Raises Refusal."""
+        path = "session.audio.input.transcription."
+        return configure(transcriber, language=self.language, prefix=path, prompt=self.prompt, hotwords=self.hotwords)
 
     def updated(self, session: Any, names: ModelNames, transcriber: Transcriber) -> SessionSettings:
         """Return the settings after an update with OpenAI's object `session`; absent fields stay.
@@ -77,7 +103,10 @@ class SessionSettings:
         if "format" in fields:
             settings = replace(settings, **_parse_format(*fields.pop("format")))
         if "transcription" in fields:
-            settings = replace(settings, **_parse_transcription(*fields.pop("transcription"), names, transcriber))
+            settings = replace(settings, **_parse_transcription(*fields.pop("transcription"), names))
+            settings.configure(transcriber)
+        if "include" in fields:
+            settings = replace(settings, with_logprobs=_parse_include(*fields.pop("include")))
         if "turn_detection" in fields:
             settings = replace(settings, turns=_parse_turns(*fields.pop("turn_detection"), self.turns))
         for path, value in fields.values():
@@ -87,7 +116,8 @@ class SessionSettings:
 
     def as_dict(self, is_old: bool) -> dict[str, Any]:
         """Return OpenAI's object; `is_old` selects the form before 2025-09."""
-        transcription = {"model": self.model, "language": self.language or None, "prompt": ""}
+        transcription = {"model": self.model, "language": self.language or None, "prompt": self.prompt}
+        include = [LOGPROBS] if self.with_logprobs else []
         turns = self.turns and {
             "type": "server_vad",
             "threshold": self.turns.threshold,
@@ -97,11 +127,11 @@ class SessionSettings:
         if is_old:
             name = next(name for name, encoding in _OLD_FORMATS.items() if encoding == self.encoding)
             old = {"input_audio_format": name, "input_audio_transcription": transcription, "turn_detection": turns}
-            return {"object": "realtime.transcription_session", **old}
+            return {"object": "realtime.transcription_session", **old, "include": include}
         audio_format = {"type": self.encoding, **({"rate": self.rate_hz} if self.encoding == PCM else {})}
         inputs = {"format": audio_format, "transcription": transcription, "turn_detection": turns}
         audio = {"input": {**inputs, "noise_reduction": None}}
-        return {"object": "realtime.transcription_session", "type": "transcription", "audio": audio}
+        return {"object": "realtime.transcription_session", "type": "transcription", "audio": audio, "include": include}
 
 
 def _flat_fields(session: Any) -> dict[str, tuple[str, Any]]:
@@ -147,19 +177,30 @@ def _parse_format(path: str, value: Any) -> dict[str, Any]:
     return {"encoding": encoding, "rate_hz": rate_hz}
 
 
-def _parse_transcription(path: str, value: Any, names: ModelNames, transcriber: Transcriber) -> dict[str, Any]:
-    fields = _fields(value, path, ("model", "language", "prompt"))
-    texts = {name: text for name, text in fields.items() if text is not None}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise _refusal(f"{path}.{name}", "must be a string")
-    if texts.pop("prompt", "").strip():
-        raise _refusal(f"{path}.prompt", "is not supported here: leave it out")
-    if "model" in texts:
-        names.check(texts["model"], f"{path}.model")
-    if "language" in texts:
-        check_language(texts["language"], transcriber, f"{path}.language")
-    return texts
+def _parse_transcription(path: str, value: Any, names: ModelNames) -> dict[str, Any]:
+    fields = _fields(value, path, ("model", "language", "prompt", "keywords"))
+    settings = {name: text for name, text in fields.items() if text is not None}
+    hotwords = settings.pop("keywords", None)
+    for name, text in settings.items():
+        if not isinstance(text, str) or len(text) > MAX_CHARS:
+            raise _refusal(f"{path}.{name}", f"must be a string of at most {MAX_CHARS} characters")
+    if "model" in settings:
+        names.check(settings["model"], f"{path}.model")
+    if hotwords is not None:
+        if not isinstance(hotwords, list) or len(hotwords) > 1_000 or not all(map(_is_hotword, hotwords)):
+            raise _refusal(f"{path}.keywords", "must be a list of at most 1000 words")
+        settings["hotwords"] = tuple(word.strip() for word in hotwords)
+    return settings
+
+
+def _is_hotword(word: Any) -> bool:
+    return isinstance(word, str) and 0 < len(word.strip()) <= 100
+
+
+def _parse_include(path: str, value: Any) -> bool:
+    if value not in (None, [], [LOGPROBS]):
+        raise _refusal(path, f"must be empty or [{LOGPROBS}]")
+    return value == [LOGPROBS]
 
 
 def _parse_turns(path: str, value: Any, current: TurnSettings | None) -> TurnSettings | None:
@@ -202,3 +243,11 @@ def nothing_to_commit(seconds: float) -> Refusal:
         f"nothing to commit: {seconds * 1000:.0f} ms of speech, expected at least {MIN_COMMIT_S * 1000:g} ms",
         "input_audio_buffer_commit_empty",
     )
+
+
+def transcription_failure(error: Exception) -> Refusal:
+    """Return what the client is sent of an error while a turn is transcribed; log it if it is no wrong option."""
+    if isinstance(error, LabError):  # of an option that the engine or the model lacks
+        return Refusal(400, str(error), "unsupported_value")
+    logger.error("a part of a live session could not be transcribed", exc_info=error)
+    return Refusal(500, "something went wrong on the server; see its log", "transcription_failed")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -19,7 +19,7 @@ from pipelines.inference.api.model_names import model_name
 from pipelines.inference.api.schemas import Model, Prediction
 from pipelines.inference.http.guard import Refusal
 from pipelines.inference.transcriber import Transcriber
-from pipelines.inference.transcript import Transcript
+from pipelines.inference.transcript import Segment, Transcript
 
 DAMAGE_HEADER = "X-Audio-Damage"
 """Header of a response that says what could not be read of the recording."""
@@ -37,26 +37,41 @@ class Format(StrEnum):
     vtt = "vtt"
 
 
-def transcript_response(
-    transcript: Transcript,
-    response_format: Format,
-    transcriber: Transcriber,
-    word_times: bool = False,
-    style: subtitles.Style = subtitles.DEFAULT,
-) -> Response:
-    """Return the transcript in the requested format; damage of the recording is in a header, and in JSON a field."""
+class ResponseStyle(NamedTuple):
+    """What a client has asked for."""
+
+    response_format: Format
+    word_times: bool = False
+    logprobs: bool = False
+    subtitles: subtitles.Style = subtitles.DEFAULT
+
+
+def transcript_response(transcript: Transcript, style: ResponseStyle, transcriber: Transcriber) -> Response:
+    """Return the transcript as requested; damage of the recording is in a header, and in JSON a field."""
     headers = {DAMAGE_HEADER: transcript.damage} if transcript.damage else {}
-    if response_format is Format.srt:
-        return Response(subtitles.srt(transcript, style), media_type="application/x-subrip", headers=headers)
-    if response_format is Format.vtt:
-        return Response(subtitles.vtt(transcript, style), media_type="text/vtt", headers=headers)
-    if response_format is Format.text:
+    if style.response_format is Format.srt:
+        return Response(subtitles.srt(transcript, style.subtitles), media_type="application/x-subrip", headers=headers)
+    if style.response_format is Format.vtt:
+        return Response(subtitles.vtt(transcript, style.subtitles), media_type="text/vtt", headers=headers)
+    if style.response_format is Format.text:
         return Response(f"{transcript.text}\n", media_type="text/plain", headers=headers)
-    if response_format is Format.verbose_json:
-        fields = subtitles.as_dict(transcript, transcriber.language, word_times, transcriber.ref.folder)
-        return JSONResponse(fields, headers=headers)
+    if style.response_format is Format.verbose_json:
+        task = transcriber.options.task
+        language = "en" if task == "translate" else transcriber.language
+        fields = subtitles.as_dict(transcript, language, style.word_times, transcriber.ref.folder)
+        return JSONResponse({**fields, "task": task}, headers=headers)
     fields = {"damage": transcript.damage} if transcript.damage else {}
+    if style.logprobs:
+        fields["logprobs"] = [entry for segment in transcript.segments for entry in logprobs(segment)]
     return JSONResponse({"text": transcript.text, **fields}, headers=headers)
+
+
+def logprobs(segment: Segment) -> list[dict[str, Any]]:
+    """Return the words of a segment as OpenAI's objects of tokens: log-probabilities of words, before calibration."""
+    return [
+        {"token": (token := f" {word.text}"), "bytes": list(token.encode()), "logprob": round(word.logprob, 5)}
+        for word in segment.words
+    ]
 
 
 def prediction(transcript: Transcript) -> Prediction:

@@ -71,10 +71,19 @@ OTHER_MODEL = {"model": Failure, "description": "This server does not serve that
 _DAMAGE = Field(None, description="What could not be read of a damaged recording; left out if nothing is lost.")
 
 
+class Logprob(BaseModel):
+    """The log-probability of a word, in OpenAI's object for tokens."""
+
+    token: str = Field(description="The word, after a space.")
+    bytes: list[int] = Field(description="The word in UTF-8.")
+    logprob: float = Field(description="Natural logarithm of the probability, not calibrated.")
+
+
 class Transcription(BaseModel):
     """`response_format=json`."""
 
     text: str
+    logprobs: list[Logprob] | None = Field(None, description="With `include[]=logprobs`.")
     damage: str | None = _DAMAGE
 
 
@@ -120,7 +129,7 @@ class TimedSegment(BaseModel):
 class VerboseTranscription(BaseModel):
     """`response_format=verbose_json`."""
 
-    task: Literal["transcribe"]
+    task: Literal["transcribe", "translate"]
     language: str = Field(description="The language's English name in small letters, as OpenAI gives it.")
     duration: float = Field(description="Duration of the recording, in seconds.")
     text: str

@@ -42,8 +42,12 @@ class Held:
 
     def __init__(self, like: Transcriber):
         self.ref, self.language, self.loaded, self.times_words = like.ref, like.language, like.loaded, False
+        self.options = like.options
         self.let_go, self.begun = threading.Event(), threading.Semaphore(0)
         self.at_once = self.most_at_once = self.abandoned = 0
+
+    def with_options(self, **changes):
+        return self
 
     def transcribe(self, recording, max_duration_s, *, on_audio, on_segment, **options):
         self.at_once += 1

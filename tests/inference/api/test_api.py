@@ -47,7 +47,7 @@ schemathesis = pytest.importorskip("schemathesis")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[3]
-TRANSCRIPTIONS = "/v1/audio/transcriptions"
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,6 @@ def test_openai_client_understands_a_refusal(client, wav):
 @pytest.mark.parametrize(
     ("fields", "param", "status"),
     [
-        ({"language": "en"}, "language", 400),
         ({"channels": "both"}, "channels", 400),
         ({"channel_names": "Anna,Erik"}, "channel_names", 400),
         ({"channels": "split", "channel_names": "Anna,"}, "channel_names", 400),
@@ -193,12 +192,6 @@ def test_openai_client_understands_a_refusal(client, wav):
         ({"max_line_count": "0", "response_format": "vtt"}, "max_line_count", 400),
         ({"highlight_words": "true"}, "highlight_words", 400),
         ({"language": "Svedish"}, "language", 400),
-        ({"task": "translate"}, "task", 400),
-        ({"prompt": "Hej"}, "prompt", 400),
-        ({"temperature": "0.2"}, "temperature", 400),
-        ({"hotwords": "Båten"}, "hotwords", 400),
-        ({"beam_size": "5"}, "beam_size", 400),
-        ({"include[]": "logprobs"}, "include[]", 400),
         ({"chunking_strategy": '{"type": "server_vad"}'}, "chunking_strategy", 400),
         ({"ordföljd": "1"}, "ordföljd", 400),
         ({"language": ["sv", "en"]}, "language", 400),
@@ -364,7 +357,8 @@ def test_damage_is_in_the_header_and_in_json(url, encoded, speech):
         assert response.json()["text"]
         if form:
             assert response.headers["x-audio-damage"] == response.json()["damage"]
-    response = httpx.post(url + TRANSCRIPTIONS, files={"file": bytes(content)}, data={"response_format": "srt"})
+    srt = {"response_format": "srt"}
+    response = httpx.post(url + TRANSCRIPTIONS, files={"file": bytes(content)}, data=srt, timeout=60)
     assert "x-audio-damage" in response.headers
 
 
@@ -611,7 +605,7 @@ def test_token_protects_all_but_health_and_docs(toy, wav):
         assert httpx.post(url + "/predict", content=wav, headers=right).json()["duration_s"] == 2.0
         schema = httpx.get(url + "/openapi.json").json()
         guarded = {path for path, methods in schema["paths"].items() for told in methods.values() if "security" in told}
-        assert guarded == {TRANSCRIPTIONS, "/predict", "/v1/models", "/v1/models/{model}"}
+        assert guarded == {TRANSCRIPTIONS, TRANSLATIONS, "/predict", "/v1/models", "/v1/models/{model}"}
 
 
 def test_missing_token_is_refused_before_the_body(toy):
@@ -690,6 +684,7 @@ OF_ANSWERS = [
     ("method", "path", "mode"),
     [
         *itertools.product(["POST"], [TRANSCRIPTIONS, "/predict"], ["positive", "negative"]),
+        ("POST", TRANSLATIONS, "positive"),
         *itertools.product(["GET"], ["/v1/models", "/v1/models/{model}", "/health"], ["positive"]),
     ],
 )
@@ -716,7 +711,12 @@ def test_responses_conform_to_the_schema(schema, wav, method, path, mode):
 def test_schema_lists_every_route(schema):
     told = {(result.ok().method.upper(), result.ok().path) for result in schema.get_all_operations()}
     facts = {"/v1/models", "/v1/models/{model}", "/health"}
-    assert told == {("POST", TRANSCRIPTIONS), ("POST", "/predict"), *itertools.product(["GET"], facts)}
+    assert told == {
+        ("POST", TRANSCRIPTIONS),
+        ("POST", TRANSLATIONS),
+        ("POST", "/predict"),
+        *itertools.product(["GET"], facts),
+    }
     assert not re.search("422|ValidationError", json.dumps(schema.raw_schema)), "errors are 400, in OpenAI's shape"
 
 

@@ -204,6 +204,10 @@ def test_change_of_the_format_ends_the_turn(url):
         peer.send("session.update", session={"audio": {"input": {"format": {"type": "audio/pcmu"}}}})
         kinds = {event["type"] for event in peer.until(f"{TRANSCRIPTION}.completed")}
         assert {"input_audio_buffer.committed", "session.updated"} <= kinds
+        peer.send("session.update", session={"audio": {"input": {"format": {"type": "audio/pcm"}}}})
+        peer.append(pcm(1.0))
+        *_, started = peer.until("input_audio_buffer.speech_started")
+        assert started["audio_start_ms"] == pytest.approx(1_000, abs=60)
 
 
 def test_failed_transcription_is_an_event_and_the_session_goes_on(toy):
@@ -262,7 +266,11 @@ INPUT = "session.audio.input"
         ({"audio": {"input": {"transcription": None}}}, f"{INPUT}.transcription"),
         ({"audio": {"input": {"transcription": {"model": "gpt-5"}}}}, f"{INPUT}.transcription.model"),
         ({"audio": {"input": {"transcription": {"model": ["a"]}}}}, f"{INPUT}.transcription.model"),
-        ({"audio": {"input": {"transcription": {"language": "en"}}}}, f"{INPUT}.transcription.language"),
+        ({"audio": {"input": {"transcription": {"language": "Svedish"}}}}, f"{INPUT}.transcription.language"),
+        ({"audio": {"input": {"transcription": {"prompt": 1}}}}, f"{INPUT}.transcription.prompt"),
+        ({"audio": {"input": {"transcription": {"keywords": "Åsa"}}}}, f"{INPUT}.transcription.keywords"),
+        ({"audio": {"input": {"transcription": {"keywords": [" "]}}}}, f"{INPUT}.transcription.keywords"),
+        ({"include": ["item.other"]}, "session.include"),
         ({"audio": {"input": {"transcription": {"delay": "low"}}}}, f"{INPUT}.transcription.delay"),
         ({"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}}, f"{INPUT}.turn_detection.type"),
         ({"audio": {"input": {"turn_detection": {"threshold": 2}}}}, f"{INPUT}.turn_detection.threshold"),
@@ -412,3 +420,22 @@ def test_live_session_does_not_wait_for_recordings(toy, wav):
             assert peer.until(f"{TRANSCRIPTION}.completed")
         parts.let_go.set()
         sending.join(20)
+
+
+def test_settings_reach_the_decoder_and_logprobs_the_client(toy):
+    seen, recorder = [], copy.copy(toy)
+    recorder.with_options = lambda **changes: (
+        seen.append(toy.with_options(**changes).options) or toy.with_options(**changes)
+    )
+    with running(recorder) as url, connected(url) as peer:
+        transcription = {"language": "English", "prompt": "Boats", "keywords": ["Åsa"]}
+        include = ["item.input_audio_transcription.logprobs"]
+        peer.send("session.update", session={"audio": {"input": {"transcription": transcription}}, "include": include})
+        assert peer.receive()["session"]["include"] == include
+        peer.append(pcm(2.0, 1.0))
+        *events, completed = peer.until(f"{TRANSCRIPTION}.completed")
+    expected = {"language": "en", "prompt": "Boats", "hotwords": ("Åsa",)}
+    assert seen == [toy.options.changed(**expected)] * len(seen) and seen
+    deltas = [event for event in events if event["type"] == f"{TRANSCRIPTION}.delta"]
+    assert completed["logprobs"] == [entry for delta in deltas for entry in delta["logprobs"]]
+    assert "".join(entry["token"] for entry in completed["logprobs"]).strip() == completed["transcript"]
