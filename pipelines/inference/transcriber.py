@@ -23,7 +23,8 @@ from pipelines.inference import detection, segmentation
 from pipelines.inference.segmentation import Window
 from pipelines.inference.segments import divide
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
-from pipelines.inference.window_decoding import Decoded, WindowDecoder
+from pipelines.inference.windows import overlap
+from pipelines.inference.windows.decoding import Decoded, WindowDecoder
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.speech import audio
@@ -111,6 +112,7 @@ class Transcriber:
         )
         self.longest_s = usual_window_s(self.ref)
         full_frames = model_files.source_frames(self.ref.folder)
+        self._full_s = full_frames / 100
         self.calibration = Calibration.of(self.ref.facts)
         is_clip_length, has_detector = self.ref.context == "clip", detection.is_packaged()
         self._decoder = WindowDecoder(self.loaded, is_clip_length, full_frames, drops_silence=not has_detector)
@@ -217,7 +219,8 @@ class Transcriber:
             yield from _with_edges(list(windows), samples)
             return
         all_blocks = chain([samples], [] if third is None else [third], blocks)
-        yield from segmentation.windows(all_blocks, detector, longest_s=self.longest_s, joined_s=self.longest_s)
+        longest_s = min(self.longest_s, self._full_s - 2 * overlap.OVERLAP_S)  # windows are decoded with their overlap
+        yield from segmentation.windows(all_blocks, detector, longest_s=longest_s, joined_s=longest_s)
 
     def decode_windows(
         self,
@@ -233,12 +236,22 @@ class Transcriber:
             return self._in_language_of(windows[0]).decode_windows(windows, before_batch, word_times)
         segments: list[Segment] = []
         with self._lock:
-            for parts in self._decoder.decode(windows, self.options, before_batch):
+            overlapped = overlap.overlapped(windows) if self.times_words else windows
+            decoded = self._decoder.decode(overlapped, self.options, before_batch)
+            for parts in overlap.share_words(windows, decoded, self._word_starts) if self.times_words else decoded:
                 for part in parts:
                     if part.accepted.hypothesis.text:
                         before_batch()
                         segments += self._split_into_segments(part, word_times)
         return segments
+
+    def _word_starts(self, decoded: Decoded) -> list[float]:
+        """Return the start of each word in the recording, in seconds; nothing if they are unknown."""
+        if decoded.starts is not None:
+            return decoded.starts
+        (features,) = self._decoder.features([decoded.log_mel])
+        n_frames, text = min(len(decoded.log_mel.frames), features.shape[-1]), decoded.accepted.hypothesis.text
+        return [decoded.window.start_s + start for start in self.loaded.word_starts(features, n_frames, text)]
 
     def _split_into_segments(self, decoded: Decoded, word_times: bool) -> list[Segment]:
         """Return a part of a window as segments: at pauses and, if it is long, at sentences (segments.divide)."""
@@ -249,12 +262,7 @@ class Transcriber:
             logprob = hypothesis.logprob
             words = tuple(Word(text, self.calibration(logprob), logprob=logprob) for text in texts)
 
-        def find_starts() -> list[float]:
-            (features,) = self._decoder.features([decoded.log_mel])
-            n_frames = min(len(decoded.log_mel.frames), features.shape[-1])
-            return [window.start_s + start for start in self.loaded.word_starts(features, n_frames, hypothesis.text)]
-
-        parts = divide(words, window.speech, find_starts, word_times)
+        parts = divide(words, window.speech, lambda: self._word_starts(decoded), word_times)
         return [
             Segment(
                 part.start_s,
@@ -328,14 +336,18 @@ def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float, tra
 
 
 def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:
-    """Collect windows up to GROUP_FRAMES; the first group is a quarter of that, so that a result appears soon."""
+    """Collect windows up to GROUP_FRAMES; the first group is a quarter of that, so that a result appears soon.
+
+    Windows of one stretch of speech stay together, up to a quarter more.
+    """
     group: list[Window] = []
     n_frames, limit = 0, GROUP_FRAMES // 4
     for window in windows:
-        group.append(window)
-        n_frames += len(window.samples) // HOP_SAMPLES
-        if n_frames >= limit:
+        is_continued = bool(group) and overlap.touch(group[-1], window) and n_frames < 1.25 * GROUP_FRAMES
+        if n_frames >= limit and not is_continued:
             yield group
             group, n_frames, limit = [], 0, GROUP_FRAMES
+        group.append(window)
+        n_frames += len(window.samples) // HOP_SAMPLES
     if group:
         yield group

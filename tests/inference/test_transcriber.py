@@ -316,7 +316,7 @@ def test_segments_are_in_order_and_make_up_the_text(scripted, speech):
     assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(heard.segments))
     assert "" not in [segment.text for segment in heard.segments], "a window without words is no segment"
     # no window is longer than what the model was tuned to hear, and none was decoded twice
-    assert max(shape[2] for shape in engine.shapes) <= 1_508
+    assert max(shape[2] for shape in engine.shapes) <= 1_708  # 15 s, and a second of each neighbour
     n_windows = sum(shape[0] for shape in engine.shapes)
     assert 5 <= n_windows <= 8
 
@@ -340,19 +340,19 @@ def test_full_context_model_gets_joined_windows(scripted, clip_model, speech):
 
 
 def test_long_recording_needs_constant_memory(scripted):
-    """An hour of noise, made block by block: what is held at any time is a few minutes."""
+    """Half an hour of noise, made block by block: what is held at any time is a few minutes."""
     import tracemalloc
 
     rng = np.random.default_rng(0)
-    blocks = (rng.standard_normal(30 * SECOND, dtype=np.float32) for _ in range(40))
+    blocks = (rng.standard_normal(30 * SECOND, dtype=np.float32) for _ in range(60))
     engine = scripted(Scripted(), context_s=10.0)
     tracemalloc.start()
     n = sum(1 for _ in engine._decode_blocks(blocks))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 80 <= n <= 180
+    assert 120 <= n <= 270
     minutes_at_once = peak / (60 * SECOND * 4)
-    assert minutes_at_once < 12  # of 20; samples, frames and batches together
+    assert minutes_at_once < 18  # of 30; samples, frames and batches together
 
 
 def test_callbacks_report_audio_and_segments(scripted, speech):

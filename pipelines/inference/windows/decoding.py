@@ -37,6 +37,8 @@ class Decoded:
     window: Window
     log_mel: LogMel
     accepted: Accepted
+    starts: list[float] | None = None
+    """Start of each word in the recording, in seconds, if they were needed before."""
 
 
 @dataclass(frozen=True)

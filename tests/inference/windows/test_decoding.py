@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.inference.segmentation import Window
-from pipelines.inference.window_decoding import WindowDecoder, remaining
+from pipelines.inference.windows.decoding import WindowDecoder, remaining
 from pipelines.speech.audio import SAMPLE_RATE_HZ
 from pipelines.whisper import log_mel as features
 from pipelines.whisper.decoding import Hypothesis
