@@ -184,6 +184,10 @@ def _check_generation(folder: Path, vocabulary: int) -> None:
             kind = "a token, or some," if is_end else "a list of tokens"
             raise _unusable(folder, f"{name} in {path.name} must be {kind} from 0 to {vocabulary - 1}")
     heads = (settings or {}).get("alignment_heads") or []
-    pairs = [head for head in heads if isinstance(head, list) and [type(part) for part in head] == [int, int]]
+    pairs = [
+        head
+        for head in heads
+        if isinstance(head, list) and [type(part) for part in head] == [int, int] and min(head) >= 0
+    ]
     if not isinstance(heads, list) or len(pairs) < len(heads):
         raise _unusable(folder, f"alignment_heads in {path.name} must be pairs of a layer and a head")

@@ -63,6 +63,7 @@ def refusal(folder: Path) -> str:
         (GENERATION, {"eos_token_id": []}, "eos_token_id in generation_config.json must be a token, or some, from 0"),
         (GENERATION, {"eos_token_id": {}}, "eos_token_id in generation_config.json must be a token"),
         (GENERATION, {"begin_suppress_tokens": "x"}, "begin_suppress_tokens in generation_config.json must be"),
+        (GENERATION, {"alignment_heads": [[-1, 0]]}, "alignment_heads in generation_config.json must be pairs"),
         (GENERATION, {"alignment_heads": [[0]]}, "alignment_heads in generation_config.json must be pairs"),
     ],
 )
