@@ -71,8 +71,8 @@ class ExportTable:
 
     split: str
     rows: tuple[ExportRow, ...]
-    unscored: tuple[str, ...]
-    """Folders of the exports in export.FOREIGN_FORMS, which the lab cannot decode."""
+    unscored: tuple[tuple[str, str], ...]
+    """Form and folder of the exports in export.FOREIGN_FORMS, which the lab cannot decode."""
     load: float | None
     """Load average of the machine over the last minute, if the system reports it."""
 
@@ -88,7 +88,7 @@ class ExportTable:
 
     def __str__(self) -> str:
         folders = "\n".join(f"{row.form or 'model'}: {row.folder}" for row in self.rows)
-        folders += "".join(f"\nnot scored, for other programs: {folder}" for folder in self.unscored)
+        folders += "".join(f"\n{form}, for other programs, not scored: {folder}" for form, folder in self.unscored)
         n = self.rows[0].score.n
         caveat = self.rows[0].score.units.caveat
         note = f"\nnote: {caveat}" if caveat else ""
@@ -128,7 +128,7 @@ def compare_exports(
     """
     recipe = derived.resolve(recipe, cache)
     unscored = tuple(
-        str(export.convert(whisper_model.resolve(uri), form))
+        (form, str(export.convert(whisper_model.resolve(uri), form)))
         for uri in uris
         for form in forms
         if form in export.FOREIGN_FORMS
