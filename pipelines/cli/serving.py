@@ -76,6 +76,14 @@ AudioPerMinute = Annotated[
         help="Seconds of audio per minute of one client address; 0 is no limit. Default: 600 in the same case.",
     ),
 ]
+FetchUrls = Annotated[
+    bool,
+    typer.Option(
+        "--fetch-urls",
+        envvar="LAB_FETCH_URLS",
+        help="Let clients name a recording by its address (field url): public addresses, ports 80 and 443.",
+    ),
+]
 
 
 def serve(
@@ -96,6 +104,7 @@ def serve(
     trusted_proxy: TrustedProxy = (),
     requests_per_minute: RequestsPerMinute = None,
     audio_s_per_minute: AudioPerMinute = None,
+    fetch_urls: FetchUrls = False,
     runs: Runs = "",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -112,8 +121,9 @@ def serve(
         return _print_plan(as_json, uri, f"{host} port {port}", token)
     from pipelines.inference.api import api, middleware, model_names
     from pipelines.inference.api.queue import Limits
-    from pipelines.inference.http import rate_limits, server
+    from pipelines.inference.http import rate_limits, remote, server
     from pipelines.inference.transcriber import Transcriber
+    from pipelines.infra.downloads import download
     from pipelines.whisper import model as whisper_model
 
     limits = rate_limits.default_limits(is_open=not token and host not in LOCAL_HOSTS)
@@ -128,7 +138,8 @@ def serve(
     listening = server.listen(host, port)
     transcriber = Transcriber(whisper_model.resolve(uri), language, engine)
     sizes = {"max_mb": max_mb, "max_duration_s": max_duration_s, "timeout_s": timeout_s}
-    queue_limits = Limits(**sizes, queue=queue, live_sessions=live_sessions)
+    downloads = download.Limits(max_mb, min(timeout_s, remote.DOWNLOAD_S)) if fetch_urls else None
+    queue_limits = Limits(**sizes, queue=queue, live_sessions=live_sessions, downloads=downloads)
     served = api.make_app(transcriber, queue_limits, access, aliases)
     warn_without_token(token, host)
     _print_served(as_json, server.address(listening), transcriber, token)

@@ -23,6 +23,8 @@ from pipelines.speech.audio import AudioError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from pipelines.infra.downloads.download import Limits as DownloadLimits
+
 _MAX_RETRY_S = 60
 
 
@@ -42,6 +44,8 @@ class Limits:
     """Requests that may wait while one is decoded."""
     live_sessions: int = 8
     """WebSockets that may be open at the same time; they take no place in the queue."""
+    downloads: DownloadLimits | None = None
+    """Of recordings that requests name by their address; None: no address is fetched."""
 
 
 class _Abandoned(Exception):

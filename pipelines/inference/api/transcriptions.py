@@ -5,17 +5,26 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
 
 from pipelines.inference.api.event_stream import EventStream
-from pipelines.inference.api.forms import FILE, GRANULARITIES, INCLUDE, ChannelForm, SubtitleForm, refuse_other_fields
+from pipelines.inference.api.forms import (
+    FILE,
+    GRANULARITIES,
+    INCLUDE,
+    ChannelForm,
+    SubtitleForm,
+    is_multipart,
+    refuse_other_fields,
+)
 from pipelines.inference.api.model_names import DEFAULT, ModelNames
 from pipelines.inference.api.queue import TranscriptionQueue
 from pipelines.inference.api.responses import Format, ResponseStyle, transcript_response
 from pipelines.inference.api.schemas import ERRORS, OTHER_MODEL, Transcription, VerboseTranscription
 from pipelines.inference.http.guard import Refusal
+from pipelines.inference.http.remote import PARAM, fetch_recording
 from pipelines.inference.subtitles import CUE_FORMATS
 from pipelines.inference.transcriber import AUTO, Transcriber
 from pipelines.infra.errors import LabError
@@ -25,7 +34,7 @@ from pipelines.whisper.decoding_options import MAX_BEAMS
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 TRANSLATION_FIELDS = (
-    FILE, "model", "language", "prompt", "response_format", "temperature", "hotwords", "beam_size", "patience",
+    FILE, PARAM, "model", "language", "prompt", "response_format", "temperature", "hotwords", "beam_size", "patience",
     "length_penalty", "max_new_tokens", "seed", "track",
 )  # fmt: skip
 """Fields of a translation's form: OpenAI's, and those of faster-whisper's servers."""
@@ -60,7 +69,10 @@ class Granularity(StrEnum):
 class RecordingForm:
     """The recording and how it is decoded."""
 
-    file: Annotated[UploadFile, File(description="The recording. Its name is ignored.")]
+    file: Annotated[UploadFile | None, File(description="The recording. Its name is ignored.")] = None
+    url: Annotated[
+        str, Form(description="Address of a recording (http, https) in place of `file`, if this server fetches them.")
+    ] = ""
     model: Annotated[str, Form(description=f"The name in /v1/models, or one that clients send, as {DEFAULT}.")] = (
         DEFAULT
     )
@@ -84,6 +96,19 @@ class RecordingForm:
     max_new_tokens: Annotated[int | None, Form(ge=1, le=448, description="Longest text of a window, in tokens.")] = None
     seed: Annotated[int | None, Form(ge=0, le=2**32 - 1, description="Of sampling, above temperature 0.")] = None
     track: Annotated[int, Form(ge=0, le=99, description="Audio track of a video, from 1; 0: the first.")] = 0
+
+    async def open(self, request: Request, queue: TranscriptionQueue) -> BinaryIO:
+        """Return the recording that was sent, or that at the address. Raises Refusal unless there is one of them."""
+        address = self.url.strip()
+        if self.file and address:
+            raise Refusal(400, "the form has a file and an url: send one of them", param=PARAM)
+        if address and not is_multipart(request):
+            raise Refusal(400, "send the form as multipart/form-data (curl -F)", param=PARAM)
+        if address:
+            return await fetch_recording(address, queue.limits.downloads, request.receive)
+        if not self.file:
+            raise Refusal(400, "file: Field required", param=FILE)
+        return self.file.file
 
     def configure(self, transcriber: Transcriber, task: str = "transcribe") -> Transcriber:
         """Return the transcriber of this request. Raises Refusal."""
@@ -152,8 +177,10 @@ def add_transcriptions(api: FastAPI, queue: TranscriptionQueue, names: ModelName
         options["transcriber"] = transcriber
         if stream:
             _check_streamed(form.response_format, names_of_channels is not None)
-            return await EventStream(queue, form.file.file, request, options, with_logprobs=bool(include)).start()
-        transcript = await queue.transcribe(form.file.file, request, **options)
+            return await EventStream(
+                queue, await form.open(request, queue), request, options, with_logprobs=bool(include)
+            ).start()
+        transcript = await queue.transcribe(await form.open(request, queue), request, **options)
         return transcript_response(transcript, style, transcriber)
 
 
@@ -171,7 +198,9 @@ def add_translations(api: FastAPI, queue: TranscriptionQueue, names: ModelNames)
         await refuse_other_fields(request, TRANSLATION_FIELDS)
         names.check(form.model)
         transcriber = form.configure(queue.transcriber, "translate")
-        transcript = await queue.transcribe(form.file.file, request, track=form.track, transcriber=transcriber)
+        transcript = await queue.transcribe(
+            await form.open(request, queue), request, track=form.track, transcriber=transcriber
+        )
         return transcript_response(transcript, ResponseStyle(form.response_format), transcriber)
 
 

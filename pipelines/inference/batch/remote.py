@@ -22,7 +22,8 @@ def local_copy(audio: Path | bytes | Url, limits: Limits, on_bytes: OnBytes) -> 
         folder = Path(name)
         path = folder / audio.file_name
         try:
-            download.fetch(audio, path, limits, on_bytes)
+            with open(path, "wb") as file:
+                download.fetch(audio, file, limits, on_bytes)
         except DownloadError as error:
             if error.reason != "html":
                 raise

@@ -10,10 +10,8 @@ import functools
 import http.client
 import io
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.infra.downloads import addresses
@@ -53,36 +51,26 @@ class Limits:
     """Also fetch from addresses of this machine and its networks."""
 
 
-@contextlib.contextmanager
-def downloaded(url: Url, limits: Limits, on_bytes: OnBytes = lambda n_bytes: None) -> Iterator[Path]:
-    """Yield the file at `url`, which is deleted afterwards. Raises DownloadError as `fetch` does."""
-    with tempfile.TemporaryDirectory(prefix="lab-download-") as folder:
-        path = Path(folder) / url.file_name
-        fetch(url, path, limits, on_bytes)
-        yield path
-
-
-def fetch(url: Url, path: Path, limits: Limits, on_bytes: OnBytes = lambda n_bytes: None) -> None:
-    """Write the file at `url` to `path`. Raises DownloadError, with one line for the user.
+def fetch(url: Url, file: BinaryIO, limits: Limits, on_bytes: OnBytes = lambda n_bytes: None) -> None:
+    """Write the content of `url` to an open file. Raises DownloadError, with one line for the user.
 
     `on_bytes` receives the number of bytes so far; an exception in it stops the download.
     """
     request, deadline = parse(url), Deadline(limits.timeout_s)
-    with open(path, "wb") as file:
-        download = _Download(file, limits, deadline, on_bytes)
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with _following_redirects(request, limits, deadline, download.range_headers()) as response:
-                    download.receive(url, response)
-                return
-            except TimeoutError:
-                if deadline.is_over:
-                    raise DownloadError("too_slow", f"{url} was not received within {limits.timeout_s:g} s") from None
-                if attempt == ATTEMPTS:
-                    raise DownloadError("too_slow", f"{url}: the server sent nothing for {IDLE_S:g} s") from None
-            except (http.client.HTTPException, OSError) as error:
-                if attempt == ATTEMPTS:
-                    raise DownloadError("broken", f"{url}: {_describe(error)}. Try again later") from None
+    download = _Download(file, limits, deadline, on_bytes)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _following_redirects(request, limits, deadline, download.range_headers()) as response:
+                download.receive(url, response)
+            return
+        except TimeoutError:
+            if deadline.is_over:
+                raise DownloadError("too_slow", f"{url} was not received within {limits.timeout_s:g} s") from None
+            if attempt == ATTEMPTS:
+                raise DownloadError("too_slow", f"{url}: the server sent nothing for {IDLE_S:g} s") from None
+        except (http.client.HTTPException, OSError) as error:
+            if attempt == ATTEMPTS:
+                raise DownloadError("broken", f"{url}: {_describe(error)}. Try again later") from None
 
 
 class _Broken(http.client.HTTPException):

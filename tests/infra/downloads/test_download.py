@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 
 import pytest
@@ -24,21 +25,19 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def get(server, tmp_path):
+def get(server):
     """`get("/talk.wav", max_mb=1)`: the bytes at a path of the server, or the DownloadError."""
 
     def fetch(path: str, **limits):
         text = path if "://" in path else server.url(path)
         options = {"more_ports": (server.port,), "timeout_s": 5.0, **limits}
         try:
-            with download.downloaded(Url(text), Limits(**options)) as file:
-                content = file.read_bytes()
+            download.fetch(Url(text), file := io.BytesIO(), Limits(**options))
         except DownloadError as error:
             line = str(error)
             assert "\n" not in line and not any(secret in line for secret in SECRETS), line
             return error
-        assert not file.exists() and not file.parent.exists()
-        return content
+        return file.getvalue()
 
     return fetch
 
@@ -62,7 +61,7 @@ def test_ordinary_address_is_public(address: str):
     assert addresses.is_public(address)
 
 
-def test_file_is_downloaded_and_deleted_afterwards(server, get):
+def test_file_is_downloaded(server, get):
     server.files["/a b/å.wav"] = b"sound"
     assert get("/a b/å.wav") == b"sound"
     server.redirect("/there", "/a%20b/%C3%A5.wav")
@@ -192,10 +191,10 @@ def test_credentials_go_to_their_server_only(server, get):
     assert "authorization" not in server.received[-1].headers
 
 
-def test_unknown_certificate_is_named(certificate, monkeypatch, tmp_path):
+def test_unknown_certificate_is_named(certificate, monkeypatch):
     server = Recordings(certificate)
     with treated_as_public(monkeypatch), pytest.raises(DownloadError, match="certificate of 127.0.0.1 is not trusted"):
-        download.fetch(Url(server.url("/a.wav")), tmp_path / "a", Limits(more_ports=(server.port,)))
+        download.fetch(Url(server.url("/a.wav")), io.BytesIO(), Limits(more_ports=(server.port,)))
     server.close()
 
 
@@ -206,11 +205,11 @@ def test_proxies_of_the_environment_are_not_used(server, get, monkeypatch):
     assert get("/a.wav") == b"sound"
 
 
-def test_exception_of_the_caller_stops_the_download(server, tmp_path):
+def test_exception_of_the_caller_stops_the_download(server):
     server.files["/a.wav"] = bytes(10)
 
     def stop(n_bytes: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        download.fetch(Url(server.url("/a.wav")), tmp_path / "a", Limits(more_ports=(server.port,)), stop)
+        download.fetch(Url(server.url("/a.wav")), io.BytesIO(), Limits(more_ports=(server.port,)), stop)
