@@ -64,7 +64,7 @@ class Recordings(Loopback):
             handler.wfile.write(b"10000\r\n" + block + b"\r\n")
 
     def _zip(self, handler) -> None:
-        body = gzip.compress(bytes(10_000_000))
+        body = gzip.compress(bytes(1_000_000))
         head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
         handler.wfile.write(head.encode() + body)
 

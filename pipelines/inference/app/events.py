@@ -20,14 +20,14 @@ _SILENT: dict[str, Any] = {**_PRIVATE, "show_progress": "hidden"}
 _SHOW_TRANSCRIPT = "text => { window.lab.showTranscript(); return text }"
 
 
-def connect_events(demo: gr.Blocks, page: Components, handlers: Handlers) -> None:
-    """Register all events, inside the `gr.Blocks` context `demo`."""
+def connect_events(demo: gr.Blocks, page: Components, handlers: Handlers, fetches_urls: bool = False) -> None:
+    """Register all events, inside the `gr.Blocks` context `demo`; `fetches_urls` as in `create_components`."""
     transcribed = _connect_transcribe(page, handlers)
     live_ended = _connect_microphone(page, handlers)
     for event in (transcribed, live_ended):
         event.success(None, page.transcript, page.feedback.correction, js=_SHOW_TRANSCRIPT, **_PRIVATE)
         event.success(handlers.show_details, [page.transcript_state, page.language], page.detail_outputs, **_SILENT)
-    _connect_recorder(page, handlers)
+    _connect_recorder(page, handlers, fetches_urls)
     _connect_results(page, handlers)
     _connect_feedback(page, handlers)
     _connect_language(demo, page, handlers)
@@ -93,7 +93,7 @@ def _connect_microphone(page: Components, handlers: Handlers) -> Any:
     return ended
 
 
-def _connect_recorder(page: Components, handlers: Handlers) -> None:
+def _connect_recorder(page: Components, handlers: Handlers, fetches_urls: bool) -> None:
     for event in (page.recording.change, page.start_live.click):
         event(
             lambda count: count.update(number=count["number"] + 1), page.recording_count, None, queue=False, **_SILENT
@@ -108,8 +108,27 @@ def _connect_recorder(page: Components, handlers: Handlers) -> None:
     )
     page.recording.change(None, page.recording, None, js="file => window.lab.loadRecording(file?.url)", **_PRIVATE)
     page.split_channels.change(lambda value: value, page.split_channels, page.is_split, queue=False, **_SILENT)
+    if fetches_urls:
+        _connect_address(page, handlers)
     for name, button in zip(EXAMPLES, page.examples, strict=True):
         button.click(lambda name=name: example_path(name), None, page.recording, queue=False, **_SILENT)
+
+
+def _connect_address(page: Components, handlers: Handlers) -> None:
+    import gradio as gr
+
+    def fetch(address: str, language: str, request: Any) -> str:
+        return handlers.fetch_recording(address, language, _client(request))
+
+    fetch.__annotations__ = {"request": gr.Request}  # Gradio passes it only if it can read all annotations
+    gr.on(
+        [page.fetch.click, page.address.submit],
+        fetch,
+        [page.address, page.language],
+        page.recording,
+        concurrency_limit=4,
+        **_PRIVATE,
+    )
 
 
 def _connect_results(page: Components, handlers: Handlers) -> None:

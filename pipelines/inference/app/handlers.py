@@ -6,14 +6,19 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference.app import html
 from pipelines.inference.app.i18n import TEXTS
 from pipelines.inference.app.live import LiveSessions
-from pipelines.inference.app.uploads import discard_upload
+from pipelines.inference.app.middleware import MAX_UPLOAD_BYTES, MAX_UPLOADS_BYTES
+from pipelines.inference.app.uploads import delete_old_uploads, discard_upload, fetch_upload
 from pipelines.inference.http.rate_limits import RateLimiter, TooManyRequests
+from pipelines.inference.http.remote import DOWNLOAD_S
+from pipelines.infra.downloads.download import Limits
+from pipelines.infra.downloads.urls import DownloadError
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ class Handlers:
     def __init__(self, service: Service, limiter: RateLimiter | None = None):
         self.service, self.live_sessions = service, LiveSessions(service)
         self.limiter = limiter or RateLimiter(0, 0)
+        self.downloads = Limits(MAX_UPLOAD_BYTES / 1e6, DOWNLOAD_S)
 
     def change_recording(self, recording: dict[str, Any] | None) -> tuple[Any, ...]:
         """Enable the Transcribe button if there is a recording, and clear the results of the previous one."""
@@ -97,6 +103,21 @@ class Handlers:
             if budget:
                 budget.charge(transcript.audio_s)
             return transcript.text, _durations(transcript, language), transcript
+
+    def fetch_recording(self, address: str | None, language: str, client: str = "") -> str:
+        """Return the path of the recording at an address, downloaded as if the visitor had uploaded it."""
+        from gradio.utils import get_upload_folder
+
+        from pipelines.speech.audio import AudioError
+
+        folder = Path(get_upload_folder())
+        with _errors_as_one_line(language):
+            if not (address or "").strip():
+                raise AudioError("no_recording", "no address was given")
+            self.limiter.admit(client)
+            if delete_old_uploads(folder, float("inf")) > MAX_UPLOADS_BYTES:
+                raise AudioError("busy", "the uploads fill their space")
+            return fetch_upload(address, folder, self.downloads)
 
     def open_microphone(self, is_open: bool) -> tuple[Any, ...]:
         """Clear the page for a new live transcript; leave it if the microphone was not opened, as the script says."""
@@ -201,6 +222,9 @@ def _errors_as_one_line(language: str, lab_error: str = "failed") -> Iterator[No
         message = texts["refused"].get(error.reason, texts["refused"]["unreadable"])
     except TooManyRequests as error:
         message = texts["refused"]["too_many"].format(seconds=error.retry_s)
+    except DownloadError as error:
+        logger.info("%s", error)
+        message = texts["refused"]["too_large"] if error.reason == "too_large" else texts["not_fetched"][error.reason]
     except LabError as error:
         logger.warning("%s", error)
         message = texts[lab_error]

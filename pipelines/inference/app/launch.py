@@ -48,11 +48,13 @@ def build(
     why: str = "named",
     base: Callable[[], Transcriber] | None = None,
     limiter: RateLimiter | None = None,
+    fetches_urls: bool = False,
 ) -> gr.Blocks:
     """Build the page around `transcriber`; feedback goes to the CSV file `log`.
 
     `why` is the reason of inference.pipeline.choose_model. `base` loads the model before fine-tuning when a visitor
     compares it. `limiter` limits what one address may send; None: no limit.
+    `fetches_urls` lets visitors name a recording by its address.
     """
     import gradio as gr
 
@@ -73,8 +75,9 @@ def build(
             session_s=SESSION_S,
             can_compare=handlers.service.can_compare,
             is_ephemeral=inference_pipeline.is_lost_on_restart(log),
+            fetches_urls=fetches_urls,
         )
-        connect_events(demo, page, handlers)
+        connect_events(demo, page, handlers, fetches_urls)
     demo.live_sessions, demo.rate_limiter = handlers.live_sessions, handlers.limiter
     return demo.queue(default_concurrency_limit=1, max_size=20)
 
@@ -227,6 +230,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help="proxy whose X-Forwarded-For names the visitor; repeatable; default: LAB_TRUSTED_PROXIES, else private "
         "networks in a Space, else none",
     )
+    parser.add_argument(
+        "--fetch-urls",
+        action="store_true",
+        default=os.environ.get("LAB_FETCH_URLS", "").lower() in ("1", "true", "yes", "on"),
+        help="let visitors name a recording by its public address (ports 80 and 443); default: LAB_FETCH_URLS",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print which model would be served, and exit")
     return parser.parse_args(arguments)
 
@@ -260,7 +269,8 @@ def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
     with temporary_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when Gradio is imported
         transcriber = _load_transcriber(uri, options.engine)
-        demo = build(transcriber, options.log, why=why, base=_base_loader(transcriber, options.engine), limiter=limiter)
+        base, log = _base_loader(transcriber, options.engine), options.log
+        demo = build(transcriber, log, why=why, base=base, limiter=limiter, fetches_urls=options.fetch_urls)
         address_options = {"host": options.host, "port": options.port, "share": options.share}
         try:
             address = launch(demo, **address_options, trusted_proxies=proxies)

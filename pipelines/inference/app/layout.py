@@ -62,6 +62,9 @@ class Components:
     split_channels: gr.Checkbox
     is_split: gr.State
     """Value of `split_channels`: programs that call /transcribe send only the recording."""
+    address: gr.Textbox
+    """Address of a recording; hidden unless the server fetches addresses."""
+    fetch: gr.Button
     examples: list[gr.Button]
     start_live: gr.Button
     end_live: gr.Button
@@ -106,12 +109,20 @@ class FeedbackForm:
 
 
 def create_components(
-    model_info: dict[str, str], speech: str, why: str, *, session_s: int, can_compare: bool, is_ephemeral: bool
+    model_info: dict[str, str],
+    speech: str,
+    why: str,
+    *,
+    session_s: int,
+    can_compare: bool,
+    is_ephemeral: bool,
+    fetches_urls: bool = False,
 ) -> Components:
     """Create the page from top to bottom, inside a `gr.Blocks` context.
 
     `speech` is Whisper's code of the model's language; `why` is the reason of inference.pipeline.choose_model; a
-    session expires after `session_s`; `is_ephemeral` says that a restart deletes the feedback log.
+    session expires after `session_s`; `is_ephemeral` says that a restart deletes the feedback log; `fetches_urls` shows
+    the field for the address of a recording.
     """
     import gradio as gr
 
@@ -129,6 +140,7 @@ def create_components(
     page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
     with gr.Tabs():
         with page.add(gr.Tab, lambda texts: {"label": texts["file_tab"]}):
+            address, fetch = _create_address(page, fetches_urls)
             recording, split_channels, transcribe, examples = _create_recorder(page, has_examples=speech == "sv")
         with page.add(gr.Tab, lambda texts: {"label": texts["live_tab"]}):
             start_live, end_live = _create_microphone(page)
@@ -145,6 +157,8 @@ def create_components(
         transcribe=transcribe,
         split_channels=split_channels,
         is_split=gr.State(False),
+        address=address,
+        fetch=fetch,
         examples=examples,
         start_live=start_live,
         end_live=end_live,
@@ -190,6 +204,24 @@ def _create_recorder(
     with gr.Row(elem_id="examples", visible=has_examples):
         examples = [gr.Button(sentence, size="sm", min_width=120) for sentence in EXAMPLES.values()]
     return recording, split_channels, transcribe, examples
+
+
+def _create_address(page: LocalizedComponents, is_visible: bool) -> tuple[gr.Textbox, gr.Button]:
+    """Create the field for the address of a recording and the button that fetches it."""
+    import gradio as gr
+
+    with gr.Row(elem_id="address", visible=is_visible, equal_height=True):
+        address = page.add(
+            gr.Textbox,
+            lambda texts: {"label": texts["web_address"]},
+            placeholder="https://",
+            max_length=8_000,
+            lines=1,
+            max_lines=1,
+            scale=4,
+        )
+        fetch = page.add(gr.Button, lambda texts: {"value": texts["fetch"]}, size="sm", min_width=100, scale=1)
+    return address, fetch
 
 
 def _create_microphone(page: LocalizedComponents) -> tuple[gr.Button, gr.Button]:

@@ -17,6 +17,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pipelines.infra.downloads import download
+from pipelines.infra.downloads.download import Limits
+from pipelines.infra.downloads.urls import Url
+
 EXAMPLES = {
     "boat.ogg": "Båten går klockan sju.",
     "bread.ogg": "Hon köper bröd och ost på torget.",
@@ -103,6 +107,23 @@ def delete_old_uploads(folder: Path, max_age_s: float) -> int:
                 with contextlib.suppress(OSError):  # not empty
                     path.rmdir()
     return n_bytes
+
+
+def fetch_upload(address: str, folder: Path, limits: Limits) -> str:
+    """Download a recording to its own folder below `folder`, as an upload, and return its path.
+
+    Raises DownloadError.
+    """
+    url = Url(address)
+    path = folder / f"{_PREFIX}{secrets.token_hex(16)}" / url.file_name
+    path.parent.mkdir(parents=True)
+    try:
+        with open(path, "wb") as file:
+            download.fetch(url, file, limits)
+    except BaseException:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        raise
+    return str(path)
 
 
 def discard_upload(upload: str | None) -> None:

@@ -1,0 +1,66 @@
+"""The field for the address of a recording: off by default; the download is an upload like any other."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from servers.recordings import Recordings, treated_as_public
+
+from pipelines.inference.app.handlers import Handlers
+from pipelines.inference.app.i18n import TEXTS
+from pipelines.inference.app.launch import build
+from pipelines.inference.app.uploads import discard_upload
+from pipelines.infra.downloads.download import Limits
+from tests.inference.app.app_fakes import FakeTranscriber
+
+gr = pytest.importorskip("gradio")
+
+
+@pytest.fixture
+def recordings(monkeypatch, tmp_path):
+    server = Recordings()
+    server.files["/a/talk.wav"] = b"sound"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    with treated_as_public(monkeypatch):
+        yield server
+    server.close()
+
+
+def test_address_becomes_an_upload_of_its_own_folder(recordings, tmp_path):
+    handlers = Handlers(SimpleNamespace())
+    handlers.downloads = Limits(0.1, 0.5, (recordings.port,))
+    paths = [Path(handlers.fetch_recording(f" {recordings.url('/a/talk.wav')} ", "en")) for _ in range(2)]
+    assert paths[0] != paths[1] and {path.name for path in paths} == {"talk.wav"}
+    assert all(path.read_bytes() == b"sound" and path.is_relative_to(tmp_path / "uploads") for path in paths)
+    discard_upload(str(paths[0]))
+    assert not paths[0].parent.exists() and paths[1].exists()
+
+
+@pytest.mark.parametrize("language", ["en", "sv"])
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/none?token=hemligt", "status"),
+        ("/slow-head", "too_slow"),
+        ("/zip", "broken"),
+        ("http://127.0.0.2/", "address"),
+        ("file:///etc/passwd", "address"),
+        ("x", "address"),
+    ],
+)
+def test_address_that_fails_is_one_line(recordings, tmp_path, path: str, key: str, language: str):
+    handlers = Handlers(SimpleNamespace())
+    handlers.downloads = Limits(0.1, 0.5, (recordings.port,))
+    address = path if "://" in path or path == "x" else recordings.url(path)
+    with pytest.raises(gr.Error) as error:
+        handlers.fetch_recording(address, language)
+    assert error.value.message == TEXTS[language]["not_fetched"][key]
+    assert not list((tmp_path / "uploads").rglob("*"))
+
+
+def test_address_field_exists_only_if_enabled(tmp_path):
+    def endpoints(**options):
+        demo = build(FakeTranscriber(tmp_path), tmp_path / "log.csv", **options)
+        return [block for block in demo.fns.values() if block.name == "fetch"]
+
+    assert (len(endpoints()), len(endpoints(fetches_urls=True))) == (0, 1)
