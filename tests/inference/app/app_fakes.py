@@ -25,6 +25,9 @@ class FakeTranscriber:
 
     longest_s = 30.0
 
+    def with_options(self, **changes):
+        return self
+
     def transcribe(self, recording, on_audio, on_segment):
         self.calls += 1
         if isinstance(self.text, Exception):
