@@ -21,18 +21,18 @@ def find_entries(folder: Path, transcripts_folder: Path | None = None) -> list[E
     """
     if not folder.is_dir():
         raise LabError(f"there is no folder {folder}: name the folder of recordings")
-    found = find_audio(folder)
-    if not found.files:
-        raise LabError(f"there is no recording in {folder}; skipped: {found.describe_skipped() or 'nothing'}")
+    listing = find_audio(folder)
+    if not listing.files:
+        raise LabError(f"there is no recording in {folder}; skipped: {listing.describe_skipped() or 'nothing'}")
     target, used = transcripts_folder or folder, set()
     chosen: dict[Path, Path | None] = {}
     for with_suffix in (True, False):  # first a.mp3.json, which belongs to one recording, then a.json
-        for audio in found.files:
+        for audio in listing.files:
             if chosen.get(audio) is None:
                 base = target / audio.relative_to(folder)
                 chosen[audio] = _find(base if with_suffix else base.with_suffix(""), used)
                 used.add(chosen[audio])
-    return [read_entry(str(audio.relative_to(folder)), audio, chosen[audio]) for audio in found.files]
+    return [read_entry(str(audio.relative_to(folder)), audio, chosen[audio]) for audio in listing.files]
 
 
 def read_entry(name: str, audio: Path | None, transcript: Path | None, offset_s: float = 0.0) -> Entry:

@@ -12,7 +12,7 @@ from pipelines.infra.errors import LabError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(r"\s*[a-z][a-z0-9+.-]+://", re.I)
-_SHOWN = re.compile(r"(?:v|id|n|ep|episode|part|track)=[\w.-]{1,12}")
+_PRINTED = re.compile(r"(?:v|id|n|ep|episode|part|track)=[\w.-]{1,12}")
 """Parameters of a query that are printed; any other may be a token."""
 _SECRET = re.compile(
     r"token|sig|credential|key|secret|pass|pwd|auth|session|jwt|expire|policy|date|nonce|^x-(amz|goog)|^s[etprv]$", re.I
@@ -53,7 +53,7 @@ class Url:
         if not is_url(self.text):
             return _UNPRINTABLE
         host = parts.netloc.rpartition("@")[2]
-        query = "&".join(filter(_SHOWN.fullmatch, parts.query.split("&")))
+        query = "&".join(filter(_PRINTED.fullmatch, parts.query.split("&")))
         hidden = "…" if query != parts.query else ""
         path = _PATH_PARAMETER.sub(r"\1…", parts.path)
         text = f"{parts.scheme}://{host}{path}{'?' * bool(parts.query)}{query}{'&' * bool(query and hidden)}{hidden}"

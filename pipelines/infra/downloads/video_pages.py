@@ -88,10 +88,10 @@ def _public_names_only(allow_private: bool) -> Iterator[None]:
     resolve = socket.getaddrinfo
 
     def resolve_public(host: Any, *arguments: Any, **options: Any) -> list[Any]:
-        found = resolve(host, *arguments, **options)
-        if not all(addresses.is_public(address[4][0]) for address in found):
+        resolved = resolve(host, *arguments, **options)
+        if not all(addresses.is_public(address[4][0]) for address in resolved):
             raise socket.gaierror(f"{host} is not an address of the public internet")
-        return found
+        return resolved
 
     if not allow_private:
         socket.getaddrinfo = resolve_public
