@@ -127,8 +127,11 @@ def evaluate(
     decoded if one of the reports `earlier` has the transcripts of the same model, decoded from the same features with
     the same settings. `on_clips` is called with the clips of each batch that is decoded.
     """
+    settings = recipe.settings("evaluation")
+    if recipe.evaluation.beam_size == 1:  # reports from before this setting was added are of greedy decoding
+        del settings["evaluation.beam_size"]
     identity = {
-        **recipe.settings("evaluation"),
+        **settings,
         **whisper_model.identity(ref),
         "language": recipe.language,
         "split": split,

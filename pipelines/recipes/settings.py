@@ -26,6 +26,8 @@ class EvaluationSettings(Settings):
     """Maximum log-mel frames (10 ms each) per decoding batch, padding included; at least 3,000."""
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS), *OR_AUTO] = 128
     """Maximum tokens of one transcript, 1 to 440, or `auto`: as many as could be spoken in the longest clip."""
+    beam_size: int = Field(1, ge=1, le=32)
+    """Hypotheses that are extended side by side, 1 to 32; 1 decodes greedily, as validation always does."""
     bootstrap_samples: int = Field(1_000, ge=100)
     """Resamples for each 95 % interval, at least 100."""
     seed: Seed = 13

@@ -43,6 +43,7 @@ NOT_IN_IDENTITY = (
     "training.tracker",
     "training.keep_checkpoints",
     "evaluation.batch_frames",
+    "evaluation.beam_size",
     "evaluation.bootstrap_samples",
     "evaluation.seed",
 )

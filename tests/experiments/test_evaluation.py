@@ -214,6 +214,14 @@ def test_report_names_engine_and_search(score, toy_cache):
     assert (other.folder != report.folder, other.decoding) == (True, expected), "its transcripts are taken over"
 
 
+def test_beams_of_the_recipe_give_a_report_of_their_own(score):
+    greedy = score(overrides={"evaluation.max_new_tokens": 6})
+    beams = score(overrides={"evaluation.max_new_tokens": 6, "evaluation.beam_size": 4})
+    assert beams.folder != greedy.folder
+    assert "beam search with 4 beams" in (beams.folder / "report.html").read_text("utf-8")
+    assert beams.predictions["hypothesis"].tolist() != greedy.predictions["hypothesis"].tolist()
+
+
 def test_model_is_decoded_at_its_training_length(score, heard, base):
     calls = heard(lambda row: "ja")
     score(overrides={"evaluation.max_new_tokens": 9})

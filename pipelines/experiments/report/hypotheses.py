@@ -21,6 +21,7 @@ from pipelines.recipes.settings import Recipe
 from pipelines.whisper import decoding, engines, export
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.decoding import Hypothesis, RowDecodingOptions
+from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -41,13 +42,12 @@ class Decoded:
     """How they were decoded (`decoding_facts`); empty if an older report has them and does not say so."""
 
 
-def decoding_facts(engine: str) -> dict[str, Any]:
+def decoding_facts(engine: str, beam_size: int = 1) -> dict[str, Any]:
     """Return how an engine decodes the clips of a split: engine, precision, beam_size, timestamps.
 
-    `engine` ends with its precision, as in `transformers cpu float32`. Evaluation decodes greedily and without
-    timestamps (RowDecodingOptions); an option that changes this belongs here and in the report's identity.
+    `engine` ends with its precision, as in `transformers cpu float32`.
     """
-    return {"engine": engine, "precision": engine.rpartition(" ")[2], "beam_size": 1, "timestamps": False}
+    return {"engine": engine, "precision": engine.rpartition(" ")[2], "beam_size": beam_size, "timestamps": False}
 
 
 def describe(decoding: Mapping[str, Any] | None) -> str:
@@ -61,13 +61,14 @@ def describe(decoding: Mapping[str, Any] | None) -> str:
 def decode(recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]) -> Decoded:
     """Decode rows with the fastest engine that writes the text of transformers in float32; an export with its own.
 
-    On a CPU that is whisper/greedy.py: float32 exports for other engines are not faster.
+    On a CPU that is whisper/greedy.py: float32 exports for other engines are not faster. Beams are searched by the
+    engines for transcription.
     """
     import torch
 
     machine = environment.detect()
-    if export.is_export(ref):
-        return _decode_export(recipe, cache, ref, rows, on_clips)
+    if export.is_export(ref) or recipe.evaluation.beam_size > 1:
+        return _decode_with_engine(recipe, cache, ref, rows, on_clips)
     model, processor = (
         whisper_model.load(ref, device=machine.device),
         whisper_model.load_processor(ref, recipe.language),
@@ -79,19 +80,23 @@ def decode(recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_cli
     return Decoded(hypotheses, speed, decoding_facts(decoding.engine_name(model)))
 
 
-def _decode_export(
+def _decode_with_engine(
     recipe: Recipe, cache: FeatureCache, ref: ModelRef, rows: Any, on_clips: Callable[[int], None]
 ) -> Decoded:
-    """Decode with an export, using the engine for its format."""
-    engine = engines.open_engine(ref, recipe.language, max_new_tokens=recipe.evaluation.max_new_tokens)
+    """Decode with the engine for an export's format, and with transformers for other models."""
+    name, settings = "auto" if export.is_export(ref) else "transformers", recipe.evaluation
+    engine = engines.open_engine(ref, recipe.language, name, max_new_tokens=settings.max_new_tokens)
+    search = DecodingOptions(
+        recipe.language, timestamps=False, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens
+    )
     options = _decoding_options(recipe, ref)
     started = time.monotonic()
     hypotheses = decoding.decode_in_batches(
-        lambda features: engine.decode(features.numpy()), cache, rows, options, on_clips
+        lambda features: engine.decode(features.numpy(), search), cache, rows, options, on_clips
     )
     seconds = max(round(time.monotonic() - started, 2), 0.01)
     speed = {"decoding_seconds": seconds, "device": engine.name, "threads": process_pool.cores()}
-    return Decoded(hypotheses, speed, decoding_facts(engine.name))
+    return Decoded(hypotheses, speed, decoding_facts(engine.name, settings.beam_size))
 
 
 def _decoding_options(recipe: Recipe, ref: ModelRef) -> RowDecodingOptions:

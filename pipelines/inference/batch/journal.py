@@ -57,6 +57,8 @@ def identity_of(job: Job, transcriber: Transcriber) -> dict[str, Any]:
 
 def _check_identity(out: Path, recorded: dict[str, Any], current: dict[str, Any]) -> None:
     names = [*current, *(name for name in _ABSENT_BY_DEFAULT if name not in current)]
+    if "decoding" not in recorded:  # a journal of an earlier version
+        names.remove("decoding")
     if differing := [name for name in names if recorded.get(name) != current.get(name)]:
         raise LabError(
             f"{out} was started with another {' and '.join(differing)}: call it as before, start again with --again, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,6 +27,8 @@ _MIN_ADVANCE_S = 0.3
 """A window is not continued after a timestamp that is closer to its start."""
 _USUAL_CHARS_PER_S = 11.0
 """Texts with fewer characters to a second of speech may have ended before the speech: 15 are usual."""
+_LONG_WORD_S, _MIN_UNWRITTEN_S = 0.7, 1.0
+"""The last word of a text is taken to end after the first, and more speech than the second is no part of it."""
 _NEAR_S = 0.6
 """A timestamp this close to the start of a stretch of speech means that start: detectors are more exact."""
 
@@ -95,21 +98,30 @@ class WindowDecoder:
         for i, (window, log_mel) in enumerate(zip(windows, log_mels, strict=True)):
             hypothesis, temperature = self._accept(hypotheses[i], log_mel, options, before_batch)
             if not options.timestamps:
-                hypothesis = replace(hypothesis, end_s=self._early_end_s(window, log_mel, hypothesis.text))
+                hypothesis = self._cut_at_unwritten(window, log_mel, hypothesis)
             yield Decoded(window, log_mel, Accepted(hypothesis, temperature))
 
-    def _early_end_s(self, window: Window, log_mel: LogMel, text: str) -> float | None:
-        """Return where a text without timestamps ends if speech follows that it leaves out; else None.
+    def _cut_at_unwritten(self, window: Window, log_mel: LogMel, hypothesis: Hypothesis) -> Hypothesis:
+        """Return a hypothesis without timestamps up to the first speech that it leaves out, and where it ends.
 
-        Suspected if the text is short for its speech: then no word may start in the last stretches of speech.
+        Suspected if the text is short for its speech. It ends before the first stretch of speech in which no word
+        starts, or within a stretch if no word starts for long; words after that are decoded again.
         """
-        speech_s = sum(b - a for a, b in window.speech)
-        if len(window.speech) < 2 or not text or len(text) > _USUAL_CHARS_PER_S * speech_s:
-            return None
+        texts, speech_s = hypothesis.text.split(), sum(b - a for a, b in window.speech)
+        if not texts or len(hypothesis.text) > _USUAL_CHARS_PER_S * speech_s:
+            return hypothesis
         (features,) = self.features([log_mel])
-        starts = self.engine.word_starts(features, min(len(log_mel.frames), features.shape[-1]), text)
-        last_s = window.start_s + starts[-1] if starts else float("inf")
-        return next((a - window.start_s for a, _ in window.speech if a > last_s), None)
+        starts = self.engine.word_starts(features, min(len(log_mel.frames), features.shape[-1]), hypothesis.text)
+        if len(starts) != len(texts):
+            return hypothesis
+        times_s = [window.start_s + start for start in starts]
+        for n, (start_s, next_s) in enumerate(pairwise([*times_s, window.end_s]), start=1):
+            unwritten_s = _unwritten_speech(window, start_s, next_s)
+            if unwritten_s is not None:
+                end_s, is_last = unwritten_s - window.start_s, n == len(texts)
+                kept = {} if is_last else {"text": " ".join(texts[:n]), "words": hypothesis.words[:n]}
+                return replace(hypothesis, end_s=end_s, **kept)
+        return hypothesis
 
     def _accept(
         self, first: Hypothesis, log_mel: LogMel, options: DecodingOptions, before_batch: Callable[[], None]
@@ -131,6 +143,14 @@ class WindowDecoder:
                 "words are missing. Cut the recording at a pause there, and transcribe the parts"
             )
         return accepted
+
+
+def _unwritten_speech(window: Window, start_s: float, next_s: float) -> float | None:
+    """Return where speech begins that no word covers, after a word that starts at `start_s`; None if there is none."""
+    end_s = start_s + _LONG_WORD_S
+    begun = [max(a, end_s) for a, b in window.speech if min(b, next_s) - max(a, end_s) > _MIN_UNWRITTEN_S]
+    whole = [a for a, b in window.speech if a > start_s and b < next_s + _NEAR_S and b - a > _MIN_REST_S]
+    return min([*begun, *whole], default=None)
 
 
 def remaining(window: Window, hypothesis: Hypothesis) -> Window | None:

@@ -77,6 +77,15 @@ def test_short_text_without_timestamps_continues_at_unwritten_speech():
     assert [text for text, *_ in texts] == ["Det snöar.", "Kom in nu."]
 
 
+def test_short_text_continues_within_speech_without_a_pause():
+    engine = Sentences(said("Det snöar."), said("Kom in nu, sa hon till oss."), starts=(0.1, 0.9))
+    parts = decode(engine, DecodingOptions(timestamps=False), ((10.0, 14.0),))
+    assert [(text, round(start_s, 2)) for text, start_s, _ in parts] == [
+        ("Det snöar.", 10.0),
+        ("Kom in nu, sa hon till oss.", 11.6),
+    ]
+
+
 def test_text_with_words_in_all_speech_is_not_continued():
     engine = Sentences(said("Det snöar nu."), starts=(0.1, 0.9, 2.6))
     assert len(decode(engine, DecodingOptions(timestamps=False))) == 1
