@@ -213,6 +213,9 @@ def configure(
     has not.
     """
     tuned_for = whisper_model.language_of(transcriber.ref, default="")
+    if tuned_for and task == "translate":
+        message = f"this server's model was tuned to transcribe {tuned_for} and does not translate"
+        raise Refusal(400, message, param="task")
     try:
         code = languages.parse_optional(language)
         if not tuned_for and language.strip().casefold() == AUTO:
@@ -222,9 +225,6 @@ def configure(
         configured = transcriber.with_options(language=code or None, task=task, **options)
     except LabError as error:
         raise Refusal(400, str(error), param=f"{prefix}language") from None
-    if tuned_for and task == "translate":
-        message = f"this server's model was tuned to transcribe {tuned_for} and does not translate"
-        raise Refusal(400, message, param="task")
     return configured
 
 
