@@ -25,10 +25,10 @@ from pipelines.inference.segments import divide
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.inference.windows import overlap
 from pipelines.inference.windows.decoding import Decoded, WindowDecoder
+from pipelines.inference.windows.reader import Reader, blocks_of
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
-from pipelines.speech import audio
-from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, Waveform
+from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.whisper import engines, model_files
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
@@ -48,30 +48,6 @@ _TUNED_S, _MIN_SENTENCE_S = 15.0, 3.0
 """Window for models that were tuned on clips; those of shorter clips, such as single words, keep their own."""
 _MIN_CONTEXT_S = 2.0
 """Shortest context of a model; one tuned on single words can still decode a short sentence."""
-
-
-@dataclass
-class _Reader:
-    """Counts the samples of a recording that were read, and stores the error about parts that cannot be read."""
-
-    n_samples: int = 0
-    damage: AudioError | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self.n_samples / SAMPLE_RATE_HZ
-
-    def read(self, blocks: Iterable[np.ndarray], on_audio: Callable[[float], None]) -> Iterator[np.ndarray]:
-        """Yield the blocks; an error about damage, which comes after the last one, is stored."""
-        try:
-            for block in blocks:
-                self.n_samples += len(block)
-                yield block
-                on_audio(self.seconds)
-        except AudioError as error:
-            if error.reason != audio.DAMAGED:
-                raise
-            self.damage = error
 
 
 def _continue() -> None:
@@ -166,8 +142,8 @@ class Transcriber:
             raise LabError(
                 f"{self.ref.title} does not support word times: its generation_config.json names no alignment_heads"
             )
-        started, reader, segments = time.monotonic(), _Reader(), []
-        blocks = reader.read(_blocks(recording, max_duration_s, track), on_audio)
+        started, reader, segments = time.monotonic(), Reader(), []
+        blocks = reader.read(blocks_of(recording, max_duration_s, track), on_audio)
         for segment in self._decode_blocks(blocks, lambda: on_audio(reader.seconds), word_times):
             on_segment(segment)
             segments.append(segment)
@@ -185,8 +161,8 @@ class Transcriber:
 
         Raises AudioError; for a damaged recording after the segments of what can be read.
         """
-        reader = _Reader()
-        yield from self._decode_blocks(reader.read(_blocks(recording, max_duration_s), lambda seconds: None))
+        reader = Reader()
+        yield from self._decode_blocks(reader.read(blocks_of(recording, max_duration_s), lambda seconds: None))
         if reader.damage:
             raise reader.damage
 
@@ -325,14 +301,6 @@ def default_options(ref: ModelRef) -> DecodingOptions:
 
 def _parse_language(text: str) -> str:
     return AUTO if text.strip().casefold() == AUTO else languages.parse(text)
-
-
-def _blocks(recording: bytes | str | Path | Waveform, max_duration_s: float, track: int = 0) -> Iterator[np.ndarray]:
-    if not isinstance(recording, Waveform):
-        return audio.blocks(recording, max_duration_s, track=track)
-    samples = audio.from_array(recording.samples, SAMPLE_RATE_HZ, max_duration_s).samples
-    step = int(audio.BLOCK_S * SAMPLE_RATE_HZ)
-    return (samples[at : at + step] for at in range(0, len(samples), step))
 
 
 def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:

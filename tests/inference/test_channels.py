@@ -18,6 +18,7 @@ from pipelines.inference.transcript import DamagedRecording, Segment, Transcript
 from pipelines.infra.errors import LabError
 from pipelines.speech import audio
 from pipelines.speech.audio import AudioError, DamagedAudio
+from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.model import ModelRef
 
 SECOND = 16_000
@@ -29,7 +30,7 @@ class LoudSeconds:
     times_words = True
 
     def __init__(self, most: int = 1_000):
-        self.ref, self.language = ModelRef("fake", Path(), "folder", "r1"), "sv"
+        self.ref, self.language, self.options = ModelRef("fake", Path(), "folder", "r1"), "sv", DecodingOptions()
         self.loaded, self.most, self.calls = SimpleNamespace(name="stub cpu"), most, 0
 
     def transcribe(self, recording, max_duration_s=float("inf"), word_times=False, track=0, **callbacks):

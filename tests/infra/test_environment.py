@@ -376,6 +376,7 @@ def test_notebook_packages_cover_all_imports():
         {
             "onnx",
             "openpyxl",
+            "yt_dlp",
             "hopsworks",
             "hopsworks_common",
             "datacollective",

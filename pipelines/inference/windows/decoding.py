@@ -97,7 +97,7 @@ class WindowDecoder:
             hypotheses |= zip(batch.tolist(), first, strict=True)
         for i, (window, log_mel) in enumerate(zip(windows, log_mels, strict=True)):
             hypothesis, temperature = self._accept(hypotheses[i], log_mel, options, before_batch)
-            if not options.timestamps:
+            if not options.timestamps and hypothesis.tokens < options.max_new_tokens:
                 hypothesis = self._cut_at_unwritten(window, log_mel, hypothesis)
             yield Decoded(window, log_mel, Accepted(hypothesis, temperature))
 

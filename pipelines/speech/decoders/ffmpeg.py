@@ -154,7 +154,8 @@ class _Run:
     def _command(self, output: list[str]) -> list[str]:
         command = ["ffmpeg", "-nostdin", "-nostats", "-hide_banner", "-loglevel", "level+info"]
         command += ["-protocol_whitelist", "file", "-format_whitelist", _FORMATS]
-        command += ["-err_detect", "crccheck", *(["-copyts"] if self.keep_times else [])]
+        # one thread: several report an error before the frames that come before it
+        command += ["-threads", "1", "-err_detect", "crccheck", *(["-copyts"] if self.keep_times else [])]
         return [*command, "-i", f"file:{self.path}", "-map", f"0:a:{max(self.request.track, 1) - 1}", *output]
 
     @contextlib.contextmanager
