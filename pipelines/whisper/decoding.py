@@ -63,7 +63,7 @@ class Hypothesis:
     no_speech: float = 0.0
     """Probability that the window holds no speech (see `no_speech_probabilities`)."""
     end_s: float | None = None
-    """Last timestamp of the text, from the start of the window; None if it was decoded without timestamps."""
+    """Where the text ends, from the start of the window; None if it is taken to last to the end of the window."""
 
 
 def decode_rows(

@@ -81,10 +81,15 @@ def search(
 
 def hypothesis(text: Text, spelling: Spelling, options: DecodingOptions) -> Hypothesis:
     """Return the hypothesis of a text that `search` returned."""
-    words = spelling.words(text.ids, text.logprobs[: len(text.ids)])
-    times = [token for token in text.ids if token >= spelling.first_timestamp] if options.timestamps else []
-    end_s = (times[-1] - spelling.first_timestamp) * POSITION_S if times else None
-    return Hypothesis(spelling.text(text.ids), text.logprob, len(text.logprobs), words, text.no_speech, end_s)
+    ids, n_tokens = text.ids, len(text.logprobs)
+    times = [n for n, token in enumerate(ids) if token >= spelling.first_timestamp] if options.timestamps else []
+    if times and times[-1] > 0 and n_tokens == len(ids):  # cut: the sentence that was not finished is decoded again
+        ids = ids[: times[-1] + 1]
+        n_tokens = len(ids)
+    is_closed = bool(times) and times[-1] == len(ids) - 1  # else the last sentence lasts to the end of the window
+    end_s = (ids[-1] - spelling.first_timestamp) * POSITION_S if is_closed else None
+    words = spelling.words(ids, text.logprobs[: len(ids)])
+    return Hypothesis(spelling.text(ids), text.logprob, n_tokens, words, text.no_speech, end_s)
 
 
 def likeliest_language(logits: np.ndarray, spelling: Spelling) -> str:

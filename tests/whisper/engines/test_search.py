@@ -159,3 +159,31 @@ def test_largest_values_are_those_of_a_full_sort():
     places = search._largest(values, 7)
     for row, found in zip(values, places, strict=True):
         assert sorted(row[found]) == pytest.approx(np.sort(row)[-7:])
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_cut", "expected"),
+    [
+        ([FIRST_TIME + 20, 0, FIRST_TIME + 100], False, ("a", 2.0)),
+        ([FIRST_TIME + 20, 0], False, ("a", None)),  # the first timestamp is a start, no end
+        ([FIRST_TIME, 0, FIRST_TIME + 100, FIRST_TIME + 100, 1], False, ("a b", None)),
+        ([FIRST_TIME, 0, FIRST_TIME + 100, FIRST_TIME + 100, 1], True, ("a", 2.0)),  # decoded again from 2 s
+        ([FIRST_TIME, 0, 1], True, ("a b", None)),
+    ],
+)
+def test_sentence_without_an_end_is_not_written_twice(ids, is_cut, expected):
+    text = search.Text(ids, [-0.1] * (len(ids) + (not is_cut)))
+    found = search.hypothesis(text, Letters(), DecodingOptions())
+    assert (found.text, found.end_s) == expected
+
+
+class Letters:
+    """A spelling of the tokens of this file: a, b, c ..."""
+
+    first_timestamp = FIRST_TIME
+
+    def text(self, ids):
+        return " ".join("abcde"[token] for token in ids if token < END)
+
+    def words(self, ids, logprobs):
+        return tuple((self.text([token]), value) for token, value in zip(ids, logprobs, strict=True) if token < END)
