@@ -76,8 +76,15 @@ class Spelling:
     def search_prompt(self, options: DecodingOptions, positions: int) -> tuple[list[int], list[int]]:
         """Return the decoder's first tokens up to the start token, and after it.
 
-        A text prompt comes before the start token; its last tokens are kept, fewer than half of `positions`.
+        A text prompt comes before the start token; its last tokens are kept, fewer than half of `positions`. Raises
+        LabError for a language, a task or a suppressed token that the vocabulary lacks.
         """
+        unknown = [token for token in options.suppress_tokens if token >= self.tokenizer.get_vocab_size()]
+        if unknown:
+            raise LabError(
+                f"suppress_tokens must be below {self.tokenizer.get_vocab_size()}, the size of this model's "
+                f"vocabulary, got {unknown[0]}"
+            )
         start, language, task, no_timestamps = self.prompt(options.language)
         if options.task == "translate":
             task = _require_id("<|translate|>", self.tokenizer.token_to_id("<|translate|>"), options.language)

@@ -9,8 +9,10 @@ import pytest
 from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.shards import ShardTask, ShardWriter
 from pipelines.features.sources import Example
+from pipelines.infra.errors import LabError
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import tokens
+from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.model import ModelRef
 
 LIGHT = """
@@ -59,3 +61,11 @@ def test_shard_process_imports_no_transformers(processor, encoded, speech, tmp_p
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().split() == []
+
+
+def test_suppressed_token_beyond_the_vocabulary_is_refused(toy_model):
+    spelling = tokens.read_spelling(toy_model)
+    size = spelling.tokenizer.get_vocab_size()
+    spelling.search_prompt(DecodingOptions(suppress_tokens=(size - 1,)), 448)
+    with pytest.raises(LabError, match=f"below {size}.* got {size}"):
+        spelling.search_prompt(DecodingOptions(suppress_tokens=(size,)), 448)

@@ -22,6 +22,8 @@ class _Node:
 
     children: dict[int, _Node] = field(default_factory=dict)
     is_word: bool = False
+    depth: int = 0
+    """Tokens of the longest hotword below; set for the root alone."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class TokenRules:
 
     def suppress(self, logits: np.ndarray, texts: Sequence[Sequence[int]]) -> None:
         """Set the logits float32 [rows, vocabulary] of tokens that must not follow `texts` to minus infinity."""
-        logits[:, self.suppressed] = -np.inf
+        n_tokens = logits.shape[-1]  # generation settings may name more
+        logits[:, self.suppressed[self.suppressed < n_tokens]] = -np.inf
         if not self.timestamps:
             if not texts[0]:
-                logits[:, self.suppressed_first] = -np.inf
+                logits[:, self.suppressed_first[self.suppressed_first < n_tokens]] = -np.inf
             return
         logits[:, self.first_timestamp - 1] = -np.inf
         for row, text in zip(logits, texts, strict=True):
@@ -90,7 +93,7 @@ class TokenRules:
         if not self.hotwords.children:
             return 0.0, {}
         nodes, gained = [(self.hotwords, 0)], 0
-        for start in range(max(0, len(text) - _depth(self.hotwords)), len(text)):
+        for start in range(max(0, len(text) - self.hotwords.depth), len(text)):
             node: _Node | None = self.hotwords
             for token in text[start:]:
                 node = node.children.get(token)
@@ -108,14 +111,10 @@ class TokenRules:
 
 
 def _trie(words: Sequence[Sequence[int]]) -> _Node:
-    root = _Node()
+    root = _Node(depth=max(map(len, words), default=0))
     for ids in words:
         node = root
         for token in ids:
             node = node.children.setdefault(token, _Node())
         node.is_word = bool(ids)
     return root
-
-
-def _depth(node: _Node) -> int:
-    return 1 + max(map(_depth, node.children.values())) if node.children else 0

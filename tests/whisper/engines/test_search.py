@@ -187,3 +187,13 @@ class Letters:
 
     def words(self, ids, logprobs):
         return tuple((self.text([token]), value) for token, value in zip(ids, logprobs, strict=True) if token < END)
+
+
+def test_suppressed_tokens_beyond_the_logits_are_ignored():
+    logits = np.zeros((1, VOCABULARY), dtype=np.float32)
+    rules(suppressed=[1, VOCABULARY + 9]).suppress(logits, [[]])
+    assert np.flatnonzero(np.isinf(logits[0])).tolist() == [1]
+
+
+def test_hotword_of_thousands_of_tokens_is_boosted():
+    assert rules(hotwords=[[1] * 3_000]).boosts([])[1] == {1: token_rules.HOTWORD_BOOST}
