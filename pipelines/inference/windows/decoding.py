@@ -120,7 +120,8 @@ class WindowDecoder:
             if unwritten_s is not None:
                 end_s, is_last = unwritten_s - window.start_s, n == len(texts)
                 kept = {} if is_last else {"text": " ".join(texts[:n]), "words": hypothesis.words[:n]}
-                return replace(hypothesis, end_s=end_s, **kept)
+                cut = replace(hypothesis, end_s=end_s, **kept)
+                return cut if remaining(window, cut) else hypothesis
         return hypothesis
 
     def _accept(
@@ -129,7 +130,7 @@ class WindowDecoder:
         """Return the hypothesis of a window after further attempts."""
         duration_s = len(log_mel.frames) * HOP_SAMPLES / SAMPLE_RATE_HZ
         if self.drops_silence and fallback.is_silence(first, options):
-            return Accepted(replace(first, text="", words=()))
+            return Accepted(replace(first, text="", words=(), end_s=None))
 
         def decode(temperature: float) -> Hypothesis:
             before_batch()
@@ -149,7 +150,7 @@ def _unwritten_speech(window: Window, start_s: float, next_s: float) -> float | 
     """Return where speech begins that no word covers, after a word that starts at `start_s`; None if there is none."""
     end_s = start_s + _LONG_WORD_S
     begun = [max(a, end_s) for a, b in window.speech if min(b, next_s) - max(a, end_s) > _MIN_UNWRITTEN_S]
-    whole = [a for a, b in window.speech if a > start_s and b < next_s + _NEAR_S and b - a > _MIN_REST_S]
+    whole = [a for a, b in window.speech if a > start_s + _NEAR_S and b < next_s + _NEAR_S and b - a > _MIN_REST_S]
     return min([*begun, *whole], default=None)
 
 

@@ -91,6 +91,13 @@ def test_text_with_words_in_all_speech_is_not_continued():
     assert len(decode(engine, DecodingOptions(timestamps=False))) == 1
 
 
+def test_word_that_seems_to_begin_before_its_speech_is_kept():
+    """Attention may place the first word in the silence before it: nothing is unwritten, and no word is lost."""
+    engine = Sentences(said("Hej där."), starts=(0.05, 1.0))
+    texts = decode(engine, DecodingOptions(timestamps=False), ((10.2, 10.9), (11.0, 11.6)))
+    assert [text for text, *_ in texts] == ["Hej där."]
+
+
 def test_text_of_usual_length_is_not_aligned():
     engine = Sentences(said("Det snöar ordentligt i hela Jämtland i dag, sa hon."), starts=(0.0,))
     assert len(decode(engine, DecodingOptions(timestamps=False))) == 1
