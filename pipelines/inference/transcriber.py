@@ -100,12 +100,13 @@ class Transcriber:
         `language` may be any name of a language, or `auto`. Raises LabError for an option out of range, or that the
         engine or the model lacks.
         """
+        own = whisper_model.language_of(self.ref, default="")
         if changes.get("language"):
-            changes["language"] = _parse_language(changes["language"])
+            language = _parse_language(changes["language"])
+            changes["language"] = own if own and language == AUTO else language
         other = copy.copy(self)
         other.options = self.options.changed(**changes)
         other.language = other.options.language
-        own = whisper_model.language_of(self.ref, default="")
         if own and other.options.task == "translate":
             raise LabError(
                 f"{self.ref.title} was fine-tuned to transcribe {languages.NAMES[own]} and does not translate: "

@@ -609,3 +609,10 @@ def test_input_of_ffmpeg_is_an_unnamed_file(encoded, speech, tmp_path, monkeypat
     assert len(next(named)) == len(next(audio.blocks(recording))) and len(next(named))
     named.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_auto_is_the_language_that_a_model_was_tuned_for(scripted, monkeypatch):
+    engine = Scripted()
+    engine.check = lambda options: None
+    monkeypatch.setattr(whisper_model, "language_of", lambda ref, default: "fi")
+    assert scripted(engine).with_options(language="auto").language == "fi"
