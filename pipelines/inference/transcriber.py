@@ -93,6 +93,7 @@ class Transcriber:
         is_clip_length, has_detector = self.ref.context == "clip", detection.is_packaged()
         self._decoder = WindowDecoder(self.loaded, is_clip_length, full_frames, drops_silence=not has_detector)
         self._lock = threading.Lock()
+        self._detected = ""
 
     def with_options(self, **changes: Any) -> Transcriber:
         """Return a transcriber with the same loaded model and other options; values of None change nothing.
@@ -183,7 +184,9 @@ class Transcriber:
             (features,) = self._decoder.features([self.loaded.log_mel(Waveform(window.samples))])
             language = self.loaded.detect_language(features)
         logger.info(f"language: {languages.NAMES[language]}")
-        return self.with_options(language=language)
+        other = self.with_options(language=language)
+        other._detected = language
+        return other
 
     def _windows(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
         """Yield the windows of speech of a recording."""
@@ -249,6 +252,7 @@ class Transcriber:
                 hypothesis.logprob,
                 temperature,
                 hypothesis.no_speech,
+                language=self._detected,
             )
             for part in parts
         ]

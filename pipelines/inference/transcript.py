@@ -40,6 +40,8 @@ class Segment:
     """Probability of no speech in the window of this segment (decoding.no_speech_probabilities)."""
     speaker: str = ""
     """Name of the speaker or channel; "" if these are not told apart."""
+    language: str = ""
+    """Whisper's code of the language that was detected; "" if it was given."""
 
     @property
     def labelled_text(self) -> str:
@@ -70,6 +72,11 @@ class Transcript:
     def confidence(self) -> float:
         """Expected share of correct words, 0 to 1."""
         return _mean_confidence(tuple(word for segment in self.segments for word in segment.words))
+
+    @property
+    def language(self) -> str:
+        """Whisper's code of the language that was detected; "" if it was given, or if there is no speech."""
+        return self.segments[0].language if self.segments else ""
 
     @property
     def has_speakers(self) -> bool:

@@ -616,3 +616,12 @@ def test_auto_is_the_language_that_a_model_was_tuned_for(scripted, monkeypatch):
     engine.check = lambda options: None
     monkeypatch.setattr(whisper_model, "language_of", lambda ref, default: "fi")
     assert scripted(engine).with_options(language="auto").language == "fi"
+
+
+def test_detected_language_is_in_the_transcript(toy, speech, monkeypatch):
+    monkeypatch.setattr(toy.loaded, "detect_language", lambda window: "da")
+    auto = toy.with_options(language="auto")
+    transcript = auto.transcribe(Waveform(speech(3 * SECOND)))
+    assert transcript.language == "da"
+    assert subtitles.as_dict(transcript, auto.language)["language"] == "danish"
+    assert toy.transcribe(Waveform(speech(3 * SECOND))).language == ""

@@ -57,9 +57,9 @@ def transcript_response(transcript: Transcript, style: ResponseStyle, transcribe
         return Response(f"{transcript.text}\n", media_type="text/plain", headers=headers)
     if style.response_format is Format.verbose_json:
         task = transcriber.options.task
-        language = "en" if task == "translate" else transcriber.language
-        fields = subtitles.as_dict(transcript, language, style.word_times, transcriber.ref.folder)
-        return JSONResponse({**fields, "task": task}, headers=headers)
+        fields = subtitles.as_dict(transcript, transcriber.language, style.word_times, transcriber.ref.folder)
+        english = {"language": "english"} if task == "translate" else {}
+        return JSONResponse({**fields, "task": task, **english}, headers=headers)
     fields = {"damage": transcript.damage} if transcript.damage else {}
     if style.logprobs:
         fields["logprobs"] = [entry for segment in transcript.segments for entry in logprobs(segment)]

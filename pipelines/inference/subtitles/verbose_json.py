@@ -15,7 +15,9 @@ from pipelines.whisper import tokens
 def as_dict(
     transcript: Transcript, language: str, word_times: bool = False, model: Path | None = None
 ) -> dict[str, Any]:
-    """Return the verbose JSON of OpenAI's API, with confidences; `language` is Whisper's code, or `auto`.
+    """Return the verbose JSON of OpenAI's API, with confidences; `language` is Whisper's code.
+
+    A language that was detected replaces it.
 
     The tokens are those of the tokenizer in the folder `model`; without one there are none.
 
@@ -26,7 +28,7 @@ def as_dict(
     segments = [_segment_fields(number, segment, model) for number, segment in enumerate(transcript.segments)]
     fields = {
         "task": "transcribe",
-        "language": languages.NAMES.get(language, language),
+        "language": languages.NAMES.get(transcript.language or language, language),
         "duration": round(transcript.audio_s, 3),
         "text": transcript.text,
         "confidence": round(transcript.confidence, 4),
