@@ -71,10 +71,14 @@ class Transcriber:
     """By default those that suit the model (`default_options`); `language` and `max_new_tokens` replace theirs."""
 
     def __post_init__(self) -> None:
-        own = whisper_model.language_of(self.ref, default="")
-        self.language = own if own and self.language == AUTO else _parse_language(self.language or own or DEFAULT)
-        if own and self.language != own:
-            logger.warning(f"{self.ref.title} was trained for {own}: its transcripts in {self.language} may be poor")
+        tuned_for = whisper_model.language_of(self.ref, default="")
+        self.language = (
+            tuned_for if tuned_for and self.language == AUTO else _parse_language(self.language or tuned_for or DEFAULT)
+        )
+        if tuned_for and self.language != tuned_for:
+            logger.warning(
+                f"{self.ref.title} was trained for {tuned_for}: its transcripts in {self.language} may be poor"
+            )
         options = self.options or default_options(self.ref)
         self.options = options.changed(language=self.language, max_new_tokens=self.max_new_tokens)
         self.loaded = engines.open_engine(
@@ -101,16 +105,16 @@ class Transcriber:
         `language` may be any name of a language, or `auto`. Raises LabError for an option out of range, or that the
         engine or the model lacks.
         """
-        own = whisper_model.language_of(self.ref, default="")
+        tuned_for = whisper_model.language_of(self.ref, default="")
         if changes.get("language"):
             language = _parse_language(changes["language"])
-            changes["language"] = own if own and language == AUTO else language
+            changes["language"] = tuned_for if tuned_for and language == AUTO else language
         other = copy.copy(self)
         other.options = self.options.changed(**changes)
         other.language = other.options.language
-        if own and other.options.task == "translate":
+        if tuned_for and other.options.task == "translate":
             raise LabError(
-                f"{self.ref.title} was fine-tuned to transcribe {languages.NAMES[own]} and does not translate: "
+                f"{self.ref.title} was fine-tuned to transcribe {languages.NAMES[tuned_for]} and does not translate: "
                 "take a multilingual base model, such as openai/whisper-small"
             )
         self.loaded.check(replace(other.options, language=DEFAULT) if other.language == AUTO else other.options)

@@ -92,7 +92,7 @@ def _timed(part: Decoded, find_starts: Callable[[Decoded], list[float]]) -> list
 
 def _part(part: Decoded, words: Sequence[TimedWord], start: int, end: int) -> Decoded:
     """Return a part with its words from `start` to `end`."""
-    hypothesis, kept = part.accepted.hypothesis, words[start:end]
-    text = " ".join(word.text for word in kept)
+    hypothesis, shared = part.accepted.hypothesis, words[start:end]
+    text = " ".join(word.text for word in shared)
     trimmed = replace(hypothesis, text=text, words=hypothesis.words[start:end])
-    return replace(part, accepted=part.accepted._replace(hypothesis=trimmed), starts=[word.start_s for word in kept])
+    return replace(part, accepted=part.accepted._replace(hypothesis=trimmed), starts=[word.start_s for word in shared])

@@ -33,9 +33,9 @@ def accept(
         attempts.append(Accepted(decode(temperature), temperature))
     if not _fails(attempts[-1].hypothesis, options, duration_s):
         return attempts[-1]
-    whole = [attempt for attempt in attempts if not _repeats(attempt.hypothesis, options, duration_s)]
-    if whole:
-        return max(whole, key=lambda attempt: attempt.hypothesis.logprob)
+    without_loops = [attempt for attempt in attempts if not _repeats(attempt.hypothesis, options, duration_s)]
+    if without_loops:
+        return max(without_loops, key=lambda attempt: attempt.hypothesis.logprob)
     return Accepted(without_repeats(attempts[-1].hypothesis), attempts[-1].temperature)
 
 

@@ -116,9 +116,9 @@ class OnnxDecoder:
         return logits
 
     def select(self, rows: np.ndarray, windows: np.ndarray) -> None:
-        kept = windows if self.engine.texts_share_windows else rows
-        if len(kept) != len(self.cross["key_0"]):  # else only the texts of each window change places
-            self.cross = {name: state[kept] for name, state in self.cross.items()}
+        selected = windows if self.engine.texts_share_windows else rows
+        if len(selected) != len(self.cross["key_0"]):  # else only the texts of each window change places
+            self.cross = {name: state[selected] for name, state in self.cross.items()}
         if not np.array_equal(rows, np.arange(len(self.past["past_key_0"]))):
             self.past = {name: state[rows] for name, state in self.past.items()}
 

@@ -160,7 +160,7 @@ def _beams(
     running = {window: [_Beam(Text())] for window in range(len(logits))}
     for step in range(max_tokens):
         candidates = _candidates(logits, list(running.values()), rules, 2 * size)
-        is_last, tokens, rows, kept, first_row = step == max_tokens - 1, [], [], [], 0
+        is_last, tokens, rows, remaining, first_row = step == max_tokens - 1, [], [], [], 0
         for position, window in enumerate(list(running)):
             beams, following = running[window], []
             spare = iter([c for c in candidates[position][size:] if c.token != rules.end])
@@ -176,14 +176,14 @@ def _beams(
                 del running[window]
             else:
                 following += [following[-1]._replace(score=-np.inf)] * (size - len(following))
-                kept.append(position)
+                remaining.append(position)
                 tokens += [candidate.token for candidate in following]
                 rows += [first_row + candidate.row for candidate in following]
                 running[window] = [beams[candidate.row].extended(candidate, rules.end) for candidate in following]
             first_row += len(beams)
         if not running:
             break
-        decoder.select(np.array(rows), np.array(kept))
+        decoder.select(np.array(rows), np.array(remaining))
         logits = decoder.step(np.array(tokens, dtype=np.int64)[:, None])
     return [_best(beams, options.length_penalty) for beams in finished]
 
@@ -203,8 +203,8 @@ def _candidates(
         rows = slice(first, first + len(window))
         values = np.take_along_axis(scores[rows], tokens[rows], axis=-1)
         candidates = []
-        for place in np.argsort(-values, axis=None, kind="stable")[:n].tolist():
-            row, column = divmod(place, values.shape[1])
+        for index in np.argsort(-values, axis=None, kind="stable")[:n].tolist():
+            row, column = divmod(index, values.shape[1])
             token = int(tokens[first + row, column])
             logprob = float(logits[first + row, token] - log_sums[first + row])
             candidates.append(_Candidate(float(values[row, column]), row, token, logprob))
@@ -237,13 +237,13 @@ def _largest(values: np.ndarray, n: int) -> np.ndarray:
     The `n` largest values lie in the `n` blocks with the largest maxima, so that only these are sorted.
     """
     rows, size = values.shape
-    whole = size // _BLOCK * _BLOCK
+    n_in_blocks = size // _BLOCK * _BLOCK
     if size <= 4 * n * _BLOCK:
         return np.argpartition(-values, min(n, size - 1), axis=-1)[:, :n]
-    maxima = values[:, :whole].reshape(rows, -1, _BLOCK).max(axis=-1)
+    maxima = values[:, :n_in_blocks].reshape(rows, -1, _BLOCK).max(axis=-1)
     blocks = np.argpartition(-maxima, n, axis=-1)[:, :n]
     inside = (blocks[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(rows, -1)
-    positions = np.concatenate([inside, np.tile(np.arange(whole, size), (rows, 1))], axis=1)
+    positions = np.concatenate([inside, np.tile(np.arange(n_in_blocks, size), (rows, 1))], axis=1)
     order = np.argpartition(-np.take_along_axis(values, positions, axis=-1), n, axis=-1)[:, :n]
     return np.take_along_axis(positions, order, axis=-1)
 
