@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, BinaryIO
 
 from pipelines.inference.http.guard import Refusal, wait_for_disconnect
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 DOWNLOAD_S = 60.0
 """Time limit of a download, during which the request occupies a slot."""
 PARAM = "url"
+_executor = ThreadPoolExecutor(16, thread_name_prefix="download")
+"""Threads of downloads alone: in asyncio's, slow servers would also stop live sessions."""
 
 
 class _Abandoned(Exception):
@@ -38,7 +41,8 @@ async def fetch_recording(text: str, limits: Limits | None, receive: Receive) ->
         if abandoned.is_set():
             raise _Abandoned
 
-    fetching = asyncio.ensure_future(asyncio.to_thread(download.fetch, Url(text), file, limits, stop_if_abandoned))
+    loop = asyncio.get_running_loop()
+    fetching = loop.run_in_executor(_executor, download.fetch, Url(text), file, limits, stop_if_abandoned)
     disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
     try:
         await asyncio.wait({fetching, disconnect}, return_when=asyncio.FIRST_COMPLETED)
