@@ -53,8 +53,9 @@ def parse_message(message: str | bytes) -> dict[str, Any]:
         raise Refusal(400, f"a message has at most {MAX_MESSAGE_CHARS} characters", "message_too_large")
     try:
         event = json.loads(message)
+        json.dumps(event, ensure_ascii=False).encode()  # half of a surrogate pair could be neither used nor returned
     except (ValueError, RecursionError):
-        raise Refusal(400, "a message must be a JSON object", "invalid_json") from None
+        raise Refusal(400, "a message must be a JSON object in UTF-8", "invalid_json") from None
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise Refusal(400, "a message must be a JSON object with a type", "invalid_event", param="type")
     return event

@@ -232,6 +232,12 @@ def test_failed_transcription_is_an_event_and_the_session_goes_on(toy):
         ("{}", "invalid_event", "type"),
         ('{"type": 1}', "invalid_event", "type"),
         (b"\xff\xfe", "invalid_json", None),
+        (r'{"type": "none", "event_id": "\ud800"}', "invalid_json", None),
+        (
+            r'{"type": "session.update", "session": {"input_audio_transcription": {"prompt": "\udc00"}}}',
+            "invalid_json",
+            None,
+        ),
         ('{"type": "response.create"}', "unknown_event", None),
         ('{"type": "input_audio_buffer.append"}', "invalid_value", "audio"),
         ('{"type": "input_audio_buffer.append", "audio": "AA=="}', "invalid_value", "audio"),
