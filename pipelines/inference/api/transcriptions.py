@@ -101,7 +101,7 @@ class RecordingForm:
         """Return the recording that was sent, or that at the address. Raises Refusal unless there is one of them."""
         address = self.url.strip()
         if self.file and address:
-            raise Refusal(400, "the form has a file and an url: send one of them", param=PARAM)
+            raise Refusal(400, "the form has both file and url: send one of them", param=PARAM)
         if address and not is_multipart(request):
             raise Refusal(400, "send the form as multipart/form-data (curl -F)", param=PARAM)
         if address:
