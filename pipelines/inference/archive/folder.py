@@ -10,7 +10,8 @@ from pipelines.inference.archive.page import Entry
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio_files import find_audio
 
-NO_TRANSCRIPT = "there is no transcript"
+NO_TRANSCRIPT = "no_transcript"
+"""Key of a text in page.js, which the page shows in the language of its browser."""
 
 
 def find_entries(folder: Path, transcripts_folder: Path | None = None) -> list[Entry]:

@@ -203,3 +203,8 @@ def test_command_writes_the_archive_of_a_folder(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_missing_transcript_is_a_text_of_the_page():
+    script = (Path(page.__file__).parent / "page.js").read_text("utf-8")
+    assert script.count(f"    {folder.NO_TRANSCRIPT}: ") == 2, "in English and Swedish"
