@@ -127,6 +127,8 @@ def _connect_address(page: Components, handlers: Handlers) -> None:
         [page.address, page.language],
         page.recording,
         concurrency_limit=4,
+        show_progress="minimal",
+        show_progress_on=page.address,  # on the recorder, an error would cover its buttons
         **_PRIVATE,
     )
 

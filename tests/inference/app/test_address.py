@@ -63,4 +63,8 @@ def test_address_field_exists_only_if_enabled(tmp_path):
         demo = build(FakeTranscriber(tmp_path), tmp_path / "log.csv", **options)
         return [block for block in demo.fns.values() if block.name == "fetch"]
 
-    assert (len(endpoints()), len(endpoints(fetches_urls=True))) == (0, 1)
+    assert endpoints() == []
+    (fetch,) = endpoints(fetches_urls=True)
+    assert [block.elem_id for block in fetch.outputs] == ["recording"]
+    shown_on = {id(block) for block in fetch.show_progress_on}
+    assert shown_on and not shown_on & {id(block) for block in fetch.outputs}, "an error would cover the recorder"
