@@ -31,6 +31,7 @@ from pipelines.cli.options import (
     split_list,
 )
 from pipelines.infra import console
+from pipelines.recipes import languages
 
 if TYPE_CHECKING:
     from pipelines.inference.batch import job as batch_job
@@ -185,7 +186,9 @@ def archive(
     transcripts: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the transcripts; default: beside the recordings.")
     ] = None,
-    language: Language = "sv",
+    language: Annotated[
+        str, typer.Option(callback=languages.parse_optional, help="Language of the transcripts, such as sv or Swedish.")
+    ] = "sv",
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
