@@ -45,6 +45,22 @@ Language = Annotated[
         help="A language, such as sv, sv-SE or Swedish; default: the one that the model was tuned for.",
     ),
 ]
+
+
+def _parse_spoken(text: str) -> str:
+    """Return the code of a language, `auto`, or "" for white space."""
+    return "auto" if text.strip().casefold() == "auto" else languages.parse_optional(text)
+
+
+SpokenLanguage = Annotated[
+    str,
+    typer.Option(
+        "--language",
+        callback=_parse_spoken,
+        help="A language, such as sv, sv-SE or Swedish; auto: detected in each recording (multilingual base models); "
+        "default: the one that the model was tuned for, else sv.",
+    ),
+]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, transformers, ctranslate2 or onnx.")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every network of this machine.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and written, and exit.")]

@@ -60,7 +60,8 @@ class Transcriber:
 
     ref: ModelRef
     language: str = ""
-    """Whisper's code or another name of a language (recipes.languages); empty or `auto`: the model's own."""
+    """Whisper's code or another name of a language (recipes.languages). Empty: the model's own, else Swedish. `auto`:
+    the model's own, else detected in each recording."""
     engine: str = "auto"
     """One of engines.ENGINES."""
     device: str = ""

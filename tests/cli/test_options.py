@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.cli.options import decoding_changes
+from pipelines.cli.options import _parse_spoken, decoding_changes
 from pipelines.infra.errors import LabError
 
 NONE = dict.fromkeys(("beam_size", "patience", "length_penalty", "vocabulary", "task")) | dict.fromkeys(
@@ -53,3 +53,7 @@ def test_unreadable_vocabulary_is_one_line(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(LabError, match="--vocabulary must be a text file with a word in each line"):
         decoding_changes({**NONE, "vocabulary": path})
+
+
+def test_transcribe_passes_auto_on_to_the_transcriber():
+    assert [_parse_spoken(text) for text in ("AUTO", "", "sv-SE", "Danish")] == ["auto", "", "sv", "da"]

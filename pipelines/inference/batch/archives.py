@@ -14,7 +14,7 @@ from pipelines.inference.batch.subtitle_files import subtitle_file, subtitle_pat
 
 def write_archive(job: Job, language: str) -> None:
     """Write the archive of a job whose json files are written; a recording without one is listed as such."""
-    page.write(job.archive, _entries(job), language)
+    page.write(job.archive, _entries(job), "" if language == "auto" else language)  # an empty lang is unknown
 
 
 def _entries(job: Job) -> Iterator[Entry]:
