@@ -214,12 +214,15 @@ def test_report_names_engine_and_search(score, toy_cache):
     assert (other.folder != report.folder, other.decoding) == (True, expected), "its transcripts are taken over"
 
 
-def test_beams_of_the_recipe_give_a_report_of_their_own(score):
+def test_beams_of_the_recipe_give_a_report_of_their_own(score, monkeypatch):
+    frames, decode = [], decoding.decode_in_batches
+    monkeypatch.setattr(decoding, "decode_in_batches", lambda *a: frames.append(a[3].batch_frames) or decode(*a))
     greedy = score(overrides={"evaluation.max_new_tokens": 6})
     beams = score(overrides={"evaluation.max_new_tokens": 6, "evaluation.beam_size": 4})
     assert beams.folder != greedy.folder
     assert "beam search with 4 beams" in (beams.folder / "report.html").read_text("utf-8")
     assert beams.predictions["hypothesis"].tolist() != greedy.predictions["hypothesis"].tolist()
+    assert frames == [24_000, 6_000], "a batch holds as many texts with beams as without"
 
 
 def test_model_is_decoded_at_its_training_length(score, heard, base):

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ def _decode_with_engine(
         recipe.language, timestamps=False, beam_size=settings.beam_size, max_new_tokens=settings.max_new_tokens
     )
     options = _decoding_options(recipe, ref)
+    options = replace(options, batch_frames=options.batch_frames // settings.beam_size)  # each beam is a text in memory
     started = time.monotonic()
     hypotheses = decoding.decode_in_batches(
         lambda features: engine.decode(features.numpy(), search), cache, rows, options, on_clips
