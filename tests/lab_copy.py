@@ -240,6 +240,7 @@ def write_inputs(folder: Path, encoded, speech) -> None:
 
     (folder / "talk.wav").write_bytes(sound(0))
     (folder / "talks.csv").write_text("audio,text\ntalk.wav,Hej då.\n", "utf-8")
+    (folder / "names.txt").write_text("Ågesta\nElfwing\n", "utf-8")
     (folder / "interviews").mkdir()
     (folder / "interviews/anna.wav").write_bytes(sound(1))
     recordings = folder / "my_recordings"
