@@ -20,7 +20,7 @@ from pipelines.whisper.log_mel import HOP_SAMPLES, LogMel
 
 logger = logging.getLogger(__name__)
 
-BATCH_FRAMES = 6_000
+BATCH_FRAMES, _USUAL_BEAMS = 6_000, 5
 _MIN_REST_S = 0.4
 """Speech after the last timestamp of a window that is decoded in another pass, if there is more than this."""
 _MIN_ADVANCE_S = 0.3
@@ -90,7 +90,8 @@ class WindowDecoder:
         log_mels = [self.engine.log_mel(Waveform(window.samples)) for window in windows]
         hypotheses: dict[int, Hypothesis] = {}
         lengths = np.array([self._padded_length(log_mel) for log_mel in log_mels])
-        for batch in sorted_batches(lengths, BATCH_FRAMES):
+        # further beams need the memory of further windows
+        for batch in sorted_batches(lengths, BATCH_FRAMES * _USUAL_BEAMS // max(options.beam_size, _USUAL_BEAMS)):
             before_batch()
             features = self.features([log_mels[i] for i in batch])
             first = self.engine.decode(features, options, options.temperatures[0])

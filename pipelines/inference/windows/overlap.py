@@ -85,9 +85,13 @@ def seam(a: Sequence[TimedWord], b: Sequence[TimedWord], cut_s: float) -> tuple[
 
 
 def _timed(part: Decoded, find_starts: Callable[[Decoded], list[float]]) -> list[TimedWord]:
-    texts = part.accepted.hypothesis.text.split()
+    """Return the words of a part; where their starts are unknown, the time is divided by their characters."""
+    texts, window = part.accepted.hypothesis.text.split(), part.window
     starts = part.starts if part.starts is not None else find_starts(part)
-    return [TimedWord(*pair) for pair in zip(texts, starts, strict=True)] if len(texts) == len(starts) else []
+    if len(starts) != len(texts):
+        ends = np.cumsum([0, *(len(text) + 1 for text in texts)])
+        starts = (window.start_s + ends[:-1] / ends[-1] * (window.end_s - window.start_s)).tolist()
+    return [TimedWord(*pair) for pair in zip(texts, starts, strict=True)]
 
 
 def _part(part: Decoded, words: Sequence[TimedWord], start: int, end: int) -> Decoded:

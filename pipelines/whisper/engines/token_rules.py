@@ -12,8 +12,10 @@ from pipelines.whisper.tokens import Spelling
 
 MAX_FIRST_TIMESTAMP = 50
 """The first timestamp is at most 50 times 20 ms: `max_initial_timestamp` in openai/whisper."""
-HOTWORD_BOOST = 2.0
-"""Added to the logit of each token that continues a hotword."""
+HOTWORD_BOOST = 4.0
+"""Added to the logit of each token that continues a hotword. Of 50 invented names in 200 sentences, whisper-tiny, tuned
+with windows, spells 15 % right without help, 48 % with a boost of 2, 76 % with 4 and 84 % with 6, which makes sentences
+longer if all 50 are given (WER 0.177 with 4, 0.233 with 6)."""
 
 
 @dataclass

@@ -68,8 +68,14 @@ def test_parts_share_their_words():
     assert [word for word, _ in second.accepted.hypothesis.words] == ["promenad"]
 
 
-@pytest.mark.parametrize("windows", [[window(0, 10), window(11, 20)], [window(0, 10), window(10, 20)]])
-def test_windows_apart_or_without_times_keep_their_words(windows):
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        ([window(0, 10), window(11, 20)], ["ett två", "två tre"]),
+        ([window(0, 10), window(10, 20)], ["ett två", "tre"]),  # by the numbers of characters
+    ],
+)
+def test_words_without_times_are_shared_by_characters(windows, expected):
     parts = [[decoded("ett två", 0)], [decoded("två tre", 9)]]
-    kept = overlap.share_words(windows, parts, lambda part: [])
-    assert [part.accepted.hypothesis.text for (part,) in kept] == ["ett två", "två tre"]
+    shared = overlap.share_words(windows, parts, lambda part: [])
+    assert [part.accepted.hypothesis.text for (part,) in shared] == expected
