@@ -115,8 +115,8 @@ class Transcriber:
         other.language = other.options.language
         if tuned_for and other.options.task == "translate":
             raise LabError(
-                f"{self.ref.title} was fine-tuned to transcribe {languages.NAMES[tuned_for]} and does not translate: "
-                "take a multilingual base model, such as openai/whisper-small"
+                f"{self.ref.title} was fine-tuned to transcribe {languages.NAMES[tuned_for].title()} and does not "
+                "translate: take a multilingual base model, such as openai/whisper-small"
             )
         self.loaded.check(replace(other.options, language=DEFAULT) if other.language == AUTO else other.options)
         return other
@@ -188,7 +188,7 @@ class Transcriber:
         with self._lock:
             (features,) = self._decoder.features([self.loaded.log_mel(Waveform(window.samples))])
             language = self.loaded.detect_language(features)
-        logger.info(f"language: {languages.NAMES[language]}")
+        logger.info(f"language: {languages.NAMES[language].title()}")
         other = self.with_options(language=language)
         other._detected = language
         return other

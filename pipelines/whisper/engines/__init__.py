@@ -142,7 +142,7 @@ def _open_fastest(request: _Request) -> Engine:
     if failed and importlib.util.find_spec("torch") is None:
         raise failed
     if request.device == "cpu" and not failed:
-        logger.info("on this CPU some ten times as fast after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
+        logger.info("decoding is several times as fast on this CPU after: pip install 'onnx>=1.16' 'onnxruntime>=1.20'")
     return _open_transformers(request)
 
 
