@@ -104,8 +104,8 @@ HELP = ("none", "prompt", "hotwords", "hotwords_all")
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """A sentence, its recording, and the list of names that a listener would have at hand."""
+class Sentence:
+    """A sentence, its recording, and the list of names that is given as help."""
 
     samples: np.ndarray
     text: str
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"model": ref.title, "engine": transcriber.loaded.name, "beam_size": beams, **sizes, "help": found}
 
 
-def rare_sentences() -> list[Spoken]:
+def rare_sentences() -> list[Sentence]:
     """Return the sentences with names, in an order in which names and frames vary."""
     pairs = []
     for names, frames in ((PEOPLE, ABOUT_PEOPLE), (PLACES, ABOUT_PLACES)):
@@ -151,16 +151,16 @@ def rare_sentences() -> list[Spoken]:
     texts = [(frame.format(name), name) for name, frame in pairs]
     lists = {name: names for names in name_lists() for name in names}
     return [
-        Spoken(_speak(said), said.text, said.speaker, lists[said.origin], said.origin)
-        for said in tour.turns("rare-names", "test", texts, voices, SEED)
+        Sentence(_speak(turn), turn.text, turn.speaker, lists[turn.origin], turn.origin)
+        for turn in tour.turns("rare-names", "test", texts, voices, SEED)
     ]
 
 
-def control_sentences() -> list[Spoken]:
+def control_sentences() -> list[Sentence]:
     """Return the tour's test sentences; the lists of names take turns."""
     lists = name_lists()
     return [
-        Spoken(audio.decode(example.audio).samples, example.text, example.speaker, lists[number % len(lists)])
+        Sentence(audio.decode(example.audio).samples, example.text, example.speaker, lists[number % len(lists)])
         for number, example in enumerate(TourSource().examples(("test",)))
     ]
 
@@ -170,12 +170,12 @@ def name_lists() -> list[tuple[str, ...]]:
     return [tuple(names[start : start + LIST_SIZE]) for start in range(0, len(names), LIST_SIZE)]
 
 
-def _speak(said: tour.Utterance) -> np.ndarray:
-    return audio.decode(espeak.synthesise(said.text, said.variant, said.rate_wpm, said.pitch)).samples
+def _speak(turn: tour.Utterance) -> np.ndarray:
+    return audio.decode(espeak.synthesise(turn.text, turn.variant, turn.rate_wpm, turn.pitch)).samples
 
 
 def _edits(
-    transcriber: Transcriber, kind: str, sentences: Sequence[Spoken], controls: Sequence[Spoken], beam_size: int
+    transcriber: Transcriber, kind: str, sentences: Sequence[Sentence], controls: Sequence[Sentence], beam_size: int
 ) -> tuple[dict[str, Edits], int]:
     """Transcribe everything with one kind of help. Returns the edits by figure, and the names in the controls."""
     texts = [
@@ -206,7 +206,7 @@ def _options_of(kind: str, names: tuple[str, ...]) -> dict[str, Any]:
     }[kind]
 
 
-def missed_names(sentences: Sequence[Spoken], transcripts: Sequence[str]) -> Edits:
+def missed_names(sentences: Sequence[Sentence], transcripts: Sequence[str]) -> Edits:
     """Return one word for each name, and an edit for each that is not in its transcript: their WER is 1 - recall."""
     missed = [
         text.normalise(sentence.name) not in text.normalise(transcript).split()
@@ -217,7 +217,7 @@ def missed_names(sentences: Sequence[Spoken], transcripts: Sequence[str]) -> Edi
 
 
 def _scores(
-    edits: dict[str, Edits], before: dict[str, Edits], sentences: Sequence[Spoken], controls: Sequence[Spoken]
+    edits: dict[str, Edits], before: dict[str, Edits], sentences: Sequence[Sentence], controls: Sequence[Sentence]
 ) -> dict[str, Any]:
     """Return WER, recall and the WER of the controls with intervals, and the differences to `before`."""
     found = {}

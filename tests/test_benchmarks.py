@@ -254,5 +254,5 @@ def test_rare_names_are_in_no_sentence_of_the_tour():
     ("transcript", "missed"), [("Ring Brånkvill nu.", 0), ("ring brånkvill", 0), ("Ring Brånkvills.", 1), ("", 1)]
 )
 def test_name_counts_only_as_it_is_spelled(transcript, missed):
-    sentence = rare_names.Spoken(None, "Ring Brånkvill nu.", "f2-01", (), "Brånkvill")
+    sentence = rare_names.Sentence(None, "Ring Brånkvill nu.", "f2-01", (), "Brånkvill")
     assert rare_names.missed_names([sentence], [transcript]).word_edits.tolist() == [missed]

@@ -16,12 +16,12 @@ from pipelines.cli.options import (
     Hotwords,
     Json,
     Language,
+    LanguageOrAuto,
     LengthPenalty,
     ModelUri,
     Patience,
     Prompt,
     Runs,
-    SpokenLanguage,
     SuppressTokens,
     Task,
     Temperature,
@@ -102,7 +102,7 @@ def transcribe(
     max_line_count: MaxLineCount = 2,
     highlight_words: HighlightWords = False,
     model: ModelUri = "",
-    language: SpokenLanguage = "",
+    language: LanguageOrAuto = "",
     engine: EngineName = "auto",
     task: Task = "transcribe",
     beam_size: BeamSize = None,
@@ -203,15 +203,15 @@ def archive(
     target = to or folder / "archive.html"
     entries = archive_folder.find_entries(folder, transcripts)
     without = [entry.name for entry in entries if not entry.lines]
-    found = f"{len(entries)} recordings, {len(without)} without a transcript"
+    summary = f"{len(entries)} recordings, {len(without)} without a transcript"
     if dry_run:
-        return print_plan(as_json, f"write a page of {found}", target)
+        return print_plan(as_json, f"write a page of {summary}", target)
     page.write(target, entries, language)
     examples = f" (such as {without[0]})" if without else ""
     print_result(
         as_json,
         {"archive": str(target), "recordings": len(entries), "without_transcript": without},
-        f"archive {target}: {found}{examples}",
+        f"archive {target}: {summary}{examples}",
     )
 
 

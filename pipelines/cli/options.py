@@ -47,16 +47,11 @@ Language = Annotated[
 ]
 
 
-def _parse_spoken(text: str) -> str:
-    """Return the code of a language, `auto`, or "" for white space."""
-    return "auto" if text.strip().casefold() == "auto" else languages.parse_optional(text)
-
-
-SpokenLanguage = Annotated[
+LanguageOrAuto = Annotated[
     str,
     typer.Option(
         "--language",
-        callback=_parse_spoken,
+        callback=languages.parse_or_auto,
         help="A language, such as sv, sv-SE or Swedish; auto: detected in each recording (multilingual base models); "
         "default: the one that the model was tuned for, else sv.",
     ),

@@ -20,6 +20,8 @@ sl slovenian, sn shona, so somali, sq albanian, sr serbian, su sundanese, sv swe
 tg tajik, th thai, tk turkmen, tl tagalog, tr turkish, tt tatar, uk ukrainian, ur urdu, uz uzbek, vi vietnamese, yi
 yiddish, yo yoruba, yue cantonese, zh chinese
 """
+AUTO = "auto"
+"""In place of a language: detect it."""
 NAMES = dict(entry.split(" ", 1) for entry in _TABLE.replace("\n", " ").strip().split(", "))
 """Code to English name of the languages of Whisper's tokenizer, as in its `LANGUAGES`."""
 _OTHER_NAMES = (
@@ -60,6 +62,11 @@ def parse(text: str) -> str:
         "language must be one of Whisper's, as a code or an English name such as sv or Swedish, "
         f"got {text[:40]!r}{hint}"
     )
+
+
+def parse_or_auto(text: str) -> str:
+    """Return Whisper's code of a language, `auto` to detect it, or "" for white space. Raises LabError like `parse`."""
+    return AUTO if text.strip().casefold() == AUTO else parse_optional(text)
 
 
 def parse_optional(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Channels of a recording, each read as a recording of its own, without the speech that leaks into it from others.
+"""Channels of a recording, each read as a separate recording, without the speech that leaks into it from others.
 
 Each speaker of an interview has a microphone, which picks up the other one too, more quietly. Where a channel holds
 only such crosstalk, its samples are set to zero. Crosstalk is found block by block: while another channel is much
@@ -103,16 +103,16 @@ def _one(samples: np.ndarray, number: int) -> np.ndarray:
 
 def without_crosstalk(samples: np.ndarray, number: int, rate_hz: int) -> np.ndarray:
     """Return a channel of float32 [n, channels]: zero where it holds only what another channel holds much louder."""
-    own = _one(samples, number)
+    channel = _one(samples, number)
     if number >= samples.shape[1]:
-        return own
+        return channel
     size = max(rate_hz // _FRAMES_PER_S, 1)
     levels = _levels(samples, size)
     is_crosstalk = np.zeros(len(levels), dtype=bool)
     for other in range(samples.shape[1]):
         if other != number and len(levels):
             is_crosstalk |= _crosstalk(levels[:, number], levels[:, other])
-    return np.where(np.repeat(is_crosstalk, size)[: len(samples)], np.float32(0), own)
+    return np.where(np.repeat(is_crosstalk, size)[: len(samples)], np.float32(0), channel)
 
 
 def _levels(samples: np.ndarray, size: int) -> np.ndarray:
@@ -127,14 +127,14 @@ def _levels(samples: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.convolve(column, window, "valid") for column in padded.T], axis=1)
 
 
-def _crosstalk(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return for each frame whether `own` holds only crosstalk of `other`; both are levels [frames]."""
-    is_louder = (other > _ACTIVE * other.max()) & (own < _QUIETER * other) & (own > 0)
+def _crosstalk(levels: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return for each frame whether a channel holds only crosstalk of another; both are levels [frames]."""
+    is_louder = (other > _ACTIVE * other.max()) & (levels < _QUIETER * other) & (levels > 0)
     if is_louder.sum() < _MIN_FRAMES:
-        return np.zeros(len(own), dtype=bool)
-    logarithms = np.log(own[is_louder]), np.log(other[is_louder])
+        return np.zeros(len(levels), dtype=bool)
+    logarithms = np.log(levels[is_louder]), np.log(other[is_louder])
     if min(np.ptp(one) for one in logarithms) == 0 or np.corrcoef(*logarithms)[0, 1] < _MIN_CORRELATION:
-        return np.zeros(len(own), dtype=bool)
-    usual = np.percentile(own[is_louder] / other[is_louder], _USUAL_PERCENTILE)
+        return np.zeros(len(levels), dtype=bool)
+    usual = np.percentile(levels[is_louder] / other[is_louder], _USUAL_PERCENTILE)
     held = np.lib.stride_tricks.sliding_window_view(np.pad(other, (_HELD_FRAMES, 0)), _HELD_FRAMES + 1).max(axis=1)
-    return own <= min(_ABOVE_USUAL * usual, _QUIETER) * held
+    return levels <= min(_ABOVE_USUAL * usual, _QUIETER) * held

@@ -31,7 +31,10 @@ def _ignore(n: int) -> None:
 
 @dataclass(frozen=True)
 class RowDecodingOptions:
-    """What a transcript depends on besides the model and the audio: the same for every clip of a run."""
+    """How the rows of a feature cache are decoded for scores: greedily and without timestamps.
+
+    DecodingOptions are those of transcription.
+    """
 
     language: str
     """Code of one of Whisper's languages, such as `sv`."""

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pipelines.cli.options import _parse_spoken, decoding_changes
+from pipelines.cli.options import decoding_changes
 from pipelines.infra.errors import LabError
+from pipelines.recipes import languages
 
 NONE = dict.fromkeys(("beam_size", "patience", "length_penalty", "vocabulary", "task")) | dict.fromkeys(
     ("temperature", "prompt", "hotwords", "suppress_tokens"), ""
@@ -56,4 +57,4 @@ def test_unreadable_vocabulary_is_one_line(tmp_path, content):
 
 
 def test_transcribe_passes_auto_on_to_the_transcriber():
-    assert [_parse_spoken(text) for text in ("AUTO", "", "sv-SE", "Danish")] == ["auto", "", "sv", "da"]
+    assert [languages.parse_or_auto(text) for text in ("AUTO", "", "sv-SE", "Danish")] == ["auto", "", "sv", "da"]

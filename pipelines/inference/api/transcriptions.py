@@ -26,9 +26,10 @@ from pipelines.inference.api.schemas import ERRORS, OTHER_MODEL, Transcription, 
 from pipelines.inference.http.guard import Refusal
 from pipelines.inference.http.remote import PARAM, fetch_recording
 from pipelines.inference.subtitles import CUE_FORMATS
-from pipelines.inference.transcriber import AUTO, Transcriber
+from pipelines.inference.transcriber import Transcriber
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
+from pipelines.recipes.languages import AUTO
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.decoding_options import MAX_BEAMS
 

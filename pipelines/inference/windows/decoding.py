@@ -21,6 +21,7 @@ from pipelines.whisper.log_mel import HOP_SAMPLES, LogMel
 logger = logging.getLogger(__name__)
 
 BATCH_FRAMES, _USUAL_BEAMS = 6_000, 5
+"""Log-mel frames of a batch, and the number of beams above which a batch has fewer."""
 _MIN_REST_S = 0.4
 """Speech after the last timestamp of a window that is decoded in another pass, if there is more than this."""
 _MIN_ADVANCE_S = 0.3
@@ -120,8 +121,8 @@ class WindowDecoder:
             unwritten_s = _unwritten_speech(window, start_s, next_s)
             if unwritten_s is not None:
                 end_s, is_last = unwritten_s - window.start_s, n == len(texts)
-                kept = {} if is_last else {"text": " ".join(texts[:n]), "words": hypothesis.words[:n]}
-                cut = replace(hypothesis, end_s=end_s, **kept)
+                first_words = {} if is_last else {"text": " ".join(texts[:n]), "words": hypothesis.words[:n]}
+                cut = replace(hypothesis, end_s=end_s, **first_words)
                 return cut if remaining(window, cut) else hypothesis
         return hypothesis
 
@@ -150,9 +151,10 @@ class WindowDecoder:
 def _unwritten_speech(window: Window, start_s: float, next_s: float) -> float | None:
     """Return where speech begins that no word covers, after a word that starts at `start_s`; None if there is none."""
     end_s = start_s + _LONG_WORD_S
-    begun = [max(a, end_s) for a, b in window.speech if min(b, next_s) - max(a, end_s) > _MIN_UNWRITTEN_S]
-    whole = [a for a, b in window.speech if a > start_s + _NEAR_S and b < next_s + _NEAR_S and b - a > _MIN_REST_S]
-    return min([*begun, *whole], default=None)
+    rests = [max(a, end_s) for a, b in window.speech if min(b, next_s) - max(a, end_s) > _MIN_UNWRITTEN_S]
+    lowest_s, highest_s = start_s + _NEAR_S, next_s + _NEAR_S
+    stretches = [a for a, b in window.speech if a > lowest_s and b < highest_s and b - a > _MIN_REST_S]
+    return min([*rests, *stretches], default=None)
 
 
 def remaining(window: Window, hypothesis: Hypothesis) -> Window | None:

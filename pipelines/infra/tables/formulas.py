@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 # Spreadsheets run these at the start of a cell, or after a semicolon, the separator of Swedish Excel. Full-width signs
-# count in some locales. A number is none, whatever its sign.
+# count in some locales. A number with a sign is no formula.
 _FORMULA = r"(?='*[=+\-@\t\r＝＋－＠])"
 _START = re.compile(rf"(^|;\s*){_FORMULA}")
 _ESCAPED_START = re.compile(rf"(^|;\s*)'{_FORMULA}")
