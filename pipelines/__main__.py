@@ -54,6 +54,15 @@ for command in (
 
 
 def main() -> None:
+    """Run a command and exit with its code; a process of a distributed run skips the interpreter's shutdown."""
+    try:
+        run_command()
+    except SystemExit as end:
+        distributed.exit_process(end.code)
+        raise
+
+
+def run_command() -> None:
     """Run a command. Print an error that the user can fix as one line on standard error and exit with code 1.
 
     The exit code is 75 if the same command continues the work.

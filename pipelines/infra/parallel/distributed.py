@@ -6,12 +6,14 @@ objects and numbers between CPUs, NCCL transfers gradients between GPUs.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ GRACE_S = 1200.0
 
 Seconds."""
 _FAILURE_COUNT = "lab/failed"
+_has_started = False
 
 
 class PeerLost(Unfinished):
@@ -198,6 +201,22 @@ def first_message(message: str) -> str:
     return next(filter(None, messages))
 
 
+def exit_process(code: int | str | None) -> None:
+    """End a process that has joined a group, after its exit handlers; do nothing in any other process.
+
+    The threads of gloo outlive the group, because DistributedDataParallel keeps it. One that still releases a tensor
+    while the interpreter shuts down aborts the process ("terminate called without an active exception"), and a
+    complete run would count as failed.
+    """
+    if not _has_started or not isinstance(code, int | None):
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code or 0)
+
+
 def claim_error_report() -> bool:
     """Count a failure of this process; return True if it is the first one, which reports the error to the user."""
     return _count_failures(1) == 1
@@ -230,6 +249,8 @@ def _group() -> Any:
 
 
 def _start() -> None:
+    global _has_started
+
     import torch
     import torch.distributed as dist
 
@@ -244,6 +265,7 @@ def _start() -> None:
     if n_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend(n_gpus > 0), timeout=COLLECTIVE_TIMEOUT)
+    _has_started = True
 
 
 def _is_connection_error(error: RuntimeError) -> bool:

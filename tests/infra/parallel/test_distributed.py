@@ -87,6 +87,7 @@ with distributed.process_group():
     validation.Collator.__call__ = lambda self, batch: rows.extend(batch) or collate(self, batch)
     result = [validate(models.load(base)), rows]
     Path(f"{job['runs']}/validation-{distributed.rank()}.json").write_text(json.dumps(result))
+distributed.exit_process(0)
 """
 
 
@@ -180,6 +181,35 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 def history(run: Path) -> list[dict]:
     rows = json.loads((run / "model" / "training.json").read_text())["history"]
     return [{name: row[name] for name in row if name not in ("seconds", "clips_per_s")} for row in rows]
+
+
+@pytest.mark.slow
+def test_exit_process_runs_exit_handlers_and_keeps_the_code(tmp_path):
+    script = """
+import atexit, sys
+from pipelines.infra.parallel import distributed
+
+atexit.register(print, "handler")
+print("end", end=" ")
+with distributed.process_group():
+    pass
+distributed.exit_process(75)
+print("the interpreter shuts down as usual")
+"""
+    log = tmp_path / "log"
+    alone = start_python("-c", script, log=log)
+    assert (alone.wait(100), log.read_text()) == (0, "end the interpreter shuts down as usual\nhandler\n")
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE)
+        for variables in distributed_variables()
+    ]
+    assert [(rank.communicate(timeout=100)[0], rank.returncode) for rank in ranks] == [(b"end handler\n", 75)] * 2
+
+
+def distributed_variables() -> list[dict[str, str]]:
+    """Return the environment variables of two processes of one group."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    return [{**group, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
 @pytest.mark.slow
