@@ -105,6 +105,10 @@ class TrainingSettings(Settings):
     """adamw: decay rate of the mean of squared gradients, 0 to below 1; Whisper itself was trained with 0.98."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm, above 0."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Validate and save an exponential moving average of the weights (Polyak and Juditsky 1992) with this decay, as
+    0.99: about the last 1 / (1 - decay) steps. 0 to below 1; 0: no average. It takes 4 bytes of memory per trained
+    weight. See training/callbacks/ema.py."""
     context: Literal["clip", "full"] = "clip"
     """Length of the encoder's input: `clip`: the longest clip of the batch; `full`: always 30 s."""
     bucket_batches: int = Field(20, ge=1)
@@ -113,6 +117,9 @@ class TrainingSettings(Settings):
     """Steps between two validations, each followed by a checkpoint; `auto`: ten validations or more."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of newest checkpoints to keep, at least 1; the best on validation is kept too."""
+    remove_checkpoints: bool = True
+    """Remove the checkpoints when the model is finished. False keeps them for `merge --last`: each takes four times the
+    size of the trained weights."""
     patience: Annotated[int, Field(ge=0), *OR_AUTO] = 0
     """Stop after this number of validations without a better WER; 0: never stop early; `auto`: a third of them."""
     window_share: float = Field(0.0, ge=0, le=1)

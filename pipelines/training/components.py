@@ -94,6 +94,8 @@ def build(
         raise LabError(
             "a custom training loop has no teacher: leave distillation.teacher out, or call training.pipeline.distill"
         )
+    if recipe.training.ema_decay:
+        raise LabError("a custom training loop averages its weights itself: leave training.ema_decay out")
     base, recipe = whisper_model.resolve(recipe.model.base), derived.resolve(recipe, cache)
     seed_everything(recipe)
     processor = whisper_model.load_processor(base, recipe.language)

@@ -77,7 +77,8 @@ def train(run: TrainingRun) -> TrainedModel:
                 model = model or _train(run, mirror)
                 if mirror:
                     mirror.offer(Path(model.uri))
-            distributed.broadcast_from_main(lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
+            if run.recipe.training.remove_checkpoints:
+                distributed.broadcast_from_main(lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
         except BaseException:
             run.progress.on_stop()
             raise
@@ -195,6 +196,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
             teacher=distillation.load_teacher(recipe, run.start),
             extra_files=(run.folder / distillation.TRANSCRIPTS,),
             trial_batches=_longest_batches(recipe, cache, sampler, micro_batch) if oom.tries_longest_batch() else (),
+            ema_decay=settings.ema_decay,
         ),
     )
     trainer.remove_callback(transformers.PrinterCallback)

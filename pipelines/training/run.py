@@ -42,6 +42,7 @@ NOT_IN_IDENTITY = (
     "training.fast_dev_run",
     "training.tracker",
     "training.keep_checkpoints",
+    "training.remove_checkpoints",
     "evaluation.batch_frames",
     "evaluation.beam_size",
     "evaluation.bootstrap_samples",
@@ -52,7 +53,7 @@ _CONSTANTS = {"evaluation.batch_frames": EvaluationSettings().batch_frames}
 """Fields of every identity that once depended on a setting which changes no weight."""
 _ONLY_IF_CHANGED = (
     *("model.freeze_encoder", "model.adapter", "model.lora_"),
-    *("training.window_", "training.scheduler", "training.optimizer", "training.beta"),
+    *("training.window_", "training.scheduler", "training.optimizer", "training.beta", "training.ema_"),
 )
 """Settings, or prefixes of settings, that are in the identity only if they differ from their defaults.
 

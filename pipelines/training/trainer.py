@@ -19,6 +19,7 @@ from pipelines.recipes.settings import Recipe
 from pipelines.training import adapters
 from pipelines.training.callbacks import oom
 from pipelines.training.callbacks.divergence import Guard
+from pipelines.training.callbacks.ema import WeightAverage
 from pipelines.training.callbacks.progress import Pace
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.data import data_parallel
@@ -60,6 +61,8 @@ class TrainerParts:
     """Files that are added to each checkpoint if they exist."""
     trial_batches: Sequence[dict[str, torch.Tensor]] = ()
     """Batches that must fit into memory before the first step."""
+    ema_decay: float = 0.0
+    """Decay of the average of the weights; 0: none."""
 
 
 @functools.cache
@@ -79,6 +82,9 @@ class LabTrainerMixin:
         self.micro_batch, self.trial_batches = parts.micro_batch, parts.trial_batches
         self.logged_at, self.pace = time.monotonic(), Pace()
         self.guard = Guard(scaled=self.args.fp16)
+        self.average = WeightAverage(self.model, parts.ema_decay) if parts.ema_decay else None
+        if self.average:
+            self.add_callback(self.average.callback())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add `seconds`, the training time of all sittings, and `clips_per_s` to each log line."""
@@ -156,7 +162,7 @@ class LabTrainerMixin:
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Return and log the metrics of the validation split; raise Diverged if its loss is not finite."""
-        with self.pace.paused():
+        with self.pace.paused(), self._averaged():
             scores = self.validate(adapters.unwrap(self.model))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.guard.check_validation(self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
@@ -164,17 +170,29 @@ class LabTrainerMixin:
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has its averaged weights, if they are averaged."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average:
+            self.average.resume(Path(resume_from_checkpoint))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
         checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         distributed.broadcast_from_main(lambda: shutil.rmtree(checkpoint, ignore_errors=True))
         with self.pace.paused():
-            super()._save_checkpoint(model, trial)
+            with self._averaged():
+                super()._save_checkpoint(model, trial)
             distributed.barrier()  # each process has written the state of its random numbers
             distributed.broadcast_from_main(lambda: self._seal(checkpoint))
 
     def _seal(self, checkpoint: Path) -> None:
+        if self.average:
+            self.average.save(checkpoint)
         for path in filter(Path.is_file, self.parts.extra_files):
             _link_or_copy(path, checkpoint)
         best_step = self.state.best_global_step

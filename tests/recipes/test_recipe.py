@@ -243,7 +243,7 @@ def other_value(name: str, value):
         "training.tracker": "trackio",
         "training.scheduler": "cosine",
         "training.optimizer": "sgd",
-        **dict.fromkeys(("training.beta1", "training.beta2"), 0.95),
+        **dict.fromkeys(("training.beta1", "training.beta2", "training.ema_decay"), 0.95),
         "features.max_duration_s": 29.0,
         "model.spec_augment": True,
         "model.dropout": 0.1,

@@ -252,6 +252,7 @@ def test_run_killed_with_two_workers_is_bit_equal(train_once, uninterrupted, tmp
         {"model.adapter": "lora", "model.lora_dropout": 0.1, "training.learning_rate": 1e-2},
         {"model.freeze_encoder": True},
         {"training.window_share": 0.5, "training.window_timestamps": True},
+        {"training.ema_decay": 0.9},
         {
             "distillation.teacher": "x",
             "distillation.decoder_layers": 1,
@@ -259,7 +260,7 @@ def test_run_killed_with_two_workers_is_bit_equal(train_once, uninterrupted, tmp
             "distillation.max_label_wer": 0,
         },
     ],
-    ids=["lora", "frozen", "windows", "student"],
+    ids=["lora", "frozen", "windows", "average", "student"],
 )
 def test_other_kinds_of_training_resume_bit_equal(train_once, uninterrupted, tmp_path, other):
     reference, run = tmp_path / "reference", tmp_path / "run"

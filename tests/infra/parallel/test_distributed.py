@@ -51,7 +51,7 @@ SETTINGS = {
     "evaluation.max_new_tokens": 3,
     "evaluation.batch_frames": 3_000,
 }
-RANDOM_SETTINGS = {"model.dropout": 0.1, "model.spec_augment": True}
+RANDOM_SETTINGS = {"model.dropout": 0.1, "model.spec_augment": True, "training.ema_decay": 0.9}
 LOSSES = ("loss", "grad_norm", "eval_loss")
 TRAINING_SCRIPT = """
 import json, os, sys
