@@ -11,7 +11,7 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipelines.inference.segments import divide
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.inference.windows import overlap
 from pipelines.inference.windows.decoding import Decoded, WindowDecoder
+from pipelines.inference.windows.groups import Seams, groups
 from pipelines.inference.windows.reader import Reader, blocks_of
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
@@ -34,13 +35,10 @@ from pipelines.whisper import engines, model_files
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions
-from pipelines.whisper.log_mel import HOP_SAMPLES
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
 
-GROUP_FRAMES = 12_000
-"""Windows are collected up to two minutes of speech, so that batches contain windows of similar length."""
 EDGE_S = 1.0
 """Silence before and after the speech of a short recording up to which it is decoded as a whole."""
 DEFAULT = "sv"
@@ -98,7 +96,7 @@ class Transcriber:
         is_clip_length, has_detector = self.ref.context == "clip", detection.is_packaged()
         self._decoder = WindowDecoder(self.loaded, is_clip_length, full_frames, drops_silence=not has_detector)
         self._lock = threading.Lock()
-        self._detected = ""
+        self._detected, self._is_early = "", False
 
     def with_options(self, **changes: Any) -> Transcriber:
         """Return a transcriber with the same loaded model and other options; values of None change nothing.
@@ -119,6 +117,12 @@ class Transcriber:
                 "translate: take a multilingual base model, such as openai/whisper-small"
             )
         self.loaded.check(replace(other.options, language=DEFAULT) if other.language == AUTO else other.options)
+        return other
+
+    def window_by_window(self) -> Transcriber:
+        """Return a transcriber with the same loaded model whose segments come sooner, and the whole later."""
+        other = copy.copy(self)
+        other._is_early = True
         return other
 
     @property
@@ -174,14 +178,17 @@ class Transcriber:
             raise reader.damage
 
     def _decode_blocks(
-        self, blocks: Iterator[np.ndarray], before_batch: Callable[[], None] = _continue, word_times: bool = False
+        self,
+        blocks: Iterator[np.ndarray],
+        before_batch: Callable[[], None] = _continue,
+        word_times: bool = False,
     ) -> Iterator[Segment]:
         """Yield the segments of a recording."""
-        transcriber = self
-        for group in _groups(self._windows(blocks)):
+        transcriber, seams = self, Seams()
+        for group, following in groups(self._windows(blocks), early=self._is_early):
             if transcriber.options.language == AUTO:
                 transcriber = self._in_language_of(group[0])
-            yield from transcriber.decode_windows(group, before_batch, word_times)
+            yield from transcriber._decode_group(group, following, seams, before_batch, word_times)
 
     def _in_language_of(self, window: Window) -> Transcriber:
         """Return a transcriber for the language of a window of speech."""
@@ -219,11 +226,24 @@ class Transcriber:
         """
         if self.options.language == AUTO and windows:
             return self._in_language_of(windows[0]).decode_windows(windows, before_batch, word_times)
+        return self._decode_group(windows, None, Seams(), before_batch, word_times) if windows else []
+
+    def _decode_group(
+        self,
+        windows: list[Window],
+        following: Window | None,
+        seams: Seams,
+        before_batch: Callable[[], None],
+        word_times: bool,
+    ) -> list[Segment]:
+        """Return the segments up to the last of `windows`, whose own wait if the window `following` continues it."""
         segments: list[Segment] = []
         with self._lock:
-            overlapped = overlap.overlapped(windows) if self.times_words else windows
+            overlapped = seams.overlapped(windows, following) if self.times_words else windows
             decoded = self._decoder.decode(overlapped, self.options, before_batch)
-            for parts in overlap.share_words(windows, decoded, self._word_starts) if self.times_words else decoded:
+            if self.times_words:
+                decoded = seams.share_words(windows, decoded, following, self._word_starts)
+            for parts in decoded:
                 for part in parts:
                     if part.accepted.hypothesis.text:
                         before_batch()
@@ -309,21 +329,3 @@ def default_options(ref: ModelRef) -> DecodingOptions:
     """
     is_tuned = ref.context == "clip"
     return DecodingOptions(timestamps=not is_tuned, beam_size=5 if is_tuned else 1)
-
-
-def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:
-    """Collect windows up to GROUP_FRAMES; the first group is a quarter of that, so that a result appears soon.
-
-    Windows of one stretch of speech stay together, up to a quarter more.
-    """
-    group: list[Window] = []
-    n_frames, limit = 0, GROUP_FRAMES // 4
-    for window in windows:
-        is_continued = bool(group) and overlap.touch(group[-1], window) and n_frames < 1.25 * GROUP_FRAMES
-        if n_frames >= limit and not is_continued:
-            yield group
-            group, n_frames, limit = [], 0, GROUP_FRAMES
-        group.append(window)
-        n_frames += len(window.samples) // HOP_SAMPLES
-    if group:
-        yield group

@@ -178,6 +178,7 @@ def add_transcriptions(api: FastAPI, queue: TranscriptionQueue, names: ModelName
         options["transcriber"] = transcriber
         if stream:
             _check_streamed(form.response_format, names_of_channels is not None)
+            options["transcriber"] = transcriber.window_by_window()
             return await EventStream(
                 queue, await form.open(request, queue), request, options, with_logprobs=bool(include)
             ).start()

@@ -23,6 +23,10 @@ _SAME_S = 0.5
 """A word that both windows have written starts at times that differ by less than this."""
 
 
+FindStarts = Callable[[Decoded], list[float]]
+"""Returns the start of each word of a part in the recording, in seconds, or nothing if they are unknown."""
+
+
 class TimedWord(NamedTuple):
     """A word and its start in the recording, in seconds."""
 
@@ -51,7 +55,7 @@ def touch(a: Window, b: Window) -> bool:
 
 
 def share_words(
-    windows: Sequence[Window], decoded: list[list[Decoded]], find_starts: Callable[[Decoded], list[float]]
+    windows: Sequence[Window], decoded: list[list[Decoded]], find_starts: FindStarts
 ) -> list[list[Decoded]]:
     """Return the decoded parts of `overlapped(windows)` so that each word is in one of them.
 
@@ -84,7 +88,7 @@ def seam(a: Sequence[TimedWord], b: Sequence[TimedWord], cut_s: float) -> tuple[
     return end, sum(word.start_s < cut_s for word in b)
 
 
-def _timed(part: Decoded, find_starts: Callable[[Decoded], list[float]]) -> list[TimedWord]:
+def _timed(part: Decoded, find_starts: FindStarts) -> list[TimedWord]:
     """Return the words of a part; where their starts are unknown, the time is divided by their characters."""
     texts, window = part.accepted.hypothesis.text.split(), part.window
     starts = part.starts if part.starts is not None else find_starts(part)

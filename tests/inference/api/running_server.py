@@ -49,6 +49,9 @@ class Held:
     def with_options(self, **changes):
         return self
 
+    def window_by_window(self):
+        return self
+
     def transcribe(self, recording, max_duration_s, *, on_audio, on_segment, **options):
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)

@@ -45,7 +45,7 @@ class HeldEngine:
 
 def test_first_delta_arrives_before_the_rest_is_decoded(toy, encoded, speech):
     pause = np.zeros(16_000, np.float32)
-    recording = encoded(np.concatenate([part for n in range(9) for part in (speech(5 * 16_000, seed=n), pause)]))
+    recording = encoded(np.concatenate([part for n in range(5) for part in (speech(5 * 16_000, seed=n), pause)]))
     held = copy.copy(toy)
     held.loaded = HeldEngine(toy.loaded)
     with running(held) as url, client_of(url) as client:
@@ -57,8 +57,9 @@ def test_first_delta_arrives_before_the_rest_is_decoded(toy, encoded, speech):
         *deltas, done = stream
     assert {event.type for event in deltas} == {"transcript.text.delta"}
     assert done.type == "transcript.text.done"
-    assert done.text == "".join([first.delta, *(event.delta for event in deltas)]) == toy.transcribe(recording).text
-    assert done.usage.type == "tokens" and done.usage.input_tokens == 54 * 50
+    assert done.text == "".join([first.delta, *(event.delta for event in deltas)])
+    assert done.text == toy.window_by_window().transcribe(recording).text and len(deltas) > 1
+    assert done.usage.type == "tokens" and done.usage.input_tokens == 30 * 50
     assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens > done.usage.input_tokens
 
 
