@@ -24,6 +24,7 @@ from pipelines.infra import environment
 from pipelines.speech import scoring
 from pipelines.speech.scoring import Score
 from pipelines.training.data import packing
+from pipelines.training.data.packing import Window
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import Collator
@@ -76,7 +77,7 @@ def joined(opened: FeatureCache, ref: ModelRef, language: str) -> Score:
     collate = packing.WindowCollator(Collator(opened), processor, language)
     hypotheses, size = [], BATCH_FRAMES // 3_000
     for start in range(0, len(groups), size):
-        features = collate(groups[start : start + size])["input_features"]
+        features = collate([Window(group) for group in groups[start : start + size]])["input_features"]
         hypotheses += decoding.decode_to_text(model, processor, features, RowDecodingOptions(language, MAX_NEW_TOKENS))
     tables = [opened.rows.iloc[group] for group in groups]
     references = [" ".join(rows["text"]) for rows in tables]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
 from pipelines.recipes.base_settings import OR_AUTO, Seed, Settings
+
+
+def _bool_if_certain(probability: float) -> bool | float:
+    """Return 0 and 1 as booleans, which older recipes have: their digests stay the same."""
+    return bool(probability) if probability in (0, 1) else probability
 
 
 class ModelSettings(Settings):
@@ -125,8 +130,15 @@ class TrainingSettings(Settings):
     window_share: float = Field(0.0, ge=0, le=1)
     """Share of the training clips that are joined to windows of 30 s, drawn again in every epoch, 0 to 1: for models
     that transcribe long recordings. See training/data/packing.py."""
-    window_timestamps: bool = False
-    """Add Whisper's timestamp tokens to the transcripts of windows: start and end of each clip."""
+    window_fill: Literal["full", "random"] = "full"
+    """Clips in a window: `full`: as many as fit into 30 s; `random`: a random number from 1 to as many as fit."""
+    window_timestamps: Annotated[
+        float, Field(ge=0, le=1), PlainSerializer(_bool_if_certain, return_type=bool | float)
+    ] = 0.0
+    """Probability of timestamps in the labels of a window (start and end of each clip), 0 to 1; true is 1."""
+    window_prompt: float = Field(0.0, ge=0, le=1)
+    """Probability that the text of the window before is a window's prompt (`<|startofprev|>`), 0 to 1. The loss does
+    not include the prompt."""
     max_hours: float = Field(0.0, ge=0)
     """Stop with a checkpoint after this number of hours; the next call resumes from it. 0: no limit."""
     fast_dev_run: bool = False
@@ -140,7 +152,8 @@ class TrainingSettings(Settings):
     """Seed of batches, dropout and adapters."""
 
     @model_validator(mode="after")
-    def _timestamps_need_windows(self) -> TrainingSettings:
-        if self.window_timestamps and not self.window_share:
-            raise ValueError("training.window_timestamps is set, so training.window_share must be above 0")
+    def _window_settings_need_windows(self) -> TrainingSettings:
+        for name in ("window_fill", "window_timestamps", "window_prompt"):
+            if getattr(self, name) != type(self).model_fields[name].default and not self.window_share:
+                raise ValueError(f"training.{name} is set, so training.window_share must be above 0")
         return self

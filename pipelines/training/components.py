@@ -69,7 +69,8 @@ class Parts:
 
         inputs, config = dict(batch), self.model.config
         labels = inputs.pop("labels")
-        inputs["decoder_input_ids"] = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
+        if "decoder_input_ids" not in inputs:  # windows with a prompt have them
+            inputs["decoder_input_ids"] = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
         bfloat16 = environment.detect().dtype == "bfloat16"
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=bfloat16):
             return token_mean_loss(self.model(**inputs), labels)
@@ -197,7 +198,7 @@ def sampler_of(recipe: Recipe, cache: FeatureCache) -> BucketSampler:
     order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
     augmented = bool(augmentation.Variation(**recipe.augment.model_dump()))
     if settings.window_share:
-        return packing.WindowSampler(*order, share=settings.window_share, with_epoch=augmented)
+        return packing.WindowSampler(*order, options=packing.WindowOptions.of(settings), with_epoch=augmented)
     return augmentation.EpochSampler(*order) if augmented else BucketSampler(*order)
 
 
@@ -211,8 +212,8 @@ def training_clips(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple
         clips = augmentation.EpochClips(cache, rows)
         collate = augmentation.AugmentingCollator(cache, variation, full_context=full_context)
     if settings.window_share:
-        clips, timestamps = packing.WindowClips(clips), settings.window_timestamps
-        collate = packing.WindowCollator(collate, processor, recipe.language, timestamps=timestamps)
+        clips, cut_last = packing.WindowClips(clips), settings.window_fill == "random"
+        collate = packing.WindowCollator(collate, processor, recipe.language, cut_last=cut_last)
     return sampler_of(recipe, cache), clips, collate
 
 

@@ -124,8 +124,9 @@ class LabTrainerMixin:
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Pass the shifted labels to the decoder; the labels themselves go to the loss function alone."""
         config = self.model.config
-        decoder_input_ids = shift_right(inputs["labels"], config.decoder_start_token_id, config.pad_token_id)
-        inputs = {**inputs, "decoder_input_ids": decoder_input_ids}
+        if "decoder_input_ids" not in inputs:  # windows with a prompt have them
+            decoder_input_ids = shift_right(inputs["labels"], config.decoder_start_token_id, config.pad_token_id)
+            inputs = {**inputs, "decoder_input_ids": decoder_input_ids}
         if self.parts.teacher:
             self.compute_loss_func = functools.partial(distillation_loss, self.parts.teacher, inputs)
         return super().compute_loss(model, inputs, return_outputs, **kwargs)

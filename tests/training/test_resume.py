@@ -251,8 +251,13 @@ def test_run_killed_with_two_workers_is_bit_equal(train_once, uninterrupted, tmp
     [
         {"model.adapter": "lora", "model.lora_dropout": 0.1, "training.learning_rate": 1e-2},
         {"model.freeze_encoder": True},
-        {"training.window_share": 0.5, "training.window_timestamps": True},
         {"training.ema_decay": 0.9},
+        {
+            "training.window_share": 0.5,
+            "training.window_fill": "random",
+            "training.window_timestamps": 0.5,
+            "training.window_prompt": 0.5,
+        },
         {
             "distillation.teacher": "x",
             "distillation.decoder_layers": 1,
