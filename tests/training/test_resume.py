@@ -265,7 +265,7 @@ def test_run_killed_with_two_workers_is_bit_equal(train_once, uninterrupted, tmp
             "distillation.max_label_wer": 0,
         },
     ],
-    ids=["lora", "frozen", "windows", "average", "student"],
+    ids=["lora", "frozen", "average", "windows", "student"],
 )
 def test_other_kinds_of_training_resume_bit_equal(train_once, uninterrupted, tmp_path, other):
     reference, run = tmp_path / "reference", tmp_path / "run"
