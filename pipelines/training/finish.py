@@ -61,6 +61,7 @@ def _manifest_facts(run: TrainingRun, calibration: Calibration) -> dict[str, Any
         "cache": cache.digest,
         "context": recipe.training.context,
         "context_s": context_s(recipe, cache),
+        **({"windows": _window_facts(recipe)} if recipe.training.window_share else {}),
         "confidence": calibration.as_dict(),
         "quantisation": base.quantisation,
         "language": recipe.language,
@@ -69,6 +70,13 @@ def _manifest_facts(run: TrainingRun, calibration: Calibration) -> dict[str, Any
         **({"fork": run.fork.lineage} if run.fork else {}),
         **({"teacher": distillation.lineage(base)} if recipe.distillation.teacher else {}),
     }
+
+
+def _window_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return how the windows of 30 s looked that the model was trained on: share, fill, timestamps and prompt."""
+    prefix = "training.window_"
+    settings = recipe.settings("training").items()
+    return {name.removeprefix(prefix): value for name, value in settings if name.startswith(prefix)}
 
 
 def context_s(recipe: Recipe, cache: FeatureCache) -> float:

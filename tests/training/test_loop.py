@@ -622,10 +622,13 @@ def test_clips_without_speech_do_not_lengthen_the_context(toy_settings):
 def test_model_records_context_and_calibration(train_toy, toy_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(confidence, "fit", lambda logprobs, right: Calibration(0.5, 0.1, len(right)))
     wanted = toy_cache.rows["duration_s"].iloc[toy_cache.split("train")].max()
-    for overrides, longest_s in (({}, wanted), ({"training.window_share": 0.2}, 30.0)):
+    windows = {"share": 0.2, "fill": "random", "timestamps": 0.5, "prompt": 1.0}
+    settings = {f"training.window_{name}": value for name, value in windows.items()}
+    for overrides, longest_s in (({}, wanted), (settings, 30.0)):
         model, _ = train_toy(tmp_path / str(longest_s), {"training.steps": 1, **overrides})
         told = manifest.read(Path(model.uri))
         assert told["context_s"] == pytest.approx(longest_s)
+        assert told.get("windows") == (windows if overrides else None)
         fitted = Calibration.of(told)
         assert fitted.words > 0
         assert fitted == Calibration(0.5, 0.1, fitted.words)

@@ -49,7 +49,7 @@ FOREIGN_FORMS = tuple(form for form in FORMS if form.startswith("ggml"))
 _FORMAT = "2"
 _COPIED_CONFIGS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 _CONFIGS = ("config.json", "processor_config.json", *_COPIED_CONFIGS)
-_COPIED_FACTS = ("base", "base_model", "fork", "language", "context", "context_s", "confidence")
+_COPIED_FACTS = ("base", "base_model", "fork", "language", "context", "context_s", "windows", "confidence")
 """Fields of a model's manifest that hold for its exports, too. Scores do not: exports round differently."""
 
 
