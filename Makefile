@@ -5,6 +5,7 @@
 # make test-slow  run the other tests: browser, Ray, processes that are killed, every documented command
 # make test-all   run both
 # make doctor     check this machine
+# make solutions  write the solved exercises for teachers into notebooks/exercises/solutions
 # make clean      remove the environment and all runs
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run app test test-slow test-all lint lint-js doctor browser test-colab log-base clean
+.PHONY: solutions run app test test-slow test-all lint lint-js doctor browser test-colab log-base clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,7 +45,7 @@ test-all: test test-slow
 
 lint: $(VENV)/ready lint-js
 	$(BIN)/ruff check .
-	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb notebooks/exercises/*.ipynb
 
 # JavaScript and CSS of the app, by biome; the folder's name has the version, so that a new one is installed
 BIOME := 2.6.8
@@ -62,6 +63,9 @@ doctor: $(VENV)/ready
 	$(BIN)/python -m pipelines doctor
 
 # the base model's transcripts of the tour's test sentences: every later model is compared with them
+solutions: $(VENV)/ready
+	$(BIN)/python tests/solve_exercises.py notebooks/exercises/solutions
+
 log-base: $(VENV)/ready
 	$(BIN)/python -m pipelines features --recipe tour
 	$(BIN)/python -m pipelines evaluate --recipe tour --model openai/whisper-tiny --log log_base.csv

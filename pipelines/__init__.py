@@ -7,6 +7,7 @@ Each pipeline has a folder with a `pipeline.py`: the few functions that its note
 Only URIs pass between them. Folders, each of which may import those below it:
 
     cli           commands: `python -m pipelines ...`, one module for each group
+    course        exercises of the notebooks, and their checks
     worker        fine-tuning as a service: jobs over HTTP
     experiments   04: evaluation, comparison, leaderboard, series of runs, sweeps, reports
     inference     03: transcriber, app, HTTP API, batch transcription, deployment

@@ -1,0 +1,1 @@
+"""The course: exercises with checks."""

@@ -1,0 +1,1 @@
+"""The checks of the notebooks in notebooks/exercises: one module for each."""
