@@ -80,6 +80,8 @@ LATER_SETTINGS = (
     "features.max_rejected_share", "source.allow_missing_files", "curation.marks", "curation.non_speech_share",
     "evaluation.beam_size", "training.ema_decay", "training.remove_checkpoints",
     "training.window_fill", "training.window_prompt",
+    "model.layer_drop", "training.layer_decay", "training.label_smoothing",
+    "training.bpe_dropout", "training.precision",
 )  # fmt: skip
 """Settings that were added after the fixtures were made."""
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}

@@ -22,6 +22,9 @@ class ModelSettings(Settings):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in encoder and decoder during training, 0 to below 1. Whisper was trained without; 0.1 is too much for
     whisper-tiny."""
+    layer_drop: float = Field(0.0, ge=0, lt=1)
+    """Probability that a layer of encoder or decoder is skipped in a forward pass of training, 0 to below 1 (LayerDrop,
+    Fan et al. 2019, as transformers has it; CoRal trains Whisper with 0.1). 0: as the base model's config.json says."""
     spec_augment: bool = False
     """Mask time and mel bands during training (SpecAugment, Park et al. 2019)."""
     freeze_encoder: bool = False
@@ -98,14 +101,21 @@ class TrainingSettings(Settings):
     """Steps in which the learning rate rises from 0 to its highest value; `auto`: a tenth of the steps."""
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: falls to 0 linearly, falls to 0 as half a cosine, or stays constant."""
-    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
-    """Optimizer of torch. `adafactor` (Shazeer and Stern 2018) stores two vectors per matrix instead of AdamW's two
-    numbers per weight, and scales its steps by the size of the weights. `sgd` stores one number per weight and needs
-    far larger learning rates."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Layer-wise decay of the learning rate, above 0 to 1 (Clark et al. 2020, ELECTRA, took 0.8): in encoder and in
+    decoder, the last layer has the whole rate, each layer below it this share of the rate of the one above, and the
+    embeddings and convolutions that of a layer below the first. 1: one rate for all weights."""
+    optimizer: Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"] = "adamw"
+    """Optimizer. `adamw8bit` stores AdamW's two numbers per weight in 8 bits each (Dettmers et al. 2021; needs
+    bitsandbytes and a GPU of NVIDIA). `muon` orthogonalises the steps of the layers' matrices (Jordan et al. 2024) at
+    AdamW's learning rates (Liu et al. 2025), and all other weights have AdamW. `adafactor` (Shazeer and Stern 2018)
+    stores two vectors per matrix instead of AdamW's two numbers per weight, and scales its steps by the size of the
+    weights. `sgd` stores one number per weight and needs far larger learning rates."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of matrices; biases and layer norms have none."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """adamw: decay rate of the mean of gradients; sgd: momentum; adafactor: not used. 0 to below 1."""
+    """adamw: decay rate of the mean of gradients; sgd: momentum; adafactor: not used. 0 to below 1. muon's matrices
+    have a momentum of 0.95."""
     beta2: float = Field(0.999, ge=0, lt=1)
     """adamw: decay rate of the mean of squared gradients, 0 to below 1; Whisper itself was trained with 0.98."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -114,6 +124,16 @@ class TrainingSettings(Settings):
     """Validate and save an exponential moving average of the weights (Polyak and Juditsky 1992) with this decay, as
     0.99: about the last 1 / (1 - decay) steps. 0 to below 1; 0: no average. It takes 4 bytes of memory per trained
     weight. See training/callbacks/ema.py."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target's probability that is spread over the whole vocabulary, 0 to below 1 (Szegedy et al. 2016;
+    0.1 is usual). The losses that are logged stay plain cross entropies."""
+    bpe_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a merge of the tokenizer is left out, 0 to below 1, drawn again for each clip and epoch: rarer
+    and shorter tokens are trained, too (BPE-dropout, Provilkov et al. 2020; KB-Whisper was trained with 0.2). Training
+    clips only."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward and backward pass; weights and optimizer are in float32. `auto`: bfloat16 on a GPU that
+    has it, float16 on other GPUs of NVIDIA, float32 on a CPU. `bfloat16` on a CPU needs one with avx512_bf16 or AMX."""
     context: Literal["clip", "full"] = "clip"
     """Length of the encoder's input: `clip`: the longest clip of the batch; `full`: always 30 s."""
     bucket_batches: int = Field(20, ge=1)

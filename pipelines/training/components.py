@@ -22,7 +22,8 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes.settings import Recipe
 from pipelines.training import adapters, distillation
 from pipelines.training.callbacks import interruptions
-from pipelines.training.data import augmentation, packing
+from pipelines.training.data import augmentation, bpe_dropout, packing
+from pipelines.training.optimization import optimizers, precision
 from pipelines.training.trainer import SCHEDULES, shift_right, token_mean_loss, use_deterministic_sums
 from pipelines.training.validation import rows_of, validator
 from pipelines.whisper import model as whisper_model
@@ -52,6 +53,9 @@ class Parts:
     """Validation split, longest clips first."""
     validate: Callable[[Any], dict[str, float]]
     """Function from a model to its `wer`, `wer_low`, `wer_high` (95 %) and `loss` on the validation split."""
+    precision: str = "float32"
+    """Precision of `loss` and its gradient: float32, bfloat16 or float16."""
+    label_smoothing: float = 0.0
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield training batches on the model's device without end; each epoch has another order."""
@@ -64,16 +68,16 @@ class Parts:
                 yield {name: value.to(device) for name, value in batch.items()}
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean cross entropy per label token of a batch, in bfloat16 if the device supports it."""
+        """Return the mean cross entropy per label token of a batch; its gradient is that of smoothed labels if the
+        recipe smoothes them. It is computed in bfloat16 if that is the recipe's precision on this device."""
         import torch
 
         inputs, config = dict(batch), self.model.config
         labels = inputs.pop("labels")
         if "decoder_input_ids" not in inputs:  # windows with a prompt have them
             inputs["decoder_input_ids"] = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
-        bfloat16 = environment.detect().dtype == "bfloat16"
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=bfloat16):
-            return token_mean_loss(self.model(**inputs), labels)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return token_mean_loss(self.model(**inputs), labels, smoothing=self.label_smoothing)
 
 
 def build(
@@ -111,6 +115,8 @@ def build(
         build_loader(recipe, cache, processor) if loader is None else loader,
         build_loader(recipe, cache, processor, "validation"),
         validate or build_validator(recipe, cache, processor),
+        precision.of_training(recipe.training.precision),
+        recipe.training.label_smoothing,
     )
 
 
@@ -123,11 +129,13 @@ def seed_everything(recipe: Recipe) -> None:
 
 
 def build_model(recipe: Recipe, base: ModelRef) -> Any:
-    """Build the model that is trained, on the CPU, with the recipe's language, dropout and adapter."""
+    """Build the model that is trained, on the CPU, with the recipe's language, dropout, layer drop and adapter."""
     model = whisper_model.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
     if recipe.distillation.teacher:
         model = distillation.student(model, recipe.distillation)
     set_decoding(recipe, model)
+    if recipe.model.layer_drop:
+        model.model.encoder.layerdrop = model.model.decoder.layerdrop = recipe.model.layer_drop
     return adapters.prepare(model, recipe.model)
 
 
@@ -139,20 +147,8 @@ def set_decoding(recipe: Recipe, model: Any) -> None:
 
 
 def build_optimizer(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
-    """Build the optimizer of the trainable weights; biases and layer norms have no weight decay."""
-    import torch
-
-    settings, trained = recipe.training, [weights for weights in model.parameters() if weights.requires_grad]
-    groups = [
-        {"params": [weights for weights in trained if weights.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [weights for weights in trained if weights.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if settings.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=settings.learning_rate)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.beta1)
-    betas = settings.beta1, settings.beta2
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=1e-8, fused=True)
+    """Build the optimizer of the trainable weights, see optimization/optimizers.py."""
+    return optimizers.build(recipe.training, model)
 
 
 def build_scheduler(recipe: Recipe, optimizer: Any) -> LRScheduler:
@@ -196,7 +192,7 @@ def sampler_of(recipe: Recipe, cache: FeatureCache) -> BucketSampler:
     """Build the sampler of the training clips."""
     settings, rows = recipe.training, rows_of(cache, "train")
     order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
-    augmented = bool(augmentation.Variation(**recipe.augment.model_dump()))
+    augmented = bool(settings.bpe_dropout or augmentation.Variation(**recipe.augment.model_dump()))
     if settings.window_share:
         return packing.WindowSampler(*order, options=packing.WindowOptions.of(settings), with_epoch=augmented)
     return augmentation.EpochSampler(*order) if augmented else BucketSampler(*order)
@@ -208,12 +204,13 @@ def training_clips(recipe: Recipe, cache: FeatureCache, processor: Any) -> tuple
     full_context = settings.context == "full"
     variation = augmentation.Variation(**recipe.augment.model_dump())
     clips, collate = ClipDataset(cache, rows), Collator(cache, full_context=full_context)
-    if variation:
+    merges = bpe_dropout.of_recipe(recipe, processor)
+    if variation or merges:
         clips = augmentation.EpochClips(cache, rows)
-        collate = augmentation.AugmentingCollator(cache, variation, full_context=full_context)
+        collate = augmentation.AugmentingCollator(cache, variation, merges, full_context=full_context)
     if settings.window_share:
         clips, cut_last = packing.WindowClips(clips), settings.window_fill == "random"
-        collate = packing.WindowCollator(collate, processor, recipe.language, cut_last=cut_last)
+        collate = packing.WindowCollator(collate, processor, recipe.language, merges, cut_last=cut_last)
     return sampler_of(recipe, cache), clips, collate
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.features.cache import FeatureCache
 from pipelines.features.clips import MAX_LABEL_TOKENS
+from pipelines.features.derived import PROMPT_TOKENS
 from pipelines.infra import console, environment, manifest
 from pipelines.infra.parallel import distributed
 from pipelines.recipes import as_toml
@@ -36,6 +37,7 @@ from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.checkpoints.mirror import CheckpointMirror
 from pipelines.training.data import data_parallel
 from pipelines.training.finish import finish
+from pipelines.training.optimization import precision
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model, lock_run, refuse_other_run
 from pipelines.training.trainer import TrainerParts, arguments_of, token_mean_loss, trainer_class
 from pipelines.training.validation import rows_of, validator
@@ -176,12 +178,12 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
     batch = oom.ValidationBatch(run.folder, recipe.evaluation.batch_frames)
     trainer = trainer_class()(
         model=model,
-        args=arguments_of(recipe, run.checkpoints),
+        args=arguments_of(recipe, run.checkpoints, precision.of_training(settings.precision)),
         train_dataset=clips,
         eval_dataset=ClipDataset(cache, rows_of(cache, "validation")),
         data_collator=collate,
         processing_class=processor,
-        compute_loss_func=token_mean_loss,
+        compute_loss_func=functools.partial(token_mean_loss, smoothing=settings.label_smoothing),
         callbacks=[reporter(settings.steps, settings.patience, sampler, run.progress), *callbacks],
         parts=TrainerParts(
             sampler=sampler,
@@ -193,6 +195,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
             build_loader=functools.partial(components.loader_of, recipe),
             build_optimizer=functools.partial(components.build_optimizer, recipe),
             build_scheduler=functools.partial(components.build_scheduler, recipe),
+            label_smoothing=settings.label_smoothing,
             teacher=distillation.load_teacher(recipe, run.start),
             extra_files=(run.folder / distillation.TRANSCRIPTS,),
             trial_batches=_longest_batches(recipe, cache, sampler, micro_batch) if oom.tries_longest_batch() else (),
@@ -226,6 +229,9 @@ def _longest_batches(
     if settings.window_share:
         sizes.append((min(clips, -(-sampler.windows_per_batch // distributed.world_size())), FULL_FRAMES))
     tokens = MAX_LABEL_TOKENS if settings.window_share else max(len(cache.labels(row)) for row in rows)
+    if settings.bpe_dropout:  # at most one token for each byte
+        bytes_of_text = max(len(text.encode()) for text in cache.rows["text"].iloc[rows])
+        tokens = max(tokens, min(MAX_LABEL_TOKENS, bytes_of_text + PROMPT_TOKENS + 1))
     n_mels = cache.log_mel(int(rows[0])).frames.shape[1]
     return [
         {

@@ -29,6 +29,7 @@ from pipelines.training import run as training_run
 from pipelines.training.callbacks.console import with_progress_file
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints.fork import Fork, find_weights
+from pipelines.training.optimization import learning_rates
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model, run_identity
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import model_files
@@ -105,6 +106,8 @@ def run(
         folder = run_folder(recipe, cache, base, runs, fork)
         job = TrainingRun(recipe, cache, base, folder, progress, resume, fork, derived=derivation.values)
         training_run.log_unfinished_runs(folder, job.identity)
+        if line := learning_rates.hint(recipe, base.folder):
+            logger.info(line)
         model = ray_train.train(launch.cluster, launch.devices, job) if launch.cluster else training_loop.train(job)
         note |= {
             "model_uri": model.uri,
@@ -190,8 +193,9 @@ def _refuse_long_labels(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> 
     """Raise LabError if a label of the cache, or of a window, is longer than the text that the decoder takes."""
     positions = model_files.text_positions(base.folder)
     longest = int(cache.rows["label_count"].max())
-    if positions < (MAX_LABEL_TOKENS if recipe.training.window_share else longest):
-        window = " and windows need 448: set training.window_share=0," if recipe.training.window_share else ","
+    longer = next((name for name in ("window_share", "bpe_dropout") if getattr(recipe.training, name)), "")
+    if positions < (MAX_LABEL_TOKENS if longer else longest):
+        window = f" and training.{longer} needs {MAX_LABEL_TOKENS}: set it to 0," if longer else ","
         raise LabError(
             f"{base.title} takes texts of {positions} tokens (max_target_positions), the longest of the cache has "
             f"{longest}{window} or take another base model or shorter clips (features.max_duration_s)"

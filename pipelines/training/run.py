@@ -52,8 +52,9 @@ NOT_IN_IDENTITY = (
 _CONSTANTS = {"evaluation.batch_frames": EvaluationSettings().batch_frames}
 """Fields of every identity that once depended on a setting which changes no weight."""
 _ONLY_IF_CHANGED = (
-    *("model.freeze_encoder", "model.adapter", "model.lora_"),
-    *("training.window_", "training.scheduler", "training.optimizer", "training.beta", "training.ema_"),
+    *("model.freeze_encoder", "model.adapter", "model.lora_", "model.layer_drop"),
+    *("training.window_", "training.scheduler", "training.optimizer", "training.beta", "training.layer_decay"),
+    *("training.label_smoothing", "training.bpe_dropout", "training.precision", "training.ema_"),
 )
 """Settings, or prefixes of settings, that are in the identity only if they differ from their defaults.
 

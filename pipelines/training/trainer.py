@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 """Schedule in a recipe to its name in transformers."""
-OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor", "sgd": "sgd"}
-"""Optimizer in a recipe to its name in transformers."""
+OPTIMIZERS = {"adamw8bit": "adamw_bnb_8bit", "adafactor": "adafactor", "sgd": "sgd"}
+"""Optimizer in a recipe to its name in transformers, for trackers; the others are reported as AdamW."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class TrainerParts:
     """Function of sampler, data set and collator."""
     build_optimizer: Callable[[Any], Any]
     build_scheduler: Callable[[Any], Any]
+    label_smoothing: float = 0.0
     teacher: Teacher | None = None
     """Teacher of a distillation with a KL loss."""
     extra_files: Sequence[Path] = ()
@@ -128,7 +129,10 @@ class LabTrainerMixin:
             decoder_input_ids = shift_right(inputs["labels"], config.decoder_start_token_id, config.pad_token_id)
             inputs = {**inputs, "decoder_input_ids": decoder_input_ids}
         if self.parts.teacher:
-            self.compute_loss_func = functools.partial(distillation_loss, self.parts.teacher, inputs)
+            smoothing = self.parts.label_smoothing
+            self.compute_loss_func = functools.partial(
+                distillation_loss, self.parts.teacher, inputs, smoothing=smoothing
+            )
         return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -211,8 +215,8 @@ def _link_or_copy(path: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """Build the TrainingArguments from the recipe, adapted to this device."""
+def arguments_of(recipe: Recipe, folder: Path, precision: str) -> TrainingArguments:
+    """Build the TrainingArguments from the recipe, adapted to this device; `precision` as of optimization/precision."""
     from transformers import Seq2SeqTrainingArguments
 
     settings, machine = recipe.training, environment.detect()
@@ -228,11 +232,11 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         weight_decay=settings.weight_decay,
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
-        optim=OPTIMIZERS[settings.optimizer],
+        optim=OPTIMIZERS.get(settings.optimizer, "adamw_torch_fused"),
         lr_scheduler_type=SCHEDULES[settings.scheduler],
         seed=settings.seed,
-        bf16=machine.dtype == "bfloat16",
-        fp16=machine.dtype == "float16",
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
         tf32=True if machine.device == "cuda" else None,
         eval_strategy="steps",
         eval_steps=settings.eval_every,
@@ -248,7 +252,7 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         log_level="error",
         use_cpu=machine.device == "cpu",
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=recipe.model.layer_drop > 0,
     )
     # on two GPUs the Trainer would wrap the model in DataParallel, whose threads share one context length
     arguments._n_gpu = min(1, arguments.n_gpu)
@@ -256,18 +260,27 @@ def arguments_of(recipe: Recipe, folder: Path) -> TrainingArguments:
 
 
 def token_mean_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    outputs: Any,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    *,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Return the cross entropy summed over label tokens, divided by their number in the whole optimizer step.
 
     With accumulation every micro-batch is divided by the same total, so that k small batches give the gradient of one
-    large batch. `labels` int64 [B, L], IGNORED where a position has no label.
+    large batch. `labels` int64 [B, L], IGNORED where a position has no label. With `smoothing` the gradient is that of
+    smoothed labels. The value stays the plain cross entropy, so that runs and validations can be compared.
     """
+    import torch
     import torch.nn.functional as F
 
-    total = F.cross_entropy(
-        outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    tokens, targets = outputs.logits.flatten(0, 1).float(), labels.flatten()
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not smoothing):
+        total = F.cross_entropy(tokens, targets, ignore_index=IGNORED, reduction="sum")
+    if smoothing:
+        smoothed = F.cross_entropy(tokens, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
+        total = total + (smoothed - smoothed.detach())
     return total / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())
 
 
@@ -277,9 +290,11 @@ def distillation_loss(
     outputs: Any,
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
+    *,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Return `token_mean_loss` plus the weighted KL divergence from the teacher's distributions."""
-    loss = token_mean_loss(outputs, labels, num_items_in_batch)
+    loss = token_mean_loss(outputs, labels, num_items_in_batch, smoothing=smoothing)
     return loss + teacher.divergence(inputs, outputs, labels, num_items_in_batch)
 
 

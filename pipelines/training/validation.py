@@ -75,7 +75,8 @@ def _summed_loss(model: Any, batch: dict[str, Any], encoded: Any = None) -> floa
     decoder_input_ids = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
     model.eval()
     with torch.inference_mode():
-        outputs = model(**known, decoder_input_ids=decoder_input_ids)
+        # without the autocast that accelerate adds to a model's forward pass: losses are in float32
+        outputs = getattr(model, "_original_forward", model)(**known, decoder_input_ids=decoder_input_ids)
         loss = float(token_mean_loss(outputs, labels, 1))
     model.train(was_training)
     return loss

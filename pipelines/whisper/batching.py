@@ -117,11 +117,15 @@ class Collator:
         self.cache, self.full_context = cache, full_context
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        return self.collate([self.log_mel(row) for row in rows], [self.cache.labels(row) for row in rows])
+        return self.collate([self.log_mel(row) for row in rows], [self.labels(row) for row in rows])
 
     def log_mel(self, row: int) -> LogMel:
         """Return the features of one clip; subclasses augment them here."""
         return self.cache.log_mel(row)
+
+    def labels(self, row: int) -> list[int]:
+        """Return the label ids of one clip; subclasses draw them here."""
+        return self.cache.labels(row)
 
     def collate(
         self, log_mels: Sequence[LogMel], labels: Sequence[list[int]], *, full_context: bool = False

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.infra import environment as machine
 from pipelines.infra import manifest
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.training.optimization import precision
 
 ROOT = Path(__file__).parents[2]
 # 48 clips make 5 batches of up to 10, and with accumulation 2 three steps per epoch, the last of a single batch. The
@@ -264,10 +266,20 @@ def test_run_killed_with_two_workers_is_bit_equal(train_once, uninterrupted, tmp
             "distillation.labels": "transcript",
             "distillation.max_label_wer": 0,
         },
+        {
+            "model.layer_drop": 0.3,
+            "training.label_smoothing": 0.1,
+            "training.bpe_dropout": 0.3,
+            "training.layer_decay": 0.8,
+            "training.optimizer": "muon",
+        },
+        {"training.precision": "bfloat16"},
     ],
-    ids=["lora", "frozen", "average", "windows", "student"],
+    ids=["lora", "frozen", "average", "windows", "student", "regularised", "bfloat16"],
 )
 def test_other_kinds_of_training_resume_bit_equal(train_once, uninterrupted, tmp_path, other):
+    if "training.precision" in other and not precision.has_bfloat16(machine.detect()):
+        pytest.skip("this CPU has no bfloat16")
     reference, run = tmp_path / "reference", tmp_path / "run"
     train_once(reference, **other)
     train_once(run, done(6), **other)

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FILE = "memory.json"
-_STATES_PER_WEIGHT = {"AdamW": 2, "SGD": 1, "Adafactor": 0}
-"""Numbers that an optimizer stores for each weight; Adafactor stores few."""
+_STATES_PER_WEIGHT = {"AdamW": 2, "AdamW8bit": 1, "MuonWithAdamW": 2, "SGD": 1, "Adafactor": 0}
+"""Numbers that an optimizer stores for each weight, rounded up; Adafactor stores few."""
 
 
 class OutOfMemory(Exception):

@@ -15,17 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.features.cache import FeatureCache
+from pipelines.training.data.bpe_dropout import MergeDropout
 from pipelines.whisper.batching import BucketSampler, ClipDataset, Collator
 from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
-
-if TYPE_CHECKING:
-    import torch
-
 
 CODE = "1"
 """Version of this code: raised when the same seed, epoch and row would give other frames."""
@@ -96,20 +92,30 @@ class EpochClips(ClipDataset):
 
 
 class AugmentingCollator(Collator):
-    """Collator of (epoch, row) pairs that augments every clip."""
+    """Collator of (epoch, row) pairs that augments every clip, and its labels if there are `merges` to drop."""
 
-    def __init__(self, cache: FeatureCache, variation: Variation, *, full_context: bool = False):
+    def __init__(
+        self,
+        cache: FeatureCache,
+        variation: Variation,
+        merges: MergeDropout | None = None,
+        *,
+        full_context: bool = False,
+    ):
         super().__init__(cache, full_context=full_context)
-        self.variation = variation
-
-    def __call__(self, clips: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """Return the batch of (epoch, row) pairs."""
-        return self.collate([self.log_mel(clip) for clip in clips], [self.cache.labels(row) for _, row in clips])
+        self.variation, self.merges = variation, merges
+        self.transcripts = cache.rows["text"].to_numpy()
 
     def log_mel(self, clip: tuple[int, int]) -> LogMel:
         """Return the augmented log-mel of (epoch, row)."""
         epoch, row = clip
-        return self.variation.apply(self.cache.log_mel(row), epoch, row)
+        log_mel = self.cache.log_mel(row)
+        return self.variation.apply(log_mel, epoch, row) if self.variation else log_mel
+
+    def labels(self, clip: tuple[int, int]) -> list[int]:
+        """Return the label ids of (epoch, row)."""
+        epoch, row = clip
+        return self.merges.labels(self.transcripts[row], epoch, row) if self.merges else self.cache.labels(row)
 
 
 def at_speed(frames: np.ndarray, rate: float) -> np.ndarray:

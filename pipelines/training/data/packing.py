@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.features.clips import MAX_LABEL_TOKENS
+from pipelines.training.data.bpe_dropout import MergeDropout
 from pipelines.whisper.batching import IGNORED, BucketSampler, ClipDataset, Collator, bucketed
 from pipelines.whisper.log_mel import FULL_FRAMES, LogMel, pad_value
 from pipelines.whisper.tokens import Labeller, labeller, prompt_ids
@@ -158,11 +159,20 @@ class WindowCollator:
     """Collator of clips (with the collator `clips`) and of windows (at full context).
 
     A window has the first of its clips, as many as fit into 30 s and into the decoder. A batch of windows with prompts
-    also has `decoder_input_ids` int64 [B, L]; the labels of prompts are IGNORED.
+    also has `decoder_input_ids` int64 [B, L]; the labels of prompts are IGNORED. With `merges` to drop, the clips of
+    windows are (epoch, row), and the first one decides a window's draw.
     """
 
-    def __init__(self, clips: Collator, processor: WhisperProcessor, language: str, *, cut_last: bool = False):
-        self.clips, self.labeller, self.cut_last = clips, labeller(processor, language), cut_last
+    def __init__(
+        self,
+        clips: Collator,
+        processor: WhisperProcessor,
+        language: str,
+        merges: MergeDropout | None = None,
+        *,
+        cut_last: bool = False,
+    ):
+        self.clips, self.labeller, self.merges, self.cut_last = clips, labeller(processor, language), merges, cut_last
         self.transcripts = clips.cache.rows["text"].to_numpy()
         self.start = prompt_ids(processor, language)[0]
         self.pad = self.labeller.suffix[0]
@@ -208,9 +218,17 @@ class WindowCollator:
         return [self.transcripts[clip[1] if isinstance(clip, tuple) else clip] for clip in clips]
 
     def _label(self, window: Window, transcripts: Sequence[str], lengths: Sequence[int]) -> list[int]:
+        labels = self._written(window, transcripts, lengths, self.merges)
+        is_too_long = len(transcripts) == 1 and len(labels) > MAX_LABEL_TOKENS
+        return self._written(window, transcripts, lengths, None) if self.merges and is_too_long else labels
+
+    def _written(
+        self, window: Window, transcripts: Sequence[str], lengths: Sequence[int], merges: MergeDropout | None
+    ) -> list[int]:
+        write = merges.labeller_for(*window.clips[0]) if merges else self.labeller
         if window.timestamps:
-            return labels_with_timestamps(self.labeller, transcripts, lengths)
-        return self.labeller(" ".join(filter(None, transcripts)))
+            return labels_with_timestamps(write, transcripts, lengths)
+        return write(" ".join(filter(None, transcripts)))
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
