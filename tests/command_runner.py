@@ -26,7 +26,7 @@ OUTPUT = {
     "compare": r"^Next: ",
     "leaderboard": r"^Next: ",
     "run": r"^model    \S+/model$",
-    "experiments": r"^12 finished, 0 failed$|^tables in docs/experiments$",
+    "experiments": r"^(12|7) finished, 0 failed$|^tables in docs/experiments(/ablation)?$",
     "publish": r"^published as ",
     "fetch": r"^(/.+/fetched|my_backup)/whisper-sv\S*$",
     "publish-space": r"^space me/swedish @ \w{40}$",

@@ -202,7 +202,7 @@ def copy_lab(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (pages.ROOT / name).is_dir() else shutil.copy2
         copy(pages.ROOT / name, folder / name)
-    for path in (folder / "pipelines" / "recipes").glob("*.toml"):
+    for path in [*folder.glob("pipelines/recipes/*.toml"), *folder.glob("docs/experiments/*/*.toml")]:
         path.write_text(recipes.as_toml(small_recipe(path)), "utf-8")
     (folder / "tmp").mkdir()
     bin_folder = folder / ".venv" / "bin"

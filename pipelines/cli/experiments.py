@@ -121,7 +121,12 @@ def leaderboard(
 
 def experiments(
     recipes_: Annotated[
-        str, typer.Option("--recipes", metavar="NAME,NAME", help="Default: the planted-* recipes.")
+        str,
+        typer.Option(
+            "--recipes",
+            metavar="NAME,NAME",
+            help="Names, .toml files, or a folder of them. Default: the planted-* recipes.",
+        ),
     ] = "",
     seeds: Annotated[str, typer.Option(metavar="SEED,SEED", help="Training seeds.")] = "42,43",
     set_: Overrides = (),

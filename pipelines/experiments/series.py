@@ -47,8 +47,21 @@ class SeriesResult:
 def plan(
     names: Sequence[str] = RECIPES, seeds: Sequence[int] = SEEDS, overrides: dict[str, Any] | None = None
 ) -> list[Recipe]:
-    """Return every recipe with every training seed: all recipes with one seed before the next seed."""
-    return [recipes.load(name, {**(overrides or {}), "training.seed": seed}) for seed in seeds for name in names]
+    """Return every recipe with every training seed: all recipes with one seed before the next seed.
+
+    A folder stands for its recipes (`.toml`), by name. Raises LabError for one without any.
+    """
+    files = [file for name in names for file in _expand(name)]
+    return [recipes.load(file, {**(overrides or {}), "training.seed": seed}) for seed in seeds for file in files]
+
+
+def _expand(name: str) -> list[str]:
+    if not Path(name).is_dir():
+        return [name]
+    files = sorted(map(str, Path(name).glob("*.toml")))
+    if not files:
+        raise LabError(f"the folder {name} has no recipe: expected files that end in .toml, name another")
+    return files
 
 
 def run(experiments: Sequence[Recipe], *, runs: str | Path = "") -> SeriesResult:

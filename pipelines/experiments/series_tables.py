@@ -3,7 +3,7 @@
 utterances.csv   one row per test utterance: id, speaker, gender, words; for each `recipe/seed` its word edits as
                  "substitutions insertions deletions"
 runs.csv         one row per run: data, scores, training time, machine, versions
-filters.json     precision and recall of curation on the planted faults (fault_detection.py)
+filters.json     precision and recall of curation on the planted faults (fault_detection.py), if the series has them
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from pipelines.speech.intervals import CLIPS, Units
 from pipelines.speech.scoring import Edits
 
 BASELINES = ("planted-checked", "planted-raw")
-"""Recipes that the others are compared with: a fair baseline, and one without any curation."""
+"""Recipes that the others are compared with: a fair baseline, and one without any curation. In a series without them
+it is the first recipe."""
 UTTERANCES, RUNS, FILTERS = "utterances.csv", "runs.csv", "filters.json"
 
 
@@ -84,7 +85,9 @@ def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = ""
     costs = pd.DataFrame([_run_row(name, report, runs) for name, report in reports.items()])
     costs.map(encode_cell).to_csv(folder / RUNS, index=False)
     finished = [recipe for recipe in experiments if f"{recipe.name}/{recipe.training.seed}" in reports]
-    (folder / FILTERS).write_text(json.dumps(_filters(finished, runs), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if any(recipe.name in BASELINES for recipe in finished):
+        filters = json.dumps(_filters(finished, runs), indent=1, ensure_ascii=False)
+        (folder / FILTERS).write_text(filters + "\n", "utf-8")
     return SeriesTables(folder, reports, claims(folder))
 
 
@@ -215,7 +218,8 @@ def claims(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[str,
     number of recipes.
     """
     edits, speakers = _read_edits(pd.read_csv(folder / UTTERANCES).map(decode_cell))
-    against = {baseline: _differences(edits, speakers, baseline) for baseline in baselines if baseline in edits}
+    named = [baseline for baseline in baselines if baseline in edits] or [next(iter(edits))]
+    against = {baseline: _differences(edits, speakers, baseline) for baseline in named}
     rows = []
     for recipe, by_seed in edits.items():
         rest = [list(third.values()) for other, third in edits.items() if other != recipe]

@@ -23,6 +23,7 @@ from pipelines.recipes import runs as recipe_runs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "experiments"
+ABLATION = RESULTS / "ablation"
 SMALL = {
     "source.kind": "planted",
     "source.train": 24,
@@ -251,6 +252,32 @@ def test_experiments_command_plans_and_rejects_bad_seeds():
     assert json.loads(once.stdout)["experiments"] == ["planted-raw, seed 42", "tour, seed 42"]
     refused = runner.invoke(app, ["experiments", "--dry-run", "--seeds", "one"])
     assert isinstance(refused.exception, LabError) and "whole numbers" in str(refused.exception)
+
+
+def test_folder_stands_for_its_recipes_and_may_not_be_empty(tmp_path):
+    planned = series.plan([str(ABLATION)], [42, 43, 44])
+    assert len(planned) == 3 * len(list(ABLATION.glob("*.toml")))
+    assert planned[0].name == "ablation-baseline", "the baseline is the first of the folder"
+    with pytest.raises(LabError, match=r"has no recipe: expected files that end in \.toml"):
+        series.plan([str(tmp_path)])
+
+
+@pytest.mark.parametrize("folder", ["ablation", "precision"])
+def test_recipes_of_a_committed_series_differ_in_one_setting(folder):
+    first, *others = series.plan([str(RESULTS / folder)], [42])
+    baseline = pipelines_recipes.load(RESULTS / folder / "baseline.toml")
+    for recipe in {recipe.name: recipe for recipe in [first, *others]}.values():
+        changed = pipelines_recipes.differences(baseline.settings(), recipe.settings())
+        assert len(changed) == (0 if recipe.name == baseline.name else 2), changed  # the name, and a setting
+
+
+def test_first_recipe_is_the_baseline_of_a_series_without_planted(done, tmp_path):
+    recipes, runs, *_ = done
+    folder = series_tables.export(recipes, tmp_path, runs=runs).folder
+    table = pd.read_csv(folder / series_tables.UTTERANCES).rename(columns=lambda name: name.replace("planted-", "my-"))
+    table.to_csv(folder / series_tables.UTTERANCES, index=False)
+    first, second = series_tables.claims(folder)
+    assert (first["against"], list(second["against"])) == ({}, ["my-raw"])
 
 
 @pytest.mark.skipif(not (RESULTS / series_tables.UTTERANCES).exists(), reason="no results are committed yet")
