@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from benchmarks import rare_names, recordings, sides
+from benchmarks import precision, rare_names, recordings, sides
 from pipelines.features.sources.synthetic.tour_text import hand_sentences
 from pipelines.whisper import model as whisper_model
 
@@ -65,6 +65,15 @@ def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     assert "mfu" not in result or torch.cuda.is_available()
     assert min(result["speedup"], result["speedup_4s"], result["eval_speedup"], result["memory_ratio"]) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_precision_benchmark_times_both_in_turns(toy_model, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["precision.py", "--model", str(toy_model), "--seconds", "1", "--steps", "2"])
+    precision.main()
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
+    low, high = found["quartiles"]
+    assert 0 < low <= found["ratio"] <= high
+    assert min(found["float32_s"], found["bfloat16_s"]) >= 0
 
 
 @pytest.mark.slow
