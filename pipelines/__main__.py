@@ -7,6 +7,7 @@ import sys
 import typer
 
 from pipelines.cli import (
+    course,
     doctor,
     experiments,
     features,
@@ -16,7 +17,6 @@ from pipelines.cli import (
     serving,
     stores,
     training,
-    worker,
 )
 from pipelines.infra import console, environment
 from pipelines.infra.errors import UNFINISHED, LabError, Unfinished
@@ -41,7 +41,7 @@ for command in (
     inference.transcribe,
     inference.archive,
     serving.serve,
-    worker.worker,
+    serving.worker,
     stores.publish,
     inference.publish_space,
     experiments.export,
@@ -51,6 +51,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(course.project, name="project")
 
 
 def main() -> None:

@@ -76,7 +76,8 @@ def options() -> frozenset[str]:
     import typer
 
     app = importlib.import_module("pipelines.__main__").app
-    commands = typer.main.get_command(app).commands.values()
+    groups = typer.main.get_command(app).commands.values()
+    commands = [command for group in groups for command in getattr(group, "commands", {"": group}).values()]
     names = {option for command in commands for parameter in command.params for option in parameter.opts}
     programs = [ROOT / "pipelines/inference/app/launch.py", *(ROOT / "benchmarks").glob("*.py")]
     return frozenset(names | {"--help"}).union(*map(options_in, programs))

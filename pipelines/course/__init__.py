@@ -1,1 +1,1 @@
-"""The course: exercises with checks."""
+"""The course: exercises with checks, and projects that can be graded."""

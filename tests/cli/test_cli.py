@@ -26,7 +26,11 @@ from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = list(typer.main.get_command(cli.app).commands)
+COMMANDS = [
+    f"{name} {part}".strip()
+    for name, command in typer.main.get_command(cli.app).commands.items()
+    for part in getattr(command, "commands", [""])
+]
 STAGES = ("run", "features", "train", "evaluate")
 """Commands that write below the runs folder."""
 TOKEN = "hf_" + "secret" * 5
@@ -104,13 +108,13 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_commands_follow_the_pipeline_order():
     assert COMMANDS[:7] == ["run", "features", "train", "distill", "evaluate", "compare", "leaderboard"]
-    assert COMMANDS[-2:] == ["recipe", "doctor"]
+    assert COMMANDS[-4:] == ["recipe", "doctor", "project new", "project check"]
     assert {"transcribe", "serve", "publish-space"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_help_has_an_example(call, command: str):
-    done = call(command, "--help")
+    done = call(*command.split(), "--help")
     assert done.code == 0
     assert f"Example: python -m pipelines {command}" in done.out
     assert "--json" in done.out
@@ -118,7 +122,7 @@ def test_command_help_has_an_example(call, command: str):
 
 def test_no_command_lists_all_commands(call):
     done = call()
-    assert all(command in done.out + done.err for command in COMMANDS)
+    assert all(command.split()[0] in done.out + done.err for command in COMMANDS)
 
 
 # --- dry runs ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,255 @@
+"""Check a project folder against the rubric: what is there, what is missing, and how to get it.
+
+It never grades taste, and executes nothing of the folder: a teacher may check the folders of strangers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines import recipes
+from pipelines.course.project.template import BASELINE, IDEA, PLAN, README, TODO
+from pipelines.experiments.comparison import compare as comparisons
+from pipelines.experiments.comparison.compare import Comparison
+from pipelines.experiments.evaluation import EvalReport, read_report
+from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
+from pipelines.recipes import runs as recipe_runs
+from pipelines.recipes.settings import Recipe
+
+MIN_SEEDS = 2
+N_CLIPS = 5
+"""Clips of the test set that the section Errors discusses."""
+_MAX_TEXT_BYTES = 200_000
+_MIN_WORDS = 8
+_LINK = re.compile(r"https://[^\s)>\]]+")
+_RECORDING = re.compile(r"[\w./-]+\.(?:mp4|webm|mov|mkv|gif|wav|mp3|ogg|png|jpg)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the rubric."""
+
+    key: str
+    title: str
+    missing: str = ""
+    """What is missing and how to get it; empty if nothing is."""
+
+    @property
+    def is_met(self) -> bool:
+        return not self.missing
+
+
+class Missing(Exception):
+    """A line of the rubric is not met; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder, read without executing anything in it."""
+
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @cached_property
+    def readme(self) -> dict[str, str]:
+        return sections(self._text(README))
+
+    @cached_property
+    def plan(self) -> dict[str, str]:
+        return sections(self._text(PLAN))
+
+    @cached_property
+    def idea(self) -> Recipe:
+        return recipes.load(str(self.folder / IDEA))
+
+    @cached_property
+    def baseline(self) -> Recipe:
+        return recipes.load(str(self.folder / BASELINE))
+
+    @cached_property
+    def stages(self) -> dict[str, Any]:
+        return recipe_runs.read_stages(self.idea, self.runs)
+
+    @cached_property
+    def scores(self) -> dict[str, EvalReport]:
+        """The reports of the base model and of the tuned model: before, after. Raises Missing."""
+        folders = {
+            name: Path(str(folder)) for name, folder in self.stages.get("scores", {}).items() if name != "seconds"
+        }
+        reports = self.runs / self.idea.name / "reports"
+        try:
+            return {name: read_report(reports / folder.name) for name, folder in folders.items()}
+        except LabError as error:
+            raise Missing(f"a report cannot be read: {error}") from None
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        return comparisons.compare([self.baseline.name, self.idea.name], runs=self.runs)
+
+    def _text(self, name: str) -> str:
+        path = self.folder / name
+        if not path.is_file() or path.is_symlink():
+            return ""
+        with path.open("rb") as file:
+            return file.read(_MAX_TEXT_BYTES).decode("utf-8", "replace")
+
+
+def check(folder: Path) -> tuple[Project, list[Line]]:
+    """Return the project and every line of the rubric. Raises LabError if the folder is no project."""
+    if not (folder / IDEA).is_file():
+        raise LabError(
+            f"a project folder holds {IDEA}, {folder} does not. Begin one with: python -m pipelines project new my-idea"
+        )
+    project = Project(folder)
+    return project, [Line(key, title, _missing(rule, project)) for key, (title, rule) in RULES.items()]
+
+
+def sections(markdown: str) -> dict[str, str]:
+    """Return the text below each heading of level 2, by the heading in lower case."""
+    parts = re.split(r"^## +(.+?) *#*\s*$", markdown, flags=re.MULTILINE)
+    return {heading.lower(): text.strip() for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def discussed_clips(project: Project) -> dict[str, str]:
+    """Return the clips of the section Errors: id to discussion."""
+    rows = re.findall(r"^[-*] +`([^`\n]+)`:?(.*(?:\n(?![-*] |\n).*)*)", project.readme.get("errors", ""), re.MULTILINE)
+    return {name: text.strip() for name, text in rows if TODO not in text}
+
+
+def _missing(rule: Callable[[Project], None], project: Project) -> str:
+    try:
+        rule(project)
+    except (Missing, LabError) as error:
+        return str(error)
+    return ""
+
+
+def _require_sections(file: str, filled: dict[str, str], headings: tuple[str, ...]) -> None:
+    """Raise Missing unless each heading has text in which nothing is left to replace."""
+    for heading in headings:
+        text = filled.get(heading.lower())
+        if text is None:
+            raise Missing(f"{file} needs the section '## {heading}'")
+        if TODO in text:
+            raise Missing(f"{file}, section {heading}: replace {TODO}")
+        if len(text.split()) < _MIN_WORDS:
+            raise Missing(f"{file}, section {heading}: write at least {_MIN_WORDS} words, it has {len(text.split())}")
+
+
+def _plan(project: Project) -> None:
+    _require_sections(PLAN, project.plan, ("Hypothesis", "Change", "Data", "Primary comparison"))
+
+
+def _change(project: Project) -> None:
+    ours, theirs = (recipe.settings() | {"name": ""} for recipe in (project.idea, project.baseline))
+    if ours == theirs:
+        raise Missing(f"{IDEA} equals {BASELINE}: change the one thing that your hypothesis is about")
+
+
+def _data(project: Project) -> None:
+    _require_sections(README, project.readme, ("Data",))
+    if project.idea.curation.leaks == "ignore":
+        raise Missing("curation.leaks=ignore keeps test speakers and sentences in training: use refuse or drop")
+    if "features" not in project.stages:
+        raise Missing("no feature cache of idea.toml: python -m pipelines run --recipe idea.toml --runs runs")
+
+
+def _reproducible(project: Project) -> None:
+    models = sorted((project.runs / project.idea.name).glob("train-*/model/recipe.json"))
+    if "features" not in project.stages or not models:
+        raise Missing("no trained model of idea.toml: python -m pipelines run --recipe idea.toml --runs runs")
+    expected = project.idea.settings()
+    for path in models:
+        stored = recipes.resolve(manifest.read_json(path) or {}, {}).settings()
+        different = [name for name in expected if name != "training.seed" and stored.get(name) != expected[name]]
+        if not different:
+            return
+    raise Missing(f"the model was trained with another {different[0]} than {IDEA} has: train again with this recipe")
+
+
+def _before_and_after(project: Project) -> None:
+    reports = project.scores
+    if not {"before", "after"} <= reports.keys():
+        raise Missing("no scores before and after: python -m pipelines run --recipe idea.toml --runs runs")
+    if reports["before"].test_set != reports["after"].test_set:
+        raise Missing("the scores before and after are from different test sets: run the recipe again")
+    if not reports["after"].score.units.enough:
+        raise Missing("the test set has too few speakers for an interval over speakers: say so in Result, or add some")
+
+
+def _comparison(project: Project) -> None:
+    for experiment in (finding.experiment for finding in project.comparison.findings):
+        if len(experiment.seeds) < MIN_SEEDS:
+            raise Missing(
+                f"{experiment.name} has {len(experiment.seeds)} seed(s), expected {MIN_SEEDS}: train and evaluate it "
+                "again with --set training.seed=43"
+            )
+    _require_sections(README, project.readme, ("Result",))
+
+
+def _discussion(project: Project) -> None:
+    _require_sections(README, project.readme, ("Model-centric", "Data-centric"))
+
+
+def _errors(project: Project) -> None:
+    reports = project.scores
+    if "after" not in reports:
+        raise Missing("no scores yet: run the recipe first, then read report.html")
+    known = set(reports["after"].predictions["id"].astype(str))
+    clips = discussed_clips(project)
+    if unknown := sorted(clips.keys() - known):
+        raise Missing(f"section Errors: {unknown[0][:60]!r} is no clip of the test set; ids are in predictions.csv")
+    if short := [name for name, text in clips.items() if len(text.split()) < _MIN_WORDS]:
+        raise Missing(f"section Errors, {short[0][:60]}: say what is wrong and why, in at least {_MIN_WORDS} words")
+    if len(clips) < N_CLIPS:
+        raise Missing(f"section Errors discusses {len(clips)} clips of the test set, expected {N_CLIPS}")
+
+
+def _demo(project: Project) -> None:
+    text = project.readme.get("demo", "")
+    if TODO in text:
+        raise Missing(f"{README}, section Demo: replace {TODO}")
+    files = [name for name in _RECORDING.findall(text) if _is_inside(project.folder, name)]
+    if not files and not _LINK.search(text):
+        raise Missing("section Demo: give the https address of your Space, or the name of a recording in this folder")
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    path = folder / name
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
+def _model_card(project: Project) -> None:
+    if not list((project.runs / project.idea.name).glob("train-*/model/README.md")):
+        raise Missing("no model card: it is the README.md of the model's folder, which training writes")
+
+
+def _cost(project: Project) -> None:
+    if "seconds" not in project.stages.get("training", {}):
+        raise Missing("no training time is recorded: python -m pipelines run --recipe idea.toml --runs runs")
+    _require_sections(README, project.readme, ("Cost",))
+
+
+RULES: dict[str, tuple[str, Callable[[Project], None]]] = {
+    "plan": ("Plan: hypothesis, change, data and primary comparison, before training", _plan),
+    "change": ("One named change between baseline and idea", _change),
+    "data": ("Data documented (source, speakers, licence, consent) and free of leaks", _data),
+    "reproducible": ("Features and model reproducible from the recipe", _reproducible),
+    "before_after": ("Scores before and after on one test set, with intervals", _before_and_after),
+    "comparison": (f"Idea against baseline with at least {MIN_SEEDS} seeds each, and a conclusion", _comparison),
+    "discussion": ("Discussion: model-centric against data-centric", _discussion),
+    "errors": (f"Error analysis: {N_CLIPS} clips of the test set discussed", _errors),
+    "demo": ("A published demo, or a recording of it", _demo),
+    "model_card": ("Model card", _model_card),
+    "cost": ("Cost: computing time and working time", _cost),
+}
+"""Key to title and rule, in the order of docs/course.md."""

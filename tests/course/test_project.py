@@ -1,0 +1,201 @@
+"""Projects: the template, what the check misses and finds, the page, and folders of strangers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import sample_reports
+from typer.testing import CliRunner, Result
+
+from pipelines import recipes
+from pipelines.__main__ import app
+from pipelines.course.project import page, rubric, template
+from pipelines.infra.errors import LabError
+
+TEXT = "These are more than eight words about the matter, written by a student."
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A project folder as `project new` writes it."""
+    template.create(tmp_path / "my-idea", "tour")
+    return tmp_path / "my-idea"
+
+
+def fill(path: Path) -> None:
+    """Replace every TODO of a file."""
+    path.write_text(path.read_text("utf-8").replace("TODO", TEXT), "utf-8")
+
+
+@pytest.fixture
+def complete(begun: Path) -> Path:
+    """A project that meets the rubric, with chosen transcripts instead of trained models."""
+    runs, settings = begun / "runs", {"augment.noise_share": 0.5}
+    (begun / "idea.toml").write_text((begun / "idea.toml").read_text() + "\n[augment]\nnoise_share = 0.5\n")
+    reports = {}
+    for seed in (42, 43):
+        sample_reports.report(runs, "my-idea-baseline", sample_reports.wrong(4), seed=seed)
+        reports["after"] = sample_reports.report(runs, "my-idea", sample_reports.wrong(2), seed=seed, settings=settings)
+    reports["before"] = sample_reports.report(runs, "my-idea", sample_reports.wrong(9), tuned=False)
+    for folder in (runs / "my-idea").glob("train-*"):
+        (folder / "model").mkdir()
+        shutil.copy(folder / "recipe.json", folder / "model" / "recipe.json")
+        (folder / "model" / "README.md").write_text("card")
+    stages = {"features": {}, "training": {"seconds": 90}, "scores": {"seconds": 5}}
+    # paths of the student's machine
+    stages["scores"] |= {name: f"elsewhere/{report.folder.name}" for name, report in reports.items()}
+    (runs / "my-idea" / "stages.json").write_text(json.dumps(stages))
+    fill(begun / "plan.md")
+    fill(begun / "README.md")
+    readme = (begun / "README.md").read_text()
+    clips = "\n".join(f"- `s00-{n}`: {TEXT}" for n in range(5))
+    readme = re.sub(r"- `clip-0001`.*", clips, readme)
+    (begun / "README.md").write_text(
+        readme.replace("## Demo\n", "## Demo\n\nhttps://huggingface.co/spaces/me/my-idea\n")
+    )
+    return begun
+
+
+def call(*arguments: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+
+
+def missing(folder: Path) -> dict[str, str]:
+    """Return what the check misses, by key of the rubric."""
+    return {line.key: line.missing for line in rubric.check(folder)[1] if line.missing}
+
+
+def test_template_recipes_load_and_only_differ_by_name(begun: Path):
+    idea, baseline = (recipes.load(str(begun / name)) for name in ("idea.toml", "baseline.toml"))
+    assert (idea.name, baseline.name) == ("my-idea", "my-idea-baseline")
+    assert idea.settings() | {"name": ""} == recipes.load("tour").settings() | {"name": ""}
+
+
+@pytest.mark.parametrize("name", ["My idea", "x", "idé", "-a", "a" * 41, "=cmd"])
+def test_odd_project_name_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(LabError, match="a project is named with"):
+        template.create(tmp_path / name, "tour")
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_files_are_not_overwritten(begun: Path):
+    with pytest.raises(LabError, match="is not empty"):
+        template.create(begun, "tour")
+
+
+def test_unknown_base_recipe_writes_nothing(tmp_path: Path):
+    with pytest.raises(LabError):
+        template.create(tmp_path / "my-idea", "tuor")
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_project_misses_every_line(begun: Path):
+    assert missing(begun).keys() == rubric.RULES.keys()
+
+
+def test_complete_project_misses_nothing(complete: Path):
+    assert missing(complete) == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "key", "words"),
+    [
+        ("plan.md", "## Hypothesis", "## Idea", "plan", "needs the section '## Hypothesis'"),
+        ("README.md", "## Result\n\n", "## Result\n\nshort\n\n## Other\n\n", "comparison", "at least 8 words"),
+        ("README.md", "| licence | " + TEXT, "| licence | TODO", "data", "replace TODO"),
+        ("README.md", "`s00-3`", "`s99-9`", "errors", "no clip of the test set"),
+        ("README.md", f"- `s00-4`: {TEXT}", "", "errors", "discusses 4 clips"),
+        ("README.md", f"- `s00-4`: {TEXT}", "- `s00-4`: noise", "errors", "at least 8 words"),
+        ("README.md", "https://huggingface", "at huggingface", "demo", "https address"),
+        ("README.md", "https://huggingface", "../../etc/demo.mp4 ", "demo", "https address"),
+        ("idea.toml", "noise_share = 0.5", "noise_share = 0.4", "reproducible", "another augment.noise_share"),
+        ("idea.toml", "noise_share = 0.5", "noise_share = 0.0", "change", "equals baseline.toml"),
+        ("idea.toml", "\n[augment]", '\n[curation]\nleaks = "ignore"\n\n[augment]', "data", "keeps test speakers"),
+        ("idea.toml", "\n[augment]", "\n[argument]", "change", "argument"),
+    ],
+)
+def test_what_is_missing_is_named(complete: Path, file: str, old: str, new: str, key: str, words: str):
+    text = (complete / file).read_text("utf-8")
+    assert old in text
+    (complete / file).write_text(text.replace(old, new), "utf-8")
+    assert words in missing(complete)[key]
+
+
+def test_one_seed_is_not_enough(complete: Path):
+    for manifest in (complete / "runs" / "my-idea" / "reports").glob("*/manifest.json"):
+        if '"seed": 43' in manifest.read_text():
+            shutil.rmtree(manifest.parent)
+    assert "has 1 seed(s), expected 2" in missing(complete)["comparison"]
+
+
+def test_recording_in_the_folder_is_a_demo(complete: Path):
+    text = (complete / "README.md").read_text()
+    (complete / "README.md").write_text(re.sub(r"https://huggingface\S*", "see demo.mp4", text))
+    assert "demo" in missing(complete)
+    (complete / "demo.mp4").write_bytes(b"0")
+    assert "demo" not in missing(complete)
+
+
+def test_page_shows_figures_and_escapes_texts(complete: Path):
+    text = (complete / "README.md").read_text()
+    hostile = '<script>alert(1)</script> [x](javascript:alert(1)) <img src=x onerror="alert(1)">'
+    (complete / "README.md").write_text(text.replace("## Idea\n", f"## Idea\n\n{hostile}\n"))
+    html = page.write(*rubric.check(complete)).read_text("utf-8")
+    assert "<script" not in html
+    assert 'href="javascript' not in html
+    assert "<img src=x" not in html
+    assert "11 of 11 lines of the rubric are met" in html
+    assert "my-idea-baseline" in html
+    assert "data:image/png;base64," in html
+    assert html.count("<article>") == 5
+    assert "Content-Security-Policy" in html
+
+
+def test_page_embeds_no_recordings_from_elsewhere(complete: Path, tmp_path: Path):
+    project = rubric.Project(complete)
+    assert page._may_embed(project)
+    for path, allowed in ((str(tmp_path), False), (str(complete / "recordings"), True), ("/", False)):
+        source = project.idea.source.model_copy(update={"kind": "folder", "path": path})
+        project.__dict__["idea"] = project.idea.model_copy(update={"source": source})
+        assert page._may_embed(project) is allowed
+
+
+def test_folder_without_recipe_is_refused(tmp_path: Path):
+    with pytest.raises(LabError, match="project new"):
+        rubric.check(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"## \n## \n", b"#" * 300_000, b""])
+def test_odd_readme_is_checked_all_the_same(complete: Path, content: bytes):
+    (complete / "README.md").write_bytes(content)
+    assert "data" in missing(complete)
+    page.write(*rubric.check(complete))
+
+
+def test_class_table_has_a_row_per_project(complete: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    done = call("project", "check", complete, tmp_path / "empty", "--table", tmp_path / "class.csv")
+    assert done.exit_code == 0
+    rows = list(csv.DictReader((tmp_path / "class.csv").open()))
+    assert [row["met"] for row in rows] == ["11", "0"]
+    assert rows[0]["plan"] == "met"
+    assert "a project folder holds idea.toml" in rows[1]["error"]
+
+
+def test_commands_begin_and_check_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(page, "BROWSERS", ())
+    assert json.loads(call("project", "new", tmp_path / "my-idea", "--dry-run", "--json").output)["dry_run"]
+    assert not (tmp_path / "my-idea").exists()
+    done = call("project", "new", tmp_path / "my-idea")
+    assert done.output.splitlines()[-1].startswith("Next: fill in ")
+    done = call("project", "check", tmp_path / "my-idea")
+    assert "0 of 11 lines of the rubric are met" in done.output
+    assert done.output.splitlines()[-1] == "Next: plan.md, section Hypothesis: replace TODO"
+    with pytest.raises(LabError):
+        call("project", "check", tmp_path / "none")
