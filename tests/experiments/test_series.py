@@ -291,9 +291,11 @@ def test_recipe_comments_match_committed_results():
             assert f"# {line}\n" in f"{opening}\n", name
 
 
-@pytest.mark.skipif(not (RESULTS / series_tables.RUNS).exists(), reason="no results are committed yet")
-def test_committed_runs_agree_with_utterances():
-    costs, table = pd.read_csv(RESULTS / series_tables.RUNS), pd.read_csv(RESULTS / series_tables.UTTERANCES)
+@pytest.mark.parametrize(
+    "folder", [path.parent for path in sorted(RESULTS.rglob(series_tables.RUNS))], ids=lambda path: path.name
+)
+def test_committed_runs_agree_with_utterances(folder):
+    costs, table = pd.read_csv(folder / series_tables.RUNS), pd.read_csv(folder / series_tables.UTTERANCES)
     assert costs["test_set"].nunique() == costs["normaliser"].nunique() == 1
     for row in costs.itertuples():
         edits = np.array([list(map(int, cell.split())) for cell in table[f"{row.recipe}/{row.seed}"]])
