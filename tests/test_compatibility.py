@@ -82,6 +82,7 @@ LATER_SETTINGS = (
     "training.window_fill", "training.window_prompt",
     "model.layer_drop", "training.layer_decay", "training.label_smoothing",
     "training.bpe_dropout", "training.precision",
+    "training.checkpoint_activations", "model.load_in_8bit",
 )  # fmt: skip
 """Settings that were added after the fixtures were made."""
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}

@@ -77,7 +77,8 @@ class Parts:
         if "decoder_input_ids" not in inputs:  # windows with a prompt have them
             inputs["decoder_input_ids"] = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return token_mean_loss(self.model(**inputs), labels, smoothing=self.label_smoothing)
+            outputs = self.model(**inputs, use_cache=False)
+            return token_mean_loss(outputs, labels, smoothing=self.label_smoothing)
 
 
 def build(
@@ -133,9 +134,18 @@ def build_model(recipe: Recipe, base: ModelRef) -> Any:
     model = whisper_model.load(base, dropout=recipe.model.dropout, spec_augment=recipe.model.spec_augment)
     if recipe.distillation.teacher:
         model = distillation.student(model, recipe.distillation)
+    return prepare_model(recipe, model)
+
+
+def prepare_model(recipe: Recipe, model: Any) -> Any:
+    """Set language, activation checkpointing and adapter of a Whisper; return it or peft's wrapper of it."""
     set_decoding(recipe, model)
     if recipe.model.layer_drop:
         model.model.encoder.layerdrop = model.model.decoder.layerdrop = recipe.model.layer_drop
+    if recipe.training.checkpoint_activations:
+        # transformers 5.15 has only the older name. Each layer is computed again with its own dropout masks
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return adapters.prepare(model, recipe.model)
 
 

@@ -39,6 +39,7 @@ NOT_IN_IDENTITY = (
     "training.workers",
     "training.max_hours",
     "training.micro_batch",
+    "training.checkpoint_activations",
     "training.fast_dev_run",
     "training.tracker",
     "training.keep_checkpoints",

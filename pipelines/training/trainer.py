@@ -125,9 +125,10 @@ class LabTrainerMixin:
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Pass the shifted labels to the decoder; the labels themselves go to the loss function alone."""
         config = self.model.config
+        inputs = {**inputs, "use_cache": False}  # a cache would copy all keys and values, which no step reads
         if "decoder_input_ids" not in inputs:  # windows with a prompt have them
             decoder_input_ids = shift_right(inputs["labels"], config.decoder_start_token_id, config.pad_token_id)
-            inputs = {**inputs, "decoder_input_ids": decoder_input_ids}
+            inputs["decoder_input_ids"] = decoder_input_ids
         if self.parts.teacher:
             smoothing = self.parts.label_smoothing
             self.compute_loss_func = functools.partial(
