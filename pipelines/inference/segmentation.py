@@ -46,6 +46,8 @@ class Window:
     """Start in the recording."""
     stretches: tuple[tuple[float, float], ...] = ()
     """Start and end, in the recording, of each stretch of speech, padding included; empty if they are not known."""
+    is_cut: bool = False
+    """Whether its end lies within speech, because the stretch was longer than a window."""
 
     @property
     def end_s(self) -> float:
@@ -100,6 +102,8 @@ class WindowCutter:
         """Start of the silence at the end of the open stretch."""
         self.last_end = 0
         """End of the last finished stretch."""
+        self.is_cut = False
+        """Whether the last of the pending stretches was cut."""
         self.pending: list[tuple[int, int]] = []
         """Start and end of the finished stretches that are joined so far; the next stretch may join them."""
 
@@ -147,7 +151,7 @@ class WindowCutter:
                 yield from self._close_stretch(self.silence_start, self.position)
             elif self.position - self.start >= self.longest:
                 cut = self.start + _quietest_moment(self._samples(self.start, self.start + self.longest))
-                yield from self._add(self.start, cut)
+                yield from self._add(self.start, cut, is_cut=True)
                 self.start, self.evidence = cut, _MIN_SPEECH  # the rest is speech, however short
 
     def _close_stretch(self, speech_end: int, available_end: int) -> Iterator[Window]:
@@ -156,12 +160,12 @@ class WindowCutter:
         if self.evidence >= _MIN_SPEECH:
             yield from self._add(start, end)
 
-    def _add(self, start: int, end: int) -> Iterator[Window]:
+    def _add(self, start: int, end: int, is_cut: bool = False) -> Iterator[Window]:
         """Join a finished stretch with the pending ones, or release those first."""
         if self.pending and not self._can_join(start, end):
             yield from self._release(end)
         self.pending.append((start, end))
-        self.last_end = end
+        self.last_end, self.is_cut = end, is_cut
         if not self.joined:
             yield from self._release(end)
 
@@ -175,7 +179,7 @@ class WindowCutter:
         if stretches:
             start, end = stretches[0][0], stretches[-1][1]
             times_s = tuple((a / SAMPLE_RATE_HZ, b / SAMPLE_RATE_HZ) for a, b in stretches)
-            yield Window(self._samples(start, end).copy(), start / SAMPLE_RATE_HZ, times_s)
+            yield Window(self._samples(start, end).copy(), start / SAMPLE_RATE_HZ, times_s, self.is_cut)
 
     def _samples(self, start: int, end: int) -> np.ndarray:
         return self.buffer[start - self.offset : end - self.offset]

@@ -53,10 +53,10 @@ def divide(
     words.
     """
     start, end = stretches[0][0], stretches[-1][1]
-    pauses = [(a, b) for (_, a), (b, _) in pairwise(stretches) if b - a >= MIN_PAUSE_S]
-    sentences = sentence_starts([word.text for word in words]) if end - start > LONG_S else []
-    if not words or not (word_times or pauses or sentences):
+    texts = [word.text for word in words]
+    if not words or not (word_times or is_divided(texts, stretches)):
         return [Part(round(start, 3), round(end, 3), words)]
+    pauses, sentences = _pauses(stretches), _sentences(texts, stretches)
     starts = [min(max(time, start), end) for time in find_starts()]
     if len(starts) != len(words):
         starts, sentences = starts_by_characters(words, stretches), []
@@ -69,6 +69,21 @@ def divide(
             part_words = _with_times(part_words, [*part_starts, part_end], stretches, (part_start, part_end))
         parts.append(Part(round(part_start, 3), round(part_end, 3), part_words))
     return parts
+
+
+def is_divided(texts: Sequence[str], stretches: Stretches) -> bool:
+    """Return whether `divide` needs the starts of these words."""
+    return bool(_pauses(stretches) or _sentences(texts, stretches))
+
+
+def _pauses(stretches: Stretches) -> list[tuple[float, float]]:
+    """Return the pauses at which a window is divided."""
+    return [(a, b) for (_, a), (b, _) in pairwise(stretches) if b - a >= MIN_PAUSE_S]
+
+
+def _sentences(texts: Sequence[str], stretches: Stretches) -> list[int]:
+    """Return the words that begin a sentence at which a window is divided: in a long one."""
+    return sentence_starts(texts) if stretches[-1][1] - stretches[0][0] > LONG_S else []
 
 
 def sentence_starts(words: Sequence[str]) -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipelines.inference import detection, segmentation
 from pipelines.inference.segmentation import Window
-from pipelines.inference.segments import divide
+from pipelines.inference.segments import divide, is_divided
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.inference.windows import overlap
 from pipelines.inference.windows.decoding import Decoded, WindowDecoder
@@ -240,7 +240,12 @@ class Transcriber:
         segments: list[Segment] = []
         with self._lock:
             overlapped = seams.overlapped(windows, following) if self.times_words else windows
-            decoded = self._decoder.decode(overlapped, self.options, before_batch)
+            is_shared = [one.samples is not alone.samples for one, alone in zip(overlapped, windows, strict=True)]
+
+            def needs_starts(number: int, window: Window, text: str) -> bool:
+                return word_times or is_shared[number] or is_divided(text.split(), window.speech)
+
+            decoded = self._decoder.decode(overlapped, self.options, before_batch, needs_starts)
             if self.times_words:
                 decoded = seams.share_words(windows, decoded, following, self._word_starts)
             for parts in decoded:
@@ -254,9 +259,10 @@ class Transcriber:
         """Return the start of each word in the recording, in seconds; nothing if they are unknown."""
         if decoded.starts is not None:
             return decoded.starts
-        (features,) = self._decoder.features([decoded.log_mel])
+        features = self._decoder.features([decoded.log_mel])
         n_frames, text = min(len(decoded.log_mel.frames), features.shape[-1]), decoded.accepted.hypothesis.text
-        return [decoded.window.start_s + start for start in self.loaded.word_starts(features, n_frames, text)]
+        (starts,) = self.loaded.word_starts(features, [n_frames], [text])
+        return [decoded.window.start_s + start for start in starts]
 
     def _split_into_segments(self, decoded: Decoded, word_times: bool) -> list[Segment]:
         """Return a part of a window as segments: at pauses and, if it is long, at sentences (segments.divide)."""

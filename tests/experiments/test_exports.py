@@ -232,27 +232,30 @@ def test_word_times_match_ctranslate2(teacher, windows, tmp_path):
     assert not opened(tmp_path / "no-heads", "onnx", compute_type="float32").can_align
     text = "Åke äter en apelsin i dag"
     apart = []
-    for window in windows:
-        told = [engine.word_starts(window, window.shape[-1], text) for engine in (one, other)]
+    frames, texts = [windows.shape[-1]] * len(windows), [text] * len(windows)
+    for told in zip(*(engine.word_starts(windows, frames, texts) for engine in (one, other)), strict=True):
         assert len(told[0]) == len(text.split())
         assert told[0] == sorted(told[0])
         apart += np.abs(np.subtract(*told)).tolist()
     # heads of random weights look everywhere, so that now and then two ways cost the same
     assert np.mean(np.array(apart) < 0.06) > 0.75
-    assert one.word_starts(windows[0], 40, "") == []
+    assert one.word_starts(windows[:1], [40], [""]) == [[]]
 
 
-def test_repeated_window_is_encoded_once(teacher, windows):
+def test_windows_are_encoded_once_while_kept(teacher, windows):
     engine, runs = opened(teacher, "onnx", compute_type="float32"), []
     encoder = engine.encoder
     engine.encoder = SimpleNamespace(run=lambda *told: runs.append(1) or encoder.run(*told))
-    first = engine.decode(windows[:1])
-    assert engine.decode(windows[:1]) == first
-    engine.word_starts(windows[0], windows.shape[-1], "hej")
-    assert len(runs) == 1
-    assert engine.decode(windows[1:2]) != first
-    assert engine.decode(windows[:2])[0].text == first[0].text
+    both, alone = windows[:2], windows[:1]
+    first = engine.decode(both)
+    assert engine.decode(alone)[0].text == first[0].text
+    assert engine.decode(both) == first
+    engine.word_starts(both, [windows.shape[-1]] * 2, ["", "hej"])
+    assert len(runs) == 2
+    engine.decode(windows[1:3])
     assert len(runs) == 3
+    del both, alone
+    assert not engine.states._kept
 
 
 def test_truncated_transcript_has_no_end_token(tuned, windows):

@@ -82,6 +82,15 @@ def test_long_stretch_is_cut_at_its_quietest_moment():
     first, *others = cut(samples, longest_s=10.0)
     assert 8.6 < first.end_s < 8.8
     assert others[0].start_s == first.end_s
+    for joined_s in (0.0, 10.0):
+        found = cut(samples, longest_s=10.0, joined_s=joined_s)
+        assert [window.is_cut for window in found] == [True] * (len(found) - 1) + [False]
+
+
+def test_pause_between_windows_is_no_cut():
+    found = cut(spoken(25 * SECOND, (0, 8.8), (9.1, 20)), longest_s=12.0, joined_s=12.0)
+    assert [window.is_cut for window in found] == [False, False]
+    assert found[0].end_s == found[1].start_s
 
 
 def test_silence_and_empty_input_have_no_windows():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -42,7 +43,15 @@ class Decoded:
     log_mel: LogMel
     accepted: Accepted
     starts: list[float] | None = None
-    """Start of each word in the recording, in seconds, if they were needed before."""
+    """Start of each word in the recording, in seconds; empty if they are unknown, None before they were needed."""
+
+
+NeedsStarts = Callable[[int, Window, str], bool]
+"""Returns whether the starts of a text's words are needed: number of its window, what is left of that, the text."""
+
+
+def _never(number: int, window: Window, text: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -57,19 +66,23 @@ class WindowDecoder:
     """Leave out windows that the model takes for silence: right without a detector, which knows better."""
 
     def decode(
-        self, windows: Sequence[Window], options: DecodingOptions, before_batch: Callable[[], None]
+        self,
+        windows: Sequence[Window],
+        options: DecodingOptions,
+        before_batch: Callable[[], None],
+        needs_starts: NeedsStarts = _never,
     ) -> list[list[Decoded]]:
         """Return the decoded parts of each window, in order.
 
         A window is one part, unless its text ends before its speech does. `before_batch` is called before each batch
-        and each further attempt; an exception in it stops the work.
+        and each further attempt; an exception in it stops the work. Parts have the starts of their words where
+        `needs_starts` asks for them: a whole batch is then aligned at once, which takes little time.
         """
         results: list[list[Decoded]] = [[] for _ in windows]
         left: dict[int, Window] = dict(enumerate(windows))
         while left:
-            numbers, pending = list(left), list(left.values())
-            left = {}
-            for number, decoded in zip(numbers, self._decode(pending, options, before_batch), strict=True):
+            pending, left = left, {}
+            for number, decoded in self._decode(pending, options, before_batch, needs_starts).items():
                 rest = remaining(decoded.window, decoded.accepted.hypothesis)
                 results[number].append(replace(decoded, window=_until(decoded.window, rest)))
                 if rest is not None:
@@ -86,45 +99,51 @@ class WindowDecoder:
         return padded_frames(len(log_mel.frames)) if self.is_clip_length else self.full_frames
 
     def _decode(
-        self, windows: list[Window], options: DecodingOptions, before_batch: Callable[[], None]
-    ) -> Iterator[Decoded]:
-        log_mels = [self.engine.log_mel(Waveform(window.samples)) for window in windows]
-        hypotheses: dict[int, Hypothesis] = {}
+        self,
+        windows: dict[int, Window],
+        options: DecodingOptions,
+        before_batch: Callable[[], None],
+        needs_starts: NeedsStarts,
+    ) -> dict[int, Decoded]:
+        """Return the decoded windows by the numbers of `windows`."""
+        numbers = list(windows)
+        log_mels = [self.engine.log_mel(Waveform(window.samples)) for window in windows.values()]
+        decoded: dict[int, Decoded] = {}
         lengths = np.array([self._padded_length(log_mel) for log_mel in log_mels])
         # further beams need the memory of further windows
         for batch in sorted_batches(lengths, BATCH_FRAMES * _USUAL_BEAMS // max(options.beam_size, _USUAL_BEAMS)):
             before_batch()
             features = self.features([log_mels[i] for i in batch])
             first = self.engine.decode(features, options, options.temperatures[0])
-            hypotheses |= zip(batch.tolist(), first, strict=True)
-        for i, (window, log_mel) in enumerate(zip(windows, log_mels, strict=True)):
-            hypothesis, temperature = self._accept(hypotheses[i], log_mel, options, before_batch)
-            if not options.timestamps and hypothesis.tokens < options.max_new_tokens:
-                hypothesis = self._cut_at_unwritten(window, log_mel, hypothesis)
-            yield Decoded(window, log_mel, Accepted(hypothesis, temperature))
+            parts: dict[int, Decoded] = {}
+            for i, hypothesis in zip(batch.tolist(), first, strict=True):
+                accepted = self._accept(hypothesis, log_mels[i], options, before_batch)
+                parts[numbers[i]] = Decoded(windows[numbers[i]], log_mels[i], accepted)
+            decoded |= self._aligned(parts, features, options, needs_starts)
+        return decoded
 
-    def _cut_at_unwritten(self, window: Window, log_mel: LogMel, hypothesis: Hypothesis) -> Hypothesis:
-        """Return a hypothesis without timestamps up to the first speech that it leaves out, and where it ends.
+    def _aligned(
+        self, parts: dict[int, Decoded], features: np.ndarray, options: DecodingOptions, needs_starts: NeedsStarts
+    ) -> dict[int, Decoded]:
+        """Return the parts of a batch with the starts of their words, where these are needed, cut at unwritten speech.
 
-        Suspected if the text is short for its speech. It ends before the first stretch of speech in which no word
-        starts, or within a stretch if no word starts for long; words after that are decoded again.
+        The whole batch is aligned at once, with the encoder's states from which it was decoded.
         """
-        texts, speech_s = hypothesis.text.split(), sum(b - a for a, b in window.speech)
-        if not texts or len(hypothesis.text) > _USUAL_CHARS_PER_S * speech_s:
-            return hypothesis
-        (features,) = self.features([log_mel])
-        starts = self.engine.word_starts(features, min(len(log_mel.frames), features.shape[-1]), hypothesis.text)
-        if len(starts) != len(texts):
-            return hypothesis
-        times_s = [window.start_s + start for start in starts]
-        for n, (start_s, next_s) in enumerate(pairwise([*times_s, window.end_s]), start=1):
-            unwritten_s = _unwritten_speech(window, start_s, next_s)
-            if unwritten_s is not None:
-                end_s, is_last = unwritten_s - window.start_s, n == len(texts)
-                first_words = {} if is_last else {"text": " ".join(texts[:n]), "words": hypothesis.words[:n]}
-                cut = replace(hypothesis, end_s=end_s, **first_words)
-                return cut if remaining(window, cut) else hypothesis
-        return hypothesis
+        texts = []
+        for number, part in parts.items():
+            text = part.accepted.hypothesis.text
+            is_needed = _is_suspected(part, options) or needs_starts(number, part.window, text)
+            texts.append(text if self.engine.can_align and text and is_needed else "")
+        if not any(texts):
+            return parts
+        frames = [min(len(part.log_mel.frames), features.shape[-1]) for part in parts.values()]
+        all_starts, aligned = self.engine.word_starts(features, frames, texts), dict(parts)
+        for (number, part), text, starts in zip(parts.items(), texts, all_starts, strict=True):
+            if text:
+                timed = replace(part, starts=[part.window.start_s + start for start in starts])
+                is_known = len(starts) == len(text.split())
+                aligned[number] = _cut_at_unwritten(timed) if is_known and _is_suspected(part, options) else timed
+        return aligned
 
     def _accept(
         self, first: Hypothesis, log_mel: LogMel, options: DecodingOptions, before_batch: Callable[[], None]
@@ -134,9 +153,13 @@ class WindowDecoder:
         if self.drops_silence and fallback.is_silence(first, options):
             return Accepted(replace(first, text="", words=(), end_s=None))
 
+        @functools.cache
+        def features() -> np.ndarray:  # the same array for every temperature, so that it is encoded once
+            return self.features([log_mel])
+
         def decode(temperature: float) -> Hypothesis:
             before_batch()
-            return self.engine.decode(self.features([log_mel]), options, temperature)[0]
+            return self.engine.decode(features(), options, temperature)[0]
 
         accepted = fallback.accept(first, decode, options, duration_s)
         # a caller's own limit is no surprise
@@ -146,6 +169,31 @@ class WindowDecoder:
                 "words are missing. Cut the recording at a pause there, and transcribe the parts"
             )
         return accepted
+
+
+def _is_suspected(part: Decoded, options: DecodingOptions) -> bool:
+    """Return whether a text without timestamps is so short for its speech that it may leave out some of it."""
+    hypothesis, speech_s = part.accepted.hypothesis, sum(b - a for a, b in part.window.speech)
+    is_whole = not options.timestamps and hypothesis.tokens < options.max_new_tokens
+    return is_whole and len(hypothesis.text) <= _USUAL_CHARS_PER_S * speech_s
+
+
+def _cut_at_unwritten(part: Decoded) -> Decoded:
+    """Return a part, whose starts are known, up to the first speech that its text leaves out, and where it ends.
+
+    It ends before the first stretch of speech in which no word starts, or within a stretch if no word starts for long;
+    words after that are decoded again.
+    """
+    window, hypothesis, starts = part.window, part.accepted.hypothesis, part.starts or []
+    for n, (start_s, next_s) in enumerate(pairwise([*starts, window.end_s]), start=1):
+        unwritten_s = _unwritten_speech(window, start_s, next_s)
+        if unwritten_s is not None:
+            first_words = {"text": " ".join(hypothesis.text.split()[:n]), "words": hypothesis.words[:n]}
+            changes = {} if n == len(starts) else first_words
+            cut = replace(hypothesis, end_s=unwritten_s - window.start_s, **changes)
+            accepted = part.accepted._replace(hypothesis=cut)
+            return replace(part, accepted=accepted, starts=starts[:n]) if remaining(window, cut) else part
+    return part
 
 
 def _unwritten_speech(window: Window, start_s: float, next_s: float) -> float | None:

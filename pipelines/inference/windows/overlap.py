@@ -50,8 +50,8 @@ def overlapped(windows: Sequence[Window]) -> list[Window]:
 
 
 def touch(a: Window, b: Window) -> bool:
-    """Return whether window `b` begins where `a` ends, that is, whether speech was cut there."""
-    return abs(b.start_s - a.end_s) < 0.5 / SAMPLE_RATE_HZ
+    """Return whether window `b` continues the speech of `a`, which was cut. A short pause between them cuts no word."""
+    return a.is_cut and abs(b.start_s - a.end_s) < 0.5 / SAMPLE_RATE_HZ
 
 
 def share_words(

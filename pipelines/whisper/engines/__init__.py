@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -67,11 +67,12 @@ class Engine(Protocol):
         Raises LabError for an English-only model.
         """
 
-    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        """Return the start of each word of `text`, split at white space, in seconds from the start of the window.
+    def word_starts(self, windows: np.ndarray, frames: Sequence[int], texts: Sequence[str]) -> list[list[float]]:
+        """Return for each window the start of each word of its text, split at white space, in seconds from its start.
 
-        `window` float32 [n_mels, T], of which `frames` are not padding. Uses the cross-attention of the alignment heads
-        and dynamic time warping (word_timestamps.py). Empty if the engine cannot align this text.
+        `windows` float32 [B, n_mels, T], of which `frames` each are not padding; windows that `decode` was called with
+        last are not encoded again (encoder_states.py). Uses the cross-attention of the alignment heads and dynamic time
+        warping (word_timestamps.py). Empty for an empty text, and for one that the engine cannot align.
         """
 
 

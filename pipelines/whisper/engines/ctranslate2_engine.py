@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines.whisper import model_files
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.engines import search
+from pipelines.whisper.engines.encoder_states import EncoderStates
 from pipelines.whisper.engines.search import Prompt, Text
 from pipelines.whisper.engines.token_rules import MAX_FIRST_TIMESTAMP
 from pipelines.whisper.log_mel import LogMel
@@ -33,6 +35,7 @@ class CTranslate2:
         self.model = ctranslate2.models.Whisper(
             str(folder), device=device, compute_type=compute_type, intra_threads=threads
         )
+        self.states = EncoderStates(lambda windows: self.model.encode(_storage_view(windows)))
         self.text_positions = model_files.text_positions(folder)
         self.name = f"ctranslate2 {device} {self.model.compute_type}"
         self.n_mels = self.model.n_mels
@@ -60,7 +63,7 @@ class CTranslate2:
         if temperature:
             ctranslate2.set_random_seed(options.seed)
         beam_size = 1 if temperature else options.beam_size
-        encoded = self.model.encode(_storage_view(windows))
+        encoded = self.states.of(windows)
         results = self.model.generate(
             encoded,
             [[*prompt.start, *prompt.rest]] * len(windows),
@@ -89,19 +92,20 @@ class CTranslate2:
         ((likeliest, *_),) = self.model.detect_language(_storage_view(window[np.newaxis]))
         return likeliest[0].strip("<|>")
 
-    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        ids, firsts = self.spelling.ids(text)
-        # the end token has a position, too
-        if not ids or not self.can_align or len(self.prompt) + len(ids) >= self.text_positions:
-            return []
+    def word_starts(self, windows: np.ndarray, frames: Sequence[int], texts: Sequence[str]) -> list[list[float]]:
+        spelled = [self.spelling.ids(text) for text in texts]
+        longest = self.text_positions - len(self.prompt) - 1  # the end token has a position, too
+        can_align = [self.can_align and 0 < len(ids) <= longest for ids, _ in spelled]
+        if not any(can_align):
+            return [[] for _ in texts]
         prompt = self.prompt[:-1]  # align appends the token for "no timestamps"
-        (result,) = self.model.align(_storage_view(window[np.newaxis]), prompt, [ids], [frames])
-        positions: dict[int, int] = {}
-        for token, position in result.alignments:
-            positions.setdefault(token, position)
-        if any(token not in positions for token in firsts):
-            return []
-        return [positions[token] * features.POSITION_S for token in firsts]
+        # every window of the states takes part: one without a text to align is given any token
+        ids = [ids if can else [0] for can, (ids, _) in zip(can_align, spelled, strict=True)]
+        results = self.model.align(self.states.of(windows), prompt, ids, list(frames))
+        return [
+            _starts(result.alignments, firsts) if can else []
+            for can, result, (_, firsts) in zip(can_align, results, spelled, strict=True)
+        ]
 
     def _text(self, result: Any) -> Text:
         """Return the text of a result with logits for each of its tokens, the end token included."""
@@ -124,6 +128,16 @@ class CTranslate2:
             logprobs = [float(np.log(max(next(probs), 1e-9))) if token < self.spelling.end else mean for token in ids]
             finished.append(Text(ids, [*logprobs, mean], result.no_speech_prob, mean))
         return finished
+
+
+def _starts(alignments: Sequence[tuple[int, int]], firsts: Sequence[int]) -> list[float]:
+    """Return the start of each word in seconds from pairs of token and position; nothing if a token has none."""
+    positions: dict[int, int] = {}
+    for token, position in alignments:
+        positions.setdefault(token, position)
+    if any(token not in positions for token in firsts):
+        return []
+    return [positions[token] * features.POSITION_S for token in firsts]
 
 
 def _storage_view(windows: np.ndarray) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.whisper import model_files
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.engines import search, word_timestamps
+from pipelines.whisper.engines.encoder_states import EncoderStates
 from pipelines.whisper.engines.search import Prompt
 from pipelines.whisper.engines.token_rules import TokenRules
 from pipelines.whisper.export.onnx_graph import DECODER, ENCODER, needs_seven_bits, state_names
@@ -31,7 +33,6 @@ class Onnx:
     """A loaded export. It takes windows of any even number of frames, as fine-tuned weights do."""
 
     def __init__(self, folder: Path, options: DecodingOptions, threads: int):
-
         self.options = options
         self.spelling = read_spelling(folder)
         self.prompt = self.spelling.prompt(options.language)
@@ -48,7 +49,7 @@ class Onnx:
         self.texts_share_windows = shapes["tokens"][0] != shapes["key_0"][0]  # not in graphs of earlier versions
         self.can_align = any(output.name == "attention" for output in self.decoder.get_outputs())
         self.name = f"onnxruntime cpu {_precision(folder)}"
-        self._last: tuple[np.ndarray, States] | None = None
+        self.states = EncoderStates(self.encode)
 
     def check(self, options: DecodingOptions) -> None:
         self.spelling.search_prompt(options, self.text_positions)
@@ -71,28 +72,31 @@ class Onnx:
         start = np.array([self.prompt[:1]], dtype=np.int64)
         return search.likeliest_language(OnnxDecoder(self, window[np.newaxis]).step(start)[0], self.spelling)
 
-    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        ids, firsts = self.spelling.ids(text)
-        if not ids or not self.can_align or len(self.prompt) + len(ids) > self.text_positions:
-            return []
-        cross = self.encode(window[np.newaxis])
-        inputs = {"tokens": np.array([[*self.prompt, *ids]]), **self.empty_past(1, cross), **cross}
+    def word_starts(self, windows: np.ndarray, frames: Sequence[int], texts: Sequence[str]) -> list[list[float]]:
+        spelled = [self.spelling.ids(text) for text in texts]
+        longest = self.text_positions - len(self.prompt)
+        rows = [n for n, (ids, _) in enumerate(spelled) if self.can_align and 0 < len(ids) <= longest]
+        starts: list[list[float]] = [[] for _ in texts]
+        if not rows:
+            return starts
+        cross = self.states.of(windows)
+        if len(rows) < len(windows):
+            cross = {name: state[rows] for name, state in cross.items()}
+        tokens = np.full((len(rows), len(self.prompt) + max(len(spelled[n][0]) for n in rows)), self.spelling.end)
+        for row, n in zip(tokens, rows, strict=True):
+            row[: len(self.prompt) + len(spelled[n][0])] = [*self.prompt, *spelled[n][0]]
+        inputs = {"tokens": tokens.astype(np.int64), **self.empty_past(len(rows), cross), **cross}
         (cross_attention,) = self.decoder.run(["attention"], inputs)
-        return word_timestamps.word_starts(cross_attention[:, 0], len(self.prompt), frames, firsts)
+        for position, n in enumerate(rows):
+            ids, firsts = spelled[n]
+            attention = cross_attention[:, position, : len(self.prompt) + len(ids)]
+            starts[n] = word_timestamps.word_starts(attention, len(self.prompt), frames[n], firsts)
+        return starts
 
     def encode(self, windows: np.ndarray) -> States:
-        """Return the cross-attention keys and values of `windows` float [B, n_mels, T].
-
-        Those of a single window are cached: decode, at several temperatures, and word_starts are called with the same
-        window one after another.
-        """
-        if self._last and np.array_equal(self._last[0], windows):
-            return self._last[1]
-        self._last = None  # free it before the next states are allocated
+        """Return the cross-attention keys and values of `windows` float [B, n_mels, T]."""
         states = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})
-        cross = dict(zip(self.cross_names, states, strict=True))
-        self._last = (windows.copy(), cross) if len(windows) == 1 else None
-        return cross
+        return dict(zip(self.cross_names, states, strict=True))
 
     def empty_past(self, batch: int, cross: States) -> States:
         """Return keys and values of no tokens."""
@@ -106,7 +110,7 @@ class OnnxDecoder:
 
     def __init__(self, engine: Onnx, windows: np.ndarray):
         self.engine = engine
-        self.cross = engine.encode(windows)
+        self.cross = engine.states.of(windows)
         self.past = engine.empty_past(len(windows), self.cross)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.engines import search, word_timestamps
+from pipelines.whisper.engines.encoder_states import EncoderStates
 from pipelines.whisper.engines.search import Prompt
 from pipelines.whisper.engines.token_rules import TokenRules
 from pipelines.whisper.log_mel import LogMel
@@ -31,11 +33,11 @@ def alignment_heads(model: WhisperForConditionalGeneration) -> list[tuple[int, i
     return [(n, head) for n, head in heads if n < config.decoder_layers and head < config.decoder_attention_heads]
 
 
-def cross_attention(model: WhisperForConditionalGeneration, features: torch.Tensor, tokens: list[int]) -> np.ndarray:
+def cross_attention(model: WhisperForConditionalGeneration, encoded: torch.Tensor, tokens: list[int]) -> np.ndarray:
     """Return the attention of `tokens` to one window, float32 [alignment heads, len(tokens), T / 2].
 
-    `features` float [1, n_mels, T]. Fast attention returns no weights, so they are computed again from the queries and
-    keys of the layers.
+    `encoded`: the window's states float [1, T / 2, d_model]. Fast attention returns no weights, so they are computed
+    again from the queries and keys of the layers.
     """
     import torch
 
@@ -52,7 +54,7 @@ def cross_attention(model: WhisperForConditionalGeneration, features: torch.Tens
     try:
         with torch.inference_mode(), decoding.autocast(model):
             model(
-                input_features=features.to(model.device, model.dtype),
+                encoder_outputs=(encoded,),
                 decoder_input_ids=torch.tensor([tokens], device=model.device),
             )
     finally:
@@ -81,6 +83,7 @@ class Transformers:
         self.n_mels = self.model.config.num_mel_bins
         self.spelling = Spelling(self.processor.tokenizer.backend_tokenizer)
         self.can_align = bool(alignment_heads(self.model))
+        self.states = EncoderStates(lambda windows: decoding.encode(self.model, torch.from_numpy(windows)))
         if "spaces" in sys.modules:  # Hugging Face ZeroGPU attaches a GPU for the length of a decorated call
             on_gpu = sys.modules["spaces"].GPU
             self.decode, self.word_starts = on_gpu(self.decode), on_gpu(self.word_starts)
@@ -94,14 +97,12 @@ class Transformers:
     def decode(
         self, windows: np.ndarray, options: DecodingOptions | None = None, temperature: float = 0.0
     ) -> list[Hypothesis]:
-        import torch
-
         options, positions = options or self.options, self.model.config.max_target_positions
         prompt = Prompt(*self.spelling.search_prompt(options, positions))
         saved = self.model.generation_config
         rules = TokenRules.of(self.spelling, options, saved.suppress_tokens or [], saved.begin_suppress_tokens or [])
         max_tokens = min(options.max_new_tokens, positions - len(prompt))
-        decoder = _Decoder(self.model, decoding.encode(self.model, torch.from_numpy(windows)))
+        decoder = _Decoder(self.model, self.states.of(windows))
         texts = search.search(decoder, prompt, len(windows), rules, options, temperature, max_tokens)
         return [search.hypothesis(text, self.spelling, options) for text in texts]
 
@@ -112,17 +113,18 @@ class Transformers:
         start = np.array([self.spelling.prompt(self.options.language)[:1]], dtype=np.int64)
         return search.likeliest_language(_Decoder(self.model, encoded).step(start)[0], self.spelling)
 
-    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        import torch
-
-        ids, firsts = self.spelling.ids(text)
-        if not ids or not self.can_align:
-            return []
+    def word_starts(self, windows: np.ndarray, frames: Sequence[int], texts: Sequence[str]) -> list[list[float]]:
         prompt = self.spelling.prompt(self.options.language)
-        if len(prompt) + len(ids) > self.model.config.max_target_positions:
-            return []
-        weights = cross_attention(self.model, torch.from_numpy(window[np.newaxis]), [*prompt, *ids])
-        return word_timestamps.word_starts(weights, len(prompt), frames, firsts)
+        longest = self.model.config.max_target_positions - len(prompt)
+        starts = []
+        for n, text in enumerate(texts):
+            ids, firsts = self.spelling.ids(text)
+            if self.can_align and 0 < len(ids) <= longest:
+                weights = cross_attention(self.model, self.states.of(windows)[n : n + 1], [*prompt, *ids])
+                starts.append(word_timestamps.word_starts(weights, len(prompt), frames[n], firsts))
+            else:
+                starts.append([])
+        return starts
 
 
 class _Decoder:

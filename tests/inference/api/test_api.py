@@ -97,8 +97,8 @@ class Timing:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def word_starts(self, window, frames, text):
-        return [0.25 * n for n in range(len(text.split()))]
+    def word_starts(self, windows, frames, texts):
+        return [[0.25 * n for n in range(len(text.split()))] for text in texts]
 
 
 def test_openai_client_gets_word_times(toy, wav):

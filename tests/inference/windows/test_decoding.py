@@ -34,8 +34,8 @@ class Sentences:
     def decode(self, windows, options=None, temperature=0.0):
         return [self.left.pop(0) for _ in windows]
 
-    def word_starts(self, window, frames, text):
-        return self.starts
+    def word_starts(self, windows, frames, texts):
+        return [self.starts for _ in texts]
 
 
 def said(text, end_s=None):

@@ -12,10 +12,10 @@ from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.engines.fallback import Accepted
 
 
-def window(start_s, end_s):
+def window(start_s, end_s, is_cut=True):
     n = round((end_s - start_s) * SAMPLE_RATE_HZ)
     first = round(start_s * SAMPLE_RATE_HZ)
-    return Window(np.arange(first, first + n, dtype=np.float32), start_s, ((start_s, end_s),))
+    return Window(np.arange(first, first + n, dtype=np.float32), start_s, ((start_s, end_s),), is_cut)
 
 
 def test_windows_that_touch_overlap_by_a_second():
@@ -25,6 +25,11 @@ def test_windows_that_touch_overlap_by_a_second():
     assert second.samples[0] == 9 * SAMPLE_RATE_HZ
     assert (third.start_s, len(third.samples)) == (19, 2 * SAMPLE_RATE_HZ)
     assert [one.speech for one in (first, second, third)] == [((0, 10),), ((10, 18),), ((19, 21),)]
+
+
+def test_windows_around_a_short_pause_do_not_overlap():
+    windows = [window(0, 10, is_cut=False), window(10, 18)]
+    assert [len(one.samples) for one in overlap.overlapped(windows)] == [len(one.samples) for one in windows]
 
 
 def words(text):
