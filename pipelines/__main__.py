@@ -33,6 +33,7 @@ for command in (
     features.features,
     training.train,
     training.distill,
+    training.merge,
     experiments.evaluate,
     experiments.compare,
     experiments.leaderboard,

@@ -17,6 +17,7 @@ OUTPUT = {
     "features": r"^cache \S+\ndigest \w{12}, ",
     "train": r"^model \S+/model\nbest at step ",
     "distill": r"^model \S+/model\nbest at step ",
+    "merge": r"^validation WER .*\n(  .*\n)+(warning: .*\n)?model \S+/model\nNext: ",
     "evaluate": r" on (test|validation)\n  normalised  .*\n  as written  .*\ndecoded by .*\n(note: .*\n)*report \S+\n",
     "export": r"^(test|validation), \d+ clips; ",
     "production": r"^served by ctranslate2 .*without torch and transformers: ",

@@ -37,6 +37,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Write the transcripts to this file, with the columns of log_base.csv; replaces it."),
     ] = None,
+    strict_guards: Annotated[
+        bool, typer.Option("--strict-guards", help="Exit with code 1 if a guard set of the recipe is violated.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -45,6 +48,7 @@ def evaluate(
     Example: python -m pipelines evaluate --recipe tour --model openai/whisper-tiny
     """
     from pipelines.experiments import pipeline, test_set_log, transcript_log
+    from pipelines.experiments.report import guards
     from pipelines.features import pipeline as feature_pipeline
     from pipelines.infra import environment
     from pipelines.recipes import runs as recipe_runs
@@ -63,7 +67,11 @@ def evaluate(
     fields = report.as_dict()
     if scorings := test_set_log.counts_of(environment.runs_folder(runs), report):
         fields["looks"] = scorings.as_dict()
-    print_result(as_json, fields, f"{report}\nNext: open {report.page} in a browser to see on whom and where it fails")
+    text = f"{report}\nNext: open {report.page} in a browser to see on whom and where it fails"
+    warning = guards.warning(report.guards)
+    print_result(as_json, fields, f"{text}\n{warning}".rstrip())
+    if warning and strict_guards:
+        raise typer.Exit(1)
 
 
 def compare(

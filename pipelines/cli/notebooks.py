@@ -55,7 +55,10 @@ def run(
     stream = sys.stderr if as_json else sys.stdout
     summary = execute(settings, recipe, parse_overrides(set_), runs=runs, stream=stream)
     command = f"MODEL_URI={shlex.quote(summary.model_uri)} make app"
-    print_result(as_json, summary.as_dict(), f"{summary}\nNext: {command}, then open its address")
+    from pipelines.experiments.report import guards
+
+    text = f"{summary}\nNext: {command}, then open its address\n{guards.warning(summary.after.guards)}"
+    print_result(as_json, summary.as_dict(), text.rstrip())
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class RunSummary:
         return {
             "recipe": self.recipe,
             **scores,
+            **({"guards": [guard.as_dict() for guard in self.after.guards]} if self.after.guards else {}),
             "n_test": self.after.score.n,
             "seconds": self.seconds,
             "cache_uri": self.cache_uri,
@@ -98,10 +102,13 @@ class RunSummary:
         }
 
     def __str__(self) -> str:
+        from pipelines.experiments.report import guards
+
         lines = [f"recipe {self.recipe}, {self.after.score.n} test utterances, normalised WER with 95 % interval"]
         for label, report in (("before", self.before), ("after", self.after)):
             score = report.score
             lines.append(f"  {label:<7}{score.wer:.3f}  ({score.units.interval(score.ci95)})  {report.model}")
+        lines += [guards.describe(self.after.guards)] if self.after.guards else []
         lines += [f"note: {note}" for note in self.after.caveats]
         lines.append("seconds  " + json.dumps(self.seconds))
         lines.append(f"cache    {self.cache_uri}")

@@ -1,4 +1,4 @@
-"""Commands of the training pipeline: train and distill."""
+"""Commands of the training pipeline: train, distill and merge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from pipelines.cli.options import (
     load_recipe,
     print_plan,
     print_result,
+    split_list,
 )
+from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
@@ -140,6 +142,68 @@ def distill(
             progress=console.console_progress() if distributed.is_main_process() else None,
         )
         _print_model(as_json, model, settings, runs, publish, cache)
+
+
+def merge(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL...", help="Models or run folders; none: the recipe's newest model."),
+    ] = None,
+    recipe: RecipeName = "tour",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cache: CacheUri = "",
+    alphas: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE,SHARE",
+            help="Shares of the tuned weights to try, 0 (the base model) to 1; default: 0 to 1 in steps of 0.2 for one "
+            "model, 1 for several.",
+        ),
+    ] = "",
+    last: Annotated[
+        int, typer.Option(min=0, help="Mix this number of newest checkpoints of the run, which must still have them.")
+    ] = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Mix weights: of a model and its base, of several runs, or of a run's last checkpoints. Validation clips of the
+    recipe and of its guards select the mixture.
+
+    Example: python -m pipelines merge --recipe tour --alphas 0.4,0.6,0.8,1
+
+    Several seeds: python -m pipelines merge runs/tour/train-1a2b3c4d5e6f runs/tour/train-6f5e4d3c2b1a
+    """
+    from pipelines.recipes import commands
+    from pipelines.recipes import runs as recipe_runs
+
+    settings, shares = load_recipe(recipe, set_), _shares(alphas)
+    uris = models or [recipe_runs.read_stages(settings, runs).get("training", {}).get("model_uri", "")]
+    if uris == [""]:
+        raise LabError(f"recipe {settings.name} has no finished model yet: train it first, or name models to mix")
+    if dry_run:
+        what = f"the last {last} checkpoints of {uris[0]}" if last else ", ".join(uris)
+        return print_plan(as_json, f"mix {what}", recipe_runs.experiment_folder(settings, runs), settings)
+    from pipelines.features import pipeline as feature_pipeline
+    from pipelines.training.merging import merge as merging
+
+    opened = feature_pipeline.open_cache(settings, cache, runs=runs)
+    job = merging.plan(settings, opened, uris, runs=runs, alphas=shares, last=last)
+    merged = merging.run(job, runs)
+    words = ["--model", merged.uri, *(["--cache", cache] if cache else [])]
+    command = commands.command("evaluate", *words, recipe=settings, runs=runs)
+    print_result(as_json, merged.as_dict(), f"{merged}\nNext: {command}")
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """Return the shares of `--alphas`; raise LabError for anything but numbers from 0 to 1."""
+    try:
+        shares = tuple(float(part) for part in split_list(text))
+    except ValueError:
+        shares = (-1.0,)
+    if not all(0 <= share <= 1 for share in shares):
+        raise LabError(f"--alphas takes numbers from 0 to 1, separated by commas, got {text!r}")
+    return shares
 
 
 def _print_plan(as_json: bool, settings: Recipe, runs: str | Path, start: str) -> None:

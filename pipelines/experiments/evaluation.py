@@ -20,9 +20,10 @@ from typing import Any
 import pandas as pd
 
 from pipelines.experiments import report
-from pipelines.experiments.report import clips, hypotheses, predictions_file
+from pipelines.experiments.report import clips, guards, hypotheses, predictions_file
 from pipelines.experiments.report import page as report_page
 from pipelines.experiments.report import slices as report_slices
+from pipelines.experiments.report.guards import GuardScore
 from pipelines.experiments.report.hypotheses import Decoded
 from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
@@ -71,6 +72,8 @@ class EvalReport:
     """What the scores and intervals do not say, one sentence each."""
     decoding: dict[str, Any] = field(default_factory=dict)
     """Engine, precision and search that wrote the transcripts (hypotheses.decoding_facts); empty in old reports."""
+    guards: tuple[GuardScore, ...] = ()
+    """Scores of the recipe's guard sets, of a tuned model."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `evaluate --json` prints."""
@@ -81,6 +84,7 @@ class EvalReport:
             "raw": self.raw.as_dict(),
             "caveats": list(self.caveats),
             "decoding": self.decoding,
+            **({"guards": _guard_fields(self.guards)} if self.guards else {}),
             "report": str(self.folder),
             "page": str(self.page),
         }
@@ -89,7 +93,8 @@ class EvalReport:
         notes = "".join(f"\nnote: {caveat}" for caveat in self.caveats)
         scores = f"  normalised  {self.score}\n  as written  {self.raw}"
         decoded = f"\ndecoded by {hypotheses.describe(self.decoding)}" if self.decoding else ""
-        return f"{self.model} on {self.split}\n{scores}{decoded}{notes}\nreport {self.folder}"
+        guarded = f"\n{guards.describe(self.guards)}" if self.guards else ""
+        return f"{self.model} on {self.split}\n{scores}{decoded}{notes}{guarded}\nreport {self.folder}"
 
     @property
     def page(self) -> Path | None:
@@ -169,7 +174,28 @@ def read_report(folder: Path) -> EvalReport:
         facts.get("lineage", {}),
         tuple(facts.get("caveats", _caveats(score))),
         facts.get("decoding", {}),
+        tuple(map(GuardScore.of, facts.get("guards", ()))),
     )
+
+
+def add_guards(report: EvalReport, scores: Iterable[GuardScore], recipe: Recipe) -> EvalReport:
+    """Add the scores of guard sets to a report: its page, report.json and manifest. The same scores change nothing."""
+    fields = _guard_fields(scores)
+    if fields == _guard_fields(report.guards):
+        return report
+    facts = {**report.details(), "guards": fields}
+    manifest.replace(report.folder, "report.html", _page(facts, report.predictions, recipe, report.split).encode())
+    manifest.replace(report.folder, "report.json", json.dumps(facts, ensure_ascii=False).encode(), guards=fields)
+    return read_report(report.folder)
+
+
+def _guard_fields(scores: Iterable[GuardScore]) -> list[dict[str, Any]]:
+    return [guard.as_dict() for guard in scores]
+
+
+def _page(facts: dict[str, Any], predictions: pd.DataFrame, recipe: Recipe, split: str) -> str:
+    sounds = clips.embedded(recipe.source, recipe.language, split, [worst["id"] for worst in facts["worst"]])
+    return report_page.render(facts, predictions["wer"], *sounds)
 
 
 def test_set(predictions: pd.DataFrame) -> str:
@@ -183,7 +209,8 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
 
     A model tuned by the lab has `digest, base, cache, recipe, settings, seed, best_step, training_seconds, data,
     machine, versions` (`settings` is the complete recipe, nested), `fork` if it started from the weights of another
-    run, and `teacher` if it was distilled. Any other model has only `base`; an export also has `made_of`.
+    run, `teacher` if it was distilled, and `merge` if it is a mixture. Any other model has only `base`; an export also
+    has `made_of`.
     """
     if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
         source = {"made_of": f"{ref.name} @ {ref.revision}"} if "made_of" in ref.facts else {}
@@ -196,7 +223,7 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
         "seed": recipe["training"]["seed"],
         "best_step": training["best_step"],
         "training_seconds": training["seconds"],
-        **{name: ref.facts[name] for name in ("fork", "teacher") if ref.facts.get(name)},
+        **{name: ref.facts[name] for name in ("fork", "teacher", "merge") if ref.facts.get(name)},
     }
 
 
@@ -249,8 +276,7 @@ def _write(
     predictions_file.write(folder, predictions)
     facts = report.facts(predictions, {**fields, "language": recipe.language}, decoded.speed)
     manifest.write_json(folder / "report.json", facts)
-    sounds = clips.embedded(recipe.source, recipe.language, split, [worst["id"] for worst in facts["worst"]])
-    (folder / "report.html").write_text(report_page.render(facts, predictions["wer"], *sounds), "utf-8")
+    (folder / "report.html").write_text(_page(facts, predictions, recipe, split), "utf-8")
     made = {
         "made": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "features": hypotheses.features_digest(cache, cache.split(split)),

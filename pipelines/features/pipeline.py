@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.features import availability, build, derived, identity, rejections
+from pipelines.features import availability, build, derived, guards, identity, rejections
 from pipelines.features import cache as caches
 from pipelines.features.build import BuildOptions
 from pipelines.features.cache import FeatureCache
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SYNTHETIC = ("tour", "planted")
+SYNTHETIC = ("tour", "tour-english", "planted")
 """Kinds of sources whose speech is made on this machine, from nothing but the recipe."""
 MAX_SAMPLE_S = 30.0
 """Longer recordings are not shown as samples: no longer clip is trained on."""
@@ -67,14 +67,9 @@ def run(
     `features.max_rejected_share` of the clips cannot be used.
     """
     with record_stage(recipe, runs, "features") as record:
-        whisper_processor, source = processor(recipe), open_source(recipe.source, recipe.language)
-        source_identity = source.identity()
-        cache_identity = identity.cache_identity(recipe, source_identity, whisper_processor, runs)
-        folder = _local_folder(cache_uri) if cache_uri else identity.cache_folder(runs, cache_identity)
-        cache = _finished_cache(folder, cache_identity)
-        if cache is None:
-            extraction = _Extraction(recipe, source, _clip_filter(recipe, whisper_processor), runs, on_clips)
-            cache = extraction.run(folder, cache_identity, source_identity, ray_address)
+        cache = _open_or_build(
+            recipe, open_source(recipe.source, recipe.language), runs, cache_uri, ray_address, on_clips
+        )
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         record |= {"curation": cache.curation, "rejected": rejections.as_dict(cache)["rejected"]}
     _log_notes(recipe, cache)
@@ -85,7 +80,44 @@ def run(
     if publish:
         with record_stage(recipe, runs, "publication") as record:
             record["cache_uri"] = publish_cache(cache, publish)
+    for name in recipe.guards:
+        guard_cache(recipe, name, cache, runs=runs)
     return cache
+
+
+def _open_or_build(
+    recipe: Recipe,
+    source: Source,
+    runs: str | Path,
+    cache_uri: str = "",
+    ray_address: str = "",
+    on_clips: Callable[[int, int], None] = lambda n, total: None,
+) -> FeatureCache:
+    whisper_processor, source_identity = processor(recipe), source.identity()
+    cache_identity = identity.cache_identity(recipe, source_identity, whisper_processor, runs)
+    folder = _local_folder(cache_uri) if cache_uri else identity.cache_folder(runs, cache_identity)
+    cache = _finished_cache(folder, cache_identity)
+    if cache is None:
+        extraction = _Extraction(recipe, source, _clip_filter(recipe, whisper_processor), runs, on_clips)
+        cache = extraction.run(folder, cache_identity, source_identity, ray_address)
+    return cache
+
+
+def guard_cache(recipe: Recipe, name: str, cache: FeatureCache, *, runs: str | Path = "") -> FeatureCache:
+    """Return the cache of a guard's validation and test clips; build it if there is none.
+
+    Raises LabError if it has no test clips, or if training rows of `cache` share something with it.
+    """
+    settings, guard = guards.recipe_of(recipe, name), recipe.guards[name]
+    source = guards.GuardSource(open_source(guard.source, settings.language), guard.join_s)
+    logger.info(f"guard {name}: language {settings.language}, source {guard.source.kind}")
+    clips = _open_or_build(settings, source, runs)
+    if not len(clips.split("test")):
+        raise LabError(
+            f"the guard {name} has no test clips: name a source with a test split, or remove [guards.{name}]"
+        )
+    guards.refuse_leaks(recipe, cache, name, clips)
+    return clips
 
 
 def _log_notes(recipe: Recipe, cache: FeatureCache) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
+from pipelines.recipes.base_settings import flatten
+from pipelines.recipes.data_settings import GuardSettings
 from pipelines.recipes.loading import load, names
 from pipelines.recipes.settings import Recipe
 
@@ -46,8 +48,16 @@ def _options_from(name: str, settings: dict[str, Any]) -> list[str] | None:
         start = load(name).settings()
     except LabError:
         return None
+    start |= _guard_defaults(settings, start)
     changed = [f"{setting}={_as_text(value)}" for setting, value in settings.items() if start[setting] != value]
     return ["--recipe", name, *(word for assignment in changed for word in ("--set", assignment))]
+
+
+def _guard_defaults(settings: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of the guards in `settings` that `start` lacks, by name of the setting."""
+    defaults = flatten(GuardSettings().model_dump(mode="json"))
+    guards = {name.split(".")[1] for name in settings.keys() - start.keys() if name.startswith("guards.")}
+    return {f"guards.{guard}.{name}": value for guard in guards for name, value in defaults.items()}
 
 
 def _as_text(value: Any) -> str:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pipelines.infra.errors import LabError
 from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.data_settings import PartSettings
-from pipelines.recipes.schema import search_setting_names, setting_names
+from pipelines.recipes.schema import guard_setting_names, search_setting_names, setting_names
 from pipelines.recipes.settings import SPACE_PREFIX, Recipe
 
 RECIPES = Path(__file__).parent
@@ -53,9 +53,9 @@ def resolve(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe
         flat = {**flatten(settings), **flatten(overrides)}
     except RecursionError:
         raise LabError("the settings are nested too deeply: expected groups of settings, such as [training]") from None
-    _refuse_unknown(flat, setting_names() + search_setting_names())
-    if "source.parts" in flat:
-        flat["source.parts"] = _nest_parts("source.parts", flat["source.parts"])
+    _refuse_unknown(flat, setting_names() + guard_setting_names(flat) + search_setting_names())
+    for name in [name for name in flat if name.endswith("source.parts")]:
+        flat[name] = _nest_parts(name, flat[name])
     space = _search_space({name: flat.pop(name) for name in [*flat] if name.startswith(SPACE_PREFIX)})
     nested = _nest(flat)
     if space:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.recipes.base_settings import OR_AUTO, Seed, Settings, flatten
-from pipelines.recipes.data_settings import AugmentSettings, CurationSettings, FeatureSettings, SourceSettings
+from pipelines.recipes.data_settings import (
+    AugmentSettings,
+    CurationSettings,
+    FeatureSettings,
+    GuardSettings,
+    SourceSettings,
+)
 from pipelines.recipes.search_settings import SearchSettings
 from pipelines.recipes.training_settings import DistillationSettings, ModelSettings, TrainingSettings
 
@@ -57,6 +70,8 @@ class Recipe(Settings):
     """Batches, optimisation, validation and checkpoints."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How clips are transcribed and scored."""
+    guards: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=24)], GuardSettings] = {}
+    """Further test sets by name, `[guards.NAME]`: what tuning must not forget. They change no weight and no digest."""
     search: SearchSettings = Field(SearchSettings(), exclude=True)
     """What a sweep tries. Excluded from dumps and digests: a run is the same with or without a sweep."""
     _origin: str = PrivateAttr("")
@@ -77,6 +92,19 @@ class Recipe(Settings):
             return languages.parse(language)
         except LabError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("guards")
+    @classmethod
+    def _guard_languages_as_codes(cls, guards: dict[str, GuardSettings]) -> dict[str, GuardSettings]:
+        def parsed(guard: GuardSettings) -> GuardSettings:
+            return guard.model_copy(update={"language": guard.language and cls._language_as_code(guard.language)})
+
+        return {name: parsed(guard) for name, guard in guards.items()}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_guards(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `guards` if there are none: recipes of older versions have none."""
+        return {name: value for name, value in serialise(self).items() if name != "guards" or value}
 
     @model_validator(mode="after")
     def _student_has_no_adapter(self) -> Recipe:

@@ -156,7 +156,7 @@ def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, 
 {_score_lines(recipe, training, facts)}
 
 Normalised: without case and punctuation. The checkpoint was selected on validation, so that score is optimistic.
-Intervals are bootstrapped over speakers unless noted.{_decoded(facts)}
+Intervals are bootstrapped over speakers unless noted.{_decoded(facts)}{_guards(facts)}
 
 ## How to use it
 
@@ -175,7 +175,7 @@ The speech itself is not part of this repository.
 
 ## Training
 
-{_training_line(recipe, training, facts)}
+{_training_line(recipe, training, facts)}{_merge(facts)}
 
 <details>
 <summary>The whole recipe</summary>
@@ -196,6 +196,21 @@ def _decoded(facts: Mapping[str, Any]) -> str:
     """Return how the test clips were decoded; empty for models that were scored by older versions."""
     decoding = facts.get("test_decoding")
     return f" Test clips were decoded by {_inline(decoding)}." if decoding else ""
+
+
+def _guards(facts: Mapping[str, Any]) -> str:
+    """Return the table of guard sets, for a model that was scored on some."""
+    if not (guards := facts.get("guards")):
+        return ""
+    rows = []
+    for guard in guards:
+        low_high = Units(guard["over"], guard["n"], guard["speakers"]).interval(guard["ci95"], "{:+.3f}")
+        broken = guard["delta"] > guard["max_increase"]
+        verdict = f"{'**violated**' if broken else 'kept'}: at most {guard['max_increase']:+.3f}"
+        wers = f"{guard['before']:.3f} | {guard['after']:.3f} | {guard['delta']:+.3f} ({low_high})"
+        rows.append(f"| {_inline(guard['name'])} ({guard['language']}) | {wers} | {verdict} |")
+    table = "\n".join(["| guard set | base model | this model | increase (95 %) | |", "|---|---|---|---|---|", *rows])
+    return f"\n\nWhat tuning should not forget:\n\n{table}"
 
 
 def _score_lines(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, Any]) -> str:
@@ -223,6 +238,17 @@ def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
         terms = DATA_SOURCES.get(source["kind"], ("", "For its terms see its own card on the Hub."))[1]
         lines.append(f"- from {_inline(name)}. {terms}")
     return "\n".join(lines)
+
+
+def _merge(facts: Mapping[str, Any]) -> str:
+    """Return what a mixture of models was made of; empty for a trained model."""
+    if not (merge := facts.get("merge")):
+        return ""
+    parents = ", ".join(_inline(parent["name"]) for parent in merge["parents"])
+    return (
+        f"\n\nThe weights are a mixture, selected on validation clips: {merge['alpha']:g} times the mean of {parents}, "
+        f"and {1 - merge['alpha']:g} times the base model. The line above describes the first of them."
+    )
 
 
 _DECAY = {"linear": "linear decay to 0", "cosine": "cosine decay to 0", "constant": "constant"}
@@ -285,7 +311,7 @@ def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _synthetic(recipe: dict[str, Any]) -> bool:
-    return all(source["kind"] in ("tour", "planted") for source in _sources(recipe))
+    return all(source["kind"] in ("tour", "tour-english", "planted") for source in _sources(recipe))
 
 
 def _hub_id(base: ModelRef) -> str | None:

@@ -17,6 +17,10 @@ DATA_SOURCES = {
         "the lab's tour (synthetic, eSpeak NG)",
         "The sentences are the lab's, the voices synthetic.",
     ),
+    "tour-english": (
+        "the lab's English tour (synthetic, eSpeak NG)",
+        "The sentences are the lab's, the voices synthetic.",
+    ),
     "planted": (
         "the lab's tour with planted faults (synthetic, eSpeak NG)",
         "The sentences are the lab's, the voices synthetic.",

@@ -107,7 +107,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_commands_follow_the_pipeline_order():
-    assert COMMANDS[:7] == ["run", "features", "train", "distill", "evaluate", "compare", "leaderboard"]
+    assert COMMANDS[:8] == ["run", "features", "train", "distill", "merge", "evaluate", "compare", "leaderboard"]
     assert COMMANDS[-4:] == ["recipe", "doctor", "project new", "project check"]
     assert {"transcribe", "serve", "publish-space"} <= set(COMMANDS)
 

@@ -29,6 +29,7 @@ FIRST = {
         "python -m pipelines train --recipe tour-lora",
         "python -m pipelines evaluate --recipe tour-lora",
     ],
+    "guards.md": ["python -m pipelines features --recipe tour", "python -m pipelines train --recipe tour"],
     "smaller-models.md": ["python -m pipelines features --recipe mine.toml"],
     "training.md": ["python -m pipelines features --recipe base"],
 }

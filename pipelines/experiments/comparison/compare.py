@@ -70,6 +70,10 @@ class Comparison:
         """Return one row per experiment: training data, training time, machine, and models."""
         return tables.cost_table(finding.experiment for finding in self.findings)
 
+    def guards(self) -> pd.DataFrame:
+        """Return one row per experiment, report and guard set; empty without guard sets."""
+        return tables.guard_table(finding.experiment for finding in self.findings)
+
     def slice_table(self) -> pd.DataFrame:
         """Return WER of every experiment for each slice value with enough speakers, and the interval of ΔWER."""
         return tables.slice_table(self.slices)
@@ -173,6 +177,7 @@ class Comparison:
             f"{report.split} set {report.test_set}: {report.score.n} utterances, {self.units.who}; "
             f"normaliser {report.normaliser}; ΔWER against {self.baseline.name}, below 0 is better",
             tables.align_columns(self.table()),
+            tables.align_columns(self.guards()) if len(self.guards()) else "",
             tables.align_columns(self.costs()),
             tables.align_columns(self.changes()) if len(self.changes()) else "",
             tables.align_columns(self.slice_table()) if (self.slices["speakers"] >= MIN_SPEAKERS).any() else "",
@@ -221,6 +226,7 @@ class Comparison:
             "data": lineages[0].get("data"),
             "cache": lineages[0].get("cache"),
             "differences": self.differences(experiment),
+            "guards": [guard.as_dict() for report in experiment.reports for guard in report.guards],
             "reports": [_relative_to_runs(report.folder, self.runs) for report in experiment.reports],
         }
 

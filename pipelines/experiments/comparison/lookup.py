@@ -243,7 +243,8 @@ def _tuned_reports(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
             f"{folder} holds no test report of a tuned model with a lineage: train and evaluate that recipe, with the "
             "options that it had, or name another"
         )
-    return [(path, fields) for path, fields in tuned if fields["lineage"]["recipe"] == folder.name] or tuned
+    trained = [(path, fields) for path, fields in tuned if not fields["lineage"].get("merge")] or tuned
+    return [(path, fields) for path, fields in trained if fields["lineage"]["recipe"] == folder.name] or trained
 
 
 def _manifest(report: EvalReport) -> dict[str, Any]:
@@ -255,6 +256,7 @@ def _key(fields: Mapping[str, Any]) -> str:
     lineage = fields.get("lineage") or {}
     settings = {name: value for name, value in _settings(fields).items() if name != "training.seed"}
     source = {name: lineage.get(name) for name in ("recipe", "cache", "base", "fork")}
+    source |= {"merge": lineage["merge"]} if lineage.get("merge") else {}
     if source["fork"]:
         del source["base"]  # the run that it started from has one; older versions recorded another name for it
     if settings.get("curation.max_label_cer") and str(settings.get("curation.label_model")).startswith("run:"):
@@ -265,7 +267,8 @@ def _key(fields: Mapping[str, Any]) -> str:
 def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a report; settings that are newer than the report have their defaults."""
     lineage, identity = fields.get("lineage") or {}, fields.get("identity") or {}
-    recipe = Recipe(name="defaults").settings() | flatten(lineage["settings"]) if is_tuned(lineage) else {}
+    tuned = {name: value for name, value in (lineage.get("settings") or {}).items() if name != "guards"}
+    recipe = Recipe(name="defaults").settings() | flatten(tuned) if is_tuned(lineage) else {}
     return recipe | {name: value for name, value in identity.items() if name.startswith(("evaluation.", "context"))}
 
 

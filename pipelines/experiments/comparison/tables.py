@@ -45,6 +45,25 @@ def slice_table(slices: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(["n", "speakers"]).rename_axis(columns=None)
 
 
+def guard_table(experiments: Iterable[Experiment]) -> pd.DataFrame:
+    """Return one row per experiment, report and guard set: WER of the base and of the model, increase and verdict."""
+    rows = [
+        {
+            "experiment": experiment.name,
+            "guard": guard.name,
+            "base": f"{guard.before:.3f}",
+            "model": f"{guard.after:.3f}",
+            "increase": f"{guard.delta:+.3f}",
+            "95 %": guard.interval,
+            "verdict": guard.verdict,
+        }
+        for experiment in experiments
+        for report in experiment.reports
+        for guard in report.guards
+    ]
+    return pd.DataFrame(rows).set_index("experiment") if rows else pd.DataFrame()
+
+
 def distinct(values: Iterable[Any]) -> list[Any]:
     """Return the different values in their order, without empty ones."""
     return [value for value in dict.fromkeys(values) if value]

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.experiments.report import hypotheses, pictures
 from pipelines.experiments.report.alignment import align
+from pipelines.experiments.report.guards import GuardScore
 from pipelines.recipes.base_settings import flatten
 from pipelines.speech import text
 from pipelines.speech.intervals import Units
@@ -37,6 +38,7 @@ def render(facts: Mapping[str, Any], wers: Iterable[float], sounds: Mapping[str,
     environment.filters |= {"share": lambda value: f"{value:.1%}", "wer": lambda value: f"{value:.3f}", "flat": flatten}
     return environment.get_template("page.html").render(
         facts=facts,
+        guards=list(map(GuardScore.of, facts.get("guards", ()))),
         decoded_by=hypotheses.describe(facts.get("decoding")),
         units=Units.of,
         sounds=sounds,

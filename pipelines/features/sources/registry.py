@@ -16,6 +16,10 @@ def open_source(settings: SourceSettings, language: str = "sv") -> Source:
             from pipelines.features.sources.synthetic.tour import TourSource
 
             return TourSource(*sizes)
+        case "tour-english":
+            from pipelines.features.sources.synthetic.english import EnglishSource
+
+            return EnglishSource(*sizes)
         case "planted":
             from pipelines.features.sources.synthetic.planted import FaultRates, PlantedSource
 

@@ -30,6 +30,8 @@ SAMPLE_RATE_HZ = 22_050
 """Sample rate of espeak-ng: mono, 16-bit."""
 VARIANTS = tuple(f"sv+f{i}" for i in range(1, 6)) + tuple(f"sv+m{i}" for i in range(1, 8))
 """The Swedish voice as five women and seven men. espeak-ng accepts unknown variants without an error."""
+ENGLISH_VARIANTS = tuple(variant.replace("sv+", "en+") for variant in VARIANTS)
+"""The English voice of the same people."""
 RATES_WPM = range(80, 451)
 """Speaking rates in words per minute. espeak-ng accepts any value without an error."""
 PITCHES = range(100)
@@ -42,7 +44,8 @@ _POSITION_CHARACTER, _TEXT_UTF8 = 1, 1
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 _NOISE_SEED = 1
 
-_DATA_FILES = ("phondata", "phonindex", "phontab", "intonations", "sv_dict", "lang/gmq/sv")
+_DATA_FILES = ("phondata", "phonindex", "phontab", "intonations")
+_LANGUAGE_FILES = {"sv": ("sv_dict", "lang/gmq/sv"), "en": ("en_dict", "lang/gmw/en")}
 _PATH_LIMIT = 160  # characters; espeak-ng cannot find its data under a longer path
 
 _LOCK = threading.Lock()  # espeak-ng has one global state per process
@@ -75,13 +78,13 @@ def version() -> str:
     return number
 
 
-def build_sha256() -> str:
-    """Return a digest of the library and the data files of VARIANTS: builds of one version may sound different."""
+def build_sha256(language: str = "sv") -> str:
+    """Return a digest of the library and the data files of a language: builds of one version may sound different."""
     loader = _loader()
     data = Path(loader.get_data_path())
     voices = [data / "voices" / "!v" / variant.removeprefix("sv+") for variant in VARIANTS]
-    digest = hashlib.sha256()
-    for path in [Path(loader.get_library_path()), *(data / name for name in _DATA_FILES), *voices]:
+    names, digest = (*_DATA_FILES, *_LANGUAGE_FILES[language]), hashlib.sha256()
+    for path in [Path(loader.get_library_path()), *(data / name for name in names), *voices]:
         digest.update(hashlib.sha256(_read(path)).digest())
     return digest.hexdigest()
 
@@ -99,7 +102,7 @@ def _read(path: Path) -> bytes:
 def _check(text: str, variant: str, rate_wpm: int, pitch: int) -> None:
     if not text.strip():
         raise LabError("espeak-ng needs a text to speak, got an empty one")
-    if variant not in VARIANTS:
+    if variant not in VARIANTS + ENGLISH_VARIANTS:
         raise LabError(f"Unknown espeak-ng variant {variant!r}: expected one of {', '.join(VARIANTS)}")
     if rate_wpm not in RATES_WPM:
         raise LabError(f"rate_wpm must be a whole number from {RATES_WPM[0]} to {RATES_WPM[-1]}, got {rate_wpm!r}")

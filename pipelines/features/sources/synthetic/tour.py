@@ -67,7 +67,7 @@ class Utterance:
 
     @property
     def gender(self) -> str:
-        return "female" if self.variant.startswith("sv+f") else "male"
+        return "female" if "+f" in self.variant else "male"
 
 
 class SpokenExample(Example):
@@ -205,10 +205,12 @@ def turns(
         )
 
 
-def personas(split: str, seed: int, count: int) -> list[Persona]:
+def personas(
+    split: str, seed: int, count: int, variants: Mapping[str, tuple[str, ...]] = SPLIT_VARIANTS
+) -> list[Persona]:
     """Return the split's speakers, `count` per variant, in the order of their turns: variants alternate."""
     rng = random.Random(f"tour personas {seed} {split}")
-    by_variant = [_variant_personas(variant, count, rng) for variant in SPLIT_VARIANTS[split]]
+    by_variant = [_variant_personas(variant, count, rng) for variant in variants[split]]
     return [voices[number] for number in range(count) for voices in by_variant]
 
 
