@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
 from pipelines.recipes.base_settings import OR_AUTO, Seed, Settings
+
+_WINDOW_SETTINGS = ("window_fill", "window_timestamps", "window_prompt")
 
 
 def _bool_if_certain(probability: float) -> bool | float:
@@ -152,7 +154,8 @@ class TrainingSettings(Settings):
     """Stop after this number of validations without a better WER; 0: never stop early; `auto`: a third of them."""
     window_share: float = Field(0.0, ge=0, le=1)
     """Share of the training clips that are joined to windows of 30 s, drawn again in every epoch, 0 to 1: for models
-    that transcribe long recordings. See training/data/packing.py."""
+    that transcribe long recordings, and short ones in other tools. 0: no windows, the other `window_` settings have no
+    effect. See training/data/packing.py."""
     window_fill: Literal["full", "random"] = "full"
     """Clips in a window: `full`: as many as fit into 30 s; `random`: a random number from 1 to as many as fit."""
     window_timestamps: Annotated[
@@ -174,9 +177,17 @@ class TrainingSettings(Settings):
     seed: Seed = 42
     """Seed of batches, dropout and adapters."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _share_of_0_switches_windows_off(cls, values: Any) -> Any:
+        """Leave out the other settings of windows: so `window_share=0` overrides a recipe that has windows."""
+        if isinstance(values, dict) and values.get("window_share") in (0, "0"):
+            return {name: value for name, value in values.items() if name not in _WINDOW_SETTINGS}
+        return values
+
     @model_validator(mode="after")
     def _window_settings_need_windows(self) -> TrainingSettings:
-        for name in ("window_fill", "window_timestamps", "window_prompt"):
+        for name in _WINDOW_SETTINGS:
             if getattr(self, name) != type(self).model_fields[name].default and not self.window_share:
                 raise ValueError(f"training.{name} is set, so training.window_share must be above 0")
         return self

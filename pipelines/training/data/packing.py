@@ -47,6 +47,8 @@ FRAMES_PER_TIMESTAMP = 2
 """Timestamp tokens are 20 ms apart, frames 10 ms."""
 _STREAM = 30
 """Part of the seed, so that this draw differs from that of the buckets, which have the same seed and epoch."""
+_MEAN_RANDOM_FILL = 0.5
+"""Mean share of 30 s that windows of random size hold."""
 _MIN_CUT_FRAMES = 20
 """Shortest beginning of a clip that is cut at the end of a window."""
 
@@ -80,8 +82,8 @@ class WindowSampler(BucketSampler):
     """Sampler of batches of clips and batches of windows in random order.
 
     `options.share` of the clips goes into windows of about 30 s, or with `fill="random"` of one clip to about 30 s,
-    half of them on average. Clips beyond 30 s are left out (see WindowCollator). A batch of windows has at most as many
-    frames as one of clips has on average, and at least one window. Only seed and epoch decide the draw, and every epoch
+    15 s on average. Clips beyond 30 s are left out (see WindowCollator). A batch of windows has at most as many frames
+    as one of clips has on average, and at least one window. Only seed and epoch decide the draw, and every epoch
     has the same number of batches. With `with_epoch`, clips are (epoch, index) as in EpochSampler.
     """
 
@@ -99,8 +101,8 @@ class WindowSampler(BucketSampler):
         windows_per_clip = lengths.mean() / FULL_FRAMES
         self.options, self.with_epoch = options, with_epoch
         self.n_joined = max(1, round(options.share * len(lengths)))
-        per_joined = windows_per_clip if options.fill == "full" else 2 / (1 + 1 / windows_per_clip)
-        self.n_windows = max(1, round(self.n_joined * per_joined))
+        fill = _MEAN_RANDOM_FILL if options.fill == "random" else 1
+        self.n_windows = min(self.n_joined, max(1, round(self.n_joined * windows_per_clip / fill)))
         self.windows_per_batch = max(1, int(batch_size * windows_per_clip))
 
     def __len__(self) -> int:
