@@ -14,12 +14,7 @@ padded with silence to whole frames, except for the frames whose 25 ms cross a b
 two of the next. The extractor's clamp, 80 dB below the loudest frame, is applied again to the whole window. That is
 exact, because no clip's clamp was higher.
 
-Effect on the tour (whisper-tiny, 200 steps, one run each; normalised WER on the test split, 95 % intervals over
-16 speakers; windows are one speaker's clips, 20 s on average, decoded without timestamps; benchmarks/windows.py):
-
-    window_share    single clips              windows
-    0               0.250 (0.211 to 0.292)    0.820 (0.721 to 0.900)
-    0.2             0.239 (0.197 to 0.282)    0.234 (0.191 to 0.283)
+docs/benchmarks.md has the effect on the tour, here and in other tools.
 """
 
 from __future__ import annotations
