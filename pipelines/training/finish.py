@@ -14,7 +14,7 @@ from pipelines.training import adapters, components, distillation, model_card
 from pipelines.training.callbacks import oom
 from pipelines.training.callbacks.progress import history_of, seconds_of
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model
-from pipelines.whisper import confidence, lineage
+from pipelines.whisper import bases, confidence, lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import RowDecodingOptions
@@ -32,6 +32,7 @@ def finish(run: TrainingRun, trainer: Any) -> TrainedModel:
     components.set_decoding(run.recipe, model)
     shutil.rmtree(folder, ignore_errors=True)
     whisper_model.save(model, trainer.processing_class, folder)
+    bases.finish_tuned(folder, run.base.folder)
     calibration = _calibrate(run, model, trainer)
     manifest.write_json(folder / "training.json", _training_facts(trainer.state))
     manifest.write_json(folder / "recipe.json", redact.redact_settings(run.recipe.model_dump(mode="json")))

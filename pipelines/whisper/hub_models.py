@@ -1,8 +1,9 @@
 """Whisper models on the Hugging Face Hub: choose the files, download and verify them, repair a damaged copy.
 
-Only the model's own files are fetched: not the checkpoints in its subfolders, nor weights in other formats. A file's
-content is compared with the digest that the Hub announces: sha256 of large files (LFS, Xet), git's sha1 of small ones.
-The Hub's cache on this machine names each file after that digest, so that it is verified without the network, too.
+Only the model's own files are fetched: not the checkpoints in its subfolders, nor weights in a second format. Its
+settings come first, so that what is no Whisper is refused before its weights are fetched. A file's content is compared
+with the digest that the Hub announces: sha256 of large files (LFS, Xet), git's sha1 of small ones. The Hub's cache on
+this machine names each file after that digest, so that it is verified without the network, too.
 """
 
 from __future__ import annotations
@@ -19,26 +20,29 @@ from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import errors as store_errors
 from pipelines.infra.stores import hub, hub_client
+from pipelines.whisper.bases import kinds, weights
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-_PATTERNS = ("*.json", "*.txt", WEIGHTS, "README.md")
-"""Names of a model's files; README.md is listed in a fine-tuned model's manifest."""
+_SMALL = ("*.json", "*.txt", "README.md")
+"""Names of a model's files beside its weights; README.md is listed in a fine-tuned model's manifest."""
+_SHARDS = ("model*.safetensors", "pytorch_model*.bin")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def required_files(names: Iterable[str], uri: str) -> list[str]:
-    """Return the files of a repository that the lab reads, sorted. Raises LabError if they are no usable model."""
-    names = sorted(names)
-    if "config.json" not in names or WEIGHTS not in names:
-        others = [name for name in names if re.search(r"\.(safetensors|bin|h5|msgpack|onnx|pt|index\.json)$", name)]
-        raise LabError(
-            f"{uri} has no {WEIGHTS} beside a config.json (weights there: {', '.join(others[:3]) or 'none'}), and was "
-            "not fetched: name a Whisper model in safetensors format, in one file "
-            "(save_pretrained(..., max_shard_size='20GB'))"
-        )
-    return [name for name in names if "/" not in name and any(fnmatch.fnmatch(name, one) for one in _PATTERNS)]
+def required_files(names: Iterable[str], uri: str, adapter: dict[str, Any] | None = None) -> list[str]:
+    """Return the files of a repository that the lab reads. Raises LabError if they are no model that it loads.
+
+    `adapter`: the content of adapter_config.json, if there is one.
+    """
+    names = [*names]
+    kinds.require_files(names, uri, adapter)
+    return sorted({*_small_files(names), *weights.to_download(names)})
+
+
+def _small_files(names: Iterable[str]) -> list[str]:
+    """Return the files of a repository that the lab reads beside the weights."""
+    return [name for name in names if "/" not in name and any(fnmatch.fnmatch(name, one) for one in _SMALL)]
 
 
 def cached(name: str, revision: str | None) -> Path | None:
@@ -50,11 +54,11 @@ def cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        patterns = {"allow_patterns": list(_PATTERNS), "ignore_patterns": ["*/*"]}
+        patterns = {"allow_patterns": [*_SMALL, *_SHARDS], "ignore_patterns": ["*/*"]}
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **patterns))
     except (LocalEntryNotFoundError, ValueError):
         return None
-    if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
+    if not _has_weights(folder):
         return None
     damaged = _damaged(folder, {})
     if damaged and not environment.hub_reachable():
@@ -70,16 +74,30 @@ def download(name: str, revision: str | None) -> Path:
     uri = f"hub://{name}" + (f"@{revision}" if revision else "")
     try:
         info = hub_client.client().model_info(name, revision=revision, files_metadata=True)
-        files = required_files([file.rfilename for file in info.siblings or ()], uri)
+        announced = {file.rfilename: file for file in info.siblings or ()}
+        small = {file: announced[file] for file in _small_files(announced)}
+        folder = _fetch(name, revision, small, uri) if small else Path()
+        files = required_files(announced, uri, manifest.read_json(folder / kinds.ADAPTER) if small else None)
+        if config := manifest.read_json(folder / kinds.CONFIG):
+            kinds.require_architecture(config, uri)
         logger.info(f"fetching {name} from {environment.hub_host()} ...")
-        announced = {file.rfilename: file for file in info.siblings if file.rfilename in files}
-        return _fetch(name, revision, announced, uri)
+        return _fetch(name, revision, {file: announced[file] for file in files}, uri)
     except Exception as error:  # a lost connection raises an exception of the HTTP client, which depends on its version
         if isinstance(error, LabError):
             raise
         raise store_errors.explain_hub(error, uri, f"{environment.hub_endpoint()}/{name}") or store_errors.explain(
             error, store="the Hub", uri=uri, credential="HF_TOKEN"
         ) from None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Return True if a snapshot has a model's configuration and all of its weights."""
+    names = {path.name for path in folder.iterdir()}
+    chosen = weights.choose(names)
+    try:
+        return bool(chosen and kinds.CONFIG in names and weights.files(folder, chosen))
+    except LabError:  # a shard is missing
+        return False
 
 
 def _fetch(name: str, revision: str | None, announced: dict[str, Any], uri: str) -> Path:

@@ -20,7 +20,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub_client, is_local_path
 from pipelines.recipes import languages
 from pipelines.recipes.settings import Recipe, TrainingSettings
-from pipelines.whisper import config, hub_models, mirror, model_files
+from pipelines.whisper import bases, config, hub_models, mirror, model_files
 from pipelines.whisper.log_mel import FRAMES_PER_POSITION
 from pipelines.whisper.mirror import pins
 
@@ -254,13 +254,17 @@ def _local(uri: str) -> ModelRef:
             f"no model in {folder}: that folder is not on this machine. Name another, or publish the model (on Colab, "
             "each notebook has its own machine: keep `runs` on Drive)"
         )
+    if folder.is_file():
+        raise bases.kinds.refuse_file(folder)
     unverified = manifest.read(folder) or {}
     if unverified.get("kind") == "checkpoint" and "model.safetensors" not in unverified["files"]:
         raise LabError(f"{folder} holds an adapter without its base model: finish that run and name its model")
-    if not (folder / "config.json").is_file():
-        raise LabError(f"no model in {folder}: expected a folder with config.json and model.safetensors")
     sealed = model_files.read_manifest(folder, "Make it again, or name another model")
+    if sealed and not (folder / "config.json").is_file():
+        raise LabError(f"no model in {folder}: expected a folder with config.json and model.safetensors")
     facts = sealed or _mirror_facts(folder) or {}
+    if not facts:
+        folder = bases.complete(folder)
     if facts.get("kind") == "checkpoint":
         facts = {**_run_facts(folder), **facts}
     revision = facts.get("digest") or _weights_sha256(folder)[:12]
@@ -299,7 +303,7 @@ def _of_snapshot(uri: str, folder: Path, origin: str) -> ModelRef:
     """Return the reference of a Hub snapshot, with the facts of its manifest if the lab published it."""
     sealed = model_files.read_manifest(folder, "Publish it again, or name another model")
     if (sealed or {}).get("kind") != "model":
-        return ModelRef(uri, folder, origin, folder.name[:12])
+        return ModelRef(uri, bases.complete(folder), origin, folder.name[:12])
     return _described(uri, folder, origin, folder.name[:12], sealed)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.whisper.bases import kinds
 from pipelines.whisper.log_mel import FRAMES_PER_POSITION, FULL_FRAMES, HOP_SAMPLES, WINDOW_SAMPLES
 
 TEXT_POSITIONS = 448
@@ -26,6 +27,8 @@ _MIN_POSITIONS = 100
 """Two seconds: shorter windows hold no sentence."""
 _EXTRACTOR = {"sampling_rate": SAMPLE_RATE_HZ, "hop_length": HOP_SAMPLES, "n_fft": WINDOW_SAMPLES}
 _MAX_HEADER_BYTES = 100_000_000
+_FLOATS = ("F16", "BF16", "F32", "F64")
+"""Precisions of weights that are converted to float32 without a scale."""
 
 
 def read_manifest(folder: Path, remedy: str) -> dict[str, Any] | None:
@@ -55,10 +58,7 @@ def _is_json(path: Path) -> bool:
 def require_weights(folder: Path) -> None:
     """Raise LabError unless the folder has weights in one file in safetensors format."""
     if not (folder / _WEIGHTS).is_file():
-        raise LabError(
-            f"no {_WEIGHTS} in {folder}: sharded or older weights are not read here; "
-            "save the model with save_pretrained(..., max_shard_size='20GB')"
-        )
+        raise LabError(f"no {_WEIGHTS} in {folder}: fetch the whole model, or save it again with save_pretrained")
 
 
 def require_usable(folder: Path) -> None:
@@ -66,8 +66,7 @@ def require_usable(folder: Path) -> None:
     config = manifest.read_json(folder / "config.json")
     if config is None:
         raise _unusable(folder, "config.json is not a JSON object")
-    if config.get("model_type") != "whisper":
-        raise _unusable(folder, f"it is a model of type {config.get('model_type')!r}, expected 'whisper'")
+    kinds.require_architecture(config, str(folder))
     require_weights(folder)
     sizes = _sizes(_shapes(folder))
     if not {"d_model", "vocab_size"} <= sizes.keys():
@@ -123,12 +122,18 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
         header.pop("__metadata__", None)
         end = max(entry["data_offsets"][1] for entry in header.values())
         shapes = {name.removeprefix("model."): entry["shape"] for name, entry in header.items()}
+        others = sorted((entry["dtype"], name) for name, entry in header.items() if entry["dtype"] not in _FLOATS)
     except OSError as error:
         raise _unusable(folder, f"{_WEIGHTS} cannot be read ({error.strerror})") from None
     except (struct.error, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise _unusable(folder, f"{_WEIGHTS} is damaged (its header cannot be read)") from None
     if path.stat().st_size != 8 + length + end:
         raise _unusable(folder, f"{_WEIGHTS} has {path.stat().st_size} bytes, not {8 + length + end}")
+    if others:
+        raise LabError(
+            f"{folder} holds weights in {others[0][0]} ({others[0][1]}), whose scales are not read here: name the "
+            "model in float16, bfloat16 or float32"
+        )
     return shapes
 
 
