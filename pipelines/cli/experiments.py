@@ -238,6 +238,7 @@ def export(
     from pipelines.features import pipeline as feature_pipeline
     from pipelines.infra import environment
     from pipelines.recipes import commands
+    from pipelines.whisper.export import FOREIGN_FORMS
 
     settings, forms = load_recipe(recipe, set_), split_list(to)
     if dry_run:
@@ -245,7 +246,8 @@ def export(
         return print_plan(as_json, action, environment.cache_folder(), settings)
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
     table = exports.compare_exports(settings, opened, models, forms, split=split.value, runs=runs, threads=threads)
-    form = ["--form", table.rows[-1].form] if table.rows[-1].form else []
+    served = [row.form for row in table.rows if row.form not in ("", *FOREIGN_FORMS)]
+    form = ["--form", served[-1]] if served else []
     command = commands.command("production", models[-1], *form, "--to", "served")
     print_result(as_json, table.as_dict(), f"{table}\nNext: {command}")
 

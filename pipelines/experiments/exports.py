@@ -72,7 +72,7 @@ class ExportTable:
     split: str
     rows: tuple[ExportRow, ...]
     unscored: tuple[tuple[str, str], ...]
-    """Form and folder of the exports in export.FOREIGN_FORMS, which the lab cannot decode."""
+    """Form and folder of the exports whose program is not installed here, so that they are not scored."""
     load: float | None
     """Load average of the machine over the last minute, if the system reports it."""
 
@@ -88,7 +88,10 @@ class ExportTable:
 
     def __str__(self) -> str:
         folders = "\n".join(f"{row.form or 'model'}: {row.folder}" for row in self.rows)
-        folders += "".join(f"\n{form}, for other programs, not scored: {folder}" for form, folder in self.unscored)
+        folders += "".join(
+            f"\n{form}, not scored (for that: pip install 'pywhispercpp>=1.5'): {folder}"
+            for form, folder in self.unscored
+        )
         n = self.rows[0].score.n
         caveat = self.rows[0].score.units.caveat
         note = f"\nnote: {caveat}" if caveat else ""
@@ -122,18 +125,18 @@ def compare_exports(
 ) -> ExportTable:
     """Score and time each model, and its exports in `forms`, on a split of the cache.
 
-    Exports in export.FOREIGN_FORMS are only written.
-    Existing reports are reused; scorings of the test split are counted. Raise LabError for a form that is not one of
-    export.FORMS, and the errors of `export.convert`.
+    Exports in export.FOREIGN_FORMS are only written if their program is not installed here. Existing reports are
+    reused; scorings of the test split are counted. Raise LabError for a form that is not one of export.FORMS, and the
+    errors of `export.convert`.
     """
     recipe = derived.resolve(recipe, cache)
     unscored = tuple(
         (form, str(export.convert(whisper_model.resolve(uri), form)))
         for uri in uris
         for form in forms
-        if form in export.FOREIGN_FORMS
+        if form in export.FOREIGN_FORMS and not export.installed(form)
     )
-    forms = [form for form in forms if form not in export.FOREIGN_FORMS]
+    forms = [form for form in forms if form not in export.FOREIGN_FORMS or export.installed(form)]
     variants = [  # export everything first: errors appear before anything is scored
         (form, str(export.convert(whisper_model.resolve(uri), form)) if form else uri)
         for uri in uris

@@ -23,6 +23,7 @@ from pipelines.recipes import languages
 from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.settings import Recipe
 from pipelines.speech.intervals import CLIPS, SPEAKERS, Units
+from pipelines.whisper.bases import generation
 from pipelines.whisper.lineage import DATA_SOURCES, FILE, HUB_ID, data_of, origin_of
 from pipelines.whisper.model import ModelRef
 
@@ -78,6 +79,7 @@ def _card(folder: Path, facts: Mapping[str, Any]) -> str:
     settings, training = (json.loads((folder / name).read_text("utf-8")) for name in ("recipe.json", "training.json"))
     recipe = Recipe.model_validate(settings).model_dump(mode="json")  # adds the defaults of newer settings
     front_matter = _metadata(recipe, training, facts)
+    facts = {**facts, "english_only": generation.is_english_only_folder(folder)}
     return str(ModelCard(f"---\n{front_matter}\n---\n\n{_body(recipe, training, facts)}"))
 
 
@@ -144,7 +146,7 @@ def _body(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[str, 
     language = languages.NAMES[recipe["language"]].title()
     base = f"`{facts['base_model']}`" if facts.get("base_model") else "A private base model"
     quantised = f" ({facts['quantisation']})" if facts.get("quantisation") else ""
-    code = f'"language": "{recipe["language"]}", "task": "transcribe"'
+    code = "" if facts["english_only"] else f'"language": "{recipe["language"]}", "task": "transcribe"'
     return f"""# {facts["name"]}
 
 {base}{quantised}, tuned to transcribe {language} in the Swedish Whisper lab.

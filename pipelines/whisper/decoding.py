@@ -13,7 +13,7 @@ from pipelines.whisper import greedy
 from pipelines.whisper.batching import Collator, sorted_batches
 from pipelines.whisper.greedy import DecodedTokens
 from pipelines.whisper.log_mel import FULL_FRAMES
-from pipelines.whisper.tokens import Spelling, prompt_ids
+from pipelines.whisper.tokens import prompt_ids, spelling_of
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +169,7 @@ def decode(
     else:
         decoded = _generate_scored(model, encoded, prompt, options)
     texts = _texts(processor, [one.ids for one in decoded])
-    spelling = Spelling(processor.tokenizer.backend_tokenizer) if options.word_logprobs else None
+    spelling = spelling_of(processor) if options.word_logprobs else None
     hypotheses = []
     for text, one in zip(texts, decoded, strict=True):
         words = spelling.words(*one.without(ends)) if spelling else ()

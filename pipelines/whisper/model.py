@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub_client, is_local_path
 from pipelines.recipes import languages
 from pipelines.recipes.settings import Recipe, TrainingSettings
-from pipelines.whisper import bases, config, hub_models, mirror, model_files
+from pipelines.whisper import bases, config, hub_models, mirror, model_files, tokens
+from pipelines.whisper.bases import generation, weights
 from pipelines.whisper.log_mel import FRAMES_PER_POSITION
 from pipelines.whisper.mirror import pins
 
@@ -105,21 +105,12 @@ def load(
             f"{ref.folder} lacks weights of a Whisper model ({', '.join(missing[:3])} ...): "
             "it is not a whole checkpoint. Fetch the model again"
         )
-    require_finite(ref.folder, model.state_dict().items())
+    weights.require_finite(ref.folder, model.state_dict().items())
     # the sinusoids are constants, but from_pretrained of transformers 5 makes them trainable
     model.model.encoder.embed_positions.requires_grad_(False)
+    weights.tie_output(ref.folder, model)
     allow_short_context(model)
     return model.to(device)
-
-
-def require_finite(folder: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Raise LabError if a tensor of `weights` (name, tensor) holds NaN or infinity, with which every text is wrong."""
-    for name, tensor in weights:
-        if not tensor.isfinite().all():
-            raise LabError(
-                f"{folder} has weights that are not finite ({name}): its training diverged or the file is damaged. "
-                "Fetch the model again, or name another"
-            )
 
 
 def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:
@@ -127,8 +118,12 @@ def load_processor(ref: ModelRef, language: str) -> WhisperProcessor:
     from transformers import WhisperProcessor
 
     model_files.require_usable(ref.folder)
+    prompt: dict[str, str | None] = {"language": language, "task": "transcribe"}
+    if generation.is_english_only_folder(ref.folder):
+        tokens.require_english(language, ref.name)
+        prompt = {"language": None, "task": None}
     try:
-        processor = WhisperProcessor.from_pretrained(ref.folder, language=language, task="transcribe")
+        processor = WhisperProcessor.from_pretrained(ref.folder, **prompt)
     except Exception as error:  # of any kind, for files with unexpected content
         raise LabError(f"{ref.folder} has no usable tokenizer and feature extractor: {_first_line(error)}") from None
     _refuse_other_vocabulary(ref, processor.tokenizer)
@@ -172,9 +167,13 @@ def save(model: WhisperForConditionalGeneration, processor: WhisperProcessor, fo
 
 
 def set_language(model: WhisperForConditionalGeneration, language: str) -> None:
-    """Set language and task in the generation settings: otherwise the language of every clip is detected."""
-    model.generation_config.language = language
-    model.generation_config.task = "transcribe"
+    """Set language and task in the generation settings: otherwise the language of every clip is detected.
+
+    An English-only model has neither, and `generate` of transformers refuses them.
+    """
+    settings = model.generation_config
+    is_multilingual = not generation.is_english_only(vars(settings), vars(model.config))
+    settings.language, settings.task = (language, "transcribe") if is_multilingual else (None, None)
     model.generation_config.forced_decoder_ids = None
 
 
@@ -191,8 +190,10 @@ def allow_empty_transcripts(model: WhisperForConditionalGeneration) -> None:
 def language_of(ref: ModelRef, default: str = "sv") -> str:
     """Return Whisper's code of the language that a model was tuned for: by its manifest, else its generation settings.
 
-    `default` for a model of no language, such as a base model.
+    `default` for a model of no language, such as a base model; English for an English-only one.
     """
+    if generation.is_english_only_folder(ref.folder):
+        return "en"
     recorded = ref.facts.get("language")
     if not recorded:
         recorded = (manifest.read_json(ref.folder / "generation_config.json") or {}).get("language")
@@ -208,8 +209,8 @@ def identity(ref: ModelRef) -> dict[str, Any]:
             "quantisation": ref.quantisation,
             "export": ref.facts.get("digest", ""),  # another version of the format may round differently
         }
-    weights = {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
-    return weights | config.unusual(ref.folder)
+    own = {"weights_sha256": _weights_sha256(ref.folder), "quantisation": ref.quantisation or "none"}
+    return own | config.unusual(ref.folder)
 
 
 def _first_line(error: Exception) -> str:
@@ -323,11 +324,10 @@ def _weights_sha256(folder: Path) -> str:
     """Return the sha256 of the weights, from the folder's manifest if it has one, else from the file."""
     facts = manifest.read(folder) or _mirror_facts(folder) or {}
     listed = facts.get("files", {}).get("model.safetensors")
-    weights = folder / "model.safetensors"
     if isinstance(listed, dict) and listed.get("sha256"):
         return listed["sha256"]
     model_files.require_weights(folder)
-    return manifest.sha256(Path(os.path.realpath(weights)))
+    return manifest.sha256(Path(os.path.realpath(folder / "model.safetensors")))
 
 
 def _mirror_facts(folder: Path) -> dict[str, Any] | None:

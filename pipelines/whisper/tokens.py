@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
+from pipelines.whisper.bases import generation
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,7 +29,7 @@ _CONTROL = re.compile(r"<\|.*\|>")
 
 @dataclass(frozen=True)
 class Labeller:
-    """Converts a clean transcript to label ids: language, task, no timestamps, text, end.
+    """Converts a clean transcript to label ids: language, task (unless English-only), no timestamps, text, end.
 
     The start token is left out: the model prepends it when it shifts the labels to the right. Labels that already have
     it teach the model to write a second one, which ruins the WER.
@@ -50,6 +51,8 @@ class Spelling:
     """Converts between token ids and text with the tokenizer alone, without transformers."""
 
     tokenizer: tokenizers.Tokenizer
+    english_only: bool = False
+    """Whether the model has no languages and tasks: its prompt names neither."""
 
     @property
     def end(self) -> int:
@@ -58,7 +61,8 @@ class Spelling:
 
     def prompt(self, language: str) -> list[int]:
         """Return the decoder's first tokens (see `prompt_ids`)."""
-        return [_require_id(name, self.tokenizer.token_to_id(name), language) for name in _prompt_tokens(language)]
+        names = _prompt_tokens(language, self.english_only)
+        return [_require_id(name, self.tokenizer.token_to_id(name), language) for name in names]
 
     @property
     def first_timestamp(self) -> int:
@@ -69,7 +73,7 @@ class Spelling:
         """Return the code and token of each language of the vocabulary. Raises LabError for an English-only model."""
         ids = {code: self.tokenizer.token_to_id(f"<|{code}|>") for code in languages.NAMES}
         present = {code: token for code, token in ids.items() if token is not None}
-        if len(present) < 2:
+        if self.english_only or len(present) < 2:
             raise LabError("this model knows one language only: name it instead of auto")
         return present
 
@@ -85,13 +89,15 @@ class Spelling:
                 f"suppress_tokens must be below {self.tokenizer.get_vocab_size()}, the size of this model's "
                 f"vocabulary, got {unknown[0]}"
             )
-        start, language, task, no_timestamps = self.prompt(options.language)
+        start, *rest, no_timestamps = self.prompt(options.language)
+        if options.task == "translate" and self.english_only:
+            raise LabError("an English-only model does not translate: leave the task out, or name a multilingual model")
         if options.task == "translate":
-            task = _require_id("<|translate|>", self.tokenizer.token_to_id("<|translate|>"), options.language)
+            rest[1] = _require_id("<|translate|>", self.tokenizer.token_to_id("<|translate|>"), options.language)
         before = self.ids(options.prompt)[0][-(positions // 2 - 1) :] if options.prompt else []
         if before:
             before = [_require_id("<|startofprev|>", self.tokenizer.token_to_id("<|startofprev|>"), ""), *before]
-        return [*before, start], [language, task, *([] if options.timestamps else [no_timestamps])]
+        return [*before, start], [*rest, *([] if options.timestamps else [no_timestamps])]
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the transcript without white space at its ends. Timestamps separate words."""
@@ -137,7 +143,7 @@ def read_spelling(folder: Path) -> Spelling:
     from tokenizers import Tokenizer
 
     try:
-        return Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        return Spelling(Tokenizer.from_file(str(folder / "tokenizer.json")), generation.is_english_only_folder(folder))
     except Exception as error:  # the library raises plain Exception for all causes
         raise LabError(
             f"{folder} has no usable tokenizer.json ({' '.join(str(error).split())[:200]}): save the model's processor "
@@ -192,15 +198,37 @@ def check_language(folder: Path, language: str) -> None:
 def prompt_ids(processor: WhisperProcessor, language: str) -> list[int]:
     """Return the decoder's first tokens: start of transcript, language, task, no timestamps.
 
-    Raises LabError if `language` is not one of Whisper's languages.
+    An English-only model has no language and task. Raises LabError if `language` is not one of Whisper's languages.
     """
-    tokenizer, names = processor.tokenizer, _prompt_tokens(language)
+    tokenizer, names = processor.tokenizer, _prompt_tokens(language, is_english_only(processor))
     ids = tokenizer.convert_tokens_to_ids(names)
     ids = [None if token == tokenizer.unk_token_id else token for token in ids]
     return [_require_id(name, token, language) for name, token in zip(names, ids, strict=True)]
 
 
-def _prompt_tokens(language: str) -> list[str]:
+def is_english_only(processor: WhisperProcessor) -> bool:
+    """Return True if `load_processor` loaded this for a model without languages and tasks."""
+    return processor.tokenizer.language is None
+
+
+def spelling_of(processor: WhisperProcessor) -> Spelling:
+    """Return the Spelling of a processor that `load_processor` loaded."""
+    return Spelling(processor.tokenizer.backend_tokenizer, is_english_only(processor))
+
+
+def require_english(language: str, model: str = "this model") -> None:
+    """Raise LabError unless `language` is the one that an English-only model knows."""
+    if language != "en":
+        raise LabError(
+            f"{model} is English-only (such models end in .en): it has no tokens for language {language!r}. Name a "
+            "multilingual model, such as openai/whisper-tiny, or take language en"
+        )
+
+
+def _prompt_tokens(language: str, english_only: bool) -> list[str]:
+    if english_only:
+        require_english(language)
+        return ["<|startoftranscript|>", "<|notimestamps|>"]
     return ["<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>"]
 
 

@@ -8,8 +8,10 @@ size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from pipelines.infra import manifest
 from pipelines.recipes import languages
 
 FILE = "generation_config.json"
@@ -54,6 +56,12 @@ def is_english_only(settings: Mapping[str, Any], config: Mapping[str, Any]) -> b
     if isinstance(multilingual, bool):
         return not multilingual
     return config.get("vocab_size") == ENGLISH_ONLY_TOKENS
+
+
+def is_english_only_folder(folder: Path) -> bool:
+    """Return the result of `is_english_only` for the model or export in a folder."""
+    settings, config = manifest.read_json(folder / FILE), manifest.read_json(folder / "config.json")
+    return is_english_only(settings or {}, config or {})
 
 
 def is_complete(settings: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

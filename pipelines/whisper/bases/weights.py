@@ -17,6 +17,7 @@ from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import WhisperForConditionalGeneration
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
@@ -94,6 +95,29 @@ def write(folder: Path, chosen: str, path: Path) -> None:
         if not name.endswith(INDEX):
             stored |= _read(folder / name)
     save_file(_renamed(stored, folder, chosen), path, metadata={"format": "pt"})
+
+
+def require_finite(folder: Path, named: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise LabError if a tensor of `named` (name, tensor) holds NaN or infinity, with which every text is wrong."""
+    for name, tensor in named:
+        if not tensor.isfinite().all():
+            raise LabError(
+                f"{folder} has weights that are not finite ({name}): its training diverged or the file is damaged. "
+                "Fetch the model again, or name another"
+            )
+
+
+def tie_output(folder: Path, model: WhisperForConditionalGeneration) -> None:
+    """Make the output matrix the embedding, as in every Whisper. Raises LabError if the two differ."""
+    embedding = model.model.decoder.embed_tokens.weight
+    if model.proj_out.weight is embedding:
+        return
+    if not model.proj_out.weight.equal(embedding):
+        raise LabError(
+            f"{folder} has an output matrix ({_OUTPUT}) that differs from its embedding: a Whisper has one matrix for "
+            "both. Name another model"
+        )
+    model.proj_out.weight, model.config.tie_word_embeddings = embedding, True
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions
 from pipelines.whisper.engines.ctranslate2_engine import CTranslate2
 from pipelines.whisper.engines.onnx_engine import Onnx
 from pipelines.whisper.engines.transformers_engine import Transformers
+from pipelines.whisper.engines.whisper_cpp_engine import WhisperCpp
 from pipelines.whisper.export import onnx_graph
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
@@ -177,7 +178,16 @@ def _open_ctranslate2(request: _Request) -> Engine:
     return CTranslate2(folder, request.options, device, compute_type, request.threads)
 
 
-_OPEN = {"transformers": _open_transformers, "ctranslate2": _open_ctranslate2, "onnx": _open_onnx}
+def _open_whisper_cpp(request: _Request) -> Engine:
+    return WhisperCpp(request.ref.folder, request.options, request.threads)
+
+
+_OPEN = {
+    "transformers": _open_transformers,
+    "ctranslate2": _open_ctranslate2,
+    "onnx": _open_onnx,
+    "ggml": _open_whisper_cpp,
+}
 
 
 def _faster_engines(ref: ModelRef, device: str, compute_type: str) -> Iterator[str]:

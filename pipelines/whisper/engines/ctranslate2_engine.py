@@ -119,7 +119,10 @@ class CTranslate2:
     ) -> list[Text]:
         """Return the texts of a beam search, whose results have no logits: `align` computes the probabilities."""
         texts = [[token for token in result.sequences_ids[0] if token < self.spelling.end] for result in results]
-        aligned = self.model.align(encoded, [prompt.start[-1], *prompt.rest[:2]], texts, n_frames)
+        no_timestamps = self.spelling.first_timestamp - 1  # align appends it
+        aligned = self.model.align(
+            encoded, [prompt.start[-1], *(token for token in prompt.rest if token != no_timestamps)], texts, n_frames
+        )
         finished = []
         for result, text, alignment in zip(results, texts, aligned, strict=True):
             ids = list(result.sequences_ids[0])

@@ -69,7 +69,9 @@ def search(
     after_start = decoder.step(np.tile(np.array(prompt.start, dtype=np.int64), (n_windows, 1)))
     # <|nospeech|> comes before <|notimestamps|>, which comes before the first timestamp
     no_speech = np.exp(after_start[:, rules.first_timestamp - 2] - _log_sum(after_start))
-    logits = decoder.step(np.tile(np.array(prompt.rest, dtype=np.int64), (n_windows, 1)))
+    logits = after_start  # an English-only model's prompt may end here
+    if prompt.rest:
+        logits = decoder.step(np.tile(np.array(prompt.rest, dtype=np.int64), (n_windows, 1)))
     if options.beam_size > 1 and not temperature:
         texts = _beams(decoder, logits, rules, options, max_tokens)
     else:

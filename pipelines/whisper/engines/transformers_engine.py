@@ -20,7 +20,7 @@ from pipelines.whisper.engines.search import Prompt
 from pipelines.whisper.engines.token_rules import TokenRules
 from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
-from pipelines.whisper.tokens import Spelling
+from pipelines.whisper.tokens import spelling_of
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class Transformers:
         self.options = options
         self.name = decoding.engine_name(self.model)
         self.n_mels = self.model.config.num_mel_bins
-        self.spelling = Spelling(self.processor.tokenizer.backend_tokenizer)
+        self.spelling = spelling_of(self.processor)
         self.can_align = bool(alignment_heads(self.model))
         self.states = EncoderStates(lambda windows: decoding.encode(self.model, torch.from_numpy(windows)))
         if "spaces" in sys.modules:  # Hugging Face ZeroGPU attaches a GPU for the length of a decorated call

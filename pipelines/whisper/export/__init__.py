@@ -13,7 +13,7 @@
     manifest.json                             written last: source of the weights
 <cache>/onnx/<digest>/                        encoder.onnx, decoder.onnx, tokenizer and configuration, manifest.json
 <cache>/safetensors/<digest>/                 a model folder for model.resolve
-<cache>/ggml/<digest>/                        ggml-model.bin, manifest.json
+<cache>/ggml/<digest>/                        ggml-model.bin, configuration, manifest.json
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pipelines.infra.parallel import work_folder
 from pipelines.recipes import digest
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper import model_files
+from pipelines.whisper.bases import kinds, weights
 from pipelines.whisper.export import ggml, onnx_graph
 from pipelines.whisper.model import ModelRef
 
@@ -45,7 +47,7 @@ FORMS = (
     "safetensors-float16", "safetensors-float32", *(f"ggml-{name}" for name in ggml.PRECISIONS),
 )  # fmt: skip
 FOREIGN_FORMS = tuple(form for form in FORMS if form.startswith("ggml"))
-"""Forms that only another program reads: the lab writes them and does not decode with them."""
+"""Forms for another program: the lab writes and scores them, and does not transcribe with them."""
 _FORMAT = "2"
 _COPIED_CONFIGS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 _CONFIGS = ("config.json", "processor_config.json", *_COPIED_CONFIGS)
@@ -124,6 +126,10 @@ def installed(form: str = "ctranslate2-int8") -> bool:
             import onnxruntime  # noqa: F401
 
             return importlib.util.find_spec("onnx") is not None
+        if form in FOREIGN_FORMS:
+            import pywhispercpp  # noqa: F401
+
+            return True
         import ctranslate2  # noqa: F401
     except ImportError:  # also if a library that it needs is missing
         return False
@@ -131,8 +137,8 @@ def installed(form: str = "ctranslate2-int8") -> bool:
 
 
 def is_export(ref: ModelRef) -> bool:
-    """Return True if `ref` is in the format of CTranslate2 or ONNX Runtime, which transformers cannot read."""
-    return ref.facts.get("kind") in ("ctranslate2", "onnx")
+    """Return True if `ref` is in the format of another program than transformers."""
+    return ref.facts.get("kind") in ("ctranslate2", "onnx", "ggml")
 
 
 def _require_packages(form: str) -> None:
@@ -192,8 +198,8 @@ def _write_ctranslate2(ref: ModelRef, compute_type: str, folder: Path) -> None:
     configs = [name for name in _COPIED_CONFIGS if (ref.folder / name).is_file()]
     if "tokenizer.json" not in configs:
         raise LabError(f"{ref.folder} has no tokenizer.json: save the model's processor again, with save_pretrained")
-    with safe_open(ref.folder / "model.safetensors", "pt") as weights:
-        whisper_model.require_finite(ref.folder, ((name, weights.get_tensor(name)) for name in weights.keys()))
+    with safe_open(ref.folder / "model.safetensors", "pt") as stored:
+        weights.require_finite(ref.folder, ((name, stored.get_tensor(name)) for name in stored.keys()))
     try:
         TransformersConverter(str(ref.folder), copy_files=configs).convert(str(folder), quantization=compute_type)
     except Exception as error:  # of any kind, for files with unexpected content
@@ -228,32 +234,33 @@ def _write_onnx(ref: ModelRef, precision: str, folder: Path) -> None:
     folder.mkdir()
     model, seven_bits = whisper_model.load(ref), onnx_graph.needs_seven_bits()
     onnx_graph.write(model, folder, int8=precision == "int8", seven_bits=seven_bits)
-    _copy_configs(ref, folder)
+    _copy(ref, folder, _CONFIGS)
 
 
 def _write_ggml(ref: ModelRef, precision: str, folder: Path) -> None:
     folder.mkdir()
     ggml.write(ref.folder, precision, folder / ggml.FILE_NAME)
+    _copy(ref, folder, ("config.json", "generation_config.json"))  # of which language the file is
 
 
 def _write_safetensors(ref: ModelRef, precision: str, folder: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    weights, dtype = load_file(ref.folder / "model.safetensors"), getattr(torch, precision)
-    large = [name for name, tensor in weights.items() if tensor.abs().max() > torch.finfo(dtype).max]
+    tensors, dtype = load_file(ref.folder / "model.safetensors"), getattr(torch, precision)
+    large = [name for name, tensor in tensors.items() if tensor.abs().max() > torch.finfo(dtype).max]
     if large:
         raise LabError(f"{ref.title} has weights that {precision} cannot hold ({large[0]}): take safetensors-float32")
     folder.mkdir()
-    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
-    _copy_configs(ref, folder)
+    _copy(ref, folder, kinds.TEXTS)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     manifest.write_json(folder / "config.json", {**config, "dtype": precision})
 
 
-def _copy_configs(ref: ModelRef, folder: Path) -> None:
-    for name in _CONFIGS:
+def _copy(ref: ModelRef, folder: Path, names: Iterable[str]) -> None:
+    for name in names:
         if (ref.folder / name).is_file():
             shutil.copyfile(ref.folder / name, folder / name)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("f16", "q8_0", "q5_0")
 FILE_NAME = "ggml-model.bin"
-FORMAT = "1"
-"""Raised whenever the bytes written for a model change."""
+FORMAT = "2"
+"""Raised whenever the files written for a model change."""
 BLOCK = 32
 """Values that share a scale."""
 _F32, _F16 = 0, 1
@@ -77,6 +77,13 @@ def write(model: Path, precision: str, path: Path) -> None:
             file.write(_tensor_bytes(name, tensor, precision))
 
 
+def precision_of(path: Path) -> str:
+    """Return which of PRECISIONS a file has, by its header."""
+    with path.open("rb") as file:
+        header = struct.unpack(f"<{1 + len(HEADER)}i", file.read(4 * (1 + len(HEADER))))
+    return next(name for name, number in _FILE_TYPES.items() if number == header[1 + HEADER.index("ftype")])
+
+
 def _mel_filters(n_mels: int) -> np.ndarray:
     """Return Whisper's mel filters, float32 [n_mels, 201]."""
     import numpy as np
@@ -112,8 +119,10 @@ def _tensors(model: Path, config: dict) -> Iterator[tuple[str, np.ndarray]]:
     weights = {
         name if name.startswith("model.") else f"model.{name}": tensor
         for name, tensor in load_file(model / "model.safetensors").items()
-        if name != "proj_out.weight"
     }
+    output = weights.pop("model.proj_out.weight", None)
+    if output is not None and not output.equal(weights["model.decoder.embed_tokens.weight"]):
+        raise LabError(f"{model} has an output matrix (proj_out.weight) of its own, which ggml has no name for")
     names = {hf_name(name): name for name in _openai_names(config)}
     if unknown := sorted(weights.keys() - names.keys()):
         raise LabError(f"{model} has weights that ggml has no name for, such as {unknown[0]}")
