@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _SMALL = ("*.json", "*.txt", "README.md")
 """Names of a model's files beside its weights; README.md is listed in a fine-tuned model's manifest."""
-_SHARDS = ("model*.safetensors", "pytorch_model*.bin")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -54,7 +53,7 @@ def cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        patterns = {"allow_patterns": [*_SMALL, *_SHARDS], "ignore_patterns": ["*/*"]}
+        patterns = {"allow_patterns": list(_SMALL), "ignore_patterns": ["*/*"]}  # weights: see _has_weights
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True, **patterns))
     except (LocalEntryNotFoundError, ValueError):
         return None

@@ -220,9 +220,28 @@ def test_sharded_model_is_refused_before_the_download(toy_model, mirrored, tmp_p
     server.add("model", "lab/sharded", published, COMMIT)
     (found,) = resolve_elsewhere(server.endpoint, tmp_path / "home", mirrored, "lab/sharded")
     server.close()
-    assert "hub://lab/sharded has no model.safetensors" in found["error"]
-    assert "model-00001-of-00002.safetensors" in found["error"]
-    assert not [request for request in server.requests if "/resolve/" in str(request)]
+    assert "hub://lab/sharded: it has model-00001-of-00002.safetensors and no model.safetensors.index" in found["error"]
+    assert not [request for request in server.requests if "/resolve/" in str(request) and "00001" in str(request)]
+
+
+@pytest.mark.slow
+def test_bin_of_the_hub_is_fetched_if_it_is_the_only_one(toy_model, mirrored, tmp_path):
+    from safetensors.torch import load_file
+
+    published = Path(shutil.copytree(toy_model, tmp_path / "published"))
+    torch.save(load_file(published / "model.safetensors"), published / "pytorch_model.bin")
+    (published / "model.safetensors").unlink()
+    (published / "flax_model.msgpack").write_bytes(b"not for us")
+    server = Hub()
+    server.add("model", "lab/bin", published, COMMIT)
+    variables = {"LAB_CACHE": str(tmp_path / "cache")}
+    first, cached = resolve_elsewhere(
+        server.endpoint, tmp_path / "home", mirrored, "lab/bin", "hub://lab/bin", **variables
+    )
+    server.close()
+    assert (first["origin"], cached["origin"], first["folder"]) == ("hub", "hub cache", cached["folder"])
+    assert not [request for request in server.requests if "flax_model" in str(request)]
+    assert whisper_model.load(ModelRef("bin", Path(first["folder"]), "hub", COMMIT)).config.d_model == 32
 
 
 def flip_last_bit(path: Path) -> None:

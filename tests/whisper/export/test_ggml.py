@@ -12,12 +12,15 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from pipelines.inference.deploy import package
 from pipelines.infra.errors import LabError
-from pipelines.whisper import export
+from pipelines.whisper import engines, export
 from pipelines.whisper import model as whisper_model
+from pipelines.whisper.decoding_options import DecodingOptions
 from pipelines.whisper.export import ggml
 from pipelines.whisper.mirror.ggml import hf_name, read_ggml
+from pipelines.whisper.model import ModelRef
 
 N_TEXT_TOKENS = 50_257
+CONFIGS = ("config.json", "generation_config.json")
 
 
 def make_model(folder, width=32):
@@ -114,9 +117,9 @@ def test_unsuitable_model_is_refused_in_one_line(tmp_path):
 
 
 def test_export_is_sealed_and_never_served(model, tmp_path):
-    ref = whisper_model.resolve(str(model))
+    ref = ModelRef("toy", model, "folder", "0")
     folder = export.convert(ref, "ggml-q8_0", to=tmp_path / "ggml")
-    assert sorted(path.name for path in folder.iterdir()) == [ggml.FILE_NAME, "manifest.json"]
+    assert {path.name for path in folder.iterdir()} == {ggml.FILE_NAME, "manifest.json", *CONFIGS}
     for form in ("ggml-f16", "ggml-q8_0", "ggml-q5_0"):
         with pytest.raises(LabError, match=f"does not serve {form}: write it with"):
             package.production(ref, form, tmp_path / "served")
@@ -128,3 +131,14 @@ def test_whisper_cpp_reads_the_file(model, tmp_path, precision):
     ggml.write(model, precision, tmp_path / "model.bin")
     loaded = whisper_cpp.Model(str(tmp_path / "model.bin"), language="sv", max_tokens=4, temperature_inc=0.0)
     assert isinstance(loaded.transcribe(np.zeros(16_000, dtype=np.float32)), list)
+
+
+def test_ggml_export_is_scored_but_not_transcribed_with(model, tmp_path):
+    pytest.importorskip("pywhispercpp.model")
+    folder = export.convert(ModelRef("toy", model, "folder", "0"), "ggml-q5_0", to=tmp_path / "ggml")
+    engine = engines.open_engine(whisper_model.resolve(str(folder)), "sv", max_new_tokens=4)
+    assert engine.name == "whisper.cpp cpu q5_0" and engine.n_mels == 80
+    (hypothesis,) = engine.decode(np.zeros((1, 80, 200), dtype=np.float32))
+    assert hypothesis.logprob <= 0 and hypothesis.tokens <= 5
+    with pytest.raises(LabError, match="does not transcribe with them: use whisper.cpp"):
+        engine.check(DecodingOptions("sv", timestamps=True))
