@@ -88,18 +88,6 @@ def converted(tuned: Path, form: str) -> Path:
     return export.convert(whisper_model.resolve(str(tuned)), form)
 
 
-def test_sharded_weights_are_refused_in_one_line(tuned, tmp_path):
-    """Test a sealed folder and an unsealed one."""
-    folder, ref = tmp_path / "sharded", whisper_model.resolve(str(tuned))
-    whisper_model.load(ref).save_pretrained(folder, max_shard_size="50KB")
-    whisper_model.load_processor(ref, "sv").save_pretrained(folder)
-    with pytest.raises(LabError, match="sharded or older weights are not read here; save the model with"):
-        whisper_model.resolve(str(folder))
-    manifest.seal(folder, kind="model", digest="1a2b")
-    with pytest.raises(LabError, match="sharded or older weights are not read here; save the model with"):
-        converted(folder, "safetensors-float16")
-
-
 # ---- ONNX
 
 
