@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 
-from pipelines.inference.subtitles.lines import break_cost, wrap
+from pipelines.inference.subtitles.lines import break_cost, divide_word, wrap
 from pipelines.inference.transcript import Segment, Transcript
 from pipelines.infra.errors import LabError
 
@@ -173,8 +173,7 @@ def _chunks(word: TimedWord, room: int) -> list[TimedWord]:
     """Return a word, or the parts of one that is too long for a line, as in languages without spaces."""
     if len(word.text) <= room:
         return [word]
-    texts = [word.text[at : at + room] for at in range(0, len(word.text), room)]
-    return _spread(texts, word.start_s, word.end_s)
+    return _spread(divide_word(word.text, room), word.start_s, word.end_s)
 
 
 def _runs(words: list[TimedWord]) -> list[list[TimedWord]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -19,6 +20,31 @@ _LEADING = frozenset(
 )
 """Words that belong to the following one."""
 _IMBALANCE = 4.0
+_JOINER, _MODIFIERS = "\u200d", frozenset(map(chr, range(0x1F3FB, 0x1F400)))
+"""Joins emoji, and the colours of their skin."""
+_FLAGS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
+"""Two of these letters are a flag."""
+
+
+def divide_word(word: str, width: int) -> list[str]:
+    """Return the parts, of at most `width` characters, of a word that is longer than a line.
+
+    Letters keep their accents, and emoji their modifiers, unless one of them alone is longer than a line.
+    """
+    parts, first = [], 0
+    while len(word) - first > width:
+        end = next((end for end in range(first + width, first, -1) if not _is_joined(word, end)), first + width)
+        parts.append(word[first:end])
+        first = end
+    return [*parts, word[first:]]
+
+
+def _is_joined(word: str, position: int) -> bool:
+    """Return whether the characters before and after a position are shown as one."""
+    before, after = word[position - 1], word[position]
+    is_part = unicodedata.category(after).startswith("M") or after in _MODIFIERS or _JOINER in (before, after)
+    n_flags = next((n for n, letter in enumerate(word[position - 1 :: -1]) if letter not in _FLAGS), position)
+    return is_part or (after in _FLAGS and n_flags % 2 == 1)
 
 
 def break_cost(before: str, after: str) -> float:

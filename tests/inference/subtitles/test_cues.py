@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipelines.inference import subtitles
 from pipelines.inference.subtitles import Style, cues
+from pipelines.inference.subtitles.lines import divide_word
 from pipelines.inference.transcript import Segment, Transcript, Word, join_texts
 from pipelines.infra.errors import LabError
 
@@ -145,6 +146,25 @@ def test_short_segments_share_a_cue_if_they_follow_closely():
 
 def test_word_longer_than_a_line_is_divided():
     assert [lines for _, _, lines in lines_of("åäö" * 20, 3.0)] == ["åäö" * 14 + "\n" + "åäö" * 6]
+
+
+@pytest.mark.parametrize(
+    ("letter", "n_in_line"),
+    [
+        ("e\u0301", 21),  # with a combining accent
+        ("\U0001f469\u200d\U0001f680", 14),  # an astronaut: two emoji and a joiner
+        ("\U0001f44d\U0001f3fd", 21),  # with a skin colour
+        ("\u2764\ufe0f", 21),  # with a variation selector
+        ("\U0001f1f8\U0001f1ea", 21),  # a flag
+        ("a" + "\u0301" * 99, 0.42),  # no room: it is cut
+    ],
+)
+def test_long_word_is_divided_between_letters_as_shown(letter, n_in_line):
+    word = "!" + letter * 50 if n_in_line == 21 else letter * 50
+    parts = divide_word(word, 42)
+    assert "".join(parts) == word and max(map(len, parts)) <= 42
+    if n_in_line >= 1:
+        assert all(part.removeprefix("!").replace(letter, "") == "" for part in parts)
 
 
 def test_word_times_decide_where_a_cue_begins():
