@@ -88,7 +88,7 @@ def test_first_cell_is_the_same_in_all_notebooks():
     assert len({cells(path)[0].source for path in PATHS}) == 1
 
 
-def bootstrap(monkeypatch: pytest.MonkeyPatch, words: list[str], prefix: Path) -> str | None:
+def bootstrap(monkeypatch: pytest.MonkeyPatch, words: list[str], prefix: Path, git_code: int = 0) -> str | None:
     """Run the first cell as a kernel would that a command with `words` started; return the lab's folder, None: cloned.
 
     The environment is at `prefix`, and nothing but the cell adds to the module path.
@@ -99,7 +99,7 @@ def bootstrap(monkeypatch: pytest.MonkeyPatch, words: list[str], prefix: Path) -
     monkeypatch.setattr(psutil.Process, "parents", lambda self: [parent])
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "prefix", str(prefix))
-    scope = {"cloned": []}
+    scope = {"cloned": [], "_exit_code": git_code}  # as IPython sets it
     exec(source.replace(clone, "cloned.append(1)"), scope)
     return None if scope["cloned"] else sys.path[0]
 
@@ -128,6 +128,12 @@ def test_first_cell_finds_a_lab_before_it_clones(
     found = bootstrap(monkeypatch, [word.format(tmp_path) for word in words], tmp_path / (prefix or "none"))
     assert found == (lab and str(tmp_path / lab))
     assert Path.cwd() == tmp_path / folder, "relative paths stay the user's"
+
+
+def test_failed_download_of_the_lab_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^git could not download the lab: make room.*again$"):
+        bootstrap(monkeypatch, [], tmp_path, git_code=128)
 
 
 @each
