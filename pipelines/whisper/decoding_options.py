@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,11 @@ MAX_NEW_TOKENS = 224
 """Half of Whisper's text context of 448, as in openai/whisper, decoding.py (`sample_len`)."""
 MAX_BEAMS = 32
 TASKS = ("transcribe", "translate")
+
+
+def parse_hotwords(text: str) -> tuple[str, ...]:
+    """Return the words and phrases in a text, which are separated by commas or lines."""
+    return tuple(filter(None, map(str.strip, re.split("[,\n]", text))))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, BinaryIO, Literal
@@ -31,7 +30,7 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.recipes.languages import AUTO
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.decoding_options import MAX_BEAMS
+from pipelines.whisper.decoding_options import MAX_BEAMS, parse_hotwords
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 TRANSLATION_FIELDS = (
@@ -118,7 +117,7 @@ class RecordingForm:
             language=self.language,
             task=task,
             prompt=self.prompt.strip() or None,
-            hotwords=tuple(filter(None, map(str.strip, re.split("[,\n]", self.hotwords)))) or None,
+            hotwords=parse_hotwords(self.hotwords) or None,
             temperatures=(self.temperature,) if self.temperature else None,
             beam_size=self.beam_size,
             patience=self.patience,
@@ -219,10 +218,8 @@ def configure(
         message = f"this server's model was tuned to transcribe {tuned_for} and does not translate"
         raise Refusal(400, message, param="task")
     try:
-        code = languages.parse_optional(language)
-        if not tuned_for and language.strip().casefold() == AUTO:
-            code = AUTO
-        if tuned_for and code not in ("", transcriber.language):
+        code = languages.parse_or_auto(language)
+        if tuned_for and code not in ("", AUTO, transcriber.language):
             raise LabError(f"this server transcribes {transcriber.language} only: leave language out")
         configured = transcriber.with_options(language=code or None, task=task, **options)
     except LabError as error:

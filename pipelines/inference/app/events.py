@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.inference.app.handlers import DOWNLOADS, Handlers
 from pipelines.inference.app.i18n import TEXTS, choose_language
+from pipelines.inference.app.service import NO_CHOICES, Choices
 from pipelines.inference.app.uploads import EXAMPLES, example_path
 from pipelines.inference.http.rate_limits import address_key
 
@@ -41,9 +42,9 @@ def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
         previous: SessionTranscript | None,
         language: str,
         count: dict[str, int],
-        is_split: bool,
         request: Any,
         progress=gr.Progress(),
+        *choices: Any,
     ) -> tuple[Any, ...]:
         label, number = TEXTS[language]["transcribing"], count["number"]
         outputs = handlers.transcribe(
@@ -52,19 +53,17 @@ def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
             language,
             lambda share: progress(share, desc=label),
             _client(request),
-            split_channels=is_split,
+            Choices(*choices),
         )
         # skip the outputs if the visitor has chosen another recording meanwhile
         return outputs if count["number"] == number else (gr.skip(), gr.skip(), gr.skip())
 
     transcribe.__annotations__ = {"request": gr.Request}  # Gradio passes it only if it can read all annotations
-    return page.transcribe.click(
-        transcribe,
-        [page.recording, page.transcript_state, page.language, page.recording_count, page.is_split],
-        page.transcript_outputs,
-        api_name="transcribe",
-        show_progress_on=page.transcript,
-    )
+    inputs = [page.recording, page.transcript_state, page.language, page.recording_count]
+    outputs, options = page.transcript_outputs, {"show_progress_on": page.transcript}
+    # programs send only the recording
+    page.call.click(transcribe, [*inputs, *map(gr.State, NO_CHOICES)], outputs, api_name="transcribe", **options)
+    return page.transcribe.click(transcribe, [*inputs, *page.choices], outputs, **options, **_PRIVATE)
 
 
 def _connect_microphone(page: Components, handlers: Handlers) -> Any:
@@ -74,9 +73,9 @@ def _connect_microphone(page: Components, handlers: Handlers) -> Any:
     """
     page.start_live.click(
         handlers.open_microphone,
-        page.live_id,
+        [page.live_id, *page.choices[1:]],
         page.result_outputs,
-        js="() => window.lab.startMicrophone()",
+        js="async (_, ...options) => [await window.lab.startMicrophone(options), ...options]",
         queue=False,
         **_SILENT,
     )
@@ -107,7 +106,6 @@ def _connect_recorder(page: Components, handlers: Handlers, fetches_urls: bool) 
         **_SILENT,
     )
     page.recording.change(None, page.recording, None, js="file => window.lab.loadRecording(file?.url)", **_PRIVATE)
-    page.split_channels.change(lambda value: value, page.split_channels, page.is_split, queue=False, **_SILENT)
     if fetches_urls:
         _connect_address(page, handlers)
     for name, button in zip(EXAMPLES, page.examples, strict=True):

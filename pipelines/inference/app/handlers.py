@@ -14,6 +14,7 @@ from pipelines.inference.app import html
 from pipelines.inference.app.i18n import TEXTS
 from pipelines.inference.app.live import LiveSessions
 from pipelines.inference.app.middleware import MAX_UPLOAD_BYTES, MAX_UPLOADS_BYTES
+from pipelines.inference.app.service import NO_CHOICES
 from pipelines.inference.app.uploads import delete_old_uploads, discard_upload, fetch_upload
 from pipelines.inference.http.rate_limits import RateLimiter, TooManyRequests
 from pipelines.inference.http.remote import DOWNLOAD_S
@@ -22,7 +23,7 @@ from pipelines.infra.downloads.urls import DownloadError
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
-    from pipelines.inference.app.service import Service, SessionTranscript
+    from pipelines.inference.app.service import Choices, Service, SessionTranscript
     from pipelines.speech.audio import Gap
 
     Feedback = tuple[str, SessionTranscript | None]
@@ -78,24 +79,24 @@ class Handlers:
         language: str,
         on_progress: Any = None,
         client: str = "",
-        split_channels: bool = False,
+        choices: Choices = NO_CHOICES,
     ) -> tuple[str, str, SessionTranscript]:
         """Return the transcript, a line with durations, and the transcript to store in the session.
 
-        The uploaded file is deleted, unless the visitor can try again: the model was busy, or `client` (the visitor's
-        rate_limits.address_key) is above its limits.
+        The uploaded file is deleted, unless the visitor can try again: the model was busy, the options cannot be used,
+        or `client` (the visitor's rate_limits.address_key) is above its limits.
         """
         from pipelines.speech.audio import AudioError
 
         with _errors_as_one_line(language):
-            is_new = previous is None or previous.source != recording
+            is_new = previous is None or (previous.source, previous.choices) != (recording, choices)
             budget = self.limiter.admit(client) if is_new else None
-            can_discard = True
+            can_discard, labels = True, tuple(TEXTS[language]["channels"].values())
+            on_progress = on_progress or (lambda share: None)
             try:
-                channels = tuple(TEXTS[language]["channels"].values()) if split_channels else None
-                transcript = self.service.transcribe(recording, previous, on_progress or (lambda share: None), channels)
+                transcript = self.service.transcribe(recording, previous, on_progress, choices, labels)
             except AudioError as error:
-                can_discard = error.reason != "busy"
+                can_discard = error.reason not in ("busy", "options")
                 raise
             finally:
                 if can_discard:
@@ -119,7 +120,7 @@ class Handlers:
                 raise AudioError("busy", "the uploads fill their space")
             return fetch_upload(address, folder, self.downloads)
 
-    def open_microphone(self, is_open: bool) -> tuple[Any, ...]:
+    def open_microphone(self, is_open: bool, *options: Any) -> tuple[Any, ...]:
         """Clear the page for a new live transcript; leave it if the microphone was not opened, as the script says."""
         import gradio as gr
 

@@ -77,9 +77,20 @@ def build(
             is_ephemeral=inference_pipeline.is_lost_on_restart(log),
             fetches_urls=fetches_urls,
         )
+        _, _, hotwords, _ = page.choices
+        hotwords.visible = _takes_hotwords(transcriber)
         connect_events(demo, page, handlers, fetches_urls)
     demo.live_sessions, demo.rate_limiter = handlers.live_sessions, handlers.limiter
     return demo.queue(default_concurrency_limit=1, max_size=20)
+
+
+def _takes_hotwords(transcriber: Transcriber) -> bool:
+    """Return whether the engine can make words more probable."""
+    try:
+        transcriber.with_options(hotwords=("ord",))
+    except LabError:
+        return False
+    return True
 
 
 def launch(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.inference.app import html
 from pipelines.inference.app.handlers import DOWNLOADS
 from pipelines.inference.app.i18n import TEXTS, localized_texts
+from pipelines.inference.app.service import MAX_OPTION_CHARS
 from pipelines.inference.app.uploads import EXAMPLES
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ class Components:
     language_switch: gr.Radio
     recording: gr.Audio
     transcribe: gr.Button
-    split_channels: gr.Checkbox
-    is_split: gr.State
-    """Value of `split_channels`: programs that call /transcribe send only the recording."""
+    choices: list[Any]
+    """The fields of service.Choices, in order."""
+    call: gr.Button
+    """Has the event that programs call; hidden."""
     address: gr.Textbox
     """Address of a recording; hidden unless the server fetches addresses."""
     fetch: gr.Button
@@ -144,6 +146,7 @@ def create_components(
             recording, split_channels, transcribe, examples = _create_recorder(page, has_examples=speech == "sv")
         with page.add(gr.Tab, lambda texts: {"label": texts["live_tab"]}):
             start_live, end_live = _create_microphone(page)
+    choices = [split_channels, *_create_options(page)]
     page.add(gr.Markdown, lambda texts: {"value": texts["privacy"]}, elem_id="privacy")
     results = _create_results(page, can_compare)
     page.add(gr.HTML, lambda texts: {"value": html.model_card(model_info, why, texts)}, elem_id="card", padding=False)
@@ -155,8 +158,8 @@ def create_components(
         language_switch=language_switch,
         recording=recording,
         transcribe=transcribe,
-        split_channels=split_channels,
-        is_split=gr.State(False),
+        choices=choices,
+        call=gr.Button(visible=False),
         address=address,
         fetch=fetch,
         examples=examples,
@@ -204,6 +207,25 @@ def _create_recorder(
     with gr.Row(elem_id="examples", visible=has_examples):
         examples = [gr.Button(sentence, size="sm", min_width=120) for sentence in EXAMPLES.values()]
     return recording, split_channels, transcribe, examples
+
+
+def _create_options(page: LocalizedComponents) -> list[Any]:
+    """Create prompt, hotwords and number of beams, which hold for recordings and for the live microphone."""
+    import gradio as gr
+
+    def labels(name: str) -> Callable[[Texts], dict[str, Any]]:
+        return lambda texts: {"label": texts[name], "info": texts[f"{name}_info"]}
+
+    def beams(texts: Texts) -> dict[str, Any]:
+        return {**labels("beams")(texts), "choices": [(texts["usual"], 0), *((str(n), n) for n in (1, 5, 10))]}
+
+    text: dict[str, Any] = {"lines": 1, "max_lines": 4, "max_length": MAX_OPTION_CHARS}
+    with page.add(gr.Accordion, lambda texts: {"label": texts["options"]}, open=False, elem_id="options"):
+        return [
+            page.add(gr.Textbox, labels("prompt"), elem_id="prompt", **text),
+            page.add(gr.Textbox, labels("hotwords"), elem_id="hotwords", **text),
+            page.add(gr.Radio, beams, value=0, elem_id="beams"),
+        ]
 
 
 def _create_address(page: LocalizedComponents, is_visible: bool) -> tuple[gr.Textbox, gr.Button]:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.inference import streaming
-from pipelines.inference.app.service import MAX_DURATION_S, MAX_RETAINED_S, MIN_PEAK, SessionTranscript
+from pipelines.inference.app.service import (
+    MAX_DURATION_S,
+    MAX_RETAINED_S,
+    MIN_PEAK,
+    NO_CHOICES,
+    Choices,
+    SessionTranscript,
+)
 from pipelines.speech import audio
 from pipelines.speech.audio import SAMPLE_RATE_HZ, AudioError, Waveform
 
@@ -40,8 +47,9 @@ IDLE_S = 60.0
 class LiveSession:
     """One visitor's open microphone."""
 
-    def __init__(self, transcriber: Transcriber):
-        self.stream: Stream = streaming.create_stream(transcriber)
+    def __init__(self, transcriber: Transcriber, choices: Choices = NO_CHOICES):
+        self.stream: Stream = streaming.create_stream(choices.configure(transcriber))
+        self._choices = choices
         self.n_received = 0
         """Samples received, at the microphone's own rate."""
         self.transcript: SessionTranscript | None = None
@@ -89,7 +97,7 @@ class LiveSession:
         final = self.partial = self.stream.end()
         recording = Waveform(np.concatenate(self._retained)) if self._is_retained else None
         self.transcript = SessionTranscript(
-            "", final.text, final.audio_s, final.latency_s, recording, segments=final.segments
+            "", final.text, final.audio_s, final.latency_s, recording, segments=final.segments, choices=self._choices
         )
         return self.transcript
 
@@ -129,10 +137,14 @@ class AudioChunk:
     """Mono float32 [n]."""
     rate_hz: int
     is_last: bool
+    choices: Choices = NO_CHOICES
+    """What the visitor has chosen when the microphone was opened; sent with the first chunk."""
 
 
 def parse_chunk(message: Any) -> AudioChunk:
-    """Parse the page's message {talk, start, rate: Hz, samples: base64 of int16, last}.
+    """Parse the page's message {talk, start, rate: Hz, samples: base64 of int16, last, options}.
+
+    `options`: prompt, hotwords and number of beams (service.Choices).
 
     Raises AudioError `unreadable` for anything else.
     """
@@ -149,7 +161,10 @@ def parse_chunk(message: Any) -> AudioChunk:
     except ValueError:
         raise AudioError("unreadable", "a chunk that is not base64") from None
     samples = np.frombuffer(content[: len(content) // 2 * 2], dtype="<i2") / np.float32(32_768)
-    return AudioChunk(session_id, offset, samples, rate_hz, bool(message.get("last")))
+    options = message.get("options", [])
+    if not isinstance(options, list) or len(options) > len(Choices._fields) - 1:
+        raise AudioError("unreadable", "expected options [prompt, hotwords, beams]")
+    return AudioChunk(session_id, offset, samples, rate_hz, bool(message.get("last")), Choices(False, *options))
 
 
 class LiveSessions:
@@ -235,7 +250,7 @@ class LiveSessions:
             return session or LiveSession(self.service.transcriber)
         if len(self._sessions) >= MAX_SESSIONS:
             self._evict_idle()
-        session = LiveSession(self.service.transcriber)
+        session = LiveSession(self.service.transcriber, chunk.choices)
         self._sessions[chunk.session_id] = time.monotonic(), session
         if not self._is_timer_set:
             self._is_timer_set = True

@@ -51,6 +51,8 @@ MAX_WAITING_CHUNKS = 20
 
 _MAX_INLINE_BYTES = 50_000
 """Larger JSON is checked in a thread; this much takes about 20 ms."""
+_MAX_BRACKETS = 5_000
+"""Most brackets in a live chunk: a prompt and hotwords may consist of them."""
 _REASONS = {403: "cross_site", 408: "busy", 413: "too_large", 429: "too_many"}
 """HTTP status of a Refusal to the key of its text in Texts["refused"]; others are `unreadable`."""
 
@@ -281,12 +283,12 @@ def contains_url(body: bytes) -> bool:
 
 
 def _parse_flat_json(body: bytes) -> Any:
-    """Parse a JSON body; return None if it is invalid or deeply nested, which would take long to parse."""
-    if body.count(b"[") + body.count(b"{") > 10:
+    """Parse a JSON body; return None if it is invalid, or has so many brackets that it would take long to parse."""
+    if body.count(b"[") + body.count(b"{") > _MAX_BRACKETS:
         return None
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.inference.channels import ChannelTranscriber, without_speakers
+from pipelines.inference.channels import LEFT_RIGHT, NUMBERED, ChannelTranscriber, without_speakers
 from pipelines.inference.pipeline import model_title
 from pipelines.infra.errors import LabError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipelines.inference.transcript import Segment, Transcript
     from pipelines.speech.audio import Gap, Waveform
 
+MAX_OPTION_CHARS, MAX_BEAMS = 2_000, 10
+"""Longest prompt and list of hotwords, and most beams, that a visitor may choose."""
 ChannelLabels = tuple[str, str, str]
 """Names of the left and the right channel, and a format of the names of several."""
 MAX_DURATION_S = 600.0
@@ -32,6 +34,36 @@ MAX_WAIT_S = 60.0
 """Time after which a waiting request is refused as busy."""
 TIMEOUT_S = 300.0
 """Maximum time for one recording."""
+
+
+class Choices(NamedTuple):
+    """What a visitor has chosen beside the recording."""
+
+    split_channels: bool = False
+    prompt: str = ""
+    hotwords: str = ""
+    """Separated by commas or lines."""
+    beam_size: int = 0
+    """0: that of the model."""
+
+    def configure(self, transcriber: Transcriber) -> Transcriber:
+        """Return the transcriber with these options. Raises AudioError `options` if they cannot be used."""
+        from pipelines.speech.audio import AudioError
+        from pipelines.whisper.decoding_options import parse_hotwords
+
+        are_texts = all(isinstance(text, str) and len(text) <= MAX_OPTION_CHARS for text in self[1:3])
+        if not are_texts or type(self.beam_size) is not int or not 0 <= self.beam_size <= MAX_BEAMS:
+            raise AudioError("options", f"expected texts of at most {MAX_OPTION_CHARS} characters, and a number")
+        changes = self.prompt.strip() or None, parse_hotwords(self.hotwords) or None, self.beam_size or None
+        if not any(changes):
+            return transcriber
+        try:
+            return transcriber.with_options(**dict(zip(("prompt", "hotwords", "beam_size"), changes, strict=True)))
+        except LabError as error:
+            raise AudioError("options", str(error)) from None
+
+
+NO_CHOICES = Choices()
 
 
 @dataclass(frozen=True)
@@ -52,8 +84,7 @@ class SessionTranscript:
     """Segments with times and confidences."""
     gaps: tuple[Gap, ...] = ()
     """Parts of the recording that cannot be read."""
-    channels: ChannelLabels | None = None
-    """Names of the channels that were transcribed one by one; None: their mean was."""
+    choices: Choices = NO_CHOICES
 
     @property
     def plain_text(self) -> str:
@@ -122,40 +153,49 @@ class Service:
         path: str | None,
         previous: SessionTranscript | None = None,
         on_progress: Callable[[float], None] = lambda share: None,
-        channels: ChannelLabels | None = None,
+        choices: Choices = NO_CHOICES,
+        labels: ChannelLabels = (*LEFT_RIGHT, NUMBERED),
     ) -> SessionTranscript:
-        """Transcribe the file at `path`; return `previous` if it is of the same upload.
+        """Transcribe the file at `path`; return `previous` if it is of the same upload with the same choices.
 
-        With the names `channels`, each channel is transcribed, without crosstalk. `on_progress` receives the completed
-        share, 0 to 1. Raises AudioError with reason `no_recording`, `missing`, `empty`, `unreadable`, `damaged`
-        (without any sound), `not_finite`, `silent`, `too_long`, `busy` or `too_slow`.
+        With other choices the recording of `previous` is used, since its file has been deleted. `labels` name split
+        channels. `on_progress` receives the completed share, 0 to 1. Raises AudioError with reason `no_recording`,
+        `missing`, `empty`, `unreadable`, `damaged` (without any sound), `not_finite`, `silent`, `too_long`, `options`,
+        `busy` or `too_slow`.
         """
         from pipelines.speech import audio
 
         if path is None:
             raise audio.AudioError("no_recording", "nothing was recorded or chosen")
-        if previous is not None and (previous.source, bool(previous.channels)) == (path, bool(channels)):
-            return previous
-        started = time.monotonic()
-        waveform, gaps = _read(path, _deadline(started + TIMEOUT_S))
+        again = previous if previous is not None and previous.source == path else None
+        if again and again.choices == choices:
+            return again
+        transcriber, started = choices.configure(self.transcriber), time.monotonic()
+        if again and again.recording and not choices.split_channels:
+            waveform, gaps = again.recording, again.gaps
+        else:
+            waveform, gaps = _read(path, _deadline(started + TIMEOUT_S))
         with self.turn() as yield_turn:
             callbacks = _callbacks(waveform.duration_s, started + TIMEOUT_S, yield_turn, on_progress)
-            if channels:
-                on_audio = _with_progress(callbacks["on_audio"], waveform.duration_s, on_progress)
-                transcript = _transcribe_channels(self.transcriber, path, channels, on_audio)
+            if choices.split_channels:
+
+                def on_audio(seconds: float) -> None:
+                    callbacks["on_audio"](seconds)
+                    on_progress(min(seconds / waveform.duration_s, 1.0))
+
+                transcript = _transcribe_channels(transcriber, path, labels, on_audio)
             else:
-                transcript = self.transcriber.transcribe(waveform, **callbacks)
+                transcript = transcriber.transcribe(waveform, **callbacks)
         retained = waveform if waveform.duration_s <= MAX_RETAINED_S else None
-        elapsed_s = time.monotonic() - started
         return SessionTranscript(
             path,
             transcript.text,
             waveform.duration_s,
-            elapsed_s,
+            time.monotonic() - started,
             retained,
             segments=transcript.segments,
             gaps=gaps,
-            channels=channels,
+            choices=choices,
         )
 
     def transcribe_with_base(self, transcript: SessionTranscript) -> tuple[str, Transcript]:
@@ -167,7 +207,7 @@ class Service:
 
         if transcript.recording is None or not self.can_compare:
             raise audio.AudioError("no_recording", "there is no recording in memory to compare")
-        base = self._get_base()
+        base = transcript.choices.configure(self._get_base())
         with self.turn() as yield_turn:
             callbacks = _callbacks(transcript.audio_s, time.monotonic() + TIMEOUT_S, yield_turn)
             return model_title(base.ref), base.transcribe(transcript.recording, **callbacks)
@@ -249,16 +289,6 @@ def _transcribe_channels(
         return ChannelTranscriber(transcriber, (), tuple(left_right), numbered).transcribe(path, on_audio=on_audio)
     except DamagedRecording as damage:
         return damage.transcript
-
-
-def _with_progress(
-    on_audio: Callable[[float], None], audio_s: float, on_progress: Callable[[float], None]
-) -> Callable[[float], None]:
-    def report(seconds: float) -> None:
-        on_audio(seconds)
-        on_progress(min(seconds / audio_s, 1.0))
-
-    return report
 
 
 def _read(path: str, check_deadline: Callable[[], float]) -> tuple[Waveform, tuple[Gap, ...]]:

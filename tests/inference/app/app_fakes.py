@@ -22,10 +22,13 @@ class FakeTranscriber:
     def __init__(self, folder, text="Hej på dig.", **facts):
         self.ref = ModelRef(str(folder), Path(folder), "folder", "abc123", facts.pop("quantisation", None), facts=facts)
         self.text, self.calls, self.language = text, 0, "sv"
+        self.changes: list[dict] = []
+        """Options that were requested."""
 
     longest_s = 30.0
 
     def with_options(self, **changes):
+        self.changes.append(changes)
         return self
 
     def transcribe(self, recording, on_audio, on_segment):

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.i18n import ENGLISH, SWEDISH, TEXTS
-from pipelines.inference.app.service import Service
+from pipelines.inference.app.service import Choices, Service
 from pipelines.inference.transcript import Segment, Transcript, Word
 from pipelines.infra.errors import LabError
 from pipelines.speech import audio
@@ -64,7 +64,9 @@ def test_channels_are_named_in_the_page_s_language(tmp_path, encoded, speech, la
     handlers, path, shares = Handlers(service), tmp_path / "two.wav", []
     sound, silence = speech(16_000), np.zeros(16_000, np.float32)
     path.write_bytes(encoded(np.stack([np.append(sound, silence), np.append(silence, sound)], axis=1)))
-    text, _, transcript = handlers.transcribe(str(path), None, language, shares.append, split_channels=True)
+    text, _, transcript = handlers.transcribe(
+        str(path), None, language, shares.append, "", Choices(split_channels=True)
+    )
     assert text == "\n".join(f"{name}: Hej på dig." for name in names)
     assert shares == sorted(shares) and shares[-1] == 1.0
     details, files, *_ = handlers.show_details(transcript, language)
@@ -80,6 +82,40 @@ def test_same_upload_is_transcribed_once(handlers, spoken):
     Path(spoken).unlink()
     assert handlers.transcribe(spoken, first[2], "en") == first
     assert handlers.service.transcriber.calls == 1
+
+
+def test_upload_is_transcribed_again_with_other_options(handlers, spoken):
+    first = handlers.transcribe(spoken, None, "en")[2]
+    Path(spoken).unlink()  # as an upload is
+    assert handlers.service.transcriber.changes == []
+    choices = Choices(prompt=" Elsa bor i Åmål. ", hotwords="Åmål, Elsa\nBo", beam_size=5)
+    second = handlers.transcribe(spoken, first, "en", choices=choices)[2]
+    assert (second.source, second.recording, second.choices) == (spoken, first.recording, choices)
+    assert handlers.transcribe(spoken, second, "en", choices=choices)[2] is second
+    assert handlers.service.transcriber.changes == [
+        {"prompt": "Elsa bor i Åmål.", "hotwords": ("Åmål", "Elsa", "Bo"), "beam_size": 5}
+    ]
+    split = choices._replace(split_channels=True)  # the channels were in the file
+    assert expect_refusal(lambda: handlers.transcribe(spoken, second, "en", choices=split)) == REFUSALS["missing"]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        Choices(prompt="a" * 2_001),
+        Choices(hotwords="a," * 1_001),
+        Choices(beam_size=11),
+        Choices(prompt=None),
+        Choices(hotwords="Åmål"),  # the engine has none
+    ],
+)
+def test_unusable_options_keep_the_upload(handlers, spoken, monkeypatch, choices):
+    def refuse(**changes):
+        raise LabError("no hotwords")
+
+    monkeypatch.setattr(handlers.service.transcriber, "with_options", refuse)
+    assert expect_refusal(lambda: handlers.transcribe(spoken, None, "en", choices=choices)) == REFUSALS["options"]
+    assert Path(spoken).exists() and handlers.service.transcriber.calls == 0
 
 
 def test_empty_transcript_has_its_own_text(handlers, spoken):

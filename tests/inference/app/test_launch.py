@@ -79,10 +79,25 @@ def test_page_has_one_endpoint_limits_and_no_analytics(tmp_path):
     demo = build(FakeTranscriber(tmp_path), tmp_path / "log.csv")
     public = {fn.api_name for fn in demo.fns.values() if fn.api_visibility == "public"}
     assert public == {"transcribe"}
+    (called,) = [fn for fn in demo.fns.values() if fn.api_name == "transcribe"]
+    assert [type(block).__name__ for block in called.inputs if type(block).__name__ != "State"] == ["Audio"]
     assert demo.analytics_enabled is False
     assert demo.delete_cache == (60, 1_800)
     assert (demo._queue.max_size, demo._queue.default_concurrency_limit) == (20, 1)
     assert str(tmp_path) not in json.dumps(demo.get_config_file(), default=str)
+
+
+@pytest.mark.parametrize("error", [None, LabError("the engine has no hotwords")])
+def test_hotwords_are_offered_if_the_engine_has_them(tmp_path, monkeypatch, error):
+    def with_options(self, **changes):
+        if error:
+            raise error
+
+    monkeypatch.setattr(FakeTranscriber, "with_options", with_options)
+    demo = build(FakeTranscriber(tmp_path), tmp_path / "log.csv")
+    blocks = {block.elem_id: block for block in demo.blocks.values()}
+    assert blocks["hotwords"].visible == (error is None) and blocks["prompt"].visible
+    assert not blocks["options"].open
 
 
 def test_taken_port_is_one_line(tmp_path):

@@ -31,7 +31,17 @@ def test_every_component_with_text_is_translated(tmp_path):
     assert len(first.fn(request)) == len(first.outputs)
     assert switch.fn("nonsense", None)[0] == "en"
     values = json.dumps([update for update in swedish if isinstance(update, dict)], ensure_ascii=False, default=str)
-    for key in ("transcribe", "live_tab", "keep", "wrong", "compare", "live_hint", "correction_hint"):
+    for key in (
+        "transcribe",
+        "live_tab",
+        "keep",
+        "wrong",
+        "compare",
+        "live_hint",
+        "correction_hint",
+        "options",
+        "usual",
+    ):
         assert SWEDISH[key] in values
 
 

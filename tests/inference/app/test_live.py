@@ -46,6 +46,20 @@ def test_chunks_become_one_recording_without_seams(handlers, speech, all_is_spee
     assert expect_refusal(handlers.collect_live, SESSION_ID, "en") == REFUSALS["no_recording"], "removed once collected"
 
 
+def test_options_of_the_first_chunk_hold_for_the_session(handlers, speech):
+    first = create_chunk(speech(8_000)) | {"options": ["Elsa bor i Åmål.", "Åmål, Bo", 5]}
+    send_chunk(handlers, first)
+    send_chunk(handlers, create_chunk(speech(8_000), 8_000, last=True))
+    changes, greedy = handlers.service.transcriber.changes
+    assert changes == {"prompt": "Elsa bor i Åmål.", "hotwords": ("Åmål", "Bo"), "beam_size": 5}
+    assert greedy == {"beam_size": 1}, "words that may still change are decoded faster"
+    assert handlers.collect_live(SESSION_ID, "en")[2].choices.hotwords == "Åmål, Bo"
+    for options in (["a" * 2_001], ["", 5], ["", "", 99], [{}]):
+        assert refusal_reason(handlers, create_chunk(speech(8_000)) | {"options": options}) == "options"
+    for options in ("text", [1, 2, 3, 4]):
+        assert refusal_reason(handlers, create_chunk(speech(8_000)) | {"options": options}) == "unreadable"
+
+
 def test_lost_and_repeated_chunks_are_decoded_once(handlers, speech):
     samples = speech(2 * 16_000)
     for start, end, taken in [

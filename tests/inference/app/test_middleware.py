@@ -344,7 +344,9 @@ def test_other_requests_have_smaller_limits(page, speech, monkeypatch):
     assert page.client.post("/live", json=longest).json()["taken"] == 480_000, "the largest chunk of the page"
     response = page.client.post("/live", json=longest | {"more": "a" * middleware.MAX_CHUNK_BYTES})
     assert (response.status_code, response.json()["reason"]) == (413, "too_large")
-    assert middleware._parse_flat_json(nested) is None
+    assert middleware._parse_flat_json(nested) is middleware._parse_flat_json(b"[" * 4_000) is None
+    brackets = create_chunk(np.zeros(8_000), session_id="b" * 20) | {"options": ["[" * 2_000, "{" * 2_000, 0]}
+    assert page.client.post("/live", json=brackets).json()["taken"] == 8_000
     assert middleware._parse_flat_json(json.dumps(longest).encode()) == longest
     call = {"data": [{"path": "http://x/a.wav"}, "a" * 2 * middleware._MAX_INLINE_BYTES]}  # looked through by a thread
     response = page.client.post("/gradio_api/queue/join", json=call)

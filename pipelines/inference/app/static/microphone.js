@@ -14,15 +14,15 @@ export function createMicrophone({ player, message, explain, workletSource, sett
   let opening = null
 
   // Two clicks open one microphone.
-  const start = () => {
+  const start = options => {
     if (session) return true
-    opening ??= open().finally(() => {
+    opening ??= open(options).finally(() => {
       opening = null
     })
     return opening
   }
 
-  const open = async () => {
+  const open = async options => {
     player.load(null)
     let stream = null
     showStatus("")
@@ -37,6 +37,7 @@ export function createMicrophone({ player, message, explain, workletSource, sett
         chunks: [],
         nSent: 0, // chunks that the server has
         id: randomId(),
+        options, // prompt, hotwords and beams as they are now
         failures: 0
       }
       session = current
@@ -119,7 +120,7 @@ export function createMicrophone({ player, message, explain, workletSource, sett
         requestTranscript(current)
         return
       }
-    } else if (["no_recording", "silent"].includes(response.reason)) {
+    } else if (["no_recording", "silent", "options"].includes(response.reason)) {
       finish(current)
       showStatus(response.detail)
       return
@@ -140,6 +141,7 @@ export function createMicrophone({ player, message, explain, workletSource, sett
       rate: current.rate,
       samples: btoa(bytes),
       last,
+      options: current.nSent ? undefined : current.options,
       language: document.documentElement.lang
     }
     try {

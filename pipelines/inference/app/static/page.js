@@ -11,6 +11,9 @@ const GRADIO_MESSAGES = {
   lost: /Connection to the server was lost|Connection errored out/i
 }
 
+// Titles that Gradio gives to messages of its own.
+const GRADIO_TITLES = /^\s*(error|warning)\s*$/i
+
 // Time after which the box of the transcript has the size of its text.
 const GROW_MS = 150
 
@@ -40,11 +43,10 @@ export function startPage({ messages, maxDurationS, speech, workletSource }) {
   const translateGradioMessages = () => {
     for (const text of document.querySelectorAll(".toast-message-text")) {
       const name = Object.keys(GRADIO_MESSAGES).find(key => GRADIO_MESSAGES[key].test(text.textContent))
-      if (!name) continue
-      if (text.textContent !== message(name)) text.textContent = message(name)
-      const title = text.closest(".toast-body").querySelector(".toast-title")?.firstChild
-      if (title && title.nodeValue !== message("sorry")) title.nodeValue = message("sorry")
+      if (name && text.textContent !== message(name)) text.textContent = message(name)
     }
+    for (const { firstChild: title } of document.querySelectorAll(".toast-title"))
+      if (GRADIO_TITLES.test(title?.nodeValue)) title.nodeValue = message("sorry")
   }
 
   // What Gradio has no option for. It may render these elements again at any time.
