@@ -19,7 +19,7 @@ from pipelines.cli import (
     training,
 )
 from pipelines.infra import console, environment
-from pipelines.infra.errors import UNFINISHED, LabError, Unfinished
+from pipelines.infra.errors import UNFINISHED, LabError, Unfinished, shortened
 from pipelines.infra.parallel import distributed
 
 app = typer.Typer(
@@ -89,7 +89,7 @@ def run_command() -> None:
 
 def _fail(line: str, code: int) -> None:
     if distributed.claim_error_report():
-        print(console.shortened(line), file=sys.stderr)
+        print(shortened(line, console.MAX_LINE), file=sys.stderr)
     sys.exit(code)
 
 

@@ -14,7 +14,7 @@ from pipelines.cli.options import (
     EngineName,
     Host,
     Json,
-    Language,
+    LanguageOrAuto,
     ModelUri,
     Overrides,
     RecipeName,
@@ -103,7 +103,7 @@ StoreUris = Annotated[
 
 def serve(
     model: ModelUri = "",
-    language: Language = "",
+    language: LanguageOrAuto = "",
     engine: EngineName = "auto",
     host: Host = "127.0.0.1",
     port: Port = 8000,

@@ -31,7 +31,7 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.recipes.languages import AUTO
 from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
-from pipelines.whisper import engines, model_files
+from pipelines.whisper import engines, model_files, tokens
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions
@@ -71,13 +71,7 @@ class Transcriber:
     """By default those that suit the model (`default_options`); `language` and `max_new_tokens` replace theirs."""
 
     def __post_init__(self) -> None:
-        tuned_for = whisper_model.language_of(self.ref, default="")
-        requested = languages.parse_or_auto(self.language)
-        self.language = tuned_for if tuned_for and requested in ("", AUTO) else requested or DEFAULT
-        if tuned_for and self.language != tuned_for:
-            logger.warning(
-                f"{self.ref.title} was trained for {tuned_for}: its transcripts in {self.language} may be poor"
-            )
+        self.language = self._language_for(languages.parse_or_auto(self.language)) or DEFAULT
         options = self.options or default_options(self.ref)
         self.options = options.changed(language=self.language, max_new_tokens=self.max_new_tokens)
         self.loaded = engines.open_engine(
@@ -98,6 +92,23 @@ class Transcriber:
         self._lock = threading.Lock()
         self._detected, self._is_early = "", False
 
+    def _language_for(self, requested: str) -> str:
+        """Return the language for a requested code, `auto` or "": the last two mean the model's own, if it has one.
+
+        Warn of a language that the model was not tuned for. Raises LabError for one that an English-only model lacks.
+        """
+        tuned_for, only = whisper_model.language_of(self.ref, default=""), tokens.only_language(self.ref.folder)
+        own = tuned_for or only
+        language = own if own and requested in ("", AUTO) else requested
+        if only and language != only:
+            known, lacking = (languages.NAMES[code].title() for code in (only, language))
+            raise LabError(f"{self.ref.title} knows {known} only, got {lacking}: take a multilingual model")
+        if only and requested == AUTO:
+            logger.info(f"{self.ref.title} knows {languages.NAMES[only].title()} only: no language is detected")
+        if tuned_for and language != tuned_for:
+            logger.warning(f"{self.ref.title} was trained for {tuned_for}: its transcripts in {language} may be poor")
+        return language
+
     def with_options(self, **changes: Any) -> Transcriber:
         """Return a transcriber with the same loaded model and other options; values of None change nothing.
 
@@ -105,9 +116,9 @@ class Transcriber:
         engine or the model lacks.
         """
         tuned_for = whisper_model.language_of(self.ref, default="")
-        if changes.get("language"):
+        if changes.get("language") is not None:
             language = languages.parse_or_auto(changes["language"])
-            changes["language"] = tuned_for if tuned_for and language == AUTO else language or None
+            changes["language"] = self._language_for(language) if language else None
         other = copy.copy(self)
         other.options = self.options.changed(**changes)
         other.language = other.options.language

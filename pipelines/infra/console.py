@@ -12,20 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from pipelines.infra.errors import LabError
+from pipelines.infra.errors import LabError, shortened
 
 LOGGER = logging.getLogger("pipelines")
 
 
 MAX_LINE = 4_000
-"""Most characters of a printed line: it may quote names and cells of somebody else's files."""
-
-
-def shortened(line: str) -> str:
-    """Return a line of at most MAX_LINE characters; what is left out is in its middle: the remedy is at its end."""
-    if len(line) <= MAX_LINE:
-        return line
-    return f"{line[: MAX_LINE - 1_000]} ... ({len(line):,} characters) ... {line[-900:]}"
+"""Most characters of a printed line."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -41,9 +34,9 @@ class ConsoleHandler(logging.Handler):
             stream = self.stream or sys.stdout
             bars = sys.modules["tqdm"].tqdm if "tqdm" in sys.modules else None
             if bars and getattr(bars, "_instances", None):
-                bars.write(shortened(record.getMessage()), file=stream)
+                bars.write(shortened(record.getMessage(), MAX_LINE), file=stream)
             else:
-                print(shortened(record.getMessage()), file=stream, flush=True)
+                print(shortened(record.getMessage(), MAX_LINE), file=stream, flush=True)
         except Exception:
             self.handleError(record)
 
@@ -54,7 +47,7 @@ class _ForwardingHandler(logging.Handler):
         self.receive = receive
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.receive(shortened(record.getMessage()))
+        self.receive(shortened(record.getMessage(), MAX_LINE))
 
 
 def configure(stream: TextIO | None = None) -> None:

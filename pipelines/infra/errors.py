@@ -1,6 +1,7 @@
 """The exceptions for errors that a user can cause or fix."""
 
 import errno
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,29 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = (f"os error {errno.ENOSPC}", "No space left on device", "Disk quota exceeded")
 _MIN_FREE_BYTES = 1_000_000
 """A disk with less free space counts as full."""
+MAX_CHARACTERS, MAX_WORD = 2_000, 400
+"""Most characters of an error, and of what it quotes without a space, such as an address."""
+_LONG_WORD = re.compile(rf"\S{{{MAX_WORD + 1},}}")
 UNFINISHED = 75
 """Exit code of an interrupted command that continues when it is run again: EX_TEMPFAIL of sysexits.h."""
+
+
+def shortened(line: str, max_characters: int = MAX_CHARACTERS) -> str:
+    """Return a line without the middle of what is too long: it may quote somebody else's text, and ends with a remedy.
+
+    Words have at most MAX_WORD characters, the line has `max_characters`.
+    """
+    if len(line) > MAX_WORD:
+        line = _LONG_WORD.sub(lambda word: _without_middle(word[0], MAX_WORD), line)
+    return _without_middle(line, max_characters)
+
+
+def _without_middle(text: str, max_characters: int) -> str:
+    if len(text) <= max_characters:
+        return text
+    note = f" ... ({len(text):,} characters) ... "
+    n_last = max_characters // 4
+    return f"{text[: max_characters - n_last - len(note)]}{note}{text[-n_last:]}"
 
 
 class LabError(Exception):
@@ -17,6 +39,9 @@ class LabError(Exception):
 
     Commands print it without a traceback, and so do notebooks (console.show_errors_in_one_line).
     """
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 def missing_package(package: str, install: str, why: str) -> LabError:

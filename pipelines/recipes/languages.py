@@ -70,5 +70,5 @@ def parse_or_auto(text: str) -> str:
 
 
 def parse_optional(text: str) -> str:
-    """Return Whisper's code of a language, or "" for white space and for `auto`. Raises LabError like `parse`."""
-    return "" if text.strip().casefold() in ("", "auto") else parse(text)
+    """Return Whisper's code of a language, or "" for white space. Raises LabError like `parse`, also for `auto`."""
+    return parse(text) if text.strip() else ""

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.whisper.bases import generation
@@ -184,6 +185,15 @@ def text_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     copy.no_truncation()
     copy.no_padding()
     return copy
+
+
+def only_language(folder: Path) -> str:
+    """Return the language of a model that has only one, such as whisper-tiny.en; "" for the others."""
+    if (manifest.read_json(folder / "generation_config.json") or {}).get("is_multilingual") is False:
+        return "en"
+    spelling = _spelling_if_readable(folder)
+    codes = [code for code in languages.NAMES if spelling and spelling.tokenizer.token_to_id(f"<|{code}|>") is not None]
+    return codes[0] if len(codes) == 1 else ""
 
 
 def check_language(folder: Path, language: str) -> None:

@@ -22,7 +22,7 @@ from pipelines.infra.errors import LabError
 from pipelines.speech import audio, repetition
 from pipelines.speech.audio import AudioError, Waveform
 from pipelines.speech.decoders import ffmpeg
-from pipelines.whisper import decoding, engines
+from pipelines.whisper import decoding, engines, tokens
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
@@ -616,6 +616,32 @@ def test_auto_is_the_language_that_a_model_was_tuned_for(scripted, monkeypatch):
     engine.check = lambda options: None
     monkeypatch.setattr(whisper_model, "language_of", lambda ref, default: "fi")
     assert scripted(engine).with_options(language="auto").language == "fi"
+
+
+def test_other_language_than_the_tuned_one_is_warned_of(scripted, monkeypatch):
+    engine = Scripted()
+    engine.check = lambda options: None
+    monkeypatch.setattr(whisper_model, "language_of", lambda ref, default: "fi")
+    transcriber, lines = scripted(engine), record_log()
+    assert transcriber.with_options(language="Finnish", beam_size=2).language == "fi" and not lines
+    assert transcriber.with_options(language="sv-SE").language == "sv"
+    (warning,) = lines
+    assert "was trained for fi: its transcripts in sv may be poor" in warning
+
+
+@pytest.mark.parametrize("language", ["", "auto", "English"])
+def test_english_only_model_transcribes_english(scripted, monkeypatch, language):
+    engine = Scripted()
+    engine.check = lambda options: None
+    monkeypatch.setattr(whisper_model, "language_of", lambda ref, default: default)
+    monkeypatch.setattr(tokens, "only_language", lambda folder: "en")
+    transcriber, lines = scripted(engine), record_log()
+    assert transcriber.language == "en"
+    assert transcriber.with_options(language=language).language == "en"
+    assert len(lines) == (language == "auto")
+    assert all("knows English only: no language is detected" in line for line in lines)
+    with pytest.raises(LabError, match="knows English only, got Swedish: take a multilingual model"):
+        transcriber.with_options(language="sv")
 
 
 def test_detected_language_is_in_the_transcript(toy, speech, monkeypatch):

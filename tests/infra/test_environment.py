@@ -21,8 +21,9 @@ import pytest
 from log_recorder import record_log
 from servers.loopback import free_port
 
+from pipelines.inference.http.guard import Refusal
 from pipelines.infra import console, environment
-from pipelines.infra.errors import LabError, Unfinished
+from pipelines.infra.errors import MAX_CHARACTERS, MAX_WORD, LabError, Unfinished, shortened
 
 PLACES = ("COLAB_RELEASE_TAG", "COLAB_GPU", "KAGGLE_KERNEL_RUN_TYPE", "SPACE_ID")
 SITTINGS = ("JPY_SESSION_NAME", "VSCODE_PID")
@@ -216,12 +217,22 @@ def test_interactive_follows_environment_variables(monkeypatch: pytest.MonkeyPat
 
 
 def test_printed_line_is_bounded_and_keeps_its_end(capsys):
-    assert console.shortened("a" * 4_000) == "a" * 4_000
+    assert shortened("a b " * 1_000, 4_000) == "a b " * 1_000
     console.configure()
     console.LOGGER.info("columns " + "c, " * 100_000 + "Name it with --audio-column")
     line = capsys.readouterr().out
     assert len(line) < 4_100 and line.startswith("columns c, ") and line.endswith("--audio-column\n")
     assert "(300,035 characters)" in line
+
+
+def test_errors_and_refusals_quote_long_texts_in_part():
+    address = "http://" + "a" * 9_000
+    text = f"{address}: no file is there. Name another"
+    for line in (str(LabError(text)), Refusal(400, text).detail):
+        assert len(line) < 500 and line.startswith("http://aaa") and line.endswith("Name another")
+        assert "(9,008 characters)" in line
+    assert len(str(LabError(f"names are short, got {'a b ' * 5_000!r}"))) == MAX_CHARACTERS
+    assert str(LabError("x" * MAX_WORD)) == "x" * MAX_WORD
 
 
 def test_lab_errors_in_notebooks_are_one_line(monkeypatch: pytest.MonkeyPatch):

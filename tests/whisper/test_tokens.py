@@ -63,6 +63,12 @@ def test_shard_process_imports_no_transformers(processor, encoded, speech, tmp_p
     assert done.stdout.decode().split() == []
 
 
+def test_english_only_model_has_one_language(toy_model, tmp_path):
+    assert tokens.only_language(toy_model) == tokens.only_language(tmp_path / "absent") == ""
+    (tmp_path / "generation_config.json").write_text('{"is_multilingual": false}')
+    assert tokens.only_language(tmp_path) == "en"
+
+
 def test_suppressed_token_beyond_the_vocabulary_is_refused(toy_model):
     spelling = tokens.read_spelling(toy_model)
     size = spelling.tokenizer.get_vocab_size()

@@ -612,6 +612,7 @@ def test_parameters_have_documented_defaults(tuner):
         ("dataset", {"dataset": "x.toml"}, "dataset must be one of"),
         ("dataset", {"language": "de"}, "language must be one of sv, da"),
         ("dataset", {"language": "Tysk"}, "language must be one of Whisper's"),
+        ("dataset", {"language": "auto"}, "language must be one of Whisper's"),
         ("dataset", {"language": ["sv"]}, "language: "),
         ("dataset", {"dataset": {"path": "/"}}, "dataset: "),
         ("dataset", {"source.path": "/etc"}, "there is no parameter 'source.path'"),

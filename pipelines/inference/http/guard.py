@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from pipelines.infra.errors import shortened
+
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope
 
@@ -42,8 +44,8 @@ class Refusal(HTTPException):
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ):
-        super().__init__(status, message, headers)
-        self.code, self.param = code, param
+        super().__init__(status, shortened(message), headers)
+        self.code, self.param = code, shortened(param) if param else param
 
     def as_dict(self) -> dict[str, str | None]:
         """Return OpenAI's error object."""

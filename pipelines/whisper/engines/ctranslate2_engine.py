@@ -84,6 +84,9 @@ class CTranslate2:
             texts = [self._text(result) for result in results]
         else:
             texts = self._beam_texts(encoded, windows.shape[-1], results, prompt, options)
+            for text in texts:
+                if len(text.ids) >= max_tokens:  # cut, as search.search marks it: without a value for the end token
+                    text.logprobs = text.logprobs[: len(text.ids)]
         return [search.hypothesis(text, self.spelling, options) for text in texts]
 
     def detect_language(self, window: np.ndarray) -> str:
