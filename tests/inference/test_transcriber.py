@@ -15,7 +15,7 @@ from log_recorder import record_log
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.inference import detection, segmentation, subtitles
-from pipelines.inference.transcriber import Transcriber, longest_window_s
+from pipelines.inference.transcriber import Transcriber, longest_window_s, usual_window_s
 from pipelines.inference.transcript import DamagedRecording
 from pipelines.inference.windows import decoding as decoding_of_windows
 from pipelines.infra.errors import LabError
@@ -651,3 +651,11 @@ def test_detected_language_is_in_the_transcript(toy, speech, monkeypatch):
     assert transcript.language == "da"
     assert subtitles.as_dict(transcript, auto.language)["language"] == "danish"
     assert toy.transcribe(Waveform(speech(3 * SECOND))).language == ""
+
+
+def test_usual_window_is_no_longer_than_the_encoder(toy_model, tmp_path):
+    tuned = {"context": "clip", "facts": {"context_s": 4.0}}
+    folder = toy_whisper.shorten(Path(shutil.copytree(toy_model, tmp_path / "ten")), source=500)
+    ten, thirty = (whisper_model.resolve(str(path)) for path in (folder, toy_model))
+    assert usual_window_s(dataclasses.replace(thirty, **tuned)) == 15.0
+    assert usual_window_s(dataclasses.replace(ten, **tuned)) == 10.0
