@@ -24,6 +24,9 @@ from pipelines.cli.options import (
 from pipelines.infra.errors import LabError
 
 _TRAIN_AND_SCORE = ("train", "evaluate")
+Decoder = Annotated[
+    str, typer.Option(metavar="lab|stock", help="By the scores of this lab, or of transformers' own pipeline.")
+]
 
 
 def evaluate(
@@ -80,6 +83,7 @@ def compare(
         typer.Argument(metavar="RUN...", help="Recipes, run folders or report folders; none: list all past scores."),
     ] = None,
     baseline: Annotated[str, typer.Option(help="Experiment to compare with; default: the first.")] = "",
+    by: Decoder = "lab",
     runs: Runs = "",
     out: Annotated[
         str,
@@ -100,7 +104,7 @@ def compare(
     if not (experiments or baseline):
         rows = run_log.read(runs_folder)
         return print_result(as_json, {"experiments": rows}, run_log.format_table(rows, runs))
-    comparison = compare.compare(experiments or [], baseline, runs=runs)
+    comparison = compare.compare(experiments or [], baseline, by=by, runs=runs)
     folder = Path(out) if out else runs_folder / "comparisons" / comparison.digest
     if dry_run:
         names = ", ".join(finding.experiment.name for finding in comparison.findings)
@@ -114,6 +118,7 @@ def leaderboard(
     sources: Annotated[
         list[str], typer.Argument(help="Recipes, run folders, report folders, or models on the Hub (hub://owner/name).")
     ],
+    by: Decoder = "lab",
     runs: Runs = "",
     as_json: Json = False,
 ):
@@ -123,7 +128,7 @@ def leaderboard(
     """
     from pipelines.experiments import leaderboard
 
-    board = leaderboard.rank(sources, runs=runs)
+    board = leaderboard.rank(sources, by=by, runs=runs)
     print_result(as_json, board.as_dict(), f"{board}\nNext: {board.next_step()}")
 
 

@@ -80,12 +80,15 @@ class RunSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of summary.json."""
+        from pipelines.experiments.report import stock
+
         scores = {
             f"wer_{label}": {
                 "wer": report.score.wer,
                 "ci95": report.score.ci95 and list(report.score.ci95),
                 "over": report.score.over,
                 "model": report.model,
+                "stock": report.stock and stock.facts(report.stock),
             }
             for label, report in (("before", self.before), ("after", self.after))
         }
@@ -104,10 +107,15 @@ class RunSummary:
     def __str__(self) -> str:
         from pipelines.experiments.report import guards
 
-        lines = [f"recipe {self.recipe}, {self.after.score.n} test utterances, normalised WER with 95 % interval"]
+        lines = [
+            f"recipe {self.recipe}, {self.after.score.n} test utterances, normalised WER in this lab with 95 % interval"
+        ]
         for label, report in (("before", self.before), ("after", self.after)):
             score = report.score
             lines.append(f"  {label:<7}{score.wer:.3f}  ({score.units.interval(score.ci95)})  {report.model}")
+        for label, report in (("before", self.before), ("after", self.after)):
+            if report.stock:
+                lines.append(f"  {label:<7}{report.stock.comparison}")
         lines += [guards.describe(self.after.guards)] if self.after.guards else []
         lines += [f"note: {note}" for note in self.after.caveats]
         lines.append("seconds  " + json.dumps(self.seconds))

@@ -2,6 +2,7 @@
 
 <reports>/<split>-<digest>/
     predictions.csv   one row per utterance: the columns of EvalReport.predictions
+    stock.csv         transcripts of transformers' pipeline, if it was scored: report/stock.py
     report.json       the content of the page for programs: report/__init__.py
     report.html       the page: one file that needs no network
     manifest.json     scores, identity, lineage; written last
@@ -20,11 +21,12 @@ from typing import Any
 import pandas as pd
 
 from pipelines.experiments import report
-from pipelines.experiments.report import clips, guards, hypotheses, predictions_file
+from pipelines.experiments.report import clips, guards, hypotheses, predictions_file, stock
 from pipelines.experiments.report import page as report_page
 from pipelines.experiments.report import slices as report_slices
 from pipelines.experiments.report.guards import GuardScore
 from pipelines.experiments.report.hypotheses import Decoded
+from pipelines.experiments.report.stock import StockFigure
 from pipelines.features import derived
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import leaks
@@ -74,6 +76,8 @@ class EvalReport:
     """Engine, precision and search that wrote the transcripts (hypotheses.decoding_facts); empty in old reports."""
     guards: tuple[GuardScore, ...] = ()
     """Scores of the recipe's guard sets, of a tuned model."""
+    stock: StockFigure | None = None
+    """The same model in transformers' pipeline; None if that was not scored."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `evaluate --json` prints."""
@@ -85,6 +89,7 @@ class EvalReport:
             "caveats": list(self.caveats),
             "decoding": self.decoding,
             **({"guards": _guard_fields(self.guards)} if self.guards else {}),
+            "stock": self.stock and stock.facts(self.stock),
             "report": str(self.folder),
             "page": str(self.page),
         }
@@ -94,7 +99,8 @@ class EvalReport:
         scores = f"  normalised  {self.score}\n  as written  {self.raw}"
         decoded = f"\ndecoded by {hypotheses.describe(self.decoding)}" if self.decoding else ""
         guarded = f"\n{guards.describe(self.guards)}" if self.guards else ""
-        return f"{self.model} on {self.split}\n{scores}{decoded}{notes}{guarded}\nreport {self.folder}"
+        compared = f"\n{self.stock.comparison}" if self.stock else ""
+        return f"{self.model} on {self.split}\n{scores}{decoded}{compared}{notes}{guarded}\nreport {self.folder}"
 
     @property
     def page(self) -> Path | None:
@@ -128,6 +134,8 @@ def evaluate(
 ) -> EvalReport:
     """Decode a split with the model and score it. An existing report of the same evaluation is read instead.
 
+    `evaluation.stock_pipeline` does not name a report: what it asks for is added to an existing one.
+
     A model that was tuned at clip length is decoded at clip length; other models get the full 30 s window. Nothing is
     decoded if one of the reports `earlier` has the transcripts of the same model, decoded from the same features with
     the same settings. `on_clips` is called with the clips of each batch that is decoded.
@@ -135,6 +143,7 @@ def evaluate(
     settings = recipe.settings("evaluation")
     if recipe.evaluation.beam_size == 1:  # reports from before this setting was added are of greedy decoding
         del settings["evaluation.beam_size"]
+    del settings["evaluation.stock_pipeline"]  # a second figure, which is added to a report
     identity = {
         **settings,
         **whisper_model.identity(ref),
@@ -144,16 +153,23 @@ def evaluate(
         "context": ref.context,
         "code.evaluation": CODE,
     }
-    folder = reports / f"{split}-{digest(identity)}"
+    folder, rows = reports / f"{split}-{digest(identity)}", cache.split(split)
+    n_stock = stock.n_clips(recipe.evaluation.stock_pipeline, ref, len(rows))
     if manifest.problem(folder) is None:
-        return read_report(folder)
-    rows = cache.split(split)
+        report = read_report(folder)
+        if n_stock > (len(report.stock.hypotheses) if report.stock else 0):
+            _add_stock(
+                report, stock.score_clips(recipe, cache, ref, (rows, report.predictions), n_stock, folder), recipe
+            )
+            return read_report(folder)
+        return report
     if not len(rows):
         raise LabError(f"the cache {cache.folder} has no {split} clips to score")
-    decoded = hypotheses.of_earlier_report(earlier, identity, cache, rows) or hypotheses.decode(
-        recipe, cache, ref, rows, on_clips
-    )
-    return _write(folder, identity, ref, cache, decoded, recipe)
+    same = hypotheses.earlier_report(earlier, identity, cache, rows)
+    decoded = hypotheses.of_report(same) if same else hypotheses.decode(recipe, cache, ref, rows, on_clips)
+    predictions = _predictions(cache, rows, decoded.hypotheses)
+    second = stock.score_clips(recipe, cache, ref, (rows, predictions), n_stock, same) if n_stock else None
+    return _write(folder, identity, ref, cache, _Scored(decoded, predictions, second), recipe)
 
 
 def read_report(folder: Path) -> EvalReport:
@@ -175,6 +191,7 @@ def read_report(folder: Path) -> EvalReport:
         tuple(facts.get("caveats", _caveats(score))),
         facts.get("decoding", {}),
         tuple(map(GuardScore.of, facts.get("guards", ()))),
+        stock.read(folder, facts.get("stock")),
     )
 
 
@@ -242,16 +259,19 @@ def _predictions(cache: FeatureCache, rows: Any, decoded: list[Hypothesis]) -> p
     return predictions.assign(wer=(edits.word_edits / edits.words).round(4), unseen_errors=lost)
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """What a report is written from."""
+
+    decoded: Decoded
+    predictions: pd.DataFrame
+    stock: StockFigure | None
+
+
 def _write(
-    folder: Path,
-    identity: dict[str, Any],
-    ref: ModelRef,
-    cache: FeatureCache,
-    decoded: Decoded,
-    recipe: Recipe,
+    folder: Path, identity: dict[str, Any], ref: ModelRef, cache: FeatureCache, scored: _Scored, recipe: Recipe
 ) -> EvalReport:
-    split, origin = identity["split"], lineage(ref)
-    predictions = _predictions(cache, cache.split(split), decoded.hypotheses)
+    split, origin, predictions, decoded = identity["split"], lineage(ref), scored.predictions, scored.decoded
     texts = predictions["reference"].tolist(), predictions["hypothesis"].tolist(), predictions["speaker"].tolist()
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.evaluation.seed}
     score = scoring.score(*texts, **settings)
@@ -271,9 +291,12 @@ def _write(
         "normaliser": text.NORMALISER,
         "lineage": origin,
         "decoding": decoded.decoding,
+        **({"stock": stock.facts(scored.stock)} if scored.stock else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     predictions_file.write(folder, predictions)
+    if scored.stock:
+        (folder / stock.FILE).write_bytes(stock.content(predictions, scored.stock.hypotheses))
     facts = report.facts(predictions, {**fields, "language": recipe.language}, decoded.speed)
     manifest.write_json(folder / "report.json", facts)
     (folder / "report.html").write_text(_page(facts, predictions, recipe, split), "utf-8")
@@ -283,6 +306,19 @@ def _write(
     }
     manifest.seal(folder, kind="report", identity=identity, seconds=decoded.speed["decoding_seconds"], **fields, **made)
     return read_report(folder)
+
+
+def _add_stock(report: EvalReport, figure: StockFigure, recipe: Recipe) -> None:
+    """Add a score in the stock pipeline to a finished report, which stays valid at every moment."""
+    folder, added, details = report.folder, stock.facts(figure), report.details()
+    manifest.replace(folder, stock.FILE, stock.content(report.predictions, figure.hypotheses))
+    if details:  # early versions wrote none
+        details = {**details, "stock": added}
+        sounds = clips.embedded(recipe.source, recipe.language, report.split, [row["id"] for row in details["worst"]])
+        page = report_page.render(details, report.predictions["wer"], *sounds)
+        manifest.replace(folder, "report.json", json.dumps(details, indent=1, ensure_ascii=False).encode())
+        manifest.replace(folder, "report.html", page.encode())
+    manifest.amend(folder, stock=added)
 
 
 def _score(facts: dict[str, Any], predictions: pd.DataFrame) -> Score:

@@ -178,7 +178,7 @@ def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataF
 
 
 def score_table(reports: dict[str, EvalReport]) -> pd.DataFrame:
-    """Return WER and CER of each report, normalised and as written, with intervals."""
+    """Return WER and CER of each report, normalised and as written, with intervals, and WER in the stock pipeline."""
     return pd.DataFrame(
         {
             label: {
@@ -187,6 +187,9 @@ def score_table(reports: dict[str, EvalReport]) -> pd.DataFrame:
                 "95 %": report.score.units.interval(report.score.ci95),
                 "CER": f"{report.score.cer:.3f}",
                 "WER as written": f"{report.raw.wer:.3f}",
+                "WER, stock pipeline": report.stock.comparison.removeprefix("stock pipeline ")
+                if report.stock
+                else "not scored",
                 "n": report.score.n,
                 "speakers": report.score.speakers or "unknown",
                 "decoding (s)": report.seconds,

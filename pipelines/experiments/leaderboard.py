@@ -10,27 +10,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipelines.experiments.comparison import lookup
+from pipelines.experiments.comparison import compare, lookup, validity
 from pipelines.experiments.comparison.tables import align_columns
+from pipelines.experiments.comparison.validity import INVALID, UNVERIFIED
 from pipelines.experiments.evaluation import EvalReport
-from pipelines.features import cache as feature_cache
-from pipelines.features.cache import FeatureCache
-from pipelines.features.curation import leaks
-from pipelines.infra import environment, manifest
+from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub_client
 from pipelines.recipes.commands import command
-from pipelines.speech import text
+from pipelines.speech import scoring
 from pipelines.speech.intervals import CLIPS, SPEAKERS, Units
+from pipelines.training import model_card
 from pipelines.whisper import lineage as whisper_lineage
 
-VALID, UNVERIFIED, INVALID = "valid", "unverified", "invalid"
 UNKNOWN = "not told"
 _PER_CENT_FROM = 2.0
 """Model cards state WER as a fraction or in per cent without a unit: larger values are taken as per cent."""
@@ -62,6 +60,10 @@ class Entry:
     source: str
     ci95_over_clips: tuple[float, float] | None = None
     """95 % interval of `wer` over clips, where there is none over speakers: it says nothing about other speakers."""
+    delta: float | None = None
+    """WER minus that of the first entry on the same utterances; None without its transcripts, as for cards."""
+    delta_ci95: tuple[float, float] | None = None
+    """Paired 95 % interval of `delta`."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,13 @@ class Board:
     invalid: tuple[Entry, ...]
     not_comparable: tuple[Entry, ...]
     runs: str | Path = ""
+    by: str = compare.LAB
+    """Whose transcripts are ranked: this lab's, or those of transformers' pipeline."""
 
     def as_dict(self) -> dict[str, Any]:
         groups = {name: [asdict(entry) for entry in getattr(self, name)] for name in _GROUPS}
-        return {"test_set": self.test_set, "normaliser": self.normaliser, **groups, "next": self.next_step()}
+        first = {"by": self.by, "test_set": self.test_set, "normaliser": self.normaliser}
+        return {**first, **groups, "next": self.next_step()}
 
     def table(self) -> pd.DataFrame:
         """Return the ranked entries, then the invalid entries without a rank."""
@@ -94,7 +99,8 @@ class Board:
         return pd.DataFrame(rows).set_index("test set") if rows else pd.DataFrame()
 
     def __str__(self) -> str:
-        parts = [f"test set {self.test_set}, normaliser {self.normaliser}", align_columns(self.table())]
+        decoder = "" if self.by == compare.LAB else ", decoded by transformers' own pipeline"
+        parts = [f"test set {self.test_set}, normaliser {self.normaliser}{decoder}", align_columns(self.table())]
         if self.not_comparable:
             parts += ["not comparable: another test set or normaliser", align_columns(self.not_comparable_table())]
         return "\n\n".join(parts) + "\n"
@@ -106,7 +112,8 @@ class Board:
         if len(self.ranked) > 1:
             reports = [entry.source for entry in self.ranked if not entry.source.startswith("hub://")][:2]
             if len(reports) == 2:
-                return command("compare", *reports, runs=self.runs)
+                by = [] if self.by == compare.LAB else ["--by", self.by]
+                return command("compare", *reports, *by, runs=self.runs)
             return "evaluate the others here and compare them: ranks with overlapping intervals may be due to chance"
         return "name more models that were scored on this test set"
 
@@ -114,35 +121,54 @@ class Board:
 _GROUPS = ("ranked", "invalid", "not_comparable")
 
 
-def rank(sources: Sequence[str], *, runs: str | Path = "") -> Board:
+def rank(sources: Sequence[str], *, by: str = compare.LAB, runs: str | Path = "") -> Board:
     """Rank recipes, run folders, report folders, or models on the Hub (hub://owner/name).
 
-    The first entry of the first source determines the test set and normaliser. Raise LabError if there is no entry.
+    `by` compare.STOCK ranks what transformers' pipeline writes, on the clips that it decoded. The first entry of the
+    first source determines the test set and normaliser. Raise LabError if there is no entry.
     """
+    compare.check_decoder(by)
     if not sources:
         raise LabError("name the models to rank: recipes, report folders, or models on the Hub (hub://owner/name)")
-    entries = [entry for source in sources for entry in _entries(source, runs)]
+    reports: dict[str, EvalReport] = {}
+    entries = [entry for source in sources for entry in _entries(source, by, reports, runs)]
     if not entries:
-        raise LabError(f"found no WER on a test set in {', '.join(sources)}: name a report, or another model")
+        of = "" if by == compare.LAB else " in the stock pipeline"
+        raise LabError(f"found no WER on a test set{of} in {', '.join(sources)}: name a report, or another model")
     key = entries[0].test_set, entries[0].normaliser
     comparable = sorted((e for e in entries if (e.test_set, e.normaliser) == key), key=lambda entry: entry.wer)
     others = [entry for entry in entries if (entry.test_set, entry.normaliser) != key]
+    ranked = [entry for entry in comparable if entry.status != INVALID]
     return Board(
         *key,
-        tuple(entry for entry in comparable if entry.status != INVALID),
+        tuple(_with_difference(entry, ranked[0], reports) for entry in ranked),
         tuple(entry for entry in comparable if entry.status == INVALID),
         tuple(sorted(others, key=lambda entry: (entry.test_set, entry.normaliser, entry.wer))),
         runs,
+        by,
     )
 
 
-def _entries(source: str, runs: str | Path) -> Iterator[Entry]:
+def _entries(source: str, by: str, reports: dict[str, EvalReport], runs: str | Path) -> Iterator[Entry]:
+    """Yield the entries of a source; its reports are added to `reports`, by the `source` of their entry."""
     is_local = Path(source).expanduser().exists() or (environment.runs_folder(runs) / source).is_dir()
     if source.startswith("hub://") or (_HUB_ID.fullmatch(source) and not is_local):
-        yield from _of_card(source.removeprefix("hub://"))
+        yield from _of_card(source.removeprefix("hub://"), by)
         return
     for report in lookup.find(source, runs):
-        yield _of_report(report, environment.runs_folder(runs))
+        scored = report if by == compare.LAB else lookup.in_stock_pipeline(report)
+        reports[str(report.folder)] = scored
+        yield _of_report(scored, validity.of_report(report, environment.runs_folder(runs)))
+
+
+def _with_difference(entry: Entry, first: Entry, reports: Mapping[str, EvalReport]) -> Entry:
+    """Return the entry with its paired difference to the first one, if the transcripts of both are here."""
+    if entry is first or not {entry.source, first.source} <= reports.keys():
+        return entry
+    ours, theirs = (lookup.ordered(reports[one.source]) for one in (entry, first))
+    edits = [scoring.count_edits(one["reference"].tolist(), one["hypothesis"].tolist()) for one in (ours, theirs)]
+    difference = scoring.difference(*edits, ours["speaker"].tolist())
+    return replace(entry, delta=difference.delta, delta_ci95=difference.ci95)
 
 
 def _row(entry: Entry) -> dict[str, str]:
@@ -153,6 +179,7 @@ def _row(entry: Entry) -> dict[str, str]:
         "trained on": entry.trained_on,
         "WER": f"{entry.wer:.3f}",
         "95 %": _interval_cell(entry),
+        "Δ to first (95 %)": _difference_cell(entry),
         "n": str(entry.n or UNKNOWN),
         "status": f"{entry.status}: {entry.why}",
     }
@@ -164,13 +191,19 @@ def _interval_cell(entry: Entry) -> str:
     return Units(over, entry.n or 0, 0).interval(ends) if ends else UNKNOWN
 
 
+def _difference_cell(entry: Entry) -> str:
+    if entry.delta is None:
+        return ""
+    over = CLIPS if entry.ci95 is None else SPEAKERS
+    return f"{entry.delta:+.3f} ({Units(over, entry.n or 0, 0).interval(entry.delta_ci95, '{:+.3f}')})"
+
+
 # ---- the lab's own reports
 
 
-def _of_report(report: EvalReport, runs: Path) -> Entry:
+def _of_report(report: EvalReport, status: tuple[str, str]) -> Entry:
     lineage = report.lineage
     tuned = lookup.is_tuned(lineage)
-    status, why = _report_status(report, runs)
     return Entry(
         model=report.model.partition(" @ ")[0],
         by=f"this lab, recipe {lineage['recipe']}" if tuned else "its makers",
@@ -181,26 +214,11 @@ def _of_report(report: EvalReport, runs: Path) -> Entry:
         n=report.score.n,
         test_set=report.test_set or UNKNOWN,
         normaliser=report.normaliser or UNKNOWN,
-        status=status,
-        why=why,
+        status=status[0],
+        why=status[1],
         source=str(report.folder),
         ci95_over_clips=report.score.ci95 if report.score.over == CLIPS else None,
     )
-
-
-def _report_status(report: EvalReport, runs: Path) -> tuple[str, str]:
-    """Return the status of a report's model and the reason for it."""
-    lineage = report.lineage
-    if exported_from := lineage.get("made_of"):
-        return UNVERIFIED, f"an export of {exported_from}: see the entry of that model for its training data"
-    if not lookup.is_tuned(lineage):
-        return UNVERIFIED, "its training data is not known here"
-    status, why = _check_training_data(report, runs)
-    if status == VALID and lineage.get("fork"):
-        return UNVERIFIED, f"it started from run {lineage['fork']['run']}, whose training data is not checked"
-    if status == VALID and set((lineage.get("teacher") or {}).get("caches", [])) - {lineage["cache"]}:
-        return UNVERIFIED, "the training data of its teacher is not checked"
-    return status, why
 
 
 def _data(lineage: Mapping[str, Any]) -> str:
@@ -209,81 +227,21 @@ def _data(lineage: Mapping[str, Any]) -> str:
     return f"{whisper_lineage.data_of(lineage['settings']['source'])['name']}{size}, cache {lineage['cache']}"
 
 
-def _check_training_data(report: EvalReport, runs: Path) -> tuple[str, str]:
-    """Compare the training data with the test set: by the cache if it is available, else by the recipe's settings."""
-    trained, scored = report.lineage["cache"], (manifest.read(report.folder) or {}).get("identity", {}).get("cache")
-    train = _find_cache(trained, runs)
-    if train is not None:
-        return _compare_with_test(report, train, train if scored == trained else _find_cache(scored, runs))
-    setting = (report.lineage["settings"].get("curation") or {}).get("leaks")
-    if not report.score.units.enough:  # curation keeps training clips of few speakers
-        return UNVERIFIED, f"test speakers may be in its training data ({report.score.units.who})"
-    if scored == trained and setting in ("refuse", "drop"):
-        verb = {"refuse": "refuses", "drop": "drops"}[setting]
-        return VALID, f"by its settings: the recipe {verb} clips that share a speaker, sentence or audio with the test"
-    return UNVERIFIED, f"its training cache {trained} is not available"
-
-
-def _find_cache(digest: str | None, runs: Path) -> FeatureCache | None:
-    """Return the cache with this digest from the runs folder or the fetched caches, or None."""
-    folders = [*(runs / "features").glob("*/"), *(environment.cache_folder() / "fetched").glob("*/")]
-    for folder in folders:
-        sealed = manifest.read(folder)
-        if digest and sealed and sealed.get("digest") == digest and "identity" in sealed:
-            return feature_cache.open_cache(folder)
-    return None
-
-
-def _compare_with_test(report: EvalReport, train: FeatureCache, scored: FeatureCache | None) -> tuple[str, str]:
-    rows, test = train.rows.iloc[train.split("train")], report.predictions
-    shared = {}
-    for kind, key, names in (("speaker", text.speaker_key, "speaker"), ("sentence", text.normalise, "reference")):
-        held_out = set(map(key, test[names])) - {""}
-        shared[kind] = int(rows["text" if kind == "sentence" else kind].map(key).isin(held_out).sum())
-    if scored is not None and scored.n_mels == train.n_mels:
-        shared["recording"] = _count_shared_recordings(train, scored, test["id"].tolist())
-    if selected := _count_test_clips_in_validation(test, train):
-        return INVALID, f"its weights were selected by {selected} utterances of the test set"
-    if any(shared.values()):
-        counts = ", ".join(f"{n} training clips a {kind}" for kind, n in shared.items() if n)
-        return INVALID, f"it shares with the test set: {counts}"
-    if (test["speaker"] == "").any() or (rows["speaker"] == "").any():
-        return UNVERIFIED, "some clips have no speaker"
-    if "recording" not in shared:
-        return UNVERIFIED, "the scored recordings are not available for comparison"
-    return VALID, f"no training clip shares a {', '.join(shared)} with the test set"
-
-
-def _count_test_clips_in_validation(test: pd.DataFrame, train: FeatureCache) -> int:
-    """Count validation clips with the speaker and sentence of a test utterance."""
-    rows = train.rows.iloc[train.split("validation")]
-    scored = set(zip(test["speaker"].map(text.speaker_key), test["reference"].map(text.normalise), strict=True))
-    pairs = zip(rows["speaker"].map(text.speaker_key), rows["text"].map(text.normalise), strict=True)
-    return sum(pair in scored for pair in pairs)
-
-
-def _count_shared_recordings(train: FeatureCache, scored: FeatureCache, ids: list[str]) -> int:
-    """Count training clips that are identical to a test clip. Only clips of equal length and pad value are compared."""
-    columns = ["frames", "pad_value"]
-    test = scored.rows[scored.rows["id"].isin(ids)]
-    keys = pd.MultiIndex.from_frame(test[columns])
-    candidates = [row for row in train.split("train") if tuple(train.rows[columns].iloc[row]) in keys]
-    fingerprints = {leaks.fingerprint(scored.log_mel(row)) for row in test.index} if candidates else set()
-    return sum(leaks.fingerprint(train.log_mel(row)) in fingerprints for row in candidates)
-
-
 # ---- model cards on the Hub
 
 
-def _of_card(uri: str) -> Iterator[Entry]:
-    """Yield an entry for each WER on a test split in the card's model-index."""
+def _of_card(uri: str, by: str) -> Iterator[Entry]:
+    """Yield an entry for each WER on a test split in the card's model-index, of this lab or of transformers' pipeline.
+
+    Cards that other projects wrote do not name a decoder: they count as scored by their own.
+    """
     card = hub_client.read_model_card(f"hub://{uri}")
     for result in card.eval_results or []:
         if (result.metric_type or "").lower() != "wer" or result.dataset_split in ("train", "validation"):
             continue
         args = result.metric_args if isinstance(result.metric_args, Mapping) else {}
         value = _as_fraction(result.metric_value, args)
-        if value is None:
+        if value is None or (args.get("decoder") == model_card.STOCK_DECODER) != (by == compare.STOCK):
             continue
         test_names = [result.dataset_type, result.dataset_config, result.dataset_split]
         datasets = _as_list(card.datasets)

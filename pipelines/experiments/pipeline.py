@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipelines.experiments import evaluation, run_log, test_set_log
+from pipelines.experiments.comparison import lookup
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.experiments.report import guards as report_guards
-from pipelines.experiments.report import hypotheses
+from pipelines.experiments.report import hypotheses, stock
 from pipelines.experiments.report.guards import GuardScore
 from pipelines.features import derived, guards
 from pipelines.features import pipeline as feature_pipeline
@@ -138,4 +140,11 @@ def _save_score(ref: ModelRef, report: EvalReport, recipe: Recipe) -> None:
         test_data=lineage.data_of(recipe.source.model_dump(mode="json")),
         **({"guards": [guard.as_dict() for guard in report.guards]} if report.guards else {}),
         test_scored={"test_set": report.test_set, "normaliser": report.normaliser, "n": report.score.n},
+        **({"test_stock": _stock_facts(report)} if report.stock else {}),
     )
+
+
+def _stock_facts(report: EvalReport) -> dict[str, Any]:
+    """Return the score in transformers' pipeline for a card, with the digest of the clips that it was computed on."""
+    scored = lookup.in_stock_pipeline(report)
+    return {**stock.facts(report.stock), "test_set": scored.test_set, "normaliser": report.normaliser}

@@ -29,6 +29,8 @@ from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
 
+STOCK_DECODER = "transformers pipeline"
+"""Value of `decoder` in the results of transformers' pipeline; the lab's own results have no such field."""
 _LICENCES = {"openai/whisper-": "apache-2.0", "KBLab/kb-whisper-": "apache-2.0"}
 """Licences of base models on the Hub, by the prefix of their names; others are not guessed."""
 
@@ -133,6 +135,10 @@ def _results(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[st
     if test and raw:
         plain = {**scored, "normaliser": "none"} if scored else {}
         results.append(entry("test", test_data, "wer", "WER, as written", raw["wer"], **_interval(raw), **plain))
+    if stock := facts.get("test_stock"):  # on a sample of the clips, which has a digest of its own
+        score, names = stock["score"], {name: stock[name] for name in ("test_set", "normaliser")}
+        args = {**_interval(score), **names, "n": score["n"], "decoder": STOCK_DECODER}
+        results.append(entry("test", test_data, "wer", "WER, normalised, in the stock pipeline", score["wer"], **args))
     return results
 
 
@@ -197,7 +203,20 @@ The speech itself is not part of this repository.
 def _decoded(facts: Mapping[str, Any]) -> str:
     """Return how the test clips were decoded; empty for models that were scored by older versions."""
     decoding = facts.get("test_decoding")
-    return f" Test clips were decoded by {_inline(decoding)}." if decoding else ""
+    lab = f" Test clips were decoded by {_inline(decoding)}." if decoding else ""
+    return lab + _in_stock_pipeline(facts)
+
+
+def _in_stock_pipeline(facts: Mapping[str, Any]) -> str:
+    """Return what the score in transformers' pipeline means; empty if it was not scored."""
+    stock = facts.get("test_stock")
+    if not stock:
+        return ""
+    return (
+        f"\n\nThe stock pipeline is transformers' `pipeline` as below, without timestamps. On {stock['score']['n']} "
+        f"test clips it makes {stock['score']['wer']:.3f} errors per word, this lab {stock['lab']['wer']:.3f}: "
+        f"{_inline(stock['verdict'])}."
+    )
 
 
 def _guards(facts: Mapping[str, Any]) -> str:
@@ -295,7 +314,7 @@ def _limits(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     if facts.get("context") == "clip":
         lines.append(
             "- It was tuned and scored at the length of its clips, not at Whisper's 30 s. Tools that pad every clip to "
-            "30 s, as the pipeline above does, give other scores."
+            f"30 s, as the pipeline above does, give other scores{': see above' if facts.get('test_stock') else ''}."
         )
         if not recipe["training"]["window_share"]:
             lines.append(

@@ -48,6 +48,7 @@ NOT_IN_IDENTITY = (
     "evaluation.beam_size",
     "evaluation.bootstrap_samples",
     "evaluation.seed",
+    "evaluation.stock_pipeline",
 )
 """Settings that do not change the weights."""
 _CONSTANTS = {"evaluation.batch_frames": EvaluationSettings().batch_frames}

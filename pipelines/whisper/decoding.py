@@ -253,8 +253,14 @@ def generate(
 
 def encode(model: WhisperForConditionalGeneration, features: torch.Tensor) -> torch.Tensor:
     """Return the encoder's states float [B, T / 2, d_model] of `features` float [B, n_mels, T]."""
+    import torch
+
     with inference(model):
-        return model.model.encoder(features.to(model.device, model.dtype))[0]
+        features = features.to(model.device, model.dtype)
+        if greedy.runs_on(model) and features.shape[-1] == FULL_FRAMES:
+            # one by one: the states of a window fit into the processor's cache, and the values are the same
+            return torch.cat([model.model.encoder(window)[0] for window in features.split(1)])
+        return model.model.encoder(features)[0]
 
 
 def generate_from_states(

@@ -19,8 +19,8 @@ from toy_whisper import END, NO_TIMESTAMPS, START, SWEDISH, TRANSCRIBE
 from transformers import GenerationConfig
 
 from pipelines import recipes
-from pipelines.experiments import leaderboard
 from pipelines.experiments import pipeline as experiment_pipeline
+from pipelines.experiments.comparison import validity
 from pipelines.features import cache as caches
 from pipelines.features.curation import label_errors
 from pipelines.infra import environment, manifest
@@ -422,7 +422,7 @@ def test_missing_teacher_is_trained_first_and_once(home, toy_cache, tmp_path):
     # what the teacher heard for the first student is not decoded again for the second
     assert len(list((runs / "toy-student" / "heard").glob("*.jsonl"))) == 1
     assert not any(line.startswith("  ") and "of 48 clips" in line for line in lines) or "  48 of 48 clips" in lines
-    assert leaderboard._of_report(_report(made, recipe, toy_cache, runs), runs).status != leaderboard.INVALID
+    assert validity.of_report(_report(made, recipe, toy_cache, runs), runs)[0] != validity.INVALID
     # an empty machine takes both from where they are kept
     assert Path(f"{kept}-teacher", "model", manifest.MANIFEST).is_file()
     steps.clear()

@@ -24,7 +24,8 @@ from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.speech.intervals import CLIPS, MIN_SPEAKERS, Units
 
-_NOT_COMPARED = ("name", "training.seed")
+LAB, STOCK = "lab", "stock"
+"""Decoders that experiments are compared by: this lab's, or transformers' own pipeline."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Comparison:
     """One row per slice value and experiment: slice, value, n, speakers, experiment, wer, delta, low, high (95 %
     interval of delta in this slice). NaN if there are too few speakers, and for the baseline."""
     runs: Path
+    by: str = LAB
+    """Whose transcripts are compared: LAB or STOCK."""
 
     @property
     def baseline(self) -> Experiment:
@@ -60,7 +63,8 @@ class Comparison:
     def digest(self) -> str:
         """Digest of the compared reports."""
         reports = [[report.folder.name for report in finding.experiment.reports] for finding in self.findings]
-        return recipes.digest({"reports": reports})
+        by = {} if self.by == LAB else {"by": self.by, "test_set": self.report.test_set}
+        return recipes.digest({"reports": reports, **by})
 
     def table(self) -> pd.DataFrame:
         """Return one row per experiment: seeds, WER and ΔWER with intervals, p, p corrected (Holm), and the verdict."""
@@ -87,7 +91,7 @@ class Comparison:
         return {
             name: [theirs.get(name), ours.get(name)]
             for name in names
-            if name not in _NOT_COMPARED and ours.get(name) != theirs.get(name)
+            if name not in ("name", *lookup.NOT_COMPARED) and ours.get(name) != theirs.get(name)
         }
 
     def changes(self) -> pd.DataFrame:
@@ -124,7 +128,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """Return the caveats that apply to this comparison."""
         n = len(self.findings) - 1
-        notes = []
+        notes = [] if self.by == LAB else ["transcripts are those of transformers' own pipeline, not of this lab"]
         if self.units.over == CLIPS:
             notes += [self.units.caveat, *(self._over_clips(finding) for finding in self.findings[1:])]
         elif not self.units.enough:
@@ -164,6 +168,7 @@ class Comparison:
             "n": self.report.score.n,
             "speakers": self.units.speakers,
             "over": self.units.over,
+            "by": self.by,
             "baseline": self.baseline.name,
             "experiments": [self._finding_fields(finding) for finding in self.findings],
             "slices": json.loads(self.slices.to_json(orient="records")),
@@ -231,13 +236,15 @@ class Comparison:
         }
 
 
-def compare(names: Sequence[str], baseline: str = "", *, runs: str | Path = "") -> Comparison:
+def compare(names: Sequence[str], baseline: str = "", *, by: str = LAB, runs: str | Path = "") -> Comparison:
     """Compare the experiments `names` with `baseline`, by default with the first of them.
 
     Each name is a report's folder, a run's folder or a recipe (lookup.find). A single tuned experiment is compared with
-    the model that it was tuned from, if a report of that model exists. Raise LabError if the reports have different
-    test sets or normalisers, or if there is nothing to compare with.
+    the model that it was tuned from, if a report of that model exists. `by` STOCK compares what transformers' pipeline
+    writes, on the clips that it decoded for all of them. Raise LabError if the reports have different test sets or
+    normalisers, or if there is nothing to compare with.
     """
+    check_decoder(by)
     matches = [lookup.find(name, runs) for name in ([baseline] if baseline else []) + list(names)]
     reports = list({report.folder.resolve(): report for reports in matches for report in reports}.values())
     if not reports:
@@ -253,7 +260,15 @@ def compare(names: Sequence[str], baseline: str = "", *, runs: str | Path = "") 
         reports = [untuned, *reports]
         experiments = lookup.gather(reports)
     lookup.require_comparable(reports)
-    return Comparison(tuple(findings(experiments)), slice_findings(experiments), environment.runs_folder(runs))
+    if by == STOCK:
+        experiments = lookup.gather(lookup.all_in_stock_pipeline(reports))
+    return Comparison(tuple(findings(experiments)), slice_findings(experiments), environment.runs_folder(runs), by)
+
+
+def check_decoder(by: str) -> None:
+    """Raise LabError unless `by` is LAB or STOCK."""
+    if by not in (LAB, STOCK):
+        raise LabError(f"--by must be {LAB} (this lab's decoder) or {STOCK} (transformers' pipeline), got {by!r}")
 
 
 def _relative_to_runs(folder: Path, runs: Path) -> str:

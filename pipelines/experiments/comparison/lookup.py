@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from pipelines.speech.scoring import Edits
 
 logger = logging.getLogger(__name__)
 
+NOT_COMPARED = ("training.seed", "evaluation.stock_pipeline")
+"""Settings in which the runs of one experiment may differ."""
 SAME_DURATION_S = 0.02
 """Largest difference in duration between two recordings that count as the same, in seconds."""
 
@@ -187,6 +189,43 @@ def _require_same_recordings(first: EvalReport, other: EvalReport) -> None:
         )
 
 
+def in_stock_pipeline(report: EvalReport, rows: Sequence[int] | None = None) -> EvalReport:
+    """Return the report with transcripts and score of transformers' pipeline, of its clips alone or of `rows`.
+
+    `test_set` is the digest of these clips. Raise LabError if the pipeline was not scored.
+    """
+    if report.stock is None:
+        raise LabError(
+            f"{report.folder} ({report.model}) has no score in the stock pipeline: evaluate that model again with "
+            "--set evaluation.stock_pipeline=true"
+        )
+    chosen = sorted(report.stock.hypotheses) if rows is None else list(rows)
+    table = report.predictions.iloc[chosen].reset_index(drop=True)
+    table = table.assign(hypothesis=[report.stock.hypotheses[row] for row in chosen])
+    texts = [table[name].tolist() for name in ("reference", "hypothesis", "speaker")]
+    return replace(
+        report,
+        predictions=table,
+        score=scoring.score(*texts),
+        raw=scoring.score(*texts, normalised=False),
+        test_set=evaluation.test_set(table),
+        decoding=report.stock.decoding,
+    )
+
+
+def all_in_stock_pipeline(reports: Sequence[EvalReport]) -> list[EvalReport]:
+    """Return the reports of one test set in transformers' pipeline, on the clips that it decoded for all of them."""
+    shared = set.intersection(*(set(in_stock_pipeline(one).predictions["id"]) for one in reports))
+    if not shared:
+        raise LabError(
+            "the stock pipeline decoded no clip for all of them: evaluate with evaluation.stock_pipeline=true"
+        )
+    return [
+        in_stock_pipeline(one, [row for row in sorted(one.stock.hypotheses) if one.predictions["id"][row] in shared])
+        for one in reports
+    ]
+
+
 def is_tuned(lineage: Mapping[str, Any]) -> bool:
     """Return True for the lineage of a model that the lab tuned."""
     return bool(lineage.get("digest") and lineage.get("settings"))
@@ -254,7 +293,7 @@ def _manifest(report: EvalReport) -> dict[str, Any]:
 def _key(fields: Mapping[str, Any]) -> str:
     """Return the identity of an experiment: settings without the seed, data, base model, and decoding settings."""
     lineage = fields.get("lineage") or {}
-    settings = {name: value for name, value in _settings(fields).items() if name != "training.seed"}
+    settings = {name: value for name, value in _settings(fields).items() if name not in NOT_COMPARED}
     source = {name: lineage.get(name) for name in ("recipe", "cache", "base", "fork")}
     source |= {"merge": lineage["merge"]} if lineage.get("merge") else {}
     if source["fork"]:

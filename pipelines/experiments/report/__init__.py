@@ -11,6 +11,8 @@ value is null, no key is left out. `over` says what an interval resamples: speak
     decoding        engine, precision, beam_size, timestamps (hypotheses.decoding_facts); empty if unknown
     lineage         origin of the model; absolute paths are cut to their last part
     score, raw      scoring.Score as a dictionary: normalised, and as written
+    stock           score in transformers' pipeline (stock.facts): score, lab (the same clips in this lab), difference,
+                    decoding, verdict; only if it was scored
     slices          slice, value, wer, low, high, n, speakers, over; slices are explained in `definitions`
     words           words of the references not recognised: words (seen or unseen in training), count, rate, ...
     worst           the utterances with the highest WER: id, speaker, reference, hypothesis, wer, duration_s, confidence

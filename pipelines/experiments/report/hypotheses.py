@@ -110,10 +110,8 @@ def _decoding_options(recipe: Recipe, ref: ModelRef) -> RowDecodingOptions:
     )
 
 
-def of_earlier_report(
-    earlier: Iterable[Path], identity: dict[str, Any], cache: FeatureCache, rows: Any
-) -> Decoded | None:
-    """Return the transcripts of an earlier report whose decoding was the same, or None."""
+def earlier_report(earlier: Iterable[Path], identity: dict[str, Any], cache: FeatureCache, rows: Any) -> Path | None:
+    """Return the folder of an earlier report whose decoding was the same and that has its transcripts, or None."""
     expected = _decoding_identity(identity)
     for folder in earlier:
         fields = manifest.read(folder) or {}
@@ -122,15 +120,26 @@ def of_earlier_report(
             continue
         if scored.get("cache") != cache.digest and fields.get("features") != features_digest(cache, rows):
             continue
-        table = predictions_file.read(folder)
-        details = folder / "report.json"  # early versions wrote none
-        speed = json.loads(details.read_text("utf-8")).get("speed") if details.is_file() else None
-        if speed and len(table) == len(rows) and {"logprob", "tokens"} <= set(table):
+        if len(predictions_file.read(folder)) == len(rows) and _transcripts(folder):
             logger.info(f"the same clips were decoded by the same model: transcripts are taken from {folder}")
-            columns = (table[name].tolist() for name in ("hypothesis", "logprob", "tokens"))
-            hypotheses = [Hypothesis(*values) for values in zip(*columns, strict=True)]
-            return Decoded(hypotheses, {name: speed[name] for name in _SPEED}, fields.get("decoding", {}))
+            return folder
     return None
+
+
+def of_report(folder: Path) -> Decoded:
+    """Return the transcripts of a report that `earlier_report` found."""
+    speed, columns = _transcripts(folder)
+    hypotheses = [Hypothesis(*values) for values in zip(*columns, strict=True)]
+    facts = (manifest.read(folder) or {}).get("decoding", {})
+    return Decoded(hypotheses, {name: speed[name] for name in _SPEED}, facts)
+
+
+def _transcripts(folder: Path) -> tuple[dict[str, Any], list[list[Any]]] | None:
+    """Return speed, and text, logprob and tokens of each clip, as columns; None for reports of early versions."""
+    table, details = predictions_file.read(folder), folder / "report.json"
+    speed = json.loads(details.read_text("utf-8")).get("speed") if details.is_file() else None
+    names = ("hypothesis", "logprob", "tokens")
+    return (speed, [table[name].tolist() for name in names]) if speed and {*names} <= set(table) else None
 
 
 def _decoding_identity(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,11 @@ class Encoder(nn.Module):
         states = states + encoder.embed_positions.weight[: states.shape[1]]
         for layer, product in zip(encoder.layers, self.products):
             states = self._layer(layer, product, states, batch)
-        states = encoder.layer_norm(states)
+        return self.keys_and_values(encoder.layer_norm(states))
+
+    def keys_and_values(self, states: Tensor) -> tuple[Tensor, ...]:
+        """Return keys and values of every decoder layer for the encoder's output `states` [B, T / 2, d_model]."""
+        batch = states.shape[0]
         return tuple(state for layer in self.cross for state in self._keys_values(layer, states, batch))
 
     def _layer(self, layer: nn.Module, product: nn.Linear, states: Tensor, batch: Any) -> Tensor:
