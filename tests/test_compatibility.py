@@ -79,7 +79,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LATER_SETTINGS = (
     "features.max_rejected_share", "source.allow_missing_files", "curation.marks", "curation.non_speech_share",
     "evaluation.beam_size", "training.ema_decay", "training.remove_checkpoints",
-    "training.window_fill", "training.window_prompt",
+    "training.window_fill", "training.window_prompt", "evaluation.stock_pipeline",
     "model.layer_drop", "training.layer_decay", "training.label_smoothing",
     "training.bpe_dropout", "training.precision",
     "training.checkpoint_activations", "model.load_in_8bit",

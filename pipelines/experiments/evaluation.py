@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -88,7 +88,7 @@ class EvalReport:
             "raw": self.raw.as_dict(),
             "caveats": list(self.caveats),
             "decoding": self.decoding,
-            **({"guards": _guard_fields(self.guards)} if self.guards else {}),
+            **({"guards": [guard.as_dict() for guard in self.guards]} if self.guards else {}),
             "stock": self.stock and stock.facts(self.stock),
             "report": str(self.folder),
             "page": str(self.page),
@@ -132,9 +132,8 @@ def evaluate(
     earlier: Iterable[Path] = (),
     on_clips: Callable[[int], None] = lambda n: None,
 ) -> EvalReport:
-    """Decode a split with the model and score it. An existing report of the same evaluation is read instead.
-
-    `evaluation.stock_pipeline` does not name a report: what it asks for is added to an existing one.
+    """Decode a split with the model and score it. An existing report of the same evaluation is read instead, and what
+    `evaluation.stock_pipeline` asks for is added to it.
 
     A model that was tuned at clip length is decoded at clip length; other models get the full 30 s window. Nothing is
     decoded if one of the reports `earlier` has the transcripts of the same model, decoded from the same features with
@@ -157,12 +156,11 @@ def evaluate(
     n_stock = stock.n_clips(recipe.evaluation.stock_pipeline, ref, len(rows))
     if manifest.problem(folder) is None:
         report = read_report(folder)
-        if n_stock > (len(report.stock.hypotheses) if report.stock else 0):
-            _add_stock(
-                report, stock.score_clips(recipe, cache, ref, (rows, report.predictions), n_stock, folder), recipe
-            )
-            return read_report(folder)
-        return report
+        if n_stock <= len(report.stock.hypotheses if report.stock else ()):
+            return report
+        return _add_stock(
+            report, stock.score_clips(recipe, cache, ref, (rows, report.predictions), n_stock, folder), recipe
+        )
     if not len(rows):
         raise LabError(f"the cache {cache.folder} has no {split} clips to score")
     same = hypotheses.earlier_report(earlier, identity, cache, rows)
@@ -197,17 +195,13 @@ def read_report(folder: Path) -> EvalReport:
 
 def add_guards(report: EvalReport, scores: Iterable[GuardScore], recipe: Recipe) -> EvalReport:
     """Add the scores of guard sets to a report: its page, report.json and manifest. The same scores change nothing."""
-    fields = _guard_fields(scores)
-    if fields == _guard_fields(report.guards):
+    fields = [guard.as_dict() for guard in scores]
+    if fields == [guard.as_dict() for guard in report.guards]:
         return report
     facts = {**report.details(), "guards": fields}
     manifest.replace(report.folder, "report.html", _page(facts, report.predictions, recipe, report.split).encode())
     manifest.replace(report.folder, "report.json", json.dumps(facts, ensure_ascii=False).encode(), guards=fields)
     return read_report(report.folder)
-
-
-def _guard_fields(scores: Iterable[GuardScore]) -> list[dict[str, Any]]:
-    return [guard.as_dict() for guard in scores]
 
 
 def _page(facts: dict[str, Any], predictions: pd.DataFrame, recipe: Recipe, split: str) -> str:
@@ -259,10 +253,7 @@ def _predictions(cache: FeatureCache, rows: Any, decoded: list[Hypothesis]) -> p
     return predictions.assign(wer=(edits.word_edits / edits.words).round(4), unseen_errors=lost)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """What a report is written from."""
-
+class _Scored(NamedTuple):
     decoded: Decoded
     predictions: pd.DataFrame
     stock: StockFigure | None
@@ -308,17 +299,18 @@ def _write(
     return read_report(folder)
 
 
-def _add_stock(report: EvalReport, figure: StockFigure, recipe: Recipe) -> None:
-    """Add a score in the stock pipeline to a finished report, which stays valid at every moment."""
-    folder, added, details = report.folder, stock.facts(figure), report.details()
+def _add_stock(report: EvalReport, figure: StockFigure | None, recipe: Recipe) -> EvalReport:
+    """Add a score in the stock pipeline to a finished report, which stays valid at every moment; None adds nothing."""
+    if figure is None:
+        return report
+    folder, fields, details = report.folder, stock.facts(figure), report.details()
     manifest.replace(folder, stock.FILE, stock.content(report.predictions, figure.hypotheses))
-    if details:  # early versions wrote none
-        details = {**details, "stock": added}
-        sounds = clips.embedded(recipe.source, recipe.language, report.split, [row["id"] for row in details["worst"]])
-        page = report_page.render(details, report.predictions["wer"], *sounds)
-        manifest.replace(folder, "report.json", json.dumps(details, indent=1, ensure_ascii=False).encode())
-        manifest.replace(folder, "report.html", page.encode())
-    manifest.amend(folder, stock=added)
+    if "over" in details.get("score", {}):  # pages of earlier versions cannot be written again
+        details = {**details, "stock": fields}
+        manifest.replace(folder, "report.html", _page(details, report.predictions, recipe, report.split).encode())
+        manifest.replace(folder, "report.json", json.dumps(details, ensure_ascii=False).encode())
+    manifest.amend(folder, stock=fields)
+    return read_report(folder)
 
 
 def _score(facts: dict[str, Any], predictions: pd.DataFrame) -> Score:
@@ -344,10 +336,7 @@ def _caveats(score: Score) -> list[str]:
 def _cut(predictions: pd.DataFrame, cache: FeatureCache, split: str, limit: int) -> list[str]:
     """Return how many references and hypotheses are longer than the `limit` of tokens that the decoder may write."""
     n_cut = int((predictions["tokens"] >= limit).sum())
-    notes = (
-        derived.cut_references(cache, split, limit),
-        derived.cut_hypotheses(n_cut, split),
-    )
+    notes = derived.cut_references(cache, split, limit), derived.cut_hypotheses(n_cut, split)
     return [note for note in notes if note]
 
 

@@ -37,7 +37,7 @@ def recipe_of(recipe: Recipe, name: str) -> Recipe:
         source=guard.source,
         model=recipe.model.model_copy(update={"adapter": ""}),
         features=recipe.features,
-        evaluation=recipe.evaluation.model_copy(update={"max_new_tokens": AUTO}),
+        evaluation=recipe.evaluation.model_copy(update={"max_new_tokens": AUTO, "stock_pipeline": False}),
     )
 
 

@@ -277,6 +277,7 @@ def other_value(name: str, value):
         "model.adapter": "",
         "model.lora_targets": ["fc1"],
         "distillation.labels": "transcript",
+        "evaluation.stock_pipeline": 7,
     }
     if isinstance(value, bool):
         return not value

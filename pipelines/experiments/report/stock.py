@@ -161,8 +161,8 @@ def score_clips(
     rows, predictions = clips
     positions = sample(predictions["id"].tolist(), predictions["speaker"].tolist(), n)
     stored = (manifest.read(same) or {}).get("stock") if same else None
-    known, how = (_read_hypotheses(same), dict(stored["decoding"])) if stored else ({}, {})
-    missing = [position for position in positions if position not in known]
+    texts, how = (_read_hypotheses(same), dict(stored["decoding"])) if stored else ({}, {})
+    missing = [position for position in positions if position not in texts]
     if missing:
         try:
             decoded, how = _transcribe(recipe, cache, ref, rows, missing)
@@ -171,8 +171,8 @@ def score_clips(
                 raise
             logger.info(f"no score in the stock pipeline: {error}")
             return None
-        known |= decoded
-    return figure(predictions, known, how, recipe.evaluation)
+        texts |= decoded
+    return figure(predictions, texts, how, recipe.evaluation)
 
 
 def _transcribe(

@@ -92,7 +92,7 @@ def _generate(model: WhisperForConditionalGeneration, features: torch.Tensor, la
     added = {name: value for name, value in defaults.items() if name not in settings}
     try:
         return model.generate(features, language=language, task="transcribe", **added).tolist()
-    except (ValueError, IndexError) as error:  # a missing setting; a text without any token
+    except (ValueError, IndexError, TypeError) as error:  # a missing setting; a text without any token
         raise LabError(
             f"transformers' pipeline cannot decode this model in {languages.NAMES[language]}: "
             f"{' '.join(str(error).split())[:200]}. Complete its generation_config.json, or set "
@@ -150,16 +150,17 @@ def _search(model: WhisperForConditionalGeneration, features: torch.Tensor, prom
         scores = torch.tensor([score for window in running for score, _ in window.running])
         totals = (logprobs + scores[:, None]).reshape(len(running), -1)
         best, indices = totals.topk((1 + len(ends)) * n_beams, dim=-1)
-        for window, values, places in zip(running, best.tolist(), indices.tolist(), strict=True):
-            found = [(value, *divmod(place, logprobs.shape[-1])) for value, place in zip(values, places, strict=True)]
-            window.extend(found, ends, is_last=step == limit - 1)
-        kept = [n for n, window in enumerate(running) if not window.is_done]
-        if not kept:
+        for window, values, positions_of in zip(running, best.tolist(), indices.tolist(), strict=True):
+            size = logprobs.shape[-1]
+            options = [(value, *divmod(index, size)) for value, index in zip(values, positions_of, strict=True)]
+            window.extend(options, ends, is_last=step == limit - 1)
+        going_on = [n for n, window in enumerate(running) if not window.is_done]
+        if not going_on:
             break
         n_texts = len(scores) // len(running)
-        rows = [n * n_texts + row for n in kept for row in running[n].rows]
-        running = [running[n] for n in kept]
-        decoder.select(rows, kept)
+        rows = [n * n_texts + row for n in going_on for row in running[n].rows]
+        running = [running[n] for n in going_on]
+        decoder.select(rows, going_on)
         logits = decoder.step([ids[-1:] for window in running for _, ids in window.running])
     return [window.ended[0][1] for window in windows]
 

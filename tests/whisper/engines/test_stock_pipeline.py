@@ -91,7 +91,7 @@ def test_model_that_transformers_refuses_is_one_line(toy, processor, sounds, mon
 def test_real_weights_write_the_text_of_the_real_pipeline(tiny_folder):
     ref = whisper_model.resolve(str(tiny_folder))
     model, processor = whisper_model.load(ref), whisper_model.load_processor(ref, "sv")
-    examples = TourSource(train=0, validation=0, test=4).examples()
+    examples = [one for one in TourSource(train=2, validation=2, test=4).examples() if one.split == "test"]
     sounds = [audio.decode(example.audio).samples for example in examples]
     texts = stock_pipeline.decode(model, processor, features_of(sounds), "sv")
     assert texts == in_pipeline(model, processor, sounds)
