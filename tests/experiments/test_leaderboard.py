@@ -13,7 +13,7 @@ from pasted import parse
 from pipelines import __main__ as cli
 from pipelines.experiments import leaderboard
 from pipelines.experiments import pipeline as experiment_pipeline
-from pipelines.experiments.leaderboard import INVALID, UNVERIFIED, VALID
+from pipelines.experiments.comparison.validity import INVALID, UNVERIFIED, VALID
 from pipelines.infra.errors import LabError
 from pipelines.infra.stores import hub_client
 from pipelines.training import pipeline as training_pipeline
