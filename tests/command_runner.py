@@ -18,7 +18,8 @@ OUTPUT = {
     "train": r"^model \S+/model\nbest at step ",
     "distill": r"^model \S+/model\nbest at step ",
     "merge": r"^validation WER .*\n(  .*\n)+(warning: .*\n)?model \S+/model\nNext: ",
-    "evaluate": r" on (test|validation)\n  normalised  .*\n  as written  .*\ndecoded by .*\n(note: .*\n)*report \S+\n",
+    "evaluate": r" on (test|validation)\n  normalised  .*\n  as written  .*\ndecoded by .*\n(stock pipeline .*\n)?"
+    r"(note: .*\n)*report \S+\n",
     "export": r"^(test|validation), \d+ clips; ",
     "production": r"^served by ctranslate2 .*without torch and transformers: ",
     "sweep": r"^best: trial \d+, validation WER ",

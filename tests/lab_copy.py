@@ -39,6 +39,7 @@ SMALL = {
     "training.batch_size": 4,
     "evaluation.max_new_tokens": 3,
     "evaluation.bootstrap_samples": 100,
+    "evaluation.stock_pipeline": 1,
 }
 """Settings of every recipe of the copy."""
 FORK_SERVER = f"""

@@ -79,7 +79,7 @@ def verdict(difference: Mapping[str, Any]) -> str:
     """Return what a difference (scoring.Difference as a dictionary) between stock pipeline and lab means."""
     delta, interval = difference["delta"], difference["ci95"]
     if delta <= TOLERANCE:
-        return f"{delta:+.3f}, the model works as well without the lab's decoder"
+        return f"{delta:+.3f}, not worse than in this lab by more than 0.02"
     if interval and interval[0] > 0:
         return f"{delta:+.3f}, this model needs the lab's decoder"
     return f"{delta:+.3f}, it may need the lab's decoder: evaluation.stock_pipeline=true scores all clips"

@@ -35,8 +35,8 @@ def with_stock(made: evaluation.EvalReport, n: int, errors: int) -> evaluation.E
         (0.3, (0.2, 0.4), "this model needs the lab's decoder"),
         (0.03, (-0.1, 0.2), "it may need the lab's decoder: evaluation.stock_pipeline=true scores all clips"),
         (0.03, None, "it may need"),
-        (0.02, (0.01, 0.03), "works as well without"),
-        (-0.4, (-0.5, -0.3), "works as well without"),
+        (0.02, (0.01, 0.03), "not worse than in this lab by more than 0.02"),
+        (-0.4, (-0.5, -0.3), "not worse than in this lab by more than 0.02"),
     ],
 )
 def test_verdict_names_what_the_difference_means(delta, interval, says):
