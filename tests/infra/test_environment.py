@@ -381,6 +381,7 @@ def test_notebook_packages_cover_all_imports():
             "uvicorn",
             "typer",
             "papermill",
+            "mistune",
             "datasets",
             "evaluate",
         },  # the last two: metric.py, for other people's code
@@ -395,6 +396,9 @@ def test_notebook_packages_cover_all_imports():
             "ray",
             "peft",
             "ctranslate2",
+            "pywhispercpp",
+            "_pywhispercpp",
+            "bitsandbytes",
             "optuna",
         },
     )

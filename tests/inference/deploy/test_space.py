@@ -190,7 +190,7 @@ def test_space_that_does_not_read_back_is_an_error(server):
         ("hub://lab/toy/folder", "its own repository"),
         ("hub://lab/none", "404"),
         ("hub://lab/toy@nowhere", "404"),
-        ("hub://lab/empty", "has no model.safetensors beside a config.json"),
+        ("hub://lab/empty", "no model.safetensors in hub://lab/empty"),
     ],
 )
 def test_model_that_a_space_cannot_load_is_one_line(server, tmp_path, uri, complaint):

@@ -29,10 +29,10 @@ def spoil(monkeypatch):
         passes = 0
         loss = trainer.token_mean_loss
 
-        def spoilt(outputs, labels, num_items_in_batch=None):
+        def spoilt(outputs, labels, num_items_in_batch=None, **options):
             nonlocal passes
             passes += 1
-            total = loss(outputs, labels, num_items_in_batch)
+            total = loss(outputs, labels, num_items_in_batch, **options)
             if passes == nth and what == "loss":
                 return total * math.nan
             if passes == nth:
