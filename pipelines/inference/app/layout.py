@@ -219,7 +219,8 @@ def _create_options(page: LocalizedComponents) -> list[Any]:
     def beams(texts: Texts) -> dict[str, Any]:
         return {**labels("beams")(texts), "choices": [(texts["usual"], 0), *((str(n), n) for n in (1, 5, 10))]}
 
-    text: dict[str, Any] = {"lines": 1, "max_lines": 4, "max_length": MAX_OPTION_CHARS}
+    # an empty text, since Gradio sends None for a field that was never filled in
+    text: dict[str, Any] = {"value": "", "lines": 1, "max_lines": 4, "max_length": MAX_OPTION_CHARS}
     with page.add(gr.Accordion, lambda texts: {"label": texts["options"]}, open=False, elem_id="options"):
         return [
             page.add(gr.Textbox, labels("prompt"), elem_id="prompt", **text),
