@@ -84,7 +84,7 @@ def test_recording_at_an_address_is_transcribed(recordings, tmp_path, encoded, s
             page.keyboard.press("Enter")
             page.wait_for_selector(f".toast-body:has-text('{SWEDISH['not_fetched']['status']}')")
             page.fill("#address input, #address textarea", recordings.url("/a/talk.wav?token=hemligt"))
-            page.click("#address button")
+            page.click(f"#address button:has-text('{SWEDISH['fetch']}')")
             page.click("#transcribe:enabled")
             page.wait_for_function("document.querySelector('#transcript textarea').value === 'Hej på dig.'")
             assert "2.1 s tal på" in page.inner_text("#timing")
