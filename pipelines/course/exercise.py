@@ -15,7 +15,7 @@ import copy
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ class Exercise:
 
         Raises AssertionError for a wrong answer if COURSE_STRICT is set, and ValueError for an unknown task.
         """
-        if not 1 <= number <= len(self.tasks):
-            raise ValueError(f"this exercise has the tasks 1 to {len(self.tasks)}, not {number}")
+        if type(number) is not int or not 1 <= number <= len(self.tasks):
+            raise ValueError(f"this exercise has the tasks 1 to {len(self.tasks)}, not {_short(number)}")
         mistake = _mistake(self.tasks[number - 1], answers)
         if mistake:
             self.solved.discard(number)
@@ -72,6 +72,8 @@ class Exercise:
 
 def _mistake(task: Task, answers: tuple[Any, ...]) -> str:
     """Return what is wrong with the answers, in one line; empty if they are right."""
+    if not answers:
+        return "There is no answer: give it after the number of the task, as in the notebook's cell."
     if any(answer is ... for answer in answers):
         return "There is no answer yet: replace the three dots with your own."
     try:
@@ -79,7 +81,9 @@ def _mistake(task: Task, answers: tuple[Any, ...]) -> str:
     except Wrong as error:
         return str(error)
     except Exception as error:
-        return f"Your code stopped with {type(error).__name__}: {error}{_place(error)}."
+        message = " ".join(str(error)[:1_000].split()).rstrip(".")
+        shown = message if len(message) <= 200 else message[:197] + "..."
+        return f"Your code stopped with {type(error).__name__}: {shown}{_place(error)}."
     return ""
 
 
@@ -97,7 +101,7 @@ def require(condition: Any, message: str) -> None:
 
 
 def call(function: Any, *arguments: Any) -> Any:
-    """Call a student's function with copies of the arguments.
+    """Call a student's function with copies of the arguments; return what an iterator yields as a list.
 
     Raises Wrong if it is not a function, or if it returns nothing.
     """
@@ -105,7 +109,7 @@ def call(function: Any, *arguments: Any) -> Any:
     result = function(*copy.deepcopy(arguments))
     require(result is not ..., "There is no answer yet: replace the three dots with your own.")
     require(result is not None, "The function returns nothing. Is there a `return` at its end?")
-    return result
+    return list(result) if isinstance(result, Iterator) else result
 
 
 def number(function: Any, *arguments: Any) -> float:
@@ -113,14 +117,38 @@ def number(function: Any, *arguments: Any) -> float:
     result = call(function, *arguments)
     require(np.isscalar(result) or np.ndim(result) == 0, f"Expected one number, got {_short(result)}.")
     require(not isinstance(result, str | bytes), f"Expected a number, got the text {_short(result)}.")
-    return float(result)
+    try:
+        return float(result)
+    except (TypeError, ValueError, OverflowError):
+        raise Wrong(f"Expected one number, got {_short(result)}.") from None
 
 
 def array(function: Any, shape: tuple[int, ...], *arguments: Any) -> np.ndarray:
     """Return a student's result as a float64 array of the given shape. Raises Wrong if it has another one."""
-    result = np.asarray(call(function, *arguments), dtype=np.float64)
-    require(result.shape == shape, f"Expected the shape {shape}, got {result.shape}.")
-    return result
+    result = call(function, *arguments)
+    try:
+        values = np.asarray(result, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise Wrong(f"Expected numbers of the shape {shape}, got {_short(result)}.") from None
+    require(values.shape == shape, f"Expected the shape {shape}, got {values.shape}.")
+    return values
+
+
+def items(function: Any, *arguments: Any) -> list[Any]:
+    """Return the items of a student's list, tuple or array. Raises Wrong for anything else."""
+    result = call(function, *arguments)
+    is_list = np.ndim(result) == 1 if hasattr(result, "__array__") else isinstance(result, list | tuple)
+    require(is_list, f"Return a list, got {_short(result)}.")
+    return list(result)
+
+
+def tokens(function: Any, *arguments: Any) -> list[int]:
+    """Return a student's result as a list of tokens. Raises Wrong if it is none."""
+    result = items(function, *arguments)
+    try:
+        return [int(token) for token in result]
+    except (TypeError, ValueError):
+        raise Wrong(f"Return a list of tokens, got {_short(result)}.") from None
 
 
 def is_close(value: Any, expected: Any, tolerance: float = 1e-6) -> bool:
@@ -130,5 +158,5 @@ def is_close(value: Any, expected: Any, tolerance: float = 1e-6) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."

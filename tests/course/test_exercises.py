@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,14 @@ WRONG = [
     ("inference", 2, endless, "is there a limit"),
     ("inference", 2, lambda step, limit: [0, *endless(step, limit)], "start token"),
     ("inference", 3, greedy_beam, "greedy choice"),
+    ("inference", 4, lambda text: len(text) / len(zlib.compress(text.encode())) > 2.4, "bytes by bytes"),
+    ("inference", 2, lambda step, limit: 5, "Return a list"),
+    ("inference", 6, lambda *windows: ["vi", "gick"], "text, start and end"),
+    ("features", 1, lambda duration_s: float("nan"), "Whole frames"),
+    ("features", 1, lambda duration_s: {}, "Expected one number"),
+    ("features", 7, lambda clips: clips, "Expected numbers of the shape (3, 4)"),
+    ("training", 7, 5, "Expected a set of names"),
+    ("experiments", 7, dict.fromkeys("ABCD", "Not shown"), "got ['Not shown']"),
     ("inference", 4, lambda text: len(set(text.split())) < 4, "short text"),
     (
         "inference",
@@ -290,3 +300,46 @@ def test_faults_to_listen_for_can_be_heard():
     assert (np.abs(samples[by_kind["clipped"]]) > 0.99).mean() > 0.1
     transcripts = [clip.transcript for clip in clips]
     assert len(set(transcripts)) == len(transcripts) - 1
+
+
+def sign_flip_p(differences: list[float]) -> float:
+    """Return p as one writes it first, with floats compared as they are."""
+    flips = itertools.product([1, -1], repeat=len(differences))
+    sums = [abs(np.mean(np.multiply(signs, differences))) for signs in flips]
+    return np.mean(np.array(sums) >= abs(np.mean(differences)))
+
+
+OTHER_FORMS = [
+    ("inference", 2, lambda step, limit: tuple(greedy_beam(step, 1, limit)[:limit])),
+    ("inference", 2, lambda step, limit: np.array(greedy_beam(step, 1, limit)[:limit])),
+    ("inference", 2, lambda step, limit: iter(greedy_beam(step, 1, limit)[:limit])),
+    ("training", 4, lambda gradients, n: (np.dot(one, n) / sum(n) for one in zip(*gradients, strict=True))),
+    ("features", 7, lambda clips: ([*clip, *[-100] * (4 - len(clip))] for clip in clips)),
+    ("experiments", 5, sign_flip_p),
+    ("experiments", 6, lambda ps: np.array([0.04, 0.09, 0.09, 0.5], dtype=np.float32)),
+]
+
+
+@pytest.mark.parametrize(("module", "number", "answer"), OTHER_FORMS)
+def test_right_answer_in_another_form_passes(module: str, number: int, answer: Any, capsys, monkeypatch):
+    monkeypatch.delenv(exercises.STRICT, raising=False)
+    importlib.import_module(f"pipelines.course.exercises.{module}").exercise.check(number, answer)
+    assert "right" in capsys.readouterr().out
+
+
+def test_long_error_of_a_student_is_shown_in_one_line(capsys, monkeypatch):
+    def answer(duration_s: float) -> int:
+        raise ValueError("shapes\n(3,)\n" * 500)
+
+    monkeypatch.delenv(exercises.STRICT, raising=False)
+    checks_of(next(path for path in solve_exercises.NOTEBOOKS if "features" in path.stem)).check(1, answer)
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert len(line) < 350
+    assert "in answer" in line
+
+
+@pytest.mark.parametrize("number", [0, 99, "1", 1.0])
+def test_unknown_task_number_is_named(number: Any):
+    with pytest.raises(ValueError, match="has the tasks 1 to"):
+        checks_of(solve_exercises.NOTEBOOKS[0]).check(number, 1)

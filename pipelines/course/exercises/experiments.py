@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.course.exercise import Exercise, Task, call, is_close, number, require
+from pipelines.course.exercise import Exercise, Task, array, call, is_close, number, require
 from pipelines.experiments.comparison import findings
 
 FINDINGS = (
@@ -91,8 +91,7 @@ def check_bootstrap(bootstrap_interval: Any) -> None:
     by_speaker = [(errors[speakers == n].sum(), words[speakers == n].sum()) for n in range(8)]
     expected = _percentiles(np.array(by_speaker), random)
     over_clips = _percentiles(np.stack([errors, words], axis=1), random)
-    result = np.asarray(call(bootstrap_interval, errors, words, speakers), dtype=float)
-    require(result.shape == (2,), f"Return two numbers, low and high, got the shape {result.shape}.")
+    result = array(bootstrap_interval, (2,), errors, words, speakers)
     require(result[0] < result[1], "The first number is the lower end.")
     require(
         not is_close(result, over_clips, 0.02),
@@ -114,11 +113,13 @@ def _percentiles(pairs: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def check_sign_flips(sign_flip_p: Any) -> None:
     """Check the exact paired test over speakers."""
-    for differences in ([-0.1, -0.05, -0.02, -0.04, -0.08], [0.03, -0.02, 0.05, -0.01], [0.2, 0.1, -0.3, 0.05, 0.02]):
+    # multiples of 1/64, whose sums are exact in any order: equally large sums compare as equal
+    for counts in ([-8, -4, -1, -3, -6], [3, -2, 5, -1], [12, 6, -18, 3, 1]):
+        differences = [count / 64 for count in counts]
         signs = np.array(list(itertools.product([1, -1], repeat=len(differences))))
         sums = signs @ np.array(differences)
-        expected = float((np.abs(sums) >= abs(sum(differences)) - 1e-12).mean())
-        one_sided = float((sums <= sum(differences) + 1e-12).mean())
+        expected = float((np.abs(sums) >= abs(sum(differences))).mean())
+        one_sided = float((sums <= sum(differences)).mean())
         result = number(sign_flip_p, differences)
         right = is_close(result, expected)
         require(
@@ -133,8 +134,7 @@ def check_holm(holm: Any) -> None:
     """Check Holm's correction."""
     ps = [0.01, 0.04, 0.03, 0.5]
     expected = findings.holm(ps)
-    result = [float(p) for p in call(holm, ps)]
-    require(len(result) == len(ps), f"Expected {len(ps)} p-values, got {len(result)}.")
+    result = array(holm, (len(ps),), ps).tolist()
     require(
         not is_close(result, np.minimum(1, np.array(ps) * len(ps))),
         "This is Bonferroni's correction: all are multiplied by the number of comparisons. Holm's multiplies the "
@@ -154,6 +154,9 @@ def check_verdicts(verdicts: Any) -> None:
     require(isinstance(verdicts, dict), "Expected a dictionary: name to 'better', 'worse' or 'not shown'.")
     names = sorted(_VERDICTS)
     require(sorted(verdicts) == names, f"Expected a verdict for each of {names}, got {sorted(verdicts, key=str)}.")
+    known = ("better", "worse", "not shown")
+    odd = [verdict for verdict in verdicts.values() if verdict not in known]
+    require(not odd, f"Expected 'better', 'worse' or 'not shown' for each, got {odd[:1]}.")
     require(
         verdicts["B"] == "not shown",
         "B has the largest difference, but its interval contains 0: a large difference is not a certain one.",
@@ -175,7 +178,7 @@ def check_speakers_needed(speakers_needed: Any) -> None:
             result != np.ceil((1.959964 * sd / difference) ** 2),
             f"{result:g} speakers give a power of one half only: add 0.84, the quantile of 80 %, to 1.96.",
         )
-        require(result == int(result), f"{result:g}: speakers come whole. Round up.")
+        require(result.is_integer(), f"{result:g}: speakers come whole. Round up.")
         require(abs(result - np.ceil(exact)) <= 1, f"Expected {np.ceil(exact):.0f} speakers, got {result:g}.")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from pipelines.course.exercise import Exercise, Task, call, is_close, number, require
+from pipelines.course.exercise import Exercise, Task, array, call, is_close, items, number, require
 from pipelines.course.exercises import toy_training
 
 IGNORED = -100
@@ -80,8 +81,7 @@ def check_accumulate(accumulate: Any) -> None:
     random = np.random.default_rng(3)
     gradients, n_tokens = random.normal(size=(3, 6)), np.array([30, 10, 4])
     expected = (gradients * n_tokens[:, None]).sum(axis=0) / n_tokens.sum()
-    result = np.asarray(call(accumulate, list(gradients), list(n_tokens)), dtype=np.float64)
-    require(result.shape == (6,), f"Expected one gradient of 6 numbers, got the shape {result.shape}.")
+    result = array(accumulate, (6,), list(gradients), list(n_tokens))
     require(
         not is_close(result, gradients.mean(axis=0)),
         "This is the plain mean. A micro-batch with few tokens then counts as much as one with many, and the result "
@@ -122,7 +122,8 @@ def check_digest(digest: Any) -> None:
 
 def check_resume(needed: Any) -> None:
     """Check the smallest set of names with which a resume is exact."""
-    require(not isinstance(needed, str), "Expected a set of names, such as {'weights'}, not one text.")
+    is_set = isinstance(needed, Iterable) and not isinstance(needed, str)
+    require(is_set, f"Expected a set of names, such as {{'weights'}}, got {needed!r:.60}.")
     names = set(needed)
     unknown = sorted(names - set(toy_training.STATE), key=str)
     require(not unknown, f"{unknown[0] if unknown else ''!r} is not in the state; it has {list(toy_training.STATE)}.")
@@ -157,8 +158,8 @@ def check_choice(choose: Any) -> None:
         ("the second history", healthy, 400, False, "both losses fall"),
         ("the third history", stuck, 100, False, "the training loss does not fall: nothing is memorised"),
     ):
-        result = call(choose, history)
-        require(isinstance(result, tuple) and len(result) == 2, "Return two values: the step, and whether it overfits.")
+        result = items(choose, history)
+        require(len(result) == 2, "Return two values: the step, and whether it overfits.")
         best_test = min(history, key=lambda row: row["test_wer"])["step"]
         require(
             result[0] == step or result[0] != best_test,
