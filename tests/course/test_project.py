@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -199,3 +200,51 @@ def test_commands_begin_and_check_a_project(tmp_path: Path, monkeypatch: pytest.
     assert done.output.splitlines()[-1] == "Next: plan.md, section Hypothesis: replace TODO"
     with pytest.raises(LabError):
         call("project", "check", tmp_path / "none")
+
+
+def test_heading_in_a_block_of_code_begins_no_section():
+    found = rubric.sections("## Idea ##\n```bash\n## Data\n```\n```one line```\n## Result\nworse\n~~~\n## Cost")
+    assert found == {"idea": "```bash\n## Data\n```\n```one line```", "result": "worse\n~~~\n## Cost"}
+
+
+def test_long_words_are_checked_in_linear_time(complete: Path):
+    text = (complete / "README.md").read_text().replace("## Demo\n", "## Demo\n\n" + "a" * 190_000 + ".mp4\n")
+    (complete / "README.md").write_text(text)
+    rubric._demo(rubric.Project(complete))  # took minutes with a regular expression
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        {"scores": [1]},
+        {"scores": None},
+        {"training": None},
+        {"scores": {"after": "a" * 5_000}},
+        {"scores": {"after": 5}},
+    ],
+)
+def test_odd_records_of_stages_are_missing(complete: Path, stages: dict):
+    (complete / "runs" / "my-idea" / "stages.json").write_text(json.dumps(stages))
+    assert {"before_after", "cost"} <= missing(complete).keys()
+
+
+@pytest.mark.parametrize("name", ["project.html", "project.pdf", "runs/my-idea/reports/more"])
+def test_link_out_of_the_folder_is_refused(begun: Path, tmp_path: Path, name: str):
+    (tmp_path / "teachers.txt").write_text("grades")
+    (begun / name).parent.mkdir(parents=True, exist_ok=True)
+    (begun / name).symlink_to(tmp_path / "teachers.txt")
+    with pytest.raises(LabError, match="a link to a place outside the project"):
+        rubric.check(begun)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_named_pipe_is_refused(begun: Path):
+    os.mkfifo(begun / "pipe")
+    with pytest.raises(LabError, match="neither a file nor a folder"):
+        rubric.check(begun)
+
+
+def test_page_that_cannot_be_written_is_one_line(begun: Path):
+    (begun / template.PAGE).mkdir()
+    with pytest.raises(LabError, match="cannot be written"):
+        page.write(*rubric.check(begun))

@@ -15,6 +15,7 @@ from pipelines.course.project.template import PAGE, README
 from pipelines.experiments import figures
 from pipelines.experiments.report import clips
 from pipelines.features.pipeline import SYNTHETIC
+from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge")
@@ -24,7 +25,8 @@ _PDF_TIMEOUT_S = 60
 def write(project: Project, lines: list[Line]) -> Path:
     """Write the page into the project folder and return its path.
 
-    Texts of the student are escaped, and the page loads nothing from the network.
+    Texts of the student are escaped, and the page loads nothing from the network. Raises LabError if the folder cannot
+    be written to.
     """
     import jinja2
     import mistune
@@ -44,7 +46,10 @@ def write(project: Project, lines: list[Line]) -> Path:
         **_results(project),
     )
     path = project.folder / PAGE
-    path.write_text(page, "utf-8")
+    try:
+        manifest.write_bytes(path, page.encode("utf-8", "replace"))  # replaces a link instead of following it
+    except OSError as error:
+        raise LabError(f"{path} cannot be written ({error.strerror}): check a copy of the folder") from None
     return path
 
 

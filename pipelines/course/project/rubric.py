@@ -5,6 +5,7 @@ It never grades taste, and executes nothing of the folder: a teacher may check t
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ N_CLIPS = 5
 _MAX_TEXT_BYTES = 200_000
 _MIN_WORDS = 8
 _LINK = re.compile(r"https://[^\s)>\]]+")
-_RECORDING = re.compile(r"[\w./-]+\.(?:mp4|webm|mov|mkv|gif|wav|mp3|ogg|png|jpg)\b", re.IGNORECASE)
+_WORD = re.compile(r"[\w./-]+")
+_RECORDINGS = {"mp4", "webm", "mov", "mkv", "gif", "wav", "mp3", "ogg", "png", "jpg"}
+_MAX_NAME_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,20 @@ class Project:
     def stages(self) -> dict[str, Any]:
         return recipe_runs.read_stages(self.idea, self.runs)
 
+    def stage(self, name: str) -> dict[str, Any]:
+        """Return the record of a stage; empty if there is none, or none that can be read."""
+        record = self.stages.get(name)
+        return record if isinstance(record, dict) else {}
+
     @cached_property
     def scores(self) -> dict[str, EvalReport]:
         """The reports of the base model and of the tuned model: before, after. Raises Missing."""
-        folders = {
-            name: Path(str(folder)) for name, folder in self.stages.get("scores", {}).items() if name != "seconds"
-        }
+        folders = {name: Path(str(folder)) for name, folder in self.stage("scores").items() if name != "seconds"}
         reports = self.runs / self.idea.name / "reports"
         try:
             return {name: read_report(reports / folder.name) for name, folder in folders.items()}
-        except LabError as error:
-            raise Missing(f"a report cannot be read: {error}") from None
+        except (LabError, OSError) as error:
+            raise Missing(f"a report cannot be read: {str(error)[:300]}") from None
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -109,14 +115,37 @@ def check(folder: Path) -> tuple[Project, list[Line]]:
         raise LabError(
             f"a project folder holds {IDEA}, {folder} does not. Begin one with: python -m pipelines project new my-idea"
         )
+    _require_files(folder)
     project = Project(folder)
     return project, [Line(key, title, _missing(rule, project)) for key, (title, rule) in RULES.items()]
 
 
+def _require_files(folder: Path) -> None:
+    """Raise LabError if a link leads out of the folder, or something in it is neither a file nor a folder."""
+    root = folder.resolve()
+    for path in (Path(parent) / name for parent, folders, files in os.walk(folder) for name in (*folders, *files)):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise LabError(f"{path} is a link to a place outside the project: put there what it leads to, or remove it")
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise LabError(f"{path} is neither a file nor a folder: remove it")
+
+
 def sections(markdown: str) -> dict[str, str]:
-    """Return the text below each heading of level 2, by the heading in lower case."""
-    parts = re.split(r"^## +(.+?) *#*\s*$", markdown, flags=re.MULTILINE)
-    return {heading.lower(): text.strip() for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
+    """Return the text below each heading of level 2, by the heading in lower case; those in blocks of code are none."""
+    texts: dict[str, list[str]] = {}
+    lines: list[str] = []
+    fence = ""
+    for line in markdown.splitlines():
+        mark, rest = line.lstrip()[:3], line.strip().lstrip("`~")
+        if fence:
+            fence = "" if mark == fence and not rest else fence
+        elif mark in ("```", "~~~") and "`" not in rest:
+            fence = mark
+        elif line.startswith("## ") and (heading := line[3:].strip().rstrip("#").rstrip()):
+            lines = texts.setdefault(heading.lower(), [])
+            continue
+        lines.append(line)
+    return {heading: "\n".join(text).strip() for heading, text in texts.items()}
 
 
 def discussed_clips(project: Project) -> dict[str, str]:
@@ -218,7 +247,9 @@ def _demo(project: Project) -> None:
     text = project.readme.get("demo", "")
     if TODO in text:
         raise Missing(f"{README}, section Demo: replace {TODO}")
-    files = [name for name in _RECORDING.findall(text) if _is_inside(project.folder, name)]
+    words = [word.rstrip(".") for word in _WORD.findall(text) if len(word) <= _MAX_NAME_CHARS]
+    names = [word for word in words if word.rpartition(".")[2].lower() in _RECORDINGS]
+    files = [name for name in names if _is_inside(project.folder, name)]
     if not files and not _LINK.search(text):
         raise Missing("section Demo: give the https address of your Space, or the name of a recording in this folder")
 
@@ -234,7 +265,7 @@ def _model_card(project: Project) -> None:
 
 
 def _cost(project: Project) -> None:
-    if "seconds" not in project.stages.get("training", {}):
+    if "seconds" not in project.stage("training"):
         raise Missing("no training time is recorded: python -m pipelines run --recipe idea.toml --runs runs")
     _require_sections(README, project.readme, ("Cost",))
 
