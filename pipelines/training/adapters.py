@@ -30,7 +30,31 @@ def prepare(model: WhisperForConditionalGeneration, settings: ModelSettings) -> 
     """Freeze the encoder and add LoRA layers as the settings say; return the model or peft's wrapper of it."""
     if settings.freeze_encoder:
         freeze(model.model.encoder)
-    return _with_lora(model, settings) if settings.adapter == "lora" else model
+    if settings.adapter != "lora":
+        return model
+    wrapped = _with_lora(model, settings)
+    if drops_layers(model):
+        _keep_gradient(wrapped)
+    return wrapped
+
+
+def drops_layers(model: WhisperForConditionalGeneration) -> bool:
+    """Return True if a training step may skip layers, as the recipe or the base model's config.json says."""
+    return model.model.encoder.layerdrop > 0 or model.model.decoder.layerdrop > 0
+
+
+def _keep_gradient(model: torch.nn.Module) -> None:
+    """Add 0 times a trained matrix to the logits of `model`: a step that skips all trained layers has a gradient, 0.
+
+    Without one, `backward`, the scaler of float16 and the other processes of a distributed run fail.
+    """
+    anchor = next(weights for weights in model.parameters() if weights.requires_grad)
+
+    def add_zero(_: Any, __: Any, outputs: Any) -> Any:
+        outputs.logits = outputs.logits + 0 * anchor.sum().to(outputs.logits.dtype)
+        return outputs
+
+    model.register_forward_hook(add_zero)
 
 
 def freeze(module: torch.nn.Module) -> None:

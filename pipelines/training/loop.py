@@ -27,7 +27,7 @@ from pipelines.infra import console, environment, manifest
 from pipelines.infra.parallel import distributed
 from pipelines.recipes import as_toml
 from pipelines.recipes.settings import Recipe
-from pipelines.training import components, distillation
+from pipelines.training import adapters, components, distillation
 from pipelines.training.callbacks import divergence, oom, trackers
 from pipelines.training.callbacks.divergence import Diverged
 from pipelines.training.callbacks.interruptions import Interruption, Paused
@@ -172,13 +172,16 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
     recipe, cache, settings = run.recipe, run.cache, run.recipe.training
     components.seed_everything(recipe)
     model = components.build_model(recipe, run.start)
+    drops_layers = adapters.drops_layers(adapters.unwrap(model))
     processor = whisper_model.load_processor(run.start, recipe.language)
     sampler, clips, collate = components.training_clips(recipe, cache, processor)
     micro_batch = oom.micro_batch(run.folder, settings.micro_batch or settings.batch_size)
     batch = oom.ValidationBatch(run.folder, recipe.evaluation.batch_frames)
     trainer = trainer_class()(
         model=model,
-        args=arguments_of(recipe, run.checkpoints, precision.of_training(settings.precision)),
+        args=arguments_of(
+            recipe, run.checkpoints, precision.of_training(settings.precision), drops_layers=drops_layers
+        ),
         train_dataset=clips,
         eval_dataset=ClipDataset(cache, rows_of(cache, "validation")),
         data_collator=collate,

@@ -216,7 +216,7 @@ def _link_or_copy(path: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def arguments_of(recipe: Recipe, folder: Path, precision: str) -> TrainingArguments:
+def arguments_of(recipe: Recipe, folder: Path, precision: str, *, drops_layers: bool) -> TrainingArguments:
     """Build the TrainingArguments from the recipe, adapted to this device; `precision` as of optimization/precision."""
     from transformers import Seq2SeqTrainingArguments
 
@@ -253,7 +253,7 @@ def arguments_of(recipe: Recipe, folder: Path, precision: str) -> TrainingArgume
         disable_tqdm=True,
         log_level="error",
         use_cpu=machine.device == "cpu",
-        ddp_find_unused_parameters=recipe.model.layer_drop > 0,
+        ddp_find_unused_parameters=drops_layers,
     )
     # on two GPUs the Trainer would wrap the model in DataParallel, whose threads share one context length
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.infra import environment
-from pipelines.training import components, trainer
+from pipelines.training import adapters, components, trainer
 from pipelines.training.optimization import precision
 from pipelines.training.trainer import token_mean_loss
 from pipelines.whisper import model as whisper_model
@@ -83,10 +85,31 @@ def test_frozen_encoder_drops_no_layer(toy_settings, toy_model):
     assert (model.model.encoder.layerdrop, model.model.decoder.layerdrop) == (0.0, 0.5)
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.1])
-def test_processes_look_for_unused_weights_only_with_layer_drop(toy_settings, tmp_path, drop):
-    arguments = trainer.arguments_of(toy_settings({"model.layer_drop": drop}), tmp_path, "float32")
-    assert arguments.ddp_find_unused_parameters == (drop > 0)
+@pytest.mark.parametrize(("by", "drops"), [("nothing", False), ("recipe", True), ("base model", True)])
+def test_processes_look_for_unused_weights_if_layers_drop(toy_settings, toy_model, tmp_path, by, drops):
+    folder = shutil.copytree(toy_model, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "decoder_layerdrop": 0.1 * (by == "base model")}))
+    settings = toy_settings({"model.layer_drop": 0.1 * (by == "recipe")})
+    model = components.build_model(settings, whisper_model.resolve(str(folder)))
+    arguments = trainer.arguments_of(settings, tmp_path, "float32", drops_layers=adapters.drops_layers(model))
+    assert arguments.ddp_find_unused_parameters == drops
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_step_that_drops_all_lora_layers_has_gradient_zero(toy_settings, toy_model, checkpointing):
+    settings = {"model.layer_drop": 0.99, "model.adapter": "lora", "training.checkpoint_activations": checkpointing}
+    base = whisper_model.resolve(str(toy_model))
+    torch.manual_seed(0)
+    model = components.build_model(toy_settings(settings), base).train()
+    inputs = {"input_features": torch.randn(1, 80, 200), "decoder_input_ids": torch.tensor([[1, 2]])}
+    outputs = model(**inputs, use_cache=False)
+    outputs.logits.logsumexp(-1).sum().backward()
+    gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
+    assert len(gradients) == 1, "the layers were not dropped"
+    assert not gradients[0].any()
+    with torch.no_grad():
+        assert torch.equal(outputs.logits, adapters.unwrap(model)(**inputs).logits)
 
 
 def test_bfloat16_trains_in_it_and_validates_in_float32(train_toy, tmp_path, monkeypatch):
