@@ -55,7 +55,7 @@ class Merge:
     base: ModelRef
     ingredients: tuple[Ingredient, ...]
     origin: ModelRef
-    """Model whose tokenizer, recipe and facts the mixture gets."""
+    """Model whose tokenizer, and for checkpoints recipe and facts, the mixture gets."""
     alphas: tuple[float, ...]
     newest_first: bool
     """The ingredients are the checkpoints of one run: the newest are averaged, not the best."""
@@ -170,7 +170,9 @@ def _run(job: Merge, folder: Path) -> Merged:
             name for name, most in limits.max_increase.items() if wers[selected][name] > base_wers[name] + most
         ],
     }
-    _seal(job, model, mixer.build(*candidates[selected]), facts, wers[selected])
+    subset, alpha = candidates[selected]
+    mixed = [job.origin] if job.newest_first else [one.ref for one in subset]
+    _seal(job, model, mixer.build(subset, alpha), mixed, facts, wers[selected])
     return Merged(str(model), facts)
 
 
@@ -236,9 +238,23 @@ def _measure(job: Merge, model: Any, *, is_base: bool) -> dict[str, float]:
     return wers
 
 
-def _seal(job: Merge, folder: Path, model: Any, merge: dict[str, Any], wers: dict[str, float]) -> None:
+def inherited(mixed: Sequence[ModelRef]) -> dict[str, Any]:
+    """Return the facts that a mixture has from the models in it: the shortest `context_s`, the rest from the first."""
+    first = mixed[0].facts
+    names = ("base", "cache", "context", "quantisation", "language", "base_model", "data", "machine", "versions")
+    longest = [one.facts["context_s"] for one in mixed if "context_s" in one.facts]
+    return {
+        **{name: first[name] for name in names if name in first},
+        **({"context_s": min(longest)} if longest else {}),
+        **({"windows": first["windows"]} if all(one.facts.get("windows") for one in mixed) else {}),
+    }
+
+
+def _seal(
+    job: Merge, folder: Path, model: Any, mixed: Sequence[ModelRef], merge: dict[str, Any], wers: dict[str, float]
+) -> None:
     """Write and seal the model of a mixture: weights, tokenizer, calibration, recipe, card and lineage."""
-    recipe, origin = derived.resolve(job.recipe, job.cache), job.origin
+    recipe, origin = derived.resolve(job.recipe, job.cache), mixed[0]
     context = job.base.context if merge["alpha"] == 0 else origin.context
     shutil.rmtree(folder, ignore_errors=True)
     processor = whisper_model.load_processor(origin, recipe.language)
@@ -255,11 +271,10 @@ def _seal(job: Merge, folder: Path, model: Any, merge: dict[str, Any], wers: dic
     training = json.loads((origin.folder / "training.json").read_text("utf-8"))
     validation = {"step": training["best_step"], "eval_wer": wers[TARGET]}
     manifest.write_json(folder / "training.json", {**training, "validation": validation})
-    inherited = ("base", "cache", "context", "context_s", "quantisation", "language", "base_model", "data", "machine")
     facts = {
         "digest": job.digest,
         "name": f"{job.recipe.name}-merge-{job.digest}",
-        **{name: origin.facts[name] for name in (*inherited, "versions") if name in origin.facts},
+        **{name: value for name, value in inherited(mixed).items() if name != "windows" or merge["alpha"] > 0},
         **({"context": context, "context_s": float(FULL_S)} if merge["alpha"] == 0 else {}),
         "confidence": calibration.as_dict(),
         "merge": merge,

@@ -24,6 +24,7 @@ class Scores:
     measure: Callable[[str, Any], Mapping[str, float]]
     """Function from a label and a function that builds the model to the WER of each set."""
     wers: dict[str, dict[str, float]] = field(default_factory=dict)
+    logged: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, folder: Path, measure: Callable[[str, Any], Mapping[str, float]]) -> Scores:
@@ -31,11 +32,13 @@ class Scores:
         return cls(folder, measure, manifest.read_json(folder / _FILE) or {})
 
     def of_mixture(self, label: str, build: Callable[[], Any]) -> dict[str, float]:
-        """Return the WERs of a mixture; build and decode it only if they are not stored."""
+        """Return and log the WERs of a mixture; build and decode it only if they are not stored."""
         if label not in self.wers:
             self.wers[label] = dict(self.measure(label, build))
             manifest.write_json(self.folder / _FILE, self.wers)
-        logger.info(f"{label:<24}" + "  ".join(f"{name} {wer:.3f}" for name, wer in self.wers[label].items()))
+        if label not in self.logged:
+            logger.info(f"{label:<24}" + "  ".join(f"{name} {wer:.3f}" for name, wer in self.wers[label].items()))
+            self.logged.add(label)
         return self.wers[label]
 
 

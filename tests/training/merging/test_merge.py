@@ -15,6 +15,7 @@ from pipelines.infra.errors import LabError
 from pipelines.training import pipeline as training
 from pipelines.training.merging import ingredients, merge
 from pipelines.training.merging.selection import Limits, best
+from pipelines.whisper.model import ModelRef
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = {"training.steps": 2, "training.eval_every": 1, "training.warmup_steps": 0, "evaluation.max_new_tokens": 3}
@@ -43,6 +44,18 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 # ---- arithmetic and selection
+
+
+def test_mixture_is_used_at_the_shortest_length_it_was_trained_at():
+    windows, other = {"share": 0.5, "fill": "random"}, {"share": 0.2, "fill": "full"}
+    long, short = {"context_s": 30.0, "windows": windows, "language": "sv"}, {"context_s": 6.5, "language": "sv"}
+
+    def inherited(*facts):
+        return merge.inherited([ModelRef("m", Path(), "folder", "", facts=one) for one in facts])
+
+    assert inherited(long, {**long, "windows": other}) == long
+    assert inherited(long, short) == short == inherited(short, long) == inherited(short)
+    assert inherited({"language": "sv"}) == {"language": "sv"}
 
 
 def test_mean_of_equal_weights_is_exact():
