@@ -74,6 +74,11 @@ class DecodingOptions:
         is_range = all(type(t) in (int, float) and 0 <= t <= 1 for t in self.temperatures)
         if not self.temperatures or not is_range:
             raise LabError(f"temperature must be one or more numbers from 0 to 1, got {self.temperatures!r}")
+        for name, text in (("prompt", self.prompt), *(("hotwords", word) for word in self.hotwords)):
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # half of a pair of surrogates, which JSON can carry
+                raise LabError(f"{name} must be text that UTF-8 can encode, got {text!r}") from None
 
     def changed(self, **values: Any) -> DecodingOptions:
         """Return the options with `values`; None keeps a value. Raises LabError for a value out of range."""

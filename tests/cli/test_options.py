@@ -38,6 +38,8 @@ def test_options_become_decoding_options(tmp_path):
         ({"suppress_tokens": "1.5"}, "--suppress-tokens must be whole numbers"),
         ({"suppress_tokens": "-1"}, "suppress_tokens must be token ids from 0"),
         ({"beam_size": 0}, "beam_size must be a whole number from 1 to 32, got 0"),
+        ({"prompt": "hej \ud800"}, "prompt must be text that UTF-8 can encode"),
+        ({"hotwords": "x\udfff"}, "hotwords must be text that UTF-8 can encode"),
         ({"patience": float("nan")}, "patience must be a number from 0.1 to 10"),
         ({"task": "sing"}, "task must be one of transcribe, translate, got 'sing'"),
     ],
