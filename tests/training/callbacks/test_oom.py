@@ -18,6 +18,7 @@ from pipelines.infra import manifest
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.training.callbacks import oom
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +49,7 @@ def room_for(monkeypatch):
             return model
 
         monkeypatch.setattr(whisper_model, "load", small)
+        monkeypatch.setattr(decoding.greedy, "runs_on", lambda model: False)  # a GPU encodes a batch in one pass
         return passes
 
     return plan
@@ -166,6 +168,7 @@ def looks_at(monkeypatch):
             return model
 
         monkeypatch.setattr(whisper_model, "load", small)
+        monkeypatch.setattr(decoding.greedy, "runs_on", lambda model: False)  # a GPU encodes a batch in one pass
         return passes
 
     return plan
