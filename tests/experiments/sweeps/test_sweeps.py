@@ -874,7 +874,7 @@ def test_optimizer_and_schedule_match_transformers(toy_settings, toy_model, tmp_
 
     settings = toy_settings({"training.weight_decay": 0.1, "training.beta2": 0.98, **chosen})
     model = components.build_model(settings, whisper_model.resolve(str(toy_model)))
-    stock = Trainer(model, trainer.arguments_of(settings, tmp_path, "float32"), eval_dataset=[0])
+    stock = Trainer(model, trainer.arguments_of(settings, tmp_path, "float32", drops_layers=False), eval_dataset=[0])
     stock.create_optimizer_and_scheduler(settings.training.steps)
     ours = components.build_optimizer(settings, model)
     schedule = components.build_scheduler(settings, ours)
