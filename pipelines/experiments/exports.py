@@ -129,7 +129,7 @@ def compare_exports(
     reused; scorings of the test split are counted. Raise LabError for a form that is not one of export.FORMS, and the
     errors of `export.convert`.
     """
-    recipe = derived.resolve(recipe, cache)
+    recipe = _without_stock_pipeline(derived.resolve(recipe, cache))
     unscored = tuple(
         (form, str(export.convert(whisper_model.resolve(uri), form)))
         for uri in uris
@@ -169,6 +169,12 @@ def compare_exports(
 
 def _size_mb(folder: Path) -> float:
     return round(sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6, 1)
+
+
+def _without_stock_pipeline(recipe: Recipe) -> Recipe:
+    """Return the recipe without the second figure, which transformers' pipeline cannot give for an export."""
+    evaluation = recipe.evaluation.model_copy(update={"stock_pipeline": False})
+    return recipe.model_copy(update={"evaluation": evaluation})
 
 
 def _difference(recipe: Recipe, report: EvalReport, other: EvalReport) -> Difference:
