@@ -31,6 +31,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -46,6 +47,7 @@ def test_checkpointed_activations_give_equal_weights(train_toy, tmp_path, settin
     assert stored.digest == recomputed.digest, "it is not part of the run's identity"
 
 
+@pytest.mark.slow
 def test_run_resumes_with_checkpointed_activations(train_toy, tmp_path):
     def stop(step: int) -> None:
         if step == 3:

@@ -49,6 +49,7 @@ def test_frozen_weights_take_no_memory():
     assert [tensor.shape for tensor in WeightAverage(model, decay=0.5).average] == [model.bias.shape]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{}, {"model.adapter": "lora", "model.freeze_encoder": True}], ids=["all", "lora"])
 def test_cut_run_ends_with_the_same_average(train_toy, tmp_path, other):
     def cut(step: int) -> None:
@@ -66,6 +67,7 @@ def test_cut_run_ends_with_the_same_average(train_toy, tmp_path, other):
     assert manifest.sha256(whole) == manifest.sha256(again)
 
 
+@pytest.mark.slow
 def test_model_is_the_average_that_was_validated(train_toy, toy_model, tmp_path):
     train_toy(tmp_path / "plain", {**SETTINGS, "training.ema_decay": 0.0})
     train_toy(tmp_path / "average", SETTINGS)

@@ -124,6 +124,7 @@ def fake_measure(wers: dict[float, tuple[float, float]], base: Path, tuned: str)
     return measure
 
 
+@pytest.mark.slow
 def test_soup_of_seeds_and_evaluation_of_it(toy_settings, toy_cache, tune, tuned, runs):
     recipe = toy_settings({**STEPS, **KEPT, **GUARD})
     other = tune({"training.seed": 43})

@@ -256,6 +256,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
 def test_base_model_goes_from_features_to_exports(folder, tmp_path, toy_settings, speech, kind):
     make, language = WHOLE[kind]
