@@ -177,7 +177,7 @@ def merge(
     from pipelines.recipes import commands
     from pipelines.recipes import runs as recipe_runs
 
-    settings, shares = load_recipe(recipe, set_), _shares(alphas)
+    settings, numbers = load_recipe(recipe, set_), _parse_alphas(alphas)
     uris = models or [recipe_runs.read_stages(settings, runs).get("training", {}).get("model_uri", "")]
     if uris == [""]:
         raise LabError(f"recipe {settings.name} has no finished model yet: train it first, or name models to mix")
@@ -188,22 +188,22 @@ def merge(
     from pipelines.training.merging import merge as merging
 
     opened = feature_pipeline.open_cache(settings, cache, runs=runs)
-    job = merging.plan(settings, opened, uris, runs=runs, alphas=shares, last=last)
+    job = merging.plan(settings, opened, uris, runs=runs, alphas=numbers, last=last)
     merged = merging.run(job, runs)
     words = ["--model", merged.uri, *(["--cache", cache] if cache else [])]
     command = commands.command("evaluate", *words, recipe=settings, runs=runs)
     print_result(as_json, merged.as_dict(), f"{merged}\nNext: {command}")
 
 
-def _shares(text: str) -> tuple[float, ...]:
-    """Return the shares of `--alphas`; raise LabError for anything but numbers from 0 to 1."""
+def _parse_alphas(text: str) -> tuple[float, ...]:
+    """Return the numbers of `--alphas`; raise LabError for anything but numbers from 0 to 1."""
     try:
-        shares = tuple(float(part) for part in split_list(text))
+        values = tuple(float(part) for part in split_list(text))
     except ValueError:
-        shares = (-1.0,)
-    if not all(0 <= share <= 1 for share in shares):
+        values = (-1.0,)
+    if not all(0 <= value <= 1 for value in values):
         raise LabError(f"--alphas takes numbers from 0 to 1, separated by commas, got {text!r}")
-    return shares
+    return values
 
 
 def _print_plan(as_json: bool, settings: Recipe, runs: str | Path, start: str) -> None:

@@ -83,11 +83,11 @@ def _mistake(task: Task, answers: tuple[Any, ...]) -> str:
     except Exception as error:
         message = " ".join(str(error)[:1_000].split()).rstrip(".")
         shown = message if len(message) <= 200 else message[:197] + "..."
-        return f"Your code stopped with {type(error).__name__}: {shown}{_place(error)}."
+        return f"Your code stopped with {type(error).__name__}: {shown}{_location(error)}."
     return ""
 
 
-def _place(error: Exception) -> str:
+def _location(error: Exception) -> str:
     """Return the student's line that an error came from; empty if it is not in the student's code."""
     libraries = (sys.prefix, str(Path(__file__).parent), str(Path(np.__file__).parent))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]

@@ -135,7 +135,7 @@ def _results(recipe: dict[str, Any], training: dict[str, Any], facts: Mapping[st
     if test and raw:
         plain = {**scored, "normaliser": "none"} if scored else {}
         results.append(entry("test", test_data, "wer", "WER, as written", raw["wer"], **_interval(raw), **plain))
-    if stock := facts.get("test_stock"):  # on a sample of the clips, which has a digest of its own
+    if stock := facts.get("test_stock"):  # on a sample of the clips, which has a separate digest
         score, names = stock["score"], {name: stock[name] for name in ("test_set", "normaliser")}
         args = {**_interval(score), **names, "n": score["n"], "decoder": STOCK_DECODER}
         results.append(entry("test", test_data, "wer", "WER, normalised, in the stock pipeline", score["wer"], **args))

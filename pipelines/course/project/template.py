@@ -84,7 +84,7 @@ def create(folder: Path, base: str) -> list[Path]:
     """Write the files of a new project into a folder that does not exist or is empty; return them.
 
     The baseline is the shipped recipe `base` with another name; the idea extends the baseline. Raises LabError for a
-    name that is no recipe name, a folder with files, and an unknown recipe.
+    name that a recipe cannot have, a folder with files, and an unknown recipe.
     """
     name = folder.name
     if not _NAME.fullmatch(name):

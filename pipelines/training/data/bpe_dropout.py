@@ -59,7 +59,7 @@ class MergeDropout:
     def tokens(self, word: str, rng: np.random.Generator) -> list[str]:
         """Return the tokens of a word, spelt in the byte-pair alphabet.
 
-        Each round draws anew which of the possible merges are left out, and applies the first of the others, until
+        Each round draws again which of the possible merges are left out, and applies the first of the others, until
         none is left: algorithm 1 of the paper.
         """
         tokens = list(word)

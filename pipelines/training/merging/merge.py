@@ -132,8 +132,8 @@ def plan(
     for name in [name for name, clips in caches.items() if not len(clips.split(TARGET))]:
         logger.info(f"note: the guard {name} has no validation clips, so it does not select; evaluate scores it")
         del caches[name]
-    shares = tuple(sorted({*alphas})) or (ALPHAS if len(chosen) == 1 else (1.0,))
-    return Merge(recipe, cache, caches, base, tuple(chosen), tuned[0].ref, shares, bool(last))
+    tried = tuple(sorted({*alphas})) or (ALPHAS if len(chosen) == 1 else (1.0,))
+    return Merge(recipe, cache, caches, base, tuple(chosen), tuned[0].ref, tried, bool(last))
 
 
 def run(job: Merge, runs: str | Path = "") -> Merged:

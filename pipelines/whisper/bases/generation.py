@@ -77,7 +77,7 @@ def filled(settings: Mapping[str, Any], vocabulary: Mapping[str, int], config: M
     """
     english_only = is_english_only(settings, config)
     tasks = {name: vocabulary.get(f"<|{name}|>") for name in ("transcribe", "translate")}
-    known = {
+    fields = {
         **{name: config.get(name) for name in _COPIED},
         "alignment_heads": _alignment_heads(config, english_only),
         "is_multilingual": not english_only,
@@ -89,10 +89,10 @@ def filled(settings: Mapping[str, Any], vocabulary: Mapping[str, int], config: M
     }
     if not english_only:
         ids = {f"<|{code}|>": vocabulary.get(f"<|{code}|>") for code in languages.NAMES}
-        known["lang_to_id"] = {name: number for name, number in ids.items() if number is not None}
-        known["task_to_id"] = {name: number for name, number in tasks.items() if number is not None}
+        fields["lang_to_id"] = {name: number for name, number in ids.items() if number is not None}
+        fields["task_to_id"] = {name: number for name, number in tasks.items() if number is not None}
     given = {name: value for name, value in settings.items() if value is not None and name not in _DROPPED}
-    return dict(sorted({**{name: value for name, value in known.items() if value not in (None, {})}, **given}.items()))
+    return dict(sorted({**{name: value for name, value in fields.items() if value not in (None, {})}, **given}.items()))
 
 
 def _alignment_heads(config: Mapping[str, Any], english_only: bool) -> list[list[int]] | None:

@@ -210,7 +210,7 @@ def _renamed(stored: Mapping[str, torch.Tensor], folder: Path, chosen: str) -> d
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor with memory of its own, in at most 32 bits."""
+    """Return a tensor that shares memory with no other, in at most 32 bits."""
     import torch
 
     return (tensor.float() if tensor.dtype == torch.float64 else tensor).detach().clone().contiguous()

@@ -154,13 +154,13 @@ def _search(model: WhisperForConditionalGeneration, features: torch.Tensor, prom
             size = logprobs.shape[-1]
             options = [(value, *divmod(index, size)) for value, index in zip(values, positions_of, strict=True)]
             window.extend(options, ends, is_last=step == limit - 1)
-        going_on = [n for n, window in enumerate(running) if not window.is_done]
-        if not going_on:
+        unfinished = [n for n, window in enumerate(running) if not window.is_done]
+        if not unfinished:
             break
         n_texts = len(scores) // len(running)
-        rows = [n * n_texts + row for n in going_on for row in running[n].rows]
-        running = [running[n] for n in going_on]
-        decoder.select(rows, going_on)
+        rows = [n * n_texts + row for n in unfinished for row in running[n].rows]
+        running = [running[n] for n in unfinished]
+        decoder.select(rows, unfinished)
         logits = decoder.step([ids[-1:] for window in running for _, ids in window.running])
     return [window.ended[0][1] for window in windows]
 

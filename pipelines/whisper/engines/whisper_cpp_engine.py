@@ -7,6 +7,7 @@ features of a cache can be scored. It searches greedily, without timestamps and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,8 @@ class WhisperCpp:
     def detect_language(self, window: np.ndarray) -> str:
         raise LabError("the lab does not detect languages with ggml files: name the language")
 
-    def word_starts(self, window: np.ndarray, frames: int, text: str) -> list[float]:
-        return []
+    def word_starts(self, windows: np.ndarray, frames: Sequence[int], texts: Sequence[str]) -> list[list[float]]:
+        return [[] for _ in texts]
 
     def _decode(self, window: np.ndarray, options: DecodingOptions) -> Hypothesis:
         full = np.full((len(window), FULL_FRAMES), features.pad_value(window), dtype=np.float32)

@@ -122,7 +122,7 @@ def _tensors(model: Path, config: dict) -> Iterator[tuple[str, np.ndarray]]:
     }
     output = weights.pop("model.proj_out.weight", None)
     if output is not None and not output.equal(weights["model.decoder.embed_tokens.weight"]):
-        raise LabError(f"{model} has an output matrix (proj_out.weight) of its own, which ggml has no name for")
+        raise LabError(f"{model} has a separate output matrix (proj_out.weight), for which ggml has no name")
     names = {hf_name(name): name for name in _openai_names(config)}
     if unknown := sorted(weights.keys() - names.keys()):
         raise LabError(f"{model} has weights that ggml has no name for, such as {unknown[0]}")
