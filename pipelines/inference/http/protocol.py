@@ -5,6 +5,8 @@ uvicorn itself gives a head any amount of time, so a few hundred half-sent ones 
 
 from __future__ import annotations
 
+import itertools
+
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -13,19 +15,24 @@ HEAD_TIMEOUT_S = 10.0
 MAX_WAITING = 100
 """Connections that may wait for a head at the same time; a further one closes the one that waited longest."""
 
+_order = itertools.count()
+
 
 class LimitedProtocol(H11Protocol):
     """HTTP/1.1 with limits on heads: their time, their number and, by h11, their size (16 KiB)."""
 
-    _waiting_since_s: float | None = None
+    _waiting_number: int | None = None
+    """Place in the order of waiting; a time is not enough, because uvloop's clock stands still while it accepts."""
     _timer = None
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
         self._wait_for_head()
-        waiting = [one for one in self.connections if getattr(one, "_waiting_since_s", None) is not None]
+        waiting = [one for one in self.connections if getattr(one, "_waiting_number", None) is not None]
         if len(waiting) > MAX_WAITING:
-            min(waiting, key=lambda one: one._waiting_since_s).transport.abort()
+            first = min(waiting, key=lambda one: one._waiting_number)
+            first._stop_waiting()  # its `connection_lost` comes later than the next connections
+            first.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -35,14 +42,14 @@ class LimitedProtocol(H11Protocol):
         super().handle_events()
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
-        elif self._waiting_since_s is None:  # the next request of this connection
+        elif self._waiting_number is None:  # the next request of this connection
             self._wait_for_head()
 
     def _wait_for_head(self) -> None:
-        self._waiting_since_s = self.loop.time()
+        self._waiting_number = next(_order)
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
 
     def _stop_waiting(self) -> None:
-        self._waiting_since_s = None
+        self._waiting_number = None
         if self._timer is not None:
             self._timer.cancel()
