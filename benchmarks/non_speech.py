@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import sounds
 from benchmarks.sounds import Sound
-from pipelines.inference import detection
 from pipelines.inference.transcriber import Transcriber
 from pipelines.infra import environment
 from pipelines.speech.audio import Waveform
+from pipelines.speech.recordings import detection
 from pipelines.whisper import model as whisper_model
 
 QUIET_DBFS = -45

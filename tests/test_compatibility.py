@@ -28,7 +28,7 @@ from pipelines.experiments.sweeps.trials import Record
 from pipelines.features import identity
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache, open_cache
-from pipelines.inference import detection, feedback
+from pipelines.inference import feedback
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference.batch import job as batch_job
 from pipelines.inference.batch import run as batch_run
@@ -36,6 +36,7 @@ from pipelines.inference.transcriber import Transcriber
 from pipelines.infra import feedback_log, manifest
 from pipelines.recipes import settings
 from pipelines.speech.audio import Waveform
+from pipelines.speech.recordings import detection
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training import run as training_run
 from pipelines.training.checkpoints import fork as checkpoints_fork

@@ -2,7 +2,7 @@
 
 A segment begins at each pause in the speech and, in a long window, at each sentence. The starts of words come from the
 model's cross-attention (whisper/engines/word_timestamps.py), which is right to a few tenths of a second; the detector
-(detection.py) says where there is speech at all. So no segment and no word lasts into silence.
+(speech/recordings/detection.py) says where there is speech at all. So no segment and no word lasts into silence.
 """
 
 from __future__ import annotations

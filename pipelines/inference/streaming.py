@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.inference import detection, segmentation
-from pipelines.inference.detection import Detector
-from pipelines.inference.segmentation import Window
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Segment
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.recordings import detection, segmentation
+from pipelines.speech.recordings.detection import Detector
+from pipelines.speech.recordings.segmentation import Window
 
 DecodeWindows = Callable[[list[Window]], list[Segment]]
 """Transcriber.decode_windows."""

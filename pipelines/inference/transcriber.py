@@ -1,6 +1,6 @@
 """Transcribe recordings of any length: one class for the notebook, the app, the API and the commands.
 
-Every recording is processed in constant memory: blocks of samples, windows of speech (segmentation.py), batches of
+Every recording is processed in constant memory: blocks of samples, windows of speech (speech/recordings/), batches of
 windows of similar length, segments in order (segments.py). A recording without speech has no segments. One that fits
 into a window, without long silence, is decoded as a whole, as the evaluation does.
 """
@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.inference import detection, segmentation
-from pipelines.inference.segmentation import Window
 from pipelines.inference.segments import divide, is_divided
 from pipelines.inference.transcript import DamagedRecording, Segment, Transcript, Word
 from pipelines.inference.windows import overlap
@@ -31,6 +29,8 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.recipes.languages import AUTO
 from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
+from pipelines.speech.recordings import detection, segmentation
+from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper import engines, model_files, tokens
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration

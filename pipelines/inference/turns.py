@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.inference import detection
-from pipelines.inference.detection import Detector
-from pipelines.inference.segmentation import PAUSE_S, START, Window, WindowCutter
 from pipelines.inference.transcriber import Transcriber
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.recordings import detection
+from pipelines.speech.recordings.detection import Detector
+from pipelines.speech.recordings.segmentation import PAUSE_S, START, Window, WindowCutter
 
 PCM, ULAW, ALAW = "audio/pcm", "audio/pcmu", "audio/pcma"
 """Encodings of live audio: 16-bit PCM in little-endian order, and the two of telephones (G.711)."""

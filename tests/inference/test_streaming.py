@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.inference.streaming import Stream, _common_prefix
 from pipelines.inference.transcript import Segment
-from tests.inference.test_segmentation import SECOND, Scripted, spoken
+from tests.speech.recordings.test_segmentation import SECOND, Scripted, spoken
 
 
 class Ear:

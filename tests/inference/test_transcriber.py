@@ -14,7 +14,7 @@ from log_recorder import record_log
 
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.sources.synthetic.tour import TourSource
-from pipelines.inference import detection, segmentation, subtitles
+from pipelines.inference import subtitles
 from pipelines.inference.transcriber import Transcriber, longest_window_s, usual_window_s
 from pipelines.inference.transcript import DamagedRecording
 from pipelines.inference.windows import decoding as decoding_of_windows
@@ -22,6 +22,7 @@ from pipelines.infra.errors import LabError
 from pipelines.speech import audio, repetition
 from pipelines.speech.audio import AudioError, Waveform
 from pipelines.speech.decoders import ffmpeg
+from pipelines.speech.recordings import detection, segmentation
 from pipelines.whisper import decoding, engines, tokens
 from pipelines.whisper import log_mel as features
 from pipelines.whisper import model as whisper_model
@@ -29,8 +30,8 @@ from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import TEMPERATURES
 from tests import toy_whisper
-from tests.inference.test_segmentation import SECOND, spoken
-from tests.inference.test_segmentation import Scripted as NotZero
+from tests.speech.recordings.test_segmentation import SECOND, spoken
+from tests.speech.recordings.test_segmentation import Scripted as NotZero
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.inference import detection
 from pipelines.inference.turns import ALAW, PCM, ULAW, AudioDecoder, Mark, TurnCutter, TurnSettings
+from pipelines.speech.recordings import detection
 
 
 @pytest.fixture(autouse=True)

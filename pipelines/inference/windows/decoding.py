@@ -10,8 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipelines.inference.segmentation import Window
 from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
+from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper.batching import padded_frames, sorted_batches
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipelines.inference.segmentation import Window
 from pipelines.inference.windows import overlap
 from pipelines.inference.windows.decoding import Decoded
 from pipelines.inference.windows.overlap import FindStarts
+from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper.log_mel import HOP_SAMPLES
 
 GROUP_FRAMES, EARLY_FRAMES = 12_000, 500

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.inference.segmentation import Window
 from pipelines.inference.windows.decoding import Decoded
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.recordings.segmentation import Window
 from pipelines.speech.text import normalise
 
 OVERLAP_S = 1.0

@@ -1,1 +1,1 @@
-"""Tables of recordings: the names of their columns, and rows that are a part of a recording."""
+"""Recordings: speech that is detected in them, windows, rows of tables that are a part of one, names of columns."""

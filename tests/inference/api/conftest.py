@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from pipelines.inference import detection
 from pipelines.inference.transcriber import Transcriber
+from pipelines.speech.recordings import detection
 from pipelines.whisper import model as whisper_model
 from tests.inference.api.running_server import SCORE
 

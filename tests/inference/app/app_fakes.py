@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pipelines.inference.app import live
-from pipelines.inference.segmentation import Window
 from pipelines.inference.transcript import Segment, Transcript
 from pipelines.infra import feedback_log
 from pipelines.speech.audio import AudioError
+from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper.model import ModelRef
 
 gr = pytest.importorskip("gradio")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelines.inference import detection
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.service import Service
+from pipelines.speech.recordings import detection
 from tests.inference.app.app_fakes import (
     FakeTranscriber,
 )

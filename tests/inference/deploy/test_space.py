@@ -16,12 +16,12 @@ from log_recorder import record_log
 from servers.loopback import free_port
 
 from pipelines import __main__ as cli
-from pipelines.inference import detection
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference.deploy import space
 from pipelines.inference.transcriber import Transcriber
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
+from pipelines.speech.recordings import detection
 from pipelines.whisper import model as whisper_model
 
 ROOT = Path(__file__).parents[3]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.inference.segmentation import Window
 from pipelines.inference.windows.decoding import WindowDecoder, remaining
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper import log_mel as features
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import DecodingOptions

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.inference.segmentation import Window
 from pipelines.inference.windows.groups import EARLY_FRAMES, GROUP_FRAMES, Seams, groups
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.recordings.segmentation import Window
 from tests.inference.windows.test_overlap import decoded, window
 
 TEXTS = {0: "ett två", 10: "två tre fyra", 20: "fyra fem", 31: "sex", 40: "sex sju"}

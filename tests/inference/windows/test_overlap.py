@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from pipelines.inference.segmentation import Window
 from pipelines.inference.windows import overlap
 from pipelines.inference.windows.decoding import Decoded
 from pipelines.inference.windows.overlap import TimedWord
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.engines.fallback import Accepted
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.inference import segmentation
-from pipelines.inference.detection import CHUNK_SAMPLES, AnySound
-from pipelines.inference.segmentation import windows
+from pipelines.speech.recordings import segmentation
+from pipelines.speech.recordings.detection import CHUNK_SAMPLES, AnySound
+from pipelines.speech.recordings.segmentation import windows
 
 SECOND = 16_000
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.inference.detection import CHUNK_SAMPLES, Detector
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.speech.recordings.detection import CHUNK_SAMPLES, Detector
 
 START, STOP = 0.5, 0.35
 """Probabilities of speech at which a stretch begins and ends."""

@@ -6,12 +6,12 @@ import pytest
 from benchmarks import sounds
 from benchmarks.sounds import at_peak
 from pipelines.features.sources.synthetic import espeak
-from pipelines.inference import detection
-from pipelines.inference.detection import CHUNK_SAMPLES, AnySound, Levelled, Silero
-from pipelines.inference.segmentation import windows
 from pipelines.inference.streaming import Stream
 from pipelines.inference.transcript import Segment
 from pipelines.speech import audio
+from pipelines.speech.recordings import detection
+from pipelines.speech.recordings.detection import CHUNK_SAMPLES, AnySound, Levelled, Silero
+from pipelines.speech.recordings.segmentation import windows
 
 SECOND = 16_000
 
