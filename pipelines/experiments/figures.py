@@ -15,6 +15,7 @@ from pipelines.infra import environment
 from pipelines.infra.plots import (
     ACCENT,
     INK,
+    SHADE,
     SOFT,
     empty_figure,
     figure_with_axes,
@@ -137,8 +138,8 @@ def sweep_figure(table: pd.DataFrame, space: dict[str, ParameterSettings], impor
             axes.set_xscale("log")
             axes.minorticks_off()
         if space[name].kind != "choice":
-            axes.axvspan(space[name].low, space[name].high, color="#f3f5f7", zorder=0)
-        axes.grid(axis="y", color="#e5e8ec")
+            axes.axvspan(space[name].low, space[name].high, color=SHADE, linewidth=0, zorder=0)
+        axes.grid(axis="y", color=SHADE)
     panels[0].set(ylabel="validation WER, best so far")
     figure.colorbar(dots, ax=list(panels), label="steps")
     return figure

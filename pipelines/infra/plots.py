@@ -1,4 +1,8 @@
-"""The style of all figures: colours, plain axes, and figures that notebooks display."""
+"""The style of all figures: colours, plain axes, and figures that notebooks display.
+
+Figures are transparent, and their colours can be read on a white and on a dark page: each has a contrast of at least 3
+with white and with #1e1e1e, text of 4.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, ACCENT, SOFT = "#1f3a5f", "#c8553d", "#8aa1b8"
+INK, ACCENT, SOFT = "#3f7cc0", "#c8553d", "#8494a4"
 """Colours of the main, the highlighted and the secondary data."""
+TEXT = "#7a7f85"
+"""Colour of texts, axes and ticks."""
+SHADE = "#8494a430"
+"""Colour of areas and grid lines behind the data."""
 
 
 def start_at_zero(axes: Axes, axis: str) -> None:
@@ -20,9 +28,18 @@ def start_at_zero(axes: Axes, axis: str) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as the content of a PNG file, 110 dots per inch."""
+    """Return a figure as the content of a transparent PNG file, 110 dots per inch; black texts and axes get TEXT."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        axes.tick_params(which="both", colors=TEXT)
+        for spine in axes.spines.values():
+            spine.set_color(TEXT)
+    for text in figure.findobj(Text):
+        if text.get_color() == "black":
+            text.set_color(TEXT)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=110, transparent=True)
     return file.getvalue()
 
 
