@@ -1,4 +1,4 @@
-"""Console output of the lab's loggers: one handler, which cooperates with progress bars.
+"""Console output of the lab's loggers: one handler, which cooperates with progress bars; and the bars of notebooks.
 
 Modules write messages with `logging.getLogger(__name__)`. The commands, the notebooks and the app call
 `configure`. Until then Python prints warnings only.
@@ -7,6 +7,8 @@ Modules write messages with `logging.getLogger(__name__)`. The commands, the not
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +21,10 @@ LOGGER = logging.getLogger("pipelines")
 
 MAX_LINE = 4_000
 """Most characters of a printed line."""
+
+
+BAR = "{desc}: {percentage:3.0f} %|{bar:24}| {n_fmt} of {total_fmt} {unit}s, {elapsed} done, {remaining} left{postfix}"
+"""Text of a notebook's progress bar, as tqdm's `bar_format`."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -68,7 +74,7 @@ def show_errors_in_one_line(describe: Callable[[BaseException], str]) -> None:
 
     Outside IPython it has no effect.
     """
-    if "IPython" not in sys.modules or (shell := sys.modules["IPython"].get_ipython()) is None:
+    if (shell := _ipython()) is None:
         return
 
     def show(shell: Any, kind: type, error: BaseException, traceback: Any, tb_offset: int | None = None) -> None:
@@ -79,6 +85,43 @@ def show_errors_in_one_line(describe: Callable[[BaseException], str]) -> None:
             shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
 
     shell.set_custom_exc((Exception,), show)
+
+
+def progress_bar(**options: Any) -> Any:
+    """Return a tqdm progress bar with these options: one line of text in a notebook, as usual in a terminal.
+
+    The line is an output of the cell. So it is also in a copy that papermill executed, and it needs no widgets.
+    """
+    if (shell := _ipython()) is None or not hasattr(shell, "kernel"):
+        from tqdm import tqdm
+
+        return tqdm(**options)
+    return _notebook_bar_class()(bar_format=BAR, mininterval=0.5, ascii=False, file=io.StringIO(), **options)
+
+
+@functools.cache
+def _notebook_bar_class() -> Any:
+    from IPython.display import display
+    from tqdm import tqdm
+
+    class NotebookBar(tqdm):
+        """A tqdm bar whose line is an output that is replaced in place."""
+
+        shown_in = None
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            output = {"text/plain": str(self)}
+            if self.shown_in is None:
+                self.shown_in = display(output, raw=True, display_id=True)
+            else:
+                self.shown_in.update(output, raw=True)
+
+    return NotebookBar
+
+
+def _ipython() -> Any:
+    """Return the IPython shell that this process runs in, or None."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
 def mute() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import filelock
 
-from pipelines.infra import environment, manifest, progress_file
+from pipelines.infra import console, environment, manifest, progress_file
 from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes.settings import Recipe
@@ -54,8 +54,6 @@ def record_stage(recipe: Recipe, runs: str | Path, name: str) -> Iterator[dict[s
 @contextlib.contextmanager
 def clip_progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar in clips and write its lines to the progress file; yield the function that advances it."""
-    from tqdm.auto import tqdm
-
     written_at = float("-inf")
 
     def advance(n: int) -> None:
@@ -65,7 +63,7 @@ def clip_progress_bar(label: str, total: int | None) -> Iterator[Callable[[int],
             written_at = time.monotonic()
             progress_file.append(f"{label}: {bar.n}/{total or '?'} clips")
 
-    with tqdm(desc=label, total=total, unit="clip") as bar:
+    with console.progress_bar(desc=label, total=total, unit="clip") as bar:
         yield advance
 
 

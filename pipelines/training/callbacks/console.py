@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from pipelines.infra import console as infra_console
 from pipelines.infra import progress_file
 from pipelines.training.callbacks.progress import Progress, TimeLeft, clock_time, combine
 
@@ -66,13 +67,11 @@ def console_progress() -> Progress:
 def progress_bar(
     on_log: Callable[[History], None] = lambda history: None, on_end: Callable[[History], None] = lambda history: None
 ) -> Progress:
-    """Return a tqdm bar with steps, loss, validation WER, clips per second and the time left.
+    """Return a progress bar with steps, loss, validation WER, clips per second and the time left.
 
     `on_log` and `on_end` are called with the history after the bar was drawn.
     """
-    from tqdm.auto import tqdm
-
-    bar = tqdm(unit="step", desc="training")
+    bar = infra_console.progress_bar(unit="step", desc="training")
 
     def start(step: int, steps: int) -> None:
         bar.reset(total=steps)
