@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +14,43 @@ import pandas as pd
 
 from pipelines.features import rejections
 from pipelines.features.cache import FeatureCache
-from pipelines.features.sources import Example
-from pipelines.infra.plots import ACCENT, SOFT, figure_with_axes
+from pipelines.features.sources import Example, NoAudio
+from pipelines.features.sources.registry import open_source
+from pipelines.infra.plots import ACCENT, INK, SHADE, figure_with_axes, figure_with_column, html_table
 from pipelines.recipes.settings import Recipe
-from pipelines.speech import text
+from pipelines.speech import audio, audio_uri, text
+from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.whisper import engines
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.log_mel import FULL_S, LogMel
 
 if TYPE_CHECKING:
-    from IPython.display import Audio
+    from IPython.display import HTML
     from matplotlib.figure import Figure
-    from pandas.io.formats.style import Styler
 
 
-_TITLE_CHARACTERS, _MAX_TICKS = 90, 8
-"""Longest transcript above a plot, and the largest number of labelled clips beside one."""
+_TITLE_CHARACTERS = 90
+"""Longest transcript above a plot."""
+_MAX_ALIGNER_BYTES = 1_000_000_000
+"""Largest weights that are loaded only to show where words begin: those of whisper-small."""
 
 
-def recipe_table(recipe: Recipe) -> Styler:
-    """Return the settings of a recipe that are not empty, one row per group."""
-    groups: dict[str, list[str]] = {}
-    for name, value in recipe.settings().items():
-        group, _, leaf = name.rpartition(".")
-        if value in ("", []):
-            continue
-        groups.setdefault(group or "recipe", []).append(f"{leaf} = {value}")
-    table = pd.DataFrame({"settings": {group: ",   ".join(lines) for group, lines in groups.items()}})
-    return table.style.set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+def recipe_table(recipe: Recipe) -> HTML:
+    """Return the settings of a recipe that differ from their defaults; all others unfold on a click."""
+    values, defaults = recipe.settings(), type(recipe)(name=recipe.name).settings()
+    changed = {name: value for name, value in values.items() if name == "name" or value != defaults.get(name)}
+    rows = [
+        {"setting": name, "value": _shown(value), "default": "" if name == "name" else _shown(defaults.get(name, ""))}
+        for name, value in changed.items()
+    ]
+    others = {name: value for name, value in values.items() if name not in changed}
+    lines = html.escape("\n".join(f"{name} = {_shown(value)}" for name, value in others.items()))
+    summary = f"The other {len(others)} settings, which have their default"
+    return html_table(rows, note=f"<details><summary>{summary}</summary><pre>{lines}</pre></details>")
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def corpus_table(cache: FeatureCache) -> pd.DataFrame:
@@ -52,23 +67,34 @@ def corpus_table(cache: FeatureCache) -> pd.DataFrame:
     )
 
 
-def sample_table(cache: FeatureCache, n: int = 8) -> pd.DataFrame:
-    """Return the first clips of every split, without internal columns."""
-    internal = ["label_offset", "label_count", "shard", "offset", "pad_value", "frames"]
-    rows = cache.rows.drop(columns=internal)
-    return rows.groupby("split", sort=False).head(max(1, n // 3)).reset_index(drop=True)
+def clip_table(examples: Iterable[Example]) -> HTML:
+    """Return a table of examples: a player, the transcript, the speaker, and what else the source knows."""
+    rows = [
+        {"sound": player(example), "transcript": example.text, "speaker": example.speaker, **example.meta}
+        for example in examples
+    ]
+    return html_table(rows, as_html=["sound"])
 
 
-def curation_table(cache: FeatureCache) -> pd.DataFrame:
-    """Return, for each curation step, clips before and after, dropped clips and changed transcripts."""
-    columns = ["step", "before", "after", "dropped", "changed"]
-    return pd.DataFrame(cache.curation, columns=columns).set_index("step")
+def player(example: Example) -> str:
+    """Return an HTML player for one example; empty if its audio cannot be played."""
+    return "" if isinstance(sound := example.audio, NoAudio) else audio_uri.player(sound)
 
 
-def rejected_table(cache: FeatureCache) -> pd.DataFrame:
+def curation_table(cache: FeatureCache) -> HTML:
+    """Return the curation steps that dropped clips or changed transcripts, and the names of the others."""
+    effective = [row for row in cache.curation if row["dropped"] or row["changed"]]
+    others = ", ".join(row["step"] for row in cache.curation if row not in effective)
+    rest = f"Steps that found nothing: {others}." if others else ""
+    return html_table(effective, note=html.escape(rest))
+
+
+def rejected_table(cache: FeatureCache) -> HTML:
     """Return the number of rejected clips by reason, with one example each."""
-    columns = ["reason", "clips", "example", "detail", "fault"]
-    return pd.DataFrame(map(asdict, rejections.of(cache)), columns=columns).set_index("reason")
+    n = len(cache.rows)
+    return html_table(
+        map(asdict, rejections.of(cache)), note="" if cache.counts["rejected"] else f"All {n:,} clips are used."
+    )
 
 
 def size_table(cache: FeatureCache) -> pd.DataFrame:
@@ -77,60 +103,87 @@ def size_table(cache: FeatureCache) -> pd.DataFrame:
     return pd.DataFrame({"MB": mb.round(1), "share": (mb / mb.iloc[0]).map("{:.1%}".format)})
 
 
-def player(example: Example) -> Audio:
-    """Return an audio player for one example."""
-    from IPython.display import Audio
+def token_table(labels: Sequence[int], tokenizer: Any) -> HTML:
+    """Return a table of label tokens: number, the text that they stand for, and how the vocabulary spells them."""
+    special, rows = set(tokenizer.all_special_ids), []
+    for token in labels:
+        spelling, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token])
+        is_part = "\ufffd" in text
+        meaning = "control" if token in special or spelling.startswith("<|") else text.replace(" ", "␣")
+        rows.append({"number": token, "stored as": spelling, "text": "part of a letter" if is_part else meaning})
+    return html_table(rows, note="␣ is a space.")
 
-    data = example.audio if isinstance(example.audio, bytes) else example.audio.read_bytes()
-    return Audio(data=data)
+
+def row_with(cache: FeatureCache, letters: str) -> int:
+    """Return the first training row whose transcript has these letters; the first row if none has."""
+    rows = cache.split("train")
+    texts = cache.rows["text"].iloc[rows].str.lower().tolist()
+    return next((int(row) for row, line in zip(rows, texts, strict=True) if letters in line), 0)
 
 
-def log_mel(cache: FeatureCache, row: int) -> Figure:
-    """Plot the log-mel of one clip, the input of Whisper."""
-    features, clip = cache.log_mel(row), cache.rows.iloc[row]
-    figure, axes = figure_with_axes(9, 2.6)
-    axes.imshow(
-        features.frames.T,
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        extent=(0, len(features.frames) / 100, 0, cache.n_mels),
+def sound(recipe: Recipe, cache: FeatureCache, row: int) -> Figure:
+    """Plot a clip of the cache: its waveform, its log-mel, and its words where the base model hears them.
+
+    The waveform is left out if the source does not have the clip any more, the words if the model cannot align them.
+    """
+    clip, log_mel = cache.rows.iloc[row], cache.log_mel(row)
+    waveform, end_s = _waveform(recipe, clip), len(log_mel.frames) / 100
+    figure, (upper, middle, lower) = figure_with_column((1, 2, 0.5), 9, 4)
+    if waveform is not None:
+        upper.plot(np.arange(len(waveform)) / SAMPLE_RATE_HZ, waveform, color=INK, linewidth=0.6)
+    upper.set(ylabel="waveform", yticks=[], xlim=(0, end_s))
+    image = middle.imshow(
+        log_mel.frames.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end_s, 0, cache.n_mels)
     )
-    text = textwrap.shorten(clip["text"], _TITLE_CHARACTERS, placeholder=" …")
-    axes.set(xlabel="time (s)", ylabel="mel band", title=f"“{text}”  {clip['speaker']}".rstrip())
+    middle.set(ylabel="mel band")
+    for word, start_s, stop_s in _words(recipe, log_mel, clip["text"]):
+        lower.text((start_s + stop_s) / 2, 0.5, word, ha="center", va="center", color=INK, fontsize=11)
+        for axes in (upper, middle, lower):
+            axes.axvline(start_s, color=ACCENT, linewidth=0.8)
+    lower.set(xlabel="time (s)", yticks=[], xlim=(0, end_s))
+    upper.set_title(textwrap.shorten(f"“{clip['text']}”  {clip['speaker']}", _TITLE_CHARACTERS, placeholder=" …"))
+    figure.colorbar(image, ax=middle, label="log energy")
     return figure
 
 
+def _words(recipe: Recipe, log_mel: LogMel, transcript: str) -> list[tuple[str, float, float]]:
+    """Return each word of a transcript with its start and end in seconds, by the base model's cross-attention.
+
+    Empty if the model cannot align, or if its weights are too large to load them for a picture.
+    """
+    base = whisper_model.resolve(recipe.model.base)
+    if sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) > _MAX_ALIGNER_BYTES:
+        return []
+    engine = engines.open_engine(base, recipe.language, "transformers")
+    (starts,) = engine.word_starts(log_mel.padded()[np.newaxis], [len(log_mel.frames)], [transcript])
+    ends = [*starts[1:], len(log_mel.frames) / 100]
+    return list(zip(transcript.split(), starts, ends, strict=False))
+
+
+def _waveform(recipe: Recipe, clip: pd.Series) -> np.ndarray | None:
+    """Return the samples of a clip of the cache at 16 kHz, float32 [n], or None if its source does not have it."""
+    examples = open_source(recipe.source, recipe.language).examples((clip["split"],))
+    example = next((example for example in examples if example.id == clip["id"]), None)
+    if example is None or isinstance(content := example.audio, NoAudio):
+        return None
+    try:
+        return audio.decode(content).samples
+    except audio.AudioError:
+        return None
+
+
 def durations(cache: FeatureCache) -> Figure:
-    """Plot the distribution of clip lengths; the classic recipe pads each clip to 30 s."""
-    figure, axes = figure_with_axes(9, 2.2)
-    axes.hist(cache.rows["duration_s"], bins=40, color=SOFT)
+    """Plot the distribution of clip lengths on an axis of 30 s, the length to which the classic recipe pads each."""
+    figure, axes = figure_with_axes(9, 2.4)
     mean = cache.rows["duration_s"].mean()
+    axes.axvspan(mean, FULL_S, color=SHADE, linewidth=0)
+    axes.text((mean + FULL_S) / 2, 0.5, "padding of the mean clip", transform=axes.get_xaxis_transform(), ha="center")
+    axes.hist(cache.rows["duration_s"], bins=np.linspace(0, FULL_S, 121), color=INK)
     axes.axvline(mean, color=ACCENT)
     axes.set(
         xlabel="clip length (s)",
         ylabel="clips",
-        title=f"mean {mean:.1f} s: a batch padded to 30 s is {1 - mean / 30:.0%} padding",
-    )
-    return figure
-
-
-def batch(batch: dict[str, Any]) -> Figure:
-    """Plot one training batch: its clips stacked, padded to the longest."""
-    features = batch["input_features"]
-    figure, axes = figure_with_axes(9, 3.2)
-    stacked = np.concatenate([clip.numpy()[::-4] for clip in features])  # frequency upwards
-    axes.imshow(
-        stacked, origin="upper", aspect="auto", cmap="magma", extent=(0, features.shape[-1] / 100, len(features), 0)
-    )
-    for edge in range(1, len(features)):
-        axes.axhline(edge, color="white", linewidth=1)
-    shown = range(0, len(features), -(-len(features) // _MAX_TICKS))
-    axes.set(
-        xlabel="time (s)",
-        ylabel="clip of the batch",
-        yticks=[number + 0.5 for number in shown],
-        yticklabels=[number + 1 for number in shown],
-        title=f"{len(features)} clips at {features.shape[-1] / 100:.1f} s instead of 30 s",
+        xlim=(0, FULL_S),
+        title=f"mean {mean:.1f} s: a batch padded to 30 s is {1 - mean / FULL_S:.0%} padding",
     )
     return figure

@@ -1,4 +1,4 @@
-"""The style of all figures: colours, plain axes, and figures that notebooks display.
+"""The style of all figures and HTML tables that notebooks display: colours, plain axes, escaped cells.
 
 Figures are transparent, and their colours can be read on a white and on a dark page: each has a contrast of at least 3
 with white and with #1e1e1e, text of 4.
@@ -6,10 +6,13 @@ with white and with #1e1e1e, text of 4.
 
 from __future__ import annotations
 
+import html
 import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -55,6 +58,13 @@ def figure_with_row(n: int, width_in: float, height_in: float) -> tuple[Figure, 
     return figure, [without_frame(axes) for axes in figure.subplots(1, n)]
 
 
+def figure_with_column(heights: Sequence[float], width_in: float, height_in: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of this size in inches and axes below each other, which share the x axis."""
+    figure = empty_figure(width_in, height_in)
+    column = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    return figure, [without_frame(axes) for axes in column]
+
+
 def empty_figure(width_in: float, height_in: float) -> Figure:
     """Return a figure outside pyplot's registry: notebooks display it once, and it does not have to be closed."""
     from matplotlib.figure import Figure
@@ -70,3 +80,23 @@ def without_frame(axes: Any) -> Any:
     """Hide the upper and right border of the axes, and return them."""
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def html_table(rows: Iterable[Mapping[str, object]], as_html: Collection[str] = (), note: str = "") -> HTML:
+    """Return a table that notebooks display, one dictionary of cells per row, with the HTML `note` below it.
+
+    Cells are escaped, except those of the columns `as_html`, such as players.
+    """
+    from IPython.display import HTML
+
+    rows = list(rows)
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    style = 'style="text-align: left"'
+    lines = ["".join(f"<td {style}>{_cell(row.get(name, ''), name in as_html)}</td>" for name in names) for row in rows]
+    head = "".join(f"<th {style}>{html.escape(name)}</th>" for name in names)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}")
+
+
+def _cell(value: object, is_html: bool) -> str:
+    return str(value) if is_html else html.escape(str(value))

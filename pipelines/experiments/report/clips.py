@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable
 
 from pipelines.features.sources.registry import open_source
 from pipelines.infra.errors import LabError
 from pipelines.recipes.data_settings import SourceSettings
-from pipelines.speech import audio
+from pipelines.speech import audio_uri
 
 MAX_BYTES = 1_200_000
 """Limit for all embedded audio, as base64: the page stays below 2 MB."""
-_LONGEST_S = 30.0
 _REMOTE = ("hub", "mozilla")
 """Kinds of sources that need the network: a report fetches nothing."""
 
@@ -44,22 +41,10 @@ def _read_audio(settings: SourceSettings, language: str, split: str, ids: set[st
     uris: dict[str, str] = {}
     for example in open_source(settings, language).examples((split,)):
         if example.id in ids:
-            uris[example.id] = _data_uri(example.audio)
+            uris[example.id] = audio_uri.data_uri(example.audio)
             if len(uris) == len(ids):
                 break
     return uris
-
-
-def _data_uri(content: object) -> str:
-    import soundfile
-
-    try:
-        waveform = audio.decode(content, _LONGEST_S)
-    except audio.AudioError:
-        return ""
-    file = io.BytesIO()
-    soundfile.write(file, waveform.samples, audio.SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _kinds(settings: SourceSettings) -> list[str]:

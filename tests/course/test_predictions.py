@@ -1,0 +1,97 @@
+"""Cells "predict, try, check": what is measured, and what a prediction is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.course import faulty_corpus, predictions
+from pipelines.infra.errors import LabError
+
+
+@pytest.mark.parametrize(
+    ("prediction", "within", "line"),
+    [
+        (None, 2, "Measured: 12.5 s. To compare, set PREDICTION to a number and run this cell again."),
+        (..., 2, "Measured: 12.5 s. To compare, set PREDICTION to a number and run this cell again."),
+        (7, 2, "You predicted 7 s, measured: 12.5 s. That is right within a factor of 2."),
+        ("7,0", 2, "You predicted 7 s, measured: 12.5 s. That is right within a factor of 2."),
+        (np.float32(26), 2, "You predicted 26 s, measured: 12.5 s. That is too high."),
+        (0, 2, "You predicted 0 s, measured: 12.5 s. That is too low."),
+        (12, 0.5, "You predicted 12 s, measured: 12.5 s. That is right within 0.5."),
+        (11, 0.5, "You predicted 11 s, measured: 12.5 s. That is too low."),
+        ("1200 %", 0.5, "You predicted 12 s, measured: 12.5 s. That is right within 0.5."),
+    ],
+)
+def test_prediction_is_compared_with_tolerance(prediction, within: float, line: str, capsys):
+    predictions.compare(prediction, 12.5, within=within, unit=" s")
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_reason_is_printed_with_a_prediction_only(capsys):
+    predictions.compare(None, 1, within=0.1, why="Because.")
+    assert "Because." not in capsys.readouterr().out
+    predictions.compare(1, 1, within=0.1, why="Because.")
+    assert "Because." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prediction", ["much", True, float("nan"), float("inf"), "", [1], {}, 1j], ids=repr)
+def test_prediction_that_is_no_number_is_one_line(prediction):
+    with pytest.raises(LabError, match=r"^PREDICTION must be a number, such as 0\.5, or None .*, got .*$"):
+        predictions.compare(prediction, 1, within=0.1)
+
+
+def test_padding_is_the_share_of_all_frames(toy_cache, capsys):
+    frames = toy_cache.rows["frames"]
+    predictions.check_padding(toy_cache, 1 - frames.sum() / (3_000 * len(frames)))
+    assert "right within 0.05" in capsys.readouterr().out
+
+
+def test_tokens_are_those_of_the_text_alone(toy_cache, capsys):
+    labels = toy_cache.labels(0)  # language, task, no timestamps, text, end
+    predictions.check_tokens(toy_cache, 0, len(labels) - 4)
+    assert f"measured: {len(labels) - 4} tokens. That is right" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def curated(toy_settings):
+    return faulty_corpus.curate(toy_settings())
+
+
+def test_each_curation_step_finds_its_fault(curated):
+    steps, clips = curated
+    assert [step["step"] for step in steps if not step["dropped"] and not step["changed"]] == []
+    assert {clip["fault"]: clip["found by"] for clip in clips} == {
+        "the file is missing": "missing",
+        "no transcript": "no_text",
+        "too short": "too_short",
+        "too long": "too_long",
+        "digital silence": "silent",
+        "very quiet": "quiet",
+        "clipped": "clipped",
+        "noise": "noisy",
+        "silence around it": "silence",
+        "cut recording": "fast_speech",
+        "by a test speaker": "leak_speaker",
+        "the file is no audio": "unreadable",
+        "cut transcript": "slow_speech",
+        "a sentence of the test": "leak_sentence",
+        "a recording of the test": "leak_audio",
+        "the same sentence twice": "duplicate_sentence",
+        "the same recording twice": "duplicate_audio",
+        "another clip's transcript": "",
+    }
+
+
+def test_clips_without_a_fault_are_kept_and_not_listed(curated):
+    steps, clips = curated
+    assert all(clip["fault"] for clip in clips)
+    assert len(faulty_corpus.clips()) - len(clips) == 6
+
+
+def test_check_of_curation_shows_players_and_steps(toy_settings, curated, monkeypatch, capsys):
+    monkeypatch.setattr(faulty_corpus, "curate", lambda recipe: curated)
+    shown = predictions.check_curation(toy_settings(), 18).data
+    assert "measured: 17 of 18 faulty clips. That is right" in capsys.readouterr().out
+    assert shown.count("<audio") == 15, "three have no sound, or one that is too long"
+    assert "leak_audio" in shown and "duplicate_audio" in shown
