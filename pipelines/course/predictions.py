@@ -10,17 +10,29 @@ from __future__ import annotations
 
 import math
 import numbers
+import time
 from typing import TYPE_CHECKING, Any
 
 from pipelines.course import faulty_corpus
+from pipelines.experiments.evaluation import EvalReport
 from pipelines.features.cache import FeatureCache
 from pipelines.infra.errors import LabError
 from pipelines.infra.plots import html_table
 from pipelines.recipes.settings import Recipe
+from pipelines.training import figures as training_figures
+from pipelines.training.validation import token_losses
+from pipelines.whisper import model as whisper_model
+from pipelines.whisper.batching import Collator
 from pipelines.whisper.log_mel import FULL_FRAMES
 
 if TYPE_CHECKING:
     from IPython.display import HTML
+    from matplotlib.figure import Figure
+
+_TIMED_CLIPS = 2
+"""Clips that are timed with and without padding: less than 2 s with whisper-tiny on a slow core."""
+_SAME = 5e-4
+"""Word error rates that differ by less are equal."""
 
 
 def compare(prediction: Any, measured: float, *, within: float, unit: str = "", why: str = "") -> None:
@@ -43,7 +55,7 @@ def compare(prediction: Any, measured: float, *, within: float, unit: str = "", 
         print(why)
 
 
-def _number(prediction: Any) -> float:
+def _number(prediction: Any, name: str = "PREDICTION") -> float:
     """Return a prediction as a finite number; a text such as `0,93` or `93 %` counts as one."""
     text = prediction.strip().replace(",", ".") if isinstance(prediction, str) else ""
     try:
@@ -55,7 +67,8 @@ def _number(prediction: Any) -> float:
     except (TypeError, ValueError):
         pass
     shown = " ".join(repr(prediction).split())[:40]
-    raise LabError(f"PREDICTION must be a number, such as 0.5, or None for no prediction, got {shown}")
+    none = ", or None for no prediction" if name == "PREDICTION" else ""
+    raise LabError(f"{name} must be a number, such as 0.5{none}, got {shown}")
 
 
 def check_padding(cache: FeatureCache, prediction: Any) -> None:
@@ -79,3 +92,58 @@ def check_curation(recipe: Recipe, prediction: Any) -> HTML:
     why = "A wrong transcript that is as long as the right one can only be found by listening, or by a model."
     compare(prediction, n, within=1.0, unit=f" of {len(clips)} faulty clips", why=why)
     return html_table(clips, as_html=["sound"], note=f"<p>The steps:</p>{html_table(steps).data}")
+
+
+def check_padding_time(recipe: Recipe, cache: FeatureCache, prediction: Any) -> None:
+    """Check how many times as long the encoder takes for clips padded to 30 s as for the same clips as they are."""
+    import torch
+
+    model = whisper_model.load(whisper_model.resolve(recipe.model.base)).eval()
+    rows = cache.split("train")[:_TIMED_CLIPS].tolist()
+    seconds = []
+    for full_context in (False, True):
+        features = Collator(cache, full_context=full_context)(rows)["input_features"]
+        with torch.inference_mode():
+            model.model.encoder(features[:1, :, :200])  # the first call is slower
+            started = time.perf_counter()
+            model.model.encoder(features)
+        seconds.append(time.perf_counter() - started)
+    print(f"{len(rows)} clips: {seconds[0]:.3f} s at their length, {seconds[1]:.3f} s padded to 30 s.")
+    why = "Attention grows with the square of the length; what does not grow at all is the overhead of each call."
+    compare(prediction, seconds[1] / seconds[0], within=1.7, unit=" times", why=why)
+
+
+def check_wer(my_wer: float, report: EvalReport) -> None:
+    """Check a student's word error rate of a report's transcripts, without case and punctuation."""
+    number, expected = _number(my_wer, "my_wer"), report.score.wer
+    if abs(number - expected) < _SAME:
+        print(f"Right: the lab has {expected:.3f}, too.")
+        return
+    table, score = report.predictions, report.score
+    n_written = score.words + score.insertions - score.deletions
+    mistakes = (
+        (report.raw.wer, "This is the WER as written. Remove case and punctuation first, on both sides."),
+        (table["wer"].mean(), "This is the mean of the clips' rates. Divide all errors by all words."),
+        (
+            expected * score.words / max(1, n_written),
+            "You divided by the words of the transcripts. Divide by those of the references.",
+        ),
+    )
+    hints = [hint for wrong, hint in mistakes if abs(number - wrong) < _SAME]
+    print(f"Not yet: you have {number:.3f}, the lab has {expected:.3f}. {' '.join(hints[:1])}".rstrip())
+
+
+def check_token_losses(recipe: Recipe, cache: FeatureCache, model_uri: str, prediction: Any) -> Figure:
+    """Check the mean loss per token of one validation clip after training; return the losses of its tokens as a plot.
+
+    The clip is the one with the most tokens per word, whose words are the rarest.
+    """
+    rows = cache.split("validation")
+    row = int(max(rows, key=lambda row: len(cache.labels(row)) / len(cache.rows["text"].iloc[row].split())))
+    before, after = (token_losses(whisper_model.resolve(uri), cache, row) for uri in (recipe.model.base, model_uri))
+    print(f"“{cache.rows['text'].iloc[row]}”: {before.mean():.2f} per token before training.")
+    why = "Language, task and end are easy. What is left is in the pieces of rare words."
+    compare(prediction, float(after.mean()), within=2.0, unit=" per token", why=why)
+    tokenizer = whisper_model.processor(recipe).tokenizer
+    pieces = [tokenizer.decode([token]).replace(" ", "␣") for token in cache.labels(row)]
+    return training_figures.token_losses(pieces, before, after)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipelines.experiments.comparison.findings import Finding, is_significant
 from pipelines.experiments.evaluation import EvalReport
+from pipelines.experiments.report import clips
+from pipelines.experiments.report.alignment import align
+from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment
 from pipelines.infra.plots import (
     ACCENT,
@@ -20,15 +24,24 @@ from pipelines.infra.plots import (
     empty_figure,
     figure_with_axes,
     figure_with_row,
+    html_table,
     start_at_zero,
     without_frame,
 )
 from pipelines.recipes.search_settings import ParameterSettings
+from pipelines.recipes.settings import Recipe
+from pipelines.speech import audio_uri, scoring, text
 from pipelines.speech.intervals import Units
+from pipelines.training.callbacks import samples as training_samples
+from pipelines.training.run import TrainedModel
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
+
+_MAX_SPEAKERS = 40
+"""Most speakers in one plot."""
 
 
 def scores(reports: dict[str, EvalReport]) -> Figure:
@@ -164,18 +177,81 @@ def _link(report: EvalReport) -> str:
     return f'<a href="{href}" target="_blank">The whole report</a>: {path}'
 
 
-def side_by_side(before: EvalReport, after: EvalReport, n: int = 12) -> pd.DataFrame:
-    """Return the tuned model's worst transcripts beside the base model's transcripts of the same clips."""
+def side_by_side(recipe: Recipe, before: EvalReport, after: EvalReport, n: int = 10) -> HTML:
+    """Return the tuned model's worst transcripts beside the base model's of the same clips, with players.
+
+    Words that differ from the reference are marked.
+    """
     base = before.predictions.set_index("id")["hypothesis"]
     worst = after.predictions.nlargest(n, "wer")
-    return pd.DataFrame(
+    sounds, reason = clips.embedded(recipe.source, recipe.language, after.split, worst["id"])
+    rows = [
         {
-            "reference": worst["reference"],
-            "base": worst["id"].map(base),
-            "tuned": worst["hypothesis"],
-            "WER": worst["wer"].round(2),
+            "sound": audio_uri.player_of(sounds[clip.id]) if clip.id in sounds else "",
+            "reference": clip.reference,
+            "base": _marked(clip.reference, base.get(clip.id, "")),
+            "tuned": _marked(clip.reference, clip.hypothesis),
+            "WER": f"{clip.wer:.2f}",
         }
-    ).reset_index(drop=True)
+        for clip in worst.itertuples()
+    ]
+    note = f"<p>Some clips have no sound: {html.escape(reason)}.</p>" if reason else ""
+    return html_table(rows, as_html=("sound", "base", "tuned"), note=note)
+
+
+def samples(model: TrainedModel, cache: FeatureCache) -> HTML:
+    """Return what the model wrote for a few validation clips at each validation, with wrong words marked."""
+    by_step = training_samples.read(Path(model.uri).parent)
+    texts = cache.rows.set_index("id")["text"]
+    ids = [name for name in next(iter(by_step.values()), {}) if name in texts.index]
+    rows = [
+        {
+            "reference": texts[name],
+            **{f"step {step}": _marked(texts[name], written.get(name, "")) for step, written in by_step.items()},
+        }
+        for name in ids
+    ]
+    missing = "" if rows else "There are no texts: the model was trained on another machine or by an older version."
+    return html_table(rows, as_html=[f"step {step}" for step in by_step], note=missing)
+
+
+def _marked(reference: str, hypothesis: str) -> str:
+    """Return the words of a hypothesis as HTML; those that differ from the reference are marked, missing ones are …"""
+    words = hypothesis.split()
+    normal = text.normalise(hypothesis).split()
+    if [text.normalise(word) for word in words] != normal:
+        words = normal
+    parts, left = [], iter(words)
+    for step in align(text.normalise(reference).split(), normal):
+        shown = html.escape(" ".join(next(left) for _ in step.hypothesis)) or "…"
+        parts.append(shown if step.kind == "equal" else f"<mark>{shown}</mark>")
+    return " ".join(parts)
+
+
+def speakers(reports: dict[str, EvalReport]) -> Figure:
+    """Plot the WER of each speaker in each report, one row of dots per speaker, the best at the top.
+
+    The last report gives the order. A dashed line is the WER over all speakers.
+    """
+    *_, last = reports.values()
+    by_speaker = {label: _wer_by_speaker(report) for label, report in reports.items()}
+    order = _wer_by_speaker(last).sort_values(ascending=False).index.tolist()[-_MAX_SPEAKERS:]
+    figure, axes = figure_with_axes(9, 1.2 + 0.22 * len(order))
+    for colour, (label, wers) in zip((SOFT, ACCENT, INK), by_speaker.items(), strict=False):
+        axes.plot([wers.get(name) for name in order], range(len(order)), "o", color=colour, label=label)
+        axes.axvline(reports[label].score.wer, color=colour, linewidth=1, linestyle="--")
+    axes.set(yticks=range(len(order)), yticklabels=[name or "unknown" for name in order], xlabel="WER, normalised")
+    axes.grid(axis="y", color=SHADE)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(reports))
+    start_at_zero(axes, "x")
+    return figure
+
+
+def _wer_by_speaker(report: EvalReport) -> pd.Series:
+    table = report.predictions
+    edits = scoring.count_edits(table["reference"].tolist(), table["hypothesis"].tolist())
+    sums = pd.DataFrame({"errors": edits.word_edits, "words": edits.words}).groupby(table["speaker"].to_numpy()).sum()
+    return sums["errors"] / sums["words"].clip(lower=1)
 
 
 def score_table(reports: dict[str, EvalReport]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from pipelines.speech import audio, audio_uri, text
 from pipelines.speech.audio import SAMPLE_RATE_HZ
 from pipelines.whisper import engines
 from pipelines.whisper import model as whisper_model
+from pipelines.whisper.batching import padded_frames
 from pipelines.whisper.log_mel import FULL_S, LogMel
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _TITLE_CHARACTERS = 90
 """Longest transcript above a plot."""
+_SILENCE_AFTER = 400
+"""Frames of silence after a clip whose words are aligned: a model that was not tuned is used to silence."""
 _MAX_ALIGNER_BYTES = 1_000_000_000
 """Largest weights that are loaded only to show where words begin: those of whisper-small."""
 
@@ -155,8 +158,10 @@ def _words(recipe: Recipe, log_mel: LogMel, transcript: str) -> list[tuple[str, 
     if sum(path.stat().st_size for path in base.folder.glob("*.safetensors")) > _MAX_ALIGNER_BYTES:
         return []
     engine = engines.open_engine(base, recipe.language, "transformers")
-    (starts,) = engine.word_starts(log_mel.padded()[np.newaxis], [len(log_mel.frames)], [transcript])
-    ends = [*starts[1:], len(log_mel.frames) / 100]
+    n_frames = len(log_mel.frames)
+    window = log_mel.padded(padded_frames(n_frames + _SILENCE_AFTER))  # 30 s give the same times and take longer
+    (starts,) = engine.word_starts(window[np.newaxis], [n_frames], [transcript])
+    ends = [*starts[1:], n_frames / 100]
     return list(zip(transcript.split(), starts, ends, strict=False))
 
 

@@ -27,4 +27,9 @@ def data_uri(content: object) -> str:
 def player(content: object) -> str:
     """Return an HTML player of a recording, or an empty text if it cannot be played."""
     uri = data_uri(content)
-    return f'<audio controls preload="none" style="height: 2em; width: 14em" src="{uri}"></audio>' if uri else ""
+    return player_of(uri) if uri else ""
+
+
+def player_of(uri: str) -> str:
+    """Return an HTML player of the recording at an address."""
+    return f'<audio controls preload="none" style="height: 2em; width: 14em" src="{uri}"></audio>'

@@ -28,7 +28,7 @@ from pipelines.infra.parallel import distributed
 from pipelines.recipes import as_toml
 from pipelines.recipes.settings import Recipe
 from pipelines.training import adapters, components, distillation
-from pipelines.training.callbacks import divergence, oom, trackers
+from pipelines.training.callbacks import divergence, oom, samples, trackers
 from pipelines.training.callbacks.divergence import Diverged
 from pipelines.training.callbacks.interruptions import Interruption, Paused
 from pipelines.training.callbacks.oom import OutOfMemory
@@ -176,6 +176,11 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
     processor = whisper_model.load_processor(run.start, recipe.language)
     sampler, clips, collate = components.training_clips(recipe, cache, processor)
     micro_batch = oom.micro_batch(run.folder, settings.micro_batch or settings.batch_size)
+
+    def keep_samples(ids: list[str], hypotheses: list[str]) -> None:
+        if distributed.is_main_process():
+            samples.append(run.folder, trainer.state.global_step, ids, hypotheses)
+
     batch = oom.ValidationBatch(run.folder, recipe.evaluation.batch_frames)
     trainer = trainer_class()(
         model=model,
@@ -190,7 +195,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
         callbacks=[reporter(settings.steps, settings.patience, sampler, run.progress), *callbacks],
         parts=TrainerParts(
             sampler=sampler,
-            validate=validator(recipe, cache, processor, settings.context == "full", batch),
+            validate=validator(recipe, cache, processor, settings.context == "full", batch, keep_samples),
             run_digest=run.digest,
             model_facts={"context": settings.context, "language": recipe.language},
             keep_checkpoints=settings.keep_checkpoints,

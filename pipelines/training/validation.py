@@ -15,17 +15,24 @@ from pipelines.speech import scoring
 from pipelines.training.callbacks.oom import ValidationBatch
 from pipelines.training.trainer import shift_right, token_mean_loss
 from pipelines.whisper import decoding
+from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import IGNORED, Collator, sorted_batches
 from pipelines.whisper.log_mel import FULL_FRAMES
+from pipelines.whisper.model import ModelRef
 
 
 def validator(
-    recipe: Recipe, cache: FeatureCache, processor: Any, full_context: bool, batch: ValidationBatch | None = None
+    recipe: Recipe,
+    cache: FeatureCache,
+    processor: Any,
+    full_context: bool,
+    batch: ValidationBatch | None = None,
+    on_texts: Callable[[list[str], list[str]], None] = lambda ids, hypotheses: None,
 ) -> Callable[[Any], dict[str, float]]:
     """Return a function from a model to its `wer`, `wer_low`, `wer_high` (95 %, normalised) and `loss` on validation.
 
     `cut` is the number of hypotheses that were cut at `evaluation.max_new_tokens`, if there are any. With `batch` its
-    batches become smaller when memory runs out.
+    batches become smaller when memory runs out. `on_texts` receives the ids of all clips and their hypotheses.
     """
     rows = rows_of(cache, "validation")
     references, speakers = (cache.rows[name].iloc[rows].tolist() for name in ("text", "speaker"))
@@ -54,6 +61,7 @@ def validator(
         texts, *sums = run(lambda frames: score_rows(model, frames))
         by_row, (n_cut, loss, tokens) = distributed.gather_dicts(texts), distributed.all_reduce_sum(*sums)
         hypotheses = [by_row[row] for row in rows.tolist()]
+        on_texts(cache.rows["id"].iloc[rows].tolist(), hypotheses)
         score = scoring.score(references, hypotheses, speakers, samples=settings.bootstrap_samples, seed=settings.seed)
         ends = dict(zip(("wer_low", "wer_high"), score.ci95 or (), strict=False))  # one clip has no interval
         model.train(was_training)  # an out-of-memory error may have left it in evaluation mode
@@ -80,6 +88,23 @@ def _summed_loss(model: Any, batch: dict[str, Any], encoded: Any = None) -> floa
         loss = float(token_mean_loss(outputs, labels, 1))
     model.train(was_training)
     return loss
+
+
+def token_losses(ref: ModelRef, cache: FeatureCache, row: int) -> np.ndarray:
+    """Return the cross entropy of each label token of one clip, float32 [n_labels], teacher-forced.
+
+    The clip is padded to 30 s for a model that needs it.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    model = whisper_model.load(ref).eval()
+    batch = Collator(cache, full_context=ref.context == "full")([row])
+    labels, config = batch["labels"], model.config
+    decoder_input_ids = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
+    with torch.inference_mode():
+        logits = model(input_features=batch["input_features"], decoder_input_ids=decoder_input_ids).logits
+    return F.cross_entropy(logits[0].float(), labels[0], reduction="none").numpy()
 
 
 def _rank_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> list[np.ndarray]:

@@ -84,7 +84,7 @@ def test_each_curation_step_finds_its_fault(curated):
 
 
 def test_clips_without_a_fault_are_kept_and_not_listed(curated):
-    steps, clips = curated
+    _, clips = curated
     assert all(clip["fault"] for clip in clips)
     assert len(faulty_corpus.clips()) - len(clips) == 6
 
