@@ -33,7 +33,7 @@ OUTPUT = {
     "fetch": r"^(/.+/fetched|my_backup)/whisper-sv\S*$",
     "publish-space": r"^space me/swedish @ \w{40}$",
     "recipe": r"^training\.steps = 4$",
-    "doctor": r"^ready\. ",
+    "doctor": r"^ready\. |^  total .* fits into ",
     "project": r"^Next: ",
 }
 """A pattern that each command prints, except with --dry-run or --json."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import Json, print_result
+from pipelines.cli.options import CacheUri, Json, Overrides, Runs, load_recipe, print_result
 from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
 
@@ -37,12 +37,35 @@ _PACKAGES = (
 
 def doctor(
     model: Annotated[str, typer.Option(help="Model for the test transcription.")] = "openai/whisper-tiny",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", "-r", help="Estimate the memory that training this recipe needs, instead of the checks."
+        ),
+    ] = "",
+    set_: Overrides = (),
+    runs: Runs = "",
+    cache: CacheUri = "",
+    gpu_memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Compare with a GPU of this size, such as 16GB; default: this machine."),
+    ] = "",
     as_json: Json = False,
 ):
     """Check this machine: Python, packages, device, disk, audio, Hub, and one test transcription.
 
     Example: python -m pipelines doctor
+
+    Does a recipe fit into a GPU? python -m pipelines doctor --recipe base --gpu-memory 16GB
     """
+    if recipe:
+        from pipelines.training.memory import report
+
+        needed = report.examine(load_recipe(recipe, set_), runs=runs, cache=cache, gpu_memory=gpu_memory)
+        print_result(as_json, needed.as_dict(), str(needed))
+        raise typer.Exit(0 if needed.fits else 1)
+    if unused := [name for name, value in (("--set", set_), ("--cache", cache), ("--gpu-memory", gpu_memory)) if value]:
+        raise LabError(f"{unused[0]} belongs to a recipe: name one with --recipe")
     diagnosis = Diagnosis(tuple(check_all(model)))
     print_result(as_json, diagnosis.as_dict(), str(diagnosis))
     if diagnosis.problems:

@@ -46,6 +46,16 @@ class ModelSettings(Settings):
     )
     """lora: the layers with such matrices: four of the attention, two of the feed-forward network."""
 
+    load_in_8bit: bool = False
+    """lora: keep the frozen linear layers in 8 bits on an NVIDIA GPU (LLM.int8, Dettmers et al. 2022): a quarter of
+    their memory. It needs the package bitsandbytes. The matrices are merged into the full weights at the end."""
+
+    @model_validator(mode="after")
+    def _8_bit_weights_need_an_adapter(self) -> ModelSettings:
+        if self.load_in_8bit and not self.adapter:
+            raise ValueError("model.load_in_8bit is set, so model.adapter must be 'lora': 8-bit weights stay frozen")
+        return self
+
     @model_validator(mode="after")
     def _lora_settings_need_an_adapter(self) -> ModelSettings:
         fields = {name: field for name, field in type(self).model_fields.items() if name.startswith("lora_")}

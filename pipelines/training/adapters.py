@@ -1,8 +1,9 @@
 """Choose the weights to tune: all, only the decoder's, or low-rank matrices (LoRA) that are merged at the end.
 
 A LoRA checkpoint has the matrices in peft's format and no weights of the base model; the finished model is a plain
-Whisper. peft puts its layers inside the modules that `whisper.model.load` prepared, so contexts at clip length work
-with it too.
+Whisper. The base model's linear layers may have weights in 8 bits during training; the matrices are merged into the
+full weights. peft puts its layers inside the modules that `whisper.model.load` prepared, so contexts at clip length
+work with it too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.infra.errors import missing_package
+from pipelines.infra import environment
+from pipelines.infra.errors import LabError, missing_package
 from pipelines.recipes.training_settings import ModelSettings
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 
 _WEIGHTS = "adapter_model.safetensors"
+_OUTLIERS = 6.0
+"""Inputs beyond this size are multiplied in half precision, as in LLM.int8."""
 _IN_THE_ENCODER = r"(.*\.)?encoder\..*"
 """Pattern of the encoder's layers; the decoder's cross-attention is called encoder_attn and does not match."""
 
@@ -30,6 +34,8 @@ def prepare(model: WhisperForConditionalGeneration, settings: ModelSettings) -> 
     """Freeze the encoder and add LoRA layers as the settings say; return the model or peft's wrapper of it."""
     if settings.freeze_encoder:
         freeze(model.model.encoder)
+    if settings.load_in_8bit:
+        _use_8bit_linears(model.model)
     if settings.adapter != "lora":
         return model
     wrapped = _with_lora(model, settings)
@@ -76,6 +82,45 @@ def load_checkpoint(checkpoint: Path, base: ModelRef) -> WhisperForConditionalGe
     if not (checkpoint / _WEIGHTS).exists():
         return whisper_model.load(ModelRef("checkpoint", checkpoint, "folder", checkpoint.name))
     return _peft().PeftModel.from_pretrained(whisper_model.load(base), checkpoint).merge_and_unload()
+
+
+def _use_8bit_linears(model: torch.nn.Module) -> None:
+    """Replace the linear layers by those of bitsandbytes, which quantise their weights when they move to the GPU."""
+    import torch
+
+    bitsandbytes = _bitsandbytes()
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, torch.nn.Linear):
+                sizes = layer.in_features, layer.out_features, layer.bias is not None
+                smaller = bitsandbytes.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=_OUTLIERS)
+                smaller.weight = bitsandbytes.nn.Int8Params(layer.weight.data, False, has_fp16_weights=False)
+                smaller.bias = layer.bias
+                smaller.register_forward_pre_hook(_in_autocast_precision)
+                setattr(parent, name, smaller)
+
+
+def _in_autocast_precision(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Convert the input of an 8-bit layer as autocast does for others; without, its output would be in float32."""
+    import torch
+
+    device = inputs[0].device.type
+    enabled = torch.is_autocast_enabled(device)
+    return (inputs[0].to(torch.get_autocast_dtype(device)),) if enabled else inputs
+
+
+def _bitsandbytes() -> Any:
+    """Return the package; raise LabError if it or an NVIDIA GPU is missing."""
+    machine = environment.detect()
+    if machine.device != "cuda":
+        raise LabError(
+            f"model.load_in_8bit needs an NVIDIA GPU, and this machine computes on {machine.device}: set it to false"
+        )
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise missing_package("bitsandbytes", "bitsandbytes>=0.46", "model.load_in_8bit") from None
+    return bitsandbytes
 
 
 def _with_lora(model: WhisperForConditionalGeneration, settings: ModelSettings) -> Any:

@@ -54,7 +54,7 @@ NOT_IN_IDENTITY = (
 _CONSTANTS = {"evaluation.batch_frames": EvaluationSettings().batch_frames}
 """Fields of every identity that once depended on a setting which changes no weight."""
 _ONLY_IF_CHANGED = (
-    *("model.freeze_encoder", "model.adapter", "model.lora_", "model.layer_drop"),
+    *("model.freeze_encoder", "model.adapter", "model.lora_", "model.layer_drop", "model.load_in_8bit"),
     *("training.window_", "training.scheduler", "training.optimizer", "training.beta", "training.layer_decay"),
     *("training.label_smoothing", "training.bpe_dropout", "training.precision", "training.ema_"),
 )
