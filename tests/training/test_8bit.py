@@ -61,6 +61,7 @@ def test_finished_model_has_the_full_weights_and_the_adapter(train_toy, toy_mode
         assert rank <= 8, "the difference is the adapter's, without the rounding of 8 bits"
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_with_equal_weights(train_toy, bitsandbytes, tmp_path):
     def stop(step: int) -> None:
         if step == 3:

@@ -275,6 +275,7 @@ def _resized(config: Any, encoder_layers: int, decoder_layers: int) -> Any:
     config.encoder_layers, config.decoder_layers = encoder_layers, decoder_layers
     config.apply_spec_augment = False  # it depends on values, which fake tensors do not have
     config._attn_implementation = "sdpa"
+    config.use_cache = False  # else transformers warns of it for an encoder with checkpointed activations
     return config
 
 

@@ -237,5 +237,5 @@ def decode(model: Any, features: torch.Tensor, tokens: int, loss_tokens: int, li
         whisper.proj_out(states.last_hidden_state[:, -1]).float()
         del states
         labels = torch.zeros(batch, loss_tokens, dtype=torch.int64)
-        logits = whisper(encoder_outputs=(encoded,), decoder_input_ids=labels).logits
+        logits = whisper(encoder_outputs=(encoded,), decoder_input_ids=labels, use_cache=True).logits
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

@@ -35,7 +35,8 @@ def config(toy_model):
         {"training.optimizer": "muon", "model.layer_drop": 0.5, "training.layer_decay": 0.9},
     ],
 )
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fake_tensors_are_counted_like_real_ones(toy_settings, config, monkeypatch, kind, dtype):
     arguments = toy_settings(kind), config, WORK.shapes[0], WORK, dtype, "training.accumulation" in kind
     fake = count_step(*arguments)
@@ -44,7 +45,8 @@ def test_fake_tensors_are_counted_like_real_ones(toy_settings, config, monkeypat
     assert fake == pytest.approx(real, rel=0.01)
 
 
-@pytest.mark.parametrize("layers", [(3, 2), pytest.param((4, 5), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [(3, 2), (4, 5)])
 def test_layers_are_extended_exactly(toy_settings, config, layers):
     larger, recipe = estimate._resized(config, *layers), toy_settings({"training.checkpoint_activations": True})
     whole = count_step(recipe, larger, WORK.shapes[0], WORK, "bfloat16", False)
@@ -69,6 +71,7 @@ def test_estimate_is_near_the_tensors_of_a_training_run(train_toy, toy_settings,
     assert needed.total - needed.overhead == pytest.approx(live.peaks["model"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_smaller_settings_need_less_memory(toy_settings, config):
     recipe, gpu = toy_settings({"training.batch_size": 8}), Device("a GPU", "cuda", "float16", 1)
     small = changed(recipe, {"model.adapter": "lora"})
@@ -82,6 +85,7 @@ def test_smaller_settings_need_less_memory(toy_settings, config):
     assert of_8_bits.optimizer < totals[0].optimizer
 
 
+@pytest.mark.slow
 def test_micro_batch_is_halved_until_it_fits(toy_settings, config):
     recipe, work = toy_settings({"training.batch_size": 8}), Workload((BatchShape(8, 3000, 30),), WORK.validation, 16)
     needs = {clips: advice.estimate_for(recipe, config, work, Device("", "cpu", "float32", 0), clips).total
@@ -102,6 +106,7 @@ def test_other_sizes_raise_one_line(size):
         report.parse_gb(size)
 
 
+@pytest.mark.slow
 def test_report_lists_settings_in_the_order_of_their_cost(toy_settings, toy_cache, tmp_path):
     recipe = toy_settings({"training.batch_size": 8})
     small = report.examine(recipe, cache=toy_cache.uri, gpu_memory="0.1GB")
