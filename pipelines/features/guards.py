@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from pipelines.recipes.data_settings import SourceSettings
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import audio
 from pipelines.speech.decoders.waveform import SAMPLE_RATE_HZ
+
+logger = logging.getLogger(__name__)
 
 JOIN = "1"
 """Version of the code that joins clips."""
@@ -69,6 +72,7 @@ class GuardSource:
     def _joined(self, examples: Iterator[Example]) -> Iterator[Example]:
         """Yield joined clips; a clip that cannot be decoded or has no text stays as it is, so that it is rejected."""
         parts: dict[tuple[str, str], list[tuple[Example, np.ndarray]]] = {}
+        n_joined = 0
         for example in examples:
             samples = _decoded(example)
             if samples is None:
@@ -80,6 +84,11 @@ class GuardSource:
                 yield _join(waiting)
                 waiting.clear()
             waiting.append((example, samples))
+            n_joined += len(waiting) > 1
+        if not n_joined:
+            logger.info(
+                f"note: join_s={self.join_s:g} joined no clips: no speaker of the guard has two that fit into this time"
+            )
         for waiting in parts.values():
             if waiting:
                 yield _join(waiting)

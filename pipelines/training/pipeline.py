@@ -15,6 +15,7 @@ import pandas as pd
 
 from pipelines import recipes
 from pipelines.features import derived
+from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
 from pipelines.features.clips import MAX_LABEL_TOKENS
 from pipelines.infra import stores
@@ -81,8 +82,8 @@ def run(
 
     Checkpoints are copied to the URI `resume` in the background, and an empty machine resumes from there. The finished
     model is copied to the URI `publish`. With the setting `training.fast_dev_run`, two steps are done in a separate
-    folder that later stages do not use, and nothing is copied. A recipe that names a teacher trains its student; raises
-    LabError if that teacher is not trained yet.
+    folder that later stages do not use, and nothing is copied. A recipe that names a teacher trains its student. Raises
+    LabError if that teacher is not trained yet, or if training clips share something with a guard.
     """
     launch = launch or Launch()
     if recipe.distillation.teacher and launch.fork:
@@ -103,6 +104,8 @@ def run(
             model_files.require_full_window(base.folder)
             _refuse_long_labels(recipe, cache, base)
             fork = find_weights(launch.fork, base) if launch.fork else None
+            for name in recipe.guards:
+                feature_pipeline.guard_cache(recipe, name, cache, runs=runs)  # refused before hours of training
         folder = run_folder(recipe, cache, base, runs, fork)
         job = TrainingRun(recipe, cache, base, folder, progress, resume, fork, derived=derivation.values)
         training_run.log_unfinished_runs(folder, job.identity)

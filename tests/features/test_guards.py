@@ -13,6 +13,7 @@ from pipelines.features.sources.synthetic import tour
 from pipelines.features.sources.synthetic.english import EnglishSource
 from pipelines.infra.errors import LabError
 from pipelines.speech import audio
+from pipelines.training import pipeline as training_pipeline
 
 TOUR = {"train": 48, "validation": 8, "test": 12}
 """The source of the toy recipe."""
@@ -58,6 +59,13 @@ def test_clip_that_cannot_be_joined_is_rejected_alone(second):
     assert left.id == "test-none"
 
 
+@pytest.mark.parametrize(("n", "is_noted"), [(8, False), (2, True)], ids=["two of a speaker", "one of a speaker"])
+def test_guard_that_joins_no_clips_says_so(second, caplog, n, is_noted):
+    with caplog.at_level("INFO", logger="pipelines"):
+        list(GuardSource(Clips(second, n), join_s=2.5).examples(("test",)))
+    assert ("note: join_s=2.5 joined no clips" in caplog.text) is is_noted
+
+
 @pytest.mark.parametrize(
     ("guard", "reason"),
     [
@@ -70,6 +78,13 @@ def test_guard_that_shares_rows_with_training_is_refused(toy_settings, toy_cache
     recipe = toy_settings({"guards.other": guard})
     with pytest.raises(LabError, match=f"the guard other, got .*{reason}.*curation.held_out"):
         feature_pipeline.guard_cache(recipe, "other", toy_cache, runs=tmp_path)
+
+
+def test_training_refuses_a_guard_that_leaks(toy_settings, toy_cache, tmp_path):
+    recipe = toy_settings({"guards.other": {"source": {**TOUR, "seed": 8}}})
+    with pytest.raises(LabError, match="training rows must share nothing with the guard other"):
+        training_pipeline.run(recipe, toy_cache, runs=tmp_path)
+    assert not list(tmp_path.glob("*/train-*"))
 
 
 def test_guards_leave_the_digest_of_the_cache(toy_settings, toy_cache, tmp_path):
