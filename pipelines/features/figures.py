@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipelines.features import rejections
 from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import Example, NoAudio
 from pipelines.features.sources.registry import open_source
+from pipelines.infra.errors import LabError
 from pipelines.infra.plots import ACCENT, INK, SHADE, figure_with_axes, figure_with_column, html_table
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import audio, audio_uri, text
@@ -124,6 +126,14 @@ def row_with(cache: FeatureCache, letters: str) -> int:
     return next((int(row) for row, line in zip(rows, texts, strict=True) if letters in line), 0)
 
 
+def clip_player(recipe: Recipe, cache: FeatureCache, row: int) -> HTML:
+    """Return a player of a clip of the cache; a sentence if its source does not have it any more."""
+    from IPython.display import HTML
+
+    content = _audio(recipe, cache.rows.iloc[row])
+    return HTML((content and audio_uri.player(content)) or "This clip's sound is not available here.")
+
+
 def sound(recipe: Recipe, cache: FeatureCache, row: int) -> Figure:
     """Plot a clip of the cache: its waveform, its log-mel, and its words where the base model hears them.
 
@@ -167,14 +177,22 @@ def _words(recipe: Recipe, log_mel: LogMel, transcript: str) -> list[tuple[str, 
 
 def _waveform(recipe: Recipe, clip: pd.Series) -> np.ndarray | None:
     """Return the samples of a clip of the cache at 16 kHz, float32 [n], or None if its source does not have it."""
-    examples = open_source(recipe.source, recipe.language).examples((clip["split"],))
-    example = next((example for example in examples if example.id == clip["id"]), None)
-    if example is None or isinstance(content := example.audio, NoAudio):
+    if (content := _audio(recipe, clip)) is None:
         return None
     try:
         return audio.decode(content).samples
     except audio.AudioError:
         return None
+
+
+def _audio(recipe: Recipe, clip: pd.Series) -> bytes | Path | None:
+    """Return the audio file of a clip of the cache, or None if its source does not have it any more."""
+    try:
+        examples = open_source(recipe.source, recipe.language).examples((clip["split"],))
+        content = next((example.audio for example in examples if example.id == clip["id"]), None)
+    except (LabError, OSError):
+        return None
+    return None if isinstance(content, NoAudio) else content
 
 
 def durations(cache: FeatureCache) -> Figure:

@@ -86,7 +86,7 @@ def token_losses(tokens: Sequence[str], before: np.ndarray, after: np.ndarray) -
     axes.bar(places + 0.2, after, width=0.4, color=ACCENT, label=f"after, mean {after.mean():.2f}")
     axes.set_xticks(places, tokens, rotation=30, ha="right")
     axes.set(ylabel="loss", xlabel="token to be written")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
