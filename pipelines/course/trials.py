@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ History = list[dict[str, float]]
 
 FACTORS = (1, 4, 16, 64)
 """The learning rate of the recipe is multiplied by these."""
+_STEPS = 20
 _BROKEN = 1.5
 """A training is called broken if it ends with a loss that is higher than the best one's by this factor."""
 _WINDOWS_OFF = {name: field.default for name, field in TrainingSettings.model_fields.items() if "window_" in name}
@@ -89,13 +91,14 @@ def _learning_rate(recipe: Recipe, cache: FeatureCache, folder: Path, prediction
     cache, losses = _part(cache, len(cache.rows), 8), {}
     for factor in FACTORS:
         rate = factor * recipe.training.learning_rate
-        settings = _reduced(recipe, cache, steps=24, eval_every=24, warmup_steps=4, learning_rate=rate)
+        settings = _reduced(recipe, cache, steps=_STEPS, eval_every=_STEPS, warmup_steps=4, learning_rate=rate)
         history: History = []
         with contextlib.suppress(LabError):  # a loss that is not finite ends the training: that is the answer
             _train(settings, cache, folder / str(factor), history=history)
         losses[factor] = [(row["step"], row["loss"]) for row in history if "loss" in row]
     ends = {factor: _end_of(points) for factor, points in losses.items()}
-    broken = [factor for factor in FACTORS if not ends[factor] <= _BROKEN * min(ends.values())]
+    best = min(ends.values())
+    broken = [factor for factor in FACTORS if math.isinf(ends[factor]) or ends[factor] > _BROKEN * best]
     why = "The steps jump over the minimum, and the model loses what it knew. Too low a rate only costs time."
     if broken:
         compare(prediction, broken[0], within=4.0, unit=" times", why=why)
@@ -115,11 +118,11 @@ def _learning_rate(recipe: Recipe, cache: FeatureCache, folder: Path, prediction
 def _overfitting(recipe: Recipe, cache: FeatureCache, folder: Path, prediction: Any) -> Figure:
     """Train on 64 clips again and again; plot both losses."""
     cache, history = _part(cache, 64, 40), []
-    recipe = _reduced(recipe, cache, steps=120, eval_every=20)
+    recipe = _reduced(recipe, cache, steps=100, eval_every=10)
     _train(recipe, cache, folder / "run", history=history)
     validations = [row for row in history if "eval_loss" in row]
     best = min(validations, key=lambda row: row["eval_loss"])
-    why = "From there on the model learns these clips by heart. The checkpoint with the best WER is kept."
+    why = "Then it learns these clips by heart. The WER may still fall: the loss punishes errors made with certainty."
     compare(prediction, best["step"], within=1.7, unit=" steps", why=why)
     return figures.curves(history)
 
@@ -129,11 +132,11 @@ TRIALS = {
     "learning_rate": Trial(
         f"by which of the factors {', '.join(map(str, FACTORS))} must the learning rate be raised until training "
         "breaks?",
-        100,
+        80,
         _learning_rate,
     ),
     "overfitting": Trial(
-        "after how many of 120 steps on 64 clips is the validation loss at its lowest?", 120, _overfitting
+        "after how many of 100 steps on 64 clips is the validation loss at its lowest?", 120, _overfitting
     ),
 }
 
@@ -167,8 +170,11 @@ def _part(cache: FeatureCache, n_train: int, n_validation: int) -> FeatureCache:
 
 
 def _end_of(points: list[tuple[float, float]]) -> float:
-    """Return the mean of the last losses; infinite if training ended before."""
-    return sum(loss for _, loss in points[-4:]) / 4 if len(points) >= 20 else float("inf")
+    """Return the mean of the last losses; infinite if training ended before its last step."""
+    if not points or points[-1][0] < _STEPS:
+        return math.inf
+    mean = sum(loss for _, loss in points[-4:]) / len(points[-4:])
+    return mean if math.isfinite(mean) else math.inf
 
 
 def _n_different(first: Path, second: Path) -> int:
