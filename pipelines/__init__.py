@@ -10,6 +10,7 @@ Only URIs pass between them. Folders, each of which may import those below it:
     course        exercises of the notebooks, and their checks
     worker        fine-tuning as a service: jobs over HTTP
     experiments   04: evaluation, comparison, leaderboard, series of runs, sweeps, reports
+    collection    data from people: recorded sentences, reviewed transcripts
     inference     03: transcriber, app, HTTP API, batch transcription, deployment
     training      02: data, loop, callbacks, checkpoints, model card, distillation
     features      01: sources, curation, log-mel extraction, feature cache

@@ -13,7 +13,6 @@ from pipelines.cli import (
     features,
     inference,
     notebooks,
-    recipes,
     serving,
     stores,
     training,
@@ -48,7 +47,7 @@ for command in (
     experiments.export,
     inference.production,
     stores.fetch,
-    recipes.recipe,
+    features.recipe,
     doctor.doctor,
 ):
     app.command()(command)

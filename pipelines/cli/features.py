@@ -1,7 +1,8 @@
-"""The command of the feature pipeline: features."""
+"""The command of the feature pipeline, and the one that shows a recipe: features and recipe."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -56,3 +57,17 @@ def features(
     if publish:
         fields["published_uri"] = recipe_runs.read_stages(settings, runs)["publication"]["cache_uri"]
     print_result(as_json, fields, f"{result}\nNext: {commands.command('train', recipe=settings, runs=runs)}")
+
+
+def recipe(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a .toml file.")] = "tour",
+    set_: Overrides = (),
+    as_json: Json = False,
+):
+    """Show all settings of a recipe, with overrides applied.
+
+    Example: python -m pipelines recipe tour --set training.steps=60
+    """
+    loaded = load_recipe(recipe, set_)
+    settings = loaded.settings() | (loaded.search_settings() if loaded.search.space else {})
+    print_result(as_json, settings, "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items()))

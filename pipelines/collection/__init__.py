@@ -1,0 +1,1 @@
+"""Data from people: recorded sentences, and transcripts that people check."""
