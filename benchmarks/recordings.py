@@ -29,16 +29,19 @@ class Clip:
     speaker: str
 
 
-def joined_pairs(examples: Iterable[Example]) -> Iterator[tuple[Example, np.ndarray, str]]:
-    """Yield two consecutive clips joined: the first example, float32 samples at 16 kHz, and the text of both."""
+def joined_pairs(examples: Iterable[Example], size: int = 2) -> Iterator[tuple[Example, np.ndarray, str]]:
+    """Yield `size` consecutive clips joined: the first example, float32 samples at 16 kHz, and the text of all."""
     clips = list(examples)
-    for first, second in zip(clips[::2], clips[1::2]):
-        samples = np.concatenate([audio.decode(clip.audio).samples for clip in (first, second)])
-        yield first, samples, f"{first.text} {second.text}"
+    for parts in zip(*(clips[start::size] for start in range(size))):
+        samples = np.concatenate([audio.decode(clip.audio).samples for clip in parts])
+        yield parts[0], samples, " ".join(clip.text for clip in parts)
 
 
-def write_pairs(folder: Path, sizes: dict[str, int]) -> Path:
-    """Write pairs of the tour's clips, 4 s on average, as a folder of recordings with a table; return the folder."""
+def write_pairs(folder: Path, sizes: dict[str, int], size: int = 2) -> Path:
+    """Write pairs of the tour's clips, 4 s on average, as a folder of recordings with a table; return the folder.
+
+    `size` clips of 2 s may be joined instead of two.
+    """
     import soundfile
 
     tour = TourSource(**sizes)
@@ -46,7 +49,7 @@ def write_pairs(folder: Path, sizes: dict[str, int]) -> Path:
         table = csv.writer(file)
         table.writerow(["path", "text", "split", "speaker"])
         for split in SPLITS:
-            for first, samples, text in joined_pairs(tour.examples((split,))):
+            for first, samples, text in joined_pairs(tour.examples((split,)), size):
                 soundfile.write(folder / f"{first.id}.wav", samples, audio.SAMPLE_RATE_HZ)
                 table.writerow([f"{first.id}.wav", text, split, first.speaker])
     return folder

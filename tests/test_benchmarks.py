@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from benchmarks import precision, rare_names, recordings, sides
+from benchmarks import gpu, precision, rare_names, recordings, sides
 from pipelines.features.sources.synthetic.tour_text import hand_sentences
 from pipelines.whisper import model as whisper_model
 
@@ -265,3 +265,47 @@ def test_rare_names_are_in_no_sentence_of_the_tour():
 def test_name_counts_only_as_it_is_spelled(transcript, missed):
     sentence = rare_names.Sentence(None, "Ring Brånkvill nu.", "f2-01", (), "Brånkvill")
     assert rare_names.missed_names([sentence], [transcript]).word_edits.tolist() == [missed]
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_writes_its_page_and_continues(toy_model, tmp_path):
+    docs = tmp_path / "page.md"
+    command = [sys.executable, "benchmarks/gpu.py", "--smoke", "--model", str(toy_model), "--docs", str(docs)]
+    command += ["--folder", str(tmp_path / "work")]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"cells": 5, "failed": 1}
+    rows = [json.loads(line) for line in (tmp_path / "work" / "results.jsonl").read_text("utf-8").splitlines()]
+    results = {row["cell"]: row for row in rows}
+    assert len(rows) == len(results) == 5, "the second call runs no cell again"
+    assert "needs an NVIDIA GPU" in results["memory tiny 4s ours LoRA, 8-bit base"]["failed"]
+    assert results["resume tiny 4s ours"]["equal"] is True
+    assert results["classic tiny 2s ours"]["samples_per_s"] > 0 and results["classic tiny 2s classic"]["peak_gb"] > 0
+    text = docs.read_text("utf-8")
+    assert text.count("| tiny |") == 5 and "failed: model.load_in_8bit needs an NVIDIA GPU" in text
+
+
+def test_gpu_benchmark_keeps_failures_as_rows(tmp_path, monkeypatch):
+    results = {"classic": {"samples_per_s": 2.5, "peak_gb": 1.0, "weights": "random"}}
+    monkeypatch.setattr(gpu, "run_in_process", lambda cell, options: results.get(cell.side, {"failed": "a | b"}))
+    arguments = ["--sizes", "tiny", "--only", "classic", "--folder", str(tmp_path), "--docs", str(tmp_path / "page.md")]
+    gpu.measure_all(gpu._options(arguments))
+    page = (tmp_path / "page.md").read_text("utf-8")
+    assert "| tiny | random | 8 s | classic | 2.5 | 1.0 |  |  |" in page
+    assert "| tiny |  | 8 s | ours | failed: a / b |  |  |  |" in page
+    monkeypatch.setattr(gpu, "run_in_process", lambda cell, options: results["classic"])
+    gpu.measure_all(gpu._options(arguments))
+    assert "failed: a / b" in (tmp_path / "page.md").read_text("utf-8")
+    gpu.measure_all(gpu._options([*arguments, "--again"]))
+    assert "failed" not in (tmp_path / "page.md").read_text("utf-8")
+
+
+def test_gpu_benchmark_ends_a_cell_that_takes_too_long(tmp_path):
+    options = gpu._options(["--timeout-s", "0.05", "--folder", str(tmp_path)])
+    assert gpu.run_in_process(gpu.cells(("tiny",))[0], options) == {"failed": "not finished after 0.05 s"}
+
+
+def test_cells_have_different_names():
+    names = [cell.name for cell in gpu.cells(gpu.SIZES)]
+    assert len(names) == len(set(names))
