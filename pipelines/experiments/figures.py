@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _MAX_SPEAKERS = 40
 """Most speakers in one plot."""
+_LONGEST_WORD = 32
+"""Most letters of a word in a table."""
 _MARK = f"background: {ACCENT}40; color: inherit"
 """Style of wrong words: a light background that can be read on white and on dark pages."""
 
@@ -225,9 +227,14 @@ def _marked(reference: str, hypothesis: str) -> str:
         words = normal
     parts, left = [], iter(words)
     for step in align(text.normalise(reference).split(), normal):
-        shown = html.escape(" ".join(next(left) for _ in step.hypothesis)) or "…"
+        shown = html.escape(" ".join(_shortened(next(left)) for _ in step.hypothesis)) or "…"
         parts.append(shown if step.kind == "equal" else f"<mark style='{_MARK}'>{shown}</mark>")
     return " ".join(parts)
+
+
+def _shortened(word: str) -> str:
+    """Return a word without its end if a repetition made it too long for a table."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}…"
 
 
 def speakers(reports: dict[str, EvalReport]) -> Figure:

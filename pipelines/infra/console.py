@@ -105,12 +105,14 @@ def _notebook_bar_class() -> Any:
     from tqdm import tqdm
 
     class NotebookBar(tqdm):
-        """A tqdm bar whose line is an output that is replaced in place."""
+        """A tqdm bar whose line is an output that is replaced in place. It appears with the first progress."""
 
         shown_in = None
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             output = {"text/plain": str(self)}
+            if self.n == self.initial:
+                return  # nothing may be left to do, and a bar at 0 % would stay in the notebook
             if self.shown_in is None:
                 self.shown_in = display(output, raw=True, display_id=True)
             else:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import sample_reports
 
 from pipelines.course import faulty_corpus, predictions
 from pipelines.infra.errors import LabError
@@ -95,3 +99,49 @@ def test_check_of_curation_shows_players_and_steps(toy_settings, curated, monkey
     assert "measured: 17 of 18 faulty clips. That is right" in capsys.readouterr().out
     assert shown.count("<audio") == 15, "three have no sound, or one that is too long"
     assert "leak_audio" in shown and "duplicate_audio" in shown
+
+
+def test_padding_to_30_s_takes_longer(toy_settings, toy_cache, capsys):
+    predictions.check_padding_time(toy_settings(), toy_cache, None)
+    shown = capsys.readouterr().out
+    assert float(shown.partition("Measured: ")[2].partition(" times")[0]) > 1
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    wrong = sample_reports.wrong(lambda row: int(row.speaker[1:]) % 5)
+    scored = sample_reports.report(tmp_path_factory.mktemp("runs"), "raw", wrong)
+    return replace(scored, raw=replace(scored.raw, wer=0.5))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda report: report.score.wer, "Right: the lab has "),
+        (lambda report: report.raw.wer, "This is the WER as written."),
+        (lambda report: report.predictions["wer"].mean(), "This is the mean of the clips' rates."),
+        (lambda report: 0.9, "Not yet: you have 0.900, the lab has "),
+    ],
+    ids=["right", "as written", "mean", "other"],
+)
+def test_wer_of_a_student_is_compared_with_the_labs(report, wrong, hint: str, capsys):
+    predictions.check_wer(wrong(report), report)
+    assert hint in capsys.readouterr().out
+
+
+def test_wer_divided_by_written_words_is_named(report, capsys):
+    more = replace(report, score=replace(report.score, insertions=90))
+    predictions.check_wer(more.score.wer * more.score.words / (more.score.words + 90), more)
+    assert "Divide by those of the references." in capsys.readouterr().out
+
+
+def test_wer_that_is_no_number_is_one_line(report):
+    with pytest.raises(LabError, match=r"^my_wer must be a number, such as 0\.5, got 'high'$"):
+        predictions.check_wer("high", report)
+
+
+def test_token_losses_are_those_of_rare_words(toy_settings, toy_cache, toy_model, capsys):
+    (axes,) = predictions.check_token_losses(toy_settings(), toy_cache, str(toy_model), None).axes
+    before, after = axes.containers
+    assert [bar.get_height() for bar in before] == [bar.get_height() for bar in after], "the same model on both sides"
+    assert re.search(r"[\d.]+ per token before training\.\nMeasured: [\d.]+ per token\.", capsys.readouterr().out)

@@ -31,6 +31,7 @@ def reports(tmp_path_factory):
         ("Kvällsmat nu.", "Kvälls mat nu.", "[Kvälls mat] nu."),
         ("Hej.", "<b>hej", "[b] hej"),
         ("Hej.", "", "[…]"),
+        ("Hej.", 99 * "he", f"[{16 * 'he'}…]"),
         ("Tre till fyra.", "Tre – fyra", "tre […] fyra"),
     ],
 )
