@@ -13,6 +13,7 @@ process is killed in between, the audio has no row: no table names it, and the p
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import hmac
 import io
@@ -191,20 +192,26 @@ def assign_splits(rows: list[dict[str, str]]) -> list[str]:
     A sentence that speakers of several splits have read belongs to one of these splits, since a model must not be
     trained on a sentence of the test; the rows of the others are `unused`.
     """
-    texts, stems = [row["text"] for row in rows], [row["path"] for row in rows]
-    drawn = draw_splits([row["speaker"] for row in rows], stems, texts, _SEED)
+    speakers = list(dict.fromkeys(row["speaker"] for row in rows))
+    drawn = draw_splits(speakers, speakers, [""] * len(speakers), _SEED)
     if drawn.units != "speakers" or not {*SPLITS} <= {*drawn.splits}:
         return [""] * len(rows)
-    keys = [marks.sentence_key(sentence) for sentence in texts]
+    split_of = dict(zip(speakers, drawn.splits, strict=True))
+    read = [(_sentence_key(row["text"]), split_of[row["speaker"]]) for row in rows]
     splits_of: dict[str, set[str]] = {}
-    for key, split in zip(keys, drawn.splits, strict=True):
+    for key, split in read:
         splits_of.setdefault(key, set()).add(split)
     n_sentences, owners = dict.fromkeys(_SENTENCE_SHARES, 0), {}
     for key, splits in splits_of.items():
         candidates = [split for split in _SENTENCE_SHARES if split in splits]
         owners[key] = min(candidates, key=lambda split: n_sentences[split] / _SENTENCE_SHARES[split])
         n_sentences[owners[key]] += 1
-    return [split if split == owners[key] else UNUSED_SPLIT for key, split in zip(keys, drawn.splits, strict=True)]
+    return [split if split == owners[key] else UNUSED_SPLIT for key, split in read]
+
+
+@functools.lru_cache(maxsize=50_000)
+def _sentence_key(sentence: str) -> str:
+    return marks.sentence_key(sentence)
 
 
 def now() -> str:

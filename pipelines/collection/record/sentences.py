@@ -44,11 +44,12 @@ def order_by_coverage(sentences: list[str], terms: Iterable[str] = ()) -> list[s
     has been covered n times gains 1 / (n + 1)² of its weight. A term that no sentence contains is read alone. The same
     arguments give the same order.
     """
-    terms = list(terms)
-    together = " \n ".join(f" {text.normalise(sentence)} " for sentence in sentences)
-    alone = [term for term in terms if f" {text.normalise(term)} " not in together]
-    sentences = [*sentences, *alone]
-    units = [_units(sentence, terms) for sentence in sentences]
+    spoken = {text.normalise(term): term for term in terms}
+    words = [f" {text.normalise(sentence)} " for sentence in sentences]
+    together = "\n".join(words)
+    alone = [term for term in spoken if f" {term} " not in together]
+    sentences = [*sentences, *(spoken[term] for term in alone)]
+    units = [_units(one, spoken) for one in [*words, *(f" {term} " for term in alone)]]
     counts: dict[str, int] = {}
 
     def gain(index: int) -> float:
@@ -71,14 +72,12 @@ def order_by_coverage(sentences: list[str], terms: Iterable[str] = ()) -> list[s
     return order
 
 
-def _units(sentence: str, terms: list[str]) -> dict[str, float]:
-    """Return the weight of each letter, cluster and term that a sentence contains."""
-    words = text.normalise(sentence)
+def _units(words: str, terms: Iterable[str]) -> dict[str, float]:
+    """Return the weight of each letter, cluster and term that a normalised sentence between blanks contains."""
     units = {letter: _LETTER_WEIGHT for letter in words if letter.isalpha()}
     units |= {letter: _CLUSTER_WEIGHT for letter in "åäö" if letter in words}
     units |= dict.fromkeys(_CLUSTER.findall(words), _CLUSTER_WEIGHT)
-    contained = (term for term in map(text.normalise, terms) if term and f" {term} " in f" {words} ")
-    return units | {f"term {term}": _TERM_WEIGHT for term in contained}
+    return units | {f"term {term}": _TERM_WEIGHT for term in terms if f" {term} " in words}
 
 
 def _read_lines(path: Path, option: str, what: str) -> list[str]:
