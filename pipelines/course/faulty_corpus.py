@@ -110,8 +110,9 @@ def _faulty(clean: list[PlantedClip]) -> list[PlantedClip]:
 def curate(recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Write the corpus, run the feature pipeline on it, and return the curation steps and the faulty clips.
 
-    `recipe` gives the base model, whose tokenizer is used. A row of the first list is one of FeatureCache.curation. A
-    row of the second has `sound` (an HTML player), `transcript`, `fault`, `found by` (empty if no step did), `detail`.
+    `recipe` gives the base model, whose tokenizer is used, and the language. A row of the first list is one of
+    FeatureCache.curation. A row of the second has `sound` (an HTML player), `transcript`, `fault`, `found by` (empty if
+    no step did), `detail`.
     """
     planted_clips = clips()
     with tempfile.TemporaryDirectory() as folder, console.silenced():
@@ -121,6 +122,7 @@ def curate(recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
             "own",
             {
                 "name": "faults",
+                "language": recipe.language,
                 "model.base": recipe.model.base,
                 "source": {"kind": "folder", "path": str(corpus)},
                 "features": {"max_rejected_share": 1.0, "workers": 1},

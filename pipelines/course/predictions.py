@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.course import faulty_corpus
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.features.cache import FeatureCache
+from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.infra.plots import html_table
 from pipelines.recipes.settings import Recipe
@@ -24,11 +25,14 @@ from pipelines.training.validation import token_losses
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import Collator
 from pipelines.whisper.log_mel import FULL_FRAMES
+from pipelines.whisper.model import ModelRef
 
 if TYPE_CHECKING:
     from IPython.display import HTML
     from matplotlib.figure import Figure
 
+_MAX_BYTES_ON_CPU = 1_000_000_000
+"""Largest weights that a check loads without a GPU: those of whisper-small."""
 _SAME = 5e-4
 """Word error rates that differ by less are equal."""
 
@@ -83,9 +87,16 @@ def check_tokens(cache: FeatureCache, row: int, prediction: Any) -> None:
     compare(prediction, n, within=1.0, unit=" tokens", why=why)
 
 
-def check_curation(recipe: Recipe, prediction: Any) -> HTML:
-    """Check how many clips with known faults curation finds; return the steps and the clips as two tables."""
-    steps, clips = faulty_corpus.curate(recipe)
+def check_curation(recipe: Recipe, prediction: Any) -> HTML | None:
+    """Check how many clips with known faults curation finds; return the clips and the steps as two tables.
+
+    Prints why, and returns None, if eSpeak NG cannot speak the clips on this machine.
+    """
+    try:
+        steps, clips = faulty_corpus.curate(recipe)
+    except LabError as error:
+        print(f"This part is left out: {error}")
+        return None
     n = sum(bool(clip["found by"]) for clip in clips)
     why = "A wrong transcript that is as long as the right one can only be found by listening, or by a model."
     compare(prediction, n, within=1.0, unit=f" of {len(clips)} faulty clips", why=why)
@@ -96,15 +107,19 @@ def check_padding_time(recipe: Recipe, cache: FeatureCache, prediction: Any) -> 
     """Check how many times as long the encoder takes for a clip padded to 30 s as for the same clip as it is."""
     import torch
 
-    model = whisper_model.load(whisper_model.resolve(recipe.model.base)).eval()
+    base, device = whisper_model.resolve(recipe.model.base), environment.detect().device
+    if not _is_affordable(base):
+        return
+    model = whisper_model.load(base, device=device).eval()
     rows = cache.split("train")[:1].tolist()
 
     def shortest_s(full_context: bool, tries: int) -> float:
-        features = Collator(cache, full_context=full_context)(rows)["input_features"]
+        features = Collator(cache, full_context=full_context)(rows)["input_features"].to(device)
         with torch.inference_mode():
-            return min(timeit.repeat(lambda: model.model.encoder(features), number=1, repeat=tries))
+            # reading a number waits for the GPU
+            return min(timeit.repeat(lambda: float(model.model.encoder(features)[0].sum()), number=1, repeat=tries))
 
-    short_s, long_s = shortest_s(False, 5), shortest_s(True, 1)  # the first short one is slow: torch prepares itself
+    short_s, long_s = shortest_s(False, 5), shortest_s(True, 1 if device == "cpu" else 3)  # first calls are slow
     print(f"One clip: {short_s:.3f} s at its length, {long_s:.3f} s padded to 30 s.")
     why = "Attention grows with the square of the length; what does not grow at all is the overhead of each call."
     compare(prediction, long_s / short_s, within=1.7, unit=" times", why=why)
@@ -130,17 +145,29 @@ def check_wer(my_wer: float, report: EvalReport) -> None:
     print(f"Not yet: you have {number:.3f}, the lab has {expected:.3f}. {' '.join(hints[:1])}".rstrip())
 
 
-def check_token_losses(recipe: Recipe, cache: FeatureCache, model_uri: str, prediction: Any) -> Figure:
+def check_token_losses(recipe: Recipe, cache: FeatureCache, model_uri: str, prediction: Any) -> Figure | None:
     """Check the mean loss per token of one validation clip after training; return the losses of its tokens as a plot.
 
     The clip is the one with the most tokens per word, whose words are the rarest.
     """
     rows = cache.split("validation")
     row = int(max(rows, key=lambda row: len(cache.labels(row)) / len(cache.rows["text"].iloc[row].split())))
-    before, after = (token_losses(whisper_model.resolve(uri), cache, row) for uri in (recipe.model.base, model_uri))
+    models = [whisper_model.resolve(uri) for uri in (recipe.model.base, model_uri)]
+    if not all(map(_is_affordable, models)):
+        return None
+    before, after = (token_losses(model, cache, row, environment.detect().device) for model in models)
     print(f"“{cache.rows['text'].iloc[row]}”: {before.mean():.2f} per token before training.")
     why = "Language, task and end are easy. What is left is in the pieces of rare words."
     compare(prediction, float(after.mean()), within=2.0, unit=" per token", why=why)
     tokenizer = whisper_model.processor(recipe).tokenizer
     pieces = [tokenizer.decode([token]).replace(" ", "␣") for token in cache.labels(row)]
     return training_figures.token_losses(pieces, before, after)
+
+
+def _is_affordable(ref: ModelRef) -> bool:
+    """Return whether a model is small enough to be loaded for a check here; print a sentence if it is not."""
+    size = sum(path.stat().st_size for path in ref.folder.glob("*.safetensors"))
+    if environment.detect().device == "cpu" and size > _MAX_BYTES_ON_CPU:
+        print(f"This part is left out: {ref.title} is too large for it without a GPU.")
+        return False
+    return True

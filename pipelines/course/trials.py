@@ -25,7 +25,7 @@ from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.infra.plots import figure_with_axes, start_at_zero
 from pipelines.recipes.settings import Recipe
-from pipelines.recipes.training_settings import TrainingSettings
+from pipelines.recipes.training_settings import DistillationSettings, TrainingSettings
 from pipelines.training import figures
 from pipelines.training import loop as training_loop
 from pipelines.training.callbacks.console import progress_bar
@@ -156,10 +156,11 @@ def _train(
 
 
 def _reduced(recipe: Recipe, cache: FeatureCache, **training: Any) -> Recipe:
-    """Return the recipe with these settings of training, without windows, early stop and time limit."""
+    """Return the recipe with these settings of training, without windows, teacher, early stop and time limit."""
     recipe = derived.resolve(recipe, cache)
     fixed = {**_WINDOWS_OFF, "patience": 0, "max_hours": 0.0, "fast_dev_run": False, "tracker": ""}
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={**fixed, **training})})
+    settings = recipe.training.model_copy(update={**fixed, **training})
+    return recipe.model_copy(update={"training": settings, "distillation": DistillationSettings()})
 
 
 def _part(cache: FeatureCache, n_train: int, n_validation: int) -> FeatureCache:

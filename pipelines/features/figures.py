@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _TITLE_CHARACTERS = 90
 """Longest transcript above a plot."""
+_MAX_LEVEL_WORDS = 12
+"""Words of a longer transcript are turned by 90 degrees, so that they do not overlap."""
 _SILENCE_AFTER = 400
 """Frames of silence after a clip whose words are aligned: a model that was not tuned is used to silence."""
 _MAX_ALIGNER_BYTES = 1_000_000_000
@@ -149,8 +151,10 @@ def sound(recipe: Recipe, cache: FeatureCache, row: int) -> Figure:
         log_mel.frames.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end_s, 0, cache.n_mels)
     )
     middle.set(ylabel="mel band")
-    for word, start_s, stop_s in _words(recipe, log_mel, clip["text"]):
-        lower.text((start_s + stop_s) / 2, 0.5, word, ha="center", va="center", color=INK, fontsize=11)
+    words = _words(recipe, log_mel, clip["text"])
+    turned = {"rotation": 90, "fontsize": 7} if len(words) > _MAX_LEVEL_WORDS else {"fontsize": 11}
+    for word, start_s, stop_s in words:
+        lower.text((start_s + stop_s) / 2, 0.5, word, ha="center", va="center", color=INK, **turned)
         for axes in (upper, middle, lower):
             axes.axvline(start_s, color=ACCENT, linewidth=0.8)
     lower.set(xlabel="time (s)", yticks=[], xlim=(0, end_s))

@@ -90,7 +90,7 @@ def _summed_loss(model: Any, batch: dict[str, Any], encoded: Any = None) -> floa
     return loss
 
 
-def token_losses(ref: ModelRef, cache: FeatureCache, row: int) -> np.ndarray:
+def token_losses(ref: ModelRef, cache: FeatureCache, row: int, device: str = "cpu") -> np.ndarray:
     """Return the cross entropy of each label token of one clip, float32 [n_labels], teacher-forced.
 
     The clip is padded to 30 s for a model that needs it.
@@ -98,13 +98,15 @@ def token_losses(ref: ModelRef, cache: FeatureCache, row: int) -> np.ndarray:
     import torch
     import torch.nn.functional as F
 
-    model = whisper_model.load(ref).eval()
-    batch = Collator(cache, full_context=ref.context == "full")([row])
+    model = whisper_model.load(ref, device=device).eval()
+    batch = {
+        name: value.to(device) for name, value in Collator(cache, full_context=ref.context == "full")([row]).items()
+    }
     labels, config = batch["labels"], model.config
     decoder_input_ids = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
     with torch.inference_mode():
         logits = model(input_features=batch["input_features"], decoder_input_ids=decoder_input_ids).logits
-    return F.cross_entropy(logits[0].float(), labels[0], reduction="none").numpy()
+    return F.cross_entropy(logits[0].float(), labels[0], reduction="none").cpu().numpy()
 
 
 def _rank_batches(cache: FeatureCache, rows: np.ndarray, batch_frames: int, full_context: bool) -> list[np.ndarray]:

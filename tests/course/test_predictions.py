@@ -145,3 +145,23 @@ def test_token_losses_are_those_of_rare_words(toy_settings, toy_cache, toy_model
     before, after = axes.containers
     assert [bar.get_height() for bar in before] == [bar.get_height() for bar in after], "the same model on both sides"
     assert re.search(r"[\d.]+ per token before training\.\nMeasured: [\d.]+ per token\.", capsys.readouterr().out)
+
+
+def test_large_model_without_gpu_is_left_out_in_a_line(toy_settings, toy_cache, toy_model, monkeypatch, capsys):
+    monkeypatch.setattr(predictions, "_MAX_BYTES_ON_CPU", 10)
+    predictions.check_padding_time(toy_settings(), toy_cache, 3)
+    assert predictions.check_token_losses(toy_settings(), toy_cache, str(toy_model), 3) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"This part is left out: .+ is too large for it without a GPU\.", line) for line in lines)
+
+
+def test_machine_without_espeak_leaves_the_corpus_out(toy_settings, monkeypatch, capsys):
+    def fail(*arguments):
+        raise LabError("espeak-ng is missing. Run: pip install espeakng-loader")
+
+    monkeypatch.setattr(faulty_corpus.espeak, "synthesise", fail)
+    assert predictions.check_curation(toy_settings(), 3) is None
+    assert capsys.readouterr().out == (
+        "This part is left out: espeak-ng is missing. Run: pip install espeakng-loader\n"
+    )
