@@ -7,7 +7,8 @@
                   .speakers.key              turns nicknames into speaker ids, which cannot be turned back without it
 
 A take is stored in two steps: its audio is written and flushed, then the table is replaced by one with its row. If the
-process is killed in between, the audio has no row: no table names it, and the page asks for the sentence again.
+process is killed in between, the audio has no row: no table names it, and the page asks for the sentence again. Rows
+may be deleted by hand at any time. A speaker who withdraws is removed by deleting their folder of clips.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import hmac
 import io
 import json
+import logging
 import secrets
 import threading
 import tomllib
@@ -54,6 +56,8 @@ _SENTENCE_SHARES = {"test": 1, "validation": 1, "train": 4}
 _SEED = 7
 """Of the draw of splits; that of source.seed."""
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -74,11 +78,10 @@ class TakeFolder:
         self.path, self.terms = path, terms
         self._key = (path / _KEY).read_bytes()
         self._lock = threading.Lock()
-        rows = [row for name in (UNUSED, TABLE) for row in _read_table(path / name)]
-        self._rows = {row["path"]: row for row in sorted(rows, key=lambda row: row["recorded_at"])}
+        self._rows, self._stamps = self._read_rows(), self._stamp()
         self._remove_partial_files()
         self._n_bytes = sum(file.stat().st_size for file in path.glob(f"{CLIPS}/*/*.wav"))
-        if self._rows:
+        if self._rows or (path / TABLE).exists():
             self._rows = self._write_tables(self._rows)
 
     def speaker_id(self, nickname: str) -> str:
@@ -99,6 +102,8 @@ class TakeFolder:
         path = f"{CLIPS}/{speaker}/{sentence_id(sentence)}.wav"
         content = _wav(waveform)
         with self._lock:
+            if self._stamp() != self._stamps:
+                self._rows = self._read_rows()
             if path in self._rows:
                 return False
             if self._n_bytes + len(content) > MAX_BYTES:
@@ -123,7 +128,26 @@ class TakeFolder:
         manifest.write_bytes(self.path / TABLE, _table(row for row in rows.values() if row["split"] != UNUSED_SPLIT))
         if leaving:
             manifest.write_bytes(self.path / UNUSED, _table(unused))
+        self._stamps = self._stamp()
         return rows
+
+    def _read_rows(self) -> dict[str, dict[str, str]]:
+        """Return the rows of both tables by path, oldest first, without those whose audio was deleted.
+
+        Raises LabError if a table is damaged, or if the folder was removed or has lost all its clips.
+        """
+        rows = [row for name in (UNUSED, TABLE) for row in _read_table(self.path / name)]
+        if not (self.path / SETTINGS).exists() or (rows and not (self.path / CLIPS).is_dir()):
+            raise LabError(f"{self.path} must hold {SETTINGS} and {CLIPS}/, and one is missing: restore it")
+        present = [row for row in rows if (self.path / row["path"]).is_file()]
+        if len(present) < len(rows):
+            logger.warning(f"{self.path}: {len(rows) - len(present)} takes were removed, since their audio was deleted")
+        return {row["path"]: row for row in sorted(present, key=lambda row: row["recorded_at"])}
+
+    def _stamp(self) -> list[tuple[int, int] | None]:
+        """Return the time and size of the files that may be changed by hand; None for a missing one."""
+        files = [self.path / name for name in (SETTINGS, TABLE, UNUSED)]
+        return [(file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None for file in files]
 
     def _remove_partial_files(self) -> None:
         """Delete files that a killed process left half written."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,45 @@ def test_full_folder_takes_no_more(opened, monkeypatch):
     folder.add("s1", "Hej.", SOUND, {})
     with pytest.raises(LabError, match="its maximum"):
         folder.add("s1", "Vi ses.", SOUND, {})
+
+
+def test_row_deleted_by_hand_stays_deleted(opened):
+    folder = opened()
+    for sentence in ("Ett.", "Två."):
+        folder.add("s1", sentence, SOUND, {})
+    header, first, _ = (folder.path / "metadata.csv").read_text("utf-8").splitlines()
+    (folder.path / "metadata.csv").write_text(f"{header}\n{first}\n", "utf-8")
+    folder.add("s1", "Tre.", SOUND, {})
+    assert [row["text"] for row in folder.takes()] == ["Ett.", "Tre."]
+    assert folder.add("s1", "Två.", SOUND, {}), "the sentence can be read again"
+
+
+def test_speaker_is_withdrawn_by_deleting_their_clips(opened):
+    folder = opened()
+    for speaker in ("s1", "s2"):
+        folder.add(speaker, "Ett.", SOUND, {})
+    shutil.rmtree(folder.path / "clips" / "s1")
+    assert [row["speaker"] for row in opened().takes()] == ["s2"]
+    assert "s1" not in (folder.path / "metadata.csv").read_text("utf-8")
+
+
+def test_folder_that_lost_all_clips_is_refused(opened):
+    folder = opened()
+    folder.add("s1", "Ett.", SOUND, {})
+    before = (folder.path / "metadata.csv").read_bytes()
+    (folder.path / "clips").rename(folder.path.parent / "moved")
+    with pytest.raises(LabError, match="restore it"):
+        opened()
+    assert (folder.path / "metadata.csv").read_bytes() == before
+
+
+def test_folder_removed_while_open_is_one_line(opened):
+    folder = opened()
+    folder.add("s1", "Ett.", SOUND, {})
+    shutil.rmtree(folder.path)
+    with pytest.raises(LabError, match="restore it"):
+        folder.add("s1", "Två.", SOUND, {})
+    assert not folder.path.exists()
 
 
 def rows_of(n_speakers, sentences):
