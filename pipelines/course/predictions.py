@@ -11,15 +11,24 @@ from __future__ import annotations
 import math
 import numbers
 import timeit
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from pipelines.course import faulty_corpus
+from pipelines.experiments.comparison.compare import Comparison
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.features.cache import FeatureCache
+from pipelines.features.sources import Example
+from pipelines.inference.transcriber import Transcriber
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.infra.plots import html_table
 from pipelines.recipes.settings import Recipe
+from pipelines.speech import audio, audio_cells, audio_uri, scoring
+from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.training import figures as training_figures
 from pipelines.training.validation import token_losses
 from pipelines.whisper import model as whisper_model
@@ -171,3 +180,58 @@ def _is_affordable(ref: ModelRef) -> bool:
         print(f"This part is left out: {ref.title} is too large for it without a GPU.")
         return False
     return True
+
+
+def check_wait(base: Transcriber, tuned: Transcriber, example: Example, prediction: Any) -> None:
+    """Check how many times as long the base model takes to transcribe an example as the tuned model."""
+
+    def shortest_s(transcriber: Transcriber, tries: int) -> float:
+        return min(timeit.repeat(lambda: transcriber.transcribe(example.audio), number=1, repeat=tries))
+
+    base_s, tuned_s = shortest_s(base, 1), shortest_s(tuned, 3)  # both have transcribed clips above
+    print(f"{audio.decode(example.audio).duration_s:.1f} s of speech: base {base_s:.2f} s, tuned {tuned_s:.2f} s.")
+    why = "The base model needs all 30 s of input; the tuned one computes only the clip."
+    compare(prediction, base_s / tuned_s, within=1.5, unit=" times", why=why)
+
+
+def check_noise(transcriber: Transcriber, examples: Sequence[Example], prediction: Any, snr_db: float = 10.0) -> HTML:
+    """Check the WER of examples with white noise at `snr_db` decibels; return clean and noisy ones as a table."""
+    random, rows, texts = np.random.default_rng(0), [], []
+    for example in examples:
+        clean = audio.decode(example.audio).samples
+        power = float(np.mean(clean**2)) / 10 ** (snr_db / 10)
+        noisy = (clean + np.sqrt(power) * random.standard_normal(len(clean))).astype(np.float32)
+        texts.append([transcriber.transcribe(Waveform(samples)).text for samples in (clean, noisy)])
+        sound = audio_uri.player(audio_cells.encode(noisy, SAMPLE_RATE_HZ))
+        rows.append({"with noise": sound, "said": example.text, "clean": texts[-1][0], "noisy": texts[-1][1]})
+    said = [example.text for example in examples]
+    edits = [scoring.count_edits(said, list(column)) for column in zip(*texts, strict=True)]
+    clean_wer, wer = (float(one.word_edits.sum() / one.words.sum()) for one in edits)
+    print(f"WER of these {len(said)} clips without noise: {clean_wer:.2f}.")
+    why = "The tour has almost no noise, so the model has not learned to ignore it. Training with noise helps."
+    compare(prediction, wer, within=0.15, why=why)
+    return html_table(rows, as_html=["with noise"])
+
+
+def check_speakers(comparison: Comparison, prediction: Any) -> None:
+    """Check for how many speakers the second experiment has a lower WER than the baseline."""
+    rates = [_errors_by_speaker(finding.experiment.reports[0]) for finding in comparison.findings[:2]]
+    better, equal = int((rates[1] < rates[0]).sum()), int((rates[1] == rates[0]).sum())
+    print(f"{len(rates[0])} speakers: {better} better, {equal} equal, {len(rates[0]) - better - equal} worse.")
+    why = "If the change did nothing, about half of the speakers would gain, as with coins."
+    compare(prediction, better, within=1.0, unit=" speakers", why=why)
+
+
+def check_detectable(comparison: Comparison, prediction: Any) -> None:
+    """Check how large a true difference must be for this test set to show it in four of five experiments."""
+    could_show = comparison.findings[1].could_show
+    if could_show is None:
+        return print("There are too few speakers in this test set to show any difference.")
+    why = "A smaller effect needs more speakers: four times as many for half the difference."
+    compare(prediction, could_show, within=1.5, why=why)
+
+
+def _errors_by_speaker(report: EvalReport) -> pd.Series:
+    table = report.predictions
+    edits = scoring.count_edits(table["reference"].tolist(), table["hypothesis"].tolist())
+    return pd.Series(edits.word_edits).groupby(table["speaker"].to_numpy()).sum()

@@ -28,6 +28,7 @@ from pipelines.infra.plots import (
     start_at_zero,
     without_frame,
 )
+from pipelines.recipes.data_settings import SourceSettings
 from pipelines.recipes.search_settings import ParameterSettings
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import audio_uri, scoring, text
@@ -186,21 +187,40 @@ def side_by_side(recipe: Recipe, before: EvalReport, after: EvalReport, n: int =
 
     Words that differ from the reference are marked.
     """
-    base = before.predictions.set_index("id")["hypothesis"]
+    return _errors(recipe.source, recipe.language, {"base": before, "tuned": after}, n)
+
+
+def compared_errors(findings: Sequence[Finding], n: int = 8) -> HTML:
+    """Return the worst transcripts of the best experiment that is not the baseline, beside those of the baseline.
+
+    They have players if the source of the recipe can be read on this machine.
+    """
+    baseline, best = findings[0].experiment, min(findings[1:], key=lambda finding: finding.score.wer).experiment
+    reports = {one.name: one.reports[0] for one in (baseline, best)}
+    lineage = next((one.lineages[0] for one in (best, baseline) if one.tuned), {})
+    settings = lineage.get("settings") or {}
+    source = SourceSettings.model_validate(settings.get("source") or {})
+    return _errors(source, settings.get("language", "sv"), reports, n)
+
+
+def _errors(source: SourceSettings, language: str, reports: dict[str, EvalReport], n: int) -> HTML:
+    """Return the worst transcripts of the last report beside those of the first, with players."""
+    (first, before), (last, after) = reports.items()
+    earlier = before.predictions.set_index("id")["hypothesis"]
     worst = after.predictions.nlargest(n, "wer")
-    sounds, reason = clips.embedded(recipe.source, recipe.language, after.split, worst["id"])
+    sounds, reason = clips.embedded(source, language, after.split, worst["id"])
     rows = [
         {
             "sound": audio_uri.player_of(sounds[clip.id]) if clip.id in sounds else "",
             "reference": clip.reference,
-            "base": _marked(clip.reference, base.get(clip.id, "")),
-            "tuned": _marked(clip.reference, clip.hypothesis),
+            first: _marked(clip.reference, earlier.get(clip.id, "")),
+            last: _marked(clip.reference, clip.hypothesis),
             "WER": f"{clip.wer:.2f}",
         }
         for clip in worst.itertuples()
     ]
     note = f"<p>Some clips have no sound: {html.escape(reason)}.</p>" if reason else ""
-    return html_table(rows, as_html=("sound", "base", "tuned"), note=note)
+    return html_table(rows, as_html=("sound", first, last), note=note)
 
 
 def samples(model: TrainedModel, cache: FeatureCache) -> HTML:

@@ -1,30 +1,60 @@
-"""Tables and transcripts for the notebook."""
+"""Tables, transcripts and plots of notebook 03."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
+import numpy as np
 
+from pipelines.features.figures import player
 from pipelines.features.sources import Example
 from pipelines.inference.app import html
 from pipelines.inference.app.i18n import ENGLISH
 from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Transcript
+from pipelines.infra.plots import ACCENT, INK, SOFT, figure_with_column, html_table
+from pipelines.speech import audio
+from pipelines.speech.audio import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from IPython.display import HTML
+    from matplotlib.figure import Figure
 
 _STYLE = "<style>mark {background: none; color: inherit; text-decoration: underline wavy #b45309}</style>"
 
 
-def compare_transcripts(examples: list[Example], transcribers: dict[str, Transcriber]) -> pd.DataFrame:
-    """Return the reference of each example beside the transcript of each model."""
+def compare_transcripts(examples: list[Example], transcribers: dict[str, Transcriber]) -> HTML:
+    """Return a table: a player, the reference, and the transcript of each model, one row per example."""
     rows = [
-        {"said": example.text, **{label: model.transcribe(example.audio).text for label, model in transcribers.items()}}
+        {
+            "sound": player(example),
+            "said": example.text,
+            **{label: model.transcribe(example.audio).text for label, model in transcribers.items()},
+        }
         for example in examples
     ]
-    return pd.DataFrame(rows)
+    return html_table(rows, as_html=["sound"])
+
+
+def words_in_time(transcriber: Transcriber, example: Example) -> Figure:
+    """Plot the waveform of an example with the words that the model wrote, where it heard them.
+
+    The height of a word is its confidence, 0 to 1. A model without word times has the words at equal distances.
+    """
+    samples = audio.decode(example.audio).samples
+    transcript = transcriber.transcribe(example.audio, word_times=transcriber.times_words)
+    words = [word for segment in transcript.segments for word in segment.words]
+    figure, (upper, lower) = figure_with_column([2, 2], 11, 3.2)
+    upper.plot(np.arange(len(samples)) / SAMPLE_RATE_HZ, samples, color=INK, linewidth=0.6)
+    upper.set(ylabel="waveform", yticks=[])
+    for n, word in enumerate(words):
+        start_s = transcript.audio_s * n / len(words) if word.start_s is None else word.start_s
+        colour = ACCENT if word.confidence < 0.5 else INK
+        lower.plot(start_s, word.confidence, "|", color=colour, markersize=12)
+        lower.annotate(f" {word.text}", (start_s, word.confidence), color=colour, va="center")
+    lower.set(ylabel="confidence", ylim=(-0.1, 1.1), yticks=[0, 0.5, 1], xlabel="time (s)")
+    lower.axhline(0.5, color=SOFT, linewidth=0.8, linestyle="--")
+    return figure
 
 
 def show_transcript(transcript: Transcript) -> HTML:

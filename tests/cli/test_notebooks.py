@@ -27,6 +27,8 @@ PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FEATURES, TRAINING, APP = "01_feature_pipeline", "02_training_pipeline", "03_inference_app"
 COMPARISON = "04_compare_experiments"
 """Reads results; not part of a run."""
+EXPERIMENT = "05_your_experiment"
+"""Runs two recipes; not part of a run."""
 SHARED = ["recipe", "overrides", "runs"]
 """Parameters of every notebook of a run, in this order, before its other parameters."""
 
@@ -51,8 +53,8 @@ def links(path: Path) -> list[str]:
 # --- how they are written ---------------------------------------------------------------------------------------------
 
 
-def test_there_are_three_stages_and_a_comparison():
-    assert [path.stem for path in PATHS] == [FEATURES, TRAINING, APP, COMPARISON]
+def test_there_are_three_stages_a_comparison_and_an_experiment():
+    assert [path.stem for path in PATHS] == [FEATURES, TRAINING, APP, COMPARISON, EXPERIMENT]
     assert notebooks.NOTEBOOKS == (FEATURES, TRAINING, APP)
 
 
@@ -72,7 +74,7 @@ def test_parameters_are_tagged_and_consistent(path: Path):
     assert len(assigned) == len(tagged(path).source.splitlines()), "nothing but assignments"
     defaults = dict(assigned)
     if path.stem == COMPARISON:
-        assert defaults == {"experiments": '["tour"]', "baseline": '""', "runs": '""'}
+        assert defaults == {"experiments": "[]", "baseline": '""', "runs": '""'}
         return
     assert names[:3] == SHARED
     assert [defaults[name] for name in SHARED] == ['"tour"', "{}", '""']
@@ -80,6 +82,7 @@ def test_parameters_are_tagged_and_consistent(path: Path):
         FEATURES: ["cache_uri", "publish"],
         TRAINING: ["cache_uri", "resume", "publish"],
         APP: ["model_uri", "launch"],
+        EXPERIMENT: ["hypothesis", "change", "seeds", "space"],
     }
     assert names[3:] == own[path.stem]
 
@@ -276,7 +279,7 @@ def test_summary_has_scores_and_uris(place: Place, summary: dict[str, Any]):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "pictures"), [(FEATURES, 2), (TRAINING, 5), (APP, 0)])
+@pytest.mark.parametrize(("name", "pictures"), [(FEATURES, 2), (TRAINING, 5), (APP, 1)])
 def test_executed_copies_have_all_outputs(place: Place, summary: dict[str, Any], name: str, pictures: int):
     executed = cells(place.copy(name))
     outputs = [output for cell in executed for output in cell.outputs]
@@ -287,7 +290,7 @@ def test_executed_copies_have_all_outputs(place: Place, summary: dict[str, Any],
     assert sum("image/png" in shown for shown in data) >= pictures
     assert any("text/html" in shown for shown in data)
     players = sum("<audio" in shown.get("text/html", "") for shown in data)
-    assert players == {FEATURES: 3, TRAINING: 1, APP: 5}[name]
+    assert players == {FEATURES: 3, TRAINING: 1, APP: 2}[name]
 
 
 @pytest.mark.slow
@@ -366,6 +369,38 @@ def test_comparison_notebook_runs_no_pipeline(place: Place, tmp_path: Path):
     assert "-0.083" in tables[0] and "<td>better</td>" in tables[0]
     assert "Next: python -m pipelines features --recipe tour --set name=raw --set training.seed=43" in printed(out)
     assert set(tmp_path.rglob("*")) - before == {out}
+
+
+@pytest.mark.slow
+def test_comparison_notebook_answers_its_question_without_runs(place: Place, tmp_path: Path):
+    out = tmp_path / "out.ipynb"
+    given = ("-p", "runs", str(tmp_path / "runs"), "--no-progress-bar")
+    done = place.command("papermill", f"notebooks/{COMPARISON}.ipynb", str(out), *given)
+    assert done.returncode == 0, done.stderr
+    outputs = [output.get("data", {}) for cell in cells(out) for output in cell.outputs]
+    html = "".join(data.get("text/html", "") for data in outputs)
+    assert "-0.028 to +0.014" in html and "no difference shown" in html
+    assert html.count("<audio") == 8, "the worst errors have players"
+    assert "16 speakers: 7 better, 4 equal, 5 worse." in printed(out)
+
+
+@pytest.mark.slow
+def test_experiment_notebook_trains_twice_with_two_seeds(place: Place, tmp_path: Path):
+    out, runs = tmp_path / "out.ipynb", tmp_path / "runs"
+    arguments = place.papermill(EXPERIMENT, out, "", runs=str(runs), hypothesis="Fewer clips are as good.")
+    done = place.command(*arguments, "-y", "change: {training.label_smoothing: 0.2}")
+    assert done.returncode == 0, done.stderr
+    assert [output for cell in cells(out) for output in cell.outputs if output.get("name") == "stderr"] == []
+    assert len(list(runs.glob("toy/train-*"))) == len(list(runs.glob("toy-idea/train-*"))) == 2
+    (readme,) = [
+        output.data["text/markdown"]
+        for cell in cells(out)
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert "Fewer clips are as good." in readme and "`training.label_smoothing` was changed" in readme
+    assert "Verdict: " in readme and readme.index("was changed") < readme.index("## Data-centric")
+    assert f"publish {runs}/toy" in printed(out) and "publish-space YOUR-NAME/my-experiment" in printed(out)
 
 
 @pytest.mark.slow

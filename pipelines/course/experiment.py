@@ -1,0 +1,126 @@
+"""Notebook 05: one hypothesis, one change of a recipe, a few seeds, and the verdict.
+
+plan(recipe, change, seeds)         -> Experiment
+Experiment.run(runs)                -> Comparison: trains and scores what is missing
+Experiment.readme(text, comparison) -> the text of a README, for the student to finish
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines import recipes
+from pipelines.experiments import series
+from pipelines.experiments.comparison.compare import Comparison, compare
+from pipelines.infra.errors import LabError
+from pipelines.recipes.settings import Recipe
+
+DATA_GROUPS = ("source", "curation", "features", "augment")
+"""Groups of settings whose change is data-centric; all others are model-centric."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A baseline and an idea that differ in one setting, with the same seeds."""
+
+    baseline: tuple[Recipe, ...]
+    """One for each seed."""
+    idea: tuple[Recipe, ...]
+    setting: str
+    before: Any
+    after: Any
+
+    @property
+    def is_data_centric(self) -> bool:
+        return self.setting.partition(".")[0] in DATA_GROUPS
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per run: recipe, seed, and the value of the changed setting."""
+        rows = [
+            {"recipe": recipe.name, "seed": recipe.training.seed, self.setting: str(value)}
+            for group, value in ((self.baseline, self.before), (self.idea, self.after))
+            for recipe in group
+        ]
+        return pd.DataFrame(rows)
+
+    def run(self, runs: str | Path = "") -> Comparison:
+        """Train and score each run that has no report yet; return the comparison. An interrupted call continues.
+
+        Raises LabError if a run failed, with its reason.
+        """
+        pairs = [recipe for pair in zip(self.baseline, self.idea, strict=True) for recipe in pair]
+        result = series.run(pairs, runs=runs)
+        if result.failed:
+            raise LabError(f"{len(result.failed)} of {len(pairs)} runs failed. {result.failed[0]}")
+        folders = [str(report.folder) for report in (*result.reports[::2], *result.reports[1::2])]
+        return compare(folders, runs=runs)
+
+    def readme(self, hypothesis: str, comparison: Comparison) -> str:
+        """Return the Markdown text of a README: what is known is filled in, the rest is marked TODO."""
+        finding = comparison.findings[1]
+        change = f"`{self.setting}` was changed from `{self.before}` to `{self.after}`."
+        interval = finding.units.interval(finding.difference.ci95, "{:+.3f}")
+        seeds = ", ".join(str(recipe.training.seed) for recipe in self.idea)
+        result = (
+            f"WER {comparison.findings[0].score.wer:.3f} before and {finding.score.wer:.3f} after the change, "
+            f"difference {finding.difference.delta:+.3f} (95 % {interval}), "
+            f"{comparison.report.score.n} test utterances, {comparison.units.who}, seeds {seeds}. "
+            f"Verdict: {finding.verdict}."
+        )
+        other = "TODO: what else could be improved here, and why you did not start with it."
+        texts = (other, f"{change} {result}") if self.is_data_centric else (f"{change} {result}", other)
+        notes = "\n".join(f"- {note}" for note in comparison.notes())
+        return (
+            f"# {self.idea[0].name}\n\n## Hypothesis\n\n{hypothesis or 'TODO: what you expected, and why.'}\n\n"
+            f"## Model-centric\n\n{texts[0]}\n\n## Data-centric\n\n{texts[1]}\n\n"
+            f"## What this does not show\n\n{notes}\n- TODO: what you would test next.\n"
+        )
+
+    def share_commands(self, space: str, comparison: Comparison) -> str:
+        """Return the commands that publish the best model and its Space `owner/name`; nothing is executed."""
+        model = comparison.best.reports[0].lineage["digest"]
+        folder = Path(comparison.runs) / comparison.best.reports[0].lineage["recipe"] / f"train-{model}" / "model"
+        name = space or "YOUR-NAME/my-experiment"
+        uri = f"hub://{name}-model"
+        return "\n".join(
+            (
+                "hf auth login",
+                f"python -m pipelines publish {shlex.quote(str(folder))} {uri}",
+                f"python -m pipelines publish-space {name} --model {uri}",
+                f"Then make it public: https://huggingface.co/spaces/{name}/settings, Change visibility.",
+            )
+        )
+
+
+def plan(
+    recipe: str, change: Mapping[str, Any], seeds: Sequence[int], overrides: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Return the runs of a recipe and of the same recipe with `change`, one for each seed.
+
+    Raises LabError unless `change` is one setting with a new value, and the seeds are at least two different numbers.
+    """
+    if len(change) != 1:
+        raise LabError(
+            f"change must be one setting and its value, such as {{'model.dropout': 0.1}}, got {len(change)}: "
+            "if two things change, you cannot know which of them helped"
+        )
+    if len(set(seeds)) < 2:
+        raise LabError(f"seeds must be at least two different numbers, got {list(seeds)}: one training may be luck")
+    ((setting, after),) = change.items()
+    common = dict(overrides or {})
+    baseline = [recipes.load(recipe, {**common, "training.seed": seed}) for seed in dict.fromkeys(seeds)]
+    name = f"{baseline[0].name[:30]}-idea"
+    idea = [
+        recipes.load(recipe, {**common, "name": name, "training.seed": seed, setting: after})
+        for seed in dict.fromkeys(seeds)
+    ]
+    before, value = (one[0].settings().get(setting) for one in (baseline, idea))
+    if before == value:
+        raise LabError(f"change must differ from the recipe, but {setting} is {before!r} there already")
+    return Experiment(tuple(baseline), tuple(idea), setting, before, value)
