@@ -25,10 +25,10 @@ def style() -> str:
     return (STATIC / "page.css").read_text("utf-8")
 
 
-def script(speech: str) -> str:
+def script(speech: str, extension: str = "") -> str:
     """Return the JavaScript function that the page runs once: the modules of static/, joined into one scope.
 
-    `speech` is Whisper's code of the transcripts' language.
+    `speech` is Whisper's code of the transcripts' language. `extension` are statements that run afterwards.
     """
     modules = "\n".join(_MODULE_SYNTAX.sub("", (STATIC / name).read_text("utf-8")) for name in _MODULES)
     options = {
@@ -37,7 +37,7 @@ def script(speech: str) -> str:
         "speech": languages.tag(speech),
         "workletSource": (STATIC / "worklet.js").read_text("utf-8"),
     }
-    return f"() => {{\n{modules}\nstartPage({json.dumps(options)})\n}}"
+    return f"() => {{\n{modules}\nstartPage({json.dumps(options)})\n{extension}}}"
 
 
 def theme() -> gr.themes.Base:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipelines.inference.app.handlers import DOWNLOADS, Handlers
@@ -31,7 +32,7 @@ def connect_events(demo: gr.Blocks, page: Components, handlers: Handlers, fetche
     _connect_recorder(page, handlers, fetches_urls)
     _connect_results(page, handlers)
     _connect_feedback(page, handlers)
-    _connect_language(demo, page, handlers)
+    connect_language(demo, page, handlers.show_details, page.transcript_state, page.detail_outputs)
 
 
 def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
@@ -52,7 +53,7 @@ def _connect_transcribe(page: Components, handlers: Handlers) -> Any:
             previous,
             language,
             lambda share: progress(share, desc=label),
-            _client(request),
+            client_of(request),
             Choices(*choices),
         )
         # skip the outputs if the visitor has chosen another recording meanwhile
@@ -116,7 +117,7 @@ def _connect_address(page: Components, handlers: Handlers) -> None:
     import gradio as gr
 
     def fetch(address: str, language: str, request: Any) -> str:
-        return handlers.fetch_recording(address, language, _client(request))
+        return handlers.fetch_recording(address, language, client_of(request))
 
     fetch.__annotations__ = {"request": gr.Request}  # Gradio passes it only if it can read all annotations
     gr.on(
@@ -135,7 +136,7 @@ def _connect_results(page: Components, handlers: Handlers) -> None:
     import gradio as gr
 
     def compare(transcript: SessionTranscript | None, language: str, request: Any) -> str:
-        return handlers.compare(transcript, language, _client(request))
+        return handlers.compare(transcript, language, client_of(request))
 
     compare.__annotations__ = {"request": gr.Request}
     for ending, button in zip(DOWNLOADS, page.downloads, strict=True):
@@ -166,8 +167,12 @@ def _connect_feedback(page: Components, handlers: Handlers) -> None:
     )
 
 
-def _connect_language(demo: gr.Blocks, page: Components, handlers: Handlers) -> None:
-    """Start in the browser's language, and follow the language switch."""
+def connect_language(demo: gr.Blocks, page: Any, show: Callable[..., Any], state: Any, outputs: list[Any]) -> None:
+    """Start in the browser's language, and follow the language switch.
+
+    `page` has the attributes language, language_switch and localized of Components. `show` returns the values of
+    `outputs` for the value of `state` and a language.
+    """
     import gradio as gr
 
     localized = page.localized
@@ -179,22 +184,22 @@ def _connect_language(demo: gr.Blocks, page: Components, handlers: Handlers) -> 
 
     start.__annotations__["request"] = gr.Request  # Gradio cannot read the annotation as a string
 
-    def switch(language: str, transcript: SessionTranscript | None) -> list[Any]:
+    def switch(language: str, value: Any) -> list[Any]:
         language = language if language in TEXTS else "en"
-        return [language, *localized.updates(language), *handlers.show_details(transcript, language)]
+        return [language, *localized.updates(language), *show(value, language)]
 
     options = {**_SILENT, "queue": False}
     set_language = {"js": "language => window.lab.setLanguage(language)", **_PRIVATE}
-    outputs = [page.language, *localized.components]
-    demo.load(start, None, [*outputs, page.language_switch], **options).then(
+    all_texts = [page.language, *localized.components]
+    demo.load(start, None, [*all_texts, page.language_switch], **options).then(
         None, page.language_switch, None, **set_language
     )
-    page.language_switch.input(
-        switch, [page.language_switch, page.transcript_state], [*outputs, *page.detail_outputs], **options
-    ).then(None, page.language_switch, None, **set_language)
+    page.language_switch.input(switch, [page.language_switch, state], [*all_texts, *outputs], **options).then(
+        None, page.language_switch, None, **set_language
+    )
 
 
-def _client(request: Any) -> str:
+def client_of(request: Any) -> str:
     """Return the address_key of the visitor who sent an event."""
     client = getattr(request, "client", None)
     return address_key(client.host if client else None)

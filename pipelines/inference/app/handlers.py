@@ -88,7 +88,7 @@ class Handlers:
         """
         from pipelines.speech.audio import AudioError
 
-        with _errors_as_one_line(language):
+        with errors_as_one_line(language):
             is_new = previous is None or (previous.source, previous.choices) != (recording, choices)
             budget = self.limiter.admit(client) if is_new else None
             can_discard, labels = True, tuple(TEXTS[language]["channels"].values())
@@ -112,7 +112,7 @@ class Handlers:
         from pipelines.speech.audio import AudioError
 
         folder = Path(get_upload_folder())
-        with _errors_as_one_line(language):
+        with errors_as_one_line(language):
             if not (address or "").strip():
                 raise AudioError("no_recording", "no address was given")
             self.limiter.admit(client)
@@ -129,7 +129,7 @@ class Handlers:
 
     def collect_live(self, session_id: str | None, language: str) -> tuple[str, str, SessionTranscript]:
         """Return the same as `transcribe` for a microphone that was stopped."""
-        with _errors_as_one_line(language):
+        with errors_as_one_line(language):
             transcript = self.live_sessions.collect(str(session_id))
             return transcript.text, _durations(transcript, language), transcript
 
@@ -138,7 +138,7 @@ class Handlers:
         import gradio as gr
 
         texts = TEXTS[language]
-        with _errors_as_one_line(language):
+        with errors_as_one_line(language):
             if transcript is None or transcript.recording is None:
                 gr.Warning(texts["nothing_to_compare"], title=texts["sorry"])
                 return ""
@@ -178,7 +178,7 @@ class Handlers:
         from pipelines.inference import feedback
 
         texts = TEXTS[language]
-        with _errors_as_one_line(language, "not_noted"):
+        with errors_as_one_line(language, "not_noted"):
             if transcript is None:
                 gr.Warning(texts["nothing_to_judge"], title=texts["sorry"])
                 return "", None
@@ -209,7 +209,7 @@ def _kind_of(gap: Gap) -> str:
 
 
 @contextmanager
-def _errors_as_one_line(language: str, lab_error: str = "failed") -> Iterator[None]:
+def errors_as_one_line(language: str, lab_error: str = "failed") -> Iterator[None]:
     """Convert every exception to one line without a path or traceback; a LabError to the text `lab_error`."""
     import gradio as gr
 

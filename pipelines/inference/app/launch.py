@@ -81,6 +81,7 @@ def build(
         hotwords.visible = _takes_hotwords(transcriber)
         connect_events(demo, page, handlers, fetches_urls)
     demo.live_sessions, demo.rate_limiter = handlers.live_sessions, handlers.limiter
+    demo.page_style, demo.page_script = assets.style(), assets.script(transcriber.language)
     return demo.queue(default_concurrency_limit=1, max_size=20)
 
 
@@ -101,8 +102,9 @@ def launch(
     share: bool | None = False,
     trusted_proxies: Sequence[str] = (),
 ) -> str:
-    """Serve the page in the background and return its address. It loads nothing from other servers.
+    """Serve a page in the background and return its address. It loads nothing from other servers.
 
+    `demo` has the attributes that `build` sets; collection.record's page has no `live_sessions`.
     `trusted_proxies` (rate_limits.parse_proxies) name the client in X-Forwarded-For. Raises LabError if the port is
     taken.
     """
@@ -128,15 +130,15 @@ def launch(
                 share=share,
                 height=_FRAME_PX,
                 theme=assets.theme(),
-                css=assets.style(),
-                js=assets.script(demo.live_sessions.service.transcriber.language),
+                css=demo.page_style,
+                js=demo.page_script,
                 quiet=True,
                 show_error=False,
                 max_file_size=MAX_UPLOAD_BYTES,
                 app_kwargs={"middleware": [guard]},
                 allowed_paths=[example_path(name) for name in EXAMPLES],  # they may be outside the working directory
                 state_session_capacity=_MAX_SESSIONS,
-                footer_links=["api"],
+                footer_links=["api"] if demo.live_sessions else [],
                 prevent_thread_lock=True,
                 enable_monitoring=False,
                 ssr_mode=False,

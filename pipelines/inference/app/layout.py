@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class LocalizedComponents:
     """Components that contain text, and how their arguments depend on the language."""
 
-    def __init__(self, speech: str) -> None:
-        """`speech` is Whisper's code of the language that the model transcribes."""
-        self._speech = speech
+    def __init__(self, texts_in: Callable[[str], Texts]) -> None:
+        """`texts_in` returns the page's texts in a language, by its tag."""
+        self._texts_in = texts_in
         self._entries: list[tuple[Any, Callable[[Texts], dict[str, Any]]]] = []
 
     @property
@@ -33,7 +33,7 @@ class LocalizedComponents:
 
     def add(self, kind: Any, localize: Callable[[Texts], dict[str, Any]], **options: Any) -> Any:
         """Create a component; `localize` returns the arguments that are texts."""
-        component = kind(**localize(localized_texts("en", self._speech)), **options)
+        component = kind(**localize(self._texts_in("en")), **options)
         self._entries.append((component, localize))
         return component
 
@@ -41,7 +41,7 @@ class LocalizedComponents:
         """Return an update of each component to `language`."""
         import gradio as gr
 
-        texts = localized_texts(language, self._speech)
+        texts = self._texts_in(language)
         return [gr.update(**localize(texts)) for _, localize in self._entries]
 
 
@@ -128,7 +128,7 @@ def create_components(
     """
     import gradio as gr
 
-    page = LocalizedComponents(speech)
+    page = LocalizedComponents(lambda language: localized_texts(language, speech))
     transcript_state = gr.State(None, time_to_live=session_s)
     language, recording_count = gr.State("en"), gr.State({"number": 0})
     language_switch = page.add(

@@ -74,9 +74,17 @@ class AppMiddleware:
     """ASGI middleware around Gradio's app."""
 
     def __init__(
-        self, app: ASGIApp, live_sessions: live.LiveSessions, limiter: RateLimiter, uploads: Path, max_age_s: float
+        self,
+        app: ASGIApp,
+        live_sessions: live.LiveSessions | None,
+        limiter: RateLimiter,
+        uploads: Path,
+        max_age_s: float,
     ):
-        """`uploads` is Gradio's folder of uploads, which are deleted after `max_age_s`."""
+        """`uploads` is Gradio's folder of uploads, which are deleted after `max_age_s`.
+
+        Without `live_sessions` there is no route of the live microphone.
+        """
         import anyio
 
         self.app, self.live_sessions, self.limiter = app, live_sessions, limiter
@@ -91,7 +99,8 @@ class AppMiddleware:
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
         path, has_started = _path(scope), False
-        if not routes.is_used(scope["method"], path, self.uploads):
+        is_absent = path == LIVE_PATH and self.live_sessions is None
+        if is_absent or not routes.is_used(scope["method"], path, self.uploads):
             return await _respond(send, 404, {"detail": "Not Found"})
         if scope["method"] != "POST":
             return await self.app(scope, receive, send)

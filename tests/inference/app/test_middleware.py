@@ -382,13 +382,17 @@ def test_incomplete_request_times_out(monkeypatch):
     monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 0.05)
     incomplete = [{"type": "http.request", "body": b"{", "more_body": True}]
     for path in ("/live", "/gradio_api/queue/join"):
-        status, response = call_middleware(incomplete, None, path=path)
+        status, response = call_middleware(incomplete, object(), path=path)
         assert (status, response["reason"]) == (408, "busy")
+
+
+def test_page_without_live_sessions_has_no_live_route():
+    assert call_middleware([], None, path="/live") == (404, {"detail": "Not Found"})
 
 
 def test_chunk_is_not_read_if_too_many_wait(monkeypatch):
     monkeypatch.setattr(middleware, "MAX_WAITING_CHUNKS", 0)
-    status, response = call_middleware([], None)
+    status, response = call_middleware([], object())
     assert (status, response["reason"]) == (503, "busy")
 
 
