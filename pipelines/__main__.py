@@ -7,6 +7,7 @@ import sys
 import typer
 
 from pipelines.cli import (
+    collection,
     course,
     doctor,
     experiments,
@@ -40,6 +41,7 @@ for command in (
     experiments.sweep,
     inference.transcribe,
     inference.archive,
+    collection.record,
     serving.serve,
     serving.worker,
     stores.publish,

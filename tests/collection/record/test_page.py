@@ -1,0 +1,152 @@
+"""The recording page: what its handlers return, its texts, its routes."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.collection.record import folder as take_folder
+from pipelines.collection.record import i18n, recorder
+from pipelines.collection.record.checks import FINAL
+from pipelines.collection.record.handlers import Handlers
+from pipelines.inference.http.rate_limits import RateLimiter
+from pipelines.infra import manifest
+
+gr = pytest.importorskip("gradio")
+
+SENTENCES = ["Hej på dig.", "<b>Tyst</b> & stilla."]
+ABOUT = ("female", "30-39", "Skåne")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    terms = take_folder.Terms("sv", "CC0-1.0", i18n.default_consent("CC0-1.0"))
+    opened, lock = take_folder.open_folder(tmp_path / "takes", terms)
+    yield opened
+    lock.release()
+
+
+@pytest.fixture
+def handlers(folder):
+    heard = SimpleNamespace(transcribe=lambda waveform: SimpleNamespace(text="<i>Hej</i> på dig"))
+    return Handlers(recorder.Recorder(SENTENCES, folder, heard))
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    shown = []
+    monkeypatch.setattr(gr, "Warning", lambda message, **more: shown.append(message))
+    return shown
+
+
+@pytest.fixture
+def take(tmp_path, encoded, speech):
+    path = tmp_path / "take.wav"
+    path.write_bytes(encoded(speech(24_000)))
+    return str(path)
+
+
+def expect_error(action, *arguments):
+    with pytest.raises(gr.Error) as caught:
+        action(*arguments)
+    assert "\n" not in caught.value.message and "/" not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize("agrees", [False, None, "yes", 1])
+def test_no_visit_without_consent(handlers, folder, messages, agrees):
+    assert handlers.start(agrees, "Åsa", ABOUT, "sv") is None
+    assert messages == [i18n.SWEDISH["must_agree"]]
+    assert folder.takes() == []
+
+
+def test_take_is_kept_without_the_nickname(handlers, folder, take):
+    visit = handlers.check(take, handlers.start(True, "Åsa Öberg", ABOUT, "en"), "en")
+    kept = handlers.keep(visit, "en")
+    [row] = folder.takes()
+    assert (row["text"], row["gender"], row["age"], row["accent"]) == (SENTENCES[0], *ABOUT)
+    assert kept.session.sentence == SENTENCES[1] and kept.session.take is None and kept.upload is None
+    written = [path for path in folder.path.rglob("*") if path.is_file()]
+    assert not any("berg" in path.name or b"berg" in path.read_bytes() for path in written)
+
+
+def test_same_nickname_goes_on_where_it_stopped(handlers, take):
+    handlers.keep(handlers.check(take, handlers.start(True, "Åsa", ABOUT, "en"), "en"), "en")
+    again = handlers.start(True, " åsa ", ABOUT, "sv")
+    assert (again.session.sentence, again.session.n_done) == (SENTENCES[1], 1)
+    assert handlers.start(True, "", ABOUT, "sv").nickname != handlers.start(True, "", ABOUT, "sv").nickname
+
+
+def test_take_that_cannot_be_stored_stays(handlers, folder, take, monkeypatch):
+    visit = handlers.check(take, handlers.start(True, "Åsa", ABOUT, "en"), "en")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "/secret/path")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "write_bytes", full)
+        assert expect_error(handlers.keep, visit, "en") == i18n.ENGLISH["not_saved"]
+    assert folder.takes() == []
+    assert handlers.keep(visit, "en").session.n_done == 1
+
+
+def test_expired_visit_and_too_many_requests_are_one_line(handlers, take):
+    assert expect_error(handlers.keep, None, "sv") == i18n.SWEDISH["visit_expired"]
+    assert expect_error(handlers.skip, None, "en") == i18n.ENGLISH["visit_expired"]
+    handlers.limiter = RateLimiter(1, 0)
+    visit = handlers.start(True, "Åsa", ABOUT, "en", "1.2.3.4")
+    assert "try again" in expect_error(handlers.check, take, visit, "en", "1.2.3.4")
+
+
+@pytest.mark.parametrize("content", [b"", b"no audio", b"RIFF"])
+def test_unusable_recording_cannot_be_kept(handlers, folder, tmp_path, content):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(content)
+    visit = handlers.check(str(broken), handlers.start(True, "Åsa", ABOUT, "en"), "en")
+    *_, status, _, keep, _ = handlers.show(visit, "en")
+    assert i18n.ENGLISH["again_please"] in status and keep["interactive"] is False
+    assert handlers.keep(visit, "en") is visit and folder.takes() == []
+
+
+def test_texts_of_others_are_escaped(handlers, take):
+    visit = handlers.start(True, "<script>", ABOUT, "en")
+    visit = handlers.check(take, visit, "en")
+    visit = replace(visit, session=replace(visit.session, sentence=SENTENCES[1]))
+    shown = "".join(value for value in handlers.show(visit, "en") if isinstance(value, str))
+    assert "&lt;b&gt;Tyst" in shown and "&lt;i&gt;Hej" in shown and "&lt;script" in shown
+    assert not {"<b>", "<i>", "<script"} & {tag for tag in ("<b>", "<i>", "<script") if tag in shown}
+
+
+def test_every_text_has_two_languages_and_every_problem_one():
+    def shape(texts):
+        return {key: shape(value) if isinstance(value, dict) else "" for key, value in texts.items()}
+
+    assert shape(i18n.ENGLISH) == shape(i18n.SWEDISH)
+    assert {*FINAL, "clipped", "quiet", "noisy", "silence", "slow", "fast", "mismatch"} == {*i18n.ENGLISH["problems"]}
+    assert {*recorder.AGES} == {*i18n.ENGLISH["ages"]} and {*recorder.GENDERS} == {*i18n.SWEDISH["genders"]}
+
+
+def test_page_is_translated_and_has_no_public_event(handlers):
+    from pipelines.collection.record import page
+
+    demo = page.build(handlers)
+    [switch] = [fn for fn in demo.fns.values() if fn.targets and fn.targets[0][1] == "input" and fn.fn]
+    swedish = switch.fn("sv", handlers.start(True, "Åsa", ABOUT, "sv"))
+    assert len(swedish) == len(switch.outputs) and swedish[0] == "sv"
+    values = json.dumps(swedish, ensure_ascii=False, default=str)
+    for key in ("consent_title", "agree", "start", "next", "again", "skip", "hint"):
+        assert i18n.SWEDISH[key] in values
+    assert "läser meningar högt" in values and "0 av 2" in values
+    assert demo.get_api_info()["named_endpoints"] == {}
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
+def test_page_script_is_valid_javascript(handlers, tmp_path):
+    from pipelines.collection.record import page
+
+    (tmp_path / "page.js").write_text(f"const run = {page.build(handlers).page_script}\n", "utf-8")
+    done = subprocess.run(["node", "--check", tmp_path / "page.js"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
