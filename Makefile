@@ -1,4 +1,5 @@
 # make run        create the environment, then run the tour: the three notebooks in order
+# make pages      write the notebooks that were run, with their outputs, as HTML into pages/
 # make app        start the app with the newest model
 # make lint       check code style, also of the app's JavaScript, and that notebooks have no outputs
 # make test       run the fast tests: under 5 minutes, offline
@@ -15,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: solutions run app test test-slow test-all lint lint-js doctor browser test-colab log-base clean
+.PHONY: solutions pages run app test test-slow test-all lint lint-js doctor browser test-colab log-base clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,10 @@ help:
 
 run: $(VENV)/ready
 	$(BIN)/python -m pipelines run --recipe $(RECIPE)
+
+pages: $(VENV)/ready
+	$(BIN)/jupyter nbconvert --to html --output-dir pages runs/$(RECIPE)/notebooks/*.ipynb
+	@echo "Open pages/01_feature_pipeline.html in a browser"
 
 app: $(VENV)/ready
 	$(BIN)/python app.py
