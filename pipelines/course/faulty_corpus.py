@@ -88,21 +88,28 @@ def _faulty(clean: list[PlantedClip]) -> list[PlantedClip]:
         ),
         "by a test speaker": ("Hunden gräver i rabatten.", lambda samples: samples),
     }
-    made = [
-        PlantedClip(fault, text, test_speaker if fault.startswith("by a test") else "sv+m7", change(_spoken(text)))
+    changed = [
+        PlantedClip(
+            fault, text, test_speaker if fault.startswith("by a test") else "sv+m7", change(_by_default_voice(text))
+        )
         for fault, (text, change) in changes.items()
     ]
-    whole = "Posten kommer sent idag eftersom vägen är stängd."
+    long_sentence = "Posten kommer sent idag eftersom vägen är stängd."
     return [
-        *made,
-        PlantedClip("the file is no audio", "Bilen startade inte.", "sv+m7", _spoken("Bilen startade inte."), True),
-        PlantedClip("cut transcript", "Posten.", "sv+m7", _spoken(whole)),
+        *changed,
+        PlantedClip(
+            "the file holds a text", "Bilen startade inte.", "sv+m7", _by_default_voice("Bilen startade inte."), True
+        ),
+        PlantedClip("cut transcript", "Posten.", "sv+m7", _by_default_voice(long_sentence)),
         PlantedClip("a sentence of the test", test_sentence.lower(), "sv+m7", _speech(test_sentence, "sv+m7")),
         PlantedClip("a recording of the test", "Fyren blinkade.", "sv+m7", _speech(test_sentence, test_variant)),
         PlantedClip("the same sentence twice", clean[0].transcript, "sv+f4", _speech(clean[0].transcript, "sv+f5")),
         PlantedClip("the same recording twice", "Vi ställde cyklarna.", "sv+m7", clean[1].samples),
         PlantedClip(
-            "another clip's transcript", "Hon läser en bok om rymden.", "sv+m7", _spoken("Han ska måla staketet.")
+            "another clip's transcript",
+            "Hon läser en bok om rymden.",
+            "sv+m7",
+            _by_default_voice("Han ska måla staketet."),
         ),
     ]
 
@@ -137,8 +144,8 @@ def curate(recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         reason, detail = rejected.loc[name, ["reason", "detail"]] if name in rejected.index else ("", "")
         if clip.fault or reason:
             sound = "" if clip.samples is None or clip.is_broken else audio_uri.player(_wav(clip.samples))
-            said = {"sound": sound, "transcript": clip.transcript, "fault": clip.fault}
-            rows.append({**said, "found by": reason, "detail": detail})
+            cells = {"sound": sound, "transcript": clip.transcript, "fault": clip.fault}
+            rows.append({**cells, "found by": reason, "detail": detail})
     return steps, rows
 
 
@@ -162,7 +169,7 @@ def _write(planted_clips: list[PlantedClip], corpus: Path) -> None:
         csv.writer(file).writerows(rows)
 
 
-def _spoken(text: str) -> np.ndarray:
+def _by_default_voice(text: str) -> np.ndarray:
     return _speech(text or "Ingen har skrivit vad jag säger.", "sv+m7")
 
 

@@ -74,14 +74,14 @@ def run(name: str, recipe: Recipe, cache: FeatureCache, prediction: Any = None, 
 def _resume(recipe: Recipe, cache: FeatureCache, folder: Path, prediction: Any) -> None:
     """Train eight steps at once, and eight that are interrupted after four; compare the weights."""
     recipe, cache = _reduced(recipe, cache, steps=8, eval_every=4, warmup_steps=2), _part(cache, 64, 8)
-    whole = _train(recipe, cache, folder / "whole")
+    uninterrupted = _train(recipe, cache, folder / "uninterrupted")
     with contextlib.suppress(Paused):
         _train(recipe, cache, folder / "interrupted", until=4)
     print("Interrupted after step 4. Everything in memory is gone; the same call continues.")
     resumed = _train(recipe, cache, folder / "interrupted")
-    for label, model in (("at once", whole), ("resumed", resumed)):
+    for label, model in (("at once", uninterrupted), ("resumed", resumed)):
         print(f"{label}: sha256 {hashlib.sha256((model / 'model.safetensors').read_bytes()).hexdigest()[:16]}")
-    n = _n_different(whole, resumed)
+    n = _n_different(uninterrupted, resumed)
     why = "A checkpoint holds weights, optimizer state, random states and the position in the data."
     compare(prediction, n, within=0.5, unit=" different arrays", why=why)
 

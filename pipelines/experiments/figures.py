@@ -247,8 +247,8 @@ def _marked(reference: str, hypothesis: str) -> str:
         words = normal
     parts, left = [], iter(words)
     for step in align(text.normalise(reference).split(), normal):
-        shown = html.escape(" ".join(_shortened(next(left)) for _ in step.hypothesis)) or "…"
-        parts.append(shown if step.kind == "equal" else f"<mark style='{_MARK}'>{shown}</mark>")
+        written = html.escape(" ".join(_shortened(next(left)) for _ in step.hypothesis)) or "…"
+        parts.append(written if step.kind == "equal" else f"<mark style='{_MARK}'>{written}</mark>")
     return " ".join(parts)
 
 

@@ -77,7 +77,7 @@ def test_each_curation_step_finds_its_fault(curated):
         "silence around it": "silence",
         "cut recording": "fast_speech",
         "by a test speaker": "leak_speaker",
-        "the file is no audio": "unreadable",
+        "the file holds a text": "unreadable",
         "cut transcript": "slow_speech",
         "a sentence of the test": "leak_sentence",
         "a recording of the test": "leak_audio",
