@@ -20,11 +20,13 @@ def publish(
 
     Example: python -m pipelines publish runs/tour/train-1a2b3c4d5e6f/model hub://me/whisper-sv
     """
+    from pipelines.features.data_card import card
     from pipelines.infra import manifest, stores
 
     if dry_run:
         manifest.require_complete(folder, "artefact", "Name a finished cache or model")
         return print_plan(as_json, f"copy {folder} to {uri}", uri)
+    card.add(folder)
     published = stores.open_store(uri).publish(folder, uri)
     print_result(as_json, {"uri": published}, f"published as {published}")
 

@@ -40,7 +40,7 @@ LARGE_CLIPS = 2_048
 _BLOCK_BYTES = 64_000_000
 """A block ends early at this size of encoded audio: blocks wait in memory."""
 _CACHE_FILES = re.compile(
-    r"(shard-\d{5,}\.(bin|json|parquet)|build\.json|(rejected|repaired)\.csv|manifest\.json)|\..+\.partial|\.DS_Store"
+    r"(shard-\d{5,}\.(bin|json|parquet)|build\.json|(rejected|repaired)\.csv|manifest\.json|README\.md)|\..+\.partial|\.DS_Store"
 )
 """Files that a build may remove from its folder."""
 _FREE_FIELDS = ("source.", "settings.source.", "language", "features.vocabulary")
@@ -126,6 +126,7 @@ def _prepare_folder(folder: Path, identity: dict[str, Any]) -> None:
     """Keep the files of an earlier build with the same identity; remove those of any other."""
     record = folder / "build.json"
     _check_no_foreign_files(folder, record)
+    _remove_generated_card(folder)
     _remove_damaged_files(folder)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     try:
@@ -134,7 +135,8 @@ def _prepare_folder(folder: Path, identity: dict[str, Any]) -> None:
         same = False
     if not same:
         for path in folder.iterdir():
-            path.unlink()
+            if path.name != "README.md":  # a person's
+                path.unlink()
         manifest.write_json(record, identity)
     elif finished := len(shards.numbers(folder)):
         logger.info(f"resuming an unfinished cache: {finished} shard(s) are already there")
@@ -145,18 +147,32 @@ def _check_no_foreign_files(folder: Path, record: Path) -> None:
     foreign = [path.name for path in folder.iterdir() if path.is_dir() or not _CACHE_FILES.fullmatch(path.name)]
     if not record.exists() and (folder / manifest.MANIFEST).exists():
         foreign.append(manifest.MANIFEST)  # every build writes build.json first: this belongs to another artefact
+    if not record.exists() and (folder / "README.md").exists():
+        foreign.append("README.md")
     if foreign:
         raise LabError(f"{folder} holds files that are not a feature cache ({foreign[0]} ...): name an empty folder")
 
 
 def _remove_damaged_files(folder: Path) -> None:
     """Remove the files of a finished cache that differ from its manifest: their shards are written again."""
-    files = (manifest.read(folder) or {}).get("files", {})
+    files = manifest.verified((manifest.read(folder) or {}).get("files", {}))
     for path in [path for path in folder.iterdir() if path.name in files]:
         entry = files[path.name]
         if not (isinstance(entry, dict) and manifest.sha256(path) == entry.get("sha256")):
             logger.info(f"{path.name} is damaged and is made again")
             path.unlink()
+
+
+def _remove_generated_card(folder: Path) -> None:
+    """Remove the data card, which is written again when the cache is finished, unless a person has edited it."""
+    card, listed = folder / "README.md", (manifest.read(folder) or {}).get("files", {}).get("README.md")
+    if not card.is_file():
+        return
+    is_generated = manifest.GENERATED.encode() in card.read_bytes()
+    if manifest.sha256(card) == listed["sha256"] if listed else is_generated:
+        card.unlink()
+    else:
+        logger.info(f"note: {card} was edited and stays as it is: remove it to get a new data card")
 
 
 def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

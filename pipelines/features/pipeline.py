@@ -23,6 +23,7 @@ from pipelines.features.curation import corpus, label_errors, leaks
 from pipelines.features.curation.clip_filter import ClipFilter
 from pipelines.features.curation.held_out import load_held_out
 from pipelines.features.curation.selection import Selection
+from pipelines.features.data_card import card
 from pipelines.features.identity import label_model
 from pipelines.features.sources import SPLITS, Example, NoAudio, Source, splits
 from pipelines.features.sources.registry import open_source
@@ -100,6 +101,8 @@ def _open_or_build(
     if cache is None:
         extraction = _Extraction(recipe, source, _clip_filter(recipe, whisper_processor), runs, on_clips)
         cache = extraction.run(folder, cache_identity, source_identity, ray_address)
+    if not stores.is_remote(cache_uri):
+        card.add(cache.folder, recipe)
     return cache
 
 
@@ -227,6 +230,7 @@ def publish_cache(cache: FeatureCache, uri: str) -> str:
 
     On Hopsworks its rows are also added to the feature group that LAB_FEATURE_GROUP names.
     """
+    card.add(cache.folder)
     published = stores.open_store(uri).publish(cache.folder, uri)
     logger.info(f"published as {published}")
     if (group := os.environ.get("LAB_FEATURE_GROUP")) and uri.startswith("hopsworks://"):

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 EDITABLE = ("README.md", ".gitattributes")
 """Files that people edit in a finished folder, here or on the Hub. They may differ from the manifest or be missing."""
+GENERATED = "<!-- Generated from the cache. Remove this line to keep a card of your own. -->"
+"""A line of cards that may be replaced by newer ones: without it, a person wrote the card."""
 _SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 """Files that systems add to folders that people look at."""
 PACKAGE = Path(__file__).parents[1]

@@ -7,16 +7,15 @@ huggingface_hub, and text of a recipe cannot break out of it.
 
 from __future__ import annotations
 
-import html
 import importlib.metadata
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.features.cache import FeatureCache
+from pipelines.features.data_card.markdown import inline
 from pipelines.infra import environment, manifest
 from pipelines.infra.redact import redact_settings
 from pipelines.recipes import languages
@@ -203,7 +202,7 @@ The speech itself is not part of this repository.
 def _decoded(facts: Mapping[str, Any]) -> str:
     """Return how the test clips were decoded; empty for models that were scored by older versions."""
     decoding = facts.get("test_decoding")
-    lab = f" Test clips were decoded by {_inline(decoding)}." if decoding else ""
+    lab = f" Test clips were decoded by {inline(decoding)}." if decoding else ""
     return lab + _in_stock_pipeline(facts)
 
 
@@ -215,7 +214,7 @@ def _in_stock_pipeline(facts: Mapping[str, Any]) -> str:
     return (
         f"\n\nThe stock pipeline is transformers' `pipeline` as below, without timestamps. On {stock['score']['n']} "
         f"test clips it makes {stock['score']['wer']:.3f} errors per word, this lab {stock['lab']['wer']:.3f}: "
-        f"{_inline(stock['verdict'])}."
+        f"{inline(stock['verdict'])}."
     )
 
 
@@ -229,7 +228,7 @@ def _guards(facts: Mapping[str, Any]) -> str:
         broken = guard["delta"] > guard["max_increase"]
         verdict = f"{'**violated**' if broken else 'kept'}: at most {guard['max_increase']:+.3f}"
         wers = f"{guard['before']:.3f} | {guard['after']:.3f} | {guard['delta']:+.3f} ({low_high})"
-        rows.append(f"| {_inline(guard['name'])} ({guard['language']}) | {wers} | {verdict} |")
+        rows.append(f"| {inline(guard['name'])} ({guard['language']}) | {wers} | {verdict} |")
     table = "\n".join(["| guard set | base model | this model | increase (95 %) | |", "|---|---|---|---|---|", *rows])
     return f"\n\nWhat tuning should not forget:\n\n{table}"
 
@@ -240,7 +239,7 @@ def _score_lines(recipe: dict[str, Any], training: dict[str, Any], facts: Mappin
         low_high = (result.metric_args or {}).get("ci95")
         units = Units((result.metric_args or {}).get("over", SPEAKERS), 0, 0)
         interval = units.interval(low_high) if low_high else ""
-        split, data = result.dataset_split, _inline(result.dataset_name)
+        split, data = result.dataset_split, inline(result.dataset_name)
         lines.append(f"| {split} | {data} | {result.metric_name} | {result.metric_value:.3f} | {interval} |")
     if not facts.get("test"):
         lines.append("| test | | | not scored yet | |")
@@ -257,7 +256,7 @@ def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     for source in _sources(recipe):
         name = data_of(source)["name"]
         terms = DATA_SOURCES.get(source["kind"], ("", "For its terms see its own card on the Hub."))[1]
-        lines.append(f"- from {_inline(name)}. {terms}")
+        lines.append(f"- from {inline(name)}. {terms}")
     return "\n".join(lines)
 
 
@@ -265,7 +264,7 @@ def _merge(facts: Mapping[str, Any]) -> str:
     """Return what a mixture of models was made of; empty for a trained model."""
     if not (merge := facts.get("merge")):
         return ""
-    parents = ", ".join(_inline(parent["name"]) for parent in merge["parents"])
+    parents = ", ".join(inline(parent["name"]) for parent in merge["parents"])
     return (
         f"\n\nThe weights are a mixture, selected on validation clips: {merge['alpha']:g} times the mean of {parents}, "
         f"and {1 - merge['alpha']:g} times the base model. The line above describes the first of them."
@@ -279,10 +278,10 @@ def _training_line(recipe: dict[str, Any], training: dict[str, Any], facts: Mapp
     settings, tuned = recipe["training"], recipe["model"]
     weights = {"": "all weights", "lora": "LoRA, merged into the weights"}[tuned["adapter"]]
     frozen = ", the encoder frozen" if tuned["freeze_encoder"] else ""
-    start = f", by the teacher {_inline(facts['base'])}, from whose layers it started" if facts.get("teacher") else ""
-    start += f", from {_inline(origin_of(facts))}" if facts.get("fork") else ""
+    start = f", by the teacher {inline(facts['base'])}, from whose layers it started" if facts.get("teacher") else ""
+    start += f", from {inline(origin_of(facts))}" if facts.get("fork") else ""
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
-    machine = _inline(facts.get("machine") or "an unnamed machine")
+    machine = inline(facts.get("machine") or "an unnamed machine")
     decay = _DECAY[settings.get("scheduler", "linear")]
     steps = max((row["step"] for row in training["history"]), default=training["best_step"])
     return (
@@ -306,7 +305,7 @@ def _recipe_lines(recipe: dict[str, Any]) -> str:
 
 def _limits(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
     lines = ["- It may write fluent but wrong sentences for unclear speech, and words that were not spoken."]
-    lines += [f"- Of the test scores: {_inline(caveat)}." for caveat in facts.get("test_caveats") or ()]
+    lines += [f"- Of the test scores: {inline(caveat)}." for caveat in facts.get("test_caveats") or ()]
     if _synthetic(recipe):
         lines.append("- Its speech was synthetic: the scores do not apply to human speech.")
     else:
@@ -339,9 +338,3 @@ def _hub_id(base: ModelRef) -> str | None:
     """Return the base model's id on the Hub, None if it is in a folder or has no such id."""
     name = base.name.removeprefix("hub://").partition("@")[0]
     return name if base.origin != "folder" and HUB_ID.fullmatch(name) else None
-
-
-def _inline(text: str) -> str:
-    """Escape text so that it stays within its line and its table cell."""
-    plain = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"[|`\[\]*_<>]", lambda sign: f"&#{ord(sign[0])};", plain)

@@ -47,7 +47,9 @@ def complete(begun: Path) -> Path:
         (folder / "model").mkdir()
         shutil.copy(folder / "recipe.json", folder / "model" / "recipe.json")
         (folder / "model" / "README.md").write_text("card")
-    stages = {"features": {}, "training": {"seconds": 90}, "scores": {"seconds": 5}}
+    (runs / "features" / "tour-1a2b").mkdir(parents=True)
+    (runs / "features" / "tour-1a2b" / "README.md").write_text("card")
+    stages = {"features": {"cache_uri": "elsewhere/tour-1a2b"}, "training": {"seconds": 90}, "scores": {"seconds": 5}}
     # paths of the student's machine
     stages["scores"] |= {name: f"elsewhere/{report.folder.name}" for name, report in reports.items()}
     (runs / "my-idea" / "stages.json").write_text(json.dumps(stages))
@@ -126,6 +128,14 @@ def test_what_is_missing_is_named(complete: Path, file: str, old: str, new: str,
     assert old in text
     (complete / file).write_text(text.replace(old, new), "utf-8")
     assert words in missing(complete)[key]
+
+
+def test_data_card_is_asked_for_unless_the_cache_is_remote(complete: Path):
+    (complete / "runs" / "features" / "tour-1a2b" / "README.md").unlink()
+    assert "no data card" in missing(complete)["data"]
+    path = complete / "runs" / "my-idea" / "stages.json"
+    path.write_text(path.read_text().replace("elsewhere/tour-1a2b", "hub://me/cache@c1"))
+    assert missing(complete) == {}
 
 
 def test_one_seed_is_not_enough(complete: Path):

@@ -18,7 +18,7 @@ from pipelines.course.project.template import BASELINE, IDEA, PLAN, README, TODO
 from pipelines.experiments.comparison import compare as comparisons
 from pipelines.experiments.comparison.compare import Comparison
 from pipelines.experiments.evaluation import EvalReport, read_report
-from pipelines.infra import manifest
+from pipelines.infra import manifest, stores
 from pipelines.infra.errors import LabError
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.settings import Recipe
@@ -190,6 +190,12 @@ def _data(project: Project) -> None:
         raise Missing("curation.leaks=ignore keeps test speakers and sentences in training: use refuse or drop")
     if "features" not in project.stages:
         raise Missing("no feature cache of idea.toml: python -m pipelines run --recipe idea.toml --runs runs")
+    uri = str(project.stage("features").get("cache_uri", ""))
+    if not stores.is_remote(uri) and not _is_inside(project.runs, f"features/{Path(uri).name}/README.md"):
+        raise Missing(
+            "no data card: it is the README.md of the feature cache, which stage 01 writes. Keep it in the project "
+            "below runs/features, or run the recipe again"
+        )
 
 
 def _reproducible(project: Project) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
-from pipelines.infra.stores import dataset_card, transfer
 from pipelines.infra.stores import errors as store_errors
+from pipelines.infra.stores import transfer
 from pipelines.infra.stores.hub_client import client, explained_errors, parse_uri
 from pipelines.infra.stores.store import Store
 
@@ -173,8 +173,6 @@ class HubStore(Store):
             _refuse_public_dataset(api, repo, repo_type, uri)
             remote = HubFolder(api, repo, repo_type, "main", path)
             transfer.publish(folder, remote, uri, thorough)
-            if repo_type == "dataset" and not path:
-                dataset_card.update(remote, folder, api)
             below = f"/{path}" if path else ""
             return f"hub://{repo}{below}@{api.repo_info(repo, repo_type=repo_type).sha}"
 

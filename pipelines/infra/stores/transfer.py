@@ -83,7 +83,7 @@ def publish(folder: Path, remote: RemoteFolder, uri: str, thorough: bool = True)
     sizes = remote.sizes()
     previous = remote.read(manifest.MANIFEST) if manifest.MANIFEST in sizes else None
     content, files = _current(folder)
-    kept = [name for name in manifest.EDITABLE if name in files and _was_edited(remote, name, previous, sizes)]
+    kept = [name for name in manifest.EDITABLE if name in files and _was_edited(folder, remote, name, previous, sizes)]
     missing = [name for name in _differing(folder, remote, files, sizes) if name not in kept]
     if not missing and previous == content:
         logger.log(level, f"{uri} is there already, whole and the same")
@@ -192,10 +192,22 @@ def _current(folder: Path) -> tuple[bytes, Entries]:
     return content, files
 
 
-def _was_edited(remote: RemoteFolder, name: str, previous: bytes | None, sizes: dict[str, int]) -> bool:
-    """Return True if a file of the copy differs from the manifest that was published with it."""
-    entry = entries(previous, "").get(name) if name in sizes and _listed_files(previous) else None
-    return entry is not None and hashlib.sha256(remote.read(name)).hexdigest() != entry["sha256"]
+def _was_edited(folder: Path, remote: RemoteFolder, name: str, previous: bytes | None, sizes: dict[str, int]) -> bool:
+    """Return True if a file of the copy was written by a person.
+
+    It differs from the manifest that was published with it; or no manifest names it, and it is no generated card.
+    """
+    if name not in sizes:
+        return False
+    entry = entries(previous, "").get(name) if _listed_files(previous) else None
+    if entry is not None:
+        return hashlib.sha256(remote.read(name)).hexdigest() != entry["sha256"]
+    return _is_generated((folder / name).read_bytes()) and not _is_generated(remote.read(name) or b"")
+
+
+def _is_generated(card: bytes) -> bool:
+    """Return True for a card with the end of manifest.GENERATED, which older versions begin differently."""
+    return b"Remove this line to keep a card of your own. -->" in card
 
 
 def _differing(folder: Path, remote: RemoteFolder, files: Entries, sizes: dict[str, int]) -> list[str]:
