@@ -110,7 +110,7 @@ def all_cells(options: argparse.Namespace) -> list[Cell]:
     return smoke_cells(options.sizes) if options.smoke else cells(options.sizes)
 
 
-def wanted_cells(options: argparse.Namespace) -> list[Cell]:
+def selected_cells(options: argparse.Namespace) -> list[Cell]:
     return [cell for cell in all_cells(options) if not options.only or cell.table == options.only]
 
 
@@ -122,17 +122,17 @@ def measure_all(options: argparse.Namespace) -> None:
     results = {row["cell"]: row for row in map(json.loads, lines) if row["device"] == device}
     if options.again:
         results = {name: row for name, row in results.items() if "failed" not in row}
-    wanted = wanted_cells(options)
-    for number, cell in enumerate(wanted, 1):
+    selected = selected_cells(options)
+    for number, cell in enumerate(selected, 1):
         if cell.name not in results:
             started = time.monotonic()
             row = {"cell": cell.name, "device": device, **run_in_process(cell, options)}
             results[cell.name] = row | {"seconds": round(time.monotonic() - started, 1)}
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(results[cell.name]) + "\n")
-        print(f"{number} of {len(wanted)}: {json.dumps(results[cell.name])}", flush=True)
+        print(f"{number} of {len(selected)}: {json.dumps(results[cell.name])}", flush=True)
         manifest.write_bytes(options.docs, page(all_cells(options), results, options).encode())
-    print(json.dumps({"cells": len(wanted), "failed": sum("failed" in results[cell.name] for cell in wanted)}))
+    print(json.dumps({"cells": len(selected), "failed": sum("failed" in results[cell.name] for cell in selected)}))
 
 
 def page(listed: list[Cell], results: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         except (LabError, RuntimeError, ValueError, ImportError) as error:  # one line for the table
             sys.exit((str(error).splitlines() or [type(error).__name__])[0])
     if options.dry_run:
-        for cell in wanted_cells(options):
+        for cell in selected_cells(options):
             print(cell.name)
         return print("nothing was measured")
     if environment.detect().device != "cuda" and not options.smoke:
