@@ -40,6 +40,7 @@ OUTPUT = {
 SERVERS = {
     "serve": r" at (http://[\w.:]+)",
     "worker": r" at (http://[\w.:]+)",
+    "record": r"page: (http://\S+?)/?\n",
     "app.py": r"page: (http://\S+?)/?\n",
 }
 """Commands that run until they are stopped, and the pattern with their address."""

@@ -241,6 +241,7 @@ def write_inputs(folder: Path, encoded, speech) -> None:
 
     (folder / "talk.wav").write_bytes(sound(0))
     (folder / "talks.csv").write_text("audio,text\ntalk.wav,Hej då.\n", "utf-8")
+    (folder / "list.txt").write_text("Båten går klockan sju.\nVi ses i morgon.\n", "utf-8")
     (folder / "names.txt").write_text("Ågesta\nElfwing\n", "utf-8")
     (folder / "interviews").mkdir()
     (folder / "interviews/anna.wav").write_bytes(sound(1))

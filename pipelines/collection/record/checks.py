@@ -63,7 +63,7 @@ def check_take(waveform: Waveform, sentence: str, transcribe: Callable[[Waveform
         return Check(("no_speech",))
     level_dbfs, snr_db = quality.level_dbfs(waveform.samples), quality.snr_db(quality.frame_powers(waveform.samples))
     chars_per_s = len(text.normalise(sentence).replace(" ", "")) / (span[1] - span[0])
-    found = {
+    exceeds = {
         "clipped": quality.clipped_share(waveform.samples) > MAX_CLIPPED_SHARE,
         "quiet": level_dbfs < MIN_LEVEL_DBFS,
         "noisy": snr_db < MIN_SNR_DB,
@@ -73,8 +73,8 @@ def check_take(waveform: Waveform, sentence: str, transcribe: Callable[[Waveform
     }
     hypothesis = _hypothesis(waveform, transcribe)
     difference = None if hypothesis is None else difference_of(sentence, hypothesis)
-    found["mismatch"] = difference is not None and difference > MAX_DIFFERENCE
-    problems = tuple(name for name, is_found in found.items() if is_found)
+    exceeds["mismatch"] = difference is not None and difference > MAX_DIFFERENCE
+    problems = tuple(name for name, is_exceeded in exceeds.items() if is_exceeded)
     return Check(problems, level_dbfs, snr_db, hypothesis, difference)
 
 

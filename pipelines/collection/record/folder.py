@@ -85,7 +85,7 @@ class TakeFolder:
             self._rows = self._write_tables(self._rows)
 
     def speaker_id(self, nickname: str) -> str:
-        """Return the id of a speaker: the same for the same nickname in this folder, whatever its case and blanks."""
+        """Return the id of a speaker: the same for the same nickname in this folder, regardless of case and blanks."""
         name = text.clean(nickname.encode("utf-8", "replace").decode()).casefold()
         return f"s{hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()[:11]}"
 

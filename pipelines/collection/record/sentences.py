@@ -44,12 +44,12 @@ def order_by_coverage(sentences: list[str], terms: Iterable[str] = ()) -> list[s
     has been covered n times gains 1 / (n + 1)² of its weight. A term that no sentence contains is read alone. The same
     arguments give the same order.
     """
-    spoken = {text.normalise(term): term for term in terms}
+    term_of = {text.normalise(term): term for term in terms}
     words = [f" {text.normalise(sentence)} " for sentence in sentences]
     together = "\n".join(words)
-    alone = [term for term in spoken if f" {term} " not in together]
-    sentences = [*sentences, *(spoken[term] for term in alone)]
-    units = [_units(one, spoken) for one in [*words, *(f" {term} " for term in alone)]]
+    alone = [term for term in term_of if f" {term} " not in together]
+    sentences = [*sentences, *(term_of[term] for term in alone)]
+    units = [_units(one, term_of) for one in [*words, *(f" {term} " for term in alone)]]
     counts: dict[str, int] = {}
 
     def gain(index: int) -> float:
