@@ -17,7 +17,7 @@ from pipelines.inference.app import assets, i18n
 from pipelines.inference.app.handlers import Handlers
 from pipelines.inference.app.service import Service
 from pipelines.inference.app.uploads import EXAMPLES, example_path, temporary_folder
-from pipelines.inference.http import rate_limits
+from pipelines.inference.http import rate_limits, server
 from pipelines.inference.http.rate_limits import RateLimiter
 from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
@@ -123,6 +123,7 @@ def launch(
     # otherwise the browser stores every call; not every Gradio 6 has an argument for it
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     try:
+        server.listen(host or _LOOPBACK[0], 0).close()  # Gradio would try a hundred ports of a wrong address
         with _limited_connections(trusted_proxies):
             demo.launch(
                 server_name=host,
@@ -144,7 +145,7 @@ def launch(
                 ssr_mode=False,
                 pwa=False,
             )
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, LabError) as error:
         logger.info("%s", error)
         raise LabError(
             f"the page cannot be served at {host or '127.0.0.1'}:{port or '7860-7959'}: the port is taken "

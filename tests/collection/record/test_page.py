@@ -14,6 +14,7 @@ from pipelines.collection.record.checks import FINAL
 from pipelines.collection.record.handlers import Handlers
 from pipelines.inference.http.rate_limits import RateLimiter
 from pipelines.infra import manifest
+from pipelines.infra.errors import LabError
 
 gr = pytest.importorskip("gradio")
 
@@ -141,6 +142,14 @@ def test_page_is_translated_and_has_no_public_event(handlers):
         assert i18n.SWEDISH[key] in values
     assert "läser meningar högt" in values and "0 av 2" in values
     assert demo.get_api_info()["named_endpoints"] == {}
+
+
+def test_address_of_another_machine_is_one_line_at_once(handlers):
+    from pipelines.collection.record import page
+    from pipelines.inference.app import launch
+
+    with pytest.raises(LabError, match="cannot be served at 192.0.2.1"):
+        launch.launch(page.build(handlers), host="192.0.2.1")
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
