@@ -17,6 +17,7 @@ from pipelines.features import rejections
 from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import Example, NoAudio
 from pipelines.features.sources.registry import open_source
+from pipelines.infra import console
 from pipelines.infra.errors import LabError
 from pipelines.infra.plots import ACCENT, INK, SHADE, figure_with_axes, figure_with_column, html_table
 from pipelines.recipes.settings import Recipe
@@ -192,8 +193,9 @@ def _waveform(recipe: Recipe, clip: pd.Series) -> np.ndarray | None:
 def _audio(recipe: Recipe, clip: pd.Series) -> bytes | Path | None:
     """Return the audio file of a clip of the cache, or None if its source does not have it any more."""
     try:
-        examples = open_source(recipe.source, recipe.language).examples((clip["split"],))
-        content = next((example.audio for example in examples if example.id == clip["id"]), None)
+        with console.silenced():  # what the source says was printed when the cache was made
+            examples = open_source(recipe.source, recipe.language).examples((clip["split"],))
+            content = next((example.audio for example in examples if example.id == clip["id"]), None)
     except (LabError, OSError):
         return None
     return None if isinstance(content, NoAudio) else content
