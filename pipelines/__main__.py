@@ -42,6 +42,7 @@ for command in (
     inference.transcribe,
     inference.archive,
     collection.record,
+    collection.review,
     serving.serve,
     serving.worker,
     stores.publish,

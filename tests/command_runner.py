@@ -41,12 +41,14 @@ SERVERS = {
     "serve": r" at (http://[\w.:]+)",
     "worker": r" at (http://[\w.:]+)",
     "record": r"page: (http://\S+?)/?\n",
+    "review": r"page: (http://\S+?)/?\n",
     "app.py": r"page: (http://\S+?)/?\n",
 }
 """Commands that run until they are stopped, and the pattern with their address."""
 ADDED_OPTIONS = {
     "serve": " --port 0",
     "worker": " --port 0",
+    "review": " --clips 4",
     "doctor": " --model {tiny}",
     "experiments": " --seeds 42",
     "ray": " --block --node-ip-address=127.0.0.2 --num-cpus=1 --object-store-memory=80000000",

@@ -1,4 +1,4 @@
-"""Commands that collect speech from people: record."""
+"""Commands that collect speech from people, and check it with them: record and review."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.options import LOCAL_HOSTS, DryRun, Host, Json, print_address, print_plan
+from pipelines.cli.options import (
+    LOCAL_HOSTS,
+    DryRun,
+    Host,
+    Json,
+    Overrides,
+    RecipeName,
+    Runs,
+    load_recipe,
+    print_address,
+    print_plan,
+)
 from pipelines.cli.serving import AudioPerMinute, RequestsPerMinute, TrustedProxy
 from pipelines.infra.errors import LabError
 from pipelines.recipes import commands, languages
@@ -44,6 +55,9 @@ Consent = Annotated[
 Model = Annotated[
     str, typer.Option("--model", help="Model that compares takes with their sentences; an empty text: none.")
 ]
+
+Table = Annotated[Path, typer.Option("--to", metavar="FILE", help="Table of decisions: a new one, or one to continue.")]
+ReviewClips = Annotated[int, typer.Option(min=1, help="Clips in the queue, the least believable first.")]
 
 
 def record(
@@ -96,6 +110,44 @@ def record(
     with lock:
         recorder = Recorder(listed, opened, _load_model(model, opened.terms.language))
         launch.serve(recorder, limiter, launch.Address(host, port or None, proxies), announce)
+
+
+def review(
+    recipe: RecipeName = "tour",
+    set_: Overrides = (),
+    runs: Runs = "",
+    to: Table = Path("corrections.csv"),
+    model: Annotated[str, typer.Option("--model", help="Model that judges transcripts; default: the base model.")] = "",
+    clips: ReviewClips = 300,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the first free one from 7860.")] = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Serve a page that plays the training clips whose transcripts are most likely wrong.
+
+    Example: python -m pipelines review --recipe tour --to corrections.csv
+    """
+    from pipelines.features.curation import corrections
+    from pipelines.recipes import commands
+
+    settings = load_recipe(recipe, [*set_, "curation.corrections="])
+    to = to.expanduser()
+    corrections.read(to)
+    if dry_run:
+        return print_plan(as_json, f"play {clips} clips on {host}", to, settings)
+    from pipelines.collection.review import clips as review_clips
+    from pipelines.collection.review import page, queue
+
+    loaded = review_clips.load(settings, runs, model, clips)
+    handlers = page.Handlers(queue.Queue(loaded.items, to, loaded.model), loaded.examples)
+
+    def announce(url: str) -> None:
+        use = commands.command("features", "--set", f"curation.corrections={to}", recipe=settings, runs=runs)
+        lines = f"{len(loaded.items)} clips, decisions in {to}\npage: {url}\nNext: {use}; Ctrl-C stops the page"
+        print_address(as_json, {"url": url, "clips": len(loaded.items), "table": str(to)}, lines)
+
+    page.serve(handlers, settings.language, host, port or None, announce)
 
 
 def _sentences(name: str, terms: Path | None, count: int) -> list[str]:

@@ -31,7 +31,7 @@ LOCAL_PATH = "(a local path)"
 """What stands for a path of this machine in published settings."""
 _MAX_LINE_CHARACTERS = 20_000
 """Longer lines are cut before patterns are matched with them."""
-_FILE_SETTINGS = ("held_out", "sentences")
+_FILE_SETTINGS = ("held_out", "sentences", "corrections")
 _MODEL_SETTINGS = ("base", "label_model", "teacher")
 
 

@@ -14,6 +14,9 @@ from pipelines.recipes.data_settings import GuardSettings
 from pipelines.recipes.loading import load, names
 from pipelines.recipes.settings import Recipe
 
+_LATE = {"curation.corrections": ""}
+"""Settings that a dump leaves out with their default."""
+
 
 def command(name: str, *words: object, recipe: Recipe | None = None, runs: str | Path = "") -> str:
     """Return `python -m pipelines NAME` with the options for `recipe` and `runs`, and `words`, quoted for a shell."""
@@ -45,9 +48,10 @@ def recipe_options(recipe: Recipe) -> list[str]:
 def _options_from(name: str, settings: dict[str, Any]) -> list[str] | None:
     """Return the options that turn the recipe `name` into `settings`; None if there is no such recipe."""
     try:
-        start = load(name).settings()
+        start = _LATE | load(name).settings()
     except LabError:
         return None
+    settings = _LATE | settings
     start |= _guard_defaults(settings, start)
     changed = [f"{setting}={_as_text(value)}" for setting, value in settings.items() if start[setting] != value]
     return ["--recipe", name, *(word for assignment in changed for word in ("--set", assignment))]

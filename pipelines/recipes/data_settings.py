@@ -247,8 +247,16 @@ class CurationSettings(Settings):
     label_model: str = ""
     """The model that checks transcripts; empty: the recipe's base model. `run:<recipe>`: the newest model of that
     recipe on this machine with the same `training.seed`."""
+    corrections: str = ""
+    """Table that the command `review` writes: its decisions replace or reject transcripts of training clips, before
+    label errors are looked for. Clips that a person has decided on are no label errors."""
     seed: Seed = 11
     """Seed of the draws for `balance_by`, `max_per_speaker` and `non_speech_share`."""
+
+    @model_serializer(mode="wrap")
+    def _without_late_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `corrections` if there are none: recipes of older versions have no such setting."""
+        return {name: value for name, value in serialise(self).items() if name != "corrections" or value}
 
 
 class AugmentSettings(Settings):

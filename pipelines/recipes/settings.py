@@ -133,4 +133,4 @@ class Recipe(Settings):
         settings = getattr(self, group)
         defaults = type(settings)().model_dump(mode="json")
         values = settings.model_dump(mode="json")
-        return {f"{group}.{name}": value for name, value in values.items() if value != defaults[name]}
+        return {f"{group}.{name}": value for name, value in values.items() if value != defaults.get(name)}

@@ -10,6 +10,7 @@ A source without an outline (`Source.outline`, the examples without their audio)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ import pandas as pd
 
 from pipelines.features.cache import FeatureCache
 from pipelines.features.clips import Rejected
+from pipelines.features.curation import corrections, label_errors, leaks, selection
 from pipelines.features.curation import held_out as held_out_rows
-from pipelines.features.curation import label_errors, leaks, selection
 from pipelines.features.curation.held_out import CachedAudio
 from pipelines.features.curation.leaks import AudioLeak, HeldOut, SentenceLeak, SpeakerLeak
 from pipelines.features.curation.quality import Limits
@@ -31,6 +32,8 @@ from pipelines.recipes.data_settings import CurationSettings
 from pipelines.recipes.settings import Recipe
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
+
+logger = logging.getLogger(__name__)
 
 CODE = "1"
 """Version of the curation code: raised when the same settings would keep other rows."""
@@ -56,6 +59,8 @@ def identity(recipe: Recipe, label_model: Callable[[], ModelRef]) -> dict[str, A
         return {}
     if recipe.curation.held_out:
         fields["curation.held_out"] = [held_out_rows.content_digest(path) for path in recipe.curation.held_out]
+    if recipe.curation.corrections:
+        fields["curation.corrections"] = corrections.digest_of(corrections.load(recipe.curation.corrections))
     if recipe.curation.max_label_cer:
         ref = label_model()
         fields |= {f"curation.label_model.{name}": value for name, value in whisper_model.identity(ref).items()}
@@ -126,8 +131,9 @@ def finish(
     steps = [] if surveyed else _metadata_steps(settings, held_out)
     result = selection.select(audio.examples, [*steps, *_audio_steps(settings, audio, held_out)])
     _check_leaks(settings, result)
+    reviewed = _apply_corrections(settings, cache, result, held_out, label_functions)
     if settings.max_label_cer:
-        _handle_label_errors(settings, cache, result, held_out, label_functions)
+        _handle_label_errors(settings, cache, result, held_out, label_functions, reviewed)
     n_extracted = len(cache.rows) + len(rejected)
     clip_counts = selection.clip_step_counts(n_extracted, (row["reason"] for row in rejected))
     dropped = {**(surveyed.dropped if surveyed else {}), **result.dropped}
@@ -194,14 +200,16 @@ def _handle_label_errors(
     result: Selection,
     held_out: HeldOut,
     label_functions: LabelErrors,
+    reviewed: set[str],
 ) -> None:
     """Drop or repair the remaining training rows whose transcript differs too much from the label model's.
 
+    The clips `reviewed`, by id, are not looked at: a person decided about them.
     If leaks are checked, a row whose new transcript is a held-out sentence is dropped instead of repaired.
     """
     rows, limit = cache.rows, settings.max_label_cer
     remaining = ~rows["id"].isin(result.dropped.keys())
-    indices = np.flatnonzero(remaining & (rows["split"] == "train") & (rows["text"] != ""))
+    indices = np.flatnonzero(remaining & ~rows["id"].isin(reviewed) & (rows["split"] == "train") & (rows["text"] != ""))
     references = rows["text"].iloc[indices].tolist()
     hypotheses = label_functions.transcribe(indices) if len(indices) else []
     cers = label_errors.label_cers(references, hypotheses) if hypotheses else []
@@ -220,6 +228,38 @@ def _handle_label_errors(
     result.dropped.update((drop.id, drop) for drop in drops)
     n = int(remaining.sum())
     result.counts.append(Count("label_error", n, n - len(drops), len(drops), len(result.repaired)))
+
+
+def _apply_corrections(
+    settings: CurationSettings, cache: FeatureCache, result: Selection, held_out: HeldOut, label_functions: LabelErrors
+) -> set[str]:
+    """Replace and drop training clips as `curation.corrections` says; return the ids that a person decided on.
+
+    Rows of the table whose clip is gone or has another transcript now are logged and do nothing.
+    """
+    if not (decisions := corrections.load(settings.corrections)):
+        return set()
+    kept = cache.rows[(cache.rows["split"] == "train") & ~cache.rows["id"].isin(result.dropped.keys())]
+    texts = dict(zip(kept["id"], kept["text"], strict=True))
+    reviewed = {name for name, one in decisions.items() if texts.get(name) == one.before}
+    before, n_corrected = len(cache.rows) - len(result.dropped), 0
+    drops = []
+    for name in sorted(reviewed):
+        one = decisions[name]
+        repair = _repair(one.after, label_functions) if one.verdict == "correct" else None
+        leaks_from = held_out.row_of_sentence(repair[0]) if repair and settings.leaks != "ignore" else None
+        if repair and not leaks_from:
+            result.repaired[name] = Repair(one.before, *repair)
+            n_corrected += 1
+        elif one.verdict != "accept":
+            unusable = one.verdict == "correct" and "the correction is no transcript that can be used"
+            why = f"the correction is in {leaks_from}" if leaks_from else unusable or "rejected by a person"
+            drops.append(Drop(name, "train", "reviewed", why))
+    result.dropped.update((drop.id, drop) for drop in drops)
+    result.counts.append(Count("reviewed", before, before - len(drops), len(drops), n_corrected))
+    if stale := len(decisions) - len(reviewed):
+        logger.info(f"note: {stale:,} of {len(decisions):,} corrections do not fit a training clip of this corpus")
+    return reviewed
 
 
 def _repair(hypothesis: str, label_functions: LabelErrors) -> tuple[str, list[int]] | None:

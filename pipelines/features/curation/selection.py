@@ -34,6 +34,7 @@ ORDER = (
     *CLIP_STEPS,
     "leak_audio",
     "duplicate_audio",
+    "reviewed",
     "label_error",
 )
 """All steps in the order in which they run."""
