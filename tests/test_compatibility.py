@@ -78,7 +78,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Overrides of the toy recipe, by a name for each."""
 LATER_SETTINGS = (
-    "features.max_rejected_share", "source.allow_missing_files", "curation.marks", "curation.non_speech_share",
+    "features.max_rejected_share", "source.allow_missing_files", "source.aligner", "source.min_logprob",
+    "curation.marks", "curation.non_speech_share",
     "evaluation.beam_size", "training.ema_decay", "training.remove_checkpoints",
     "training.window_fill", "training.window_prompt", "evaluation.stock_pipeline",
     "model.layer_drop", "training.layer_decay", "training.label_smoothing",

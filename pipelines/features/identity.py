@@ -102,7 +102,7 @@ def _source_settings(recipe: Recipe) -> dict[str, Any]:
     changed = recipe.changed("source")
     if parts := changed.get("source.parts"):
         changed["source.parts"] = [_part_settings(part) for part in parts]
-    ignored = ("source.path", "source.sentences", "source.kind", "source.allow_missing_files")
+    ignored = ("source.path", "source.sentences", "source.kind", "source.allow_missing_files", "source.aligner")
     return {f"settings.{name}": value for name, value in changed.items() if name not in ignored}
 
 
@@ -113,5 +113,5 @@ def _part_settings(part: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in part.items()
-        if name not in ("path", "sentences", "allow_missing_files", *unchanged)
+        if name not in ("path", "sentences", "allow_missing_files", "aligner", *unchanged)
     }

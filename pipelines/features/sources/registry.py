@@ -29,6 +29,10 @@ def open_source(settings: SourceSettings, language: str = "sv") -> Source:
             from pipelines.features.sources.folder import FolderSource
 
             return FolderSource(settings.path, settings.seed)
+        case "aligned":
+            from pipelines.features.sources.aligned.source import AlignedSource
+
+            return AlignedSource(settings.path, settings.aligner, settings.min_logprob, language, settings.seed)
         case "feedback":
             from pipelines.features.sources.feedback import FeedbackSource
 
@@ -55,7 +59,7 @@ def local_identity(settings: SourceSettings, language: str = "sv") -> dict[str, 
     if settings.kind == "mix":
         parts = {part.name: local_identity(part, language) for part in settings.parts}
         return {f"{name}.{field}": value for name, fields in parts.items() for field, value in fields.items()}
-    is_local = settings.kind in ("folder", "parquet", "feedback", "common_voice")
+    is_local = settings.kind in ("folder", "parquet", "feedback", "common_voice", "aligned")
     if not is_local or (settings.kind == "common_voice" and Path(settings.path).expanduser().is_file()):
         return {}
     return open_source(settings, language).identity()

@@ -1,0 +1,8 @@
+"""Long recordings with a text beside each: the model finds which passage of the text is spoken where.
+
+texts.py        read .srt, .vtt, .txt, TextGrid, .eaf and Audacity labels as lines with or without times
+hypotheses.py   decode a recording window by window; every window is stored when it is decoded
+matching.py     predict the time of each line from what its characters and the hypotheses have in common
+passages.py     score the lines in their windows, cut clips at pauses, reject the rest with a reason
+source.py       the source
+"""

@@ -1,0 +1,159 @@
+"""Read the text of a long recording as lines: subtitles, labels and annotations with times, manuscripts without."""
+
+from __future__ import annotations
+
+import html
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.infra.errors import LabError
+from pipelines.infra.tables import read_text
+
+SUFFIXES = (".srt", ".vtt", ".textgrid", ".eaf", ".txt")
+MAX_CHARS = 1_000
+"""Longer lines are refused: nobody says them within 30 s."""
+_CUE = re.compile(r"\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})\s*-->\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})(?:\s.*)?")
+_LABEL = re.compile(r"(\d+(?:[.,]\d+)?)\t(\d+(?:[.,]\d+)?)(?:\t(.*))?")
+_VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
+_TAG = re.compile(r"</?[a-zA-Z][^>]*>|<\d[\d:.]*>|\{\\[^}]*\}")
+_DASH = re.compile(r"^[-–—]\s*")
+_SENTENCE = re.compile(r"(?<=[.!?…])[\"”’»)]*\s+")
+_GRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<![\w.])(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.])')
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cue, a label, an annotation or a sentence."""
+
+    text: str
+    start_s: float | None = None
+    """As the text states it; None in a manuscript."""
+    end_s: float | None = None
+    speaker: str = ""
+
+
+def read(path: Path) -> list[Line]:
+    """Return the lines of a text that have a letter, in order. Raises LabError, with the line, for a malformed one."""
+    content = read_text(path).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    lines = [replace(line, text=" ".join(line.text.split())) for line in _reader(path, content)(path, content)]
+    lines = [line for line in lines if any(char.isalnum() for char in line.text)]
+    if too_long := next((line for line in lines if len(line.text) > MAX_CHARS), None):
+        raise LabError(
+            f"{path}: a line must have at most {MAX_CHARS:,} characters, got {len(too_long.text):,} in "
+            f"{too_long.text[:40]!r}: divide it into sentences"
+        )
+    if not lines:
+        raise LabError(f"{path} must hold the text of its recording, got no line with a letter: correct or remove it")
+    return lines
+
+
+def _reader(path: Path, content: str) -> Callable[[Path, str], list[Line]]:
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        first = next((line for line in content.split("\n") if line.strip()), "")
+        return _labels if _LABEL.fullmatch(first.rstrip()) else _manuscript
+    return {".srt": _subtitles, ".vtt": _subtitles, ".textgrid": _textgrid, ".eaf": _elan}[suffix]
+
+
+def _subtitles(path: Path, content: str) -> list[Line]:
+    lines: list[Line] = []
+    is_open = False
+    for number, row in enumerate(content.split("\n"), 1):
+        if "-->" in row:
+            match = _CUE.fullmatch(row)
+            if not match:
+                raise LabError(
+                    f"{path}:{number}: a cue's times must be as 00:00:01,500 --> 00:00:04,000, got {row.strip()[:60]!r}"
+                )
+            start_s, end_s = _clock_s(match[1]), _clock_s(match[2])
+            lines.append(Line("", *_checked(path, number, start_s, end_s)))
+            is_open = True
+        elif not row.strip():
+            is_open = False
+        elif is_open:
+            voices = {name.strip() for name in _VOICE.findall(row)} | ({lines[-1].speaker} - {""})
+            text = _DASH.sub("", html.unescape(_TAG.sub("", row)).strip())
+            lines[-1] = replace(
+                lines[-1], text=f"{lines[-1].text} {text}", speaker=voices.pop() if len(voices) == 1 else ""
+            )
+    return lines
+
+
+def _labels(path: Path, content: str) -> list[Line]:
+    lines = []
+    for number, row in enumerate(content.split("\n"), 1):
+        if not row.strip() or row.startswith("\\"):  # a second row with the frequencies of a spectral selection
+            continue
+        match = _LABEL.fullmatch(row.rstrip())
+        if not match:
+            raise LabError(f"{path}:{number}: a label must be start, tab, end, tab, text, got {row[:60]!r}")
+        start_s, end_s = (float(cell.replace(",", ".")) for cell in match.groups()[:2])
+        lines.append(Line(match[3] or "", *_checked(path, number, start_s, end_s)))
+    return lines
+
+
+def _manuscript(path: Path, content: str) -> list[Line]:
+    paragraphs = re.split(r"\n\s*\n", content)
+    return [Line(sentence) for one in paragraphs for sentence in _SENTENCE.split(" ".join(one.split()))]
+
+
+def _textgrid(path: Path, content: str) -> list[Line]:
+    """Read Praat's long and short form: without names and indices, both are the same sequence of values."""
+    tokens = _GRID_TOKEN.finditer(re.sub(r"\[\d*\]", "", content))
+    values = [match[1].replace('""', '"') if match[1] is not None else float(match[2]) for match in tokens]
+    if values[:2] != ["ooTextFile", "TextGrid"]:
+        raise LabError(f"{path}:1: a TextGrid must begin with ooTextFile and TextGrid, got {str(values[:2])[:60]}")
+    tiers: list[tuple[str, list[Line]]] = []
+    position = 5
+    try:
+        for _ in range(int(values[4])):
+            kind, name, _, _, n = values[position : position + 5]
+            position += 5
+            width = 3 if kind == "IntervalTier" else 2
+            rows = [values[position + i * width : position + (i + 1) * width] for i in range(int(n))]
+            position += int(n) * width
+            if kind == "IntervalTier":
+                tiers.append((name, [Line(text, *_checked(path, 1, start, end)) for start, end, text in rows]))
+    except (ValueError, TypeError, IndexError):
+        raise LabError(f"{path}: a TextGrid must hold as many values as it states, got another number") from None
+    several = len(tiers) > 1
+    return _in_order([replace(line, speaker=name if several else "") for name, lines in tiers for line in lines])
+
+
+def _elan(path: Path, content: str) -> list[Line]:
+    try:
+        if "<!DOCTYPE" in content or "<!ENTITY" in content:
+            raise LabError(f"{path}: an ELAN file must have no document type, got one: save it again in ELAN")
+        root = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", content))
+        slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in root.iter("TIME_SLOT")}
+        lines = []
+        for tier in root.iter("TIER"):
+            for one in tier.iter("ALIGNABLE_ANNOTATION"):
+                times = [slots.get(one.get(name)) for name in ("TIME_SLOT_REF1", "TIME_SLOT_REF2")]
+                if None not in times:
+                    speaker = tier.get("PARTICIPANT") or ""
+                    times_s = _checked(path, 1, *(float(time) / 1000 for time in times))
+                    lines.append(Line(one.findtext("ANNOTATION_VALUE") or "", *times_s, speaker))
+    except ElementTree.ParseError as error:
+        raise LabError(f"{path}:{error.position[0]}: an ELAN file must be XML, got {error}: save it again") from None
+    except ValueError:
+        raise LabError(f"{path}: TIME_VALUE must be milliseconds, got another text: save it again in ELAN") from None
+    return _in_order(lines)
+
+
+def _in_order(lines: list[Line]) -> list[Line]:
+    return sorted(lines, key=lambda line: line.start_s)
+
+
+def _checked(path: Path, number: int, start_s: float, end_s: float) -> tuple[float, float]:
+    if not 0 <= start_s <= end_s:
+        raise LabError(f"{path}:{number}: a line must end after its start, got {start_s:g} to {end_s:g} s: correct it")
+    return start_s, end_s
+
+
+def _clock_s(clock: str) -> float:
+    *hours, minutes, seconds = clock.replace(",", ".").split(":")
+    return (int(hours[0]) if hours else 0) * 3600 + int(minutes) * 60 + float(seconds)

@@ -1,0 +1,180 @@
+"""Long recordings aligned with their texts by an engine whose hypotheses are known."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipelines.features.sources import NoAudio
+from pipelines.features.sources.aligned import hypotheses, matching, source
+from pipelines.features.sources.aligned.hypotheses import DecodedWindow
+from pipelines.features.sources.aligned.source import AlignedSource
+from pipelines.features.sources.aligned.texts import Line
+from pipelines.infra.errors import LabError
+from pipelines.speech.recordings import detection
+from pipelines.speech.recordings.pieces import PieceReader
+from pipelines.whisper.engines.forced import ForcedLine
+
+SENTENCES = [
+    "Sjön är full av näckrosor.",
+    "Rasten slutar när klockan ringer.",
+    "Refrängen sitter som klister.",
+    "Är biblioteket öppet på fredagar?",
+    "Kalven diar sin mor i hagen.",
+    "Tyvärr är inte restaurangen öppen.",
+]
+EVERY_S, SPOKEN_S = 3.0, 2.0
+PARAPHRASED = 2
+
+
+class FakeEngine:
+    """Writes every sentence of the recording right; `force` finds that the paraphrased one is not said."""
+
+    can_align = True
+
+    def __init__(self):
+        self.n_decoded = 0
+
+    def log_mel(self, waveform):
+        n = len(waveform.samples)
+        return SimpleNamespace(frames=range(n // 160), padded=lambda frames: np.full((1, frames), n, np.float32))
+
+    def decode(self, windows):
+        self.n_decoded += len(windows)
+        return [SimpleNamespace(text=" ".join(SENTENCES)) for _ in windows]
+
+    def word_starts(self, windows, frames, texts):
+        return [
+            [
+                EVERY_S * i + SPOKEN_S * n / len(one.split())
+                for i, one in enumerate(SENTENCES)
+                for n in range(len(one.split()))
+            ]
+            for _ in texts
+        ]
+
+
+def force(engine, log_mel, lines):
+    scores = []
+    for line in lines:
+        n = next((n for n, one in enumerate(SENTENCES) if one == line), PARAPHRASED)
+        scores.append(ForcedLine(EVERY_S * n + 0.2, *((-0.5, -1.0) if line in SENTENCES else (-3.0, -20.0))))
+    return scores
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path):
+    fake = FakeEngine()
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(source.environment, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(source, "open_aligner", lambda ref, language: fake)
+    monkeypatch.setattr(source.whisper_model, "resolve", lambda uri: uri)
+    monkeypatch.setattr(source.whisper_model, "identity", lambda ref: {"weights_sha256": ref})
+    monkeypatch.setattr("pipelines.whisper.engines.forced.force", force)
+    monkeypatch.setattr(detection, "open_detector", detection.AnySound)
+    return fake
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One recording of six sentences, with subtitles 2 s late, of which one is a paraphrase."""
+    path = tmp_path / "talks"
+    path.mkdir()
+    sentence = np.concatenate([np.full(int(SPOKEN_S * 16_000), 0.3), np.zeros(int((EVERY_S - SPOKEN_S) * 16_000))])
+    soundfile.write(path / "talk.wav", np.tile(sentence, len(SENTENCES)), 16_000)
+    cues = []
+    for n, text in enumerate(SENTENCES):
+        start_s = 2 + EVERY_S * n
+        text = "Låten är svår att glömma." if n == PARAPHRASED else text
+        cues.append(f"00:00:{start_s:06.3f} --> 00:00:{start_s + SPOKEN_S:06.3f}\n{text}\n")
+    (path / "talk.vtt").write_text("WEBVTT\n\n" + "\n".join(cues), "utf-8")
+    return path
+
+
+def test_shifted_subtitles_become_clips_at_pauses(engine, folder):
+    examples = list(AlignedSource(str(folder)).examples())
+    clips = [one for one in examples if not isinstance(one.audio, NoAudio)]
+    rejected = [one.audio.reason for one in examples if isinstance(one.audio, NoAudio)]
+    assert [one.text for one in clips] == [text for n, text in enumerate(SENTENCES) if n != PARAPHRASED]
+    assert rejected == ["paraphrased"]
+    for n, clip in zip((0, 1, 3, 4, 5), clips, strict=True):
+        assert abs(clip.excerpt.start_s - EVERY_S * n) <= 0.2
+        assert abs(clip.excerpt.end_s - EVERY_S * n - SPOKEN_S) <= 0.2
+    assert all(float(clip.meta["score"]) < 0 for clip in clips)
+
+
+def test_stored_windows_are_not_decoded_again(engine, folder, tmp_path):
+    first = list(AlignedSource(str(folder)).examples())
+    n_decoded = engine.n_decoded
+    for path in (tmp_path / "cache/aligned").glob("*.json"):
+        path.unlink()  # as if the run was killed before the passages were written
+    (journal,) = (tmp_path / "cache/aligned").glob("*.jsonl")
+    rows = journal.read_text("utf-8").splitlines()
+    journal.write_text("\n".join(rows[:-1]) + '\n{"end": {"dur', "utf-8")
+    again = list(AlignedSource(str(folder)).examples())
+    assert n_decoded > 0
+    assert engine.n_decoded == n_decoded
+    assert [one.id for one in again] == [one.id for one in first]
+    assert json.loads(journal.read_text("utf-8").splitlines()[-1])["end"]["duration_s"] == 18.0
+
+
+def test_identity_names_audio_text_model_and_settings(engine, folder):
+    plain = AlignedSource(str(folder)).identity()
+    assert plain == AlignedSource(str(folder)).identity()
+    assert AlignedSource(str(folder), aligner="other").identity() != plain
+    assert AlignedSource(str(folder), min_logprob=-5.0).identity() != plain
+    (folder / "talk.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:02.000\nHej\n", "utf-8")
+    assert AlignedSource(str(folder)).identity() != plain
+    assert engine.n_decoded == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [((), "a text of the same name"), (("talk.srt", "talk.sv.vtt"), "must have one text")],
+)
+def test_folder_without_pairs_is_refused(tmp_path, names, message):
+    for name in ("talk.wav", *names):
+        (tmp_path / name).write_text("")
+    with pytest.raises(LabError, match=message):
+        source.find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(("shift_s", "drift"), [(2.0, 1.0), (-40.0, 1.01), (0.0, 25 / 24)])
+def test_shift_and_drift_of_subtitles_are_fitted(shift_s, drift):
+    texts = [f"{a} {b} på {c}" for a in SENTENCES[:5] for b in SENTENCES[:4] for c in ("torget", "landet")]
+    lines, windows = [], []
+    for n, text in enumerate(texts):
+        words, real_s = text.split(), 10.0 * n + 50
+        starts_s = [real_s + 0.5 * i for i in range(len(words))]
+        windows.append(DecodedWindow(real_s, real_s + 8, [[real_s, real_s + 8]], words, starts_s))
+        lines.append(Line(text, (real_s + shift_s) / drift, (real_s + 0.5 * len(words) + shift_s) / drift))
+    predicted = matching.predict(lines, windows)
+    assert np.abs(predicted[:, 0] - [window.start_s for window in windows]).max() < 0.7
+
+
+def test_manuscript_lines_that_are_not_read_have_no_time():
+    windows = [
+        DecodedWindow(10.0 * n, 10.0 * n + 8, [], text.split(), [10.0 * n + i for i in range(len(text.split()))])
+        for n, text in enumerate(SENTENCES)
+    ]
+    skipped = [Line("Ett helt annat kapitel med ord som ingen har uttalat här.")] * 20
+    predicted = matching.predict([*skipped, *(Line(text) for text in SENTENCES)], windows)
+    assert np.isnan(predicted[0]).all()
+    assert np.abs(predicted[20:, 0] - 10.0 * np.arange(6)).max() < 3
+
+
+def test_pieces_equal_the_decoded_recording(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 100 * 16_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    reader = PieceReader(tmp_path / "a.wav")
+    for start_s, end_s in ((1.0, 2.5), (29.0, 31.0), (95.5, 100.0), (2.0, 3.0)):
+        expected = samples[int(start_s * 16_000) : int(end_s * 16_000)]
+        np.testing.assert_array_equal(reader.read(start_s, end_s), expected)
+
+
+def test_window_without_alignment_spreads_its_words(tmp_path, folder, engine):
+    engine.word_starts = lambda windows, frames, texts: [[] for _ in texts]
+    recording = hypotheses.decode(folder / "talk.wav", tmp_path / "a.jsonl", engine)
+    assert len(recording.windows[0].starts_s) == len(recording.windows[0].words)

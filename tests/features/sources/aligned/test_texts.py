@@ -1,0 +1,73 @@
+"""Texts beside long recordings: every format as lines with times, and one clear line for a malformed one."""
+
+import pytest
+
+from pipelines.features.sources.aligned import texts
+from pipelines.infra.errors import LabError
+
+SHORT_GRID = (
+    'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n4\n<exists>\n1\n"IntervalTier"\n"ord"\n0\n4\n2\n'
+    '0\n1.5\n""\n1.5\n4\n"Säg ""hej"" 2 gånger."\n'
+)
+LONG_GRID = (
+    'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\nxmax = 4\ntiers? <exists>\nsize = 1\nitem []:\n'
+    '    item [1]:\n        class = "IntervalTier"\n        name = "ord"\n        xmin = 0\n        xmax = 4\n'
+    "        intervals: size = 2\n        intervals [1]:\n            xmin = 0\n            xmax = 1.5\n"
+    '            text = ""\n        intervals [2]:\n            xmin = 1.5\n            xmax = 4\n'
+    '            text = "Säg ""hej"" 2 gånger."\n'
+)
+ELAN = (
+    '<?xml version="1.0" encoding="UTF-8"?><ANNOTATION_DOCUMENT><TIME_ORDER>'
+    '<TIME_SLOT TIME_SLOT_ID="a" TIME_VALUE="1500"/><TIME_SLOT TIME_SLOT_ID="b" TIME_VALUE="4000"/></TIME_ORDER>'
+    '<TIER PARTICIPANT="Anna"><ANNOTATION><ALIGNABLE_ANNOTATION TIME_SLOT_REF1="a" TIME_SLOT_REF2="b">'
+    "<ANNOTATION_VALUE>Hej då.</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION></TIER></ANNOTATION_DOCUMENT>"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("a.srt", "1\n00:00:01,500 --> 00:00:04,000\n<i>Hej</i>\n- då.\n\n2\n", [("Hej då.", 1.5, 4, "")]),
+        ("a.srt", "\ufeff1\r\n0:01,5 --> 0:04,0\r\n{\\an8}Hej då.\r\n", [("Hej då.", 1.5, 4, "")]),
+        (
+            "a.vtt",
+            "WEBVTT\n\nNOTE Hej\n\nid\n00:01.500 --> 00:04.000 align:start\n<v.loud Anna>Hej &amp; <c>då</c>.</v>\n",
+            [("Hej & då.", 1.5, 4, "Anna")],
+        ),
+        ("a.vtt", "WEBVTT\n\n00:01.500 --> 00:04.000\n<v A>Hej\n<v B>Nej\n", [("Hej Nej", 1.5, 4, "")]),
+        (
+            "a.txt",
+            "Hej då. Vem\när det?\n\nJag\n",
+            [(text, None, None, "") for text in ("Hej då.", "Vem är det?", "Jag")],
+        ),
+        ("a.txt", "1.5\t4\tHej då.\n\\\t100\t200\n5\t6\t\n", [("Hej då.", 1.5, 4, "")]),
+        ("a.TextGrid", SHORT_GRID, [('Säg "hej" 2 gånger.', 1.5, 4, "")]),
+        ("a.TextGrid", LONG_GRID, [('Säg "hej" 2 gånger.', 1.5, 4, "")]),
+        ("a.eaf", ELAN, [("Hej då.", 1.5, 4, "Anna")]),
+    ],
+)
+def test_every_format_gives_its_lines(tmp_path, name, content, lines):
+    (tmp_path / name).write_text(content, "utf-8")
+    assert [(one.text, one.start_s, one.end_s, one.speaker) for one in texts.read(tmp_path / name)] == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.srt", "1\n00:00:01 -> 00:00:04\nHej\n", "no line with a letter"),
+        ("a.srt", "1\n1 --> 2\nHej\n", r"a\.srt:2: a cue's times"),
+        ("a.srt", "1\n00:00:04,000 --> 00:00:01,000\nHej\n", r"a\.srt:2: a line must end after"),
+        ("a.txt", "1\t2\tHej\nx\n", r"a\.txt:2: a label"),
+        ("a.txt", "Hej " * 400, "at most 1,000 characters"),
+        ("a.TextGrid", "hej", "must begin with ooTextFile"),
+        ("a.TextGrid", SHORT_GRID.replace("4\n2\n", "4\n9\n"), "as many values"),
+        ("a.eaf", "<a>", r"a\.eaf:1: an ELAN file must be XML"),
+        ("a.eaf", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "no document type"),
+        ("a.eaf", ELAN.replace("1500", "snart"), "must be milliseconds"),
+    ],
+)
+def test_malformed_text_gives_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content, "utf-8")
+    with pytest.raises(LabError, match=message) as error:
+        texts.read(tmp_path / name)
+    assert "\n" not in str(error.value)
