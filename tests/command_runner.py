@@ -177,7 +177,7 @@ class CommandRunner:
             assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), f"the Makefile has no {name}"
         plan = self.finish(f"{text} --dry-run --no-print-directory", variables)
         lines = [line for line in plan.out.splitlines() if re.match(r"\.venv/bin/python (-m pipelines|app\.py)", line)]
-        assert lines or arguments[0].startswith(("test", "lint", "solutions")), plan
+        assert lines or arguments[0].startswith(("test", "lint", "solutions", "pages")), plan
         for line in lines:
             self.run(pages.Command(line + (" --dry-run" if "pipelines run" in line else "")))
 
