@@ -68,6 +68,9 @@ def recipe(
 
     Example: python -m pipelines recipe tour --set training.steps=60
     """
+    from pipelines.recipes.commands import LATE_SETTINGS
+
     loaded = load_recipe(recipe, set_)
     settings = loaded.settings() | (loaded.search_settings() if loaded.search.space else {})
+    settings |= {name: value for name, value in LATE_SETTINGS.items() if name not in settings}
     print_result(as_json, settings, "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items()))

@@ -14,7 +14,7 @@ from pipelines.recipes.data_settings import GuardSettings
 from pipelines.recipes.loading import load, names
 from pipelines.recipes.settings import Recipe
 
-_LATE = {"curation.corrections": ""}
+LATE_SETTINGS = {"curation.corrections": ""}
 """Settings that a dump leaves out with their default."""
 
 
@@ -48,10 +48,10 @@ def recipe_options(recipe: Recipe) -> list[str]:
 def _options_from(name: str, settings: dict[str, Any]) -> list[str] | None:
     """Return the options that turn the recipe `name` into `settings`; None if there is no such recipe."""
     try:
-        start = _LATE | load(name).settings()
+        start = LATE_SETTINGS | load(name).settings()
     except LabError:
         return None
-    settings = _LATE | settings
+    settings = LATE_SETTINGS | settings
     start |= _guard_defaults(settings, start)
     changed = [f"{setting}={_as_text(value)}" for setting, value in settings.items() if start[setting] != value]
     return ["--recipe", name, *(word for assignment in changed for word in ("--set", assignment))]

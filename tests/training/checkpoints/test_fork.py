@@ -12,10 +12,10 @@ import torch
 from log_recorder import record_log
 from safetensors.torch import load_file
 
+from pipelines.features.data_card.markdown import inline
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
-from pipelines.training import model_card
 from pipelines.training import pipeline as training_pipeline
 from pipelines.training.callbacks import progress
 from pipelines.training.checkpoints import fork as checkpoints_fork
@@ -74,7 +74,7 @@ def test_fork_starts_from_weights_and_records_them(toy_settings, toy_cache, toy_
     assert facts["base"] == f"(a local path) @ {base.revision}", "a revision that exists"
     origin = f"run {run_digest} step 3, tuned from {facts['base']}"
     assert inference_pipeline.model_info(whisper_model.resolve(made.uri))["base"] == origin
-    assert f"from {model_card._inline(origin)}; learning rate" in Path(made.uri, "README.md").read_text("utf-8")
+    assert f"from {inline(origin)}; learning rate" in Path(made.uri, "README.md").read_text("utf-8")
     assert lineage_of_model.origin_of({**facts, "base": f"a/b @ {run_digest} step 3"}).endswith("tuned from a/b")
     identity = json.loads((Path(made.uri).parent / "run.json").read_text())
     assert {name.removeprefix("fork."): value for name, value in identity.items() if "fork." in name} == lineage
