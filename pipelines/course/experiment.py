@@ -7,6 +7,7 @@ Experiment.readme(text, comparison) -> the text of a README, for the student to 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,22 @@ import pandas as pd
 from pipelines import recipes
 from pipelines.experiments import series
 from pipelines.experiments.comparison.compare import Comparison, compare
+from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.cache import FeatureCache
+from pipelines.infra import console
 from pipelines.infra.errors import LabError
+from pipelines.recipes.base_settings import flatten
 from pipelines.recipes.settings import Recipe
+from pipelines.training.run import NOT_IN_IDENTITY
 
 DATA_GROUPS = ("source", "curation", "features", "augment")
 """Groups of settings whose change is data-centric; all others are model-centric."""
+_IN_A_SCORE = ("model.base", "evaluation.beam_size")
+_NO_CHANGE = {
+    *(name for name in NOT_IN_IDENTITY if name not in _IN_A_SCORE),
+    *("name", "features.workers", "features.shard_clips", "features.max_rejected_share"),
+}
+"""Settings that change neither weights nor transcripts."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +64,29 @@ class Experiment:
     def run(self, runs: str | Path = "") -> Comparison:
         """Train and score each run that has no report yet; return the comparison. An interrupted call continues.
 
-        Raises LabError if a run failed, with its reason.
+        Raises LabError if the change gives another test set, before anything is trained, or if a run failed, with its
+        reason.
         """
+        self._require_same_test_set(runs)
         pairs = [recipe for pair in zip(self.baseline, self.idea, strict=True) for recipe in pair]
         result = series.run(pairs, runs=runs)
         if result.failed:
             raise LabError(f"{len(result.failed)} of {len(pairs)} runs failed. {result.failed[0]}")
         folders = [str(report.folder) for report in (*result.reports[::2], *result.reports[1::2])]
         return compare(folders, runs=runs)
+
+    def _require_same_test_set(self, runs: str | Path) -> None:
+        try:
+            with console.silenced():
+                caches = [feature_pipeline.run(one[0], runs=runs) for one in (self.baseline, self.idea)]
+        except LabError:
+            return  # a label model may have to be trained first; for all else the series gives the reason
+        before, after = map(_test_clips, caches)
+        if before != after:
+            raise LabError(
+                f"both recipes must have the same test set, but {self.setting} changes it: {len(before)} clips before, "
+                f"{len(after)} after, {len(before & after)} in both. Change what is trained, not what is scored"
+            )
 
     def readme(self, hypothesis: str, comparison: Comparison) -> str:
         """Return the Markdown text of a README: what is known is filled in, the rest is marked TODO."""
@@ -83,7 +110,12 @@ class Experiment:
         )
 
     def share_commands(self, space: str, comparison: Comparison) -> str:
-        """Return the commands that publish the best model and its Space `owner/name`; nothing is executed."""
+        """Return the commands that publish the best model and its Space `owner/name`; nothing is executed.
+
+        Raises LabError if `space` is neither empty nor of this form.
+        """
+        if space and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(space)):
+            raise LabError(f"space must be owner/name, such as anna/my-experiment, got {space!r}")
         model = comparison.best.reports[0].lineage["digest"]
         folder = Path(comparison.runs) / comparison.best.reports[0].lineage["recipe"] / f"train-{model}" / "model"
         name = space or "YOUR-NAME/my-experiment"
@@ -93,7 +125,7 @@ class Experiment:
                 "hf auth login",
                 f"python -m pipelines publish {shlex.quote(str(folder))} {uri}",
                 f"python -m pipelines publish-space {name} --model {uri}",
-                f"Then make it public: https://huggingface.co/spaces/{name}/settings, Change visibility.",
+                f"# Then make it public: https://huggingface.co/spaces/{name}/settings, Change visibility.",
             )
         )
 
@@ -105,22 +137,47 @@ def plan(
 
     Raises LabError unless `change` is one setting with a new value, and the seeds are at least two different numbers.
     """
-    if len(change) != 1:
-        raise LabError(
-            f"change must be one setting and its value, such as {{'model.dropout': 0.1}}, got {len(change)}: "
-            "if two things change, you cannot know which of them helped"
-        )
-    if len(set(seeds)) < 2:
-        raise LabError(f"seeds must be at least two different numbers, got {list(seeds)}: one training may be luck")
-    ((setting, after),) = change.items()
+    setting, after = _one_setting(change)
+    seeds = _different_seeds(seeds)
     common = dict(overrides or {})
-    baseline = [recipes.load(recipe, {**common, "training.seed": seed}) for seed in dict.fromkeys(seeds)]
+    baseline = [recipes.load(recipe, {**common, "training.seed": seed}) for seed in seeds]
     name = f"{baseline[0].name[:30]}-idea"
-    idea = [
-        recipes.load(recipe, {**common, "name": name, "training.seed": seed, setting: after})
-        for seed in dict.fromkeys(seeds)
-    ]
+    idea = [recipes.load(recipe, {**common, "name": name, "training.seed": seed, setting: after}) for seed in seeds]
     before, value = (one[0].settings().get(setting) for one in (baseline, idea))
     if before == value:
         raise LabError(f"change must differ from the recipe, but {setting} is {before!r} there already")
     return Experiment(tuple(baseline), tuple(idea), setting, before, value)
+
+
+def _one_setting(change: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the name and the new value of the only setting of `change`; groups may be nested."""
+    expected = "change must be one setting and its value, such as {'model.dropout': 0.1}"
+    if not isinstance(change, Mapping):
+        raise LabError(f"{expected}, got {change!r}")
+    flat = flatten({str(name): value for name, value in change.items()})
+    if len(flat) != 1:
+        raise LabError(f"{expected}, got {len(flat)}: if two things change, you cannot know which of them helped")
+    ((setting, value),) = flat.items()
+    if setting == "training.seed":
+        raise LabError(f"{expected}. The seeds are a parameter of their own: seeds = [42, 43]")
+    if setting in _NO_CHANGE or setting.startswith("guards."):
+        raise LabError(f"{setting} changes neither weights nor transcripts: change another setting")
+    return setting, value
+
+
+def _different_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return the seeds without repetitions."""
+    expected = f"seeds must be at least two different numbers, such as [42, 43], got {seeds!r}"
+    try:
+        numbers = [] if isinstance(seeds, str) else list({float(seed): seed for seed in seeds}.values())
+    except (TypeError, ValueError):
+        raise LabError(expected) from None
+    if len(numbers) < 2:
+        raise LabError(f"{expected}: one training may be luck")
+    return numbers
+
+
+def _test_clips(cache: FeatureCache) -> set[tuple[str, str]]:
+    """Return id and text of each test clip."""
+    rows = cache.rows.iloc[cache.split("test")]
+    return set(zip(rows["id"], rows["text"], strict=True))

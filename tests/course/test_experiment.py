@@ -1,5 +1,7 @@
 """Tests of pipelines/course/experiment.py; notebook 05 is run in tests/cli/test_notebooks.py."""
 
+from dataclasses import replace
+
 import pytest
 import sample_reports
 
@@ -17,12 +19,43 @@ CHANGE = {"training.label_smoothing": 0.1}
         (CHANGE | {"training.steps": 3}, [1, 2], "got 2: if two things change"),
         ({"training.label_smoothing": 0}, [1, 2], "is 0.0 there already"),
         ({"training.smoothing": 0.1}, [1, 2], "unknown setting"),
-        (CHANGE, [7, 7], r"at least two different numbers, got \[7, 7\]"),
+        ({"training": {"label_smoothing": 0.1, "steps": 3}}, [1, 2], "got 2: if two things change"),
+        ("training.steps=3", [1, 2], "got 'training.steps=3'"),
+        (None, [1, 2], "got None"),
+        ({"training.seed": 9}, [1, 2], "a parameter of their own"),
+        ({"name": "other"}, [1, 2], "changes neither weights nor transcripts"),
+        ({"guards.english.source.kind": "tour-english"}, [1, 2], "changes neither weights nor transcripts"),
+        (CHANGE, [7, 7], r"at least two different numbers, such as \[42, 43\], got \[7, 7\]"),
+        (CHANGE, "42", "got '42'"),
+        (CHANGE, 42, "got 42"),
+        (CHANGE, [1, [2]], "at least two different numbers"),
+        (CHANGE, [1, 1.5], "training.seed: Input should be a valid integer"),
     ],
 )
 def test_plan_that_shows_nothing_is_refused(change, seeds, message):
     with pytest.raises(LabError, match=message):
         experiment.plan("tour", change, seeds)
+
+
+def test_nested_change_of_one_setting_is_accepted():
+    planned = experiment.plan("tour", {"source": {"train": 480}}, [1, 2])
+    assert (planned.setting, planned.before, planned.after) == ("source.train", 960, 480)
+
+
+def test_change_of_the_test_set_is_refused_before_training(toy_cache, monkeypatch):
+    def features(recipe, runs):
+        kept = toy_cache.rows["id"] != toy_cache.rows["id"][toy_cache.rows["split"] == "test"].iloc[0]
+        return replace(toy_cache, rows=toy_cache.rows[kept]) if recipe.name.endswith("idea") else toy_cache
+
+    monkeypatch.setattr(experiment.feature_pipeline, "run", features)
+    monkeypatch.setattr(experiment.series, "run", lambda *arguments, **options: pytest.fail("a training was started"))
+    with pytest.raises(LabError, match=r"the same test set, but source\.test changes it: \d+ clips before"):
+        experiment.plan("tour", {"source.test": 10}, [1, 2]).run()
+
+
+def test_space_that_is_no_owner_and_name_is_refused():
+    with pytest.raises(LabError, match=r"space must be owner/name, .* got 'https://"):
+        experiment.plan("tour", CHANGE, [1, 2]).share_commands("https://huggingface.co/spaces/a/b", None)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import sample_reports
 
 from pipelines.course import faulty_corpus, predictions
+from pipelines.experiments.comparison.compare import compare
 from pipelines.infra.errors import LabError
 
 
@@ -165,3 +166,24 @@ def test_machine_without_espeak_leaves_the_corpus_out(toy_settings, monkeypatch,
     assert capsys.readouterr().out == (
         "This part is left out: espeak-ng is missing. Run: pip install espeakng-loader\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("speakers", "line"),
+    [
+        (None, "12 speakers: 6 better, 6 equal, 0 worse."),
+        ("", "The speakers of this test set are unknown."),
+    ],
+)
+def test_speakers_are_counted_over_all_seeds(tmp_path, speakers: str | None, line: str, capsys):
+    table = sample_reports.rows() if speakers is None else sample_reports.rows().assign(speaker=speakers)
+
+    def better(row):
+        return 2 if row.gender == "female" else 3
+
+    reports = [
+        sample_reports.report(tmp_path, name, sample_reports.wrong(errors), table=table, seed=seed)
+        for name, seed, errors in (("a", 1, 3), ("a", 2, 3), ("b", 1, 3), ("b", 2, better))
+    ]
+    predictions.check_speakers(compare([one.folder for one in reports], runs=tmp_path), 6)
+    assert capsys.readouterr().out.splitlines()[0] == line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -74,3 +75,18 @@ def test_samples_are_shown_by_step(tmp_path, toy_cache):
 def test_model_from_another_machine_has_no_samples(tmp_path, toy_cache):
     shown = figures.samples(SimpleNamespace(uri=str(tmp_path / "model")), toy_cache).data
     assert "There are no texts" in shown
+
+
+@pytest.mark.parametrize("source", [{"kind": "newer"}, {"kind": "tour", "newer": 1}, {"kind": "mix"}])
+def test_errors_of_a_source_of_another_version_have_no_sound(reports, source):
+    after = replace(reports["after"], lineage={**reports["after"].lineage, "settings": {"source": source}})
+    findings = [
+        SimpleNamespace(
+            experiment=SimpleNamespace(name=name, reports=(report,), lineages=[report.lineage], tuned=name == "after"),
+            score=report.score,
+        )
+        for name, report in (("before", reports["before"]), ("after", after))
+    ]
+    shown = figures.compared_errors(findings, 2).data
+    assert shown.count("<tr>") == 1 + 2
+    assert "does not know the source" in shown

@@ -236,7 +236,9 @@ class Comparison:
         }
 
 
-def compare(names: Sequence[str], baseline: str = "", *, by: str = LAB, runs: str | Path = "") -> Comparison:
+def compare(
+    names: str | Path | Sequence[str | Path], baseline: str = "", *, by: str = LAB, runs: str | Path = ""
+) -> Comparison:
     """Compare the experiments `names` with `baseline`, by default with the first of them.
 
     Each name is a report's folder, a run's folder or a recipe (lookup.find). A single tuned experiment is compared with
@@ -245,6 +247,7 @@ def compare(names: Sequence[str], baseline: str = "", *, by: str = LAB, runs: st
     normalisers, or if there is nothing to compare with.
     """
     check_decoder(by)
+    names = [names] if isinstance(names, str | Path) else names
     matches = [lookup.find(name, runs) for name in ([baseline] if baseline else []) + list(names)]
     reports = list({report.folder.resolve(): report for reports in matches for report in reports}.values())
     if not reports:

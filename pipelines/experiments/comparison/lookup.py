@@ -73,12 +73,15 @@ class Experiment:
         return [scoring.count_edits(table["reference"].tolist(), table["hypothesis"].tolist()) for table in tables]
 
 
-def find(name: str, runs: str | Path = "", *, log_older: bool = True) -> list[EvalReport]:
+def find(name: str | Path, runs: str | Path = "", *, log_older: bool = True) -> list[EvalReport]:
     """Return the reports that `name` refers to: one for the folder of a report.
 
     For the folder of a run, `runs/<recipe>`, or a recipe: the newest test report of a tuned model, and the reports of
     the same experiment with other seeds. Raise LabError if there is none.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise LabError(f"an experiment must be the name of a recipe or a folder, got {name!r}")
+    name = str(name)
     path = Path(name).expanduser()
     if (path / manifest.MANIFEST).is_file():
         return [_read(path)]

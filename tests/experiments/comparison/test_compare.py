@@ -529,3 +529,15 @@ def test_outdated_normaliser_is_refused(runs: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(text, "NORMALISER", "99")
     with pytest.raises(LabError, match="was scored under normaliser 1, this version has 99"):
         compare("raw", "better", runs=runs)
+
+
+def test_one_name_and_folders_as_paths_are_accepted(tmp_path):
+    sample_reports.report(tmp_path, "base", sample_reports.wrong(4), tuned=False)
+    other = sample_reports.report(tmp_path, "raw", sample_reports.wrong(3))
+    assert [comparison.compare(names, runs=tmp_path).best.name for names in ("raw", other.folder)] == ["raw", "raw"]
+
+
+@pytest.mark.parametrize("name", [5, None, ""])
+def test_experiment_that_is_no_name_is_one_line(tmp_path, name):
+    with pytest.raises(LabError, match=r"must be the name of a recipe or a folder, got "):
+        comparison.compare([name], runs=tmp_path)
