@@ -76,7 +76,7 @@ def _number(prediction: Any, name: str = "PREDICTION") -> float:
         number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1) if text else float(prediction)
         if math.isfinite(number):
             return number
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     shown = " ".join(repr(prediction).split())[:40]
     none = ", or None for no prediction" if name == "PREDICTION" else ""
@@ -195,21 +195,33 @@ def check_wait(base: Transcriber, tuned: Transcriber, example: Example, predicti
     compare(prediction, base_s / tuned_s, within=1.5, unit=" times", why=why)
 
 
-def check_noise(transcriber: Transcriber, examples: Sequence[Example], prediction: Any, snr_db: float = 10.0) -> HTML:
-    """Check the WER of examples with white noise at `snr_db` decibels; return clean and noisy ones as a table."""
-    random, rows, texts = np.random.default_rng(0), [], []
+def check_noise(
+    transcriber: Transcriber, examples: Sequence[Example], prediction: Any, snr_db: float = 10.0
+) -> HTML | None:
+    """Check the WER of examples with white noise at `snr_db` decibels; return clean and noisy ones as a table.
+
+    Prints which examples are left out because they cannot be decoded or scored; returns None if no one is left.
+    """
+    random, rows, texts, said = np.random.default_rng(0), [], [], []
     for example in examples:
-        clean = audio.decode(example.audio).samples
+        try:
+            clean = audio.decode(example.audio).samples
+            scoring.count_edits([example.text], [""])
+        except LabError as error:
+            print(f"{example.id} is left out: {error}")
+            continue
         power = float(np.mean(clean**2)) / 10 ** (snr_db / 10)
         noisy = (clean + np.sqrt(power) * random.standard_normal(len(clean))).astype(np.float32)
         texts.append([transcriber.transcribe(Waveform(samples)).text for samples in (clean, noisy)])
+        said.append(example.text)
         sound = audio_uri.player(audio_cells.encode(noisy, SAMPLE_RATE_HZ))
         rows.append({"with noise": sound, "said": example.text, "clean": texts[-1][0], "noisy": texts[-1][1]})
-    said = [example.text for example in examples]
+    if not said:
+        return print("There is no clip that can be scored.")
     edits = [scoring.count_edits(said, list(column)) for column in zip(*texts, strict=True)]
     clean_wer, wer = (float(one.word_edits.sum() / one.words.sum()) for one in edits)
     print(f"WER of these {len(said)} clips without noise: {clean_wer:.2f}.")
-    why = "The tour has almost no noise, so the model has not learned to ignore it. Training with noise helps."
+    why = "A model learns to ignore noise from training clips with noise; those of the tour have almost none."
     compare(prediction, wer, within=0.15, why=why)
     return html_table(rows, as_html=["with noise"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import sample_reports
 
 from pipelines.course import faulty_corpus, predictions
 from pipelines.experiments.comparison.compare import compare
+from pipelines.features.sources import Example
 from pipelines.infra.errors import LabError
+from pipelines.speech import audio_cells
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,11 @@ def test_reason_is_printed_with_a_prediction_only(capsys):
     assert "Because." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("prediction", ["much", True, float("nan"), float("inf"), "", [1], {}, 1j], ids=repr)
+@pytest.mark.parametrize(
+    "prediction",
+    ["much", True, 10**400, float("nan"), float("inf"), "", [1], {}, 1j],
+    ids=lambda value: repr(value)[:9],
+)
 def test_prediction_that_is_no_number_is_one_line(prediction):
     with pytest.raises(LabError, match=r"^PREDICTION must be a number, such as 0\.5, or None .*, got .*$"):
         predictions.compare(prediction, 1, within=0.1)
@@ -187,3 +194,17 @@ def test_speakers_are_counted_over_all_seeds(tmp_path, speakers: str | None, lin
     ]
     predictions.check_speakers(compare([one.folder for one in reports], runs=tmp_path), 6)
     assert capsys.readouterr().out.splitlines()[0] == line
+
+
+def test_noise_leaves_out_clips_that_cannot_be_scored(capsys):
+    tone = audio_cells.encode(0.1 * np.sin(np.arange(1_600, dtype=np.float32)), 16_000)
+    silence = audio_cells.encode(np.zeros(1_600, np.float32), 16_000)
+    sounds = {"tone": (tone, "Hej."), "silent": (silence, "Hej."), "text": (b"no audio", "Hej."), "empty": (tone, "")}
+    examples = [Example(name, "test", text, sound) for name, (sound, text) in sounds.items()]
+    model = SimpleNamespace(transcribe=lambda sound: SimpleNamespace(text="Hej."))
+    assert predictions.check_noise(model, examples, 0).data.count("<audio") == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" is left out: ")[0] for line in lines[:2]] == ["text", "empty"]
+    assert lines[2] == "WER of these 2 clips without noise: 0.00."
+    assert predictions.check_noise(model, [], 0) is None
+    assert capsys.readouterr().out == "There is no clip that can be scored.\n"
