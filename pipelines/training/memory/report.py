@@ -69,7 +69,7 @@ class MemoryReport:
         verdict = "fits" if self.fits else "does not fit"
         lines += [f"  {'total':<36}{_gb(self.estimate.total):>10}  {verdict} into {_gb(device.memory)}"]
         if self.options:
-            lines += ["settings that make it fit, those that cost least first:"]
+            lines += ["settings that need less, those that cost least first:"]
             for option in self.options:
                 texts = " ".join(f"--set {name}={json.dumps(v).strip(chr(34))}" for name, v in option.settings.items())
                 lines += [f"  {_gb(option.estimate.total):>9}  {'fits' if option.fits else 'no  '}  {texts}"]
