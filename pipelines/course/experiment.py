@@ -64,8 +64,8 @@ class Experiment:
     def run(self, runs: str | Path = "") -> Comparison:
         """Train and score each run that has no report yet; return the comparison. An interrupted call continues.
 
-        Raises LabError if the change gives another test set, before anything is trained, or if a run failed, with its
-        reason.
+        Raises LabError if the features cannot be computed or the change gives another test set, before anything is
+        trained, or if a run failed, with its reason.
         """
         self._require_same_test_set(runs)
         pairs = [recipe for pair in zip(self.baseline, self.idea, strict=True) for recipe in pair]
@@ -80,7 +80,9 @@ class Experiment:
             with console.silenced():
                 caches = [feature_pipeline.run(one[0], runs=runs) for one in (self.baseline, self.idea)]
         except LabError:
-            return  # a label model may have to be trained first; for all else the series gives the reason
+            if self.idea[0].curation.label_model.startswith("run:"):
+                return  # it may be trained by the series
+            raise
         before, after = map(_test_clips, caches)
         if before != after:
             raise LabError(

@@ -53,6 +53,13 @@ def test_change_of_the_test_set_is_refused_before_training(toy_cache, monkeypatc
         experiment.plan("tour", {"source.test": 10}, [1, 2]).run()
 
 
+def test_change_without_features_fails_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment.series, "run", lambda *arguments, **options: pytest.fail("a training was started"))
+    missing = {"source.path": str(tmp_path / "none")}
+    with pytest.raises(LabError, match="none"):
+        experiment.plan("own", missing, [1, 2], {"source.path": str(tmp_path / "none either")}).run(tmp_path)
+
+
 def test_space_that_is_no_owner_and_name_is_refused():
     with pytest.raises(LabError, match=r"space must be owner/name, .* got 'https://"):
         experiment.plan("tour", CHANGE, [1, 2]).share_commands("https://huggingface.co/spaces/a/b", None)
