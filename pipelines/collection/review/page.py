@@ -65,7 +65,7 @@ class Handlers:
         import gradio as gr
 
         try:
-            if session and (item := self.queue.next(session)):
+            if session and (item := self.queue.shown(session)):
                 self.queue.decide(item.id, verdict, str(after or ""), str(reviewer or ""))
         except LabError as error:
             gr.Warning(html.escape(str(error)), title=TEXTS[language]["not_stored"])

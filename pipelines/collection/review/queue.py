@@ -65,6 +65,7 @@ class Queue:
         self._drawn = sorted(self.items, key=lambda name: hashlib.sha256(name.encode()).digest())
         self._log, self._path, self._model = corrections.open_log(path), path, model
         self._lock, self._claims = threading.Lock(), dict[str, tuple[str, float]]()
+        self._shown: dict[str, str] = {}
         corrections.read(path)
         with self._log.locked():
             if not path.exists():
@@ -84,7 +85,16 @@ class Queue:
                 mine = next((name for name in order if name not in done and name not in self._claims), None)
             if mine is not None:
                 self._claims[mine] = (session, now)
+                self._shown[session] = mine
+            else:
+                self._shown.pop(session, None)
             return None if mine is None else self.items[mine]
+
+    def shown(self, session: str) -> Item | None:
+        """Return the clip that `next` returned last, even if its claim has expired or another process decided on it."""
+        with self._lock:
+            name = self._shown.get(session)
+            return None if name is None else self.items[name]
 
     def decide(self, name: str, verdict: str, after: str, reviewer: str) -> None:
         """Append a decision about a clip of this queue. Raises LabError for one that cannot be stored."""

@@ -48,6 +48,18 @@ def test_decision_is_stored_and_the_next_clip_shown(handlers):
     assert {name: one.after for name, one in corrections.read(handlers.queue._path).items()} == {"a": "hej då", "b": ""}
 
 
+def test_decision_is_about_the_clip_that_was_heard(handlers, monkeypatch):
+    path = handlers.queue._path
+    assert "hej" in handlers.show("s", "en")[1]
+    Queue([*handlers.queue.items.values()], path, "m").decide("a", "reject", "", "another process")
+    handlers.decide("accept", "s", "", "", "en")
+    assert {name: one.verdict for name, one in corrections.read(path).items()} == {"a": "accept"}
+    monkeypatch.setattr("pipelines.collection.review.queue.CLAIM_S", -1.0)  # a long pause: another session has it now
+    handlers.show("t", "en")
+    handlers.decide("correct", "s", "två tre", "", "en")
+    assert corrections.read(path)["b"].after == "två tre"
+
+
 def test_visitor_without_a_session_decides_nothing(handlers):
     handlers.decide("reject", None, "", "", "en")
     assert corrections.read(handlers.queue._path) == {}
