@@ -239,6 +239,8 @@ def _apply_corrections(
     """
     if not (decisions := corrections.load(settings.corrections)):
         return set()
+    if cache.identity.get("curation.corrections") != corrections.digest_of(decisions):
+        raise LabError("the table of curation.corrections has changed while the cache was made: run this again")
     kept = cache.rows[(cache.rows["split"] == "train") & ~cache.rows["id"].isin(result.dropped.keys())]
     texts = dict(zip(kept["id"], kept["text"], strict=True))
     reviewed = {name for name, one in decisions.items() if texts.get(name) == one.before}

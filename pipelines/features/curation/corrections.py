@@ -35,7 +35,12 @@ class Correction:
 
 def open_log(path: Path) -> CsvLog:
     """Return the table at `path`, to append to."""
-    return CsvLog(path, COLUMNS, remedy="free space or name another table", foreign_remedy="name another table")
+    return CsvLog(
+        path,
+        COLUMNS,
+        remedy="free space or name another table",
+        foreign_remedy="save it with commas, or name another table",
+    )
 
 
 def read(path: Path) -> dict[str, Correction]:

@@ -66,6 +66,20 @@ def test_reviewers_and_times_do_not_change_the_digest(tmp_path):
     assert corrections.digest_of(corrections.load(first)) == corrections.digest_of(corrections.load(second))
 
 
+def test_table_that_changes_during_the_build_is_refused(toy_settings, toy_cache, tmp_path, monkeypatch):
+    row = toy_cache.rows[toy_cache.rows["split"] == "train"].iloc[0]
+    path, check = tmp_path / "c.csv", pipeline.availability.check_unchanged
+    recipe = toy_settings({"curation.corrections": write(path, [(row["id"], row["text"], "accept", "")])})
+
+    def decide_meanwhile(*args):
+        write(path, [(row["id"], row["text"], "reject", "")])
+        return check(*args)
+
+    monkeypatch.setattr(pipeline.availability, "check_unchanged", decide_meanwhile)
+    with pytest.raises(LabError, match="has changed while"):
+        pipeline.run(recipe, runs=tmp_path)
+
+
 def test_missing_table_is_named(toy_settings, tmp_path):
     with pytest.raises(LabError, match="which is no file"):
         pipeline.run(toy_settings({"curation.corrections": str(tmp_path / "none.csv")}), runs=tmp_path)
