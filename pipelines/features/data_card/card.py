@@ -89,7 +89,7 @@ def add(folder: Path, recipe: Recipe | None = None) -> None:
     if sealed is None or not {"identity", "counts", "shards"} <= sealed.keys():
         return
     path = folder / FILE
-    if FILE in sealed["files"] or (path.exists() and manifest.GENERATED not in path.read_text("utf-8", "replace")):
+    if path.exists() and (FILE in sealed["files"] or manifest.GENERATED not in path.read_text("utf-8", "replace")):
         return
     content = _card(caches.load(folder, sealed), sealed, read_terms(sealed["identity"], recipe))
     try:

@@ -59,6 +59,8 @@ def test_card_is_outside_the_digest_and_may_be_edited(toy_cache, copied):
     assert (copied / card.FILE).read_text() == "mine"
     (copied / card.FILE).unlink()
     caches.open_cache(copied, toy_cache.identity)
+    card.add(copied)  # a card that was removed is written again
+    assert contents(copied) == contents(toy_cache.folder)
 
 
 def test_card_of_a_person_in_an_old_cache_stays(copied):
