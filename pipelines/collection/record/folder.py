@@ -36,6 +36,7 @@ from pipelines.features.sources.draw import draw_splits
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables.formulas import decode_cell, encode_cell
+from pipelines.recipes import languages
 from pipelines.speech import marks, text
 from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 
@@ -199,7 +200,11 @@ def read_terms(path: Path) -> Terms | None:
         settings = tomllib.loads((path / SETTINGS).read_text("utf-8"))
         if settings.get("format") != _FORMAT:
             raise ValueError(f"format {settings.get('format')!r}, expected {_FORMAT}")
-        return Terms(settings["language"], settings["licence"], settings["consent"])
+        language, licence, consent = (settings[name] for name in ("language", "licence", "consent"))
+        texts = [licence, *(consent[tag] for tag in ("en", "sv"))] if isinstance(consent, dict) else [None]
+        if language not in languages.NAMES or not all(isinstance(one, str) and one.strip() for one in texts):
+            raise ValueError("language, licence, and en and sv of [consent] must be a known language and texts")
+        return Terms(language, licence, consent)
     except (OSError, ValueError, KeyError) as error:
         raise LabError(f"{path / SETTINGS} cannot be read ({error}): restore it, or name a new folder") from None
 
