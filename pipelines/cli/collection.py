@@ -154,7 +154,7 @@ def _sentences(name: str, terms: Path | None, count: int) -> list[str]:
     from pipelines.collection.record import sentences
 
     listed, words = sentences.read_sentences(name), sentences.read_terms(terms) if terms else []
-    ordered = sentences.order_by_coverage(listed, words) if words or count else listed
+    ordered = sentences.order_by_coverage(listed, words, count) if words or count else listed
     return ordered[: count or None]
 
 

@@ -17,6 +17,8 @@ TOUR = "tour"
 MAX_CHARS = 250
 """Longer sentences take more than half of the 30 s that Whisper reads at once."""
 MAX_SENTENCES = 20_000
+MAX_CHOSEN = 1_000
+"""Sentences that are put into the order of coverage: each choice looks at many of the others."""
 _CLUSTER = re.compile(r"[bcdfghjklmnpqrstvwxz]{2,}")
 _TERM_WEIGHT, _CLUSTER_WEIGHT, _LETTER_WEIGHT = 100.0, 2.0, 1.0
 """Gain of a term, a cluster of consonants and a letter that no earlier sentence has; å, ä and ö count as clusters."""
@@ -37,12 +39,12 @@ def read_terms(path: Path) -> list[str]:
     return _read_lines(path.expanduser(), "--terms", "term")
 
 
-def order_by_coverage(sentences: list[str], terms: Iterable[str] = ()) -> list[str]:
+def order_by_coverage(sentences: list[str], terms: Iterable[str] = (), count: int = 0) -> list[str]:
     """Return the sentences in greedy order: each adds most to the letters, clusters of consonants and terms so far.
 
     The gain of a sentence is divided by the number of its words, so that long sentences have no advantage. A unit that
     has been covered n times gains 1 / (n + 1)² of its weight. A term that no sentence contains is read alone. The same
-    arguments give the same order.
+    arguments give the same order. Only the first `count` are chosen so (0: MAX_CHOSEN); the others follow as listed.
     """
     term_of = {text.normalise(term): term for term in terms}
     words = [f" {text.normalise(sentence)} " for sentence in sentences]
@@ -63,6 +65,9 @@ def order_by_coverage(sentences: list[str], terms: Iterable[str] = ()) -> list[s
     while heap:
         _, index = heapq.heappop(heap)
         current = -gain(index)
+        if len(order) >= (count or MAX_CHOSEN):
+            order += [sentences[one] for one in sorted([index, *(other for _, other in heap)])]
+            break
         if heap and (current, index) > heap[0]:
             heapq.heappush(heap, (current, index))
             continue

@@ -63,3 +63,8 @@ def test_greedy_order_covers_more_than_the_list_does():
 def test_term_inside_a_word_does_not_count(tmp_path):
     (tmp_path / "terms.txt").write_text("al\n", "utf-8")
     assert order_by_coverage(["Salen var tom."], read_terms(tmp_path / "terms.txt")) == ["al", "Salen var tom."]
+
+
+def test_only_the_first_sentences_of_a_long_list_are_chosen():
+    listed = ["Hej.", "Nej.", "Stjärtmes.", "Ja."]
+    assert order_by_coverage(listed, ["stjärtmes"], 1) == ["Stjärtmes.", "Hej.", "Nej.", "Ja."]
