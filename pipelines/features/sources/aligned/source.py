@@ -13,7 +13,9 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +38,7 @@ from pipelines.whisper.engines.forced import ForcedLine
 
 logger = logging.getLogger(__name__)
 
+_LANGUAGE = re.compile(r"\.[a-z]{2,3}([-_][a-z]{2})?", re.IGNORECASE)
 CODE_VERSION = "1"
 """Raised when the same recording and text would give other clips."""
 
@@ -151,13 +154,10 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Return each recording with its text, sorted. Raises LabError if there is none, or two texts for one."""
     if not folder.is_dir():
         raise LabError(f"source.path must name a folder of recordings, got {str(folder)!r}, which is none: correct it")
-    pairs = []
-    for audio in find_audio(folder).files:
-        beside = [
-            path
-            for path in sorted(audio.parent.iterdir())
-            if path.suffix.lower() in texts.SUFFIXES and path.is_file() and _belongs(path, audio)
-        ]
+    pairs, recordings = [], find_audio(folder).files
+    found = _texts_of(recordings)
+    for audio in recordings:
+        beside = found.get(audio.with_suffix(""), [])
         if len(beside) > 1:
             raise LabError(f"{audio} must have one text, got {' and '.join(p.name for p in beside)}: remove one")
         if beside:
@@ -172,10 +172,16 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _belongs(text: Path, audio: Path) -> bool:
-    """Return True for `talk.srt` and `talk.sv.srt` beside `talk.mp3`."""
-    stem = text.stem
-    return stem == audio.stem or (stem.startswith(f"{audio.stem}.") and len(stem) - len(audio.stem) in (3, 4, 6))
+def _texts_of(recordings: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Return the texts by path of recording without suffix: `talk.srt` and `talk.sv.srt` belong to `talk.mp3`."""
+    stems, found = {audio.with_suffix("") for audio in recordings}, defaultdict(list)
+    for folder in {audio.parent for audio in recordings}:
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in texts.SUFFIXES and path.is_file():
+                stem = path.with_suffix("")
+                is_own = stem in stems or not _LANGUAGE.fullmatch(stem.suffix)
+                found[stem if is_own else stem.with_suffix("")].append(path)
+    return found
 
 
 def _example(n: int, folder: Path, audio: Path, passage: Passage, speaker: str, split: str) -> Example:

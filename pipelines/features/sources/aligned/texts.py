@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import read_text
+from pipelines.speech import marks
 
 SUFFIXES = (".srt", ".vtt", ".textgrid", ".eaf", ".txt")
 MAX_CHARS = 1_000
@@ -36,10 +37,13 @@ class Line:
 
 
 def read(path: Path) -> list[Line]:
-    """Return the lines of a text that have a letter, in order. Raises LabError, with the line, for a malformed one."""
+    """Return the lines of a text in order, without those that have no letter outside notes such as `[musik]`.
+
+    Raises LabError, with the line, for a malformed one.
+    """
     content = read_text(path).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     lines = [replace(line, text=" ".join(line.text.split())) for line in _reader(path, content)(path, content)]
-    lines = [line for line in lines if any(char.isalnum() for char in line.text)]
+    lines = [line for line in lines if any(char.isalnum() for char in marks.remove(line.text))]
     if too_long := next((line for line in lines if len(line.text) > MAX_CHARS), None):
         raise LabError(
             f"{path}: a line must have at most {MAX_CHARS:,} characters, got {len(too_long.text):,} in "
@@ -96,8 +100,12 @@ def _labels(path: Path, content: str) -> list[Line]:
 
 
 def _manuscript(path: Path, content: str) -> list[Line]:
-    paragraphs = re.split(r"\n\s*\n", content)
-    return [Line(sentence) for one in paragraphs for sentence in _SENTENCE.split(" ".join(one.split()))]
+    lines = []
+    for paragraph in re.split(r"\n\s*\n", content):
+        sentences = _SENTENCE.split(" ".join(paragraph.split()))
+        without_stops = any(len(sentence) > MAX_CHARS for sentence in sentences)
+        lines += map(Line, paragraph.split("\n") if without_stops else sentences)
+    return lines
 
 
 def _textgrid(path: Path, content: str) -> list[Line]:

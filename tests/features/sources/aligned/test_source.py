@@ -178,3 +178,10 @@ def test_window_without_alignment_spreads_its_words(tmp_path, folder, engine):
     engine.word_starts = lambda windows, frames, texts: [[] for _ in texts]
     recording = hypotheses.decode(folder / "talk.wav", tmp_path / "a.jsonl", engine)
     assert len(recording.windows[0].starts_s) == len(recording.windows[0].words)
+
+
+def test_texts_belong_to_the_recording_of_their_name(tmp_path):
+    for name in ("intro.wav", "intro.02.wav", "intro.sv.srt", "intro.02.srt", "intro.draft.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    pairs = {audio.name: text.name for audio, text in source.find_pairs(tmp_path)}
+    assert pairs == {"intro.wav": "intro.sv.srt", "intro.02.wav": "intro.02.srt"}

@@ -40,6 +40,8 @@ ELAN = (
             "Hej då. Vem\när det?\n\nJag\n",
             [(text, None, None, "") for text in ("Hej då.", "Vem är det?", "Jag")],
         ),
+        ("a.txt", "en rad utan punkt\n" * 80, [("en rad utan punkt", None, None, "")] * 80),
+        ("a.srt", "0:01,5 --> 0:04,0\n[Musik]\n\n0:01,5 --> 0:04,0\n[skratt] Hej\n", [("[skratt] Hej", 1.5, 4, "")]),
         ("a.txt", "1.5\t4\tHej då.\n\\\t100\t200\n5\t6\t\n", [("Hej då.", 1.5, 4, "")]),
         ("a.TextGrid", SHORT_GRID, [('Säg "hej" 2 gånger.', 1.5, 4, "")]),
         ("a.TextGrid", LONG_GRID, [('Säg "hej" 2 gånger.', 1.5, 4, "")]),
