@@ -65,7 +65,8 @@ def _reader(path: Path, content: str) -> Callable[[Path, str], list[Line]]:
 def _subtitles(path: Path, content: str) -> list[Line]:
     lines: list[Line] = []
     is_open = False
-    for number, row in enumerate(content.split("\n"), 1):
+    rows = content.split("\n")
+    for number, (row, following) in enumerate(zip(rows, [*rows[1:], ""], strict=True), 1):
         if "-->" in row:
             match = _CUE.fullmatch(row)
             if not match:
@@ -75,7 +76,7 @@ def _subtitles(path: Path, content: str) -> list[Line]:
             start_s, end_s = _clock_s(match[1]), _clock_s(match[2])
             lines.append(Line("", *_checked(path, number, start_s, end_s)))
             is_open = True
-        elif not row.strip():
+        elif not row.strip() or (row.strip().isdigit() and "-->" in following):  # the next cue's number
             is_open = False
         elif is_open:
             voices = {name.strip() for name in _VOICE.findall(row)} | ({lines[-1].speaker} - {""})

@@ -40,6 +40,7 @@ ELAN = (
             "Hej då. Vem\när det?\n\nJag\n",
             [(text, None, None, "") for text in ("Hej då.", "Vem är det?", "Jag")],
         ),
+        ("a.srt", "0:01,5 --> 0:04,0\nHej 2\n2\n0:05,0 --> 0:06,0\n3\n", [("Hej 2", 1.5, 4, ""), ("3", 5, 6, "")]),
         ("a.txt", "en rad utan punkt\n" * 80, [("en rad utan punkt", None, None, "")] * 80),
         ("a.srt", "0:01,5 --> 0:04,0\n[Musik]\n\n0:01,5 --> 0:04,0\n[skratt] Hej\n", [("[skratt] Hej", 1.5, 4, "")]),
         ("a.txt", "1.5\t4\tHej då.\n\\\t100\t200\n5\t6\t\n", [("Hej då.", 1.5, 4, "")]),
