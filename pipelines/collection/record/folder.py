@@ -177,6 +177,7 @@ def open_folder(path: Path, terms: Terms, given: Iterable[str] = ()) -> tuple[Ta
         if not (path / _KEY).exists():
             manifest.write_bytes(path / _KEY, secrets.token_bytes(32))
             (path / _KEY).chmod(0o600)
+            manifest.write_bytes(path / ".gitignore", f"{_KEY}\n{_LOCK}\n".encode())  # the key must not be published
         if stored is None:
             manifest.write_bytes(path / SETTINGS, _settings(terms).encode())
         return TakeFolder(path, stored or terms), lock

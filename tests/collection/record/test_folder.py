@@ -268,3 +268,9 @@ def test_killed_process_leaves_no_half_take(tmp_path):
             assert soundfile.info(folder.path / row["path"]).duration == 10
         n_reported = len(folder.takes())
     assert FolderSource(str(folder.path)).identity()
+
+
+def test_git_leaves_the_key_of_speakers_out(opened):
+    path = opened().path
+    ignored = (path / ".gitignore").read_text("utf-8").split()
+    assert ".speakers.key" in ignored and (path / ".speakers.key").is_file()
