@@ -16,7 +16,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,19 @@ class AlignedSource:
     @cached_property
     def _corpus(self) -> tuple[list[Example], frozenset[str]]:
         found = [(audio, passage) for audio, text in self._pairs for passage in self._passages(audio, text)]
+        found.sort(key=lambda one: bool(one[1].reason))  # the clips first: only they are drawn
+        n_clips = sum(not passage.reason for _, passage in found)
         files = [audio.relative_to(self._folder) for audio, _ in found]
         speakers = same_speakers(passage.speaker for _, passage in found)
         by_folder = path_splits(self.path, files)
-        if by_folder:
-            drawn = Draw(by_folder, "")
+        if by_folder or not n_clips:
+            drawn = Draw(by_folder or ["train"] * len(found), "")
         else:
             stems = [file.with_suffix("").as_posix() for file in files]
-            drawn = draw_splits(speakers, stems, [passage.text for _, passage in found], self.seed)
-        n_clips = sum(not passage.reason for _, passage in found)
-        logger.info(f"{self.path}: {n_clips:,} clips of {len(found):,} passages, {describe(drawn.splits)}")
+            texts_of_clips = [passage.text for _, passage in found[:n_clips]]
+            drawn = draw_splits(speakers[:n_clips], stems[:n_clips], texts_of_clips, self.seed)
+            drawn = replace(drawn, splits=[*drawn.splits, *["train"] * (len(found) - n_clips)])
+        logger.info(f"{self.path}: {n_clips:,} clips of {len(found):,} passages, {describe(drawn.splits[:n_clips])}")
         examples = [
             _example(n, self._folder, audio, passage, speaker, split)
             for n, ((audio, passage), speaker, split) in enumerate(zip(found, speakers, drawn.splits, strict=True))

@@ -70,8 +70,8 @@ def engine(monkeypatch, tmp_path):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(source.environment, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(source, "open_aligner", lambda ref, language: fake)
-    monkeypatch.setattr(source.whisper_model, "resolve", lambda uri: uri)
-    monkeypatch.setattr(source.whisper_model, "identity", lambda ref: {"weights_sha256": ref})
+    models = SimpleNamespace(resolve=lambda uri: uri, identity=lambda ref: {"weights_sha256": ref})
+    monkeypatch.setattr(source, "whisper_model", models)
     monkeypatch.setattr("pipelines.whisper.engines.forced.force", force)
     monkeypatch.setattr(detection, "open_detector", detection.AnySound)
     return fake
@@ -82,8 +82,9 @@ def folder(tmp_path):
     """One recording of six sentences, with subtitles 2 s late, of which one is a paraphrase."""
     path = tmp_path / "talks"
     path.mkdir()
-    sentence = np.concatenate([np.full(int(SPOKEN_S * 16_000), 0.3), np.zeros(int((EVERY_S - SPOKEN_S) * 16_000))])
-    soundfile.write(path / "talk.wav", np.tile(sentence, len(SENTENCES)), 16_000)
+    sounds = np.random.default_rng(0).uniform(-0.5, 0.5, (len(SENTENCES), int(EVERY_S * 16_000)))
+    sounds[:, int(SPOKEN_S * 16_000) :] = 0
+    soundfile.write(path / "talk.wav", sounds.ravel(), 16_000)
     cues = []
     for n, text in enumerate(SENTENCES):
         start_s = 2 + EVERY_S * n
@@ -103,6 +104,12 @@ def test_shifted_subtitles_become_clips_at_pauses(engine, folder):
         assert abs(clip.excerpt.start_s - EVERY_S * n) <= 0.2
         assert abs(clip.excerpt.end_s - EVERY_S * n - SPOKEN_S) <= 0.2
     assert all(float(clip.meta["score"]) < 0 for clip in clips)
+
+
+def test_recording_without_any_clip_gives_its_rejections(engine, folder):
+    (folder / "talk.vtt").write_text("WEBVTT\n\n00:01.000 --> 00:02.000\nHej\n", "utf-8")
+    examples = list(AlignedSource(str(folder)).examples())
+    assert examples and all(one.split == "train" and isinstance(one.audio, NoAudio) for one in examples)
 
 
 def test_stored_windows_are_not_decoded_again(engine, folder, tmp_path):
