@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from benchmarks import gpu, precision, rare_names, recordings, sides
+from benchmarks import alignment, gpu, precision, rare_names, recordings, sides
 from pipelines.features.sources.synthetic.tour_text import hand_sentences
 from pipelines.whisper import model as whisper_model
 
@@ -309,3 +309,25 @@ def test_gpu_benchmark_ends_a_cell_that_takes_too_long(tmp_path):
 def test_cells_have_different_names():
     names = [cell.name for cell in gpu.cells(gpu.SIZES)]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.slow
+def test_the_alignment_benchmark_ends_with_its_figures(tiny_folder):
+    command = [sys.executable, "benchmarks/alignment.py", "--smoke", "--model", str(tiny_folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["minutes"] >= 1 and result["sentences"] > result["clips"] > 0
+    assert result["recovered"] > 0.5 and 0 <= result["wrong"] < 0.3
+    assert result["start_s"] < 0.2 and result["end_s"] < 0.3 and result["real_time"] > 0
+
+
+def test_alignment_is_scored_by_what_is_spoken_in_each_clip():
+    spoken = [
+        alignment.Spoken(0.0, 2.0, "Hej.", "Hej."),
+        alignment.Spoken(3.0, 5.0, "Hej då.", "Hej."),
+        alignment.Spoken(6.0, 8.0, "Kom nu.", "Kom nu."),
+    ]
+    found = alignment.score(spoken, [(0.1, 2.2, "Hej."), (3.0, 5.0, "Hej.")])
+    assert found == {"clips": 2, "recovered": 0.5, "wrong": 0.5, "start_s": 0.1, "end_s": 0.2}
+    assert alignment.score(spoken, []) == {"clips": 0, "recovered": 0.0, "wrong": 0.0, "start_s": None, "end_s": None}

@@ -1,0 +1,183 @@
+"""How much of a long recording becomes clips when its subtitles are shifted, drift, and are partly wrong or missing.
+
+    python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--smoke]
+
+Sentences of the tour's validation and test splits, which no model tuned on the tour has seen, are joined with pauses,
+noise and music. Once all are used, they are repeated in another order. Their subtitles come 2 s late, drift by 1 %, one
+line of ten is paraphrased (a word is left out or exchanged) and one of twenty is missing. It prints one line of JSON:
+
+recovered       share of the speech with a right line that is in clips with the very text that is spoken there
+wrong           share of the clips whose text is not what is spoken there
+start_s, end_s  median distance of a clip's ends from the sound of its sentences
+real_time       time for decoding and aligning, as a multiple of the recording's length
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import sounds
+from pipelines.features.sources import PartExample
+from pipelines.features.sources.aligned.source import AlignedSource
+from pipelines.features.sources.synthetic.tour import TourSource
+from pipelines.infra import environment
+from pipelines.speech import audio
+from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.whisper import model as whisper_model
+
+PAUSES_S = (0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
+MUSIC_SHARE, MUSIC_S = 0.03, (3.0, 12.0)
+"""Share of the pauses that hold music, and its length."""
+NOISE_RMS = 0.003
+SHIFT_S, DRIFT = 2.0, 1.01
+PARAPHRASED, MISSING = 0.10, 0.05
+TOLERANCE_S = 0.25
+"""A sentence belongs to a clip that holds more of it than this at either end."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A sentence of the recording, where its sound is, and its line in the subtitles: empty if it is missing."""
+
+    start_s: float
+    end_s: float
+    text: str
+    line: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="openai/whisper-tiny")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--smoke", action="store_true", help="one minute")
+    options = parser.parse_args()
+    environment.share_cores()
+    ref = whisper_model.resolve(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LAB_CACHE"] = f"{folder}/cache"  # nothing of an earlier run is reused
+        spoken, seconds = write_recording(Path(folder), 1.0 if options.smoke else options.minutes)
+        start = time.perf_counter()
+        examples = list(AlignedSource(folder, str(ref.folder)).examples())
+        real_time = (time.perf_counter() - start) / seconds
+    parts = [one for one in examples if isinstance(one, PartExample)]
+    clips = [(one.excerpt.start_s, one.excerpt.end_s, one.text) for one in parts]
+    result = {
+        "model": ref.title,
+        "minutes": round(seconds / 60, 2),
+        "sentences": len(spoken),
+        **score(spoken, clips),
+        "rejected": dict(Counter(one.audio.reason for one in examples if not isinstance(one, PartExample))),
+        "real_time": round(real_time, 2),
+        "load": round(os.getloadavg()[0], 1),
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def write_recording(folder: Path, minutes: float) -> tuple[list[Spoken], float]:
+    """Write a recording and its subtitles to a folder; return what is spoken, and the length in seconds."""
+    import soundfile
+
+    rng, noise_rng = random.Random(3), np.random.default_rng(3)
+    parts: list[np.ndarray] = []
+    spoken: list[Spoken] = []
+    n_samples, sentences = 0, _sentences(rng)
+    vocabulary = sorted({word for example in TourSource().examples(("test",)) for word in example.text.split()})
+    while n_samples < minutes * 60 * SAMPLE_RATE_HZ:
+        sound, text = next(sentences)
+        audible = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
+        start_s, end_s = ((n_samples + at) / SAMPLE_RATE_HZ for at in (audible[0], audible[-1]))
+        spoken.append(Spoken(start_s, end_s, text, _line(text, rng, vocabulary)))
+        more = [sound, _silence(rng.choice(PAUSES_S))]
+        if rng.random() < MUSIC_SHARE:
+            more += [_music(rng, noise_rng), _silence(0.5)]
+        parts += more
+        n_samples += sum(map(len, more))
+    noise = sounds._noise(noise_rng, n_samples, 1.0)
+    samples = np.concatenate(parts) + noise * (NOISE_RMS / noise.std())
+    soundfile.write(folder / "recording.flac", samples.clip(-1, 1), SAMPLE_RATE_HZ)
+    (folder / "recording.srt").write_text("\n".join(_cues(spoken)), "utf-8")
+    return spoken, n_samples / SAMPLE_RATE_HZ
+
+
+def score(spoken: list[Spoken], clips: list[tuple[float, float, str]]) -> dict[str, float]:
+    """Compare clips (start and end in seconds, text) with what is spoken there."""
+    usable_s = sum(one.end_s - one.start_s for one in spoken if one.line == one.text)
+    recovered_s, n_wrong = 0.0, 0
+    starts_s, ends_s = [], []
+    for start_s, end_s, text in clips:
+        inside = [one for one in spoken if one.end_s > start_s + TOLERANCE_S and one.start_s < end_s - TOLERANCE_S]
+        if text != " ".join(one.text for one in inside):
+            n_wrong += 1
+            continue
+        recovered_s += sum(one.end_s - one.start_s for one in inside)
+        starts_s.append(abs(start_s - inside[0].start_s))
+        ends_s.append(abs(end_s - inside[-1].end_s))
+    return {
+        "clips": len(clips),
+        "recovered": round(recovered_s / usable_s, 3) if usable_s else 0.0,
+        "wrong": round(n_wrong / len(clips), 3) if clips else 0.0,
+        "start_s": round(float(np.median(starts_s)), 3) if starts_s else None,
+        "end_s": round(float(np.median(ends_s)), 3) if ends_s else None,
+    }
+
+
+def _sentences(rng: random.Random) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield the sound and text of held-out sentences without end."""
+    examples = list(TourSource().examples(("validation", "test")))
+    while True:
+        rng.shuffle(examples)
+        for example in examples:
+            yield audio.decode(example.audio).samples, example.text
+
+
+def _line(text: str, rng: random.Random, vocabulary: list[str]) -> str:
+    """Return the subtitle of a sentence: as spoken, a paraphrase, or empty."""
+    draw = rng.random()
+    if draw < MISSING:
+        return ""
+    if draw >= MISSING + PARAPHRASED:
+        return text
+    words = text.split()
+    n = rng.randrange(len(words))
+    others = [word for word in vocabulary if word != words[n]]
+    words[n : n + 1] = [] if len(words) > 3 and rng.random() < 0.5 else [rng.choice(others)]
+    return " ".join(words)
+
+
+def _cues(spoken: list[Spoken]) -> Iterator[str]:
+    for number, one in enumerate((one for one in spoken if one.line), start=1):
+        start, end = (_stamp(DRIFT * at_s + SHIFT_S) for at_s in (one.start_s, one.end_s))
+        yield f"{number}\n{start} --> {end}\n{one.line}\n"
+
+
+def _stamp(at_s: float) -> str:
+    ms = round(1000 * at_s)
+    return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"
+
+
+def _music(rng: random.Random, noise_rng: np.random.Generator) -> np.ndarray:
+    play = rng.choice((sounds._chords, sounds._melody, sounds._strings, sounds._drums))
+    return sounds.at_peak(play(noise_rng, int(rng.uniform(*MUSIC_S) * SAMPLE_RATE_HZ)), -10)
+
+
+def _silence(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * SAMPLE_RATE_HZ), dtype=np.float32)
+
+
+if __name__ == "__main__":
+    main()
