@@ -28,6 +28,8 @@ from pipelines.speech import marks
 logger = logging.getLogger(__name__)
 
 FILE = "README.md"
+_PERSONAL, _MIN_SPEAKERS = ("age", "accent"), 3
+"""Columns about a person whose values a card lists only if this many speakers share them."""
 SLICES = ("gender", "age", "accent", "variant", "origin", "sentence_domain", "locale", "label")
 """Columns of a source whose values are counted."""
 _MAX_VALUES = 12
@@ -189,16 +191,21 @@ def _slices(rows: pd.DataFrame) -> str:
     for column in (name for name in SLICES if name in rows):
         values = rows[column].fillna("").astype(str)
         counts = values[values != ""].value_counts()
-        listed = [*counts.index[:_MAX_VALUES]] if len(counts) else []
+        listed = [value for value in counts.index[:_MAX_VALUES] if not _may_identify(column, rows[values == value])]
         groups = [(inline(value[:60]), rows[values == value]) for value in listed]
         if others := len(counts) - len(listed):
             groups.append((f"{others:,} other values", rows[(values != "") & ~values.isin(listed)]))
-        if listed and (values == "").any():
+        if len(counts) and (values == "").any():
             groups.append(("not stated", rows[values == ""]))
         lines += [f"| {column} | {name} | {len(g):,} | {_hours(g)} | {_speakers(g)} |" for name, g in groups]
     if not lines:
         return ""
     return "\n".join(["", "| column | value | clips | hours | speakers |", "|---|---|---|---|---|", *lines, ""])
+
+
+def _may_identify(column: str, rows: pd.DataFrame) -> bool:
+    """Return whether a value that people stated about themselves is that of too few speakers to be published."""
+    return column in _PERSONAL and rows["speaker"].nunique() < _MIN_SPEAKERS
 
 
 def _hours(rows: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from servers.stores import contents
@@ -147,7 +148,7 @@ def test_collection_file_states_licence_and_consent(tmp_path, content, licence, 
 
 def test_card_shows_slices_rejections_and_faults(copied):
     cache = caches.load(copied, manifest.read(copied))
-    rows = cache.rows.assign(label="", accent="a | <b>", speaker="")
+    rows = cache.rows.assign(label="", variant="a | <b>", speaker="")
     rows.loc[:4, ["label", "text"]] = ["pseudo", "hej [skratt]"]
     (copied / "rejected.csv").write_text("id,split,reason,detail\nx,train,noisy,secret words\ny,train,odd_reason,z\n")
     changed = caches.FeatureCache(copied, cache.identity, rows, cache.counts, cache.token_ids)
@@ -157,3 +158,10 @@ def test_card_shows_slices_rejections_and_faults(copied):
     assert "| noisy | 1 |" in text and "see rejected.csv" in text and "secret words" not in text
     for fault in ("5 transcripts were written by a model", "name no speaker", "may not be spoken", "no licence"):
         assert fault in text
+
+
+def test_accent_of_one_speaker_is_not_listed():
+    rows = pd.DataFrame({"speaker": list("aabcd"), "duration_s": 1.0, "accent": ["rare"] * 2 + ["common"] * 3})
+    table = card._slices(rows)
+    assert "| accent | common | 3 | 0.00 | 3 |" in table and "| accent | 1 other values | 2 | 0.00 | 1 |" in table
+    assert "rare" not in table
