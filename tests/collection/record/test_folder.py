@@ -236,7 +236,7 @@ import numpy as np
 from pipelines.collection.record.folder import Terms, open_folder
 from pipelines.speech.audio import Waveform
 
-folder, lock = open_folder(Path(sys.argv[1]), Terms("sv", "CC0-1.0", {}))
+folder, lock = open_folder(Path(sys.argv[1]), Terms("sv", "CC0-1.0", {"en": "Yes.", "sv": "Ja."}))
 n = len(folder.takes())
 while True:
     n += 1
