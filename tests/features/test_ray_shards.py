@@ -109,7 +109,7 @@ def test_cluster_builds_same_cache_despite_killed_worker(address, recordings, to
     assert "5 shard(s) were made by 2 machine(s)" in lines
     assert set(there.rejected["reason"]) == {"empty", "unreadable", "missing"}
     assert there.digest == here.digest
-    assert len(files(there)) == 6 * 2 + 3
+    assert len(files(there)) == 6 * 2 + 4
     assert files(there) == files(here)
 
 
