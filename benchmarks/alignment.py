@@ -50,7 +50,7 @@ TOLERANCE_S = 0.25
 
 
 @dataclass(frozen=True)
-class Spoken:
+class Sentence:
     """A sentence of the recording, where its sound is, and its line in the subtitles: empty if it is missing."""
 
     start_s: float
@@ -69,7 +69,7 @@ def main() -> None:
     ref = whisper_model.resolve(options.model)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LAB_CACHE"] = f"{folder}/cache"  # nothing of an earlier run is reused
-        spoken, seconds = write_recording(Path(folder), 1.0 if options.smoke else options.minutes)
+        sentences, seconds = write_recording(Path(folder), 1.0 if options.smoke else options.minutes)
         start = time.perf_counter()
         examples = list(AlignedSource(folder, str(ref.folder)).examples())
         real_time = (time.perf_counter() - start) / seconds
@@ -78,8 +78,8 @@ def main() -> None:
     result = {
         "model": ref.title,
         "minutes": round(seconds / 60, 2),
-        "sentences": len(spoken),
-        **score(spoken, clips),
+        "sentences": len(sentences),
+        **score(sentences, clips),
         "rejected": dict(Counter(one.audio.reason for one in examples if not isinstance(one, PartExample))),
         "real_time": round(real_time, 2),
         "load": round(os.getloadavg()[0], 1),
@@ -88,20 +88,20 @@ def main() -> None:
     print(json.dumps(result, ensure_ascii=False))
 
 
-def write_recording(folder: Path, minutes: float) -> tuple[list[Spoken], float]:
+def write_recording(folder: Path, minutes: float) -> tuple[list[Sentence], float]:
     """Write a recording and its subtitles to a folder; return what is spoken, and the length in seconds."""
     import soundfile
 
     rng, noise_rng = random.Random(3), np.random.default_rng(3)
     parts: list[np.ndarray] = []
-    spoken: list[Spoken] = []
+    sentences: list[Sentence] = []
     n_samples, sentences = 0, _sentences(rng)
     vocabulary = sorted({word for example in TourSource().examples(("test",)) for word in example.text.split()})
     while n_samples < minutes * 60 * SAMPLE_RATE_HZ:
         sound, text = next(sentences)
         audible = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
         start_s, end_s = ((n_samples + at) / SAMPLE_RATE_HZ for at in (audible[0], audible[-1]))
-        spoken.append(Spoken(start_s, end_s, text, _line(text, rng, vocabulary)))
+        sentences.append(Sentence(start_s, end_s, text, _line(text, rng, vocabulary)))
         more = [sound, _silence(rng.choice(PAUSES_S))]
         if rng.random() < MUSIC_SHARE:
             more += [_music(rng, noise_rng), _silence(0.5)]
@@ -110,17 +110,17 @@ def write_recording(folder: Path, minutes: float) -> tuple[list[Spoken], float]:
     noise = sounds._noise(noise_rng, n_samples, 1.0)
     samples = np.concatenate(parts) + noise * (NOISE_RMS / noise.std())
     soundfile.write(folder / "recording.flac", samples.clip(-1, 1), SAMPLE_RATE_HZ)
-    (folder / "recording.srt").write_text("\n".join(_cues(spoken)), "utf-8")
-    return spoken, n_samples / SAMPLE_RATE_HZ
+    (folder / "recording.srt").write_text("\n".join(_cues(sentences)), "utf-8")
+    return sentences, n_samples / SAMPLE_RATE_HZ
 
 
-def score(spoken: list[Spoken], clips: list[tuple[float, float, str]]) -> dict[str, float]:
+def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> dict[str, float]:
     """Compare clips (start and end in seconds, text) with what is spoken there."""
-    usable_s = sum(one.end_s - one.start_s for one in spoken if one.line == one.text)
+    usable_s = sum(one.end_s - one.start_s for one in sentences if one.line == one.text)
     recovered_s, n_wrong = 0.0, 0
     starts_s, ends_s = [], []
     for start_s, end_s, text in clips:
-        inside = [one for one in spoken if one.end_s > start_s + TOLERANCE_S and one.start_s < end_s - TOLERANCE_S]
+        inside = [one for one in sentences if one.end_s > start_s + TOLERANCE_S and one.start_s < end_s - TOLERANCE_S]
         if text != " ".join(one.text for one in inside):
             n_wrong += 1
             continue
@@ -159,8 +159,8 @@ def _line(text: str, rng: random.Random, vocabulary: list[str]) -> str:
     return " ".join(words)
 
 
-def _cues(spoken: list[Spoken]) -> Iterator[str]:
-    for number, one in enumerate((one for one in spoken if one.line), start=1):
+def _cues(sentences: list[Sentence]) -> Iterator[str]:
+    for number, one in enumerate((one for one in sentences if one.line), start=1):
         start, end = (_stamp(DRIFT * at_s + SHIFT_S) for at_s in (one.start_s, one.end_s))
         yield f"{number}\n{start} --> {end}\n{one.line}\n"
 

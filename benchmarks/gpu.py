@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --only precision    the cells of one table
     python benchmarks/gpu.py --smoke --docs page.md --model FOLDER     a minute, to check that it runs, also on a CPU
 
-Every cell runs in a process of its own, with a time limit. A cell that fails, runs out of memory or takes too long is a
+Every cell runs in a separate process, with a time limit. A cell that fails, runs out of memory or takes too long is a
 row of its table, too. Results are kept in `results.jsonl` of the working folder; finished cells are not run again, and
 the page is written after every cell. --again removes the failed ones first.
 

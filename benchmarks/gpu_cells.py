@@ -1,4 +1,4 @@
-"""One measurement of benchmarks/gpu.py, which runs it in a process of its own."""
+"""One measurement of benchmarks/gpu.py, which runs it in a separate process."""
 
 from __future__ import annotations
 

@@ -323,11 +323,17 @@ def test_the_alignment_benchmark_ends_with_its_figures(tiny_folder):
 
 
 def test_alignment_is_scored_by_what_is_spoken_in_each_clip():
-    spoken = [
-        alignment.Spoken(0.0, 2.0, "Hej.", "Hej."),
-        alignment.Spoken(3.0, 5.0, "Hej då.", "Hej."),
-        alignment.Spoken(6.0, 8.0, "Kom nu.", "Kom nu."),
+    sentences = [
+        alignment.Sentence(0.0, 2.0, "Hej.", "Hej."),
+        alignment.Sentence(3.0, 5.0, "Hej då.", "Hej."),
+        alignment.Sentence(6.0, 8.0, "Kom nu.", "Kom nu."),
     ]
-    found = alignment.score(spoken, [(0.1, 2.2, "Hej."), (3.0, 5.0, "Hej.")])
+    found = alignment.score(sentences, [(0.1, 2.2, "Hej."), (3.0, 5.0, "Hej.")])
     assert found == {"clips": 2, "recovered": 0.5, "wrong": 0.5, "start_s": 0.1, "end_s": 0.2}
-    assert alignment.score(spoken, []) == {"clips": 0, "recovered": 0.0, "wrong": 0.0, "start_s": None, "end_s": None}
+    assert alignment.score(sentences, []) == {
+        "clips": 0,
+        "recovered": 0.0,
+        "wrong": 0.0,
+        "start_s": None,
+        "end_s": None,
+    }

@@ -13,7 +13,7 @@ from pipelines.collection.record.recorder import AGES, GENDERS, MAX_ACCENT_CHARS
 from pipelines.inference.app import assets, html
 from pipelines.inference.app.events import client_of, connect_language
 from pipelines.inference.app.launch import SESSION_S
-from pipelines.inference.app.layout import LocalizedComponents
+from pipelines.inference.app.layout import LocalizedComponents, create_head
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -64,15 +64,7 @@ def _create(handlers: Handlers) -> View:
     terms = handlers.recorder.folder.terms
     page = LocalizedComponents(lambda tag: {**localized_texts(tag, terms.language), "consent": terms.consent[tag]})
     language, visit = gr.State("en"), gr.State(None, time_to_live=SESSION_S)
-    language_switch = page.add(
-        gr.Radio,
-        lambda texts: {"label": texts["language"]},
-        choices=[("English", "en"), ("Svenska", "sv")],
-        value="en",
-        container=False,
-        elem_id="language",
-    )
-    page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
+    language_switch = create_head(page)
     with gr.Column(elem_id="agreement") as agreement:
         fields, start = _create_agreement(page, terms.licence)
     with gr.Column(elem_id="recorder", visible=False) as recorder:

@@ -24,7 +24,7 @@ from pipelines.inference.app import launch as app_launch
 from pipelines.inference.app.events import connect_language
 from pipelines.inference.app.i18n import choose_language
 from pipelines.inference.app.launch import SESSION_S
-from pipelines.inference.app.layout import LocalizedComponents
+from pipelines.inference.app.layout import LocalizedComponents, create_head
 from pipelines.inference.app.uploads import temporary_folder
 from pipelines.inference.http.rate_limits import RateLimiter
 from pipelines.infra.errors import LabError
@@ -138,15 +138,7 @@ def _create() -> _View:
 
     page = LocalizedComponents(TEXTS.__getitem__)
     language, session = gr.State("en"), gr.State(None, time_to_live=SESSION_S)
-    language_switch = page.add(
-        gr.Radio,
-        lambda texts: {"label": texts["language"]},
-        choices=[("English", "en"), ("Svenska", "sv")],
-        value="en",
-        container=False,
-        elem_id="language",
-    )
-    page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
+    language_switch = create_head(page)
     progress = gr.Markdown("", elem_id="progress")
     clip = gr.HTML("", elem_id="clip", padding=False)
     text = page.add(

@@ -103,12 +103,12 @@ def _terms(source: Mapping[str, Any], path: str) -> Terms:
     if kind == "hub":
         return Terms(kind, str(source.get("dataset", kind)), _licence_on_hub(source), "See its card on the Hub.")
     name = DATA_SOURCES.get(kind, (kind,))[0]
-    known = Terms(kind, name, _LICENCES.get(kind, ""), _CONSENT.get(kind, ""), _METHODS.get(kind, ""))
+    defaults = Terms(kind, name, _LICENCES.get(kind, ""), _CONSENT.get(kind, ""), _METHODS.get(kind, ""))
     folder = Path(path).expanduser() if path else None
-    return _with_collection(known, folder / COLLECTION) if folder and (folder / COLLECTION).is_file() else known
+    return _with_collection(defaults, folder / COLLECTION) if folder and (folder / COLLECTION).is_file() else defaults
 
 
-def _with_collection(known: Terms, path: Path) -> Terms:
+def _with_collection(defaults: Terms, path: Path) -> Terms:
     """Return the terms with the fields of a `collection.toml` that have the expected type."""
     try:
         with open(path, "rb") as file:
@@ -118,17 +118,17 @@ def _with_collection(known: Terms, path: Path) -> Terms:
             f"note: {path} must be TOML with licence, method and [consent], got {str(error)[:200]}: "
             "the data card is written without it. Correct it, remove the cache's README.md and run this again"
         )
-        return known
+        return defaults
     consent = content.get("consent")
     texts = consent.values() if isinstance(consent, dict) else [consent]
     agreed = " / ".join(text.strip() for text in texts if isinstance(text, str) and text.strip())
     licence, method = (_text(content.get(name)) for name in ("licence", "method"))
     return Terms(
-        known.kind,
-        known.name,
-        licence or _text(content.get("license")) or known.licence,
-        f"Speakers agreed to: {agreed[:_MAX_CHARS]}" if agreed else known.consent,
-        method or known.method,
+        defaults.kind,
+        defaults.name,
+        licence or _text(content.get("license")) or defaults.licence,
+        f"Speakers agreed to: {agreed[:_MAX_CHARS]}" if agreed else defaults.consent,
+        method or defaults.method,
     )
 
 

@@ -45,6 +45,22 @@ class LocalizedComponents:
         return [gr.update(**localize(texts)) for _, localize in self._entries]
 
 
+def create_head(page: LocalizedComponents) -> gr.Radio:
+    """Create the language switch and below it the page's title and first lines; return the switch."""
+    import gradio as gr
+
+    language_switch = page.add(
+        gr.Radio,
+        lambda texts: {"label": texts["language"]},
+        choices=[("English", "en"), ("Svenska", "sv")],
+        value="en",
+        container=False,
+        elem_id="language",
+    )
+    page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
+    return language_switch
+
+
 @dataclass
 class Components:
     """The components of the page that events read or change."""
@@ -131,15 +147,7 @@ def create_components(
     page = LocalizedComponents(lambda language: localized_texts(language, speech))
     transcript_state = gr.State(None, time_to_live=session_s)
     language, recording_count = gr.State("en"), gr.State({"number": 0})
-    language_switch = page.add(
-        gr.Radio,
-        lambda texts: {"label": texts["language"]},
-        choices=[("English", "en"), ("Svenska", "sv")],
-        value="en",
-        container=False,
-        elem_id="language",
-    )
-    page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
+    language_switch = create_head(page)
     with gr.Tabs():
         with page.add(gr.Tab, lambda texts: {"label": texts["file_tab"]}):
             address, fetch = _create_address(page, fetches_urls)

@@ -66,7 +66,7 @@ def estimate_for(recipe: Recipe, config: Any, work: Workload, device: Device, cl
 
 def options(recipe: Recipe, config: Any, work: Workload, device: Device) -> list[Option]:
     """Return the settings of LADDER, each with its largest micro-batch that fits, or with the smallest."""
-    found = []
+    options_tried = []
     for settings in LADDER:
         if not _applies(recipe, settings):
             continue
@@ -74,8 +74,8 @@ def options(recipe: Recipe, config: Any, work: Workload, device: Device) -> list
         if settings or clips != recipe.training.batch_size:
             settings = {"training.micro_batch": clips, **settings}
         if settings:
-            found.append(Option(settings, needed, needed.total <= device.memory))
-    return found
+            options_tried.append(Option(settings, needed, needed.total <= device.memory))
+    return options_tried
 
 
 def _applies(recipe: Recipe, settings: dict[str, Any]) -> bool:

@@ -161,26 +161,26 @@ def _counts(
     recipe: Recipe, config: Any, shape: BatchShape, work: Workload, dtype: str, accumulates: bool
 ) -> dict[str, int]:
     """Return the bytes of weights, gradients and optimizer state, and the peak of each phase, by name."""
-    wanted = (*_layers(recipe, config), shape.clips)
-    base = tuple(map(min, wanted, _SMALL))
-    alike = changed(recipe, {"training.micro_batch": 0, "training.batch_size": 1}).model_dump_json()
-    known = alike, json.dumps(config.to_dict(), sort_keys=True, default=str), work, dtype, accumulates
+    sizes = (*_layers(recipe, config), shape.clips)
+    base = tuple(map(min, sizes, _SMALL))
+    recipe_json = changed(recipe, {"training.micro_batch": 0, "training.batch_size": 1}).model_dump_json()
+    common = recipe_json, json.dumps(config.to_dict(), sort_keys=True, default=str), work, dtype, accumulates
 
     def count(encoder: int, decoder: int, clips: int) -> dict[str, int]:
-        return _count_small((encoder, decoder), BatchShape(clips, shape.frames, shape.tokens), *known)
+        return _count_small((encoder, decoder), BatchShape(clips, shape.frames, shape.tokens), *common)
 
     def with_layers(clips: int) -> dict[str, int]:
         """Return the counts of all layers for this number of clips."""
         small = count(*base[:2], clips)
         total = dict(small)
         for half in (0, 1):
-            if missing := wanted[half] - base[half]:
+            if missing := sizes[half] - base[half]:
                 larger = count(base[0] + (half == 0), base[1] + (half == 1), clips)
                 total = {name: n + missing * (larger[name] - small[name]) for name, n in total.items()}
         return total
 
     one = with_layers(base[2])
-    if more := wanted[2] - base[2]:
+    if more := sizes[2] - base[2]:
         two = with_layers(base[2] + 1)
         one = {name: n + more * (two[name] - n) for name, n in one.items()}
     return one

@@ -124,8 +124,8 @@ def examine(recipe: Recipe, *, runs: str | Path = "", cache: str = "", gpu_memor
     config, device = base_config.of_recipe(recipe), device_of(recipe, gpu_memory)
     work = workload(recipe, opened)
     largest = recipe.training.micro_batch or recipe.training.batch_size
-    whole = advice.estimate_for(recipe, config, work, device, largest)
+    estimate_of_recipe = advice.estimate_for(recipe, config, work, device, largest)
     choices: tuple[Option, ...] = ()
-    if whole.total > device.memory:
+    if estimate_of_recipe.total > device.memory:
         choices = tuple(advice.options(recipe, config, work, device))
-    return MemoryReport(recipe.name, device, work, largest, whole, choices)
+    return MemoryReport(recipe.name, device, work, largest, estimate_of_recipe, choices)

@@ -35,8 +35,8 @@ def predict(lines: Sequence[Line], windows: Sequence[DecodedWindow]) -> np.ndarr
     """Return the predicted start and end of each line in seconds, float64 [n, 2]; NaN where nothing is known."""
     letters = [normalise(line.text).replace(" ", "") for line in lines]
     firsts = np.cumsum([0, *map(len, letters)])
-    text, (spoken, times_s) = "".join(letters), _spoken(windows)
-    matches = _supported(_matches(text, spoken))
+    text, (recognised, times_s) = "".join(letters), _recognised_letters(windows)
+    matches = _supported(_matches(text, recognised))
     if not len(matches):
         return np.full((len(lines), 2), np.nan)
     if lines[0].start_s is not None:
@@ -50,7 +50,7 @@ def predict(lines: Sequence[Line], windows: Sequence[DecodedWindow]) -> np.ndarr
     return _from_chain(firsts, matches, times_s)
 
 
-def _spoken(windows: Sequence[DecodedWindow]) -> tuple[str, np.ndarray]:
+def _recognised_letters(windows: Sequence[DecodedWindow]) -> tuple[str, np.ndarray]:
     """Return the letters of all hypotheses and the time of each."""
     letters, times = [], []
     for window in windows:
@@ -62,15 +62,15 @@ def _spoken(windows: Sequence[DecodedWindow]) -> tuple[str, np.ndarray]:
     return "".join(letters), np.concatenate([np.zeros(0), *times])
 
 
-def _matches(text: str, spoken: str) -> np.ndarray:
+def _matches(text: str, recognised: str) -> np.ndarray:
     """Return the positions in both of all shared strings: int64 [n, 2]."""
-    places: dict[str, list[int]] = defaultdict(list)
+    positions: dict[str, list[int]] = defaultdict(list)
     for i in range(len(text) - _LETTERS + 1):
-        places[text[i : i + _LETTERS]].append(i)
+        positions[text[i : i + _LETTERS]].append(i)
     pairs = [
         (i, j)
-        for j in range(len(spoken) - _LETTERS + 1)
-        if len(rows := places.get(spoken[j : j + _LETTERS], ())) <= _MAX_OCCURRENCES
+        for j in range(len(recognised) - _LETTERS + 1)
+        if len(rows := positions.get(recognised[j : j + _LETTERS], ())) <= _MAX_OCCURRENCES
         for i in rows
     ]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)

@@ -59,7 +59,7 @@ def find_passages(
 
     predicted: start and end of each line in seconds, NaN if unknown (matching.py). min_logprob: of every token.
     """
-    placed = _place(path, recording.windows, lines, predicted, force)
+    placed = _locate(path, recording.windows, lines, predicted, force)
     used: list[tuple[float, float]] = []
     rejected: list[Passage] = []
     for group, start_s, end_s in _groups(placed, recording.windows):
@@ -79,7 +79,7 @@ def find_passages(
     yield from _unused(recording, used)
 
 
-def _place(
+def _locate(
     path: Path, windows: Sequence[DecodedWindow], lines: Sequence[Line], predicted: np.ndarray, force: Force
 ) -> list[_Placed]:
     """Return the lines that a window holds, each in the window where it scores best, in the order of the text."""
@@ -126,11 +126,11 @@ def _divided(
     group: list[_Placed] = []
     parts: set[int] = set()
     for row, stretches_held in zip(rows, held, strict=True):
-        own = {*np.flatnonzero(stretches_held).tolist()}
-        if group and not own & parts and _length_s(parts, stretches) >= MIN_S:
+        held_parts = {*np.flatnonzero(stretches_held).tolist()}
+        if group and not held_parts & parts and _length_s(parts, stretches) >= MIN_S:
             yield _group(group, parts, stretches)
             group, parts = [], set()
-        group, parts = [*group, row], parts | own
+        group, parts = [*group, row], parts | held_parts
     if group:
         yield _group(group, parts, stretches)
 

@@ -95,23 +95,23 @@ class AlignedSource:
 
     @cached_property
     def _corpus(self) -> tuple[list[Example], frozenset[str]]:
-        found = [(audio, passage) for audio, text in self._pairs for passage in self._passages(audio, text)]
-        found.sort(key=lambda one: bool(one[1].reason))  # the clips first: only they are drawn
-        n_clips = sum(not passage.reason for _, passage in found)
-        files = [audio.relative_to(self._folder) for audio, _ in found]
-        speakers = same_speakers(passage.speaker for _, passage in found)
+        pieces = [(audio, passage) for audio, text in self._pairs for passage in self._passages(audio, text)]
+        pieces.sort(key=lambda one: bool(one[1].reason))  # the clips first: only they are drawn
+        n_clips = sum(not passage.reason for _, passage in pieces)
+        files = [audio.relative_to(self._folder) for audio, _ in pieces]
+        speakers = same_speakers(passage.speaker for _, passage in pieces)
         by_folder = path_splits(self.path, files)
         if by_folder or not n_clips:
-            drawn = Draw(by_folder or ["train"] * len(found), "")
+            drawn = Draw(by_folder or ["train"] * len(pieces), "")
         else:
             stems = [file.with_suffix("").as_posix() for file in files]
-            texts_of_clips = [passage.text for _, passage in found[:n_clips]]
+            texts_of_clips = [passage.text for _, passage in pieces[:n_clips]]
             drawn = draw_splits(speakers[:n_clips], stems[:n_clips], texts_of_clips, self.seed)
-            drawn = replace(drawn, splits=[*drawn.splits, *["train"] * (len(found) - n_clips)])
-        logger.info(f"{self.path}: {n_clips:,} clips of {len(found):,} passages, {describe(drawn.splits[:n_clips])}")
+            drawn = replace(drawn, splits=[*drawn.splits, *["train"] * (len(pieces) - n_clips)])
+        logger.info(f"{self.path}: {n_clips:,} clips of {len(pieces):,} passages, {describe(drawn.splits[:n_clips])}")
         examples = [
             _example(n, self._folder, audio, passage, speaker, split)
-            for n, ((audio, passage), speaker, split) in enumerate(zip(found, speakers, drawn.splits, strict=True))
+            for n, ((audio, passage), speaker, split) in enumerate(zip(pieces, speakers, drawn.splits, strict=True))
         ]
         return examples, drawn.shared_speakers
 
@@ -158,9 +158,9 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     if not folder.is_dir():
         raise LabError(f"source.path must name a folder of recordings, got {str(folder)!r}, which is none: correct it")
     pairs, recordings = [], find_audio(folder).files
-    found = _texts_of(recordings)
+    texts_by_stem = _texts_of(recordings)
     for audio in recordings:
-        beside = found.get(audio.with_suffix(""), [])
+        beside = texts_by_stem.get(audio.with_suffix(""), [])
         if len(beside) > 1:
             raise LabError(f"{audio} must have one text, got {' and '.join(p.name for p in beside)}: remove one")
         if beside:
@@ -177,14 +177,14 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 def _texts_of(recordings: Sequence[Path]) -> dict[Path, list[Path]]:
     """Return the texts by path of recording without suffix: `talk.srt` and `talk.sv.srt` belong to `talk.mp3`."""
-    stems, found = {audio.with_suffix("") for audio in recordings}, defaultdict(list)
+    stems, texts_by_stem = {audio.with_suffix("") for audio in recordings}, defaultdict(list)
     for folder in {audio.parent for audio in recordings}:
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in texts.SUFFIXES and path.is_file():
                 stem = path.with_suffix("")
-                is_own = stem in stems or not _LANGUAGE.fullmatch(stem.suffix)
-                found[stem if is_own else stem.with_suffix("")].append(path)
-    return found
+                is_exact = stem in stems or not _LANGUAGE.fullmatch(stem.suffix)
+                texts_by_stem[stem if is_exact else stem.with_suffix("")].append(path)
+    return texts_by_stem
 
 
 def _example(n: int, folder: Path, audio: Path, passage: Passage, speaker: str, split: str) -> Example:

@@ -15,7 +15,7 @@ from pipelines.speech import marks
 
 SUFFIXES = (".srt", ".vtt", ".textgrid", ".eaf", ".txt")
 MAX_CHARS = 1_000
-"""Longer lines are refused: nobody says them within 30 s."""
+"""Longer lines are refused: people do not say so much in 30 s."""
 _CUE = re.compile(r"\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})\s*-->\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})(?:\s.*)?")
 _LABEL = re.compile(r"(\d+(?:[.,]\d+)?)\t(\d+(?:[.,]\d+)?)(?:\t(.*))?")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
