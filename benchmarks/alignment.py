@@ -94,14 +94,14 @@ def write_recording(folder: Path, minutes: float) -> tuple[list[Sentence], float
 
     rng, noise_rng = random.Random(3), np.random.default_rng(3)
     parts: list[np.ndarray] = []
-    sentences: list[Sentence] = []
+    recorded: list[Sentence] = []
     n_samples, sentences = 0, _sentences(rng)
     vocabulary = sorted({word for example in TourSource().examples(("test",)) for word in example.text.split()})
     while n_samples < minutes * 60 * SAMPLE_RATE_HZ:
         sound, text = next(sentences)
         audible = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
         start_s, end_s = ((n_samples + at) / SAMPLE_RATE_HZ for at in (audible[0], audible[-1]))
-        sentences.append(Sentence(start_s, end_s, text, _line(text, rng, vocabulary)))
+        recorded.append(Sentence(start_s, end_s, text, _line(text, rng, vocabulary)))
         more = [sound, _silence(rng.choice(PAUSES_S))]
         if rng.random() < MUSIC_SHARE:
             more += [_music(rng, noise_rng), _silence(0.5)]
@@ -110,8 +110,8 @@ def write_recording(folder: Path, minutes: float) -> tuple[list[Sentence], float
     noise = sounds._noise(noise_rng, n_samples, 1.0)
     samples = np.concatenate(parts) + noise * (NOISE_RMS / noise.std())
     soundfile.write(folder / "recording.flac", samples.clip(-1, 1), SAMPLE_RATE_HZ)
-    (folder / "recording.srt").write_text("\n".join(_cues(sentences)), "utf-8")
-    return sentences, n_samples / SAMPLE_RATE_HZ
+    (folder / "recording.srt").write_text("\n".join(_cues(recorded)), "utf-8")
+    return recorded, n_samples / SAMPLE_RATE_HZ
 
 
 def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> dict[str, float]:
