@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -148,6 +149,14 @@ def experiments(
         Path | None,
         typer.Option(metavar="FOLDER", help="Run nothing; write tables of the finished experiments to this folder."),
     ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Skip experiments whose results are in the tables of this folder, and add each new result to them: a "
+            "series goes on after its machine is gone.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
@@ -155,24 +164,30 @@ def experiments(
 
     Example: python -m pipelines experiments --recipes planted-raw,planted-clean --seeds 42,43
     """
-    from pipelines.experiments import series, series_tables
     from pipelines.experiments.comparison import next_command
+    from pipelines.experiments.series import run as series
+    from pipelines.experiments.series import tables as series_tables
     from pipelines.infra import environment
 
     names = [*dict.fromkeys(split_list(recipes_))] if recipes_ else series.RECIPES
     planned = series.plan(names, _parse_seeds(seeds), parse_overrides(set_))
+    known = series_tables.known(planned, tables) if tables else set()
     if dry_run:
-        lines = [f"{recipe.name}, seed {recipe.training.seed}" for recipe in planned]
+        listed = planned if export else series.pending(planned, known)
+        lines = [f"{recipe.name}, seed {recipe.training.seed}" for recipe in listed]
         folder = export or environment.runs_folder(runs)
         action = f"export what is finished of {len(lines)} experiments" if export else f"run {len(lines)} experiments"
-        fields = {"dry_run": True, "would": action, "writes": str(folder), "experiments": lines}
+        fields = {"dry_run": True, "would": action, "writes": str(folder), "experiments": lines, "known": sorted(known)}
         return print_result(as_json, fields, "\n".join([f"would {action}, below {folder}", *lines, "nothing was done"]))
     if export:
-        tables = series_tables.export(planned, export, runs=runs)
-        tables.write_figure()
-        return print_result(as_json, tables.as_dict(), str(tables))
-    result = series.run(planned, runs=runs)
-    print_result(as_json, result.as_dict(), f"{result}\nNext: {next_command.compare_reports(result.reports, runs)}")
+        exported = series_tables.export(planned, export, runs=runs)
+        exported.write_figure()
+        return print_result(as_json, exported.as_dict(), str(exported))
+    add = functools.partial(series_tables.add, folder=tables, runs=runs) if tables else lambda recipe, report: None
+    result = series.run(planned, runs=runs, known=known, on_report=add)
+    compared = f"the same command with --export {tables} instead of --tables writes the comparison"
+    next_ = compared if tables else next_command.compare_reports(result.reports, runs)
+    print_result(as_json, result.as_dict(), f"{result}\nNext: {next_}")
     if result.failed:
         raise typer.Exit(1)
 

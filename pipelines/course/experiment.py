@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from pipelines import recipes
-from pipelines.experiments import series
 from pipelines.experiments.comparison.compare import Comparison, compare
+from pipelines.experiments.series import run as series
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import console

@@ -93,7 +93,7 @@ def forest(findings: Sequence[Finding]) -> Figure:
 
 
 def series_figure(claims: Sequence[dict[str, Any]], baseline: str, filters: dict[str, Any]) -> Figure:
-    """Plot the results of a series of experiments, from its exported tables (series_tables.py).
+    """Plot the results of a series of experiments, from its exported tables (series/tables.py).
 
     Left: ΔWER of each recipe against `baseline` with its 95 % interval, highlighted if a difference is shown after
     correction for the number of recipes. Right: precision and recall of the label-error filter over its limits, one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,11 @@ from typer.testing import CliRunner
 
 from pipelines import recipes as pipelines_recipes
 from pipelines.__main__ import app
-from pipelines.experiments import figures, series, series_tables
+from pipelines.experiments import figures
 from pipelines.experiments.comparison import compare
+from pipelines.experiments.series import claims as series_claims
+from pipelines.experiments.series import run as series
+from pipelines.experiments.series import tables as series_tables
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
@@ -182,7 +186,7 @@ def test_filter_scores_are_exported_per_seed(done, tmp_path):
 def test_claims_equal_the_comparison_of_the_runs(done, tmp_path):
     recipes, runs, *_ = done
     reports = series_tables.export(recipes, tmp_path, runs=runs).reports
-    raw, repaired = series_tables.claims(tmp_path)
+    raw, repaired = series_claims.of_tables(tmp_path)
     both = [reports[f"planted-raw/{seed}"].score for seed in (42, 43)]
     assert raw["wer"] == pytest.approx(np.mean([score.wer for score in both]))
     assert (raw["seeds"], raw["n"], raw["speakers"], raw["against"]) == ([42, 43], 8, 8, {})
@@ -200,7 +204,7 @@ def test_series_figure_has_recipe_rows_and_seed_curves(done, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes, tmp_path, runs=runs)
     filters = json.loads((tmp_path / series_tables.FILTERS).read_text("utf-8"))
-    left, right = figures.series_figure(series_tables.claims(tmp_path), "planted-raw", filters).axes
+    left, right = figures.series_figure(series_claims.of_tables(tmp_path), "planted-raw", filters).axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["planted-repaired"]
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["model of seed 42", "model of seed 43"]
     assert len(right.texts) == 2, "the limit in use is marked on each curve"
@@ -223,11 +227,71 @@ def test_derived_numbers_count_as_auto():
     assert not series_tables._is_trained_with(trained, pipelines_recipes.load("own", derived | {"training.steps": 121}))
 
 
+def test_series_goes_on_from_tables_without_its_runs(done, tmp_path, monkeypatch):
+    """Tables grow by each result; another machine skips what they hold, and adds the rest."""
+    recipes, runs, *_ = done
+    whole, grown = tmp_path / "whole", tmp_path / "grown"
+    series_tables.export(recipes, whole, runs=runs)
+    (grown / "unrelated").mkdir(parents=True)
+    for recipe in recipes[:3]:
+        series.run(
+            [recipe], runs=runs, on_report=lambda recipe, report: series_tables.add(recipe, report, grown, runs=runs)
+        )
+    known = series_tables.known(recipes, grown)
+    assert known == {"planted-raw/42", "planted-repaired/42", "planted-raw/43"}
+    pending = [series.name_of(recipe) for recipe in series.pending(recipes, known)]
+    assert pending == ["planted-raw/43", "planted-repaired/43"], "the label model of the missing one is needed"
+    everything = {*known, "planted-repaired/43"}
+    monkeypatch.setattr(feature_pipeline, "run", lambda *args, **kwargs: pytest.fail("an experiment was run again"))
+    result = series.run(recipes, runs=tmp_path / "empty", known=everything)
+    assert (result.reports, result.known) == ((), 4) and str(result).endswith("4 in the tables already")
+    series_tables.add(
+        recipes[3], series_tables.finished_reports(recipes, runs)["planted-repaired/43"], grown, runs=runs
+    )
+    for name in (series_tables.UTTERANCES, series_tables.RUNS):
+        assert (grown / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_export_keeps_results_of_another_machine(done, tmp_path):
+    recipes, runs, *_ = done
+    series_tables.export(recipes, tmp_path, runs=runs)
+    whole = [(tmp_path / name).read_bytes() for name in (series_tables.UTTERANCES, series_tables.RUNS)]
+    tables = series_tables.export(recipes, tmp_path, runs=tmp_path / "nothing")
+    assert [claim["recipe"] for claim in tables.claims] == ["planted-raw", "planted-repaired"]
+    assert [(tmp_path / name).read_bytes() for name in (series_tables.UTTERANCES, series_tables.RUNS)] == whole
+    only = series_tables.export(recipes[::2], tmp_path, runs=tmp_path / "nothing")
+    assert [claim["recipe"] for claim in only.claims] == ["planted-raw"], "what is not planned is not kept"
+
+
+def test_tables_know_only_the_same_settings(done, small, tmp_path):
+    recipes, runs, *_ = done
+    series_tables.export(recipes, tmp_path, runs=runs)
+    raw = {"curation.leaks": "ignore"}
+    assert series_tables.known([small("planted-raw", 42, raw | {"training.workers": 1})], tmp_path)
+    for other in ({"training.learning_rate": 2e-3}, {"source.test": 9}, {"evaluation.max_new_tokens": 5}):
+        assert not series_tables.known([small("planted-raw", 42, raw | other)], tmp_path), other
+    assert not series_tables.known([small("planted-raw", 44, raw)], tmp_path)
+    costs = pd.read_csv(tmp_path / series_tables.RUNS).drop(columns="settings")
+    costs.to_csv(tmp_path / series_tables.RUNS, index=False)
+    assert not series_tables.known(recipes, tmp_path), "tables of older versions do not tell"
+
+
+def test_tables_refuse_another_test_set(done, small, tmp_path):
+    recipes, runs, *_ = done
+    report = series_tables.finished_reports(recipes, runs)["planted-raw/42"]
+    series_tables.add(recipes[0], report, tmp_path, runs=runs)
+    before = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    other = dataclasses.replace(report, test_set="0" * 16)
+    with pytest.raises(LabError, match=r"need one test_set: planted-raw/42 has .*another folder than"):
+        series_tables.add(recipes[2], other, tmp_path, runs=runs)
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
 def test_headline_states_when_no_difference_is_shown():
     claim = {"wer": 0.25, "ci95": (0.2, 0.3), "n": 9, "speakers": 3, "seeds": [42, 43]}
 
     def against(ci95: tuple[float, float], p_holm: float) -> list[str]:
-        return series_tables.headline(
+        return series_claims.headline(
             {**claim, "against": {"a": {"delta": -0.02, "ci95": ci95, "p": 0.01, "p_holm": p_holm}}}
         )
 
@@ -276,18 +340,18 @@ def test_first_recipe_is_the_baseline_of_a_series_without_planted(done, tmp_path
     folder = series_tables.export(recipes, tmp_path, runs=runs).folder
     table = pd.read_csv(folder / series_tables.UTTERANCES).rename(columns=lambda name: name.replace("planted-", "my-"))
     table.to_csv(folder / series_tables.UTTERANCES, index=False)
-    first, second = series_tables.claims(folder)
+    first, second = series_claims.of_tables(folder)
     assert (first["against"], list(second["against"])) == ({}, ["my-raw"])
 
 
 @pytest.mark.skipif(not (RESULTS / series_tables.UTTERANCES).exists(), reason="no results are committed yet")
 def test_recipe_comments_match_committed_results():
-    claims = {claim["recipe"]: claim for claim in series_tables.claims(RESULTS)}
+    claims = {claim["recipe"]: claim for claim in series_claims.of_tables(RESULTS)}
     assert claims.keys() <= set(pipelines_recipes.names())
     for name in (name for name in pipelines_recipes.names() if name.startswith("planted-")):
         opening = (pipelines_recipes.RECIPES / f"{name}.toml").read_text("utf-8").split("\n\nname = ")[0]
         assert ("(to be measured)" in opening) == (name not in claims), name
-        for line in series_tables.headline(claims[name]) if name in claims else []:
+        for line in series_claims.headline(claims[name]) if name in claims else []:
             assert f"# {line}\n" in f"{opening}\n", name
 
 

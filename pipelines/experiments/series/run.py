@@ -1,10 +1,10 @@
-"""Run a series of experiments: several recipes with several seeds, one after another. Finished ones are skipped."""
+"""Run several recipes with several seeds, one after another. Finished experiments are skipped."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,19 @@ class SeriesResult:
     """The result of a series."""
 
     reports: tuple[EvalReport, ...]
+    """Reports on this machine."""
     failed: tuple[str, ...]
     """One line per failed experiment."""
+    known: int = 0
+    """Number of experiments that were skipped because earlier tables have their results."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"reports": [str(report.folder) for report in self.reports], "failed": list(self.failed)}
+        reports = [str(report.folder) for report in self.reports]
+        return {"reports": reports, "failed": list(self.failed), "known": self.known}
 
     def __str__(self) -> str:
-        return f"{len(self.reports)} finished, {len(self.failed)} failed"
+        known = f", {self.known} in the tables already" if self.known else ""
+        return f"{len(self.reports)} finished, {len(self.failed)} failed{known}"
 
 
 def plan(
@@ -64,11 +69,38 @@ def _expand(name: str) -> list[str]:
     return files
 
 
-def run(experiments: Sequence[Recipe], *, runs: str | Path = "") -> SeriesResult:
-    """Run features, training and the test score of each experiment.
+def name_of(recipe: Recipe) -> str:
+    """Return the name of an experiment: `recipe/seed`."""
+    return f"{recipe.name}/{recipe.training.seed}"
 
-    A failed experiment does not end the series. Raise errors.Unfinished if a signal ended a training.
+
+def pending(experiments: Sequence[Recipe], known: Collection[str]) -> list[Recipe]:
+    """Return the experiments that are to be run if those in `known` (`recipe/seed`) are finished elsewhere.
+
+    A known one is run nevertheless if another one needs its model to check transcripts (`curation.label_model`).
     """
+    missing = [recipe for recipe in experiments if name_of(recipe) not in known]
+    models = {
+        f"{recipe.curation.label_model.removeprefix('run:')}/{recipe.training.seed}"
+        for recipe in missing
+        if recipe.curation.label_model.startswith("run:")
+    }
+    return [recipe for recipe in experiments if recipe in missing or name_of(recipe) in models]
+
+
+def run(
+    experiments: Sequence[Recipe],
+    *,
+    runs: str | Path = "",
+    known: Collection[str] = (),
+    on_report: Callable[[Recipe, EvalReport], None] = lambda recipe, report: None,
+) -> SeriesResult:
+    """Run features, training and the test score of each experiment, except those whose `recipe/seed` is in `known`.
+
+    `on_report` is called with each report. A failed experiment does not end the series. Raise errors.Unfinished if a
+    signal ended a training.
+    """
+    n_planned, experiments = len(experiments), pending(experiments, known)
     reports, failed, minutes_spent = [], [], []
     for number, recipe in enumerate(experiments, 1):
         started = time.monotonic()
@@ -84,13 +116,14 @@ def run(experiments: Sequence[Recipe], *, runs: str | Path = "") -> SeriesResult
             logger.info(f"{counter} {title}: failed: {reason}")
             continue
         reports.append(report)
+        on_report(recipe, report)
         minutes = (time.monotonic() - started) / 60
         minutes_spent += [minutes] if is_new else []
         mean = sum(minutes_spent) / len(minutes_spent) if minutes_spent else 0.0
         took = f"{minutes:.1f} min" if is_new else "existing report"
         left = (len(experiments) - number) * mean
         logger.info(f"{counter} {title}: {report.score}; {took}, about {left:.0f} min left")
-    return SeriesResult(tuple(reports), tuple(failed))
+    return SeriesResult(tuple(reports), tuple(failed), n_planned - len(experiments))
 
 
 def _run_one(recipe: Recipe, runs: str | Path) -> tuple[EvalReport, bool]:
