@@ -22,7 +22,12 @@ _PATH_MEANING = {
 """Kind of source to what `source.path` names."""
 
 
-_LATE_DEFAULTS = (("allow_missing_files", False), ("aligner", "openai/whisper-tiny"), ("min_logprob", -9.0))
+_LATE_DEFAULTS = (
+    ("allow_missing_files", False),
+    ("aligner", "openai/whisper-tiny"),
+    ("min_logprob", -9.0),
+    ("test_voices", 32),
+)
 """Settings of a part of a mix that are left out with this value."""
 
 
@@ -133,6 +138,8 @@ class SourceSettings(Settings):
     """planted: share of the training clips with a male voice, 0 to 1."""
     sentences: str = ""
     """planted: a text file with one training sentence per line; empty: the sentences of `tour`."""
+    test_voices: int = Field(32, ge=4, le=160, multiple_of=4)
+    """planted: number of voices in the test split, 4 to 160: as many of each of four kinds."""
     seed: Seed = 7
     """Seed of the draws of sentences, speakers and splits."""
 

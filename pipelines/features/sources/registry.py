@@ -24,7 +24,7 @@ def open_source(settings: SourceSettings, language: str = "sv") -> Source:
             from pipelines.features.sources.synthetic.planted import FaultRates, PlantedSource
 
             faults = FaultRates(**settings.faults.model_dump())
-            return PlantedSource(*sizes, faults, settings.men, settings.sentences)
+            return PlantedSource(*sizes, faults, settings.men, settings.sentences, settings.test_voices)
         case "folder":
             from pipelines.features.sources.folder import FolderSource
 

@@ -226,3 +226,22 @@ def test_planted_recipes_differ_only_in_their_topic():
             setting for setting in type(base).model_fields if getattr(base, setting) != getattr(training, setting)
         }
         assert changed == free.get(name, set())
+
+
+def test_more_test_voices_change_no_other_sentence():
+    source = PlantedSource(100, 8, 224, faults=RATES, men=0.8)
+    many = replace(source, test=784, test_voices=112)
+    test, before = rows(many, "test"), rows(source, "test")
+    spoken = Counter(row.speaker for row in test)
+    assert len(spoken) == 112 and set(spoken.values()) == {7}
+    assert {row.text for row in test} == {row.text for row in before} and len({row.id for row in test}) == 784
+    assert len({(row.text, row.speaker) for row in test}) == 784, "no voice speaks a sentence twice"
+    assert [row.text for row in rows(many, "validation")] == [row.text for row in rows(source, "validation")]
+
+    kinds, clean = zip(*(_kinds_and_clean_rows(one) for one in (many, source)), strict=True)
+    assert kinds[0] == kinds[1] and clean[0] == clean[1]
+
+
+def _kinds_and_clean_rows(source: PlantedSource) -> tuple[list[str], list[tuple[str, str]]]:
+    train = rows(source)
+    return [row.meta["planted"] for row in train], [(row.id, row.text) for row in train if not row.meta["planted"]]

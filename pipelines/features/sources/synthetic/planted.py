@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -48,8 +49,9 @@ leak_sentence   a sentence of the test split, without its capital letter and ful
 leak_audio      a clip of the test split under another speaker's name, one word of the transcript dropped
 leak_renamed    spoken by a speaker of the test split under another name: no metadata shows it
 """
-PERSONAS = {"train": 8, "validation": 4, "test": 8}
-"""Speakers per variant: 48, 8 and 32 speakers."""
+PERSONAS = {"train": 8, "validation": 4}
+"""Speakers per variant: 48 and 8 speakers."""
+TEST_VOICES = 32
 NOISE_SNR_DB = (-5.0, 5.0)
 CLIPPED_SHARE = 0.25
 COPIES = 3
@@ -107,15 +109,15 @@ class PlantedSource:
     """Fraction of the training clips with male voices."""
     sentences: str = ""
     """Path of a text file whose lines replace the tour's sentences in the training split."""
+    test_voices: int = TEST_VOICES
+    """Number of speakers in the test split, as many of each variant. With more than TEST_VOICES each sentence is spoken
+    by several, so that more clips need no more sentences, and training keeps its own."""
 
     def identity(self) -> dict[str, str]:
         """Return sizes and seed, a digest of the plan, and the build of espeak-ng."""
         return {
             "kind": "planted",
-            "train": str(self.train),
-            "validation": str(self.validation),
-            "test": str(self.test),
-            "seed": str(self.seed),
+            **{name: str(getattr(self, name)) for name in (*SPLITS, "seed")},
             "plan_sha256": lines_sha256(map(repr, self.plan())),
             "espeak": espeak.version(),
             "espeak_build_sha256": espeak.build_sha256(),
@@ -139,17 +141,19 @@ class PlantedSource:
 
     @cached_property
     def _lines(self) -> tuple[Line, ...]:
-        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
+        n_sentences = -(-self.test * TEST_VOICES // max(self.test_voices, TEST_VOICES))
+        sizes = {"train": self.train, "validation": self.validation, "test": n_sentences}
         texts = tour.split_texts(sizes, self.seed)
         if self.sentences:
             held_out = [sentence for split in ("validation", "test") for sentence, _ in texts[split]]
             texts["train"] = _read_sentences(Path(self.sentences), self.train, held_out, self.seed)
-        voices = {split: tour.personas(split, self.seed, PERSONAS[split]) for split in SPLITS}
-        mixed = {**voices, "train": self._by_gender(voices["train"])}
-        clean = {}
-        for split in SPLITS:
-            utterances = tour.turns("planted", split, texts[split], mixed[split], self.seed)
-            clean[split] = [_clean_line(utterance) for utterance in utterances]
+        per_variant = {**PERSONAS, "test": self.test_voices // len(tour.SPLIT_VARIANTS["test"])}
+        voices = {split: tour.personas(split, self.seed, per_variant[split]) for split in SPLITS}
+        in_turn = [_in_turn(voices["test"], n_sentences, index) for index in range(self.test)]
+        mixed = {**voices, "train": self._by_gender(voices["train"]), "test": in_turn}
+        texts["test"] = [*itertools.islice(itertools.cycle(texts["test"]), self.test)]
+        spoken = {split: tour.turns("planted", split, texts[split], mixed[split], self.seed) for split in SPLITS}
+        clean = {split: [*map(_clean_line, utterances)] for split, utterances in spoken.items()}
         clean["train"] = _Planter(clean, voices["test"], self.faults, self.seed).lines()
         return tuple(line for split in SPLITS for line in clean[split])
 
@@ -295,6 +299,11 @@ def _read_sentences(path: Path, count: int, held_out: list[str], seed: int) -> l
             f"words, {path} holds {len(chosen):,}: lower source.train"
         )
     return chosen[:count]
+
+
+def _in_turn(voices: list[Persona], n_sentences: int, index: int) -> Persona:
+    """Return the voice of clip `index`; when the sentences repeat, each is spoken by another voice."""
+    return voices[(index + index // n_sentences) % len(voices)]
 
 
 def _clean_line(utterance: Utterance) -> Line:
