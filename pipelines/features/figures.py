@@ -17,7 +17,7 @@ from pipelines.features import rejections
 from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import Example, NoAudio
 from pipelines.features.sources.registry import open_source
-from pipelines.infra import console
+from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
 from pipelines.infra.plots import ACCENT, INK, SHADE, figure_with_axes, figure_with_column, html_table
 from pipelines.recipes.settings import Recipe
@@ -37,6 +37,8 @@ _TITLE_CHARACTERS = 90
 """Longest transcript above a plot."""
 _MAX_LEVEL_WORDS = 12
 """Words of a longer transcript are turned by 90 degrees, so that they do not overlap."""
+_MENU_CLIPS = 30
+"""Clips in the menu of `pick_clip`."""
 _SILENCE_AFTER = 400
 """Frames of silence after a clip whose words are aligned: a model that was not tuned is used to silence."""
 _MAX_ALIGNER_BYTES = 1_000_000_000
@@ -127,6 +129,35 @@ def row_with(cache: FeatureCache, letters: str) -> int:
     rows = cache.split("train")
     texts = cache.rows["text"].iloc[rows].str.lower().tolist()
     return next((int(row) for row, line in zip(rows, texts, strict=True) if letters in line), 0)
+
+
+def pick_clip(recipe: Recipe, cache: FeatureCache, row: int) -> None:
+    """Show and play a clip of the cache; in an interactive notebook under a menu that shows other training clips.
+
+    In batch, and without ipywidgets, there is no menu.
+    """
+    from IPython.display import display
+
+    def show(row: int) -> None:
+        display(clip_player(recipe, cache, row), sound(recipe, cache, row))
+
+    widgets = _widgets() if environment.interactive() else None
+    if widgets is None:
+        return show(row)
+    rows = list(dict.fromkeys([row, *cache.split("train")[:_MENU_CLIPS].tolist()]))
+    names = [textwrap.shorten(cache.rows["text"].iloc[one], _TITLE_CHARACTERS, placeholder=" …") for one in rows]
+    menu = widgets.Dropdown(options=list(zip(names, rows, strict=True)), value=row, layout={"width": "100%"})
+    output = widgets.interactive_output(show, {"row": menu})
+    display(menu, output)
+
+
+def _widgets() -> Any:
+    """Return the module ipywidgets, or None if it is not installed."""
+    try:
+        import ipywidgets
+    except ImportError:
+        return None
+    return ipywidgets
 
 
 def clip_player(recipe: Recipe, cache: FeatureCache, row: int) -> HTML:

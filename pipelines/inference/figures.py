@@ -15,6 +15,10 @@ from pipelines.inference.transcript import Transcript
 from pipelines.infra.plots import ACCENT, INK, SOFT, figure_with_column, html_table
 from pipelines.speech import audio
 from pipelines.speech.audio import SAMPLE_RATE_HZ
+from pipelines.whisper import engines
+from pipelines.whisper.batching import padded_frames
+from pipelines.whisper.engines import word_timestamps
+from pipelines.whisper.log_mel import FULL_FRAMES, POSITION_S
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -54,6 +58,29 @@ def words_in_time(transcriber: Transcriber, example: Example) -> Figure:
         lower.annotate(f" {word.text}", (start_s, word.confidence), color=colour, va="center")
     lower.set(ylabel="confidence", ylim=(-0.1, 1.1), yticks=[0, 0.5, 1], xlabel="time (s)")
     lower.axhline(0.5, color=SOFT, linewidth=0.8, linestyle="--")
+    return figure
+
+
+def attention(transcriber: Transcriber, example: Example) -> Figure | None:
+    """Plot where in the sound the decoder looks while it writes each token: the mean over its alignment heads.
+
+    The dots are the beginnings that alignment reads from it. Print a sentence and return None if the model names no
+    alignment heads, or wrote nothing.
+    """
+    text, log_mel = transcriber.transcribe(example.audio).text, transcriber.loaded.log_mel(audio.decode(example.audio))
+    engine = engines.open_engine(transcriber.ref, transcriber.language, "transformers")
+    if not (engine.can_align and text):
+        return print("This part is left out: the model names no alignment heads, or wrote nothing.")
+    n_frames = len(log_mel.frames)
+    window = log_mel.padded(padded_frames(n_frames) if transcriber.ref.context == "clip" else FULL_FRAMES)
+    pieces, weights = engine.attention(window, n_frames, text)
+    positions, end_s = word_timestamps.first_positions(weights), n_frames / 100
+    figure, (upper, lower) = figure_with_column((1, 0.5 + 0.12 * len(pieces)), 9, 2 + 0.2 * len(pieces))
+    upper.imshow(log_mel.frames.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end_s, 0, engine.n_mels))
+    upper.set(ylabel="log-mel", yticks=[])
+    lower.imshow(weights.mean(axis=0) ** 0.5, aspect="auto", cmap="magma", extent=(0, end_s, len(pieces) - 0.5, -0.5))
+    lower.plot(np.array(positions) * POSITION_S, range(len(pieces)), "o", color=INK, markersize=4)
+    lower.set(xlabel="time (s)", yticks=range(len(pieces)), yticklabels=pieces, ylabel="token to be written")
     return figure
 
 

@@ -40,7 +40,7 @@ from pipelines.training.finish import finish
 from pipelines.training.optimization import precision
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model, lock_run, refuse_other_run
 from pipelines.training.trainer import TrainerParts, arguments_of, token_mean_loss, trainer_class
-from pipelines.training.validation import rows_of, validator
+from pipelines.training.validation import rows_of, transcripts_before_training, validator
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.batching import BucketSampler, ClipDataset, padded_frames
 from pipelines.whisper.log_mel import FULL_FRAMES
@@ -137,13 +137,20 @@ def _fit(run: TrainingRun, interruption: Interruption, mirror: CheckpointMirror 
     logger.info(f"resuming from {checkpoint.name}" if checkpoint else f"starting from {run.origin}")
     if checkpoint:
         data_parallel.log_other_world_size(checkpoint)
-    trainer = _build_trainer(run, [mirror.callback()] if mirror else [])
     settings, state = run.recipe.training, _state_of(checkpoint) if checkpoint else None
+    if distributed.is_main_process():
+        samples.restore(run.folder, checkpoint, state.global_step if state else 0)
+    trainer = _build_trainer(run, [mirror.callback()] if mirror else [])
     if state and is_over(state, settings.steps, settings.patience):
         trainer.state = state  # only the model was missing: the Trainer would do one step more
         return trainer
     if state and 0 < interruption.until <= state.global_step:
         raise Paused(state.global_step, settings.steps, history_of(state))
+    if not state and distributed.is_main_process():
+        texts = transcripts_before_training(
+            run.recipe, run.cache, adapters.unwrap(trainer.model), trainer.processing_class
+        )
+        samples.add(run.folder, 0, *texts)
     tracker = settings.tracker if distributed.is_main_process() else ""
     try:
         with (
@@ -179,7 +186,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
 
     def keep_samples(ids: list[str], hypotheses: list[str]) -> None:
         if distributed.is_main_process():
-            samples.append(run.folder, trainer.state.global_step, ids, hypotheses)
+            samples.add(run.folder, trainer.state.global_step, ids, hypotheses)
 
     batch = oom.ValidationBatch(run.folder, recipe.evaluation.batch_frames)
     trainer = trainer_class()(
@@ -205,7 +212,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
             build_scheduler=functools.partial(components.build_scheduler, recipe),
             label_smoothing=settings.label_smoothing,
             teacher=distillation.load_teacher(recipe, run.start),
-            extra_files=(run.folder / distillation.TRANSCRIPTS,),
+            extra_files=(run.folder / distillation.TRANSCRIPTS, run.folder / samples.FILE),
             trial_batches=_longest_batches(recipe, cache, sampler, micro_batch) if oom.tries_longest_batch() else (),
             ema_decay=settings.ema_decay,
         ),

@@ -12,13 +12,17 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import distributed
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring
+from pipelines.training.callbacks import samples
 from pipelines.training.callbacks.oom import ValidationBatch
 from pipelines.training.trainer import shift_right, token_mean_loss
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.batching import IGNORED, Collator, sorted_batches
+from pipelines.whisper.batching import IGNORED, Collator, padded_frames, sorted_batches
 from pipelines.whisper.log_mel import FULL_FRAMES
 from pipelines.whisper.model import ModelRef
+
+_SILENCE_AFTER = 400
+"""Frames of silence after a clip before training. 30 s take four times as long and are transcribed as badly."""
 
 
 def validator(
@@ -68,6 +72,30 @@ def validator(
         return {"wer": score.wer, **ends, **({"cut": int(n_cut)} if n_cut else {}), "loss": loss / tokens}
 
     return validate
+
+
+def transcripts_before_training(
+    recipe: Recipe, cache: FeatureCache, model: Any, processor: Any
+) -> tuple[list[str], list[str]]:
+    """Return the ids and hypotheses of the clips that `samples` keeps.
+
+    Silence is added to them, which a model needs that was not trained at clip length. Empty if memory runs out: only a
+    table of the notebook needs the hypotheses.
+    """
+    import torch
+
+    rows = rows_of(cache, "validation")
+    rows = rows[samples.positions(len(rows))]
+    clips = [cache.log_mel(int(row)) for row in rows]
+    longest = FULL_FRAMES if recipe.training.context == "full" else max(len(clip.frames) for clip in clips)
+    n_frames = padded_frames(longest + _SILENCE_AFTER)  # at most 30 s
+    features = torch.stack([torch.from_numpy(clip.padded(n_frames)) for clip in clips])
+    options = decoding.RowDecodingOptions(recipe.language, recipe.evaluation.max_new_tokens)
+    try:
+        hypotheses = decoding.decode_to_text(model, processor, features, options)
+    except torch.OutOfMemoryError:
+        return [], []
+    return cache.rows["id"].iloc[rows].tolist(), hypotheses
 
 
 def _summed_loss(model: Any, batch: dict[str, Any], encoded: Any = None) -> float:

@@ -28,6 +28,7 @@ from pipelines.infra.errors import LabError
 from pipelines.training import loop as training_loop
 from pipelines.training import run as training_run
 from pipelines.training import validation
+from pipelines.training.callbacks import samples
 from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.finish import context_s
@@ -632,3 +633,15 @@ def test_model_records_context_and_calibration(train_toy, toy_cache, tmp_path, m
         fitted = Calibration.of(told)
         assert fitted.words > 0
         assert fitted == Calibration(0.5, 0.1, fitted.words)
+
+
+def test_samples_of_a_resumed_run_are_those_of_a_whole_one(fit, tmp_path):
+    settings = {"training.steps": 8, "training.eval_every": 4}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fit(whole, settings)
+    fit(cut, settings, cut_at=6)
+    samples.add(cut, 8, ["x"], ["written by a sitting whose checkpoint was lost"])
+    fit(cut, settings)
+    assert list(samples.read(cut)) == [0, 4, 8]
+    assert (cut / samples.FILE).read_bytes() == (whole / samples.FILE).read_bytes()
+    assert list(samples.read(cut / "checkpoints" / "checkpoint-8")) == [0, 4, 8]

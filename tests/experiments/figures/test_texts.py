@@ -1,14 +1,16 @@
-"""Tables and plots of notebook 02's scores."""
+"""Tables of transcripts: the worst of two models, and those of a few clips at each validation."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import sample_reports
 
 from pipelines.experiments import figures
+from pipelines.experiments.figures import texts
 from pipelines.training.callbacks import samples
 
 
@@ -37,16 +39,8 @@ def reports(tmp_path_factory):
     ],
 )
 def test_words_that_differ_are_marked(reference: str, hypothesis: str, shown: str):
-    marked = figures._marked(reference, hypothesis)
-    assert marked.replace(f"<mark style='{figures._MARK}'>", "[").replace("</mark>", "]") == shown
-
-
-def test_speakers_are_in_the_order_of_the_last_report(reports):
-    (axes,) = figures.speakers(reports).axes
-    before, after = (line for line in axes.lines if line.get_marker() == "o")
-    assert list(after.get_xdata()) == sorted(after.get_xdata(), reverse=True)
-    assert set(before.get_xdata()) == {9 / 12}
-    assert len(after.get_xdata()) == 12
+    marked = texts._marked(reference, hypothesis)
+    assert marked.replace(f"<mark style='{texts._MARK}'>", "[").replace("</mark>", "]") == shown
 
 
 def test_worst_errors_are_beside_the_base_models(reports, toy_settings):
@@ -56,24 +50,30 @@ def test_worst_errors_are_beside_the_base_models(reports, toy_settings):
     assert "Some clips have no sound" in shown, "the ids are not in the source"
 
 
-def test_scores_fit_into_their_cells(reports):
-    table = figures.score_table(reports)
-    assert table.map(lambda cell: len(str(cell))).to_numpy().max() <= 50, "pandas cuts longer cells"
-    assert table.loc["after", "WER, stock pipeline"] == "not scored"
+def trained(folder: Path, *history: dict[str, float]) -> SimpleNamespace:
+    """Return a model whose run is `folder`, with as many fields as the player reads."""
+    return SimpleNamespace(uri=str(folder / "model"), history=list(history))
 
 
 def test_samples_are_shown_by_step(tmp_path, toy_cache):
     rows = toy_cache.rows[toy_cache.rows["split"] == "validation"]
-    for step in (4, 8):
-        samples.append(tmp_path, step, rows["id"].tolist(), ["fel", *rows["text"].tolist()[1:]])
-    shown = figures.samples(SimpleNamespace(uri=str(tmp_path / "model")), toy_cache).data
-    assert shown.count("<tr>") == 1 + samples.CLIPS
-    assert "step 4" in shown and "step 8" in shown
+    for step in (0, 4, 8):
+        samples.add(tmp_path, step, rows["id"].tolist(), ["<i>fel", *rows["text"].tolist()[1:]])
+    shown = figures.samples(trained(tmp_path, {"step": 4, "eval_wer": 0.4567}), toy_cache).data
+    assert shown.count("<tbody>") == samples.CLIPS + 1, "one part for each clip, and their sum"
+    assert shown.count("data-step='4'") == samples.CLIPS + 1
     assert rows["text"].iloc[0] in shown
+    assert "<mark" in shown and "<i>" not in shown
+    assert shown.count("WER of all validation clips 0.457") == 1
+
+
+def test_bar_has_the_share_of_right_words():
+    line = texts._sum_line([("Hej på dig.", "hej då dig"), ("Ja.", "ja")], None)
+    assert line == f"{'█' * 15}{'░' * 5} 3 of 4"
 
 
 def test_model_from_another_machine_has_no_samples(tmp_path, toy_cache):
-    shown = figures.samples(SimpleNamespace(uri=str(tmp_path / "model")), toy_cache).data
+    shown = figures.samples(trained(tmp_path), toy_cache).data
     assert "There are no texts" in shown
 
 

@@ -1,20 +1,16 @@
-"""Figures and tables of evaluations, comparisons, series and sweeps."""
+"""Figures and tables of scores: evaluations, comparisons, series and sweeps."""
 
 from __future__ import annotations
 
 import html
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipelines.experiments.comparison.findings import Finding, is_significant
 from pipelines.experiments.evaluation import EvalReport
-from pipelines.experiments.report import clips
-from pipelines.experiments.report.alignment import align
-from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment
 from pipelines.infra.plots import (
     ACCENT,
@@ -24,29 +20,19 @@ from pipelines.infra.plots import (
     empty_figure,
     figure_with_axes,
     figure_with_row,
-    html_table,
     start_at_zero,
     without_frame,
 )
-from pipelines.recipes.data_settings import SourceSettings
 from pipelines.recipes.search_settings import ParameterSettings
-from pipelines.recipes.settings import Recipe
-from pipelines.speech import audio_uri, scoring, text
+from pipelines.speech import scoring
 from pipelines.speech.intervals import Units
-from pipelines.training.callbacks import samples as training_samples
-from pipelines.training.run import TrainedModel
 
 if TYPE_CHECKING:
-    from IPython.display import HTML
     from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
 _MAX_SPEAKERS = 40
 """Most speakers in one plot."""
-_LONGEST_WORD = 32
-"""Most letters of a word in a table."""
-_MARK = f"background: {ACCENT}40; color: inherit"
-"""Style of wrong words: a light background that can be read on white and on dark pages."""
 
 
 def scores(reports: dict[str, EvalReport]) -> Figure:
@@ -180,87 +166,6 @@ def _link(report: EvalReport) -> str:
     path = html.escape(str(report.page))
     href = html.escape(os.path.relpath(report.page, environment.ROOT / "notebooks"))
     return f'<a href="{href}" target="_blank">The whole report</a>: {path}'
-
-
-def side_by_side(recipe: Recipe, before: EvalReport, after: EvalReport, n: int = 10) -> HTML:
-    """Return the tuned model's worst transcripts beside the base model's of the same clips, with players.
-
-    Words that differ from the reference are marked.
-    """
-    return _errors(recipe.source, recipe.language, {"base": before, "tuned": after}, n)
-
-
-def compared_errors(findings: Sequence[Finding], n: int = 8) -> HTML:
-    """Return the worst transcripts of the best experiment that is not the baseline, beside those of the baseline.
-
-    They have players if the source of the recipe can be read on this machine.
-    """
-    baseline, best = findings[0].experiment, min(findings[1:], key=lambda finding: finding.score.wer).experiment
-    reports = {one.name: one.reports[0] for one in (baseline, best)}
-    lineage = next((one.lineages[0] for one in (best, baseline) if one.tuned), {})
-    settings = lineage.get("settings") or {}
-    try:
-        source = SourceSettings.model_validate(settings.get("source") or {})
-    except ValueError:  # pydantic's; another version of the lab wrote the report
-        source = None
-    return _errors(source, settings.get("language") or "sv", reports, n)
-
-
-def _errors(source: SourceSettings | None, language: str, reports: dict[str, EvalReport], n: int) -> HTML:
-    """Return the worst transcripts of the last report beside those of the first, with players."""
-    (first, before), (last, after) = reports.items()
-    earlier = before.predictions.set_index("id")["hypothesis"]
-    worst = after.predictions.nlargest(n, "wer")
-    sounds: dict[str, str] = {}
-    reason = "this version of the lab does not know the source"
-    if source:
-        sounds, reason = clips.embedded(source, language, after.split, worst["id"])
-    rows = [
-        {
-            "sound": audio_uri.player_of(sounds[clip.id]) if clip.id in sounds else "",
-            "reference": clip.reference,
-            first: _marked(clip.reference, earlier.get(clip.id, "")),
-            last: _marked(clip.reference, clip.hypothesis),
-            "WER": f"{clip.wer:.2f}",
-        }
-        for clip in worst.itertuples()
-    ]
-    note = f"<p>Some clips have no sound: {html.escape(reason)}.</p>" if reason else ""
-    return html_table(rows, as_html=("sound", first, last), note=note)
-
-
-def samples(model: TrainedModel, cache: FeatureCache) -> HTML:
-    """Return what the model wrote for a few validation clips at each validation, with wrong words marked."""
-    by_step = training_samples.read(Path(model.uri).parent)
-    texts = cache.rows.set_index("id")["text"]
-    ids = [name for name in next(iter(by_step.values()), {}) if name in texts.index]
-    rows = [
-        {
-            "reference": texts[name],
-            **{f"step {step}": _marked(texts[name], written.get(name, "")) for step, written in by_step.items()},
-        }
-        for name in ids
-    ]
-    missing = "" if rows else "There are no texts: the model was trained on another machine or by an older version."
-    return html_table(rows, as_html=[f"step {step}" for step in by_step], note=missing)
-
-
-def _marked(reference: str, hypothesis: str) -> str:
-    """Return the words of a hypothesis as HTML; those that differ from the reference are marked, missing ones are …"""
-    words = hypothesis.split()
-    normal = text.normalise(hypothesis).split()
-    if [text.normalise(word) for word in words] != normal:
-        words = normal
-    parts, left = [], iter(words)
-    for step in align(text.normalise(reference).split(), normal):
-        written = html.escape(" ".join(_shortened(next(left)) for _ in step.hypothesis)) or "…"
-        parts.append(written if step.kind == "equal" else f"<mark style='{_MARK}'>{written}</mark>")
-    return " ".join(parts)
-
-
-def _shortened(word: str) -> str:
-    """Return a word without its end if a repetition made it too long for a table."""
-    return word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}…"
 
 
 def speakers(reports: dict[str, EvalReport]) -> Figure:

@@ -1,0 +1,25 @@
+"""Figures and tables of evaluations, comparisons, series and sweeps: of scores, and of what a model wrote."""
+
+from pipelines.experiments.figures.scores import (
+    forest,
+    score_table,
+    scores,
+    series_figure,
+    slices,
+    speakers,
+    sweep_figure,
+)
+from pipelines.experiments.figures.texts import compared_errors, samples, side_by_side
+
+__all__ = [
+    "compared_errors",
+    "forest",
+    "samples",
+    "score_table",
+    "scores",
+    "series_figure",
+    "side_by_side",
+    "slices",
+    "speakers",
+    "sweep_figure",
+]
