@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import numbers
 import timeit
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pipelines.course import faulty_corpus
+from pipelines.experiments import figures as score_figures
 from pipelines.experiments.comparison import lookup
 from pipelines.experiments.comparison.compare import Comparison
 from pipelines.experiments.evaluation import EvalReport
@@ -29,6 +30,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.plots import html_table
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import audio, audio_cells, audio_uri, scoring
+from pipelines.speech.alignment import marked
 from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
 from pipelines.training import figures as training_figures
 from pipelines.training.validation import token_losses
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES_ON_CPU = 1_000_000_000
 """Largest weights that a check loads without a GPU: those of whisper-small."""
+_BAR = 40
+"""Characters of the longest bar."""
 _SAME = 5e-4
 """Word error rates that differ by less are equal."""
 
@@ -65,6 +69,13 @@ def compare(prediction: Any, measured: float, *, within: float, unit: str = "", 
     print(f"You predicted {number:.3g}{unit}, measured: {value}. That is {verdict}.")
     if why:
         print(why)
+
+
+def print_bars(values: Mapping[str, float], form: str, unit: str = "") -> None:
+    """Print one bar per value, 0 or more, the longest for the largest; `form` and `unit` are those of the numbers."""
+    width, largest = max(map(len, values)), max(*values.values(), 1e-9)
+    for name, value in values.items():
+        print(f"{name:<{width}}  {'█' * max(1, round(_BAR * value / largest))} {value:{form}}{unit}")
 
 
 def _number(prediction: Any, name: str = "PREDICTION") -> float:
@@ -130,7 +141,7 @@ def check_padding_time(recipe: Recipe, cache: FeatureCache, prediction: Any) -> 
             return min(timeit.repeat(lambda: float(model.model.encoder(features)[0].sum()), number=1, repeat=tries))
 
     short_s, long_s = shortest_s(False, 5), shortest_s(True, 1 if device == "cpu" else 3)  # first calls are slow
-    print(f"One clip: {short_s:.3f} s at its length, {long_s:.3f} s padded to 30 s.")
+    print_bars({"one clip at its length": short_s, "the same clip, padded to 30 s": long_s}, ".3f", " s")
     why = "Attention grows with the square of the length; what does not grow at all is the overhead of each call."
     compare(prediction, long_s / short_s, within=1.7, unit=" times", why=why)
 
@@ -190,7 +201,8 @@ def check_wait(base: Transcriber, tuned: Transcriber, example: Example, predicti
         return min(timeit.repeat(lambda: transcriber.transcribe(example.audio), number=1, repeat=tries))
 
     base_s, tuned_s = shortest_s(base, 1), shortest_s(tuned, 3)  # both have transcribed clips above
-    print(f"{audio.decode(example.audio).duration_s:.1f} s of speech: base {base_s:.2f} s, tuned {tuned_s:.2f} s.")
+    print(f"{audio.decode(example.audio).duration_s:.1f} s of speech take:")
+    print_bars({"base": base_s, "tuned": tuned_s}, ".2f", " s")
     why = "The base model needs all 30 s of input; the tuned one computes only the clip."
     compare(prediction, base_s / tuned_s, within=1.5, unit=" times", why=why)
 
@@ -215,15 +227,17 @@ def check_noise(
         texts.append([transcriber.transcribe(Waveform(samples)).text for samples in (clean, noisy)])
         said.append(example.text)
         sound = audio_uri.player(audio_cells.encode(noisy, SAMPLE_RATE_HZ))
-        rows.append({"with noise": sound, "said": example.text, "clean": texts[-1][0], "noisy": texts[-1][1]})
+        clean_text, noisy_text = (marked(example.text, text) for text in texts[-1])
+        rows.append({"with noise": sound, "said": example.text, "clean": clean_text, "noisy": noisy_text})
     if not said:
         return print("There is no clip that can be scored.")
     edits = [scoring.count_edits(said, list(column)) for column in zip(*texts, strict=True)]
     clean_wer, wer = (float(one.word_edits.sum() / one.words.sum()) for one in edits)
-    print(f"WER of these {len(said)} clips without noise: {clean_wer:.2f}.")
+    print(f"WER of these {len(said)} clips:")
+    print_bars({"without noise": clean_wer, "with noise": wer}, ".2f")
     why = "A model learns to ignore noise from training clips with noise; those of the tour have almost none."
     compare(prediction, wer, within=0.15, why=why)
-    return html_table(rows, as_html=["with noise"])
+    return html_table(rows, as_html=["with noise", "clean", "noisy"])
 
 
 def check_speakers(comparison: Comparison, prediction: Any) -> None:
@@ -244,10 +258,14 @@ def check_speakers(comparison: Comparison, prediction: Any) -> None:
     compare(prediction, better, within=1.0, unit=" speakers", why=why)
 
 
-def check_detectable(comparison: Comparison, prediction: Any) -> None:
-    """Check how large a true difference must be for this test set to show it in four of five experiments."""
+def check_detectable(comparison: Comparison, prediction: Any) -> Figure | None:
+    """Check how large a true difference must be for this test set to show it in four of five experiments.
+
+    Return the share of experiments that show a difference, over its size, as a plot.
+    """
     could_show = comparison.findings[1].could_show
     if could_show is None:
         return print("There are too few speakers in this test set to show any difference.")
     why = "A smaller effect needs more speakers: four times as many for half the difference."
     compare(prediction, could_show, within=1.5, why=why)
+    return score_figures.power_curve(could_show, comparison.findings[1].difference.delta)

@@ -14,6 +14,7 @@ from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import Transcript
 from pipelines.infra.plots import ACCENT, INK, SOFT, figure_with_column, html_table
 from pipelines.speech import audio
+from pipelines.speech.alignment import marked
 from pipelines.speech.audio import SAMPLE_RATE_HZ
 from pipelines.whisper import engines
 from pipelines.whisper.batching import padded_frames
@@ -28,16 +29,22 @@ _STYLE = "<style>mark {background: none; color: inherit; text-decoration: underl
 
 
 def compare_transcripts(examples: list[Example], transcribers: dict[str, Transcriber]) -> HTML:
-    """Return a table: a player, the reference, and the transcript of each model, one row per example."""
+    """Return a table: a player, the reference, and the transcript of each model, one row per example.
+
+    Words that differ from the reference are marked.
+    """
     rows = [
         {
             "sound": player(example),
             "said": example.text,
-            **{label: model.transcribe(example.audio).text for label, model in transcribers.items()},
+            **{
+                label: marked(example.text, model.transcribe(example.audio).text)
+                for label, model in transcribers.items()
+            },
         }
         for example in examples
     ]
-    return html_table(rows, as_html=["sound"])
+    return html_table(rows, as_html=["sound", *transcribers])
 
 
 def words_in_time(transcriber: Transcriber, example: Example) -> Figure:

@@ -2,9 +2,12 @@
 
 from pipelines.experiments.figures.scores import (
     forest,
+    paired_speakers,
+    power_curve,
     score_table,
     scores,
     series_figure,
+    slice_figure,
     slices,
     speakers,
     sweep_figure,
@@ -14,11 +17,14 @@ from pipelines.experiments.figures.texts import compared_errors, samples, side_b
 __all__ = [
     "compared_errors",
     "forest",
+    "paired_speakers",
+    "power_curve",
     "samples",
     "score_table",
     "scores",
     "series_figure",
     "side_by_side",
+    "slice_figure",
     "slices",
     "speakers",
     "sweep_figure",

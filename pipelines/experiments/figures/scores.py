@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -147,6 +148,45 @@ def sweep_figure(table: pd.DataFrame, space: dict[str, ParameterSettings], impor
     panels[0].set(ylabel="validation WER, best so far")
     figure.colorbar(dots, ax=list(panels), label="steps")
     return figure
+
+
+def slice_figure(report: EvalReport) -> Figure:
+    """Plot the WER of each slice with its 95 % interval. A dashed line is the WER over all clips."""
+    table = report.slices().replace({"value": {"": "not told"}})[::-1].reset_index(drop=True)
+    figure, axes = figure_with_axes(9, 0.8 + 0.22 * len(table))
+    axes.axvline(report.score.wer, color=INK, linewidth=1, linestyle="--")
+    axes.hlines(table.index, table["low"], table["high"], color=SOFT, linewidth=4)
+    axes.plot(table["wer"], table.index, "o", color=ACCENT, markersize=5)
+    axes.set(yticks=table.index, yticklabels=table["slice"] + ": " + table["value"], xlabel="WER, with 95 % interval")
+    start_at_zero(axes, "x")
+    return figure
+
+
+def power_curve(could_show: float, measured: float) -> Figure:
+    """Plot the share of experiments that show a true difference in WER, over its size.
+
+    `could_show` is the difference that four in five experiments show, `measured` the ΔWER of this one.
+    """
+    normal = NormalDist()
+    limit = normal.inv_cdf(0.975)
+    error = could_show / (limit + normal.inv_cdf(0.8))
+    sizes = [could_show * n / 25 for n in range(51)]
+    figure, axes = figure_with_axes(9, 2.6)
+    axes.plot(sizes, [normal.cdf(x / error - limit) + normal.cdf(-x / error - limit) for x in sizes], color=INK)
+    axes.plot([0, could_show, could_show], [0.8, 0.8, 0], color=SOFT, linewidth=1, linestyle="--")
+    axes.annotate(f"{could_show:.3f}", (could_show, 0), textcoords="offset points", xytext=(5, 5), color=SOFT)
+    if abs(measured) <= sizes[-1]:
+        axes.axvline(abs(measured), color=ACCENT, linewidth=1)
+        axes.annotate("measured", (abs(measured), 1), textcoords="offset points", xytext=(4, -8), color=ACCENT)
+    axes.set(xlabel="true difference in WER", ylabel="shown in", ylim=(0, 1.05), yticks=[0, 0.5, 0.8, 1])
+    axes.set_yticklabels(["0 %", "50 %", "80 %", "100 %"])
+    axes.set_xlim(0, sizes[-1])
+    return figure
+
+
+def paired_speakers(findings: Sequence[Finding]) -> Figure:
+    """Plot the WER of each speaker in the baseline and the next experiment, of their first training seed."""
+    return speakers({one.experiment.name: one.experiment.reports[0] for one in findings[:2]})
 
 
 def slices(report: EvalReport) -> Styler:

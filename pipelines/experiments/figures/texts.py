@@ -10,22 +10,18 @@ from typing import TYPE_CHECKING
 from pipelines.experiments.comparison.findings import Finding
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.experiments.report import clips
-from pipelines.experiments.report.alignment import align
 from pipelines.features.cache import FeatureCache
-from pipelines.infra.plots import ACCENT, html_table
+from pipelines.infra.plots import html_table
 from pipelines.recipes.data_settings import SourceSettings
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import audio_uri, text
+from pipelines.speech.alignment import align, marked
 from pipelines.training.callbacks import samples as training_samples
 from pipelines.training.run import TrainedModel
 
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-_LONGEST_WORD = 32
-"""Most letters of a word in a table."""
-_MARK = f"background: {ACCENT}40; color: inherit"
-"""Style of wrong words: a light background that can be read on white and on dark pages."""
 _LEFT = "style='text-align: left'"
 _BAR = 20
 """Characters of a bar in a table."""
@@ -68,8 +64,8 @@ def _errors(source: SourceSettings | None, language: str, reports: dict[str, Eva
         {
             "sound": audio_uri.player_of(sounds[clip.id]) if clip.id in sounds else "",
             "reference": clip.reference,
-            first: _marked(clip.reference, earlier.get(clip.id, "")),
-            last: _marked(clip.reference, clip.hypothesis),
+            first: marked(clip.reference, earlier.get(clip.id, "")),
+            last: marked(clip.reference, clip.hypothesis),
             "WER": f"{clip.wer:.2f}",
         }
         for clip in worst.itertuples()
@@ -94,7 +90,7 @@ def samples(model: TrainedModel, cache: FeatureCache) -> HTML:
     bodies = [
         _body(
             f"<th {_LEFT}>reference</th><td {_LEFT}><b>{html.escape(references[name])}</b></td>",
-            {step: _marked(references[name], texts.get(name, "")) for step, texts in by_step.items()},
+            {step: marked(references[name], texts.get(name, "")) for step, texts in by_step.items()},
         )
         for name in ids
     ]
@@ -125,21 +121,3 @@ def _sum_line(pairs: list[tuple[str, str]], wer: float | None) -> str:
     filled = round(_BAR * right / max(1, words))
     validation = "" if wer is None else f"; WER of all validation clips {wer:.3f}"
     return f"{'█' * filled}{'░' * (_BAR - filled)} {right} of {words}{validation}"
-
-
-def _marked(reference: str, hypothesis: str) -> str:
-    """Return the words of a hypothesis as HTML; those that differ from the reference are marked, missing ones are …"""
-    words = hypothesis.split()
-    normal = text.normalise(hypothesis).split()
-    if [text.normalise(word) for word in words] != normal:
-        words = normal
-    parts, left = [], iter(words)
-    for step in align(text.normalise(reference).split(), normal):
-        written = html.escape(" ".join(_shortened(next(left)) for _ in step.hypothesis)) or "…"
-        parts.append(written if step.kind == "equal" else f"<mark style='{_MARK}'>{written}</mark>")
-    return " ".join(parts)
-
-
-def _shortened(word: str) -> str:
-    """Return a word without its end if a repetition made it too long for a table."""
-    return word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}…"

@@ -32,9 +32,9 @@ import numpy as np
 import pandas as pd
 
 from pipelines.experiments.report import calibration, confusions, inventions, slices
-from pipelines.experiments.report.alignment import Step, align
 from pipelines.infra.redact import redact_values
 from pipelines.speech import scoring, text
+from pipelines.speech.alignment import Step, align
 
 FORMAT = 1
 WORST = 10

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.experiments.report.alignment import Step, align
+from pipelines.speech.alignment import Step, align
 
 SWEDISH = "åäö"
 _PLAIN = str.maketrans("åäöé", "aaoe")

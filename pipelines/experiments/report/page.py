@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiments.report import hypotheses, pictures
-from pipelines.experiments.report.alignment import align
 from pipelines.experiments.report.guards import GuardScore
 from pipelines.recipes.base_settings import flatten
 from pipelines.speech import text
+from pipelines.speech.alignment import align
 from pipelines.speech.intervals import Units
 
 _MAX_VALUES = 12

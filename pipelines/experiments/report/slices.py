@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.experiments.report.alignment import Step
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import quality
 from pipelines.speech import intervals, scoring, text
+from pipelines.speech.alignment import Step
 from pipelines.whisper import log_mel as whisper_log_mel
 from pipelines.whisper.log_mel import LogMel
 

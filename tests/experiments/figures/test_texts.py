@@ -24,25 +24,6 @@ def reports(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize(
-    ("reference", "hypothesis", "shown"),
-    [
-        ("Hej på dig.", "Hej på dig!", "Hej på dig!"),
-        ("Hej på dig.", "hej då dig", "hej [då] dig"),
-        ("Hej på dig.", "Hej dig.", "Hej […] dig."),
-        ("Hej på dig.", "Hej på på dig.", "Hej [på] på dig."),
-        ("Kvällsmat nu.", "Kvälls mat nu.", "[Kvälls mat] nu."),
-        ("Hej.", "<b>hej", "[b] hej"),
-        ("Hej.", "", "[…]"),
-        ("Hej.", 99 * "he", f"[{16 * 'he'}…]"),
-        ("Tre till fyra.", "Tre – fyra", "tre […] fyra"),
-    ],
-)
-def test_words_that_differ_are_marked(reference: str, hypothesis: str, shown: str):
-    marked = texts._marked(reference, hypothesis)
-    assert marked.replace(f"<mark style='{texts._MARK}'>", "[").replace("</mark>", "]") == shown
-
-
 def test_worst_errors_are_beside_the_base_models(reports, toy_settings):
     shown = figures.side_by_side(toy_settings(), reports["before"], reports["after"], n=3).data
     assert shown.count("<tr>") == 1 + 3

@@ -12,11 +12,11 @@ import soundfile
 
 from pipelines.experiments import report
 from pipelines.experiments.report import calibration, clips, confusions, inventions, page, slices
-from pipelines.experiments.report.alignment import align
 from pipelines.features.curation import quality
 from pipelines.infra import redact
 from pipelines.recipes.data_settings import SourceSettings
 from pipelines.speech import repetition, text
+from pipelines.speech.alignment import align
 from pipelines.speech.audio import Waveform
 from pipelines.whisper import log_mel
 

@@ -1,9 +1,16 @@
-"""Align the words of a reference with those of a transcript. Split and joined compounds are kept together."""
+"""Align the words of a reference with those of a transcript, and mark the differences.
+
+Split and joined compounds are kept together.
+"""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pipelines.infra.plots import ACCENT
+from pipelines.speech import text
 
 PIECES = 4
 """Largest number of parts of a split or joined word: `kväll s mat` for `kvällsmat` has three."""
@@ -11,6 +18,10 @@ _FREE = ("equal", "split", "join")
 _ERROR = 1_000_000
 """Cost of an error, far above the total bonus for similar words."""
 _VOWELS = frozenset("aeiouyåäöé")
+_LONGEST_WORD = 32
+"""Most letters of a word in a table."""
+_MARK = f"background: {ACCENT}40; color: inherit"
+"""Style of wrong words: a light background that can be read on white and on dark pages."""
 
 
 @dataclass(frozen=True)
@@ -103,3 +114,21 @@ def _kind(reference: tuple[str, ...], hypothesis: tuple[str, ...]) -> str:
     sizes = len(reference), len(hypothesis)
     named = {(1, 1): "substitution", (1, 0): "deletion", (0, 1): "insertion"}
     return named.get(sizes) or ("split" if sizes[0] == 1 else "join")
+
+
+def marked(reference: str, hypothesis: str) -> str:
+    """Return the words of a hypothesis as HTML; those that differ from the reference are marked, missing ones are …"""
+    words = hypothesis.split()
+    normal = text.normalise(hypothesis).split()
+    if [text.normalise(word) for word in words] != normal:
+        words = normal
+    parts, left = [], iter(words)
+    for step in align(text.normalise(reference).split(), normal):
+        written = html.escape(" ".join(_shortened(next(left)) for _ in step.hypothesis)) or "…"
+        parts.append(written if step.kind == "equal" else f"<mark style='{_MARK}'>{written}</mark>")
+    return " ".join(parts)
+
+
+def _shortened(word: str) -> str:
+    """Return a word without its end if a repetition made it too long for a table."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[:_LONGEST_WORD]}…"
