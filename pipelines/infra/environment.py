@@ -151,6 +151,7 @@ def prepare(runs: str | Path = "", *uris: str) -> Environment:
     console.configure()
     console.show_errors_in_one_line(describe_disk_error)
     _read_kaggle_secrets()
+    _show_whole_cells()
     missing = [
         requirement for module, requirement in _NOTEBOOK_PACKAGES.items() if importlib.util.find_spec(module) is None
     ]
@@ -168,6 +169,14 @@ def prepare(runs: str | Path = "", *uris: str) -> Environment:
         f"{machine.host}: {machine.device_name}, training in {machine.dtype}; artefacts go to {runs_folder(runs)}"
     )
     return machine
+
+
+def _show_whole_cells() -> None:
+    """Have long cells of tables wrapped: pandas cuts them after 50 characters."""
+    with contextlib.suppress(ImportError):  # it is installed below
+        import pandas
+
+        pandas.set_option("display.max_colwidth", None)
 
 
 def _read_kaggle_secrets() -> None:

@@ -205,6 +205,16 @@ def test_noise_leaves_out_clips_that_cannot_be_scored(capsys):
     assert predictions.check_noise(model, examples, 0).data.count("<audio") == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" is left out: ")[0] for line in lines[:2]] == ["text", "empty"]
-    assert lines[2] == "WER of these 2 clips without noise: 0.00."
+    assert lines[2] == "WER of these 2 clips:"
+    assert lines[3].startswith("without noise  █") and lines[3].endswith(" 0.00")
     assert predictions.check_noise(model, [], 0) is None
     assert capsys.readouterr().out == "There is no clip that can be scored.\n"
+
+
+def test_bars_have_the_ratio_of_their_values(capsys):
+    predictions.print_bars({"base": 4.0, "tuned": 1.0, "none": 0.0}, ".1f", " s")
+    assert capsys.readouterr().out.splitlines() == [
+        f"base   {40 * '█'} 4.0 s",
+        f"tuned  {10 * '█'} 1.0 s",
+        "none   █ 0.0 s",
+    ]

@@ -77,3 +77,19 @@ def test_sound_shows_waveform_log_mel_and_words(toy_cache, toy_settings, gone: b
 def test_words_are_left_out_for_large_weights(toy_cache, toy_settings, monkeypatch):
     monkeypatch.setattr(figures, "_MAX_ALIGNER_BYTES", 10)
     assert not list(figures.sound(toy_settings(), toy_cache, 0).axes[2].texts)
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_menu_of_clips_is_only_in_interactive_notebooks(toy_cache, toy_settings, monkeypatch, interactive: bool):
+    import IPython.display
+
+    displayed = []
+    monkeypatch.setattr(IPython.display, "display", lambda *items: displayed.extend(items))
+    monkeypatch.setattr(figures.environment, "interactive", lambda: interactive)
+    figures.pick_clip(toy_settings(), toy_cache, 2)
+    kinds = [type(item).__name__ for item in displayed]
+    assert kinds == ["HTML", "NotebookFigure", *(["Dropdown", "Output"] if interactive else [])]
+    if interactive:
+        menu = displayed[2]
+        assert menu.value == 2
+        assert (toy_cache.rows["text"].iloc[2], 2) in menu.options

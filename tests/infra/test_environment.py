@@ -369,7 +369,7 @@ def test_notebook_packages_cover_all_imports():
     others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"pipelines", "app"}
     with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub", "tokenizers", "fsspec", "psutil"}
     of_the_kernel, of_colab, of_a_space, of_commands, extras = (
-        {"IPython"},
+        {"IPython", "ipywidgets"},
         {"google", "kaggle_secrets"},
         {"spaces"},
         {

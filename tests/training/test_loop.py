@@ -640,8 +640,8 @@ def test_samples_of_a_resumed_run_are_those_of_a_whole_one(fit, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fit(whole, settings)
     fit(cut, settings, cut_at=6)
-    samples.add(cut, 8, ["x"], ["written by a sitting whose checkpoint was lost"])
+    for step in (4, 8):  # the checkpoint's texts count, as on a machine without the run's file
+        samples.add(cut, step, ["x"], ["written by another sitting"])
     fit(cut, settings)
     assert list(samples.read(cut)) == [0, 4, 8]
     assert (cut / samples.FILE).read_bytes() == (whole / samples.FILE).read_bytes()
-    assert list(samples.read(cut / "checkpoints" / "checkpoint-8")) == [0, 4, 8]
