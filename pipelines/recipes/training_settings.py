@@ -102,9 +102,9 @@ class TrainingSettings(Settings):
     """Number of optimizer steps, at least 1, or `auto`: derived from the number of clips (features/derived.py)."""
     batch_size: int = Field(8, ge=1)
     """Clips per batch, at least 1; all are padded to one length."""
-    micro_batch: int = Field(0, ge=0)
-    """Clips per forward pass; 0: the whole batch, halved on out-of-memory errors. It changes the weights only by
-    rounding and by other random draws of dropout."""
+    micro_batch: Annotated[int, Field(ge=0), *OR_AUTO] = 0
+    """Clips per forward pass; 0: the whole batch; `auto`: as many as fit by the estimate of `doctor --recipe`. They are
+    halved on out-of-memory errors. It changes the weights only by rounding and by other random draws of dropout."""
     checkpoint_activations: bool = False
     """Keep only the input of each layer, and compute the rest again in the backward pass (Chen et al. 2016): far less
     memory for about a third more time. It does not change the weights."""

@@ -26,6 +26,7 @@ from pipelines.features.derived import PROMPT_TOKENS
 from pipelines.infra import console, environment, manifest
 from pipelines.infra.parallel import distributed
 from pipelines.recipes import as_toml
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
 from pipelines.training import adapters, components, distillation
 from pipelines.training.callbacks import divergence, oom, samples, trackers
@@ -37,6 +38,7 @@ from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.checkpoints.mirror import CheckpointMirror
 from pipelines.training.data import data_parallel
 from pipelines.training.finish import finish
+from pipelines.training.memory import advice, report
 from pipelines.training.optimization import precision
 from pipelines.training.run import TrainedModel, TrainingRun, finished_model, lock_run, refuse_other_run
 from pipelines.training.trainer import TrainerParts, arguments_of, token_mean_loss, trainer_class
@@ -182,7 +184,7 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
     drops_layers = adapters.drops_layers(adapters.unwrap(model))
     processor = whisper_model.load_processor(run.start, recipe.language)
     sampler, clips, collate = components.training_clips(recipe, cache, processor)
-    micro_batch = oom.micro_batch(run.folder, settings.micro_batch or settings.batch_size)
+    micro_batch = _micro_batch(run)
 
     def keep_samples(ids: list[str], hypotheses: list[str]) -> None:
         if distributed.is_main_process():
@@ -221,6 +223,17 @@ def _build_trainer(run: TrainingRun, callbacks: Sequence[TrainerCallback] = ()) 
     if rank := distributed.rank():  # the weights are initialised: from here on each process draws its own dropout
         transformers.set_seed((settings.seed + rank) % 2**32)
     return trainer
+
+
+def _micro_batch(run: TrainingRun) -> int:
+    """Return the clips of one forward pass. An automatic choice is recorded, so that a resumed run has the same."""
+    if run.recipe.training.micro_batch != AUTO:
+        return oom.micro_batch(run.folder, advice.largest_micro_batch(run.recipe))
+
+    def choose() -> int:
+        return report.fitting_micro_batch(run.recipe, run.cache)
+
+    return distributed.broadcast_from_main(lambda: oom.chosen_micro_batch(run.folder, choose))
 
 
 def steps_per_epoch(recipe: Recipe, cache: FeatureCache) -> int:

@@ -47,6 +47,13 @@ def micro_batch(run: Path, requested: int) -> int:
     return min(requested, _read(run).get("micro_batch", requested))
 
 
+def chosen_micro_batch(run: Path, choose: Callable[[], int]) -> int:
+    """Return the clips of one forward pass that this run recorded; the first time those that `choose` returns."""
+    if "micro_batch" not in _read(run):
+        _write(run, micro_batch=choose())
+    return _read(run)["micro_batch"]
+
+
 def split(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the batch in micro-batches of `size` clips, with unchanged padding."""
     for start in range(0, len(batch["labels"]), size):

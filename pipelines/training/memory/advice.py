@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
 from pipelines.training.memory.estimate import Estimate, Workload, changed, estimate
 
@@ -42,9 +43,15 @@ class Option:
     fits: bool
 
 
+def largest_micro_batch(recipe: Recipe) -> int:
+    """Return the clips of a forward pass if memory does not matter: `training.micro_batch`, or the whole batch."""
+    settings = recipe.training
+    return settings.batch_size if settings.micro_batch in (0, AUTO) else settings.micro_batch
+
+
 def best_micro_batch(recipe: Recipe, config: Any, work: Workload, device: Device) -> tuple[int, Estimate]:
     """Return the largest micro-batch that fits, of the recipe's and its halves, with its estimate; 1 if none fits."""
-    clips = recipe.training.micro_batch or recipe.training.batch_size
+    clips = largest_micro_batch(recipe)
     sizes = [clips]
     while clips > 1:
         clips //= 2

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
 from pipelines.training.memory import advice, base_config
 from pipelines.training.memory.advice import Device, Option
 from pipelines.training.memory.estimate import Estimate, Workload, workload
 from pipelines.training.optimization import precision
+
+logger = logging.getLogger(__name__)
 
 _LABELS = {
     "weights": "weights",
@@ -108,6 +112,32 @@ def device_of(recipe: Recipe, gpu_memory: str = "") -> Device:
     return Device(machine.device_name, machine.device, dtype, psutil.virtual_memory().total)
 
 
+def fitting_micro_batch(recipe: Recipe, cache: FeatureCache) -> int:
+    """Return the clips of a forward pass for `training.micro_batch=auto`, and log them with the estimate.
+
+    They are the largest of the batch and its halves that fit into the memory that is free now; 1 if none fits.
+    """
+    device = device_of(recipe)
+    device = replace(device, memory=min(device.memory, _free_memory(device.kind)))
+    work, config = workload(recipe, cache), base_config.of_recipe(recipe)
+    clips, needed = advice.best_micro_batch(recipe, config, work, device)
+    logger.info(
+        f"training.micro_batch=auto: {clips} of {recipe.training.batch_size} clips at once, about {_gb(needed.total)} "
+        f"of {_gb(device.memory)} that are free on {device.name}"
+    )
+    return clips
+
+
+def _free_memory(kind: str) -> int:
+    """Return the bytes that this process may have: what is free, and what it holds already."""
+    import psutil
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+
+
 def examine(recipe: Recipe, *, runs: str | Path = "", cache: str = "", gpu_memory: str = "") -> MemoryReport:
     """Estimate the memory of a recipe, without loading weights.
 
@@ -123,8 +153,11 @@ def examine(recipe: Recipe, *, runs: str | Path = "", cache: str = "", gpu_memor
         recipe = derived.resolve(recipe, opened)
     config, device = base_config.of_recipe(recipe), device_of(recipe, gpu_memory)
     work = workload(recipe, opened)
-    largest = recipe.training.micro_batch or recipe.training.batch_size
-    estimate_of_recipe = advice.estimate_for(recipe, config, work, device, largest)
+    if recipe.training.micro_batch == AUTO:
+        largest, estimate_of_recipe = advice.best_micro_batch(recipe, config, work, device)
+    else:
+        largest = advice.largest_micro_batch(recipe)
+        estimate_of_recipe = advice.estimate_for(recipe, config, work, device, largest)
     choices: tuple[Option, ...] = ()
     if estimate_of_recipe.total > device.memory:
         choices = tuple(advice.options(recipe, config, work, device))

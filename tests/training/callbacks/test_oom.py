@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pipelines.infra import manifest
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.training.callbacks import oom
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
+from pipelines.training.memory import advice, report
 from pipelines.whisper import decoding
 from pipelines.whisper import model as whisper_model
 
@@ -111,6 +113,30 @@ def test_micro_batch_changes_only_rounding(train_toy, whole, tmp_path):
     assert made.digest == whole.digest
     assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
     assert manifest.read(Path(made.uri))["digest"] == whole.digest
+
+
+@pytest.mark.slow
+def test_automatic_micro_batch_fits_free_memory_and_is_kept_on_resume(train_toy, whole, tmp_path, monkeypatch):
+    run, settings = tmp_path / "run", SETTINGS | {"training.micro_batch": "auto"}
+    estimate_for = advice.estimate_for
+
+    def with_room_for_three(recipe, config, work, device, clips):
+        needed = estimate_for(recipe, config, work, device, clips)
+        return needed if clips <= 3 else replace(needed, overhead=10**15)
+
+    monkeypatch.setattr(advice, "estimate_for", with_room_for_three)
+    ended, lines = train_toy(
+        run, settings, on_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None
+    )
+    assert isinstance(ended, Unfinished)
+    (line,) = [line for line in lines if "micro_batch" in line]
+    assert line.startswith("training.micro_batch=auto: 3 of 7 clips at once, about ")
+    assert json.loads((run / "memory.json").read_text()) == {"micro_batch": 3}
+    monkeypatch.setattr(report, "_free_memory", lambda kind: pytest.fail("a resumed run must not choose again"))
+    made, lines = train_toy(run, settings)
+    assert lines[0] == "resuming from checkpoint-4" and not any("micro_batch" in line for line in lines)
+    assert made.digest == whole.digest
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.slow

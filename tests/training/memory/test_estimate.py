@@ -120,6 +120,18 @@ def test_report_lists_settings_in_the_order_of_their_cost(toy_settings, toy_cach
     assert json.loads(json.dumps(large.as_dict()))["fits"]
 
 
+@pytest.mark.slow
+def test_automatic_micro_batch_is_part_of_the_report(toy_settings, toy_cache):
+    automatic, whole = (
+        toy_settings({"training.micro_batch": "auto", "training.batch_size": 8}),
+        toy_settings({"training.batch_size": 8}),
+    )
+    assert report.examine(automatic, cache=toy_cache.uri).micro_batch == 8
+    needed = report.examine(whole, cache=toy_cache.uri, gpu_memory="16GB").estimate.total
+    small = report.examine(automatic, cache=toy_cache.uri, gpu_memory=f"{(needed - 1) / 1e9:.9f}GB")
+    assert small.micro_batch < 8 and small.fits
+
+
 def test_sizes_of_openai_need_no_files(toy_settings, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     large = base_config.of_recipe(toy_settings({"model.base": "openai/whisper-large-v3", "model.dropout": 0.1}))
