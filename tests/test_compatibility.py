@@ -80,7 +80,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LATER_SETTINGS = (
     "features.max_rejected_share", "source.allow_missing_files", "source.aligner", "source.min_logprob",
     "source.test_voices",
-    "curation.marks", "curation.non_speech_share",
+    "source.label_model", "source.min_confidence", "source.agreement_model", "source.max_disagreement",
+    "source.language_model", "source.exclude", "curation.marks", "curation.non_speech_share",
     "evaluation.beam_size", "training.ema_decay", "training.remove_checkpoints",
     "training.window_fill", "training.window_prompt", "evaluation.stock_pipeline",
     "model.layer_drop", "training.layer_decay", "training.label_smoothing",

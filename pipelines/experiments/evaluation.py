@@ -220,7 +220,8 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
 
     A model tuned by the lab has `digest, base, cache, recipe, settings, seed, best_step, training_seconds, data,
     machine, versions` (`settings` is the complete recipe, nested), `fork` if it started from the weights of another
-    run, `teacher` if it was distilled, and `merge` if it is a mixture. Any other model has only `base`; an export also
+    run, `teacher` if it was distilled, `merge` if it is a mixture, and `pseudo_labels` if a model wrote some of its
+    training transcripts. Any other model has only `base`; an export also
     has `made_of`.
     """
     if not all((ref.folder / name).is_file() for name in ("recipe.json", "training.json")):
@@ -234,7 +235,7 @@ def lineage(ref: ModelRef) -> dict[str, Any]:
         "seed": recipe["training"]["seed"],
         "best_step": training["best_step"],
         "training_seconds": training["seconds"],
-        **{name: ref.facts[name] for name in ("fork", "teacher", "merge") if ref.facts.get(name)},
+        **{name: ref.facts[name] for name in ("fork", "teacher", "merge", "pseudo_labels") if ref.facts.get(name)},
     }
 
 

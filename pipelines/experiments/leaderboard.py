@@ -224,6 +224,8 @@ def _of_report(report: EvalReport, status: tuple[str, str]) -> Entry:
 def _data(lineage: Mapping[str, Any]) -> str:
     train = (lineage.get("data") or {}).get("train") or {}
     size = f", {train['clips']:,} clips, {train['hours']:.2f} h" if train else ""
+    if pseudo := lineage.get("pseudo_labels"):
+        size += f", of which {sum(one['hours'] for one in pseudo):.2f} h pseudo-labelled"
     return f"{whisper_lineage.data_of(lineage['settings']['source'])['name']}{size}, cache {lineage['cache']}"
 
 

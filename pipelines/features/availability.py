@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.features.identity import find_model
 from pipelines.features.sources import Source, file_of, is_available
 from pipelines.features.sources.feedback import MISSING
 from pipelines.features.sources.registry import local_identity
@@ -46,11 +47,15 @@ def check_present(recipe: Recipe, source: Source) -> None:
 
 
 def check_unchanged(
-    recipe: Recipe, source: Source, identity: Mapping[str, Any], rejected: Iterable[Mapping[str, str]]
+    recipe: Recipe,
+    source: Source,
+    identity: Mapping[str, Any],
+    rejected: Iterable[Mapping[str, str]],
+    runs: str | Path = "",
 ) -> None:
     """Raise Unfinished if a recording that was rejected as missing is there, or if the source's files have changed.
 
-    `identity` is the source's before the extraction.
+    `identity` is the source's before the extraction; models of other recipes are looked up below `runs`.
     """
     missing = {row["id"] for row in rejected if row["reason"] == "missing"}
     if missing:
@@ -58,7 +63,7 @@ def check_unchanged(
             if example.id in missing and is_available(example):
                 raise Unfinished(f"the recording of {example.id} was away for a moment and is back; {_AGAIN}")
     try:
-        current = _without_log(recipe)
+        current = _without_log(recipe, runs)
     except LabError as error:
         raise Unfinished(f"the source cannot be read any more ({error}); {_AGAIN}") from None
     if changed := [name for name, value in current.items() if identity.get(name) != value]:
@@ -75,12 +80,14 @@ def _may_be_unmounted(folder: Path) -> bool:
         return False
 
 
-def _without_log(recipe: Recipe) -> dict[str, str]:
+def _without_log(recipe: Recipe, runs: str | Path) -> dict[str, str]:
     """Return the identity of the files on this machine; the source logs nothing a second time."""
     logger = logging.getLogger("pipelines.features.sources")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        return local_identity(recipe.source, recipe.language)
+        return local_identity(
+            recipe.source, recipe.language, lambda name, setting: find_model(recipe, name, setting, runs)
+        )
     finally:
         logger.setLevel(level)

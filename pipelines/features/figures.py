@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipelines.features import rejections
+from pipelines.features import identity, rejections
 from pipelines.features.cache import FeatureCache
 from pipelines.features.sources import Example, NoAudio
-from pipelines.features.sources.registry import open_source
 from pipelines.infra import console, environment
 from pipelines.infra.errors import LabError
 from pipelines.infra.plots import ACCENT, INK, SHADE, figure_with_axes, figure_with_column, html_table
@@ -225,7 +224,7 @@ def _audio(recipe: Recipe, clip: pd.Series) -> bytes | Path | None:
     """Return the audio file of a clip of the cache, or None if its source does not have it any more."""
     try:
         with console.silenced():  # what the source says was printed when the cache was made
-            examples = open_source(recipe.source, recipe.language).examples((clip["split"],))
+            examples = identity.source_of(recipe).examples((clip["split"],))
             content = next((example.audio for example in examples if example.id == clip["id"]), None)
     except (LabError, OSError):
         return None

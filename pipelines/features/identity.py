@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.features import cache as caches
 from pipelines.features.curation import corpus
+from pipelines.features.sources import Source
 from pipelines.features.sources.registry import open_source
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
@@ -28,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 _SOURCE = "source."
 """Prefix of the source's own identity fields."""
+_NAMES_OF_FILES = (
+    *("path", "sentences", "allow_missing_files", "exclude"),
+    *("aligner", "label_model", "agreement_model", "language_model"),
+)
+"""Settings of a source that say where its files and models are; the source's identity has their content."""
 
 
 def cache_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any, runs: str | Path = "") -> dict[str, Any]:
@@ -65,30 +71,48 @@ def label_model(recipe: Recipe, runs: str | Path = "") -> ModelRef:
 
     `run:<recipe>` is the newest finished model of that recipe and this recipe's seed. Raises LabError if it is missing.
     """
-    name = recipe.curation.label_model or recipe.model.base
+    return find_model(recipe, recipe.curation.label_model or recipe.model.base, "curation.label_model", runs)
+
+
+def source_of(recipe: Recipe, runs: str | Path = "") -> Source:
+    """Open the recipe's source; models that it names as `run:<recipe>` are looked up below `runs` when needed."""
+    return open_source(recipe.source, recipe.language, lambda name, setting: find_model(recipe, name, setting, runs))
+
+
+def find_model(recipe: Recipe, name: str, setting: str, runs: str | Path = "") -> ModelRef:
+    """Return the model that a `setting` of the recipe names.
+
+    `run:<recipe>` is the newest finished model of that recipe and this recipe's seed. Raises LabError if it is missing,
+    or if the speech of this very recipe needs it.
+    """
     if not name.startswith("run:"):
         return whisper_model.resolve(name)
     other, seed = name.removeprefix("run:"), recipe.training.seed
+    if other == recipe.name and setting.startswith(_SOURCE):
+        raise LabError(
+            f"{setting} must name the model of another recipe, got {name!r}, which is this one: give each round its "
+            "own name, such as name=round2"
+        )
     folder = recipe_runs.newest_model_of_seed(environment.runs_folder(runs) / other, seed)
     if folder is None:
         start = "train it first"
         if other in names():
             start = command("run", recipe=load(other, {"training.seed": seed}), runs=runs)
         raise LabError(
-            f"curation.label_model is {name!r}, and no finished run of {other} with training.seed={seed} is on this "
+            f"{setting} is {name!r}, and no finished run of {other} with training.seed={seed} is on this "
             f"machine: {start}"
         )
     return whisper_model.resolve(str(folder))
 
 
-def source_identity(recipe: Recipe, folder: Path | None) -> dict[str, Any]:
+def source_identity(recipe: Recipe, folder: Path | None, runs: str | Path = "") -> dict[str, Any]:
     """Return the identity of the recipe's source; if it is not on this machine, the one recorded in the cache `folder`.
 
     Training needs the cache, not the gigabytes it was built from. The source's settings are compared in any case. A
     source whose path exists but cannot be read is an error, and so is an absent one without a cache.
     """
     try:
-        return open_source(recipe.source, recipe.language).identity()
+        return source_of(recipe, runs).identity()
     except LabError as error:
         if folder is None or (recipe.source.path and Path(recipe.source.path).expanduser().exists()):
             raise
@@ -102,7 +126,7 @@ def _source_settings(recipe: Recipe) -> dict[str, Any]:
     changed = recipe.changed("source")
     if parts := changed.get("source.parts"):
         changed["source.parts"] = [_part_settings(part) for part in parts]
-    ignored = ("source.path", "source.sentences", "source.kind", "source.allow_missing_files", "source.aligner")
+    ignored = {f"{_SOURCE}{name}" for name in (*_NAMES_OF_FILES, "kind")}
     return {f"settings.{name}": value for name, value in changed.items() if name not in ignored}
 
 
@@ -110,8 +134,4 @@ def _part_settings(part: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a part, newer ones only if changed: the digests of older mixes stay as they are."""
     defaults = PartSettings(name="plain").model_dump(mode="json")
     unchanged = [name for name in ("faults", "men", "own_names") if part[name] == defaults[name]]
-    return {
-        name: value
-        for name, value in part.items()
-        if name not in ("path", "sentences", "allow_missing_files", "aligner", *unchanged)
-    }
+    return {name: value for name, value in part.items() if name not in (*_NAMES_OF_FILES, *unchanged)}

@@ -68,9 +68,7 @@ def run(
     `features.max_rejected_share` of the clips cannot be used.
     """
     with record_stage(recipe, runs, "features") as record:
-        cache = _open_or_build(
-            recipe, open_source(recipe.source, recipe.language), runs, cache_uri, ray_address, on_clips
-        )
+        cache = _open_or_build(recipe, identity.source_of(recipe, runs), runs, cache_uri, ray_address, on_clips)
         record |= {"cache_uri": cache.uri, "digest": cache.digest, "counts": cache.counts, "bytes": cache.bytes}
         record |= {"curation": cache.curation, "rejected": rejections.as_dict(cache)["rejected"]}
     _log_notes(recipe, cache)
@@ -169,7 +167,7 @@ def open_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path = "") ->
         folder = stores.local_folder(uri) if uri and _is_here(uri) else None
         missing = _not_here(uri) if uri else _no_cache(recipe, runs)
         try:
-            source = identity.source_identity(recipe, folder)
+            source = identity.source_identity(recipe, folder, runs)
         except LabError:
             if folder is None:
                 raise missing from None
@@ -219,7 +217,7 @@ def open_or_make_cache(recipe: Recipe, cache_uri: str = "", *, runs: str | Path 
 
 def samples(recipe: Recipe, n: int = 5, split: str = "test") -> list[Example]:
     """Return `n` examples of a split that can be decoded, spread over its first 2,000 to cover several speakers."""
-    examples = list(islice(open_source(recipe.source, recipe.language).examples((split,)), 2_000))
+    examples = list(islice(identity.source_of(recipe).examples((split,)), 2_000))
     step = max(1, len(examples) // n)
     spread = [example for start in range(step) for example in examples[start::step]]
     return list(islice(filter(_can_be_decoded, spread), n))
@@ -258,7 +256,7 @@ class _Extraction:
         n_clips = survey.counts[0].before - len(survey.dropped) if survey else 0
 
         def curate(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
-            availability.check_unchanged(self.recipe, self.source, source_identity, rejected)
+            availability.check_unchanged(self.recipe, self.source, source_identity, rejected, self.runs)
             return corpus.finish(curation, cache, rejected, survey, held_out, self._label_errors(cache))
 
         with clip_progress_bar("log-mel", n_clips or None) as advance:

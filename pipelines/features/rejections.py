@@ -12,12 +12,13 @@ from typing import Any
 
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation.selection import CLIP_STEPS, ORDER
+from pipelines.features.sources.unlabelled.labels import REASONS as PSEUDO_LABELS
 from pipelines.infra.errors import LabError
 from pipelines.recipes.data_settings import FeatureSettings
 
 _LIMITS = {"too_short": "min_duration_s", "too_long": "max_duration_s", "silent": "min_peak"}
 """Reason to the setting of `features`; it is a filter that the recipe asks for if the setting is changed."""
-_FILTERS = ({*ORDER} | {reason for reasons in CLIP_STEPS.values() for reason in reasons}) - {*_LIMITS}
+_FILTERS = ({*ORDER, *PSEUDO_LABELS} | {reason for reasons in CLIP_STEPS.values() for reason in reasons}) - {*_LIMITS}
 _DETAIL_CHARS = 160
 
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,20 @@ from pipelines.inference.windows.reader import Reader, blocks_of
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.recipes.languages import AUTO
-from pipelines.speech.audio import SAMPLE_RATE_HZ, Waveform
+from pipelines.speech.audio import Waveform
 from pipelines.speech.recordings import detection, segmentation
 from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper import engines, model_files, tokens
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions
+from pipelines.whisper.engines.window_length import usual_window_s
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
 
-EDGE_S = 1.0
-"""Silence before and after the speech of a short recording up to which it is decoded as a whole."""
 DEFAULT = "sv"
 """The language of models without one."""
-_TUNED_S, _MIN_SENTENCE_S = 15.0, 3.0
-"""Window for models that were tuned on clips; those of shorter clips, such as single words, keep their own."""
-_MIN_CONTEXT_S = 2.0
-"""Shortest context of a model; one tuned on single words can still decode a short sentence."""
 
 
 def _continue() -> None:
@@ -213,17 +207,8 @@ class Transcriber:
 
     def _windows(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
         """Yield the windows of speech of a recording."""
-        first_blocks = list(islice(blocks, 2))
-        samples = np.concatenate(first_blocks) if first_blocks else np.zeros(0, dtype=np.float32)
-        third, detector = next(blocks, None), detection.open_detector()
-        if third is None and len(samples) <= self.longest_s * SAMPLE_RATE_HZ:
-            # twice the limit: a recording that fits into a window is not cut
-            windows = segmentation.windows([samples], detector, longest_s=2 * self.longest_s, joined_s=self.longest_s)
-            yield from _with_edges(list(windows), samples)
-            return
-        all_blocks = chain([samples], [] if third is None else [third], blocks)
-        longest_s = min(self.longest_s, self._full_s - 2 * overlap.OVERLAP_S)  # windows are decoded with their overlap
-        yield from segmentation.windows(all_blocks, detector, longest_s=longest_s, joined_s=longest_s)
+        cut_s = min(self.longest_s, self._full_s - 2 * overlap.OVERLAP_S)  # windows are decoded with their overlap
+        return segmentation.windows_or_whole(blocks, detection.open_detector(), self.longest_s, cut_s)
 
     def decode_windows(
         self,
@@ -298,43 +283,6 @@ class Transcriber:
             )
             for part in parts
         ]
-
-
-def longest_window_s(ref: ModelRef) -> float:
-    """Return the longest window that the model was tuned on, as recorded in its manifest.
-
-    For other models it is the window of the encoder: 30 s, unless config.json has another `max_source_positions`.
-    """
-    full_s = model_files.source_frames(ref.folder) / 100
-    context_s = ref.facts.get("context_s") if ref.context == "clip" else None
-    return min(max(float(context_s), _MIN_CONTEXT_S), full_s) if context_s else full_s
-
-
-def usual_window_s(ref: ModelRef) -> float:
-    """Return the window that suits a model for long recordings and, uncut, for short ones.
-
-    Tuned models take windows of 15 s: on eight minutes, one tuned on sentences of up to 4 s has a WER of 0.242 in
-    windows of 5 s and of 0.233 in those of 15 s, one tuned with windows 0.190 in those of 15 s and 0.218 in 30 s.
-    """
-    longest_s = longest_window_s(ref)
-    if ref.context != "clip" or longest_s < _MIN_SENTENCE_S:
-        return longest_s
-    return min(_TUNED_S, model_files.source_frames(ref.folder) / 100)
-
-
-def _with_edges(windows: list[Window], samples: np.ndarray) -> list[Window]:
-    """Extend the first and last window to the edges of the recording `samples` if these are at most EDGE_S away."""
-    if not windows:
-        return []
-    starts = [round(window.start_s * SAMPLE_RATE_HZ) for window in windows]
-    ends = [start + len(window.samples) for start, window in zip(starts, windows, strict=True)]
-    edge = int(EDGE_S * SAMPLE_RATE_HZ)
-    starts[0] = 0 if starts[0] <= edge else starts[0]
-    ends[-1] = len(samples) if len(samples) - ends[-1] <= edge else ends[-1]
-    return [
-        Window(samples[start:end], start / SAMPLE_RATE_HZ, window.stretches)
-        for window, start, end in zip(windows, starts, ends, strict=True)
-    ]
 
 
 def default_options(ref: ModelRef) -> DecodingOptions:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.features.cache import FeatureCache
+from pipelines.features.data_card.card import pseudo_labels
 from pipelines.features.data_card.markdown import inline
 from pipelines.infra import environment, manifest
 from pipelines.infra.redact import redact_settings
@@ -48,6 +49,7 @@ def facts_of(recipe: Recipe, cache: FeatureCache, base: ModelRef) -> dict[str, A
             }
             for split in ("train", "validation", "test")
         },
+        **({"pseudo_labels": labelled} if (labelled := pseudo_labels(cache.rows)) else {}),
         "machine": environment.detect().device_name,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
     }
@@ -253,6 +255,11 @@ def _data_lines(recipe: dict[str, Any], facts: Mapping[str, Any]) -> str:
         + (f", {Units(SPEAKERS, 0, size['speakers']).who}" if "speakers" in size else "")
         for split, size in counts.items()
     ]
+    for one in facts.get("pseudo_labels") or ():
+        size = f"{one['clips']} clips, {one['hours']:.2f} hours"
+        lines.append(
+            f"- of the training clips, {size} have pseudo-labels: {inline(one['model'])} wrote their transcripts"
+        )
     for source in _sources(recipe):
         name = data_of(source)["name"]
         terms = DATA_SOURCES.get(source["kind"], ("", "For its terms see its own card on the Hub."))[1]

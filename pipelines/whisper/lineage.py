@@ -28,6 +28,8 @@ DATA_SOURCES = {
     "common_voice": ("Common Voice", "CC0. Mozilla forbids re-hosting it, and finding out who speaks."),
     "mozilla": ("Common Voice", "CC0. Mozilla forbids re-hosting it, and finding out who speaks."),
     "folder": ("recordings of the trainer's own", "Not published."),
+    "aligned": ("long recordings of the trainer's own with texts", "Not published."),
+    "unlabelled": ("recordings of the trainer's own without transcripts", "Not published."),
     "parquet": ("a Parquet data set of the trainer's own", "Not published."),
     "feedback": ("corrections by listeners of the lab's app", "Not published."),
 }

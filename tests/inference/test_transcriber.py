@@ -15,7 +15,7 @@ from log_recorder import record_log
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.inference import subtitles
-from pipelines.inference.transcriber import Transcriber, longest_window_s, usual_window_s
+from pipelines.inference.transcriber import Transcriber
 from pipelines.inference.transcript import DamagedRecording
 from pipelines.inference.windows import decoding as decoding_of_windows
 from pipelines.infra.errors import LabError
@@ -29,6 +29,7 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import TEMPERATURES
+from pipelines.whisper.engines.window_length import longest_window_s, usual_window_s
 from tests import toy_whisper
 from tests.speech.recordings.test_segmentation import SECOND, spoken
 from tests.speech.recordings.test_segmentation import Scripted as NotZero

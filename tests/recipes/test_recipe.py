@@ -267,6 +267,7 @@ def other_value(name: str, value):
         "curation.label_errors": "repair",
         "source.men": 0.9,
         "source.test_voices": 64,
+        "source.min_confidence": 0.9,
         **{name: 0.1 for name in setting_names() if name.startswith("source.faults.")},
         "curation.held_out": ["test.tsv"],
         "curation.balance_by": "gender",

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pipelines.collection.review import scores
 from pipelines.collection.review.queue import Item
-from pipelines.features import derived, pipeline
+from pipelines.features import derived, identity, pipeline
 from pipelines.features.sources import Example
-from pipelines.features.sources.registry import open_source
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
 from pipelines.recipes.runs import clip_progress_bar
@@ -48,6 +47,6 @@ def load(recipe: Recipe, runs: str | Path, model: str, count: int) -> Clips:
 
 
 def _examples(recipe: Recipe, ids: set[str]) -> Iterator[Example]:
-    for example in open_source(recipe.source, recipe.language).examples(("train",)):
+    for example in identity.source_of(recipe).examples(("train",)):
         if example.id in ids:
             yield example

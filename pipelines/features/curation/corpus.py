@@ -161,7 +161,7 @@ def _metadata_steps(
 
 def _audio_steps(settings: CurationSettings, audio: CachedAudio, held_out: HeldOut) -> list[Step]:
     steps = [
-        (settings.leaks != "ignore", AudioLeak(held_out, audio.key)),
+        (settings.leaks != "ignore", AudioLeak(held_out, audio.key, audio.file_key)),
         (settings.unique_audio, Duplicates("duplicate_audio", lambda example: audio.key(example.id))),
     ]
     return [step for enabled, step in steps if enabled]

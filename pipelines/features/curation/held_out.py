@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
+from pipelines.features import shards
 from pipelines.features.cache import FeatureCache, open_cache
 from pipelines.features.curation import leaks
 from pipelines.features.curation.leaks import HeldOut
@@ -35,6 +36,7 @@ class CachedAudio:
         self._row = {name: row for row, name in enumerate(rows["id"])}
         self._short_keys = [f"{frames} {pad}" for frames, pad in zip(rows["frames"], rows["pad_value"], strict=True)]
         self._counts = Counter(self._short_keys)
+        self._file_keys = _file_keys(cache)
 
     def examples(self) -> Iterator[Example]:
         table = self.cache.rows
@@ -52,6 +54,10 @@ class CachedAudio:
             return short
         return f"{short}: {leaks.fingerprint(self.cache.log_mel(row))}"
 
+    def file_key(self, name: str) -> str:
+        """Return a key of the file that a clip was cut from, or that it is; equal for files with equal content."""
+        return self._file_keys.get(name, "")
+
 
 def load_held_out(paths: Iterable[str], n_mels: int) -> HeldOut:
     """Load the rows that a recipe holds out besides its source's own: from tables, and from caches with their audio."""
@@ -65,6 +71,22 @@ def load_held_out(paths: Iterable[str], n_mels: int) -> HeldOut:
             except LabError as error:
                 raise LabError(f"curation.held_out: {error}") from None
     return held_out
+
+
+def _file_keys(cache: FeatureCache) -> dict[str, str]:
+    """Return id to the fingerprint of the recording that a clip was cut from, else to that of its own audio file.
+
+    Empty for a cache without clips that name their recording.
+    """
+    if "recording" not in cache.rows:
+        return {}
+    keys: dict[str, str] = {}
+    for number in shards.numbers(cache.folder):
+        table, _ = shards.read(cache.folder, number, ["id", "audio"])
+        names, hashes = table["id"].to_pylist(), table["audio"].to_pylist()
+        keys |= {name: (own or b"").hex() for name, own in zip(names, hashes, strict=True)}
+    named = cache.rows[cache.rows["recording"].notna()]
+    return keys | dict(zip(named["id"], named["recording"], strict=True))
 
 
 def content_digest(path: str) -> str:

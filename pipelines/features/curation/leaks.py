@@ -111,19 +111,29 @@ class SentenceLeak(Step):
 
 @dataclass
 class AudioLeak(Step):
-    """Drop training rows with the audio of a held-out row; `audio_key` maps an id to a key, equal for equal audio."""
+    """Drop training rows with the audio of a held-out row, or cut from the file of one.
+
+    `audio_key` maps an id to a key, equal for equal audio; `file_key` to one of the file, empty if it is not known.
+    """
 
     held_out: HeldOut
     audio_key: Callable[[str], str]
+    file_key: Callable[[str], str] = lambda name: ""
     name: str = "leak_audio"
+    _files: dict[str, str] = field(default_factory=dict)
 
     def observe(self, example: Example) -> None:
         if example.split in HELD_OUT:
-            self.held_out.add(f"{example.split} row {example.id}", audio=self.audio_key(example.id))
+            row = f"{example.split} row {example.id}"
+            self.held_out.add(row, audio=self.audio_key(example.id))
+            if key := self.file_key(example.id):
+                self._files.setdefault(key, row)
 
     def verdict(self, example: Example) -> str | None:
-        row = self.held_out.audio.get(self.audio_key(example.id))
-        return row and f"the same audio is in {row}"
+        if row := self.held_out.audio.get(self.audio_key(example.id)):
+            return f"the same audio is in {row}"
+        row = self._files.get(self.file_key(example.id))
+        return row and f"it was cut from the recording of {row}"
 
 
 def shared_speakers(rows: pd.DataFrame, split: str = "test") -> str:

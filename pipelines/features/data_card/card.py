@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 FILE = "README.md"
 _PERSONAL, _MIN_SPEAKERS = ("age", "accent"), 3
 """Columns about a person whose values a card lists only if this many speakers share them."""
-SLICES = ("gender", "age", "accent", "variant", "origin", "sentence_domain", "locale", "label")
+SLICES = ("gender", "age", "accent", "variant", "origin", "sentence_domain", "locale", "label", "label_model")
 """Columns of a source whose values are counted."""
 _MAX_VALUES = 12
 """Values of a column that are listed; the others are one row."""
@@ -47,6 +47,10 @@ _COLUMNS = {
     "offset": "the clip's first frame in its shard's `.bin`",
     "audio": "the first 16 bytes of the sha256 of the audio file, not its audio",
     "label": "`pseudo`: the transcript was written by a model, not by a person",
+    "label_model": "the model that wrote it",
+    "confidence": "the expected share of right words in it, by that model",
+    "recording": "the first 16 bytes of the sha256 of the recording that the clip was cut from",
+    "start_s": "start in the recording, in seconds",
 }
 _COMPUTED = ("shard", "label_offset", "label_count")
 """Columns that a reader adds."""
@@ -78,8 +82,27 @@ _REASONS = {
     "silence": "more silence around the speech than curation.max_silence_share",
     "noisy": "a lower signal-to-noise ratio than curation.min_snr_db",
     "label_error": "the transcript differs from what a model recognises",
+    "excluded": "a recording of source.exclude",
+    "no_speech": "no speech is detected in it, or the model writes nothing",
+    "repetition": "the model repeats itself",
+    "wrong_language": "source.language_model detects another language",
+    "low_confidence": "the pseudo-label is less certain than source.min_confidence",
+    "models_disagree": "two models differ by more than source.max_disagreement",
+    "damaged": "a part of it cannot be read",
     "reviewed": "rejected by a person who listened to the clip",
 }
+
+
+def pseudo_labels(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return for each model whose pseudo-labels are in the rows of a cache: model, clips, hours."""
+    if "label" not in rows:
+        return []
+    pseudo = rows[rows["label"] == "pseudo"]
+    models = pseudo["label_model"].fillna("a model") if "label_model" in pseudo else pd.Series("a model", pseudo.index)
+    return [
+        {"model": str(name), "clips": len(group), "hours": round(float(group["duration_s"].sum()) / 3600, 4)}
+        for name, group in pseudo.groupby(models)
+    ]
 
 
 def add(folder: Path, recipe: Recipe | None = None) -> None:
@@ -272,8 +295,11 @@ def _faults(cache: FeatureCache, terms: list[Terms]) -> str:
         lines.append("Training clips that share something with held-out clips were kept (curation.leaks = ignore).")
     if n := int(rows["text"].map(lambda text: any(True for _ in marks.find(text))).sum()):
         lines.append(f"{n:,} transcripts have marks that may not be spoken, such as brackets or tags.")
-    if "label" in rows and (n := int((rows["label"] == "pseudo").sum())):
-        lines.append(f"{n:,} transcripts were written by a model, and no person has checked them.")
+    for one in pseudo_labels(rows):
+        lines.append(
+            f"{one['clips']:,} transcripts ({one['hours']:.2f} hours) were written by {inline(one['model'])}, and no "
+            "person has checked them."
+        )
     if not identity.get("curation.max_label_cer"):
         lines.append("Transcripts were not compared with what a model recognises (curation.max_label_cer).")
     if n := len(cache.repaired):

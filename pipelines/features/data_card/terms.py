@@ -43,6 +43,7 @@ _METHODS = {
     **dict.fromkeys(_SYNTHETIC, "Sentences of the lab's grammar, spoken by eSpeak NG."),
     **dict.fromkeys(_COMMON_VOICE, "Sentences read by volunteers in a browser; other volunteers voted on the clips."),
     "aligned": "Cut from long recordings where their text matches what a model recognised.",
+    "unlabelled": "Recordings without transcripts: a model wrote them, and those that it is sure of are used.",
     "feedback": "Recordings and corrections that users of the lab's app sent.",
 }
 UNKNOWN = "unknown"

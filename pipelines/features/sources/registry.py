@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.features.sources import Source
 from pipelines.recipes.data_settings import SourceSettings
 
+if TYPE_CHECKING:
+    from pipelines.whisper.model import ModelRef
 
-def open_source(settings: SourceSettings, language: str = "sv") -> Source:
-    """Return the corpus of a recipe's `[source]` settings; `language` is the recipe's."""
+FindModel = Callable[[str, str], "ModelRef"]
+"""Maps the name of a model and the setting that names it to the model, which is downloaded if necessary."""
+
+
+def _resolve(name: str, setting: str) -> ModelRef:
+    from pipelines.whisper import model as whisper_model
+
+    return whisper_model.resolve(name)
+
+
+def open_source(settings: SourceSettings, language: str = "sv", find_model: FindModel = _resolve) -> Source:
+    """Return the corpus of a recipe's `[source]` settings; `language` is the recipe's.
+
+    `find_model` is called when the source needs a model. features.identity.source_of knows models of other recipes.
+    """
     sizes = (settings.train, settings.validation, settings.test, settings.seed)
     match settings.kind:
         case "tour":
@@ -33,6 +50,8 @@ def open_source(settings: SourceSettings, language: str = "sv") -> Source:
             from pipelines.features.sources.aligned.source import AlignedSource
 
             return AlignedSource(settings.path, settings.aligner, settings.min_logprob, language, settings.seed)
+        case "unlabelled":
+            return _unlabelled(settings, language, find_model)
         case "feedback":
             from pipelines.features.sources.feedback import FeedbackSource
 
@@ -46,23 +65,31 @@ def open_source(settings: SourceSettings, language: str = "sv") -> Source:
 
             return MozillaSource(settings.dataset, language, settings.pool, settings.seed)
         case "mix":
-            return _mix(settings, language)
+            return _mix(settings, language, find_model)
         case _:
             return _parquet(settings, language)
 
 
-def local_identity(settings: SourceSettings, language: str = "sv") -> dict[str, str]:
+def local_identity(settings: SourceSettings, language: str = "sv", find_model: FindModel = _resolve) -> dict[str, str]:
     """Return the part of the source's identity that files on this machine decide, read from them now.
 
     An archive is left out: reading it takes long, and it is one file.
     """
     if settings.kind == "mix":
-        parts = {part.name: local_identity(part, language) for part in settings.parts}
+        parts = {part.name: local_identity(part, language, find_model) for part in settings.parts}
         return {f"{name}.{field}": value for name, fields in parts.items() for field, value in fields.items()}
-    is_local = settings.kind in ("folder", "parquet", "feedback", "common_voice", "aligned")
+    is_local = settings.kind in ("folder", "parquet", "feedback", "common_voice", "aligned", "unlabelled")
     if not is_local or (settings.kind == "common_voice" and Path(settings.path).expanduser().is_file()):
         return {}
-    return open_source(settings, language).identity()
+    return open_source(settings, language, find_model).identity()
+
+
+def _unlabelled(settings: SourceSettings, language: str, find_model: FindModel) -> Source:
+    from pipelines.features.sources.unlabelled.source import UnlabelledSource
+
+    names = "path label_model min_confidence agreement_model max_disagreement language_model exclude".split()
+    values = {name: getattr(settings, name) for name in names}
+    return UnlabelledSource(**values, language=language, find_model=find_model)
 
 
 def _parquet(settings: SourceSettings, language: str) -> Source:
@@ -86,11 +113,11 @@ def _parquet(settings: SourceSettings, language: str) -> Source:
     return ParquetSource(files, layout, settings.seed)
 
 
-def _mix(settings: SourceSettings, language: str) -> Source:
+def _mix(settings: SourceSettings, language: str, find_model: FindModel) -> Source:
     from pipelines.features.sources.mix import MixSource, Part
 
     parts = [
-        Part(part.name, open_source(part, language), part.gives, part.weight, part.count, part.own_names)
+        Part(part.name, open_source(part, language, find_model), part.gives, part.weight, part.count, part.own_names)
         for part in settings.parts
     ]
     return MixSource(tuple(parts), settings.seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 
@@ -34,6 +35,8 @@ _MAX_JOINED_PAUSE_S = 2.0
 _CUT_SHARE = 1 / 3
 """A stretch that fills a window is cut at the quietest moment of this last share of it."""
 _CUT_STEP_S = 0.1
+_EDGE_S = 1.0
+"""Silence before and after the speech of a short recording up to which it is a window as a whole."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,27 @@ def windows(
     for block in blocks:
         yield from cutter.feed(block)
     yield from cutter.finish()
+
+
+def windows_or_whole(
+    blocks: Iterable[np.ndarray], detector: Detector, longest_s: float, cut_s: float
+) -> Iterator[Window]:
+    """Yield the windows of a recording as `windows` does, of at most `cut_s`, with stretches joined up to that.
+
+    A recording of at most `longest_s`, if it has at most two blocks, is not cut: its first and last window reach to
+    its edges if these are at most a second away.
+    """
+    blocks = iter(blocks)
+    first_blocks = list(islice(blocks, 2))
+    samples = np.concatenate(first_blocks) if first_blocks else np.zeros(0, dtype=np.float32)
+    third = next(blocks, None)
+    if third is None and len(samples) <= longest_s * SAMPLE_RATE_HZ:
+        # twice the limit: a recording that fits into a window is not cut
+        whole = windows([samples], detector, longest_s=2 * longest_s, joined_s=longest_s)
+        yield from _with_edges(list(whole), samples)
+        return
+    all_blocks = chain([samples], [] if third is None else [third], blocks)
+    yield from windows(all_blocks, detector, longest_s=cut_s, joined_s=cut_s)
 
 
 class WindowCutter:
@@ -190,6 +214,21 @@ class WindowCutter:
         needed += [self.pending[0][0]] if self.pending else []
         first = max(min(needed), self.offset)
         self.buffer, self.offset = self.buffer[first - self.offset :], first
+
+
+def _with_edges(windows: list[Window], samples: np.ndarray) -> list[Window]:
+    """Extend the first and last window to the edges of the recording `samples` if these are at most _EDGE_S away."""
+    if not windows:
+        return []
+    starts = [round(window.start_s * SAMPLE_RATE_HZ) for window in windows]
+    ends = [start + len(window.samples) for start, window in zip(starts, windows, strict=True)]
+    edge = int(_EDGE_S * SAMPLE_RATE_HZ)
+    starts[0] = 0 if starts[0] <= edge else starts[0]
+    ends[-1] = len(samples) if len(samples) - ends[-1] <= edge else ends[-1]
+    return [
+        Window(samples[start:end], start / SAMPLE_RATE_HZ, window.stretches)
+        for window, start, end in zip(windows, starts, ends, strict=True)
+    ]
 
 
 def _quietest_moment(window: np.ndarray) -> int:

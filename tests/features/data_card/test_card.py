@@ -156,7 +156,12 @@ def test_card_shows_slices_rejections_and_faults(copied):
     assert "| label | pseudo | 5 |" in text and "| label | not stated |" in text
     assert "a &#124; &lt;b&gt;" in text
     assert "| noisy | 1 |" in text and "see rejected.csv" in text and "secret words" not in text
-    for fault in ("5 transcripts were written by a model", "name no speaker", "may not be spoken", "no licence"):
+    for fault in (
+        "5 transcripts (0.00 hours) were written by a model",
+        "name no speaker",
+        "may not be spoken",
+        "no licence",
+    ):
         assert fault in text
 
 

@@ -39,8 +39,9 @@ def test_aligned_folder_becomes_a_cache_once(engine, folder, toy_settings, tmp_p
 
 KILLED = """
 import sys
-from pipelines.features.sources.aligned import hypotheses, source
-hypotheses._BATCH = 1
+from pipelines.features.sources import journal
+from pipelines.features.sources.aligned import source
+journal._BATCH = 1
 source.hypotheses.detection.open_detector = source.hypotheses.detection.AnySound
 list(source.AlignedSource(sys.argv[1], sys.argv[2]).examples())
 """
