@@ -10,7 +10,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.whisper.bases import generation
@@ -189,7 +188,7 @@ def text_tokenizer(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def only_language(folder: Path) -> str:
     """Return the language of a model that has only one, such as whisper-tiny.en; "" for the others."""
-    if (manifest.read_json(folder / "generation_config.json") or {}).get("is_multilingual") is False:
+    if generation.is_english_only_folder(folder):
         return "en"
     spelling = _spelling_if_readable(folder)
     codes = [code for code in languages.NAMES if spelling and spelling.tokenizer.token_to_id(f"<|{code}|>") is not None]

@@ -67,6 +67,9 @@ def test_english_only_model_has_one_language(toy_model, tmp_path):
     assert tokens.only_language(toy_model) == tokens.only_language(tmp_path / "absent") == ""
     (tmp_path / "generation_config.json").write_text('{"is_multilingual": false}')
     assert tokens.only_language(tmp_path) == "en"
+    (tmp_path / "generation_config.json").unlink()  # as in uploads of 2022: only the size of the vocabulary tells
+    (tmp_path / "config.json").write_text('{"vocab_size": 51864}')
+    assert tokens.only_language(tmp_path) == "en"
 
 
 def test_suppressed_token_beyond_the_vocabulary_is_refused(toy_model):
