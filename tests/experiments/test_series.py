@@ -252,6 +252,18 @@ def test_series_goes_on_from_tables_without_its_runs(done, tmp_path, monkeypatch
         assert (grown / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_known_runs_that_others_need_are_run(small):
+    teacher = small("teacher")
+    student = small("student", settings={"distillation.teacher": "run:teacher", "distillation.decoder_layers": 1})
+    part = {"name": "more", "kind": "unlabelled", "path": "x", "label_model": "run:labels"}
+    parts = [{"name": "own", "kind": "tour", "gives": ["train", "validation", "test"]}, part]
+    mixed, labels = small("mixed", settings={"source.kind": "mix", "source.parts": parts}), small("labels")
+    every = [teacher, labels, student, mixed]
+    for missing, expected in ((student, [teacher, student]), (mixed, [labels, mixed]), (labels, [labels])):
+        known = {series.name_of(recipe) for recipe in every if recipe is not missing}
+        assert series.pending(every, known) == expected
+
+
 def test_export_keeps_results_of_another_machine(done, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes, tmp_path, runs=runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,22 @@ def name_of(recipe: Recipe) -> str:
 def pending(experiments: Sequence[Recipe], known: Collection[str]) -> list[Recipe]:
     """Return the experiments that are to be run if those in `known` (`recipe/seed`) are finished elsewhere.
 
-    A known one is run nevertheless if another one needs its model to check transcripts (`curation.label_model`).
+    A known one is run nevertheless if another one needs its model, which a setting names as `run:<recipe>`.
     """
     missing = [recipe for recipe in experiments if name_of(recipe) not in known]
-    models = {
-        f"{recipe.curation.label_model.removeprefix('run:')}/{recipe.training.seed}"
-        for recipe in missing
-        if recipe.curation.label_model.startswith("run:")
-    }
+    models = {f"{name}/{recipe.training.seed}" for recipe in missing for name in _named_runs(recipe.model_dump())}
     return [recipe for recipe in experiments if recipe in missing or name_of(recipe) in models]
+
+
+def _named_runs(settings: Any) -> Iterator[str]:
+    """Yield the recipes that nested settings name as `run:<recipe>`."""
+    if isinstance(settings, str) and settings.startswith("run:"):
+        yield settings.removeprefix("run:")
+    elif isinstance(settings, Mapping):
+        yield from _named_runs(list(settings.values()))
+    elif isinstance(settings, Sequence) and not isinstance(settings, str):
+        for value in settings:
+            yield from _named_runs(value)
 
 
 def run(
