@@ -36,6 +36,8 @@ _TITLE_CHARACTERS = 90
 """Longest transcript above a plot."""
 _MAX_LEVEL_WORDS = 12
 """Words of a longer transcript are turned by 90 degrees, so that they do not overlap."""
+_BAR = 20
+"""Characters of a bar in a table that stands for 1."""
 _MENU_CLIPS = 30
 """Clips in the menu of `pick_clip`."""
 _SILENCE_AFTER = 400
@@ -63,11 +65,13 @@ def _shown(value: object) -> str:
 
 
 def corpus_table(cache: FeatureCache) -> pd.DataFrame:
-    """Return clips, known speakers, minutes and mean length of every split."""
+    """Return clips, known speakers, minutes and mean length of every split, and its share of the clips as a bar."""
     grouped = cache.rows.groupby("split", sort=False)
+    sizes = grouped.size()
     return pd.DataFrame(
         {
-            "clips": grouped.size(),
+            "share": _bars(sizes / sizes.sum()),
+            "clips": sizes,
             "speakers": grouped["speaker"].agg(lambda names: len({*map(text.speaker_key, names)} - {""})),
             "minutes": (grouped["duration_s"].sum() / 60).round(1),
             "mean clip (s)": grouped["duration_s"].mean().round(2),
@@ -109,7 +113,14 @@ def rejected_table(cache: FeatureCache) -> HTML:
 def size_table(cache: FeatureCache) -> pd.DataFrame:
     """Compare the size of the cache with float32 tensors padded to 30 s."""
     mb = pd.Series({"padded to 30 s, float32": cache.padded_bytes, "this cache": cache.bytes}) / 1e6
-    return pd.DataFrame({"MB": mb.round(1), "share": (mb / mb.iloc[0]).map("{:.1%}".format)})
+    shares = mb / mb.iloc[0]
+    return pd.DataFrame({"": _bars(shares), "MB": mb.round(1), "share": shares.map("{:.1%}".format)})
+
+
+def _bars(shares: pd.Series) -> pd.Series:
+    """Return numbers from 0 to 1 as bars of characters."""
+    lengths = (_BAR * shares).round().astype(int)
+    return lengths.map(lambda length: "█" * length + "░" * (_BAR - length))
 
 
 def token_table(labels: Sequence[int], tokenizer: Any) -> HTML:

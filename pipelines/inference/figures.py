@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -71,22 +71,29 @@ def words_in_time(transcriber: Transcriber, example: Example) -> Figure:
 def attention(transcriber: Transcriber, example: Example) -> Figure | None:
     """Plot where in the sound the decoder looks while it writes each token: the mean over its alignment heads.
 
-    The dots are the beginnings that alignment reads from it. Print a sentence and return None if the model names no
+    The dots are the beginnings that word times are read from. Print a sentence and return None if the model names no
     alignment heads, or wrote nothing.
     """
-    text, log_mel = transcriber.transcribe(example.audio).text, transcriber.loaded.log_mel(audio.decode(example.audio))
-    engine = engines.open_engine(transcriber.ref, transcriber.language, "transformers")
+    engine: Any = transcriber.loaded
+    if not isinstance(engine, engines.AttentiveEngine):
+        engine = engines.open_engine(transcriber.ref, transcriber.language, "transformers")
+    text = transcriber.transcribe(example.audio).text
     if not (engine.can_align and text):
         return print("This part is left out: the model names no alignment heads, or wrote nothing.")
-    n_frames = len(log_mel.frames)
-    window = log_mel.padded(padded_frames(n_frames) if transcriber.ref.context == "clip" else FULL_FRAMES)
-    pieces, weights = engine.attention(window, n_frames, text)
-    positions, end_s = word_timestamps.first_positions(weights), n_frames / 100
+    log_mel = engine.log_mel(audio.decode(example.audio))
+    n_frames, is_clip_length = len(log_mel.frames), transcriber.ref.context == "clip"
+    weights = engine.attention(
+        log_mel.padded(padded_frames(n_frames) if is_clip_length else FULL_FRAMES), n_frames, text
+    )
+    pieces = [*(engine.spelling.tokenizer.decode([token]) for token in engine.spelling.ids(text)[0]), "(end)"]
+    starts_s = np.array(word_timestamps.first_positions(weights)) * POSITION_S
+    extent = (0, n_frames / 100)
     figure, (upper, lower) = figure_with_column((1, 0.5 + 0.12 * len(pieces)), 9, 2 + 0.2 * len(pieces))
-    upper.imshow(log_mel.frames.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end_s, 0, engine.n_mels))
+    upper.imshow(log_mel.frames.T, origin="lower", aspect="auto", cmap="magma", extent=(*extent, 0, engine.n_mels))
     upper.set(ylabel="log-mel", yticks=[])
-    lower.imshow(weights.mean(axis=0) ** 0.5, aspect="auto", cmap="magma", extent=(0, end_s, len(pieces) - 0.5, -0.5))
-    lower.plot(np.array(positions) * POSITION_S, range(len(pieces)), "o", color=INK, markersize=4)
+    shown = weights.mean(axis=0) ** 0.5  # the root makes weak attention visible
+    lower.imshow(shown, aspect="auto", cmap="magma", vmax=0.6 * shown.max(), extent=(*extent, len(pieces) - 0.5, -0.5))
+    lower.plot(starts_s, range(len(pieces)), "o", color=INK, markersize=4)
     lower.set(xlabel="time (s)", yticks=range(len(pieces)), yticklabels=pieces, ylabel="token to be written")
     return figure
 

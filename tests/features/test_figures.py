@@ -93,3 +93,10 @@ def test_menu_of_clips_is_only_in_interactive_notebooks(toy_cache, toy_settings,
         menu = displayed[2]
         assert menu.value == 2
         assert (toy_cache.rows["text"].iloc[2], 2) in menu.options
+
+
+def test_bars_show_the_shares_of_splits_and_bytes(toy_cache):
+    table = figures.corpus_table(toy_cache)
+    assert {len(bar) for bar in table["share"]} == {20}
+    assert table["share"].map(lambda bar: bar.count("█")).sum() == pytest.approx(20, abs=1)
+    assert figures.size_table(toy_cache)[""].tolist()[0] == "█" * 20

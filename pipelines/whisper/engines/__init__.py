@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,6 +74,18 @@ class Engine(Protocol):
         `windows` float32 [B, n_mels, T], of which `frames` each are not padding; windows that `decode` was called with
         last are not encoded again (encoder_states.py). Uses the cross-attention of the alignment heads and dynamic time
         warping (word_timestamps.py). Empty for an empty text, and for one that the engine cannot align.
+        """
+
+
+@runtime_checkable
+class AttentiveEngine(Engine, Protocol):
+    """An engine that also returns the attention itself: transformers and ONNX Runtime."""
+
+    def attention(self, window: np.ndarray, n_frames: int, text: str) -> np.ndarray:
+        """Return the attention with which each token of `text`, and the end, is written.
+
+        `window` float32 [n_mels, T], of which `n_frames` are not padding. The attention is float32 [alignment heads,
+        tokens + 1, positions that are not padding]. Requires `can_align`.
         """
 
 

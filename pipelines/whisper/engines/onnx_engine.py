@@ -93,6 +93,14 @@ class Onnx:
             starts[n] = word_timestamps.word_starts(attention, len(self.prompt), frames[n], firsts)
         return starts
 
+    def attention(self, window: np.ndarray, n_frames: int, text: str) -> np.ndarray:
+        """Return the attention with which each token of `text`, and the end, is written (AttentiveEngine)."""
+        cross, (ids, _) = self.states.of(window[np.newaxis]), self.spelling.ids(text)
+        tokens = np.array([[*self.prompt, *ids]], dtype=np.int64)
+        inputs = {"tokens": tokens, **self.empty_past(1, cross), **cross}
+        (weights,) = self.decoder.run(["attention"], inputs)
+        return word_timestamps.attention_of_text(weights[:, 0], len(self.prompt), n_frames)
+
     def encode(self, windows: np.ndarray) -> States:
         """Return the cross-attention keys and values of `windows` float [B, n_mels, T]."""
         states = self.encoder.run(None, {"features": np.ascontiguousarray(windows, dtype=np.float32)})

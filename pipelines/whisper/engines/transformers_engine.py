@@ -18,7 +18,7 @@ from pipelines.whisper.engines import search, word_timestamps
 from pipelines.whisper.engines.encoder_states import EncoderStates
 from pipelines.whisper.engines.search import Prompt
 from pipelines.whisper.engines.token_rules import TokenRules
-from pipelines.whisper.log_mel import FRAMES_PER_POSITION, LogMel
+from pipelines.whisper.log_mel import LogMel
 from pipelines.whisper.model import ModelRef
 from pipelines.whisper.tokens import spelling_of
 
@@ -126,17 +126,11 @@ class Transformers:
                 starts.append([])
         return starts
 
-    def attention(self, window: np.ndarray, n_frames: int, text: str) -> tuple[list[str], np.ndarray]:
-        """Return the tokens of `text` as they read, the end last, and the attention with which each is written.
-
-        `window` float32 [n_mels, T], of which `n_frames` are not padding. The attention is float32 [alignment heads,
-        tokens, positions without padding]. Requires `can_align`.
-        """
+    def attention(self, window: np.ndarray, n_frames: int, text: str) -> np.ndarray:
+        """Return the attention with which each token of `text`, and the end, is written (AttentiveEngine)."""
         prompt, (ids, _) = self.spelling.prompt(self.options.language), self.spelling.ids(text)
         weights = cross_attention(self.model, self.states.of(window[np.newaxis]), [*prompt, *ids])
-        pieces = [self.spelling.tokenizer.decode([token]) for token in ids]
-        # a token's row is the attention that predicts the next token: the prompt's last row predicts the first one
-        return [*pieces, "(end)"], weights[:, len(prompt) - 1 :, : -(-n_frames // FRAMES_PER_POSITION)]
+        return word_timestamps.attention_of_text(weights, len(prompt), n_frames)
 
 
 class _Decoder:

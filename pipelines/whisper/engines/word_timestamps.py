@@ -25,9 +25,16 @@ def word_starts(cross_attention: np.ndarray, n_prompt: int, n_frames: int, first
     `cross_attention` float [heads, n_prompt + tokens, positions], `firsts`: the index of each word's first token. Only
     the first `n_frames` frames of the window are not padding.
     """
-    # a token's row is the attention that predicts the next token: the prompt's last row predicts the first one
-    positions = first_positions(cross_attention[:, n_prompt - 1 :, : -(-n_frames // FRAMES_PER_POSITION)])
+    positions = first_positions(attention_of_text(cross_attention, n_prompt, n_frames))
     return [positions[n] * POSITION_S for n in firsts]
+
+
+def attention_of_text(cross_attention: np.ndarray, n_prompt: int, n_frames: int) -> np.ndarray:
+    """Return the rows that write the text and the end, float [heads, tokens + 1, positions that are not padding].
+
+    A token's row is the attention that predicts the next token: the prompt's last row predicts the first one.
+    """
+    return cross_attention[:, n_prompt - 1 :, : -(-n_frames // FRAMES_PER_POSITION)]
 
 
 def first_positions(cross_attention: np.ndarray) -> list[int]:
