@@ -10,12 +10,10 @@ from pipelines.recipes import languages
 from pipelines.speech import text
 
 if TYPE_CHECKING:
-    from pipelines.inference.app.i18n import Texts
+    from pipelines.inference.app.components.localized import Texts
     from pipelines.inference.streaming import Partial
     from pipelines.inference.transcript import Segment
 
-RECORDER_NOTE = '<p id="recorder-note" role="status"></p>'
-"""Element that the script fills if the recorder's microphone cannot be used."""
 LIVE = '<div id="live-text"></div><p id="live-note" role="status"></p>'
 """Elements that the script fills with the live transcript and the state of the connection."""
 

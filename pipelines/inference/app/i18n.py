@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from pipelines.inference.app.components.localized import Texts
 from pipelines.recipes import languages
-
-Texts = dict[str, Any]
 
 ENGLISH: Texts = {
     "title": "{language} speech to text",

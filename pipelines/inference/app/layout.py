@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.inference.app import html
+from pipelines.inference.app.components.localized import LocalizedComponents, create_head, create_recorder
 from pipelines.inference.app.handlers import DOWNLOADS
 from pipelines.inference.app.i18n import TEXTS, localized_texts
 from pipelines.inference.app.service import MAX_OPTION_CHARS
@@ -15,50 +16,7 @@ from pipelines.inference.app.uploads import EXAMPLES
 if TYPE_CHECKING:
     import gradio as gr
 
-    from pipelines.inference.app.i18n import Texts
-
-
-class LocalizedComponents:
-    """Components that contain text, and how their arguments depend on the language."""
-
-    def __init__(self, texts_in: Callable[[str], Texts]) -> None:
-        """`texts_in` returns the page's texts in a language, by its tag."""
-        self._texts_in = texts_in
-        self._entries: list[tuple[Any, Callable[[Texts], dict[str, Any]]]] = []
-
-    @property
-    def components(self) -> list[Any]:
-        """Return all components, in the order of `updates`."""
-        return [component for component, _ in self._entries]
-
-    def add(self, kind: Any, localize: Callable[[Texts], dict[str, Any]], **options: Any) -> Any:
-        """Create a component; `localize` returns the arguments that are texts."""
-        component = kind(**localize(self._texts_in("en")), **options)
-        self._entries.append((component, localize))
-        return component
-
-    def updates(self, language: str) -> list[Any]:
-        """Return an update of each component to `language`."""
-        import gradio as gr
-
-        texts = self._texts_in(language)
-        return [gr.update(**localize(texts)) for _, localize in self._entries]
-
-
-def create_head(page: LocalizedComponents) -> gr.Radio:
-    """Create the language switch and below it the page's title and first lines; return the switch."""
-    import gradio as gr
-
-    language_switch = page.add(
-        gr.Radio,
-        lambda texts: {"label": texts["language"]},
-        choices=[("English", "en"), ("Svenska", "sv")],
-        value="en",
-        container=False,
-        elem_id="language",
-    )
-    page.add(gr.Markdown, lambda texts: {"value": f"# {texts['title']}\n{texts['lead']}"}, elem_id="head")
-    return language_switch
+    from pipelines.inference.app.components.localized import Texts
 
 
 @dataclass
@@ -184,17 +142,7 @@ def _create_recorder(
     """Create the recorder, a choice of channels, the Transcribe button, and a button for each example (Swedish)."""
     import gradio as gr
 
-    recording = page.add(
-        gr.Audio,
-        lambda texts: {"label": texts["recording"]},
-        sources=["microphone", "upload"],
-        type="filepath",
-        elem_id="recording",
-        buttons=[],
-        editable=False,
-        waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"},
-    )
-    gr.HTML(html.RECORDER_NOTE, elem_id="recorder-status", padding=False)
+    recording = create_recorder(page)
     split_channels = page.add(
         gr.Checkbox,
         lambda texts: {"label": texts["split_channels"]},

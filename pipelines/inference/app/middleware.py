@@ -32,7 +32,7 @@ from pipelines.speech.audio import AudioError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from pipelines.inference.app.i18n import Texts
+    from pipelines.inference.app.components.localized import Texts
 
 MAX_UPLOAD_BYTES = 25_000_000
 """Maximum size of a file."""
