@@ -19,7 +19,7 @@ _GET = re.compile(
     r"/?"  # the page itself
     r"|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)"
     r"|/(?:assets|static)/.+"
-    r"|/gradio_api/(?:info|queue/data|upload_progress|startup-events)"
+    r"|/gradio_api/(?:info|queue/data|upload_progress|startup-events|app_id)"  # app_id: is the server back?
     r"|/gradio_api/heartbeat/\w+"
     r"|/gradio_api/call/transcribe/\w+"
 )
