@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,14 +65,16 @@ class Queue:
         self._drawn = sorted(self.items, key=lambda name: hashlib.sha256(name.encode()).digest())
         self._log, self._path, self._model = corrections.open_log(path), path, model
         self._lock, self._claims = threading.Lock(), dict[str, tuple[str, float]]()
-        self._shown: dict[str, str] = {}
         corrections.read(path)
         with self._log.locked():
             if not path.exists():
                 path.write_bytes(self._log.header_line())
 
-    def next(self, session: str) -> Item | None:
-        """Return the clip that this session reviews now: the one that it has, or the next one; None at the end."""
+    def next(self, session: str, skipped: Collection[str] = ()) -> Item | None:
+        """Return the clip that this session reviews now: the one that it has, or the next one that is not `skipped`.
+
+        None if there is none, or others have it.
+        """
         with self._lock:
             done = self._decided().keys()
             now = time.monotonic()
@@ -82,19 +84,17 @@ class Queue:
             mine = next((name for name, claim in self._claims.items() if claim[0] == session), None)
             if mine is None:
                 order = self._drawn if len(done) % RANDOM_EVERY == RANDOM_EVERY - 1 else self.items
-                mine = next((name for name in order if name not in done and name not in self._claims), None)
-            if mine is not None:
-                self._claims[mine] = (session, now)
-                self._shown[session] = mine
-            else:
-                self._shown.pop(session, None)
-            return None if mine is None else self.items[mine]
+                taken = {*done, *self._claims, *skipped}
+                mine = next((name for name in order if name not in taken), None)
+            if mine is None:
+                return None
+            self._claims[mine] = (session, now)
+            return self.items[mine]
 
-    def shown(self, session: str) -> Item | None:
-        """Return the clip that `next` returned last, even if its claim has expired or another process decided on it."""
+    def release(self, session: str) -> None:
+        """Offer the clip that a session has to others."""
         with self._lock:
-            name = self._shown.get(session)
-            return None if name is None else self.items[name]
+            self._claims = {name: claim for name, claim in self._claims.items() if claim[0] != session}
 
     def decide(self, name: str, verdict: str, after: str, reviewer: str) -> None:
         """Append a decision about a clip of this queue. Raises LabError for one that cannot be stored."""
@@ -126,6 +126,10 @@ class Queue:
         decided = self._decided()
         wrong = {name: one.verdict != "accept" for name, one in decided.items()}
         return Progress(len(wrong), sum(wrong.values()), len(self.items), self._share(wrong))
+
+    def decision(self, name: str) -> corrections.Correction | None:
+        """Return the last decision about a clip; None if there is none about its present transcript."""
+        return self._decided().get(name)
 
     def _decided(self) -> dict[str, corrections.Correction]:
         """Return the decisions that fit a clip of this queue and its transcript."""
