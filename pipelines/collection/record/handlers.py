@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import logging
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from pipelines.collection.record.folder import sentence_id
 from pipelines.collection.record.i18n import TEXTS
 from pipelines.collection.record.recorder import MAX_ACCENT_CHARS, MAX_NICKNAME_CHARS, Recorder, Session, Take
 from pipelines.inference.app.handlers import errors_as_one_line
@@ -30,6 +31,12 @@ class Visit:
     """Held in memory only, and only until the visit expires."""
     upload: str | None = None
     """Path of the upload that the take was read from; deleted when the take is stored or replaced."""
+    position: dict[str, str | None] = field(default_factory=dict)
+    """The `sentence` that the page is at, shared by all states of a visit: events of one page may overlap."""
+
+
+class SameNickname(Exception):
+    """The nickname was used before, and the visitor has not said that it is theirs."""
 
 
 class Handlers:
@@ -39,11 +46,12 @@ class Handlers:
         self.recorder, self.limiter = recorder, limiter or RateLimiter(0, 0)
 
     def start(
-        self, agrees: bool, nickname: str, about: tuple[Any, ...], language: str, client: str = ""
+        self, agrees: bool, nickname: str, about: tuple[Any, ...], language: str, client: str = "", own: str = ""
     ) -> Visit | None:
         """Begin a visit; return None, with a message on the page, if the speaker does not agree.
 
-        `about`: gender, age and accent, each empty or None if it is not stated.
+        `about`: gender, age and accent, each empty or None if it is not stated. `own` is the nickname of which the
+        visitor has said that it is theirs. Raises SameNickname if another person may have chosen the same.
         """
         import gradio as gr
 
@@ -54,15 +62,33 @@ class Handlers:
         if len(nickname) > MAX_NICKNAME_CHARS or len(about[2]) > MAX_ACCENT_CHARS:
             gr.Warning(TEXTS[language]["too_long_name"])
             return None
-        nickname = nickname or "".join(secrets.choice(_SYLLABLES) for _ in range(5))
+        if not nickname:
+            nickname = next(name for name in iter(_new_nickname, None) if not self.recorder.is_known(name))
+        elif self.recorder.is_known(nickname) and not self.recorder.is_same(nickname, own):
+            raise SameNickname
         with errors_as_one_line(language):
             self.limiter.admit(client)
-            return Visit(self.recorder.start(nickname, *about), nickname)
+            session = self.recorder.start(nickname, *about)
+        return Visit(session, nickname, position={"sentence": session.sentence})
 
-    def check(self, recording: str | None, visit: Visit | None, language: str, client: str = "") -> Visit | None:
-        """Check what was recorded, or forget the take if `recording` is None; return the visit."""
+    def check(
+        self,
+        recording: str | None,
+        visit: Visit | None,
+        language: str,
+        client: str = "",
+        sentence: str | None = None,
+    ) -> Visit | None:
+        """Check what was recorded, or forget the take if `recording` is None; return the visit.
+
+        `sentence` here and below is the id of the sentence that the page showed when it was recorded or a button was
+        pressed; None: it is not compared. Returns None if the page went on during the check: nothing changes then.
+        """
         if visit is None or visit.session.sentence is None:
             return visit
+        if recording is not None and self._is_other(visit, sentence, language):
+            discard_upload(recording)
+            recording = None
         if visit.upload != recording:
             discard_upload(visit.upload)
         if recording is None:
@@ -72,28 +98,49 @@ class Handlers:
             session = self.recorder.check(visit.session, recording)
             if session.take.waveform is not None:
                 budget.charge(session.take.waveform.duration_s)
+        if visit.position.get("sentence") != session.sentence:
+            return None
         return replace(visit, session=session, upload=recording)
 
-    def keep(self, visit: Visit | None, language: str) -> Visit | None:
+    def keep(self, visit: Visit | None, language: str, sentence: str | None = None) -> Visit | None:
         """Store the take and go on to the next sentence. If it cannot be stored, the take stays on the page."""
         visit = self._require(visit, language)
+        if self._is_other(visit, sentence, language):
+            return visit
         try:
             session = self.recorder.store(visit.session)
         except (LabError, OSError) as error:
             logger.warning(f"warning: a take was not stored: {error}")
             self._refuse(language, "not_saved")
+        if session.is_repeated:
+            self._warn(language, "repeated")
         return self._go_on(visit, session)
 
-    def skip(self, visit: Visit | None, language: str) -> Visit | None:
+    def skip(self, visit: Visit | None, language: str, sentence: str | None = None) -> Visit | None:
         """Go on to another sentence without a take."""
         visit = self._require(visit, language)
-        return self._go_on(visit, self.recorder.skip(visit.session)) if visit.session.sentence else visit
+        if not visit.session.sentence or self._is_other(visit, sentence, language):
+            return visit
+        return self._go_on(visit, self.recorder.skip(visit.session))
+
+    def _is_other(self, visit: Visit, sentence: str | None, language: str) -> bool:
+        """Return whether the page showed another sentence than the visit is at; a message says that nothing is done."""
+        if sentence is None or sentence == sentence_id(visit.session.sentence or ""):
+            return False
+        self._warn(language, "other_sentence")
+        return True
+
+    def _warn(self, language: str, name: str) -> None:
+        import gradio as gr
+
+        gr.Warning(TEXTS[language][name], title=TEXTS[language]["sorry"])
 
     def _go_on(self, visit: Visit, session: Session) -> Visit:
         """Return the visit at its next sentence, without the upload; the same visit if nothing has changed."""
         if session is visit.session:
             return visit
         discard_upload(visit.upload)
+        visit.position["sentence"] = session.sentence
         return replace(visit, session=session, upload=None)
 
     def _require(self, visit: Visit | None, language: str) -> Visit:
@@ -125,9 +172,14 @@ class Handlers:
         )
 
 
+def _new_nickname() -> str:
+    return "".join(secrets.choice(_SYLLABLES) for _ in range(5))
+
+
 def sentence_html(sentence: str | None, texts: dict[str, Any]) -> str:
     """Return the sentence to read, or thanks if there is none."""
-    return f"<p>{html.escape(sentence)}</p>" if sentence else f"<p class='done'>{texts['done']}</p>"
+    shown = f"<p data-sentence='{sentence_id(sentence)}'>{html.escape(sentence)}</p>" if sentence else ""
+    return shown or f"<p class='done'>{texts['done']}</p>"
 
 
 def status_html(take: Take | None, texts: dict[str, Any]) -> str:

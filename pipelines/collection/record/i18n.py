@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.collection.record.recorder import AGES
-from pipelines.inference.app.i18n import Texts
+from pipelines.inference.app.components.localized import Texts
 from pipelines.recipes import languages
 
 ENGLISH: Texts = {
@@ -28,6 +28,9 @@ ENGLISH: Texts = {
     "ages": {age: age.replace("-", "–") for age in AGES},
     "genders": {"female": "female", "male": "male", "other": "other"},
     "start": "Start",
+    "known": "This nickname has been used here before. Is it yours?",
+    "known_yes": "Yes, I continue",
+    "known_no": "No, I choose another",
     "must_agree": "Please read the text above and tick the box first.",
     "too_long_name": "The nickname and the accent may have 60 characters each.",
     "progress": "{n_done} of {n_all} recorded. Your nickname: **{nickname}**",
@@ -57,6 +60,8 @@ ENGLISH: Texts = {
     },
     "not_saved": "The recording could not be saved: the disk of the server is full or cannot be written. It is still "
     "here: try again later, and tell the people who run this page.",
+    "other_sentence": "This was about a sentence that is not on the page any more. Please read the one that is.",
+    "repeated": "You had recorded that sentence on another page: the first recording is kept.",
     "done": "Thank you! There are no more sentences. Reload the page for those that you skipped.",
     "visit_expired": "This page was open too long. Please reload it and enter the same nickname: what you kept is "
     "saved.",
@@ -84,6 +89,9 @@ SWEDISH: Texts = {
     "ages": {**ENGLISH["ages"], "under 18": "under 18", "70 or over": "70 eller äldre"},
     "genders": {"female": "kvinna", "male": "man", "other": "annat"},
     "start": "Börja",
+    "known": "Det här smeknamnet har använts här förut. Är det ditt?",
+    "known_yes": "Ja, jag fortsätter",
+    "known_no": "Nej, jag väljer ett annat",
     "must_agree": "Läs texten ovan och kryssa i rutan först.",
     "too_long_name": "Smeknamnet och dialekten får ha högst 60 tecken var.",
     "progress": "{n_done} av {n_all} inspelade. Ditt smeknamn: **{nickname}**",
@@ -114,6 +122,8 @@ SWEDISH: Texts = {
     },
     "not_saved": "Inspelningen kunde inte sparas: serverns disk är full eller skrivskyddad. Den finns kvar här: försök "
     "igen senare, och säg till dem som driver sidan.",
+    "other_sentence": "Det gällde en mening som inte längre finns på sidan. Läs den som finns där.",
+    "repeated": "Du hade redan spelat in den meningen på en annan sida: den första inspelningen är kvar.",
     "done": "Tack! Det finns inga fler meningar. Ladda om sidan för dem som du hoppade över.",
     "visit_expired": "Sidan var öppen för länge. Ladda om den och ange samma smeknamn: det du behöll är sparat.",
 }

@@ -7,21 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.collection.record.handlers import Handlers, Visit
+from pipelines.collection.record.handlers import Handlers, SameNickname, Visit
 from pipelines.collection.record.i18n import TEXTS, localized_texts
 from pipelines.collection.record.recorder import AGES, GENDERS, MAX_ACCENT_CHARS
-from pipelines.inference.app import assets, html
+from pipelines.inference.app import assets
+from pipelines.inference.app.components.localized import LocalizedComponents, create_head, create_recorder
 from pipelines.inference.app.events import client_of, connect_language
 from pipelines.inference.app.launch import SESSION_S
-from pipelines.inference.app.layout import LocalizedComponents, create_head
 
 if TYPE_CHECKING:
     import gradio as gr
 
-    from pipelines.inference.app.i18n import Texts
+    from pipelines.inference.app.components.localized import Texts
 
 _STATIC = Path(__file__).parent / "static"
 _SILENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_SENTENCE = "(_, ...others) => [window.lab.sentence(), ...others]"
+_RECORDED_SENTENCE = "(_, ...others) => [window.lab.recordedSentence(), ...others]"
+"""Read which sentence was on the page when a button was pressed, and when the recording began."""
+
+
+@dataclass
+class Question:
+    """Asks whether a nickname that was used before is the visitor's own."""
+
+    group: gr.Column
+    yes: gr.Button
+    no: gr.Button
+    nickname: gr.State
+    """The nickname that the question is about."""
 
 
 @dataclass
@@ -36,6 +50,9 @@ class View:
     fields: list[Any]
     """Agreement, nickname, gender, age, accent."""
     start: gr.Button
+    question: Question
+    sentence_id: gr.Textbox
+    """Filled by the script with each event: the sentence on the page; hidden."""
     recording: gr.Audio
     keep: gr.Button
     skip: gr.Button
@@ -67,14 +84,29 @@ def _create(handlers: Handlers) -> View:
     language_switch = create_head(page)
     with gr.Column(elem_id="agreement") as agreement:
         fields, start = _create_agreement(page, terms.licence)
+        question = _create_question(page)
     with gr.Column(elem_id="recorder", visible=False) as recorder:
         progress = gr.Markdown("", elem_id="progress")
         sentence = gr.HTML("", elem_id="sentence", padding=False)
-        recording, status = _create_recorder(page)
+        recording = create_recorder(page)
+        status = gr.HTML("", elem_id="status", padding=False)
         again, keep, skip = _create_buttons(page)
         page.add(gr.HTML, lambda texts: {"value": f"<p>{texts['keys']}</p>"}, elem_id="keys", padding=False)
     outputs = [agreement, recorder, progress, sentence, status, again, keep, skip]
-    return View(page, language, language_switch, visit, fields, start, recording, keep, skip, outputs)
+    return View(
+        page,
+        language,
+        language_switch,
+        visit,
+        fields,
+        start,
+        question,
+        gr.Textbox(visible=False),
+        recording,
+        keep,
+        skip,
+        outputs,
+    )
 
 
 def _create_agreement(page: LocalizedComponents, licence: str) -> tuple[list[Any], gr.Button]:
@@ -114,21 +146,23 @@ def _create_agreement(page: LocalizedComponents, licence: str) -> tuple[list[Any
     return [agrees, nickname, gender, age, accent], start
 
 
-def _create_recorder(page: LocalizedComponents) -> tuple[gr.Audio, gr.HTML]:
+def _create_question(page: LocalizedComponents) -> Question:
     import gradio as gr
 
-    recording = page.add(
-        gr.Audio,
-        lambda texts: {"label": texts["recording"]},
-        sources=["microphone", "upload"],
-        type="filepath",
-        elem_id="recording",
-        buttons=[],
-        editable=False,
-        waveform_options={"waveform_color": "#94a3b8", "waveform_progress_color": "#1d4ed8"},
-    )
-    gr.HTML(html.RECORDER_NOTE, elem_id="recorder-status", padding=False)
-    return recording, gr.HTML("", elem_id="status", padding=False)
+    with gr.Column(elem_id="known", visible=False) as group:
+        page.add(gr.Markdown, lambda texts: {"value": f"**{texts['known']}**"})
+        with gr.Row():
+            yes, no = (
+                page.add(
+                    gr.Button,
+                    lambda texts, name=name: {"value": texts[name]},
+                    variant="primary" if name == "known_yes" else "secondary",
+                    min_width=140,
+                    elem_id=name,
+                )
+                for name in ("known_yes", "known_no")
+            )
+    return Question(group, yes, no, gr.State(""))
 
 
 def _create_buttons(page: LocalizedComponents) -> list[gr.Button]:
@@ -154,34 +188,65 @@ def _connect(demo: gr.Blocks, view: View, handlers: Handlers) -> None:
     import gradio as gr
 
     visit, language, outputs = view.visit, view.language, view.outputs
+    _connect_start(view, handlers)
 
-    def start(
-        agrees: bool, nickname: str, gender: str, age: str, accent: str, tag: str, request: Any
-    ) -> tuple[Any, ...]:
-        started = handlers.start(agrees, nickname, (gender, age, accent), tag, client_of(request))
-        return started, *handlers.show(started, tag)
-
-    def check(recording: str | None, current: Visit | None, tag: str, request: Any) -> tuple[Any, ...]:
-        checked = handlers.check(recording, current, tag, client_of(request))
-        return checked, *handlers.show(checked, tag)
+    def check(sentence: Any, recording: str | None, current: Visit | None, tag: str, request: Any) -> tuple[Any, ...]:
+        checked = handlers.check(recording, current, tag, client_of(request), str(sentence or ""))
+        if checked is None and current is not None:  # the page went on during the check
+            return tuple(gr.skip() for _ in range(2 + len(outputs)))
+        is_refused = recording is not None and checked is not None and checked.upload is None
+        return checked, None if is_refused else gr.skip(), *handlers.show(checked, tag)
 
     def go_on(action: Callable[..., Visit | None]) -> Callable[..., tuple[Any, ...]]:
-        def act(current: Visit | None, tag: str) -> tuple[Any, ...]:
-            changed = action(current, tag)
+        def act(sentence: Any, current: Visit | None, tag: str) -> tuple[Any, ...]:
+            changed = action(current, tag, str(sentence or ""))
             return changed, gr.skip() if changed is current else None, *handlers.show(changed, tag)
 
         return act
 
-    start.__annotations__ = check.__annotations__ = {"request": gr.Request}  # Gradio cannot read them as strings
-    view.start.click(start, [*view.fields, language], [visit, *outputs], **_SILENT)
+    check.__annotations__ = {"request": gr.Request}  # Gradio cannot read it as a string
     view.recording.change(
         check,
-        [view.recording, visit, language],
-        [visit, *outputs],
+        [view.sentence_id, view.recording, visit, language],
+        [visit, view.recording, *outputs],
+        js=_RECORDED_SENTENCE,
         show_progress="minimal",
         show_progress_on=outputs[4],
         api_visibility="private",
     )
     for button, action in ((view.keep, handlers.keep), (view.skip, handlers.skip)):
-        button.click(go_on(action), [visit, language], [visit, view.recording, *outputs], **_SILENT)
+        button.click(
+            go_on(action),
+            [view.sentence_id, visit, language],
+            [visit, view.recording, *outputs],
+            js=_SENTENCE,
+            **_SILENT,
+        )
     connect_language(demo, view, handlers.show, visit, outputs)
+
+
+def _connect_start(view: View, handlers: Handlers) -> None:
+    """Connect the button that begins a visit, and the question about a nickname that was used before."""
+    import gradio as gr
+
+    question, nickname = view.question, view.fields[1]
+
+    def start(own: str, tag: str, request: Any, *fields: Any) -> tuple[Any, ...]:
+        agrees, name, gender, age, accent = fields
+        try:
+            started = handlers.start(agrees, name, (gender, age, accent), tag, client_of(request), own)
+        except SameNickname:
+            return None, name, gr.update(visible=True), *handlers.show(None, tag)
+        return started, "", gr.update(visible=False), *handlers.show(started, tag)
+
+    start.__annotations__ = {"request": gr.Request}  # Gradio cannot read it as a string
+    outputs = [view.visit, question.nickname, question.group, *view.outputs]
+    for button, own in ((view.start, gr.State("")), (question.yes, question.nickname)):
+        button.click(start, [own, view.language, *view.fields], outputs, **_SILENT)
+    question.no.click(
+        lambda: ("", "", gr.update(visible=False)), None, [nickname, question.nickname, question.group], **_SILENT
+    )
+    question.no.click(None, None, None, js="() => window.lab.focusNickname()", **_SILENT)
+    nickname.input(
+        lambda: ("", gr.update(visible=False)), None, [question.nickname, question.group], queue=False, **_SILENT
+    )

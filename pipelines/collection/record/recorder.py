@@ -43,6 +43,8 @@ class Session:
     """The sentence to read; None at the end of the list."""
     take: Take | None = None
     n_done: int = 0
+    is_repeated: bool = False
+    """Whether the last take was not stored, since the speaker had read the sentence on another page."""
     skipped: frozenset[str] = frozenset()
 
 
@@ -52,6 +54,16 @@ class Recorder:
     def __init__(self, sentences: Sequence[str], folder: TakeFolder, transcriber: Transcriber | None = None):
         """`transcriber` compares takes with their sentences; None: they are not compared."""
         self.sentences, self.folder, self.transcriber = sentences, folder, transcriber
+        self._started: set[str] = set()
+
+    def is_known(self, nickname: str) -> bool:
+        """Return whether a speaker with this nickname has takes, or has begun since the server was started."""
+        speaker = self.folder.speaker_id(nickname)
+        return speaker in self._started or any(row["speaker"] == speaker for row in self.folder.takes())
+
+    def is_same(self, nickname: str, other: str) -> bool:
+        """Return whether two nicknames mean the same speaker."""
+        return self.folder.speaker_id(nickname) == self.folder.speaker_id(other)
 
     def start(self, nickname: str, gender: str = "", age: str = "", accent: str = "") -> Session:
         """Return the session of a speaker who gave consent; it goes on after the sentences that are already stored.
@@ -64,7 +76,9 @@ class Recorder:
             "accent": text.clean(accent[:MAX_ACCENT_CHARS].encode("utf-8", "replace").decode()),
             "consented_at": take_folder.now(),
         }
-        return self._next(Session(self.folder.speaker_id(nickname), details))
+        speaker = self.folder.speaker_id(nickname)
+        self._started.add(speaker)
+        return self._next(Session(speaker, details))
 
     def check(self, session: Session, path: str) -> Session:
         """Return the session with the take at `path`, checked."""
@@ -91,12 +105,12 @@ class Recorder:
             "level_dbfs": f"{check.level_dbfs:.1f}",
             "snr_db": f"{check.snr_db:.1f}",
         }
-        self.folder.add(session.speaker, session.sentence, take.waveform, fields)
-        return self._next(session)
+        is_new = self.folder.add(session.speaker, session.sentence, take.waveform, fields)
+        return self._next(replace(session, is_repeated=not is_new))
 
     def skip(self, session: Session) -> Session:
         """Go on to the next sentence without a take; the speaker may read this one in another session."""
-        return self._next(replace(session, skipped=session.skipped | {session.sentence}))
+        return self._next(replace(session, skipped=session.skipped | {session.sentence}, is_repeated=False))
 
     def _next(self, session: Session) -> Session:
         """Return the session at its next sentence: of those that the speaker has not read, one that fewest have read.

@@ -11,7 +11,7 @@ import pytest
 from pipelines.collection.record import folder as take_folder
 from pipelines.collection.record import i18n, recorder
 from pipelines.collection.record.checks import FINAL
-from pipelines.collection.record.handlers import Handlers
+from pipelines.collection.record.handlers import Handlers, SameNickname
 from pipelines.inference.http.rate_limits import RateLimiter
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
@@ -76,9 +76,74 @@ def test_take_is_kept_without_the_nickname(handlers, folder, take):
 
 def test_same_nickname_goes_on_where_it_stopped(handlers, take):
     handlers.keep(handlers.check(take, handlers.start(True, "Åsa", ABOUT, "en"), "en"), "en")
-    again = handlers.start(True, " åsa ", ABOUT, "sv")
+    again = handlers.start(True, " åsa ", ABOUT, "sv", own="Åsa")
     assert (again.session.sentence, again.session.n_done) == (SENTENCES[1], 1)
     assert handlers.start(True, "", ABOUT, "sv").nickname != handlers.start(True, "", ABOUT, "sv").nickname
+
+
+def test_nickname_of_another_is_asked_about(handlers, folder, take):
+    visit = handlers.start(True, "Kim", ABOUT, "en")
+    for own in ("", "Bo"):
+        with pytest.raises(SameNickname):  # two people begin at once: no take is stored yet
+            handlers.start(True, "kim ", ABOUT, "en", own=own)
+    handlers.keep(handlers.check(take, visit, "en"), "en")
+    restarted = Handlers(recorder.Recorder(SENTENCES, folder))
+    with pytest.raises(SameNickname):
+        restarted.start(True, "KIM", ABOUT, "en")
+    assert restarted.start(True, "Kim 2", ABOUT, "en").session.speaker != visit.session.speaker
+
+
+def test_page_asks_whose_nickname_it_is(handlers):
+    from pipelines.collection.record import page
+
+    demo = page.build(handlers)
+    events = [fn.fn for fn in demo.fns.values() if fn.fn and fn.fn.__name__ == "start" and len(fn.inputs) == 7]
+    request = SimpleNamespace(client=None)
+    assert len(events) == 2
+    fields = (True, "Åsa", "", "", "")
+    visit, asked, question, *_ = events[0]("", "en", request, *fields)
+    assert visit is not None and asked == "" and question["visible"] is False
+    visit, asked, question, agreement, *_ = events[0]("", "en", request, *fields)
+    assert (visit, asked, question["visible"], agreement["visible"]) == (None, "Åsa", True, True)
+    assert events[1](asked, "en", request, *fields)[0] is not None
+
+
+def test_press_for_another_sentence_does_nothing(handlers, folder, take, messages):
+    visit = handlers.start(True, "Åsa", ABOUT, "en")
+    first, second = map(take_folder.sentence_id, SENTENCES)
+    checked = handlers.check(take, visit, "en", sentence=first)
+    assert handlers.keep(checked, "en", second) is checked and handlers.skip(checked, "en", second) is checked
+    kept = handlers.keep(checked, "en", first)
+    assert handlers.skip(kept, "en", first) is kept and handlers.skip(kept, "en", "") is kept
+    assert messages == [i18n.ENGLISH["other_sentence"]] * 4 and len(folder.takes()) == 1
+
+
+def test_late_upload_is_not_a_take_of_the_next_sentence(handlers, folder, take, messages):
+    visit = handlers.start(True, "Åsa", ABOUT, "en")
+    skipped = handlers.skip(visit, "en", take_folder.sentence_id(SENTENCES[0]))
+    checked = handlers.check(take, skipped, "en", sentence=take_folder.sentence_id(SENTENCES[0]))
+    assert checked.session.take is None and checked.upload is None and messages == [i18n.ENGLISH["other_sentence"]]
+    assert handlers.keep(checked, "en").session.n_done == 0 and folder.takes() == []
+
+
+def test_check_that_ends_after_a_skip_changes_nothing(handlers, take, monkeypatch):
+    visit = handlers.start(True, "Åsa", ABOUT, "en")
+    check_take = handlers.recorder.check
+
+    def slow_check(session, path):
+        handlers.skip(visit, "en")
+        return check_take(session, path)
+
+    monkeypatch.setattr(handlers.recorder, "check", slow_check)
+    assert handlers.check(take, visit, "en") is None
+
+
+def test_second_take_from_another_page_is_said(handlers, folder, take, tmp_path, messages):
+    pages = [handlers.start(True, "Åsa", ABOUT, "en", own="Åsa") for _ in range(2)]
+    for visit in pages:
+        copy = shutil.copy(take, tmp_path / "copy.wav")
+        assert handlers.keep(handlers.check(copy, visit, "en"), "en").session.sentence == SENTENCES[1]
+    assert messages == [i18n.ENGLISH["repeated"]] and len(folder.takes()) == 1
 
 
 def test_take_that_cannot_be_stored_stays(handlers, folder, take, monkeypatch):
@@ -134,11 +199,11 @@ def test_page_is_translated_and_has_no_public_event(handlers):
     from pipelines.collection.record import page
 
     demo = page.build(handlers)
-    [switch] = [fn for fn in demo.fns.values() if fn.targets and fn.targets[0][1] == "input" and fn.fn]
+    [switch] = [fn for fn in demo.fns.values() if getattr(fn.fn, "__name__", "") == "switch"]
     swedish = switch.fn("sv", handlers.start(True, "Åsa", ABOUT, "sv"))
     assert len(swedish) == len(switch.outputs) and swedish[0] == "sv"
     values = json.dumps(swedish, ensure_ascii=False, default=str)
-    for key in ("consent_title", "agree", "start", "next", "again", "skip", "hint"):
+    for key in ("consent_title", "agree", "start", "known", "next", "again", "skip", "hint"):
         assert i18n.SWEDISH[key] in values
     assert "läser meningar högt" in values and "0 av 2" in values
     assert demo.get_api_info()["named_endpoints"] == {}

@@ -75,8 +75,8 @@ def server(tmp_path, toy_model):
     server.kill()
 
 
-def _open(browser, server, nickname, **options):
-    """Open the page in its own session, agree, and begin."""
+def _open(browser, server, nickname, is_known=False, **options):
+    """Open the page in its own session, agree, and begin; `is_known`: say that the nickname is one's own."""
     context = browser.new_context(permissions=["microphone"], **options)
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -87,6 +87,8 @@ def _open(browser, server, nickname, **options):
     page.check("#agree input")
     page.fill("#nickname :is(input, textarea)", nickname)
     page.click("#start")
+    if is_known:
+        page.click("#known_yes")
     page.wait_for_selector("#sentence p")
     return page
 
@@ -145,7 +147,7 @@ def test_folder_of_two_speakers_is_trained_on_as_it_is(browser, server, toy_sett
     assert [row["text"] for row in server.rows()] == [*read, *read_by_second], "kept takes survive, no other"
     server.start()
     first.close()
-    first = _open(browser, server, " åsa")
+    first = _open(browser, server, " åsa", is_known=True)
     assert "1 of 4" in first.inner_text("#progress")
     while len(read) < 4:
         _record(first)
@@ -165,3 +167,55 @@ def test_folder_of_two_speakers_is_trained_on_as_it_is(browser, server, toy_sett
     assert {*cache.rows["text"]} == {*SENTENCES}
     trained = training_pipeline.run(settings, cache, runs=tmp_path / "runs")
     assert (Path(trained.uri) / "manifest.json").is_file()
+
+
+def test_same_nickname_on_a_phone_is_asked_about(browser, server):
+    phone = {"viewport": {"width": 390, "height": 844}}
+    first = _open(browser, server, "Kim", **phone)
+    context = browser.new_context(permissions=["microphone"], locale="sv-SE", **phone)
+    other = context.new_page()
+    other.set_default_timeout(PATIENCE_MS)
+    other.goto(f"http://127.0.0.1:{server.port}")
+    other.wait_for_function("window.lab")
+    other.check("#agree input")
+    other.fill("#nickname :is(input, textarea)", "kim")
+    other.click("#start")
+    other.wait_for_selector(f"text={SWEDISH['known']}")
+    assert other.evaluate("document.documentElement.scrollWidth") <= 390
+    other.click("#known_no")
+    other.wait_for_selector("#known_yes", state="hidden")
+    other.wait_for_function(
+        "() => document.activeElement?.closest('#nickname')?.querySelector('input, textarea').value === ''"
+    )
+    other.keyboard.type("Kim från Ystad")
+    other.keyboard.press("Tab")
+    other.click("#start")
+    other.wait_for_selector("#sentence p")
+    assert "Kim från Ystad" in other.inner_text("#progress")
+    _record(first)
+    _keep(first)
+    _record(other)
+    _keep(other)
+    assert len({row["speaker"] for row in server.rows()}) == 2
+    other.reload()
+    other.wait_for_function(
+        "() => document.querySelector('#nickname :is(input, textarea)')?.value === 'Kim från Ystad'"
+    )
+
+
+def test_recording_that_arrives_late_is_not_of_the_next_sentence(browser, server):
+    page = _open(browser, server, "Åsa")
+    read = page.inner_text("#sentence").strip()
+    held = []
+    page.route("**/upload*", lambda route: held.append(route))
+    page.keyboard.press("Space")
+    page.wait_for_selector("#recording .stop-button", state="visible")
+    page.wait_for_timeout(2_500)
+    with page.expect_request("**/upload*"):
+        page.keyboard.press("Space")
+    page.click("#skip")
+    page.wait_for_function("before => document.querySelector('#sentence').innerText.trim() !== before", arg=read)
+    held[0].continue_()
+    page.wait_for_selector(f"text={ENGLISH['other_sentence']}")
+    page.wait_for_selector("#recording .record-button", state="visible")
+    assert page.is_disabled("#next") and server.rows() == []

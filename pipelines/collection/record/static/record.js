@@ -5,6 +5,28 @@
   const visible = selector => [...document.querySelectorAll(selector)].find(element => element.offsetParent)
   const isTyping = element => element?.matches?.("input, textarea, select, [contenteditable=true]")
 
+  // The sentence on the page, and the one that was there when a recording began: an upload may take longer.
+  const sentence = () => find("#sentence p")?.dataset.sentence ?? ""
+  let recorded = ""
+  const noteRecording = () => {
+    recorded = sentence()
+  }
+  window.lab.sentence = sentence
+  window.lab.recordedSentence = () => recorded || sentence()
+  window.lab.focusNickname = () => find("#nickname :is(input, textarea)")?.focus()
+
+  document.addEventListener(
+    "click",
+    event => {
+      if (event.target.closest?.("#recording .record-button")) noteRecording()
+      // the second click of a double click is not about the sentence that has just come
+      if (event.target.closest?.("#skip") && event.detail > 1) event.stopPropagation()
+    },
+    true
+  )
+  for (const name of ["change", "drop"])
+    document.addEventListener(name, event => event.target.closest?.("#recording") && noteRecording(), true)
+
   const click = selector => {
     const button = visible(selector)
     if (!button || button.disabled) return false
@@ -44,7 +66,21 @@
     action()
   })
 
+  // After a reload, which also follows a lost connection, a speaker need not remember a nickname that the page made.
+  const NICKNAME = "nickname"
+  let restored = performance.getEntriesByType("navigation")[0]?.type !== "reload"
+  const keepNickname = () => {
+    const nickname = visible("#progress strong")?.textContent
+    if (nickname) sessionStorage.setItem(NICKNAME, nickname)
+    const field = find("#nickname :is(input, textarea)")
+    if (restored || !field) return
+    restored = true
+    field.value = sessionStorage.getItem(NICKNAME) ?? ""
+    field.dispatchEvent(new Event("input", { bubbles: true }))
+  }
+
   new MutationObserver(() => {
+    keepNickname()
     for (const region of document.querySelectorAll("#status, #sentence, #progress"))
       if (region.ariaLive !== "polite") region.ariaLive = "polite" // screen readers read changes aloud
   }).observe(document.body, { childList: true, subtree: true })
