@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipelines.features import rejections
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import leaks
 from pipelines.features.data_card.markdown import inline
-from pipelines.features.data_card.terms import Terms, hub_licence, read_terms
+from pipelines.features.data_card.terms import Terms, hub_licence, read_terms, stored_terms
 from pipelines.features.sources import SPLITS
 from pipelines.infra import manifest
 from pipelines.infra.redact import redact_values
@@ -108,7 +109,8 @@ def pseudo_labels(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def add(folder: Path, recipe: Recipe | None = None) -> None:
     """Write the card of a finished cache that has none; any other folder, and a folder with a card, stays as it is.
 
-    `recipe` names the folders of recordings on this machine, whose `collection.toml` states licence and consent.
+    `recipe` names the folders of recordings on this machine, whose `collection.toml` states licence and consent. The
+    manifest keeps them: a card that is written again without the recipe, to publish a cache, states the same.
     """
     sealed = manifest.read(folder)
     if sealed is None or not {"identity", "counts", "shards"} <= sealed.keys():
@@ -116,9 +118,16 @@ def add(folder: Path, recipe: Recipe | None = None) -> None:
     path = folder / FILE
     if path.exists() and (FILE in sealed["files"] or manifest.GENERATED not in path.read_text("utf-8", "replace")):
         return
-    content = _card(caches.load(folder, sealed), sealed, read_terms(sealed["identity"], recipe))
+    terms = (None if recipe else stored_terms(sealed)) or read_terms(sealed["identity"], recipe)
+    if not recipe and "terms" not in sealed and any(one.kind in ("folder", "aligned") for one in terms):
+        logger.info(
+            f"note: licence and consent of the recordings are not stored in {folder}: run `features` with its recipe "
+            "first, and the data card states them"
+        )
+    content = _card(caches.load(folder, sealed), sealed, terms)
+    fields = {"terms": [asdict(one) for one in terms]} if recipe or "terms" in sealed else {}
     try:
-        manifest.replace(folder, FILE, content.encode())
+        manifest.replace(folder, FILE, content.encode(), **fields)
     except OSError as error:  # a cache of an older version in a place that cannot be written to
         logger.info(f"note: {folder} gets no data card: {error.strerror}")
 

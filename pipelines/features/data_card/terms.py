@@ -68,6 +68,14 @@ def read_terms(identity: Mapping[str, Any], recipe: Recipe | None = None) -> lis
     return [_terms(source, paths.get(part, "")) for part, source in sources(identity).items()]
 
 
+def stored_terms(sealed: Mapping[str, Any]) -> list[Terms]:
+    """Return the terms in a cache's manifest, as its recipe stated them; empty if it has none that can be read."""
+    try:
+        return [Terms(**one) for one in sealed.get("terms", ())]
+    except TypeError:
+        return []
+
+
 def sources(identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the identity of the cache's source under the name "", or those of the parts of a mix by name."""
     source = {name.removeprefix("source."): value for name, value in identity.items() if name.startswith("source.")}

@@ -170,3 +170,15 @@ def test_accent_of_one_speaker_is_not_listed():
     table = card._slices(rows)
     assert "| accent | common | 3 | 0.00 | 3 |" in table and "| accent | 1 other values | 2 | 0.00 | 1 |" in table
     assert "rare" not in table
+
+
+def test_card_made_again_to_publish_keeps_licence_and_consent(copied, tmp_path):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    (folder / terms.COLLECTION).write_text('licence = "CC-BY-4.0"\n[consent]\nsv = "Ja, gärna"\n', "utf-8")
+    card.add(copied, recipes.load("tour", {"source.kind": "folder", "source.path": str(folder)}))
+    written = (copied / card.FILE).read_text("utf-8")
+    assert head_of(written)["license"] == "cc-by-4.0" and "Ja, gärna" in written
+    (copied / card.FILE).unlink()
+    pipeline.publish_cache(caches.load(copied, manifest.read(copied)), str(tmp_path / "published"))
+    assert (tmp_path / "published" / card.FILE).read_text("utf-8") == written
