@@ -46,6 +46,14 @@ logger = logging.getLogger(__name__)
 
 SYNTHETIC = ("tour", "tour-english", "planted")
 """Kinds of sources whose speech is made on this machine, from nothing but the recipe."""
+_SPEAKERS = {
+    "": "in the source",
+    "folder": "in a column `speaker`",
+    "hub": "with source.speaker_column",
+    "parquet": "with source.speaker_column",
+    "aligned": "in the texts (`<v Anna>` in .vtt, a tier for each speaker in TextGrid, the participant in ELAN)",
+}
+"""Where speakers are named, by kind of source."""
 MAX_SAMPLE_S = 30.0
 """Longer recordings are not shown as samples: no longer clip is trained on."""
 
@@ -134,7 +142,7 @@ def _log_notes(recipe: Recipe, cache: FeatureCache) -> None:
     elif not cache.rows["speaker"].any():
         logger.info(
             "note: no clip names its speaker: the same voices may be in train and test, and scores then say nothing "
-            "about other voices. Name them in a column `speaker` if you know them"
+            f"about other voices. Name them {_SPEAKERS.get(recipe.source.kind, _SPEAKERS[''])} if you know them"
         )
 
 

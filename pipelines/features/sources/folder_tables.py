@@ -171,12 +171,7 @@ def _txt_records(folder: Path) -> Iterator[Record]:
 
     What else the folder holds is logged.
     """
-    for path in folder.rglob("*"):
-        if path.is_symlink() and path.is_dir() and not is_inside(path, folder):
-            raise LabError(
-                f"{path.relative_to(folder)} is a link to {os.readlink(path)}, outside {folder}: name the folder that "
-                "holds both as source.path, or copy the files"
-            )
+    refuse_outside_folders(folder)
     found = find_audio(folder)
     if skipped := found.describe_skipped():
         logger.info(f"note: {folder} holds {len(found.files)} recordings; skipped: {skipped}")
@@ -184,6 +179,16 @@ def _txt_records(folder: Path) -> Iterator[Record]:
         where = str(path).encode(errors="replace").decode()
         beside = folder / inside(folder, path.with_suffix(".txt"), where)
         yield Record(where, {"path": str(path), "text": read_text(beside) if beside.is_file() else None})
+
+
+def refuse_outside_folders(folder: Path) -> None:
+    """Raise LabError if the folder holds a link to a folder outside it."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() and path.is_dir() and not is_inside(path, folder):
+            raise LabError(
+                f"{path.relative_to(folder)} is a link to {os.readlink(path)}, outside {folder}: name the folder that "
+                "holds both as source.path, or copy the files"
+            )
 
 
 def inside(folder: Path, file: Path, where: str) -> Path:

@@ -25,6 +25,7 @@ from pipelines.features.sources import SPLITS, Example, NoAudio, PartExample
 from pipelines.features.sources.aligned import hypotheses, matching, passages, texts
 from pipelines.features.sources.aligned.passages import Passage
 from pipelines.features.sources.draw import Draw, draw_splits
+from pipelines.features.sources.folder_tables import inside, refuse_outside_folders
 from pipelines.features.sources.splits import describe, path_splits
 from pipelines.features.sources.stamps import stamp_all
 from pipelines.infra import environment, manifest
@@ -39,7 +40,7 @@ from pipelines.whisper.engines.forced import ForcedLine
 logger = logging.getLogger(__name__)
 
 _LANGUAGE = re.compile(r"\.[a-z]{2,3}([-_][a-z]{2})?", re.IGNORECASE)
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Raised when the same recording and text would give other clips."""
 
 
@@ -154,9 +155,13 @@ def open_aligner(ref: whisper_model.ModelRef, language: str) -> Any:
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Return each recording with its text, sorted. Raises LabError if there is none, or two texts for one."""
+    """Return each recording with its text, sorted.
+
+    Raises LabError if there is none, if one has two texts, or if a file is a link out of the folder.
+    """
     if not folder.is_dir():
         raise LabError(f"source.path must name a folder of recordings, got {str(folder)!r}, which is none: correct it")
+    refuse_outside_folders(folder)
     pairs, recordings = [], find_audio(folder).files
     texts_by_stem = _texts_of(recordings)
     for audio in recordings:
@@ -164,6 +169,8 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
         if len(beside) > 1:
             raise LabError(f"{audio} must have one text, got {' and '.join(p.name for p in beside)}: remove one")
         if beside:
+            for path in (audio, beside[0]):
+                inside(folder, path.relative_to(folder), path.name)
             pairs.append((audio, beside[0]))
         else:
             logger.info(f"note: {audio.relative_to(folder)} has no text beside it and is not used")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.infra.errors import LabError
@@ -20,8 +21,11 @@ _CUE = re.compile(r"\s*((?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3})\s*-->\s*((?:\d+:)?\d{
 _LABEL = re.compile(r"(\d+(?:[.,]\d+)?)\t(\d+(?:[.,]\d+)?)(?:\t(.*))?")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 _TAG = re.compile(r"</?[a-zA-Z][^>]*>|<\d[\d:.]*>|\{\\[^}]*\}")
-_DASH = re.compile(r"^[-–—]\s*")
+_DASH = re.compile(r"^(?:[-–—]|>>+)\s*")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"”’»)]*\s+")
+_ROLLING_SHARE = 0.5
+"""Share of the cues that begin with the end of the cue before, above which all such repeats are rows still shown."""
+_MIN_ROLLING = 3
 _GRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<![\w.])(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.])')
 
 
@@ -62,9 +66,20 @@ def _reader(path: Path, content: str) -> Callable[[Path, str], list[Line]]:
     return {".srt": _subtitles, ".vtt": _subtitles, ".textgrid": _textgrid, ".eaf": _elan}[suffix]
 
 
+@dataclass
+class _Cue:
+    """A cue as it is shown: its rows, without tags."""
+
+    start_s: float
+    end_s: float
+    rows: list[str] = field(default_factory=list)
+    voices: set[str] = field(default_factory=set)
+
+
 def _subtitles(path: Path, content: str) -> list[Line]:
-    lines: list[Line] = []
-    is_open = False
+    """Read SubRip and WebVTT. In WebVTT a row of blanks is part of its cue: YouTube writes them."""
+    cues: list[_Cue] = []
+    is_open, ends = False, (lambda row: not row) if path.suffix.lower() == ".vtt" else (lambda row: not row.strip())
     rows = content.split("\n")
     for number, (row, following) in enumerate(zip(rows, [*rows[1:], ""], strict=True), 1):
         if "-->" in row:
@@ -73,18 +88,40 @@ def _subtitles(path: Path, content: str) -> list[Line]:
                 raise LabError(
                     f"{path}:{number}: a cue's times must be as 00:00:01,500 --> 00:00:04,000, got {row.strip()[:60]!r}"
                 )
-            start_s, end_s = _clock_s(match[1]), _clock_s(match[2])
-            lines.append(Line("", *_checked(path, number, start_s, end_s)))
+            cues.append(_Cue(*_checked(path, number, _clock_s(match[1]), _clock_s(match[2]))))
             is_open = True
-        elif not row.strip() or (row.strip().isdigit() and "-->" in following):  # the next cue's number
+        elif ends(row) or (row.strip().isdigit() and "-->" in following):  # the next cue's number
             is_open = False
-        elif is_open:
-            voices = {name.strip() for name in _VOICE.findall(row)} | ({lines[-1].speaker} - {""})
-            text = _DASH.sub("", html.unescape(_TAG.sub("", row)).strip())
-            lines[-1] = replace(
-                lines[-1], text=f"{lines[-1].text} {text}", speaker=voices.pop() if len(voices) == 1 else ""
-            )
-    return lines
+        elif is_open and row.strip():
+            cues[-1].voices |= {name.strip() for name in _VOICE.findall(row)}
+            cues[-1].rows.append(_DASH.sub("", html.unescape(_TAG.sub("", row)).strip()))
+    repeated = _rolled_rows(cues)
+    return [
+        Line(
+            " ".join(["", *cue.rows[n:]]),
+            cue.start_s,
+            cue.end_s,
+            next(iter(cue.voices)) if len(cue.voices) == 1 else "",
+        )
+        for cue, n in zip(cues, repeated, strict=True)
+    ]
+
+
+def _rolled_rows(cues: list[_Cue]) -> list[int]:
+    """Return how many of the first rows of each cue are those that the cue before ended with.
+
+    Captions that roll up show a row again until it leaves the screen. In other subtitles, where few cues begin so,
+    words that are said twice stay: all numbers are 0.
+    """
+    filled = [n for n, cue in enumerate(cues) if cue.rows]
+    repeated = [0] * len(cues)
+    for before, n in itertools.pairwise(filled):
+        earlier, rows = cues[before].rows, cues[n].rows
+        longest = min(len(earlier), len(rows))
+        repeated[n] = next((k for k in range(longest, 0, -1) if earlier[-k:] == rows[:k]), 0)
+    rolled = sum(map(bool, repeated))
+    is_rolling = rolled >= _MIN_ROLLING and rolled > _ROLLING_SHARE * len(filled)
+    return repeated if is_rolling else [0] * len(cues)
 
 
 def _labels(path: Path, content: str) -> list[Line]:

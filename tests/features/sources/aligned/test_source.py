@@ -192,3 +192,25 @@ def test_texts_belong_to_the_recording_of_their_name(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     pairs = {audio.name: text.name for audio, text in source.find_pairs(tmp_path)}
     assert pairs == {"intro.wav": "intro.sv.srt", "intro.02.wav": "intro.02.srt"}
+
+
+@pytest.mark.parametrize("link", ["talk.wav", "talk.srt", "more"])
+def test_link_out_of_the_folder_is_refused(tmp_path, link):
+    outside, folder = tmp_path / "outside", tmp_path / "talks"
+    outside.mkdir()
+    folder.mkdir()
+    for name in ("talk.wav", "talk.srt"):
+        (outside / name).write_bytes(b"x")
+        if name != link:
+            (folder / name).write_bytes(b"x")
+    (folder / link).symlink_to(outside / link if link != "more" else outside)
+    with pytest.raises(LabError, match="link") as caught:
+        source.find_pairs(folder)
+    assert link in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_link_within_the_folder_is_followed(tmp_path):
+    (tmp_path / "talk.wav").write_bytes(b"x")
+    (tmp_path / "text.srt").write_bytes(b"x")
+    (tmp_path / "talk.srt").symlink_to(tmp_path / "text.srt")
+    assert [text.name for _, text in source.find_pairs(tmp_path)] == ["talk.srt"]

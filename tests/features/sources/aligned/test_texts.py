@@ -74,3 +74,63 @@ def test_malformed_text_gives_one_line(tmp_path, name, content, message):
     with pytest.raises(LabError, match=message) as error:
         texts.read(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+ROLLING_VTT = """WEBVTT
+Kind: captions
+Language: sv
+
+00:00:00.160 --> 00:00:02.230 align:start position:0%
+~
+nu<00:00:00.400><c> kokar</c><00:00:00.900><c> vi</c><00:00:01.200><c> gröt</c>
+
+00:00:02.230 --> 00:00:02.240 align:start position:0%
+nu kokar vi gröt
+~
+
+00:00:02.240 --> 00:00:04.550 align:start position:0%
+nu kokar vi gröt
+med<00:00:02.600><c> mjölk</c><00:00:03.100><c> och</c><00:00:03.300><c> salt</c>
+
+00:00:04.550 --> 00:00:04.560 align:start position:0%
+med mjölk och salt
+~
+
+00:00:04.560 --> 00:00:07.000 align:start position:0%
+med mjölk och salt
+[Musik]
+
+00:00:07.000 --> 00:00:07.010 align:start position:0%
+[Musik]
+~
+
+00:00:07.010 --> 00:00:09.000 align:start position:0%
+[Musik]
+med<00:00:07.200><c> mjölk</c><00:00:08.100><c> och</c><00:00:08.300><c> salt</c>
+""".replace("~", " ")
+"""In the style of captions that a video site makes: a row stays on the screen while the next one is spoken."""
+
+
+def test_rolling_captions_are_read_once(tmp_path):
+    path = tmp_path / "a.vtt"
+    path.write_text(ROLLING_VTT, "utf-8")
+    assert [(line.text, line.start_s) for line in texts.read(path)] == [
+        ("nu kokar vi gröt", 0.16),
+        ("med mjölk och salt", 2.24),
+        ("med mjölk och salt", 7.01),  # said again
+    ]
+
+
+def test_rolling_rows_of_srt_are_read_once(tmp_path):
+    said = ["god morgon", "ja", "ja", "vi börjar", "med lite sång", "och sedan fika"]
+    rows = [said[:1], *(said[n : n + 2] for n in range(len(said) - 1))]
+    cues = [f"{n}\n00:00:{2 * n:02},000 --> 00:00:{2 * n + 2:02},000\n" + "\n".join(row) for n, row in enumerate(rows)]
+    (tmp_path / "a.srt").write_text("\n\n".join(cues), "utf-8")
+    assert [line.text for line in texts.read(tmp_path / "a.srt")] == said
+
+
+def test_words_said_twice_stay_in_other_subtitles(tmp_path):
+    said = ["Ja.", "Ja.", "Ja.", "Ja.", "Vi går.", "Vart då?", "Hem.", "Nu?", "Genast."]
+    cues = [f"{n}\n00:00:{2 * n:02},000 --> 00:00:{2 * n + 1:02},000\n{text}\n" for n, text in enumerate(said)]
+    (tmp_path / "a.srt").write_text("\n".join(cues), "utf-8")
+    assert [line.text for line in texts.read(tmp_path / "a.srt")] == said
