@@ -67,6 +67,21 @@ def test_the_training_benchmark_ends_with_its_figures(toy_model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_review_benchmark_counts_the_errors_of_each_order(toy_model, tmp_path):
+    command = [sys.executable, "benchmarks/review.py", "--smoke", "--model", str(toy_model), "--runs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    n_wrong = result["swapped"] + result["by_word"]
+    assert result["clips"] == 48 and 0 < n_wrong < 48
+    assert {*result["found"]} == {"random", "CER", "loss per token", "gap (the page's)"}
+    for found in result["found"].values():
+        assert 0 < found["25"] <= found["50"] == found["200"] == n_wrong, "all clips are among the first 50"
+    page = result["page"]["25"]
+    assert 0 < page["wrong"] <= n_wrong and 0 < page["estimate"] <= 1
+
+
 def test_precision_benchmark_times_both_in_turns(toy_model, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["precision.py", "--model", str(toy_model), "--seconds", "1", "--steps", "2"])
     precision.main()
