@@ -7,7 +7,7 @@ Each pipeline has a folder with a `pipeline.py`: the few functions that its note
 Only URIs pass between them. Folders, each of which may import those below it:
 
     cli           commands: `python -m pipelines ...`, one module for each group
-    course        exercises of the notebooks, and their checks
+    course        exercises of the notebooks, their checks, and the notebooks in Swedish
     worker        fine-tuning as a service: jobs over HTTP
     experiments   04: evaluation, comparison, leaderboard, series of runs, sweeps, reports
     collection    data from people: recorded sentences, reviewed transcripts

@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 for command in (
     notebooks.run,
+    notebooks.notebooks,
     features.features,
     training.train,
     training.distill,

@@ -28,6 +28,7 @@ OUTPUT = {
     "compare": r"^Next: ",
     "leaderboard": r"^Next: ",
     "run": r"^model    \S+/model$",
+    "notebooks": r"^9 notebooks in \S+/notebooks/sv\n",
     "experiments": r"^(12|7) finished, 0 failed$|^tables in docs/experiments(/ablation)?$",
     "publish": r"^published as ",
     "fetch": r"^(/.+/fetched|my_backup)/whisper-sv\S*$",

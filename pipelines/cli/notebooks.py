@@ -1,4 +1,7 @@
-"""The command that executes the three notebooks in order: run. Each gets the URI that the previous one produced."""
+"""Commands of the notebooks: run executes the three in order, each with the URI that the previous one produced.
+
+`notebooks` writes all of them in another language.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
 
 from pipelines.cli import progress
 from pipelines.cli.options import (
@@ -23,6 +28,7 @@ from pipelines.cli.options import (
     print_plan,
     print_result,
 )
+from pipelines.course import translation
 from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError, Unfinished, missing_package
 from pipelines.infra.files import Unavailable
@@ -37,10 +43,19 @@ logger = logging.getLogger(__name__)
 NOTEBOOKS = ("01_feature_pipeline", "02_training_pipeline", "03_inference_app")
 _BATCH_PARAMETERS = {NOTEBOOKS[2]: {"launch": False}}
 """No one uses the app here, even if the command runs in a terminal of Jupyter or of an editor."""
+TextLanguage = Annotated[
+    str,
+    typer.Option("--language", callback=translation.parse_language, help="Language of the notebooks' text: en or sv."),
+]
 
 
 def run(
-    recipe: RecipeName = "tour", set_: Overrides = (), runs: Runs = "", dry_run: DryRun = False, as_json: Json = False
+    recipe: RecipeName = "tour",
+    set_: Overrides = (),
+    runs: Runs = "",
+    language: TextLanguage = translation.ENGLISH,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ):
     """Run the three notebooks in order: features, training, app.
 
@@ -53,12 +68,40 @@ def run(
         folder = environment.runs_folder(runs) / settings.name
         return print_plan(as_json, f"execute {', '.join(NOTEBOOKS)}", folder, settings)
     stream = sys.stderr if as_json else sys.stdout
-    summary = execute(settings, recipe, parse_overrides(set_), runs=runs, stream=stream)
+    summary = execute(settings, recipe, parse_overrides(set_), runs=runs, language=language, stream=stream)
     command = f"MODEL_URI={shlex.quote(summary.model_uri)} make app"
     from pipelines.experiments.report import guards
 
     text = f"{summary}\nNext: {command}, then open its address\n{guards.warning(summary.after.guards)}"
     print_result(as_json, summary.as_dict(), text.rstrip())
+
+
+def notebooks(
+    language: TextLanguage,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the notebooks; default: notebooks/LANGUAGE.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace notebooks that exist with other text or code.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Write the notebooks and exercises with their text in another language; the code is the same.
+
+    Example: python -m pipelines notebooks --language sv
+    """
+    if language == translation.ENGLISH:
+        raise LabError(f"the notebooks in English are in {translation.NOTEBOOKS}; give --language sv")
+    folder = to or translation.NOTEBOOKS / language
+    if dry_run:
+        return print_plan(as_json, f"write the notebooks in the language {language}", folder)
+    problems = translation.write(language, folder, replace=replace)
+    files = [str(path) for path in translation.paths(language, folder).values()]
+    text = "\n".join(
+        [*problems, f"{len(files)} notebooks in {folder}", f"Next: jupyter lab {shlex.quote(str(folder))}"]
+    )
+    print_result(as_json, {"folder": str(folder), "notebooks": files, "untranslated": problems}, text)
 
 
 @dataclass(frozen=True)
@@ -133,9 +176,10 @@ def execute(
     overrides: dict[str, Any],
     *,
     runs: str | Path = "",
+    language: str = translation.ENGLISH,
     stream: TextIO | None = None,
 ) -> RunSummary:
-    """Execute the notebooks with papermill and show their progress on `stream`.
+    """Execute the notebooks, with their text in `language`, with papermill, and show their progress on `stream`.
 
     The executed copies are stored in `runs/<recipe>/notebooks/`, the summary in `runs/<recipe>/summary.json`. Finished
     stages are not repeated: after an interruption, the same call continues.
@@ -148,7 +192,8 @@ def execute(
         logger.info(f"{name} ...")
         started = time.monotonic()
         with progress.follow(name, stream or sys.stdout):
-            _execute_notebook(name, folder, shared | previous | _BATCH_PARAMETERS.get(name, {}))
+            source = _source(name, language, folder)
+            _execute_notebook(name, source, folder, shared | previous | _BATCH_PARAMETERS.get(name, {}))
         seconds[name] = round(time.monotonic() - started, 1)
         previous = _next_parameters(name, recipe_runs.read_stages(recipe, runs))
         logger.info(f"{name}: {seconds[name]:.0f} s{''.join(f', {key} {value}' for key, value in previous.items())}")
@@ -157,7 +202,19 @@ def execute(
     return summary
 
 
-def _execute_notebook(name: str, folder: Path, parameters: dict[str, Any]) -> None:
+def _source(name: str, language: str, folder: Path) -> Path:
+    """Return the notebook to execute; a translation is written where its executed copy will be."""
+    if language == translation.ENGLISH:
+        return translation.NOTEBOOKS / f"{name}.ipynb"
+    files = translation.paths(language, folder, NOTEBOOKS)
+    translated = translation.translate(name, language, files[name], files)
+    for problem in translated.problems:
+        logger.warning(problem)
+    translation.write_notebook(files[name], translated.notebook)
+    return files[name]
+
+
+def _execute_notebook(name: str, source: Path, folder: Path, parameters: dict[str, Any]) -> None:
     try:
         import papermill
     except ImportError:
@@ -165,7 +222,7 @@ def _execute_notebook(name: str, folder: Path, parameters: dict[str, Any]) -> No
     copy = folder / f"{name}.ipynb"
     try:
         papermill.execute_notebook(
-            str(environment.ROOT / "notebooks" / f"{name}.ipynb"),
+            str(source),
             str(copy),
             parameters=parameters,
             cwd=str(Path.cwd()),  # relative paths in the settings are the user's
