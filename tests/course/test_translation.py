@@ -52,12 +52,13 @@ def links(text: str) -> list[str]:
 
 
 def code(text: str) -> list[str]:
-    return sorted(set(re.findall(r"`([^`]+)`", text)))
+    """Return the code spans; drawings in code blocks may be translated."""
+    return sorted(set(re.findall(r"`([^`]+)`", re.sub(r"(?s)```.*?```", "", text))))
 
 
 def prose(text: str) -> str:
     """Return Markdown text without code and without the targets of links."""
-    return re.sub(r"`[^`]*`|\]\([^)\s]+\)", " ", text)
+    return re.sub(r"(?s)```.*?```|`[^`]*`|\]\([^)\s]+\)", " ", text)
 
 
 def numbers(text: str) -> list[str]:
@@ -66,11 +67,12 @@ def numbers(text: str) -> list[str]:
 
 
 def form(text: str) -> dict[str, object]:
-    """Return what a translation keeps: headings, list items, rows of tables, HTML tags and signs of formulas."""
+    """Return what a translation keeps: headings, lists, tables, code blocks, HTML tags and signs of formulas."""
     return {
+        "blocks": [block.count("\n") for block in re.findall(r"(?s)```.*?```", text)],
         "headings": re.findall(r"^#+(?= )", text, re.MULTILINE),
         "items": len(re.findall(r"^- ", text, re.MULTILINE)),
-        "rows": len(re.findall(r"^\|", text, re.MULTILINE)),
+        "rows": [line.count("|") for line in text.splitlines() if line.startswith("|")],
         "tags": re.findall(r"</?\w+>", text),
         "signs": sorted(re.findall("[=Δ²·]", prose(text))),
     }
