@@ -1,15 +1,19 @@
-"""Commands of the course: project new and project check."""
+"""Commands of the course: project new, project train and project check."""
 
 from __future__ import annotations
 
-import csv
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.options import DryRun, Json, print_plan, print_result
+from pipelines.cli.options import DryRun, Json, parse_overrides, parse_seeds, print_plan, print_result
 from pipelines.infra.errors import LabError
+
+if TYPE_CHECKING:
+    from pipelines.course.project.rubric import Line
 
 project = typer.Typer(
     no_args_is_help=True,
@@ -21,22 +25,60 @@ project = typer.Typer(
 @project.command()
 def new(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder; its name becomes the recipe's name.")],
-    base: Annotated[str, typer.Option(help="Shipped recipe to start from.")] = "tour",
+    base: Annotated[str, typer.Option(help="Recipe of the lab to start from.")] = "tour",
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", "-s", metavar="NAME=VALUE", help="The change of the idea, if you know it already."),
+    ] = (),
     dry_run: DryRun = False,
     as_json: Json = False,
 ):
     """Write a folder with two recipes, a plan and a README to fill in.
 
-    Example: python -m pipelines project new my-idea
+    Example: python -m pipelines project new my-idea --set augment.noise_share=0.5
     """
     from pipelines.course.project import template
 
+    changes = parse_overrides(set_)
     if dry_run:
+        template.require_new(folder, base, changes)
         return print_plan(as_json, f"begin a project that extends the recipe {base}", folder)
-    files = template.create(folder, base)
+    files = template.create(folder, base, changes)
     lines = [f"{folder}:", *(f"  {file.name}" for file in files)]
-    lines += [f"Next: fill in {folder / template.PLAN}, then change one thing in {folder / template.IDEA}"]
+    change = "" if changes else f", change one thing in {folder / template.IDEA}"
+    train = shlex.join(["python", "-m", "pipelines", "project", "train", str(folder)])
+    lines += [f"Next: fill in {folder / template.PLAN}{change}, then {train}"]
     print_result(as_json, {"folder": str(folder), "files": [file.name for file in files]}, "\n".join(lines))
+
+
+@project.command()
+def train(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Project folder.")],
+    seeds: Annotated[str, typer.Option(metavar="SEED,SEED", help="Training seeds, at least two.")] = "42,43",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Train and score baseline and idea with each seed, and score the base model; skip what is finished.
+
+    Example: python -m pipelines project train my-idea
+    """
+    from pipelines.course import experiment
+    from pipelines.course.project import rubric, template, training
+
+    planned = training.plan(rubric.open_folder(folder), parse_seeds(seeds))
+    if dry_run:
+        table = planned.experiment.table().to_string(index=False)
+        return print_plan(as_json, f"train and score\n{table}", folder / "runs")
+    if warning := planned.warning():
+        print(warning, file=sys.stderr)
+    comparison = planned.run()
+    text = (
+        f"{comparison}\n\nFor the section Result of {template.README}:\n"
+        f"{planned.experiment.changed()} {experiment.summary(comparison)}\n"
+        f"Next: write {folder / template.README}, then "
+        + shlex.join(["python", "-m", "pipelines", "project", "check", str(folder)])
+    )
+    print_result(as_json, comparison.as_dict(), text)
 
 
 @project.command()
@@ -50,7 +92,7 @@ def check(
     Example: python -m pipelines project check my-idea
     """
     from pipelines.course.project import page, rubric
-    from pipelines.infra.tables import formulas
+    from pipelines.course.project import table as tables
 
     rows, texts = [], []
     for folder in folders:
@@ -60,27 +102,29 @@ def check(
         except LabError as error:
             if len(folders) == 1:
                 raise
-            rows.append({"project": str(folder), "met": 0, **dict.fromkeys(rubric.RULES, ""), "error": str(error)})
+            rows.append(tables.row_of_error(folder, error))
             texts.append(f"{folder}: {error}")
             continue
-        pdf = page.as_pdf(path) if len(folders) == 1 else None
-        met = sum(line.is_met for line in lines)
-        states = {line.key: line.missing or "met" for line in lines}
-        rows.append({"project": str(folder), "met": met, **states, "error": ""})
-        texts += [f"{folder}: {met} of {len(lines)} lines of the rubric are met"]
+        rows.append(tables.row(checked, lines))
+        missing = [line.key for line in lines if not line.is_met]
+        texts += [f"{folder}: {len(lines) - len(missing)} of {len(lines)} lines of the rubric are met"]
         if len(folders) == 1:
-            for line in lines:
-                texts += [
-                    f"  [{'x' if line.is_met else ' '}] {line.title}",
-                    *([f"      {line.missing}"] * (not line.is_met)),
-                ]
+            texts += _details(lines, checked.plan_note)
+            pdf = page.as_pdf(path)
             texts += [f"page {path}" + (f"\npdf  {pdf}" if pdf else "; print it from a browser for a PDF")]
-            first = next((line.missing for line in lines if not line.is_met), "")
-            texts += [f"Next: {first or 'hand in the folder'}"]
+            texts += [f"Next: {rubric.next_step(lines) or 'hand in the folder'}"]
+        elif missing:
+            texts[-1] += f"; missing: {', '.join(missing)}"
     if table:
-        with table.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["project", "met", *rubric.RULES, "error"])
-            writer.writeheader()
-            writer.writerows({name: formulas.encode_cell(cell) for name, cell in row.items()} for row in rows)
+        tables.write(table, rows)
         texts.append(f"Next: open {table}")
     print_result(as_json, {"projects": rows}, "\n".join(texts))
+
+
+def _details(lines: list[Line], note: str) -> list[str]:
+    """Return each line of the rubric with what is missing, and a note."""
+    texts = []
+    for line in lines:
+        texts.append(f"  [{'x' if line.is_met else ' '}] {line.title}")
+        texts += [] if line.is_met else [f"      {line.missing}"]
+    return texts + ([f"note: {note}"] if note else [])

@@ -18,6 +18,7 @@ from pipelines.cli.options import (
     ScoredSplit,
     load_recipe,
     parse_overrides,
+    parse_seeds,
     print_plan,
     print_result,
     split_list,
@@ -170,7 +171,7 @@ def experiments(
     from pipelines.infra import environment
 
     names = [*dict.fromkeys(split_list(recipes_))] if recipes_ else series.RECIPES
-    planned = series.plan(names, _parse_seeds(seeds), parse_overrides(set_))
+    planned = series.plan(names, parse_seeds(seeds), parse_overrides(set_))
     known = series_tables.known(planned, tables) if tables else set()
     if dry_run:
         listed = planned if export else series.pending(planned, known)
@@ -270,11 +271,3 @@ def export(
     form = ["--form", served[-1]] if served else []
     command = commands.command("production", models[-1], *form, "--to", "served")
     print_result(as_json, table.as_dict(), f"{table}\nNext: {command}")
-
-
-def _parse_seeds(seeds: str) -> list[int]:
-    """Return `42,43` as a list of different integers."""
-    try:
-        return [*dict.fromkeys(int(seed) for seed in seeds.split(","))]
-    except ValueError:
-        raise LabError(f"--seeds takes whole numbers such as 42,43, got {seeds!r}") from None

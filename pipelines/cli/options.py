@@ -108,6 +108,14 @@ def split_list(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
+def parse_seeds(seeds: str) -> list[int]:
+    """Return `42,43` as a list of different integers."""
+    try:
+        return [*dict.fromkeys(int(seed) for seed in seeds.split(","))]
+    except ValueError:
+        raise LabError(f"--seeds takes whole numbers such as 42,43, got {seeds!r}") from None
+
+
 def print_result(as_json: bool, fields: dict[str, Any], text: str) -> None:
     """Print a command's result: `fields` as one JSON object, or `text` for people."""
     print(json.dumps(fields, ensure_ascii=False) if as_json else text)

@@ -1,12 +1,14 @@
-"""Notebook 05: one hypothesis, one change of a recipe, a few seeds, and the verdict.
+"""Notebook 05 and `project train`: one hypothesis, one change of a recipe, a few seeds, and the verdict.
 
-plan(recipe, change, seeds)         -> Experiment
+plan(recipe, change, seeds)         -> Experiment of notebook 05
+of_files(baseline, idea, seeds)     -> Experiment of a project folder
 Experiment.run(runs)                -> Comparison: trains and scores what is missing
 Experiment.readme(text, comparison) -> the text of a README, for the student to finish
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ from pipelines.features.cache import FeatureCache
 from pipelines.infra import console
 from pipelines.infra.errors import LabError
 from pipelines.recipes.base_settings import flatten
+from pipelines.recipes.commands import command
 from pipelines.recipes.settings import Recipe
 from pipelines.training.run import NOT_IN_IDENTITY
 
@@ -39,24 +42,27 @@ _NO_CHANGE = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """A baseline and an idea that differ in one setting, with the same seeds."""
+    """A baseline and an idea that differ in a setting, with the same seeds."""
 
     baseline: tuple[Recipe, ...]
     """One for each seed."""
     idea: tuple[Recipe, ...]
-    setting: str
-    before: Any
-    after: Any
+
+    @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """Return the settings that differ: name to the values of baseline and idea. Notebook 05 has exactly one."""
+        return changes(self.baseline[0], self.idea[0])
 
     @property
     def is_data_centric(self) -> bool:
-        return self.setting.partition(".")[0] in DATA_GROUPS
+        return any(name.partition(".")[0] in DATA_GROUPS for name in self.changes)
 
     def table(self) -> pd.DataFrame:
-        """Return one row per run: recipe, seed, and the value of the changed setting."""
+        """Return one row per run: recipe, seed, and the value of each changed setting."""
         rows = [
-            {"recipe": recipe.name, "seed": recipe.training.seed, self.setting: str(value)}
-            for group, value in ((self.baseline, self.before), (self.idea, self.after))
+            {"recipe": recipe.name, "seed": recipe.training.seed}
+            | {name: str(values[is_idea]) for name, values in self.changes.items()}
+            for is_idea, group in enumerate((self.baseline, self.idea))
             for recipe in group
         ]
         return pd.DataFrame(rows)
@@ -86,30 +92,38 @@ class Experiment:
         before, after = map(_test_clips, caches)
         if before != after:
             raise LabError(
-                f"both recipes must have the same test set, but {self.setting} changes it: {len(before)} clips before, "
-                f"{len(after)} after, {len(before & after)} in both. Change what is trained, not what is scored"
+                f"both recipes must have the same test set, but {', '.join(self.changes)} changes it: {len(before)} "
+                f"clips before, {len(after)} after, {len(before & after)} in both. Change what is trained, not what is "
+                "scored"
             )
 
+    def changed(self) -> str:
+        """Return a sentence that names the change."""
+        values = (f"`{name}` from `{before}` to `{after}`" for name, (before, after) in self.changes.items())
+        return f"Changed: {', '.join(values)}."
+
     def readme(self, hypothesis: str, comparison: Comparison) -> str:
-        """Return the Markdown text of a README: what is known is filled in, the rest is marked TODO."""
-        finding = comparison.findings[1]
-        change = f"`{self.setting}` was changed from `{self.before}` to `{self.after}`."
-        interval = finding.units.interval(finding.difference.ci95, "{:+.3f}")
-        seeds = ", ".join(str(recipe.training.seed) for recipe in self.idea)
-        result = (
-            f"WER {comparison.findings[0].score.wer:.3f} before and {finding.score.wer:.3f} after the change, "
-            f"difference {finding.difference.delta:+.3f} (95 % {interval}), "
-            f"{comparison.report.score.n} test utterances, {comparison.units.who}, seeds {seeds}. "
-            f"Verdict: {finding.verdict}."
-        )
+        """Return the Markdown text of a README: what is known is filled in, the rest is marked TODO.
+
+        The headings are those of a project's plan and README.
+        """
+        change = f"{self.changed()} See Result."
         other = "TODO: what else could be improved here, and why you did not start with it."
-        texts = (other, f"{change} {result}") if self.is_data_centric else (f"{change} {result}", other)
+        texts = (other, change) if self.is_data_centric else (change, other)
         notes = "\n".join(f"- {note}" for note in comparison.notes())
         return (
             f"# {self.idea[0].name}\n\n## Hypothesis\n\n{hypothesis or 'TODO: what you expected, and why.'}\n\n"
             f"## Model-centric\n\n{texts[0]}\n\n## Data-centric\n\n{texts[1]}\n\n"
-            f"## What this does not show\n\n{notes}\n- TODO: what you would test next.\n"
+            f"## Result\n\n{summary(comparison)}\n\nWhat this does not show:\n\n{notes}\n"
+            "- TODO: what you would test next.\n"
         )
+
+    def project_command(self) -> str:
+        """Return the command that begins a project with the same change."""
+        changes = [f"{name}={_as_json(after)}" for name, (_, after) in self.changes.items()]
+        options = [word for change in changes for word in ("--set", change)]
+        base = [] if (origin := self.baseline[0].origin) in ("", "tour") else ["--base", origin]
+        return command("project", "new", "my-idea", *base, *options)
 
     def share_commands(self, space: str, comparison: Comparison) -> str:
         """Return the commands that publish the best model and its Space `owner/name`; nothing is executed.
@@ -145,10 +159,49 @@ def plan(
     baseline = [recipes.load(recipe, {**common, "training.seed": seed}) for seed in seeds]
     name = f"{baseline[0].name[:30]}-idea"
     idea = [recipes.load(recipe, {**common, "name": name, "training.seed": seed, setting: after}) for seed in seeds]
-    before, value = (one[0].settings().get(setting) for one in (baseline, idea))
-    if before == value:
-        raise LabError(f"change must differ from the recipe, but {setting} is {before!r} there already")
-    return Experiment(tuple(baseline), tuple(idea), setting, before, value)
+    planned = Experiment(tuple(baseline), tuple(idea))
+    if not planned.changes:
+        value = baseline[0].settings().get(setting)
+        raise LabError(f"change must differ from the recipe, but {setting} is {value!r} there already")
+    return planned
+
+
+def of_files(baseline: Path, idea: Path, seeds: Sequence[int]) -> Experiment:
+    """Return the runs of two recipes, one of each for each seed.
+
+    Raises LabError if the recipes are equal, or unless the seeds are at least two different numbers.
+    """
+    seeds = _different_seeds(seeds)
+    planned = Experiment(
+        *(tuple(recipes.load(str(file), {"training.seed": seed}) for seed in seeds) for file in (baseline, idea))
+    )
+    if not planned.changes:
+        raise LabError(f"{idea.name} equals {baseline.name}: change the one thing that your hypothesis is about")
+    return planned
+
+
+def changes(baseline: Recipe, idea: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, except the name: name to the values of baseline and idea."""
+    before, after = baseline.settings(), idea.settings()
+    names = [name for name in {**before, **after} if name != "name" and before.get(name) != after.get(name)]
+    return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def summary(comparison: Comparison) -> str:
+    """Return the result of a comparison of two experiments in one sentence, and the verdict."""
+    return f"{result(comparison)} Verdict: {comparison.findings[1].verdict}."
+
+
+def result(comparison: Comparison) -> str:
+    """Return the figures of a comparison of two experiments in one sentence."""
+    baseline, finding = comparison.findings[:2]
+    seeds = ", ".join(map(str, finding.experiment.seeds))
+    return (
+        f"WER {baseline.score.wer:.3f} before and {finding.score.wer:.3f} after the change, "
+        f"ΔWER {finding.difference.delta:+.3f} "
+        f"(95 % {finding.units.interval(finding.difference.ci95, '{:+.3f}')}), "
+        f"{comparison.report.score.n} test utterances, {comparison.units.who}, seeds {seeds}."
+    )
 
 
 def _one_setting(change: Mapping[str, Any]) -> tuple[str, Any]:
@@ -177,6 +230,10 @@ def _different_seeds(seeds: Sequence[int]) -> list[int]:
     if len(numbers) < 2:
         raise LabError(f"{expected}: one training may be luck")
     return numbers
+
+
+def _as_json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _test_clips(cache: FeatureCache) -> set[tuple[str, str]]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from pipelines import recipes
 from pipelines.__main__ import app
 from pipelines.course.project import page, rubric, template
+from pipelines.infra import redact
 from pipelines.infra.errors import LabError
 
 TEXT = "These are more than eight words about the matter, written by a student."
@@ -128,6 +129,20 @@ def test_what_is_missing_is_named(complete: Path, file: str, old: str, new: str,
     assert old in text
     (complete / file).write_text(text.replace(old, new), "utf-8")
     assert words in missing(complete)[key]
+
+
+def test_model_of_own_recordings_is_reproducible(complete: Path, tmp_path: Path):
+    (complete / "baseline.toml").write_text(
+        f'extends = "own"\nname = "my-idea-baseline"\n\n[source]\npath = "{tmp_path / "recordings"}"\n'
+    )
+    derived = {"training.steps": 120, "training.warmup_steps": 12, "training.eval_every": 12, "training.patience": 3}
+    idea = recipes.load(str(complete / "idea.toml"), {**derived, "evaluation.max_new_tokens": 60})
+    assert "reproducible" in missing(complete)
+    for folder in (complete / "runs" / "my-idea").glob("train-*/model"):  # as training writes it
+        (folder / "recipe.json").write_text(json.dumps(redact.redact_settings(idea.model_dump(mode="json"))))
+    assert "reproducible" not in missing(complete)
+    (complete / "idea.toml").write_text((complete / "idea.toml").read_text().replace("0.5", "0.4"))
+    assert "another augment.noise_share" in missing(complete)["reproducible"]
 
 
 def test_data_card_is_asked_for_unless_the_cache_is_remote(complete: Path):

@@ -1,25 +1,31 @@
-"""The page that a teacher grades from: rubric, comparison, README, discussed clips with sound. HTML and PDF."""
+"""The page that a teacher grades from, as HTML and PDF: verdict, rubric, plan, figures, README, clips with sound."""
 
 from __future__ import annotations
 
 import base64
-import io
 import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from pipelines.course.project.rubric import Line, Missing, Project, discussed_clips
-from pipelines.course.project.template import PAGE, README
+from pipelines.course import experiment
+from pipelines.course.project.rubric import Line, Missing, Project, demo_files, discussed_clips, without_clips
+from pipelines.course.project.template import PAGE
 from pipelines.experiments import figures
+from pipelines.experiments.evaluation import EvalReport
 from pipelines.experiments.report import clips
 from pipelines.features.pipeline import SYNTHETIC
-from pipelines.infra import manifest
+from pipelines.infra import manifest, plots
 from pipelines.infra.errors import LabError
+from pipelines.speech.alignment import marked
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "msedge")
 _PDF_TIMEOUT_S = 60
+_PICTURES = {".png": "png", ".jpg": "jpeg", ".gif": "gif"}
+_MAX_PICTURE_BYTES = 2_000_000
+"""Larger pictures of a demo are not embedded."""
+_MAX_PICTURES = 4
 
 
 def write(project: Project, lines: list[Line]) -> Path:
@@ -35,14 +41,16 @@ def write(project: Project, lines: list[Line]) -> Path:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     to_html = mistune.create_markdown(escape=True, plugins=["table"])
-    shown = {**project.plan, **project.readme}
+    readme = {**project.readme, "errors": without_clips(project.readme.get("errors", ""))}
     page = environment.get_template("page.html").render(
         name=project.idea.name,
         lines=lines,
         n_met=sum(line.is_met for line in lines),
-        texts={heading: to_html(text) for heading, text in shown.items() if heading != "errors"},
-        clips=_clips(project),
-        readme=README,
+        plan={heading: to_html(text) for heading, text in project.plan.items()},
+        plan_note=project.plan_note,
+        readme={heading: to_html(text) for heading, text in readme.items()},
+        pictures=_pictures(project),
+        **_clips(project),
         **_results(project),
     )
     path = project.folder / PAGE
@@ -71,47 +79,95 @@ def as_pdf(page: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+_LABELS = {"before": "before tuning", "after": "after tuning: idea, first seed"}
+"""Reports in the order of the page."""
+
+
 def _results(project: Project) -> dict[str, Any]:
-    """Return the scores before and after, the comparison as tables, and its picture; empty if there is none."""
-    empty: dict[str, Any] = {"scores": {}, "comparison": "", "changes": "", "costs": "", "forest": ""}
+    """Return scores, verdict, tables and pictures of the comparison; empty texts where there is none."""
+    results: dict[str, Any] = {"scores": {}, "verdict": ""}
     try:
-        empty["scores"] = {name: str(report.score) for name, report in project.scores.items()}
+        results["scores"] = {
+            label: str(project.scores[name].score) for name, label in _LABELS.items() if name in project.scores
+        }
         comparison = project.comparison
     except (Missing, LabError):
-        return empty
-    file = io.BytesIO()
-    figures.forest(comparison.findings).savefig(file, format="png", dpi=110, bbox_inches="tight")
+        return results
+    reports = {finding.experiment.name: finding.experiment.reports[0] for finding in comparison.findings}
     return {
-        **empty,
-        "comparison": comparison.table().to_html(border=0),
-        "changes": comparison.changes().to_html(border=0),
-        "costs": comparison.costs().to_html(border=0),
-        "forest": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        **results,
+        "verdict": comparison.findings[1].verdict,
+        "result": experiment.result(comparison),
+        "changes": project.changes,
+        "comparison": comparison.table().drop(columns="verdict").rename_axis(None).to_html(border=0),
+        "costs": comparison.costs().rename_axis(None).to_html(border=0),
+        "notes": comparison.notes(),
+        "forest": _data_uri("png", plots.png(figures.forest(comparison.findings))),
+        "speakers": _data_uri("png", plots.png(figures.speakers(reports))),
     }
 
 
-def _clips(project: Project) -> list[dict[str, str]]:
-    """Return the discussed clips: id, reference, hypothesis, text, and sound (a data URI, or empty)."""
+def _clips(project: Project) -> dict[str, Any]:
+    """Return the discussed clips, and a line on those without sound.
+
+    A clip is a dictionary: id, text, reference, sound (a data URI, or empty), and hypotheses as HTML by model.
+    """
     discussed = discussed_clips(project)
     try:
-        predictions = project.scores["after"].predictions
+        reports = _reports(project)
+        rows = {label: _by_id(report) for label, report in reports.items()}
     except (Missing, LabError, KeyError):
-        return []
-    rows = predictions.astype({"id": str}).set_index("id")
-    ids = [name for name in discussed if name in rows.index]
+        return {"clips": [], "sound_note": ""}
+    *_, after = rows.values()
+    ids = [name for name in discussed if name in after.index]
     sounds: dict[str, str] = {}
+    reason = "the recordings are outside the project folder"
     if _may_embed(project):
-        sounds, _ = clips.embedded(project.idea.source, project.idea.language, "test", ids)
-    return [
-        {
-            "id": name,
-            "reference": str(rows.at[name, "reference"]),
-            "hypothesis": str(rows.at[name, "hypothesis"]),
-            "text": discussed[name],
-            "sound": sounds.get(name, ""),
-        }
-        for name in ids
-    ]
+        sounds, reason = clips.embedded(project.idea.source, project.idea.language, "test", ids)
+    return {
+        "clips": [
+            {
+                "id": name,
+                "text": discussed[name],
+                "reference": str(after.at[name, "reference"]),
+                "hypotheses": {
+                    label: marked(str(after.at[name, "reference"]), str(table.at[name, "hypothesis"]))
+                    for label, table in rows.items()
+                    if name in table.index
+                },
+                "sound": sounds.get(name, ""),
+            }
+            for name in ids
+        ],
+        "sound_note": f"Clips without sound: {reason}." if len(sounds) < len(ids) else "",
+    }
+
+
+def _reports(project: Project) -> dict[str, EvalReport]:
+    """Return the reports whose transcripts are shown, by label; the tuned model of the idea is the last."""
+    reports = {"before tuning": project.scores["before"]} if "before" in project.scores else {}
+    try:
+        reports |= {"baseline": project.comparison.baseline.reports[0]}
+    except (Missing, LabError):
+        pass
+    return {**reports, "idea": project.scores["after"]}
+
+
+def _by_id(report: EvalReport) -> Any:
+    return report.predictions.astype({"id": str}).drop_duplicates("id").set_index("id")
+
+
+def _pictures(project: Project) -> dict[str, str]:
+    """Return the pictures that the section Demo names, as data URIs by name; large ones are left out."""
+    names = [name for name in demo_files(project) if Path(name).suffix.lower() in _PICTURES]
+    small = [name for name in names if (project.folder / name).stat().st_size <= _MAX_PICTURE_BYTES][:_MAX_PICTURES]
+    return {
+        name: _data_uri(_PICTURES[Path(name).suffix.lower()], (project.folder / name).read_bytes()) for name in small
+    }
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _may_embed(project: Project) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,21 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import recipes
+from pipelines.course import experiment
 from pipelines.course.project.template import BASELINE, IDEA, PLAN, README, TODO
 from pipelines.experiments.comparison import compare as comparisons
 from pipelines.experiments.comparison.compare import Comparison
 from pipelines.experiments.evaluation import EvalReport, read_report
-from pipelines.infra import manifest, stores
+from pipelines.infra import manifest, redact, stores
 from pipelines.infra.errors import LabError
 from pipelines.recipes import runs as recipe_runs
+from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
 
 MIN_SEEDS = 2
+_BEFORE_TEXTS = ("plan", "change", "reproducible", "before_after", "comparison")
+"""Lines of the rubric that come first, before texts are written."""
 N_CLIPS = 5
 """Clips of the test set that the section Errors discusses."""
 _MAX_TEXT_BYTES = 200_000
 _MIN_WORDS = 8
 _LINK = re.compile(r"https://[^\s)>\]]+")
+_CLIP = re.compile(r"^[-*] +`([^`\n]+)`:?(.*(?:\n(?![-*] |\n).*)*)", re.MULTILINE)
 _WORD = re.compile(r"[\w./-]+")
 _RECORDINGS = {"mp4", "webm", "mov", "mkv", "gif", "wav", "mp3", "ogg", "png", "jpg"}
 _MAX_NAME_CHARS = 200
@@ -64,11 +70,28 @@ class Project:
 
     @cached_property
     def readme(self) -> dict[str, str]:
-        return sections(self._text(README))
+        return sections(self.text(README))
 
     @cached_property
     def plan(self) -> dict[str, str]:
-        return sections(self._text(PLAN))
+        return sections(self.text(PLAN))
+
+    @cached_property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """The settings that differ: name to the values of baseline and idea."""
+        return experiment.changes(self.baseline, self.idea)
+
+    @property
+    def plan_note(self) -> str:
+        """Return a line for the teacher if the plan is not the one that the first training kept; else nothing."""
+        kept = self.text(f"runs/{PLAN}")
+        return f"{PLAN} was changed after the first training: runs/{PLAN} is the earlier one" * (
+            bool(kept) and kept.split() != self.text(PLAN).split()
+        )
+
+    @property
+    def train_command(self) -> str:
+        return shlex.join(["python", "-m", "pipelines", "project", "train", str(self.folder)])
 
     @cached_property
     def idea(self) -> Recipe:
@@ -101,7 +124,8 @@ class Project:
     def comparison(self) -> Comparison:
         return comparisons.compare([self.baseline.name, self.idea.name], runs=self.runs)
 
-    def _text(self, name: str) -> str:
+    def text(self, name: str) -> str:
+        """Return the text of a file in the folder; empty if there is none, or only a link to one."""
         path = self.folder / name
         if not path.is_file() or path.is_symlink():
             return ""
@@ -109,15 +133,26 @@ class Project:
             return file.read(_MAX_TEXT_BYTES).decode("utf-8", "replace")
 
 
-def check(folder: Path) -> tuple[Project, list[Line]]:
-    """Return the project and every line of the rubric. Raises LabError if the folder is no project."""
+def open_folder(folder: Path) -> Project:
+    """Return the project in a folder. Raises LabError if there is none, or if it holds links to other places."""
     if not (folder / IDEA).is_file():
         raise LabError(
             f"a project folder holds {IDEA}, {folder} does not. Begin one with: python -m pipelines project new my-idea"
         )
     _require_files(folder)
-    project = Project(folder)
+    return Project(folder)
+
+
+def check(folder: Path) -> tuple[Project, list[Line]]:
+    """Return the project and every line of the rubric. Raises LabError like `open_folder`."""
+    project = open_folder(folder)
     return project, [Line(key, title, _missing(rule, project)) for key, (title, rule) in RULES.items()]
+
+
+def next_step(lines: list[Line]) -> str:
+    """Return what to do first: plan and change, then training, then the texts; empty if nothing is missing."""
+    missing = {line.key: line.missing for line in lines if not line.is_met}
+    return next((missing[key] for key in (*_BEFORE_TEXTS, *missing) if key in missing), "")
 
 
 def _require_files(folder: Path) -> None:
@@ -150,8 +185,13 @@ def sections(markdown: str) -> dict[str, str]:
 
 def discussed_clips(project: Project) -> dict[str, str]:
     """Return the clips of the section Errors: id to discussion."""
-    rows = re.findall(r"^[-*] +`([^`\n]+)`:?(.*(?:\n(?![-*] |\n).*)*)", project.readme.get("errors", ""), re.MULTILINE)
+    rows = _CLIP.findall(project.readme.get("errors", ""))
     return {name: text.strip() for name, text in rows if TODO not in text}
+
+
+def without_clips(errors: str) -> str:
+    """Return the section Errors without the discussed clips."""
+    return _CLIP.sub("", errors).strip()
 
 
 def _missing(rule: Callable[[Project], None], project: Project) -> str:
@@ -174,13 +214,13 @@ def _require_sections(file: str, filled: dict[str, str], headings: tuple[str, ..
             raise Missing(f"{file}, section {heading}: write at least {_MIN_WORDS} words, it has {len(text.split())}")
 
 
-def _plan(project: Project) -> None:
+def require_plan(project: Project) -> None:
+    """Raise Missing unless every section of the plan is written."""
     _require_sections(PLAN, project.plan, ("Hypothesis", "Change", "Data", "Primary comparison"))
 
 
 def _change(project: Project) -> None:
-    ours, theirs = (recipe.settings() | {"name": ""} for recipe in (project.idea, project.baseline))
-    if ours == theirs:
+    if not project.changes:
         raise Missing(f"{IDEA} equals {BASELINE}: change the one thing that your hypothesis is about")
 
 
@@ -189,7 +229,7 @@ def _data(project: Project) -> None:
     if project.idea.curation.leaks == "ignore":
         raise Missing("curation.leaks=ignore keeps test speakers and sentences in training: use refuse or drop")
     if "features" not in project.stages:
-        raise Missing("no feature cache of idea.toml: python -m pipelines run --recipe idea.toml --runs runs")
+        raise Missing(f"no feature cache of {IDEA}: {project.train_command}")
     uri = str(project.stage("features").get("cache_uri", ""))
     if not stores.is_remote(uri) and not _is_inside(project.runs, f"features/{Path(uri).name}/README.md"):
         raise Missing(
@@ -201,11 +241,13 @@ def _data(project: Project) -> None:
 def _reproducible(project: Project) -> None:
     models = sorted((project.runs / project.idea.name).glob("train-*/model/recipe.json"))
     if "features" not in project.stages or not models:
-        raise Missing("no trained model of idea.toml: python -m pipelines run --recipe idea.toml --runs runs")
-    expected = project.idea.settings()
+        raise Missing(f"no trained model of {IDEA}: {project.train_command}")
+    published = redact.redact_settings(project.idea.model_dump(mode="json"))  # a model's folder names no local path
+    expected = recipes.resolve(published, {}).settings()
+    free = {"training.seed", *(name for name, value in expected.items() if value == AUTO)}  # training derives those
     for path in models:
         stored = recipes.resolve(manifest.read_json(path) or {}, {}).settings()
-        different = [name for name in expected if name != "training.seed" and stored.get(name) != expected[name]]
+        different = [name for name, value in expected.items() if stored.get(name) != value and name not in free]
         if not different:
             return
     raise Missing(f"the model was trained with another {different[0]} than {IDEA} has: train again with this recipe")
@@ -214,7 +256,7 @@ def _reproducible(project: Project) -> None:
 def _before_and_after(project: Project) -> None:
     reports = project.scores
     if not {"before", "after"} <= reports.keys():
-        raise Missing("no scores before and after: python -m pipelines run --recipe idea.toml --runs runs")
+        raise Missing(f"no scores before and after: {project.train_command}")
     if reports["before"].test_set != reports["after"].test_set:
         raise Missing("the scores before and after are from different test sets: run the recipe again")
     if not reports["after"].score.units.enough:
@@ -222,11 +264,14 @@ def _before_and_after(project: Project) -> None:
 
 
 def _comparison(project: Project) -> None:
-    for experiment in (finding.experiment for finding in project.comparison.findings):
-        if len(experiment.seeds) < MIN_SEEDS:
+    for recipe in (project.baseline, project.idea):
+        if not list((project.runs / recipe.name / "reports").glob("test-*")):
+            raise Missing(f"{recipe.name} has no score yet: {project.train_command}")
+    for finding in project.comparison.findings:
+        if (n_seeds := len(finding.experiment.seeds)) < MIN_SEEDS:
             raise Missing(
-                f"{experiment.name} has {len(experiment.seeds)} seed(s), expected {MIN_SEEDS}: train and evaluate it "
-                "again with --set training.seed=43"
+                f"{finding.experiment.name} has {n_seeds} seed(s), expected {MIN_SEEDS}: "
+                f"{project.train_command} --seeds 42,43"
             )
     _require_sections(README, project.readme, ("Result",))
 
@@ -238,7 +283,7 @@ def _discussion(project: Project) -> None:
 def _errors(project: Project) -> None:
     reports = project.scores
     if "after" not in reports:
-        raise Missing("no scores yet: run the recipe first, then read report.html")
+        raise Missing(f"no scores yet: {project.train_command}")
     known = set(reports["after"].predictions["id"].astype(str))
     clips = discussed_clips(project)
     if unknown := sorted(clips.keys() - known):
@@ -246,18 +291,25 @@ def _errors(project: Project) -> None:
     if short := [name for name, text in clips.items() if len(text.split()) < _MIN_WORDS]:
         raise Missing(f"section Errors, {short[0][:60]}: say what is wrong and why, in at least {_MIN_WORDS} words")
     if len(clips) < N_CLIPS:
-        raise Missing(f"section Errors discusses {len(clips)} clips of the test set, expected {N_CLIPS}")
+        page = os.path.relpath(reports["after"].folder / "report.html", project.folder)
+        raise Missing(
+            f"section Errors discusses {len(clips)} clips of the test set, expected {N_CLIPS}: listen to them in {page}"
+        )
 
 
 def _demo(project: Project) -> None:
     text = project.readme.get("demo", "")
     if TODO in text:
         raise Missing(f"{README}, section Demo: replace {TODO}")
-    words = [word.rstrip(".") for word in _WORD.findall(text) if len(word) <= _MAX_NAME_CHARS]
-    names = [word for word in words if word.rpartition(".")[2].lower() in _RECORDINGS]
-    files = [name for name in names if _is_inside(project.folder, name)]
-    if not files and not _LINK.search(text):
+    if not demo_files(project) and not _LINK.search(text):
         raise Missing("section Demo: give the https address of your Space, or the name of a recording in this folder")
+
+
+def demo_files(project: Project) -> list[str]:
+    """Return the recordings and pictures in the folder that the section Demo names."""
+    words = [word.rstrip(".") for word in _WORD.findall(project.readme.get("demo", "")) if len(word) <= _MAX_NAME_CHARS]
+    names = [word for word in dict.fromkeys(words) if word.rpartition(".")[2].lower() in _RECORDINGS]
+    return [name for name in names if _is_inside(project.folder, name)]
 
 
 def _is_inside(folder: Path, name: str) -> bool:
@@ -272,12 +324,12 @@ def _model_card(project: Project) -> None:
 
 def _cost(project: Project) -> None:
     if "seconds" not in project.stage("training"):
-        raise Missing("no training time is recorded: python -m pipelines run --recipe idea.toml --runs runs")
+        raise Missing(f"no training time is recorded: {project.train_command}")
     _require_sections(README, project.readme, ("Cost",))
 
 
 RULES: dict[str, tuple[str, Callable[[Project], None]]] = {
-    "plan": ("Plan: hypothesis, change, data and primary comparison, before training", _plan),
+    "plan": ("Plan: hypothesis, change, data and primary comparison, before training", require_plan),
     "change": ("One named change between baseline and idea", _change),
     "data": ("Data documented (source, speakers, licence, consent) and free of leaks", _data),
     "reproducible": ("Features and model reproducible from the recipe", _reproducible),

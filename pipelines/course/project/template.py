@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipelines import recipes
 from pipelines.infra.errors import LabError
@@ -62,13 +65,15 @@ TODO: what could be improved in the data, and what you tried.
 
 ## Result
 
-TODO: what the comparison shows, and what it does not show. The figures are added to the page by `project check`.
+TODO: what the comparison shows, and what it does not show. `project train` prints the figures, and `project check` adds
+them to the page.
 
 ## Errors
 
-TODO: discuss five clips of the test set. Begin each with its id, as in:
+TODO: discuss five clips of the test set: listen to them in report.html (below runs/{name}/reports). Begin each with its
+id. The page adds the sound, the reference and the transcripts.
 
-- `clip-0001`: TODO what the model wrote, and what you think is the reason.
+- `clip-0001`: TODO what is wrong, and what you think is the reason.
 
 ## Demo
 
@@ -80,13 +85,13 @@ TODO: hours of computing and of your own time, and on which machine.
 """
 
 
-def create(folder: Path, base: str) -> list[Path]:
-    """Write the files of a new project into a folder that does not exist or is empty; return them.
+def require_new(folder: Path, base: str, changes: Mapping[str, Any]) -> None:
+    """Raise LabError unless a project can begin in this folder.
 
-    The baseline is the shipped recipe `base` with another name; the idea extends the baseline. Raises LabError for a
-    name that a recipe cannot have, a folder with files, and an unknown recipe.
+    The folder does not exist or is empty, its name can be that of a recipe, and the recipe `base` exists and takes
+    `changes`, names of settings to values.
     """
-    name = folder.name
+    name = folder.resolve().name
     if not _NAME.fullmatch(name):
         raise LabError(
             "a project is named with 2 to 40 lower-case letters, digits and hyphens, such as kitchen-noise; "
@@ -94,12 +99,24 @@ def create(folder: Path, base: str) -> list[Path]:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"a new project needs an empty folder, {folder} is not empty: choose another name")
-    recipes.load(base)  # raises for an unknown one
+    if base.endswith(".toml"):
+        raise LabError(f"--base takes a recipe of the lab, such as tour, got {base!r}: copy its lines into {BASELINE}")
+    recipes.load(base, changes)
+
+
+def create(folder: Path, base: str, changes: Mapping[str, Any] | None = None) -> list[Path]:
+    """Write the files of a new project and return them. Raises LabError like `require_new`.
+
+    The baseline is the shipped recipe `base` with another name; the idea extends the baseline, with `changes`.
+    """
+    require_new(folder, base, changes or {})
+    name = folder.resolve().name
+    lines = [f"{setting} = {json.dumps(value, ensure_ascii=False)}\n" for setting, value in (changes or {}).items()]
     files = {
-        BASELINE: f"# What the idea is compared with: the recipe {base}, unchanged.\n"
+        BASELINE: f"# What the idea is compared with: the recipe {base}. What you change here, changes for both.\n"
         f'extends = "{base}"\nname = "{name}-baseline"\n',
-        IDEA: "# The idea. Change one thing here, such as:\n#\n#   [augment]\n#   noise_share = 0.5\n\n"
-        f'extends = "{BASELINE}"\nname = "{name}"\n',
+        IDEA: f'# The idea: the baseline with one change.\nextends = "{BASELINE}"\nname = "{name}"\n\n'
+        + ("".join(lines) or "# Change one thing, such as:\n# augment.noise_share = 0.5\n"),
         PLAN: _PLAN,
         README: _README.format(name=name),
     }
