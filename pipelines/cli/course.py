@@ -1,4 +1,4 @@
-"""Commands of the course: project new, project train and project check."""
+"""Commands of the course: project new, train, check and pack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.cli import progress
 from pipelines.cli.options import DryRun, Json, parse_overrides, parse_seeds, print_plan, print_result
+from pipelines.infra import console
 from pipelines.infra.errors import LabError
 
 if TYPE_CHECKING:
@@ -71,7 +73,9 @@ def train(
         return print_plan(as_json, f"train and score\n{table}", folder / "runs")
     if warning := planned.warning():
         print(warning, file=sys.stderr)
-    comparison = planned.run()
+    erase = progress.ERASE_LINE if sys.stderr.isatty() and sys.stdout.isatty() else ""
+    with console.rewritten(lambda line: erase + line), progress.follow("training", sys.stderr):
+        comparison = planned.run()
     text = (
         f"{comparison}\n\nFor the section Result of {template.README}:\n"
         f"{planned.experiment.changed()} {experiment.summary(comparison)}\n"
@@ -112,13 +116,39 @@ def check(
             texts += _details(lines, checked.plan_note)
             pdf = page.as_pdf(path)
             texts += [f"page {path}" + (f"\npdf  {pdf}" if pdf else "; print it from a browser for a PDF")]
-            texts += [f"Next: {rubric.next_step(lines) or 'hand in the folder'}"]
+            texts += [f"Next: {rubric.next_step(lines) or _pack_command(folder)}"]
         elif missing:
             texts[-1] += f"; missing: {', '.join(missing)}"
     if table:
         tables.write(table, rows)
         texts.append(f"Next: open {table}")
     print_result(as_json, {"projects": rows}, "\n".join(texts))
+
+
+@project.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Project folder.")],
+    to: Annotated[Path | None, typer.Option(metavar="FILE.zip", help="New file; default: FOLDER.zip.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+):
+    """Write a zip file to hand in: all that `project check` reads, without weights and features.
+
+    Example: python -m pipelines project pack my-idea
+    """
+    from pipelines.course.project import pack, rubric
+
+    project = rubric.open_folder(folder)
+    archive = to or folder.resolve().with_suffix(".zip")
+    if dry_run:
+        return print_plan(as_json, f"pack {len([*pack.files(project)])} files of {folder}", archive)
+    size = pack.write(project, archive)
+    text = f"{archive}: {size / 1e6:.1f} MB\nNext: hand it in; it holds the recordings that are in {folder}"
+    print_result(as_json, {"archive": str(archive), "bytes": size}, text)
+
+
+def _pack_command(folder: Path) -> str:
+    return shlex.join(["python", "-m", "pipelines", "project", "pack", str(folder)])
 
 
 def _details(lines: list[Line], note: str) -> list[str]:

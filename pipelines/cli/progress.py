@@ -20,7 +20,8 @@ from pipelines.infra.progress_file import VARIABLE
 INTERVAL_S = 5.0
 """Shortest time between two lines where output is redirected."""
 _REFRESH_S = 0.5
-_ERASE_LINE = "\r\x1b[2K"
+ERASE_LINE = "\r\x1b[2K"
+"""Moves the cursor to the start of an empty line on a terminal."""
 
 
 @contextlib.contextmanager
@@ -51,9 +52,9 @@ def _overwrite(path: Path, label: str, stream: TextIO, stop: threading.Event) ->
     while not stop.wait(_REFRESH_S):
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
         text = f"{label} {minutes}:{seconds:02}  {_last_line(path)}"
-        stream.write(_ERASE_LINE + text[: shutil.get_terminal_size().columns - 1])
+        stream.write(ERASE_LINE + text[: shutil.get_terminal_size().columns - 1])
         stream.flush()
-    stream.write(_ERASE_LINE)
+    stream.write(ERASE_LINE)
     stream.flush()
 
 

@@ -110,7 +110,7 @@ class Experiment:
         change = f"{self.changed()} See Result."
         other = "TODO: what else could be improved here, and why you did not start with it."
         texts = (other, change) if self.is_data_centric else (change, other)
-        notes = "\n".join(f"- {note}" for note in comparison.notes())
+        notes = "\n".join(f"- {note}" for note in comparison.notes(with_slices=False))
         return (
             f"# {self.idea[0].name}\n\n## Hypothesis\n\n{hypothesis or 'TODO: what you expected, and why.'}\n\n"
             f"## Model-centric\n\n{texts[0]}\n\n## Data-centric\n\n{texts[1]}\n\n"

@@ -108,7 +108,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_commands_follow_the_pipeline_order():
     assert COMMANDS[:8] == ["run", "features", "train", "distill", "merge", "evaluate", "compare", "leaderboard"]
-    assert COMMANDS[-5:] == ["recipe", "doctor", "project new", "project train", "project check"]
+    assert COMMANDS[-6:] == ["recipe", "doctor", "project new", "project train", "project check", "project pack"]
     assert {"transcribe", "serve", "publish-space"} <= set(COMMANDS)
 
 

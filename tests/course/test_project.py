@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,44 @@ def test_page_shows_figures_and_escapes_texts(complete: Path):
     assert "Content-Security-Policy" in html
 
 
+def test_page_shows_the_verdict_and_every_section(complete: Path):
+    (complete / "plan.md").write_text((complete / "plan.md").read_text().replace("## Data\n", "## Data\n\nPLANNED\n"))
+    with (complete / "README.md").open("a") as file:
+        file.write("\n## Future work\n\nMORE VOICES\n")
+    html = page.write(*rubric.check(complete)).read_text("utf-8")
+    verdict = rubric.Project(complete).comparison.findings[1].verdict
+    assert f"<strong>Verdict: {verdict}</strong>" in html
+    assert "<code>augment.noise_share</code> from <code>0.0</code> to <code>0.5</code>" in html
+    assert "PLANNED" in html  # the README has a section Data, too
+    assert "MORE VOICES" in html
+
+
+def test_discussed_clip_has_the_transcripts_of_three_models(complete: Path):
+    html = page.write(*rubric.check(complete)).read_text("utf-8")
+    first = re.search(r"<article>.*?</article>", html, re.DOTALL)[0]
+    shown = re.findall(r"<th>(.*?)</th><td>(.*?)</td>", first)
+    assert [label for label, _ in shown] == ["reference", "before tuning", "baseline", "idea"]
+    assert [cell.count("<mark") for _, cell in shown] == [0, 9, 4, 2]
+    assert "<li><code>s00-0" not in html  # only once, and not as a list
+
+
+def test_page_embeds_small_pictures_of_the_demo(complete: Path):
+    text = (complete / "README.md").read_text().replace("## Demo\n", "## Demo\n\nSee demo.png and big.png.\n")
+    (complete / "README.md").write_text(text)
+    (complete / "demo.png").write_bytes(b"picture")
+    (complete / "big.png").write_bytes(b"0" * (page._MAX_PICTURE_BYTES + 1))
+    html = page.write(*rubric.check(complete)).read_text("utf-8")
+    assert 'src="data:image/png;base64,cGljdHVyZQ==" alt="demo.png"' in html
+    assert 'alt="big.png"' not in html
+
+
+def test_training_comes_before_the_texts(begun: Path):
+    fill(begun / "plan.md")
+    (begun / "idea.toml").write_text((begun / "idea.toml").read_text().replace("# augment", "augment"))
+    _, lines = rubric.check(begun)
+    assert rubric.next_step(lines) == f"no trained model of idea.toml: python -m pipelines project train {begun}"
+
+
 def test_page_embeds_no_recordings_from_elsewhere(complete: Path, tmp_path: Path):
     project = rubric.Project(complete)
     assert page._may_embed(project)
@@ -206,11 +245,21 @@ def test_odd_readme_is_checked_all_the_same(complete: Path, content: bytes):
 
 def test_class_table_has_a_row_per_project(complete: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    done = call("project", "check", complete, tmp_path / "empty", "--table", tmp_path / "class.csv")
+    template.create(tmp_path / "new-one", "tour")
+    done = call(
+        "project", "check", complete, tmp_path / "empty", tmp_path / "new-one", "--table", tmp_path / "class.csv"
+    )
     assert done.exit_code == 0
     rows = list(csv.DictReader((tmp_path / "class.csv").open()))
-    assert [row["met"] for row in rows] == ["11", "0"]
+    assert [row["met"] for row in rows] == ["11", "0", "0"]
+    assert f"{tmp_path / 'new-one'}: 0 of 11 lines of the rubric are met; missing: plan, change, data" in done.output
     assert rows[0]["plan"] == "met"
+    assert (rows[0]["wer_before"], rows[0]["wer_baseline"], rows[0]["wer_idea"]) == ("0.750", "0.333", "0.167")
+    assert (rows[0]["settings"], rows[0]["delta_wer"], rows[0]["verdict"]) == (
+        "augment.noise_share",
+        "-0.167",
+        "better",
+    )
     assert "a project folder holds idea.toml" in rows[1]["error"]
 
 
@@ -225,6 +274,26 @@ def test_commands_begin_and_check_a_project(tmp_path: Path, monkeypatch: pytest.
     assert done.output.splitlines()[-1] == "Next: plan.md, section Hypothesis: replace TODO"
     with pytest.raises(LabError):
         call("project", "check", tmp_path / "none")
+
+
+def test_packed_project_is_checked_like_the_folder(complete: Path, tmp_path: Path):
+    model = next((complete / "runs" / "my-idea").glob("train-*/model"))
+    for name in ("model.safetensors", "../checkpoints/checkpoint-9/trainer_state.json"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_bytes(b"0" * 9)
+    (complete / "runs" / "features" / "tour-1a2b" / "shard-00000.bin").write_bytes(b"0" * 9)
+    (complete / "demo.mp4").write_bytes(b"0")
+    assert call("project", "pack", complete, "--dry-run").output.startswith("would pack ")
+    done = call("project", "pack", complete)
+    assert done.output.splitlines()[-1].startswith("Next: hand it in")
+    with zipfile.ZipFile(tmp_path / "my-idea.zip") as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "teacher")
+    assert "my-idea/demo.mp4" in names
+    assert not [name for name in names if "checkpoint" in name or name.endswith((".safetensors", ".bin"))]
+    assert missing(tmp_path / "teacher" / "my-idea") == {}
+    with pytest.raises(LabError, match="exists"):
+        call("project", "pack", complete)
 
 
 def test_heading_in_a_block_of_code_begins_no_section():

@@ -101,7 +101,7 @@ def _results(project: Project) -> dict[str, Any]:
         "changes": project.changes,
         "comparison": comparison.table().drop(columns="verdict").rename_axis(None).to_html(border=0),
         "costs": comparison.costs().rename_axis(None).to_html(border=0),
-        "notes": comparison.notes(),
+        "notes": comparison.notes(with_slices=False),
         "forest": _data_uri("png", plots.png(figures.forest(comparison.findings))),
         "speakers": _data_uri("png", plots.png(figures.speakers(reports))),
     }

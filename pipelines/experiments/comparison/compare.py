@@ -125,8 +125,8 @@ class Comparison:
             )
         return f"read where {self.best.name} still fails: {self.best.reports[0].folder}"
 
-    def notes(self) -> list[str]:
-        """Return the caveats that apply to this comparison."""
+    def notes(self, *, with_slices: bool = True) -> list[str]:
+        """Return the caveats that apply to this comparison, and to its slices if they are shown."""
         n = len(self.findings) - 1
         notes = [] if self.by == LAB else ["transcripts are those of transformers' own pipeline, not of this lab"]
         if self.units.over == CLIPS:
@@ -147,7 +147,7 @@ class Comparison:
         unknown = int((lookup.utterances([f.experiment for f in self.findings])["speaker"] == "").sum())
         if unknown and self.findings[0].enough_speakers:
             notes.append(f"{unknown} utterances have no speaker: together they count as one more speaker")
-        if len(self.slices):
+        if with_slices and len(self.slices):
             notes.append("slices are many and uncorrected: they suggest what to test next and prove nothing")
         return notes
 
