@@ -93,7 +93,6 @@ def _results(project: Project) -> dict[str, Any]:
         comparison = project.comparison
     except (Missing, LabError):
         return results
-    reports = {finding.experiment.name: finding.experiment.reports[0] for finding in comparison.findings}
     return {
         **results,
         "verdict": comparison.findings[1].verdict,
@@ -103,7 +102,7 @@ def _results(project: Project) -> dict[str, Any]:
         "costs": comparison.costs().rename_axis(None).to_html(border=0),
         "notes": comparison.notes(with_slices=False),
         "forest": _data_uri("png", plots.png(figures.forest(comparison.findings))),
-        "speakers": _data_uri("png", plots.png(figures.speakers(reports))),
+        "speakers": _data_uri("png", plots.png(figures.paired_speakers(comparison.findings))),
     }
 
 
