@@ -197,7 +197,7 @@ def result(comparison: Comparison) -> str:
     baseline, finding = comparison.findings[:2]
     seeds = ", ".join(map(str, finding.experiment.seeds))
     return (
-        f"WER {baseline.score.wer:.3f} before and {finding.score.wer:.3f} after the change, "
+        f"WER {baseline.score.wer:.3f} without and {finding.score.wer:.3f} with the change, "
         f"ΔWER {finding.difference.delta:+.3f} "
         f"(95 % {finding.units.interval(finding.difference.ci95, '{:+.3f}')}), "
         f"{comparison.report.score.n} test utterances, {comparison.units.who}, seeds {seeds}."
