@@ -89,6 +89,35 @@ def test_odd_project_name_is_refused(tmp_path: Path, name: str):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("My idea", (), "a project is named with"),
+        ("my-idea", ("--base", "mine.toml"), "--base takes a recipe of the lab"),
+        ("my-idea", ("--set", "augment.noise=1"), "unknown setting 'augment.noise'"),
+        ("my-idea", ("--set", "augment.noise_share=2"), "augment.noise_share"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_project_that_cannot_begin_writes_nothing(tmp_path: Path, name: str, options, words: str, dry_run):
+    with pytest.raises(LabError, match=words):
+        call("project", "new", tmp_path / name, *options, *dry_run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_example_in_the_recipe_is_valid_without_its_hash(begun: Path):
+    (begun / "idea.toml").write_text((begun / "idea.toml").read_text().replace("# augment", "augment"))
+    assert rubric.Project(begun).changes == {"augment.noise_share": (0.0, 0.5)}
+
+
+def test_change_of_the_command_is_in_the_recipe(tmp_path: Path):
+    call("project", "new", tmp_path / "my-idea", "--set", "augment.noise_share=0.2", "--set", "language=da")
+    assert rubric.Project(tmp_path / "my-idea").changes == {
+        "language": ("sv", "da"),
+        "augment.noise_share": (0.0, 0.2),
+    }
+
+
 def test_existing_files_are_not_overwritten(begun: Path):
     with pytest.raises(LabError, match="is not empty"):
         template.create(begun, "tour")
