@@ -79,6 +79,7 @@ def train(
     text = (
         f"{comparison}\n\nFor the section Result of {template.README}:\n"
         f"{planned.experiment.changed()} {experiment.summary(comparison)}\n"
+        f"For a demo: MODEL_URI={shlex.quote(str(planned.model(comparison)))} make app\n"
         f"Next: write {folder / template.README}, then "
         + shlex.join(["python", "-m", "pipelines", "project", "check", str(folder)])
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_output_has_the_verdict_and_the_next_command(trained: Path):
     verdict = rubric.Project(trained).comparison.findings[1].verdict
     assert "Changed: `augment.noise_share` from `0.0` to `0.5`. WER " in output
     assert f"Verdict: {verdict}." in output
+    assert (Path(re.search("MODEL_URI=(.*) make app", output)[1]) / "model.safetensors").is_file()
     assert f"Next: write {trained / 'README.md'}, then python -m pipelines project check {trained}\n" in output
 
 

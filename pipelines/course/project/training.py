@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.course import experiment
 from pipelines.course.project.rubric import Missing, Project, require_plan
@@ -39,12 +40,15 @@ class Training:
         self._keep_plan()
         comparison = self.experiment.run(self.project.runs)
         first, runs = self.experiment.idea[0], self.project.runs
-        digest = comparison.findings[1].experiment.reports[0].lineage["digest"]
-        model = recipe_runs.experiment_folder(first, runs) / f"train-{digest}" / "model"
         with console.silenced():
             cache = feature_pipeline.open_cache(first, runs=runs)
-            pipeline.evaluate_base_and_tuned(first, cache, str(model), runs=runs)
+            pipeline.evaluate_base_and_tuned(first, cache, str(self.model(comparison)), runs=runs)
         return comparison
+
+    def model(self, comparison: Comparison) -> Path:
+        """Return the folder of the idea's model with the first seed."""
+        digest = comparison.findings[1].experiment.reports[0].lineage["digest"]
+        return recipe_runs.experiment_folder(self.experiment.idea[0], self.project.runs) / f"train-{digest}" / "model"
 
     def _keep_plan(self) -> None:
         kept = self.project.runs / PLAN
