@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from IPython.display import HTML
     from matplotlib.figure import Figure
 
-_STYLE = "<style>mark {background: none; color: inherit; text-decoration: underline wavy #b45309}</style>"
+_STYLE = "<style>.unsure mark {background: none; color: inherit; text-decoration: underline wavy #b45309}</style>"
 
 
 def compare_transcripts(examples: list[Example], transcribers: dict[str, Transcriber]) -> HTML:
@@ -107,4 +107,4 @@ def show_transcript(transcript: Transcript) -> HTML:
         f"<td style='text-align: left'>{html.mark_unsure_words(segment, ENGLISH)}</td></tr>"
         for segment in transcript.segments
     )
-    return HTML(f"{_STYLE}<table>{rows}</table><p>Confidence {transcript.confidence:.0%}</p>")
+    return HTML(f"{_STYLE}<table class='unsure'>{rows}</table><p>Confidence {transcript.confidence:.0%}</p>")

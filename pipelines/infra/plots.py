@@ -6,8 +6,10 @@ with white and with #1e1e1e, text of 4.
 
 from __future__ import annotations
 
+import functools
 import html
 import io
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +69,23 @@ def figure_with_column(heights: Sequence[float], width_in: float, height_in: flo
 
 def empty_figure(width_in: float, height_in: float) -> Figure:
     """Return a figure outside pyplot's registry: notebooks display it once, and it does not have to be closed."""
+    kind = _figure_class()
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        # matplotlib's inline backend, which Colab and ipywidgets load, would draw black text on an opaque page
+        shell.display_formatter.formatters["image/png"].for_type(kind, png)
+    return kind(figsize=(width_in, height_in), layout="constrained")
+
+
+@functools.cache
+def _figure_class() -> type[Figure]:
+    """Return the class of all figures; notebooks display it as `png` draws it."""
     from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:
             return png(self)
 
-    return NotebookFigure(figsize=(width_in, height_in), layout="constrained")
+    return NotebookFigure
 
 
 def without_frame(axes: Any) -> Any:

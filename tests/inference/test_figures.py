@@ -48,5 +48,6 @@ def test_notebook_transcript_marks_unsure_words():
         Transcript("Hej <b>dig", 3.0, 0.1, (Segment(61.5, 63.0, "Hej <b>dig", words),))
     ).data
     assert 'Hej <mark title="Confidence 21%">&lt;b&gt;dig</mark>' in fragment
+    assert "<style>.unsure mark {" in fragment, "marks of other tables keep their look"
     assert "1:01.5" in fragment
     assert "Confidence 57%" in fragment

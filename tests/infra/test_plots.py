@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,3 +44,17 @@ def test_figure_is_transparent_and_has_no_black():
     drawn = pixels[pixels[..., 3] > 0.9]
     assert len(drawn) > 100
     assert drawn[:, :3].max(axis=1).min() > 0.3, "black cannot be read on a dark page"
+
+
+def test_figure_keeps_its_look_with_the_inline_backend(monkeypatch):
+    import IPython
+    from IPython.core.formatters import DisplayFormatter
+    from matplotlib.figure import Figure
+
+    shell = SimpleNamespace(display_formatter=DisplayFormatter())
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: b"as that backend draws it")
+    figure, axes = plots.figure_with_axes(3, 2)
+    axes.set(title="A title")
+    shown, _ = shell.display_formatter.format(figure)
+    assert shown["image/png"] == plots.png(figure)

@@ -25,6 +25,7 @@
     const width = table.offsetWidth
     const firstColumn = table.rows[0].cells[0]
     firstColumn.style.minWidth = `${firstColumn.offsetWidth}px`
+    table.style.tableLayout = "auto" // pages of nbconvert make all columns equally wide
     let position = 0
     let timer = 0
     let showsAll = false
@@ -45,7 +46,7 @@
           row.style.height = showsAll || !heights[n] ? "" : `${heights[n]}px` // the table does not jump
         }
       }
-      if (width) table.style.width = `${width}px`
+      if (width) table.style.minWidth = `${width}px`
       slider.value = position
       label.textContent = showsAll ? "all steps" : `step ${steps[position]}`
       play.textContent = timer ? "❚❚" : "▶"
