@@ -31,8 +31,8 @@ LOCAL_PATH = "(a local path)"
 """What stands for a path of this machine in published settings."""
 _MAX_LINE_CHARACTERS = 20_000
 """Longer lines are cut before patterns are matched with them."""
-_FILE_SETTINGS = ("held_out", "sentences", "corrections")
-_MODEL_SETTINGS = ("base", "label_model", "teacher")
+_FILE_SETTINGS = ("held_out", "sentences", "corrections", "exclude")
+_MODEL_SETTINGS = ("base", "label_model", "agreement_model", "language_model", "aligner", "teacher")
 
 
 def redact_text(text: str, *folders: str | Path) -> str:

@@ -397,6 +397,15 @@ def test_page_of_a_model_without_errors(told):
     assert "No utterance has a wrong word" in made
 
 
+def test_page_names_the_model_that_wrote_pseudo_labels(told):
+    labelled = [{"model": "anna <b> @ 12", "clips": 7, "hours": 0.5}]
+    made = page_of({**told, "lineage": {"pseudo_labels": labelled}}, ("hej", "hej"))
+    assert (
+        "7 of its training clips (0.50 hours) have pseudo-labels: anna &lt;b&gt; @ 12 wrote their transcripts" in made
+    )
+    assert "pseudo-labels" not in page_of(told, ("hej", "hej"))
+
+
 def test_page_shows_largest_values_of_a_long_slice(told):
     pairs = [("hej", "hej")] * 30
     made = page_of(told, *pairs, accent=[f"accent {n:02d}" for n in range(28)] + ["accent 27"] * 2)

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.features.sources import SPLITS, Example, NoAudio, PartExample
+from pipelines.features.sources import SPLITS, Example, NoAudio, PartExample, lines_sha256
 from pipelines.features.sources.splits import name_split
 from pipelines.features.sources.stamps import stamp_all
 from pipelines.features.sources.unlabelled import labeller, labels
@@ -85,7 +85,7 @@ class UnlabelledSource:
         if self._detector:
             fields |= _weights("language_model", self._detector.ref)
         if self.exclude:
-            fields["excluded"] = " ".join(sorted(name.hex() for name in self._excluded))
+            fields["excluded_sha256"] = lines_sha256(sorted(name.hex() for name in self._excluded))
         return fields
 
     def examples(self, splits: tuple[str, ...] = SPLITS) -> Iterator[Example]:
