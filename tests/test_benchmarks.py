@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from benchmarks import alignment, gpu, precision, rare_names, recordings, sides
+from benchmarks import alignment, gpu, precision, pseudo_data, rare_names, recordings, sides
 from pipelines.features.sources.synthetic.tour_text import hand_sentences
 from pipelines.whisper import model as whisper_model
 
@@ -352,3 +352,16 @@ def test_alignment_is_scored_by_what_is_spoken_in_each_clip():
         "start_s": None,
         "end_s": None,
     }
+
+
+def test_pseudo_data_has_the_same_recordings_with_and_without_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(pseudo_data, "VALIDATION", 2)
+    monkeypatch.setattr(pseudo_data, "TEST", 2)
+    monkeypatch.setattr(sys, "argv", ["", "--to", str(tmp_path), "--labelled", "3", "--unlabelled", "4"])
+    pseudo_data.main()
+    sounds = {folder.name: {path.read_bytes() for path in folder.glob("*.wav")} for folder in tmp_path.iterdir()}
+    assert sounds["unlabelled"] == sounds["true"] and len(sounds["true"]) == 4
+    assert not sounds["labelled"] & sounds["true"]
+    assert sorted(path.suffix for path in (tmp_path / "unlabelled").iterdir()) == [".wav"] * 4
+    rows = (tmp_path / "labelled" / "transcripts.csv").read_text("utf-8").splitlines()
+    assert [row.split(",")[-3] for row in rows[1:]] == ["train"] * 3 + ["validation"] * 2 + ["test"] * 2

@@ -1,8 +1,10 @@
 """From a folder of recordings without transcripts to training labels; what is refused or not decoded twice."""
 
+import dataclasses
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from pipelines.features.sources import NoAudio
@@ -11,7 +13,7 @@ from pipelines.features.sources.unlabelled.source import UnlabelledSource
 from pipelines.infra.errors import LabError
 from pipelines.speech.recordings import detection
 from pipelines.whisper import model as whisper_model
-from tests.features.sources.unlabelled.conftest import TEXT
+from tests.features.sources.unlabelled.conftest import TEXT, write
 
 
 @pytest.fixture
@@ -119,17 +121,21 @@ def test_recordings_of_a_test_folder_are_refused(source, folder):
         list(source().examples())
 
 
-def test_real_engine_labels_each_window_alone(monkeypatch, folder, toy_model, tmp_path):
+@pytest.mark.parametrize("context", ["clip", "full"])
+def test_real_engine_labels_each_window_alone(monkeypatch, tmp_path, speech, toy_model, context):
     monkeypatch.setattr(detection, "open_detector", detection.AnySound)
-    ref = whisper_model.resolve(str(toy_model))
+    path, silence = tmp_path / "long.flac", np.zeros(48_000, np.float32)
+    write(path, np.concatenate([speech(16_000, 3), silence, speech(80_000, 4), *[silence] * 4]))
+    ref = dataclasses.replace(whisper_model.resolve(str(toy_model)), context=context)
     one = labeller.Labeller(ref, "sv", 15.0)
-    records, facts = one.decode(folder / "long.flac", tmp_path)
+    records, facts = one.decode(path, tmp_path)
     assert [list(record) for record in records] == [["start_s", "end_s", "text", "logprob", "tokens", "words"]] * 2
-    assert facts["duration_s"] == pytest.approx(38.0)
+    assert facts["duration_s"] == pytest.approx(21.0)
     (journal,) = tmp_path.glob("*.jsonl")
     rows = journal.read_text("utf-8").splitlines()
-    journal.write_text(f"{rows[0]}\n", "utf-8")
-    again, _ = one.decode(folder / "long.flac", tmp_path)  # the second window in a batch of its own
+    journal.write_text(f"{rows[1]}\n", "utf-8")
+    again, _ = one.decode(path, tmp_path)  # the shorter window in a batch of its own
     assert [record["text"] for record in again] == [record["text"] for record in records]
-    spoken, _ = labeller.Labeller(ref, "sv", 15.0, labeller.LANGUAGE).decode(folder / "long.flac", tmp_path)
+    assert again[0]["logprob"] == pytest.approx(records[0]["logprob"], abs=1e-4)
+    spoken, _ = labeller.Labeller(ref, "sv", 15.0, labeller.LANGUAGE).decode(path, tmp_path)
     assert all(len(record["language"]) == 2 for record in spoken)
