@@ -67,6 +67,7 @@ class Queue:
         self._lock, self._claims = threading.Lock(), dict[str, tuple[str, float]]()
         corrections.read(path)
         with self._log.locked():
+            corrections.take_over(path)
             if not path.exists():
                 path.write_bytes(self._log.header_line())
 
@@ -119,6 +120,7 @@ class Queue:
             "heard": item.heard,
         }
         with self._lock, self._log.locked():
+            corrections.take_over(self._path)
             self._log.append(row)
 
     def progress(self) -> Progress:

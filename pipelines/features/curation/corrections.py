@@ -5,18 +5,27 @@
 One row for each decision, appended in one write under a lock: several people can review at once, and a crash loses at
 most the row that was being written. The last row of a clip counts. A row counts only while the clip's transcript is
 still `before`: a corpus that has changed since then is not spoilt.
+
+A table that a spreadsheet saved is read too, with semicolons, another order of columns or Windows-1252. The review page
+writes it in the lab's form again before it appends to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.infra import manifest
 from pipelines.infra.csv_log import CsvLog
 from pipelines.infra.errors import LabError
+from pipelines.infra.tables import TextTable
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("id", "before", "verdict", "after", "reviewer", "time", "model", "heard")
 VERDICTS = ("accept", "correct", "reject")
@@ -39,8 +48,46 @@ def open_log(path: Path) -> CsvLog:
         path,
         COLUMNS,
         remedy="free space or name another table",
-        foreign_remedy="save it with commas, or name another table",
+        foreign_remedy="restore the columns, or name another table",
     )
+
+
+def take_over(path: Path) -> None:
+    """Write a table that a spreadsheet saved in the lab's form; the spreadsheet's stays beside it as `.edited`.
+
+    Call it within the lock of the log. Raises LabError for a table with other columns, OSError for a full disk.
+    """
+    if _is_foreign(path):
+        rows, log = _rows(path), open_log(path)
+        shutil.copyfile(path, path.with_name(f"{path.name}.edited"))
+        manifest.write_bytes(path, log.header_line() + b"".join(map(log.line, rows)))
+        logger.info(f"note: {path} was saved by another program: its {len(rows)} rows are kept, with commas in UTF-8")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not _is_foreign(path):
+        return open_log(path).read()
+    table = TextTable(path)
+    if {*COLUMNS} - {*table.columns}:
+        open_log(path).check_header(path.read_bytes().partition(b"\n")[0])
+    return [{name: str(cells[name] or "") for name in COLUMNS} for _, cells in table.rows()]
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether another program wrote the table: its header or its encoding differs.
+
+    The last line does not count: a crash may have cut it within a letter.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    header, end, _ = content.partition(b"\n")
+    own = open_log(path).header_line().rstrip()
+    if not end and own.startswith(content):
+        return False
+    try:
+        content[: content.rfind(b"\n") + 1].decode()
+    except UnicodeDecodeError:
+        return True
+    return header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != own
 
 
 def read(path: Path) -> dict[str, Correction]:
@@ -49,7 +96,7 @@ def read(path: Path) -> dict[str, Correction]:
     Raises LabError for a table with other columns, with an unknown verdict or with a correction without text.
     """
     decisions: dict[str, Correction] = {}
-    for row in open_log(path).read():
+    for row in _rows(path):
         if row["verdict"] not in VERDICTS:
             raise LabError(
                 f"{path}, clip {row['id'][:60]!r}: verdict must be one of {', '.join(VERDICTS)}, got "

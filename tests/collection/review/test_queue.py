@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import threading
 
 import numpy as np
@@ -90,6 +92,47 @@ def test_other_table_is_refused(table, content):
     table.write_text(content.format(header=",".join(corrections.COLUMNS)))
     with pytest.raises(LabError, match="corrections.csv"):
         Queue(items(3), table, "m")
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "encoding", "first", "end"),
+    [
+        (";", "utf-8-sig", "", "\r\n"),
+        (";", "cp1252", "", "\r\n"),
+        (",", "cp1252", "", "\r\n"),
+        (";", "utf-8", "sep=;\n", "\n"),
+        ("\t", "utf-16", "", "\r\n"),
+    ],
+)
+def test_review_goes_on_in_a_table_that_excel_saved(table, delimiter, encoding, first, end):
+    names = [*corrections.COLUMNS, "comment"]
+    decided = {"c0": ("correct", "så här, ja"), "c1": ("reject", "")}
+    rows = [
+        [name, f"text {name[1:]}", verdict, after, "Åsa", "t", "m", "h", "obs!"]
+        for name, (verdict, after) in decided.items()
+    ]
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=end)
+    writer.writerows([names, *rows])
+    edited = (first + out.getvalue()).encode(encoding)
+    table.write_bytes(edited)
+    assert {name: (one.verdict, one.after) for name, one in corrections.read(table).items()} == decided
+    digest = corrections.digest_of(corrections.read(table))
+    queue = Queue(items(4), table, "m")
+    assert corrections.digest_of(corrections.read(table)) == digest and queue.next("one").id == "c2"
+    assert table.with_name("corrections.csv.edited").read_bytes() == edited
+    table.write_bytes(edited)  # saved again while the page is open
+    queue.decide("c2", "accept", "", "")
+    assert corrections.read(table).keys() == {"c0", "c1", "c2"}
+
+
+def test_row_cut_within_a_letter_is_not_another_encoding(table):
+    Queue(items(3), table, "m").decide("c0", "correct", "går", "Åsa")
+    with open(table, "ab") as file:
+        file.write("c1,text 1,correct,å".encode()[:-1])
+    queue = Queue(items(3), table, "m")
+    assert queue.next("one").id == "c1" and corrections.read(table)["c0"].after == "går"
+    assert not table.with_name("corrections.csv.edited").exists()
 
 
 def test_decision_about_an_older_transcript_does_not_count(table):
