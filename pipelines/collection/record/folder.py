@@ -114,7 +114,11 @@ class TakeFolder:
             row = dict.fromkeys(COLUMNS, "") | {"recorded_at": now()} | fields
             row |= {"path": path, "text": sentence, "speaker": speaker}
             manifest.write_bytes(file, content)
-            self._rows = self._write_tables(self._rows | {path: row})
+            try:
+                self._rows = self._write_tables(self._rows | {path: row})
+            except OSError:
+                file.unlink(missing_ok=True)  # audio without a row would use up the space that is freed
+                raise
             self._n_bytes += len(content)
         return True
 

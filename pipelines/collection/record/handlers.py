@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import secrets
+import threading
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -22,6 +23,14 @@ _SYLLABLES = tuple(consonant + vowel for consonant in "bdfghjklmnprstv" for vowe
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Position:
+    """The sentence that a page is at, shared by all states of its visit, since events of one page may overlap."""
+
+    sentence: str | None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 @dataclass(frozen=True)
 class Visit:
     """What the server remembers of an open page. A reload begins another visit."""
@@ -29,10 +38,9 @@ class Visit:
     session: Session
     nickname: str
     """Held in memory only, and only until the visit expires."""
+    position: Position
     upload: str | None = None
     """Path of the upload that the take was read from; deleted when the take is stored or replaced."""
-    position: dict[str, str | None] = field(default_factory=dict)
-    """The `sentence` that the page is at, shared by all states of a visit: events of one page may overlap."""
 
 
 class SameNickname(Exception):
@@ -69,7 +77,7 @@ class Handlers:
         with errors_as_one_line(language):
             self.limiter.admit(client)
             session = self.recorder.start(nickname, *about)
-        return Visit(session, nickname, position={"sentence": session.sentence})
+        return Visit(session, nickname, Position(session.sentence))
 
     def check(
         self,
@@ -84,6 +92,9 @@ class Handlers:
         `sentence` here and below is the id of the sentence that the page showed when it was recorded or a button was
         pressed; None: it is not compared. Returns None if the page went on during the check: nothing changes then.
         """
+        if visit is None and recording is not None:
+            self._warn(language, "visit_expired")
+            discard_upload(recording)
         if visit is None or visit.session.sentence is None:
             return visit
         if recording is not None and self._is_other(visit, sentence, language):
@@ -98,21 +109,28 @@ class Handlers:
             session = self.recorder.check(visit.session, recording)
             if session.take.waveform is not None:
                 budget.charge(session.take.waveform.duration_s)
-        if visit.position.get("sentence") != session.sentence:
+        if visit.position.sentence != session.sentence:
             return None
         return replace(visit, session=session, upload=recording)
 
     def keep(self, visit: Visit | None, language: str, sentence: str | None = None) -> Visit | None:
-        """Store the take and go on to the next sentence. If it cannot be stored, the take stays on the page."""
+        """Store the take and go on to the next sentence. If it cannot be stored, the take stays on the page.
+
+        Returns None, here and in `skip`, if an earlier press of a button has gone on already: nothing changes then.
+        """
         visit = self._require(visit, language)
         if self._is_other(visit, sentence, language):
             return visit
-        try:
-            session = self.recorder.store(visit.session)
-        except (LabError, OSError) as error:
-            logger.warning(f"warning: a take was not stored: {error}")
-            self._refuse(language, "not_saved")
-        if session.is_repeated:
+        with visit.position.lock:
+            if visit.position.sentence != visit.session.sentence:
+                return None
+            try:
+                session = self.recorder.store(visit.session)
+            except (LabError, OSError) as error:
+                logger.warning(f"warning: a take was not stored: {error}")
+                self._refuse(language, "not_saved")
+            visit.position.sentence = session.sentence
+        if session.is_repeated and session is not visit.session:
             self._warn(language, "repeated")
         return self._go_on(visit, session)
 
@@ -121,7 +139,12 @@ class Handlers:
         visit = self._require(visit, language)
         if not visit.session.sentence or self._is_other(visit, sentence, language):
             return visit
-        return self._go_on(visit, self.recorder.skip(visit.session))
+        with visit.position.lock:
+            if visit.position.sentence != visit.session.sentence:
+                return None
+            session = self.recorder.skip(visit.session)
+            visit.position.sentence = session.sentence
+        return self._go_on(visit, session)
 
     def _is_other(self, visit: Visit, sentence: str | None, language: str) -> bool:
         """Return whether the page showed another sentence than the visit is at; a message says that nothing is done."""
@@ -140,7 +163,6 @@ class Handlers:
         if session is visit.session:
             return visit
         discard_upload(visit.upload)
-        visit.position["sentence"] = session.sentence
         return replace(visit, session=session, upload=None)
 
     def _require(self, visit: Visit | None, language: str) -> Visit:

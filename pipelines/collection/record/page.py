@@ -200,6 +200,8 @@ def _connect(demo: gr.Blocks, view: View, handlers: Handlers) -> None:
     def go_on(action: Callable[..., Visit | None]) -> Callable[..., tuple[Any, ...]]:
         def act(sentence: Any, current: Visit | None, tag: str) -> tuple[Any, ...]:
             changed = action(current, tag, str(sentence or ""))
+            if changed is None:  # an earlier press has gone on
+                return tuple(gr.skip() for _ in range(2 + len(outputs)))
             return changed, gr.skip() if changed is current else None, *handlers.show(changed, tag)
 
         return act

@@ -126,6 +126,19 @@ def test_late_upload_is_not_a_take_of_the_next_sentence(handlers, folder, take, 
     assert handlers.keep(checked, "en").session.n_done == 0 and folder.takes() == []
 
 
+def test_second_press_at_once_stores_and_skips_nothing(handlers, folder, take, messages):
+    visit = handlers.check(take, handlers.start(True, "Åsa", ABOUT, "en"), "en")
+    first = take_folder.sentence_id(SENTENCES[0])
+    assert handlers.keep(visit, "en", first).session.sentence == SENTENCES[1]
+    assert handlers.keep(visit, "en", first) is None and handlers.skip(visit, "en", first) is None
+    assert messages == [] and len(folder.takes()) == 1
+
+
+def test_recording_on_an_expired_page_is_said(handlers, take, messages):
+    assert handlers.check(take, None, "sv") is None and handlers.check(None, None, "sv") is None
+    assert messages == [i18n.SWEDISH["visit_expired"]]
+
+
 def test_check_that_ends_after_a_skip_changes_nothing(handlers, take, monkeypatch):
     visit = handlers.start(True, "Åsa", ABOUT, "en")
     check_take = handlers.recorder.check
@@ -149,13 +162,21 @@ def test_second_take_from_another_page_is_said(handlers, folder, take, tmp_path,
 def test_take_that_cannot_be_stored_stays(handlers, folder, take, monkeypatch):
     visit = handlers.check(take, handlers.start(True, "Åsa", ABOUT, "en"), "en")
 
+    write = manifest.write_bytes
+
     def full(*arguments):
         raise OSError(28, "No space left on device", "/secret/path")
 
     with monkeypatch.context() as patched:
         patched.setattr(manifest, "write_bytes", full)
         assert expect_error(handlers.keep, visit, "en") == i18n.ENGLISH["not_saved"]
-    assert folder.takes() == []
+        assert folder.takes() == []
+    with monkeypatch.context() as patched:  # the disk has room for the audio, not for the table
+        patched.setattr(
+            manifest, "write_bytes", lambda path, content: (full if path.suffix == ".csv" else write)(path, content)
+        )
+        assert expect_error(handlers.keep, visit, "en") == i18n.ENGLISH["not_saved"]
+    assert folder.takes() == [] and not [*folder.path.glob("clips/*/*")]
     assert handlers.keep(visit, "en").session.n_done == 1
 
 
