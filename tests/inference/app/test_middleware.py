@@ -242,6 +242,7 @@ UPLOADS = Path("/tmp/uploads")
         ("GET", "/assets/index-1a.js", True),
         ("GET", "/gradio_api/queue/data", True),
         ("GET", "/gradio_api/heartbeat/1a2b", True),
+        ("GET", "/gradio_api/app_id", True),
         ("GET", "/gradio_api/file=/tmp/uploads/1a/spoken.wav", True),
         ("POST", "/gradio_api/upload", True),
         ("POST", "/gradio_api/call/transcribe", True),
