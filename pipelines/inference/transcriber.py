@@ -34,7 +34,7 @@ from pipelines.whisper import engines, model_files, tokens
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding_options import MAX_NEW_TOKENS, DecodingOptions
-from pipelines.whisper.engines.window_length import usual_window_s
+from pipelines.whisper.engines.window_length import joined_window_s, usual_window_s
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,8 @@ class Transcriber:
     def _windows(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
         """Yield the windows of speech of a recording."""
         cut_s = min(self.longest_s, self._full_s - 2 * overlap.OVERLAP_S)  # windows are decoded with their overlap
-        return segmentation.windows_or_whole(blocks, detection.open_detector(), self.longest_s, cut_s)
+        detector, joined_s = detection.open_detector(), joined_window_s(self.ref)
+        return segmentation.windows_or_whole(blocks, detector, self.longest_s, cut_s=cut_s, joined_s=joined_s)
 
     def decode_windows(
         self,

@@ -29,7 +29,7 @@ from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
 from pipelines.whisper.decoding import Hypothesis
 from pipelines.whisper.decoding_options import TEMPERATURES
-from pipelines.whisper.engines.window_length import longest_window_s, usual_window_s
+from pipelines.whisper.engines.window_length import joined_window_s, longest_window_s, usual_window_s
 from tests import toy_whisper
 from tests.speech.recordings.test_segmentation import SECOND, spoken
 from tests.speech.recordings.test_segmentation import Scripted as NotZero
@@ -661,3 +661,12 @@ def test_usual_window_is_no_longer_than_the_encoder(toy_model, tmp_path):
     ten, thirty = (whisper_model.resolve(str(path)) for path in (folder, toy_model))
     assert usual_window_s(dataclasses.replace(thirty, **tuned)) == 15.0
     assert usual_window_s(dataclasses.replace(ten, **tuned)) == 10.0
+
+
+def test_windows_of_tuned_models_are_joined_less_than_they_may_last(toy_model):
+    """Joined stretches are short, for speed; a stretch without pauses keeps the usual window."""
+    plain = whisper_model.resolve(str(toy_model))
+    tuned = dataclasses.replace(plain, context="clip", facts={"context_s": 4.0})
+    words = dataclasses.replace(plain, context="clip", facts={"context_s": 2.0})
+    assert [joined_window_s(ref) for ref in (plain, tuned, words)] == [30.0, 6.0, 2.0]
+    assert [usual_window_s(ref) for ref in (plain, tuned, words)] == [30.0, 15.0, 2.0]

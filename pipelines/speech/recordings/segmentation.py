@@ -82,9 +82,9 @@ def windows(
 
 
 def windows_or_whole(
-    blocks: Iterable[np.ndarray], detector: Detector, longest_s: float, cut_s: float
+    blocks: Iterable[np.ndarray], detector: Detector, longest_s: float, *, cut_s: float, joined_s: float
 ) -> Iterator[Window]:
-    """Yield the windows of a recording as `windows` does, of at most `cut_s`, with stretches joined up to that.
+    """Yield the windows of a recording as `windows` does, of at most `cut_s`, with stretches joined up to `joined_s`.
 
     A recording of at most `longest_s`, if it has at most two blocks, is not cut: its first and last window reach to
     its edges if these are at most a second away.
@@ -99,7 +99,7 @@ def windows_or_whole(
         yield from _with_edges(list(whole), samples)
         return
     all_blocks = chain([samples], [] if third is None else [third], blocks)
-    yield from windows(all_blocks, detector, longest_s=cut_s, joined_s=cut_s)
+    yield from windows(all_blocks, detector, longest_s=cut_s, joined_s=min(joined_s, cut_s))
 
 
 class WindowCutter:

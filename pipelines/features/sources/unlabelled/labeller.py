@@ -66,7 +66,8 @@ class Labeller:
         return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
     def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:
-        return segmentation.windows_or_whole(blocks, detection.open_detector(), self.window_s, self.window_s)
+        detector, longest_s = detection.open_detector(), self.window_s
+        return segmentation.windows_or_whole(blocks, detector, longest_s, cut_s=longest_s, joined_s=longest_s)
 
     def _decoded(self, windows: list[Window]) -> Iterator[dict[str, Any]]:
         engine = open_labeller(self.ref, self.language)
