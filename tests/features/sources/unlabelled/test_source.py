@@ -10,6 +10,7 @@ import pytest
 from pipelines.features.sources import NoAudio
 from pipelines.features.sources.unlabelled import labeller
 from pipelines.features.sources.unlabelled.source import UnlabelledSource
+from pipelines.infra import progress_file
 from pipelines.infra.errors import LabError
 from pipelines.speech.recordings import detection
 from pipelines.whisper import model as whisper_model
@@ -47,6 +48,16 @@ def test_other_limits_decode_nothing_again(source, engine):
     assert reasons(source(min_confidence=0.3).examples())["low_confidence"] == 0
     assert reasons(source(min_confidence=0.99).examples())["low_confidence"] == 3
     assert engine.n_decoded == n_decoded == 4
+
+
+def test_progress_counts_recordings_only_while_it_decodes(source, tmp_path, monkeypatch):
+    lines = tmp_path / "progress.txt"
+    monkeypatch.setenv(progress_file.VARIABLE, str(lines))
+    list(source().examples())
+    assert lines.read_text("utf-8").splitlines()[-1] == "pseudo-labels: 3/3 recordings, 0:00 left"
+    lines.write_text("")
+    list(source().examples())  # all stored
+    assert lines.read_text("utf-8") == ""
 
 
 def test_interrupted_decoding_goes_on_at_the_next_window(source, engine, tmp_path):
