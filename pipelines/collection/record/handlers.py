@@ -52,6 +52,7 @@ class Handlers:
 
     def __init__(self, recorder: Recorder, limiter: RateLimiter | None = None):
         self.recorder, self.limiter = recorder, limiter or RateLimiter(0, 0)
+        self._starting = threading.Lock()
 
     def start(
         self, agrees: bool, nickname: str, about: tuple[Any, ...], language: str, client: str = "", own: str = ""
@@ -70,12 +71,13 @@ class Handlers:
         if len(nickname) > MAX_NICKNAME_CHARS or len(about[2]) > MAX_ACCENT_CHARS:
             gr.Warning(TEXTS[language]["too_long_name"])
             return None
-        if not nickname:
-            nickname = next(name for name in iter(_new_nickname, None) if not self.recorder.is_known(name))
-        elif self.recorder.is_known(nickname) and not self.recorder.is_same(nickname, own):
-            raise SameNickname
         with errors_as_one_line(language):
             self.limiter.admit(client)
+        with self._starting:
+            if not nickname:
+                nickname = next(name for name in iter(_new_nickname, None) if not self.recorder.is_known(name))
+            elif self.recorder.is_known(nickname) and not self.recorder.is_same(nickname, own):
+                raise SameNickname
             session = self.recorder.start(nickname, *about)
         return Visit(session, nickname, Position(session.sentence))
 

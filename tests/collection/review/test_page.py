@@ -141,6 +141,12 @@ def test_clip_of_a_closed_page_is_offered_at_once(handlers):
     assert verdicts(handlers) == {"a": "accept"}
 
 
+def test_open_page_does_not_expire(handlers):
+    gr = pytest.importorskip("gradio")
+    states = [block for block in page.build(handlers, "sv").blocks.values() if isinstance(block, gr.State)]
+    assert states and all(state.time_to_live > 86_400 for state in states), "a review takes hours"
+
+
 def test_visitor_without_a_session_decides_nothing(handlers):
     handlers.decide("reject", None, pressed(handlers), "", "", "en")
     assert verdicts(handlers) == {}

@@ -160,6 +160,8 @@ def test_page_comes_back_after_a_lost_connection(browser, served):
     address, table = served
     visited = visit(browser, address)
     visited.wait_for_function(HEARD)
+    visited.fill("#reviewer :is(input, textarea)", "Åsa")
+    visited.keyboard.press("Escape")
     visited.context.set_offline(True)
     visited.keyboard.press("a")
     visited.wait_for_selector(".toast-body")
@@ -172,3 +174,4 @@ def test_page_comes_back_after_a_lost_connection(browser, served):
     visited.keyboard.press("a")
     wait_for_next(visited, name)
     assert decided(table) == {name: "accept"}
+    assert [row["reviewer"] for row in corrections.open_log(table).read()] == ["Åsa"]

@@ -92,8 +92,23 @@
       setTimeout(() => document.activeElement?.blur(), 100)
   })
 
+  // The reviewer's name survives a reload, which also follows a lost connection.
+  const REVIEWER = "reviewer"
+  document.addEventListener("input", event => {
+    if (event.target.closest?.("#reviewer")) sessionStorage.setItem(REVIEWER, event.target.value)
+  })
+  let isRestored = false
+  const restoreReviewer = () => {
+    const field = find("#reviewer :is(input, textarea)")
+    if (isRestored || !field) return
+    isRestored = true
+    field.value = sessionStorage.getItem(REVIEWER) ?? ""
+    field.dispatchEvent(new Event("input", { bubbles: true }))
+  }
+
   new MutationObserver(() => {
     noteClip()
+    restoreReviewer()
     for (const region of document.querySelectorAll("#progress, #clip"))
       if (region.ariaLive !== "polite") region.ariaLive = "polite" // screen readers read changes aloud
   }).observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-token"] })
