@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.whisper.batching import padded_frames
 from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.engines.transformers_engine import Transformers, cross_attention
-from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
+from pipelines.whisper.log_mel import LogMel
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,21 @@ class ForcedLine:
     logprob: float
     """Mean natural logarithm of the probability of its tokens, given the lines before it."""
     lowest: float
-    """The least of them: of a word that is not said."""
+    """The least of them: of a word that is not said. In the last line also of the end token: of a word too few."""
 
 
 def force(engine: Transformers, log_mel: LogMel, lines: Sequence[str]) -> list[ForcedLine]:
     """Return the scores of lines that are spoken one after the other in a window.
 
-    One pass of the decoder over all tokens, given the true ones before (teacher forcing). Lines beyond the decoder's
-    positions are left out at the end.
+    One pass of the decoder over all tokens, given the true ones before (teacher forcing), at the length of the window.
+    Lines beyond the decoder's positions are left out at the end.
     """
     import torch
 
     ids: list[int] = []
     firsts = []
     prompt = engine.spelling.prompt(engine.options.language)
-    longest = engine.model.config.max_target_positions - len(prompt)
+    longest = engine.model.config.max_target_positions - len(prompt) - 1
     for line in lines:
         more = engine.spelling.ids(line)[0]
         if not more or len(ids) + len(more) > longest:
@@ -44,11 +45,12 @@ def force(engine: Transformers, log_mel: LogMel, lines: Sequence[str]) -> list[F
         ids += more
     if not ids:
         return []
-    encoded = engine.states.of(log_mel.padded(FULL_FRAMES)[np.newaxis])
+    features = log_mel.padded(padded_frames(len(log_mel.frames) + 1))[np.newaxis]
+    encoded = engine.states.of(features)
     weights = cross_attention(engine.model, encoded, [*prompt, *ids])
     with torch.inference_mode():
-        tokens = torch.tensor([[*prompt, *ids]], device=engine.model.device)
-        logits = engine.model(encoder_outputs=(encoded,), decoder_input_ids=tokens).logits[0, len(prompt) - 1 : -1]
+        tokens = torch.tensor([[*prompt, *ids, engine.spelling.end]], device=engine.model.device)
+        logits = engine.model(encoder_outputs=(encoded,), decoder_input_ids=tokens[:, :-1]).logits[0, len(prompt) - 1 :]
         chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, tokens[0, len(prompt) :, None])[:, 0]
     logprobs = np.split(chosen.cpu().numpy(), firsts[1:])
     starts = word_timestamps.word_starts(weights, len(prompt), len(log_mel.frames), firsts)

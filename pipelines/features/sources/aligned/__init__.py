@@ -3,6 +3,7 @@
 texts.py        read .srt, .vtt, .txt, TextGrid, .eaf and Audacity labels as lines with or without times
 hypotheses.py   decode a recording window by window; every window is stored when it is decoded
 matching.py     predict the time of each line from what its characters and the hypotheses have in common
-passages.py     score the lines in their windows, cut clips at pauses, reject the rest with a reason
+places.py       place the lines in the speech, and group those that no pause divides
+passages.py     score each group in its sound, reject the rest with a reason
 source.py       the source
 """

@@ -17,6 +17,10 @@ from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
 
 LONGEST_S = 28.0
 """Longest window; Whisper's has 30 s."""
+_PAUSE_S = 0.16
+"""Silence that ends a stretch of speech. Of 738 sentences at least 0.3 s apart, 6 % share a stretch with segmentation's
+0.25 s, 2 % with 0.2 s, none with 0.16 s. A pause within a line does no harm: the line holds both parts.
+"""
 
 
 class Decoder(Protocol):
@@ -59,7 +63,9 @@ def decode(path: Path, journal: Path, engine: Decoder) -> Recording:
     """
 
     def cut(blocks: Iterator[np.ndarray]) -> Iterator[segmentation.Window]:
-        return segmentation.windows(blocks, detection.open_detector(), longest_s=LONGEST_S, joined_s=LONGEST_S)
+        return segmentation.windows(
+            blocks, detection.open_detector(), longest_s=LONGEST_S, joined_s=LONGEST_S, pause_s=_PAUSE_S
+        )
 
     records, end = journals.decode(path, journal, cut, partial(_decoded, engine=engine))
     return Recording([DecodedWindow(**record) for record in records], **end)

@@ -40,7 +40,7 @@ from pipelines.whisper.engines.forced import ForcedLine
 logger = logging.getLogger(__name__)
 
 _LANGUAGE = re.compile(r"\.[a-z]{2,3}([-_][a-z]{2})?", re.IGNORECASE)
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 """Raised when the same recording and text would give other clips."""
 
 

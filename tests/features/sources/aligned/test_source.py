@@ -158,7 +158,8 @@ def test_shift_and_drift_of_subtitles_are_fitted(shift_s, drift):
         windows.append(DecodedWindow(real_s, real_s + 8, [[real_s, real_s + 8]], words, starts_s))
         lines.append(Line(text, (real_s + shift_s) / drift, (real_s + 0.5 * len(words) + shift_s) / drift))
     predicted = matching.predict(lines, windows)
-    assert np.abs(predicted[:, 0] - [window.start_s for window in windows]).max() < 0.7
+    assert predicted.is_exact
+    assert np.abs(predicted.times_s[:, 0] - [window.start_s for window in windows]).max() < 0.7
 
 
 def test_manuscript_lines_that_are_not_read_have_no_time():
@@ -168,8 +169,9 @@ def test_manuscript_lines_that_are_not_read_have_no_time():
     ]
     skipped = [Line("Ett helt annat kapitel med ord som ingen har uttalat här.")] * 20
     predicted = matching.predict([*skipped, *(Line(text) for text in SENTENCES)], windows)
-    assert np.isnan(predicted[0]).all()
-    assert np.abs(predicted[20:, 0] - 10.0 * np.arange(6)).max() < 3
+    assert not predicted.is_exact
+    assert np.isnan(predicted.times_s[0]).all()
+    assert np.abs(predicted.times_s[20:, 0] - 10.0 * np.arange(6)).max() < 3
 
 
 def test_pieces_equal_the_decoded_recording(tmp_path):
@@ -214,3 +216,15 @@ def test_link_within_the_folder_is_followed(tmp_path):
     (tmp_path / "text.srt").write_bytes(b"x")
     (tmp_path / "talk.srt").symlink_to(tmp_path / "text.srt")
     assert [text.name for _, text in source.find_pairs(tmp_path)] == ["talk.srt"]
+
+
+@pytest.mark.parametrize(("deviation_s", "is_exact"), [(0.0, True), (1.0, False)])
+def test_times_that_vary_are_not_exact(deviation_s, is_exact):
+    deviations_s = np.random.default_rng(0).uniform(-deviation_s, deviation_s, 20)
+    lines, windows = [], []
+    for n, deviation in enumerate(deviations_s.tolist()):
+        words, real_s = [f"{word}{'abcdefghijklmnopqrst'[n]}" for word in SENTENCES[n % 5].split()], 10.0 * n + 50
+        starts_s = [real_s + 0.5 * i for i in range(len(words))]
+        windows.append(DecodedWindow(real_s, real_s + 8, [[real_s, real_s + 8]], words, starts_s))
+        lines.append(Line(" ".join(words), real_s + deviation, real_s + 0.5 * len(words) + deviation))
+    assert matching.predict(lines, windows).is_exact == is_exact
