@@ -80,11 +80,11 @@ def _draw_batch(axes: Any, cache: FeatureCache, rows: np.ndarray, n_frames: int)
 
 def token_losses(tokens: Sequence[str], before: np.ndarray, after: np.ndarray) -> Figure:
     """Plot the loss of each label token of one clip, float [n_tokens], before and after training."""
-    figure, axes = figure_with_axes(max(6, min(14, 0.55 * len(tokens))), 2.8)
+    figure, axes = figure_with_axes(max(6, min(14, 0.55 * len(tokens))), 3.2)
     places = np.arange(len(tokens))
     axes.bar(places - 0.2, before, width=0.4, color=SOFT, label=f"before, mean {before.mean():.2f}")
     axes.bar(places + 0.2, after, width=0.4, color=ACCENT, label=f"after, mean {after.mean():.2f}")
-    axes.set_xticks(places, tokens, rotation=30, ha="right")
+    axes.set_xticks(places, tokens, rotation=30, ha="right", fontsize=8)
     axes.set(ylabel="loss", xlabel="token to be written")
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
