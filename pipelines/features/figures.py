@@ -144,21 +144,25 @@ def row_with(cache: FeatureCache, letters: str) -> int:
 def pick_clip(recipe: Recipe, cache: FeatureCache, row: int) -> None:
     """Show and play a clip of the cache; in an interactive notebook under a menu that shows other training clips.
 
-    In batch, and without ipywidgets, there is no menu.
+    In batch, and without ipywidgets, there is no menu. The clip itself is an ordinary output in any case.
     """
     from IPython.display import display
 
-    def show(row: int) -> None:
-        display(clip_player(recipe, cache, row), sound(recipe, cache, row))
-
     widgets = _widgets() if environment.interactive() else None
-    if widgets is None:
-        return show(row)
-    rows = list(dict.fromkeys([row, *cache.split("train")[:_MENU_CLIPS].tolist()]))
-    names = [textwrap.shorten(cache.rows["text"].iloc[one], _TITLE_CHARACTERS, placeholder=" …") for one in rows]
-    menu = widgets.Dropdown(options=list(zip(names, rows, strict=True)), value=row, layout={"width": "100%"})
-    output = widgets.interactive_output(show, {"row": menu})
-    display(menu, output)
+    if widgets:
+        rows = list(dict.fromkeys([row, *cache.split("train")[:_MENU_CLIPS].tolist()]))
+        texts = cache.rows["text"].iloc[rows]
+        names = [textwrap.shorten(text, _TITLE_CHARACTERS, placeholder=" …") for text in texts]
+        menu = widgets.Dropdown(options=list(zip(names, rows, strict=True)), value=row, layout={"width": "100%"})
+        display(menu)
+    outputs = [display(draw(recipe, cache, row), display_id=True) for draw in (clip_player, sound)]
+
+    def show(change: dict[str, Any]) -> None:
+        for output, draw in zip(outputs, (clip_player, sound), strict=True):
+            output.update(draw(recipe, cache, change["new"]))
+
+    if widgets:
+        menu.observe(show, names="value")
 
 
 def _widgets() -> Any:

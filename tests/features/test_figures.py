@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,16 +84,22 @@ def test_words_are_left_out_for_large_weights(toy_cache, toy_settings, monkeypat
 def test_menu_of_clips_is_only_in_interactive_notebooks(toy_cache, toy_settings, monkeypatch, interactive: bool):
     import IPython.display
 
-    displayed = []
-    monkeypatch.setattr(IPython.display, "display", lambda *items: displayed.extend(items))
+    displayed, updated = [], []
+
+    def display(item, display_id=False):
+        displayed.append(item)
+        return SimpleNamespace(update=updated.append)
+
+    monkeypatch.setattr(IPython.display, "display", display)
     monkeypatch.setattr(figures.environment, "interactive", lambda: interactive)
     figures.pick_clip(toy_settings(), toy_cache, 2)
     kinds = [type(item).__name__ for item in displayed]
-    assert kinds == ["HTML", "NotebookFigure", *(["Dropdown", "Output"] if interactive else [])]
+    assert kinds == [*(["Dropdown"] if interactive else []), "HTML", "NotebookFigure"]
     if interactive:
-        menu = displayed[2]
-        assert menu.value == 2
+        menu = displayed[0]
         assert (toy_cache.rows["text"].iloc[2], 2) in menu.options
+        menu.value = 0
+        assert [type(item).__name__ for item in updated] == ["HTML", "NotebookFigure"]
 
 
 def test_bars_show_the_shares_of_splits_and_bytes(toy_cache):
