@@ -63,7 +63,7 @@ class Group:
 
     @property
     def letters_per_s(self) -> float:
-        return letters(self.text) / self.speech_s
+        return letters(self.text) / max(self.speech_s, _PAD_S)  # a stretch at the end may be shorter than its padding
 
 
 def place(

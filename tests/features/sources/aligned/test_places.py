@@ -82,3 +82,10 @@ def test_model_refuses_a_text_of_which_one_token_is_not_said():
 
     found = passages_of(2, *lines_at(3.0, 6.0), force)
     assert {one.start_s: one.reason for one in found} == {3.0: "paraphrased", 6.0: ""}
+
+
+def test_stretch_that_is_shorter_than_its_padding_is_too_short():
+    window = DecodedWindow(2.0, 3.2, [[3.0, 3.2]], [], [])
+    lines, predicted = lines_at(3.0, spoken_s=0.2)
+    found = passages.find_passages(Path("a.wav"), Recording([window], 3.2), lines, predicted, accept_all, -9.0)
+    assert [one.reason for one in found] == ["too_short"]
