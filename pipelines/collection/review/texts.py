@@ -38,11 +38,11 @@ ENGLISH: Texts = {
     "no_earlier": "You have not decided on a clip before this one on this page.",
 }
 SWEDISH: Texts = {
-    "title": "Granska transkript",
-    "lead": "Lyssna och avgör om transkriptet säger det som talas. De minst trovärdiga klippen kommer först.",
+    "title": "Granska transkriptioner",
+    "lead": "Lyssna och avgör om transkriptionen stämmer med det som sägs. De minst trovärdiga klippen kommer först.",
     "language": "Sidans språk",
     "reviewer": "Ditt namn eller dina initialer (skrivs bredvid dina beslut)",
-    "transcript": "Transkript",
+    "transcript": "Transkription",
     "heard": "Modellen hörde",
     "correction": "Det som sägs",
     "accept": "Godkänn",
@@ -51,14 +51,14 @@ SWEDISH: Texts = {
     "skip": "Hoppa över",
     "back": "Tillbaka",
     "keys": "Tangenter: <kbd>mellanslag</kbd> spela och pausa, <kbd>A</kbd> godkänn, <kbd>R</kbd> förkasta, "
-    "<kbd>E</kbd> redigera, <kbd>Ctrl</kbd>+<kbd>Enter</kbd> spara rättelsen, <kbd>Esc</kbd> återställ transkriptet, "
-    "<kbd>S</kbd> hoppa över, <kbd>B</kbd> tillbaka till ditt senaste beslut",
+    "<kbd>E</kbd> redigera, <kbd>Ctrl</kbd>+<kbd>Enter</kbd> spara rättelsen, <kbd>Esc</kbd> återställ "
+    "transkriptionen, <kbd>S</kbd> hoppa över, <kbd>B</kbd> tillbaka till ditt senaste beslut",
     "progress": "{reviewed} av {clips} granskade, {wrong} fel.",
     "share": "Ungefär {share:.0%} av de väntade felen är hittade (en uppskattning av dina beslut).",
     "no_share": "Andelen hittade fel uppskattas efter {least} beslut.",
     "done": "Alla klipp är granskade. Tack!",
-    "left": "Inget mer klipp för dig just nu. {left} är överhoppade eller öppna på en annan sida: ladda om sidan "
-    "senare.",
+    "left": "Det finns inga fler klipp för dig just nu. {left} är överhoppade eller öppna på en annan sida: ladda om "
+    "sidan senare.",
     "no_audio": "Den här inspelningen kan inte spelas upp.",
     "earlier": {
         "accept": "Tidigare beslut: godkänt.",
@@ -68,7 +68,7 @@ SWEDISH: Texts = {
     "not_stored": "Inte sparat",
     "listen_first": "Lyssna först: spela minst en sekund av klippet (mellanslag) och besluta sedan.",
     "not_shown": "Det klippet fanns inte längre på sidan. Besluta om det som finns där.",
-    "text_changed": "Du har ändrat texten: spara rättelsen, eller återställ transkriptet med Esc.",
+    "text_changed": "Du har ändrat texten: spara rättelsen, eller återställ transkriptionen med Esc.",
     "no_earlier": "Du har inte beslutat om något klipp före det här på den här sidan.",
 }
 TEXTS = {"en": ENGLISH, "sv": SWEDISH}
