@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from pipelines.experiments import figures
 from pipelines.experiments.comparison import compare
 from pipelines.experiments.series import claims as series_claims
 from pipelines.experiments.series import run as series
+from pipelines.experiments.series import table_files
 from pipelines.experiments.series import tables as series_tables
 from pipelines.features import pipeline as feature_pipeline
 from pipelines.infra import manifest
@@ -151,7 +153,7 @@ def test_exported_tables_reproduce_the_scores(done, tmp_path):
     recipes, runs, *_ = done
     reports = series_tables.export(recipes, tmp_path, runs=runs).reports
     assert list(reports) == [f"{r.name}/{r.training.seed}" for r in recipes]
-    table, costs = (pd.read_csv(tmp_path / name) for name in (series_tables.UTTERANCES, series_tables.RUNS))
+    table, costs = (pd.read_csv(tmp_path / name) for name in (table_files.UTTERANCES, table_files.RUNS))
     assert len(table) == 8 and len(costs) == 4
     for name, report in reports.items():
         edits = np.array([list(map(int, cell.split())) for cell in table[name]])
@@ -248,7 +250,7 @@ def test_series_goes_on_from_tables_without_its_runs(done, tmp_path, monkeypatch
     series_tables.add(
         recipes[3], series_tables.finished_reports(recipes, runs)["planted-repaired/43"], grown, runs=runs
     )
-    for name in (series_tables.UTTERANCES, series_tables.RUNS):
+    for name in (table_files.UTTERANCES, table_files.RUNS):
         assert (grown / name).read_bytes() == (whole / name).read_bytes()
 
 
@@ -264,13 +266,19 @@ def test_known_runs_that_others_need_are_run(small):
         assert series.pending(every, known) == expected
 
 
+def test_known_runs_of_earlier_rounds_are_run_too(small):
+    first = small("round0")
+    second, third = (small(f"round{n}", settings={"curation.label_model": f"run:round{n - 1}"}) for n in (1, 2))
+    assert series.pending([first, second, third], {"round0/42", "round1/42"}) == [first, second, third]
+
+
 def test_export_keeps_results_of_another_machine(done, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes, tmp_path, runs=runs)
-    whole = [(tmp_path / name).read_bytes() for name in (series_tables.UTTERANCES, series_tables.RUNS)]
+    whole = [(tmp_path / name).read_bytes() for name in (table_files.UTTERANCES, table_files.RUNS)]
     tables = series_tables.export(recipes, tmp_path, runs=tmp_path / "nothing")
     assert [claim["recipe"] for claim in tables.claims] == ["planted-raw", "planted-repaired"]
-    assert [(tmp_path / name).read_bytes() for name in (series_tables.UTTERANCES, series_tables.RUNS)] == whole
+    assert [(tmp_path / name).read_bytes() for name in (table_files.UTTERANCES, table_files.RUNS)] == whole
     only = series_tables.export(recipes[::2], tmp_path, runs=tmp_path / "nothing")
     assert [claim["recipe"] for claim in only.claims] == ["planted-raw"], "what is not planned is not kept"
 
@@ -283,8 +291,8 @@ def test_tables_know_only_the_same_settings(done, small, tmp_path):
     for other in ({"training.learning_rate": 2e-3}, {"source.test": 9}, {"evaluation.max_new_tokens": 5}):
         assert not series_tables.known([small("planted-raw", 42, raw | other)], tmp_path), other
     assert not series_tables.known([small("planted-raw", 44, raw)], tmp_path)
-    costs = pd.read_csv(tmp_path / series_tables.RUNS).drop(columns="settings")
-    costs.to_csv(tmp_path / series_tables.RUNS, index=False)
+    costs = pd.read_csv(tmp_path / table_files.RUNS).drop(columns="settings")
+    costs.to_csv(tmp_path / table_files.RUNS, index=False)
     assert not series_tables.known(recipes, tmp_path), "tables of older versions do not tell"
 
 
@@ -297,6 +305,92 @@ def test_tables_refuse_another_test_set(done, small, tmp_path):
     with pytest.raises(LabError, match=r"need one test_set: planted-raw/42 has .*another folder than"):
         series_tables.add(recipes[2], other, tmp_path, runs=runs)
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
+def test_process_killed_between_both_tables_loses_one_result(done, tmp_path):
+    recipes, runs, *_ = done
+    series_tables.export(recipes[:2], tmp_path, runs=runs)
+    costs = pd.read_csv(tmp_path / table_files.RUNS, dtype=str)
+    costs[:1].to_csv(tmp_path / table_files.RUNS, index=False)
+    assert series_tables.known(recipes, tmp_path) == {"planted-raw/42"}
+    report = series_tables.finished_reports(recipes, runs)["planted-raw/43"]
+    series_tables.add(recipes[2], report, tmp_path, runs=runs)
+    assert series_tables.known(recipes, tmp_path) == {"planted-raw/42", "planted-raw/43"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (table_files.RUNS, b"", "runs.csv must have the columns recipe, seed"),
+        (table_files.RUNS, b"\xff\xfe\x00", "runs.csv must have the columns"),
+        (table_files.RUNS, b"recipe;seed\na;42\n", "separated by commas, got 'recipe;seed'"),
+        (table_files.UTTERANCES, b'id,speaker,words\n"x', "utterances.csv must have the columns id, speaker, words"),
+        (
+            table_files.UTTERANCES,
+            b"id,speaker,words,a/42\nx,,1,1 0 0\nx,,1,1 0 0\n",
+            "one row per utterance, got two of",
+        ),
+        (
+            table_files.UTTERANCES,
+            b"id,speaker,words,a/42\nx,,1,1 0\n",
+            "numbers of edits, got '1 0' in column a/42",
+        ),
+        (table_files.RUNS, None, "must hold runs.csv beside utterances.csv, which has 2 results"),
+    ],
+)
+def test_damaged_table_gives_one_line(done, tmp_path, name, content, message):
+    recipes, runs, *_ = done
+    series_tables.export(recipes[:2], tmp_path, runs=runs)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(LabError, match=message) as error:
+        series_tables.known(recipes, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_tables_without_an_utterance_are_not_extended(done, tmp_path):
+    recipes, runs, *_ = done
+    series_tables.export(recipes[:1], tmp_path, runs=runs)
+    path = tmp_path / table_files.UTTERANCES
+    path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:-1]), "utf-8")
+    report = series_tables.finished_reports(recipes, runs)["planted-raw/43"]
+    with pytest.raises(LabError, match="must have the 8 utterances of the test set, got 7 rows"):
+        series_tables.add(recipes[2], report, tmp_path, runs=runs)
+
+
+def test_cells_that_look_like_numbers_or_nothing_stay(tmp_path):
+    table = pd.DataFrame({"id": ["1", "2"], "speaker": ["007", "NA"], "words": ["1", "1"], "a/42": ["1 0 0"] * 2})
+    costs = pd.DataFrame([{"recipe": "a", "seed": 42, "test_set": "1e5", "normaliser": "n", "python": "3.10"}])
+    table_files.write(tmp_path, table, costs)
+    table_files.write(tmp_path, *table_files.read(tmp_path))
+    again, costs = table_files.read(tmp_path)
+    assert again["speaker"].tolist() == ["007", "NA"]
+    assert costs.loc[0, ["test_set", "python"]].tolist() == ["1e5", "3.10"]
+    (claim,) = series_claims.of_tables(tmp_path)
+    assert claim["speakers"] == 2
+
+
+def test_tables_are_locked_while_a_result_is_added(done, tmp_path, monkeypatch):
+    recipes, runs, *_ = done
+    write, timeouts = table_files.write, []
+
+    def write_while_another_waits(*tables):
+        with pytest.raises(filelock.Timeout) as error, filelock.FileLock(tmp_path / ".tables.lock", timeout=0):
+            pass
+        timeouts.append(error.value)
+        write(*tables)
+
+    monkeypatch.setattr(table_files, "write", write_while_another_waits)
+    report = series_tables.finished_reports(recipes, runs)["planted-raw/42"]
+    series_tables.add(recipes[0], report, tmp_path, runs=runs)
+    assert len(timeouts) == 1 and series_tables.known(recipes, tmp_path) == {"planted-raw/42"}
+
+
+def test_tables_refuse_a_rehearsal(small, tmp_path):
+    with pytest.raises(LabError, match="make tables without it"):
+        series_tables.known([small("a", settings={"training.fast_dev_run": True})], tmp_path)
 
 
 def test_headline_states_when_no_difference_is_shown():
@@ -350,13 +444,13 @@ def test_recipes_of_a_committed_series_differ_in_one_setting(folder):
 def test_first_recipe_is_the_baseline_of_a_series_without_planted(done, tmp_path):
     recipes, runs, *_ = done
     folder = series_tables.export(recipes, tmp_path, runs=runs).folder
-    table = pd.read_csv(folder / series_tables.UTTERANCES).rename(columns=lambda name: name.replace("planted-", "my-"))
-    table.to_csv(folder / series_tables.UTTERANCES, index=False)
+    table = pd.read_csv(folder / table_files.UTTERANCES).rename(columns=lambda name: name.replace("planted-", "my-"))
+    table.to_csv(folder / table_files.UTTERANCES, index=False)
     first, second = series_claims.of_tables(folder)
     assert (first["against"], list(second["against"])) == ({}, ["my-raw"])
 
 
-@pytest.mark.skipif(not (RESULTS / series_tables.UTTERANCES).exists(), reason="no results are committed yet")
+@pytest.mark.skipif(not (RESULTS / table_files.UTTERANCES).exists(), reason="no results are committed yet")
 def test_recipe_comments_match_committed_results():
     claims = {claim["recipe"]: claim for claim in series_claims.of_tables(RESULTS)}
     assert claims.keys() <= set(pipelines_recipes.names())
@@ -368,10 +462,10 @@ def test_recipe_comments_match_committed_results():
 
 
 @pytest.mark.parametrize(
-    "folder", [path.parent for path in sorted(RESULTS.rglob(series_tables.RUNS))], ids=lambda path: path.name
+    "folder", [path.parent for path in sorted(RESULTS.rglob(table_files.RUNS))], ids=lambda path: path.name
 )
 def test_committed_runs_agree_with_utterances(folder):
-    costs, table = pd.read_csv(folder / series_tables.RUNS), pd.read_csv(folder / series_tables.UTTERANCES)
+    costs, table = pd.read_csv(folder / table_files.RUNS), pd.read_csv(folder / table_files.UTTERANCES)
     assert costs["test_set"].nunique() == costs["normaliser"].nunique() == 1
     for row in costs.itertuples():
         edits = np.array([list(map(int, cell.split())) for cell in table[f"{row.recipe}/{row.seed}"]])

@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from pipelines.experiments.comparison.findings import holm, is_significant
-from pipelines.infra.tables.formulas import decode_cell
+from pipelines.experiments.series import table_files
 from pipelines.speech import scoring
 from pipelines.speech.intervals import CLIPS, Units
 from pipelines.speech.scoring import Edits
 
-UTTERANCES = "utterances.csv"
 BASELINES = ("planted-checked", "planted-raw")
 """Recipes that the others are compared with: a fair baseline, and one without any curation. In a series without them
 it is the first recipe."""
@@ -28,7 +27,7 @@ def of_tables(folder: Path, baselines: Sequence[str] = BASELINES) -> list[dict[s
     `against`: for each baseline `delta` (WER minus the baseline's), its `ci95`, `p`, and `p_holm`, corrected for the
     number of recipes.
     """
-    edits, speakers = _read_edits(pd.read_csv(folder / UTTERANCES).map(decode_cell))
+    edits, speakers = _read_edits(table_files.read_utterances(folder))
     named = [baseline for baseline in baselines if baseline in edits] or [next(iter(edits))]
     against = {baseline: _differences(edits, speakers, baseline) for baseline in named}
     rows = []
@@ -55,7 +54,7 @@ def _read_edits(table: pd.DataFrame) -> tuple[dict[str, dict[int, Edits]], list[
     words = table["words"].to_numpy(np.int64)
     zeros = np.zeros_like(words)
     edits: dict[str, dict[int, Edits]] = {}
-    for column in (name for name in table if "/" in name):
+    for column in table_files.results(table):
         recipe, _, seed = column.partition("/")
         counts = np.array([cell.split() for cell in table[column]], dtype=np.int64)
         edits.setdefault(recipe, {})[int(seed)] = Edits(*counts.T, words, zeros, zeros)

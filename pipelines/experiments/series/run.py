@@ -77,11 +77,15 @@ def name_of(recipe: Recipe) -> str:
 def pending(experiments: Sequence[Recipe], known: Collection[str]) -> list[Recipe]:
     """Return the experiments that are to be run if those in `known` (`recipe/seed`) are finished elsewhere.
 
-    A known one is run nevertheless if another one needs its model, which a setting names as `run:<recipe>`.
+    A known one is run nevertheless if one that is run needs its model, which a setting names as `run:<recipe>`.
     """
-    missing = [recipe for recipe in experiments if name_of(recipe) not in known]
-    models = {f"{name}/{recipe.training.seed}" for recipe in missing for name in _named_runs(recipe.model_dump())}
-    return [recipe for recipe in experiments if recipe in missing or name_of(recipe) in models]
+    by_name = {name_of(recipe): recipe for recipe in experiments}
+    needed = [name for name in by_name if name not in known]
+    for name in needed:  # grows: a model may need the model of an earlier round
+        recipe = by_name[name]
+        models = (f"{other}/{recipe.training.seed}" for other in _named_runs(recipe.model_dump()))
+        needed += [model for model in dict.fromkeys(models) if model in by_name and model not in needed]
+    return [recipe for recipe in experiments if name_of(recipe) in needed]
 
 
 def _named_runs(settings: Any) -> Iterator[str]:

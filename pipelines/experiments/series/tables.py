@@ -20,18 +20,18 @@ from pipelines import recipes
 from pipelines.experiments import evaluation
 from pipelines.experiments.comparison import lookup
 from pipelines.experiments.evaluation import EvalReport
-from pipelines.experiments.series import claims, filters
-from pipelines.experiments.series.claims import BASELINES, UTTERANCES
+from pipelines.experiments.series import claims, filters, table_files
+from pipelines.experiments.series.claims import BASELINES
 from pipelines.experiments.series.run import name_of
+from pipelines.experiments.series.table_files import UTTERANCES
 from pipelines.infra import environment, manifest, redact
 from pipelines.infra.errors import LabError
-from pipelines.infra.tables.formulas import decode_cell, encode_cell
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
 from pipelines.speech import scoring
 
-RUNS, FILTERS = "runs.csv", "filters.json"
+FILTERS = "filters.json"
 _NO_RESULT = (
     *("training.workers", "training.max_hours", "training.micro_batch", "training.checkpoint_activations"),
     *("training.tracker", "training.keep_checkpoints", "training.remove_checkpoints"),
@@ -85,8 +85,8 @@ def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = ""
     by_name = {name_of(recipe): recipe for recipe in experiments}
     if reports:
         lookup.require_comparable(list(reports.values()))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, {name: (by_name[name], report) for name, report in reports.items()}, names, runs)
+    with table_files.locked(folder):
+        _write(folder, {name: (by_name[name], report) for name, report in reports.items()}, names, runs)
     finished = [by_name[name] for name in reports]
     if any(recipe.name in BASELINES for recipe in finished):
         path = folder / FILTERS
@@ -101,18 +101,21 @@ def add(recipe: Recipe, report: EvalReport, folder: Path, *, runs: str | Path = 
 
     Raise LabError if they hold results on another test set.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    table, _ = _read(folder)
-    names = [name for name in table if "/" in name]
-    _write(folder, {name_of(recipe): (recipe, report)}, [*dict.fromkeys([*names, name_of(recipe)])], runs)
+    with table_files.locked(folder):
+        names = table_files.results(table_files.read(folder)[0])
+        _write(folder, {name_of(recipe): (recipe, report)}, [*dict.fromkeys([*names, name_of(recipe)])], runs)
 
 
 def known(experiments: Iterable[Recipe], folder: Path) -> set[str]:
     """Return `recipe/seed` of the experiments whose results are in the tables in `folder`, from the same settings.
 
-    Tables of older versions do not record the settings: nothing in them is known.
+    Tables of older versions do not record the settings: nothing in them is known. Raises LabError for rehearsals, whose
+    results would take the place of real ones, and for damaged tables.
     """
-    table, costs = _read(folder)
+    experiments = [*experiments]
+    if any(recipe.training.fast_dev_run for recipe in experiments):
+        raise LabError("training.fast_dev_run trains two steps, whose WER means nothing: make tables without it")
+    table, costs = table_files.read(folder)
     recorded = {f"{row['recipe']}/{row['seed']}": row.get("settings") for row in costs.to_dict("records")}
     return {
         name
@@ -129,18 +132,9 @@ def settings_digest(recipe: Recipe) -> str:
     return recipes.digest({"language": recipe.language, **values})
 
 
-def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables of utterances and of runs in `folder`; empty ones if there are none."""
-    paths = folder / UTTERANCES, folder / RUNS
-    if not all(path.is_file() for path in paths):
-        return pd.DataFrame(), pd.DataFrame()
-    texts = {"id": str, "model": str, "cache": str, "test_set": str, "settings": str}
-    return tuple(pd.read_csv(path, dtype=texts, keep_default_na=False).map(decode_cell) for path in paths)
-
-
 def _write(folder: Path, results: dict[str, tuple[Recipe, EvalReport]], names: Sequence[str], runs: str | Path) -> None:
     """Write both tables with the results `names`, in their order: new ones from `results`, others from the files."""
-    table, costs = _read(folder)
+    table, costs = table_files.read(folder)
     rows = {f"{row['recipe']}/{row['seed']}": row for row in costs.to_dict("records")}
     rows = {name: row for name, row in rows.items() if name in names and name not in results}
     rows |= {name: _run_row(recipe, report, runs) for name, (recipe, report) in results.items()}
@@ -148,11 +142,14 @@ def _write(folder: Path, results: dict[str, tuple[Recipe, EvalReport]], names: S
     if results:
         new = _utterances({name: report for name, (_, report) in results.items()})
         kept = [name for name in names if name not in results]
+        if kept and {*table["id"]} != {*new["id"]}:
+            raise LabError(
+                f"{folder / UTTERANCES} must have the {len(new)} utterances of the test set, got {len(table)} rows "
+                "that are not the same: restore it, or name another folder"
+            )
         table = new.assign(**{name: table.set_index("id")[name].reindex(new["id"]).to_numpy() for name in kept})
     described = [name for name in table if "/" not in name]
-    # runs.csv last: a result counts once it stands there (`known`)
-    _write_csv(folder / UTTERANCES, table[[*described, *names]])
-    _write_csv(folder / RUNS, pd.DataFrame([rows[name] for name in names]))
+    table_files.write(folder, table[[*described, *names]], pd.DataFrame([rows[name] for name in names]))
 
 
 def _require_one_test_set(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
@@ -165,10 +162,6 @@ def _require_one_test_set(folder: Path, rows: dict[str, dict[str, Any]]) -> None
                 f"the tables of a series need one {column}: {name} has {first}, {other} has {second}. Write the new "
                 f"results to another folder than {folder}"
             )
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    manifest.write_bytes(path, table.map(encode_cell).to_csv(index=False).encode())
 
 
 def finished_reports(experiments: Iterable[Recipe], runs: str | Path = "") -> dict[str, EvalReport]:
