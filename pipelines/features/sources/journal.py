@@ -112,18 +112,25 @@ def _append(file: Any, record: dict[str, Any]) -> None:
 
 
 def _read(journal: Path) -> tuple[dict[float, Any], dict[str, Any] | None]:
-    """Return the windows of a journal by their start, and its end record; a torn last line is removed."""
+    """Return the windows of a journal by their start, and its end record.
+
+    A line that is torn or damaged is removed with all that follow it: their windows are decoded again.
+    """
     stored: dict[float, Any] = {}
-    end = None
+    end, n_read = None, 0
     content = journal.read_bytes() if journal.is_file() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    for row in content.splitlines(keepends=True):  # of bytes: a text may hold other line breaks of Unicode
+        try:
+            record = json.loads(row if row.endswith(b"\n") else b"")
+            if "end" in record:
+                end = record["end"]
+            else:
+                stored[float(record["start_s"])] = record
+        except (ValueError, TypeError, KeyError):
+            break
+        n_read += len(row)
+    if n_read < len(content):
+        end = None
         with open(journal, "r+b") as file:
-            file.truncate(len(whole))
-    for row in whole.decode().splitlines():
-        record = json.loads(row)
-        if "end" in record:
-            end = record["end"]
-        else:
-            stored[record["start_s"]] = record
+            file.truncate(n_read)
     return stored, end

@@ -48,7 +48,7 @@ def read(folder: Path) -> dict[int, dict[str, str]]:
     """
     by_step: dict[int, dict[str, str]] = {}
     try:
-        lines = (folder / FILE).read_text("utf-8").splitlines()
+        lines = (folder / FILE).read_text("utf-8").split("\n")  # a text may hold other line breaks of Unicode
     except (OSError, ValueError):
         return {}
     for line in lines:

@@ -17,10 +17,10 @@ def test_positions_are_spread_and_never_repeat(n: int, positions: list[int]):
 
 def test_texts_are_read_by_step_and_the_last_counts(tmp_path):
     for step, text in ((8, "b"), (4, "a"), (4, "c")):  # step 4 again, after an interruption
-        samples.add(tmp_path, step, ["x", "y"], [text, "☃"])
+        samples.add(tmp_path, step, ["x", "y"], [text, "☃\u2028"])
     with (tmp_path / samples.FILE).open("a") as file:
         file.write('{"step": 12, "tex')  # killed while writing, by an older version
-    assert samples.read(tmp_path) == {4: {"x": "c", "y": "☃"}, 8: {"x": "b", "y": "☃"}}
+    assert samples.read(tmp_path) == {4: {"x": "c", "y": "☃\u2028"}, 8: {"x": "b", "y": "☃\u2028"}}
     assert list(samples.read(tmp_path)) == [4, 8]
 
 
