@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.features.sources import SPLITS, Example, NoAudio, PartExample, lines_sha256
+from pipelines.features.sources.folder_tables import refuse_outside_folders
 from pipelines.features.sources.splits import name_split
 from pipelines.features.sources.stamps import stamp_all
 from pipelines.features.sources.unlabelled import labeller, labels
@@ -200,8 +201,14 @@ class UnlabelledSource:
 
 
 def find_recordings(folder: Path) -> list[Path]:
-    """Return the recordings of a folder, sorted. Raises LabError if there are none, or if some are held out."""
-    recordings = find_audio(folder).files if folder.is_dir() else []
+    """Return the recordings of a folder, sorted; other files are logged.
+
+    Raises LabError if there are none, if some are held out, or if a link leads to a folder outside.
+    """
+    if folder.is_dir():
+        refuse_outside_folders(folder)
+    found = find_audio(folder)
+    recordings = found.files
     if not recordings:
         raise LabError(f"source.path must name a folder of recordings, got {str(folder)!r}, which has none: correct it")
     for path in recordings:
@@ -211,6 +218,8 @@ def find_recordings(folder: Path) -> list[Path]:
                     f"unlabelled recordings are for training only, got {path.relative_to(folder)} in a folder of "
                     f"{name_split(part)}: name the folder of the training recordings, or rename {part}"
                 )
+    if skipped := found.describe_skipped():
+        logger.info(f"note: {folder} holds {len(recordings)} recordings; skipped: {skipped}")
     return recordings
 
 

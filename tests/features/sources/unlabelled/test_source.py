@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 
 import numpy as np
 import pytest
+from log_recorder import record_log
 
 from pipelines.features.sources import NoAudio
 from pipelines.features.sources.unlabelled import labeller
@@ -150,3 +152,21 @@ def test_real_engine_labels_each_window_alone(monkeypatch, tmp_path, speech, toy
     assert again[0]["logprob"] == pytest.approx(records[0]["logprob"], abs=1e-4)
     spoken, _ = labeller.Labeller(ref, "sv", 15.0, labeller.LANGUAGE).decode(path, tmp_path)
     assert all(len(record["language"]) == 2 for record in spoken)
+
+
+def test_link_to_another_folder_is_refused_and_other_files_are_logged(source, folder, tmp_path):
+    lines = record_log()
+    (folder / "notes.xyz").write_text("no recording")
+    (folder / "broken.wav").symlink_to(tmp_path / "absent.wav")
+    assert source().identity()
+    assert any("skipped: 1 not a file (such as broken.wav); 1 not audio by its suffix .xyz" in line for line in lines)
+    (tmp_path / "disk").mkdir()
+    (folder / "disk").symlink_to(tmp_path / "disk")
+    with pytest.raises(LabError, match="disk is a link to .*, outside"):
+        source().identity()
+
+
+def test_name_that_is_no_text_gives_one_line(source, folder):
+    os.rename(folder / "sure.wav", os.fsencode(folder) + b"/\xff.wav")
+    with pytest.raises(LabError, match=r"must be in UTF-8, got '.*\\udcff.wav': rename it"):
+        source().identity()
