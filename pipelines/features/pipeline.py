@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from pipelines.features.build import BuildOptions
 from pipelines.features.cache import FeatureCache
 from pipelines.features.curation import corpus, label_errors, leaks
 from pipelines.features.curation.clip_filter import ClipFilter
-from pipelines.features.curation.held_out import load_held_out
+from pipelines.features.curation.held_out import held_out_parts, load_held_out
 from pipelines.features.curation.selection import Selection
 from pipelines.features.data_card import card
 from pipelines.features.identity import label_model
@@ -265,7 +266,8 @@ class _Extraction:
 
         def curate(cache: FeatureCache, rejected: list[dict[str, str]]) -> Selection:
             availability.check_unchanged(self.recipe, self.source, source_identity, rejected, self.runs)
-            return corpus.finish(curation, cache, rejected, survey, held_out, self._label_errors(cache))
+            parts = partial(held_out_parts, self.source)
+            return corpus.finish(curation, cache, rejected, survey, held_out, self._label_errors(cache), parts)
 
         with clip_progress_bar("log-mel", n_clips or None) as advance:
 

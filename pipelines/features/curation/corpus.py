@@ -11,8 +11,9 @@ A source without an outline (`Source.outline`, the examples without their audio)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,13 +121,15 @@ def finish(
     surveyed: Selection | None,
     held_out: HeldOut,
     label_functions: LabelErrors,
+    held_out_parts: Callable[[], Mapping[str, Path]] = dict,
 ) -> Selection:
     """Run the audio steps over the cache; return everything that curation dropped and counted.
 
-    `surveyed` is the result of `survey`, `rejected` that of the clip filter. Raises LabError for audio leaks if
-    `curation.leaks` is `refuse`, and always for a recording that is in both validation and test.
+    `surveyed` is the result of `survey`, `rejected` that of the clip filter; `held_out_parts` is for CachedAudio.
+    Raises LabError for audio leaks if `curation.leaks` is `refuse`, and always for a recording that is in both
+    validation and test.
     """
-    audio = CachedAudio(cache, {key.partition(":")[0] for key in held_out.audio})
+    audio = CachedAudio(cache, {key.partition(":")[0] for key in held_out.audio}, held_out_parts)
     _check_validation_apart_from_test(audio)
     steps = [] if surveyed else _metadata_steps(settings, held_out)
     result = selection.select(audio.examples, [*steps, *_audio_steps(settings, audio, held_out)])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pipelines.features import shards
 from pipelines.features.cache import FeatureCache, open_cache
 from pipelines.features.curation import leaks
 from pipelines.features.curation.leaks import HeldOut
-from pipelines.features.sources import Example
+from pipelines.features.sources import Example, PartExample, Source
 from pipelines.features.sources.splits import canonical_split
 from pipelines.infra import manifest
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import is_missing, open_table
+from pipelines.speech.audio import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +28,22 @@ class CachedAudio:
     """The clips of a cache as examples without audio, with keys that are equal for equal audio.
 
     Equal audio has the same number of frames and the same pad value. If no other clip has both, which is the usual
-    case, they form the key and no frame is read. `other_keys` holds such short keys of clips outside this cache.
+    case, they form the key and no frame is read. `other_keys` holds such short keys of clips outside this cache, and
+    `held_out_parts` returns the recordings of clips that the source cuts from them, by id (`held_out_parts` below).
     """
 
-    def __init__(self, cache: FeatureCache, other_keys: Container[str] = ()):
+    def __init__(
+        self,
+        cache: FeatureCache,
+        other_keys: Container[str] = (),
+        held_out_parts: Callable[[], Mapping[str, Path]] = dict,
+    ):
         self.cache, self._other_keys = cache, other_keys
         rows = cache.rows
         self._row = {name: row for row, name in enumerate(rows["id"])}
         self._short_keys = [f"{frames} {pad}" for frames, pad in zip(rows["frames"], rows["pad_value"], strict=True)]
         self._counts = Counter(self._short_keys)
-        self._file_keys = _file_keys(cache)
+        self._file_keys = _file_keys(cache, held_out_parts)
 
     def examples(self) -> Iterator[Example]:
         table = self.cache.rows
@@ -73,7 +80,14 @@ def load_held_out(paths: Iterable[str], n_mels: int) -> HeldOut:
     return held_out
 
 
-def _file_keys(cache: FeatureCache) -> dict[str, str]:
+def held_out_parts(source: Source) -> dict[str, Path]:
+    """Return id to recording of the validation and test clips that are parts of a recording."""
+    outline = getattr(source, "outline", None)
+    examples = outline() if outline else source.examples(leaks.HELD_OUT)
+    return {one.id: one.file for one in examples if one.split in leaks.HELD_OUT and isinstance(one, PartExample)}
+
+
+def _file_keys(cache: FeatureCache, held_out_parts: Callable[[], Mapping[str, Path]]) -> dict[str, str]:
     """Return id to the fingerprint of the recording that a clip was cut from, else to that of its own audio file.
 
     Empty for a cache without clips that name their recording.
@@ -85,8 +99,11 @@ def _file_keys(cache: FeatureCache) -> dict[str, str]:
         table, _ = shards.read(cache.folder, number, ["id", "audio"])
         names, hashes = table["id"].to_pylist(), table["audio"].to_pylist()
         keys |= {name: (own or b"").hex() for name, own in zip(names, hashes, strict=True)}
+    parts = held_out_parts()
+    prints = {path: fingerprint(path).hex() for path in {*parts.values()}}
     named = cache.rows[cache.rows["recording"].notna()]
-    return keys | dict(zip(named["id"], named["recording"], strict=True))
+    recordings = dict(zip(named["id"], named["recording"], strict=True))
+    return keys | {name: prints[path] for name, path in parts.items()} | recordings
 
 
 def content_digest(path: str) -> str:

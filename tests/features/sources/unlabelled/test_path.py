@@ -90,6 +90,18 @@ def test_test_recording_among_the_unlabelled_is_a_leak(mixed, toy_settings, fold
     assert row["id"].startswith("more/copy.wav")
 
 
+def test_recording_that_a_test_clip_is_cut_from_is_a_leak(mixed, toy_settings, folder, tmp_path, speech):
+    table, held_out = tmp_path / "own" / "transcripts.csv", tmp_path / "own" / "test.wav"
+    settings = mixed()
+    write(held_out, np.concatenate([speech(32_000, 12), np.zeros(48_000, np.float32), speech(48_000, 13)]))
+    header, *rows = table.read_text("utf-8").splitlines()
+    rows = [f"{row},{'0,2' if row.startswith('test') else ','}" for row in rows]
+    table.write_text("\n".join([f"{header},start,end", *rows]), "utf-8")
+    (folder / "copy.wav").write_bytes(held_out.read_bytes())
+    with pytest.raises(LabError, match=r"leak_audio \(more/copy.wav@.*: it was cut from the recording of test row"):
+        feature_pipeline.run(toy_settings(settings), runs=tmp_path / "runs")
+
+
 def test_pseudo_label_that_is_a_test_sentence_is_a_leak(mixed, toy_settings, tmp_path):
     table = tmp_path / "own" / "transcripts.csv"
     table.write_text(table.read_text("utf-8").replace("Låten är svår.", TEXT), "utf-8")
