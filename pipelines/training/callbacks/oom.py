@@ -48,10 +48,13 @@ def micro_batch(run: Path, requested: int) -> int:
 
 
 def chosen_micro_batch(run: Path, choose: Callable[[], int]) -> int:
-    """Return the clips of one forward pass that this run recorded; the first time those that `choose` returns."""
-    if "micro_batch" not in _read(run):
-        _write(run, micro_batch=choose())
-    return _read(run)["micro_batch"]
+    """Return the clips of one forward pass that `choose` returned for this run, or fewer if memory ran out since.
+
+    The choice is recorded apart from what memory held: it does not limit a number that is set later.
+    """
+    if "chosen" not in _read(run):
+        _write(run, chosen=choose())
+    return micro_batch(run, _read(run)["chosen"])
 
 
 def split(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -162,10 +165,12 @@ class ValidationBatch:
 
 
 def _read(run: Path) -> dict[str, int]:
+    """Return the recorded sizes, each at least 1; nothing of a file that is missing or damaged."""
     try:
-        return json.loads((run / _FILE).read_text("utf-8"))
-    except (OSError, ValueError):
+        sizes = dict(json.loads((run / _FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
+    return {name: size for name, size in sizes.items() if isinstance(size, int) and size > 0}
 
 
 def _write(run: Path, **sizes: int) -> None:

@@ -131,12 +131,26 @@ def test_automatic_micro_batch_fits_free_memory_and_is_kept_on_resume(train_toy,
     assert isinstance(ended, Unfinished)
     (line,) = [line for line in lines if "micro_batch" in line]
     assert line.startswith("training.micro_batch=auto: 3 of 7 clips at once, about ")
-    assert json.loads((run / "memory.json").read_text()) == {"micro_batch": 3}
+    assert json.loads((run / "memory.json").read_text()) == {"chosen": 3}
     monkeypatch.setattr(report, "_free_memory", lambda kind: pytest.fail("a resumed run must not choose again"))
     made, lines = train_toy(run, settings)
     assert lines[0] == "resuming from checkpoint-4" and not any("micro_batch" in line for line in lines)
     assert made.digest == whole.digest
     assert losses(made) == pytest.approx(losses(whole), rel=1e-5, abs=1e-5)
+
+
+def test_automatic_choice_does_not_limit_a_number_that_is_set_later(tmp_path):
+    assert oom.chosen_micro_batch(tmp_path, lambda: 2) == 2
+    assert oom.chosen_micro_batch(tmp_path, lambda: 4) == 2
+    assert oom.micro_batch(tmp_path, 8) == 8
+    oom.halve_micro_batch(tmp_path, oom.OutOfMemory(2, 1))
+    assert oom.chosen_micro_batch(tmp_path, lambda: 4) == oom.micro_batch(tmp_path, 8) == 1
+
+
+@pytest.mark.parametrize("content", ["[]", '{"micro_batch": "x"}', '{"micro_batch": 0}', "{", "7"])
+def test_damaged_record_of_memory_is_left_out(tmp_path, content):
+    (tmp_path / "memory.json").write_text(content)
+    assert oom.micro_batch(tmp_path, 8) == 8
 
 
 @pytest.mark.slow
