@@ -55,12 +55,12 @@ class Handlers:
         self._starting = threading.Lock()
 
     def start(
-        self, agrees: bool, nickname: str, about: tuple[Any, ...], language: str, client: str = "", own: str = ""
+        self, agrees: bool, nickname: str, about: tuple[Any, ...], language: str, client: str = "", confirmed: str = ""
     ) -> Visit | None:
         """Begin a visit; return None, with a message on the page, if the speaker does not agree.
 
-        `about`: gender, age and accent, each empty or None if it is not stated. `own` is the nickname of which the
-        visitor has said that it is theirs. Raises SameNickname if another person may have chosen the same.
+        `about`: gender, age and accent, each empty or None if it is not stated. `confirmed` is the nickname of which
+        the visitor has said that it is theirs. Raises SameNickname if another person may have chosen the same.
         """
         import gradio as gr
 
@@ -76,7 +76,7 @@ class Handlers:
         with self._starting:
             if not nickname:
                 nickname = next(name for name in iter(_new_nickname, None) if not self.recorder.is_known(name))
-            elif self.recorder.is_known(nickname) and not self.recorder.is_same(nickname, own):
+            elif self.recorder.is_known(nickname) and not self.recorder.is_same(nickname, confirmed):
                 raise SameNickname
             session = self.recorder.start(nickname, *about)
         return Visit(session, nickname, Position(session.sentence))

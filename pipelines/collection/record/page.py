@@ -233,18 +233,18 @@ def _connect_start(view: View, handlers: Handlers) -> None:
 
     question, nickname = view.question, view.fields[1]
 
-    def start(own: str, tag: str, request: Any, *fields: Any) -> tuple[Any, ...]:
+    def start(confirmed: str, tag: str, request: Any, *fields: Any) -> tuple[Any, ...]:
         agrees, name, gender, age, accent = fields
         try:
-            started = handlers.start(agrees, name, (gender, age, accent), tag, client_of(request), own)
+            started = handlers.start(agrees, name, (gender, age, accent), tag, client_of(request), confirmed)
         except SameNickname:
             return None, name, gr.update(visible=True), *handlers.show(None, tag)
         return started, "", gr.update(visible=False), *handlers.show(started, tag)
 
     start.__annotations__ = {"request": gr.Request}  # Gradio cannot read it as a string
     outputs = [view.visit, question.nickname, question.group, *view.outputs]
-    for button, own in ((view.start, gr.State("")), (question.yes, question.nickname)):
-        button.click(start, [own, view.language, *view.fields], outputs, **_SILENT)
+    for button, confirmed in ((view.start, gr.State("")), (question.yes, question.nickname)):
+        button.click(start, [confirmed, view.language, *view.fields], outputs, **_SILENT)
     question.no.click(
         lambda: ("", "", gr.update(visible=False)), None, [nickname, question.nickname, question.group], **_SILENT
     )

@@ -80,14 +80,14 @@ def _is_foreign(path: Path) -> bool:
     """
     content = path.read_bytes() if path.is_file() else b""
     header, end, _ = content.partition(b"\n")
-    own = open_log(path).header_line().rstrip()
-    if not end and own.startswith(content):
+    expected = open_log(path).header_line().rstrip()
+    if not end and expected.startswith(content):
         return False
     try:
         content[: content.rfind(b"\n") + 1].decode()
     except UnicodeDecodeError:
         return True
-    return header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != own
+    return header.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r") != expected
 
 
 def read(path: Path) -> dict[str, Correction]:

@@ -76,16 +76,16 @@ def test_take_is_kept_without_the_nickname(handlers, folder, take):
 
 def test_same_nickname_goes_on_where_it_stopped(handlers, take):
     handlers.keep(handlers.check(take, handlers.start(True, "Åsa", ABOUT, "en"), "en"), "en")
-    again = handlers.start(True, " åsa ", ABOUT, "sv", own="Åsa")
+    again = handlers.start(True, " åsa ", ABOUT, "sv", confirmed="Åsa")
     assert (again.session.sentence, again.session.n_done) == (SENTENCES[1], 1)
     assert handlers.start(True, "", ABOUT, "sv").nickname != handlers.start(True, "", ABOUT, "sv").nickname
 
 
 def test_nickname_of_another_is_asked_about(handlers, folder, take):
     visit = handlers.start(True, "Kim", ABOUT, "en")
-    for own in ("", "Bo"):
+    for confirmed in ("", "Bo"):
         with pytest.raises(SameNickname):  # two people begin at once: no take is stored yet
-            handlers.start(True, "kim ", ABOUT, "en", own=own)
+            handlers.start(True, "kim ", ABOUT, "en", confirmed=confirmed)
     handlers.keep(handlers.check(take, visit, "en"), "en")
     restarted = Handlers(recorder.Recorder(SENTENCES, folder))
     with pytest.raises(SameNickname):
@@ -152,7 +152,7 @@ def test_check_that_ends_after_a_skip_changes_nothing(handlers, take, monkeypatc
 
 
 def test_second_take_from_another_page_is_said(handlers, folder, take, tmp_path, messages):
-    pages = [handlers.start(True, "Åsa", ABOUT, "en", own="Åsa") for _ in range(2)]
+    pages = [handlers.start(True, "Åsa", ABOUT, "en", confirmed="Åsa") for _ in range(2)]
     for visit in pages:
         copy = shutil.copy(take, tmp_path / "copy.wav")
         assert handlers.keep(handlers.check(copy, visit, "en"), "en").session.sentence == SENTENCES[1]

@@ -42,8 +42,8 @@ CODE_VERSION = "1"
 """Raised when the same texts would give other clips."""
 BEAM_SEARCH = "beams"
 """Value of `agreement_model`: the second text is that of the same model with beam search."""
-_WHOLE_S = 0.01
-"""A window that misses less of a recording is all of it."""
+_MAX_MISSING_S = 0.01
+"""A window that lacks less of a recording at each end is all of it."""
 _LONG_S = 60.0
 """Longer recordings show how far they are decoded."""
 
@@ -179,12 +179,12 @@ class UnlabelledSource:
         examples = []
         for window in windows:
             other, language = texts.get(window["start_s"]), languages.get(window["start_s"], "")
-            found = labels.label(window, self._calibration, limits, facts["gaps"], other=other, language=language)
-            examples.append(self._example(name, path, found, facts["duration_s"]))
+            label = labels.label(window, self._calibration, limits, facts["gaps"], other=other, language=language)
+            examples.append(self._example(name, path, label, facts["duration_s"]))
         return examples
 
     def _example(self, name: str, path: Path, one: Label, duration_s: float) -> Example:
-        is_whole = one.start_s < _WHOLE_S and one.end_s > duration_s - _WHOLE_S
+        is_whole = one.start_s < _MAX_MISSING_S and one.end_s > duration_s - _MAX_MISSING_S
         full_name = name if is_whole else f"{name}@{one.start_s:.2f}-{one.end_s:.2f}"
         if one.reason:
             return _rejected(full_name, one.reason, f"{one.start_s:.1f} to {one.end_s:.1f} s: {one.detail}")
@@ -227,8 +227,8 @@ def excluded(path: str) -> frozenset[bytes]:
     """Return the fingerprints of a recording, or of all recordings in a folder. Raises LabError if there is none."""
     if not path:
         return frozenset()
-    place = Path(path).expanduser()
-    recordings = find_audio(place).files if place.is_dir() else [place] if place.is_file() else []
+    location = Path(path).expanduser()
+    recordings = find_audio(location).files if location.is_dir() else [location] if location.is_file() else []
     if not recordings:
         raise LabError(f"source.exclude must name a recording or a folder of recordings, got {path!r}: correct it")
     return frozenset(map(fingerprint, recordings))
