@@ -38,9 +38,9 @@ def usual_window_s(ref: ModelRef) -> float:
 def joined_window_s(ref: ModelRef) -> float:
     """Return the length up to which stretches of speech are joined to one window of a long recording.
 
-    The encoder computes the attention between all moments of a window, so that short windows take less time. On 9
-    minutes of validation sentences (two recordings, the tour's model), 6 s take 0.7 times the time of 15 s, at a WER
-    lower by 0.022 and 0.007. An untuned model pads each window to 30 s: for it they are as full as possible.
+    The encoder computes the attention between all moments of a window, so that short windows take less time: with
+    the tour's model 6 s take 0.7 times the time of 15 s, at about the same WER (docs/benchmarks.md, 30 minutes). An
+    untuned model pads each window to 30 s: for it they are as full as possible.
     """
     usual_s = usual_window_s(ref)
     return min(_TUNED_JOINED_S, usual_s) if ref.context == "clip" else usual_s
