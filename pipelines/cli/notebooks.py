@@ -77,7 +77,9 @@ def run(
 
 
 def notebooks(
-    language: TextLanguage,
+    language: Annotated[
+        str, typer.Option(callback=translation.parse_language, help="Language of the notebooks' text: sv.")
+    ],
     to: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder for the notebooks; default: notebooks/LANGUAGE.")
     ] = None,

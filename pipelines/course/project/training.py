@@ -28,7 +28,7 @@ class Training:
         try:
             require_plan(self.project)
         except Missing as reason:
-            return f"note: {reason}. A plan that is written after the training is no plan"
+            return f"note: {reason}. Write the plan before anything is trained"
         return ""
 
     def run(self) -> Comparison:
