@@ -30,7 +30,6 @@ app = typer.Typer(
 )
 for command in (
     notebooks.run,
-    notebooks.notebooks,
     features.features,
     training.train,
     training.distill,
@@ -51,6 +50,7 @@ for command in (
     experiments.export,
     inference.production,
     stores.fetch,
+    notebooks.notebooks,
     features.recipe,
     doctor.doctor,
 ):
