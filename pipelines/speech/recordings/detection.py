@@ -111,6 +111,14 @@ class AnySound:
         return (np.abs(samples.reshape(-1, CHUNK_SAMPLES)).max(axis=1) >= _SILENT_PEAK).astype(np.float32)
 
 
+def substitute() -> str:
+    """Return the name of the detector that takes the place of Silero's on this machine; "" if Silero's is installed.
+
+    Other windows are cut with it: what is stored of them needs another key.
+    """
+    return "" if is_packaged() else "any sound"
+
+
 def open_detector() -> Detector:
     """Return Silero's detector, levelled, if it is installed, else AnySound."""
     return Levelled(Silero()) if is_packaged() else AnySound()

@@ -32,6 +32,7 @@ from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError, Waveform, fingerprint
 from pipelines.speech.audio_files import find_audio
+from pipelines.speech.recordings import detection
 from pipelines.speech.recordings.pieces import Piece, read_piece
 from pipelines.speech.text import same_speakers
 from pipelines.whisper import model as whisper_model
@@ -66,6 +67,7 @@ class AlignedSource:
             "files_sha256": digest,
             "code.aligned": CODE_VERSION,
             "min_logprob": str(self.min_logprob),
+            **({"detector": cutter} if (cutter := detection.substitute()) else {}),
             **{f"aligner.{name}": str(value) for name, value in model.items()},
         }
 
@@ -120,7 +122,9 @@ class AlignedSource:
         """Return the passages of a recording, from the cache folder if it was aligned with this text before."""
         lines = texts.read(text)
         model = json.dumps(whisper_model.identity(self._model), sort_keys=True)
-        decoded = _key(CODE_VERSION, fingerprint(audio).hex(), model, self.language)
+        decoded = _key(
+            CODE_VERSION, fingerprint(audio).hex(), model, self.language, *filter(None, [detection.substitute()])
+        )
         aligned = _key(decoded, fingerprint(text).hex(), str(self.min_logprob))
         folder = environment.cache_folder() / "aligned"
         stored = manifest.read_json(folder / f"{aligned}.json")

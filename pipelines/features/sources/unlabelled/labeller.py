@@ -62,7 +62,8 @@ class Labeller:
     def _journal(self, path: Path, folder: Path) -> Path:
         model = json.dumps(whisper_model.identity(self.ref), sort_keys=True)
         settings = (self.ref.context, self.language, self.mode, f"{self.window_s:g}")
-        key = "\n".join((CODE_VERSION, fingerprint(path).hex(), model, *settings))
+        cutter = filter(None, [detection.substitute()])
+        key = "\n".join((CODE_VERSION, fingerprint(path).hex(), model, *settings, *cutter))
         return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
     def _cut(self, blocks: Iterator[np.ndarray]) -> Iterator[Window]:

@@ -29,6 +29,7 @@ from pipelines.infra import console, environment, progress_file
 from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError, fingerprint
 from pipelines.speech.audio_files import find_audio
+from pipelines.speech.recordings import detection
 from pipelines.speech.recordings.pieces import Piece
 from pipelines.whisper import lineage
 from pipelines.whisper import model as whisper_model
@@ -80,6 +81,8 @@ class UnlabelledSource:
             "calibration": str(self._calibration.as_dict()),
             **_weights("label_model", self._labeller.ref),
         }
+        if cutter := detection.substitute():
+            fields["detector"] = cutter
         if self._second:
             fields |= {"agreement": self._second.mode, "max_disagreement": str(self.max_disagreement)}
             fields |= _weights("agreement_model", self._second.ref)

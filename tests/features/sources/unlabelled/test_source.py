@@ -170,3 +170,12 @@ def test_name_that_is_no_text_gives_one_line(source, folder):
     os.rename(folder / "sure.wav", os.fsencode(folder) + b"/\xff.wav")
     with pytest.raises(LabError, match=r"must be in UTF-8, got '.*\\udcff.wav': rename it"):
         source().identity()
+
+
+def test_windows_of_another_detector_are_not_taken_over(source, engine, monkeypatch):
+    monkeypatch.setattr(detection, "is_packaged", lambda: True)
+    identity, examples = source().identity(), list(source().examples())
+    n_decoded = engine.n_decoded
+    monkeypatch.setattr(detection, "is_packaged", lambda: False)
+    assert source().identity() == identity | {"detector": "any sound"}
+    assert len(list(source().examples())) == len(examples) and engine.n_decoded == 2 * n_decoded
