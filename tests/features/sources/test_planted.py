@@ -242,6 +242,13 @@ def test_more_test_voices_change_no_other_sentence():
     assert kinds[0] == kinds[1] and clean[0] == clean[1]
 
 
+@pytest.mark.parametrize(("voices", "test"), [(36, 160), (84, 106), (112, 784), (160, 400)])
+def test_no_test_voice_speaks_a_sentence_twice(voices, test):
+    lines = PlantedSource(24, 4, test, test_voices=voices).plan()
+    spoken = [(line.said.text, line.speaker) for line in lines if line.said.split == "test"]
+    assert len({*spoken}) == len(spoken) == test
+
+
 def _kinds_and_clean_rows(source: PlantedSource) -> tuple[list[str], list[tuple[str, str]]]:
     train = rows(source)
     return [row.meta["planted"] for row in train], [(row.id, row.text) for row in train if not row.meta["planted"]]

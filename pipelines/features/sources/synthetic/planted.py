@@ -149,7 +149,7 @@ class PlantedSource:
             texts["train"] = _read_sentences(Path(self.sentences), self.train, held_out, self.seed)
         per_variant = {**PERSONAS, "test": self.test_voices // len(tour.SPLIT_VARIANTS["test"])}
         voices = {split: tour.personas(split, self.seed, per_variant[split]) for split in SPLITS}
-        in_turn = [_in_turn(voices["test"], n_sentences, index) for index in range(self.test)]
+        in_turn = tour.in_turn(voices["test"], n_sentences, self.test)
         mixed = {**voices, "train": self._by_gender(voices["train"]), "test": in_turn}
         texts["test"] = [*itertools.islice(itertools.cycle(texts["test"]), self.test)]
         spoken = {split: tour.turns("planted", split, texts[split], mixed[split], self.seed) for split in SPLITS}
@@ -299,11 +299,6 @@ def _read_sentences(path: Path, count: int, held_out: list[str], seed: int) -> l
             f"words, {path} holds {len(chosen):,}: lower source.train"
         )
     return chosen[:count]
-
-
-def _in_turn(voices: list[Persona], n_sentences: int, index: int) -> Persona:
-    """Return the voice of clip `index`; when the sentences repeat, each is spoken by another voice."""
-    return voices[(index + index // n_sentences) % len(voices)]
 
 
 def _clean_line(utterance: Utterance) -> Line:

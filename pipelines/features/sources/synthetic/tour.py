@@ -7,8 +7,9 @@ never occur in another. A model learns espeak-ng's Swedish from it, not that of 
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -185,6 +186,16 @@ def _hand_sizes(sizes: dict[str, int], available: int) -> dict[str, int]:
             "lower them"
         )
     return {"train": min(sizes["train"], remaining), **held_out}
+
+
+def in_turn(voices: Sequence[Persona], n_sentences: int, n_clips: int) -> list[Persona]:
+    """Return the voice of each clip, when `n_sentences` repeat and no voice comes back to the same sentence.
+
+    After each round of the sentences the voices go on by the smallest step with which that holds.
+    """
+    n, rounds = len(voices), min(-(-n_clips // n_sentences), len(voices))
+    step = next(step for step in itertools.count(1) if n // math.gcd(n_sentences + step, n) >= rounds)
+    return [voices[(index + step * (index // n_sentences)) % n] for index in range(n_clips)]
 
 
 def turns(
