@@ -266,6 +266,8 @@ def check_detectable(comparison: Comparison, prediction: Any) -> Figure | None:
     could_show = comparison.findings[1].could_show
     if could_show is None:
         return print("There are too few speakers in this test set to show any difference.")
+    if could_show == 0:
+        return print("Both models make the same number of errors for every speaker: no size can be computed from that.")
     why = "A smaller effect needs more speakers: four times as many for half the difference."
     compare(prediction, could_show, within=1.5, why=why)
     return score_figures.power_curve(could_show, comparison.findings[1].difference.delta)

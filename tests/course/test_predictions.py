@@ -218,3 +218,10 @@ def test_bars_have_the_ratio_of_their_values(capsys):
         f"tuned  {10 * '█'} 1.0 s",
         "none   █ 0.0 s",
     ]
+
+
+@pytest.mark.parametrize(("could_show", "words"), [(None, "too few speakers"), (0.0, "the same number of errors")])
+def test_power_that_cannot_be_computed_is_told(could_show: float | None, words: str, capsys):
+    finding = SimpleNamespace(could_show=could_show, difference=SimpleNamespace(delta=0.0))
+    assert predictions.check_detectable(SimpleNamespace(findings=[None, finding]), 0.03) is None
+    assert words in capsys.readouterr().out
