@@ -363,7 +363,7 @@ def test_comparison_notebook_runs_no_pipeline(place: Place, tmp_path: Path):
     outputs = [output for cell in cells(out) for output in cell.outputs]
     assert [output for output in outputs if output.get("name") == "stderr"] == []
     data = [output.data for output in outputs if "data" in output]
-    assert sum("image/png" in shown for shown in data) == 1
+    assert sum("image/png" in shown for shown in data) == 2, "differences, and the WER of each speaker"
     tables = [shown["text/html"] for shown in data if "text/html" in shown]
     assert len(tables) == 6
     assert "-0.083" in tables[0] and "<td>better</td>" in tables[0]
@@ -398,8 +398,8 @@ def test_experiment_notebook_trains_twice_with_two_seeds(place: Place, tmp_path:
         for output in cell.outputs
         if "text/markdown" in output.get("data", {})
     ]
-    assert "Fewer clips are as good." in readme and "`training.label_smoothing` was changed" in readme
-    assert "Verdict: " in readme and readme.index("was changed") < readme.index("## Data-centric")
+    assert "Fewer clips are as good." in readme and "Changed: `training.label_smoothing`" in readme
+    assert "no difference shown" in readme and readme.index("Changed: ") < readme.index("## Data-centric")
     assert f"publish {runs}/toy" in printed(out) and "publish-space YOUR-NAME/my-experiment" in printed(out)
 
 
