@@ -39,7 +39,7 @@ PYTHON = "3.12"
 APP = Path("pipelines", "inference", "app")
 DATA_FOLDERS = (APP / "examples", APP / "static")
 """Files that the app reads: example recordings, style and scripts."""
-_NEVER_CALLED = {"hopsworks", "pyarrow", "tqdm", "ray"}
+_NEVER_CALLED = {"hopsworks", "pandas", "pyarrow", "tqdm", "ray"}
 """Packages imported only by functions that the app does not call with a model of the Hub."""
 _ZEROGPU_TORCH = "torch>=2.8,<2.12"
 """Versions that ZeroGPU supports."""
