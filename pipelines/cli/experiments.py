@@ -172,20 +172,21 @@ def experiments(
 
     names = [*dict.fromkeys(split_list(recipes_))] if recipes_ else series.RECIPES
     planned = series.plan(names, parse_seeds(seeds), parse_overrides(set_))
-    known = series_tables.known(planned, tables) if tables else set()
+    in_tables = series_tables.names_in_tables(planned, tables) if tables else set()
     if dry_run:
-        listed = planned if export else series.pending(planned, known)
+        listed = planned if export else series.pending(planned, in_tables)
         lines = [f"{recipe.name}, seed {recipe.training.seed}" for recipe in listed]
         folder = export or environment.runs_folder(runs)
         action = f"export what is finished of {len(lines)} experiments" if export else f"run {len(lines)} experiments"
-        fields = {"dry_run": True, "would": action, "writes": str(folder), "experiments": lines, "known": sorted(known)}
+        fields = {"dry_run": True, "would": action, "writes": str(folder), "experiments": lines}
+        fields |= {"in_tables": sorted(in_tables)}
         return print_result(as_json, fields, "\n".join([f"would {action}, below {folder}", *lines, "nothing was done"]))
     if export:
         exported = series_tables.export(planned, export, runs=runs)
         exported.write_figure()
         return print_result(as_json, exported.as_dict(), str(exported))
     add = functools.partial(series_tables.add, folder=tables, runs=runs) if tables else lambda recipe, report: None
-    result = series.run(planned, runs=runs, known=known, on_report=add)
+    result = series.run(planned, runs=runs, in_tables=in_tables, on_report=add)
     compared = f"the same command with --export {tables} instead of --tables writes the comparison"
     next_ = compared if tables else next_command.compare_reports(result.reports, runs)
     print_result(as_json, result.as_dict(), f"{result}\nNext: {next_}")

@@ -51,16 +51,20 @@ def recipe_table(recipe: Recipe) -> HTML:
     values, defaults = recipe.settings(), type(recipe)(name=recipe.name).settings()
     changed = {name: value for name, value in values.items() if name == "name" or value != defaults.get(name)}
     rows = [
-        {"setting": name, "value": _shown(value), "default": "" if name == "name" else _shown(defaults.get(name, ""))}
+        {
+            "setting": name,
+            "value": _as_json(value),
+            "default": "" if name == "name" else _as_json(defaults.get(name, "")),
+        }
         for name, value in changed.items()
     ]
     others = {name: value for name, value in values.items() if name not in changed}
-    lines = html.escape("\n".join(f"{name} = {_shown(value)}" for name, value in others.items()))
+    lines = html.escape("\n".join(f"{name} = {_as_json(value)}" for name, value in others.items()))
     summary = f"The other {len(others)} settings, which have their default"
     return html_table(rows, note=f"<details><summary>{summary}</summary><pre>{lines}</pre></details>")
 
 
-def _shown(value: object) -> str:
+def _as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -239,14 +239,14 @@ def test_series_goes_on_from_tables_without_its_runs(done, tmp_path, monkeypatch
         series.run(
             [recipe], runs=runs, on_report=lambda recipe, report: series_tables.add(recipe, report, grown, runs=runs)
         )
-    known = series_tables.known(recipes, grown)
+    known = series_tables.names_in_tables(recipes, grown)
     assert known == {"planted-raw/42", "planted-repaired/42", "planted-raw/43"}
     pending = [series.name_of(recipe) for recipe in series.pending(recipes, known)]
     assert pending == ["planted-raw/43", "planted-repaired/43"], "the label model of the missing one is needed"
     everything = {*known, "planted-repaired/43"}
     monkeypatch.setattr(feature_pipeline, "run", lambda *args, **kwargs: pytest.fail("an experiment was run again"))
-    result = series.run(recipes, runs=tmp_path / "empty", known=everything)
-    assert (result.reports, result.known) == ((), 4) and str(result).endswith("4 in the tables already")
+    result = series.run(recipes, runs=tmp_path / "empty", in_tables=everything)
+    assert (result.reports, result.in_tables) == ((), 4) and str(result).endswith("4 in the tables already")
     series_tables.add(
         recipes[3], series_tables.finished_reports(recipes, runs)["planted-repaired/43"], grown, runs=runs
     )
@@ -287,13 +287,13 @@ def test_tables_know_only_the_same_settings(done, small, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes, tmp_path, runs=runs)
     raw = {"curation.leaks": "ignore"}
-    assert series_tables.known([small("planted-raw", 42, raw | {"training.workers": 1})], tmp_path)
+    assert series_tables.names_in_tables([small("planted-raw", 42, raw | {"training.workers": 1})], tmp_path)
     for other in ({"training.learning_rate": 2e-3}, {"source.test": 9}, {"evaluation.max_new_tokens": 5}):
-        assert not series_tables.known([small("planted-raw", 42, raw | other)], tmp_path), other
-    assert not series_tables.known([small("planted-raw", 44, raw)], tmp_path)
+        assert not series_tables.names_in_tables([small("planted-raw", 42, raw | other)], tmp_path), other
+    assert not series_tables.names_in_tables([small("planted-raw", 44, raw)], tmp_path)
     costs = pd.read_csv(tmp_path / table_files.RUNS).drop(columns="settings")
     costs.to_csv(tmp_path / table_files.RUNS, index=False)
-    assert not series_tables.known(recipes, tmp_path), "tables of older versions do not tell"
+    assert not series_tables.names_in_tables(recipes, tmp_path), "tables of older versions do not tell"
 
 
 def test_tables_refuse_another_test_set(done, small, tmp_path):
@@ -312,10 +312,10 @@ def test_process_killed_between_both_tables_loses_one_result(done, tmp_path):
     series_tables.export(recipes[:2], tmp_path, runs=runs)
     costs = pd.read_csv(tmp_path / table_files.RUNS, dtype=str)
     costs[:1].to_csv(tmp_path / table_files.RUNS, index=False)
-    assert series_tables.known(recipes, tmp_path) == {"planted-raw/42"}
+    assert series_tables.names_in_tables(recipes, tmp_path) == {"planted-raw/42"}
     report = series_tables.finished_reports(recipes, runs)["planted-raw/43"]
     series_tables.add(recipes[2], report, tmp_path, runs=runs)
-    assert series_tables.known(recipes, tmp_path) == {"planted-raw/42", "planted-raw/43"}
+    assert series_tables.names_in_tables(recipes, tmp_path) == {"planted-raw/42", "planted-raw/43"}
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_damaged_table_gives_one_line(done, tmp_path, name, content, message):
     else:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(LabError, match=message) as error:
-        series_tables.known(recipes, tmp_path)
+        series_tables.names_in_tables(recipes, tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -385,12 +385,12 @@ def test_tables_are_locked_while_a_result_is_added(done, tmp_path, monkeypatch):
     monkeypatch.setattr(table_files, "write", write_while_another_waits)
     report = series_tables.finished_reports(recipes, runs)["planted-raw/42"]
     series_tables.add(recipes[0], report, tmp_path, runs=runs)
-    assert len(timeouts) == 1 and series_tables.known(recipes, tmp_path) == {"planted-raw/42"}
+    assert len(timeouts) == 1 and series_tables.names_in_tables(recipes, tmp_path) == {"planted-raw/42"}
 
 
 def test_tables_refuse_a_rehearsal(small, tmp_path):
     with pytest.raises(LabError, match="make tables without it"):
-        series_tables.known([small("a", settings={"training.fast_dev_run": True})], tmp_path)
+        series_tables.names_in_tables([small("a", settings={"training.fast_dev_run": True})], tmp_path)
 
 
 def test_headline_states_when_no_difference_is_shown():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.collection.review.queue import MIN_DECISIONS, Queue
-from pipelines.collection.review.sessions import NotShown, Sessions, Showing
+from pipelines.collection.review.sessions import OutdatedClip, Sessions, Showing
 from pipelines.collection.review.texts import TEXTS
 from pipelines.features.sources import Example, NoAudio
 from pipelines.infra.errors import LabError
@@ -57,12 +57,12 @@ class Handlers:
         Nothing is stored, and a message says why, if the clip is not on the page any more, was not played yet, or is
         accepted although its text was changed.
         """
-        token, heard = _read(pressed)
+        token, was_played = _read(pressed)
         after = str(after or "")
         try:
             if session:
-                item = self.sessions.shown(str(session), token)
-                if not heard:
+                item = self.sessions.item_on_page(str(session), token)
+                if not was_played:
                     raise LabError(TEXTS[language]["listen_first"])
                 if verdict == "accept" and speech_text.clean(after) not in ("", speech_text.clean(item.text)):
                     raise LabError(TEXTS[language]["text_changed"])
@@ -93,7 +93,7 @@ class Handlers:
         """Say why nothing was stored. A page that shows another clip than it should is brought up to date."""
         import gradio as gr
 
-        is_old = isinstance(error, NotShown)
+        is_old = isinstance(error, OutdatedClip)
         message = TEXTS[language]["not_shown"] if is_old else html.escape(str(error))
         gr.Warning(message, title=TEXTS[language]["not_stored"])
         return self.show(session, language) if is_old else [gr.skip()] * 3

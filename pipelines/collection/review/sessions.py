@@ -19,7 +19,7 @@ _MAX_SESSIONS = 10_000
 """The session that has done nothing for longest is forgotten; its page then has to be reloaded."""
 
 
-class NotShown(LabError):
+class OutdatedClip(LabError):
     """A decision about a clip that is not on the page any more."""
 
 
@@ -64,13 +64,13 @@ class Sessions:
                 state.showing = Showing(secrets.token_hex(8), item)
             return state.showing
 
-    def shown(self, session: str, token: str) -> Item:
-        """Return the clip on the page. Raises NotShown for an old token."""
+    def item_on_page(self, session: str, token: str) -> Item:
+        """Return the clip on the page. Raises OutdatedClip for an old token."""
         with self._lock:
             return self._shown(session, token)[1]
 
     def decide(self, session: str, token: str, verdict: str, after: str, reviewer: str) -> None:
-        """Store a decision. Raises NotShown for an old token, and LabError for what cannot be stored."""
+        """Store a decision. Raises OutdatedClip for an old token, and LabError for what cannot be stored."""
         with self._lock:
             state, item = self._shown(session, token)
             self._queue.decide(item.id, verdict, after, reviewer)
@@ -78,7 +78,7 @@ class Sessions:
             state.showing = state.earlier = None
 
     def skip(self, session: str, token: str) -> None:
-        """Leave a clip to others; this page does not show it again. Raises NotShown for an old token."""
+        """Leave a clip to others; this page does not show it again. Raises OutdatedClip for an old token."""
         with self._lock:
             state, item = self._shown(session, token)
             if state.earlier is None:
@@ -89,7 +89,7 @@ class Sessions:
     def back(self, session: str, token: str) -> bool:
         """Show the clip that was decided on before; a new decision replaces the old one. Return False without one.
 
-        Raises NotShown for an old token. An empty token is that of a page whose clips are all decided.
+        Raises OutdatedClip for an old token. An empty token is that of a page whose clips are all decided.
         """
         with self._lock:
             state = self._state(session)
@@ -108,7 +108,7 @@ class Sessions:
     def _shown(self, session: str, token: str) -> tuple[_Session, Item]:
         state = self._state(session)
         if state.showing is None or state.showing.token != token:
-            raise NotShown("this clip is not on the page any more: decide on the one that is")
+            raise OutdatedClip("this clip is not on the page any more: decide on the one that is")
         return state, state.showing.item
 
     def _state(self, session: str) -> _Session:

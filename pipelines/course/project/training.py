@@ -34,7 +34,7 @@ class Training:
     def run(self) -> Comparison:
         """Train and score what is missing, then score the base model; return the comparison of baseline and idea.
 
-        The plan is kept as it was before the first training. An interrupted call continues. Raises LabError like
+        The plan is stored as it was before the first training. An interrupted call continues. Raises LabError like
         Experiment.run, before anything is trained if the two recipes have different test sets.
         """
         self._keep_plan()
@@ -51,10 +51,10 @@ class Training:
         return recipe_runs.experiment_folder(self.experiment.idea[0], self.project.runs) / f"train-{digest}" / "model"
 
     def _keep_plan(self) -> None:
-        kept = self.project.runs / PLAN
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            manifest.write_bytes(kept, self.project.text(PLAN).encode())
+        stored = self.project.runs / PLAN
+        if not stored.exists():
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            manifest.write_bytes(stored, self.project.text(PLAN).encode())
 
 
 def plan(project: Project, seeds: Sequence[int]) -> Training:

@@ -37,16 +37,16 @@ class SeriesResult:
     """Reports on this machine."""
     failed: tuple[str, ...]
     """One line per failed experiment."""
-    known: int = 0
+    in_tables: int = 0
     """Number of experiments that were skipped because earlier tables have their results."""
 
     def as_dict(self) -> dict[str, Any]:
         reports = [str(report.folder) for report in self.reports]
-        return {"reports": reports, "failed": list(self.failed), "known": self.known}
+        return {"reports": reports, "failed": list(self.failed), "in_tables": self.in_tables}
 
     def __str__(self) -> str:
-        known = f", {self.known} in the tables already" if self.known else ""
-        return f"{len(self.reports)} finished, {len(self.failed)} failed{known}"
+        skipped = f", {self.in_tables} in the tables already" if self.in_tables else ""
+        return f"{len(self.reports)} finished, {len(self.failed)} failed{skipped}"
 
 
 def plan(
@@ -74,13 +74,13 @@ def name_of(recipe: Recipe) -> str:
     return f"{recipe.name}/{recipe.training.seed}"
 
 
-def pending(experiments: Sequence[Recipe], known: Collection[str]) -> list[Recipe]:
-    """Return the experiments that are to be run if those in `known` (`recipe/seed`) are finished elsewhere.
+def pending(experiments: Sequence[Recipe], in_tables: Collection[str]) -> list[Recipe]:
+    """Return the experiments that are to be run if those in `in_tables` (`recipe/seed`) are finished elsewhere.
 
-    A known one is run nevertheless if one that is run needs its model, which a setting names as `run:<recipe>`.
+    One of those is run nevertheless if one that is run needs its model, which a setting names as `run:<recipe>`.
     """
     by_name = {name_of(recipe): recipe for recipe in experiments}
-    needed = [name for name in by_name if name not in known]
+    needed = [name for name in by_name if name not in in_tables]
     for name in needed:  # grows: a model may need the model of an earlier round
         recipe = by_name[name]
         models = (f"{other}/{recipe.training.seed}" for other in _named_runs(recipe.model_dump()))
@@ -103,15 +103,15 @@ def run(
     experiments: Sequence[Recipe],
     *,
     runs: str | Path = "",
-    known: Collection[str] = (),
+    in_tables: Collection[str] = (),
     on_report: Callable[[Recipe, EvalReport], None] = lambda recipe, report: None,
 ) -> SeriesResult:
-    """Run features, training and the test score of each experiment, except those whose `recipe/seed` is in `known`.
+    """Run features, training and the test score of each experiment, except those whose `recipe/seed` is in `in_tables`.
 
     `on_report` is called with each report. A failed experiment does not end the series. Raise errors.Unfinished if a
     signal ended a training.
     """
-    n_planned, experiments = len(experiments), pending(experiments, known)
+    n_planned, experiments = len(experiments), pending(experiments, in_tables)
     reports, failed, minutes_spent = [], [], []
     for number, recipe in enumerate(experiments, 1):
         started = time.monotonic()

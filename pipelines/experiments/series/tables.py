@@ -78,7 +78,7 @@ def export(experiments: Sequence[Recipe], folder: Path, *, runs: str | Path = ""
     Rows of planned experiments that are there already and are not finished on this machine stay; others are removed.
     Raise LabError if none is finished, or if they have different test sets or normalisers.
     """
-    reports, earlier = finished_reports(experiments, runs), known(experiments, folder)
+    reports, earlier = finished_reports(experiments, runs), names_in_tables(experiments, folder)
     if not reports and not earlier:
         raise LabError("no finished experiment to export: run the same command without --export first")
     names = [name for name in map(name_of, experiments) if name in reports or name in earlier]
@@ -106,11 +106,11 @@ def add(recipe: Recipe, report: EvalReport, folder: Path, *, runs: str | Path = 
         _write(folder, {name_of(recipe): (recipe, report)}, [*dict.fromkeys([*names, name_of(recipe)])], runs)
 
 
-def known(experiments: Iterable[Recipe], folder: Path) -> set[str]:
+def names_in_tables(experiments: Iterable[Recipe], folder: Path) -> set[str]:
     """Return `recipe/seed` of the experiments whose results are in the tables in `folder`, from the same settings.
 
-    Tables of older versions do not record the settings: nothing in them is known. Raises LabError for rehearsals, whose
-    results would take the place of real ones, and for damaged tables.
+    Tables of older versions do not record the settings: none of their results count. Raises LabError for rehearsals,
+    whose results would take the place of real ones, and for damaged tables.
     """
     experiments = [*experiments]
     if any(recipe.training.fast_dev_run for recipe in experiments):

@@ -57,7 +57,7 @@ def label(
     the recording that cannot be read.
     """
     start_s, end_s, text = window["start_s"], window["end_s"], window["text"].strip()
-    sure = confidence(window, calibration)
+    expected = confidence(window, calibration)
     reason, detail = "", ""
     if any(start < end_s and end > start_s for start, end in gaps):
         reason, detail = "damaged", "a part of it cannot be read"
@@ -67,13 +67,13 @@ def label(
         reason, detail = "repetition", f"the model repeats itself: {text[:80]!r}"
     elif language and language != limits.language:
         reason, detail = "wrong_language", f"it sounds like {languages.NAMES[language].title()}: {text[:80]!r}"
-    elif sure < limits.min_confidence:
+    elif expected < limits.min_confidence:
         reason = "low_confidence"
-        detail = f"confidence {sure:.2f}, at least {limits.min_confidence:g} is wanted: {text[:80]!r}"
+        detail = f"confidence {expected:.2f}, at least {limits.min_confidence:g} is wanted: {text[:80]!r}"
     elif other is not None and (cer := disagreement(text, other["text"])) > limits.max_disagreement:
         reason = "models_disagree"
         detail = f"CER {cer:.2f}, at most {limits.max_disagreement:g} is wanted: {text[:60]!r}, {other['text'][:60]!r}"
-    return Label(start_s, end_s, text, sure, reason, detail)
+    return Label(start_s, end_s, text, expected, reason, detail)
 
 
 def confidence(window: dict[str, Any], calibration: Calibration) -> float:

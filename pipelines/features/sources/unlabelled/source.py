@@ -173,11 +173,11 @@ class UnlabelledSource:
             return [_rejected(name, error.reason, error.detail)]
         finally:
             report(path, None)
-        (windows, facts), (others, _), (spoken, _) = passes
+        (windows, facts), (others, _), (detected, _) = passes
         if not windows:
             return [_rejected(name, "no_speech", "no speech is detected in it")]
         texts = {one["start_s"]: one for one in others}
-        languages = {one["start_s"]: one["language"] for one in spoken}
+        languages = {one["start_s"]: one["language"] for one in detected}
         limits = Limits(self.min_confidence, self.max_disagreement, self.language)
         examples = []
         for window in windows:
@@ -210,8 +210,8 @@ def find_recordings(folder: Path) -> list[Path]:
     """
     if folder.is_dir():
         refuse_outside_folders(folder)
-    found = find_audio(folder)
-    recordings = found.files
+    audio_files = find_audio(folder)
+    recordings = audio_files.files
     if not recordings:
         raise LabError(f"source.path must name a folder of recordings, got {str(folder)!r}, which has none: correct it")
     for path in recordings:
@@ -221,7 +221,7 @@ def find_recordings(folder: Path) -> list[Path]:
                     f"unlabelled recordings are for training only, got {path.relative_to(folder)} in a folder of "
                     f"{name_split(part)}: name the folder of the training recordings, or rename {part}"
                 )
-    if skipped := found.describe_skipped():
+    if skipped := audio_files.describe_skipped():
         logger.info(f"note: {folder} holds {len(recordings)} recordings; skipped: {skipped}")
     return recordings
 
