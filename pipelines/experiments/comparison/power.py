@@ -5,7 +5,7 @@
 The difference between two recipes has two independent sources of chance: the seeds of both, and the speakers of the
 test set, on whom the recipes differ by different amounts. Its variance is
 
-    2 * seed_sd ** 2 / seeds + speaker_sd ** 2 / speakers
+    seed_sd ** 2 / seeds + seed_sd ** 2 / baseline_seeds + speaker_sd ** 2 / speakers
 
 and a true difference is detected with 80 % power if it is 1.96 + 0.84 standard errors. This is an approximation for
 large samples: the variances are taken as known.
@@ -27,13 +27,17 @@ def detectable(
     seeds: int,
     speakers: int,
     *,
+    baseline_seeds: int = 0,
     power: float = 0.8,
     alpha: float = 0.05,
     seed_sd: float = SEED_SD,
     speaker_sd: float = SPEAKER_SD,
 ) -> float:
-    """Return the smallest true difference in WER that `seeds` runs per recipe and `speakers` detect with `power`."""
-    error = (2 * seed_sd**2 / seeds + speaker_sd**2 / speakers) ** 0.5
+    """Return the smallest true difference in WER that `seeds` runs per recipe and `speakers` detect with `power`.
+
+    `baseline_seeds` are the runs of the baseline; 0: as many as `seeds`.
+    """
+    error = (seed_sd**2 / seeds + seed_sd**2 / (baseline_seeds or seeds) + speaker_sd**2 / speakers) ** 0.5
     normal = NormalDist()
     return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * error
 
@@ -42,11 +46,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the difference that can be detected."""
     parser = argparse.ArgumentParser(description="Print the WER difference that is detected four times in five.")
     parser.add_argument("--seeds", type=int, required=True, help="training seeds per recipe")
+    parser.add_argument("--baseline-seeds", type=int, default=0, help="training seeds of the baseline, if different")
     parser.add_argument("--speakers", type=int, required=True, help="speakers of the test set")
     options = parser.parse_args(arguments)
-    if min(options.seeds, options.speakers) < 1:
-        parser.error("--seeds and --speakers must be at least 1")
-    print(f"detectable difference in WER: {detectable(options.seeds, options.speakers):.3f}")
+    if min(options.seeds, options.speakers) < 1 or options.baseline_seeds < 0:
+        parser.error("--seeds and --speakers must be at least 1, --baseline-seeds at least 0")
+    smallest = detectable(options.seeds, options.speakers, baseline_seeds=options.baseline_seeds)
+    print(f"detectable difference in WER: {smallest:.3f}")
 
 
 if __name__ == "__main__":

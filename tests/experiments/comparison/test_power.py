@@ -9,6 +9,7 @@ from pipelines.experiments.comparison import power
 def test_planned_study_detects_three_hundredths_and_the_first_did_not():
     assert power.detectable(24, 112) < 0.03
     assert power.detectable(2, 32) > 0.08
+    assert power.detectable(8, 112, baseline_seeds=24) == pytest.approx(0.037, abs=5e-4)
     assert power.detectable(1_000_000, 32) > 0.03, "no number of seeds replaces speakers"
 
 
