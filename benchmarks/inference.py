@@ -17,10 +17,11 @@ whisper.cpp              pywhispercpp with its defaults, float16
 A side whose package is missing, or that cannot read the model, is left out and named. All arguments of all sides are
 printed first (sides.py).
 
-Clips are sentences of the tour's test split, several of one speaker joined, 2 to 10 s. A long recording repeats all of
-them with pauses until it lasts `--minutes`. Each side runs in a separate process with `--threads` threads, loads the
-model, decodes one clip as warm-up, then each clip alone. The sides take turns, round after round, and the fastest round
-of each counts. Long recordings are decoded in the first round.
+Clips are sentences of the tour's test split, several of one speaker joined, 2 to 10 s. With `--voices 112` more
+speakers say test sentences of the planted corpus, except those that the tour trains or validates on. A long recording
+repeats all of them with pauses until it lasts `--minutes`. Each side runs in a separate process with `--threads`
+threads, loads the model, decodes one clip as warm-up, then each clip alone. The sides take turns, round after round,
+and the fastest round of each counts. Long recordings are decoded in the first round.
 
 Differences in WER are ours minus the other side, paired, with 95 % intervals over speakers. In a long recording the
 transcript is aligned with the whole text, and each edit belongs to the clip in whose words it lies (an insertion to the
@@ -52,7 +53,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import side_by_side
-from benchmarks.recordings import Clip, aligned_edits, joined, test_clips
+from benchmarks.recordings import TEST_VOICES, Clip, aligned_edits, joined, test_clips
 from benchmarks.sides import DEFAULT, SIDES, Request
 from pipelines.infra import environment
 from pipelines.infra.errors import LabError
@@ -81,8 +82,8 @@ class Material:
     clips: dict[str, list[Clip]]
 
     @classmethod
-    def of(cls, n_clips: int, minutes: list[float]) -> Material:
-        clips = test_clips(n_clips)
+    def of(cls, n_clips: int, voices: int, minutes: list[float]) -> Material:
+        clips = test_clips(n_clips, voices)
         long = {f"{length:g}": joined(clips, length) for length in minutes}
         return cls(
             {CLIPS: [clip.samples for clip in clips], **{name: [samples] for name, (samples, _) in long.items()}},
@@ -111,7 +112,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    material, request = Material.of(options.clips, options.minutes), _request(options)
+    material, request = Material.of(options.clips, options.voices, options.minutes), _request(options)
     for name, samples in material.samples.items():
         np.savez(folder / f"{name}.npz", *samples)
     seconds = [len(samples) / SAMPLE_RATE_HZ for samples in material.samples[CLIPS]]
@@ -274,7 +275,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a minute, to check that it runs")
     parser.add_argument("--model", default="openai/whisper-tiny")
-    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--clips", type=int, default=48, help="at most this number of clips")
+    parser.add_argument(
+        "--voices", type=int, default=TEST_VOICES, help="speakers, a multiple of 4: 112 for narrow intervals"
+    )
     parser.add_argument(
         "--minutes", type=float, action="append", metavar="N", help="a long recording of N minutes; may be repeated"
     )

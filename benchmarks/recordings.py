@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.features.sources import SPLITS, Example
+from pipelines.features.sources.synthetic.planted import PlantedSource
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.speech import audio, text
 from pipelines.speech.audio import SAMPLE_RATE_HZ
@@ -18,6 +19,8 @@ from pipelines.speech.edits import Edits
 
 PAUSE_S = 0.6
 """Between the clips of a long recording."""
+TEST_VOICES = 16
+"""Speakers of the tour's test split."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,14 @@ def tones(n: int) -> Iterator[Example]:
         )
 
 
-def test_clips(n: int) -> list[Clip]:
-    """Return `n` clips of 2 to 10 s: one to four sentences of a speaker of the tour's test split."""
+def test_clips(n: int, voices: int) -> list[Clip]:
+    """Return up to `n` clips of 2 to 10 s: one to four sentences of a speaker of the tour's test split.
+
+    More than its 16 `voices` speak seven of the planted corpus's test sentences each, without the sentences that the
+    tour trains or validates on.
+    """
     by_speaker: dict[str, list[tuple[np.ndarray, str]]] = {}
-    for example in TourSource().examples(("test",)):
+    for example in test_examples(voices):
         by_speaker.setdefault(example.speaker, []).append((audio.decode(example.audio).samples, example.text))
     clips: list[Clip] = []
     turn = 0
@@ -88,6 +95,17 @@ def test_clips(n: int) -> list[Clip]:
                 if len(samples) <= 10 * SAMPLE_RATE_HZ:
                     clips.append(Clip(samples, " ".join(sentence for _, sentence in take), speaker))
     return clips
+
+
+def test_examples(voices: int) -> Iterator[Example]:
+    """Yield the test clips of `voices` speakers, without sentences that the tour trains or validates on."""
+    tour = TourSource()
+    if voices <= TEST_VOICES:
+        yield from tour.examples(("test",))
+        return
+    used = {text.normalise(example.text) for example in tour.outline() if example.split != "test"}
+    planted = PlantedSource(test=7 * voices, test_voices=voices)
+    yield from (clip for clip in planted.examples(("test",)) if text.normalise(clip.text) not in used)
 
 
 def joined(clips: Sequence[Clip], minutes: float) -> tuple[np.ndarray, list[Clip]]:

@@ -14,7 +14,10 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from benchmarks import alignment, gpu, precision, pseudo_data, rare_names, recordings, sides
+from pipelines.features.sources.synthetic.planted import PlantedSource
+from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.features.sources.synthetic.tour_text import hand_sentences
+from pipelines.speech import text
 from pipelines.whisper import model as whisper_model
 
 ROOT = Path(__file__).parents[1]
@@ -368,3 +371,12 @@ def test_pseudo_data_has_the_same_recordings_with_and_without_text(tmp_path, mon
     assert sorted(path.suffix for path in (tmp_path / "unlabelled").iterdir()) == [".wav"] * 4
     rows = (tmp_path / "labelled" / "transcripts.csv").read_text("utf-8").splitlines()
     assert [row.split(",")[-3] for row in rows[1:]] == ["train"] * 3 + ["validation"] * 2 + ["test"] * 2
+
+
+def test_more_voices_say_nothing_that_the_tour_trains_on():
+    used = {text.normalise(example.text) for example in TourSource().outline() if example.split != "test"}
+    sentences = [text.normalise(example.text) for example in recordings.test_examples(40)]
+    assert len(sentences) > 160
+    assert not used & {*sentences}
+    planted = PlantedSource(test=280, test_voices=40).outline()
+    assert used & {text.normalise(example.text) for example in planted if example.split == "test"}
