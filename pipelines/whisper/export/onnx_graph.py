@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import platform
 import tempfile
 import warnings
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.infra.errors import LabError
+from pipelines.whisper.export import onnx_int8
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +64,7 @@ def write(
         _export_encoder(encoder, model.config, target / ENCODER)
         _export_decoder(decoder, model.config, target / DECODER)
         for name in (ENCODER, DECODER) if int8 else ():
-            _quantise(target / name, folder / name, seven_bits)
+            onnx_int8.quantise(target / name, folder / name, seven_bits=seven_bits)
 
 
 def needs_seven_bits() -> bool:
@@ -137,27 +137,3 @@ def _export(module: Any, example: tuple, path: Path, inputs: dict[str, dict], ou
         raise LabError(
             f"torch {torch.__version__} does not export this model to ONNX: {reason}. Take ctranslate2"
         ) from error
-
-
-def _quantise(plain: Path, path: Path, seven_bits: bool) -> None:
-    """Write the graph `plain` to `path` with int8 products."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    logging.getLogger().addFilter(_is_not_recommendation)
-    try:
-        quantize_dynamic(
-            plain,
-            path,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=seven_bits,
-            weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},  # attention multiplies no weights
-        )
-    finally:
-        logging.getLogger().removeFilter(_is_not_recommendation)
-
-
-def _is_not_recommendation(record: logging.LogRecord) -> bool:
-    """Return False for ONNX Runtime's advice to pre-process graphs, which does not apply to these."""
-    return not record.getMessage().startswith("Please consider to run pre-processing")
