@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Options of mallopt, from glibc's malloc.h."""
 _KEPT_BYTES = 1 << 30
+_SPINS = "1000"
+"""How often a waiting thread of GNU OpenMP looks before it sleeps: some ten microseconds."""
 SECRETS = ("HF_TOKEN", "MDC_API_KEY", "HOPSWORKS_API_KEY")
 """Variables with tokens of stores and sources."""
 _NOTEBOOK_PACKAGES = {
@@ -85,13 +87,15 @@ def detect() -> Environment:
 
 
 def share_cores() -> None:
-    """Let waiting OpenMP threads sleep instead of spin. Call it before torch is imported.
+    """Let OpenMP threads that wait for others sleep after some microseconds. Call it before torch is imported.
 
-    Spinning makes a training step on two cores 4 to 6 times slower if another program runs, such as a browser
-    (measured: 0.9 s sleeping, 1 to 9 s spinning). On an idle machine sleeping costs little (0.53 to 0.57 s sleeping,
-    0.49 to 0.53 s spinning).
+    Threads that spin for long make a training step on two cores 4 to 6 times slower if another program runs, such as a
+    browser (measured: 0.9 s sleeping, 1 to 9 s spinning). Threads that sleep at once lose time too: a step has
+    thousands of short waits, and a busy system wakes a thread late. Beside three other trainings, 9 steps took 22 and
+    30 s with this number of spins and more than 150 s, three times, with none.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def keep_freed_memory() -> None:

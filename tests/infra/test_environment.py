@@ -477,3 +477,11 @@ def test_freed_memory_is_used_again_without_new_pages():
     environment.keep_freed_memory()
     new_pages(64 << 20)
     assert new_pages(64 << 20) < 100, "the system clears 16,384 pages for memory that was given back"
+
+
+def test_share_cores_keeps_what_the_user_set(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    environment.share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 10_000
