@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of NumPy: 0 to 4,294,967,295."""
@@ -14,11 +15,29 @@ AUTO = "auto"
 
 
 def _allow_auto(value: Any, validate: Callable[[Any], int]) -> Any:
-    return AUTO if value == AUTO else validate(value)
+    if value == AUTO:
+        return AUTO
+    try:
+        return validate(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].replace("Input should be ", "Input should be 'auto' or ", 1)
+        raise PydanticCustomError("or_auto", "{reason}", {"reason": reason}) from None
 
 
 OR_AUTO = (WrapValidator(_allow_auto), PlainSerializer(lambda value: value, return_type=int | str))
 """Annotations of a number that may also be AUTO."""
+
+
+def described(choices: str) -> WrapValidator:
+    """Return the annotation of a setting with values of several types: an error of it names all `choices`."""
+
+    def validate_with(value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise PydanticCustomError("choices", "Input should be {choices}", {"choices": choices}) from None
+
+    return WrapValidator(validate_with)
 
 
 class Settings(BaseModel):

@@ -15,7 +15,7 @@ from pydantic import (
 
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
-from pipelines.recipes.base_settings import AUTO, OR_AUTO, Seed, Settings, flatten
+from pipelines.recipes.base_settings import AUTO, OR_AUTO, Seed, Settings, described, flatten
 from pipelines.recipes.data_settings import (
     AugmentSettings,
     CurationSettings,
@@ -41,7 +41,9 @@ class EvaluationSettings(Settings):
     """Maximum tokens of one transcript, 1 to 440, or `auto`: as many as could be spoken in the longest clip."""
     beam_size: int = Field(1, ge=1, le=32)
     """Hypotheses that are extended side by side, 1 to 32; 1 decodes greedily, as validation always does."""
-    stock_pipeline: Literal["auto"] | bool | Annotated[int, Field(ge=1)] = AUTO
+    stock_pipeline: Annotated[
+        Literal["auto"] | bool | Annotated[int, Field(ge=1)], described("'auto', true, false or a number from 1")
+    ] = AUTO
     """Also score in transformers' own pipeline, at 30 s: `true` all clips, `false` none, a number so many of them, or
     `auto`: 24 clips of a tuned model, none of others."""
     bootstrap_samples: int = Field(1_000, ge=100)

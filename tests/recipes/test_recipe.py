@@ -121,6 +121,22 @@ def test_value_out_of_range_is_a_one_line_error(name, value):
     assert repr(value) in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [
+        ("training.steps", "many", "should be 'auto' or a valid integer"),
+        ("training.warmup_steps", -1, "should be 'auto' or greater than or equal to 0, got -1"),
+        ("evaluation.max_new_tokens", 1.5, "should be 'auto' or a valid integer"),
+        ("evaluation.stock_pipeline", "some", "should be 'auto', true, false or a number from 1, got 'some'"),
+        ("evaluation.stock_pipeline", -2, "should be 'auto', true, false or a number from 1, got -2"),
+    ],
+)
+def test_error_of_a_setting_names_auto_if_it_is_allowed(name, value, choices):
+    message = error_message("tour", {name: value})
+    assert message.startswith(f"setting {name}: Input {choices}")
+    assert load("tour", {name: "auto"}).settings()[name] == "auto"
+
+
 def test_folder_source_without_path_is_an_error():
     assert "source.path" in error_message("tour", {"source.kind": "folder"})
     assert load("tour", {"source.kind": "folder", "source.path": "x"}).source.path == "x"
