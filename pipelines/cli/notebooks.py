@@ -205,14 +205,16 @@ def execute(
 
 
 def _source(name: str, language: str, folder: Path) -> Path:
-    """Return the notebook to execute; a translation is written where its executed copy will be."""
+    """Write the notebook to execute where its executed copy will be, with the links that it needs there."""
+    files = {name: folder / f"{name}.ipynb" for name in NOTEBOOKS}
     if language == translation.ENGLISH:
-        return translation.NOTEBOOKS / f"{name}.ipynb"
-    files = translation.paths(language, folder, NOTEBOOKS)
-    translated = translation.translate(name, language, files[name], files)
-    for problem in translated.problems:
-        logger.warning(problem)
-    translation.write_notebook(files[name], translated.notebook)
+        notebook = translation.english(name, files[name], files)
+    else:
+        translated = translation.translate(name, language, files[name], files)
+        notebook = translated.notebook
+        for problem in translated.problems:
+            logger.warning(problem)
+    translation.write_notebook(files[name], notebook)
     return files[name]
 
 

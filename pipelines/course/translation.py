@@ -86,6 +86,17 @@ def read(path: Path) -> dict[str, tuple[str, str]]:
     return {cell: (mark or "", text.strip()) for cell, mark, text in zip(ids, parts[1::3], parts[2::3])}
 
 
+def english(name: str, path: Path, siblings: dict[str, Path]) -> dict[str, Any]:
+    """Return the content of notebook `name` with the links that it needs at `path`, as `translate` does."""
+    source = NOTEBOOKS / f"{name}.ipynb"
+    notebook = json.loads(source.read_text("utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            cell["source"] = _with_links(text, source.parent, path.parent, siblings).splitlines(keepends=True)
+    return notebook
+
+
 def translate(name: str, language: str, path: Path, siblings: dict[str, Path]) -> Translated:
     """Return notebook `name` in another language, to be written to `path`.
 

@@ -142,6 +142,17 @@ def test_links_lead_to_existing_files(written: Path, name: str):
     assert [notebook for notebook in linked if written.resolve() not in notebook.parents] == [], "not in Swedish"
 
 
+@pytest.mark.parametrize("name", notebooks.NOTEBOOKS)
+def test_links_of_an_executed_english_copy_lead_to_files(tmp_path: Path, name: str):
+    files = {name: tmp_path / "runs" / f"{name}.ipynb" for name in notebooks.NOTEBOOKS}
+    for each_name, path in files.items():
+        translation.write_notebook(path, translation.english(each_name, path, files))
+    targets = [link for cell in cells(files[name]) for link in links(cell.source) if "://" not in link]
+    linked = [(files[name].parent / target.partition("#")[0]).resolve() for target in targets]
+    assert [path for path in linked if not path.exists()] == []
+    assert any(path in files.values() for path in linked), "the other copies are linked"
+
+
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lab with one notebook of one text cell, and its translation."""
