@@ -99,8 +99,9 @@ def record(
     if dry_run:
         return print_plan(as_json, f"offer {len(listed)} sentences on {host}", to)
     opened, lock = take_folder.open_folder(to, agreed, [name for name, value in given.items() if value])
-    from pipelines.collection.record import launch
+    from pipelines.collection.record import handlers, page
     from pipelines.collection.record.recorder import Recorder
+    from pipelines.inference.app import launch
 
     def announce(url: str) -> None:
         following = commands.command("features", "--set", "source.kind=folder", "--set", f"source.path={to}")
@@ -109,7 +110,8 @@ def record(
 
     with lock:
         recorder = Recorder(listed, opened, _load_model(model, opened.terms.language))
-        launch.serve(recorder, limiter, launch.Address(host, port or None, proxies), announce)
+        shown = handlers.Handlers(recorder, limiter)
+        launch.serve(lambda: page.build(shown), announce, host=host, port=port or None, trusted_proxies=proxies)
 
 
 def review(
@@ -138,6 +140,7 @@ def review(
         return print_plan(as_json, f"play {clips} clips on {host}", to, settings)
     from pipelines.collection.review import clips as review_clips
     from pipelines.collection.review import page, queue
+    from pipelines.inference.app import launch
 
     loaded = review_clips.load(settings, runs, model, clips)
     handlers = page.Handlers(queue.Queue(loaded.items, to, loaded.model), loaded.examples)
@@ -147,7 +150,7 @@ def review(
         lines = f"{len(loaded.items)} clips, decisions in {to}\npage: {url}\nNext: {use}; Ctrl-C stops the page"
         print_address(as_json, {"url": url, "clips": len(loaded.items), "table": str(to)}, lines)
 
-    page.serve(handlers, settings.language, host, port or None, announce)
+    launch.serve(lambda: page.build(handlers, settings.language), announce, host=host, port=port or None)
 
 
 def _sentences(name: str, terms: Path | None, count: int) -> list[str]:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
-import os
-import signal
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +11,10 @@ from pipelines.collection.review.handlers import Handlers
 from pipelines.collection.review.queue import MAX_CHARS
 from pipelines.collection.review.texts import TEXTS
 from pipelines.inference.app import assets
-from pipelines.inference.app import launch as app_launch
 from pipelines.inference.app.components.localized import LocalizedComponents, create_head
 from pipelines.inference.app.events import connect_language
 from pipelines.inference.app.i18n import choose_language
 from pipelines.inference.app.launch import SESSION_S
-from pipelines.inference.app.uploads import temporary_folder
 from pipelines.inference.http.rate_limits import RateLimiter
 
 if TYPE_CHECKING:
@@ -44,20 +37,6 @@ def build(handlers: Handlers, speech: str) -> gr.Blocks:
     demo.page_script = assets.script(speech, (_STATIC / "review.js").read_text("utf-8"))
     demo.live_sessions, demo.rate_limiter = None, RateLimiter(0, 0)
     return demo.queue(default_concurrency_limit=4, max_size=100)
-
-
-def serve(handlers: Handlers, speech: str, host: str, port: int | None, announce: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; `announce` receives its address. Raises LabError if the port is taken."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # deletes the temporary folder
-    with temporary_folder() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when Gradio is imported
-        demo = build(handlers, speech)
-        try:
-            announce(app_launch.launch(demo, host=host, port=port))
-            demo.block_thread()
-        finally:
-            demo.close(verbose=False)
 
 
 @dataclass

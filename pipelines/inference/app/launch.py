@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.inference import pipeline as inference_pipeline
 from pipelines.inference.app import assets, i18n
@@ -154,6 +154,28 @@ def launch(
     return demo.share_url or demo.local_url
 
 
+def serve(
+    build_page: Callable[[], gr.Blocks],
+    announce: Callable[[str], None],
+    **options: Any,
+) -> None:
+    """Serve the page of `build_page` until Ctrl-C or SIGTERM; its uploads are in a folder that is then deleted.
+
+    `announce` receives its address; `options` are those of `launch`. Call it before Gradio is imported. Raises LabError
+    if the port is taken.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # deletes the temporary folder
+    with temporary_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when Gradio is imported
+        demo = build_page()
+        try:
+            announce(launch(demo, **options))
+            demo.block_thread()
+        finally:
+            demo.close(verbose=False)
+
+
 @contextmanager
 def _limited_connections(trusted_proxies: Sequence[str]) -> Iterator[None]:
     """Let the server that Gradio starts limit the heads of requests and believe only `trusted_proxies`.
@@ -277,23 +299,23 @@ def limits_of(options: argparse.Namespace) -> tuple[RateLimiter, list[str]]:
 
 
 def _serve(uri: str, why: str, options: argparse.Namespace) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # deletes the temporary folder
     limiter, proxies = limits_of(options)
-    with temporary_folder() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # read when Gradio is imported
-        transcriber = _load_transcriber(uri, options.engine)
-        base, log = _base_loader(transcriber, options.engine), options.log
-        demo = build(transcriber, log, why=why, base=base, limiter=limiter, fetches_urls=options.fetch_urls)
-        address_options = {"host": options.host, "port": options.port, "share": options.share}
-        try:
-            address = launch(demo, **address_options, trusted_proxies=proxies)
-            print(f"page: {address}")
-            spoken = languages.NAMES[transcriber.language].title()
-            print(f"next: open it and speak {spoken}; feedback goes to {options.log}; stop with Ctrl+C", flush=True)
-            demo.block_thread()
-        finally:
-            demo.close(verbose=False)
+    transcriber, log = _load_transcriber(uri, options.engine), options.log
+    base = _base_loader(transcriber, options.engine)
+
+    def announce(address: str) -> None:
+        print(f"page: {address}")
+        spoken = languages.NAMES[transcriber.language].title()
+        print(f"next: open it and speak {spoken}; feedback goes to {log}; stop with Ctrl+C", flush=True)
+
+    serve(
+        lambda: build(transcriber, log, why=why, base=base, limiter=limiter, fetches_urls=options.fetch_urls),
+        announce,
+        host=options.host,
+        port=options.port,
+        share=options.share,
+        trusted_proxies=proxies,
+    )
 
 
 def _load_transcriber(uri: str, engine: str, language: str = "") -> Transcriber:
