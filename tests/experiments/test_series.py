@@ -307,6 +307,20 @@ def test_tables_refuse_another_test_set(done, small, tmp_path):
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
 
 
+def test_other_test_set_ends_a_series_before_training(done, small, tmp_path, monkeypatch):
+    recipes, runs, *_ = done
+    series_tables.export(recipes[:2], tmp_path / "tables", runs=runs)
+    into_tables = series_tables.callbacks(tmp_path / "tables", runs)
+    assert not series.run(recipes[:2], runs=runs, **into_tables).failed, "the same test set is accepted"
+    monkeypatch.setattr(series.training_pipeline, "run", lambda *_, **__: pytest.fail("a model is trained"))
+    others = [
+        small(name, settings={"source.test": 9, "curation.leaks": "ignore"})
+        for name in ("planted-more", "planted-clean")
+    ]
+    with pytest.raises(LabError, match=r"need one test_set: planted-repaired/42 has .*planted-more/42 has"):
+        series.run(others, runs=tmp_path / "runs", **into_tables)
+
+
 def test_process_killed_between_both_tables_loses_one_result(done, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes[:2], tmp_path, runs=runs)

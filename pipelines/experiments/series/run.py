@@ -13,6 +13,7 @@ from pipelines import recipes
 from pipelines.experiments import pipeline
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.features import pipeline as feature_pipeline
+from pipelines.features.cache import FeatureCache
 from pipelines.infra import console
 from pipelines.infra.errors import LabError, Unfinished
 from pipelines.recipes import runs as recipe_runs
@@ -27,6 +28,10 @@ RECIPES = tuple(
 )
 """Recipes that run by default. The model of the first one is the label model of others."""
 SEEDS = (42, 43)
+
+
+class SeriesError(LabError):
+    """An error that ends the series, because the other experiments would have it too."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,14 @@ def run(
     *,
     runs: str | Path = "",
     in_tables: Collection[str] = (),
+    on_cache: Callable[[Recipe, FeatureCache], None] = lambda recipe, cache: None,
     on_report: Callable[[Recipe, EvalReport], None] = lambda recipe, report: None,
 ) -> SeriesResult:
     """Run features, training and the test score of each experiment, except those whose `recipe/seed` is in `in_tables`.
 
-    `on_report` is called with each report. A failed experiment does not end the series. Raise errors.Unfinished if a
-    signal ended a training.
+    `on_cache` is called with the features of each experiment before it is trained, `on_report` with each report. A
+    failed experiment does not end the series, unless it raised SeriesError. Raise errors.Unfinished if a signal ended a
+    training.
     """
     n_planned, experiments = len(experiments), pending(experiments, in_tables)
     reports, failed, minutes_spent = [], [], []
@@ -118,8 +125,8 @@ def run(
         title = f"{recipe.name}, seed {recipe.training.seed}"
         counter = f"[{number}/{len(experiments)}]"
         try:
-            report, is_new = _run_one(recipe, runs)
-        except Unfinished:
+            report, is_new = _run_one(recipe, runs, on_cache)
+        except (Unfinished, SeriesError):
             raise
         except (LabError, OSError, MemoryError, RuntimeError) as error:  # others are defects of the code
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -137,10 +144,13 @@ def run(
     return SeriesResult(tuple(reports), tuple(failed), n_planned - len(experiments))
 
 
-def _run_one(recipe: Recipe, runs: str | Path) -> tuple[EvalReport, bool]:
+def _run_one(
+    recipe: Recipe, runs: str | Path, on_cache: Callable[[Recipe, FeatureCache], None]
+) -> tuple[EvalReport, bool]:
     """Return the test report of one experiment, and True if it is new."""
     with console.silenced():
         cache = feature_pipeline.run(recipe, runs=runs)
+        on_cache(recipe, cache)
         model = training_pipeline.run(recipe, cache, runs=runs)
         existing = set((recipe_runs.experiment_folder(recipe, runs) / "reports").glob("test-*"))
         report = pipeline.evaluate(recipe, cache, model.uri, "test", runs=runs)

@@ -8,8 +8,9 @@ filters.json     precision and recall of curation on the planted faults (filters
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from pipelines.experiments.comparison import lookup
 from pipelines.experiments.evaluation import EvalReport
 from pipelines.experiments.series import claims, filters, table_files
 from pipelines.experiments.series.claims import BASELINES
-from pipelines.experiments.series.run import name_of
+from pipelines.experiments.series.run import SeriesError, name_of
 from pipelines.experiments.series.table_files import UTTERANCES
+from pipelines.features.cache import FeatureCache
 from pipelines.infra import environment, manifest, redact
 from pipelines.infra.errors import LabError
 from pipelines.recipes import runs as recipe_runs
 from pipelines.recipes.base_settings import AUTO
 from pipelines.recipes.settings import Recipe
-from pipelines.speech import scoring
+from pipelines.speech import scoring, text
 
 FILTERS = "filters.json"
 _NO_RESULT = (
@@ -106,6 +108,21 @@ def add(recipe: Recipe, report: EvalReport, folder: Path, *, runs: str | Path = 
         _write(folder, {name_of(recipe): (recipe, report)}, [*dict.fromkeys([*names, name_of(recipe)])], runs)
 
 
+def callbacks(folder: Path, runs: str | Path = "") -> dict[str, Callable[..., None]]:
+    """Return the arguments of `run.run` that add each result to the tables in `folder`, if the test set is theirs."""
+    return {
+        "on_cache": functools.partial(check, folder=folder),
+        "on_report": functools.partial(add, folder=folder, runs=runs),
+    }
+
+
+def check(recipe: Recipe, cache: FeatureCache, folder: Path) -> None:
+    """Raise SeriesError if the tables in `folder` hold results on another test set than that of `cache`."""
+    rows = cache.rows.iloc[cache.split("test")].rename(columns={"text": "reference"})
+    new = {"test_set": evaluation.test_set(rows), "normaliser": text.NORMALISER}
+    _require_one_test_set(folder, _rows(table_files.read(folder)[1]) | {name_of(recipe): new})
+
+
 def names_in_tables(experiments: Iterable[Recipe], folder: Path) -> set[str]:
     """Return `recipe/seed` of the experiments whose results are in the tables in `folder`, from the same settings.
 
@@ -116,7 +133,7 @@ def names_in_tables(experiments: Iterable[Recipe], folder: Path) -> set[str]:
     if any(recipe.training.fast_dev_run for recipe in experiments):
         raise LabError("training.fast_dev_run trains two steps, whose WER means nothing: make tables without it")
     table, costs = table_files.read(folder)
-    recorded = {f"{row['recipe']}/{row['seed']}": row.get("settings") for row in costs.to_dict("records")}
+    recorded = {name: row.get("settings") for name, row in _rows(costs).items()}
     return {
         name
         for recipe in experiments
@@ -135,8 +152,7 @@ def settings_digest(recipe: Recipe) -> str:
 def _write(folder: Path, results: dict[str, tuple[Recipe, EvalReport]], names: Sequence[str], runs: str | Path) -> None:
     """Write both tables with the results `names`, in their order: new ones from `results`, others from the files."""
     table, costs = table_files.read(folder)
-    rows = {f"{row['recipe']}/{row['seed']}": row for row in costs.to_dict("records")}
-    rows = {name: row for name, row in rows.items() if name in names and name not in results}
+    rows = {name: row for name, row in _rows(costs).items() if name in names and name not in results}
     rows |= {name: _run_row(recipe, report, runs) for name, (recipe, report) in results.items()}
     _require_one_test_set(folder, rows)
     if results:
@@ -152,13 +168,18 @@ def _write(folder: Path, results: dict[str, tuple[Recipe, EvalReport]], names: S
     table_files.write(folder, table[[*described, *names]], pd.DataFrame([rows[name] for name in names]))
 
 
+def _rows(costs: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return the rows of runs.csv by `recipe/seed`."""
+    return {f"{row['recipe']}/{row['seed']}": row for row in costs.to_dict("records")}
+
+
 def _require_one_test_set(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Raise LabError unless the rows of runs.csv have one test set and one normaliser."""
+    """Raise SeriesError unless the rows of runs.csv have one test set and one normaliser."""
     for column in ("test_set", "normaliser"):
         values = {str(row[column]): name for name, row in rows.items()}
         if len(values) > 1:
             (first, name), (second, other), *_ = values.items()
-            raise LabError(
+            raise SeriesError(
                 f"the tables of a series need one {column}: {name} has {first}, {other} has {second}. Write the new "
                 f"results to another folder than {folder}"
             )
