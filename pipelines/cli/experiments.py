@@ -169,6 +169,8 @@ def experiments(
     from pipelines.experiments.series import tables as series_tables
     from pipelines.infra import environment
 
+    if export and tables:
+        raise LabError("give --tables or --export, not both: --export runs nothing, and --tables adds what is run")
     names = [*dict.fromkeys(split_list(recipes_))] if recipes_ else series.RECIPES
     planned = series.plan(names, parse_seeds(seeds), parse_overrides(set_))
     in_tables = series_tables.names_in_tables(planned, tables) if tables else set()

@@ -321,6 +321,13 @@ def test_other_test_set_ends_a_series_before_training(done, small, tmp_path, mon
         series.run(others, runs=tmp_path / "runs", **into_tables)
 
 
+def test_tables_and_export_together_are_refused(tmp_path):
+    result = CliRunner().invoke(app, ["experiments", "--tables", str(tmp_path), "--export", str(tmp_path)])
+    assert isinstance(result.exception, LabError)
+    assert "give --tables or --export, not both" in str(result.exception)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_process_killed_between_both_tables_loses_one_result(done, tmp_path):
     recipes, runs, *_ = done
     series_tables.export(recipes[:2], tmp_path, runs=runs)
