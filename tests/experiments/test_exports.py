@@ -123,7 +123,7 @@ def test_batched_transcript_equals_single_transcript(teacher, windows, monkeypat
     monkeypatch.setattr(
         OnnxDecoder,
         "select",
-        lambda self, rows, windows, select=OnnxDecoder.select: (left.append(rows), select(self, rows, windows)),
+        lambda self, rows, select=OnnxDecoder.select: (left.append(rows), select(self, rows)),
     )
     for (ids, sure), (known, known_sure) in zip(engine.decode(windows), whole, strict=True):
         ends = known.index(token) + 1 if token in known else len(known)

@@ -45,8 +45,8 @@ class Onnx:
         layers = len(self.encoder.get_outputs()) // 2
         self.cross_names, self.past_names = state_names(layers), state_names(layers, "past_")
         self.present_names = state_names(layers, "present_")
-        shapes = {graph_input.name: graph_input.shape for graph_input in self.decoder.get_inputs()}
-        self.texts_share_windows = shapes["tokens"][0] != shapes["key_0"][0]  # not in graphs of earlier versions
+        # else, in graphs of earlier versions, each text has its own copy of its window's keys and values
+        self.texts_share_windows = any(one.name == "window_rows" for one in self.decoder.get_inputs())
         self.can_align = any(output.name == "attention" for output in self.decoder.get_outputs())
         self.name = f"onnxruntime cpu {_precision(folder)}"
         self.states = EncoderStates(self.encode)
@@ -86,6 +86,7 @@ class Onnx:
         for row, n in zip(tokens, rows, strict=True):
             row[: len(self.prompt) + len(spelled[n][0])] = [*self.prompt, *spelled[n][0]]
         inputs = {"tokens": tokens.astype(np.int64), **self.empty_past(len(rows), cross), **cross}
+        inputs |= self.layout(np.arange(len(rows)))
         (cross_attention,) = self.decoder.run(["attention"], inputs)
         for position, n in enumerate(rows):
             ids, firsts = spelled[n]
@@ -97,7 +98,7 @@ class Onnx:
         """Return the attention with which each token of `text`, and the end, is written (AttentiveEngine)."""
         cross, (ids, _) = self.states.of(window[np.newaxis]), self.spelling.ids(text)
         tokens = np.array([[*self.prompt, *ids]], dtype=np.int64)
-        inputs = {"tokens": tokens, **self.empty_past(1, cross), **cross}
+        inputs = {"tokens": tokens, **self.empty_past(1, cross), **cross, **self.layout(np.zeros(1, dtype=np.int64))}
         (weights,) = self.decoder.run(["attention"], inputs)
         return word_timestamps.attention_of_text(weights[:, 0], len(self.prompt), n_frames)
 
@@ -112,6 +113,17 @@ class Onnx:
         shapes = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
         return {name: np.zeros(shapes[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
+    def layout(self, owners: np.ndarray) -> States:
+        """Return the decoder's inputs `window_rows` and `slots` for rows of the windows `owners` int64, ascending."""
+        if not self.texts_share_windows:
+            return {}
+        counts = np.bincount(owners)
+        firsts = np.cumsum(counts) - counts
+        columns = np.arange(len(owners)) - firsts[owners]
+        window_rows = np.zeros((len(counts), counts.max()), dtype=np.int64)
+        window_rows[owners, columns] = np.arange(len(owners))
+        return {"window_rows": window_rows, "slots": owners * counts.max() + columns}
+
 
 class OnnxDecoder:
     """The decoder's keys and values for a batch of texts that grow (search.TextDecoder)."""
@@ -120,19 +132,25 @@ class OnnxDecoder:
         self.engine = engine
         self.cross = engine.states.of(windows)
         self.past = engine.empty_past(len(windows), self.cross)
+        self.owners = np.arange(len(windows))
+        """The window of each row."""
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        inputs = {"tokens": tokens.astype(np.int64), **self.past, **self.cross}
+        inputs = {"tokens": tokens.astype(np.int64), **self.past, **self.cross, **self.engine.layout(self.owners)}
         logits, *present = self.engine.decoder.run(["logits", *self.engine.present_names], inputs)
         self.past = dict(zip(self.engine.past_names, present, strict=True))
         return logits
 
-    def select(self, rows: np.ndarray, windows: np.ndarray) -> None:
-        selected = windows if self.engine.texts_share_windows else rows
-        if len(selected) != len(self.cross["key_0"]):  # else only the texts of each window change places
-            self.cross = {name: state[selected] for name, state in self.cross.items()}
-        if not np.array_equal(rows, np.arange(len(self.past["past_key_0"]))):
-            self.past = {name: state[rows] for name, state in self.past.items()}
+    def select(self, rows: np.ndarray) -> None:
+        if np.array_equal(rows, np.arange(len(self.owners))):
+            return
+        self.past = {name: state[rows] for name, state in self.past.items()}
+        kept, owners = np.unique(self.owners[rows], return_inverse=True)
+        if not self.engine.texts_share_windows:
+            kept, owners = rows, np.arange(len(rows))
+        if not np.array_equal(kept, np.arange(len(self.cross["key_0"]))):
+            self.cross = {name: state[kept] for name, state in self.cross.items()}
+        self.owners = owners
 
 
 def _precision(folder: Path) -> str:

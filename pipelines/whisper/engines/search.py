@@ -1,7 +1,8 @@
 """Search for the transcripts of a batch of windows: greedy, sampled, or by beam search.
 
 Every engine that computes the logits of the next token (`TextDecoder`) is searched by this code, so the same options
-give the same text. CTranslate2 has its own search; the beam search here takes the same steps.
+give the same text. CTranslate2 has its own search. The beam search here takes the same steps, and gives up texts that
+are unlikely to become the best: their rows are not computed. So with beams CTranslate2 may write another text.
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ from pipelines.whisper.tokens import Spelling
 
 _BLOCK = 64
 """Logits are searched for the largest in blocks of this size."""
+_MAX_BEHIND = 3.0
+"""A text whose score is lower than the best one's of its beam by more than this is not extended."""
+_SAME_TOKENS = 3
+"""Of two texts of a beam that end in this many equal tokens only the better one is extended."""
 
 
 class TextDecoder(Protocol):
-    """A decoder with its states for a batch of windows, with the same number of rows (texts) for each window."""
+    """A decoder with its states for a batch of windows, first with a row (text) for each window."""
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Append `tokens` int64 [rows, n] and return the logits float32 [rows, vocabulary] of the next token."""
 
-    def select(self, rows: np.ndarray, windows: np.ndarray) -> None:
-        """Continue with `rows` int64, which may repeat, and with `windows` int64: positions in the present batch."""
+    def select(self, rows: np.ndarray) -> None:
+        """Continue with the present `rows` int64, which may repeat, in the order of their windows.
+
+        A window without rows is not needed again.
+        """
 
 
 @dataclass
@@ -125,7 +133,7 @@ def _greedy(
         if not len(running):
             break
         if 2 * len(running) <= len(rows):  # stop computing rows whose text has ended
-            decoder.select(running, running)
+            decoder.select(running)
             tokens, rows = tokens[running], rows[running]
         logits = decoder.step(tokens[:, None])
     return texts
@@ -156,20 +164,20 @@ class _Beam:
 def _beams(
     decoder: TextDecoder, logits: np.ndarray, rules: TokenRules, options: DecodingOptions, max_tokens: int
 ) -> list[Text]:
-    """Return the best finished text of each window, as CTranslate2's beam search finds it."""
+    """Return the best finished text of each window."""
     size, enough = options.beam_size, max(1, round(options.beam_size * options.patience))
     finished: list[list[_Beam]] = [[] for _ in logits]
     running = {window: [_Beam(Text())] for window in range(len(logits))}
     for step in range(max_tokens):
         candidates = _candidates(logits, list(running.values()), rules, 2 * size)
-        is_last, tokens, rows, remaining, first_row = step == max_tokens - 1, [], [], [], 0
-        for position, window in enumerate(list(running)):
-            beams, following = running[window], []
-            spare = iter([c for c in candidates[position][size:] if c.token != rules.end])
-            for candidate in candidates[position][:size]:
-                beam = beams[candidate.row].extended(candidate, rules.end)
+        is_last, tokens, rows, first_row = step == max_tokens - 1, [], [], 0
+        for of_window, (window, beams) in zip(candidates, list(running.items()), strict=True):
+            if not rules.hotwords.children:  # the score of a hotword that is being spelled may be taken back
+                of_window = _promising(of_window, beams, finished[window], rules.end)
+            following, spare = [], iter([c for c in of_window[size:] if c.token != rules.end])
+            for candidate in of_window[:size]:
                 if candidate.token == rules.end or is_last:
-                    finished[window].append(beam)
+                    finished[window].append(beams[candidate.row].extended(candidate, rules.end))
                     candidate = next(spare, None)
                 if candidate is not None:
                     following.append(candidate)
@@ -177,17 +185,40 @@ def _beams(
                 finished[window] = finished[window] or beams  # nothing may follow: the texts end here
                 del running[window]
             else:
-                following += [following[-1]._replace(score=-np.inf)] * (size - len(following))
-                remaining.append(position)
                 tokens += [candidate.token for candidate in following]
                 rows += [first_row + candidate.row for candidate in following]
                 running[window] = [beams[candidate.row].extended(candidate, rules.end) for candidate in following]
             first_row += len(beams)
         if not running:
             break
-        decoder.select(np.array(rows), np.array(remaining))
+        decoder.select(np.array(rows))
         logits = decoder.step(np.array(tokens, dtype=np.int64)[:, None])
     return [_best(beams, options.length_penalty) for beams in finished]
+
+
+def _promising(candidates: list[_Candidate], beams: list[_Beam], finished: list[_Beam], end: int) -> list[_Candidate]:
+    """Return the candidates of a window that may still become its text; they come and are returned best first.
+
+    Left out is a candidate that is far behind the best one, and one that ends in the same tokens as a better one: what
+    follows is about as probable for both. One of the two may be a token ahead.
+    """
+    best = max([one.score for one in (*candidates[:1], *finished)], default=0.0)
+    kept: list[_Candidate] = []
+    endings: dict[tuple[int, ...], float] = {}
+    earlier_endings: set[tuple[int, ...]] = set()
+    for candidate in candidates:
+        if candidate.score < best - _MAX_BEHIND:
+            break
+        beam = beams[candidate.row]
+        if candidate.token != end and len(beam.text.ids) >= _SAME_TOKENS:
+            last = (*beam.text.ids[-_SAME_TOKENS:], candidate.token)
+            ending, earlier = last[1:], last[:-1]
+            if ending in endings or ending in earlier_endings or endings.get(earlier, -np.inf) >= beam.score:
+                continue
+            endings[ending] = candidate.score
+            earlier_endings.add(earlier)  # their score was higher than that of any later candidate
+        kept.append(candidate)
+    return kept
 
 
 def _candidates(

@@ -153,7 +153,7 @@ class _Decoder:
             logits = self.model.proj_out(states.last_hidden_state[:, -1])
         return logits.float().cpu().numpy()
 
-    def select(self, rows: np.ndarray, windows: np.ndarray) -> None:
+    def select(self, rows: np.ndarray) -> None:
         import torch
 
         if np.array_equal(rows, np.arange(len(self.encoded))):

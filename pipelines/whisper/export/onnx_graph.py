@@ -2,12 +2,13 @@
 
     encoder.onnx   features float32 [B, n_mels, T]
                    ->  key_l float32 [B, heads, width, T / 2], value_l float32 [B, heads, T / 2, width]
-    decoder.onnx   tokens int64 [R, n], past_key_l [R, heads, width, p], past_value_l [R, heads, p, width],
-                   key_l, value_l [B, ...]
+    decoder.onnx   tokens int64 [R, n], window_rows int64 [B, m], slots int64 [R],
+                   past_key_l [R, heads, width, p], past_value_l [R, heads, p, width], key_l, value_l [B, ...]
                    ->  logits float32 [R, vocabulary] of the last token, present_key_l, present_value_l: past and the
-                       n tokens, attention float32 [A, B, n R / B, T / 2]
+                       n tokens, attention float32 [A, B, m n, T / 2]
 
-for each of the decoder's layers l = 0, 1, ... The R rows are texts, the same number for each of the B windows.
+for each of the decoder's layers l = 0, 1, ... The R rows are texts, up to m for each of the B windows: `window_rows`
+are those of each window, any row in place of missing ones, and `slots` the position of each row in them, flattened.
 Cross-attention keys and values (key_l, value_l) are computed once per window, those of the text grow with each call.
 With p = 0 the decoder takes a whole prompt. Keys are stored transposed, as the matrix products take them. `attention`
 is the cross-attention of the A alignment heads (generation_config.alignment_heads) and is absent if the model names
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from pipelines.whisper.export.onnx_modules import Decoder
 
 
-FORMAT = "4"
+FORMAT = "5"
 """Version of the graphs: raised when the engine cannot read older ones."""
 OPSET = 17
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
@@ -102,11 +103,18 @@ def _export_decoder(decoder: Decoder, config: WhisperConfig, path: Path) -> None
     past = [torch.zeros(2, heads, *shape) for _ in range(layers) for shape in ((width, 3), (3, width))]
     cross = [torch.zeros(2, heads, *shape) for _ in range(layers) for shape in ((width, 12), (12, width))]
     tokens = torch.zeros(2, 2, dtype=torch.int64)
-    inputs = {"tokens": {0: "batch", 1: "new"}, **_state_axes(layers, "past_"), **_state_axes(layers, "")}
+    window_rows, slots = torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    inputs = {
+        "tokens": {0: "batch", 1: "new"},
+        "window_rows": {0: "windows", 1: "texts"},
+        "slots": {0: "batch"},
+        **_state_axes(layers, "past_"),
+        **_state_axes(layers, ""),
+    }
     outputs = {"logits": {0: "batch"}, **_state_axes(layers, "present_")}
     if decoder.alignment_heads:
         outputs["attention"] = {1: "windows", 2: "aligned", 3: _AXIS_NAMES[""]}
-    _export(decoder, (tokens, *past, *cross), path, inputs, outputs)
+    _export(decoder, (tokens, window_rows, slots, *past, *cross), path, inputs, outputs)
 
 
 def _state_axes(layers: int, prefix: str) -> dict[str, dict[int, str]]:

@@ -171,9 +171,9 @@ class Decoder(nn.Module):
         self.table = nn.Parameter((embedding / scale).round().to(torch.int8), False)
         self.words = nn.Parameter(embedding.T.contiguous(), False)
 
-    def forward(self, tokens: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, tokens: Tensor, window_rows: Tensor, slots: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """`states`: past keys and values of every layer, then the encoder's (see onnx_graph.py)."""
-        decoder, present, cross_attention = self.decoder, [], {}
+        decoder, present, cross_attention, layout = self.decoder, [], {}, (window_rows, slots)
         n_states, batch = 2 * len(decoder.layers), tokens.shape[0]
         past, cross = states[:n_states], states[n_states:]
         positions = torch.arange(past[1].shape[2] + tokens.shape[1])
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
         hidden = self._embed(tokens) + decoder.embed_positions.weight[new_positions]
         for n in range(len(decoder.layers)):
             hidden, keys_values = self._attend_to_text(n, hidden, past[2 * n : 2 * n + 2], mask, batch)
-            hidden, weights = self._attend_to_audio(n, hidden, cross[2 * n : 2 * n + 2], batch)
+            hidden, weights = self._attend_to_audio(n, hidden, cross[2 * n : 2 * n + 2], layout)
             hidden = self._feed_forward(n, hidden)
             present += keys_values
             cross_attention |= weights
@@ -214,15 +214,17 @@ class Decoder(nn.Module):
         return hidden + layer.self_attn.out_proj(layout.attend(weights, values, batch)), [keys, values]
 
     def _attend_to_audio(
-        self, n: int, hidden: Tensor, cross: tuple[Tensor, ...], batch: Any
+        self, n: int, hidden: Tensor, cross: tuple[Tensor, ...], rows: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
-        """Return the hidden states and the attention weights [B, n, T / 2] of the layer's alignment heads."""
-        layer, layout = self.decoder.layers[n], self.layout
-        queries = self.queries[n](layer.encoder_attn_layer_norm(hidden))
+        """Return the hidden states and the attention weights [B, m n, T / 2] of the layer's alignment heads."""
+        layer, layout, (window_rows, slots) = self.decoder.layers[n], self.layout, rows
+        queries = self.queries[n](layer.encoder_attn_layer_norm(hidden))[window_rows]
         # the texts of a window are so many further positions of one text: they share its keys and values
         weights = attention_weights(layout.split_heads(queries, cross[0].shape[0]), cross[0])
         aligned = {(n, head): weights[:, head] for number, head in self.alignment_heads if number == n}
-        return hidden + layer.encoder_attn.out_proj(layout.attend(weights, cross[1], batch)), aligned
+        attended = layout.attend(weights, cross[1], cross[0].shape[0])
+        attended = attended.reshape(-1, hidden.shape[1], layout.d_model)[slots]
+        return hidden + layer.encoder_attn.out_proj(attended), aligned
 
     def _feed_forward(self, n: int, hidden: Tensor) -> Tensor:
         layer = self.decoder.layers[n]

@@ -20,20 +20,20 @@ class Markov:
     """A decoder whose next token depends on the last one, and on the window."""
 
     def __init__(self, tables: np.ndarray):
-        self.tables, self.last = tables, None
+        self.tables = tables
         self.windows = np.arange(len(tables))
         self.steps = []
 
     def step(self, tokens):
-        per_window = len(tokens) // len(self.windows)
+        assert len(tokens) == len(self.windows)
         self.steps.append(len(tokens))
         logits = np.full((len(tokens), VOCABULARY), -30.0, dtype=np.float32)
-        rows = np.repeat(self.windows, per_window)
-        logits[:, : N_TEXT + 1] = self.tables[rows, np.minimum(tokens[:, -1], N_TEXT)]
+        logits[:, : N_TEXT + 1] = self.tables[self.windows, np.minimum(tokens[:, -1], N_TEXT)]
         return logits
 
-    def select(self, rows, windows):
-        self.windows = self.windows[windows]
+    def select(self, rows):
+        assert (np.diff(self.windows[rows]) >= 0).all()
+        self.windows = self.windows[rows]
 
 
 @pytest.fixture
@@ -41,6 +41,13 @@ def tables():
     """Log-probabilities [window, last token, next token]; the last row is that of the start."""
     logits = np.random.default_rng(3).standard_normal((3, N_TEXT + 1, N_TEXT + 1)) * 2
     return (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+
+
+@pytest.fixture
+def whole_search(monkeypatch):
+    """No text of a beam is given up."""
+    monkeypatch.setattr(search, "_MAX_BEHIND", np.inf)
+    monkeypatch.setattr(search, "_SAME_TOKENS", 1_000)
 
 
 def rules(timestamps=False, hotwords=(), suppressed=()):
@@ -64,6 +71,7 @@ def every_text(table):
             yield list(ids), float(sum(table[a, b] for a, b in itertools.pairwise(path)))
 
 
+@pytest.mark.usefixtures("whole_search")
 def test_wide_beam_finds_the_most_probable_text(tables):
     texts, _ = find(tables, beam_size=32, patience=10.0, length_penalty=1.0)
     for text, table in zip(texts, tables, strict=True):
@@ -90,11 +98,66 @@ def test_windows_do_not_depend_on_each_other(tables):
     assert [text.ids for text in together] == [text.ids for text in alone]
 
 
+@pytest.mark.usefixtures("whole_search")
 def test_finished_windows_leave_the_batch(tables):
     tables[0, :, END] = 5.0
     _, decoder = find(tables, beam_size=2)
     assert decoder.steps[2] == 2 * len(tables)
     assert decoder.steps[-1] < 2 * len(tables)
+
+
+def chain(first, following, other=-9.0):
+    """Return the table of one window: log-probabilities of first tokens, and the token that almost always follows."""
+    table = np.full((1, N_TEXT + 1, N_TEXT + 1), other, dtype=np.float32)
+    for token, logprob in first.items():
+        table[0, N_TEXT, token] = logprob
+    for token, following_token in following.items():
+        table[0, token, following_token] = 0.0
+    return table
+
+
+def rows_of(table, **options):
+    """Return the number of rows in each step after the prompt, and the text."""
+    (text,), decoder = find(table, beam_size=3, **options)
+    return decoder.steps[2:], text.ids
+
+
+def test_text_far_behind_the_best_one_is_not_extended():
+    near, far = -0.2 - search._MAX_BEHIND + 0.1, -0.2 - search._MAX_BEHIND - 0.1
+    following = {0: 2, 1: 3, 2: 2, 3: 3}
+    assert rows_of(chain({0: -0.2, 1: near}, following))[0][0] == 2
+    assert rows_of(chain({0: -0.2, 1: far}, following))[0][0] == 1
+
+
+def test_window_ends_when_all_texts_are_far_behind_a_finished_one():
+    lengths = []
+    for behind in (search._MAX_BEHIND - 0.1, search._MAX_BEHIND + 0.1):  # the first is written to its end
+        table = chain({0: -0.2, 1: -0.2 - behind}, {0: END, 1: 2, 2: 3, 3: 2})
+        lengths.append(len(rows_of(table, patience=10.0)[0]))
+    assert lengths == [LIMIT - 1, 1]
+
+
+def test_of_texts_with_equal_endings_only_the_better_is_extended(monkeypatch):
+    monkeypatch.setattr(search, "_SAME_TOKENS", 2)
+    steps, ids = rows_of(chain({0: -0.7, 1: -0.9}, {0: 2, 1: 2, 2: 3, 3: 4, 4: 2}))
+    assert steps == [2, 2, 1, 1]
+    assert ids == [0, 2, 3, 4, 2]
+
+
+def test_of_texts_with_equal_endings_one_may_be_a_token_ahead(monkeypatch):
+    monkeypatch.setattr(search, "_SAME_TOKENS", 2)
+    for first in ({0: -0.7, 1: -0.9}, {0: -0.9, 1: -0.7}):
+        steps, ids = rows_of(chain(first, {0: 1, 1: 2, 2: 3, 3: 4, 4: 2}))  # 0 1 2 3 4 and 1 2 3 4 2
+        assert steps[-1] == 1
+        assert ids[0] == max(first, key=first.get)
+
+
+def test_no_text_is_given_up_for_a_hotword_that_is_being_spelled():
+    """The best text would be given up for the start of a hotword, whose boost is taken back."""
+    table = chain({0: -0.1, 1: -0.5}, {0: 3, 1: 0, 3: END})
+    (text,), decoder = find(table, rules(hotwords=[[1, 2]]), beam_size=2)
+    assert text.ids == [0, 3]
+    assert set(decoder.steps[2:]) == {2}
 
 
 def test_suppressed_token_is_never_written(tables):
