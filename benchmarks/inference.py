@@ -28,10 +28,10 @@ transcript is aligned with the whole text, and each edit belongs to the clip in 
 clip of the word before it).
 
 The last line is one JSON object. `sides` has for each side its `arguments`, `peak_mb` of its process, and for `clips`
-and each long recording (by its minutes) `s`, `wer`, `ci95`, `minus` (ours minus this side: `delta`, `ci95`) and
-`speedup` (its time over ours). Also: `speedup_vs_faster_whisper` and `speedup_vs_transformers` (clips),
-`longform_speedup` (over the batched pipeline, longest recording), `memory_ratio` (peak, ours over faster-whisper),
-`delta_wer_ci95` (ours minus faster-whisper, clips), `wer` of each side on clips; null if not measured.
+and each long recording (by its minutes) `s`, `cpu_s` (processor time), `wer`, `ci95`, `minus` (ours minus this side:
+`delta`, `ci95`) and `speedup` (its time over ours). Also: `speedup_vs_faster_whisper` and `speedup_vs_transformers`
+(clips), `longform_speedup` (over the batched pipeline, longest recording), `memory_ratio` (peak, ours over
+faster-whisper), `delta_wer_ci95` (ours minus faster-whisper, clips), `wer` of each side on clips; null if not measured.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Result:
     """What a side did, by name of the recording: CLIPS, or the minutes of a long one."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """Of all threads: on a busy machine it says more than `seconds`."""
     texts: dict[str, list[str]] = field(default_factory=dict)
     peak_mb: float = 0.0
 
@@ -145,6 +147,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 **{
                     name: {
                         "s": round(taken, 3),
+                        "cpu_s": round(best[side].cpu_seconds[name], 3),
                         "speedup": _ratio(best, side, name),
                         **scores.get(side, {}).get(name, {}),
                     }
@@ -203,7 +206,9 @@ def _label(name: str) -> str:
 
 def _timing(side: str, result: Result, n_clips: int) -> str:
     parts = [
-        f"{taken / n_clips * 1000:.0f} ms a clip" if name == CLIPS else f"{taken:.1f} s for {_label(name)}"
+        f"{taken / n_clips * 1000:.0f} ms ({result.cpu_seconds[name] / n_clips * 1000:.0f} of processor time) a clip"
+        if name == CLIPS
+        else f"{taken:.1f} s ({result.cpu_seconds[name]:.1f} of processor time) for {_label(name)}"
         for name, taken in result.seconds.items()
     ]
     return f"{side:24}{', '.join(parts)}; peak {result.peak_mb:,.0f} MB; load {os.getloadavg()[0]:.1f}"
@@ -239,17 +244,20 @@ def _run(options: argparse.Namespace) -> Result:
     for name in options.names:
         call, recordings = arguments[CLIPS if name == CLIPS else "recordings"], np.load(options.folder / f"{name}.npz")
         samples = list(recordings.values())
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         result.texts[name] = [transcribe(one, call) for one in samples]
         result.seconds[name] = time.perf_counter() - started
+        result.cpu_seconds[name] = time.process_time() - cpu_started
     result.peak_mb = _peak_mb()
     return result
 
 
 def _keep_fastest(best: Result, result: Result) -> None:
-    """Add what was measured in another round: the lower time, the first transcripts, the higher peak."""
+    """Add what was measured in another round: the lower times, the first transcripts, the higher peak."""
     for name, taken in result.seconds.items():
         best.seconds[name] = min(taken, best.seconds.get(name, taken))
+        cpu_taken = result.cpu_seconds[name]
+        best.cpu_seconds[name] = min(cpu_taken, best.cpu_seconds.get(name, cpu_taken))
         best.texts.setdefault(name, result.texts[name])
     best.peak_mb = max(best.peak_mb, result.peak_mb)
 
