@@ -27,6 +27,8 @@ from pipelines.whisper.tokens import read_spelling
 
 States = dict[str, np.ndarray]
 """Keys and values by their names in the graphs."""
+_MAX_KEPT = 3 / 4
+"""Share of windows that still have texts up to which the keys and values of the others are dropped."""
 
 
 class Onnx:
@@ -86,7 +88,7 @@ class Onnx:
         for row, n in zip(tokens, rows, strict=True):
             row[: len(self.prompt) + len(spelled[n][0])] = [*self.prompt, *spelled[n][0]]
         inputs = {"tokens": tokens.astype(np.int64), **self.empty_past(len(rows), cross), **cross}
-        inputs |= self.layout(np.arange(len(rows)))
+        inputs |= self.layout(np.arange(len(rows)), len(rows))
         (cross_attention,) = self.decoder.run(["attention"], inputs)
         for position, n in enumerate(rows):
             ids, firsts = spelled[n]
@@ -98,7 +100,7 @@ class Onnx:
         """Return the attention with which each token of `text`, and the end, is written (AttentiveEngine)."""
         cross, (ids, _) = self.states.of(window[np.newaxis]), self.spelling.ids(text)
         tokens = np.array([[*self.prompt, *ids]], dtype=np.int64)
-        inputs = {"tokens": tokens, **self.empty_past(1, cross), **cross, **self.layout(np.zeros(1, dtype=np.int64))}
+        inputs = {"tokens": tokens, **self.empty_past(1, cross), **cross, **self.layout(np.zeros(1, dtype=np.int64), 1)}
         (weights,) = self.decoder.run(["attention"], inputs)
         return word_timestamps.attention_of_text(weights[:, 0], len(self.prompt), n_frames)
 
@@ -113,11 +115,11 @@ class Onnx:
         shapes = {"key": (batch, heads, width, 0), "value": (batch, heads, 0, width)}
         return {name: np.zeros(shapes[name.split("_")[1]], dtype=np.float32) for name in self.past_names}
 
-    def layout(self, owners: np.ndarray) -> States:
+    def layout(self, owners: np.ndarray, n_windows: int) -> States:
         """Return the decoder's inputs `window_rows` and `slots` for rows of the windows `owners` int64, ascending."""
         if not self.texts_share_windows:
             return {}
-        counts = np.bincount(owners)
+        counts = np.bincount(owners, minlength=n_windows)
         firsts = np.cumsum(counts) - counts
         columns = np.arange(len(owners)) - firsts[owners]
         window_rows = np.zeros((len(counts), counts.max()), dtype=np.int64)
@@ -136,7 +138,8 @@ class OnnxDecoder:
         """The window of each row."""
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        inputs = {"tokens": tokens.astype(np.int64), **self.past, **self.cross, **self.engine.layout(self.owners)}
+        layout = self.engine.layout(self.owners, len(self.cross["key_0"]))
+        inputs = {"tokens": tokens.astype(np.int64), **self.past, **self.cross, **layout}
         logits, *present = self.engine.decoder.run(["logits", *self.engine.present_names], inputs)
         self.past = dict(zip(self.engine.past_names, present, strict=True))
         return logits
@@ -145,11 +148,13 @@ class OnnxDecoder:
         if np.array_equal(rows, np.arange(len(self.owners))):
             return
         self.past = {name: state[rows] for name, state in self.past.items()}
-        kept, owners = np.unique(self.owners[rows], return_inverse=True)
+        self.owners = self.owners[rows]
+        kept, owners = np.unique(self.owners, return_inverse=True)
         if not self.engine.texts_share_windows:
             kept, owners = rows, np.arange(len(rows))
-        if not np.array_equal(kept, np.arange(len(self.cross["key_0"]))):
-            self.cross = {name: state[kept] for name, state in self.cross.items()}
+        elif len(kept) > _MAX_KEPT * len(self.cross["key_0"]):
+            return  # to compute finished windows takes less time than to copy the others
+        self.cross = {name: state[kept] for name, state in self.cross.items()}
         self.owners = owners
 
 

@@ -115,15 +115,15 @@ def test_graphs_of_earlier_versions_get_a_window_for_each_text(ref, windows, mon
     expected = [hypothesis.text for hypothesis in graphs.decode(windows, options)]
     counts = []
     monkeypatch.setattr(graphs, "texts_share_windows", False)
-    monkeypatch.setattr(type(graphs), "layout", lambda self, owners: own_layout(owners, counts))
+    monkeypatch.setattr(type(graphs), "layout", lambda self, owners, n: own_layout(owners, n, counts))
     assert [hypothesis.text for hypothesis in graphs.decode(windows, options)] == expected
     assert max(counts) > len(windows)
 
 
-def own_layout(owners, counts):
+def own_layout(owners, n_windows, counts):
     """Return the inputs with which today's graphs compute a window for each text, as those of earlier versions do."""
     counts.append(len(owners))
-    assert owners.tolist() == list(range(len(owners)))
+    assert owners.tolist() == list(range(n_windows))
     return {"window_rows": np.arange(len(owners))[:, None], "slots": np.arange(len(owners))}
 
 
