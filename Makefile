@@ -1,5 +1,5 @@
 # make run        create the environment, then run the tour: the three notebooks in order
-# make pages      write the notebooks that were run, with their outputs, as HTML into pages/
+# make pages      write the notebooks that were run, with their outputs, as HTML into runs/tour/pages/
 # make app        start the app with the newest model
 # make lint       check code style, also of the app's JavaScript, and that notebooks have no outputs
 # make test       run the fast tests: under 5 minutes, offline
@@ -26,8 +26,8 @@ run: $(VENV)/ready
 	$(BIN)/python -m pipelines run --recipe $(RECIPE)
 
 pages: $(VENV)/ready
-	$(BIN)/jupyter nbconvert --to html --output-dir pages runs/$(RECIPE)/notebooks/*.ipynb
-	@echo "Open pages/01_feature_pipeline.html in a browser"
+	$(BIN)/jupyter nbconvert --to html --output-dir runs/$(RECIPE)/pages runs/$(RECIPE)/notebooks/*.ipynb
+	@echo "Open runs/$(RECIPE)/pages/01_feature_pipeline.html in a browser"
 
 app: $(VENV)/ready
 	$(BIN)/python app.py
