@@ -366,8 +366,8 @@ def test_notebook_packages_cover_all_imports():
     nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text("utf-8")))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-    # pydantic_core comes with pydantic
-    others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"pipelines", "app", "pydantic_core"}
+    ours, with_pydantic = {"pipelines", "app"}, {"pydantic_core"}
+    others = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - ours - with_pydantic
     with_transformers = {"torch", "numpy", "tqdm", "safetensors", "huggingface_hub", "tokenizers", "fsspec", "psutil"}
     of_the_kernel, of_colab, of_a_space, of_commands, extras = (
         {"IPython", "ipywidgets"},
