@@ -349,19 +349,19 @@ def test_full_context_model_gets_joined_windows(scripted, clip_model, speech):
 
 
 def test_long_recording_needs_constant_memory(scripted):
-    """An hour of noise, made block by block: what is held at any time is a few minutes."""
+    """Half an hour of noise, made block by block: what is held at any time is a few minutes."""
     import tracemalloc
 
     rng = np.random.default_rng(0)
-    blocks = (rng.standard_normal(30 * SECOND, dtype=np.float32) for _ in range(120))
+    blocks = (rng.standard_normal(30 * SECOND, dtype=np.float32) for _ in range(60))
     engine = scripted(Scripted(), context_s=10.0)
     tracemalloc.start()
     n = sum(1 for _ in engine._decode_blocks(blocks))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 240 <= n <= 540
+    assert 120 <= n <= 270
     minutes_at_once = peak / (60 * SECOND * 4)
-    assert minutes_at_once < 24  # of 60; samples, frames and batches together
+    assert minutes_at_once < 18  # of 30; samples, frames and batches together
 
 
 def test_callbacks_report_audio_and_segments(scripted, speech):

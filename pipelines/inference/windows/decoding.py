@@ -21,7 +21,7 @@ from pipelines.whisper.log_mel import HOP_SAMPLES, LogMel
 
 logger = logging.getLogger(__name__)
 
-BATCH_FRAMES, _USUAL_BEAMS = 12_000, 5
+BATCH_FRAMES, _USUAL_BEAMS = 6_000, 5
 """Log-mel frames of a batch, and the number of beams above which a batch has fewer."""
 _MIN_REST_S = 0.4
 """Speech after the last timestamp of a window that is decoded in another pass, if there is more than this."""

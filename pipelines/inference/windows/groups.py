@@ -10,8 +10,8 @@ from pipelines.inference.windows.overlap import FindStarts
 from pipelines.speech.recordings.segmentation import Window
 from pipelines.whisper.log_mel import HOP_SAMPLES
 
-GROUP_FRAMES, EARLY_FRAMES = 24_000, 500
-"""Windows are collected up to four minutes of speech, so that batches contain windows of similar length; up to five
+GROUP_FRAMES, EARLY_FRAMES = 12_000, 500
+"""Windows are collected up to two minutes of speech, so that batches contain windows of similar length; up to five
 seconds if each text is wanted as soon as possible."""
 
 

@@ -37,9 +37,9 @@ def test_words_are_shared_across_groups_as_within(sizes):
 
 
 def test_early_groups_are_single_windows():
-    windows = [Window(np.zeros(5 * SAMPLE_RATE_HZ, np.float32), 6.0 * n) for n in range(80)]
+    windows = [Window(np.zeros(5 * SAMPLE_RATE_HZ, np.float32), 6.0 * n) for n in range(40)]
     assert [(len(group), following) for group, following in groups(windows, early=True)] == [
         (1, one) for one in [*windows[1:], None]
     ]
     sizes = [len(group) for group, _ in groups(windows, early=False)]
-    assert sizes[0] == GROUP_FRAMES // 4 // EARLY_FRAMES and sum(sizes) == 80 and max(sizes) == 48
+    assert sizes[0] == GROUP_FRAMES // 4 // EARLY_FRAMES and sum(sizes) == 40 and max(sizes) == 24
