@@ -91,8 +91,8 @@ def share_cores() -> None:
 
     Threads that spin for long make a training step on two cores 4 to 6 times slower if another program runs, such as a
     browser (measured: 0.9 s sleeping, 1 to 9 s spinning). Threads that sleep at once lose time too: a step has
-    thousands of short waits, and a busy system wakes a thread late. Beside three other trainings, 9 steps took 22 and
-    30 s with this number of spins and more than 150 s, three times, with none.
+    thousands of short waits, and a busy system wakes a thread late. Beside three other trainings, five steps took 22
+    and 30 s with this number of spins, and more than 150 s with none, three times. Results do not depend on it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
