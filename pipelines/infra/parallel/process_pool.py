@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Number of workers that may die over one task before it fails."""
+_CHECK_INTERVAL_S = 1.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
@@ -170,6 +172,7 @@ def _cause_of_death(worker: subprocess.Popen) -> str:
 
 def _serve() -> None:
     """Run in a worker: read sys.path and the work, then tasks until the parent closes the pipe or ends."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of the work must not mix with the results
     sys.path[:] = pickle.load(sys.stdin.buffer)
@@ -185,6 +188,13 @@ def _serve() -> None:
             results.flush()
         except OSError:  # the parent was killed
             os._exit(1)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this worker when the parent was killed: a task may take an hour, and a new run would wait for its lock."""
+    while os.getppid() == parent:
+        time.sleep(_CHECK_INTERVAL_S)
+    os._exit(1)
 
 
 def _result_of(work: Callable[[Any], Any], task: Any) -> tuple[str, Any]:

@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +107,31 @@ def test_leaving_the_pool_kills_busy_workers(tmp_path):
     assert "ended" in errors[0]
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_busy_worker_ends_when_its_parent_is_killed(tmp_path):
+    code = "import sys; sys.path[:] = %r; import test_process_pool as t; t.Pool(1, t.work).run(('sleep', %r), 'n')"
+    command = [sys.executable, "-c", code % ([str(Path(__file__).parent), *sys.path], str(tmp_path / "pid"))]
+    with subprocess.Popen(command) as parent:
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
+            time.sleep(0.01)
+        parent.kill()
+    worker = int((tmp_path / "pid").read_text())
+    for _ in range(300):
+        if not _is_running(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker went on after its parent was killed")
+
+
+def _is_running(pid):
+    """Return whether a process runs; one that has ended may wait for its new parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_work_that_cannot_be_pickled_is_an_error():
