@@ -9,7 +9,6 @@ Memory grows with the matches, not with the product of both lengths.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,25 +77,30 @@ def _recognised_letters(windows: Sequence[DecodedWindow]) -> tuple[str, np.ndarr
 
 
 def _matches(text: str, recognised: str) -> np.ndarray:
-    """Return the positions in both of all shared strings: int64 [n, 2]."""
-    positions: dict[str, list[int]] = defaultdict(list)
-    for i in range(len(text) - _LETTERS + 1):
-        positions[text[i : i + _LETTERS]].append(i)
-    pairs = [
-        (i, j)
-        for j in range(len(recognised) - _LETTERS + 1)
-        if len(rows := positions.get(recognised[j : j + _LETTERS], ())) <= _MAX_OCCURRENCES
-        for i in rows
-    ]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    """Return the positions in both of all shared strings: int64 [n, 2], by place in the hypotheses."""
+    numbers: dict[str, int] = {}
+    in_text, in_hypotheses = (
+        np.array(
+            [numbers.setdefault(one[i : i + _LETTERS], len(numbers)) for i in range(len(one) - _LETTERS + 1)], np.int64
+        )
+        for one in (text, recognised)
+    )
+    by_number = np.argsort(in_text, kind="stable")
+    firsts = np.searchsorted(in_text[by_number], in_hypotheses)
+    counts = np.bincount(in_text, minlength=len(numbers))[in_hypotheses]
+    counts[counts > _MAX_OCCURRENCES] = 0
+    of = np.repeat(np.arange(len(in_hypotheses)), counts)
+    nth = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([by_number[firsts[of] + nth], of], axis=1)
 
 
 def _supported(matches: np.ndarray) -> np.ndarray:
     """Return the matches whose cell and its neighbours hold at least _MIN_SUPPORT matches."""
     cells = np.stack([matches[:, 0] // _CELL, (matches[:, 0] - matches[:, 1]) // _DIAGONAL], axis=1)
-    counts = Counter(map(tuple, cells.tolist()))
-    near = [sum(counts[a + x, b + y] for x in (-1, 0, 1) for y in (-1, 0, 1)) for a, b in cells.tolist()]
-    return matches[np.array(near, dtype=np.int64) >= _MIN_SUPPORT]
+    distinct, numbers, sizes = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    counts = dict(zip(map(tuple, distinct.tolist()), sizes.tolist(), strict=True))
+    near = [sum(counts.get((a + x, b + y), 0) for x in (-1, 0, 1) for y in (-1, 0, 1)) for a, b in distinct.tolist()]
+    return matches[np.array(near, dtype=np.int64)[numbers.ravel()] >= _MIN_SUPPORT]
 
 
 def _fit(stated_s: np.ndarray, real_s: np.ndarray) -> tuple[float, float, float] | None:
