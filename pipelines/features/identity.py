@@ -76,7 +76,11 @@ def label_model(recipe: Recipe, runs: str | Path = "") -> ModelRef:
 
 def source_of(recipe: Recipe, runs: str | Path = "") -> Source:
     """Open the recipe's source; models that it names as `run:<recipe>` are looked up below `runs` when needed."""
-    return open_source(recipe.source, recipe.language, lambda name, setting: find_model(recipe, name, setting, runs))
+
+    def find(name: str, setting: str) -> ModelRef:
+        return find_model(recipe, name, setting, runs)
+
+    return open_source(recipe.source, recipe.language, find, recipe.features.workers)
 
 
 def find_model(recipe: Recipe, name: str, setting: str, runs: str | Path = "") -> ModelRef:

@@ -107,7 +107,8 @@ class SourceSettings(Settings):
     common_voice: the .tar.gz, or the unpacked folder. hub: `owner/name`. parquet: a file or a folder.
     feedback: the log."""
     aligner: str = "openai/whisper-tiny"
-    """aligned: the model that finds the passages of the text in the recording; a tuned one rejects fewer of them."""
+    """aligned: the model that finds the passages of the text in the recording; `run:<recipe>`: as in
+    `curation.label_model`."""
     min_logprob: float = Field(-9.0, le=0)
     """aligned: least log-probability of every token of a clip; nearer to 0 rejects more paraphrases and more clips."""
     label_model: str = ""
@@ -247,7 +248,8 @@ class FeatureSettings(Settings):
     shard_clips: int = Field(256, ge=1)
     """Clips per shard; an interrupted run repeats at most one shard per worker."""
     workers: int = Field(0, ge=0)
-    """Number of extraction processes; 0 uses every core if the corpus is large enough. The result is the same."""
+    """Number of extraction processes; 0 uses every core if the corpus is large enough. The result is the same. A source
+    of kind aligned aligns as many recordings at the same time, with 0 one."""
 
 
 class CurationSettings(Settings):

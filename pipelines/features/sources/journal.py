@@ -20,6 +20,8 @@ from pipelines.speech.audio import SAMPLE_RATE_HZ
 from pipelines.speech.recordings.segmentation import Window
 
 _BATCH = 8
+_TAIL_BYTES = 100_000
+"""Longer than any record."""
 _AUDIBLE_PEAK = 0.02
 """-34 dBFS: a second with a higher peak, outside speech, is music or another sound."""
 
@@ -44,6 +46,18 @@ def decode(
         if end is None:
             end = _extend(path, journal, cut, decode_windows, stored)
     return [stored[start] for start in sorted(stored)], end
+
+
+def decoded_s(journal: Path) -> float:
+    """Return the time up to which a recording is decoded; 0 before it begins and after it ends."""
+    try:
+        with open(journal, "rb") as file:
+            file.seek(max(0, journal.stat().st_size - _TAIL_BYTES))
+            rows = file.read().splitlines(keepends=True)
+        last = next((row for row in reversed(rows) if row.endswith(b"\n")), b"{}")
+        return float(json.loads(last).get("end_s", 0))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _extend(

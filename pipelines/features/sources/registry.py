@@ -22,10 +22,13 @@ def _resolve(name: str, setting: str) -> ModelRef:
     return whisper_model.resolve(name)
 
 
-def open_source(settings: SourceSettings, language: str = "sv", find_model: FindModel = _resolve) -> Source:
+def open_source(
+    settings: SourceSettings, language: str = "sv", find_model: FindModel = _resolve, processes: int = 1
+) -> Source:
     """Return the corpus of a recipe's `[source]` settings; `language` is the recipe's.
 
     `find_model` is called when the source needs a model. features.identity.source_of knows models of other recipes.
+    `processes`: how many a source with models may start.
     """
     sizes = (settings.train, settings.validation, settings.test, settings.seed)
     match settings.kind:
@@ -47,9 +50,7 @@ def open_source(settings: SourceSettings, language: str = "sv", find_model: Find
 
             return FolderSource(settings.path, settings.seed)
         case "aligned":
-            from pipelines.features.sources.aligned.source import AlignedSource
-
-            return AlignedSource(settings.path, settings.aligner, settings.min_logprob, language, settings.seed)
+            return _aligned(settings, language, find_model, processes)
         case "unlabelled":
             return _unlabelled(settings, language, find_model)
         case "feedback":
@@ -65,7 +66,7 @@ def open_source(settings: SourceSettings, language: str = "sv", find_model: Find
 
             return MozillaSource(settings.dataset, language, settings.pool, settings.seed)
         case "mix":
-            return _mix(settings, language, find_model)
+            return _mix(settings, language, find_model, processes)
         case _:
             return _parquet(settings, language)
 
@@ -82,6 +83,13 @@ def local_identity(settings: SourceSettings, language: str = "sv", find_model: F
     if not is_local or (settings.kind == "common_voice" and Path(settings.path).expanduser().is_file()):
         return {}
     return open_source(settings, language, find_model).identity()
+
+
+def _aligned(settings: SourceSettings, language: str, find_model: FindModel, processes: int) -> Source:
+    from pipelines.features.sources.aligned.source import AlignedSource
+
+    values = {name: getattr(settings, name) for name in "path aligner min_logprob seed".split()}
+    return AlignedSource(**values, language=language, processes=processes, find_model=find_model)
 
 
 def _unlabelled(settings: SourceSettings, language: str, find_model: FindModel) -> Source:
@@ -113,11 +121,14 @@ def _parquet(settings: SourceSettings, language: str) -> Source:
     return ParquetSource(files, layout, settings.seed)
 
 
-def _mix(settings: SourceSettings, language: str, find_model: FindModel) -> Source:
+def _mix(settings: SourceSettings, language: str, find_model: FindModel, processes: int) -> Source:
     from pipelines.features.sources.mix import MixSource, Part
 
     parts = [
-        Part(part.name, open_source(part, language, find_model), part.gives, part.weight, part.count, part.own_names)
+        Part(
+            *(part.name, open_source(part, language, find_model, processes)),
+            *(part.gives, part.weight, part.count, part.own_names),
+        )
         for part in settings.parts
     ]
     return MixSource(tuple(parts), settings.seed)

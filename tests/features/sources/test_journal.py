@@ -49,3 +49,18 @@ def test_damaged_line_costs_only_the_windows_from_it_on(decode, tmp_path, damage
     assert decode() == (texts, [1, 2])
     assert decode() == (texts, [])
     assert all("text" in json.loads(row) for row in journal.read_bytes().splitlines()[:3])
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("", 0),
+        ('{"start_s": 0.0, "end_s": 5.5}\n', 5.5),
+        ('{"start_s": 0.0, "end_s": 5.5}\n{"start_s": 6.0, "end', 5.5),
+        ('{"start_s": 0.0, "end_s": 5.5}\n{"end": {"duration_s": 9.0}}\n', 0),
+    ],
+)
+def test_progress_is_the_end_of_the_last_whole_record(tmp_path, rows, expected):
+    (tmp_path / "talk.jsonl").write_text(rows, "utf-8")
+    assert journals.decoded_s(tmp_path / "talk.jsonl") == expected
+    assert journals.decoded_s(tmp_path / "none.jsonl") == 0

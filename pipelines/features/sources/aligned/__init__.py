@@ -5,5 +5,7 @@ hypotheses.py   decode a recording window by window; every window is stored when
 matching.py     predict the time of each line from what its characters and the hypotheses have in common
 places.py       place the lines in the speech, and group those that no pause divides
 passages.py     score each group in its sound, reject the rest with a reason
+aligner.py      all of this for one recording, stored in the cache folder
+progress.py     show how far recordings are aligned
 source.py       the source
 """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,10 +55,11 @@ class Recording:
     """Parts that cannot be read."""
 
 
-def decode(path: Path, journal: Path, engine: Decoder) -> Recording:
+def decode(path: Path, journal: Path, open_engine: Callable[[], Decoder]) -> Recording:
     """Return the hypotheses of a recording, those of windows that `journal` lacks decoded now and appended to it.
 
-    Raises AudioError for a recording that cannot be decoded. Several processes may call it: one waits for the other.
+    The engine is opened if a window is to be decoded. Raises AudioError for a recording that cannot be decoded. Several
+    processes may call it: one waits for the other.
     """
 
     def cut(blocks: Iterator[np.ndarray]) -> Iterator[segmentation.Window]:
@@ -67,7 +67,7 @@ def decode(path: Path, journal: Path, engine: Decoder) -> Recording:
             blocks, detection.open_detector(), longest_s=LONGEST_S, joined_s=LONGEST_S, pause_s=_PAUSE_S
         )
 
-    records, end = journals.decode(path, journal, cut, partial(_decoded, engine=engine))
+    records, end = journals.decode(path, journal, cut, lambda windows: _decoded(windows, open_engine()))
     return Recording([DecodedWindow(**record) for record in records], **end)
 
 

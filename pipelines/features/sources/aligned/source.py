@@ -9,40 +9,40 @@ window twice. What cannot be used is an example without audio, which becomes a r
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pipelines.features.sources import SPLITS, Example, NoAudio, PartExample
-from pipelines.features.sources.aligned import hypotheses, matching, passages, texts
+from pipelines.features.sources.aligned import aligner as aligners
+from pipelines.features.sources.aligned import progress, texts
+from pipelines.features.sources.aligned.aligner import Aligner
 from pipelines.features.sources.aligned.passages import Passage
 from pipelines.features.sources.draw import Draw, draw_splits
 from pipelines.features.sources.folder_tables import inside, refuse_outside_folders
 from pipelines.features.sources.splits import describe, path_splits
 from pipelines.features.sources.stamps import stamp_all
-from pipelines.infra import environment, manifest
 from pipelines.infra.errors import LabError
-from pipelines.speech.audio import AudioError, Waveform, fingerprint
+from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio_files import find_audio
 from pipelines.speech.recordings import detection
-from pipelines.speech.recordings.pieces import Piece, read_piece
+from pipelines.speech.recordings.pieces import Piece
 from pipelines.speech.text import same_speakers
 from pipelines.whisper import model as whisper_model
-from pipelines.whisper.engines.forced import ForcedLine
+from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
 
 _LANGUAGE = re.compile(r"\.[a-z]{2,3}([-_][a-z]{2})?", re.IGNORECASE)
-CODE_VERSION = "3"
-"""Raised when the same recording and text would give other clips."""
+
+
+def _resolve(name: str, setting: str) -> ModelRef:
+    return whisper_model.resolve(name)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class AlignedSource:
     min_logprob: float = -9.0
     language: str = "sv"
     seed: int = 7
+    processes: int = 1
+    """Recordings that are aligned at the same time; the result is the same."""
+    find_model: Callable[[str, str], ModelRef] = field(default=_resolve, compare=False)
+    """Maps the name of a model and the setting that names it to the model."""
 
     def identity(self) -> dict[str, str]:
         """Return digests of recordings and texts, the weights of the aligner and the settings; nothing is decoded."""
@@ -65,7 +69,7 @@ class AlignedSource:
             "seed": str(self.seed),
             "files_by": files_by,
             "files_sha256": digest,
-            "code.aligned": CODE_VERSION,
+            "code.aligned": aligners.CODE_VERSION,
             "min_logprob": str(self.min_logprob),
             **({"detector": cutter} if (cutter := detection.substitute()) else {}),
             **{f"aligner.{name}": str(value) for name, value in model.items()},
@@ -89,8 +93,8 @@ class AlignedSource:
         return Path(self.path).expanduser()
 
     @cached_property
-    def _model(self) -> whisper_model.ModelRef:
-        return whisper_model.resolve(self.aligner)
+    def _model(self) -> ModelRef:
+        return self.find_model(self.aligner, "source.aligner")
 
     @cached_property
     def _pairs(self) -> list[tuple[Path, Path]]:
@@ -98,7 +102,7 @@ class AlignedSource:
 
     @cached_property
     def _corpus(self) -> tuple[list[Example], frozenset[str]]:
-        pieces = [(audio, passage) for audio, text in self._pairs for passage in self._passages(audio, text)]
+        pieces = self._with_paths(self._passages)
         pieces.sort(key=lambda one: bool(one[1].reason))  # the clips first: only they are drawn
         n_clips = sum(not passage.reason for _, passage in pieces)
         files = [audio.relative_to(self._folder) for audio, _ in pieces]
@@ -118,44 +122,27 @@ class AlignedSource:
         ]
         return examples, drawn.shared_speakers
 
-    def _passages(self, audio: Path, text: Path) -> list[Passage]:
-        """Return the passages of a recording, from the cache folder if it was aligned with this text before."""
-        lines = texts.read(text)
-        model = json.dumps(whisper_model.identity(self._model), sort_keys=True)
-        decoded = _key(
-            CODE_VERSION, fingerprint(audio).hex(), model, self.language, *filter(None, [detection.substitute()])
-        )
-        aligned = _key(decoded, fingerprint(text).hex(), str(self.min_logprob))
-        folder = environment.cache_folder() / "aligned"
-        stored = manifest.read_json(folder / f"{aligned}.json")
-        if stored is not None:
-            return [Passage(**passage) for passage in stored["passages"]]
-        logger.info(f"aligning {audio.relative_to(self._folder)} with {len(lines):,} lines of {text.name}")
-        try:
-            recording = hypotheses.decode(audio, folder / f"{decoded}.jsonl", open_aligner(self._model, self.language))
-        except AudioError as error:
-            return [Passage(0, 0, "", "", 0, 0, error.reason, error.detail)]
-        predicted = matching.predict(lines, recording.windows)
-        result = list(passages.find_passages(audio, recording, lines, predicted, self._force, self.min_logprob))
-        manifest.write_json(folder / f"{aligned}.json", {"passages": [asdict(passage) for passage in result]})
-        return result
+    @cached_property
+    def _passages(self) -> list[list[Passage]]:
+        """The passages of each recording."""
+        return self._aligned("aligning", Aligner(self._model, self.language, self.min_logprob))
 
-    def _force(self, path: Path, start_s: float, end_s: float, lines: list[str]) -> list[ForcedLine]:
-        from pipelines.whisper.engines import forced
+    def _with_paths(self, passages: list[list[Passage]]) -> list[tuple[Path, Passage]]:
+        return [(audio, one) for (audio, _), of_audio in zip(self._pairs, passages, strict=True) for one in of_audio]
 
-        engine = open_aligner(self._model, self.language)
-        return forced.force(engine, engine.log_mel(Waveform(read_piece(path, start_s, end_s))), lines)
+    def _aligned(self, what: str, aligner: Aligner) -> list[list[Passage]]:
+        """Return the passages of each recording; with several processes each aligns one at a time."""
+        n = min(self.processes, len(self._pairs))
 
+        def finish(passages: list[Passage]) -> list[Passage]:
+            advance()
+            return passages
 
-@functools.lru_cache(maxsize=1)
-def open_aligner(ref: whisper_model.ModelRef, language: str) -> Any:
-    """Return the aligner in float32, so that every machine finds the same clips within rounding."""
-    from pipelines.whisper.engines import open_engine
-
-    engine = open_engine(ref, language, "transformers")
-    if not engine.can_align:
-        raise LabError(f"source.aligner {ref.title} names no alignment heads: take another model, such as its base")
-    return engine
+        with progress.shown(what, [audio for audio, _ in self._pairs], aligner.journal) as advance:
+            if n < 2:
+                return [finish(aligner(pair)) for pair in self._pairs]
+            with ThreadPoolExecutor(n) as threads, process_pool.Pool(n, aligner) as pool:
+                return [*threads.map(lambda pair: finish(pool.run(pair, pair[0].name)), self._pairs)]
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -209,7 +196,3 @@ def _example(n: int, folder: Path, audio: Path, passage: Passage, speaker: str, 
     return PartExample(
         f"{stem}@{passage.start_s:.2f}-{passage.end_s:.2f}", split, passage.text, audio, speaker, meta, piece
     )
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -1,6 +1,7 @@
 """Long recordings aligned with their texts by an engine whose hypotheses are known."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,14 +9,18 @@ import pytest
 import soundfile
 
 from pipelines.features.sources import NoAudio
-from pipelines.features.sources.aligned import hypotheses, matching, source
+from pipelines.features.sources.aligned import aligner, hypotheses, matching, source
 from pipelines.features.sources.aligned.hypotheses import DecodedWindow
 from pipelines.features.sources.aligned.source import AlignedSource
 from pipelines.features.sources.aligned.texts import Line
+from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.infra.errors import LabError
+from pipelines.speech import audio
 from pipelines.speech.recordings import detection
 from pipelines.speech.recordings.pieces import PieceReader
+from pipelines.whisper import model as whisper_model
 from pipelines.whisper.engines.forced import ForcedLine
+from pipelines.whisper.model import ModelRef
 
 SENTENCES = [
     "Sjön är full av näckrosor.",
@@ -68,10 +73,10 @@ def force(engine, log_mel, lines):
 def engine(monkeypatch, tmp_path):
     fake = FakeEngine()
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(source.environment, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(source, "open_aligner", lambda ref, language: fake)
-    models = SimpleNamespace(resolve=lambda uri: uri, identity=lambda ref: {"weights_sha256": ref})
-    monkeypatch.setattr(source, "whisper_model", models)
+    monkeypatch.setattr(aligner, "folder", lambda: tmp_path / "cache/aligned")
+    monkeypatch.setattr(aligner, "open_aligner", lambda ref, language: fake)
+    monkeypatch.setattr(whisper_model, "resolve", lambda uri: ModelRef(uri, Path(uri), "folder", "1"))
+    monkeypatch.setattr(whisper_model, "identity", lambda ref: {"weights_sha256": ref.name})
     monkeypatch.setattr("pipelines.whisper.engines.forced.force", force)
     monkeypatch.setattr(detection, "open_detector", detection.AnySound)
     return fake
@@ -185,7 +190,7 @@ def test_pieces_equal_the_decoded_recording(tmp_path):
 
 def test_window_without_alignment_spreads_its_words(tmp_path, folder, engine):
     engine.word_starts = lambda windows, frames, texts: [[] for _ in texts]
-    recording = hypotheses.decode(folder / "talk.wav", tmp_path / "a.jsonl", engine)
+    recording = hypotheses.decode(folder / "talk.wav", tmp_path / "a.jsonl", lambda: engine)
     assert len(recording.windows[0].starts_s) == len(recording.windows[0].words)
 
 
@@ -228,3 +233,22 @@ def test_times_that_vary_are_not_exact(deviation_s, is_exact):
         windows.append(DecodedWindow(real_s, real_s + 8, [[real_s, real_s + 8]], words, starts_s))
         lines.append(Line(" ".join(words), real_s + deviation, real_s + 0.5 * len(words) + deviation))
     assert matching.predict(lines, windows).is_exact == is_exact
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same_passages(tiny_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    sentences = list(TourSource().examples(("validation",)))[:8]
+    for name, part in (("a", sentences[:4]), ("b", sentences[4:])):
+        sounds = [np.concatenate([audio.decode(one.audio).samples, np.zeros(8_000, np.float32)]) for one in part]
+        soundfile.write(folder / f"{name}.wav", np.concatenate(sounds), 16_000)
+        (folder / f"{name}.txt").write_text("\n".join(one.text for one in part), "utf-8")
+    found = []
+    for n in (1, 2):
+        monkeypatch.setenv("LAB_CACHE", str(tmp_path / f"cache{n}"))
+        source = AlignedSource(str(folder), str(tiny_folder), min_logprob=-15.0, processes=n)
+        found.append([(one.id, one.text, one.meta, str(vars(one).get("audio"))) for one in source.examples()])
+    assert found[0] == found[1]
+    assert any(meta for _, _, meta, _ in found[0]), "no clip"
+    assert len(list((tmp_path / "cache2/aligned").glob("*.jsonl"))) == 2
