@@ -79,7 +79,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Overrides of the toy recipe, by a name for each."""
 LATER_SETTINGS = (
     "features.max_rejected_share", "source.allow_missing_files", "source.aligner", "source.min_logprob",
-    "source.test_voices",
+    "source.test_voices", "source.adapt_steps",
     "source.label_model", "source.min_confidence", "source.agreement_model", "source.max_disagreement",
     "source.language_model", "source.exclude", "curation.marks", "curation.non_speech_share",
     "evaluation.beam_size", "training.ema_decay", "training.remove_checkpoints",

@@ -24,7 +24,7 @@ _PATH_MEANING = {
 
 
 _LATE_DEFAULTS = (
-    *(("allow_missing_files", False), ("aligner", "openai/whisper-tiny"), ("min_logprob", -9.0)),
+    *(("allow_missing_files", False), ("aligner", "openai/whisper-tiny"), ("min_logprob", -9.0), ("adapt_steps", 40)),
     *(("label_model", ""), ("min_confidence", 0.7), ("agreement_model", ""), ("max_disagreement", 0.1)),
     *(("language_model", ""), ("exclude", "")),
     ("test_voices", 32),
@@ -109,6 +109,9 @@ class SourceSettings(Settings):
     aligner: str = "openai/whisper-tiny"
     """aligned: the model that finds the passages of the text in the recording; `run:<recipe>`: as in
     `curation.label_model`."""
+    adapt_steps: int = Field(40, ge=0)
+    """aligned: steps for which an aligner that this lab has not tuned is tuned on the recordings, before it judges
+    their lines; 0: none."""
     min_logprob: float = Field(-9.0, le=0)
     """aligned: least log-probability of every token of a clip; nearer to 0 rejects more paraphrases and more clips."""
     label_model: str = ""

@@ -88,7 +88,7 @@ def local_identity(settings: SourceSettings, language: str = "sv", find_model: F
 def _aligned(settings: SourceSettings, language: str, find_model: FindModel, processes: int) -> Source:
     from pipelines.features.sources.aligned.source import AlignedSource
 
-    values = {name: getattr(settings, name) for name in "path aligner min_logprob seed".split()}
+    values = {name: getattr(settings, name) for name in "path aligner min_logprob seed adapt_steps".split()}
     return AlignedSource(**values, language=language, processes=processes, find_model=find_model)
 
 

@@ -6,6 +6,7 @@ matching.py     predict the time of each line from what its characters and the h
 places.py       place the lines in the speech, and group those that no pause divides
 passages.py     score each group in its sound, reject the rest with a reason
 aligner.py      all of this for one recording, stored in the cache folder
+adaptation.py   tune an untuned aligner on the passages that it is sure of
 progress.py     show how far recordings are aligned
 source.py       the source
 """

@@ -30,18 +30,22 @@ CODE_VERSION = "3"
 
 @dataclass(frozen=True)
 class Aligner:
-    """The model and the limit by which recordings are aligned. It can be pickled."""
+    """The models and the limit by which recordings are aligned. It can be pickled."""
 
     ref: ModelRef
+    """Decodes the recordings."""
     language: str
     min_logprob: float
     """Of every token of a clip's text."""
+    judge: ModelRef | None = None
+    """Scores the texts; None: `ref`."""
 
     def __call__(self, pair: tuple[Path, Path]) -> list[Passage]:
         """Return the passages of a recording and its text, from the cache folder if they were computed before."""
         audio, text = pair
-        lines = texts.read(text)
-        file = folder() / f"{_key(self.journal(audio).stem, fingerprint(text).hex(), str(self.min_logprob))}.json"
+        lines, judge = texts.read(text), self.judge or self.ref
+        settings = (fingerprint(text).hex(), str(self.min_logprob), *([_identity(judge)] if self.judge else []))
+        file = folder() / f"{_key(self.journal(audio).stem, *settings)}.json"
         stored = manifest.read_json(file)
         if stored is not None:
             return [Passage(**passage) for passage in stored["passages"]]
@@ -52,7 +56,7 @@ class Aligner:
         except AudioError as error:
             return [Passage(0, 0, "", "", 0, 0, error.reason, error.detail)]
         predicted = matching.predict(lines, recording.windows)
-        force = partial(_force, self.ref, self.language)
+        force = partial(_force, judge, self.language)
         result = list(passages.find_passages(audio, recording, lines, predicted, force, self.min_logprob))
         manifest.write_json(file, {"passages": [asdict(passage) for passage in result]})
         return result

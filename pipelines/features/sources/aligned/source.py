@@ -10,6 +10,7 @@ window twice. What cannot be used is an example without audio, which becomes a r
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 
 from pipelines.features.sources import SPLITS, Example, NoAudio, PartExample
+from pipelines.features.sources.aligned import adaptation, progress, texts
 from pipelines.features.sources.aligned import aligner as aligners
-from pipelines.features.sources.aligned import progress, texts
 from pipelines.features.sources.aligned.aligner import Aligner
 from pipelines.features.sources.aligned.passages import Passage
 from pipelines.features.sources.draw import Draw, draw_splits
@@ -54,6 +55,8 @@ class AlignedSource:
     min_logprob: float = -9.0
     language: str = "sv"
     seed: int = 7
+    adapt_steps: int = 40
+    """Steps for which an untuned aligner is tuned on these recordings; 0: none."""
     processes: int = 1
     """Recordings that are aligned at the same time; the result is the same."""
     find_model: Callable[[str, str], ModelRef] = field(default=_resolve, compare=False)
@@ -63,7 +66,7 @@ class AlignedSource:
         """Return digests of recordings and texts, the weights of the aligner and the settings; nothing is decoded."""
         files = sorted(path for pair in self._pairs for path in pair)
         files_by, digest = stamp_all(self._folder, files)
-        model = whisper_model.identity(self._model)
+        model, adapts = whisper_model.identity(self._model), self._adapts
         return {
             "kind": "aligned",
             "seed": str(self.seed),
@@ -72,6 +75,7 @@ class AlignedSource:
             "code.aligned": aligners.CODE_VERSION,
             "min_logprob": str(self.min_logprob),
             **({"detector": cutter} if (cutter := detection.substitute()) else {}),
+            **({"adapt_steps": str(self.adapt_steps), "code.adaptation": adaptation.CODE_VERSION} if adapts else {}),
             **{f"aligner.{name}": str(value) for name, value in model.items()},
         }
 
@@ -124,11 +128,21 @@ class AlignedSource:
 
     @cached_property
     def _passages(self) -> list[list[Passage]]:
-        """The passages of each recording."""
-        return self._aligned("aligning", Aligner(self._model, self.language, self.min_logprob))
+        """The passages of each recording, by the aligner or, if it is untuned, by what it becomes (adaptation.py)."""
+        aligner = Aligner(self._model, self.language, self.min_logprob)
+        if not self._adapts:
+            return self._aligned("aligning", aligner)
+        all_scored = self._aligned("aligning", replace(aligner, min_logprob=-math.inf))
+        candidates = [one for one in self._with_paths(all_scored) if not one[1].reason]
+        judge = adaptation.adapt(self._model, self.language, candidates, self.adapt_steps, aligners.folder())
+        return self._aligned("judging", replace(aligner, judge=judge))
 
     def _with_paths(self, passages: list[list[Passage]]) -> list[tuple[Path, Passage]]:
         return [(audio, one) for (audio, _), of_audio in zip(self._pairs, passages, strict=True) for one in of_audio]
+
+    @property
+    def _adapts(self) -> bool:
+        return self.adapt_steps > 0 and not adaptation.is_tuned(self._model)
 
     def _aligned(self, what: str, aligner: Aligner) -> list[list[Passage]]:
         """Return the passages of each recording; with several processes each aligns one at a time."""

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from pipelines.features.sources import NoAudio
-from pipelines.features.sources.aligned import aligner, hypotheses, matching, source
+from pipelines.features.sources.aligned import adaptation, aligner, hypotheses, matching, source
 from pipelines.features.sources.aligned.hypotheses import DecodedWindow
 from pipelines.features.sources.aligned.source import AlignedSource
 from pipelines.features.sources.aligned.texts import Line
@@ -233,6 +233,45 @@ def test_times_that_vary_are_not_exact(deviation_s, is_exact):
         windows.append(DecodedWindow(real_s, real_s + 8, [[real_s, real_s + 8]], words, starts_s))
         lines.append(Line(" ".join(words), real_s + deviation, real_s + 0.5 * len(words) + deviation))
     assert matching.predict(lines, windows).is_exact == is_exact
+
+
+def test_untuned_aligner_is_adapted_and_only_judges(engine, folder, tmp_path, monkeypatch):
+    adapted, judges = ModelRef("adapted", tmp_path, "folder", "1"), []
+    candidates = []
+
+    def adapt(ref, language, passages, steps, folder):
+        candidates.extend(passage.text for _, passage in passages)
+        return adapted
+
+    def judge(ref, language):
+        judges.append(ref.name)
+        return engine
+
+    monkeypatch.setattr(adaptation, "adapt", adapt)
+    monkeypatch.setattr(aligner, "open_aligner", judge)
+    source = AlignedSource(str(folder))
+    clips = [one for one in source.examples() if not isinstance(one.audio, NoAudio)]
+    assert len(candidates) == len(SENTENCES), "also the lines that the untuned model refuses"
+    assert len(clips) == len(SENTENCES) - 1
+    n_before = judges.index("adapted")
+    assert "adapted" not in judges[:n_before] and {*judges[n_before:]} == {"adapted"}
+    assert engine.n_decoded == 1
+
+
+def test_tuned_aligner_is_not_adapted(engine, folder, monkeypatch):
+    tuned = ModelRef("tuned", Path("tuned"), "folder", "1", context="clip")
+    monkeypatch.setattr(whisper_model, "resolve", lambda uri: tuned)
+    monkeypatch.setattr(adaptation, "adapt", lambda *args: pytest.fail("adapted"))
+    source = AlignedSource(str(folder))
+    assert list(source.examples())
+    assert "adapt_steps" not in source.identity()
+
+
+def test_identity_names_the_steps_of_adaptation(engine, folder):
+    plain, none = AlignedSource(str(folder)).identity(), AlignedSource(str(folder), adapt_steps=0).identity()
+    assert plain["adapt_steps"] == "40"
+    assert AlignedSource(str(folder), adapt_steps=50).identity() != plain
+    assert {"adapt_steps", "code.adaptation"} == plain.keys() - none.keys()
 
 
 @pytest.mark.slow
