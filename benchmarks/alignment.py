@@ -3,16 +3,19 @@
     python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--min-logprob -10.5] [--smoke]
 
 Sentences of the tour's test split, which no model tuned on the tour has seen, are joined with pauses, noise and music.
-Once all are used, they are repeated in another order. The aligner's limits were chosen on other sentences. Subtitles
-come 2 s late, drift by 1 %, one line of ten is paraphrased (a word is left out or exchanged) and one of twenty is
-missing. It prints one line of JSON:
+None is repeated: a long recording takes more sentences of the same voices. The aligner's limits were chosen on other
+sentences. Subtitles come 2 s late, drift by 1 %, one line of ten is paraphrased (a word is left out or exchanged) and
+one of twenty is missing. An untuned model adapts to the recording first. Progress is printed to standard error. The
+last line is one JSON object:
 
 recovered       share of the speech with a right line that is in clips with the very text that is spoken there
 of_all          the same as a share of all speech
 unusable        share of all speech whose line is missing or paraphrased: no clip can be right there
 wrong           share of the clips whose text is not what is spoken there
 start_s, end_s  median distance of a clip's ends from the sound of its sentences
-real_time       time for decoding and aligning, as a multiple of the recording's length
+real_time       time for decoding, adapting and aligning, as a multiple of the recording's length
+cpu_real_time   CPU time of all threads, the same; on a busy machine it says more
+peak_mb         highest resident memory of the process, and `start_mb` that before it aligned
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ import argparse
 import json
 import os
 import random
+import resource
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +41,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import sounds
 from pipelines.features.sources import PartExample
 from pipelines.features.sources.aligned.source import AlignedSource
+from pipelines.features.sources.synthetic import espeak, tour, tour_text
 from pipelines.features.sources.synthetic.tour import TourSource
-from pipelines.infra import environment
+from pipelines.infra import environment, progress_file
 from pipelines.speech import audio
 from pipelines.speech.audio import SAMPLE_RATE_HZ
 from pipelines.whisper import model as whisper_model
@@ -67,19 +73,25 @@ def main() -> None:
     parser.add_argument("--model", default="openai/whisper-tiny")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--min-logprob", type=float, default=AlignedSource.min_logprob)
+    parser.add_argument("--adapt-steps", type=int, default=AlignedSource.adapt_steps, help="0: none")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--seed", type=int, default=3, help="of the order, pauses, noise and faults")
     parser.add_argument("--smoke", action="store_true", help="one minute")
     options = parser.parse_args()
     environment.share_cores()
+    os.environ.setdefault(progress_file.VARIABLE, "/dev/stderr")
     ref = whisper_model.resolve(options.model)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LAB_CACHE"] = f"{folder}/cache"  # nothing of an earlier run is reused
         minutes = 1.0 if options.smoke else options.minutes
-        sentences, seconds = write_recording(Path(folder), minutes, options.split, options.seed)
-        start = time.perf_counter()
-        examples = list(AlignedSource(folder, str(ref.folder), options.min_logprob).examples())
+        with ProcessPoolExecutor(1) as child:  # its memory is not the aligner's
+            written = child.submit(write_recording, Path(folder), minutes, options.split, options.seed)
+            sentences, seconds = written.result()
+        start, start_cpu, start_mb = time.perf_counter(), time.process_time(), peak_mb()
+        source = AlignedSource(folder, str(ref.folder), options.min_logprob, adapt_steps=options.adapt_steps)
+        examples = list(source.examples())
         real_time = (time.perf_counter() - start) / seconds
+        cpu_real_time = (time.process_time() - start_cpu) / seconds
     parts = [one for one in examples if isinstance(one, PartExample)]
     clips = [(one.excerpt.start_s, one.excerpt.end_s, one.text) for one in parts]
     result = {
@@ -89,6 +101,9 @@ def main() -> None:
         **score(sentences, clips),
         "rejected": dict(Counter(one.audio.reason for one in examples if not isinstance(one, PartExample))),
         "real_time": round(real_time, 2),
+        "cpu_real_time": round(cpu_real_time, 2),
+        "start_mb": start_mb,
+        "peak_mb": peak_mb(),
         "load": round(os.getloadavg()[0], 1),
         "cores": os.cpu_count(),
     }
@@ -103,7 +118,7 @@ def write_recording(folder: Path, minutes: float, split: str, seed: int) -> tupl
     parts: list[np.ndarray] = []
     recorded: list[Sentence] = []
     n_samples, sentences = 0, _sentences(split, rng)
-    vocabulary = sorted({word for example in TourSource().examples(("test",)) for word in example.text.split()})
+    vocabulary = sorted({word for one in TourSource().plan() if one.split == "test" for word in one.text.split()})
     while n_samples < minutes * 60 * SAMPLE_RATE_HZ:
         sound, text = next(sentences)
         audible = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
@@ -119,6 +134,11 @@ def write_recording(folder: Path, minutes: float, split: str, seed: int) -> tupl
     soundfile.write(folder / "recording.flac", samples.clip(-1, 1), SAMPLE_RATE_HZ)
     (folder / "recording.srt").write_text("\n".join(_cues(recorded)), "utf-8")
     return recorded, n_samples / SAMPLE_RATE_HZ
+
+
+def peak_mb() -> int:
+    """Return the highest resident memory of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> dict[str, float]:
@@ -147,12 +167,19 @@ def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> d
 
 
 def _sentences(split: str, rng: random.Random) -> Iterator[tuple[np.ndarray, str]]:
-    """Yield the sound and text of the sentences of a split without end."""
-    examples = list(TourSource().examples((split,)))
-    while True:
-        rng.shuffle(examples)
-        for example in examples:
-            yield audio.decode(example.audio).samples, example.text
+    """Yield the sound and text of the sentences of a split, then of others that are in no split, by the same voices."""
+    plan = TourSource().plan()
+    used = sum(utterance.origin == "grammar" for utterance in plan)
+    others = tour_text.grammar_sentences(tour_text.grammar_size(), TourSource.seed)[used:]
+    half = others[: len(others) // 2] if split == "test" else others[len(others) // 2 :]
+    voices = tour.personas(split, TourSource.seed, tour.PERSONAS[split])
+    own = [utterance for utterance in plan if utterance.split == split]
+    more = [*tour.turns("alignment", split, [(text, "grammar") for text in half], voices, TourSource.seed)]
+    for utterances in (own, more):
+        rng.shuffle(utterances)
+        for one in utterances:
+            sound = espeak.synthesise(one.text, one.variant, one.rate_wpm, one.pitch)
+            yield audio.decode(sound).samples, one.text
 
 
 def _line(text: str, rng: random.Random, vocabulary: list[str]) -> str:
