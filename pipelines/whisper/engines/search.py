@@ -22,7 +22,8 @@ from pipelines.whisper.tokens import Spelling
 _BLOCK = 64
 """Logits are searched for the largest in blocks of this size."""
 _MAX_BEHIND = 3.0
-"""A text whose score is lower than the best one's of its beam by more than this is not extended."""
+"""A text whose score is lower than the best one's of its beam by more than this is not extended. Chosen on validation
+recordings with _SAME_TOKENS: docs/benchmarks.md, 30 minutes."""
 _SAME_TOKENS = 3
 """Of two texts of a beam that end in this many equal tokens only the better one is extended."""
 
