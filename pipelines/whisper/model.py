@@ -327,7 +327,7 @@ def _weights_sha256(folder: Path) -> str:
     if isinstance(listed, dict) and listed.get("sha256"):
         return listed["sha256"]
     model_files.require_weights(folder)
-    return manifest.sha256(Path(os.path.realpath(folder / "model.safetensors")))
+    return manifest.sha256_once(Path(os.path.realpath(folder / "model.safetensors")))
 
 
 def _mirror_facts(folder: Path) -> dict[str, Any] | None:

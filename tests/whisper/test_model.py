@@ -506,3 +506,14 @@ def test_training_steps_change_all_but_the_sinusoids(toy):
         whole(toy)
     unmoved = [name for name, parameter in toy.named_parameters() if torch.equal(parameter, before[name])]
     assert unmoved == ["model.encoder.embed_positions.weight"]
+
+
+def test_weights_without_a_manifest_are_read_once(toy_model, tmp_path, monkeypatch):
+    folder = shutil.copytree(toy_model, tmp_path / "base", ignore=shutil.ignore_patterns("manifest.json"))
+    ref, read = ModelRef("base", folder, "folder", "1"), []
+    sha256 = manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: read.append(path) or sha256(path))
+    first = whisper_model.identity(ref)
+    assert whisper_model.identity(ref) == first and len(read) == 1
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert whisper_model.identity(ref) != first

@@ -43,16 +43,16 @@ class Aligner:
     def __call__(self, pair: tuple[Path, Path]) -> list[Passage]:
         """Return the passages of a recording and its text, from the cache folder if they were computed before."""
         audio, text = pair
-        lines, judge = texts.read(text), self.judge or self.ref
+        lines, judge, journal = texts.read(text), self.judge or self.ref, self.journal(audio)
         settings = (fingerprint(text).hex(), str(self.min_logprob), *([_identity(judge)] if self.judge else []))
-        file = folder() / f"{_key(self.journal(audio).stem, *settings)}.json"
+        file = folder() / f"{_key(journal.stem, *settings)}.json"
         stored = manifest.read_json(file)
         if stored is not None:
             return [Passage(**passage) for passage in stored["passages"]]
         logger.info(f"aligning {audio.name} with {len(lines):,} lines of {text.name}")
         try:
             engine = partial(open_aligner, self.ref, self.language)
-            recording = hypotheses.decode(audio, self.journal(audio), engine)
+            recording = hypotheses.decode(audio, journal, engine)
         except AudioError as error:
             return [Passage(0, 0, "", "", 0, 0, error.reason, error.detail)]
         predicted = matching.predict(lines, recording.windows)
