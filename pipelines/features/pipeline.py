@@ -43,6 +43,8 @@ from pipelines.whisper.model import processor
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipelines.whisper.model import ModelRef
+
 logger = logging.getLogger(__name__)
 
 SYNTHETIC = ("tour", "tour-english", "planted")
@@ -119,7 +121,12 @@ def guard_cache(recipe: Recipe, name: str, cache: FeatureCache, *, runs: str | P
     Raises LabError if it has no test clips, or if training rows of `cache` share something with it.
     """
     settings, guard = guards.recipe_of(recipe, name), recipe.guards[name]
-    source = guards.GuardSource(open_source(guard.source, settings.language), guard.join_s)
+
+    def find(model: str, setting: str) -> ModelRef:
+        return identity.find_model(recipe, model, setting, runs)
+
+    workers = recipe.features.workers
+    source = guards.GuardSource(open_source(guard.source, settings.language, find, workers), guard.join_s)
     logger.info(f"guard {name}: language {settings.language}, source {guard.source.kind}")
     clips = _open_or_build(settings, source, runs)
     if not len(clips.split("test")):

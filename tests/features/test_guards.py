@@ -80,6 +80,15 @@ def test_guard_that_shares_rows_with_training_is_refused(toy_settings, toy_cache
         feature_pipeline.guard_cache(recipe, "other", toy_cache, runs=tmp_path)
 
 
+def test_guard_is_aligned_by_the_model_of_another_recipe(toy_settings, toy_cache, tmp_path):
+    source = {"kind": "aligned", "path": str(tmp_path), "aligner": "run:tour"}
+    recipe = toy_settings({"guards.other": {"source": source}, "training.seed": 5})
+    (tmp_path / "talk.wav").write_bytes(b"x")
+    (tmp_path / "talk.txt").write_text("Hej.")
+    with pytest.raises(LabError, match=r"source.aligner is 'run:tour', and no finished run .* training.seed=5"):
+        feature_pipeline.guard_cache(recipe, "other", toy_cache, runs=tmp_path / "runs")
+
+
 def test_training_refuses_a_guard_that_leaks(toy_settings, toy_cache, tmp_path):
     recipe = toy_settings({"guards.other": {"source": {**TOUR, "seed": 8}}})
     with pytest.raises(LabError, match="training rows must share nothing with the guard other"):
