@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from pipelines.features.sources.aligned.passages import Passage
 from pipelines.infra import environment, manifest, progress_file
+from pipelines.infra.errors import LabError
 from pipelines.speech.audio import Waveform, fingerprint
 from pipelines.speech.recordings.pieces import read_piece
 from pipelines.whisper import log_mel, tokens
@@ -64,9 +66,9 @@ def adapt(
     target = folder / f"adapted-{_digest(ref, language, chosen, steps)}"
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{target}.lock"):
-        if manifest.read(target) is None:
+        if manifest.problem(target):
             logger.info(f"adapting the aligner {ref.title} to the recordings: {steps} steps on {len(chosen)} passages")
-            _train(ref, language, chosen, steps, target)
+            _train_within_memory(ref, language, chosen, steps, target)
     return whisper_model.resolve(str(target))
 
 
@@ -89,14 +91,27 @@ def _digest(ref: ModelRef, language: str, chosen: Sequence[tuple[Path, Passage]]
     return hashlib.sha256(fields.encode()).hexdigest()[:24]
 
 
-def _train(ref: ModelRef, language: str, chosen: Sequence[tuple[Path, Passage]], steps: int, target: Path) -> None:
-    """Train and write the model to `target`, its manifest last."""
+def _train_within_memory(ref: ModelRef, *args: Any) -> None:
     import torch
 
-    model, processor = (
-        whisper_model.load(ref, device=environment.detect().device).train(),
-        whisper_model.load_processor(ref, language),
-    )
+    try:
+        _train(ref, *args)
+    except torch.OutOfMemoryError:
+        raise LabError(
+            f"{environment.detect().device} has too little memory to adapt the aligner {ref.title}: name a smaller "
+            "source.aligner, or set source.adapt_steps=0"
+        ) from None
+
+
+def _train(ref: ModelRef, language: str, chosen: Sequence[tuple[Path, Passage]], steps: int, target: Path) -> None:
+    """Train and write the model to `target`, its manifest last.
+
+    The model stays in evaluation mode: dropout that its configuration sets would make two runs differ.
+    """
+    import torch
+
+    model = whisper_model.load(ref, device=environment.detect().device)
+    processor = whisper_model.load_processor(ref, language)
     whisper_model.set_language(model, language)
     spelling = tokens.spelling_of(processor)
     n_mels, prompt = model.config.num_mel_bins, spelling.prompt(language)[1:]  # the model prepends the start token
@@ -111,13 +126,18 @@ def _train(ref: ModelRef, language: str, chosen: Sequence[tuple[Path, Passage]],
             input_features=batch["input_features"].to(model.device), labels=batch["labels"].to(model.device)
         ).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        if not math.isfinite(norm):
+            raise LabError(
+                f"the aligner {ref.title} cannot be adapted: the gradient of step {step} is {norm}. Name another "
+                "source.aligner, or set source.adapt_steps=0"
+            )
         optimizer.step()
         optimizer.zero_grad()
         if step % _PROGRESS_STEPS == 0:
             progress_file.append(f"adapting the aligner: step {step}/{steps}, loss {loss.item():.2f}")
     shutil.rmtree(target, ignore_errors=True)
-    whisper_model.save(model.eval(), processor, target)
+    whisper_model.save(model, processor, target)
     manifest.seal(target, kind="model", name=f"{ref.name}, adapted to recordings", language=language, context="clip")
 
 

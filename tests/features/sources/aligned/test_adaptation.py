@@ -1,13 +1,17 @@
 """An aligner that is tuned on the passages that it scores best."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from pipelines.features.sources.aligned import adaptation
 from pipelines.features.sources.aligned.passages import Passage
+from pipelines.infra.errors import LabError
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
 
@@ -49,6 +53,41 @@ def test_adaptation_that_was_killed_is_done_again(toy_model, candidates, tmp_pat
     assert whisper_model.identity(again) == whisper_model.identity(first)
 
 
+def test_damaged_adapted_model_is_made_again(toy_model, candidates, tmp_path):
+    base = whisper_model.resolve(str(toy_model))
+    first = adaptation.adapt(base, "sv", candidates, 2, tmp_path / "cache")
+    (first.folder / "model.safetensors").unlink()  # the manifest is whole
+    again = adaptation.adapt(base, "sv", candidates, 2, tmp_path / "cache")
+    assert whisper_model.identity(again) == whisper_model.identity(first)
+
+
+def test_dropout_of_the_base_does_not_make_two_adaptations_differ(toy_model, candidates, tmp_path):
+    base = shutil.copytree(toy_model, tmp_path / "base", ignore=shutil.ignore_patterns("manifest.json"))
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}), "utf-8")
+    ref = whisper_model.resolve(str(base))
+    one, other = (adaptation.adapt(ref, "sv", candidates, 2, tmp_path / name) for name in ("one", "other"))
+    assert whisper_model.identity(one) == whisper_model.identity(other)
+
+
+def test_aligner_that_diverges_is_not_stored(toy_model, candidates, tmp_path, monkeypatch):
+    monkeypatch.setattr(adaptation, "read_piece", lambda path, start_s, end_s: np.full(16_000, np.nan, np.float32))
+    base = whisper_model.resolve(str(toy_model))
+    with pytest.raises(LabError, match=r"gradient of step 0 is nan.*adapt_steps=0$"):
+        adaptation.adapt(base, "sv", candidates, 2, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("adapted-*/*"))
+
+
+def test_too_little_memory_is_one_line(toy_model, candidates, tmp_path, monkeypatch):
+    def allocate(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", allocate)
+    base = whisper_model.resolve(str(toy_model))
+    with pytest.raises(LabError, match=r"too little memory to adapt the aligner .*adapt_steps=0$"):
+        adaptation.adapt(base, "sv", candidates, 2, tmp_path / "cache")
+
+
 def test_few_passages_leave_the_aligner_as_it_is(candidates, tmp_path):
     base = ModelRef("base", Path("base"), "folder", "1")
     assert adaptation.adapt(base, "sv", candidates[:19], STEPS, tmp_path) is None
@@ -56,8 +95,6 @@ def test_few_passages_leave_the_aligner_as_it_is(candidates, tmp_path):
 
 def loss(ref, text):
     """Return the loss of a text in silence."""
-    import torch
-
     model, processor = whisper_model.load(ref).eval(), whisper_model.load_processor(ref, "sv")
     labels = torch.tensor([processor.tokenizer(text).input_ids[1:]])
     with torch.inference_mode():
