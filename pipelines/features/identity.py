@@ -51,7 +51,7 @@ def cache_identity(recipe: Recipe, source: Mapping[str, Any], processor: Any, ru
         "features.vocabulary": vocabulary_sha256(processor),
         "code.cache": caches.FORMAT,
         **corpus.identity(recipe, lambda: label_model(recipe, runs)),
-        **_source_settings(recipe),
+        **_source_settings(recipe, source),
         **{f"{_SOURCE}{name}": value for name, value in source.items()},
         **{f"library.{name}": importlib.metadata.version(name) for name in ("transformers", "soxr", "soundfile")},
     }
@@ -125,12 +125,16 @@ def source_identity(recipe: Recipe, folder: Path | None, runs: str | Path = "") 
         return {name.removeprefix(_SOURCE): value for name, value in recorded.items() if name.startswith(_SOURCE)}
 
 
-def _source_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the changed settings that select from a corpus; where the corpus is stored selects nothing."""
+def _source_settings(recipe: Recipe, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changed settings that select from a corpus; where the corpus is stored selects nothing.
+
+    Nor do steps of an adaptation that the identity of the `source` does not name: the aligner is tuned, or they are 0.
+    """
     changed = recipe.changed("source")
     if parts := changed.get("source.parts"):
         changed["source.parts"] = [_part_settings(part) for part in parts]
-    ignored = {f"{_SOURCE}{name}" for name in (*_NAMES_OF_FILES, "kind")}
+    unused = () if "adapt_steps" in source else ("adapt_steps",)
+    ignored = {f"{_SOURCE}{name}" for name in (*_NAMES_OF_FILES, *unused, "kind")}
     return {f"settings.{name}": value for name, value in changed.items() if name not in ignored}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipelines.features.identity import cache_identity
 from pipelines.features.sources import NoAudio
 from pipelines.features.sources.aligned import adaptation, aligner, hypotheses, matching, source
 from pipelines.features.sources.aligned.hypotheses import DecodedWindow
@@ -272,6 +273,15 @@ def test_identity_names_the_steps_of_adaptation(engine, folder):
     assert plain["adapt_steps"] == "40"
     assert AlignedSource(str(folder), adapt_steps=50).identity() != plain
     assert {"adapt_steps", "code.adaptation"} == plain.keys() - none.keys()
+
+
+def test_cache_without_adaptation_is_found_whatever_its_steps(toy_settings, toy_model, tmp_path):
+    source = {"source.kind": "aligned", "source.path": str(tmp_path)}
+    plain, none = toy_settings(source), toy_settings(source | {"source.adapt_steps": 0})
+    processor = whisper_model.load_processor(whisper_model.resolve(str(toy_model)), "sv")
+    without, adapted = {"kind": "aligned"}, {"kind": "aligned", "adapt_steps": "40"}
+    assert cache_identity(none, without, processor) == cache_identity(plain, without, processor)
+    assert cache_identity(none, adapted, processor) != cache_identity(plain, adapted, processor)
 
 
 @pytest.mark.slow
