@@ -22,8 +22,9 @@ from pipelines.whisper.tokens import Spelling
 _BLOCK = 64
 """Logits are searched for the largest in blocks of this size."""
 _MAX_BEHIND = 3.0
-"""A text whose score is lower than the best one's of its beam by more than this is not extended. Chosen on validation
-recordings with _SAME_TOKENS: docs/benchmarks.md, 30 minutes."""
+"""A text is not extended if its score is lower by more than this than the best one's of its beam, or than what it
+needs at its length to be ranked with a finished text. Chosen on validation recordings with _SAME_TOKENS:
+docs/benchmarks.md, 30 minutes."""
 _SAME_TOKENS = 3
 """Of two texts of a beam that end in this many equal tokens only the better one is extended."""
 
@@ -174,7 +175,8 @@ def _beams(
         is_last, tokens, rows, first_row = step == max_tokens - 1, [], [], 0
         for of_window, (window, beams) in zip(candidates, list(running.items()), strict=True):
             if not rules.hotwords.children:  # the score of a hotword that is being spelled may be taken back
-                of_window = _promising(of_window, beams, finished[window], rules.end)
+                bar = _bar(of_window, finished[window], step + 1, options.length_penalty)
+                of_window = _promising(of_window, beams, bar, rules.end)
             following, spare = [], iter([c for c in of_window[size:] if c.token != rules.end])
             for candidate in of_window[:size]:
                 if candidate.token == rules.end or is_last:
@@ -197,18 +199,27 @@ def _beams(
     return [_best(beams, options.length_penalty) for beams in finished]
 
 
-def _promising(candidates: list[_Candidate], beams: list[_Beam], finished: list[_Beam], end: int) -> list[_Candidate]:
+def _bar(candidates: list[_Candidate], finished: list[_Beam], length: int, length_penalty: float) -> float:
+    """Return the lowest score with which a text of `length` tokens is extended.
+
+    Of texts of other lengths, the finished ones, not the scores are compared but the ranks, which the length penalty
+    gives: a score is a sum over tokens, and a text that ends early has a high one.
+    """
+    needed = [_ranking(beam, length_penalty) * max(length, 1) ** length_penalty for beam in finished]
+    return max([*(candidate.score for candidate in candidates[:1]), *needed], default=0.0) - _MAX_BEHIND
+
+
+def _promising(candidates: list[_Candidate], beams: list[_Beam], bar: float, end: int) -> list[_Candidate]:
     """Return the candidates of a window that may still become its text; they come and are returned best first.
 
-    Left out is a candidate that is far behind the best one, and one that ends in the same tokens as a better one: what
+    Left out is a candidate whose score is below `bar`, and one that ends in the same tokens as a better one: what
     follows is about as probable for both. One of the two may be a token ahead.
     """
-    best = max([one.score for one in (*candidates[:1], *finished)], default=0.0)
     kept: list[_Candidate] = []
     endings: dict[tuple[int, ...], float] = {}
     earlier_endings: set[tuple[int, ...]] = set()
     for candidate in candidates:
-        if candidate.score < best - _MAX_BEHIND:
+        if candidate.score < bar:
             break
         beam = beams[candidate.row]
         if candidate.token != end and len(beam.text.ids) >= _SAME_TOKENS:
@@ -264,7 +275,11 @@ def _boosted(logits: np.ndarray, rules: TokenRules, texts: Sequence[Sequence[int
 
 
 def _best(beams: list[_Beam], length_penalty: float) -> Text:
-    return max(beams, key=lambda beam: beam.score / max(len(beam.text.ids), 1) ** length_penalty).text
+    return max(beams, key=lambda beam: _ranking(beam, length_penalty)).text
+
+
+def _ranking(beam: _Beam, length_penalty: float) -> float:
+    return beam.score / max(len(beam.text.ids), 1) ** length_penalty
 
 
 def _largest(values: np.ndarray, n: int) -> np.ndarray:

@@ -131,10 +131,20 @@ def test_text_far_behind_the_best_one_is_not_extended():
 
 def test_window_ends_when_all_texts_are_far_behind_a_finished_one():
     lengths = []
-    for behind in (search._MAX_BEHIND - 0.1, search._MAX_BEHIND + 0.1):  # the first is written to its end
-        table = chain({0: -0.2, 1: -0.2 - behind}, {0: END, 1: 2, 2: 3, 3: 2})
+    for second in (-2.4, -2.6):  # after two tokens -3.1 and -3.3; -3.2 is needed. The first is written to its end
+        table = chain({0: np.log(1 - np.exp(second)), 1: second}, {0: END, 2: 3, 3: 2})
+        table[0, 1, 2:4] = -np.log(2)
         lengths.append(len(rows_of(table, patience=10.0)[0]))
     assert lengths == [LIMIT - 1, 1]
+
+
+@pytest.mark.parametrize(("length_penalty", "length"), [(1.0, LIMIT), (0.0, 1), (-1.0, 1)])
+def test_early_end_does_not_cut_a_text_that_is_ranked_higher(length_penalty, length):
+    """One token ends with -0.97; five are cut with -4.64, which is more per token."""
+    table = chain({0: 0.0}, {})
+    table[0, 0, END], table[0, 0, 1] = np.log(0.38), np.log(0.62)
+    table[0, 1:5, 1:5] = -np.log(4)
+    assert len(rows_of(table, length_penalty=length_penalty)[1]) == length
 
 
 def test_of_texts_with_equal_endings_only_the_better_is_extended(monkeypatch):
