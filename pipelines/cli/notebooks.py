@@ -233,7 +233,7 @@ def _execute_notebook(name: str, source: Path, folder: Path, parameters: dict[st
             kernel_name="python3",
             progress_bar=False,
             extra_arguments=["--log-level=CRITICAL"],  # log of the kernel itself; output of cells goes to the copy
-            shutdown_kernel="immediate",  # all cells have ended: an orderly end of Python takes 2 to 3 s
+            engine_name=_register_engine(),
         )
     except papermill.PapermillExecutionError as error:
         if error.ename in (Unfinished.__name__, Unavailable.__name__):
@@ -244,6 +244,31 @@ def _execute_notebook(name: str, source: Path, folder: Path, parameters: dict[st
             f"{name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
             f"The executed copy is {copy}; {next_step} run the same command again"
         ) from None
+
+
+def _register_engine() -> str:
+    """Return the name of papermill's engine that ends a kernel at once, but only when all its cells have ended.
+
+    An orderly end of Python takes 2 to 3 s. A signal before that leaves a training the seconds to write a checkpoint.
+    """
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine, papermill_engines
+
+    class Client(PapermillNotebookClient):
+        def papermill_execute_cells(self) -> None:
+            super().papermill_execute_cells()
+            self.shutdown_kernel = "immediate"
+
+    class EndsIdleKernels(Engine):
+        @classmethod
+        def execute_managed_notebook(
+            cls, nb_man: Any, kernel_name: str, *, start_timeout: float = 60, extra_arguments: Any = (), **_: Any
+        ) -> None:
+            options = {"startup_timeout": start_timeout, "timeout": None, "extra_arguments": [*extra_arguments]}
+            Client(nb_man, kernel_name=kernel_name, log=logging.getLogger("papermill"), **options).execute()
+
+    papermill_engines.register("ends-idle-kernels", EndsIdleKernels)
+    return "ends-idle-kernels"
 
 
 def _next_parameters(name: str, stages: dict[str, Any]) -> dict[str, str]:

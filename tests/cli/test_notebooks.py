@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -413,6 +415,36 @@ def test_failed_run_prints_notebook_and_cell(place: Place, tmp_path: Path):
     assert error.startswith(f"error: {FEATURES} stopped in cell ")
     assert f"The executed copy is {tmp_path / 'runs' / 'toy' / 'notebooks' / FEATURES}.ipynb" in error
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_signal_leaves_a_cell_time_for_its_checkpoint(tmp_path: Path):
+    source, checkpoint = tmp_path / "source.ipynb", tmp_path / "checkpoint"
+    waits = """
+        import pathlib, time
+        try:
+            pathlib.Path("started").touch()
+            time.sleep(60)
+        except KeyboardInterrupt:
+            time.sleep(1)
+            pathlib.Path("checkpoint").touch()"""
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(waits))]), source)
+    code = (
+        "import pathlib, sys; from pipelines.cli import notebooks;"
+        "notebooks._execute_notebook('copy', *map(pathlib.Path, sys.argv[1:]), {})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code, source, tmp_path], cwd=tmp_path, env=environment)
+    try:
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        while process.poll() is None and not checkpoint.exists():
+            time.sleep(0.1)
+        assert checkpoint.exists()
+    finally:
+        process.kill()
 
 
 @pytest.mark.slow
