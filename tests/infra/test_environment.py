@@ -482,7 +482,8 @@ def test_freed_memory_is_used_again_without_new_pages():
 
 def test_share_cores_keeps_what_the_user_set(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that the variable is put back
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     environment.share_cores()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
     assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 10_000

@@ -186,7 +186,9 @@ class _Decoder:
         """Append `tokens` to the texts and return the logits float [texts, vocabulary] of the next token."""
         import torch
 
-        logits, *present = self.decoder(torch.tensor(tokens), *self.past, *self.cross)
+        texts = torch.arange(len(tokens))
+        layout = (texts.reshape(len(self.cross[0]), -1), texts)
+        logits, *present = self.decoder(torch.tensor(tokens), *layout, *self.past, *self.cross)
         self.past = present[: len(self.past)]
         return logits
 
