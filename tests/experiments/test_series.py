@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -491,3 +492,15 @@ def test_committed_runs_agree_with_utterances(folder):
     for row in costs.itertuples():
         edits = np.array([list(map(int, cell.split())) for cell in table[f"{row.recipe}/{row.seed}"]])
         assert edits.sum() / table["words"].sum() == pytest.approx(row.wer, abs=1e-4)
+
+
+def test_page_shows_the_figures_of_the_committed_ablation():
+    page = (RESULTS.parent / "experiments.md").read_text("utf-8")
+    claims = series_claims.of_tables(ABLATION)
+    assert len(claims) == len(list(ABLATION.glob("*.toml")))
+    for claim in claims:
+        wer, *against = series_claims.headline(claim)
+        assert f"| {wer.removeprefix('WER ').split('); ')[0].replace('95 % ', '')}) |" in page, claim["recipe"]
+        for line in against:
+            difference = re.search(r"[-+]\d[.]\d{3} \(95 % .*?(?=, p)", line)[0].replace("95 % ", "") + ")"
+            assert difference in page.replace("**", ""), line
