@@ -11,8 +11,10 @@ import pytest
 import soundfile
 
 from pipelines.features import pipeline as feature_pipeline
-from pipelines.features.sources.aligned import hypotheses, source
+from pipelines.features.sources.aligned import aligner as aligners
+from pipelines.features.sources.aligned import hypotheses
 from pipelines.features.sources.aligned.source import AlignedSource
+from pipelines.whisper import model as whisper_model
 from tests.features.sources.aligned.test_source import PARAPHRASED, SENTENCES, engine, folder  # noqa: F401  fixtures
 
 ROOT = Path(__file__).parents[4]
@@ -40,9 +42,9 @@ def test_aligned_folder_becomes_a_cache_once(engine, folder, toy_settings, tmp_p
 KILLED = """
 import sys
 from pipelines.features.sources import journal
-from pipelines.features.sources.aligned import source
+from pipelines.features.sources.aligned import hypotheses, source
 journal._BATCH = 1
-source.hypotheses.detection.open_detector = source.hypotheses.detection.AnySound
+hypotheses.detection.open_detector = hypotheses.detection.AnySound
 list(source.AlignedSource(sys.argv[1], sys.argv[2]).examples())
 """
 
@@ -65,9 +67,9 @@ def test_killed_run_decodes_no_stored_window_twice(toy_model, speech, tmp_path, 
     before = [row for row in journal.read_bytes().splitlines(keepends=True) if row.endswith(b"\n")]
     assert not any(row.startswith(b'{"end"') for row in before)
 
-    aligner = source.open_aligner(source.whisper_model.resolve(str(toy_model)), "sv")
-    decoded, decode = [], aligner.decode
-    monkeypatch.setattr(aligner, "decode", lambda windows: decoded.extend(windows) or decode(windows))
+    opened = aligners.open_aligner(whisper_model.resolve(str(toy_model)), "sv")
+    decoded, decode = [], opened.decode
+    monkeypatch.setattr(opened, "decode", lambda windows: decoded.extend(windows) or decode(windows))
     monkeypatch.setattr(hypotheses.detection, "open_detector", hypotheses.detection.AnySound)
     assert list(AlignedSource(str(talks), str(toy_model)).examples())
     rows = journal.read_bytes().splitlines(keepends=True)
