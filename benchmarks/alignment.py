@@ -173,9 +173,9 @@ def _sentences(split: str, rng: random.Random) -> Iterator[tuple[np.ndarray, str
     others = tour_text.grammar_sentences(tour_text.grammar_size(), TourSource.seed)[used:]
     half = others[: len(others) // 2] if split == "test" else others[len(others) // 2 :]
     voices = tour.personas(split, TourSource.seed, tour.PERSONAS[split])
-    own = [utterance for utterance in plan if utterance.split == split]
+    in_split = [utterance for utterance in plan if utterance.split == split]
     more = [*tour.turns("alignment", split, [(text, "grammar") for text in half], voices, TourSource.seed)]
-    for utterances in (own, more):
+    for utterances in (in_split, more):
         rng.shuffle(utterances)
         for one in utterances:
             sound = espeak.synthesise(one.text, one.variant, one.rate_wpm, one.pitch)

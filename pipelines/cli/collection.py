@@ -110,8 +110,8 @@ def record(
 
     with lock:
         recorder = Recorder(listed, opened, _load_model(model, opened.terms.language))
-        shown = handlers.Handlers(recorder, limiter)
-        launch.serve(lambda: page.build(shown), announce, host=host, port=port or None, trusted_proxies=proxies)
+        page_handlers = handlers.Handlers(recorder, limiter)
+        launch.serve(lambda: page.build(page_handlers), announce, host=host, port=port or None, trusted_proxies=proxies)
 
 
 def review(

@@ -186,8 +186,8 @@ def experiments(
         exported = series_tables.export(planned, export, runs=runs)
         exported.write_figure()
         return print_result(as_json, exported.as_dict(), str(exported))
-    kept = series_tables.callbacks(tables, runs) if tables else {}
-    result = series.run(planned, runs=runs, in_tables=in_tables, **kept)
+    callbacks = series_tables.callbacks(tables, runs) if tables else {}
+    result = series.run(planned, runs=runs, in_tables=in_tables, **callbacks)
     compared = f"the same command with --export {tables} instead of --tables writes the comparison"
     next_ = compared if tables else next_command.compare_reports(result.reports, runs)
     print_result(as_json, result.as_dict(), f"{result}\nNext: {next_}")

@@ -27,8 +27,8 @@ from pipelines.whisper.tokens import read_spelling
 
 States = dict[str, np.ndarray]
 """Keys and values by their names in the graphs."""
-_MAX_KEPT = 3 / 4
-"""Share of windows that still have texts up to which the keys and values of the others are dropped."""
+_MAX_COPIED_SHARE = 3 / 4
+"""Keys and values of finished windows are dropped when at most this share of the windows still has texts."""
 
 
 class Onnx:
@@ -149,12 +149,12 @@ class OnnxDecoder:
             return
         self.past = {name: state[rows] for name, state in self.past.items()}
         self.owners = self.owners[rows]
-        kept, owners = np.unique(self.owners, return_inverse=True)
+        unfinished, owners = np.unique(self.owners, return_inverse=True)
         if not self.engine.texts_share_windows:
-            kept, owners = rows, np.arange(len(rows))
-        elif len(kept) > _MAX_KEPT * len(self.cross["key_0"]):
-            return  # to compute finished windows takes less time than to copy the others
-        self.cross = {name: state[kept] for name, state in self.cross.items()}
+            unfinished, owners = rows, np.arange(len(rows))
+        elif len(unfinished) > _MAX_COPIED_SHARE * len(self.cross["key_0"]):
+            return  # computing finished windows takes less time than copying the others
+        self.cross = {name: state[unfinished] for name, state in self.cross.items()}
         self.owners = owners
 
 

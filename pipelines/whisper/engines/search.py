@@ -175,8 +175,8 @@ def _beams(
         is_last, tokens, rows, first_row = step == max_tokens - 1, [], [], 0
         for of_window, (window, beams) in zip(candidates, list(running.items()), strict=True):
             if not rules.hotwords.children:  # the score of a hotword that is being spelled may be taken back
-                bar = _bar(of_window, finished[window], step + 1, options.length_penalty)
-                of_window = _promising(of_window, beams, bar, rules.end)
+                lowest = _lowest_score(of_window, finished[window], step + 1, options.length_penalty)
+                of_window = _promising(of_window, beams, lowest, rules.end)
             following, spare = [], iter([c for c in of_window[size:] if c.token != rules.end])
             for candidate in of_window[:size]:
                 if candidate.token == rules.end or is_last:
@@ -199,7 +199,7 @@ def _beams(
     return [_best(beams, options.length_penalty) for beams in finished]
 
 
-def _bar(candidates: list[_Candidate], finished: list[_Beam], length: int, length_penalty: float) -> float:
+def _lowest_score(candidates: list[_Candidate], finished: list[_Beam], length: int, length_penalty: float) -> float:
     """Return the lowest score with which a text of `length` tokens is extended.
 
     Of texts of other lengths, the finished ones, not the scores are compared but the ranks, which the length penalty
@@ -209,17 +209,17 @@ def _bar(candidates: list[_Candidate], finished: list[_Beam], length: int, lengt
     return max([*(candidate.score for candidate in candidates[:1]), *needed], default=0.0) - _MAX_BEHIND
 
 
-def _promising(candidates: list[_Candidate], beams: list[_Beam], bar: float, end: int) -> list[_Candidate]:
+def _promising(candidates: list[_Candidate], beams: list[_Beam], lowest_score: float, end: int) -> list[_Candidate]:
     """Return the candidates of a window that may still become its text; they come and are returned best first.
 
-    Left out is a candidate whose score is below `bar`, and one that ends in the same tokens as a better one: what
-    follows is about as probable for both. One of the two may be a token ahead.
+    Left out is a candidate whose score is below `lowest_score`, and one that ends in the same tokens as a better one:
+    what follows is about as probable for both. One of the two may be a token ahead.
     """
-    kept: list[_Candidate] = []
+    promising: list[_Candidate] = []
     endings: dict[tuple[int, ...], float] = {}
     earlier_endings: set[tuple[int, ...]] = set()
     for candidate in candidates:
-        if candidate.score < bar:
+        if candidate.score < lowest_score:
             break
         beam = beams[candidate.row]
         if candidate.token != end and len(beam.text.ids) >= _SAME_TOKENS:
@@ -229,8 +229,8 @@ def _promising(candidates: list[_Candidate], beams: list[_Beam], bar: float, end
                 continue
             endings[ending] = candidate.score
             earlier_endings.add(earlier)  # their score was higher than that of any later candidate
-        kept.append(candidate)
-    return kept
+        promising.append(candidate)
+    return promising
 
 
 def _candidates(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 FORMAT = "5"
-"""Version of the graphs: raised when the engine cannot read older ones."""
+"""Version of the graphs: raised when they change, so that exports are made again. The engine reads format 4 too."""
 OPSET = 17
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 STATES = ("key", "value")

@@ -39,10 +39,10 @@ def quantise(plain: Path, path: Path, *, seven_bits: bool) -> None:
     for name in dict.fromkeys(replaced):
         model.graph.initializer.extend(_quantised(weights[name], largest))
     used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    used_weights = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(used_weights)
     onnx.save(onnx.shape_inference.infer_shapes(model), path)  # with shapes, ONNX Runtime fuses more nodes
 
 

@@ -12,7 +12,7 @@ from pipelines.infra import console, progress_file
 
 
 @contextlib.contextmanager
-def shown(what: str, recordings: Sequence[Path], journal_of: Callable[[Path], Path]) -> Iterator[Callable[[], object]]:
+def show(what: str, recordings: Sequence[Path], journal_of: Callable[[Path], Path]) -> Iterator[Callable[[], object]]:
     """Yield a function to call when a recording is finished; show these, and the time up to which others are decoded.
 
     `what` names the task in a progress file, which gets a line every few seconds if its text changes.

@@ -152,7 +152,7 @@ class AlignedSource:
             advance()
             return passages
 
-        with progress.shown(what, [audio for audio, _ in self._pairs], aligner.journal) as advance:
+        with progress.show(what, [audio for audio, _ in self._pairs], aligner.journal) as advance:
             if n < 2:
                 return [finish(aligner(pair)) for pair in self._pairs]
             with ThreadPoolExecutor(n) as threads, process_pool.Pool(n, aligner) as pool:
