@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked_jobs import JobStarter
 
 from pipelines.infra import environment as machine
 from pipelines.infra import manifest
@@ -39,7 +40,7 @@ SETTINGS = {
 TIMES = ("seconds", "clips_per_s")
 """Columns of the history that depend on the machine's speed."""
 STARTER = '''
-import functools, gc, json, os, sys, traceback
+import functools, gc
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ from pipelines.whisper import model as models
 console.configure()
 
 
-def train(job):
+def run(job):
     settings = recipes.load(job["recipe"], job["overrides"])
     progress = Progress(on_step=lambda step: print("done step", step, flush=True))
     opened, base = cache.open_cache(Path(job["cache"])), models.resolve(settings.model.base)
@@ -76,26 +77,13 @@ def by_loss(*args):
 
 validator, loop.validator = loop.validator, by_loss
 models.load_processor = functools.cache(models.load_processor)
-for line in sys.stdin:
-    job = json.loads(line)
-    # load once what every child needs, and exclude it from their garbage collection
+
+
+def prepare(job):
+    """Load once what every child needs, and exclude it from their garbage collection."""
     models.load_processor(models.resolve(job["overrides"]["model.base"]), "sv")
     gc.collect()
     gc.freeze()
-    child = os.fork()
-    if not child:
-        os.setpgid(0, 0)
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        try:
-            train(job)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
 '''
 
 
@@ -110,23 +98,14 @@ def starter():
     """Return `starter(threads)`: a process with everything imported that forks one trainer per line on its input."""
 
     @functools.cache
-    def start(threads: int) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", STARTER],
-            cwd=ROOT,
-            env=environment(threads),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
+    def start(threads: int) -> JobStarter:
+        started.append(JobStarter(STARTER, environment(threads)))
+        return started[-1]
 
-    started: list[subprocess.Popen] = []
+    started: list[JobStarter] = []
     yield start
-    for process in started:
-        process.stdin.close()
-        process.wait(30)
+    for one in started:
+        one.close()
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +122,13 @@ def train_once(starter, toy_recipe, toy_model, toy_cache):
         sends: signal.Signals = signal.SIGKILL,
         **overrides,
     ) -> list[str]:
-        process = starter(threads)
         log = run.with_name(f"{run.name}-{time.monotonic_ns()}.log")
         job = {"recipe": str(toy_recipe), "cache": toy_cache.uri, "run": str(run), "log": str(log)}
         settings = {**SETTINGS, "model.base": str(toy_model), **overrides}
-        process.stdin.write(json.dumps({**job, "overrides": settings}) + "\n")
-        process.stdin.flush()
-        child = int(process.stdout.readline())
-        if kill_when:
-            wait_until(lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()), log)
-            os.killpg(child, sends)
-        status = int(process.stdout.readline())
+        condition = kill_when and (lambda: log.exists() and kill_when(run / "checkpoints", log.read_text()))
+        code = starter(threads).run({**job, "overrides": settings}, condition, sends)
         output = log.read_text()
-        assert os.waitstatus_to_exitcode(status) == _exit_code(kill_when, sends), output
+        assert code == _exit_code(kill_when, sends), output
         return output.splitlines()
 
     return train

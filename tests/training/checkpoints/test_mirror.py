@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_jobs import JobStarter
 from log_recorder import record_log
 from servers.stores import Bench, contents
 
@@ -648,7 +647,7 @@ def test_finished_run_refuses_other_model_at_uri(local_bench, sit, tmp_path):
 # ---- the command, killed for real
 
 STARTER = """
-import json, os, sys
+import time
 
 import hopsworks, huggingface_hub, torch
 from transformers import Seq2SeqTrainer, WhisperForConditionalGeneration, WhisperProcessor
@@ -661,62 +660,46 @@ huggingface_hub.constants.HF_HUB_OFFLINE = False
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
 mirror.LAST_PAUSES_S, mirror.SHARE = (0.1,), 1e3
 
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if not child:
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ.update(job["environment"])
-        sys.argv = ["pipelines", *job["arguments"]]
-        try:
-            cli.main()
-        except SystemExit as ended:
-            os._exit(ended.code or 0)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
+
+def prepare(job):
+    pass
+
+
+def run(job):
+    offer = mirror.CheckpointMirror.offer
+
+    def offer_and_hold(self, newest):
+        offer(self, newest)
+        if mirror.step_of(newest) == job["hold_after"]:
+            time.sleep(600)
+
+    mirror.CheckpointMirror.offer = offer_and_hold
+    os.environ.update(job["environment"])
+    sys.argv = ["pipelines", *job["arguments"]]
+    cli.main()
 """
 
 
 @pytest.fixture(scope="module")
 def starter():
-    """A process that has imported everything and forks one command for each line it is given."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STARTER],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    variables = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    process = JobStarter(STARTER, {**os.environ, **variables})
     yield process
-    process.stdin.close()
-    process.wait(30)
+    process.close()
 
 
 @pytest.fixture
 def command(starter, toy_recipe, toy_model, tmp_path):
-    """`command("train", ..., kill_when=...)`: its exit status and all that it told."""
+    """`command("train", ..., kill_when=..., hold_after=4)`: the log, of a run that waits after the save at step 4."""
     settings = {**SETTINGS, "model.base": str(toy_model), "model.dropout": 0.1, "model.spec_augment": True}
 
-    def run(name: str, *arguments: str, kill_when: Callable[[], object] | None = None) -> tuple[int, str]:
+    def run(name: str, *arguments: str, kill_when: Callable[[], object] | None = None, hold_after: int = 0) -> str:
         log = tmp_path / f"{time.monotonic_ns()}.log"
         given = [name, "--recipe", str(toy_recipe), *(f"--set={key}={value}" for key, value in settings.items())]
         of_stores = {key: value for key, value in os.environ.items() if key.startswith(("HF_", "LAB_", "HOPS", "HOME"))}
-        job = {"arguments": [*given, *arguments], "log": str(log), "environment": of_stores}
-        starter.stdin.write(json.dumps(job) + "\n")
-        starter.stdin.flush()
-        child = int(starter.stdout.readline())
-        try:
-            if kill_when:
-                until(kill_when, 120)
-        finally:
-            if kill_when:
-                os.kill(child, signal.SIGKILL)
-            status = os.waitstatus_to_exitcode(int(starter.stdout.readline()))
-        assert status == (-signal.SIGKILL if kill_when else 0), log.read_text()
+        job = {"arguments": [*given, *arguments], "log": str(log), "environment": of_stores, "hold_after": hold_after}
+        code = starter.run(job, kill_when)
+        assert code == (-signal.SIGKILL if kill_when else 0), log.read_text()
         return log.read_text()
 
     return run
@@ -736,7 +719,7 @@ def test_killed_run_resumes_from_uri_with_equal_weights(served, command, tmp_pat
     command("train", f"--runs={whole}", f"--cache={cache}")
 
     first = command("train", f"--runs={here}", f"--cache={cache}", f"--resume={uri}",
-                    kill_when=lambda: "manifest.json" in served.files("run/checkpoint-4"))  # fmt: skip
+                    kill_when=lambda: "manifest.json" in served.files("run/checkpoint-4"), hold_after=4)  # fmt: skip
     assert "starting from" in first
     for folder in (here, tmp_path / "lab-cache"):
         shutil.rmtree(folder)
@@ -760,7 +743,7 @@ def test_kill_during_copy_leaves_an_unfinished_copy(served, command, toy_cache, 
     served.server.fault("POST .*/(commit|upload)/", "slow", times=None)
     arguments = ("train", f"--cache={toy_cache.uri}", f"--resume={uri}")
     sent = served.uploads()
-    command(*arguments, f"--runs={tmp_path / 'a'}", kill_when=lambda: served.uploads() > sent + 1)
+    command(*arguments, f"--runs={tmp_path / 'a'}", kill_when=lambda: served.uploads() > sent + 1, hold_after=2)
     assert "manifest.json" not in served.files("run/checkpoint-2")
     assert there(served) == []
     served.server.faults.clear()
