@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +112,31 @@ def main() -> None:
 
 
 def write_recording(folder: Path, minutes: float, split: str, seed: int) -> tuple[list[Sentence], float]:
-    """Write a recording and its subtitles to a folder; return what is spoken, and the length in seconds."""
+    """Write `recording.flac` and its subtitles to a folder; return what is spoken, and the length in seconds."""
+    rng = random.Random(seed)
+    vocabulary = sorted({word for one in TourSource().plan() if one.split == "test" for word in one.text.split()})
+    return write_joined(folder / "recording", _sentences(split, rng), vocabulary, rng, seed, minutes)
+
+
+def write_joined(
+    stem: Path,
+    sentences: Iterator[tuple[np.ndarray, str]],
+    vocabulary: Sequence[str],
+    rng: random.Random,
+    seed: int,
+    minutes: float = math.inf,
+) -> tuple[list[Sentence], float]:
+    """Join sentences (samples and text) to a recording of at most `minutes` with subtitles: `stem`.flac and `stem`.srt.
+
+    Return what is spoken, and the length in seconds. `vocabulary`: words of paraphrases. `seed`: of the noise.
+    """
     import soundfile
 
-    rng, noise_rng = random.Random(seed), np.random.default_rng(seed)
+    noise_rng = np.random.default_rng(seed)
     parts: list[np.ndarray] = []
     recorded: list[Sentence] = []
-    n_samples, sentences = 0, _sentences(split, rng)
-    vocabulary = sorted({word for one in TourSource().plan() if one.split == "test" for word in one.text.split()})
-    while n_samples < minutes * 60 * SAMPLE_RATE_HZ:
-        sound, text = next(sentences)
+    n_samples = 0
+    for sound, text in sentences:
         audible = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
         start_s, end_s = ((n_samples + at) / SAMPLE_RATE_HZ for at in (audible[0], audible[-1]))
         recorded.append(Sentence(start_s, end_s, text, _line(text, rng, vocabulary)))
@@ -129,10 +145,12 @@ def write_recording(folder: Path, minutes: float, split: str, seed: int) -> tupl
             more += [_music(rng, noise_rng), _silence(0.5)]
         parts += more
         n_samples += sum(map(len, more))
+        if n_samples >= minutes * 60 * SAMPLE_RATE_HZ:
+            break
     noise = sounds._noise(noise_rng, n_samples, 1.0)
     samples = np.concatenate(parts) + noise * (NOISE_RMS / noise.std())
-    soundfile.write(folder / "recording.flac", samples.clip(-1, 1), SAMPLE_RATE_HZ)
-    (folder / "recording.srt").write_text("\n".join(_cues(recorded)), "utf-8")
+    soundfile.write(stem.with_suffix(".flac"), samples.clip(-1, 1), SAMPLE_RATE_HZ)
+    stem.with_suffix(".srt").write_text("\n".join(_cues(recorded)), "utf-8")
     return recorded, n_samples / SAMPLE_RATE_HZ
 
 
@@ -148,7 +166,7 @@ def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> d
     recovered_s, n_wrong = 0.0, 0
     starts_s, ends_s = [], []
     for start_s, end_s, text in clips:
-        inside = [one for one in sentences if one.end_s > start_s + TOLERANCE_S and one.start_s < end_s - TOLERANCE_S]
+        inside = spoken(sentences, start_s, end_s)
         if text != " ".join(one.text for one in inside):
             n_wrong += 1
             continue
@@ -164,6 +182,11 @@ def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> d
         "start_s": round(float(np.median(starts_s)), 3) if starts_s else None,
         "end_s": round(float(np.median(ends_s)), 3) if ends_s else None,
     }
+
+
+def spoken(sentences: list[Sentence], start_s: float, end_s: float) -> list[Sentence]:
+    """Return the sentences that a clip holds."""
+    return [one for one in sentences if one.end_s > start_s + TOLERANCE_S and one.start_s < end_s - TOLERANCE_S]
 
 
 def _sentences(split: str, rng: random.Random) -> Iterator[tuple[np.ndarray, str]]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from benchmarks import alignment, gpu, precision, pseudo_data, rare_names, recordings, sides
+from benchmarks import aligned_data, alignment, gpu, precision, pseudo_data, rare_names, recordings, sides
 from pipelines.features.sources.synthetic.planted import PlantedSource
 from pipelines.features.sources.synthetic.tour import TourSource
 from pipelines.features.sources.synthetic.tour_text import hand_sentences
@@ -371,6 +371,22 @@ def test_pseudo_data_has_the_same_recordings_with_and_without_text(tmp_path, mon
     assert sorted(path.suffix for path in (tmp_path / "unlabelled").iterdir()) == [".wav"] * 4
     rows = (tmp_path / "labelled" / "transcripts.csv").read_text("utf-8").splitlines()
     assert [row.split(",")[-3] for row in rows[1:]] == ["train"] * 3 + ["validation"] * 2 + ["test"] * 2
+
+
+@pytest.mark.slow
+def test_aligned_data_has_the_same_clips_with_what_is_spoken(tmp_path, tiny_folder, monkeypatch, capsys):
+    monkeypatch.setattr(aligned_data, "VALIDATION", 2)
+    monkeypatch.setattr(aligned_data, "TEST", 2)
+    monkeypatch.setattr(sys, "argv", ["", "--to", str(tmp_path), "--clips", "24", "--recordings", "2"])
+    aligned_data.main()
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sorted(path.name for path in (tmp_path / "recordings" / "train").iterdir()) == [
+        "recording-1.flac", "recording-1.srt", "recording-2.flac", "recording-2.srt"
+    ]  # fmt: skip
+    rows = (tmp_path / "true" / "transcripts.csv").read_text("utf-8").splitlines()[1:]
+    assert len(rows) == len([*(tmp_path / "true").glob("*.wav")]) == counts["clips"] - counts["without_speech"] > 8
+    spoken = {one.text for one in TourSource(24, 2, 2).examples(("train",))}
+    assert sum(row.split(",", 1)[1].rsplit(",", 3)[0].strip('"') in spoken for row in rows) > len(rows) / 2
 
 
 def test_more_voices_say_nothing_that_the_tour_trains_on():

@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipelines.infra.errors import LabError
 from pipelines.recipes import languages
 from pipelines.whisper.bases import generation
@@ -109,14 +111,24 @@ class Spelling:
                 runs.append([])
         return " ".join(filter(None, (self.tokenizer.decode(run).strip() for run in runs)))
 
-    def ids(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the tokens of `text`, and the index of the first token of each of its words."""
+    def ids(self, text: str, starts_with_space: bool = True) -> tuple[list[int], list[int]]:
+        """Return the tokens of `text`, and the index of the first token of each of its words.
+
+        Every word follows a space. OpenAI's models write one before the first word too, and models that were tuned on
+        single clips do not.
+        """
         ids: list[int] = []
         firsts: list[int] = []
         for word in text.split():
             firsts.append(len(ids))
-            ids += self._text_tokenizer.encode(f" {word}", add_special_tokens=False).ids
+            spelled = f" {word}" if ids or starts_with_space else word
+            ids += self._text_tokenizer.encode(spelled, add_special_tokens=False).ids
         return ids, firsts
+
+    @cached_property
+    def begins_word(self) -> np.ndarray:
+        """Whether a token begins with a space; bool [text tokens]."""
+        return np.array([self.tokenizer.id_to_token(token).startswith(_SPACE) for token in range(self.end)])
 
     @cached_property
     def _text_tokenizer(self) -> tokenizers.Tokenizer:

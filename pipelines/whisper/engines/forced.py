@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from pipelines.whisper.batching import padded_frames
 from pipelines.whisper.engines import word_timestamps
 from pipelines.whisper.engines.transformers_engine import Transformers, cross_attention
 from pipelines.whisper.log_mel import LogMel
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,20 @@ def force(engine: Transformers, log_mel: LogMel, lines: Sequence[str]) -> list[F
     """
     import torch
 
-    ids: list[int] = []
-    firsts = []
     prompt = engine.spelling.prompt(engine.options.language)
     longest = engine.model.config.max_target_positions - len(prompt) - 1
+    features = log_mel.padded(padded_frames(len(log_mel.frames) + 1))[np.newaxis]
+    encoded = engine.states.of(features)
+    ids: list[int] = []
+    firsts = []
     for line in lines:
-        more = engine.spelling.ids(line)[0]
+        more = engine.spelling.ids(line, starts_with_space=bool(ids) or _starts_with_space(engine, encoded, prompt))[0]
         if not more or len(ids) + len(more) > longest:
             break
         firsts.append(len(ids))
         ids += more
     if not ids:
         return []
-    features = log_mel.padded(padded_frames(len(log_mel.frames) + 1))[np.newaxis]
-    encoded = engine.states.of(features)
     weights = cross_attention(engine.model, encoded, [*prompt, *ids])
     with torch.inference_mode():
         tokens = torch.tensor([[*prompt, *ids, engine.spelling.end]], device=engine.model.device)
@@ -58,3 +62,15 @@ def force(engine: Transformers, log_mel: LogMel, lines: Sequence[str]) -> list[F
         ForcedLine(start, float(values.mean()), float(values.min()))
         for start, values in zip(starts, logprobs, strict=True)
     ]
+
+
+def _starts_with_space(engine: Transformers, encoded: torch.Tensor, prompt: list[int]) -> bool:
+    """Return whether the model writes a space before its first word: base models do, most tuned ones do not."""
+    import torch
+
+    with torch.inference_mode():
+        tokens = torch.tensor([prompt], device=engine.model.device)
+        logits = engine.model(encoder_outputs=(encoded,), decoder_input_ids=tokens).logits[0, -1]
+    logits = logits[: engine.spelling.end].float().cpu().numpy()
+    begins_word = engine.spelling.begins_word
+    return bool(np.logaddexp.reduce(logits[begins_word]) >= np.logaddexp.reduce(logits[~begins_word]))
