@@ -7,11 +7,13 @@ well. The tuned aligner scores lines of these recordings only: no model is train
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,6 +47,8 @@ _LEARNING_RATE, _WIDTH = 1e-4, 384
 """For whisper-tiny, and its width: the rate of a wider model is lower in proportion."""
 _WARMUP_STEPS = 10
 _PROGRESS_STEPS = 10
+_MAX_STORED = 3
+"""Adapted models that are kept: every recording that is added makes another one, and each has the size of its base."""
 
 
 def is_tuned(ref: ModelRef) -> bool:
@@ -57,7 +61,8 @@ def adapt(
 ) -> ModelRef | None:
     """Return the aligner after `steps` steps on the best of `candidates`; None if they are too few.
 
-    The model is stored below `folder`. It is not trained again if the same passages come with the same base.
+    The model is stored below `folder`. It is not trained again if the same passages come with the same base, unless
+    several others were used since.
     """
     if len(candidates) < MIN_PASSAGES:
         logger.info(f"note: {len(candidates)} passages are too few to adapt the aligner {ref.title} to the recordings")
@@ -69,7 +74,17 @@ def adapt(
         if manifest.problem(target):
             logger.info(f"adapting the aligner {ref.title} to the recordings: {steps} steps on {len(chosen)} passages")
             _train_within_memory(ref, language, chosen, steps, target)
+        os.utime(target)
+    _delete_unused(folder)
     return whisper_model.resolve(str(target))
+
+
+def _delete_unused(folder: Path) -> None:
+    """Delete the adapted models that were not used for the longest time, except those that are being trained."""
+    stored = sorted((path for path in folder.glob("adapted-*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for path in stored[:-_MAX_STORED]:
+        with contextlib.suppress(filelock.Timeout), filelock.FileLock(f"{path}.lock", timeout=0):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _best(candidates: Sequence[tuple[Path, Passage]], n_most: int) -> list[tuple[Path, Passage]]:

@@ -1,6 +1,7 @@
 """An aligner that is tuned on the passages that it scores best."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_damaged_adapted_model_is_made_again(toy_model, candidates, tmp_path):
     (first.folder / "model.safetensors").unlink()  # the manifest is whole
     again = adaptation.adapt(base, "sv", candidates, 2, tmp_path / "cache")
     assert whisper_model.identity(again) == whisper_model.identity(first)
+
+
+def test_only_the_adapted_models_used_last_are_kept(toy_model, candidates, tmp_path, monkeypatch):
+    monkeypatch.setattr(adaptation, "_MAX_STORED", 2)
+    base = whisper_model.resolve(str(toy_model))
+    cache = tmp_path / "cache"
+    first, second = (adaptation.adapt(base, "sv", candidates, steps, cache).folder for steps in (1, 2))
+    for path, used_at in ((first, 1), (second, 2)):
+        os.utime(path, (used_at, used_at))
+    adaptation.adapt(base, "sv", candidates, 1, cache)  # used again, so the second is older
+    third = adaptation.adapt(base, "sv", candidates, 3, cache).folder
+    assert {path for path in cache.glob("adapted-*") if path.is_dir()} == {first, third}
 
 
 def test_dropout_of_the_base_does_not_make_two_adaptations_differ(toy_model, candidates, tmp_path):
