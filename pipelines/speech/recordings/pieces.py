@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +55,17 @@ class Piece:
 
 _open: dict[Path, PieceReader] = {}
 """The reader of the last file."""
+_lock = threading.Lock()
 
 
 def read_piece(path: Path, start_s: float, end_s: float) -> np.ndarray:
-    """Return a part of a recording; the next part of the same file is read on from there."""
-    if path not in _open:
+    """Return a part of a recording; the next part of the same file is read on from there. Thread-safe."""
+    with _lock:
+        reader = _open.pop(path, None) or PieceReader(path)
         _open.clear()
-        _open[path] = PieceReader(path)
-    return _open[path].read(start_s, end_s)
+        samples = reader.read(start_s, end_s)
+        _open[path] = reader  # not after an error, which would pass for the end of the recording
+        return samples
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray]:
