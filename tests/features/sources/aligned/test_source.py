@@ -118,6 +118,14 @@ def test_recording_without_any_clip_gives_its_rejections(engine, folder):
     assert examples and all(one.split == "train" and isinstance(one.audio, NoAudio) for one in examples)
 
 
+def test_malformed_text_is_said_before_anything_is_decoded(engine, folder):
+    (folder / "walk.wav").write_bytes((folder / "talk.wav").read_bytes())
+    (folder / "walk.srt").write_text("1\n1 --> 2\nHej\n", "utf-8")
+    with pytest.raises(LabError, match=r"walk\.srt:2: a cue's times"):
+        list(AlignedSource(str(folder)).examples())
+    assert engine.n_decoded == 0
+
+
 def test_stored_windows_are_not_decoded_again(engine, folder, tmp_path):
     first = list(AlignedSource(str(folder)).examples())
     n_decoded = engine.n_decoded
