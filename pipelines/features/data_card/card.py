@@ -64,8 +64,8 @@ _REASONS = {
     "no_text": "there is no transcript, or none with a letter or digit",
     "long_label": "the transcript has more tokens than the decoder has positions",
     "unknown_split": "the split is none of train, validation and test",
-    "too_short": "shorter than features.min_duration_s",
-    "too_long": "longer than features.max_duration_s",
+    "too_short": "shorter than features.min_duration_s, or than 1 s between pauses of a long recording",
+    "too_long": "longer than features.max_duration_s, or than 30 s without a pause at a line's end",
     "silent": "below features.min_peak throughout",
     "votes": "too few votes for it, or too many against it",
     "leak_speaker": "a speaker of the validation or test split",
@@ -83,6 +83,11 @@ _REASONS = {
     "silence": "more silence around the speech than curation.max_silence_share",
     "noisy": "a lower signal-to-noise ratio than curation.min_snr_db",
     "label_error": "the transcript differs from what a model recognises",
+    "no_match": "speech of a long recording without a line of its text, or a line that is not spoken there",
+    "paraphrased": "a line of the text says it in other words",
+    "music": "sound without speech in a long recording",
+    "bad_segment": "the recording has no such part",
+    "not_transcribed": "`transcribe` wrote no complete transcript",
     "excluded": "a recording of source.exclude",
     "no_speech": "no speech is detected in it, or the model writes nothing",
     "repetition": "the model repeats itself",
@@ -304,6 +309,11 @@ def _faults(cache: FeatureCache, terms: list[Terms]) -> str:
         lines.append("Training clips that share something with held-out clips were kept (curation.leaks = ignore).")
     if n := int(rows["text"].map(lambda text: any(True for _ in marks.find(text))).sum()):
         lines.append(f"{n:,} transcripts have marks that may not be spoken, such as brackets or tags.")
+    if any(one.kind == "aligned" for one in terms):
+        lines.append(
+            "Transcripts of long recordings are texts that a model matched with the sound: a few may differ from what "
+            "is said. No person has checked them, unless curation.corrections names a table."
+        )
     for one in pseudo_labels(rows):
         lines.append(
             f"{one['clips']:,} transcripts ({one['hours']:.2f} hours) were written by {inline(one['model'])}, and no "
