@@ -84,7 +84,9 @@ def _judged(
     else:
         scores = force(path, start_s, end_s, [line.text for line in group.lines])
         logprob, lowest = (min((getattr(one, name) for one in scores), default=-99.0) for name in ("logprob", "lowest"))
-        if lowest < min_logprob or len(scores) < len(group.lines):
+        if len(scores) < len(group.lines):
+            reason, detail = "too_long", f"the text has more tokens than the decoder has positions: {text[:80]}"
+        elif lowest < min_logprob:
             reason = "paraphrased" if logprob >= _OTHER_LOGPROB else "no_match"
             detail = f"a token has the log-probability {lowest:.1f}, at least {min_logprob:g} is required: {text[:80]}"
     speaker = speakers.pop() if len(speakers) == 1 else ""

@@ -22,11 +22,12 @@ _LABEL = re.compile(r"(\d+(?:[.,]\d+)?)\t(\d+(?:[.,]\d+)?)(?:\t(.*))?")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 _TAG = re.compile(r"</?[a-zA-Z][^>]*>|<\d[\d:.]*>|\{\\[^}]*\}")
 _DASH = re.compile(r"^(?:[-–—]|>>+)\s*")
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"”’»)]*\s+")
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?…])([\"”’»)]*)\s+")
 _ROLLING_SHARE = 0.5
 """Share of the cues that begin with the end of the cue before, above which all such repeats are rows still shown."""
 _MIN_ROLLING = 3
-_GRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<![\w.])(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.])')
+_GRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<![\w.\[])(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.])')
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def _subtitles(path: Path, content: str) -> list[Line]:
         elif ends(row) or (row.strip().isdigit() and "-->" in following):  # the next cue's number
             is_open = False
         elif is_open and row.strip():
-            cues[-1].voices |= {name.strip() for name in _VOICE.findall(row)}
-            cues[-1].rows.append(_DASH.sub("", html.unescape(_TAG.sub("", row)).strip()))
+            cues[-1].voices |= {html.unescape(name).strip() for name in _VOICE.findall(row)}
+            cues[-1].rows.append(_DASH.sub("", html.unescape(_TAG.sub("", _BREAK.sub(" ", row))).strip()))
     repeated = _rolled_rows(cues)
     return [
         Line(
@@ -140,7 +141,7 @@ def _labels(path: Path, content: str) -> list[Line]:
 def _manuscript(path: Path, content: str) -> list[Line]:
     lines = []
     for paragraph in re.split(r"\n\s*\n", content):
-        sentences = _SENTENCE.split(" ".join(paragraph.split()))
+        sentences = _SENTENCE_END.sub(r"\1\n", " ".join(paragraph.split())).split("\n")
         without_stops = any(len(sentence) > MAX_CHARS for sentence in sentences)
         lines += map(Line, paragraph.split("\n") if without_stops else sentences)
     return lines
@@ -148,7 +149,7 @@ def _manuscript(path: Path, content: str) -> list[Line]:
 
 def _textgrid(path: Path, content: str) -> list[Line]:
     """Read Praat's long and short form: without names and indices, both are the same sequence of values."""
-    tokens = _GRID_TOKEN.finditer(re.sub(r"\[\d*\]", "", content))
+    tokens = _GRID_TOKEN.finditer(content)
     values = [match[1].replace('""', '"') if match[1] is not None else float(match[2]) for match in tokens]
     if values[:2] != ["ooTextFile", "TextGrid"]:
         raise LabError(f"{path}:1: a TextGrid must begin with ooTextFile and TextGrid, got {str(values[:2])[:60]}")

@@ -84,6 +84,13 @@ def test_model_refuses_a_text_of_which_one_token_is_not_said():
     assert {one.start_s: one.reason for one in found} == {3.0: "paraphrased", 6.0: ""}
 
 
+def test_text_beyond_the_decoder_is_too_long():
+    found = passages_of(
+        1, *lines_at(3.0, 4.0, spoken_s=1.0), lambda path, start_s, end_s, texts: accept_all(path, 0, 0, "a")
+    )
+    assert [(one.reason, "positions" in one.detail) for one in found] == [("too_long", True)]
+
+
 def test_stretch_that_is_shorter_than_its_padding_is_too_short():
     window = DecodedWindow(2.0, 3.2, [[3.0, 3.2]], [], [])
     lines, predicted = lines_at(3.0, spoken_s=0.2)
