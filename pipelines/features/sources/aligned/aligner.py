@@ -24,7 +24,7 @@ from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = "5"
+CODE_VERSION = "6"
 """Raised when the same recording, text and models would give other passages."""
 
 

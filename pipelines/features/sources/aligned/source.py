@@ -130,7 +130,7 @@ class AlignedSource:
     def _passages(self) -> list[list[Passage]]:
         """The passages of each recording, by the aligner or, if it is untuned, by what it becomes (adaptation.py)."""
         for _, text in self._pairs:
-            texts.read(text)  # a malformed text is an error now, not after hours of decoding
+            texts.read(text, logger.info)  # a malformed text is an error now, not after hours of decoding
         aligner = Aligner(self._model, self.language, self.min_logprob)
         if not self._adapts:
             return self._aligned("aligning", aligner)

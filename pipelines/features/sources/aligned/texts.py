@@ -6,10 +6,13 @@ import html
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipelines.features.sources.aligned import tiers
+from pipelines.features.sources.aligned.tiers import Line, Tier
 from pipelines.infra.errors import LabError
 from pipelines.infra.tables import read_text
 from pipelines.speech import marks
@@ -30,24 +33,19 @@ _MIN_ROLLING = 3
 _GRID_TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<![\w.\[])(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.])')
 
 
-@dataclass(frozen=True)
-class Line:
-    """A cue, a label, an annotation or a sentence."""
-
-    text: str
-    start_s: float | None = None
-    """As the text states it; None in a manuscript."""
-    end_s: float | None = None
-    speaker: str = ""
-
-
-def read(path: Path) -> list[Line]:
+def read(path: Path, report: Callable[[str], None] = lambda note: None) -> list[Line]:
     """Return the lines of a text in order, without those that have no letter outside notes such as `[musik]`.
 
+    `report` receives one line that names the tiers that were used and left out, if there are several.
     Raises LabError, with the line, for a malformed one.
     """
     content = read_text(path).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
-    lines = [replace(line, text=" ".join(line.text.split())) for line in _reader(path, content)(path, content)]
+    suffix = path.suffix.lower()
+    if suffix in _TIER_READERS:
+        lines = _of_tiers(path, _TIER_READERS[suffix](path, content), report)
+    else:
+        lines = _reader(path, content)(path, content)
+    lines = [replace(line, text=" ".join(line.text.split())) for line in lines]
     lines = [line for line in lines if any(char.isalnum() for char in marks.remove(line.text))]
     if too_long := next((line for line in lines if len(line.text) > MAX_CHARS), None):
         raise LabError(
@@ -64,7 +62,7 @@ def _reader(path: Path, content: str) -> Callable[[Path, str], list[Line]]:
     if suffix == ".txt":
         first = next((line for line in content.split("\n") if line.strip()), "")
         return _labels if _LABEL.fullmatch(first.rstrip()) else _manuscript
-    return {".srt": _subtitles, ".vtt": _subtitles, ".textgrid": _textgrid, ".eaf": _elan}[suffix]
+    return _subtitles
 
 
 @dataclass
@@ -147,13 +145,13 @@ def _manuscript(path: Path, content: str) -> list[Line]:
     return lines
 
 
-def _textgrid(path: Path, content: str) -> list[Line]:
+def _textgrid(path: Path, content: str) -> list[Tier]:
     """Read Praat's long and short form: without names and indices, both are the same sequence of values."""
     tokens = _GRID_TOKEN.finditer(content)
     values = [match[1].replace('""', '"') if match[1] is not None else float(match[2]) for match in tokens]
     if values[:2] != ["ooTextFile", "TextGrid"]:
         raise LabError(f"{path}:1: a TextGrid must begin with ooTextFile and TextGrid, got {str(values[:2])[:60]}")
-    tiers: list[tuple[str, list[Line]]] = []
+    read: list[Tier] = []
     position = 5
     try:
         for _ in range(int(values[4])):
@@ -163,32 +161,79 @@ def _textgrid(path: Path, content: str) -> list[Line]:
             rows = [values[position + i * width : position + (i + 1) * width] for i in range(int(n))]
             position += int(n) * width
             if kind == "IntervalTier":
-                tiers.append((name, [Line(text, *_checked(path, 1, start, end)) for start, end, text in rows]))
+                lines = [Line(text, *_checked(path, 1, start, end)) for start, end, text in rows]
+                read.append(Tier(str(name), _in_order(lines)))
     except (ValueError, TypeError, IndexError):
         raise LabError(f"{path}: a TextGrid must hold as many values as it states, got another number") from None
-    several = len(tiers) > 1
-    return _in_order([replace(line, speaker=name if several else "") for name, lines in tiers for line in lines])
+    return read
 
 
-def _elan(path: Path, content: str) -> list[Line]:
+def _elan(path: Path, content: str) -> list[Tier]:
     try:
         if "<!DOCTYPE" in content or "<!ENTITY" in content:
             raise LabError(f"{path}: an ELAN file must have no document type, got one: save it again in ELAN")
         root = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", content))
-        slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in root.iter("TIME_SLOT")}
-        lines = []
-        for tier in root.iter("TIER"):
-            for one in tier.iter("ALIGNABLE_ANNOTATION"):
-                times = [slots.get(one.get(name)) for name in ("TIME_SLOT_REF1", "TIME_SLOT_REF2")]
-                if None not in times:
-                    speaker = tier.get("PARTICIPANT") or ""
-                    times_s = _checked(path, 1, *(float(time) / 1000 for time in times))
-                    lines.append(Line(one.findtext("ANNOTATION_VALUE") or "", *times_s, speaker))
+        return _elan_tiers(path, root)
     except ElementTree.ParseError as error:
         raise LabError(f"{path}:{error.position[0]}: an ELAN file must be XML, got {error}: save it again") from None
     except ValueError:
         raise LabError(f"{path}: TIME_VALUE must be milliseconds, got another text: save it again in ELAN") from None
-    return _in_order(lines)
+
+
+def _elan_tiers(path: Path, root: ElementTree.Element) -> list[Tier]:
+    """Return the tiers of an ELAN document.
+
+    An annotation that refers to another one has its times; several that refer to the same one are one line.
+    """
+    slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in root.iter("TIME_SLOT")}
+    elements = {tier.get("TIER_ID") or f"tier {n}": tier for n, tier in enumerate(root.iter("TIER"), 1)}
+    refers_to = {one.get("ANNOTATION_ID"): one.get("ANNOTATION_REF") for one in root.iter("REF_ANNOTATION")}
+    parents = {name: element.get("PARENT_REF") for name, element in elements.items()}
+    by_id = {one.get("ANNOTATION_ID"): one for one in root.iter("ALIGNABLE_ANNOTATION")}
+    read: list[Tier] = []
+    for name, element in elements.items():
+        texts: dict[tuple[str | None, ...], list[str]] = defaultdict(list)
+        for one in (*element.iter("ALIGNABLE_ANNOTATION"), *element.iter("REF_ANNOTATION")):
+            is_aligned = one.tag == "ALIGNABLE_ANNOTATION"
+            timed = one if is_aligned else by_id.get(_chain(refers_to, one.get("ANNOTATION_REF"))[-1])
+            if timed is not None:
+                times = tuple(slots.get(timed.get(key)) for key in ("TIME_SLOT_REF1", "TIME_SLOT_REF2"))
+                texts[times].append(one.findtext("ANNOTATION_VALUE") or "")
+        lines = [
+            Line(" ".join(filter(None, values)), *_checked(path, 1, *(float(time) / 1000 for time in times)))
+            for times, values in texts.items()
+            if None not in times
+        ]
+        chain = _chain(parents, name)
+        speakers = (elements[key].get("PARTICIPANT") for key in chain if key in elements)
+        read.append(Tier(name, _in_order(lines), next(filter(None, speakers), ""), frozenset(chain[1:])))
+    return read
+
+
+def _chain(parents: Mapping[str | None, str | None], name: str | None) -> list[str | None]:
+    """Return a name, its parent, the parent of that and so on; a circle ends."""
+    chain = [name]
+    while (parent := parents.get(chain[-1])) and parent not in chain:
+        chain.append(parent)
+    return chain
+
+
+_TIER_READERS = {".textgrid": _textgrid, ".eaf": _elan}
+
+
+def _of_tiers(path: Path, read: list[Tier], report: Callable[[str], None]) -> list[Line]:
+    """Return the lines of the tiers that hold the text. Several tiers of a TextGrid are several speakers."""
+    chosen, note = tiers.choose(path, read)
+    if note:
+        report(f"{path.name}: {note}")
+    by_name = len(chosen) > 1 and path.suffix.lower() == ".textgrid"
+    return _in_order(
+        [
+            replace(line, speaker=tier.named_speaker or (tier.name if by_name else ""))
+            for tier in chosen
+            for line in tier.lines
+        ]
+    )
 
 
 def _in_order(lines: list[Line]) -> list[Line]:
