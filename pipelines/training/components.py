@@ -22,7 +22,7 @@ from pipelines.infra.errors import LabError
 from pipelines.recipes.settings import Recipe
 from pipelines.training import adapters, distillation
 from pipelines.training.callbacks import interruptions
-from pipelines.training.data import augmentation, bpe_dropout, packing
+from pipelines.training.data import augmentation, bpe_dropout, packing, recordings
 from pipelines.training.optimization import optimizers, precision
 from pipelines.training.trainer import SCHEDULES, shift_right, token_mean_loss, use_deterministic_sums
 from pipelines.training.validation import rows_of, validator
@@ -204,7 +204,10 @@ def sampler_of(recipe: Recipe, cache: FeatureCache) -> BucketSampler:
     order = cache.rows["frames"].to_numpy()[rows], settings.batch_size, settings.bucket_batches, settings.seed
     augmented = bool(settings.bpe_dropout or augmentation.Variation(**recipe.augment.model_dump()))
     if settings.window_share:
-        return packing.WindowSampler(*order, options=packing.WindowOptions.of(settings), with_epoch=augmented)
+        windows = {"options": packing.WindowOptions.of(settings), "with_epoch": augmented}
+        if in_recordings := recordings.order_of(cache, rows):
+            return recordings.RecordingSampler(*order, order=in_recordings, **windows)
+        return packing.WindowSampler(*order, **windows)
     return augmentation.EpochSampler(*order) if augmented else BucketSampler(*order)
 
 

@@ -23,7 +23,7 @@ from pipelines.training.callbacks.progress import Progress
 from pipelines.training.checkpoints import sealed as sealed_checkpoints
 from pipelines.training.checkpoints.fork import Fork
 from pipelines.training.checkpoints.mirror import MirrorState
-from pipelines.training.data import augmentation
+from pipelines.training.data import augmentation, recordings
 from pipelines.whisper import config, lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
@@ -163,9 +163,11 @@ def run_identity(recipe: Recipe, cache: FeatureCache, base: ModelRef, fork: Fork
     augment |= {"code.augmentation": augmentation.CODE} if augment else {}
     model = whisper_model.identity(base) | (config.unusual_masking(base.folder) if recipe.model.spec_augment else {})
     weights = {f"base.{name}": value for name, value in model.items()}
+    windows = {"code.recordings": recordings.CODE} if recordings.are_used(recipe, cache) else {}
     started = {f"fork.{name}": value for name, value in fork.lineage.items()} if fork else {}
     distilled = _distillation_identity(recipe)
-    return {**settings, **augment, **weights, **distilled, **started, "cache": cache.digest, "code.training": CODE}
+    given = {**settings, **augment, **windows, **weights, **distilled, **started}
+    return {**given, "cache": cache.digest, "code.training": CODE}
 
 
 def _distillation_identity(recipe: Recipe) -> dict[str, Any]:

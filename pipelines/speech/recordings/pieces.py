@@ -13,6 +13,14 @@ import numpy as np
 from pipelines.speech import audio
 from pipelines.speech.audio import SAMPLE_RATE_HZ
 
+PIECE_NAME = r"^(?P<recording>.*)@(?P<start_s>\d+\.\d\d)-(?P<end_s>\d+\.\d\d)$"
+"""Pattern of `piece_name`, for rows of a cache: they know their recording and their place in it."""
+
+
+def piece_name(recording: str, start_s: float, end_s: float) -> str:
+    """Return the id of a clip that is cut from a recording."""
+    return f"{recording}@{start_s:.2f}-{end_s:.2f}"
+
 
 class PieceReader:
     """Reads parts of one recording; one that begins before the last one starts the file again."""

@@ -9,6 +9,9 @@ inputs of a window depend on chance:
   the end of a window with timestamps cuts has only its start, so that a transcriber knows where to go on;
 - the text of the window before is the prompt, or there is none.
 
+Clips that were cut from long recordings are joined in their true order (training/data/recordings.py), all others at
+random.
+
 The cache stores log-mels and no waveforms, so log-mels are joined. They equal those of the joined recordings, each
 padded with silence to whole frames, except for the frames whose 25 ms cross a border: the last of a clip and the first
 two of the next. The extractor's clamp, 80 dB below the loudest frame, is applied again to the whole window. That is
@@ -107,24 +110,32 @@ class WindowSampler(BucketSampler):
     def __iter__(self) -> Iterator[list[Any]]:
         epoch, size = self.epoch, self.windows_per_batch
         rng = np.random.default_rng([self.seed, epoch, _STREAM])
-        joined, single = np.split(rng.permutation(len(self.lengths)), [self.n_joined])
+        windows, single = self._draw(epoch, rng)
         buckets = bucketed(self.lengths[single], self.batch_size, self.bucket_batches, self.seed, epoch)
         batches: list[list[Any]] = [self._clips(single[bucket], epoch) for bucket in buckets]
-        windows = self._windows(joined, epoch)
         batches += [windows[start : start + size] for start in range(0, len(windows), size)]
         yield from (batches[i] for i in rng.permutation(len(batches)))
 
-    def _windows(self, joined: np.ndarray, epoch: int) -> list[Window]:
-        """Return the windows of an epoch; their random numbers are not those of the batches' order."""
+    def _draw(self, epoch: int, rng: np.random.Generator) -> tuple[list[Window], np.ndarray]:
+        """Return the windows of an epoch, and the clips that are in none."""
+        joined, single = np.split(rng.permutation(len(self.lengths)), [self.n_joined])
+        parts, timestamps, prompt = self._cut(joined, epoch)
+        clips = [self._clips(part, epoch) for part in parts]
+        before = [clips[i - 1] if prompt[i] else () for i in range(len(clips))]
+        return [*map(Window, clips, timestamps, before)], single
+
+    def _cut(self, joined: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[bool], list[bool]]:
+        """Return the parts of `joined` that become windows, and whether each has timestamps and a prompt.
+
+        Their random numbers are not those of the batches' order.
+        """
         rng = np.random.default_rng([self.seed, epoch, _STREAM, 1])
         parts = np.array_split(joined, self.n_windows)
         if self.options.fill == "random":
             parts = np.split(joined, _random_cuts(len(joined), self.n_windows, rng))
-        clips = [self._clips(part, epoch) for part in parts]
-        timestamps, prompt = (
-            rng.random(len(clips)) < share for share in (self.options.timestamps, self.options.prompt)
-        )
-        return [Window(clips[i], bool(timestamps[i]), clips[i - 1] if prompt[i] else ()) for i in range(len(clips))]
+        shares = self.options.timestamps, self.options.prompt
+        timestamps, prompt = ((rng.random(len(parts)) < share).tolist() for share in shares)
+        return parts, timestamps, prompt
 
     def _clips(self, indices: np.ndarray, epoch: int) -> list[Any]:
         return [(epoch, index) if self.with_epoch else index for index in indices.tolist()]

@@ -32,7 +32,7 @@ from pipelines.infra.errors import LabError
 from pipelines.infra.parallel import process_pool
 from pipelines.speech.audio_files import find_audio
 from pipelines.speech.recordings import detection
-from pipelines.speech.recordings.pieces import Piece
+from pipelines.speech.recordings.pieces import Piece, piece_name
 from pipelines.speech.text import same_speakers
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.model import ModelRef
@@ -205,10 +205,8 @@ def _example(n: int, folder: Path, audio: Path, passage: Passage, speaker: str, 
     stem = audio.relative_to(folder).as_posix()
     if passage.reason:
         detail = f"{passage.start_s:.1f} to {passage.end_s:.1f} s: {passage.detail}"
-        name, sound = f"{stem}@{passage.start_s:.2f}-{passage.end_s:.2f}#{n}", NoAudio(passage.reason, detail)
+        name, sound = f"{piece_name(stem, passage.start_s, passage.end_s)}#{n}", NoAudio(passage.reason, detail)
         return Example(name, split, passage.text or passage.reason, sound, speaker)
     meta = {"score": f"{passage.logprob:.3f}", "start_s": f"{passage.start_s:.2f}"}
-    piece = Piece(passage.start_s, passage.end_s)
-    return PartExample(
-        f"{stem}@{passage.start_s:.2f}-{passage.end_s:.2f}", split, passage.text, audio, speaker, meta, piece
-    )
+    name, piece = piece_name(stem, passage.start_s, passage.end_s), Piece(passage.start_s, passage.end_s)
+    return PartExample(name, split, passage.text, audio, speaker, meta, piece)

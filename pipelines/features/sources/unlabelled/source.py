@@ -30,7 +30,7 @@ from pipelines.infra.errors import LabError
 from pipelines.speech.audio import AudioError, fingerprint
 from pipelines.speech.audio_files import find_audio
 from pipelines.speech.recordings import detection
-from pipelines.speech.recordings.pieces import Piece
+from pipelines.speech.recordings.pieces import Piece, piece_name
 from pipelines.whisper import lineage
 from pipelines.whisper import model as whisper_model
 from pipelines.whisper.confidence import Calibration
@@ -188,7 +188,7 @@ class UnlabelledSource:
 
     def _example(self, name: str, path: Path, one: Label, duration_s: float) -> Example:
         is_whole = one.start_s < _MAX_MISSING_S and one.end_s > duration_s - _MAX_MISSING_S
-        full_name = name if is_whole else f"{name}@{one.start_s:.2f}-{one.end_s:.2f}"
+        full_name = name if is_whole else piece_name(name, one.start_s, one.end_s)
         if one.reason:
             return _rejected(full_name, one.reason, f"{one.start_s:.1f} to {one.end_s:.1f} s: {one.detail}")
         meta = {
