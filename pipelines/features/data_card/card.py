@@ -91,7 +91,7 @@ _REASONS = {
     "excluded": "a recording of source.exclude",
     "no_speech": "no speech is detected in it, or the model writes nothing",
     "repetition": "the model repeats itself",
-    "wrong_language": "source.language_model detects another language",
+    "wrong_language": "source.language_model, or the untuned aligner of a long recording, detects another language",
     "low_confidence": "the pseudo-label is less certain than source.min_confidence",
     "models_disagree": "two models differ by more than source.max_disagreement",
     "damaged": "a part of it cannot be read",

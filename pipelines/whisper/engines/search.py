@@ -110,6 +110,13 @@ def likeliest_language(logits: np.ndarray, spelling: Spelling) -> str:
     return max(ids, key=lambda code: logits[ids[code]])
 
 
+def language_probabilities(logits: np.ndarray, spelling: Spelling) -> dict[str, float]:
+    """Return the probability of each language from the logits float32 [vocabulary] after the start token."""
+    ids = spelling.language_ids()
+    values = logits[[*ids.values()]]
+    return dict(zip(ids, np.exp(values - np.logaddexp.reduce(values)).tolist(), strict=True))
+
+
 def _greedy(
     decoder: TextDecoder, logits: np.ndarray, rules: TokenRules, temperature: float, rng: np.random.Generator,
     max_tokens: int,

@@ -107,11 +107,18 @@ class Transformers:
         return [search.hypothesis(text, self.spelling, options) for text in texts]
 
     def detect_language(self, window: np.ndarray) -> str:
+        return search.likeliest_language(self._first_logits(window), self.spelling)
+
+    def language_probabilities(self, window: np.ndarray) -> dict[str, float]:
+        """Return the probability of each language for the features of a window, float32 [n_mels, T]."""
+        return search.language_probabilities(self._first_logits(window), self.spelling)
+
+    def _first_logits(self, window: np.ndarray) -> np.ndarray:
         import torch
 
         encoded = decoding.encode(self.model, torch.from_numpy(window[np.newaxis]))
         start = np.array([self.spelling.prompt(self.options.language)[:1]], dtype=np.int64)
-        return search.likeliest_language(_Decoder(self.model, encoded).step(start)[0], self.spelling)
+        return _Decoder(self.model, encoded).step(start)[0]
 
     def word_starts(self, windows: np.ndarray, frames: Sequence[int], texts: Sequence[str]) -> list[list[float]]:
         prompt = self.spelling.prompt(self.options.language)

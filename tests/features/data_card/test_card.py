@@ -166,7 +166,7 @@ def test_card_shows_slices_rejections_and_faults(copied):
 
 
 def test_card_of_aligned_recordings_explains_their_rejections(copied):
-    reasons = ("no_match", "paraphrased", "music", "too_short", "too_long", "damaged")
+    reasons = ("no_match", "wrong_language", "paraphrased", "music", "too_short", "too_long", "damaged")
     rows = "".join(f"x,train,{reason},z\n" for reason in reasons)
     (copied / "rejected.csv").write_text(f"id,split,reason,detail\n{rows}", "utf-8")
     cache = caches.load(copied, manifest.read(copied))
@@ -174,6 +174,7 @@ def test_card_of_aligned_recordings_explains_their_rejections(copied):
     assert all(f"| {reason.replace('_', '&#95;')} | 1 |" in text for reason in reasons)
     assert "see rejected.csv" not in text
     assert "a model matched" in text
+    assert "untuned aligner of a long recording" in text
 
 
 def test_accent_of_one_speaker_is_not_listed():

@@ -144,6 +144,9 @@ def test_ctranslate2_refuses_hotwords_in_one_line(exact, windows):
 def test_engines_detect_the_same_language(ref, stock, windows):
     graphs = opened(ref, "onnx", compute_type="float32")
     assert {graphs.detect_language(window) for window in windows} == {stock.detect_language(w) for w in windows}
+    probabilities = stock.language_probabilities(windows[0])
+    assert sum(probabilities.values()) == pytest.approx(1)
+    assert max(probabilities, key=probabilities.get) == stock.detect_language(windows[0])
 
 
 @ct2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,11 @@ _MIN_RATE = 0.72
 """Letters per second, as a share of the recording's median, below which the text lacks a word: so few had 8 of 83
 paraphrased groups, and 3 of 578 right ones."""
 _MIN_UNUSED_S = 2.0
+_MIN_LANGUAGE_S = 5.0
+"""Shortest sound of which the language is asked: of 1.5 to 3 s of Swedish, whisper-tiny takes 3 of 24 for English."""
+
+DetectOther = Callable[[Path, float, float], str]
+"""Return what other language a part of a recording is in, from its path, start and end in seconds; "" if unknown."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,16 @@ class Passage:
 
 
 def find_passages(
-    path: Path, recording: Recording, lines: Sequence[Line], predicted: Prediction, force: Force, min_logprob: float
-) -> Iterator[Passage]:
+    path: Path, recording: Recording, lines: Sequence[Line], predicted: Prediction, force: Force, min_logprob: float,
+    detect_other: DetectOther = lambda path, start_s, end_s: "",
+) -> Iterator[Passage]:  # fmt: skip
     """Yield the clips of a recording in order, then what was rejected. min_logprob: of every token."""
     placed = places.place(path, recording.windows, lines, predicted, force)
     groups = [*places.grouped(placed, recording.windows)]
     rate = float(np.median([group.letters_per_s for group in groups])) if groups else 0.0
     rejected: list[Passage] = []
     for group in groups:
-        passage = _judged(path, group, recording.gaps, rate, force, min_logprob)
+        passage = _with_language(path, _judged(path, group, recording.gaps, rate, force, min_logprob), detect_other)
         if passage.reason:
             rejected.append(passage)
         else:
@@ -61,7 +67,18 @@ def find_passages(
             start_s, end_s = (0.0, 0.0) if np.isnan(times[0]) else np.maximum(times, 0.0).tolist()
             detail = "no speech of the recording fits this line"
             yield Passage(start_s, end_s, line.text, line.speaker, 0, 0, "no_match", detail)
-    yield from _unused(recording, [(group.start_s, group.end_s) for group in groups])
+    for passage in _unused(recording, [(group.start_s, group.end_s) for group in groups]):
+        yield _with_language(path, passage, detect_other)
+
+
+def _with_language(path: Path, passage: Passage, detect_other: DetectOther) -> Passage:
+    """Return a passage, with the reason `wrong_language` if it has speech that no text fits in another language."""
+    if passage.reason != "no_match" or passage.end_s - passage.start_s < _MIN_LANGUAGE_S:
+        return passage
+    language = detect_other(path, passage.start_s, passage.end_s)
+    if not language:
+        return passage
+    return replace(passage, reason="wrong_language", detail=f"it sounds like {language}: {passage.detail}")
 
 
 def _judged(

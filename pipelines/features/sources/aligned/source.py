@@ -35,6 +35,7 @@ from pipelines.speech.recordings import detection
 from pipelines.speech.recordings.pieces import Piece, piece_name
 from pipelines.speech.text import same_speakers
 from pipelines.whisper import model as whisper_model
+from pipelines.whisper import tokens
 from pipelines.whisper.model import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -131,10 +132,11 @@ class AlignedSource:
         """The passages of each recording, by the aligner or, if it is untuned, by what it becomes (adaptation.py)."""
         for _, text in self._pairs:
             texts.read(text, logger.info)  # a malformed text is an error now, not after hours of decoding
-        aligner = Aligner(self._model, self.language, self.min_logprob)
+        detects = not adaptation.is_tuned(self._model) and not tokens.only_language(self._model.folder)
+        aligner = Aligner(self._model, self.language, self.min_logprob, detects_language=detects)
         if not self._adapts:
             return self._aligned("aligning", aligner)
-        all_scored = self._aligned("aligning", replace(aligner, min_logprob=-math.inf))
+        all_scored = self._aligned("aligning", replace(aligner, min_logprob=-math.inf, detects_language=False))
         candidates = [one for one in self._with_paths(all_scored) if not one[1].reason]
         judge = adaptation.adapt(self._model, self.language, candidates, self.adapt_steps, aligners.folder())
         return self._aligned("judging", replace(aligner, judge=judge))

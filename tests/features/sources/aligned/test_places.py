@@ -84,6 +84,36 @@ def test_model_refuses_a_text_of_which_one_token_is_not_said():
     assert {one.start_s: one.reason for one in found} == {3.0: "paraphrased", 6.0: ""}
 
 
+@pytest.mark.parametrize(("spoken_s", "reason"), [(6.0, "wrong_language"), (4.5, "no_match")])
+def test_long_speech_without_line_names_its_language(spoken_s, reason):
+    window = DecodedWindow(2.0, 12.0, [[3.0, 3.0 + spoken_s]], ["hello"], [3.0])
+    asked = []
+
+    def detect_other(path, start_s, end_s):
+        asked.append((start_s, end_s))
+        return "English (probability 0.93)"
+
+    predicted = Prediction(np.zeros((0, 2)), is_exact=True)
+    (found,) = passages.find_passages(
+        Path("a.wav"), Recording([window], 12.0), [], predicted, accept_all, -9.0, detect_other
+    )
+    assert found.reason == reason
+    assert ("sounds like English" in found.detail) == (reason == "wrong_language") == bool(asked)
+
+
+@pytest.mark.parametrize(("logprob", "reason"), [(-5.0, "wrong_language"), (-3.0, "paraphrased")])
+def test_only_a_line_that_does_not_fit_is_asked_for_its_language(logprob, reason):
+    def force(path, start_s, end_s, texts):
+        return [ForcedLine(0.0, logprob, -20.0)] * len(texts)
+
+    window = DecodedWindow(2.0, 12.0, [[2.9, 9.1]], [], [])
+    lines, predicted = lines_at(3.0, spoken_s=6.0)
+    found = passages.find_passages(
+        Path("a.wav"), Recording([window], 12.0), lines, predicted, force, -9.0, lambda *part: "English"
+    )
+    assert [one.reason for one in found] == [reason]
+
+
 def test_text_beyond_the_decoder_is_too_long():
     found = passages_of(
         1, *lines_at(3.0, 4.0, spoken_s=1.0), lambda path, start_s, end_s, texts: accept_all(path, 0, 0, "a")

@@ -51,6 +51,9 @@ class FakeEngine:
         self.n_decoded += len(windows)
         return [SimpleNamespace(text=" ".join(SENTENCES)) for _ in windows]
 
+    def language_probabilities(self, window):
+        return {"sv": 1.0}
+
     def word_starts(self, windows, frames, texts):
         return [
             [
@@ -265,6 +268,29 @@ def test_untuned_aligner_is_adapted_and_only_judges(engine, folder, tmp_path, mo
     n_before = judges.index("adapted")
     assert "adapted" not in judges[:n_before] and {*judges[n_before:]} == {"adapted"}
     assert engine.n_decoded == 1
+
+
+@pytest.mark.parametrize(
+    ("context", "heard", "reason"),
+    [("full", ("en", 0.75), "wrong_language"), ("full", ("en", 0.65), "no_match"), ("full", ("sv", 0.9), "no_match"),
+     ("clip", ("en", 0.75), "no_match")],
+)  # fmt: skip
+def test_untuned_aligner_names_foreign_speech(engine, folder, monkeypatch, context, heard, reason):
+    ref = ModelRef("model", Path("model"), "folder", "1", context=context)
+    monkeypatch.setattr(whisper_model, "resolve", lambda uri: ref)
+    n_asked = []
+
+    def language_probabilities(window):
+        n_asked.append(window.shape)
+        return {"de": 0.1, heard[0]: heard[1]}
+
+    engine.language_probabilities = language_probabilities
+    monkeypatch.setattr("pipelines.features.sources.aligned.passages.places.grouped", lambda placed, windows: [])
+    for _ in range(2):
+        found = {one.audio.reason for one in AlignedSource(str(folder), adapt_steps=0).examples() if one.text in
+                 ("no_match", "wrong_language")}  # fmt: skip
+        assert found == {reason}
+    assert len(n_asked) == (context == "full"), "once, and not for a tuned aligner; the passages are stored"
 
 
 def test_tuned_aligner_is_not_adapted(engine, folder, monkeypatch):
