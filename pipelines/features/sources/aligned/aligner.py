@@ -31,7 +31,7 @@ _MIN_PROBABILITY = 0.7
 of 4 in German (three sentences of espeak-ng each). With 0.5 it takes 4 of the 40 for others, one of them for Danish."""
 
 CODE_VERSION = "6"
-"""Raised when the same recording, text and models would give other passages."""
+"""Raised when the same windows, text and models would give other passages."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Aligner:
         settings = (fingerprint(text).hex(), str(self.min_logprob), *([_identity(judge)] if self.judge else []))
         if self.detects_language:
             settings += ("language",)
-        file = folder() / f"{_key(journal.stem, *settings)}.json"
+        file = folder() / f"{_key(CODE_VERSION, journal.stem, *settings)}.json"
         stored = manifest.read_json(file)
         if stored is not None:
             return [Passage(**passage) for passage in stored["passages"]]
@@ -86,7 +86,8 @@ class Aligner:
     def journal(self, audio: Path) -> Path:
         """Return the file with the windows of a recording that are decoded (sources/journal.py)."""
         substitute = filter(None, [detection.substitute()])
-        return folder() / f"{_key(fingerprint(audio).hex(), _identity(self.ref), self.language, *substitute)}.jsonl"
+        recording = (fingerprint(audio).hex(), _identity(self.ref), self.language, *substitute)
+        return folder() / f"{_key(hypotheses.CODE_VERSION, *recording)}.jsonl"
 
 
 def folder() -> Path:
@@ -119,4 +120,4 @@ def _identity(ref: ModelRef) -> str:
 
 
 def _key(*parts: str) -> str:
-    return hashlib.sha256("\n".join((CODE_VERSION, *parts)).encode()).hexdigest()[:24]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -14,6 +14,8 @@ from pipelines.speech.audio import Waveform
 from pipelines.speech.recordings import detection, segmentation
 from pipelines.whisper.log_mel import FULL_FRAMES, LogMel
 
+CODE_VERSION = "5"
+"""Raised when the same recording and model would give other windows."""
 LONGEST_S = 28.0
 """Longest window; Whisper's has 30 s."""
 _PAUSE_S = 0.16

@@ -1,7 +1,7 @@
 """Place lines in the speech of a recording, and group those that no pause divides.
 
-Subtitles whose times are exact, once shift and drift are known (matching.py), are placed by them. So speech without a
-line cannot pull the lines beside it. Other lines are placed by the model.
+Lines whose stated times are exact, once shift and drift are known (matching.py), are placed by them. So speech without
+a line cannot pull the lines beside it. Other lines are placed by the model.
 """
 
 from __future__ import annotations
@@ -70,11 +70,9 @@ def place(
     path: Path, windows: Sequence[DecodedWindow], lines: Sequence[Line], predicted: Prediction, force: Force
 ) -> list[Placed]:
     """Return the lines whose place is known, by start."""
-    if predicted.is_exact:
-        placed = [Placed(line, *times) for line, times in zip(lines, predicted.times_s.tolist(), strict=True)]
-    else:
-        placed = [*_located(path, windows, lines, predicted.times_s, force)]
-    return sorted(placed, key=lambda one: one.start_s)
+    exact = np.flatnonzero(predicted.is_exact).tolist()
+    placed = [Placed(lines[n], *predicted.times_s[n].tolist()) for n in exact]
+    return sorted([*placed, *_located(path, windows, lines, predicted, force)], key=lambda one: one.start_s)
 
 
 def grouped(placed: Iterable[Placed], windows: Sequence[DecodedWindow]) -> Iterator[Group]:
@@ -123,14 +121,15 @@ def _group(members: list[Placed], stretches: Sequence[tuple[float, float]]) -> G
 
 
 def _located(
-    path: Path, windows: Sequence[DecodedWindow], lines: Sequence[Line], times_s: np.ndarray, force: Force
+    path: Path, windows: Sequence[DecodedWindow], lines: Sequence[Line], predicted: Prediction, force: Force
 ) -> Iterator[Placed]:
-    """Yield the lines that a window holds, each in the window where it scores best."""
+    """Yield the lines without exact times that a window holds, each in the window where it scores best."""
+    times_s = predicted.times_s
     best: dict[int, tuple[float, int, float]] = {}
     for number, window in enumerate(windows):
         near = (times_s[:, 0] < window.end_s + _NEAR_S) & (times_s[:, 1] > window.start_s - _NEAR_S)
         tried = np.flatnonzero(near)[:_MAX_TRIED].tolist()
-        if not tried:
+        if predicted.is_exact[tried].all():
             continue
         scores = force(path, window.start_s, window.end_s, [lines[n].text for n in tried])
         for n, score in zip(tried, scores, strict=False):
@@ -140,6 +139,8 @@ def _located(
     rates = [letters(lines[n].text) / (b - a) for n, (a, b) in zip(sorted(best), itertools.pairwise(starts)) if b > a]
     rate = float(np.median(rates)) if rates else 12.0
     for n, following in itertools.zip_longest(sorted(best), sorted(best)[1:]):
+        if predicted.is_exact[n]:
+            continue
         _, number, start_s = best[n]
         same_window = following is not None and best[following][1] == number and best[following][2] > start_s
         end_s = best[following][2] if same_window else windows[number].end_s

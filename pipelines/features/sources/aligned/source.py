@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipelines.features.sources import SPLITS, Example, NoAudio, PartExample
-from pipelines.features.sources.aligned import adaptation, progress, texts
+from pipelines.features.sources.aligned import adaptation, hypotheses, progress, texts
 from pipelines.features.sources.aligned import aligner as aligners
 from pipelines.features.sources.aligned.aligner import Aligner
 from pipelines.features.sources.aligned.passages import Passage
@@ -74,6 +74,7 @@ class AlignedSource:
             "files_by": files_by,
             "files_sha256": digest,
             "code.aligned": aligners.CODE_VERSION,
+            "code.hypotheses": hypotheses.CODE_VERSION,
             "min_logprob": str(self.min_logprob),
             **({"detector": cutter} if (cutter := detection.substitute()) else {}),
             **({"adapt_steps": str(self.adapt_steps), "code.adaptation": adaptation.CODE_VERSION} if adapts else {}),

@@ -24,7 +24,7 @@ def recording(n):
 def lines_at(*starts_s, letters=LETTERS, spoken_s=SPOKEN_S):
     """Lines of equal length with their times, as subtitles state them."""
     lines = [Line("a" * letters, start_s, start_s + spoken_s) for start_s in starts_s]
-    return lines, Prediction(np.array([[line.start_s, line.end_s] for line in lines]), is_exact=True)
+    return lines, Prediction(np.array([[line.start_s, line.end_s] for line in lines]), np.ones(len(lines), dtype=bool))
 
 
 def accept_all(path, start_s, end_s, texts):
@@ -126,3 +126,18 @@ def test_stretch_that_is_shorter_than_its_padding_is_too_short():
     lines, predicted = lines_at(3.0, spoken_s=0.2)
     found = passages.find_passages(Path("a.wav"), Recording([window], 3.2), lines, predicted, accept_all, -9.0)
     assert [one.reason for one in found] == ["too_short"]
+
+
+def test_only_the_line_without_exact_times_is_placed_by_the_model():
+    asked = []
+
+    def force(path, start_s, end_s, texts):
+        asked.append(texts)
+        return [ForcedLine(EVERY_S * (n + 1) - 2.0, -0.5, -1.0) for n in range(len(texts))]
+
+    lines, predicted = lines_at(3.3, 5.0, 9.3)
+    lines = [Line(text * LETTERS, line.start_s, line.end_s) for text, line in zip("abc", lines, strict=True)]
+    predicted.is_exact[1] = False
+    placed = places.place(Path("a.wav"), recording(3).windows, lines, predicted, force)
+    assert [one.start_s for one in placed] == [3.3, 6.0, 9.3]
+    assert asked == [[line.text for line in lines]], "its neighbours are spoken in the same window"
