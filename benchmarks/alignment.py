@@ -1,12 +1,12 @@
 """How much of a long recording becomes clips when its subtitles are shifted, drift, and are partly wrong or missing.
 
-    python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--min-logprob -10.5] [--smoke]
+    python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--text break] [--min-logprob -10.5]
 
 Sentences of the tour's test split, which no model tuned on the tour has seen, are joined with pauses, noise and music.
 None is repeated: a long recording takes more sentences of the same voices. The aligner's limits were chosen on other
 sentences. Subtitles come 2 s late, drift by 1 %, one line of ten is paraphrased (a word is left out or exchanged) and
-one of twenty is missing. An untuned model adapts to the recording first. Progress is printed to standard error. The
-last line is one JSON object:
+one of twenty is missing. `--text` gives another text of the same recording: see TEXTS. An untuned model adapts to the
+recording first. Progress is printed to standard error. The last line is one JSON object:
 
 recovered       share of the speech with a right line that is in clips with the very text that is spoken there
 of_all          the same as a share of all speech
@@ -32,7 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,13 @@ MUSIC_SHARE, MUSIC_S = 0.03, (3.0, 12.0)
 NOISE_RMS = 0.003
 SHIFT_S, DRIFT = 2.0, 1.01
 PARAPHRASED, MISSING = 0.10, 0.05
+TEXTS = {
+    "subtitles": "as above",
+    "break": "subtitles that come 20 s later after two thirds of the sentences, as if a break was cut out",
+    "late": "a manuscript without the sentences of the first minute",
+    "manuscript": "a manuscript without a tenth of the sentences, those after the middle",
+}
+BREAK_S, LATE_S = 20.0, 60.0
 TOLERANCE_S = 0.25
 """A sentence belongs to a clip that holds more of it than this at either end."""
 
@@ -76,6 +83,7 @@ def main() -> None:
     parser.add_argument("--min-logprob", type=float, default=AlignedSource.min_logprob)
     parser.add_argument("--adapt-steps", type=int, default=AlignedSource.adapt_steps, help="0: none")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--text", choices=TEXTS, default="subtitles", help="; ".join(map(": ".join, TEXTS.items())))
     parser.add_argument("--seed", type=int, default=3, help="of the order, pauses, noise and faults")
     parser.add_argument("--smoke", action="store_true", help="one minute")
     options = parser.parse_args()
@@ -86,7 +94,7 @@ def main() -> None:
         os.environ["LAB_CACHE"] = f"{folder}/cache"  # nothing of an earlier run is reused
         minutes = 1.0 if options.smoke else options.minutes
         with ProcessPoolExecutor(1) as child:  # its memory is not the aligner's
-            written = child.submit(write_recording, Path(folder), minutes, options.split, options.seed)
+            written = child.submit(write_recording, Path(folder), minutes, options.split, options.seed, options.text)
             sentences, seconds = written.result()
         start, start_cpu, start_mb = time.perf_counter(), time.process_time(), peak_mb()
         source = AlignedSource(folder, str(ref.folder), options.min_logprob, adapt_steps=options.adapt_steps)
@@ -97,6 +105,7 @@ def main() -> None:
     clips = [(one.excerpt.start_s, one.excerpt.end_s, one.text) for one in parts]
     result = {
         "model": ref.title,
+        "text": options.text,
         "minutes": round(seconds / 60, 2),
         "sentences": len(sentences),
         **score(sentences, clips),
@@ -111,11 +120,13 @@ def main() -> None:
     print(json.dumps(result, ensure_ascii=False))
 
 
-def write_recording(folder: Path, minutes: float, split: str, seed: int) -> tuple[list[Sentence], float]:
-    """Write `recording.flac` and its subtitles to a folder; return what is spoken, and the length in seconds."""
+def write_recording(
+    folder: Path, minutes: float, split: str, seed: int, text: str = "subtitles"
+) -> tuple[list[Sentence], float]:
+    """Write `recording.flac` and its text to a folder; return what is spoken, and the length in seconds."""
     rng = random.Random(seed)
     vocabulary = sorted({word for one in TourSource().plan() if one.split == "test" for word in one.text.split()})
-    return write_joined(folder / "recording", _sentences(split, rng), vocabulary, rng, seed, minutes)
+    return write_joined(folder / "recording", _sentences(split, rng), vocabulary, rng, seed, minutes, text)
 
 
 def write_joined(
@@ -125,10 +136,12 @@ def write_joined(
     rng: random.Random,
     seed: int,
     minutes: float = math.inf,
+    text: str = "subtitles",
 ) -> tuple[list[Sentence], float]:
-    """Join sentences (samples and text) to a recording of at most `minutes` with subtitles: `stem`.flac and `stem`.srt.
+    """Join sentences (samples and text) to a recording of at most `minutes` with a text: `stem`.flac and .srt or .txt.
 
-    Return what is spoken, and the length in seconds. `vocabulary`: words of paraphrases. `seed`: of the noise.
+    Return what is spoken, and the length in seconds. `vocabulary`: words of paraphrases. `seed`: of the noise. `text`:
+    one of TEXTS.
     """
     import soundfile
 
@@ -136,10 +149,10 @@ def write_joined(
     parts: list[np.ndarray] = []
     recorded: list[Sentence] = []
     n_samples = 0
-    for sound, text in sentences:
+    for sound, said in sentences:
         audible = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
         start_s, end_s = ((n_samples + at) / SAMPLE_RATE_HZ for at in (audible[0], audible[-1]))
-        recorded.append(Sentence(start_s, end_s, text, _line(text, rng, vocabulary)))
+        recorded.append(Sentence(start_s, end_s, said, _line(said, rng, vocabulary)))
         more = [sound, _silence(rng.choice(PAUSES_S))]
         if rng.random() < MUSIC_SHARE:
             more += [_music(rng, noise_rng), _silence(0.5)]
@@ -150,7 +163,7 @@ def write_joined(
     noise = sounds._noise(noise_rng, n_samples, 1.0)
     samples = np.concatenate(parts) + noise * (NOISE_RMS / noise.std())
     soundfile.write(stem.with_suffix(".flac"), samples.clip(-1, 1), SAMPLE_RATE_HZ)
-    stem.with_suffix(".srt").write_text("\n".join(_cues(recorded)), "utf-8")
+    recorded = _with_text(stem, recorded, text)
     return recorded, n_samples / SAMPLE_RATE_HZ
 
 
@@ -219,9 +232,26 @@ def _line(text: str, rng: random.Random, vocabulary: list[str]) -> str:
     return " ".join(words)
 
 
-def _cues(sentences: list[Sentence]) -> Iterator[str]:
+def _with_text(stem: Path, sentences: list[Sentence], text: str) -> list[Sentence]:
+    """Write the text of a recording; return the sentences without the lines that it lacks."""
+    n, is_manuscript = len(sentences), text in ("late", "manuscript")
+    if text == "late":
+        sentences = [replace(one, line="") if one.start_s < LATE_S else one for one in sentences]
+    elif text == "manuscript":
+        skipped = range(n // 2, n // 2 + n // 10)
+        sentences = [replace(one, line="") if i in skipped else one for i, one in enumerate(sentences)]
+    if is_manuscript:
+        stem.with_suffix(".txt").write_text("\n\n".join(one.line for one in sentences if one.line), "utf-8")
+    else:
+        break_from_s = sentences[n * 2 // 3].start_s if text == "break" else math.inf
+        stem.with_suffix(".srt").write_text("\n".join(_cues(sentences, break_from_s)), "utf-8")
+    return sentences
+
+
+def _cues(sentences: list[Sentence], break_from_s: float) -> Iterator[str]:
     for number, one in enumerate((one for one in sentences if one.line), start=1):
-        start, end = (_stamp(DRIFT * at_s + SHIFT_S) for at_s in (one.start_s, one.end_s))
+        shift_s = SHIFT_S + (BREAK_S if one.start_s >= break_from_s else 0.0)
+        start, end = (_stamp(DRIFT * at_s + shift_s) for at_s in (one.start_s, one.end_s))
         yield f"{number}\n{start} --> {end}\n{one.line}\n"
 
 
