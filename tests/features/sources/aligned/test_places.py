@@ -93,7 +93,7 @@ def test_long_speech_without_line_names_its_language(spoken_s, reason):
         asked.append((start_s, end_s))
         return "English (probability 0.93)"
 
-    predicted = Prediction(np.zeros((0, 2)), is_exact=True)
+    predicted = Prediction(np.zeros((0, 2)), np.zeros(0, dtype=bool))
     (found,) = passages.find_passages(
         Path("a.wav"), Recording([window], 12.0), [], predicted, accept_all, -9.0, detect_other
     )
