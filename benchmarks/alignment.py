@@ -1,6 +1,6 @@
 """How much of a long recording becomes clips when its subtitles are shifted, drift, and are partly wrong or missing.
 
-    python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--text break] [--min-logprob -10.5]
+    python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--text break]
 
 Sentences of the tour's test split, which no model tuned on the tour has seen, are joined with pauses, noise and music.
 None is repeated: a long recording takes more sentences of the same voices. The aligner's limits were chosen on other
@@ -236,7 +236,8 @@ def _with_text(stem: Path, sentences: list[Sentence], text: str) -> list[Sentenc
     """Write the text of a recording; return the sentences without the lines that it lacks."""
     n, is_manuscript = len(sentences), text in ("late", "manuscript")
     if text == "late":
-        sentences = [replace(one, line="") if one.start_s < LATE_S else one for one in sentences]
+        late_s = min(LATE_S, sentences[-1].end_s / 2)
+        sentences = [replace(one, line="") if one.start_s < late_s else one for one in sentences]
     elif text == "manuscript":
         skipped = range(n // 2, n // 2 + n // 10)
         sentences = [replace(one, line="") if i in skipped else one for i, one in enumerate(sentences)]

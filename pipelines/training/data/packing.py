@@ -59,7 +59,7 @@ class Window:
     timestamps: bool = False
     """Whether the labels have timestamps."""
     before: Sequence[Any] = ()
-    """Clips of the window before, whose text is the prompt."""
+    """Clips whose text is the prompt: those of the window before, or what precedes in the recording."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class WindowCollator:
         return join(log_mels[:count]), labels[:MAX_LABEL_TOKENS]
 
     def prompt(self, window: Window, n_labels: int) -> list[int]:
-        """Return the prompt's tokens: those of the window before, as many as the decoder takes beside `n_labels`."""
+        """Return the prompt's tokens: those of `window.before`, as many as the decoder takes beside `n_labels`."""
         text = " ".join(filter(None, self._transcripts(window.before)))
         room = min(MAX_LABEL_TOKENS // 2 - 1, MAX_LABEL_TOKENS - 1 - n_labels)
         if not text or room < 1:

@@ -81,8 +81,11 @@ def adapt(
 
 def _delete_unused(folder: Path) -> None:
     """Delete the adapted models that were not used for the longest time, except those that are being trained."""
-    stored = sorted((path for path in folder.glob("adapted-*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    for path in stored[:-_MAX_STORED]:
+    used_at = {}
+    for path in (path for path in folder.glob("adapted-*") if path.is_dir()):
+        with contextlib.suppress(FileNotFoundError):  # another process deleted it
+            used_at[path] = path.stat().st_mtime
+    for path in sorted(used_at, key=used_at.__getitem__)[:-_MAX_STORED]:
         with contextlib.suppress(filelock.Timeout), filelock.FileLock(f"{path}.lock", timeout=0):
             shutil.rmtree(path, ignore_errors=True)
 

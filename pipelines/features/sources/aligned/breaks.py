@@ -19,9 +19,12 @@ with exact times, 0.14 s if they vary by 0.2 s (standard deviation), 0.24 s with
 _MIN_GAIN = 24
 """Inliers that a further section must win."""
 _SMALL_S, _MIN_LETTERS = 0.5, 200
-"""Distance up to which a match supports a line if the shift changes by less than 3 s, and letters of such a section."""
+"""Distance up to which a match supports a line if the shift changes by less than 3 s, and letters of such a section.
+A shorter section, of a few cues, gives no exact times: any line fits them."""
 _MAX_TRIED = 300
 """Shifts that are tried for a section."""
+_MIN_SPAN_S = 2.0
+"""Stated times, such as those of one cue or label, from which a drift can be told."""
 _REFITS = 3
 _MAX_SECTIONS = 40
 _AROUND = 200
@@ -61,17 +64,24 @@ class Section(Fit):
     last: int
     """Letters of the text with its first and last match."""
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it is more than the few cues that any line fits by chance."""
+        return self.last - self.first >= _MIN_LETTERS
+
     def spread_near_s(self, points: Points, first: int, end: int) -> float:
-        """Return the median distance of its matches around these letters of the text; 0 if there is none."""
+        """Return the median distance of the matches around these letters of the text; 0 if there is none."""
         limits = max(first - _AROUND, self.first), min(end + _AROUND, self.last + 1)
         near_s = points.distances_s(self.slope, self.offset)[slice(*np.searchsorted(points.letters, limits))]
-        near_s = near_s[near_s < FIT_S]
         return float(np.median(near_s)) if len(near_s) else 0.0
 
 
 def fitted(stated_s: np.ndarray, real_s: np.ndarray) -> Fit:
-    """Return the line of least squares."""
-    slope, offset = np.polyfit(stated_s, real_s, 1)
+    """Return the line of least squares, without drift if the stated times span less than _MIN_SPAN_S."""
+    if np.ptp(stated_s) < _MIN_SPAN_S:
+        slope, offset = 1.0, np.mean(real_s - stated_s)
+    else:
+        slope, offset = np.polyfit(stated_s, real_s, 1)
     return Fit(float(slope), float(offset), float(np.median(np.abs(real_s - slope * stated_s - offset))))
 
 
@@ -104,7 +114,7 @@ def _search(
 def _found(points: Points, owner: np.ndarray, distances_s: np.ndarray, fit: Fit) -> list[Section]:
     """Return the sections of the matches with one owner in a row. The last that was searched is never too small."""
     parts = np.split(np.arange(len(owner)), np.flatnonzero(np.diff(owner)) + 1)
-    if len(parts) == 1:
+    if not owner.any():
         return [Section(*astuple(fit), *points.letters[[0, -1]].tolist())]
     inliers = [part[distances_s[part] < FIT_S] for part in parts]
     return [

@@ -74,7 +74,7 @@ def _from_sections(firsts: np.ndarray, stated_s: np.ndarray, points: Points, fou
     """Correct the stated times of each line by the section that holds it.
 
     Between two sections, and in both, the times go from the earlier to the later and are not exact. Nor are those of a
-    line too far outside all sections, or whose neighbours disagree with the section.
+    line too far outside all sections, in a section of a few cues, or whose neighbours disagree with the section.
     """
     times_s, is_exact = np.empty_like(stated_s), np.empty(len(stated_s), dtype=bool)
     for n, (first, end) in enumerate(itertools.pairwise(firsts.tolist())):
@@ -86,7 +86,8 @@ def _from_sections(firsts: np.ndarray, stated_s: np.ndarray, points: Points, fou
         section = candidates[0]
         gap = max(section.first - end, first - section.last)
         agrees = section.spread_s < EXACT_S and section.spread_near_s(points, first, end) < _EXACT_NEAR_S
-        is_exact[n] = len(candidates) == 1 and gap <= _MAX_GAP and agrees
+        is_long = len(found) == 1 or section.is_long
+        is_exact[n] = len(candidates) == 1 and is_long and gap <= _MAX_GAP and agrees
     return Prediction(times_s, is_exact)
 
 

@@ -161,9 +161,11 @@ def _textgrid(path: Path, content: str) -> list[Tier]:
             rows = [values[position + i * width : position + (i + 1) * width] for i in range(int(n))]
             position += int(n) * width
             if kind == "IntervalTier":
+                if not all(isinstance(text, str) for _, _, text in rows):
+                    raise ValueError
                 lines = [Line(text, *_checked(path, 1, start, end)) for start, end, text in rows]
                 read.append(Tier(str(name), _in_order(lines)))
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         raise LabError(f"{path}: a TextGrid must hold as many values as it states, got another number") from None
     return read
 

@@ -27,7 +27,7 @@ _MAX_LINE_S = 10.0
 _SILENCE = re.compile(r"<(?:p:?|eps|sil|usb|nib)>", re.IGNORECASE)
 _UNIT = re.compile(
     r"(?:(?P<speaker>.+?)\s*[-_:/@.]\s*)?(?:(?P<text>words?|ord|sentences?|utterances?|ort)|"
-    r"(?P<sound>phones?|phonemes?|phonem|fonem|syllables?|ipa))|ort-mau|(?P<maus>(?:kan-)?mau|kan|mas)",
+    r"(?P<sound>phones?|phonemes?|phonem|fonem|syllables?|ipa))|(?-i:ORT-MAU|(?P<maus>(?:KAN-)?MAU|KAN|MAS))",
     re.IGNORECASE,
 )
 """Names of tiers of the Montreal Forced Aligner, WebMAUS and people, with the speaker before them."""
@@ -57,7 +57,8 @@ class Tier:
 
     @cached_property
     def filled(self) -> list[Line]:
-        return [line for line in self.lines if any(map(str.isalnum, _SILENCE.sub("", line.text)))]
+        spoken = [replace(line, text=" ".join(_SILENCE.sub(" ", line.text).split())) for line in self.lines]
+        return [line for line in spoken if any(map(str.isalnum, line.text))]
 
     @cached_property
     def letters(self) -> str:
@@ -89,10 +90,8 @@ class Tier:
 def choose(path: Path, tiers: Sequence[Tier]) -> tuple[list[Tier], str]:
     """Return the tiers that hold the text, words joined to lines, and a note that names them ("" for one tier).
 
-    Empty tiers stay.
-
-    Tiers that annotate the same speech of one speaker are one group: the text is the one of the longest units, if it is
-    no tier of phones, topics or numbers. Raises LabError if several could be.
+    Tiers without text stay. Tiers that annotate the same speech of one speaker are one group: the text is the one of
+    the longest units, if it is no tier of phones, topics or numbers. Raises LabError if several could be.
     """
     filled = [tier for tier in tiers if tier.filled]
     chosen = [tier for group in _groups(filled) if (tier := _text_of(path, group))]
@@ -106,11 +105,14 @@ def choose(path: Path, tiers: Sequence[Tier]) -> tuple[list[Tier], str]:
 
 
 def _groups(tiers: Iterable[Tier]) -> list[list[Tier]]:
+    """Return the tiers of the same speech; a tier of topics over all speakers does not make them one."""
     groups: list[list[Tier]] = []
     for tier in tiers:
-        related = [group for group in groups if any(_same_speech(tier, other) for other in group)]
-        groups = [group for group in groups if group not in related]
-        groups.append([*(one for group in related for one in group), tier])
+        group = next((one for one in groups if all(_same_speech(tier, other) for other in one)), None)
+        if group is None:
+            groups.append([tier])
+        else:
+            group.append(tier)
     return groups
 
 
@@ -122,7 +124,11 @@ def _same_speech(one: Tier, other: Tier) -> bool:
         return True
     shorter, longer = sorted((one, other), key=lambda tier: tier.time_s)
     shared_s = _shared_s(shorter.filled, longer.filled)
-    return shared_s >= _SAME_TIME_SHARE * shorter.time_s and shorter.time_s >= _MIN_TIME_SHARE * longer.time_s
+    return (
+        shared_s > 0
+        and shared_s >= _SAME_TIME_SHARE * shorter.time_s
+        and shorter.time_s >= _MIN_TIME_SHARE * longer.time_s
+    )
 
 
 def _shared_s(lines: Sequence[Line], others: Sequence[Line]) -> float:

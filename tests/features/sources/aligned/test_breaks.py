@@ -69,6 +69,19 @@ def test_lines_far_outside_all_matches_are_not_exact():
     assert not predicted.is_exact[100:].any()
 
 
+def test_label_without_length_at_0_is_no_section_of_its_own_drift():
+    lines, windows, _ = recorded(lambda n: 12.0)
+    long = Line(" ".join(SENTENCES[:6]), 0.0, 0.0)
+    predicted = matching.predict([long, *lines[6:]], windows)
+    assert predicted.is_exact[1:].mean() > 0.95
+
+
+def test_times_that_vary_from_cue_to_cue_are_not_exact():
+    rng = random.Random(1)
+    lines, windows, _ = recorded(lambda n: rng.gauss(0, 2.0))
+    assert not matching.predict(lines, windows).is_exact.any()
+
+
 def test_break_too_small_to_find_leaves_no_wrong_exact_time():
     lines, windows, real_s = recorded(lambda n: 2 + 0.8 * (n >= 108), right=0.7)
     predicted = matching.predict(lines, windows)

@@ -52,6 +52,11 @@ def grid(path, **tiers):
             {"Anna": [(0, 8, "Det var en gång en katt.")], "Bo": [(2, 2.5, "Jaha.")]},
             [("Det var en gång en katt.", 0, 8, "Anna"), ("Jaha.", 2, 2.5, "Bo")],
         ),
+        (
+            {"Mas": [(0, 4, "Det var en gång en katt.")], "Bo": later(SENTENCE), "ämne": [(0, 9, "katt")]},
+            [("Det var en gång en katt.", 0, 4, "Mas"), ("Vi går hem nu.", 5, 7.6, "Bo")],
+        ),
+        ({"text": [(0, 2.6, "Vi <p:> går hem nu.")]}, [("Vi går hem nu.", 0, 2.6, "")]),
         ({"Anna": SENTENCE, "Bo": []}, [("Vi går hem nu.", 0, 2.6, "Anna")]),
     ],
 )
