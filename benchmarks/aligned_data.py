@@ -6,7 +6,11 @@ recordings   the tour's training clips, joined to long recordings with the fault
 true         the clips that the default aligner cuts from them, with what is spoken there in place of the subtitles
 held-out     validation and test
 
-The last line is one JSON object: how many of the aligned clips have another text than what is spoken.
+The last line is one JSON object:
+
+clips            clips that the aligner cuts
+wrong            those with another text than what is spoken
+without_speech   those in which no sentence lies; they are left out of `true`
 """
 
 from __future__ import annotations
@@ -70,7 +74,7 @@ def _sounds(examples: list[Example]) -> Iterator[tuple[np.ndarray, str]]:
 
 
 def _with_true_text(clip: PartExample, sentences: dict[str, list[alignment.Sentence]]) -> Example:
-    inside = alignment.spoken(sentences[clip.file.name], clip.excerpt.start_s, clip.excerpt.end_s)
+    inside = alignment.sentences_in(sentences[clip.file.name], clip.excerpt.start_s, clip.excerpt.end_s)
     text = " ".join(one.text for one in inside)
     return Example(clip.id, clip.split, text, clip.audio, clip.speaker, {"gender": ""})
 

@@ -1,6 +1,6 @@
 """How much of a long recording becomes clips when its subtitles are shifted, drift, and are partly wrong or missing.
 
-    python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--text break]
+    python benchmarks/alignment.py [--model openai/whisper-tiny] [--minutes 60] [--text break] [--smoke]
 
 Sentences of the tour's test split, which no model tuned on the tour has seen, are joined with pauses, noise and music.
 None is repeated: a long recording takes more sentences of the same voices. The aligner's limits were chosen on other
@@ -149,10 +149,10 @@ def write_joined(
     parts: list[np.ndarray] = []
     recorded: list[Sentence] = []
     n_samples = 0
-    for sound, said in sentences:
+    for sound, sentence in sentences:
         audible = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
         start_s, end_s = ((n_samples + at) / SAMPLE_RATE_HZ for at in (audible[0], audible[-1]))
-        recorded.append(Sentence(start_s, end_s, said, _line(said, rng, vocabulary)))
+        recorded.append(Sentence(start_s, end_s, sentence, _line(sentence, rng, vocabulary)))
         more = [sound, _silence(rng.choice(PAUSES_S))]
         if rng.random() < MUSIC_SHARE:
             more += [_music(rng, noise_rng), _silence(0.5)]
@@ -179,7 +179,7 @@ def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> d
     recovered_s, n_wrong = 0.0, 0
     starts_s, ends_s = [], []
     for start_s, end_s, text in clips:
-        inside = spoken(sentences, start_s, end_s)
+        inside = sentences_in(sentences, start_s, end_s)
         if text != " ".join(one.text for one in inside):
             n_wrong += 1
             continue
@@ -197,7 +197,7 @@ def score(sentences: list[Sentence], clips: list[tuple[float, float, str]]) -> d
     }
 
 
-def spoken(sentences: list[Sentence], start_s: float, end_s: float) -> list[Sentence]:
+def sentences_in(sentences: list[Sentence], start_s: float, end_s: float) -> list[Sentence]:
     """Return the sentences that a clip holds."""
     return [one for one in sentences if one.end_s > start_s + TOLERANCE_S and one.start_s < end_s - TOLERANCE_S]
 

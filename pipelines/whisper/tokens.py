@@ -126,8 +126,8 @@ class Spelling:
         return ids, firsts
 
     @cached_property
-    def begins_word(self) -> np.ndarray:
-        """Whether a token begins with a space; bool [text tokens]."""
+    def word_start_mask(self) -> np.ndarray:
+        """Return which tokens begin with a space, bool [text tokens]."""
         return np.array([self.tokenizer.id_to_token(token).startswith(_SPACE) for token in range(self.end)])
 
     @cached_property

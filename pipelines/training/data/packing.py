@@ -133,8 +133,8 @@ class WindowSampler(BucketSampler):
         parts = np.array_split(joined, self.n_windows)
         if self.options.fill == "random":
             parts = np.split(joined, _random_cuts(len(joined), self.n_windows, rng))
-        shares = self.options.timestamps, self.options.prompt
-        timestamps, prompt = ((rng.random(len(parts)) < share).tolist() for share in shares)
+        probabilities = self.options.timestamps, self.options.prompt
+        timestamps, prompt = ((rng.random(len(parts)) < one).tolist() for one in probabilities)
         return parts, timestamps, prompt
 
     def _clips(self, indices: np.ndarray, epoch: int) -> list[Any]:

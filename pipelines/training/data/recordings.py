@@ -48,15 +48,15 @@ def order_of(cache: FeatureCache, rows: np.ndarray) -> Order | None:
     if "start_s" not in cache.rows:
         return None
     parts = cache.rows["id"].str.extract(PIECE_NAME)
-    places = parts[parts["start_s"] == cache.rows["start_s"]].astype({"start_s": float, "end_s": float})
-    places = places.sort_values(["recording", "start_s"], kind="stable")
+    positions = parts[parts["start_s"] == cache.rows["start_s"]].astype({"start_s": float, "end_s": float})
+    positions = positions.sort_values(["recording", "start_s"], kind="stable")
     index_of = pd.Series(np.arange(len(rows)), rows)
-    placed = places[places.index.isin(rows)]
+    placed = positions[positions.index.isin(rows)]
     if len(placed) == placed["recording"].nunique():
         return None
-    before = places.shift()
-    follows = (places["recording"] == before["recording"]) & (places["start_s"] - before["end_s"] <= MAX_GAP_S)
-    previous_rows = pd.Series(places.index, places.index).shift().where(follows)  # of any split
+    before = positions.shift()
+    follows = (positions["recording"] == before["recording"]) & (positions["start_s"] - before["end_s"] <= MAX_GAP_S)
+    previous_rows = pd.Series(positions.index, positions.index).shift().where(follows)  # of any split
     indices = index_of[placed.index].to_numpy()
     recording, rank, previous = (np.full(len(rows), _NONE) for _ in range(3))
     recording[indices] = pd.factorize(placed["recording"])[0]

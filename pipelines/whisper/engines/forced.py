@@ -72,5 +72,5 @@ def _starts_with_space(engine: Transformers, encoded: torch.Tensor, prompt: list
         tokens = torch.tensor([prompt], device=engine.model.device)
         logits = engine.model(encoder_outputs=(encoded,), decoder_input_ids=tokens).logits[0, -1]
     logits = logits[: engine.spelling.end].float().cpu().numpy()
-    begins_word = engine.spelling.begins_word
-    return bool(np.logaddexp.reduce(logits[begins_word]) >= np.logaddexp.reduce(logits[~begins_word]))
+    word_start_mask = engine.spelling.word_start_mask
+    return bool(np.logaddexp.reduce(logits[word_start_mask]) >= np.logaddexp.reduce(logits[~word_start_mask]))

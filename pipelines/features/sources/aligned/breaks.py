@@ -66,7 +66,7 @@ class Section(Fit):
 
     @property
     def is_long(self) -> bool:
-        """Whether it is more than the few cues that any line fits by chance."""
+        """Return whether it is longer than the few cues that any line fits by chance."""
         return self.last - self.first >= _MIN_LETTERS
 
     def spread_near_s(self, points: Points, first: int, end: int) -> float:
@@ -92,11 +92,11 @@ def divide(points: Points, fit: Fit) -> list[Section]:
     """
     owner, distances_s = np.zeros(len(points.letters), dtype=np.int64), points.distances_s(fit.slope, fit.offset)
     _search(points, owner, distances_s, fit.slope, FIT_S, 0)
-    found = _found(points, owner, distances_s, fit)
+    sections = _sections(points, owner, distances_s, fit)
     _search(points, owner, distances_s, fit.slope, _SMALL_S, _MIN_LETTERS)
-    smaller = _found(points, owner, distances_s, fit)
+    smaller = _sections(points, owner, distances_s, fit)
     times_vary = any(section.spread_s >= EXACT_S for section in smaller)  # then small sections may be chance
-    return found if times_vary else smaller
+    return sections if times_vary else smaller
 
 
 def _search(
@@ -111,7 +111,7 @@ def _search(
         owner[part], distances_s[part] = n, new_s[part]
 
 
-def _found(points: Points, owner: np.ndarray, distances_s: np.ndarray, fit: Fit) -> list[Section]:
+def _sections(points: Points, owner: np.ndarray, distances_s: np.ndarray, fit: Fit) -> list[Section]:
     """Return the sections of the matches with one owner in a row. The last that was searched is never too small."""
     parts = np.split(np.arange(len(owner)), np.flatnonzero(np.diff(owner)) + 1)
     if not owner.any():

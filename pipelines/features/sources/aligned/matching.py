@@ -70,7 +70,7 @@ def _stated(firsts: np.ndarray, stated_s: np.ndarray, letters: np.ndarray) -> np
     return starts_s + (letters - firsts[owner]) / np.maximum(np.diff(firsts)[owner], 1) * (ends_s - starts_s)
 
 
-def _from_sections(firsts: np.ndarray, stated_s: np.ndarray, points: Points, found: list[Section]) -> Prediction:
+def _from_sections(firsts: np.ndarray, stated_s: np.ndarray, points: Points, sections: list[Section]) -> Prediction:
     """Correct the stated times of each line by the section that holds it.
 
     Between two sections, and in both, the times go from the earlier to the later and are not exact. Nor are those of a
@@ -78,15 +78,15 @@ def _from_sections(firsts: np.ndarray, stated_s: np.ndarray, points: Points, fou
     """
     times_s, is_exact = np.empty_like(stated_s), np.empty(len(stated_s), dtype=bool)
     for n, (first, end) in enumerate(itertools.pairwise(firsts.tolist())):
-        before = [section for section in found if section.first < end]
-        after = [section for section in found if section.last >= first]
+        before = [section for section in sections if section.first < end]
+        after = [section for section in sections if section.last >= first]
         candidates = [section for section in before if section in after] or [*before[-1:], *after[:1]]
         both_s = np.stack([stated_s[n] * section.slope + section.offset for section in candidates])
         times_s[n] = both_s[:, 0].min(), both_s[:, 1].max()
         section = candidates[0]
         gap = max(section.first - end, first - section.last)
         agrees = section.spread_s < EXACT_S and section.spread_near_s(points, first, end) < _EXACT_NEAR_S
-        is_long = len(found) == 1 or section.is_long
+        is_long = len(sections) == 1 or section.is_long
         is_exact[n] = len(candidates) == 1 and is_long and gap <= _MAX_GAP and agrees
     return Prediction(times_s, is_exact)
 

@@ -57,8 +57,8 @@ class Tier:
 
     @cached_property
     def filled(self) -> list[Line]:
-        spoken = [replace(line, text=" ".join(_SILENCE.sub(" ", line.text).split())) for line in self.lines]
-        return [line for line in spoken if any(map(str.isalnum, line.text))]
+        lines = [replace(line, text=" ".join(_SILENCE.sub(" ", line.text).split())) for line in self.lines]
+        return [line for line in lines if any(map(str.isalnum, line.text))]
 
     @cached_property
     def letters(self) -> str:
@@ -76,13 +76,13 @@ class Tier:
 
     @property
     def is_sound(self) -> bool:
-        """Whether its name says that it holds phones or syllables."""
+        """Return whether its name says that it holds phones or syllables."""
         match = _UNIT.fullmatch(self.name.strip())
         return bool(match and (match["sound"] or match["maus"]))
 
     @property
     def holds_ids(self) -> bool:
-        """Whether each of its units is one token with a digit, or has no letter."""
+        """Return whether each of its units is one token with a digit, or has no letter."""
         units = [line.text.split() for line in self.filled]
         return all(len(unit) == 1 and any(map(str.isdigit, unit[0])) for unit in units)
 
@@ -99,9 +99,10 @@ def choose(path: Path, tiers: Sequence[Tier]) -> tuple[list[Tier], str]:
         raise LabError(f"{path} must have a tier of words or sentences, got {_names(filled)}: add one")
     chosen.sort(key=filled.index)
     left_out = [tier for tier in filled if tier not in chosen]
-    kept = [tier for tier in tiers if tier not in left_out]
     note = f"text from the tiers {_names(chosen)}" + (f"; left out: {_names(left_out)}" if left_out else "")
-    return [replace(tier, lines=_joined(tier)) for tier in kept], note if len(filled) > 1 else ""
+    return [replace(tier, lines=_joined(tier)) for tier in tiers if tier not in left_out], note if len(
+        filled
+    ) > 1 else ""
 
 
 def _groups(tiers: Iterable[Tier]) -> list[list[Tier]]:

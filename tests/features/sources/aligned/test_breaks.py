@@ -69,7 +69,7 @@ def test_lines_far_outside_all_matches_are_not_exact():
     assert not predicted.is_exact[100:].any()
 
 
-def test_label_without_length_at_0_is_no_section_of_its_own_drift():
+def test_label_of_zero_length_does_not_fail_the_fit():
     lines, windows, _ = recorded(lambda n: 12.0)
     long = Line(" ".join(SENTENCES[:6]), 0.0, 0.0)
     predicted = matching.predict([long, *lines[6:]], windows)
